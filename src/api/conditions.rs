@@ -1,0 +1,48 @@
+//! Condition types and reasons of both kinds. `kstatus` (Flux, `helm --wait`) reads the types.
+
+/// Present on a SyncSchedule always. True: runs are started as scheduled, or would be were it not suspended.
+pub const READY: &str = "Ready";
+/// True while the controller is not yet done with the object: a run under way, or a dependency that is away.
+pub const RECONCILING: &str = "Reconciling";
+/// True when only a change of the object can help.
+pub const STALLED: &str = "Stalled";
+/// True while `spec.suspended` holds the object back.
+pub const SUSPENDED: &str = "Suspended";
+/// True on a SyncJob that finished, with or without users that failed.
+pub const COMPLETE: &str = "Complete";
+/// True on a SyncJob that ended without finishing its work.
+pub const FAILED: &str = "Failed";
+
+/// Reasons, the machine-readable half of a condition.
+pub mod reasons {
+    /// The schedule starts its runs as written.
+    pub const SCHEDULED: &str = "Scheduled";
+    /// `spec.suspended` is true.
+    pub const SUSPENDED: &str = "Suspended";
+    /// `spec.suspended` is false.
+    pub const ACTIVE: &str = "Active";
+    /// The spec has an error only its owner can mend.
+    pub const INVALID_SPEC: &str = "InvalidSpec";
+    /// The spec asks for something this release does not do yet.
+    pub const NOT_IMPLEMENTED: &str = "NotImplemented";
+    /// Redis does not answer.
+    pub const QUEUE_UNAVAILABLE: &str = "QueueUnavailable";
+    /// The run waits for a worker.
+    pub const QUEUED: &str = "Queued";
+    /// A worker is at it.
+    pub const RUNNING: &str = "Running";
+    /// An attempt failed; the next one is due after the backoff.
+    pub const RETRYING: &str = "Retrying";
+    /// The run did all its work.
+    pub const COMPLETED: &str = "Completed";
+    /// The last allowed attempt failed too.
+    pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
+    /// The run was active for longer than `spec.activeDeadline`.
+    pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+    /// The target cannot be worked on as written (filter, database, rights).
+    pub const INVALID_TARGET: &str = "InvalidTarget";
+    /// More users failed than `spec.failurePolicy.maxFailedPercent` allows.
+    pub const TOO_MANY_FAILED: &str = "TooManyFailed";
+    /// The run lost its worker again and again without getting any further.
+    pub const STALLED: &str = "Stalled";
+}

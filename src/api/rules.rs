@@ -1,0 +1,43 @@
+//! Builders for the CEL rules that several fields share.
+
+use kube::core::Rule;
+
+/// A duration between `min` and `max` (both Go durations). `field` is named in the message.
+pub(super) fn duration(field: &str, min: &str, max: &str, example: &str) -> Rule {
+    Rule::new(format!(
+        "self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('{min}') && duration(self) <= duration('{max}')"
+    ))
+    .message(&*format!("{field} must be a duration from {min} to {max}, such as {example}"))
+}
+
+/// As [`duration`], in whole seconds: slot names count seconds.
+pub(super) fn whole_seconds(field: &str, min: &str, max: &str, example: &str) -> Rule {
+    Rule::new(format!(
+        "self.matches('^([0-9]+(s|m|h))+$') && duration(self) >= duration('{min}') && duration(self) <= duration('{max}')"
+    ))
+    .message(&*format!("{field} must be a duration in whole seconds from {min} to {max}, such as {example}"))
+}
+
+/// An integer between `min` and `max`.
+pub(super) fn range(field: &str, min: i64, max: i64) -> Rule {
+    Rule::new(format!("self >= {min} && self <= {max}")).message(&*format!("{field} must be from {min} to {max}"))
+}
+
+/// A field of `spec` that cannot be changed once the object exists. For fields that always have a value.
+pub(super) fn immutable(field: &str) -> Rule {
+    immutable_rule(field, &format!("self.spec.{field} == oldSelf.spec.{field}"))
+}
+
+/// As [`immutable`], for a field that may be absent.
+pub(super) fn immutable_optional(field: &str) -> Rule {
+    immutable_rule(
+        field,
+        &format!(
+            "has(self.spec.{field}) == has(oldSelf.spec.{field}) && (!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field})"
+        ),
+    )
+}
+
+fn immutable_rule(field: &str, rule: &str) -> Rule {
+    Rule::new(rule).message(&*format!("spec.{field} cannot be changed: delete this SyncJob and create a new one"))
+}

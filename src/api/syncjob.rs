@@ -1,0 +1,520 @@
+//! `SyncJob`: one run.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{GoDuration, rules};
+
+/// What one run synchronises, and how.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "sync.codex.dev",
+    version = "v1alpha1",
+    kind = "SyncJob",
+    plural = "syncjobs",
+    shortname = "sjob",
+    category = "sync",
+    namespaced,
+    status = "SyncJobStatus",
+    derive = "PartialEq",
+    doc = "A SyncJob is one run of a synchronisation: it walks a MongoDB collection and stamps every document it matches. Schedules make SyncJobs; one can also be made by hand.",
+    selectable = ".spec.type",
+    printcolumn(name = "Schedule", type_ = "string", json_path = r".metadata.labels.sync\.codex\.dev/schedule", description = "SyncSchedule this run belongs to"),
+    printcolumn(name = "Type", type_ = "string", json_path = ".spec.syncType", description = "Full or Incremental"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.phase", description = "What the run is doing, in one word"),
+    printcolumn(name = "Progress", type_ = "integer", json_path = ".status.progress", description = "Per cent done"),
+    printcolumn(name = "Processed", type_ = "integer", json_path = ".status.counts.processed", description = "Documents looked at"),
+    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.counts.failed", description = "Documents MongoDB refused"),
+    printcolumn(name = "Attempts", type_ = "integer", json_path = ".status.attempts", description = "Failed attempts"),
+    printcolumn(name = "Duration", type_ = "string", json_path = ".status.duration", description = "From the first claim to the end"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = rules::immutable("type"),
+    validation = rules::immutable("syncType"),
+    validation = rules::immutable_optional("staleAfter"),
+    validation = rules::immutable("batchSize"),
+    validation = rules::immutable("parallelism"),
+    validation = rules::immutable("backoffLimit"),
+    validation = rules::immutable("backoff"),
+    validation = rules::immutable("activeDeadline"),
+    validation = rules::immutable("failurePolicy"),
+    validation = rules::immutable("target"),
+    validation = Rule::new("!oldSelf.spec.cancelled || self.spec.cancelled").message("spec.cancelled cannot be set back to false: create a new SyncJob instead")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncJobSpec {
+    /// What kind of record is synchronised. It presets `target.collection`: User means `users`, Project
+    /// `projects`, Issue `issues`, Pipeline `pipelines`.
+    #[serde(rename = "type", default)]
+    pub type_: SyncType,
+
+    /// Full handles every document that `target.filter` matches. Incremental handles those that were never
+    /// synced, were not synced for `staleAfter`, or were changed since (`updatedAt` later than `lastSynced`).
+    #[serde(default)]
+    pub sync_type: SyncMode,
+
+    /// For Incremental: how long after its last sync a document is due again. Default: half the
+    /// schedule's interval; 10m for a SyncJob without a schedule. Half, since a document stamped late in
+    /// one run would otherwise still be too young at the next slot and be synced every second run only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::duration("staleAfter", "0s", "8760h", "10m"))]
+    pub stale_after: Option<GoDuration>,
+
+    /// Documents per batch, 1 to 10000.
+    #[serde(default = "default_batch_size")]
+    #[x_kube(validation = rules::range("batchSize", 1, 10_000))]
+    pub batch_size: i32,
+
+    /// Batches in flight at a time within this run, 1 to 64.
+    #[serde(default = "default_parallelism")]
+    #[x_kube(validation = rules::range("parallelism", 1, 64))]
+    pub parallelism: i32,
+
+    /// Retries after the first attempt, 0 to 100. Only an attempt that could not go on counts (database
+    /// away, time-out); documents that MongoDB refuses never end an attempt.
+    #[serde(default = "default_backoff_limit")]
+    #[x_kube(validation = rules::range("backoffLimit", 0, 100))]
+    pub backoff_limit: i32,
+
+    /// The wait before each retry: `initial`, then each time `factor` times as long, at most `max`.
+    #[serde(default)]
+    pub backoff: Backoff,
+
+    /// A run that takes longer than this, waits between its attempts included, ends as Failed with reason
+    /// DeadlineExceeded.
+    #[serde(default = "default_active_deadline")]
+    #[x_kube(validation = rules::duration("activeDeadline", "1s", "8760h", "1h"))]
+    pub active_deadline: GoDuration,
+
+    /// Delete the finished SyncJob after this time. Only for SyncJobs without a schedule; a schedule's
+    /// history limits decide about its own. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::duration("ttlAfterFinished", "0s", "8760h", "24h"))]
+    pub ttl_after_finished: Option<GoDuration>,
+
+    /// -1000 to 1000. Waiting runs start highest first, and in order of arrival within one priority.
+    #[serde(default)]
+    #[x_kube(validation = rules::range("priority", -1000, 1000))]
+    pub priority: i32,
+
+    /// True parks the run at its next batch boundary; false lets it go on from there. Costs no attempt.
+    #[serde(default)]
+    pub suspended: bool,
+
+    /// True ends the run as Failed with reason Cancelled. Cannot be undone.
+    #[serde(default)]
+    pub cancelled: bool,
+
+    /// When documents that MongoDB refuses make the whole run count as failed.
+    #[serde(default)]
+    pub failure_policy: FailurePolicy,
+
+    /// The documents to synchronise.
+    #[serde(default)]
+    pub target: Target,
+}
+
+impl Default for SyncJobSpec {
+    fn default() -> Self {
+        Self {
+            type_: SyncType::default(),
+            sync_type: SyncMode::default(),
+            stale_after: None,
+            batch_size: default_batch_size(),
+            parallelism: default_parallelism(),
+            backoff_limit: default_backoff_limit(),
+            backoff: Backoff::default(),
+            active_deadline: default_active_deadline(),
+            ttl_after_finished: None,
+            priority: 0,
+            suspended: false,
+            cancelled: false,
+            failure_policy: FailurePolicy::default(),
+            target: Target::default(),
+        }
+    }
+}
+
+/// What kind of record a run synchronises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum SyncType {
+    /// Collection `users`.
+    #[default]
+    User,
+    /// Collection `projects`.
+    Project,
+    /// Collection `issues`.
+    Issue,
+    /// Collection `pipelines`.
+    Pipeline,
+}
+
+impl SyncType {
+    /// Collection used when `target.collection` is not set.
+    #[must_use]
+    pub fn collection(self) -> &'static str {
+        match self {
+            Self::User => "users",
+            Self::Project => "projects",
+            Self::Issue => "issues",
+            Self::Pipeline => "pipelines",
+        }
+    }
+}
+
+/// Which documents a run handles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum SyncMode {
+    /// Every document the filter matches.
+    Full,
+    /// Only those that are due.
+    #[default]
+    Incremental,
+}
+
+/// The wait before each retry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Backoff {
+    /// Before the first retry.
+    #[serde(default = "default_backoff_initial")]
+    #[x_kube(validation = rules::duration("backoff.initial", "100ms", "24h", "5s"))]
+    pub initial: GoDuration,
+    /// Each further wait is this many times as long, 1 to 100.
+    #[serde(default = "default_backoff_factor")]
+    #[x_kube(validation = rules::range("backoff.factor", 1, 100))]
+    pub factor: i32,
+    /// The longest wait.
+    #[serde(default = "default_backoff_max")]
+    #[x_kube(validation = rules::duration("backoff.max", "100ms", "24h", "10m"))]
+    pub max: GoDuration,
+    /// Each wait is made longer or shorter by up to this share, 0 to 1, so that runs that failed
+    /// together do not all come back together.
+    #[serde(default = "default_backoff_jitter")]
+    #[x_kube(validation = Rule::new("self >= 0.0 && self <= 1.0").message("backoff.jitter must be from 0 to 1"))]
+    pub jitter: f64,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            initial: default_backoff_initial(),
+            factor: default_backoff_factor(),
+            max: default_backoff_max(),
+            jitter: default_backoff_jitter(),
+        }
+    }
+}
+
+/// When refused documents make the run fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailurePolicy {
+    /// The run fails when at least this share of the processed documents failed, 1 to 100 per cent.
+    /// 100: only when all of them did.
+    #[serde(default = "default_max_failed_percent")]
+    #[x_kube(validation = rules::range("failurePolicy.maxFailedPercent", 1, 100))]
+    pub max_failed_percent: i32,
+}
+
+impl Default for FailurePolicy {
+    fn default() -> Self {
+        Self { max_failed_percent: default_max_failed_percent() }
+    }
+}
+
+/// The documents a run works on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// Database. Default: the operator's `MONGODB_DATABASE`; another one is refused unless the operator's
+    /// `--allowed-databases` names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new(r"self.matches('^[^/\\\\. $*<>:|?]{1,63}$') && !(self in ['admin', 'config', 'local'])").message("target.database must be a database name without spaces or any of /\\.$*<>:|? and none of admin, config, local"))]
+    #[schemars(length(max = 63))]
+    pub database: Option<String>,
+
+    /// Collection. Default: by `type`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[^$]{1,200}$') && !self.startsWith('system.')").message("target.collection must be a collection name without $ that does not start with system."))]
+    #[schemars(length(max = 200))]
+    pub collection: Option<String>,
+
+    /// Field that identifies a document. It must have a unique index; documents are walked in its order.
+    #[serde(default = "default_key_field")]
+    #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$')").message("target.keyField must be a field path without $, such as _id or account.id"))]
+    #[schemars(length(max = 128))]
+    pub key_field: String,
+
+    /// MongoDB query that selects the documents, in MongoDB's extended JSON: `{"$oid": "…"}` and
+    /// `{"$date": "…"}` work. Operators that run code on the server (`$where`, `$function`,
+    /// `$accumulator`) are refused. Default: every document.
+    #[serde(default, skip_serializing_if = "Filter::is_empty")]
+    pub filter: Filter,
+
+    /// Field that receives the time of the sync: the start of the run, as a date.
+    #[serde(default = "default_last_synced_field")]
+    #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id'").message("target.lastSyncedField must be a field path without $, such as lastSynced, and not _id"))]
+    #[schemars(length(max = 128))]
+    pub last_synced_field: String,
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Self {
+            database: None,
+            collection: None,
+            key_field: default_key_field(),
+            filter: Filter::default(),
+            last_synced_field: default_last_synced_field(),
+        }
+    }
+}
+
+/// A MongoDB query object.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Filter(pub Map<String, Value>);
+
+/// Operators that make the server run code. Looked for at any depth.
+pub const FORBIDDEN_OPERATORS: [&str; 3] = ["$where", "$function", "$accumulator"];
+
+impl Filter {
+    /// True when the filter selects every document.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The first operator in it that would run code on the server, at any depth.
+    #[must_use]
+    pub fn forbidden_operator(&self) -> Option<&'static str> {
+        self.0.iter().find_map(forbidden_in)
+    }
+}
+
+fn forbidden_in((key, value): (&String, &Value)) -> Option<&'static str> {
+    FORBIDDEN_OPERATORS.into_iter().find(|op| op == key).or_else(|| forbidden_below(value))
+}
+
+fn forbidden_below(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::Object(fields) => fields.iter().find_map(forbidden_in),
+        Value::Array(items) => items.iter().find_map(forbidden_below),
+        _ => None,
+    }
+}
+
+impl JsonSchema for Filter {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Filter".into()
+    }
+    /// CEL sees no fields of a free-form object, so the API server's refusal is a property whose only
+    /// allowed value is the advice. Two levels of `$and`/`$or`/`$nor` are covered here; deeper ones
+    /// and `$expr` are left to [`Filter::forbidden_operator`].
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let innermost = free_object(&Map::new());
+        let clauses = json_schema!({"type": "array", "items": free_object(&logical(&json_schema!({"type": "array", "items": innermost})))});
+        free_object(&logical(&clauses))
+    }
+}
+
+fn logical(clauses: &Schema) -> Map<String, Value> {
+    ["$and", "$or", "$nor"].into_iter().map(|op| (op.to_owned(), clauses.clone().to_value())).collect()
+}
+
+fn free_object(more: &Map<String, Value>) -> Schema {
+    let mut properties = more.clone();
+    for op in FORBIDDEN_OPERATORS {
+        let advice = format!(
+            "none: {op} runs code on the server and is not allowed in target.filter; write the condition with query operators such as $eq, $in, $gt instead"
+        );
+        properties.insert(op.to_owned(), serde_json::json!({"type": "string", "enum": [advice]}));
+    }
+    json_schema!({"type": "object", "properties": properties, "x-kubernetes-preserve-unknown-fields": true})
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncJobStatus {
+    /// The `metadata.generation` this status was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// A summary for people. Programs read the conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Complete and Failed are final; one of them is True in the end and then never changes. Reconciling
+    /// is True while there is work left; Stalled is True on a failed run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// Per cent done, 0 to 100. Never goes back within a run; 100 only when complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<i32>,
+    /// Documents counted by outcome. `processed = updated + unchanged + failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts: Option<Counts>,
+    /// Attempts that failed. See `attemptHistory`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<i32>,
+    /// How often the run went on elsewhere after its worker was lost. Costs no attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recoveries: Option<i32>,
+    /// When a worker first took the run. This is the time that is stamped on the documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<MicroTime>,
+    /// When the run ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+    /// From `startTime` to `completionTime`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<GoDuration>,
+    /// The worker that has, or last had, the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// Documents that MongoDB refused: the first 20 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<DocumentFailure>,
+    /// Attempts that failed, oldest first: the last 10 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempt_history: Vec<Attempt>,
+}
+
+/// What a run is doing, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum Phase {
+    /// Not yet in the queue.
+    Pending,
+    /// Waiting for a worker.
+    Queued,
+    /// A worker is at it.
+    Running,
+    /// Waiting for the next attempt.
+    Retrying,
+    /// Parked by `spec.suspended`.
+    Suspended,
+    /// Done.
+    Complete,
+    /// Ended without finishing.
+    Failed,
+}
+
+/// Documents by outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Counts {
+    /// Documents the run has to handle. May be an estimate until the run ends.
+    pub total: i64,
+    /// Documents handled.
+    pub processed: i64,
+    /// Documents stamped by this run.
+    pub updated: i64,
+    /// Documents that already carried a later stamp, or were gone when their turn came.
+    pub unchanged: i64,
+    /// Documents MongoDB refused to update.
+    pub failed: i64,
+}
+
+/// A document that could not be updated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DocumentFailure {
+    /// The document's key.
+    pub key: String,
+    /// Why, in one CamelCase word.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub message: String,
+}
+
+/// An attempt that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// 1 for the first.
+    pub number: i32,
+    /// When the attempt began.
+    pub start: Time,
+    /// When it failed.
+    pub end: Time,
+    /// Why, in one CamelCase word.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub message: String,
+}
+
+fn default_batch_size() -> i32 {
+    100
+}
+fn default_parallelism() -> i32 {
+    4
+}
+fn default_backoff_limit() -> i32 {
+    3
+}
+fn default_backoff_initial() -> GoDuration {
+    GoDuration::new("5s")
+}
+fn default_backoff_factor() -> i32 {
+    5
+}
+fn default_backoff_max() -> GoDuration {
+    GoDuration::new("10m")
+}
+fn default_backoff_jitter() -> f64 {
+    0.1
+}
+fn default_active_deadline() -> GoDuration {
+    GoDuration::new("1h")
+}
+fn default_max_failed_percent() -> i32 {
+    100
+}
+fn default_key_field() -> String {
+    "_id".to_owned()
+}
+fn default_last_synced_field() -> String {
+    "lastSynced".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn filter(value: Value) -> Filter {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn server_side_code_is_found_at_any_depth() {
+        for (value, found) in [
+            (json!({}), None),
+            (json!({"state": "active", "age": {"$gt": 3}}), None),
+            (json!({"$where": "1"}), Some("$where")),
+            (json!({"$or": [{"a": 1}, {"$and": [{"$where": "1"}]}]}), Some("$where")),
+            (json!({"$expr": {"$eq": [{"$function": {"body": "f"}}, 1]}}), Some("$function")),
+        ] {
+            assert_eq!(filter(value.clone()).forbidden_operator(), found, "{value}");
+        }
+    }
+
+    #[test]
+    fn an_empty_spec_has_the_documented_defaults() {
+        let spec: SyncJobSpec = serde_json::from_value(json!({})).unwrap();
+        assert_eq!((spec.batch_size, spec.parallelism, spec.backoff_limit, spec.priority), (100, 4, 3, 0));
+        assert_eq!(spec.sync_type, SyncMode::Incremental);
+        assert_eq!(spec.active_deadline.as_str(), "1h");
+        assert_eq!(spec.target.key_field, "_id");
+        assert_eq!(spec.failure_policy.max_failed_percent, 100);
+    }
+}

@@ -1,0 +1,261 @@
+//! `SyncSchedule`: when runs are made, and what from.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{GoDuration, SyncJobSpec, rules};
+
+/// When runs are made, and from which template.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "sync.codex.dev",
+    version = "v1alpha1",
+    kind = "SyncSchedule",
+    plural = "syncschedules",
+    shortname = "ssched",
+    category = "sync",
+    namespaced,
+    status = "SyncScheduleStatus",
+    derive = "PartialEq",
+    doc = "A SyncSchedule makes a SyncJob for every due slot: at a fixed interval, or by a cron expression.",
+    printcolumn(name = "Schedule", type_ = "string", json_path = ".status.schedule", description = "Interval or cron expression"),
+    printcolumn(name = "Suspended", type_ = "boolean", json_path = ".spec.suspended", description = "No new runs while true"),
+    printcolumn(name = "Active", type_ = "integer", json_path = ".status.activeCount", description = "Unfinished runs"),
+    printcolumn(name = "Last", type_ = "date", json_path = ".status.lastScheduleTime", description = "Time since the newest slot that was run"),
+    printcolumn(name = "Next", type_ = "string", json_path = ".status.nextScheduleTime", description = "Next slot"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Succeeded", type_ = "integer", json_path = ".status.runs.succeeded", priority = 1),
+    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.runs.failed", priority = 1),
+    printcolumn(name = "Skipped", type_ = "integer", json_path = ".status.runs.skipped", priority = 1),
+    printcolumn(name = "Time Zone", type_ = "string", json_path = ".spec.timeZone", priority = 1),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = 1),
+    validation = Rule::new("size(self.metadata.name) <= 52").message("metadata.name must have at most 52 characters: the names of its SyncJobs append 11 more")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!(has(self.interval) && has(self.schedule))").message("interval and schedule exclude each other: keep one of them"))]
+#[x_kube(validation = Rule::new("!has(self.timeZone) || has(self.schedule)").message("timeZone needs schedule: intervals are the same in every time zone, so remove timeZone"))]
+pub struct SyncScheduleSpec {
+    /// A fixed interval in whole seconds, such as `20m`. Slots are multiples of it since the Unix epoch, so
+    /// they do not drift. Default: 20m when `schedule` is not set either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::whole_seconds("interval", "1s", "8760h", "20m"))]
+    pub interval: Option<GoDuration>,
+
+    /// A cron expression of five fields (minute, hour, day of month, month, day of week), such as
+    /// `*/20 * * * *`. Instead of `interval`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new(r"self.matches('^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|[^ ]+( +[^ ]+){4})$') && !self.contains('TZ=')").message("schedule must be a cron expression of five fields, such as */20 * * * *; a time zone goes into timeZone"))]
+    #[schemars(length(max = 128))]
+    pub schedule: Option<String>,
+
+    /// IANA name of the time zone of `schedule`, such as `Europe/Berlin`. Default: UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new(r"self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$') && self != 'Local'").message("timeZone must be an IANA name, such as Europe/Berlin"))]
+    #[schemars(length(max = 64))]
+    pub time_zone: Option<String>,
+
+    /// True: no new runs. Runs under way go on. Slots that pass meanwhile are not run afterwards.
+    #[serde(default)]
+    pub suspended: bool,
+
+    /// What happens when a slot is due and an earlier run is not finished.
+    #[serde(default)]
+    pub concurrency_policy: ConcurrencyPolicy,
+
+    /// A slot that could not be started for longer than this is skipped. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::duration("startingDeadline", "1s", "8760h", "5m"))]
+    pub starting_deadline: Option<GoDuration>,
+
+    /// What happens to slots that passed while no controller was running.
+    #[serde(default)]
+    pub catch_up: CatchUp,
+
+    /// Also run once when the schedule is created.
+    #[serde(default)]
+    pub immediate: bool,
+
+    /// Delay every slot by a fixed offset below this. It is derived from the object's uid, so that many
+    /// schedules with the same interval do not all start together.
+    #[serde(default = "default_jitter")]
+    #[x_kube(validation = rules::duration("jitter", "0s", "24h", "30s"))]
+    pub jitter: GoDuration,
+
+    /// Completed SyncJobs kept, 0 to 1000. The oldest are deleted first.
+    #[serde(default = "default_successful_history")]
+    #[x_kube(validation = rules::range("successfulJobsHistoryLimit", 0, 1000))]
+    pub successful_jobs_history_limit: i32,
+
+    /// Failed SyncJobs kept, 0 to 1000. The oldest are deleted first.
+    #[serde(default = "default_failed_history")]
+    #[x_kube(validation = rules::range("failedJobsHistoryLimit", 0, 1000))]
+    pub failed_jobs_history_limit: i32,
+
+    /// What each SyncJob is made from.
+    #[serde(default)]
+    pub job_template: JobTemplate,
+}
+
+/// What happens when a slot is due and an earlier run is not finished.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum ConcurrencyPolicy {
+    /// The slot is skipped.
+    #[default]
+    Forbid,
+    /// Both run.
+    Allow,
+    /// The earlier run is cancelled.
+    Replace,
+}
+
+/// What happens to slots that passed while no controller was running.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum CatchUp {
+    /// The newest of them is run once.
+    #[default]
+    Latest,
+    /// They are skipped.
+    None,
+}
+
+/// What each SyncJob of a schedule is made from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobTemplate {
+    /// Labels and annotations of the SyncJobs.
+    #[serde(default)]
+    pub metadata: TemplateMeta,
+    /// Spec of the SyncJobs.
+    #[serde(default)]
+    pub spec: SyncJobSpec,
+}
+
+/// Labels and annotations a template adds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateMeta {
+    /// Labels. Those under `sync.codex.dev/` are the operator's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations. Those under `sync.codex.dev/` are the operator's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What a schedule has done and will do next.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncScheduleStatus {
+    /// The `metadata.generation` this status was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, Suspended, and, while they hold, Reconciling and Stalled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// The interval or cron expression in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// Slots up to this time are never started: creation, the end of a suspension, or a change of the schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots_since: Option<Time>,
+    /// Runs that are not finished and counted yet. An entry is written before its SyncJob is created.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub active: Vec<ActiveRun>,
+    /// Number of entries in `active`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_count: Option<i32>,
+    /// The newest slot a run was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_schedule_time: Option<Time>,
+    /// The next slot, jitter included. Absent while suspended or stalled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_schedule_time: Option<Time>,
+    /// When a run last completed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_successful_time: Option<Time>,
+    /// How long the run took that finished last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_duration: Option<GoDuration>,
+    /// Counters since the schedule was created. They do not go down when SyncJobs are deleted.
+    #[serde(default)]
+    pub runs: RunCounters,
+    /// The newest slot that was skipped, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_skip: Option<Skip>,
+    /// Runs that failed, newest first: the last 20 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failure_history: Vec<RunFailure>,
+    /// The trigger token that was handled last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_handled_trigger: Option<String>,
+}
+
+/// A run that is not finished and counted yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ActiveRun {
+    /// The SyncJob's name.
+    pub name: String,
+    /// The SyncJob's uid, once it was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// The slot the run is for.
+    pub slot: Time,
+}
+
+/// Counters of a schedule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RunCounters {
+    /// Runs started.
+    pub total: i64,
+    /// Runs that completed.
+    pub succeeded: i64,
+    /// Runs that failed.
+    pub failed: i64,
+    /// Slots for which no run was made.
+    pub skipped: i64,
+}
+
+/// A slot for which no run was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Skip {
+    /// The slot.
+    pub time: Time,
+    /// Why: Active (an earlier run was not finished), Deadline, CatchUp or NameCollision.
+    pub reason: String,
+}
+
+/// A run that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunFailure {
+    /// The SyncJob's name.
+    pub job: String,
+    /// When it ended.
+    pub time: Time,
+    /// Why, in one CamelCase word.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub message: String,
+}
+
+fn default_jitter() -> GoDuration {
+    GoDuration::new("0s")
+}
+fn default_successful_history() -> i32 {
+    10
+}
+fn default_failed_history() -> i32 {
+    20
+}

@@ -1,0 +1,53 @@
+//! Pure decisions: no clients, and the clock is an argument.
+
+pub mod backoff;
+pub mod conditions;
+pub mod job;
+pub mod names;
+pub mod retention;
+pub mod run;
+pub mod schedule;
+pub mod slots;
+
+use jiff::Timestamp;
+
+/// Something people should be told about an object: becomes a Kubernetes event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// True for a Warning, false for a Normal event.
+    pub warning: bool,
+    /// Unique CamelCase reason.
+    pub reason: &'static str,
+    /// A sentence. Holds no secret and no document content.
+    pub text: String,
+}
+
+impl Note {
+    /// A Normal event.
+    pub fn normal(reason: &'static str, text: impl Into<String>) -> Self {
+        Self { warning: false, reason, text: text.into() }
+    }
+
+    /// A Warning event.
+    pub fn warning(reason: &'static str, text: impl Into<String>) -> Self {
+        Self { warning: true, reason, text: text.into() }
+    }
+}
+
+/// Milliseconds since the Unix epoch as a time; out-of-range values are clamped.
+#[must_use]
+pub fn from_millis(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 { Timestamp::MIN } else { Timestamp::MAX })
+}
+
+/// Seconds since the Unix epoch as a time; out-of-range values are clamped.
+#[must_use]
+pub fn from_seconds(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap_or(if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX })
+}
+
+/// The time from `from` to `to`; zero when `to` is earlier.
+#[must_use]
+pub fn elapsed(from: Timestamp, to: Timestamp) -> std::time::Duration {
+    to.duration_since(from).try_into().unwrap_or_default()
+}

@@ -1,0 +1,26 @@
+//! Names of SyncJobs. The name is the lock: two controllers that start the same slot ask for the same name.
+
+use jiff::Timestamp;
+
+/// Name of the SyncJob for a slot: `<schedule>-<slot in seconds since the epoch>`.
+#[must_use]
+pub fn job_for_slot(schedule: &str, slot: Timestamp) -> String {
+    format!("{schedule}-{}", slot.as_second())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_named_after_its_schedule_and_slot() {
+        let slot = Timestamp::from_second(1_795_477_200).unwrap();
+        assert_eq!(job_for_slot("user-sync", slot), "user-sync-1795477200");
+    }
+
+    #[test]
+    fn the_longest_schedule_name_gives_a_valid_label_value() {
+        let slot = Timestamp::from_second(9_999_999_999).unwrap();
+        assert_eq!(job_for_slot(&"a".repeat(52), slot).len(), 63);
+    }
+}

@@ -1,0 +1,317 @@
+//! What a run is asked to do, and what is known of it: the types that controller and workers share.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::backoff::Backoff;
+use crate::api::{
+    GoDuration, SyncJobSpec,
+    duration::InvalidDuration,
+    syncjob::{Attempt, Counts, DocumentFailure, SyncMode},
+};
+
+/// Per-user failures kept in a status.
+pub const MAX_FAILURES: usize = 20;
+/// Failed attempts kept in a status.
+pub const MAX_ATTEMPTS: usize = 10;
+/// `staleAfter` of an Incremental run that no schedule made.
+const DEFAULT_STALE_AFTER: Duration = Duration::from_mins(10);
+
+/// What travels through the queue with a run. Opaque to the queue.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Payload {
+    /// Namespace of the SyncJob.
+    pub namespace: String,
+    /// Name of the SyncJob.
+    pub name: String,
+    /// Snapshot of its spec. What may change in it later (`suspended`, `cancelled`) is not read from here.
+    pub spec: SyncJobSpec,
+}
+
+/// How far a run has come: everything before `cursor` is done. Opaque to the queue.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Key of the last document of the highest contiguous finished batch, as MongoDB extended JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Value>,
+    /// Counters up to the cursor.
+    #[serde(default)]
+    pub counts: Counts,
+    /// The first refused documents up to the cursor.
+    #[serde(default)]
+    pub failures: Vec<DocumentFailure>,
+}
+
+/// Why a run, or one attempt, ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// One CamelCase word.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+}
+
+/// Where in the queue a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Waits for a worker.
+    Waiting,
+    /// Waits for its backoff to pass.
+    Delayed,
+    /// A worker holds its lease.
+    Active,
+    /// Suspended.
+    Parked,
+    /// Finished.
+    Completed,
+    /// Ended without finishing.
+    Failed,
+}
+
+/// What the queue knows of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// Where it is.
+    pub state: State,
+    /// The worker that has, or last had, it.
+    pub worker: Option<String>,
+    /// Attempts that failed.
+    pub attempts: u32,
+    /// How often it lost its worker.
+    pub recoveries: u32,
+    /// First claim.
+    pub started: Option<Timestamp>,
+    /// When the backoff ends; for [`State::Delayed`].
+    pub retry_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished: Option<Timestamp>,
+    /// How far it has come.
+    pub checkpoint: Checkpoint,
+    /// Attempts that failed, oldest first.
+    pub history: Vec<Attempt>,
+    /// Why it ended; for [`State::Failed`].
+    pub outcome: Option<Outcome>,
+}
+
+/// A spec that was checked: what the work needs, with every default filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunSpec {
+    /// For Incremental: documents not synced for this long are due. `None` for Full.
+    pub stale_after: Option<Duration>,
+    /// Documents per batch.
+    pub batch_size: usize,
+    /// Batches in flight.
+    pub parallelism: usize,
+    /// Retries after the first attempt.
+    pub retries: u32,
+    /// Wait between attempts.
+    pub backoff: Backoff,
+    /// Longest time from the first claim to the end.
+    pub active_deadline: Duration,
+    /// Share of refused documents that fails the run, in per cent.
+    pub max_failed_percent: i64,
+    /// Database, when not the operator's own.
+    pub database: Option<String>,
+    /// Collection.
+    pub collection: String,
+    /// Field that identifies a document.
+    pub key_field: String,
+    /// Field that is stamped.
+    pub last_synced_field: String,
+    /// Query, in extended JSON.
+    pub filter: Map<String, Value>,
+}
+
+/// A mistake in a spec that only its author can mend. The text names the field and the fix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// A duration that cannot be read.
+    #[error("{field}: {source}")]
+    Duration {
+        /// Path in the spec.
+        field: &'static str,
+        /// What is wrong with it.
+        source: InvalidDuration,
+    },
+    /// A number outside its range.
+    #[error("{field} must be from {min} to {max}, not {value}")]
+    Range {
+        /// Path in the spec.
+        field: &'static str,
+        /// Smallest allowed value.
+        min: i64,
+        /// Largest allowed value.
+        max: i64,
+        /// The value found.
+        value: i64,
+    },
+    /// Two fields that exclude each other.
+    #[error("{0} and {1} exclude each other: keep one of them")]
+    Exclusive(&'static str, &'static str),
+    /// An operator that would run code on the database server.
+    #[error("target.filter: {0} runs code on the server and is not allowed; use query operators such as $eq, $in, $gt")]
+    ServerCode(&'static str),
+    /// A database or collection that must not be touched.
+    #[error("{field}: {name:?} is reserved by MongoDB: name another one")]
+    Reserved {
+        /// Path in the spec.
+        field: &'static str,
+        /// The name found.
+        name: String,
+    },
+    /// A field path the stamp cannot be written to.
+    #[error("{field} must be a field path without $, such as {example}")]
+    FieldPath {
+        /// Path in the spec.
+        field: &'static str,
+        /// A value that would do.
+        example: &'static str,
+    },
+}
+
+/// Reads a duration field.
+pub(super) fn duration(field: &'static str, value: &GoDuration) -> Result<Duration, SpecError> {
+    value.parse().map_err(|source| SpecError::Duration { field, source })
+}
+
+/// Checks an integer field.
+pub(super) fn range(field: &'static str, value: i32, min: i64, max: i64) -> Result<i64, SpecError> {
+    let value = i64::from(value);
+    if (min..=max).contains(&value) { Ok(value) } else { Err(SpecError::Range { field, min, max, value }) }
+}
+
+impl RunSpec {
+    /// Checks a spec and fills in its defaults. The CRD's rules check the same; an object stored under an
+    /// older CRD did not pass them.
+    ///
+    /// # Errors
+    /// The first mistake found.
+    pub fn parse(spec: &SyncJobSpec) -> Result<Self, SpecError> {
+        let target = &spec.target;
+        if let Some(operator) = target.filter.forbidden_operator() {
+            return Err(SpecError::ServerCode(operator));
+        }
+        let collection = target.collection.clone().unwrap_or_else(|| spec.type_.collection().to_owned());
+        if collection.starts_with("system.") {
+            return Err(SpecError::Reserved { field: "target.collection", name: collection });
+        }
+        if let Some(name @ ("admin" | "config" | "local")) = target.database.as_deref() {
+            return Err(SpecError::Reserved { field: "target.database", name: name.to_owned() });
+        }
+        let field_path = |field, path: &str, example| match path {
+            "" => Err(SpecError::FieldPath { field, example }),
+            _ if path.contains('$') || path.starts_with('.') => Err(SpecError::FieldPath { field, example }),
+            _ => Ok(path.to_owned()),
+        };
+        let stale_after = spec.stale_after.as_ref().map(|value| duration("staleAfter", value)).transpose()?;
+        Ok(Self {
+            stale_after: match spec.sync_type {
+                SyncMode::Full => None,
+                SyncMode::Incremental => Some(stale_after.unwrap_or(DEFAULT_STALE_AFTER)),
+            },
+            batch_size: range("batchSize", spec.batch_size, 1, 10_000)? as usize,
+            parallelism: range("parallelism", spec.parallelism, 1, 64)? as usize,
+            retries: range("backoffLimit", spec.backoff_limit, 0, 100)? as u32,
+            backoff: Backoff {
+                initial: duration("backoff.initial", &spec.backoff.initial)?,
+                factor: range("backoff.factor", spec.backoff.factor, 1, 100)? as u32,
+                max: duration("backoff.max", &spec.backoff.max)?,
+                jitter: spec.backoff.jitter.clamp(0.0, 1.0),
+            },
+            active_deadline: duration("activeDeadline", &spec.active_deadline)?,
+            max_failed_percent: range(
+                "failurePolicy.maxFailedPercent",
+                spec.failure_policy.max_failed_percent,
+                1,
+                100,
+            )?,
+            database: target.database.clone(),
+            collection,
+            key_field: field_path("target.keyField", &target.key_field, "_id")?,
+            last_synced_field: field_path("target.lastSyncedField", &target.last_synced_field, "lastSynced")?,
+            filter: target.filter.0.clone(),
+        })
+    }
+
+    /// True when so many documents were refused that the run counts as failed.
+    #[must_use]
+    pub fn too_many_failed(&self, counts: &Counts) -> bool {
+        counts.failed > 0 && counts.failed * 100 >= counts.processed * self.max_failed_percent
+    }
+}
+
+/// Per cent done. Stays below 100 until the run is complete.
+#[must_use]
+pub fn progress(counts: &Counts, complete: bool) -> i32 {
+    if complete {
+        return 100;
+    }
+    match counts.total {
+        0 => 0,
+        total => (counts.processed.saturating_mul(100) / total).clamp(0, 99) as i32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(spec: Value) -> Result<RunSpec, String> {
+        RunSpec::parse(&serde_json::from_value(spec).unwrap()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_parsed_spec_has_every_default() {
+        let run = parse(json!({"type": "Issue"})).unwrap();
+        assert_eq!(run.collection, "issues");
+        assert_eq!(run.stale_after, Some(Duration::from_secs(600)));
+        assert_eq!(run.backoff.delay(3, 0.5), Duration::from_secs(125));
+        assert_eq!(parse(json!({"syncType": "Full"})).unwrap().stale_after, None);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_field_and_fix() {
+        for (spec, message) in [
+            (json!({"batchSize": 0}), "batchSize must be from 1 to 10000, not 0"),
+            (json!({"parallelism": 1000}), "parallelism must be from 1 to 64, not 1000"),
+            (json!({"activeDeadline": "soon"}), "activeDeadline: \"soon\" is no duration"),
+            (json!({"target": {"database": "admin"}}), "target.database: \"admin\" is reserved"),
+            (json!({"target": {"collection": "system.users"}}), "target.collection: \"system.users\" is reserved"),
+            (json!({"target": {"keyField": "$a"}}), "target.keyField must be a field path without $"),
+            (json!({"target": {"filter": {"$and": [{"$where": "1"}]}}}), "target.filter: $where runs code"),
+        ] {
+            let error = parse(spec.clone()).unwrap_err();
+            assert!(error.starts_with(message), "{spec}: {error}");
+        }
+    }
+
+    #[test]
+    fn progress_reaches_100_only_when_complete() {
+        let counts = |processed, total| Counts { processed, total, ..Counts::default() };
+        for (processed, total, complete, expected) in [
+            (0, 0, false, 0),
+            (0, 10, false, 0),
+            (5, 10, false, 50),
+            (10, 10, false, 99),
+            (12, 10, false, 99),
+            (0, 0, true, 100),
+        ] {
+            assert_eq!(progress(&counts(processed, total), complete), expected);
+        }
+    }
+
+    #[test]
+    fn refused_documents_fail_the_run_from_the_given_share_on() {
+        let run = |percent| parse(json!({"failurePolicy": {"maxFailedPercent": percent}})).unwrap();
+        let counts = |failed, processed| Counts { failed, processed, ..Counts::default() };
+        assert!(!run(100).too_many_failed(&counts(0, 0)));
+        assert!(!run(100).too_many_failed(&counts(9, 10)));
+        assert!(run(100).too_many_failed(&counts(10, 10)));
+        assert!(run(10).too_many_failed(&counts(1, 10)));
+        assert!(!run(11).too_many_failed(&counts(1, 10)));
+    }
+}

@@ -1,0 +1,268 @@
+use super::*;
+use crate::api::{SyncJobStatus, SyncScheduleSpec, conditions::COMPLETE};
+use serde_json::{Value, json};
+
+const CREATED: i64 = 1_000_005;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap()
+}
+
+fn schedule(spec: Value) -> SyncSchedule {
+    let spec: SyncScheduleSpec = serde_json::from_value(spec).unwrap();
+    let mut schedule = SyncSchedule::new("user-sync", spec);
+    schedule.metadata.uid = Some("0d9b8f2e-0000-4000-8000-000000000001".into());
+    schedule.metadata.generation = Some(1);
+    schedule.metadata.creation_timestamp = Some(Time(at(CREATED)));
+    schedule
+}
+
+/// A controller whose writes all succeed, driven by a clock of the test's own.
+struct World {
+    schedule: SyncSchedule,
+    jobs: Vec<Arc<SyncJob>>,
+    notes: Vec<Note>,
+}
+
+impl World {
+    fn new(spec: Value) -> Self {
+        Self { schedule: schedule(spec), jobs: Vec::new(), notes: Vec::new() }
+    }
+
+    fn pass(&mut self, now: i64) -> Plan {
+        let plan = decide(&Observed { schedule: &self.schedule, jobs: &self.jobs, queue_available: true }, at(now));
+        self.schedule.status = Some(plan.status.clone());
+        for run in &plan.create {
+            let mut job = SyncJob::new(&run.name, crate::api::SyncJobSpec::default());
+            job.metadata.uid = Some(format!("uid-{}", run.name));
+            self.jobs.push(Arc::new(job));
+        }
+        self.jobs.retain(|job| !plan.delete.contains(&job.name_any()));
+        self.notes.extend(plan.notes.clone());
+        plan
+    }
+
+    fn end(&mut self, name: &str, condition: &str, now: i64) {
+        for job in &mut self.jobs {
+            if job.name_any() == name {
+                let mut status = SyncJobStatus { completion_time: Some(Time(at(now))), ..SyncJobStatus::default() };
+                conditions::set(&mut status.conditions, condition, true, "Why", "because", Some(1), at(now));
+                Arc::make_mut(job).status = Some(status);
+            }
+        }
+    }
+
+    fn status(&self) -> &SyncScheduleStatus {
+        self.schedule.status.as_ref().unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.jobs.iter().map(|job| job.name_any()).collect()
+    }
+}
+
+#[test]
+fn the_first_run_waits_for_the_first_slot_after_creation() {
+    let mut world = World::new(json!({"interval": "10s"}));
+    let plan = world.pass(CREATED + 1);
+    assert!(plan.create.is_empty());
+    assert_eq!(plan.status.next_schedule_time, Some(Time(at(1_000_010))));
+    assert_eq!(plan.requeue, Some(Duration::from_secs(4)));
+    assert_eq!(world.pass(1_000_010).create.len(), 1);
+    assert_eq!(world.names(), ["user-sync-1000010"]);
+    assert!(world.pass(1_000_011).create.is_empty(), "a slot is started once");
+}
+
+#[test]
+fn immediate_runs_once_at_creation() {
+    let mut world = World::new(json!({"interval": "20m", "immediate": true}));
+    world.pass(CREATED + 1);
+    assert_eq!(world.names(), ["user-sync-1000005"]);
+    world.end("user-sync-1000005", COMPLETE, CREATED + 2);
+    for now in CREATED + 3..CREATED + 20 {
+        world.pass(now);
+    }
+    assert_eq!(world.names().len(), 1);
+    assert_eq!(world.status().runs.succeeded, 1);
+}
+
+#[test]
+fn a_run_is_counted_once_however_often_it_is_looked_at() {
+    let mut world = World::new(json!({"interval": "10s"}));
+    world.pass(CREATED);
+    world.pass(1_000_010);
+    world.pass(1_000_011);
+    assert_eq!(world.status().active[0].uid.as_deref(), Some("uid-user-sync-1000010"));
+    world.end("user-sync-1000010", FAILED, 1_000_012);
+    world.pass(1_000_012);
+    world.pass(1_000_013);
+    let status = world.status();
+    assert_eq!((status.runs.total, status.runs.failed, status.active.len()), (1, 1, 0));
+    assert_eq!(status.failure_history.len(), 1);
+    assert_eq!(status.failure_history[0].reason, "Why");
+}
+
+#[test]
+fn a_crash_after_the_intent_was_written_creates_the_job_later() {
+    let mut world = World::new(json!({"interval": "10s"}));
+    world.pass(CREATED);
+    world.pass(1_000_010);
+    world.jobs.clear();
+    let plan = world.pass(1_000_012);
+    assert_eq!(plan.create.len(), 1);
+    assert_eq!((plan.create[0].name.as_str(), plan.status.runs.total), ("user-sync-1000010", 1));
+}
+
+#[test]
+fn a_job_deleted_by_somebody_is_not_made_again() {
+    let mut world = World::new(json!({"interval": "10s"}));
+    world.pass(CREATED);
+    world.pass(1_000_010);
+    world.pass(1_000_011);
+    world.jobs.clear();
+    let plan = world.pass(1_000_012);
+    assert!(plan.create.is_empty() && plan.status.active.is_empty());
+}
+
+#[test]
+fn forbid_skips_the_slot_and_says_so() {
+    let mut world = World::new(json!({"interval": "10s"}));
+    world.pass(CREATED);
+    world.pass(1_000_010);
+    world.pass(1_000_020);
+    assert_eq!(world.names().len(), 1);
+    let status = world.status();
+    assert_eq!(status.runs.skipped, 1);
+    assert_eq!(status.last_skip, Some(Skip { time: Time(at(1_000_020)), reason: "Active".into() }));
+    assert_eq!(world.notes.last().unwrap().reason, "RunSkipped");
+    world.end("user-sync-1000010", COMPLETE, 1_000_021);
+    world.pass(1_000_022);
+    assert_eq!(world.names().len(), 1, "a skipped slot is not run later");
+}
+
+#[test]
+fn allow_runs_both() {
+    let mut world = World::new(json!({"interval": "10s", "concurrencyPolicy": "Allow"}));
+    world.pass(CREATED);
+    world.pass(1_000_010);
+    world.pass(1_000_020);
+    assert_eq!(world.names(), ["user-sync-1000010", "user-sync-1000020"]);
+    assert_eq!(world.status().active_count, Some(2));
+}
+
+#[test]
+fn suspended_starts_nothing_and_slots_missed_meanwhile_are_gone() {
+    let mut world = World::new(json!({"interval": "10s"}));
+    world.pass(CREATED);
+    world.schedule.spec.suspended = true;
+    let plan = world.pass(1_000_008);
+    assert_eq!(plan.status.next_schedule_time, None);
+    assert!(conditions::is_true(&plan.status.conditions, READY), "a suspended schedule is ready");
+    assert!(conditions::is_true(&plan.status.conditions, SUSPENDED));
+    world.pass(1_000_055);
+    world.schedule.spec.suspended = false;
+    world.pass(1_000_062);
+    assert!(world.names().is_empty());
+    world.pass(1_000_070);
+    assert_eq!(world.names(), ["user-sync-1000070"]);
+    assert_eq!(world.status().runs.skipped, 0);
+}
+
+#[test]
+fn a_changed_interval_starts_no_slot_of_the_past() {
+    let mut world = World::new(json!({"interval": "1h"}));
+    world.pass(CREATED);
+    world.schedule.spec.interval = Some(GoDuration::new("10s"));
+    world.pass(1_000_500);
+    assert!(world.names().is_empty());
+    world.pass(1_000_510);
+    assert_eq!(world.names(), ["user-sync-1000510"]);
+}
+
+#[test]
+fn three_days_away_cost_one_run_and_the_rest_is_counted() {
+    let mut world = World::new(json!({"interval": "1m"}));
+    world.pass(CREATED);
+    world.pass(CREATED + 3 * 86_400);
+    assert_eq!(world.names().len(), 1);
+    assert_eq!(world.status().runs.skipped, 3 * 1440 - 1);
+    assert_eq!(world.status().last_skip.as_ref().unwrap().reason, "CatchUp");
+}
+
+#[test]
+fn catch_up_none_and_the_starting_deadline_skip_a_late_slot() {
+    for (spec, reason) in [
+        (json!({"interval": "1h", "catchUp": "None"}), "CatchUp"),
+        (json!({"interval": "1h", "startingDeadline": "30s"}), "Deadline"),
+    ] {
+        let mut world = World::new(spec);
+        world.pass(CREATED);
+        world.pass(1_000_800 + 40);
+        assert!(world.names().is_empty());
+        assert_eq!(
+            (world.status().runs.skipped, world.status().last_skip.as_ref().unwrap().reason.as_str()),
+            (1, reason)
+        );
+    }
+}
+
+#[test]
+fn history_beyond_the_limits_is_deleted_and_the_counters_stay() {
+    let mut world = World::new(json!({"interval": "10s", "successfulJobsHistoryLimit": 2}));
+    world.pass(CREATED);
+    for slot in 1..=5 {
+        let now = 1_000_000 + slot * 10;
+        world.pass(now);
+        world.end(&format!("user-sync-{now}"), COMPLETE, now + 1);
+        world.pass(now + 2);
+    }
+    assert_eq!(world.names(), ["user-sync-1000040", "user-sync-1000050"]);
+    assert_eq!(world.status().runs.succeeded, 5);
+}
+
+#[test]
+fn a_name_that_is_taken_skips_the_slot() {
+    let mut world = World::new(json!({"interval": "10s"}));
+    world.pass(CREATED);
+    let mut plan = world.pass(1_000_010);
+    collided(&mut plan.status, &plan.create[0]);
+    assert_eq!((plan.status.active.len(), plan.status.runs.total, plan.status.runs.skipped), (0, 0, 1));
+    assert_eq!(plan.status.last_skip.unwrap().reason, "NameCollision");
+}
+
+#[test]
+fn what_cannot_be_scheduled_is_stalled_with_the_reason() {
+    for (spec, reason) in [
+        (json!({"interval": "banana"}), "InvalidSpec"),
+        (json!({"interval": "10s", "schedule": "* * * * *"}), "InvalidSpec"),
+        (json!({"schedule": "* * * * *"}), "NotImplemented"),
+    ] {
+        let mut world = World::new(spec);
+        let plan = world.pass(CREATED);
+        let stalled = conditions::find(&plan.status.conditions, STALLED).unwrap();
+        assert_eq!((stalled.status.as_str(), stalled.reason.as_str(), plan.requeue), ("True", reason, None));
+        assert!(!conditions::is_true(&plan.status.conditions, READY));
+        assert_eq!(world.notes[0].reason, "InvalidSchedule");
+        world.pass(CREATED + 5);
+        assert_eq!(world.notes.len(), 1, "told once");
+    }
+}
+
+#[test]
+fn without_redis_runs_are_made_and_ready_says_why_they_wait() {
+    let schedule = schedule(json!({"interval": "10s", "immediate": true}));
+    let plan = decide(&Observed { schedule: &schedule, jobs: &[], queue_available: false }, at(CREATED));
+    assert_eq!(plan.create.len(), 1);
+    assert_eq!(conditions::find(&plan.status.conditions, READY).unwrap().reason, "QueueUnavailable");
+}
+
+#[test]
+fn a_second_pass_on_the_same_state_changes_nothing() {
+    let mut world = World::new(json!({"interval": "10s", "immediate": true}));
+    world.pass(CREATED);
+    world.pass(CREATED);
+    let before = world.status().clone();
+    let plan = world.pass(CREATED + 1);
+    assert_eq!(plan.status, before);
+    assert!(plan.notes.is_empty() && plan.create.is_empty() && plan.delete.is_empty());
+}
