@@ -3,4 +3,13 @@
 //! `docs/architecture.md` tells how the parts fit together.
 
 pub mod api;
+pub mod cli;
+pub mod cluster;
+pub mod controller;
 pub mod domain;
+pub mod http;
+pub mod process;
+pub mod queue;
+pub mod sync;
+pub mod telemetry;
+pub mod worker;

@@ -1,0 +1,229 @@
+//! Wiring: one controller for each kind, on one watch of each kind.
+//!
+//! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
+
+mod syncjob;
+mod syncschedule;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, stream};
+use kube::{
+    Client, ResourceExt,
+    runtime::{
+        controller::{Action, Config, Controller},
+        reflector::ObjectRef,
+    },
+};
+use tokio::{
+    select,
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_stream::wrappers::WatchStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::SyncJob,
+    cluster::{self, Cluster},
+    domain::job::is_finished,
+    queue::{self, Queue},
+    telemetry::{Outage, events::Events},
+};
+
+/// Objects reconciled at a time, for each kind.
+const CONCURRENCY: u16 = 16;
+/// How often Redis is asked for a sign of life.
+const PING: Duration = Duration::from_secs(2);
+const AFTER_ERROR: Duration = Duration::from_secs(5);
+const AFTER_CONFLICT: Duration = Duration::from_millis(250);
+
+static REDIS: Outage = Outage::new("Redis");
+
+/// Settings of the controllers.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Only this namespace; all when `None`.
+    pub namespace: Option<String>,
+    /// Every unfinished SyncJob is compared with the queue this often.
+    pub resync: Duration,
+    /// Least time between two status writes of one SyncJob that tell of progress only.
+    pub status_interval: Duration,
+    /// Names this process in events.
+    pub instance: String,
+}
+
+/// What reconcilers work with.
+struct Context {
+    cluster: Cluster,
+    queue: Queue,
+    events: Events,
+    queue_available: watch::Receiver<bool>,
+    status_interval: Duration,
+    /// Last status write of each unfinished SyncJob.
+    written: Mutex<HashMap<String, Instant>>,
+}
+
+/// A reconciliation that has to be tried again.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Cluster(#[from] cluster::Error),
+    #[error(transparent)]
+    Queue(#[from] queue::Error),
+}
+
+/// Runs both controllers until `stop`, then lets reconciliations under way end. The cluster's caches are handed
+/// out for others to read.
+pub async fn run(
+    settings: Settings,
+    client: Client,
+    queue: Queue,
+    stop: CancellationToken,
+    share: impl FnOnce(Cluster),
+) {
+    let Some((cluster, feeds, watches)) = Cluster::watch_with_feeds(client.clone(), settings.namespace.clone()) else {
+        return;
+    };
+    share(cluster.clone());
+    let (availability, queue_available) = watch::channel(true);
+    let context = Arc::new(Context {
+        cluster: cluster.clone(),
+        queue: queue.clone(),
+        events: Events::new(client, &settings.instance),
+        queue_available: queue_available.clone(),
+        status_interval: settings.status_interval,
+        written: Mutex::default(),
+    });
+    let config = || Config::default().concurrency(CONCURRENCY);
+    let recovered = WatchStream::from_changes(queue_available).map(drop);
+
+    let schedules = Controller::for_shared_stream(feeds.schedules, cluster.schedules.clone())
+        .owns_shared_stream(feeds.owned_jobs)
+        .reconcile_all_on(recovered)
+        .with_config(config())
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(syncschedule::reconcile, |_, error, _| after(error), Arc::clone(&context))
+        .for_each(|result| async move { tracing::trace!(?result, "schedule reconciled") });
+    let jobs = Controller::for_shared_stream(feeds.jobs, cluster.jobs.clone())
+        .reconcile_on(changes(&cluster, &queue))
+        .reconcile_on(unfinished(&cluster, settings.resync, context.queue_available.clone()))
+        .with_config(config())
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(syncjob::reconcile, |_, error, _| after(error), Arc::clone(&context))
+        .for_each(|result| async move { tracing::trace!(?result, "job reconciled") });
+
+    tracing::info!(namespace = settings.namespace.as_deref().unwrap_or("all"), "controllers started");
+    select! {
+        ((), ()) = async { tokio::join!(schedules, jobs) } => {}
+        () = watches => {}
+        () = ask_for_signs_of_life(&queue, &availability) => {}
+        () = sweep(&cluster, &queue, settings.resync) => {}
+    }
+    tracing::info!("controllers stopped");
+}
+
+fn after(error: &Error) -> Action {
+    match error {
+        Error::Cluster(error) if error.is_conflict() => {
+            tracing::debug!(%error, "decided on an old state; trying again");
+            Action::requeue(AFTER_CONFLICT)
+        }
+        error => {
+            tracing::debug!(%error, "reconciliation failed; trying again");
+            Action::requeue(AFTER_ERROR)
+        }
+    }
+}
+
+/// SyncJobs whose run something happened to in the queue.
+fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<SyncJob>> + Send + use<> {
+    let cluster = cluster.clone();
+    stream::unfold(queue.changes(), |mut changes| async {
+        let uids: HashSet<String> = changes.next().await.into_iter().collect();
+        Some((uids, changes))
+    })
+    .flat_map(move |uids| {
+        let jobs: Vec<_> =
+            uids.iter().filter_map(|uid| cluster.job(uid)).map(|job| ObjectRef::from_obj(&*job)).collect();
+        stream::iter(jobs)
+    })
+}
+
+/// Every unfinished SyncJob, in each resync and when Redis is back.
+fn unfinished(
+    cluster: &Cluster,
+    resync: Duration,
+    available: watch::Receiver<bool>,
+) -> impl Stream<Item = ObjectRef<SyncJob>> + Send + use<> {
+    let cluster = cluster.clone();
+    let mut ticks = interval(resync);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let ticks = stream::unfold(ticks, |mut ticks| async {
+        ticks.tick().await;
+        Some(((), ticks))
+    });
+    stream::select(ticks, WatchStream::from_changes(available).map(drop)).flat_map(move |()| {
+        let jobs: Vec<_> = cluster
+            .jobs
+            .state()
+            .iter()
+            .filter(|job| !is_finished(job))
+            .map(|job| ObjectRef::from_obj(&**job))
+            .collect();
+        stream::iter(jobs)
+    })
+}
+
+async fn ask_for_signs_of_life(queue: &Queue, availability: &watch::Sender<bool>) {
+    let mut ticks = interval(PING);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let alive = timeout(PING, queue.ping()).await.unwrap_or(Err(queue::Error::Silent));
+        REDIS.note(&alive);
+        availability.send_if_modified(|available| std::mem::replace(available, alive.is_ok()) != alive.is_ok());
+    }
+}
+
+/// Forgets runs whose SyncJob is gone. A worker that has one stops at its next checkpoint.
+async fn sweep(cluster: &Cluster, queue: &Queue, every: Duration) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    cluster.ready().await;
+    loop {
+        ticks.tick().await;
+        if let Err(error) = sweep_once(cluster, queue).await {
+            tracing::debug!(%error, "queue not swept");
+        }
+    }
+}
+
+async fn sweep_once(cluster: &Cluster, queue: &Queue) -> Result<(), Error> {
+    for uid in queue.unfinished().await? {
+        if cluster.job(&uid).is_some() {
+            continue;
+        }
+        let entry = match queue.get(&uid).await {
+            Ok(Some(entry)) => entry,
+            Ok(None) | Err(queue::Error::Unreadable { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let Some(payload) = syncjob::payload(&entry) else { continue };
+        if !cluster.covers(&payload.namespace) {
+            continue;
+        }
+        // The cache may be behind: ask.
+        let jobs = kube::Api::<SyncJob>::namespaced(cluster.client.clone(), &payload.namespace);
+        let live = cluster::ask("read a SyncJob", jobs.get_metadata_opt(&payload.name)).await?;
+        if live.is_none_or(|job| job.uid().as_deref() != Some(&uid)) {
+            queue.remove(&uid).await?;
+            tracing::info!(namespace = payload.namespace, name = payload.name, uid, "run of a deleted SyncJob removed");
+        }
+    }
+    Ok(())
+}

@@ -123,6 +123,12 @@ impl Parsed {
         })
     }
 
+    /// Time from one slot to the next.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
     /// `staleAfter` of SyncJobs whose template has none: half the interval.
     #[must_use]
     pub fn stale_after(&self) -> GoDuration {

@@ -1,0 +1,558 @@
+//! The Redis work list. Knows runs by uid, as opaque payloads; nothing of Kubernetes or MongoDB.
+//!
+//! Every transition is one script that runs as a whole or not at all. A claim raises the run's epoch, and every
+//! later write of the worker that claimed it gives the epoch and is refused once it is not the current one.
+//! Time is the Redis server's, so the clocks of the pods do not matter.
+
+mod blocking;
+mod keys;
+mod scripts;
+
+use std::{collections::HashMap, time::Duration};
+
+use jiff::Timestamp;
+use redis::{
+    AsyncCommands, RedisError, Value,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+    from_redis_value,
+};
+
+pub use blocking::{Changes, Doorbell};
+
+use crate::domain::{from_millis, run::State};
+use keys::Keys;
+
+/// Version of what stands in a run's hash. A run of another version is left alone.
+const FORMAT: &str = "1";
+/// Runs looked at in one claim or reap.
+const BATCH: usize = 16;
+/// A run that loses its worker more often than this without a checkpoint in between ends as failed.
+const MAX_STALLS: u32 = 5;
+/// How long an ended run stays in Redis. Long enough for any controller that was away to read how it ended.
+const KEEP_FINISHED: Duration = Duration::from_hours(24);
+/// Longest wait for an answer. redis-rs gives up after 500 ms unless told otherwise, which a busy server exceeds.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A call that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis did not do what was asked. Worth another try later.
+    #[error("could not {action}: {}", describe(source))]
+    Unavailable {
+        /// What was asked, as a verb phrase.
+        action: &'static str,
+        /// What Redis or the connection said.
+        source: RedisError,
+    },
+    /// Redis said nothing within the time the caller had.
+    #[error("Redis does not answer")]
+    Silent,
+    /// A run's hash cannot be read.
+    #[error("run {uid} in Redis is not readable: {what}")]
+    Unreadable {
+        /// The run.
+        uid: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+/// The address of a Redis server that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the Redis address is not valid: {}", describe(.0))]
+pub struct InvalidAddress(#[from] RedisError);
+
+/// What a Redis error says, without details that could hold an address or a password.
+fn describe(error: &RedisError) -> String {
+    match error.code() {
+        Some(code) => format!("Redis answered {code}"),
+        None if error.is_connection_refusal() => "connection refused".to_owned(),
+        None if error.is_timeout() => "no answer in time".to_owned(),
+        None if error.is_io_error() => "the connection broke".to_owned(),
+        None => error.category().to_owned(),
+    }
+}
+
+fn unavailable(action: &'static str) -> impl FnOnce(RedisError) -> Error {
+    move |source| Error::Unavailable { action, source }
+}
+
+/// What became of a write that gave an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Fenced {
+    /// Done.
+    Done,
+    /// The lease is lost: another worker may have the run. Stop working on it.
+    Lost,
+}
+
+impl From<u8> for Fenced {
+    fn from(answer: u8) -> Self {
+        if answer == 1 { Self::Done } else { Self::Lost }
+    }
+}
+
+/// A run to be put into the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRun<'a> {
+    /// The run's id.
+    pub uid: &'a str,
+    /// What the worker needs to know.
+    pub payload: &'a str,
+    /// -1000 to 1000, higher first.
+    pub priority: i32,
+    /// First claim, when the run is put back after Redis lost it.
+    pub started: Option<Timestamp>,
+    /// Attempts that failed before Redis lost it.
+    pub attempts: u32,
+    /// Recoveries before Redis lost it.
+    pub recoveries: u32,
+    /// Attempt history, as JSON.
+    pub history: &'a str,
+}
+
+/// A run as it stands in Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Where it is.
+    pub state: State,
+    /// Number of claims so far.
+    pub epoch: u64,
+    /// What the worker needs to know.
+    pub payload: String,
+    /// The worker that has, or last had, it.
+    pub worker: Option<String>,
+    /// Attempts that failed.
+    pub attempts: u32,
+    /// How often it lost its worker.
+    pub recoveries: u32,
+    /// First claim.
+    pub started: Option<Timestamp>,
+    /// End of the backoff.
+    pub retry_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished: Option<Timestamp>,
+    /// How far it has come, as JSON.
+    pub checkpoint: Option<String>,
+    /// Attempts that failed, as JSON.
+    pub history: String,
+    /// Why it ended, as JSON.
+    pub outcome: Option<String>,
+}
+
+/// A run a worker holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The run's id.
+    pub uid: String,
+    /// Time of the claim.
+    pub at: Timestamp,
+    /// The run.
+    pub entry: Entry,
+}
+
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending<'a> {
+    /// With its work done.
+    Completed,
+    /// Without; holds why, as JSON.
+    Failed(&'a str),
+}
+
+/// What a worker writes when it lets go of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// How far the run has come, as JSON.
+    pub checkpoint: &'a str,
+    /// Attempts that failed, as JSON.
+    pub history: &'a str,
+    /// Number of attempts that failed.
+    pub attempts: u32,
+}
+
+/// Runs by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Claimed.
+    pub active: u64,
+    /// Ready to be claimed.
+    pub waiting: u64,
+    /// Waiting for their backoff to pass.
+    pub delayed: u64,
+    /// Suspended.
+    pub parked: u64,
+    /// Workers that showed themselves within a lease.
+    pub workers: u64,
+}
+
+/// One queue. Cheap to clone; clones share a connection. All calls may be cancelled at any point: a script that
+/// was sent still runs as a whole.
+#[derive(Clone)]
+pub struct Queue {
+    client: redis::Client,
+    connection: ConnectionManager,
+    keys: Keys,
+    lease: Duration,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("waiting", &self.keys.waiting).finish_non_exhaustive()
+    }
+}
+
+impl Queue {
+    /// A queue on a Redis server. Connects when first used, and again whenever the connection breaks.
+    /// Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the address cannot be used.
+    pub fn new(url: &str, name: &str, lease: Duration) -> Result<Self, InvalidAddress> {
+        let client = redis::Client::open(url)?;
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(1)
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT));
+        let connection = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
+        Ok(Self { client, connection, keys: Keys::new(name), lease })
+    }
+
+    /// How long a claim holds without being renewed.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// Asks Redis for a sign of life.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn ping(&self) -> Result<(), Error> {
+        redis::cmd("PING").exec_async(&mut self.connection.clone()).await.map_err(unavailable("reach Redis"))
+    }
+
+    /// Reads a setting that decides whether runs can get lost: `maxmemory-policy`. `None` where the server
+    /// does not let us look.
+    pub async fn eviction_policy(&self) -> Option<String> {
+        let mut connection = self.connection.clone();
+        let mut command = redis::cmd("CONFIG");
+        command.arg("GET").arg("maxmemory-policy");
+        let answer: HashMap<String, String> = command.query_async(&mut connection).await.ok()?;
+        answer.into_values().next()
+    }
+
+    /// Puts a run into the queue. Does nothing when the queue has it already, in whatever state; that is told.
+    ///
+    /// # Errors
+    /// When Redis does not answer; the run may or may not be in the queue.
+    pub async fn enqueue(&self, run: &NewRun<'_>) -> Result<bool, Error> {
+        let existing: Option<String> = scripts::ENQUEUE
+            .key(self.keys.run(run.uid))
+            .key(&self.keys.waiting)
+            .key(&self.keys.seq)
+            .key(&self.keys.wake)
+            .key(&self.keys.events)
+            .arg(run.uid)
+            .arg(FORMAT)
+            .arg(run.payload)
+            .arg(run.priority)
+            .arg(run.started.map_or_else(String::new, |at| at.as_millisecond().to_string()))
+            .arg(run.attempts)
+            .arg(run.recoveries)
+            .arg(run.history)
+            .invoke_async(&mut self.connection.clone())
+            .await
+            .map_err(unavailable("enqueue a run"))?;
+        Ok(existing.is_none())
+    }
+
+    /// Takes the run that is next, if there is one: highest priority first, then first come, first served.
+    /// Otherwise tells how long it is until a delayed run is due.
+    ///
+    /// # Errors
+    /// When Redis does not answer. A claim whose answer got lost comes back when its lease ends.
+    pub async fn claim(&self, worker: &str) -> Result<Result<Claim, Option<Duration>>, Error> {
+        let (candidates, next_due): (Vec<String>, i64) = scripts::CANDIDATES
+            .key(&self.keys.waiting)
+            .key(&self.keys.delayed)
+            .arg(BATCH)
+            .invoke_async(&mut self.connection.clone())
+            .await
+            .map_err(unavailable("look for runs"))?;
+        if candidates.is_empty() {
+            return Ok(Err(u64::try_from(next_due).ok().map(Duration::from_millis)));
+        }
+        let mut invocation = scripts::CLAIM.prepare_invoke();
+        invocation.key(&self.keys.waiting).key(&self.keys.delayed).key(&self.keys.active).key(&self.keys.events);
+        invocation.arg(FORMAT).arg(worker).arg(self.lease.as_millis() as u64);
+        for uid in &candidates {
+            invocation.key(self.keys.run(uid)).arg(uid);
+        }
+        let claimed: Option<(String, i64, HashMap<String, String>)> =
+            invocation.invoke_async(&mut self.connection.clone()).await.map_err(unavailable("claim a run"))?;
+        match claimed {
+            Some((uid, now, fields)) => {
+                let entry = Entry::read(&uid, &fields)?;
+                Ok(Ok(Claim { uid, at: from_millis(now), entry }))
+            }
+            // Others were faster, or only runs of another format wait. Look again soon.
+            None => Ok(Err(Some(Duration::from_secs(1)))),
+        }
+    }
+
+    /// Extends the leases of a worker's runs, and shows that the worker lives. Returns the runs that are lost.
+    ///
+    /// # Errors
+    /// When Redis does not answer: nothing is known about the leases then.
+    pub async fn renew(&self, worker: &str, held: &[(String, u64)]) -> Result<Vec<String>, Error> {
+        let mut invocation = scripts::RENEW.prepare_invoke();
+        invocation.key(&self.keys.active).key(&self.keys.workers);
+        invocation.arg(worker).arg(self.lease.as_millis() as u64);
+        for (uid, epoch) in held {
+            invocation.key(self.keys.run(uid)).arg(uid).arg(epoch);
+        }
+        invocation.invoke_async(&mut self.connection.clone()).await.map_err(unavailable("renew leases"))
+    }
+
+    /// Takes a worker that stops from the list of those that live.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn retire(&self, worker: &str) -> Result<(), Error> {
+        let mut connection = self.connection.clone();
+        connection.zrem(&self.keys.workers, worker).await.map_err(unavailable("retire the worker"))
+    }
+
+    /// Records how far a run has come.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn checkpoint(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<Fenced, Error> {
+        let answer: u8 = scripts::CHECKPOINT
+            .key(self.keys.run(uid))
+            .key(&self.keys.events)
+            .arg(uid)
+            .arg(epoch)
+            .arg(checkpoint)
+            .invoke_async(&mut self.connection.clone())
+            .await
+            .map_err(unavailable("record a checkpoint"))?;
+        Ok(answer.into())
+    }
+
+    /// Ends a run.
+    ///
+    /// # Errors
+    /// When Redis does not answer; the run may or may not have ended.
+    pub async fn finish(
+        &self,
+        uid: &str,
+        epoch: u64,
+        ending: Ending<'_>,
+        progress: Progress<'_>,
+    ) -> Result<Fenced, Error> {
+        let (state, set, outcome) = match ending {
+            Ending::Completed => ("completed", &self.keys.completed, ""),
+            Ending::Failed(outcome) => ("failed", &self.keys.failed, outcome),
+        };
+        let answer: u8 = scripts::FINISH
+            .key(self.keys.run(uid))
+            .key(&self.keys.active)
+            .key(set)
+            .key(&self.keys.events)
+            .arg(uid)
+            .arg(epoch)
+            .arg(state)
+            .arg(progress.checkpoint)
+            .arg(progress.history)
+            .arg(progress.attempts)
+            .arg(outcome)
+            .arg(KEEP_FINISHED.as_millis() as u64)
+            .invoke_async(&mut self.connection.clone())
+            .await
+            .map_err(unavailable("end a run"))?;
+        Ok(answer.into())
+    }
+
+    /// Puts a run aside until its backoff has passed.
+    ///
+    /// # Errors
+    /// When Redis does not answer; the run may or may not have been put aside.
+    pub async fn retry(&self, uid: &str, epoch: u64, delay: Duration, progress: Progress<'_>) -> Result<Fenced, Error> {
+        let answer: u8 = scripts::RETRY
+            .key(self.keys.run(uid))
+            .key(&self.keys.active)
+            .key(&self.keys.delayed)
+            .key(&self.keys.wake)
+            .key(&self.keys.events)
+            .arg(uid)
+            .arg(epoch)
+            .arg(delay.as_millis() as u64)
+            .arg(progress.checkpoint)
+            .arg(progress.history)
+            .arg(progress.attempts)
+            .invoke_async(&mut self.connection.clone())
+            .await
+            .map_err(unavailable("put a run aside"))?;
+        Ok(answer.into())
+    }
+
+    /// Gives a run back, for another worker to go on with at once. Costs no attempt.
+    ///
+    /// # Errors
+    /// When Redis does not answer; the run then comes back when its lease ends.
+    pub async fn release(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<Fenced, Error> {
+        let answer: u8 = scripts::RELEASE
+            .key(self.keys.run(uid))
+            .key(&self.keys.active)
+            .key(&self.keys.waiting)
+            .key(&self.keys.wake)
+            .key(&self.keys.events)
+            .arg(uid)
+            .arg(epoch)
+            .arg(checkpoint)
+            .invoke_async(&mut self.connection.clone())
+            .await
+            .map_err(unavailable("release a run"))?;
+        Ok(answer.into())
+    }
+
+    /// Returns runs whose lease has ended to their place in the queue. A run that keeps losing its worker
+    /// without getting any further ends as failed, with `stalled` as its outcome. Returns how many were found.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn reap(&self, stalled: &str) -> Result<usize, Error> {
+        let expired: Vec<String> = scripts::EXPIRED
+            .key(&self.keys.active)
+            .arg(BATCH)
+            .invoke_async(&mut self.connection.clone())
+            .await
+            .map_err(unavailable("look for ended leases"))?;
+        if expired.is_empty() {
+            return Ok(0);
+        }
+        let mut invocation = scripts::REAP.prepare_invoke();
+        for key in [&self.keys.active, &self.keys.waiting, &self.keys.failed, &self.keys.wake, &self.keys.events] {
+            invocation.key(key);
+        }
+        invocation.arg(FORMAT).arg(MAX_STALLS).arg(stalled).arg(KEEP_FINISHED.as_millis() as u64);
+        for uid in &expired {
+            invocation.key(self.keys.run(uid)).arg(uid);
+        }
+        invocation.invoke_async(&mut self.connection.clone()).await.map_err(unavailable("return runs to the queue"))
+    }
+
+    /// Reads a run. `None` when the queue does not have it.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or the run's hash cannot be read.
+    pub async fn get(&self, uid: &str) -> Result<Option<Entry>, Error> {
+        let mut connection = self.connection.clone();
+        let fields: HashMap<String, String> =
+            connection.hgetall(self.keys.run(uid)).await.map_err(unavailable("read a run"))?;
+        if fields.is_empty() { Ok(None) } else { Entry::read(uid, &fields).map(Some) }
+    }
+
+    /// Forgets a run. A worker that has it stops at its next checkpoint.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn remove(&self, uid: &str) -> Result<(), Error> {
+        let keys = &self.keys;
+        let mut invocation = scripts::REMOVE.prepare_invoke();
+        invocation.key(keys.run(uid));
+        for set in [&keys.waiting, &keys.delayed, &keys.active, &keys.parked, &keys.completed, &keys.failed] {
+            invocation.key(set);
+        }
+        let removed: Result<u8, _> = invocation.arg(uid).invoke_async(&mut self.connection.clone()).await;
+        removed.map(drop).map_err(unavailable("remove a run"))
+    }
+
+    /// Ids of every run that has not ended.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn unfinished(&self) -> Result<Vec<String>, Error> {
+        let mut pipeline = redis::pipe();
+        for set in [&self.keys.waiting, &self.keys.delayed, &self.keys.active] {
+            pipeline.zrange(set, 0, -1);
+        }
+        pipeline.smembers(&self.keys.parked);
+        let sets: Vec<Vec<String>> =
+            pipeline.query_async(&mut self.connection.clone()).await.map_err(unavailable("list the runs"))?;
+        Ok(sets.into_iter().flatten().collect())
+    }
+
+    /// Counts runs by state, and workers.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn depth(&self) -> Result<Depth, Error> {
+        let now = Timestamp::now().as_millisecond();
+        let mut pipeline = redis::pipe();
+        pipeline.zcard(&self.keys.active).zcard(&self.keys.waiting).zcard(&self.keys.delayed);
+        pipeline.scard(&self.keys.parked).zcount(&self.keys.workers, now, "+inf");
+        let (active, waiting, delayed, parked, workers) =
+            pipeline.query_async(&mut self.connection.clone()).await.map_err(unavailable("count the runs"))?;
+        Ok(Depth { active, waiting, delayed, parked, workers })
+    }
+
+    /// Waits for news of runs that can be claimed. See [`Doorbell`].
+    #[must_use]
+    pub fn doorbell(&self) -> Doorbell {
+        Doorbell::new(self.client.clone(), self.keys.wake.clone())
+    }
+
+    /// Follows what happens to the runs. See [`Changes`].
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        Changes::new(self.client.clone(), self.keys.events.clone())
+    }
+}
+
+impl Entry {
+    fn read(uid: &str, fields: &HashMap<String, String>) -> Result<Self, Error> {
+        let unreadable = |what| Error::Unreadable { uid: uid.to_owned(), what };
+        let text = |name: &str| fields.get(name).filter(|value| !value.is_empty()).cloned();
+        let number = |name: &'static str| text(name).and_then(|value| value.parse::<i64>().ok());
+        if text("format").as_deref() != Some(FORMAT) {
+            return Err(unreadable("its format is of another release"));
+        }
+        let state = match text("state").as_deref() {
+            Some("waiting") => State::Waiting,
+            Some("delayed") => State::Delayed,
+            Some("active") => State::Active,
+            Some("parked") => State::Parked,
+            Some("completed") => State::Completed,
+            Some("failed") => State::Failed,
+            _ => return Err(unreadable("its state is not known")),
+        };
+        Ok(Self {
+            state,
+            epoch: number("epoch").ok_or_else(|| unreadable("it has no epoch"))? as u64,
+            payload: text("payload").ok_or_else(|| unreadable("it has no payload"))?,
+            worker: text("worker"),
+            attempts: number("attempts").unwrap_or(0) as u32,
+            recoveries: number("recoveries").unwrap_or(0) as u32,
+            started: number("started").map(from_millis),
+            retry_at: number("retry_at").map(from_millis),
+            finished: number("finished").map(from_millis),
+            checkpoint: text("checkpoint"),
+            history: text("history").unwrap_or_else(|| "[]".to_owned()),
+            outcome: text("outcome"),
+        })
+    }
+}
+
+/// Reads the ids out of an `XREAD` answer, and the id of the last event.
+fn read_changes(answer: Value) -> Option<(String, Vec<String>)> {
+    let streams: redis::streams::StreamReadReply = from_redis_value(answer).ok()?;
+    let events = streams.keys.into_iter().next()?.ids;
+    let last = events.last()?.id.clone();
+    let uids = events.iter().filter_map(|event| event.get("uid")).collect();
+    Some((last, uids))
+}

@@ -1,0 +1,278 @@
+//! Claims runs, keeps their leases, and drives them.
+
+mod attempt;
+mod leases;
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, interval, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    api::conditions::reasons,
+    domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec},
+    queue::{Claim, Ending, Error as QueueError, Fenced, Progress, Queue},
+    sync::Databases,
+    telemetry::Outage,
+};
+use attempt::{Attempt, End};
+use leases::Leases;
+
+/// Longest wait for a ring of the doorbell before looking for runs anyway.
+const IDLE: Duration = Duration::from_secs(5);
+/// Pause after an error of Redis.
+const PAUSE: Duration = Duration::from_millis(500);
+
+static REDIS: Outage = Outage::new("Redis");
+
+/// Settings of a worker.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Names this worker. New at every process start, so that a restarted process never takes itself for the
+    /// one that held a lease before.
+    pub id: String,
+    /// Most runs at a time.
+    pub slots: usize,
+}
+
+/// An id for a worker of this process.
+#[must_use]
+pub fn new_id() -> String {
+    let host = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
+    format!("{}-{:08x}", host.as_deref().unwrap_or("worker"), rand::random::<u32>())
+}
+
+/// Works until `stop`. Then it claims nothing more, lets the batches in flight end, gives its runs back and
+/// returns.
+pub async fn run(settings: Settings, queue: Queue, databases: Databases, stop: CancellationToken) {
+    let worker =
+        Arc::new(Worker { leases: Leases::new(settings.id.clone(), queue.clone()), id: settings.id, queue, databases });
+    let runs = TaskTracker::new();
+    let keeping = CancellationToken::new();
+    let keeper = tokio::spawn(keeping.clone().run_until_cancelled_owned({
+        let worker = Arc::clone(&worker);
+        async move { tokio::join!(worker.leases.keep(), worker.reap()) }
+    }));
+    tracing::info!(worker = worker.id, slots = settings.slots, "worker started");
+    worker.claim(settings.slots, &runs, &stop).await;
+
+    runs.close();
+    runs.wait().await;
+    keeping.cancel();
+    keeper.await.ok();
+    if let Err(error) = worker.queue.retire(&worker.id).await {
+        tracing::debug!(%error, "worker not retired");
+    }
+    tracing::info!(worker = worker.id, "worker stopped");
+}
+
+struct Worker {
+    id: String,
+    queue: Queue,
+    databases: Databases,
+    leases: Leases,
+}
+
+impl Worker {
+    /// Claims runs, at most `slots` at a time, and starts them.
+    async fn claim(self: &Arc<Self>, slots: usize, runs: &TaskTracker, stop: &CancellationToken) {
+        let free = Arc::new(Semaphore::new(slots));
+        let mut doorbell = self.queue.doorbell();
+        loop {
+            let Some(Ok(permit)) = stop.run_until_cancelled(Arc::clone(&free).acquire_owned()).await else { return };
+            // Never dropped half-way: a claim that Redis carried out must not be lost.
+            let claimed = self.queue.claim(&self.id).await;
+            REDIS.note(&claimed);
+            match claimed {
+                Ok(Ok(claim)) => {
+                    let (worker, stop) = (Arc::clone(self), stop.clone());
+                    runs.spawn(async move {
+                        worker.handle(claim, &stop).await;
+                        drop(permit);
+                    });
+                }
+                Ok(Err(next_due)) => {
+                    let wait = doorbell.wait(next_due.unwrap_or(IDLE).min(IDLE));
+                    match stop.run_until_cancelled(wait).await {
+                        None => return,
+                        Some(Ok(())) => {}
+                        Some(Err(_)) => sleep(PAUSE).await,
+                    }
+                }
+                Err(_) => sleep(PAUSE).await,
+            }
+        }
+    }
+
+    /// Returns the runs of lost workers to the queue.
+    async fn reap(&self) {
+        let stalled = Outcome {
+            reason: reasons::STALLED.to_owned(),
+            message: "the run lost its worker again and again without getting any further".to_owned(),
+        };
+        let stalled = json(&stalled);
+        let mut ticks = interval(self.queue.lease() / 2);
+        loop {
+            ticks.tick().await;
+            match self.queue.reap(&stalled).await {
+                Ok(0) => {}
+                Ok(count) => tracing::warn!(count, "runs of lost workers returned to the queue"),
+                Err(error) => tracing::debug!(%error, "leases not looked at"),
+            }
+        }
+    }
+
+    /// Drives a claimed run to the end of this claim.
+    async fn handle(&self, claim: Claim, stop: &CancellationToken) {
+        let lost = self.leases.hold(&claim.uid, claim.entry.epoch);
+        let epoch = claim.entry.epoch;
+        let payload = serde_json::from_str::<Payload>(&claim.entry.payload);
+        let (namespace, name) =
+            payload.as_ref().map_or(("?", "?"), |payload| (payload.namespace.as_str(), payload.name.as_str()));
+        let attempt = claim.entry.attempts + 1;
+        tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, "run claimed");
+
+        let (end, checkpoint) = match self.begin(&claim, payload.as_ref().ok()) {
+            Ok(mut attempt) => {
+                let end = attempt.drive(&self.queue, stop, &lost).await;
+                (end, attempt.checkpoint)
+            }
+            Err(outcome) => (End::Failed(outcome), read_checkpoint(&claim)),
+        };
+        match &end {
+            End::Completed => {
+                let counts = checkpoint.counts;
+                tracing::info!(
+                    namespace,
+                    name,
+                    uid = claim.uid,
+                    epoch,
+                    processed = counts.processed,
+                    failed = counts.failed,
+                    "run completed"
+                );
+            }
+            End::Failed(outcome) | End::Retry(outcome) => {
+                let again = matches!(end, End::Retry(_));
+                tracing::warn!(
+                    namespace,
+                    name,
+                    uid = claim.uid,
+                    attempt,
+                    epoch,
+                    reason = outcome.reason,
+                    error = outcome.message,
+                    again,
+                    "attempt failed"
+                );
+            }
+            End::Released => tracing::info!(namespace, name, uid = claim.uid, epoch, "run given back"),
+            End::Lost => {
+                tracing::warn!(namespace, name, uid = claim.uid, epoch, "lease lost; the run goes on elsewhere")
+            }
+        }
+        let let_go = self.let_go(&claim, &end, &checkpoint, payload.as_ref().ok());
+        if lost.run_until_cancelled(let_go).await.is_none() && end != End::Lost {
+            tracing::warn!(
+                namespace,
+                name,
+                uid = claim.uid,
+                epoch,
+                "lease lost before the end of the run was recorded"
+            );
+        }
+        self.leases.drop(&claim.uid);
+    }
+
+    fn begin(&self, claim: &Claim, payload: Option<&Payload>) -> Result<Attempt, Outcome> {
+        let invalid = |message: String| Outcome { reason: reasons::INVALID_TARGET.to_owned(), message };
+        let payload = payload.ok_or_else(|| invalid("the run's description in Redis is not readable".to_owned()))?;
+        let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
+        let started = claim.entry.started.unwrap_or(claim.at);
+        let target = self.databases.target(&spec, started).map_err(|error| error.outcome())?;
+        let age = crate::domain::elapsed(started, claim.at);
+        Ok(Attempt {
+            uid: claim.uid.clone(),
+            epoch: claim.entry.epoch,
+            deadline: Instant::now() + spec.active_deadline.saturating_sub(age),
+            target,
+            spec,
+            checkpoint: read_checkpoint(claim),
+        })
+    }
+
+    /// Records how this claim ended. Tries until Redis takes it; the caller stops that when the lease is lost.
+    async fn let_go(&self, claim: &Claim, end: &End, checkpoint: &Checkpoint, payload: Option<&Payload>) {
+        let (uid, epoch) = (claim.uid.as_str(), claim.entry.epoch);
+        let checkpoint = json(checkpoint);
+        let failed_before = claim.entry.attempts;
+        loop {
+            let result: Result<Fenced, QueueError> = match end {
+                End::Lost => return,
+                End::Released => self.queue.release(uid, epoch, &checkpoint).await,
+                End::Completed => {
+                    let progress =
+                        Progress { checkpoint: &checkpoint, history: &claim.entry.history, attempts: failed_before };
+                    self.queue.finish(uid, epoch, Ending::Completed, progress).await
+                }
+                End::Failed(outcome) | End::Retry(outcome) => {
+                    let history = append(&claim.entry.history, failed_before + 1, claim.at, outcome);
+                    let attempts = failed_before + 1;
+                    let progress = Progress { checkpoint: &checkpoint, history: &history, attempts };
+                    match retry_delay(end, payload, attempts) {
+                        Ok(delay) => self.queue.retry(uid, epoch, delay, progress).await,
+                        Err(outcome) => self.queue.finish(uid, epoch, Ending::Failed(&json(&outcome)), progress).await,
+                    }
+                }
+            };
+            match result {
+                Ok(_) => return,
+                Err(error) => tracing::debug!(uid, epoch, %error, "end of the run not recorded yet"),
+            }
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// How long until the next attempt, or why there is none.
+fn retry_delay(end: &End, payload: Option<&Payload>, attempts: u32) -> Result<Duration, Outcome> {
+    let outcome = match end {
+        End::Retry(outcome) | End::Failed(outcome) => outcome.clone(),
+        _ => Outcome { reason: String::new(), message: String::new() },
+    };
+    let spec = payload.and_then(|payload| RunSpec::parse(&payload.spec).ok());
+    match (end, spec) {
+        (End::Retry(_), Some(spec)) if attempts <= spec.retries => Ok(spec.backoff.delay(attempts, rand::random())),
+        (End::Retry(_), _) => Err(Outcome {
+            reason: reasons::BACKOFF_LIMIT_EXCEEDED.to_owned(),
+            message: format!("{attempts} attempts failed, the last one with {}: {}", outcome.reason, outcome.message),
+        }),
+        _ => Err(outcome),
+    }
+}
+
+fn append(history: &str, number: u32, start: Timestamp, outcome: &Outcome) -> String {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    let mut attempts: Vec<crate::api::syncjob::Attempt> = serde_json::from_str(history).unwrap_or_default();
+    attempts.push(crate::api::syncjob::Attempt {
+        number: number as i32,
+        start: Time(start),
+        end: Time(Timestamp::now()),
+        reason: outcome.reason.clone(),
+        message: crate::api::truncate(&outcome.message),
+    });
+    let excess = attempts.len().saturating_sub(MAX_ATTEMPTS);
+    json(&attempts[excess..])
+}
+
+fn read_checkpoint(claim: &Claim) -> Checkpoint {
+    claim.entry.checkpoint.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
+fn json<T: serde::Serialize + ?Sized>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

@@ -1,0 +1,48 @@
+# `make demo` and `make test` install what they need and do the rest. `make help` lists everything.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+
+export SYNC_OPERATOR_CACHE ?= $(HOME)/.cache/sync-operator
+export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
+CLUSTER ?= local
+SCRIPTS := $(wildcard tests/*/*.sh) .ci/run
+
+.PHONY: help demo demo-down test lint unit integration generate check-generated build
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+demo: ## Show the operator at work; CLUSTER=existing uses the cluster, Redis and MongoDB of your environment
+	@CLUSTER=$(CLUSTER) tests/demo/demo.sh up
+
+demo-down: ## Stop what `make demo` started
+	@CLUSTER=$(CLUSTER) tests/demo/demo.sh down
+
+test: lint check-generated unit integration ## Run every check and test
+
+lint: ## Formatting, lints, shell scripts
+	cargo fmt --check
+	cargo clippy --all-targets --quiet -- -D warnings
+	if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); else echo "shellcheck is not installed: scripts not checked"; fi
+
+unit: ## Tests without servers
+	cargo test --lib --bins
+
+integration: ## Tests against a real API server, Redis and MongoDB, and of whole processes
+	@tests/cluster/with-cluster.sh cargo test --test integration
+
+generate: ## Write the generated files
+	cargo build --quiet
+	for kind in syncschedule syncjob; do "$$CARGO_TARGET_DIR/debug/sync-operator" crd $$kind > crds/$${kind}s.yaml; done
+
+check-generated: ## Fail when a generated file is stale
+	cargo build --quiet
+	for kind in syncschedule syncjob; do
+	  "$$CARGO_TARGET_DIR/debug/sync-operator" crd $$kind | diff -u crds/$${kind}s.yaml - \
+	    || { echo "crds/$${kind}s.yaml is stale: run make generate" >&2; exit 1; }
+	done
+
+build: ## Build the release program
+	cargo build --release

@@ -1,0 +1,304 @@
+//! Commands and configuration. Every setting is a flag and an environment variable.
+
+use std::{net::IpAddr, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{api::GoDuration, telemetry::logs::Format};
+
+/// Keeps MongoDB collections in sync on a schedule, in Kubernetes.
+#[derive(Parser)]
+#[command(name = "sync-operator", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// How log lines look.
+    #[arg(long, global = true, env = "LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: Format,
+
+    /// What is logged: error, warn, info, debug or trace, for everything or by module.
+    #[arg(long, global = true, env = "RUST_LOG", default_value = "warn,sync_operator=info")]
+    pub log_level: String,
+}
+
+/// What to run.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Runs the controllers, and workers in the same process.
+    Controller(Box<Controller>),
+    /// Runs workers only.
+    Worker(Box<Worker>),
+    /// Serves the HTTP calls.
+    Api(Box<Api>),
+    /// Runs controllers, workers and the HTTP calls in one process.
+    All(Box<All>),
+    /// Prints the custom resource definitions as YAML.
+    Crd(Crd),
+}
+
+/// Options of `controller`.
+#[derive(Args)]
+pub struct Controller {
+    /// Kubernetes.
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
+    /// Redis.
+    #[command(flatten)]
+    pub redis: Redis,
+    /// MongoDB.
+    #[command(flatten)]
+    pub mongodb: Option<MongoDb>,
+    /// Workers in this process.
+    #[command(flatten)]
+    pub workers: Workers,
+    /// Times.
+    #[command(flatten)]
+    pub times: Times,
+}
+
+/// Options of `worker`.
+#[derive(Args)]
+pub struct Worker {
+    /// Redis.
+    #[command(flatten)]
+    pub redis: Redis,
+    /// MongoDB.
+    #[command(flatten)]
+    pub mongodb: MongoDb,
+    /// Workers in this process.
+    #[command(flatten)]
+    pub workers: Workers,
+}
+
+/// Options of `api`.
+#[derive(Args)]
+pub struct Api {
+    /// Kubernetes.
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
+    /// Redis.
+    #[command(flatten)]
+    pub redis: Redis,
+    /// HTTP.
+    #[command(flatten)]
+    pub http: Http,
+}
+
+/// Options of `all`.
+#[derive(Args)]
+pub struct All {
+    /// Kubernetes.
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
+    /// Redis.
+    #[command(flatten)]
+    pub redis: Redis,
+    /// MongoDB.
+    #[command(flatten)]
+    pub mongodb: MongoDb,
+    /// Workers in this process.
+    #[command(flatten)]
+    pub workers: Workers,
+    /// Times.
+    #[command(flatten)]
+    pub times: Times,
+    /// HTTP.
+    #[command(flatten)]
+    pub http: Http,
+}
+
+/// Options of `crd`.
+#[derive(Args)]
+pub struct Crd {
+    /// Print this one only.
+    #[arg(value_enum)]
+    pub kind: Option<Kind>,
+}
+
+/// A custom resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// SyncSchedule.
+    #[value(name = "syncschedule")]
+    SyncSchedule,
+    /// SyncJob.
+    #[value(name = "syncjob")]
+    SyncJob,
+}
+
+/// Which part of the cluster is worked on. The cluster itself comes from KUBECONFIG, ~/.kube/config, or the
+/// pod's service account.
+#[derive(Clone, Debug, Args)]
+pub struct Kubernetes {
+    /// Work on this namespace only. Default: all of them.
+    #[arg(long, env = "WATCH_NAMESPACE", help_heading = "Kubernetes")]
+    pub watch_namespace: Option<String>,
+}
+
+/// Where the queue lives.
+#[derive(Clone, Args)]
+#[group(id = "redis_options")]
+pub struct Redis {
+    /// Address as one URL: redis://[user:password@]host[:port][/db], or rediss:// for TLS. Instead of the
+    /// other Redis options.
+    #[arg(long, env = "REDIS_URL", help_heading = "Redis", hide_env_values = true)]
+    pub redis_url: Option<String>,
+    /// Host.
+    #[arg(long, env = "REDIS_HOST", help_heading = "Redis", default_value = "localhost")]
+    pub redis_host: String,
+    /// Port.
+    #[arg(long, env = "REDIS_PORT", help_heading = "Redis", default_value_t = 6379)]
+    pub redis_port: u16,
+    /// Password.
+    #[arg(long, env = "REDIS_PASSWORD", help_heading = "Redis", hide_env_values = true)]
+    pub redis_password: Option<String>,
+    /// Database number.
+    #[arg(long, env = "REDIS_DB", help_heading = "Redis", default_value_t = 0)]
+    pub redis_db: u16,
+    /// Name of the queue. Operators that share a Redis server need different ones, unless they share their work.
+    #[arg(long, env = "QUEUE_NAME", help_heading = "Redis", default_value = "sync", value_parser = queue_name)]
+    pub queue_name: String,
+    /// How long a worker holds a run without a sign of life, at least 1s. A lost worker's run goes on elsewhere
+    /// after at most one and a half times that. Must be the same in all processes.
+    #[arg(long, env = "LEASE_DURATION", help_heading = "Redis", default_value = "30s", value_parser = at_least_a_second)]
+    pub lease_duration: Duration,
+}
+
+/// Where the data lives.
+#[derive(Clone, Args)]
+#[group(id = "mongodb_options")]
+pub struct MongoDb {
+    /// Connection string: mongodb://… or mongodb+srv://…
+    #[arg(long, env = "MONGODB_URI", help_heading = "MongoDB", hide_env_values = true)]
+    pub mongodb_uri: String,
+    /// Database of targets that name none.
+    #[arg(long, env = "MONGODB_DATABASE", help_heading = "MongoDB", value_parser = database_name)]
+    pub mongodb_database: String,
+    /// Further databases that targets may name, separated by commas.
+    #[arg(long, env = "ALLOWED_DATABASES", help_heading = "MongoDB", value_delimiter = ',', value_parser = database_name)]
+    pub allowed_databases: Vec<String>,
+}
+
+/// Workers in a process.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Workers {
+    /// Runs worked on at a time in this process, 0 to 256.
+    #[arg(long, env = "WORKERS", help_heading = "Workers", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub workers: u16,
+}
+
+/// How often things are done.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Times {
+    /// Compare every unfinished SyncJob with the queue this often, at least every 1s.
+    #[arg(long, env = "RESYNC_INTERVAL", help_heading = "Times", default_value = "30s", value_parser = at_least_a_second)]
+    pub resync_interval: Duration,
+    /// Least time between two status writes of a SyncJob that only tell of progress.
+    #[arg(long, env = "STATUS_INTERVAL", help_heading = "Times", default_value = "2s", value_parser = go_duration)]
+    pub status_interval: Duration,
+}
+
+/// Where the HTTP calls are served.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Http {
+    /// Address to listen on.
+    #[arg(long, env = "HTTP_ADDRESS", help_heading = "HTTP", default_value = "0.0.0.0")]
+    pub http_address: IpAddr,
+    /// Port to listen on.
+    #[arg(long, env = "HTTP_PORT", help_heading = "HTTP", default_value_t = 4000)]
+    pub http_port: u16,
+}
+
+impl Redis {
+    /// The address as one URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        if let Some(url) = &self.redis_url {
+            return url.clone();
+        }
+        let Self { redis_host, redis_port, redis_db, .. } = self;
+        let password = self.redis_password.as_deref().filter(|password| !password.is_empty());
+        let password = password.map_or_else(String::new, |password| format!(":{}@", percent_encode(password)));
+        format!("redis://{password}{redis_host}:{redis_port}/{redis_db}")
+    }
+}
+
+fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+fn go_duration(text: &str) -> Result<Duration, String> {
+    GoDuration::new(text).parse().map_err(|error| error.to_string())
+}
+
+fn at_least_a_second(text: &str) -> Result<Duration, String> {
+    let duration = go_duration(text)?;
+    if duration < Duration::from_secs(1) { Err("must be at least 1s".to_owned()) } else { Ok(duration) }
+}
+
+fn queue_name(text: &str) -> Result<String, String> {
+    let valid = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if valid { Ok(text.to_owned()) } else { Err("must consist of letters, digits, -, _ and .".to_owned()) }
+}
+
+fn database_name(text: &str) -> Result<String, String> {
+    let valid = !text.is_empty()
+        && text.len() < 64
+        && !text.contains(['/', '\\', '.', ' ', '"', '$', '*', '<', '>', ':', '|', '?']);
+    match text {
+        "admin" | "config" | "local" => Err("is reserved by MongoDB: name another database".to_owned()),
+        _ if valid => Ok(text.to_owned()),
+        _ => Err(r#"is no database name: no spaces and none of /\."$*<>:|?"#.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, String> {
+        Cli::try_parse_from([&["sync-operator"], args].concat()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named_with_its_fix() {
+        let mongodb = ["--mongodb-uri", "mongodb://x", "--mongodb-database", "codex"];
+        for (args, message) in [
+            (vec!["worker"], "--mongodb-uri"),
+            ([&["worker", "--lease-duration", "5"], &mongodb[..]].concat(), "write a number and a unit"),
+            ([&["worker", "--lease-duration", "10ms"], &mongodb[..]].concat(), "must be at least 1s"),
+            ([&["worker", "--workers", "1000"], &mongodb[..]].concat(), "1000 is not in 0..=256"),
+            (vec!["worker", "--mongodb-uri", "mongodb://x", "--mongodb-database", "admin"], "reserved by MongoDB"),
+            ([&["worker", "--queue-name", "a b"], &mongodb[..]].concat(), "letters, digits"),
+        ] {
+            let error = parse(&args).err().unwrap();
+            assert!(error.contains(message), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_redis_url_is_built_from_its_parts() {
+        let redis = |args: &[&str]| match parse(&[&["api"], args].concat()).ok().unwrap().command {
+            Command::Api(api) => api.redis.url(),
+            _ => unreachable!(),
+        };
+        assert_eq!(
+            redis(&["--redis-host", "cache", "--redis-password", "p@ss/1", "--redis-db", "3"]),
+            "redis://:p%40ss%2F1@cache:6379/3"
+        );
+        assert_eq!(redis(&["--redis-url", "rediss://h", "--redis-host", "cache"]), "rediss://h");
+    }
+}

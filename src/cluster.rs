@@ -1,0 +1,239 @@
+//! The Kubernetes API: one client, and one watch of each kind for the whole process.
+
+use std::{fmt::Debug, future::Future, sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt, future::join};
+use kube::{
+    Api, Client, Config, Resource,
+    api::ObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        reflector::{self, ReflectHandle, Store, store::Writer},
+        utils::Backoff,
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use crate::{
+    api::{SyncJob, SyncSchedule},
+    telemetry::Outage,
+};
+
+/// Longest wait for one answer of the API server.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Events a reader of a watch may lag behind before the watch waits for it.
+const BUFFER: usize = 256;
+const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+static API_SERVER: Outage = Outage::new("the Kubernetes API");
+
+/// A request the API server did not carry out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It refused.
+    #[error("could not {action}: {}", describe(source))]
+    Refused {
+        /// What was asked, as a verb phrase.
+        action: &'static str,
+        /// What it said.
+        source: kube::Error,
+    },
+    /// It did not answer in time. What was asked may have been done.
+    #[error("could not {0}: the Kubernetes API did not answer in time")]
+    Timeout(&'static str),
+}
+
+impl Error {
+    /// The object was changed since it was read.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.status().is_some_and(kube::core::Status::is_conflict)
+    }
+
+    /// The object is not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.status().is_some_and(kube::core::Status::is_not_found)
+    }
+
+    /// An object of that name is there.
+    #[must_use]
+    pub fn is_already_exists(&self) -> bool {
+        self.status().is_some_and(kube::core::Status::is_already_exists)
+    }
+
+    fn status(&self) -> Option<&kube::core::Status> {
+        match self {
+            Self::Refused { source: kube::Error::Api(status), .. } => Some(status),
+            _ => None,
+        }
+    }
+}
+
+fn describe(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.message.is_empty() => status.reason.clone(),
+        kube::Error::Api(status) => status.message.clone(),
+        kube::Error::Service(_) | kube::Error::HyperError(_) => "the Kubernetes API cannot be reached".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Waits for an answer of the API server, at most for 10 s.
+///
+/// # Errors
+/// When it refuses, cannot be reached, or does not answer in time.
+pub async fn ask<T>(action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+    match timeout(LIMIT, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(source)) => Err(Error::Refused { action, source }),
+        Err(_) => Err(Error::Timeout(action)),
+    }
+}
+
+/// A client from `KUBECONFIG`, `~/.kube/config`, or the pod's service account.
+///
+/// # Errors
+/// When none of them is there, or what is there cannot be used.
+pub async fn connect() -> kube::Result<Client> {
+    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    // Each caller knows for how long a retry makes sense; the client's own go on for minutes.
+    config.default_retry = false;
+    Client::try_from(config)
+}
+
+/// Both kinds, as last seen. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    /// For requests.
+    pub client: Client,
+    /// Every SyncSchedule.
+    pub schedules: Store<SyncSchedule>,
+    /// Every SyncJob.
+    pub jobs: Store<SyncJob>,
+    namespace: Option<String>,
+}
+
+/// The ends of the watches for those who react to changes. All of them must be read from.
+pub struct Feeds {
+    /// Changes of SyncSchedules.
+    pub schedules: ReflectHandle<SyncSchedule>,
+    /// Changes of SyncJobs.
+    pub jobs: ReflectHandle<SyncJob>,
+    /// Changes of SyncJobs, once more.
+    pub owned_jobs: ReflectHandle<SyncJob>,
+}
+
+impl Cluster {
+    /// Watches both kinds in one namespace, or in all. The future drives the watches and never ends.
+    pub fn watch(client: Client, namespace: Option<String>) -> (Self, impl Future<Output = ()> + Send) {
+        let (schedules, schedule_writer) = reflector::store();
+        let (jobs, job_writer) = reflector::store();
+        let cluster = Self { client, schedules, jobs, namespace };
+        let driver = cluster.drive(schedule_writer, job_writer);
+        (cluster, driver)
+    }
+
+    /// As [`Cluster::watch`], with feeds for controllers. `None` never happens with stores made here.
+    pub fn watch_with_feeds(
+        client: Client,
+        namespace: Option<String>,
+    ) -> Option<(Self, Feeds, impl Future<Output = ()> + Send)> {
+        let (schedules, schedule_writer) = reflector::store_shared(BUFFER);
+        let (jobs, job_writer) = reflector::store_shared(BUFFER);
+        let feeds = Feeds {
+            schedules: schedule_writer.subscribe()?,
+            jobs: job_writer.subscribe()?,
+            owned_jobs: job_writer.subscribe()?,
+        };
+        let cluster = Self { client, schedules, jobs, namespace };
+        let driver = cluster.drive(schedule_writer, job_writer);
+        Some((cluster, feeds, driver))
+    }
+
+    fn drive(&self, schedules: Writer<SyncSchedule>, jobs: Writer<SyncJob>) -> impl Future<Output = ()> + Send + use<> {
+        let schedules = drain(follow(self.api(), schedules));
+        let jobs = drain(follow(self.api(), jobs));
+        async {
+            join(schedules, jobs).await;
+        }
+    }
+
+    /// Waits until both kinds were listed once.
+    pub async fn ready(&self) {
+        // Fails only when the watch was dropped, and then the process ends anyway.
+        self.schedules.wait_until_ready().await.ok();
+        self.jobs.wait_until_ready().await.ok();
+    }
+
+    /// The API of the kind, in the namespace that is watched or in all.
+    #[must_use]
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        match &self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    /// The API of the kind in an object's namespace.
+    #[must_use]
+    pub fn beside<K>(&self, object: &ObjectMeta) -> Api<K>
+    where
+        K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), object.namespace.as_deref().unwrap_or_default())
+    }
+
+    /// True when the namespace is one of those watched.
+    #[must_use]
+    pub fn covers(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|watched| watched == namespace)
+    }
+
+    /// The SyncJob with a uid.
+    #[must_use]
+    pub fn job(&self, uid: &str) -> Option<Arc<SyncJob>> {
+        self.jobs.find(|job| job.metadata.uid.as_deref() == Some(uid))
+    }
+}
+
+fn follow<K>(api: Api<K>, writer: Writer<K>) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    watcher(api, watcher::Config::default())
+        .backoff(Retry(WATCH_RETRY.0))
+        .modify(|object: &mut K| object.meta_mut().managed_fields = None)
+        .reflect_shared(writer)
+}
+
+async fn drain<K>(watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>) {
+    let mut watch = std::pin::pin!(watch);
+    while let Some(event) = watch.next().await {
+        API_SERVER.note(&event);
+    }
+}
+
+/// Doubling waits. The watcher's own go up to 30 s, which a short outage would be made longer by.
+struct Retry(Duration);
+
+impl Iterator for Retry {
+    type Item = Duration;
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.0;
+        self.0 = (wait * 2).min(WATCH_RETRY.1);
+        Some(wait.mul_f64(1.0 + rand::random::<f64>() / 4.0))
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        self.0 = WATCH_RETRY.0;
+    }
+}

@@ -1,0 +1,166 @@
+//! Brings a SyncJob and its run in the queue together.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, PostParams, Preconditions},
+    runtime::controller::Action,
+};
+use tokio::time::Instant;
+
+use super::{Context, Error};
+use crate::{
+    api::{SyncJob, SyncJobStatus},
+    cluster::ask,
+    domain::{
+        elapsed,
+        job::{self, Plan},
+        run::{Payload, Run},
+    },
+    queue::{Entry, NewRun},
+};
+
+/// While Redis is away. Its return is noticed at once, so this is only a safety net.
+const QUEUE_AWAY: Duration = Duration::from_secs(30);
+
+pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Result<Action, Error> {
+    let now = Timestamp::now();
+    let Some(uid) = job.uid() else { return Ok(Action::await_change()) };
+    if job.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    if job::is_finished(&job) {
+        context.forget(&uid);
+        return expire(&job, &context, now).await;
+    }
+    // Observe.
+    let entry = match context.queue.get(&uid).await {
+        Ok(entry) => entry,
+        Err(error) => {
+            tracing::debug!(uid, %error, "run not read");
+            let status = job::queue_unavailable(&job, now);
+            write_status(&job, &uid, status, &context).await?;
+            return Ok(Action::requeue(QUEUE_AWAY));
+        }
+    };
+    // Decide.
+    let run = entry.as_ref().map(read_run);
+    let plan = job::decide(&job, run.as_ref(), now);
+    // Act.
+    if plan.enqueue {
+        enqueue(&job, &uid, &context).await?;
+        return Ok(Action::await_change());
+    }
+    // Status.
+    if let Some(wait) = too_early(&job, &uid, &plan, &context) {
+        return Ok(Action::requeue(wait));
+    }
+    write_status(&job, &uid, plan.status, &context).await?;
+    context.events.publish(&*job, &plan.notes).await;
+    Ok(Action::await_change())
+}
+
+/// Puts a run into the queue. The cache may be behind, and a finished SyncJob must never run again: ask first.
+async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Error> {
+    let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
+    let Some(live) = ask("read a SyncJob", jobs.get_opt(&job.name_any())).await? else { return Ok(()) };
+    if live.uid().as_deref() != Some(uid) || job::is_finished(&live) || live.metadata.deletion_timestamp.is_some() {
+        return Ok(());
+    }
+    let payload =
+        Payload { namespace: job.namespace().unwrap_or_default(), name: job.name_any(), spec: live.spec.clone() };
+    let status = live.status.unwrap_or_default();
+    let run = NewRun {
+        uid,
+        payload: &serde_json::to_string(&payload).unwrap_or_default(),
+        priority: live.spec.priority,
+        started: status.start_time.map(|start| start.0),
+        attempts: status.attempts.unwrap_or(0) as u32,
+        recoveries: status.recoveries.unwrap_or(0) as u32,
+        history: &serde_json::to_string(&status.attempt_history).unwrap_or_default(),
+    };
+    if context.queue.enqueue(&run).await? {
+        tracing::info!(namespace = payload.namespace, name = payload.name, uid, "run enqueued");
+    }
+    Ok(())
+}
+
+async fn write_status(job: &SyncJob, uid: &str, status: SyncJobStatus, context: &Context) -> Result<(), Error> {
+    if job.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    let mut next = job.clone();
+    next.status = Some(status);
+    // Carries the resource version it was decided on, so an old decision is refused.
+    let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
+    let name = job.name_any();
+    ask("write a SyncJob's status", jobs.replace_status(&name, &PostParams::default(), &next)).await?;
+    context.lock().insert(uid.to_owned(), Instant::now());
+    Ok(())
+}
+
+/// How long a status that tells of progress only has to wait.
+fn too_early(job: &SyncJob, uid: &str, plan: &Plan, context: &Context) -> Option<Duration> {
+    let Some(old) = &job.status else { return None };
+    let mut same = plan.status.clone();
+    same.progress = old.progress;
+    same.counts = old.counts;
+    same.failures.clone_from(&old.failures);
+    if same != *old {
+        return None;
+    }
+    let written = *context.lock().get(uid)?;
+    let wait = context.status_interval.checked_sub(written.elapsed())?;
+    (!wait.is_zero()).then_some(wait)
+}
+
+/// Deletes a finished SyncJob whose time has come.
+async fn expire(job: &SyncJob, context: &Context, now: Timestamp) -> Result<Action, Error> {
+    let Some(at) = job::expires_at(job) else { return Ok(Action::await_change()) };
+    if at > now {
+        return Ok(Action::requeue(elapsed(now, at)));
+    }
+    let preconditions = Preconditions { uid: job.uid(), resource_version: None };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+    let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
+    match ask("delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(Action::await_change()),
+    }
+}
+
+fn read_run(entry: &Entry) -> Run {
+    let read = |text: &Option<String>| text.as_deref().unwrap_or("null").to_owned();
+    Run {
+        state: entry.state,
+        worker: entry.worker.clone(),
+        attempts: entry.attempts,
+        recoveries: entry.recoveries,
+        started: entry.started,
+        retry_at: entry.retry_at,
+        finished: entry.finished,
+        checkpoint: serde_json::from_str(&read(&entry.checkpoint)).unwrap_or_default(),
+        history: serde_json::from_str(&entry.history).unwrap_or_default(),
+        outcome: serde_json::from_str(&read(&entry.outcome)).unwrap_or_default(),
+    }
+}
+
+/// What a run in the queue was made from.
+pub(super) fn payload(entry: &Entry) -> Option<Payload> {
+    serde_json::from_str(&entry.payload).ok()
+}
+
+impl Context {
+    fn lock(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<String, Instant>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+}

@@ -1,0 +1,56 @@
+//! `/health` and `/readyz`.
+
+use std::sync::Arc;
+
+use axum::{Json, extract, http::StatusCode};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::{LIMIT, State};
+
+/// The body of `/health`.
+#[derive(Debug, Serialize)]
+pub(super) struct Health {
+    status: &'static str,
+    jobs: Jobs,
+    /// What is gone: `redis`, `kubernetes`, `workers`. Absent when nothing is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Jobs {
+    initialized: bool,
+}
+
+/// 200 when runs can be started and are worked on, 503 with what is missing otherwise.
+pub(super) async fn health(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Health>) {
+    let (depth, kubernetes) = tokio::join!(state.depth(), kubernetes_answers(&state));
+    let checks = [
+        ("redis", depth.is_some()),
+        ("kubernetes", kubernetes),
+        ("workers", depth.is_none_or(|depth| depth.workers > 0)),
+    ];
+    let missing: Vec<_> = checks.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
+    let (code, status) =
+        if missing.is_empty() { (StatusCode::OK, "OK") } else { (StatusCode::SERVICE_UNAVAILABLE, "DEGRADED") };
+    (code, Json(Health { status, jobs: Jobs { initialized: missing.is_empty() }, missing }))
+}
+
+async fn kubernetes_answers(state: &State) -> bool {
+    let Some(cluster) = state.cluster() else { return false };
+    matches!(timeout(LIMIT, cluster.client.apiserver_version()).await, Ok(Ok(_)))
+}
+
+/// 200 once both kinds were listed and Redis answers: requests get real answers then.
+pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, &'static str) {
+    let listed = match state.cluster() {
+        Some(cluster) => timeout(LIMIT, cluster.ready()).await.is_ok(),
+        None => false,
+    };
+    match (listed, state.depth().await) {
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "SyncSchedules and SyncJobs are not listed yet\n"),
+        (true, None) => (StatusCode::SERVICE_UNAVAILABLE, "Redis does not answer\n"),
+        (true, Some(_)) => (StatusCode::OK, "ok\n"),
+    }
+}

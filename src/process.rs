@@ -1,0 +1,244 @@
+//! Starts what a command asks for, and stops it in order.
+
+use std::{future::Future, net::SocketAddr, process::ExitCode, time::Duration};
+
+use kube::{Client, CustomResourceExt};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{SyncJob, SyncSchedule},
+    cli::{self, Cli, Command, Kind},
+    cluster::{self, Cluster},
+    controller, http,
+    queue::Queue,
+    sync::Databases,
+    telemetry::logs,
+    worker,
+};
+
+/// Exit code for wrong configuration, as clap's own.
+const USAGE: u8 = 2;
+/// Longest wait for requests and batches under way after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(25);
+
+/// Why the program did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}")]
+    Configuration(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Runs a command to its end. Exit code 0: stopped when asked to; 1: stopped by an error; 2: wrong configuration.
+#[must_use]
+pub fn main(cli: Cli) -> ExitCode {
+    if let Command::Crd(options) = cli.command {
+        return finish(print_crds(options.kind));
+    }
+    if let Err(error) = logs::init(cli.log_format, &cli.log_level) {
+        return finish(Err(Error::Configuration(error)));
+    }
+    // kube, redis and mongodb share one TLS implementation; it has to be named before the first connection.
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    finish(match runtime {
+        Ok(runtime) => runtime.block_on(start(cli.command)),
+        Err(error) => Err(Error::Failed(format!("could not start: {error}"))),
+    })
+}
+
+fn finish(result: Result<(), Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Failed(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+        Err(Error::Configuration(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+fn print_crds(kind: Option<Kind>) -> Result<(), Error> {
+    let crds = [(Kind::SyncSchedule, SyncSchedule::crd()), (Kind::SyncJob, SyncJob::crd())];
+    for (_, crd) in crds.into_iter().filter(|(of, _)| kind.is_none_or(|kind| kind == *of)) {
+        let yaml = serde_yaml_ng::to_string(&crd).map_err(|error| Error::Failed(error.to_string()))?;
+        print!("---\n{yaml}");
+    }
+    Ok(())
+}
+
+/// The parts of one process. They stop together, and the process with them.
+struct Parts {
+    tasks: JoinSet<Result<(), Error>>,
+    stop: CancellationToken,
+}
+
+impl Parts {
+    fn add(&mut self, part: impl Future<Output = Result<(), Error>> + Send + 'static) {
+        self.tasks.spawn(part);
+    }
+
+    /// Waits for a signal, or for a part to end by itself, and then for all parts.
+    async fn run(mut self) -> Result<(), Error> {
+        let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        let mut result = tokio::select! {
+            _ = term.recv() => Ok(()),
+            _ = int.recv() => Ok(()),
+            ended = self.tasks.join_next() => ended.map_or(Ok(()), flatten),
+        };
+        tracing::info!("stopping");
+        self.stop.cancel();
+        let drained = tokio::time::timeout(DRAIN, async {
+            while let Some(ended) = self.tasks.join_next().await {
+                result = std::mem::replace(&mut result, Ok(())).and(flatten(ended));
+            }
+        });
+        if drained.await.is_err() {
+            tracing::warn!("some work did not end in time; its leases end by themselves");
+        }
+        result
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
+    signal(kind).map_err(|error| Error::Failed(format!("could not listen for signals: {error}")))
+}
+
+fn flatten(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {
+    ended.unwrap_or_else(|error| Err(Error::Failed(format!("a part of the program ended: {error}"))))
+}
+
+/// Checks all of the configuration, then starts the parts.
+async fn start(command: Command) -> Result<(), Error> {
+    let stop = CancellationToken::new();
+    let mut parts = Parts { tasks: JoinSet::new(), stop: stop.clone() };
+    let (share, cluster) = watch::channel(None);
+    let id = worker::new_id();
+    match command {
+        Command::Crd(_) => {}
+        Command::Controller(options) => {
+            let queue = open_queue(&options.redis)?;
+            let client = connect().await?;
+            add_workers(&mut parts, options.workers, &id, &queue, options.mongodb.as_ref()).await?;
+            add_controllers(&mut parts, &options.kubernetes, options.times, &id, client, queue, share);
+        }
+        Command::Worker(options) => {
+            let queue = open_queue(&options.redis)?;
+            add_workers(&mut parts, options.workers, &id, &queue, Some(&options.mongodb)).await?;
+        }
+        Command::Api(options) => {
+            let queue = open_queue(&options.redis)?;
+            let client = connect().await?;
+            add_http(&mut parts, options.http, http::State::new(queue, cluster)).await?;
+            let (caches, watches) = Cluster::watch(client, options.kubernetes.watch_namespace);
+            share.send_replace(Some(caches));
+            parts.add(async move {
+                stop.run_until_cancelled(watches).await;
+                Ok(())
+            });
+        }
+        Command::All(options) => {
+            let queue = open_queue(&options.redis)?;
+            let client = connect().await?;
+            add_http(&mut parts, options.http, http::State::new(queue.clone(), cluster)).await?;
+            add_workers(&mut parts, options.workers, &id, &queue, Some(&options.mongodb)).await?;
+            add_controllers(&mut parts, &options.kubernetes, options.times, &id, client, queue, share);
+        }
+    }
+    parts.run().await
+}
+
+fn open_queue(options: &cli::Redis) -> Result<Queue, Error> {
+    let queue = Queue::new(&options.url(), &options.queue_name, options.lease_duration)
+        .map_err(|error| Error::Configuration(format!("REDIS_URL: {error}")))?;
+    let checked = queue.clone();
+    tokio::spawn(async move {
+        if let Some(policy) = checked.eviction_policy().await
+            && policy != "noeviction"
+        {
+            tracing::warn!(policy, "Redis may evict runs when its memory is full: set maxmemory-policy to noeviction");
+        }
+    });
+    Ok(queue)
+}
+
+async fn connect() -> Result<Client, Error> {
+    cluster::connect().await.map_err(|error| {
+        Error::Configuration(format!("no Kubernetes cluster is configured: set KUBECONFIG, or run in a pod ({error})"))
+    })
+}
+
+async fn add_workers(
+    parts: &mut Parts,
+    options: cli::Workers,
+    id: &str,
+    queue: &Queue,
+    mongodb: Option<&cli::MongoDb>,
+) -> Result<(), Error> {
+    if options.workers == 0 {
+        return Ok(());
+    }
+    let Some(mongodb) = mongodb else {
+        let missing = "MONGODB_URI and MONGODB_DATABASE are needed for workers: set them, or --workers 0";
+        return Err(Error::Configuration(missing.to_owned()));
+    };
+    let databases = Databases::new(&mongodb.mongodb_uri, &mongodb.mongodb_database, &mongodb.allowed_databases)
+        .await
+        .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
+    let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };
+    let (queue, stop) = (queue.clone(), parts.stop.clone());
+    parts.add(async move {
+        worker::run(settings, queue, databases, stop).await;
+        Ok(())
+    });
+    Ok(())
+}
+
+fn add_controllers(
+    parts: &mut Parts,
+    kubernetes: &cli::Kubernetes,
+    times: cli::Times,
+    id: &str,
+    client: Client,
+    queue: Queue,
+    share: watch::Sender<Option<Cluster>>,
+) {
+    let settings = controller::Settings {
+        namespace: kubernetes.watch_namespace.clone(),
+        resync: times.resync_interval,
+        status_interval: times.status_interval,
+        instance: id.to_owned(),
+    };
+    let stop = parts.stop.clone();
+    parts.add(async move {
+        let share = |cluster| drop(share.send_replace(Some(cluster)));
+        controller::run(settings, client, queue, stop, share).await;
+        Ok(())
+    });
+}
+
+async fn add_http(parts: &mut Parts, options: cli::Http, state: http::State) -> Result<(), Error> {
+    let address = SocketAddr::new(options.http_address, options.http_port);
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| Error::Configuration(format!("HTTP_PORT: could not listen on {address}: {error}")))?;
+    tracing::info!(%address, "serving HTTP");
+    let stop = parts.stop.clone();
+    parts.add(async move {
+        axum::serve(listener, http::router(state))
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+            .map_err(|error| Error::Failed(format!("HTTP stopped: {error}")))
+    });
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! Whose fault an error is: the spec's (only a change helps), the attempt's (try again later), or a document's.
+
+use bson::{Document, doc};
+use mongodb::error::{Error as MongoError, ErrorKind};
+
+use crate::{api::truncate_to, domain::run::Outcome};
+
+const MAX_SERVER_TEXT: usize = 300;
+
+/// The run cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The target cannot be worked on as written.
+    #[error("{0}")]
+    InvalidTarget(String),
+    /// The database did not do what it was asked. Worth another attempt.
+    #[error("{message}")]
+    Attempt {
+        /// One CamelCase word.
+        reason: &'static str,
+        /// A sentence.
+        message: String,
+    },
+}
+
+/// MongoDB cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unavailable(pub(super) String);
+
+/// Server errors that no waiting cures, by code
+/// (<https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml>).
+const SPEC_ERRORS: [i32; 9] = [
+    2,      // BadValue
+    9,      // FailedToParse
+    13,     // Unauthorized
+    14,     // TypeMismatch
+    73,     // InvalidNamespace
+    166,    // CommandNotSupportedOnView
+    168,    // InvalidPipelineOperator
+    17_262, // cannot use a reserved field name
+    51_091, // bad regular expression
+];
+
+impl Error {
+    /// What stands in a status for it.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        let reason = match self {
+            Self::InvalidTarget(_) => crate::api::conditions::reasons::INVALID_TARGET,
+            Self::Attempt { reason, .. } => reason,
+        };
+        Outcome { reason: reason.to_owned(), message: self.to_string() }
+    }
+
+    pub(super) fn timeout() -> Self {
+        Self::Attempt { reason: "Timeout", message: "MongoDB did not answer in time".to_owned() }
+    }
+
+    /// Sorts an error answer of the server. Its text is only passed on where it can hold nothing but what
+    /// the spec says: other texts quote documents.
+    pub(super) fn server(code: i32, name: &str, text: &str) -> Self {
+        let name = if name.is_empty() { format!("code {code}") } else { name.to_owned() };
+        match code {
+            13 => Self::InvalidTarget(format!(
+                "MongoDB does not allow the operator's user to work on this collection ({name}): grant it find and update there"
+            )),
+            _ if SPEC_ERRORS.contains(&code) => Self::InvalidTarget(format!(
+                "MongoDB refuses the query ({name}): {}",
+                truncate_to(text, MAX_SERVER_TEXT)
+            )),
+            50 => Self::timeout(),
+            _ => Self::Attempt { reason: "ServerError", message: format!("MongoDB answered with {name}") },
+        }
+    }
+}
+
+impl From<MongoError> for Error {
+    fn from(error: MongoError) -> Self {
+        let attempt = |reason, message: &str| Self::Attempt { reason, message: message.to_owned() };
+        match &*error.kind {
+            ErrorKind::Command(command) => Self::server(command.code, &command.code_name, &command.message),
+            ErrorKind::ServerSelection { .. } => attempt("Unreachable", "no MongoDB primary could be reached"),
+            ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } => {
+                attempt("Unreachable", "the connection to MongoDB broke")
+            }
+            ErrorKind::DnsResolve { .. } => {
+                attempt("Unreachable", "the name of the MongoDB server could not be resolved")
+            }
+            ErrorKind::Authentication { .. } => {
+                attempt("Unauthorized", "MongoDB does not accept the operator's credentials: check MONGODB_URI")
+            }
+            ErrorKind::InvalidTlsConfig { .. } => attempt("Unreachable", "the TLS settings in MONGODB_URI do not work"),
+            _ => attempt("ServerError", "MongoDB gave an answer that could not be used"),
+        }
+    }
+}
+
+/// Why the server refused to write one document, without quoting the document.
+pub(super) fn refusal(error: &Document) -> (&'static str, String) {
+    let code = error.get_i32("code").unwrap_or_default();
+    let text = error.get_str("errmsg").unwrap_or_default();
+    match code {
+        121 => ("ValidationFailed", format!("the collection's validator refuses the document{}", rules(error))),
+        11_000 | 11_001 => ("DuplicateKey", format!("another document has the same value{}", index(text))),
+        66 => ("ImmutableField", "the field to stamp cannot be changed".to_owned()),
+        10_334 | 17_419 | 17_420 => ("DocumentTooLarge", "the document would exceed 16 MiB".to_owned()),
+        28 | 9 | 2 => ("FieldNotWritable", "the stamp's field path runs through a value that is no object".to_owned()),
+        _ => ("WriteError", format!("MongoDB refuses to update the document (code {code})")),
+    }
+}
+
+/// Names of the properties that break the validator's rules: `errInfo` also holds their values, which stay out.
+fn rules(error: &Document) -> String {
+    let mut properties = Vec::new();
+    let details = error.get_document("errInfo").and_then(|info| info.get_document("details"));
+    collect(details.unwrap_or(&doc! {}), &mut properties);
+    properties.dedup();
+    if properties.is_empty() { String::new() } else { format!(": {}", properties.join(", ")) }
+}
+
+fn collect(details: &Document, properties: &mut Vec<String>) {
+    for (name, value) in details {
+        match value {
+            bson::Bson::String(property) if name == "propertyName" => properties.push(property.clone()),
+            bson::Bson::Array(missing) if name == "missingProperties" => {
+                properties.extend(missing.iter().filter_map(|name| Some(format!("{} is missing", name.as_str()?))));
+            }
+            bson::Bson::Array(rules) if name != "consideredValues" => {
+                rules.iter().filter_map(bson::Bson::as_document).for_each(|rule| collect(rule, properties));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn index(text: &str) -> String {
+    let name = text.split("index: ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    name.map_or_else(String::new, |name| format!(" in the unique index {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_rule_and_never_the_value() {
+        let validation = doc! {"code": 121, "errmsg": "Document failed validation", "errInfo": {"details": {
+            "operatorName": "$jsonSchema",
+            "schemaRulesNotSatisfied": [
+                {"operatorName": "properties", "propertiesNotSatisfied": [
+                    {"propertyName": "email", "details": [{"operatorName": "pattern", "consideredValue": "secret@example.org"}]}]},
+                {"operatorName": "required", "missingProperties": ["username"]},
+            ],
+        }}};
+        let duplicate = doc! {"code": 11000,
+        "errmsg": "E11000 duplicate key error collection: codex.users index: email_1 dup key: { email: \"secret@example.org\" }"};
+        for (error, reason, message) in [
+            (
+                validation,
+                "ValidationFailed",
+                "the collection's validator refuses the document: email, username is missing",
+            ),
+            (duplicate, "DuplicateKey", "another document has the same value in the unique index email_1"),
+            (
+                doc! {"code": 4242, "errmsg": "secret"},
+                "WriteError",
+                "MongoDB refuses to update the document (code 4242)",
+            ),
+        ] {
+            assert_eq!(refusal(&error), (reason, message.to_owned()));
+        }
+    }
+
+    #[test]
+    fn only_errors_of_the_spec_are_final() {
+        for (code, invalid) in [(2, true), (13, true), (73, true), (50, false), (189, false), (11_602, false)] {
+            assert_eq!(matches!(Error::server(code, "", "x"), Error::InvalidTarget(_)), invalid, "{code}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Keys of documents: reading, showing, and their order across BSON types.
+
+use bson::{Bson, Document, RawDocument, doc};
+
+use crate::api::truncate_to;
+
+/// Longest key shown, in bytes.
+const MAX_SHOWN: usize = 128;
+
+/// BSON types in the order in which MongoDB sorts them
+/// (<https://www.mongodb.com/docs/manual/reference/bson-type-comparison-order/>), as `$type` names.
+/// A range query finds values of one of these brackets only.
+const BRACKETS: [&[&str]; 13] = [
+    &["minKey"],
+    &["undefined", "null"],
+    &["int", "long", "double", "decimal"],
+    &["symbol", "string"],
+    &["object"],
+    &["array"],
+    &["binData"],
+    &["objectId"],
+    &["bool"],
+    &["date"],
+    &["timestamp"],
+    &["regex"],
+    &["maxKey"],
+];
+
+/// Position of a value's type in the sort order.
+pub(super) fn bracket(key: &Bson) -> usize {
+    match key {
+        Bson::MinKey => 0,
+        Bson::Int32(_) | Bson::Int64(_) | Bson::Double(_) | Bson::Decimal128(_) => 2,
+        Bson::Symbol(_) | Bson::String(_) => 3,
+        Bson::Document(_) => 4,
+        Bson::Array(_) => 5,
+        Bson::Binary(_) => 6,
+        Bson::ObjectId(_) => 7,
+        Bson::Boolean(_) => 8,
+        Bson::DateTime(_) => 9,
+        Bson::Timestamp(_) => 10,
+        Bson::RegularExpression(_) => 11,
+        Bson::MaxKey => 12,
+        _ => 1,
+    }
+}
+
+/// The query for every key that sorts after `key`.
+pub(super) fn after(field: &str, key: &Bson) -> Document {
+    let later: Vec<&str> = BRACKETS[bracket(key) + 1..].iter().flat_map(|names| names.iter().copied()).collect();
+    let same_type = doc! {field: {"$gt": key.clone()}};
+    if later.is_empty() {
+        same_type
+    } else {
+        doc! {"$or": [same_type, {field: {"$type": later}}]}
+    }
+}
+
+/// Reads a dotted path. `None` when the document has no such field.
+pub(super) fn at_path(document: &RawDocument, path: &str) -> Option<Bson> {
+    match path.split_once('.') {
+        None => document.get(path).ok()?.and_then(|value| Bson::try_from(value).ok()),
+        Some((head, rest)) => at_path(document.get_document(head).ok()?, rest),
+    }
+}
+
+/// A key as people write it: hex for an ObjectId, the text itself for a string, extended JSON otherwise.
+pub(super) fn show(key: &Bson) -> String {
+    let text = match key {
+        Bson::ObjectId(id) => id.to_hex(),
+        Bson::String(text) => text.clone(),
+        other => other.clone().into_relaxed_extjson().to_string(),
+    };
+    truncate_to(&text, MAX_SHOWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::{oid::ObjectId, rawdoc};
+
+    #[test]
+    fn keys_after_a_number_include_every_later_type() {
+        let query = after("_id", &Bson::Int32(5));
+        let clauses = query.get_array("$or").unwrap();
+        assert_eq!(clauses[0], Bson::Document(doc! {"_id": {"$gt": 5}}));
+        let later = clauses[1].as_document().unwrap().get_document("_id").unwrap().get_array("$type").unwrap();
+        assert!(
+            later.contains(&"string".into()) && later.contains(&"objectId".into()) && !later.contains(&"int".into())
+        );
+        assert_eq!(after("_id", &Bson::MaxKey), doc! {"_id": {"$gt": Bson::MaxKey}});
+    }
+
+    #[test]
+    fn dotted_paths_are_followed() {
+        let document = rawdoc! {"account": {"id": 7}};
+        assert_eq!(at_path(&document, "account.id"), Some(Bson::Int32(7)));
+        assert_eq!(at_path(&document, "account.name"), None);
+        assert_eq!(at_path(&document, "nothing.id"), None);
+    }
+
+    #[test]
+    fn keys_are_shown_as_people_write_them() {
+        let id = ObjectId::parse_str("65920080706565720000002a").unwrap();
+        assert_eq!(show(&Bson::ObjectId(id)), "65920080706565720000002a");
+        assert_eq!(show(&Bson::String("ann".into())), "ann");
+        assert_eq!(show(&Bson::Int32(42)), "42");
+    }
+}

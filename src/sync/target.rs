@@ -1,0 +1,364 @@
+//! The MongoDB collection a run works on: counting, walking and stamping it.
+
+use std::{future::Future, time::Duration};
+
+use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
+use futures::{Stream, stream};
+use jiff::Timestamp;
+use mongodb::{
+    Client, Collection, Cursor, Database,
+    options::{ClientOptions, WriteConcern},
+};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::{Error, Unavailable, error::refusal, keys};
+use crate::{
+    api::{syncjob::DocumentFailure, truncate},
+    domain::run::RunSpec,
+};
+
+/// Longest wait for one answer of MongoDB.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// An exact count that takes longer is replaced by an estimate.
+const COUNT_LIMIT: Duration = Duration::from_secs(5);
+const SERVER_SELECTION: Duration = Duration::from_secs(5);
+/// Keys fetched in one answer, at least. Small batches share an answer.
+const FETCH: usize = 1000;
+
+/// The MongoDB deployment, and which of its databases may be worked on.
+#[derive(Clone, Debug)]
+pub struct Databases {
+    client: Client,
+    default: String,
+    allowed: Vec<String>,
+}
+
+/// The documents one run works on.
+#[derive(Clone, Debug)]
+pub struct Target {
+    database: Database,
+    collection: Collection<RawDocumentBuf>,
+    key: String,
+    stamp_field: String,
+    /// Documents the run has to handle, those it handled already included.
+    selection: Document,
+    /// Time the run started: what is stamped.
+    stamp: DateTime,
+    batch_size: usize,
+}
+
+/// Neighbouring documents that are stamped together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    documents: Vec<Read>,
+}
+
+/// What the walk reads of a document.
+#[derive(Clone, Debug, PartialEq)]
+struct Read {
+    key: Bson,
+    stamped: Stamped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stamped {
+    /// Has to be stamped.
+    Due,
+    /// Was stamped by this run before.
+    ByThisRun,
+    /// Carries a later stamp.
+    Later,
+}
+
+/// What came of a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Documents that carry this run's stamp.
+    pub updated: i64,
+    /// Documents that carry a later stamp, or are gone.
+    pub unchanged: i64,
+    /// Documents MongoDB refused to update.
+    pub failures: Vec<DocumentFailure>,
+    /// Key of the batch's last document, as extended JSON.
+    pub cursor: Option<Value>,
+}
+
+impl Outcome {
+    /// Documents handled.
+    #[must_use]
+    pub fn processed(&self) -> i64 {
+        self.updated + self.unchanged + self.failures.len() as i64
+    }
+}
+
+impl Databases {
+    /// A deployment. Connects when first used. `allowed` are databases beside `default` that runs may name.
+    ///
+    /// # Errors
+    /// When the URI cannot be used. The text does not hold the URI.
+    pub async fn new(uri: &str, default: &str, allowed: &[String]) -> Result<Self, Unavailable> {
+        let unusable = |error: mongodb::error::Error| Unavailable(crate::sync::Error::from(error).to_string());
+        let mut options = ClientOptions::parse(uri).await.map_err(|error| match *error.kind {
+            mongodb::error::ErrorKind::InvalidArgument { message, .. } if !message.contains('@') => {
+                Unavailable(message)
+            }
+            mongodb::error::ErrorKind::InvalidArgument { .. } => Unavailable("it is no connection string".to_owned()),
+            _ => unusable(error),
+        })?;
+        options.app_name.get_or_insert_with(|| "sync-operator".to_owned());
+        options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
+        options.connect_timeout.get_or_insert(SERVER_SELECTION);
+        options.write_concern = Some(WriteConcern::majority());
+        // The checkpoint and the guard make repeating a batch safe; the driver's retries would halve the rate.
+        options.retry_writes = Some(false);
+        let client = Client::with_options(options).map_err(unusable)?;
+        Ok(Self { client, default: default.to_owned(), allowed: allowed.to_vec() })
+    }
+
+    /// Asks MongoDB for a sign of life.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn ping(&self) -> Result<(), Error> {
+        within(async { Ok(self.client.database("admin").run_command(doc! {"ping": 1}).await?) }).await.map(drop)
+    }
+
+    /// The documents of a run that started at `started`.
+    ///
+    /// # Errors
+    /// When the spec names a database that is not allowed, or a filter that is no query.
+    pub fn target(&self, spec: &RunSpec, started: Timestamp) -> Result<Target, Error> {
+        let name = spec.database.as_deref().unwrap_or(&self.default);
+        if name != self.default && !self.allowed.iter().any(|allowed| allowed == name) {
+            return Err(Error::InvalidTarget(format!(
+                "target.database {name:?} is not allowed: use {:?}, or start the operator with --allowed-databases {name}",
+                self.default
+            )));
+        }
+        let filter = Document::try_from(spec.filter.clone())
+            .map_err(|error| Error::InvalidTarget(format!("target.filter is no extended JSON: {error}")))?;
+        let database = self.client.database(name);
+        Ok(Target {
+            collection: database.collection(&spec.collection),
+            database,
+            key: spec.key_field.clone(),
+            stamp_field: spec.last_synced_field.clone(),
+            selection: selection(filter, spec, DateTime::from_millis(started.as_millisecond())),
+            stamp: DateTime::from_millis(started.as_millisecond()),
+            batch_size: spec.batch_size,
+        })
+    }
+}
+
+/// The query for a run's documents. An Incremental run also finds those it stamped itself, so that a run that
+/// starts over counts them.
+fn selection(filter: Document, spec: &RunSpec, stamp: DateTime) -> Document {
+    let Some(stale_after) = spec.stale_after else { return filter };
+    let field = spec.last_synced_field.as_str();
+    let stale = DateTime::from_millis(stamp.timestamp_millis().saturating_sub(stale_after.as_millis() as i64));
+    let due = doc! {"$or": [
+        {field: {"$not": {"$gte": stale}}},
+        {field: stamp},
+        {"$expr": {"$gt": ["$updatedAt", format!("${field}")]}},
+    ]};
+    both(filter, due)
+}
+
+fn both(a: Document, b: Document) -> Document {
+    if a.is_empty() {
+        b
+    } else {
+        doc! {"$and": [a, b]}
+    }
+}
+
+async fn within<T>(operation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(OPERATION_TIMEOUT, operation).await.unwrap_or_else(|_| Err(Error::timeout()))
+}
+
+impl Target {
+    /// How many documents the run has to handle: exact when that is known within 5 s, otherwise an estimate.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer or refuses the query.
+    pub async fn count(&self) -> Result<i64, Error> {
+        let exact = self.collection.count_documents(self.selection.clone()).max_time(COUNT_LIMIT);
+        match within(async { Ok(exact.await?) }).await {
+            Ok(count) => Ok(count as i64),
+            Err(error) if error == Error::timeout() => {
+                within(async { Ok(self.collection.estimated_document_count().await? as i64) }).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Walks the documents in key order, from after `cursor` on. The stream ends after the first error.
+    pub fn batches(&self, cursor: Option<&Value>) -> impl Stream<Item = Result<Batch, Error>> + use<> {
+        enum Walk {
+            Start(Target, Result<Option<Bson>, Error>),
+            Read(Target, Box<Cursor<RawDocumentBuf>>),
+            End,
+        }
+        let resume = cursor.cloned().map(Bson::try_from).transpose();
+        let resume = resume.map_err(|error| Error::InvalidTarget(format!("the checkpoint is not readable: {error}")));
+        stream::unfold(Walk::Start(self.clone(), resume), |walk| async {
+            let (target, mut cursor) = match walk {
+                Walk::End => return None,
+                Walk::Read(target, cursor) => (target, cursor),
+                Walk::Start(target, resume) => {
+                    let opened = match resume {
+                        Ok(after) => target.open(after.as_ref()).await,
+                        Err(error) => Err(error),
+                    };
+                    match opened {
+                        Ok(cursor) => (target, Box::new(cursor)),
+                        Err(error) => return Some((Err(error), Walk::End)),
+                    }
+                }
+            };
+            match target.read(&mut cursor).await {
+                Ok(batch) if batch.documents.is_empty() => None,
+                Ok(batch) => Some((Ok(batch), Walk::Read(target, cursor))),
+                Err(error) => Some((Err(error), Walk::End)),
+            }
+        })
+    }
+
+    async fn open(&self, after: Option<&Bson>) -> Result<Cursor<RawDocumentBuf>, Error> {
+        let query = match after {
+            Some(key) => both(self.selection.clone(), keys::after(&self.key, key)),
+            None => self.selection.clone(),
+        };
+        let mut projection = doc! {&self.key: 1, &self.stamp_field: 1};
+        if self.key != "_id" {
+            projection.insert("_id", 0);
+        }
+        let find = self
+            .collection
+            .find(query)
+            .sort(doc! {&self.key: 1})
+            .projection(projection)
+            .batch_size(self.batch_size.max(FETCH) as u32);
+        within(async { Ok(find.await?) }).await
+    }
+
+    async fn read(&self, cursor: &mut Cursor<RawDocumentBuf>) -> Result<Batch, Error> {
+        let mut documents = Vec::with_capacity(self.batch_size);
+        while documents.len() < self.batch_size && within(async { Ok(cursor.advance().await?) }).await? {
+            let document = cursor.current();
+            let stamped = match keys::at_path(document, &self.stamp_field) {
+                Some(Bson::DateTime(at)) if at == self.stamp => Stamped::ByThisRun,
+                Some(Bson::DateTime(at)) if at > self.stamp => Stamped::Later,
+                _ => Stamped::Due,
+            };
+            documents.push(Read { key: keys::at_path(document, &self.key).unwrap_or(Bson::Null), stamped });
+        }
+        Ok(Batch { documents })
+    }
+
+    /// Stamps the documents of a batch. Doing it twice, or late, changes nothing that matters: a stamp only
+    /// moves forward.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer or refuses the whole batch. Documents it refuses one by one are no error.
+    pub async fn write(&self, batch: Batch) -> Result<Outcome, Error> {
+        let due: Vec<&Bson> =
+            batch.documents.iter().filter(|read| read.stamped == Stamped::Due).map(|read| &read.key).collect();
+        let by_this_run = batch.documents.iter().filter(|read| read.stamped == Stamped::ByThisRun).count() as i64;
+        let mut outcome = Outcome { cursor: batch.cursor(), ..Outcome::default() };
+
+        let known = batch.documents.len() as i64;
+        match (due.first(), due.last()) {
+            (Some(first), Some(last)) if keys::bracket(first) == keys::bracket(last) => {
+                match self.stamp_range(first, last).await? {
+                    // Documents that came into the range since it was read count as well.
+                    Some(stamped) => outcome.updated = stamped,
+                    None => self.stamp_each(&due, &mut outcome).await?,
+                }
+            }
+            (Some(_), _) => self.stamp_each(&due, &mut outcome).await?,
+            (None, _) => {}
+        }
+        outcome.updated += by_this_run;
+        outcome.unchanged = (known - outcome.updated - outcome.failures.len() as i64).max(0);
+        Ok(outcome)
+    }
+
+    /// One statement for a range of keys. `None` when the server refused a document in it.
+    async fn stamp_range(&self, first: &Bson, last: &Bson) -> Result<Option<i64>, Error> {
+        let range = doc! {&self.key: {"$gte": first.clone(), "$lte": last.clone()}};
+        let reply = self.update(vec![self.statement(range, true)]).await?;
+        if reply.get_array("writeErrors").is_ok() {
+            return Ok(None);
+        }
+        Ok(Some(integer(&reply, "nModified")))
+    }
+
+    /// One statement for each document, so that each one that is refused is named and the others are written.
+    async fn stamp_each(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
+        let statements = due.iter().map(|key| self.statement(doc! {&self.key: (*key).clone()}, false)).collect();
+        let reply = self.update(statements).await?;
+        for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
+            let Some(key) = due.get(integer(error, "index") as usize) else { continue };
+            let (reason, message) = refusal(error);
+            outcome.failures.push(DocumentFailure {
+                key: keys::show(key),
+                reason: reason.to_owned(),
+                message: truncate(&message),
+            });
+        }
+        // The failed statement for the range may have stamped some of them before: count by what stands there.
+        let keys: Vec<Bson> = due.iter().map(|key| (*key).clone()).collect();
+        let stamped = doc! {&self.key: {"$in": keys}, &self.stamp_field: self.stamp};
+        outcome.updated = within(async { Ok(self.collection.count_documents(stamped).await? as i64) }).await?;
+        Ok(())
+    }
+
+    /// An update statement with the run's selection and the guard: `$not $gte` also takes missing, null and
+    /// wrongly typed values.
+    fn statement(&self, keys: Document, multi: bool) -> Document {
+        let guard = doc! {&self.stamp_field: {"$not": {"$gte": self.stamp}}};
+        let mut clauses = vec![keys, guard];
+        if !self.selection.is_empty() {
+            clauses.push(self.selection.clone());
+        }
+        doc! {"q": {"$and": clauses}, "u": {"$set": {&self.stamp_field: self.stamp}}, "multi": multi}
+    }
+
+    async fn update(&self, statements: Vec<Document>) -> Result<Document, Error> {
+        let command = doc! {
+            "update": self.collection.name(),
+            "updates": statements,
+            "ordered": false,
+            "writeConcern": {"w": "majority"},
+        };
+        let reply = within(async { Ok(self.database.run_command(command).await?) }).await?;
+        if let Ok(concern) = reply.get_document("writeConcernError") {
+            return Err(Error::server(integer(concern, "code") as i32, concern.get_str("codeName").unwrap_or(""), ""));
+        }
+        // A primary that steps down says so for each statement, not for the command.
+        let retryable =
+            |error: &&Document| matches!(integer(error, "code"), 91 | 189 | 10_107 | 11_600 | 11_602 | 13_435);
+        let errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
+        if let Some(error) = errors.into_iter().find(retryable) {
+            return Err(Error::server(integer(error, "code") as i32, "", ""));
+        }
+        Ok(reply)
+    }
+}
+
+impl Batch {
+    fn cursor(&self) -> Option<Value> {
+        self.documents.last().map(|read| read.key.clone().into_canonical_extjson())
+    }
+}
+
+fn integer(document: &Document, field: &str) -> i64 {
+    match document.get(field) {
+        Some(Bson::Int32(value)) => i64::from(*value),
+        Some(Bson::Int64(value)) => *value,
+        Some(Bson::Double(value)) => *value as i64,
+        _ => 0,
+    }
+}

@@ -1,0 +1,37 @@
+//! One log line when something goes away, and one when it is back, instead of one for each failed try.
+
+use std::{
+    fmt::Display,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// Whether something the program depends on is away.
+#[derive(Debug)]
+pub struct Outage {
+    what: &'static str,
+    away: AtomicBool,
+}
+
+impl Outage {
+    /// Watches over `what`, which is taken to be there.
+    #[must_use]
+    pub const fn new(what: &'static str) -> Self {
+        Self { what, away: AtomicBool::new(false) }
+    }
+
+    /// Takes note of an answer, or its absence. Logs only when that is news.
+    pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
+        match result {
+            Ok(_) if self.away.swap(false, Ordering::Relaxed) => tracing::info!("{} is back", self.what),
+            Err(error) if !self.away.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(error = %error, "{} is away; trying again until it is back", self.what);
+            }
+            _ => {}
+        }
+    }
+
+    /// True while it is away.
+    pub fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,79 @@
+//! The leases a worker holds, renewed by one task.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::queue::Queue;
+
+pub(super) struct Leases {
+    worker: String,
+    queue: Queue,
+    held: Mutex<HashMap<String, Held>>,
+}
+
+struct Held {
+    epoch: u64,
+    /// The lease holds at least until then, by this process's clock.
+    until: Instant,
+    lost: CancellationToken,
+}
+
+impl Leases {
+    pub fn new(worker: String, queue: Queue) -> Self {
+        Self { worker, queue, held: Mutex::default() }
+    }
+
+    /// Keeps the lease of a run that was just claimed. The token tells when it is lost.
+    pub fn hold(&self, uid: &str, epoch: u64) -> CancellationToken {
+        let lost = CancellationToken::new();
+        let until = Instant::now() + self.queue.lease();
+        self.lock().insert(uid.to_owned(), Held { epoch, until, lost: lost.clone() });
+        lost
+    }
+
+    /// Keeps the lease no longer.
+    pub fn drop(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+
+    /// Renews every lease three times in its length, and shows that the worker lives.
+    pub async fn keep(&self) {
+        let every = self.queue.lease() / 3;
+        let mut ticks = interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.renew(every).await;
+        }
+    }
+
+    async fn renew(&self, limit: Duration) {
+        let sent = Instant::now();
+        let held: Vec<(String, u64)> = self.lock().iter().map(|(uid, held)| (uid.clone(), held.epoch)).collect();
+        let renewed = timeout(limit, self.queue.renew(&self.worker, &held)).await;
+        let mut leases = self.lock();
+        if let Ok(Ok(lost)) = renewed {
+            for (uid, epoch) in held {
+                match leases.get_mut(&uid) {
+                    Some(lease) if lease.epoch != epoch => {}
+                    Some(lease) if lost.contains(&uid) => lease.lost.cancel(),
+                    Some(lease) => lease.until = sent + self.queue.lease(),
+                    None => {}
+                }
+            }
+        }
+        // Redis did not answer in time: nothing is known, but a lease that may have ended is not relied upon.
+        let now = Instant::now();
+        leases.values().filter(|lease| lease.until <= now).for_each(|lease| lease.lost.cancel());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,22 @@
+# shellcheck shell=bash disable=SC2034
+# Where things are; sourced by install.sh and cluster.sh, which must agree.
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
+
+kubernetes_version=v1.37.2
+version_package=k8s.io/component-base/version
+build_flags=(
+  -mod=readonly -buildvcs=false -trimpath
+  -ldflags "-s -w -X $version_package.gitVersion=$kubernetes_version -X $version_package.gitMajor=1 -X $version_package.gitMinor=37"
+)
+
+source_key() {
+  local sum
+  sum=$(cd "$here/kubernetes" && { cat main.go go.mod go.sum && echo "${build_flags[@]}"; } | sha256sum)
+  echo "${sum:0:16}"
+}
+
+kubernetes=$cache/kubernetes-$(source_key)
+mongod=$cache/mongod-6.0.5
+redis_server=$cache/redis-server

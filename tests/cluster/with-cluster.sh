@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs a command against servers of its own, with the CRDs installed, and stops them afterwards:
+# with-cluster.sh COMMAND [ARGS...]
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+name="test-$$"
+cluster() { "$here/cluster.sh" --name "$name" "$@"; }
+
+trap 'cluster down' EXIT
+cluster up
+eval "$(cluster env)"
+kubectl apply -f "$here/../../crds" >/dev/null
+kubectl wait --for=condition=Established crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev >/dev/null
+# The garbage collector looks for new kinds every 30 s, and once when it starts.
+cluster stop controller-manager >/dev/null
+cluster start controller-manager >/dev/null
+"$@"

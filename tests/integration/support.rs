@@ -1,0 +1,201 @@
+//! What tests share: addresses of the servers, names of their own, waiting, and operator processes.
+
+use std::{
+    env,
+    fmt::Debug,
+    fs,
+    future::Future,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use bson::{Document, doc};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client, api::PostParams};
+use mongodb::Database;
+use sync_operator::{
+    api::{SyncJob, SyncSchedule},
+    queue::Queue,
+};
+use tokio::time::{Instant, sleep};
+
+/// Limit of a wait. Generous: a slow machine is no reason to fail.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make integration`"))
+}
+
+/// A name no other test uses, and no other run of the tests.
+pub fn unique(what: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Waits until `probe` gives something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Servers, either those of the whole test run or a test's own.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    pub kubeconfig: String,
+    pub redis: String,
+    pub mongodb: String,
+}
+
+impl Servers {
+    pub fn shared() -> Self {
+        Self { kubeconfig: variable("KUBECONFIG"), redis: variable("REDIS_URL"), mongodb: variable("MONGODB_URI") }
+    }
+
+    pub async fn client(&self) -> Client {
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let kubeconfig = kube::config::Kubeconfig::read_from(&self.kubeconfig).unwrap();
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
+        config.default_retry = false;
+        Client::try_from(config).unwrap()
+    }
+}
+
+/// A namespace, a queue and a database of a test's own.
+pub struct World {
+    pub servers: Servers,
+    pub name: String,
+    pub client: Client,
+    pub database: Database,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::on(Servers::shared()).await
+    }
+
+    pub async fn on(servers: Servers) -> Self {
+        let name = unique("test");
+        let client = servers.client().await;
+        let namespace = serde_json::from_value(serde_json::json!({"metadata": {"name": name}})).unwrap();
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+        let database = mongodb::Client::with_uri_str(&servers.mongodb).await.unwrap().database(&name);
+        Self { servers, name, client, database }
+    }
+
+    pub fn schedules(&self) -> Api<SyncSchedule> {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    pub fn jobs(&self) -> Api<SyncJob> {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    pub fn queue(&self) -> Queue {
+        Queue::new(&self.servers.redis, &self.name, Duration::from_secs(30)).unwrap()
+    }
+
+    /// `count` users of 1 KB, of which the first `rejected` are refused by a validator when they are updated.
+    pub async fn seed(&self, count: i32, rejected: i32) {
+        let users = self.database.collection::<Document>("users");
+        let padding = "x".repeat(900);
+        for from in (0..count).step_by(5000) {
+            let chunk = (from..count.min(from + 5000))
+                .map(|i| doc! {"_id": i, "email": if i < rejected { "nobody" } else { "a@b" }, "padding": &padding});
+            users.insert_many(chunk).await.unwrap();
+        }
+        let rule = doc! {"email": {"$regex": "@"}};
+        self.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
+    }
+
+    pub async fn count(&self, filter: Document) -> u64 {
+        self.database.collection::<Document>("users").count_documents(filter).await.unwrap()
+    }
+
+    /// Starts `sync-operator COMMAND` on this world.
+    pub fn operator(&self, command: &str, args: &[&str]) -> Operator {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
+        process
+            .arg(command)
+            .args(args)
+            .env("KUBECONFIG", &self.servers.kubeconfig)
+            .env("REDIS_URL", &self.servers.redis)
+            .env("MONGODB_URI", &self.servers.mongodb)
+            .env("MONGODB_DATABASE", &self.name)
+            .env("QUEUE_NAME", &self.name)
+            .env("WATCH_NAMESPACE", &self.name)
+            .env("RUST_LOG", env::var("RUST_LOG").unwrap_or_else(|_| "warn,sync_operator=info".to_owned()));
+        Operator::start(process, &self.name)
+    }
+
+    /// Starts `sync-operator all` with HTTP on a port of its own, which is returned too.
+    pub fn all(&self, args: &[&str]) -> (Operator, u16) {
+        let port = free_port();
+        let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
+        (self.operator("all", &[&http, args].concat()), port)
+    }
+}
+
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// An operator process. Killed when dropped.
+pub struct Operator {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Operator {
+    fn start(mut process: Command, world: &str) -> Self {
+        let log = env::temp_dir().join(format!("{}.log", unique(world)));
+        let file = fs::File::create(&log).unwrap();
+        let child = process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        Self { child, log }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Asks the process to stop, and waits for its exit code.
+    pub async fn stop(mut self) -> Option<i32> {
+        self.signal("TERM");
+        let status = eventually("the operator ends after SIGTERM", async || self.child.try_wait().unwrap()).await;
+        status.code()
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("--- log of the operator ---\n{}", self.log());
+        }
+        fs::remove_file(&self.log).ok();
+    }
+}
+
+/// Asserts that a result is an error whose text holds `part`.
+pub fn assert_error<T: Debug, E: ToString>(result: Result<T, E>, part: &str) {
+    let error = result.err().unwrap_or_else(|| panic!("accepted, but should say: {part}")).to_string();
+    assert!(error.contains(part), "should say {part:?}: {error}");
+}
