@@ -178,8 +178,11 @@ impl Operator {
     /// Asks the process to stop, and waits for its exit code.
     pub async fn stop(mut self) -> Option<i32> {
         self.signal("TERM");
-        let status = eventually("the operator ends after SIGTERM", async || self.child.try_wait().unwrap()).await;
-        status.code()
+        let status = eventually("the operator ends after SIGTERM", || {
+            let ended = self.child.try_wait().unwrap();
+            async move { ended }
+        });
+        status.await.code()
     }
 }
 
