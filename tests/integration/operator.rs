@@ -1,1 +1,405 @@
+//! Whole operator processes on a real API server, Redis and MongoDB.
 
+use std::{collections::HashSet, time::Duration};
+
+use bson::{Bson, DateTime, doc};
+use k8s_openapi::{api::events::v1::Event, jiff::Timestamp};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use sync_operator::{
+    api::{SyncJob, SyncSchedule, syncjob::Phase},
+    domain::job::{is_complete, is_finished},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::sleep,
+};
+
+use crate::support::{World, eventually};
+
+pub async fn apply_schedule(world: &World, name: &str, spec: Value) -> SyncSchedule {
+    let schedule = SyncSchedule::new(name, serde_json::from_value(spec).unwrap());
+    world.schedules().create(&PostParams::default(), &schedule).await.unwrap()
+}
+
+pub async fn apply_job(world: &World, name: &str, spec: Value) -> SyncJob {
+    let job = SyncJob::new(name, serde_json::from_value(spec).unwrap());
+    world.jobs().create(&PostParams::default(), &job).await.unwrap()
+}
+
+pub async fn in_phase(world: &World, name: &str, phase: Phase) -> SyncJob {
+    let jobs = world.jobs();
+    eventually(&format!("{name} is {phase:?}"), async || {
+        jobs.get(name).await.ok().filter(|job| job.status.as_ref().is_some_and(|status| status.phase == Some(phase)))
+    })
+    .await
+}
+
+pub async fn finished(world: &World, name: &str) -> SyncJob {
+    let jobs = world.jobs();
+    eventually(&format!("{name} has ended"), async || jobs.get(name).await.ok().filter(is_finished)).await
+}
+
+/// Waits until `count` runs have completed, and returns the schedule.
+async fn succeeded(world: &World, name: &str, count: i64) -> SyncSchedule {
+    let schedules = world.schedules();
+    eventually(&format!("{count} runs of {name} succeeded"), async || {
+        let schedule = schedules.get(name).await.ok()?;
+        let runs = schedule.status.as_ref()?.runs;
+        (runs.succeeded >= count).then_some(schedule)
+    })
+    .await
+}
+
+async fn suspend(world: &World, name: &str, suspended: bool) {
+    let patch = Patch::Merge(json!({"spec": {"suspended": suspended}}));
+    world.schedules().patch(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+async fn job_names(world: &World) -> Vec<String> {
+    let mut jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+    jobs.sort_by_key(|job| job.name_any());
+    jobs.into_iter().map(|job| job.name_any()).collect()
+}
+
+/// The numbers at the ends of the names.
+fn slots(names: &[String]) -> Vec<i64> {
+    names.iter().map(|name| name.rsplit('-').next().unwrap().parse().unwrap()).collect()
+}
+
+/// `GET path`: status code and body.
+pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+async fn event_reasons(world: &World, object: &str) -> HashSet<String> {
+    let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
+    let events = events.list(&ListParams::default()).await.unwrap().items;
+    let about = |event: &Event| event.regarding.as_ref().and_then(|object| object.name.clone());
+    events
+        .into_iter()
+        .filter(|event| about(event).as_deref() == Some(object))
+        .filter_map(|event| event.reason)
+        .collect()
+}
+
+#[tokio::test]
+async fn the_sample_schedule_syncs_users_and_names_those_that_are_rejected() {
+    let world = World::new().await;
+    world.seed(10_000, 3).await;
+    let (operator, port) = world.all(&[]);
+    let sample = std::fs::read_to_string("manifests/samples/user-sync.yaml").unwrap();
+    let sample: SyncSchedule = serde_yaml_ng::from_str(&sample).unwrap();
+    let began = Timestamp::now();
+    world.schedules().create(&PostParams::default(), &sample).await.unwrap();
+
+    let schedule = succeeded(&world, "user-sync", 1).await;
+    let status = schedule.status.unwrap();
+    assert_eq!((status.runs.total, status.runs.failed, status.active_count), (1, 0, Some(0)));
+    assert!(status.last_successful_time.is_some() && status.next_schedule_time.is_some());
+
+    let names = job_names(&world).await;
+    let job = world.jobs().get(&names[0]).await.unwrap();
+    assert_eq!(job.labels()["sync.codex.dev/schedule"], "user-sync");
+    let run = job.status.unwrap();
+    let counts = run.counts.unwrap();
+    assert_eq!((run.progress, counts.total, counts.processed), (Some(100), 10_000, 10_000));
+    assert_eq!((counts.updated, counts.unchanged, counts.failed), (9_997, 0, 3));
+    let named: Vec<_> = run.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect();
+    assert_eq!(named, [("0", "ValidationFailed"), ("1", "ValidationFailed"), ("2", "ValidationFailed")]);
+
+    let start = DateTime::from_millis(run.start_time.unwrap().0.as_millisecond());
+    assert!(start.timestamp_millis() >= began.as_millisecond() - 1000);
+    assert_eq!(world.count(doc! {"lastSynced": start}).await, 9_997);
+
+    let (code, body) = get(port, "/jobs/status").await.unwrap();
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(
+        (code, &body["counts"]["completed"], &body["repeatable"][0]["every"]),
+        (200, &json!(1), &json!(1_200_000))
+    );
+    let (code, body) = get(port, "/health").await.unwrap();
+    assert_eq!((code, body.as_str()), (200, r#"{"status":"OK","jobs":{"initialized":true}}"#));
+    assert_eq!(get(port, "/livez").await.unwrap().0, 200);
+    assert_eq!(get(port, "/readyz").await.unwrap().0, 200);
+
+    let told = event_reasons(&world, "user-sync").await;
+    assert!(told.contains("RunCreated"), "{told:?}");
+    let told = event_reasons(&world, &names[0]).await;
+    assert!(told.contains("RunCompleted"), "{told:?}");
+    assert_eq!(operator.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn every_slot_is_run_once_by_two_operators_and_the_counters_add_up() {
+    let world = World::new().await;
+    world.seed(1_000, 3).await;
+    let (first, _) = world.all(&[]);
+    let (second, _) = world.all(&[]);
+    apply_schedule(&world, "often", json!({"interval": "1s", "jobTemplate": {"spec": {"syncType": "Full"}}})).await;
+
+    succeeded(&world, "often", 6).await;
+    suspend(&world, "often", true).await;
+    let schedules = world.schedules();
+    let schedule = eventually("no run is active", async || {
+        let schedule = schedules.get("often").await.ok()?;
+        let status = schedule.status.as_ref()?;
+        (status.active.is_empty() && status.next_schedule_time.is_none()).then_some(schedule)
+    });
+    let runs = schedule.await.status.unwrap().runs;
+
+    let names = job_names(&world).await;
+    let slots = slots(&names);
+    assert_eq!(names.len() as i64, runs.total, "a SyncJob for each run");
+    assert_eq!(runs.total, runs.succeeded);
+    let span = slots[slots.len() - 1] - slots[0] + 1;
+    assert_eq!(runs.total + runs.skipped, span, "each slot was run or skipped, once: {names:?}, {runs:?}");
+    for name in &names {
+        let job = world.jobs().get(name).await.unwrap();
+        assert!(is_complete(&job), "{name}");
+        let counts = job.status.unwrap().counts.unwrap();
+        assert_eq!((counts.processed, counts.total), (1_000, 1_000));
+        assert_eq!(counts.processed, counts.updated + counts.unchanged + counts.failed);
+        assert_eq!(counts.failed, 3);
+    }
+    assert_eq!(first.stop().await, Some(0));
+    assert_eq!(second.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn suspending_stops_new_runs_and_resuming_starts_with_the_next_slot() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, port) = world.all(&[]);
+    apply_schedule(&world, "often", json!({"interval": "1s"})).await;
+    succeeded(&world, "often", 2).await;
+
+    suspend(&world, "often", true).await;
+    sleep(Duration::from_secs(2)).await;
+    let stopped = job_names(&world).await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(job_names(&world).await, stopped, "no new runs 2 s after the patch");
+    let (_, body) = get(port, "/jobs/status").await.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["paused"], true);
+
+    let resumed = Timestamp::now().as_second();
+    suspend(&world, "often", false).await;
+    let enough = stopped.len() as i64 + 1;
+    succeeded(&world, "often", enough).await;
+    let names = job_names(&world).await;
+    let newer: Vec<_> = slots(&names).into_iter().filter(|slot| !slots(&stopped).contains(slot)).collect();
+    assert!(newer.iter().all(|slot| *slot >= resumed), "slots missed while suspended are not run: {newer:?}");
+}
+
+#[tokio::test]
+async fn history_limits_keep_the_newest_runs_and_the_counters() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_schedule(&world, "often", json!({"interval": "1s", "successfulJobsHistoryLimit": 2})).await;
+    succeeded(&world, "often", 5).await;
+    suspend(&world, "often", true).await;
+    eventually("two runs are kept", async || (job_names(&world).await.len() == 2).then_some(())).await;
+    assert!(world.schedules().get("often").await.unwrap().status.unwrap().runs.succeeded >= 5);
+}
+
+/// A spec whose run over `seed` users takes many seconds: one user a batch, one batch at a time.
+pub fn slow() -> Value {
+    json!({"syncType": "Full", "batchSize": 1, "parallelism": 1, "backoff": {"initial": "1s", "jitter": 0.0}})
+}
+
+/// Waits until a run has got somewhere.
+pub async fn under_way(world: &World, name: &str) {
+    let jobs = world.jobs();
+    eventually("the run is under way", async || {
+        let job = jobs.get(name).await.ok()?;
+        (job.status?.counts?.processed > 0).then_some(())
+    })
+    .await;
+}
+
+fn assert_all_done(job: &SyncJob, users: i64) {
+    let status = job.status.as_ref().unwrap();
+    let counts = status.counts.unwrap();
+    assert!(is_complete(job), "{status:?}");
+    assert_eq!((counts.processed, counts.updated, status.progress), (users, users, Some(100)));
+}
+
+#[tokio::test]
+async fn a_stopped_worker_hands_its_run_over_without_spending_an_attempt() {
+    let world = World::new().await;
+    world.seed(8_000, 0).await;
+    let (_controller, _) = world.all(&["--workers", "0"]);
+    let first = world.operator("worker", &[]);
+    apply_job(&world, "run", slow()).await;
+    under_way(&world, "run").await;
+    let second = world.operator("worker", &[]);
+    assert_eq!(first.stop().await, Some(0));
+
+    let job = finished(&world, "run").await;
+    assert_all_done(&job, 8_000);
+    let status = job.status.unwrap();
+    assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
+    assert!(second.log().contains("run claimed"));
+}
+
+#[tokio::test]
+async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
+    let world = World::new().await;
+    world.seed(8_000, 0).await;
+    let lease = ["--lease-duration", "2s"];
+    let (_controller, _) = world.all(&[&lease[..], &["--workers", "0"]].concat());
+    let first = world.operator("worker", &lease);
+    apply_job(&world, "run", slow()).await;
+    under_way(&world, "run").await;
+    first.signal("KILL");
+    let _second = world.operator("worker", &lease);
+
+    let job = finished(&world, "run").await;
+    assert_all_done(&job, 8_000);
+    let status = job.status.unwrap();
+    assert_eq!((status.attempts, status.recoveries), (Some(0), Some(1)));
+    assert!(event_reasons(&world, "run").await.contains("RunRecovered"));
+}
+
+#[tokio::test]
+async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
+    let world = World::new().await;
+    world.seed(20_000, 0).await;
+    let (_operator, _) = world.all(&["--resync-interval", "1s"]);
+    apply_schedule(&world, "slow", json!({"immediate": true, "jobTemplate": {"spec": slow()}})).await;
+    let names = eventually("the run exists", async || {
+        let names = job_names(&world).await;
+        (!names.is_empty()).then_some(names)
+    });
+    under_way(&world, &names.await[0]).await;
+    world.schedules().delete("slow", &DeleteParams::background()).await.unwrap();
+    eventually("the SyncJob is gone", async || job_names(&world).await.is_empty().then_some(())).await;
+    let queue = world.queue();
+    eventually("the queue is empty", async || queue.unfinished().await.unwrap().is_empty().then_some(())).await;
+    let unsynced = world.count(doc! {"lastSynced": Bson::Null}).await;
+    assert!(unsynced > 0, "the run did not go on to its end");
+}
+
+#[tokio::test]
+async fn a_run_whose_attempts_all_fail_ends_as_failed_with_its_history() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let mut dead = world.servers.clone();
+    dead.mongodb = "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=200".to_owned();
+    let (_controller, _) = world.all(&["--workers", "0"]);
+    let _worker = World { servers: dead, ..world_on(&world) }.operator("worker", &[]);
+    let spec = json!({"backoffLimit": 2, "backoff": {"initial": "200ms", "factor": 1}});
+    apply_job(&world, "run", spec).await;
+
+    let status = finished(&world, "run").await.status.unwrap();
+    assert_eq!((status.phase, status.attempts), (Some(Phase::Failed), Some(3)));
+    let failed = status.conditions.iter().find(|condition| condition.type_ == "Failed").unwrap();
+    assert_eq!(failed.reason, "BackoffLimitExceeded");
+    assert!(failed.message.contains("no MongoDB primary could be reached"), "{}", failed.message);
+    let history: Vec<_> =
+        status.attempt_history.iter().map(|attempt| (attempt.number, attempt.reason.as_str())).collect();
+    assert_eq!(history, [(1, "Unreachable"), (2, "Unreachable"), (3, "Unreachable")]);
+}
+
+fn world_on(world: &World) -> World {
+    World {
+        servers: world.servers.clone(),
+        name: world.name.clone(),
+        client: world.client.clone(),
+        database: world.database.clone(),
+    }
+}
+
+#[tokio::test]
+async fn what_the_spec_gets_wrong_is_not_retried() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_job(&world, "operator", json!({"target": {"filter": {"age": {"$bigger": 3}}}})).await;
+    apply_job(&world, "database", json!({"target": {"database": "elsewhere"}})).await;
+    apply_job(&world, "code", json!({"target": {"filter": {"$expr": {"$function": {}}}}})).await;
+    for (name, message) in [
+        ("operator", "unknown operator: $bigger"),
+        ("database", "--allowed-databases"),
+        ("code", "$function runs code"),
+    ] {
+        let status = finished(&world, name).await.status.unwrap();
+        let failed = status.conditions.iter().find(|condition| condition.type_ == "Failed").unwrap();
+        assert_eq!(failed.reason, "InvalidTarget", "{name}");
+        assert!(failed.message.contains(message), "{name}: {}", failed.message);
+    }
+}
+
+#[tokio::test]
+async fn a_run_over_its_deadline_ends_as_failed() {
+    let world = World::new().await;
+    world.seed(20_000, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let mut spec = slow();
+    spec["activeDeadline"] = json!("1s");
+    apply_job(&world, "run", spec).await;
+    let status = finished(&world, "run").await.status.unwrap();
+    let failed = status.conditions.iter().find(|condition| condition.type_ == "Failed").unwrap();
+    assert_eq!(failed.reason, "DeadlineExceeded");
+}
+
+#[tokio::test]
+async fn fields_without_effect_are_told_in_warnings() {
+    let world = World::new().await;
+    let (_operator, _) = world.all(&[]);
+    apply_schedule(&world, "cron", json!({"schedule": "*/5 * * * *"})).await;
+    apply_schedule(&world, "replace", json!({"concurrencyPolicy": "Replace"})).await;
+    apply_job(&world, "cancelled", json!({"cancelled": true})).await;
+    for (name, reason) in [("cron", "InvalidSchedule"), ("replace", "NotImplemented"), ("cancelled", "NotImplemented")]
+    {
+        eventually(&format!("{name} has a warning"), async || {
+            event_reasons(&world, name).await.contains(reason).then_some(())
+        })
+        .await;
+    }
+    let cron = world.schedules().get("cron").await.unwrap().status.unwrap();
+    let stalled = cron.conditions.iter().find(|condition| condition.type_ == "Stalled").unwrap();
+    assert_eq!((stalled.status.as_str(), stalled.reason.as_str()), ("True", "NotImplemented"));
+}
+
+#[tokio::test]
+async fn a_finished_job_of_its_own_is_deleted_after_its_ttl() {
+    let world = World::new().await;
+    let (_operator, _) = world.all(&[]);
+    apply_job(&world, "run", json!({"ttlAfterFinished": "1s"})).await;
+    eventually("the SyncJob is deleted", async || job_names(&world).await.is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn wrong_configuration_is_one_clear_error_and_exit_code_2() {
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sync-operator"));
+        command.args(args).env("MONGODB_DATABASE", "codex").env_remove("MONGODB_URI").env_remove("REDIS_URL");
+        command.env_remove("KUBECONFIG").env("HOME", "/nowhere").output().unwrap()
+    };
+    for (args, message) in [
+        (vec!["worker"], "--mongodb-uri"),
+        (vec!["worker", "--mongodb-uri", "http://x"], "MONGODB_URI"),
+        (vec!["worker", "--mongodb-uri", "mongodb://x", "--redis-url", "http://x"], "REDIS_URL"),
+        (vec!["api"], "KUBECONFIG"),
+        (vec!["all", "--mongodb-uri", "mongodb://x", "--workers", "many"], "--workers"),
+        (vec!["controller", "--log-level", "sync=loud"], "--log-level"),
+    ] {
+        let output = run(&args);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert!(error.contains(message), "{args:?}: {error}");
+        assert!(!error.contains("panicked"), "{args:?}: {error}");
+    }
+}

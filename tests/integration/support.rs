@@ -4,7 +4,6 @@ use std::{
     env,
     fmt::Debug,
     fs,
-    future::Future,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -35,7 +34,7 @@ pub fn unique(what: &str) -> String {
 }
 
 /// Waits until `probe` gives something.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = probe().await {
