@@ -14,7 +14,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     api::{SyncJob, SyncSchedule},
@@ -115,6 +115,8 @@ pub struct Cluster {
     /// Every SyncJob.
     pub jobs: Store<SyncJob>,
     namespace: Option<String>,
+    /// Kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
+    listed: watch::Receiver<usize>,
 }
 
 /// The ends of the watches for those who react to changes. All of them must be read from.
@@ -132,8 +134,9 @@ impl Cluster {
     pub fn watch(client: Client, namespace: Option<String>) -> (Self, impl Future<Output = ()> + Send) {
         let (schedules, schedule_writer) = reflector::store();
         let (jobs, job_writer) = reflector::store();
-        let cluster = Self { client, schedules, jobs, namespace };
-        let driver = cluster.drive(schedule_writer, job_writer);
+        let (listing, listed) = watch::channel(0);
+        let cluster = Self { client, schedules, jobs, namespace, listed };
+        let driver = cluster.drive(schedule_writer, job_writer, listing);
         (cluster, driver)
     }
 
@@ -149,8 +152,9 @@ impl Cluster {
             jobs: job_writer.subscribe()?,
             owned_jobs: job_writer.subscribe()?,
         };
-        let cluster = Self { client, schedules, jobs, namespace };
-        let driver = cluster.drive(schedule_writer, job_writer);
+        let (listing, listed) = watch::channel(0);
+        let cluster = Self { client, schedules, jobs, namespace, listed };
+        let driver = cluster.drive(schedule_writer, job_writer, listing);
         Some((cluster, feeds, driver))
     }
 
@@ -164,9 +168,8 @@ impl Cluster {
 
     /// Waits until both kinds were listed once.
     pub async fn ready(&self) {
-        // Fails only when the watch was dropped, and then the process ends anyway.
-        self.schedules.wait_until_ready().await.ok();
-        self.jobs.wait_until_ready().await.ok();
+        // Fails only when the watches were dropped, and then the process ends anyway.
+        self.listed.clone().wait_for(|kinds| *kinds >= 2).await.ok();
     }
 
     /// The API of the kind, in the namespace that is watched or in all.
@@ -213,10 +216,14 @@ where
         .reflect_shared(writer)
 }
 
-async fn drain<K>(watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>) {
+async fn drain<K>(watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>, listing: &watch::Sender<usize>) {
     let mut watch = std::pin::pin!(watch);
+    let mut listed = false;
     while let Some(event) = watch.next().await {
         API_SERVER.note(&event);
+        if matches!(event, Ok(watcher::Event::InitDone)) && !std::mem::replace(&mut listed, true) {
+            listing.send_modify(|kinds| *kinds += 1);
+        }
     }
 }
 
