@@ -158,11 +158,16 @@ impl Cluster {
         Some((cluster, feeds, driver))
     }
 
-    fn drive(&self, schedules: Writer<SyncSchedule>, jobs: Writer<SyncJob>) -> impl Future<Output = ()> + Send + use<> {
-        let schedules = drain(follow(self.api(), schedules));
-        let jobs = drain(follow(self.api(), jobs));
-        async {
-            join(schedules, jobs).await;
+    fn drive(
+        &self,
+        schedules: Writer<SyncSchedule>,
+        jobs: Writer<SyncJob>,
+        listing: watch::Sender<usize>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let schedules = follow(self.api(), schedules);
+        let jobs = follow(self.api(), jobs);
+        async move {
+            join(drain(schedules, &listing), drain(jobs, &listing)).await;
         }
     }
 

@@ -22,14 +22,12 @@ struct Line {
 impl Line {
     /// Runs a command that blocks for at most `limit` on the server.
     async fn block(&mut self, command: &redis::Cmd, limit: Duration) -> Result<Value, RedisError> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(CONNECT_TIMEOUT))
-                    .set_response_timeout(None);
-                self.client.get_multiplexed_async_connection_with_config(&config).await?
-            }
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let config =
+                AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
+            self.client.get_multiplexed_async_connection_with_config(&config).await?
         };
         let answer = timeout(limit + WATCHDOG, command.query_async::<Value>(&mut connection))
             .await

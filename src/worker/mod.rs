@@ -172,7 +172,7 @@ impl Worker {
             }
             End::Released => tracing::info!(namespace, name, uid = claim.uid, epoch, "run given back"),
             End::Lost => {
-                tracing::warn!(namespace, name, uid = claim.uid, epoch, "lease lost; the run goes on elsewhere")
+                tracing::warn!(namespace, name, uid = claim.uid, epoch, "lease lost; the run goes on elsewhere");
             }
         }
         let let_go = self.let_go(&claim, &end, &checkpoint, payload.as_ref().ok());

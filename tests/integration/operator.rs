@@ -31,14 +31,6 @@ pub async fn apply_job(world: &World, name: &str, spec: Value) -> SyncJob {
     world.jobs().create(&PostParams::default(), &job).await.unwrap()
 }
 
-pub async fn in_phase(world: &World, name: &str, phase: Phase) -> SyncJob {
-    let jobs = world.jobs();
-    eventually(&format!("{name} is {phase:?}"), async || {
-        jobs.get(name).await.ok().filter(|job| job.status.as_ref().is_some_and(|status| status.phase == Some(phase)))
-    })
-    .await
-}
-
 pub async fn finished(world: &World, name: &str) -> SyncJob {
     let jobs = world.jobs();
     eventually(&format!("{name} has ended"), async || jobs.get(name).await.ok().filter(is_finished)).await

@@ -1,9 +1,7 @@
 //! What tests share: addresses of the servers, names of their own, waiting, and operator processes.
 
 use std::{
-    env,
-    fmt::Debug,
-    fs,
+    env, fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -194,10 +192,4 @@ impl Drop for Operator {
         }
         fs::remove_file(&self.log).ok();
     }
-}
-
-/// Asserts that a result is an error whose text holds `part`.
-pub fn assert_error<T: Debug, E: ToString>(result: Result<T, E>, part: &str) {
-    let error = result.err().unwrap_or_else(|| panic!("accepted, but should say: {part}")).to_string();
-    assert!(error.contains(part), "should say {part:?}: {error}");
 }
