@@ -261,7 +261,8 @@ mod tests {
     use serde_json::json;
 
     fn parse(spec: Value) -> Result<RunSpec, String> {
-        RunSpec::parse(&serde_json::from_value(spec).unwrap()).map_err(|error| error.to_string())
+        let spec = serde_json::from_value(spec).map_err(|error| error.to_string())?;
+        RunSpec::parse(&spec).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -291,7 +292,7 @@ mod tests {
 
     #[test]
     fn progress_reaches_100_only_when_complete() {
-        let counts = |processed, total| Counts { processed, total, ..Counts::default() };
+        let counts = |processed, total| Counts { total, processed, ..Counts::default() };
         for (processed, total, complete, expected) in [
             (0, 0, false, 0),
             (0, 10, false, 0),
@@ -307,7 +308,7 @@ mod tests {
     #[test]
     fn refused_documents_fail_the_run_from_the_given_share_on() {
         let run = |percent| parse(json!({"failurePolicy": {"maxFailedPercent": percent}})).unwrap();
-        let counts = |failed, processed| Counts { failed, processed, ..Counts::default() };
+        let counts = |failed, processed| Counts { processed, failed, ..Counts::default() };
         assert!(!run(100).too_many_failed(&counts(0, 0)));
         assert!(!run(100).too_many_failed(&counts(9, 10)));
         assert!(run(100).too_many_failed(&counts(10, 10)));

@@ -115,7 +115,7 @@ mod tests {
             let mut handled = now;
             let mut met = 0;
             for step in steps {
-                now = now + jiff::SignedDuration::from_secs(step);
+                now += jiff::SignedDuration::from_secs(step);
                 if let Some(due) = slots.due(handled, now) {
                     prop_assert!(due.newest > handled && slots.start(due.newest) <= now);
                     met += due.count;

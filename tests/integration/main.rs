@@ -3,6 +3,14 @@
 //! `make integration` starts the servers. Each test makes its own namespace, queue and database, and waits for
 //! conditions instead of sleeping.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::unwrap_in_result,
+    clippy::similar_names,
+    reason = "a test that cannot go on fails"
+)]
+
 mod crds;
 mod operator;
 mod outages;
