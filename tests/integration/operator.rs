@@ -54,7 +54,7 @@ async fn suspend(world: &World, name: &str, suspended: bool) {
 
 async fn job_names(world: &World) -> Vec<String> {
     let mut jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
-    jobs.sort_by_key(|job| job.name_any());
+    jobs.sort_by_key(ResourceExt::name_any);
     jobs.into_iter().map(|job| job.name_any()).collect()
 }
 

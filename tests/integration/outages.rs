@@ -26,10 +26,11 @@ impl Own {
         own.script(&["up", part]);
         let mut servers = Servers::shared();
         for line in own.script(&["env"]).lines() {
-            match line.trim_start_matches("export ").split_once('=') {
-                Some(("KUBECONFIG", value)) => value.clone_into(&mut servers.kubeconfig),
-                Some(("REDIS_URL", value)) => value.clone_into(&mut servers.redis),
-                Some(("MONGODB_URI", value)) => value.clone_into(&mut servers.mongodb),
+            // Ports are given for servers that are not up, too.
+            match (part, line.trim_start_matches("export ").split_once('=')) {
+                ("kube", Some(("KUBECONFIG", value))) => value.clone_into(&mut servers.kubeconfig),
+                ("redis", Some(("REDIS_URL", value))) => value.clone_into(&mut servers.redis),
+                ("mongodb", Some(("MONGODB_URI", value))) => value.clone_into(&mut servers.mongodb),
                 _ => {}
             }
         }

@@ -59,7 +59,9 @@ impl Servers {
     pub async fn client(&self) -> Client {
         rustls::crypto::ring::default_provider().install_default().ok();
         let kubeconfig = kube::config::Kubeconfig::read_from(&self.kubeconfig).unwrap();
-        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+            .await
+            .unwrap();
         config.default_retry = false;
         Client::try_from(config).unwrap()
     }
