@@ -1,19 +1,89 @@
 //! The queue on a real Redis.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
+use k8s_openapi::jiff::Timestamp;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use redis::{AsyncCommands, aio::MultiplexedConnection};
 use sync_operator::{
     domain::run::State,
-    queue::{Claim, Ending, Fenced, NewRun, Progress, Queue},
+    queue::{Changes, Claim, Ending, Entry, Fenced, NewRun, Progress, Queue},
+};
+use tokio::{
+    runtime::Runtime,
+    time::{Instant, timeout},
 };
 
-use crate::support::{eventually, unique, variable};
+use crate::support::{PATIENCE, eventually, unique, variable};
 
 const NOTHING: Progress<'_> = Progress { checkpoint: "{}", history: "[]", attempts: 0 };
 const LEASE: Duration = Duration::from_secs(30);
+/// Runs the queue looks at in one claim or reap, and some more.
+const MORE_THAN_A_LOOK: usize = 20;
 
 fn queue(lease: Duration) -> Queue {
-    Queue::new(&variable("REDIS_URL"), &unique("queue"), lease).unwrap()
+    named_queue(&unique("queue"), lease)
+}
+
+fn named_queue(name: &str, lease: Duration) -> Queue {
+    Queue::new(&variable("REDIS_URL"), name, lease).unwrap()
+}
+
+/// What stands in Redis, seen past the queue.
+struct Raw {
+    connection: MultiplexedConnection,
+    prefix: String,
+}
+
+impl Raw {
+    async fn of(queue: &str) -> Self {
+        let client = redis::Client::open(variable("REDIS_URL")).unwrap();
+        let connection = client.get_multiplexed_async_connection().await.unwrap();
+        Self { connection, prefix: format!("{{sync:{queue}}}") }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}:{name}", self.prefix)
+    }
+
+    async fn run(&mut self, uid: &str) -> HashMap<String, String> {
+        let key = self.key(&format!("run:{uid}"));
+        self.connection.hgetall(key).await.unwrap()
+    }
+
+    async fn score(&mut self, set: &str, uid: &str) -> Option<f64> {
+        let key = self.key(set);
+        self.connection.zscore(key, uid).await.unwrap()
+    }
+
+    /// Makes a run one of another release.
+    async fn reformat(&mut self, uid: &str) {
+        let key = self.key(&format!("run:{uid}"));
+        self.connection.hset::<_, _, _, ()>(key, "format", "2").await.unwrap();
+    }
+
+    /// The sets a run is in.
+    async fn sets(&mut self, uid: &str) -> Vec<&'static str> {
+        const SORTED: [&str; 5] = ["waiting", "delayed", "active", "completed", "failed"];
+        let mut pipeline = redis::pipe();
+        for set in SORTED {
+            pipeline.zscore(self.key(set), uid);
+        }
+        let scores: Vec<Option<f64>> = pipeline.query_async(&mut self.connection).await.unwrap();
+        let parked = self.key("parked");
+        let parked: bool = self.connection.sismember(parked, uid).await.unwrap();
+        let sorted = SORTED.into_iter().zip(scores).filter(|(_, score)| score.is_some()).map(|(set, _)| set);
+        sorted.chain(parked.then_some("parked")).collect()
+    }
+
+    /// Deletes everything of this queue, and of no other: Redis lost its data.
+    async fn lose_everything(&mut self) {
+        let keys: Vec<String> = self.connection.keys(format!("{}:*", self.prefix)).await.unwrap();
+        self.connection.del::<_, ()>(keys).await.unwrap();
+    }
 }
 
 async fn enqueue(queue: &Queue, uid: &str, priority: i32) -> bool {
@@ -23,6 +93,32 @@ async fn enqueue(queue: &Queue, uid: &str, priority: i32) -> bool {
 
 async fn claim(queue: &Queue, worker: &str) -> Claim {
     queue.claim(worker).await.unwrap().unwrap()
+}
+
+async fn entry(queue: &Queue, uid: &str) -> Entry {
+    queue.get(uid).await.unwrap().unwrap()
+}
+
+/// Waits until the reaper has found `count` runs.
+async fn reap(queue: &Queue, count: usize) {
+    let mut reaped = 0;
+    eventually("the leases end", async || {
+        reaped += queue.reap(r#"{"why":1}"#).await.unwrap();
+        (reaped >= count).then_some(())
+    })
+    .await;
+    assert_eq!(reaped, count);
+}
+
+async fn assert_fenced(queue: &Queue, uid: &str, epoch: u64) {
+    let before = queue.get(uid).await.unwrap();
+    assert_eq!(queue.checkpoint(uid, epoch, "x").await.unwrap(), Fenced::Lost);
+    assert_eq!(queue.release(uid, epoch, "x").await.unwrap(), Fenced::Lost);
+    assert_eq!(queue.retry(uid, epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Lost);
+    assert_eq!(queue.finish(uid, epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Lost);
+    assert_eq!(queue.finish(uid, epoch, Ending::Failed("x"), NOTHING).await.unwrap(), Fenced::Lost);
+    assert_eq!(queue.renew("w", &[(uid.to_owned(), epoch)]).await.unwrap(), [uid]);
+    assert_eq!(queue.get(uid).await.unwrap(), before, "a refused write changes nothing");
 }
 
 #[tokio::test]
@@ -56,9 +152,45 @@ async fn a_released_run_takes_its_old_place_and_spends_no_attempt() {
     enqueue(&queue, "second", 0).await;
     assert_eq!(queue.release("first", run.entry.epoch, r#"{"at":1}"#).await.unwrap(), Fenced::Done);
     let again = claim(&queue, "w").await;
-    assert_eq!((again.uid.as_str(), again.entry.attempts, again.entry.epoch), ("first", 0, 2));
+    assert_eq!((again.uid.as_str(), again.entry.attempts), ("first", 0));
     assert_eq!(again.entry.checkpoint.as_deref(), Some(r#"{"at":1}"#));
     assert_eq!(again.entry.started, run.entry.started, "the first claim counts");
+}
+
+#[tokio::test]
+async fn a_claim_raises_the_epoch_and_fixes_the_start_once() {
+    let queue = queue(LEASE);
+    enqueue(&queue, "a", 0).await;
+    assert_eq!(entry(&queue, "a").await.started, None);
+    let first = claim(&queue, "w1").await;
+    assert_eq!(first.entry.started, Some(first.at));
+    let progress = Progress { attempts: 1, ..NOTHING };
+    assert_eq!(queue.retry("a", first.entry.epoch, Duration::ZERO, progress).await.unwrap(), Fenced::Done);
+    let second = eventually("the clock of Redis has moved on", async || {
+        let claim = claim(&queue, "w2").await;
+        let moved = claim.at > first.at;
+        if !moved {
+            assert_eq!(queue.release("a", claim.entry.epoch, "{}").await.unwrap(), Fenced::Done);
+        }
+        moved.then_some(claim)
+    })
+    .await;
+    assert!(second.entry.epoch > first.entry.epoch);
+    assert_eq!(second.entry.started, first.entry.started);
+    assert_eq!((second.entry.state, second.entry.worker.as_deref()), (State::Active, Some("w2")));
+    assert_eq!(second.entry, entry(&queue, "a").await, "a claim answers with what stands in Redis");
+}
+
+#[tokio::test]
+async fn a_run_put_back_after_a_loss_keeps_its_start_and_counters() {
+    let queue = queue(LEASE);
+    let started = Some(Timestamp::from_millisecond(1_795_477_200_123).unwrap());
+    let history = r#"[{"number":1}]"#;
+    let run = NewRun { uid: "a", payload: "p", priority: 0, started, attempts: 2, recoveries: 3, history };
+    assert!(queue.enqueue(&run).await.unwrap());
+    let entry = claim(&queue, "w").await.entry;
+    assert_eq!((entry.started, entry.attempts, entry.recoveries), (started, 2, 3));
+    assert_eq!((entry.payload.as_str(), entry.history.as_str()), ("p", history));
 }
 
 #[tokio::test]
@@ -67,14 +199,45 @@ async fn a_write_with_an_old_epoch_is_refused_and_changes_nothing() {
     enqueue(&queue, "a", 0).await;
     let old = claim(&queue, "w1").await.entry.epoch;
     assert_eq!(queue.release("a", old, "{}").await.unwrap(), Fenced::Done);
-    claim(&queue, "w2").await;
-    let before = queue.get("a").await.unwrap();
-    assert_eq!(queue.checkpoint("a", old, "x").await.unwrap(), Fenced::Lost);
-    assert_eq!(queue.release("a", old, "x").await.unwrap(), Fenced::Lost);
-    assert_eq!(queue.retry("a", old, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Lost);
-    assert_eq!(queue.finish("a", old, Ending::Completed, NOTHING).await.unwrap(), Fenced::Lost);
-    assert_eq!(queue.renew("w1", &[("a".to_owned(), old)]).await.unwrap(), ["a"]);
-    assert_eq!(queue.get("a").await.unwrap(), before);
+    assert_fenced(&queue, "a", old).await;
+    let current = claim(&queue, "w2").await.entry.epoch;
+    assert_fenced(&queue, "a", old).await;
+    assert_eq!(queue.checkpoint("a", current, "y").await.unwrap(), Fenced::Done);
+    assert_eq!(entry(&queue, "a").await.checkpoint.as_deref(), Some("y"));
+}
+
+#[tokio::test]
+async fn who_let_go_of_a_run_can_write_to_it_no_more() {
+    let queue = queue(LEASE);
+    for uid in ["delayed", "completed", "failed", "removed"] {
+        enqueue(&queue, uid, 0).await;
+        let epoch = claim(&queue, "w").await.entry.epoch;
+        let done = match uid {
+            "delayed" => queue.retry(uid, epoch, LEASE, NOTHING).await.unwrap(),
+            "completed" => queue.finish(uid, epoch, Ending::Completed, NOTHING).await.unwrap(),
+            "failed" => queue.finish(uid, epoch, Ending::Failed("{}"), NOTHING).await.unwrap(),
+            _ => {
+                queue.remove(uid).await.unwrap();
+                Fenced::Done
+            }
+        };
+        assert_eq!(done, Fenced::Done);
+        assert_fenced(&queue, uid, epoch).await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_from_before_a_loss_of_redis_is_fenced_off() {
+    let name = unique("queue");
+    let queue = named_queue(&name, LEASE);
+    enqueue(&queue, "a", 0).await;
+    let old = claim(&queue, "w1").await.entry.epoch;
+    Raw::of(&name).await.lose_everything().await;
+    assert!(enqueue(&queue, "a", 0).await);
+    let new = claim(&queue, "w2").await.entry.epoch;
+    assert_ne!(old, new, "an epoch is never given out twice");
+    assert_fenced(&queue, "a", old).await;
+    assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), Fenced::Done);
 }
 
 #[tokio::test]
@@ -84,10 +247,26 @@ async fn a_delayed_run_is_claimed_when_it_is_due() {
     let run = claim(&queue, "w").await;
     let progress = Progress { attempts: 1, ..NOTHING };
     assert_eq!(queue.retry("a", run.entry.epoch, Duration::from_millis(700), progress).await.unwrap(), Fenced::Done);
+    let due = entry(&queue, "a").await.retry_at.unwrap();
     let wait = queue.claim("w").await.unwrap().unwrap_err().unwrap();
-    assert!(wait <= Duration::from_millis(700));
+    assert!(!wait.is_zero() && wait <= Duration::from_millis(700), "{wait:?}");
     let again = eventually("the run is due", async || queue.claim("w").await.unwrap().ok()).await;
-    assert_eq!((again.uid.as_str(), again.entry.attempts), ("a", 1));
+    assert_eq!((again.uid.as_str(), again.entry.attempts, again.entry.retry_at), ("a", 1, None));
+    assert!(again.at >= due);
+    assert_eq!(queue.claim("w").await.unwrap(), Err(None), "nothing waits, and nothing will be due");
+}
+
+#[tokio::test]
+async fn a_run_that_is_due_again_takes_its_old_place() {
+    let queue = queue(LEASE);
+    enqueue(&queue, "first", 0).await;
+    let run = claim(&queue, "w").await;
+    enqueue(&queue, "second", 0).await;
+    enqueue(&queue, "urgent", 1).await;
+    assert_eq!(queue.retry("first", run.entry.epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Done);
+    for expected in ["urgent", "first", "second"] {
+        assert_eq!(claim(&queue, "w").await.uid, expected);
+    }
 }
 
 #[tokio::test]
@@ -96,10 +275,20 @@ async fn an_expired_lease_returns_the_run_to_the_head_and_counts_a_recovery() {
     enqueue(&queue, "a", 0).await;
     let lost = claim(&queue, "w1").await.entry.epoch;
     enqueue(&queue, "b", 0).await;
-    eventually("the lease ends", async || (queue.reap("{}").await.unwrap() == 1).then_some(())).await;
+    reap(&queue, 1).await;
+    assert_fenced(&queue, "a", lost).await;
     let again = claim(&queue, "w2").await;
     assert_eq!((again.uid.as_str(), again.entry.recoveries, again.entry.attempts), ("a", 1, 0));
-    assert_eq!(queue.checkpoint("a", lost, "x").await.unwrap(), Fenced::Lost);
+    assert_fenced(&queue, "a", lost).await;
+}
+
+#[tokio::test]
+async fn a_lease_that_has_not_ended_is_left_alone() {
+    let queue = queue(LEASE);
+    enqueue(&queue, "a", 0).await;
+    let epoch = claim(&queue, "w").await.entry.epoch;
+    assert_eq!(queue.reap("{}").await.unwrap(), 0);
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Fenced::Done);
 }
 
 #[tokio::test]
@@ -108,27 +297,239 @@ async fn a_run_that_keeps_losing_its_worker_ends_as_failed() {
     enqueue(&queue, "a", 0).await;
     for lost in 1..=6 {
         claim(&queue, "w").await;
-        eventually("the lease ends", async || (queue.reap(r#"{"why":1}"#).await.unwrap() == 1).then_some(())).await;
-        let state = queue.get("a").await.unwrap().unwrap().state;
-        assert_eq!(state, if lost <= 5 { State::Waiting } else { State::Failed });
+        reap(&queue, 1).await;
+        assert_eq!(entry(&queue, "a").await.state, if lost <= 5 { State::Waiting } else { State::Failed });
     }
-    assert_eq!(queue.get("a").await.unwrap().unwrap().outcome.as_deref(), Some(r#"{"why":1}"#));
+    let entry = entry(&queue, "a").await;
+    assert_eq!((entry.outcome.as_deref(), entry.recoveries), (Some(r#"{"why":1}"#), 6));
+    assert!(entry.finished.is_some() && queue.unfinished().await.unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn removing_a_run_takes_it_from_its_worker() {
-    let queue = queue(LEASE);
+async fn a_run_that_gets_further_may_lose_any_number_of_workers() {
+    let queue = queue(Duration::from_millis(200));
     enqueue(&queue, "a", 0).await;
+    for lost in 1..=8 {
+        let run = claim(&queue, "w").await;
+        if lost == 4 {
+            assert_eq!(queue.checkpoint("a", run.entry.epoch, "{}").await.unwrap(), Fenced::Done);
+        }
+        reap(&queue, 1).await;
+    }
+    let entry = entry(&queue, "a").await;
+    assert_eq!((entry.state, entry.recoveries), (State::Waiting, 8));
+}
+
+#[tokio::test]
+async fn renewing_extends_what_is_held_and_tells_what_is_lost() {
+    let name = unique("queue");
+    let queue = named_queue(&name, LEASE);
+    let mut raw = Raw::of(&name).await;
+    for uid in ["held", "taken", "released"] {
+        enqueue(&queue, uid, 0).await;
+    }
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let run = claim(&queue, "w1").await;
+        held.push((run.uid, run.entry.epoch));
+    }
+    for uid in ["released", "taken"] {
+        let epoch = held.iter().find(|(held, _)| held == uid).unwrap().1;
+        assert_eq!(queue.release(uid, epoch, "{}").await.unwrap(), Fenced::Done);
+    }
+    assert_eq!(claim(&queue, "w2").await.uid, "taken");
+    held.push(("unknown".to_owned(), 1));
+
+    let (own, other) = (raw.score("active", "held").await, raw.score("active", "taken").await);
+    let mut lost = eventually("the lease is extended", async || {
+        let lost = queue.renew("w1", &held).await.unwrap();
+        (raw.score("active", "held").await > own).then_some(lost)
+    })
+    .await;
+    lost.sort();
+    assert_eq!(lost, ["released", "taken", "unknown"]);
+    assert_eq!(raw.score("active", "taken").await, other, "the lease of another worker is not touched");
+    assert_eq!(raw.sets("released").await, ["waiting"]);
+    assert!(raw.sets("unknown").await.is_empty());
+}
+
+#[tokio::test]
+async fn workers_are_counted_while_they_renew() {
+    let queue = queue(Duration::from_millis(500));
+    for worker in ["w1", "w2", "w1"] {
+        assert!(queue.renew(worker, &[]).await.unwrap().is_empty());
+    }
+    assert_eq!(queue.depth().await.unwrap().workers, 2);
+    queue.retire("w1").await.unwrap();
+    assert_eq!(queue.depth().await.unwrap().workers, 1);
+    eventually("a worker that shows itself no more is not counted", async || {
+        (queue.depth().await.unwrap().workers == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn removing_a_run_forgets_it_wherever_it_is() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    for set in ["delayed", "active", "completed", "failed", "waiting"] {
+        enqueue(&queue, set, 0).await;
+        if set != "waiting" {
+            let epoch = claim(&queue, "w").await.entry.epoch;
+            let done = match set {
+                "delayed" => queue.retry(set, epoch, LEASE, NOTHING).await.unwrap(),
+                "completed" => queue.finish(set, epoch, Ending::Completed, NOTHING).await.unwrap(),
+                "failed" => queue.finish(set, epoch, Ending::Failed("{}"), NOTHING).await.unwrap(),
+                _ => Fenced::Done,
+            };
+            assert_eq!(done, Fenced::Done);
+        }
+        assert_eq!(raw.sets(set).await, [set]);
+        queue.remove(set).await.unwrap();
+        assert!(raw.sets(set).await.is_empty() && raw.run(set).await.is_empty(), "{set}");
+    }
+    assert!(queue.unfinished().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_finished_run_stays_readable_and_is_not_run_again() {
+    let queue = queue(LEASE);
+    let progress = Progress { checkpoint: r#"{"at":9}"#, history: r#"[{"number":1}]"#, attempts: 1 };
+    for (uid, ending, state, outcome) in [
+        ("a", Ending::Completed, State::Completed, None),
+        ("b", Ending::Failed(r#"{"why":2}"#), State::Failed, Some(r#"{"why":2}"#)),
+    ] {
+        enqueue(&queue, uid, 0).await;
+        let run = claim(&queue, "w").await;
+        assert_eq!(queue.finish(uid, run.entry.epoch, ending, progress).await.unwrap(), Fenced::Done);
+        let ended = entry(&queue, uid).await;
+        assert_eq!((ended.state, ended.outcome.as_deref(), ended.attempts), (state, outcome, 1));
+        assert_eq!((ended.checkpoint.as_deref(), ended.history.as_str()), (Some(r#"{"at":9}"#), progress.history));
+        assert!(ended.finished >= ended.started && ended.worker.as_deref() == Some("w"));
+        assert!(!enqueue(&queue, uid, 1000).await);
+        assert_eq!(entry(&queue, uid).await, ended);
+        assert_eq!(queue.claim("w").await.unwrap(), Err(None));
+    }
+}
+
+#[tokio::test]
+async fn whatever_makes_a_run_claimable_rings_the_doorbell() {
+    let queue = queue(Duration::from_millis(200));
+    for event in ["enqueue", "release", "retry", "lost"] {
+        let (mut doorbell, start) = (queue.doorbell(), Instant::now());
+        if event != "enqueue" {
+            enqueue(&queue, event, 0).await;
+            doorbell.wait(PATIENCE).await.unwrap();
+        }
+        let waiter = tokio::spawn(async move { doorbell.wait(PATIENCE).await });
+        let done = match event {
+            "enqueue" => {
+                enqueue(&queue, event, 0).await;
+                Fenced::Done
+            }
+            "release" => queue.release(event, claim(&queue, "w").await.entry.epoch, "{}").await.unwrap(),
+            "retry" => queue.retry(event, claim(&queue, "w").await.entry.epoch, LEASE, NOTHING).await.unwrap(),
+            _ => {
+                claim(&queue, "w").await;
+                reap(&queue, 1).await;
+                Fenced::Done
+            }
+        };
+        assert_eq!(done, Fenced::Done);
+        waiter.await.unwrap().unwrap();
+        assert!(start.elapsed() < PATIENCE / 2, "{event} rings: {:?}", start.elapsed());
+        queue.remove(event).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn each_run_wakes_a_waiter_of_its_own() {
+    let queue = queue(LEASE);
+    let start = Instant::now();
+    let waiters: Vec<_> = (0..3)
+        .map(|_| {
+            let mut doorbell = queue.doorbell();
+            tokio::spawn(async move { doorbell.wait(PATIENCE).await })
+        })
+        .collect();
+    for uid in ["a", "b", "c"] {
+        enqueue(&queue, uid, 0).await;
+    }
+    for waiter in waiters {
+        waiter.await.unwrap().unwrap();
+    }
+    assert!(start.elapsed() < PATIENCE / 2);
+}
+
+#[tokio::test]
+async fn the_doorbell_gives_up_after_its_limit() {
+    let queue = queue(LEASE);
+    timeout(PATIENCE / 2, queue.doorbell().wait(Duration::from_millis(50))).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_emptied_script_cache_is_a_normal_event() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    let mut flush = async || redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut raw.connection).await.unwrap();
+    flush().await;
+    enqueue(&queue, "a", 0).await;
+    flush().await;
     let epoch = claim(&queue, "w").await.entry.epoch;
-    queue.remove("a").await.unwrap();
-    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Fenced::Lost);
-    assert!(queue.unfinished().await.unwrap().is_empty() && queue.get("a").await.unwrap().is_none());
+    flush().await;
+    assert_eq!(queue.renew("w", &[("a".to_owned(), epoch)]).await.unwrap(), [""; 0]);
+    flush().await;
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Fenced::Done);
+    flush().await;
+    assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(entry(&queue, "a").await.state, State::Completed);
+}
+
+#[tokio::test]
+async fn runs_of_another_release_are_left_alone_and_block_nobody() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    let foreign: Vec<String> = (0..MORE_THAN_A_LOOK).map(|run| format!("foreign-{run}")).collect();
+    for uid in &foreign {
+        enqueue(&queue, uid, 0).await;
+        raw.reformat(uid).await;
+    }
+    let before = raw.run(&foreign[0]).await;
+    assert!(!enqueue(&queue, &foreign[0], 0).await, "it is in the queue");
+    assert!(queue.claim("w").await.unwrap().is_err());
+    enqueue(&queue, "own", 0).await;
+    let claimed = queue.claim("w").await.unwrap().map(|run| run.uid);
+    assert_eq!(claimed, Ok("own".to_owned()), "{MORE_THAN_A_LOOK} runs of another release are in front of it");
+    assert_eq!(raw.run(&foreign[0]).await, before);
+    for uid in &foreign {
+        assert_eq!(raw.sets(uid).await, ["waiting"]);
+    }
+}
+
+#[tokio::test]
+async fn active_runs_of_another_release_do_not_keep_the_reaper_from_others() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, Duration::from_millis(20)), Raw::of(&name).await);
+    for run in 0..MORE_THAN_A_LOOK {
+        let uid = format!("foreign-{run}");
+        enqueue(&queue, &uid, 0).await;
+        claim(&queue, "w").await;
+        raw.reformat(&uid).await;
+    }
+    enqueue(&queue, "own", 0).await;
+    claim(&queue, "w").await;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while raw.sets("own").await != ["waiting"] {
+        assert!(Instant::now() < deadline, "{MORE_THAN_A_LOOK} runs of another release keep the reaper busy");
+        queue.reap("{}").await.unwrap();
+    }
+    assert_eq!(raw.sets("foreign-0").await, ["active"]);
 }
 
 #[tokio::test]
 async fn many_workers_get_each_run_once() {
     let queue = queue(LEASE);
-    for run in 0..100 {
+    for run in 0..200 {
         enqueue(&queue, &format!("run-{run}"), 0).await;
     }
     let workers = (0..8).map(|worker| {
@@ -146,25 +547,235 @@ async fn many_workers_get_each_run_once() {
     claimed.sort();
     let total = claimed.len();
     claimed.dedup();
-    assert_eq!((claimed.len(), total), (100, 100));
+    assert_eq!((claimed.len(), total), (200, 200));
+}
+
+/// Follows the queue from now on: what is done after this is told.
+async fn follow(queue: &Queue) -> (Vec<String>, Changes) {
+    let mut changes = queue.changes();
+    let mut first = tokio::spawn(async move {
+        let told = changes.next().await;
+        (told, changes)
+    });
+    // Only the first call finds out where "now" is, so something has to happen until it returns.
+    eventually("the first change is told", async || {
+        enqueue(queue, &unique("run"), -1000).await;
+        timeout(Duration::from_millis(200), &mut first).await.ok().map(Result::unwrap)
+    })
+    .await
 }
 
 #[tokio::test]
 async fn changes_between_two_calls_are_told() {
     let queue = queue(LEASE);
     enqueue(&queue, "before", 0).await;
-    let mut changes = queue.changes();
-    let mut first = tokio::spawn(async move {
-        let told = changes.next().await;
-        (told, changes)
-    });
-    let (told, mut changes) = eventually("the first change is told", async || {
-        enqueue(&queue, &unique("run"), 0).await;
-        let limit = Duration::from_millis(200);
-        tokio::time::timeout(limit, &mut first).await.ok().map(Result::unwrap)
-    })
-    .await;
+    let (told, mut changes) = follow(&queue).await;
     assert!(!told.contains(&"before".to_owned()), "what was before the first call is not told: {told:?}");
-    enqueue(&queue, "between", 0).await;
-    assert!(changes.next().await.contains(&"between".to_owned()));
+    let expected: Vec<String> = (0..20).map(|run| format!("between-{run}")).collect();
+    for uid in &expected {
+        enqueue(&queue, uid, 0).await;
+    }
+    let mut told = Vec::new();
+    while told.len() < expected.len() {
+        let next = timeout(PATIENCE, changes.next()).await.unwrap();
+        told.extend(next.into_iter().filter(|uid| uid.starts_with("between")));
+    }
+    assert_eq!(told, expected, "each once, and in order");
+}
+
+#[tokio::test]
+async fn every_transition_is_told() {
+    let queue = queue(Duration::from_millis(500));
+    let (_, mut changes) = follow(&queue).await;
+    let mut told = async |what: &str| {
+        while !timeout(PATIENCE / 2, changes.next())
+            .await
+            .unwrap_or_else(|_| panic!("{what} is not told"))
+            .contains(&"a".to_owned())
+        {}
+    };
+    enqueue(&queue, "a", 0).await;
+    told("enqueue").await;
+    let epoch = claim(&queue, "w").await.entry.epoch;
+    told("claim").await;
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Fenced::Done);
+    told("checkpoint").await;
+    assert_eq!(queue.release("a", epoch, "{}").await.unwrap(), Fenced::Done);
+    told("release").await;
+    let epoch = claim(&queue, "w").await.entry.epoch;
+    told("claim").await;
+    assert_eq!(queue.retry("a", epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Done);
+    told("retry").await;
+    claim(&queue, "w").await;
+    told("claim").await;
+    reap(&queue, 1).await;
+    told("a lost worker").await;
+    let epoch = claim(&queue, "w").await.entry.epoch;
+    told("claim").await;
+    assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+    told("finish").await;
+}
+
+const UIDS: [&str; 3] = ["a", "b", "c"];
+const WORKERS: [&str; 2] = ["w1", "w2"];
+
+/// An operation, on a run given by its index. `age` says whose epoch is used: 0 for that of the newest claim,
+/// and so on back; also of claims before the run was removed and enqueued again.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Enqueue { run: usize, priority: i32 },
+    Claim { worker: usize },
+    Checkpoint { run: usize, age: usize },
+    Retry { run: usize, age: usize },
+    Release { run: usize, age: usize },
+    Finish { run: usize, age: usize, completed: bool },
+    Renew { run: usize, age: usize },
+    Remove { run: usize },
+}
+
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    let age = || prop_oneof![4 => Just(0_usize), 1 => 1..4_usize];
+    let run = || 0..UIDS.len();
+    let operation = prop_oneof![
+        4 => (run(), -1..=1).prop_map(|(run, priority)| Operation::Enqueue { run, priority }),
+        6 => (0..WORKERS.len()).prop_map(|worker| Operation::Claim { worker }),
+        2 => (run(), age()).prop_map(|(run, age)| Operation::Checkpoint { run, age }),
+        2 => (run(), age()).prop_map(|(run, age)| Operation::Retry { run, age }),
+        2 => (run(), age()).prop_map(|(run, age)| Operation::Release { run, age }),
+        1 => (run(), age(), any::<bool>()).prop_map(|(run, age, completed)| Operation::Finish { run, age, completed }),
+        1 => (run(), age()).prop_map(|(run, age)| Operation::Renew { run, age }),
+        1 => run().prop_map(|run| Operation::Remove { run }),
+    ];
+    proptest::collection::vec(operation, 0..40)
+}
+
+/// What the queue should hold.
+#[derive(Default)]
+struct Model {
+    runs: [Option<ModelRun>; UIDS.len()],
+    /// Every epoch ever given out, by run.
+    epochs: [Vec<u64>; UIDS.len()],
+    arrivals: u64,
+}
+
+#[derive(Clone, Copy)]
+struct ModelRun {
+    state: State,
+    rank: (i32, u64),
+    attempts: u32,
+    checkpoint: Option<usize>,
+}
+
+impl Model {
+    /// An epoch to write with, and whether it holds the run.
+    fn epoch(&self, run: usize, age: usize) -> (u64, bool) {
+        let newest_first = self.epochs[run].iter().rev().nth(age);
+        let active = self.runs[run].is_some_and(|run| run.state == State::Active);
+        newest_first.map_or((0, false), |epoch| (*epoch, active && age == 0))
+    }
+
+    fn next(&self) -> Option<usize> {
+        let claimable = |state| matches!(state, State::Waiting | State::Delayed);
+        let runs = self.runs.iter().enumerate().filter_map(|(index, run)| Some((index, (*run)?)));
+        let waiting = runs.filter(|(_, run)| claimable(run.state));
+        waiting.min_by_key(|(_, run)| run.rank).map(|(index, _)| index)
+    }
+}
+
+async fn apply(queue: &Queue, model: &mut Model, step: usize, operation: Operation) {
+    let text = step.to_string();
+    let progress = Progress { checkpoint: &text, history: "[]", attempts: step as u32 };
+    let (run, age, answer, state) = match operation {
+        Operation::Enqueue { run, priority } => {
+            assert_eq!(enqueue(queue, UIDS[run], priority).await, model.runs[run].is_none());
+            model.arrivals += 1;
+            let rank = (-priority, model.arrivals);
+            model.runs[run].get_or_insert(ModelRun { state: State::Waiting, rank, attempts: 0, checkpoint: None });
+            return;
+        }
+        Operation::Claim { worker } => {
+            let claimed = queue.claim(WORKERS[worker]).await.unwrap();
+            assert_eq!(claimed.as_ref().ok().map(|run| run.uid.as_str()), model.next().map(|run| UIDS[run]));
+            if let (Ok(claim), Some(run)) = (claimed, model.next()) {
+                assert!(!model.epochs[run].contains(&claim.entry.epoch), "an epoch is never given out twice");
+                assert_eq!(claim.entry.worker.as_deref(), Some(WORKERS[worker]));
+                model.epochs[run].push(claim.entry.epoch);
+                model.runs[run].as_mut().unwrap().state = State::Active;
+            }
+            return;
+        }
+        Operation::Remove { run } => {
+            queue.remove(UIDS[run]).await.unwrap();
+            model.runs[run] = None;
+            return;
+        }
+        Operation::Renew { run, age } => {
+            let (epoch, held) = model.epoch(run, age);
+            let lost = queue.renew(WORKERS[0], &[(UIDS[run].to_owned(), epoch)]).await.unwrap();
+            assert_eq!(lost.is_empty(), held);
+            return;
+        }
+        Operation::Checkpoint { run, age } => {
+            (run, age, queue.checkpoint(UIDS[run], model.epoch(run, age).0, &text).await, State::Active)
+        }
+        Operation::Retry { run, age } => {
+            let answer = queue.retry(UIDS[run], model.epoch(run, age).0, Duration::ZERO, progress).await;
+            (run, age, answer, State::Delayed)
+        }
+        Operation::Release { run, age } => {
+            (run, age, queue.release(UIDS[run], model.epoch(run, age).0, &text).await, State::Waiting)
+        }
+        Operation::Finish { run, age, completed } => {
+            let (ending, state) =
+                if completed { (Ending::Completed, State::Completed) } else { (Ending::Failed("{}"), State::Failed) };
+            (run, age, queue.finish(UIDS[run], model.epoch(run, age).0, ending, progress).await, state)
+        }
+    };
+    let (_, held) = model.epoch(run, age);
+    assert_eq!(answer.unwrap(), if held { Fenced::Done } else { Fenced::Lost });
+    if let Some(run) = model.runs[run].as_mut().filter(|_| held) {
+        run.state = state;
+        run.checkpoint = Some(step);
+        if matches!(operation, Operation::Retry { .. } | Operation::Finish { .. }) {
+            run.attempts = step as u32;
+        }
+    }
+}
+
+async fn assert_same(queue: &Queue, raw: &mut Raw, model: &Model) {
+    for (uid, expected) in UIDS.into_iter().zip(model.runs) {
+        let set = expected.map(|run| match run.state {
+            State::Waiting => "waiting",
+            State::Delayed => "delayed",
+            State::Active => "active",
+            State::Parked => "parked",
+            State::Completed => "completed",
+            State::Failed => "failed",
+        });
+        assert_eq!(raw.sets(uid).await, set.into_iter().collect::<Vec<_>>(), "a run is in the set of its state only");
+        let found = queue.get(uid).await.unwrap();
+        assert_eq!(
+            found.map(|run| (run.state, run.attempts, run.checkpoint)),
+            expected.map(|run| (run.state, run.attempts, run.checkpoint.map(|step| step.to_string())))
+        );
+    }
+}
+
+#[test]
+fn any_sequence_of_operations_behaves_as_the_model_says() {
+    let runtime = Runtime::new().unwrap();
+    let config = Config { cases: 64, failure_persistence: None, ..Config::default() };
+    let result = TestRunner::new(config).run(&operations(), |operations| {
+        runtime.block_on(async {
+            let name = unique("model");
+            let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+            let mut model = Model::default();
+            for (step, operation) in operations.into_iter().enumerate() {
+                apply(&queue, &mut model, step, operation).await;
+                assert_same(&queue, &mut raw, &model).await;
+            }
+        });
+        Ok(())
+    });
+    result.unwrap();
 }

@@ -19,7 +19,7 @@ use sync_operator::{
 use tokio::time::{Instant, sleep};
 
 /// Limit of a wait. Generous: a slow machine is no reason to fail.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 pub fn variable(name: &str) -> String {
     env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make integration`"))

@@ -1,13 +1,16 @@
 //! Walking and stamping on a real MongoDB.
 
-use bson::{Bson, DateTime, Document, doc, oid::ObjectId};
-use futures::{StreamExt, pin_mut};
+use bson::{
+    Binary, Bson, DateTime, Document, JavaScriptCodeWithScope, RawDocumentBuf, Uuid, doc, oid::ObjectId,
+    spec::BinarySubtype,
+};
+use futures::{StreamExt, TryStreamExt, pin_mut};
 use k8s_openapi::jiff::Timestamp;
-use mongodb::Database;
+use mongodb::{Database, IndexModel, options::IndexOptions};
 use serde_json::{Value, json};
 use sync_operator::{
     domain::run::RunSpec,
-    sync::{Databases, Error, Outcome, Target},
+    sync::{Batch, Databases, Error, Outcome, Target},
 };
 
 use crate::support::{unique, variable};
@@ -24,8 +27,12 @@ async fn database() -> Database {
     mongodb::Client::with_uri_str(variable("MONGODB_URI")).await.unwrap().database(&unique("target"))
 }
 
+fn parse(spec: Value) -> RunSpec {
+    RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap()
+}
+
 async fn target(database: &Database, spec: Value, started: i64) -> Result<Target, Error> {
-    let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap();
+    let spec = parse(spec);
     let databases = Databases::new(&variable("MONGODB_URI"), database.name(), &[]).await.unwrap();
     databases.target(&spec, Timestamp::from_millisecond(started).unwrap())
 }
@@ -47,6 +54,10 @@ async fn run(target: &Target, cursor: Option<&Value>) -> Result<Sums, Error> {
     Ok(sums)
 }
 
+async fn read(target: &Target) -> Vec<Batch> {
+    target.batches(None).try_collect().await.unwrap()
+}
+
 async fn insert(database: &Database, users: Vec<Document>) {
     database.collection::<Document>("users").insert_many(users).await.unwrap();
 }
@@ -54,6 +65,60 @@ async fn insert(database: &Database, users: Vec<Document>) {
 async fn stamped(database: &Database, millis: i64) -> u64 {
     let stamp = DateTime::from_millis(millis);
     database.collection::<Document>("users").count_documents(doc! {"lastSynced": stamp}).await.unwrap()
+}
+
+async fn unstamp(database: &Database) {
+    let users = database.collection::<Document>("users");
+    users.update_many(doc! {}, doc! {"$unset": {"lastSynced": 1}}).await.unwrap();
+}
+
+/// The values of a field that sort after each other, of the documents a query finds.
+async fn sorted(database: &Database, field: &str, query: Document) -> Vec<Bson> {
+    let users = database.collection::<Document>("users");
+    let found: Vec<Document> = users.find(query).sort(doc! {field: 1}).await.unwrap().try_collect().await.unwrap();
+    let value = |document: &Document| {
+        let mut path = field.split('.');
+        let first = document.get(path.next().unwrap()).unwrap().clone();
+        path.fold(first, |value, name| value.as_document().unwrap().get(name).unwrap().clone())
+    };
+    found.iter().map(value).collect()
+}
+
+async fn unique_index(database: &Database, keys: Document) {
+    let options = IndexOptions::builder().unique(true).sparse(true).build();
+    let index = IndexModel::builder().keys(keys).options(options).build();
+    database.collection::<Document>("users").create_index(index).await.unwrap();
+}
+
+async fn validate(database: &Database, rule: Document) {
+    database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
+}
+
+/// Walks the whole collection in batches of several sizes, and in batches of one from every cursor on: each time
+/// exactly the documents after the cursor are stamped, each once.
+async fn assert_walks_and_resumes(database: &Database, mut spec: Value, key: &str) {
+    let keys = sorted(database, key, doc! {}).await;
+    let walk = async |spec: &Value, cursor: Option<&Value>, expected: &[Bson]| {
+        unstamp(database).await;
+        let sums = run(&target(database, spec.clone(), START).await.unwrap(), cursor).await.unwrap();
+        let stamped = sorted(database, key, doc! {"lastSynced": DateTime::from_millis(START)}).await;
+        assert_eq!(format!("{stamped:?}"), format!("{expected:?}"), "{spec} from {cursor:?}");
+        let count = expected.len() as i64;
+        assert_eq!((sums.processed, sums.updated), (count, count), "{spec} from {cursor:?}");
+        sums.cursors
+    };
+    for size in [2, 3, 5, 100] {
+        spec["batchSize"] = json!(size);
+        walk(&spec, None, &keys).await;
+    }
+    spec["batchSize"] = json!(1);
+    let cursors = walk(&spec, None, &keys).await;
+    assert_eq!(cursors.len(), keys.len());
+    for (done, cursor) in cursors.iter().enumerate() {
+        // As it comes back from the queue.
+        let cursor: Value = serde_json::from_str(&cursor.to_string()).unwrap();
+        walk(&spec, Some(&cursor), &keys[done + 1..]).await;
+    }
 }
 
 const START: i64 = 1_795_477_200_123;
@@ -67,21 +132,152 @@ async fn a_full_run_stamps_every_document_with_its_start() {
     let sums = run(&target, None).await.unwrap();
     assert_eq!((sums.processed, sums.updated, sums.cursors.len()), (250, 250, 3));
     assert_eq!(stamped(&database, START).await, 250);
+}
+
+#[tokio::test]
+async fn doing_a_run_again_writes_nothing_and_counts_its_own_work() {
+    let database = database().await;
+    insert(&database, (0..250).map(|i| doc! {"_id": i}).collect()).await;
+    let target = target(&database, json!({"syncType": "Full"}), START).await.unwrap();
+    run(&target, None).await.unwrap();
+    let everything = async || {
+        let users = database.collection::<RawDocumentBuf>("users");
+        let documents: Vec<RawDocumentBuf> =
+            users.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap();
+        let stage = doc! {"$collStats": {"latencyStats": {}}};
+        let stats = users.aggregate([stage]).await.unwrap().try_next().await.unwrap().unwrap();
+        let writes =
+            stats.get_document("latencyStats").unwrap().get_document("writes").unwrap().get_i64("ops").unwrap();
+        (documents, writes)
+    };
+    let before = everything().await;
     let again = run(&target, None).await.unwrap();
-    assert_eq!((again.processed, again.updated), (250, 250), "its own work counts as updated");
+    assert_eq!((again.processed, again.updated), (250, 250));
+    assert_eq!(everything().await, before);
+}
+
+#[tokio::test]
+async fn batches_have_the_size_asked_for() {
+    let database = database().await;
+    insert(&database, (0..10).map(|i| doc! {"_id": i}).collect()).await;
+    for (size, batches) in [(1, 10), (3, 4), (5, 2), (10, 1), (10_000, 1)] {
+        unstamp(&database).await;
+        let target = target(&database, json!({"syncType": "Full", "batchSize": size}), START).await.unwrap();
+        let sums = run(&target, None).await.unwrap();
+        assert_eq!((sums.cursors.len(), sums.updated), (batches, 10), "batchSize {size}");
+    }
+}
+
+#[tokio::test]
+async fn a_nested_field_can_be_stamped() {
+    let database = database().await;
+    insert(&database, vec![doc! {"_id": 1}, doc! {"_id": 2, "sync": {"by": "hand", "at": Bson::Null}}]).await;
+    let spec = json!({"target": {"lastSyncedField": "sync.at"}});
+    let target = target(&database, spec, START).await.unwrap();
+    assert_eq!(run(&target, None).await.unwrap().updated, 2);
+    let at = DateTime::from_millis(START);
+    let users = database.collection::<Document>("users");
+    let found: Vec<Document> = users.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap();
+    assert_eq!(found, [doc! {"_id": 1, "sync": {"at": at}}, doc! {"_id": 2, "sync": {"by": "hand", "at": at}}]);
 }
 
 #[tokio::test]
 async fn a_rejected_document_is_named_and_its_neighbours_are_stamped() {
     let database = database().await;
     insert(&database, (0..10).map(|i| doc! {"_id": i, "email": if i == 4 { "secret" } else { "a@b" }}).collect()).await;
-    let rule = doc! {"$jsonSchema": {"properties": {"email": {"pattern": "@"}}}};
-    database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
+    validate(&database, doc! {"$jsonSchema": {"properties": {"email": {"pattern": "@"}}}}).await;
     let target = target(&database, json!({"syncType": "Full"}), START).await.unwrap();
     let sums = run(&target, None).await.unwrap();
     assert_eq!((sums.processed, sums.updated, stamped(&database, START).await), (10, 9, 9));
     let message = "the collection's validator refuses the document: email".to_owned();
     assert_eq!(sums.failures, [("4".to_owned(), "ValidationFailed".to_owned(), message)]);
+}
+
+/// Runs over `users` of which the one with key 4 is refused, and returns its reason and message.
+async fn refusal(database: &Database, users: Vec<Document>, spec: Value) -> (String, String) {
+    let field = spec["target"]["lastSyncedField"].as_str().unwrap_or("lastSynced").to_owned();
+    insert(database, users).await;
+    let target = target(database, spec, START).await.unwrap();
+    let sums = run(&target, None).await.unwrap();
+    let stamped = sorted(database, "_id", doc! {field: DateTime::from_millis(START)}).await;
+    assert_eq!(stamped, [1, 2, 3, 5, 6].map(Bson::from), "the neighbours are stamped");
+    assert_eq!((sums.processed, sums.updated, sums.unchanged), (6, 5, 0));
+    let [(key, reason, message)] = <[_; 1]>::try_from(sums.failures).unwrap();
+    assert_eq!(key, "4");
+    assert!(!message.contains("secret"), "{message}");
+    (reason, message)
+}
+
+#[tokio::test]
+async fn every_kind_of_refusal_is_told_without_the_documents_values() {
+    let full = || json!({"syncType": "Full", "batchSize": 6});
+    let user = |id: i32, name: &str| doc! {"_id": id, "name": name};
+    let users = |bad: &str| (1..=6).map(|id| user(id, if id == 4 { bad } else { "x" })).collect::<Vec<_>>();
+
+    let rules = database().await;
+    rules.create_collection("users").await.unwrap();
+    validate(&rules, doc! {"$or": [{"name": "x"}, {"lastSynced": Bson::Null}]}).await;
+    let (reason, message) = refusal(&rules, users("secret"), full()).await;
+    assert_eq!((reason.as_str(), message.contains("validator")), ("ValidationFailed", true), "{message}");
+
+    let nested = database().await;
+    let mut path = full();
+    path["target"] = json!({"lastSyncedField": "sync.at"});
+    let through = |id| {
+        if id == 4 {
+            doc! {"_id": id, "sync": "secret"}
+        } else {
+            doc! {"_id": id}
+        }
+    };
+    let (reason, message) = refusal(&nested, (1..=6).map(through).collect(), path).await;
+    assert_eq!((reason.as_str(), message.contains("no object")), ("FieldNotWritable", true), "{message}");
+
+    let large = database().await;
+    let (reason, message) = refusal(&large, users(&"secret".repeat((16 << 20) / 6 - 6)), full()).await;
+    assert_eq!((reason.as_str(), message.contains("16 MiB")), ("DocumentTooLarge", true), "{message}");
+}
+
+#[tokio::test]
+async fn a_unique_index_in_the_way_is_named_without_the_documents_values() {
+    let database = database().await;
+    let earlier = |id: i32, email| doc! {"_id": id, "email": email, "lastSynced": DateTime::from_millis(i64::from(id))};
+    let users = (1..=6).map(|id| earlier(id, if id == 3 || id == 4 { "secret".to_owned() } else { id.to_string() }));
+    unique_index(&database, doc! {"email": 1, "lastSynced": 1}).await;
+    let spec = json!({"syncType": "Full", "batchSize": 6});
+    let (reason, message) = refusal(&database, users.collect(), spec).await;
+    assert_eq!((reason.as_str(), message.contains("index email_1_lastSynced_1")), ("DuplicateKey", true), "{message}");
+}
+
+#[tokio::test]
+async fn a_refused_document_is_named_in_a_batch_with_keys_of_several_types() {
+    let database = database().await;
+    let keys = [1.into(), "a".into(), true.into(), Bson::ObjectId(ObjectId::new())];
+    insert(&database, keys.into_iter().map(|key| doc! {"_id": key, "name": "x"}).collect()).await;
+    let users = database.collection::<Document>("users");
+    users.update_one(doc! {"_id": "a"}, doc! {"$set": {"name": "secret"}}).await.unwrap();
+    validate(&database, doc! {"name": "x"}).await;
+    let target = target(&database, json!({"syncType": "Full"}), START).await.unwrap();
+    let sums = run(&target, None).await.unwrap();
+    assert_eq!((sums.updated, sums.failures.len(), sums.failures[0].0.as_str()), (3, 1, "a"));
+    assert_eq!(stamped(&database, START).await, 3);
+}
+
+#[tokio::test]
+async fn a_refused_document_is_named_in_the_largest_batch_with_a_long_filter() {
+    const USERS: i32 = 10_000;
+    let database = database().await;
+    insert(&database, (0..USERS).map(|id| doc! {"_id": id, "name": if id == 4 { "secret" } else { "x" }}).collect())
+        .await;
+    validate(&database, doc! {"name": "x"}).await;
+    let names: Vec<String> =
+        (0..200).map(|name| format!("some-name-{name}")).chain(["x", "secret"].map(str::to_owned)).collect();
+    let filter = json!({"name": {"$in": names}});
+    let spec = json!({"syncType": "Full", "batchSize": USERS, "target": {"filter": filter}});
+    let target = target(&database, spec, START).await.unwrap();
+    let sums = run(&target, None).await.unwrap();
+    assert_eq!((sums.processed, sums.updated, sums.failures.len()), (10_000, 9_999, 1));
+    assert_eq!(sums.failures[0].0, "4");
 }
 
 #[tokio::test]
@@ -94,6 +290,35 @@ async fn a_stamp_never_moves_back() {
 }
 
 #[tokio::test]
+async fn of_two_overlapping_runs_the_later_start_wins_whatever_the_order_of_writes() {
+    for order in [[START, START + 1], [START + 1, START]] {
+        let database = database().await;
+        // Keys of two types are written one by one, those of one type as a range.
+        insert(&database, [1.into(), 2.into(), 3.into(), "a".into()].map(|key: Bson| doc! {"_id": key}).to_vec()).await;
+        for size in [4, 2] {
+            unstamp(&database).await;
+            let mut read_before = Vec::new();
+            for started in order {
+                let spec = json!({"syncType": "Full", "batchSize": size});
+                let target = target(&database, spec, started).await.unwrap();
+                read_before.push((started, read(&target).await, target));
+            }
+            for (started, batches, target) in read_before {
+                let mut updated = 0;
+                for batch in batches {
+                    let outcome = target.write(batch).await.unwrap();
+                    assert_eq!(outcome.processed(), outcome.updated + outcome.unchanged);
+                    updated += outcome.updated;
+                }
+                let wins = started > START || order[0] == START;
+                assert_eq!(updated, if wins { 4 } else { 0 }, "{started} in {order:?}");
+            }
+            assert_eq!(stamped(&database, START + 1).await, 4, "{order:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_incremental_run_takes_what_is_due_and_nothing_else() {
     let database = database().await;
     let at = |millis: i64| Bson::DateTime(DateTime::from_millis(START + millis));
@@ -103,61 +328,242 @@ async fn an_incremental_run_takes_what_is_due_and_nothing_else() {
             doc! {"_id": "missing"},
             doc! {"_id": "null", "lastSynced": Bson::Null},
             doc! {"_id": "text", "lastSynced": "yesterday"},
+            doc! {"_id": "number", "lastSynced": START + 1},
+            doc! {"_id": "bool", "lastSynced": true},
+            doc! {"_id": "object", "lastSynced": {"at": at(1)}},
             doc! {"_id": "stale", "lastSynced": at(-60_001)},
             doc! {"_id": "changed", "lastSynced": at(-1_000), "updatedAt": at(-500)},
             doc! {"_id": "fresh", "lastSynced": at(-1_000), "updatedAt": at(-2_000)},
+            doc! {"_id": "at the limit", "lastSynced": at(-60_000), "updatedAt": at(-60_000)},
+            doc! {"_id": "later", "lastSynced": at(1)},
         ],
     )
     .await;
     let target = target(&database, json!({"staleAfter": "1m"}), START).await.unwrap();
-    assert_eq!(run(&target, None).await.unwrap().updated, 5);
-    let fresh = doc! {"_id": "fresh", "lastSynced": at(-1_000)};
-    assert_eq!(database.collection::<Document>("users").count_documents(fresh).await.unwrap(), 1);
-    assert_eq!(run(&target, None).await.unwrap().updated, 5, "a run that starts over finds its own work");
+    assert_eq!(target.count().await.unwrap(), 8);
+    let sums = run(&target, None).await.unwrap();
+    assert_eq!((sums.processed, sums.updated, stamped(&database, START).await), (8, 8, 8));
+    let left = sorted(&database, "_id", doc! {"lastSynced": {"$ne": at(0)}}).await;
+    assert_eq!(left, ["at the limit", "fresh", "later"].map(Bson::from));
+    assert_eq!(stamped(&database, START - 1_000).await, 1, "a fresh document keeps its stamp");
+    let again = run(&target, None).await.unwrap();
+    assert_eq!((again.processed, again.updated), (8, 8), "a run that starts over finds its own work");
 }
 
 #[tokio::test]
 async fn keys_of_every_type_are_walked_and_resumed() {
     let database = database().await;
+    let binary = |subtype, bytes: &[u8]| Bson::Binary(Binary { subtype, bytes: bytes.to_vec() });
     let keys = vec![
+        Bson::MinKey,
+        Bson::Null,
         Bson::Int32(1),
-        Bson::Double(2.5),
-        Bson::Int64(1 << 40),
+        Bson::Double(-2.5),
+        Bson::Double(f64::NEG_INFINITY),
+        Bson::Int64(1 << 60),
+        Bson::Int64((1 << 60) + 1),
+        Bson::Decimal128("0.1".parse().unwrap()),
+        "".into(),
         "a".into(),
-        doc! {"a": 1}.into(),
+        "$b.c".into(),
+        "ä".repeat(300).into(),
+        doc! {}.into(),
+        doc! {"tenant": 1, "id": 2}.into(),
+        doc! {"tenant": 1, "id": 3}.into(),
+        doc! {"tenant": "b", "id": {"z": 1, "a": 2}}.into(),
+        binary(BinarySubtype::Generic, &[0, 255]),
+        binary(BinarySubtype::Md5, &[7; 16]),
+        Uuid::from_bytes([9; 16]).into(),
         Bson::ObjectId(ObjectId::new()),
+        Bson::ObjectId(ObjectId::new()),
+        false.into(),
         true.into(),
-        DateTime::from_millis(1).into(),
+        DateTime::from_millis(-1).into(),
+        DateTime::from_millis(1 << 50).into(),
+        Bson::Timestamp(bson::Timestamp { time: 1, increment: 2 }),
+        Bson::MaxKey,
     ];
-    let all = keys.len() as i64;
     insert(&database, keys.into_iter().map(|key| doc! {"_id": key}).collect()).await;
-    let target = target(&database, json!({"syncType": "Full", "batchSize": 1}), START).await.unwrap();
-    let cursors = run(&target, None).await.unwrap().cursors;
-    assert_eq!(stamped(&database, START).await as i64, all);
-    for (done, cursor) in cursors.iter().enumerate() {
-        assert_eq!(run(&target, Some(cursor)).await.unwrap().processed, all - done as i64 - 1, "after {cursor}");
+    assert_walks_and_resumes(&database, json!({"syncType": "Full"}), "_id").await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_no_number_is_walked_and_resumed() {
+    let database = database().await;
+    let keys = [Bson::Double(f64::NAN), Bson::Int32(1), Bson::Int32(2), "a".into()];
+    insert(&database, keys.into_iter().map(|key| doc! {"_id": key}).collect()).await;
+    assert_walks_and_resumes(&database, json!({"syncType": "Full"}), "_id").await;
+}
+
+#[tokio::test]
+async fn keys_of_code_are_walked_and_resumed() {
+    let database = database().await;
+    let scoped = JavaScriptCodeWithScope { code: "f()".to_owned(), scope: doc! {"a": 1} };
+    let keys = [Bson::Null, Bson::Int32(1), Bson::JavaScriptCode("f()".to_owned()), scoped.into(), Bson::MaxKey];
+    insert(&database, keys.into_iter().map(|key| doc! {"_id": key}).collect()).await;
+    assert_walks_and_resumes(&database, json!({"syncType": "Full"}), "_id").await;
+}
+
+#[tokio::test]
+async fn another_key_field_is_walked_in_its_own_order() {
+    let database = database().await;
+    unique_index(&database, doc! {"account.id": 1}).await;
+    let users = (0..10).map(|i| doc! {"_id": i, "account": {"id": format!("user-{}", (i * 7) % 10)}});
+    insert(&database, users.chain([doc! {"_id": 10, "account": {"id": 5}}]).collect()).await;
+    let spec = json!({"syncType": "Full", "target": {"keyField": "account.id"}});
+    assert_walks_and_resumes(&database, spec, "account.id").await;
+}
+
+#[tokio::test]
+async fn a_part_of_the_id_can_be_the_key() {
+    let database = database().await;
+    unique_index(&database, doc! {"_id.user": 1}).await;
+    insert(&database, (0..5).map(|i| doc! {"_id": {"tenant": 9 - i, "user": i}}).collect()).await;
+    let spec = json!({"syncType": "Full", "target": {"keyField": "_id.user"}});
+    assert_walks_and_resumes(&database, spec, "_id.user").await;
+}
+
+#[tokio::test]
+async fn the_collections_collation_decides_the_order() {
+    let database = database().await;
+    database.run_command(doc! {"create": "users", "collation": {"locale": "en", "strength": 2}}).await.unwrap();
+    insert(&database, ["b", "A", "C", "d", "ä"].map(|key| doc! {"_id": key}).to_vec()).await;
+    assert_walks_and_resumes(&database, json!({"syncType": "Full"}), "_id").await;
+}
+
+#[tokio::test]
+async fn a_list_is_a_wrongly_typed_stamp_whatever_it_holds() {
+    let database = database().await;
+    let later = DateTime::from_millis(START + 1);
+    insert(&database, vec![doc! {"_id": 1, "lastSynced": [later]}, doc! {"_id": 2, "lastSynced": []}]).await;
+    for spec in [json!({"syncType": "Full"}), json!({"staleAfter": "1m"})] {
+        let users = database.collection::<Document>("users");
+        users.update_one(doc! {"_id": 1}, doc! {"$set": {"lastSynced": [later]}}).await.unwrap();
+        let target = target(&database, spec, START).await.unwrap();
+        assert_eq!(run(&target, None).await.unwrap().updated, 2);
+        assert_eq!(stamped(&database, START).await, 2);
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_cured_by_waiting_is_an_invalid_target() {
+async fn an_unknown_operator_is_an_invalid_target_with_the_servers_reason() {
     let database = database().await;
     insert(&database, vec![doc! {"_id": 1}]).await;
-    let filter = target(&database, json!({"target": {"filter": {"a": {"$bigger": 1}}}}), START).await.unwrap();
-    assert!(matches!(filter.count().await, Err(Error::InvalidTarget(text)) if text.contains("$bigger")));
-    let elsewhere = target(&database, json!({"target": {"database": "elsewhere"}}), START).await;
-    assert!(matches!(elsewhere, Err(Error::InvalidTarget(text)) if text.contains("--allowed-databases")));
-    let missing = target(&database, json!({"type": "Issue"}), START).await.unwrap();
-    assert_eq!((missing.count().await.unwrap(), run(&missing, None).await.unwrap().processed), (0, 0));
+    for filter in [json!({"a": {"$bigger": 1}}), json!({"$bigger": 1}), json!({"a": {"$in": 1}})] {
+        let operator = if filter.to_string().contains("$bigger") { "$bigger" } else { "$in" };
+        let target = target(&database, json!({"target": {"filter": filter}}), START).await.unwrap();
+        for error in [target.count().await.unwrap_err(), run(&target, None).await.err().unwrap()] {
+            assert!(matches!(&error, Error::InvalidTarget(text) if text.contains(operator)), "{filter}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_filter_that_is_no_extended_json_is_an_invalid_target() {
+    let database = database().await;
+    let spec = json!({"target": {"filter": {"_id": {"$oid": "17"}}}});
+    let error = target(&database, spec, START).await.unwrap_err();
+    assert!(matches!(&error, Error::InvalidTarget(text) if text.contains("target.filter")), "{error}");
+}
+
+#[tokio::test]
+async fn only_databases_that_are_allowed_can_be_named() {
+    let (own, other) = (database().await, database().await);
+    insert(&other, vec![doc! {"_id": 1}]).await;
+    let spec = parse(json!({"syncType": "Full", "target": {"database": other.name()}}));
+    let started = Timestamp::from_millisecond(START).unwrap();
+    let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &[]).await.unwrap();
+    let error = databases.target(&spec, started).unwrap_err();
+    let hint = format!("--allowed-databases {}", other.name());
+    assert!(matches!(&error, Error::InvalidTarget(text) if text.contains(&hint)), "{error}");
+
+    let allowed = [other.name().to_owned()];
+    let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &allowed).await.unwrap();
+    let target = databases.target(&spec, started).unwrap();
+    assert_eq!((run(&target, None).await.unwrap().updated, stamped(&other, START).await), (1, 1));
+}
+
+#[tokio::test]
+async fn a_view_is_an_invalid_target() {
+    let database = database().await;
+    insert(&database, vec![doc! {"_id": 1}]).await;
+    database.run_command(doc! {"create": "active", "viewOn": "users", "pipeline": []}).await.unwrap();
+    let target = target(&database, json!({"target": {"collection": "active"}}), START).await.unwrap();
+    let error = run(&target, None).await.err().unwrap();
+    assert!(matches!(&error, Error::InvalidTarget(text) if text.contains("is a view")), "{error}");
+}
+
+#[tokio::test]
+async fn a_missing_collection_holds_no_documents() {
+    let database = database().await;
+    let target = target(&database, json!({"type": "Issue"}), START).await.unwrap();
+    assert_eq!((target.count().await.unwrap(), run(&target, None).await.unwrap().processed), (0, 0));
+    assert!(database.list_collection_names().await.unwrap().is_empty(), "and is not created");
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_the_attempts_failure_and_its_address_stays_secret() {
+    let uri = "mongodb://user:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100";
+    let databases = Databases::new(uri, "db", &[]).await.unwrap();
+    let target = databases.target(&parse(json!({})), Timestamp::from_millisecond(START).unwrap()).unwrap();
+    for error in [target.count().await.unwrap_err(), run(&target, None).await.err().unwrap()] {
+        let outcome = error.outcome();
+        assert_eq!((outcome.reason.as_str(), outcome.message.contains("secret")), ("Unreachable", false), "{error}");
+        assert!(matches!(error, Error::Attempt { .. }));
+    }
+    for uri in ["mongodb://user:secret@", "secret://a:b@c", "mongodb://user:secret@host/?w=a&w=b&nonsense=%zz"] {
+        let unusable = Databases::new(uri, "db", &[]).await.err().map(|error| error.to_string());
+        assert!(!unusable.is_some_and(|text| text.contains("user:secret")), "{uri}");
+    }
 }
 
 #[tokio::test]
 async fn a_filter_in_extended_json_selects_documents() {
     let database = database().await;
-    insert(&database, vec![doc! {"_id": 1, "born": DateTime::from_millis(0)}, doc! {"_id": 2}]).await;
-    let filter = json!({"born": {"$date": "1970-01-01T00:00:00Z"}});
-    let target = target(&database, json!({"syncType": "Full", "target": {"filter": filter}}), START).await.unwrap();
-    assert_eq!(run(&target, None).await.unwrap().updated, 1);
+    let id = ObjectId::new();
+    insert(
+        &database,
+        vec![
+            doc! {"_id": 1, "born": DateTime::from_millis(0)},
+            doc! {"_id": 2, "team": id, "tags": ["a", "b"]},
+            doc! {"_id": 3, "size": 7_i64, "name": "Ann"},
+            doc! {"_id": 4},
+        ],
+    )
+    .await;
+    for (filter, expected) in [
+        (json!({"born": {"$date": "1970-01-01T00:00:00Z"}}), 1),
+        (json!({"born": {"$gte": {"$date": "1969-01-01T00:00:00Z"}}}), 1),
+        (json!({"team": {"$oid": id.to_hex()}}), 2),
+        (json!({"team": {"$in": [{"$oid": id.to_hex()}]}, "tags": "b"}), 2),
+        (json!({"size": {"$numberLong": "7"}}), 3),
+        (json!({"$or": [{"name": {"$regex": "^a", "$options": "i"}}, {"nothing": 1}]}), 3),
+        (json!({"_id": {"$gt": 3}}), 4),
+    ] {
+        unstamp(&database).await;
+        let spec = json!({"syncType": "Full", "target": {"filter": filter}});
+        let target = target(&database, spec, START).await.unwrap();
+        assert_eq!(target.count().await.unwrap(), 1, "{filter}");
+        run(&target, None).await.unwrap();
+        let found = sorted(&database, "_id", doc! {"lastSynced": DateTime::from_millis(START)}).await;
+        assert_eq!(found, [Bson::from(expected)], "{filter}");
+    }
+}
+
+#[tokio::test]
+async fn a_document_the_filter_does_not_select_any_more_is_not_stamped() {
+    let database = database().await;
+    insert(&database, (0..10).map(|id| doc! {"_id": id, "state": "active"}).collect()).await;
+    let spec = json!({"syncType": "Full", "target": {"filter": {"state": "active"}}});
+    let target = target(&database, spec, START).await.unwrap();
+    let batches = read(&target).await;
+    let users = database.collection::<Document>("users");
+    users.update_one(doc! {"_id": 5}, doc! {"$set": {"state": "gone"}}).await.unwrap();
+    for batch in batches {
+        let outcome = target.write(batch).await.unwrap();
+        assert_eq!((outcome.updated, outcome.unchanged, outcome.failures.len()), (9, 1, 0));
+    }
+    assert_eq!(users.count_documents(doc! {"_id": 5, "lastSynced": Bson::Null}).await.unwrap(), 1);
 }
 
 #[tokio::test]
@@ -165,10 +571,8 @@ async fn documents_that_come_and_go_do_not_break_the_counts() {
     let database = database().await;
     insert(&database, (0..10).map(|i| doc! {"_id": i * 10}).collect()).await;
     let target = target(&database, json!({"syncType": "Full"}), START).await.unwrap();
-    let batches = target.batches(None);
-    pin_mut!(batches);
-    let batch = batches.next().await.unwrap().unwrap();
-    insert(&database, vec![doc! {"_id": 15}]).await;
+    let batch = read(&target).await.remove(0);
+    insert(&database, vec![doc! {"_id": 15}, doc! {"_id": 1000}]).await;
     database.collection::<Document>("users").delete_many(doc! {"_id": {"$in": [20, 30, 40]}}).await.unwrap();
     let outcome = target.write(batch).await.unwrap();
     assert_eq!((outcome.updated, outcome.unchanged, outcome.processed()), (8, 2, 10));
