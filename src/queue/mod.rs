@@ -21,6 +21,7 @@ pub use blocking::{Changes, Doorbell};
 
 use crate::domain::{from_millis, run::State};
 use keys::Keys;
+use scripts::Call;
 
 /// Version of what stands in a run's hash. A run of another version is left alone.
 const FORMAT: &str = "1";
@@ -263,7 +264,7 @@ impl Queue {
             .arg(run.attempts)
             .arg(run.recoveries)
             .arg(run.history)
-            .invoke_async(&mut self.connection.clone())
+            .call(&mut self.connection.clone())
             .await
             .map_err(unavailable("enqueue a run"))?;
         Ok(existing.is_none())
@@ -275,32 +276,38 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer. A claim whose answer got lost comes back when its lease ends.
     pub async fn claim(&self, worker: &str) -> Result<Result<Claim, Option<Duration>>, Error> {
-        let (candidates, next_due): (Vec<String>, i64) = scripts::CANDIDATES
-            .key(&self.keys.waiting)
-            .key(&self.keys.delayed)
-            .arg(BATCH)
-            .invoke_async(&mut self.connection.clone())
-            .await
-            .map_err(unavailable("look for runs"))?;
-        if candidates.is_empty() {
-            return Ok(Err(u64::try_from(next_due).ok().map(Duration::from_millis)));
+        // Runs of another format stay where they are, so those behind them have to be looked at as well.
+        for offset in (0..).step_by(BATCH) {
+            let (candidates, next_due): (Vec<String>, i64) = scripts::CANDIDATES
+                .key(&self.keys.waiting)
+                .key(&self.keys.delayed)
+                .arg(offset)
+                .arg(BATCH)
+                .call(&mut self.connection.clone())
+                .await
+                .map_err(unavailable("look for runs"))?;
+            if candidates.is_empty() {
+                return Ok(Err(u64::try_from(next_due).ok().map(Duration::from_millis)));
+            }
+            if let Some(claim) = self.claim_one_of(worker, &candidates).await? {
+                return Ok(Ok(claim));
+            }
         }
+        Ok(Err(None))
+    }
+
+    async fn claim_one_of(&self, worker: &str, candidates: &[String]) -> Result<Option<Claim>, Error> {
         let mut invocation = scripts::CLAIM.prepare_invoke();
         invocation.key(&self.keys.waiting).key(&self.keys.delayed).key(&self.keys.active).key(&self.keys.events);
         invocation.arg(FORMAT).arg(worker).arg(self.lease.as_millis() as u64);
-        for uid in &candidates {
+        for uid in candidates {
             invocation.key(self.keys.run(uid)).arg(uid);
         }
         let claimed: Option<(String, i64, HashMap<String, String>)> =
-            invocation.invoke_async(&mut self.connection.clone()).await.map_err(unavailable("claim a run"))?;
-        match claimed {
-            Some((uid, now, fields)) => {
-                let entry = Entry::read(&uid, &fields)?;
-                Ok(Ok(Claim { uid, at: from_millis(now), entry }))
-            }
-            // Others were faster, or only runs of another format wait. Look again soon.
-            None => Ok(Err(Some(Duration::from_secs(1)))),
-        }
+            invocation.call(&mut self.connection.clone()).await.map_err(unavailable("claim a run"))?;
+        let Some((uid, now, fields)) = claimed else { return Ok(None) };
+        let entry = Entry::read(&uid, &fields)?;
+        Ok(Some(Claim { uid, at: from_millis(now), entry }))
     }
 
     /// Extends the leases of a worker's runs, and shows that the worker lives. Returns the runs that are lost.
@@ -314,7 +321,7 @@ impl Queue {
         for (uid, epoch) in held {
             invocation.key(self.keys.run(uid)).arg(uid).arg(epoch);
         }
-        invocation.invoke_async(&mut self.connection.clone()).await.map_err(unavailable("renew leases"))
+        invocation.call(&mut self.connection.clone()).await.map_err(unavailable("renew leases"))
     }
 
     /// Takes a worker that stops from the list of those that live.
@@ -337,7 +344,7 @@ impl Queue {
             .arg(uid)
             .arg(epoch)
             .arg(checkpoint)
-            .invoke_async(&mut self.connection.clone())
+            .call(&mut self.connection.clone())
             .await
             .map_err(unavailable("record a checkpoint"))?;
         Ok(answer.into())
@@ -371,7 +378,7 @@ impl Queue {
             .arg(progress.attempts)
             .arg(outcome)
             .arg(KEEP_FINISHED.as_millis() as u64)
-            .invoke_async(&mut self.connection.clone())
+            .call(&mut self.connection.clone())
             .await
             .map_err(unavailable("end a run"))?;
         Ok(answer.into())
@@ -394,7 +401,7 @@ impl Queue {
             .arg(progress.checkpoint)
             .arg(progress.history)
             .arg(progress.attempts)
-            .invoke_async(&mut self.connection.clone())
+            .call(&mut self.connection.clone())
             .await
             .map_err(unavailable("put a run aside"))?;
         Ok(answer.into())
@@ -414,7 +421,7 @@ impl Queue {
             .arg(uid)
             .arg(epoch)
             .arg(checkpoint)
-            .invoke_async(&mut self.connection.clone())
+            .call(&mut self.connection.clone())
             .await
             .map_err(unavailable("release a run"))?;
         Ok(answer.into())
@@ -426,24 +433,33 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn reap(&self, stalled: &str) -> Result<usize, Error> {
-        let expired: Vec<String> = scripts::EXPIRED
-            .key(&self.keys.active)
-            .arg(BATCH)
-            .invoke_async(&mut self.connection.clone())
-            .await
-            .map_err(unavailable("look for ended leases"))?;
-        if expired.is_empty() {
-            return Ok(0);
+        // Runs of another format stay where they are, so those behind them have to be looked at as well.
+        for offset in (0..).step_by(BATCH) {
+            let expired: Vec<String> = scripts::EXPIRED
+                .key(&self.keys.active)
+                .arg(offset)
+                .arg(BATCH)
+                .call(&mut self.connection.clone())
+                .await
+                .map_err(unavailable("look for ended leases"))?;
+            let reaped = if expired.is_empty() { 0 } else { self.reap_all_of(&expired, stalled).await? };
+            if reaped > 0 || expired.len() < BATCH {
+                return Ok(reaped);
+            }
         }
+        Ok(0)
+    }
+
+    async fn reap_all_of(&self, expired: &[String], stalled: &str) -> Result<usize, Error> {
         let mut invocation = scripts::REAP.prepare_invoke();
         for key in [&self.keys.active, &self.keys.waiting, &self.keys.failed, &self.keys.wake, &self.keys.events] {
             invocation.key(key);
         }
         invocation.arg(FORMAT).arg(MAX_STALLS).arg(stalled).arg(KEEP_FINISHED.as_millis() as u64);
-        for uid in &expired {
+        for uid in expired {
             invocation.key(self.keys.run(uid)).arg(uid);
         }
-        invocation.invoke_async(&mut self.connection.clone()).await.map_err(unavailable("return runs to the queue"))
+        invocation.call(&mut self.connection.clone()).await.map_err(unavailable("return runs to the queue"))
     }
 
     /// Reads a run. `None` when the queue does not have it.
@@ -468,7 +484,7 @@ impl Queue {
         for set in [&keys.waiting, &keys.delayed, &keys.active, &keys.parked, &keys.completed, &keys.failed] {
             invocation.key(set);
         }
-        let removed: Result<u8, _> = invocation.arg(uid).invoke_async(&mut self.connection.clone()).await;
+        let removed: Result<u8, _> = invocation.arg(uid).call(&mut self.connection.clone()).await;
         removed.map(drop).map_err(unavailable("remove a run"))
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use redis::Script;
+use redis::{FromRedisValue, RedisResult, Script, ScriptInvocation, aio::ConnectionManager};
 
 macro_rules! scripts {
     ($($name:ident = $file:literal),* $(,)?) => {
@@ -23,4 +23,25 @@ scripts! {
     EXPIRED = "expired.lua",
     REAP = "reap.lua",
     REMOVE = "remove.lua",
+}
+
+/// The cache may be emptied again between loading a script and calling it.
+const TRIES: usize = 5;
+
+pub(super) trait Call {
+    async fn call<T: FromRedisValue>(&self, connection: &mut ConnectionManager) -> RedisResult<T>;
+}
+
+impl Call for ScriptInvocation<'_> {
+    /// Runs the script. One that is not in the cache did not run, so it may be called again.
+    async fn call<T: FromRedisValue>(&self, connection: &mut ConnectionManager) -> RedisResult<T> {
+        let mut answer = self.invoke_async(connection).await;
+        for _ in 1..TRIES {
+            match &answer {
+                Err(error) if error.code() == Some("NOSCRIPT") => answer = self.invoke_async(connection).await,
+                _ => break,
+            }
+        }
+        answer
+    }
 }

@@ -1,5 +1,9 @@
 //! What the API server refuses, and what it says. The messages name the field and the fix.
 
+use k8s_openapi::{
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::APIResource,
+};
 use kube::{
     Api, ResourceExt,
     api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
@@ -8,6 +12,9 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::support::World;
+
+const JOB: &str = "SyncJob";
+const SCHEDULE: &str = "SyncSchedule";
 
 fn api(world: &World, kind: &str) -> (Api<DynamicObject>, ApiResource) {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("sync.codex.dev", "v1alpha1", kind));
@@ -29,91 +36,381 @@ async fn assert_refused(world: &World, kind: &str, spec: Value, field: &str, adv
 #[tokio::test]
 async fn a_wrong_schedule_is_refused_with_field_and_fix() {
     let world = World::new().await;
+    let zone = |zone: &str| json!({"schedule": "0 * * * *", "timeZone": zone});
     for (spec, field, advice) in [
         (json!({"interval": "5m", "schedule": "* * * * *"}), "interval and schedule", "keep one of them"),
         (json!({"interval": "banana"}), "interval", "such as 20m"),
         (json!({"interval": "-5s"}), "interval", "such as 20m"),
         (json!({"interval": "0s"}), "interval", "from 1s"),
         (json!({"interval": "500ms"}), "interval", "whole seconds"),
+        (json!({"interval": "1.5s"}), "interval", "whole seconds"),
+        (json!({"interval": "8761h"}), "interval", "to 8760h"),
+        (json!({"interval": ""}), "interval", "such as 20m"),
+        (json!({"interval": 20}), "spec.interval", "string"),
         (json!({"timeZone": "Europe/Berlin"}), "timeZone", "needs schedule"),
+        (json!({"interval": "5m", "timeZone": "Europe/Berlin"}), "timeZone", "needs schedule"),
+        (zone("Local"), "timeZone", "such as Europe/Berlin"),
+        (zone("../../etc/passwd"), "timeZone", "such as Europe/Berlin"),
+        (zone(""), "timeZone", "such as Europe/Berlin"),
         (json!({"schedule": "* * * *"}), "schedule", "five fields"),
+        (json!({"schedule": "0 0 * * * *"}), "schedule", "five fields"),
+        (json!({"schedule": "@every 5m"}), "schedule", "five fields"),
+        (json!({"schedule": ""}), "schedule", "five fields"),
         (json!({"schedule": "CRON_TZ=UTC * * * * *"}), "schedule", "timeZone"),
+        (json!({"schedule": "TZ=UTC * * * *"}), "schedule", "timeZone"),
         (json!({"concurrencyPolicy": "Never"}), "concurrencyPolicy", "\"Forbid\""),
+        (json!({"catchUp": "All"}), "catchUp", "\"Latest\""),
+        (json!({"startingDeadline": "0s"}), "startingDeadline", "from 1s"),
+        (json!({"jitter": "25h"}), "jitter", "to 24h"),
+        (json!({"suspended": "yes"}), "spec.suspended", "boolean"),
         (json!({"successfulJobsHistoryLimit": -1}), "successfulJobsHistoryLimit", "from 0 to 1000"),
-        (json!({"jobTemplate": {"spec": {"batchSize": 0}}}), "jobTemplate.spec.batchSize", "from 1 to 10000"),
+        (json!({"failedJobsHistoryLimit": 1001}), "failedJobsHistoryLimit", "from 0 to 1000"),
     ] {
-        assert_refused(&world, "SyncSchedule", spec, field, advice).await;
+        assert_refused(&world, SCHEDULE, spec, field, advice).await;
     }
-    let long = create(&world, "SyncSchedule", &"a".repeat(53), json!({})).await.unwrap_err().to_string();
-    assert!(long.contains("at most 52 characters"), "{long}");
 }
 
 #[tokio::test]
-async fn a_wrong_job_is_refused_with_field_and_fix() {
+async fn a_schedules_name_leaves_room_for_the_names_of_its_jobs() {
     let world = World::new().await;
+    let error = create(&world, SCHEDULE, &"a".repeat(53), json!({})).await.unwrap_err().to_string();
+    assert!(error.contains("metadata.name") && error.contains("at most 52 characters"), "{error}");
+    create(&world, SCHEDULE, &"a".repeat(52), json!({})).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
+    let world = World::new().await;
+    let filter = |filter: Value| json!({"target": {"filter": filter}});
     for (spec, field, advice) in [
+        (json!({"type": "Robot"}), "type", "\"User\""),
+        (json!({"syncType": "full"}), "syncType", "\"Full\""),
         (json!({"batchSize": 0}), "batchSize", "from 1 to 10000"),
+        (json!({"batchSize": 10_001}), "batchSize", "from 1 to 10000"),
+        (json!({"batchSize": "many"}), "batchSize", "integer"),
+        (json!({"parallelism": 0}), "parallelism", "from 1 to 64"),
         (json!({"parallelism": 1000}), "parallelism", "from 1 to 64"),
         (json!({"priority": 1001}), "priority", "from -1000 to 1000"),
+        (json!({"priority": -1001}), "priority", "from -1000 to 1000"),
+        (json!({"backoffLimit": -1}), "backoffLimit", "from 0 to 100"),
+        (json!({"staleAfter": "soon"}), "staleAfter", "such as 10m"),
         (json!({"activeDeadline": "soon"}), "activeDeadline", "such as 1h"),
+        (json!({"activeDeadline": "0s"}), "activeDeadline", "from 1s"),
+        (json!({"ttlAfterFinished": "-1h"}), "ttlAfterFinished", "such as 24h"),
         (json!({"backoff": {"jitter": 2}}), "backoff.jitter", "from 0 to 1"),
+        (json!({"backoff": {"jitter": -0.1}}), "backoff.jitter", "from 0 to 1"),
+        (json!({"backoff": {"factor": 0}}), "backoff.factor", "from 1 to 100"),
+        (json!({"backoff": {"initial": "1ms"}}), "backoff.initial", "from 100ms"),
+        (json!({"backoff": {"max": "25h"}}), "backoff.max", "to 24h"),
+        (json!({"failurePolicy": {"maxFailedPercent": 0}}), "failurePolicy.maxFailedPercent", "from 1 to 100"),
         (json!({"target": {"database": "admin"}}), "target.database", "none of admin"),
+        (json!({"target": {"database": "config"}}), "target.database", "none of admin"),
+        (json!({"target": {"database": "local"}}), "target.database", "none of admin"),
+        (json!({"target": {"database": "a.b"}}), "target.database", "without spaces"),
+        (json!({"target": {"database": ""}}), "target.database", "must be a database name"),
         (json!({"target": {"collection": "system.users"}}), "target.collection", "system."),
+        (json!({"target": {"collection": "a$b"}}), "target.collection", "without $"),
         (json!({"target": {"keyField": "$x"}}), "target.keyField", "such as _id"),
-        (json!({"target": {"filter": {"$where": "1"}}}), "target.filter", "query operators such as"),
-        (json!({"target": {"filter": {"$or": [{"$where": "1"}]}}}), "target.filter", "query operators such as"),
+        (json!({"target": {"keyField": ""}}), "target.keyField", "such as _id"),
+        (json!({"target": {"lastSyncedField": "_id"}}), "target.lastSyncedField", "such as lastSynced"),
+        (json!({"target": {"lastSyncedField": "a.$b"}}), "target.lastSyncedField", "such as lastSynced"),
+        (filter(json!({"$where": "1"})), "target.filter", "query operators such as"),
+        (filter(json!({"$where": {"$code": "1"}})), "target.filter", "query operators such as"),
+        (filter(json!({"$function": {"body": "f"}})), "target.filter", "query operators such as"),
+        (filter(json!({"$or": [{"$where": "1"}]})), "target.filter", "query operators such as"),
+        (filter(json!({"$nor": [{"a": 1}, {"$and": [{"$where": "1"}]}]})), "target.filter", "query operators such as"),
+        (filter(json!("all")), "target.filter", "object"),
     ] {
-        assert_refused(&world, "SyncJob", spec, field, advice).await;
+        let below = format!("spec.{}", field.split('.').next().unwrap());
+        assert_refused(&world, JOB, spec.clone(), field, advice).await;
+        assert_refused(&world, JOB, spec.clone(), &below, advice).await;
+        let template = json!({"jobTemplate": {"spec": spec}});
+        assert_refused(&world, SCHEDULE, template.clone(), field, advice).await;
+        assert_refused(&world, SCHEDULE, template, &format!("spec.jobTemplate.{below}"), advice).await;
+    }
+}
+
+fn full_job() -> Value {
+    json!({
+        "type": "Pipeline",
+        "syncType": "Full",
+        "staleAfter": "0s",
+        "batchSize": 10_000,
+        "parallelism": 64,
+        "backoffLimit": 0,
+        "backoff": {"initial": "100ms", "factor": 1, "max": "1h30m", "jitter": 1},
+        "activeDeadline": "8760h",
+        "ttlAfterFinished": "0s",
+        "priority": -1000,
+        "suspended": true,
+        "cancelled": true,
+        "failurePolicy": {"maxFailedPercent": 1},
+        "target": {
+            "database": "codex-2",
+            "collection": "people.archive",
+            "keyField": "account.id",
+            "lastSyncedField": "sync.at",
+            "filter": {
+                "state": "active",
+                "$or": [{"a": 1}, {"b": {"$in": [1, 2]}}],
+                "$nor": [{"$and": [{"c": Value::Null}, {"d": {"e": [1.5, "f", true]}}]}],
+                "d": {"$date": "2026-01-01T00:00:00Z"},
+            },
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_full_spec_is_stored_as_written() {
+    let world = World::new().await;
+    let job = create(&world, JOB, "job", full_job()).await.unwrap();
+    assert_eq!(job.data["spec"], full_job());
+    let rest = json!({
+        "suspended": true,
+        "concurrencyPolicy": "Replace",
+        "startingDeadline": "1m30s",
+        "catchUp": "None",
+        "immediate": true,
+        "jitter": "1.5s",
+        "successfulJobsHistoryLimit": 0,
+        "failedJobsHistoryLimit": 1000,
+        "jobTemplate": {
+            "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+            "spec": full_job(),
+        },
+    });
+    for (name, timing) in [
+        ("interval", json!({"interval": "1h30m"})),
+        ("cron", json!({"schedule": "*/20 8-18 * * MON-FRI", "timeZone": "America/Argentina/Buenos_Aires"})),
+        ("macro", json!({"schedule": "@daily", "timeZone": "UTC"})),
+    ] {
+        let mut spec = rest.clone();
+        spec.as_object_mut().unwrap().extend(timing.as_object().unwrap().clone());
+        let schedule = create(&world, SCHEDULE, name, spec.clone()).await.unwrap();
+        assert_eq!(schedule.data["spec"], spec);
     }
 }
 
 #[tokio::test]
-async fn defaults_are_filled_in_and_a_filter_is_stored_as_written() {
+async fn an_empty_spec_gets_every_documented_default() {
     let world = World::new().await;
-    let filter =
-        json!({"state": "active", "$or": [{"a": 1}, {"b": {"$in": [1, 2]}}], "d": {"$date": "2026-01-01T00:00:00Z"}});
-    let job = create(&world, "SyncJob", "job", json!({"target": {"filter": filter}})).await.unwrap();
-    let spec = &job.data["spec"];
-    assert_eq!(spec["target"]["filter"], filter);
+    let defaults = json!({
+        "type": "User",
+        "syncType": "Incremental",
+        "batchSize": 100,
+        "parallelism": 4,
+        "backoffLimit": 3,
+        "backoff": {"initial": "5s", "factor": 5, "max": "10m", "jitter": 0.1},
+        "activeDeadline": "1h",
+        "priority": 0,
+        "suspended": false,
+        "cancelled": false,
+        "failurePolicy": {"maxFailedPercent": 100},
+        "target": {"keyField": "_id", "lastSyncedField": "lastSynced"},
+    });
+    for (name, spec) in [("empty", json!({})), ("parts", json!({"backoff": {}, "failurePolicy": {}, "target": {}}))] {
+        let job = create(&world, JOB, name, spec).await.unwrap();
+        assert_eq!(job.data["spec"], defaults);
+    }
+    let schedule = create(&world, SCHEDULE, "schedule", json!({})).await.unwrap();
     assert_eq!(
-        (&spec["batchSize"], &spec["parallelism"], &spec["backoff"]["initial"]),
-        (&json!(100), &json!(4), &json!("5s"))
+        schedule.data["spec"],
+        json!({
+            "suspended": false,
+            "concurrencyPolicy": "Forbid",
+            "catchUp": "Latest",
+            "immediate": false,
+            "jitter": "0s",
+            "successfulJobsHistoryLimit": 10,
+            "failedJobsHistoryLimit": 20,
+            "jobTemplate": {"metadata": {}, "spec": defaults},
+        })
     );
-    assert_eq!(
-        (&spec["type"], &spec["syncType"], &spec["activeDeadline"]),
-        (&json!("User"), &json!("Incremental"), &json!("1h"))
-    );
-    let schedule = create(&world, "SyncSchedule", "schedule", json!({})).await.unwrap();
-    let spec = &schedule.data["spec"];
-    assert_eq!((&spec["concurrencyPolicy"], &spec["catchUp"]), (&json!("Forbid"), &json!("Latest")));
-    assert_eq!((&spec["successfulJobsHistoryLimit"], &spec["failedJobsHistoryLimit"]), (&json!(10), &json!(20)));
+}
+
+async fn patch(world: &World, kind: &str, name: &str, spec: Value) -> kube::Result<DynamicObject> {
+    let patch = Patch::Merge(json!({"spec": spec}));
+    api(world, kind).0.patch(name, &PatchParams::default(), &patch).await
 }
 
 #[tokio::test]
 async fn only_four_fields_of_a_job_can_be_changed() {
     let world = World::new().await;
-    let job = create(&world, "SyncJob", "job", json!({"target": {"filter": {"state": "active"}}})).await.unwrap();
-    let (jobs, _) = api(&world, "SyncJob");
-    let patch = async |spec: Value| {
-        let patch = Patch::Merge(json!({"spec": spec}));
-        jobs.patch(&job.name_any(), &PatchParams::default(), &patch).await
-    };
+    let spec = json!({"staleAfter": "5m", "target": {"database": "own", "filter": {"state": "active", "a": {"b": 1}}}});
+    let mut before = create(&world, JOB, "job", spec).await.unwrap().data;
+    create(&world, JOB, "bare", json!({})).await.unwrap();
+    let nothing = Value::Null;
     for (spec, field) in [
         (json!({"type": "Issue"}), "type"),
         (json!({"syncType": "Full"}), "syncType"),
         (json!({"staleAfter": "1m"}), "staleAfter"),
+        (json!({"staleAfter": nothing}), "staleAfter"),
         (json!({"batchSize": 7}), "batchSize"),
         (json!({"parallelism": 7}), "parallelism"),
         (json!({"backoffLimit": 7}), "backoffLimit"),
+        (json!({"backoff": {"initial": "1s"}}), "backoff"),
+        (json!({"backoff": {"factor": 2}}), "backoff"),
         (json!({"backoff": {"max": "1h"}}), "backoff"),
+        (json!({"backoff": {"jitter": 0.5}}), "backoff"),
         (json!({"activeDeadline": "2h"}), "activeDeadline"),
         (json!({"failurePolicy": {"maxFailedPercent": 5}}), "failurePolicy"),
+        (json!({"target": {"database": "other"}}), "target"),
+        (json!({"target": {"database": nothing}}), "target"),
+        (json!({"target": {"collection": "other"}}), "target"),
+        (json!({"target": {"keyField": "other"}}), "target"),
+        (json!({"target": {"lastSyncedField": "other"}}), "target"),
         (json!({"target": {"filter": {"state": "gone"}}}), "target"),
+        (json!({"target": {"filter": {"a": {"b": 2}}}}), "target"),
+        (json!({"target": {"filter": {"$or": [{"a": 1}]}}}), "target"),
+        (json!({"target": {"filter": nothing}}), "target"),
     ] {
-        let error = patch(spec).await.unwrap_err().to_string();
-        assert!(error.contains(&format!("spec.{field} cannot be changed")), "{field}: {error}");
+        let error = patch(&world, JOB, "job", spec.clone()).await.err().unwrap_or_else(|| panic!("accepted: {spec}"));
+        let error = error.to_string();
+        let message = format!("spec.{field} cannot be changed: delete this SyncJob and create a new one");
+        assert!(error.contains(&message), "{spec}: {error}");
     }
-    patch(json!({"suspended": true, "priority": 5, "ttlAfterFinished": "1h", "cancelled": true})).await.unwrap();
-    let error = patch(json!({"cancelled": false})).await.unwrap_err().to_string();
-    assert!(error.contains("spec.cancelled cannot be set back"), "{error}");
+    for (spec, field) in
+        [(json!({"staleAfter": "1m"}), "staleAfter"), (json!({"target": {"filter": {"state": "active"}}}), "target")]
+    {
+        let error = patch(&world, JOB, "bare", spec).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("spec.{field} cannot be changed")), "added: {error}");
+    }
+    for spec in [
+        json!({"suspended": true, "priority": 5, "ttlAfterFinished": "1h"}),
+        json!({"suspended": false, "priority": -5, "ttlAfterFinished": "2h"}),
+        json!({"ttlAfterFinished": nothing}),
+        json!({"cancelled": true}),
+    ] {
+        patch(&world, JOB, "job", spec).await.unwrap();
+    }
+    before["spec"]
+        .as_object_mut()
+        .unwrap()
+        .extend([("priority".to_owned(), json!(-5)), ("cancelled".to_owned(), json!(true))]);
+    assert_eq!(api(&world, JOB).0.get("job").await.unwrap().data["spec"], before["spec"]);
+}
+
+#[tokio::test]
+async fn a_cancelled_job_stays_cancelled() {
+    let world = World::new().await;
+    create(&world, JOB, "job", json!({"cancelled": true})).await.unwrap();
+    for spec in [json!({"cancelled": false}), json!({"cancelled": Value::Null})] {
+        let error = patch(&world, JOB, "job", spec).await.unwrap_err().to_string();
+        assert!(error.contains("spec.cancelled cannot be set back to false: create a new SyncJob"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn every_field_of_a_schedule_can_be_changed() {
+    let world = World::new().await;
+    create(&world, SCHEDULE, "schedule", json!({"interval": "5m"})).await.unwrap();
+    for spec in [
+        json!({"interval": "1h", "suspended": true, "concurrencyPolicy": "Allow", "catchUp": "None", "jitter": "5s"}),
+        json!({"interval": Value::Null, "schedule": "0 * * * *", "timeZone": "Europe/Berlin"}),
+        json!({"jobTemplate": {"spec": {"syncType": "Full", "batchSize": 7, "target": {"filter": {"a": 1}}}}}),
+    ] {
+        patch(&world, SCHEDULE, "schedule", spec).await.unwrap();
+    }
+}
+
+fn condition(type_: &str) -> Value {
+    let time = "2026-01-01T00:00:00Z";
+    json!({"type": type_, "status": "True", "reason": "Test", "message": "", "lastTransitionTime": time})
+}
+
+#[tokio::test]
+async fn spec_and_status_are_written_apart() {
+    let world = World::new().await;
+    let merge = PatchParams::default();
+    for (kind, status) in [
+        (JOB, json!({"phase": "Running", "progress": 40, "conditions": [condition("Reconciling")]})),
+        (SCHEDULE, json!({"schedule": "20m", "activeCount": 1, "conditions": [condition("Ready")]})),
+    ] {
+        let (api, resource) = api(&world, kind);
+        let data = json!({"spec": {"suspended": true}, "status": status});
+        let created = api.create(&PostParams::default(), &DynamicObject::new("a", &resource).data(data)).await.unwrap();
+        assert_eq!(created.data.get("status"), None, "{kind}");
+        let both = Patch::Merge(json!({"spec": {"suspended": false}, "status": status}));
+        let written = api.patch_status("a", &merge, &both).await.unwrap();
+        assert_eq!(written.data["spec"]["suspended"], json!(true), "{kind}: an update of the status leaves the spec");
+        for (name, value) in status.as_object().unwrap() {
+            assert_eq!(&written.data["status"][name], value, "{kind}");
+        }
+        assert_eq!(written.metadata.generation, created.metadata.generation);
+        let other = Patch::Merge(json!({"spec": {"suspended": false}, "status": {"conditions": []}}));
+        let updated = api.patch("a", &merge, &other).await.unwrap();
+        assert_eq!(updated.data["status"], written.data["status"], "{kind}: an update of the spec leaves the status");
+        assert_eq!(updated.data["spec"]["suspended"], json!(false), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn conditions_are_told_apart_by_their_type() {
+    let world = World::new().await;
+    for (kind, types) in [(JOB, ["Reconciling", "Stalled"]), (SCHEDULE, ["Ready", "Suspended"])] {
+        create(&world, kind, "a", json!({})).await.unwrap();
+        let (api, resource) = api(&world, kind);
+        let apply = async |manager: &str, conditions: Value| {
+            let object = json!({
+                "apiVersion": resource.api_version,
+                "kind": resource.kind,
+                "status": {"conditions": conditions},
+            });
+            api.patch_status("a", &PatchParams::apply(manager), &Patch::Apply(object)).await
+        };
+        for type_ in types {
+            apply(type_, json!([condition(type_)])).await.unwrap();
+        }
+        let found = api.get_status("a").await.unwrap();
+        let found = found.data["status"]["conditions"].as_array().unwrap().iter();
+        let found: Vec<&Value> = found.map(|condition| &condition["type"]).collect();
+        assert_eq!(
+            found,
+            types.each_ref().map(|type_| json!(type_)).iter().collect::<Vec<_>>(),
+            "{kind}: both are kept"
+        );
+        let twice = apply("third", json!([condition("Other"), condition("Other")])).await.unwrap_err().to_string();
+        assert!(twice.contains("duplicate"), "{kind}: {twice}");
+    }
+}
+
+#[tokio::test]
+async fn short_names_and_the_category_are_known_to_kubectl() {
+    let world = World::new().await;
+    let resources = world.client.list_api_group_resources("sync.codex.dev/v1alpha1").await.unwrap().resources;
+    for (plural, kind, short) in [("syncschedules", SCHEDULE, "ssched"), ("syncjobs", JOB, "sjob")] {
+        let found: &APIResource = resources.iter().find(|resource| resource.name == plural).unwrap();
+        assert_eq!((found.kind.as_str(), found.namespaced), (kind, true));
+        assert_eq!(found.short_names.as_deref(), Some(&[short.to_owned()][..]));
+        assert_eq!(found.categories.as_deref(), Some(&["sync".to_owned()][..]));
+        assert!(resources.iter().any(|resource| resource.name == format!("{plural}/status")));
+    }
+}
+
+#[tokio::test]
+async fn kubectl_get_shows_the_documented_columns() {
+    let crds: Api<CustomResourceDefinition> = Api::all(World::new().await.client);
+    for (crd, narrow) in [
+        ("syncschedules.sync.codex.dev", &["Schedule", "Suspended", "Active", "Last", "Next", "Ready", "Age"][..]),
+        (
+            "syncjobs.sync.codex.dev",
+            &["Schedule", "Type", "Status", "Progress", "Processed", "Failed", "Attempts", "Duration", "Age"][..],
+        ),
+    ] {
+        let [version] = <[_; 1]>::try_from(crds.get(crd).await.unwrap().spec.versions).unwrap();
+        let columns = version.additional_printer_columns.unwrap();
+        let shown = columns.iter().filter(|column| column.priority.unwrap_or(0) == 0);
+        assert_eq!(shown.map(|column| column.name.as_str()).collect::<Vec<_>>(), narrow, "{crd}");
+    }
+}
+
+#[tokio::test]
+async fn jobs_can_be_listed_by_type() {
+    let world = World::new().await;
+    for (name, type_) in [("a", "User"), ("b", "Issue")] {
+        create(&world, JOB, name, json!({"type": type_})).await.unwrap();
+    }
+    let issues = kube::api::ListParams::default().fields("spec.type=Issue");
+    let found = api(&world, JOB).0.list(&issues).await.unwrap();
+    assert_eq!(found.items.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["b"]);
 }
