@@ -28,7 +28,7 @@ lint: ## Formatting, lints, shell scripts
 	if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); else echo "shellcheck is not installed: scripts not checked"; fi
 
 unit: ## Tests without servers
-	cargo test --lib --bins
+	env -u REDIS_URL -u MONGODB_URI -u MONGODB_DATABASE cargo test --lib --bins
 
 integration: ## Tests against a real API server, Redis and MongoDB, and of whole processes
 	@tests/cluster/with-cluster.sh cargo test --test integration

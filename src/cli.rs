@@ -291,14 +291,16 @@ mod tests {
 
     #[test]
     fn the_redis_url_is_built_from_its_parts() {
-        let redis = |args: &[&str]| match parse(&[&["api"], args].concat()).ok().unwrap().command {
-            Command::Api(api) => api.redis.url(),
-            _ => unreachable!(),
+        let parts = Redis {
+            redis_url: None,
+            redis_host: "cache".to_owned(),
+            redis_port: 6379,
+            redis_password: Some("p@ss/1".to_owned()),
+            redis_db: 3,
+            queue_name: "sync".to_owned(),
+            lease_duration: Duration::from_secs(30),
         };
-        assert_eq!(
-            redis(&["--redis-host", "cache", "--redis-password", "p@ss/1", "--redis-db", "3"]),
-            "redis://:p%40ss%2F1@cache:6379/3"
-        );
-        assert_eq!(redis(&["--redis-url", "rediss://h", "--redis-host", "cache"]), "rediss://h");
+        assert_eq!(parts.url(), "redis://:p%40ss%2F1@cache:6379/3");
+        assert_eq!(Redis { redis_url: Some("rediss://h".to_owned()), ..parts }.url(), "rediss://h");
     }
 }
