@@ -2,6 +2,8 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/process.sh"
 
 usage() {
   cat <<'END'
@@ -67,8 +69,6 @@ port_of() {
     mongodb) echo $((base + 5)) ;;
   esac
 }
-
-port_is_taken() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 block_is_free() { # BASE
   local port
@@ -144,14 +144,6 @@ prepare() {
 }
 
 # --- processes
-
-# A pid alone may be another process by now: the start time tells.
-start_time() { # PID
-  local stat
-  stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
-  read -ra stat <<<"${stat##*) }"
-  [[ ${stat[0]} != [ZX] ]] && echo "${stat[19]}"
-}
 
 pid_of() { # COMPONENT; fails if it does not run
   local pid started

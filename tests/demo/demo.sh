@@ -1,129 +1,238 @@
 #!/usr/bin/env bash
-# Shows the operator at work: demo.sh up | down. CLUSTER=existing uses KUBECONFIG, REDIS_URL and MONGODB_URI of
-# the environment instead of servers of its own.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
+root=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$root"
-CLUSTER=${CLUSTER:-local}
-USERS=${USERS:-10000}
-REJECTED=3
-state="${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}/demo-operator"
-export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}/target}"
-export MONGODB_DATABASE="${MONGODB_DATABASE:-codex}"
+# shellcheck source-path=SCRIPTDIR source=../cluster/process.sh
+source tests/cluster/process.sh
 
-step() { printf '\n==> %s\n' "$*"; }
-fail() { echo "error: $*" >&2; exit 1; }
-servers() { tests/cluster/cluster.sh --name demo "$@"; }
-
-use_servers() {
-  case $CLUSTER in
-    local)
-      step "Starting a Kubernetes control plane, Redis and MongoDB"
-      servers up
-      eval "$(servers env)" ;;
-    existing)
-      command -v kubectl >/dev/null || fail "kubectl is not installed"
-      [ -n "${REDIS_URL:-}" ] || fail "CLUSTER=existing needs REDIS_URL, such as redis://localhost:6379"
-      [ -n "${MONGODB_URI:-}" ] || fail "CLUSTER=existing needs MONGODB_URI, such as mongodb://localhost:27017/?replicaSet=rs0"
-      kubectl version >/dev/null 2>&1 || fail "kubectl reaches no cluster: set KUBECONFIG" ;;
-    *) fail "CLUSTER must be local or existing, not $CLUSTER" ;;
-  esac
+usage() {
+  cat <<'END'
+demo.sh up | down: shows the operator at work, on servers of its own or, with CLUSTER=existing, on those of
+KUBECONFIG, REDIS_URL and MONGODB_URI. There it works in a namespace and a database of its own only.
+USERS=N seeds N users instead of 10000.
+END
 }
 
-# The pid of our operator, if it is still the process we started.
+CLUSTER=${CLUSTER:-local}
+rejected=3
+run_limit=60
+state=${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}/demo-operator
+log=$state/log
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}/target}
+
+step() { printf '\n==> %s\n' "$*"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+fail_with_log() { tail -n 20 "$log" >&2; fail "$*; its log is $log"; }
+servers() { tests/cluster/cluster.sh --name demo "$@"; }
+k() { kubectl --namespace "$namespace" "$@"; }
+
+# --- servers
+
+check_environment() {
+  local missing=()
+  command -v kubectl >/dev/null || missing+=("kubectl (https://kubernetes.io/docs/tasks/tools/)")
+  command -v curl >/dev/null || missing+=(curl)
+  [[ ${REDIS_URL:-} ]] || missing+=("REDIS_URL, such as redis://localhost:6379")
+  [[ ${MONGODB_URI:-} ]] || missing+=("MONGODB_URI, such as mongodb://localhost:27017/?replicaSet=rs0")
+  if ((${#missing[@]})); then
+    printf -v missing '%s; ' "${missing[@]}"
+    fail "CLUSTER=existing lacks ${missing%; }"
+  fi
+  kubectl version --request-timeout=10s >/dev/null 2>&1 ||
+    fail "kubectl reaches no cluster: set KUBECONFIG, or choose one with kubectl config use-context"
+}
+
+choose_place() {
+  case $CLUSTER in
+    local) namespace=default MONGODB_DATABASE=codex ;;
+    # Seeding drops a collection and the operator works on every object it sees: neither may meet the user's own.
+    existing) namespace=sync-operator-demo MONGODB_DATABASE=sync_operator_demo ;;
+    *) fail "CLUSTER must be local or existing, not $CLUSTER" ;;
+  esac
+  export MONGODB_DATABASE
+}
+
+use_servers() {
+  if [[ $CLUSTER == local ]]; then
+    step "Starting a Kubernetes control plane, Redis and MongoDB"
+    servers up
+    eval "$(servers env)"
+  else
+    step "Using the cluster of context $(kubectl config current-context 2>/dev/null || echo '(none)'), namespace $namespace"
+    check_environment
+    kubectl create namespace "$namespace" --dry-run=client -o yaml | kubectl apply -f -
+  fi
+  mkdir -p "$state"
+  echo "$CLUSTER" >"$state/cluster"
+}
+
+# --- operator
+
+# Fails if it does not run.
 operator_pid() {
-  local pid; pid=$(cat "$state/pid" 2>/dev/null) || return 1
-  [[ $(readlink "/proc/$pid/exe" 2>/dev/null) == "$CARGO_TARGET_DIR"/release/sync-operator* ]] && echo "$pid"
+  local pid started
+  read -r pid started 2>/dev/null <"$state/pid" || return 1
+  [[ $started && $(start_time "$pid") == "$started" ]] && echo "$pid"
+}
+
+await_end() { # PID SECONDS
+  local end=$((SECONDS + $2))
+  while start_time "$1" >/dev/null; do
+    ((SECONDS < end)) || return 1
+    sleep 0.1
+  done
 }
 
 stop_operator() {
-  local pid; pid=$(operator_pid) || return 0
-  kill "$pid" 2>/dev/null || true
-  for _ in $(seq 300); do [ -d "/proc/$pid" ] || return 0; sleep 0.1; done
-  fail "the operator (pid $pid) does not stop; its log is $state/log"
+  local pid
+  pid=$(operator_pid 2>/dev/null) || return 0
+  kill "$pid" 2>/dev/null || return 0
+  # It lets the work in flight end, for 25 s at most.
+  await_end "$pid" 30 || { kill -KILL "$pid" && await_end "$pid" 5; } || fail "the operator (pid $pid) does not stop"
+}
+
+# Below the ports that outgoing connections get.
+pick_port() {
+  [[ -s $state/port ]] && port=$(<"$state/port") && ! port_is_taken "$port" && return
+  while port=$((14000 + RANDOM % 6000)); port_is_taken "$port"; do :; done
+  echo "$port" >"$state/port"
 }
 
 start_operator() {
-  mkdir -p "$state"
-  [ -s "$state/port" ] || python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' > "$state/port"
-  port=$(cat "$state/port")
+  local pid end=$((SECONDS + 20))
+  pick_port
   setsid "$CARGO_TARGET_DIR/release/sync-operator" all --http-address 127.0.0.1 --http-port "$port" \
-    --queue-name demo </dev/null >"$state/log" 2>&1 &
-  echo $! > "$state/pid"
-  for _ in $(seq 100); do
-    curl -fs "http://127.0.0.1:$port/readyz" >/dev/null 2>&1 && return
+    --queue-name demo --watch-namespace "$namespace" --workers 4 </dev/null >"$log" 2>&1 &
+  pid=$!
+  disown "$pid"
+  echo "$pid $(start_time "$pid")" >"$state/pid"
+  until curl -fs --noproxy '*' --max-time 5 -o /dev/null "http://127.0.0.1:$port/readyz"; do
+    start_time "$pid" >/dev/null || fail_with_log "the operator ended"
+    ((SECONDS < end)) || fail_with_log "the operator is not ready after 20 s"
     sleep 0.1
   done
-  tail -n 20 "$state/log" >&2
-  fail "the operator is not ready after 10 s; its log is $state/log"
+  echo "pid $pid, http://127.0.0.1:$port, log $log"
+}
+
+# --- what is shown
+
+# Sets run and phase.
+look_at_run() {
+  run='' phase=''
+  read -r run phase < <(k get syncjobs -l sync.codex.dev/schedule=user-sync --sort-by=.metadata.creationTimestamp \
+    -o 'jsonpath={range .items[*]}{.metadata.name} {.status.phase}{"\n"}{end}' 2>/dev/null) || true
 }
 
 watch_run() {
-  local watcher job="" phase=""
-  kubectl get syncjobs --watch --output-watch-events=false 2>/dev/null & watcher=$!
-  # shellcheck disable=SC2064 # the pid is known now
+  local watcher end=$((SECONDS + run_limit))
+  # Not k: the pid would be a subshell's, and kubectl outlive it.
+  kubectl --namespace "$namespace" get syncjobs --watch 2>/dev/null &
+  watcher=$!
+  # shellcheck disable=SC2064 # its pid, now
   trap "kill $watcher 2>/dev/null || true" EXIT
-  for _ in $(seq 300); do
-    job=$(kubectl get syncjobs -l sync.codex.dev/schedule=user-sync -o name)
-    [ -n "$job" ] && phase=$(kubectl get "$job" -o 'jsonpath={.status.phase}')
-    case $phase in Complete | Failed) break ;; esac
+  k apply -f manifests/samples/user-sync.yaml
+  until look_at_run; [[ $phase == @(Complete|Failed) ]]; do
+    ((SECONDS < end)) || break
     sleep 0.2
   done
-  sleep 0.5
-  kill "$watcher" 2>/dev/null || true
-  wait "$watcher" 2>/dev/null || true
-  [ "$phase" = Complete ] || fail "the run is ${phase:-not there} after 60 s, not Complete; the operator's log is $state/log"
-  run=$job
+  sleep 0.3 # for the watch to show the end too
+  { kill "$watcher" && wait "$watcher"; } 2>/dev/null || true
+  trap - EXIT
+  if [[ $phase != Complete ]]; then
+    k describe syncschedule/user-sync syncjob/"$run" >&2 || true
+    fail_with_log "the run is ${phase:-not there} after $run_limit s, not Complete"
+  fi
+  # The schedule counts it a moment later.
+  k wait --for=jsonpath='{.status.activeCount}=0' --timeout=10s syncschedule/user-sync >/dev/null
 }
 
+call() {
+  echo "\$ curl http://127.0.0.1:$port$1"
+  curl -sS --noproxy '*' --max-time 5 "http://127.0.0.1:$port$1"
+  echo
+}
+
+show_result() {
+  step "The run: kubectl get syncjob $run -o yaml (status; the refused users stand in failures)"
+  k get syncjob "$run" -o yaml | sed -n '/^status:/,$p'
+  step "The schedule: kubectl get syncschedules -o wide"
+  k get syncschedules -o wide
+  k get syncschedule user-sync -o 'jsonpath=runs: {.status.runs}{"\n"}'
+  step "Events"
+  k get events --sort-by=.metadata.creationTimestamp -o custom-columns=TYPE:.type,REASON:.reason,OBJECT:.involvedObject.name,MESSAGE:.message |
+    grep -E "^TYPE|$run|user-sync "
+  step "The HTTP calls"
+  call /jobs/status
+  call /health
+}
+
+show_how_to_go_on() {
+  local in=''
+  step "Everything keeps running. To go on:"
+  if [[ $CLUSTER == local ]]; then
+    # shellcheck disable=SC2016
+    printf '  eval "$(%s/tests/cluster/cluster.sh --name demo env)"   # KUBECONFIG, and kubectl on the PATH\n' "$root"
+  else
+    in=" -n $namespace"
+  fi
+  cat <<END
+  kubectl$in get syncschedules,syncjobs
+  kubectl$in apply -f manifests/samples/one-off.yaml    # a Full run by hand; then: kubectl$in get syncjobs --watch
+  kubectl$in patch ssched user-sync --type merge -p '{"spec":{"suspended":true}}'
+  curl http://127.0.0.1:$port/jobs/status
+  tail -f $log
+  make demo-down                                # ends it
+END
+}
+
+# --- commands
+
 up() {
+  command -v cargo >/dev/null || fail "cargo is not installed: see https://rustup.rs"
+  choose_place
   use_servers
-  step "Building the operator (release; several minutes the first time)"
+  step "Building the operator (release; about 10 minutes the first time)"
   cargo build --release --bin sync-operator --example seed
-  step "Seeding $USERS users of 1 KB; a validator refuses updates of $REJECTED of them"
-  "$CARGO_TARGET_DIR/release/examples/seed" "$USERS" "$REJECTED"
+  step "Seeding ${USERS:-10000} users of 1 KB; a validator refuses updates of $rejected of them"
+  "$CARGO_TARGET_DIR/release/examples/seed" "${USERS:-10000}" "$rejected"
   step "Installing the resources SyncSchedule and SyncJob"
   kubectl apply -f crds/
-  kubectl wait --for=condition=Established --timeout=30s crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev >/dev/null
+  kubectl wait --for=condition=Established --timeout=30s crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev
   step "Starting the operator"
-  kubectl delete syncschedule user-sync --ignore-not-found --cascade=foreground >/dev/null
-  kubectl delete syncjobs -l sync.codex.dev/schedule=user-sync >/dev/null
+  k delete syncschedule user-sync --ignore-not-found
+  k delete syncjobs -l sync.codex.dev/schedule=user-sync
   stop_operator
   start_operator
   step "kubectl apply -f manifests/samples/user-sync.yaml; kubectl get syncjobs --watch"
-  kubectl apply -f manifests/samples/user-sync.yaml
   watch_run
-  step "The run's status"
-  kubectl get "$run" -o yaml | sed -n '/^status:/,$p'
-  step "The schedule"
-  kubectl get syncschedules -o wide
-  kubectl get syncschedule user-sync -o 'jsonpath={.status.runs}{"\n"}'
-  step "curl /jobs/status; curl /health"
-  curl -fsS "http://127.0.0.1:$port/jobs/status"; echo
-  curl -fsS "http://127.0.0.1:$port/health"; echo
-  step "Everything keeps running. To go on:"
-  if [ "$CLUSTER" = local ]; then
-    echo "  eval \"\$(tests/cluster/cluster.sh --name demo env)\""
-  fi
-  cat <<TEXT
-  kubectl get syncschedules,syncjobs
-  kubectl patch syncschedule user-sync --type merge -p '{"spec":{"suspended":true}}'
-  curl http://127.0.0.1:$port/jobs/status
-  tail -f $state/log
-  make demo-down                              # ends it
-TEXT
+  show_result
+  show_how_to_go_on
 }
 
 down() {
+  # What `up` used, whatever this call was told.
+  CLUSTER=$(cat "$state/cluster" 2>/dev/null || echo "$CLUSTER")
+  choose_place
+  step "Stopping the operator"
   stop_operator
   rm -rf "$state"
-  if [ "$CLUSTER" = local ]; then
+  if [[ $CLUSTER == local ]]; then
+    step "Stopping the servers and deleting their data"
     servers down
-  else
-    kubectl delete syncschedule user-sync --ignore-not-found
-    echo "The resources stay installed; kubectl delete -f crds/ removes them and every SyncSchedule and SyncJob."
+    return
   fi
+  rmdir --ignore-fail-on-non-empty "$(dirname "$state")" 2>/dev/null || true
+  step "Deleting the namespace $namespace"
+  kubectl delete namespace "$namespace" --ignore-not-found
+  cat <<END
+The resources stay installed. This removes them, and every SyncSchedule and SyncJob in the cluster with them:
+  kubectl delete -f crds/
+The database $MONGODB_DATABASE stays in MongoDB, and keys that hold {sync:demo} in Redis.
+END
 }
 
-case ${1:-} in up | down) "$1" ;; *) fail "usage: demo.sh up|down" ;; esac
+case ${1:-} in
+  up | down) "$1" ;;
+  -h | --help) usage ;;
+  *) usage >&2; exit 2 ;;
+esac
