@@ -32,7 +32,7 @@ use crate::{
     cluster::{self, Cluster},
     domain::job::is_finished,
     queue::{self, Queue},
-    telemetry::{Outage, events::Events},
+    telemetry::{REDIS, events::Events},
 };
 
 /// Objects reconciled at a time, for each kind.
@@ -41,8 +41,6 @@ const CONCURRENCY: u16 = 16;
 const PING: Duration = Duration::from_secs(2);
 const AFTER_ERROR: Duration = Duration::from_secs(5);
 const AFTER_CONFLICT: Duration = Duration::from_millis(250);
-
-static REDIS: Outage = Outage::new("Redis");
 
 /// Settings of the controllers.
 #[derive(Clone, Debug)]

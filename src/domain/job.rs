@@ -74,8 +74,8 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
 /// The status while the queue does not answer: what was known, and why it may be old.
 #[must_use]
 pub fn queue_unavailable(job: &SyncJob, now: Timestamp) -> SyncJobStatus {
+    // The observed generation stays: what has to be told about this one was not told yet.
     let mut status = job.status.clone().unwrap_or_default();
-    status.observed_generation = job.metadata.generation;
     status.phase = status.phase.or(Some(Phase::Pending));
     conditions::set(
         &mut status.conditions,
@@ -248,6 +248,13 @@ mod tests {
         let plan = decide(&job(serde_json::json!({})), None, at(1));
         assert!(plan.enqueue);
         assert_eq!(plan.status.phase, Some(Phase::Pending));
+    }
+
+    #[test]
+    fn warnings_wait_until_redis_is_back() {
+        let mut job = job(serde_json::json!({"suspended": true}));
+        job.status = Some(queue_unavailable(&job, at(1)));
+        assert!(reasons_of(&decide(&job, Some(&run(State::Active, 1)), at(2))).contains(&reasons::NOT_IMPLEMENTED));
     }
 
     #[test]

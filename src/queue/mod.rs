@@ -119,7 +119,7 @@ pub struct NewRun<'a> {
 pub struct Entry {
     /// Where it is.
     pub state: State,
-    /// Number of claims so far.
+    /// Raised by each claim; starts at the time of the enqueue in microseconds.
     pub epoch: u64,
     /// What the worker needs to know.
     pub payload: String,
@@ -287,7 +287,10 @@ impl Queue {
                 .await
                 .map_err(unavailable("look for runs"))?;
             if candidates.is_empty() {
-                return Ok(Err(u64::try_from(next_due).ok().map(Duration::from_millis)));
+                let next_due = u64::try_from(next_due).ok().map(Duration::from_millis);
+                // Others may have emptied the first page meanwhile, and runs moved up into it.
+                let soon = (offset > 0).then_some(Duration::from_secs(1));
+                return Ok(Err(next_due.into_iter().chain(soon).min()));
             }
             if let Some(claim) = self.claim_one_of(worker, &candidates).await? {
                 return Ok(Ok(claim));

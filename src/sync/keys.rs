@@ -10,7 +10,7 @@ const MAX_SHOWN: usize = 128;
 /// BSON types in the order in which MongoDB sorts them
 /// (<https://www.mongodb.com/docs/manual/reference/bson-type-comparison-order/>), as `$type` names.
 /// A range query finds values of one of these brackets only.
-const BRACKETS: [&[&str]; 13] = [
+const BRACKETS: [&[&str]; 16] = [
     &["minKey"],
     &["undefined", "null"],
     &["int", "long", "double", "decimal"],
@@ -23,11 +23,14 @@ const BRACKETS: [&[&str]; 13] = [
     &["date"],
     &["timestamp"],
     &["regex"],
+    &["dbPointer"],
+    &["javascript"],
+    &["javascriptWithScope"],
     &["maxKey"],
 ];
 
 /// Position of a value's type in the sort order.
-pub(super) fn bracket(key: &Bson) -> usize {
+fn bracket(key: &Bson) -> usize {
     match key {
         Bson::MinKey => 0,
         Bson::Int32(_) | Bson::Int64(_) | Bson::Double(_) | Bson::Decimal128(_) => 2,
@@ -40,15 +43,36 @@ pub(super) fn bracket(key: &Bson) -> usize {
         Bson::DateTime(_) => 9,
         Bson::Timestamp(_) => 10,
         Bson::RegularExpression(_) => 11,
-        Bson::MaxKey => 12,
+        Bson::DbPointer(_) => 12,
+        Bson::JavaScriptCode(_) => 13,
+        Bson::JavaScriptCodeWithScope(_) => 14,
+        Bson::MaxKey => 15,
         _ => 1,
     }
+}
+
+fn is_nan(key: &Bson) -> bool {
+    match key {
+        Bson::Double(number) => number.is_nan(),
+        Bson::Decimal128(number) => number.to_string().contains("NaN"),
+        _ => false,
+    }
+}
+
+/// True when a query for the range from one key to the other finds every key between them.
+pub(super) fn is_range(first: &Bson, last: &Bson) -> bool {
+    bracket(first) == bracket(last) && !is_nan(first)
 }
 
 /// The query for every key that sorts after `key`.
 pub(super) fn after(field: &str, key: &Bson) -> Document {
     let later: Vec<&str> = BRACKETS[bracket(key) + 1..].iter().flat_map(|names| names.iter().copied()).collect();
-    let same_type = doc! {field: {"$gt": key.clone()}};
+    // NaN sorts before every number, but no range that starts or ends at it finds one.
+    let same_type = if is_nan(key) {
+        doc! {field: {"$gte": f64::NEG_INFINITY}}
+    } else {
+        doc! {field: {"$gt": key.clone()}}
+    };
     if later.is_empty() {
         same_type
     } else {

@@ -26,6 +26,9 @@ const SERVER_SELECTION: Duration = Duration::from_secs(5);
 /// Keys fetched in one answer, at least. Small batches share an answer.
 const FETCH: usize = 1000;
 
+/// Largest update command, below the 16 MiB of a BSON document.
+const MAX_COMMAND: usize = 8 << 20;
+
 /// The MongoDB deployment, and which of its databases may be worked on.
 #[derive(Clone, Debug)]
 pub struct Databases {
@@ -159,6 +162,7 @@ fn selection(filter: Document, spec: &RunSpec, stamp: DateTime) -> Document {
     let stale = DateTime::from_millis(stamp.timestamp_millis().saturating_sub(stale_after.as_millis() as i64));
     let due = doc! {"$or": [
         {field: {"$not": {"$gte": stale}}},
+        {field: {"$type": "array"}},
         {field: stamp},
         {"$expr": {"$gt": ["$updatedAt", format!("${field}")]}},
     ]};
@@ -231,7 +235,7 @@ impl Target {
             None => self.selection.clone(),
         };
         let mut projection = doc! {&self.key: 1, &self.stamp_field: 1};
-        if self.key != "_id" {
+        if self.key != "_id" && !self.key.starts_with("_id.") {
             projection.insert("_id", 0);
         }
         let find = self
@@ -270,7 +274,7 @@ impl Target {
 
         let known = batch.documents.len() as i64;
         match (due.first(), due.last()) {
-            (Some(first), Some(last)) if keys::bracket(first) == keys::bracket(last) => {
+            (Some(first), Some(last)) if keys::is_range(first, last) => {
                 match self.stamp_range(first, last).await? {
                     // Documents that came into the range since it was read count as well.
                     Some(stamped) => outcome.updated = stamped,
@@ -297,6 +301,25 @@ impl Target {
 
     /// One statement for each document, so that each one that is refused is named and the others are written.
     async fn stamp_each(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
+        let size = |key: &Bson| {
+            bson::serialize_to_vec(&self.statement(doc! {&self.key: key.clone()}, false))
+                .map_or(0, |bytes| bytes.len() + 16)
+        };
+        let mut rest = due;
+        while !rest.is_empty() {
+            let mut sum = 0;
+            let fits = rest.iter().take_while(|key| {
+                sum += size(key);
+                sum <= MAX_COMMAND
+            });
+            let (chunk, later) = rest.split_at(fits.count().max(1));
+            rest = later;
+            self.stamp_chunk(chunk, outcome).await?;
+        }
+        Ok(())
+    }
+
+    async fn stamp_chunk(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
         let statements = due.iter().map(|key| self.statement(doc! {&self.key: (*key).clone()}, false)).collect();
         let reply = self.update(statements).await?;
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
@@ -311,14 +334,17 @@ impl Target {
         // The failed statement for the range may have stamped some of them before: count by what stands there.
         let keys: Vec<Bson> = due.iter().map(|key| (*key).clone()).collect();
         let stamped = doc! {&self.key: {"$in": keys}, &self.stamp_field: self.stamp};
-        outcome.updated = within(async { Ok(self.collection.count_documents(stamped).await? as i64) }).await?;
+        outcome.updated += within(async { Ok(self.collection.count_documents(stamped).await? as i64) }).await?;
         Ok(())
     }
 
     /// An update statement with the run's selection and the guard: `$not $gte` also takes missing, null and
     /// wrongly typed values.
     fn statement(&self, keys: Document, multi: bool) -> Document {
-        let guard = doc! {&self.stamp_field: {"$not": {"$gte": self.stamp}}};
+        let guard = doc! {"$or": [
+            {&self.stamp_field: {"$not": {"$gte": self.stamp}}},
+            {&self.stamp_field: {"$type": "array"}},
+        ]};
         let mut clauses = vec![keys, guard];
         if !self.selection.is_empty() {
             clauses.push(self.selection.clone());
@@ -340,9 +366,13 @@ impl Target {
         // A primary that steps down says so for each statement, not for the command.
         let retryable =
             |error: &&Document| matches!(integer(error, "code"), 91 | 189 | 10_107 | 11_600 | 11_602 | 13_435);
-        let errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
-        if let Some(error) = errors.into_iter().find(retryable) {
+        let errors = || reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
+        let all = || errors();
+        if let Some(error) = all().find(retryable) {
             return Err(Error::server(integer(error, "code") as i32, "", ""));
+        }
+        if let Some(error) = all().find(|error| integer(error, "code") == 166) {
+            return Err(Error::server(166, "CommandNotSupportedOnView", error.get_str("errmsg").unwrap_or_default()));
         }
         Ok(reply)
     }

@@ -4,4 +4,4 @@ pub mod events;
 pub mod logs;
 mod outage;
 
-pub use outage::Outage;
+pub use outage::{Outage, REDIS};

@@ -12,6 +12,9 @@ pub struct Outage {
     away: AtomicBool,
 }
 
+/// Redis, for the whole process: controllers and workers notice the same outage.
+pub static REDIS: Outage = Outage::new("Redis");
+
 impl Outage {
     /// Watches over `what`, which is taken to be there.
     #[must_use]

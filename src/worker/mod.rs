@@ -17,7 +17,7 @@ use crate::{
     domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec},
     queue::{Claim, Ending, Error as QueueError, Fenced, Progress, Queue},
     sync::Databases,
-    telemetry::Outage,
+    telemetry::REDIS,
 };
 use attempt::{Attempt, End};
 use leases::Leases;
@@ -26,8 +26,6 @@ use leases::Leases;
 const IDLE: Duration = Duration::from_secs(5);
 /// Pause after an error of Redis.
 const PAUSE: Duration = Duration::from_millis(500);
-
-static REDIS: Outage = Outage::new("Redis");
 
 /// Settings of a worker.
 #[derive(Clone, Debug)]

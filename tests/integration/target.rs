@@ -264,7 +264,6 @@ async fn a_refused_document_is_named_in_a_batch_with_keys_of_several_types() {
 }
 
 #[tokio::test]
-#[ignore = "known gap, see docs/roadmap.md: long filters"]
 async fn a_refused_document_is_named_in_the_largest_batch_with_a_long_filter() {
     const USERS: i32 = 10_000;
     let database = database().await;
@@ -352,7 +351,6 @@ async fn an_incremental_run_takes_what_is_due_and_nothing_else() {
 }
 
 #[tokio::test]
-#[ignore = "known gap, see docs/roadmap.md: resuming after a subdocument key reads it again"]
 async fn keys_of_every_type_are_walked_and_resumed() {
     let database = database().await;
     let binary = |subtype, bytes: &[u8]| Bson::Binary(Binary { subtype, bytes: bytes.to_vec() });
@@ -390,7 +388,6 @@ async fn keys_of_every_type_are_walked_and_resumed() {
 }
 
 #[tokio::test]
-#[ignore = "known gap, see docs/roadmap.md: NaN keys"]
 async fn a_key_that_is_no_number_is_walked_and_resumed() {
     let database = database().await;
     let keys = [Bson::Double(f64::NAN), Bson::Int32(1), Bson::Int32(2), "a".into()];
@@ -399,7 +396,6 @@ async fn a_key_that_is_no_number_is_walked_and_resumed() {
 }
 
 #[tokio::test]
-#[ignore = "known gap, see docs/roadmap.md: keys of type code"]
 async fn keys_of_code_are_walked_and_resumed() {
     let database = database().await;
     let scoped = JavaScriptCodeWithScope { code: "f()".to_owned(), scope: doc! {"a": 1} };
@@ -419,7 +415,6 @@ async fn another_key_field_is_walked_in_its_own_order() {
 }
 
 #[tokio::test]
-#[ignore = "known gap, see docs/roadmap.md: keyField below _id"]
 async fn a_part_of_the_id_can_be_the_key() {
     let database = database().await;
     unique_index(&database, doc! {"_id.user": 1}).await;
@@ -437,7 +432,6 @@ async fn the_collections_collation_decides_the_order() {
 }
 
 #[tokio::test]
-#[ignore = "known gap, see docs/roadmap.md: lists as stamps"]
 async fn a_list_is_a_wrongly_typed_stamp_whatever_it_holds() {
     let database = database().await;
     let later = DateTime::from_millis(START + 1);
@@ -490,7 +484,6 @@ async fn only_databases_that_are_allowed_can_be_named() {
 }
 
 #[tokio::test]
-#[ignore = "known gap, see docs/roadmap.md: views"]
 async fn a_view_is_an_invalid_target() {
     let database = database().await;
     insert(&database, vec![doc! {"_id": 1}]).await;
@@ -584,4 +577,11 @@ async fn documents_that_come_and_go_do_not_break_the_counts() {
     let outcome = target.write(batch).await.unwrap();
     assert_eq!((outcome.updated, outcome.unchanged, outcome.processed()), (8, 2, 10));
     assert_eq!(stamped(&database, START).await, 8);
+}
+
+#[tokio::test]
+async fn resuming_after_a_key_of_several_fields_skips_nothing() {
+    let database = database().await;
+    insert(&database, (0..10).map(|i| doc! {"_id": {"tenant": 1, "id": format!("user-{i}")}}).collect()).await;
+    assert_walks_and_resumes(&database, json!({"syncType": "Full"}), "_id").await;
 }
