@@ -49,7 +49,7 @@ pub struct Controller {
     pub redis: Redis,
     /// MongoDB.
     #[command(flatten)]
-    pub mongodb: Option<MongoDb>,
+    pub mongodb: MongoDb,
     /// Workers in this process.
     #[command(flatten)]
     pub workers: Workers,
@@ -170,12 +170,12 @@ pub struct Redis {
 #[derive(Clone, Args)]
 #[group(id = "mongodb_options")]
 pub struct MongoDb {
-    /// Connection string: mongodb://… or mongodb+srv://…
+    /// Connection string: mongodb://… or mongodb+srv://… Needed for workers.
     #[arg(long, env = "MONGODB_URI", help_heading = "MongoDB", hide_env_values = true)]
-    pub mongodb_uri: String,
-    /// Database of targets that name none.
+    pub mongodb_uri: Option<String>,
+    /// Database of targets that name none. Needed for workers.
     #[arg(long, env = "MONGODB_DATABASE", help_heading = "MongoDB", value_parser = database_name)]
-    pub mongodb_database: String,
+    pub mongodb_database: Option<String>,
     /// Further databases that targets may name, separated by commas.
     #[arg(long, env = "ALLOWED_DATABASES", help_heading = "MongoDB", value_delimiter = ',', value_parser = database_name)]
     pub allowed_databases: Vec<String>,
@@ -277,7 +277,6 @@ mod tests {
     fn a_wrong_setting_is_named_with_its_fix() {
         let mongodb = ["--mongodb-uri", "mongodb://x", "--mongodb-database", "codex"];
         for (args, message) in [
-            (vec!["worker"], "--mongodb-uri"),
             ([&["worker", "--lease-duration", "5"], &mongodb[..]].concat(), "write a number and a unit"),
             ([&["worker", "--lease-duration", "10ms"], &mongodb[..]].concat(), "must be at least 1s"),
             ([&["worker", "--workers", "1000"], &mongodb[..]].concat(), "1000 is not in 0..=256"),

@@ -129,12 +129,12 @@ async fn start(command: Command) -> Result<(), Error> {
         Command::Controller(options) => {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
-            add_workers(&mut parts, options.workers, &id, &queue, options.mongodb.as_ref()).await?;
+            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb).await?;
             add_controllers(&mut parts, &options.kubernetes, options.times, &id, client, queue, share);
         }
         Command::Worker(options) => {
             let queue = open_queue(&options.redis)?;
-            add_workers(&mut parts, options.workers, &id, &queue, Some(&options.mongodb)).await?;
+            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb).await?;
         }
         Command::Api(options) => {
             let queue = open_queue(&options.redis)?;
@@ -151,7 +151,7 @@ async fn start(command: Command) -> Result<(), Error> {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
             add_http(&mut parts, options.http, http::State::new(queue.clone(), cluster)).await?;
-            add_workers(&mut parts, options.workers, &id, &queue, Some(&options.mongodb)).await?;
+            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb).await?;
             add_controllers(&mut parts, &options.kubernetes, options.times, &id, client, queue, share);
         }
     }
@@ -183,16 +183,16 @@ async fn add_workers(
     options: cli::Workers,
     id: &str,
     queue: &Queue,
-    mongodb: Option<&cli::MongoDb>,
+    mongodb: &cli::MongoDb,
 ) -> Result<(), Error> {
     if options.workers == 0 {
         return Ok(());
     }
-    let Some(mongodb) = mongodb else {
-        let missing = "MONGODB_URI and MONGODB_DATABASE are needed for workers: set them, or --workers 0";
+    let (Some(uri), Some(database)) = (&mongodb.mongodb_uri, &mongodb.mongodb_database) else {
+        let missing = "workers need --mongodb-uri (MONGODB_URI) and --mongodb-database (MONGODB_DATABASE): set both, or --workers 0";
         return Err(Error::Configuration(missing.to_owned()));
     };
-    let databases = Databases::new(&mongodb.mongodb_uri, &mongodb.mongodb_database, &mongodb.allowed_databases)
+    let databases = Databases::new(uri, database, &mongodb.allowed_databases)
         .await
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
     let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };

@@ -28,9 +28,10 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
     let queue_available = *context.queue_available.borrow();
     // Decide.
     let observed = Observed { schedule: &schedule, jobs: &jobs, queue_available };
-    let mut plan = schedule::decide(&observed, Timestamp::now());
+    let plan = schedule::decide(&observed, Timestamp::now());
     // Status. It comes first: a run is in the books before it exists, and out of them before it is deleted.
     let mut written = write_status(&schedule, plan.status, &context).await?;
+    context.events.publish(&*schedule, &plan.notes).await;
     // Act.
     for run in &plan.create {
         if !create(&schedule, run, &context).await? {
@@ -38,13 +39,12 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
             schedule::collided(&mut status, run);
             written = write_status(&written, status, &context).await?;
             let text = format!("A SyncJob {} exists that is not this schedule's: the slot was skipped", run.name);
-            plan.notes.push(Note::warning("NameCollision", text));
+            context.events.publish(&*schedule, &[Note::warning("NameCollision", text)]).await;
         }
     }
     for name in &plan.delete {
         delete(&schedule, name, &jobs, &context).await?;
     }
-    context.events.publish(&*schedule, &plan.notes).await;
     Ok(plan.requeue.map_or_else(Action::await_change, Action::requeue))
 }
 

@@ -380,6 +380,7 @@ async fn wrong_configuration_is_one_clear_error_and_exit_code_2() {
         command.args(args).env("MONGODB_DATABASE", "codex").env_remove("MONGODB_URI").env_remove("REDIS_URL");
         command.env_remove("KUBECONFIG").env("HOME", "/nowhere").output().unwrap()
     };
+    assert!(String::from_utf8(run(&["controller", "--workers", "0"]).stderr).unwrap().contains("KUBECONFIG"));
     for (args, message) in [
         (vec!["worker"], "--mongodb-uri"),
         (vec!["worker", "--mongodb-uri", "http://x"], "MONGODB_URI"),
