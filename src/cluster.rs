@@ -14,7 +14,10 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use crate::{
     api::{SyncJob, SyncSchedule},
@@ -127,6 +130,8 @@ pub struct Feeds {
     pub jobs: ReflectHandle<SyncJob>,
     /// Changes of SyncJobs, once more.
     pub owned_jobs: ReflectHandle<SyncJob>,
+    /// Ids of SyncJobs that were deleted. One deleted while the watch was away is not told.
+    pub deleted_jobs: mpsc::UnboundedReceiver<String>,
 }
 
 impl Cluster {
@@ -136,7 +141,7 @@ impl Cluster {
         let (jobs, job_writer) = reflector::store();
         let (listing, listed) = watch::channel(0);
         let cluster = Self { client, schedules, jobs, namespace, listed };
-        let driver = cluster.drive(schedule_writer, job_writer, listing);
+        let driver = cluster.drive(schedule_writer, job_writer, listing, None);
         (cluster, driver)
     }
 
@@ -147,14 +152,16 @@ impl Cluster {
     ) -> Option<(Self, Feeds, impl Future<Output = ()> + Send)> {
         let (schedules, schedule_writer) = reflector::store_shared(BUFFER);
         let (jobs, job_writer) = reflector::store_shared(BUFFER);
+        let (deleted, deleted_jobs) = mpsc::unbounded_channel();
         let feeds = Feeds {
             schedules: schedule_writer.subscribe()?,
             jobs: job_writer.subscribe()?,
             owned_jobs: job_writer.subscribe()?,
+            deleted_jobs,
         };
         let (listing, listed) = watch::channel(0);
         let cluster = Self { client, schedules, jobs, namespace, listed };
-        let driver = cluster.drive(schedule_writer, job_writer, listing);
+        let driver = cluster.drive(schedule_writer, job_writer, listing, Some(deleted));
         Some((cluster, feeds, driver))
     }
 
@@ -163,11 +170,12 @@ impl Cluster {
         schedules: Writer<SyncSchedule>,
         jobs: Writer<SyncJob>,
         listing: watch::Sender<usize>,
+        deleted: Option<mpsc::UnboundedSender<String>>,
     ) -> impl Future<Output = ()> + Send + use<> {
         let schedules = follow(self.api(), schedules);
         let jobs = follow(self.api(), jobs);
         async move {
-            join(drain(schedules, &listing), drain(jobs, &listing)).await;
+            join(drain(schedules, &listing, None), drain(jobs, &listing, deleted)).await;
         }
     }
 
@@ -221,13 +229,20 @@ where
         .reflect_shared(writer)
 }
 
-async fn drain<K>(watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>, listing: &watch::Sender<usize>) {
+async fn drain<K: Resource>(
+    watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
+    listing: &watch::Sender<usize>,
+    deleted: Option<mpsc::UnboundedSender<String>>,
+) {
     let mut watch = std::pin::pin!(watch);
     let mut listed = false;
     while let Some(event) = watch.next().await {
         API_SERVER.note(&event);
         if matches!(event, Ok(watcher::Event::InitDone)) && !std::mem::replace(&mut listed, true) {
             listing.send_modify(|kinds| *kinds += 1);
+        }
+        if let (Ok(watcher::Event::Delete(object)), Some(deleted)) = (&event, &deleted) {
+            object.meta().uid.clone().and_then(|uid| deleted.send(uid).ok());
         }
     }
 }

@@ -43,6 +43,10 @@ pub mod reasons {
     pub const INVALID_TARGET: &str = "InvalidTarget";
     /// More users failed than `spec.failurePolicy.maxFailedPercent` allows.
     pub const TOO_MANY_FAILED: &str = "TooManyFailed";
+    /// `spec.cancelled` was set.
+    pub const CANCELLED: &str = "Cancelled";
+    /// The run in Redis was written by another release of the operator.
+    pub const UNKNOWN_FORMAT: &str = "UnknownFormat";
     /// The run lost its worker again and again without getting any further.
     pub const STALLED: &str = "Stalled";
 }

@@ -21,7 +21,7 @@ use kube::{
 };
 use tokio::{
     select,
-    sync::watch,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::WatchStream;
@@ -31,7 +31,7 @@ use crate::{
     api::SyncJob,
     cluster::{self, Cluster},
     domain::job::is_finished,
-    queue::{self, Queue},
+    queue::{self, Queue, Repaired},
     telemetry::{REDIS, events::Events},
 };
 
@@ -39,6 +39,8 @@ use crate::{
 const CONCURRENCY: u16 = 16;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
+/// The queue is repaired once in so many sweeps: that reads the whole key space.
+const SWEEPS_PER_REPAIR: u32 = 10;
 const AFTER_ERROR: Duration = Duration::from_secs(5);
 const AFTER_CONFLICT: Duration = Duration::from_millis(250);
 
@@ -121,6 +123,7 @@ pub async fn run(
         () = watches => {}
         () = ask_for_signs_of_life(&queue, &availability) => {}
         () = sweep(&cluster, &queue, settings.resync) => {}
+        () = forget_deleted(feeds.deleted_jobs, &queue) => {}
     }
     tracing::info!("controllers stopped");
 }
@@ -193,10 +196,37 @@ async fn sweep(cluster: &Cluster, queue: &Queue, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     cluster.ready().await;
-    loop {
+    for sweep in (0..SWEEPS_PER_REPAIR).cycle() {
         ticks.tick().await;
         if let Err(error) = sweep_once(cluster, queue).await {
             tracing::debug!(%error, "queue not swept");
+        }
+        if sweep == 0 {
+            repair(queue).await;
+        }
+    }
+}
+
+async fn repair(queue: &Queue) {
+    match queue.repair().await {
+        Ok(Repaired { mended, foreign }) => {
+            if mended > 0 {
+                tracing::warn!(mended, "runs in Redis repaired: part of its data was lost");
+            }
+            if foreign > 0 {
+                tracing::warn!(foreign, "runs in Redis were written by another release and are left alone");
+            }
+        }
+        Err(error) => tracing::debug!(%error, "queue not repaired"),
+    }
+}
+
+/// Forgets the runs of SyncJobs as they are deleted, so that their work stops at once. What is missed here is swept.
+async fn forget_deleted(mut deleted: mpsc::UnboundedReceiver<String>, queue: &Queue) {
+    while let Some(uid) = deleted.recv().await {
+        match queue.remove(&uid).await {
+            Ok(()) => tracing::debug!(uid, "run of a deleted SyncJob removed"),
+            Err(error) => tracing::debug!(uid, %error, "run of a deleted SyncJob not removed yet"),
         }
     }
 }

@@ -15,14 +15,15 @@ use tokio::time::Instant;
 
 use super::{Context, Error};
 use crate::{
+    api::conditions::{self, reasons},
     api::{SyncJob, SyncJobStatus},
     cluster::ask,
     domain::{
-        elapsed,
+        conditions as merged, elapsed,
         job::{self, Plan},
-        run::{Payload, Run},
+        run::{Payload, Run, Wanted},
     },
-    queue::{Entry, NewRun},
+    queue::{self, Control, Entry, NewRun},
 };
 
 /// While Redis is away. Its return is noticed at once, so this is only a safety net.
@@ -43,7 +44,8 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         Ok(entry) => entry,
         Err(error) => {
             tracing::debug!(uid, %error, "run not read");
-            let status = job::queue_unavailable(&job, now);
+            let (reason, message) = unknown(&error);
+            let status = job::unknown(&job, reason, message, now);
             write_status(&job, &uid, status, &context).await?;
             return Ok(Action::requeue(QUEUE_AWAY));
         }
@@ -56,6 +58,11 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         enqueue(&job, &uid, &context).await?;
         return Ok(Action::await_change());
     }
+    if let Some(wanted) = plan.control {
+        let cancelled = wanted.cancelled.then(|| serde_json::to_string(&job::cancelled()).unwrap_or_default());
+        let Wanted { suspended, priority, .. } = wanted;
+        context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority }).await?;
+    }
     // Status.
     if let Some(wait) = too_early(&job, &uid, &plan, &context) {
         return Ok(Action::requeue(wait));
@@ -63,6 +70,19 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     write_status(&job, &uid, plan.status, &context).await?;
     context.events.publish(&*job, &plan.notes).await;
     Ok(Action::await_change())
+}
+
+/// Why nothing is known of a run.
+fn unknown(error: &queue::Error) -> (&'static str, &'static str) {
+    match error {
+        queue::Error::Unreadable { .. } => (
+            reasons::UNKNOWN_FORMAT,
+            "The run in Redis was written by another release and is left alone; it goes on with that release",
+        ),
+        _ => {
+            (reasons::QUEUE_UNAVAILABLE, "Redis does not answer; the run goes on, or is queued again, when it is back")
+        }
+    }
 }
 
 /// Puts a run into the queue. The cache may be behind, and a finished SyncJob must never run again: ask first.
@@ -83,6 +103,10 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
         attempts: status.attempts.unwrap_or(0) as u32,
         recoveries: status.recoveries.unwrap_or(0) as u32,
         history: &serde_json::to_string(&status.attempt_history).unwrap_or_default(),
+        suspended: live.spec.suspended.then(|| {
+            let parked = merged::find(&status.conditions, conditions::SUSPENDED);
+            parked.map_or_else(Timestamp::now, |condition| condition.last_transition_time.0)
+        }),
     };
     if context.queue.enqueue(&run).await? {
         tracing::info!(namespace = payload.namespace, name = payload.name, uid, "run enqueued");
@@ -147,6 +171,7 @@ fn read_run(entry: &Entry) -> Run {
         checkpoint: serde_json::from_str(&read(&entry.checkpoint)).unwrap_or_default(),
         history: serde_json::from_str(&entry.history).unwrap_or_default(),
         outcome: serde_json::from_str(&read(&entry.outcome)).unwrap_or_default(),
+        wanted: Wanted { suspended: entry.suspended, cancelled: entry.cancelled, priority: entry.priority },
     }
 }
 

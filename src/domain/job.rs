@@ -6,11 +6,11 @@ use kube::ResourceExt;
 
 use super::{
     Note, conditions, elapsed, from_seconds,
-    run::{Outcome, Run, RunSpec, State, progress},
+    run::{Outcome, Run, RunSpec, State, Wanted, progress},
 };
 use crate::api::{
-    GoDuration, SyncJob, SyncJobSpec, SyncJobStatus,
-    conditions::{COMPLETE, FAILED, RECONCILING, STALLED, reasons},
+    GoDuration, SyncJob, SyncJobStatus,
+    conditions::{COMPLETE, FAILED, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::Phase,
     truncate,
 };
@@ -22,6 +22,8 @@ pub struct Plan {
     pub status: SyncJobStatus,
     /// Put its run into the queue.
     pub enqueue: bool,
+    /// Tell the queue what people want of the run now.
+    pub control: Option<Wanted>,
     /// What to tell people.
     pub notes: Vec<Note>,
 }
@@ -45,14 +47,18 @@ pub fn is_complete(job: &SyncJob) -> bool {
 pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     let old = job.status.clone().unwrap_or_default();
     if is_finished(job) {
-        return Plan { status: old, enqueue: false, notes: Vec::new() };
+        return Plan { status: old, enqueue: false, control: None, notes: Vec::new() };
     }
-    let mut notes = not_yet(job);
     let mut status = old.clone();
     status.observed_generation = job.metadata.generation;
     let generation = job.metadata.generation;
 
+    let wanted = Wanted::from(&job.spec);
     let enqueue = match (run, RunSpec::parse(&job.spec)) {
+        (None, _) if wanted.cancelled => {
+            fail(&mut status, &cancelled(), generation, now);
+            false
+        }
         (None, Err(error)) => {
             let outcome = Outcome { reason: reasons::INVALID_TARGET.to_owned(), message: error.to_string() };
             fail(&mut status, &outcome, generation, now);
@@ -67,25 +73,24 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
             false
         }
     };
-    notes.extend(transition(&old, &status));
-    Plan { status, enqueue, notes }
+    let under_way = run.filter(|run| !matches!(run.state, State::Completed | State::Failed));
+    let control = under_way.filter(|run| run.wanted != wanted).map(|_| wanted);
+    let notes = transition(&old, &status).into_iter().collect();
+    Plan { status, enqueue, control, notes }
 }
 
-/// The status while the queue does not answer: what was known, and why it may be old.
+/// How a run ends that is cancelled.
 #[must_use]
-pub fn queue_unavailable(job: &SyncJob, now: Timestamp) -> SyncJobStatus {
-    // The observed generation stays: what has to be told about this one was not told yet.
+pub fn cancelled() -> Outcome {
+    Outcome { reason: reasons::CANCELLED.to_owned(), message: "spec.cancelled was set".to_owned() }
+}
+
+/// The status while nothing can be learnt from the queue: what was known, and why it may be old.
+#[must_use]
+pub fn unknown(job: &SyncJob, reason: &str, message: &str, now: Timestamp) -> SyncJobStatus {
     let mut status = job.status.clone().unwrap_or_default();
     status.phase = status.phase.or(Some(Phase::Pending));
-    conditions::set(
-        &mut status.conditions,
-        RECONCILING,
-        true,
-        reasons::QUEUE_UNAVAILABLE,
-        "Redis does not answer; the run goes on, or is queued again, when it is back",
-        job.metadata.generation,
-        now,
-    );
+    conditions::set(&mut status.conditions, RECONCILING, true, reason, message, job.metadata.generation, now);
     status
 }
 
@@ -107,6 +112,14 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
         status.progress = Some(progress(&run.checkpoint.counts, complete).max(reached));
     }
 
+    if run.state == State::Parked {
+        let message = "Put aside with its progress kept; goes on when spec.suspended is false";
+        status.phase = Some(Phase::Suspended);
+        conditions::clear(&mut status.conditions, RECONCILING);
+        conditions::set(&mut status.conditions, SUSPENDED, true, reasons::SUSPENDED, message, generation, now);
+        return;
+    }
+    conditions::clear(&mut status.conditions, SUSPENDED);
     let mut reconciling = |reason, message: String| {
         conditions::set(&mut status.conditions, RECONCILING, true, reason, message, generation, now);
     };
@@ -119,10 +132,7 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
             status.phase = Some(Phase::Running);
             reconciling(reasons::RUNNING, "A worker is at it".to_owned());
         }
-        State::Parked => {
-            status.phase = Some(Phase::Suspended);
-            reconciling(reasons::SUSPENDED, "Parked".to_owned());
-        }
+        State::Parked => {}
         State::Delayed => {
             status.phase = Some(Phase::Retrying);
             let why = run.history.last().map_or("the attempt failed", |attempt| attempt.message.as_str());
@@ -160,25 +170,6 @@ fn finish(status: &mut SyncJobStatus, at: Timestamp) {
     status.duration = millis.map(|millis| GoDuration::from(std::time::Duration::from_millis(millis)));
 }
 
-/// Fields whose behaviour this release does not have yet, told once per generation.
-fn not_yet(job: &SyncJob) -> Vec<Note> {
-    let seen = job.status.as_ref().and_then(|status| status.observed_generation);
-    if seen.is_some() && seen == job.metadata.generation {
-        return Vec::new();
-    }
-    let SyncJobSpec { suspended, cancelled, .. } = job.spec;
-    [("suspended", suspended), ("cancelled", cancelled)]
-        .into_iter()
-        .filter(|(_, set)| *set)
-        .map(|(field, _)| {
-            Note::warning(
-                reasons::NOT_IMPLEMENTED,
-                format!("spec.{field} has no effect on SyncJobs in this release; the run goes on"),
-            )
-        })
-        .collect()
-}
-
 fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
     let message = |type_| conditions::find(&new.conditions, type_).map(|c| c.message.clone()).unwrap_or_default();
     let recovered = new.recoveries > old.recoveries && new.recoveries > Some(0);
@@ -188,6 +179,9 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
     if old.phase == new.phase {
         return None;
     }
+    if old.phase == Some(Phase::Suspended) && conditions::is_true(&new.conditions, RECONCILING) {
+        return Some(Note::normal("RunResumed", "Goes on from its last checkpoint"));
+    }
     Some(match new.phase? {
         Phase::Pending => return None,
         Phase::Queued => Note::normal("RunQueued", "Waiting for a worker"),
@@ -195,8 +189,9 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
             Note::normal("RunStarted", format!("Started by worker {}", new.worker.as_deref().unwrap_or("?")))
         }
         Phase::Retrying => Note::warning("RunRetrying", message(RECONCILING)),
-        Phase::Suspended => Note::normal("RunSuspended", "Parked"),
+        Phase::Suspended => Note::normal("RunSuspended", message(SUSPENDED)),
         Phase::Complete => Note::normal("RunCompleted", message(COMPLETE)),
+        Phase::Failed if message(FAILED) == cancelled().message => Note::normal("RunCancelled", message(FAILED)),
         Phase::Failed => Note::warning("RunFailed", truncate(&message(FAILED))),
     })
 }
@@ -237,6 +232,7 @@ mod tests {
             checkpoint: Checkpoint { counts, ..Checkpoint::default() },
             history: Vec::new(),
             outcome: None,
+            wanted: Wanted::default(),
         }
     }
     fn reasons_of(plan: &Plan) -> Vec<&str> {
@@ -251,10 +247,41 @@ mod tests {
     }
 
     #[test]
-    fn warnings_wait_until_redis_is_back() {
-        let mut job = job(serde_json::json!({"suspended": true}));
-        job.status = Some(queue_unavailable(&job, at(1)));
-        assert!(reasons_of(&decide(&job, Some(&run(State::Active, 1)), at(2))).contains(&reasons::NOT_IMPLEMENTED));
+    fn the_queue_is_told_what_is_wanted_of_a_run_until_it_knows() {
+        let wanted = Wanted { suspended: true, cancelled: false, priority: 7 };
+        let job = job(serde_json::json!({"suspended": true, "priority": 7}));
+        for state in [State::Waiting, State::Active, State::Delayed, State::Parked] {
+            let run = run(state, 1);
+            assert_eq!(decide(&job, Some(&run), at(2)).control, Some(wanted), "{state:?}");
+            assert_eq!(decide(&job, Some(&Run { wanted, ..run }), at(2)).control, None, "{state:?}");
+        }
+        for state in [State::Completed, State::Failed] {
+            assert_eq!(decide(&job, Some(&run(state, 1)), at(200)).control, None, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_cancelled_job_without_a_run_fails_without_being_enqueued() {
+        let plan = decide(&job(serde_json::json!({"cancelled": true})), None, at(1));
+        assert_eq!((plan.enqueue, reasons_of(&plan)), (false, vec!["RunCancelled"]));
+        assert_eq!(conditions::find(&plan.status.conditions, FAILED).unwrap().reason, reasons::CANCELLED);
+    }
+
+    #[test]
+    fn a_resumed_run_says_so_and_is_suspended_no_more() {
+        let mut job = job(serde_json::json!({}));
+        job.status = Some(decide(&job, Some(&run(State::Parked, 100)), at(120)).status);
+        assert!(conditions::is_true(&job.status.as_ref().unwrap().conditions, SUSPENDED));
+        for (state, event) in [
+            (State::Waiting, "RunResumed"),
+            (State::Active, "RunResumed"),
+            (State::Delayed, "RunResumed"),
+            (State::Completed, "RunCompleted"),
+        ] {
+            let plan = decide(&job, Some(&run(state, 100)), at(140));
+            assert_eq!(reasons_of(&plan), [event]);
+            assert!(!conditions::is_true(&plan.status.conditions, SUSPENDED));
+        }
     }
 
     #[test]

@@ -54,6 +54,24 @@ pub struct Outcome {
     pub message: String,
 }
 
+/// What people want of a run, beyond what its worker has to know. May change while it is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Put it aside.
+    pub suspended: bool,
+    /// End it. Cannot be taken back.
+    pub cancelled: bool,
+    /// -1000 to 1000, higher first.
+    pub priority: i32,
+}
+
+impl From<&SyncJobSpec> for Wanted {
+    fn from(spec: &SyncJobSpec) -> Self {
+        let SyncJobSpec { suspended, cancelled, priority, .. } = *spec;
+        Self { suspended, cancelled, priority }
+    }
+}
+
 /// Where in the queue a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -94,6 +112,8 @@ pub struct Run {
     pub history: Vec<Attempt>,
     /// Why it ended; for [`State::Failed`].
     pub outcome: Option<Outcome>,
+    /// What the queue knows of people's wishes.
+    pub wanted: Wanted,
 }
 
 /// A spec that was checked: what the work needs, with every default filled in.

@@ -4,37 +4,35 @@
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
-    pub waiting: String,
-    pub delayed: String,
-    pub active: String,
-    pub parked: String,
-    pub completed: String,
-    pub failed: String,
-    pub wake: String,
-    pub events: String,
-    pub seq: String,
-    pub workers: String,
+    /// What every script gets, in the order in which `scripts/prelude.lua` names it: first the sets of the runs
+    /// that have not ended (4), then of those that have (2).
+    pub shared: [String; 10],
 }
 
 impl Keys {
     pub fn new(queue: &str) -> Self {
         let prefix = format!("{{sync:{queue}}}");
-        let key = |name: &str| format!("{prefix}:{name}");
-        Self {
-            waiting: key("waiting"),
-            delayed: key("delayed"),
-            active: key("active"),
-            parked: key("parked"),
-            completed: key("completed"),
-            failed: key("failed"),
-            wake: key("wake"),
-            events: key("events"),
-            seq: key("seq"),
-            workers: key("workers"),
-            prefix,
-        }
+        let names =
+            ["waiting", "delayed", "active", "parked", "completed", "failed", "wake", "events", "seq", "workers"];
+        Self { shared: names.map(|name| format!("{prefix}:{name}")), prefix }
     }
 
+    /// The list that wakes waiting workers.
+    pub fn wake(&self) -> &str {
+        &self.shared[6]
+    }
+
+    /// The stream of what happens to runs.
+    pub fn events(&self) -> &str {
+        &self.shared[7]
+    }
+
+    /// The set of the workers that live.
+    pub fn workers(&self) -> &str {
+        &self.shared[9]
+    }
+
+    /// The hash of a run.
     pub fn run(&self, uid: &str) -> String {
         format!("{}:run:{uid}", self.prefix)
     }

@@ -8,11 +8,14 @@ mod blocking;
 mod keys;
 mod scripts;
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use redis::{
-    AsyncCommands, RedisError, Value,
+    AsyncCommands, FromRedisValue, RedisError, Script, ScriptInvocation, Value,
     aio::{ConnectionManager, ConnectionManagerConfig},
     from_redis_value,
 };
@@ -75,6 +78,10 @@ fn describe(error: &RedisError) -> String {
     }
 }
 
+fn keep_finished() -> u64 {
+    KEEP_FINISHED.as_millis() as u64
+}
+
 fn unavailable(action: &'static str) -> impl FnOnce(RedisError) -> Error {
     move |source| Error::Unavailable { action, source }
 }
@@ -112,6 +119,49 @@ pub struct NewRun<'a> {
     pub recoveries: u32,
     /// Attempt history, as JSON.
     pub history: &'a str,
+    /// Since when it is suspended, when it is.
+    pub suspended: Option<Timestamp>,
+}
+
+/// What people want of a run that has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control<'a> {
+    /// Put it aside until this is false again.
+    pub suspended: bool,
+    /// End it as failed; holds why, as JSON. Cannot be taken back.
+    pub cancelled: Option<&'a str>,
+    /// -1000 to 1000, higher first.
+    pub priority: i32,
+}
+
+/// What the worker of a run is to do after a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Lease {
+    /// Go on.
+    Held,
+    /// Finish what is in flight and release the run: it is suspended or cancelled.
+    Recalled,
+    /// Stop at once: another worker may have the run.
+    Lost,
+}
+
+/// Runs of a worker that it cannot simply go on with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Renewed {
+    /// Their leases are lost.
+    pub lost: Vec<String>,
+    /// They are to be released.
+    pub recalled: Vec<String>,
+}
+
+/// What a repair found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// Runs whose hash and place did not agree.
+    pub mended: u64,
+    /// Runs of another format, left alone.
+    pub foreign: u64,
 }
 
 /// A run as it stands in Redis.
@@ -141,6 +191,14 @@ pub struct Entry {
     pub history: String,
     /// Why it ended, as JSON.
     pub outcome: Option<String>,
+    /// It is to be, or is, put aside.
+    pub suspended: bool,
+    /// It is to be, or was, ended as failed.
+    pub cancelled: bool,
+    /// -1000 to 1000, higher first.
+    pub priority: i32,
+    /// How long it was put aside altogether.
+    pub parked_for: Duration,
 }
 
 /// A run a worker holds.
@@ -201,7 +259,7 @@ pub struct Queue {
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Queue").field("waiting", &self.keys.waiting).finish_non_exhaustive()
+        f.debug_struct("Queue").field("keys", &self.keys.run("*")).finish_non_exhaustive()
     }
 }
 
@@ -245,29 +303,37 @@ impl Queue {
         answer.into_values().next()
     }
 
+    /// A script call with the keys every script knows; those of runs follow.
+    fn script<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
+        let mut call = script.prepare_invoke();
+        for key in &self.keys.shared {
+            call.key(key);
+        }
+        call
+    }
+
+    /// A script call about one run.
+    fn script_on<'a>(&self, script: &'a Script, uid: &str) -> ScriptInvocation<'a> {
+        let mut call = self.script(script);
+        call.key(self.keys.run(uid)).arg(uid);
+        call
+    }
+
     /// Puts a run into the queue. Does nothing when the queue has it already, in whatever state; that is told.
     ///
     /// # Errors
     /// When Redis does not answer; the run may or may not be in the queue.
     pub async fn enqueue(&self, run: &NewRun<'_>) -> Result<bool, Error> {
-        let existing: Option<String> = scripts::ENQUEUE
-            .key(self.keys.run(run.uid))
-            .key(&self.keys.waiting)
-            .key(&self.keys.seq)
-            .key(&self.keys.wake)
-            .key(&self.keys.events)
-            .arg(run.uid)
-            .arg(FORMAT)
-            .arg(run.payload)
-            .arg(run.priority)
-            .arg(run.started.map_or_else(String::new, |at| at.as_millisecond().to_string()))
-            .arg(run.attempts)
-            .arg(run.recoveries)
-            .arg(run.history)
-            .call(&mut self.connection.clone())
-            .await
-            .map_err(unavailable("enqueue a run"))?;
+        let millis = |at: Option<Timestamp>| at.map_or_else(String::new, |at| at.as_millisecond().to_string());
+        let mut call = self.script_on(&scripts::ENQUEUE, run.uid);
+        call.arg(FORMAT).arg(keep_finished()).arg(run.payload).arg(run.priority).arg(millis(run.started));
+        call.arg(run.attempts).arg(run.recoveries).arg(run.history).arg(millis(run.suspended));
+        let existing: Option<String> = self.call(&call, "enqueue a run").await?;
         Ok(existing.is_none())
+    }
+
+    async fn call<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>, action: &'static str) -> Result<T, Error> {
+        call.call(&mut self.connection.clone()).await.map_err(unavailable(action))
     }
 
     /// Takes the run that is next, if there is one: highest priority first, then first come, first served.
@@ -278,14 +344,9 @@ impl Queue {
     pub async fn claim(&self, worker: &str) -> Result<Result<Claim, Option<Duration>>, Error> {
         // Runs of another format stay where they are, so those behind them have to be looked at as well.
         for offset in (0..).step_by(BATCH) {
-            let (candidates, next_due): (Vec<String>, i64) = scripts::CANDIDATES
-                .key(&self.keys.waiting)
-                .key(&self.keys.delayed)
-                .arg(offset)
-                .arg(BATCH)
-                .call(&mut self.connection.clone())
-                .await
-                .map_err(unavailable("look for runs"))?;
+            let mut call = self.script(&scripts::CANDIDATES);
+            let (candidates, next_due): (Vec<String>, i64) =
+                self.call(call.arg(offset).arg(BATCH), "look for runs").await?;
             if candidates.is_empty() {
                 let next_due = u64::try_from(next_due).ok().map(Duration::from_millis);
                 // Others may have emptied the first page meanwhile, and runs moved up into it.
@@ -300,31 +361,29 @@ impl Queue {
     }
 
     async fn claim_one_of(&self, worker: &str, candidates: &[String]) -> Result<Option<Claim>, Error> {
-        let mut invocation = scripts::CLAIM.prepare_invoke();
-        invocation.key(&self.keys.waiting).key(&self.keys.delayed).key(&self.keys.active).key(&self.keys.events);
-        invocation.arg(FORMAT).arg(worker).arg(self.lease.as_millis() as u64);
+        let mut call = self.script(&scripts::CLAIM);
+        call.arg(FORMAT).arg(worker).arg(self.lease.as_millis() as u64);
         for uid in candidates {
-            invocation.key(self.keys.run(uid)).arg(uid);
+            call.key(self.keys.run(uid)).arg(uid);
         }
-        let claimed: Option<(String, i64, HashMap<String, String>)> =
-            invocation.call(&mut self.connection.clone()).await.map_err(unavailable("claim a run"))?;
+        let claimed: Option<(String, i64, HashMap<String, String>)> = self.call(&call, "claim a run").await?;
         let Some((uid, now, fields)) = claimed else { return Ok(None) };
         let entry = Entry::read(&uid, &fields)?;
         Ok(Some(Claim { uid, at: from_millis(now), entry }))
     }
 
-    /// Extends the leases of a worker's runs, and shows that the worker lives. Returns the runs that are lost.
+    /// Extends the leases of a worker's runs, and shows that the worker lives.
     ///
     /// # Errors
     /// When Redis does not answer: nothing is known about the leases then.
-    pub async fn renew(&self, worker: &str, held: &[(String, u64)]) -> Result<Vec<String>, Error> {
-        let mut invocation = scripts::RENEW.prepare_invoke();
-        invocation.key(&self.keys.active).key(&self.keys.workers);
-        invocation.arg(worker).arg(self.lease.as_millis() as u64);
+    pub async fn renew(&self, worker: &str, held: &[(String, u64)]) -> Result<Renewed, Error> {
+        let mut call = self.script(&scripts::RENEW);
+        call.arg(worker).arg(self.lease.as_millis() as u64);
         for (uid, epoch) in held {
-            invocation.key(self.keys.run(uid)).arg(uid).arg(epoch);
+            call.key(self.keys.run(uid)).arg(uid).arg(epoch);
         }
-        invocation.call(&mut self.connection.clone()).await.map_err(unavailable("renew leases"))
+        let (lost, recalled) = self.call(&call, "renew leases").await?;
+        Ok(Renewed { lost, recalled })
     }
 
     /// Takes a worker that stops from the list of those that live.
@@ -333,24 +392,21 @@ impl Queue {
     /// When Redis does not answer.
     pub async fn retire(&self, worker: &str) -> Result<(), Error> {
         let mut connection = self.connection.clone();
-        connection.zrem(&self.keys.workers, worker).await.map_err(unavailable("retire the worker"))
+        connection.zrem(self.keys.workers(), worker).await.map_err(unavailable("retire the worker"))
     }
 
     /// Records how far a run has come.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn checkpoint(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<Fenced, Error> {
-        let answer: u8 = scripts::CHECKPOINT
-            .key(self.keys.run(uid))
-            .key(&self.keys.events)
-            .arg(uid)
-            .arg(epoch)
-            .arg(checkpoint)
-            .call(&mut self.connection.clone())
-            .await
-            .map_err(unavailable("record a checkpoint"))?;
-        Ok(answer.into())
+    pub async fn checkpoint(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<Lease, Error> {
+        let mut call = self.script_on(&scripts::CHECKPOINT, uid);
+        let answer: u8 = self.call(call.arg(epoch).arg(checkpoint), "record a checkpoint").await?;
+        Ok(match answer {
+            0 => Lease::Lost,
+            1 => Lease::Held,
+            _ => Lease::Recalled,
+        })
     }
 
     /// Ends a run.
@@ -364,70 +420,49 @@ impl Queue {
         ending: Ending<'_>,
         progress: Progress<'_>,
     ) -> Result<Fenced, Error> {
-        let (state, set, outcome) = match ending {
-            Ending::Completed => ("completed", &self.keys.completed, ""),
-            Ending::Failed(outcome) => ("failed", &self.keys.failed, outcome),
+        let (state, outcome) = match ending {
+            Ending::Completed => ("completed", ""),
+            Ending::Failed(outcome) => ("failed", outcome),
         };
-        let answer: u8 = scripts::FINISH
-            .key(self.keys.run(uid))
-            .key(&self.keys.active)
-            .key(set)
-            .key(&self.keys.events)
-            .arg(uid)
-            .arg(epoch)
-            .arg(state)
-            .arg(progress.checkpoint)
-            .arg(progress.history)
-            .arg(progress.attempts)
-            .arg(outcome)
-            .arg(KEEP_FINISHED.as_millis() as u64)
-            .call(&mut self.connection.clone())
-            .await
-            .map_err(unavailable("end a run"))?;
-        Ok(answer.into())
+        let mut call = self.script_on(&scripts::FINISH, uid);
+        call.arg(epoch).arg(keep_finished()).arg(state);
+        call.arg(progress.checkpoint).arg(progress.history).arg(progress.attempts).arg(outcome);
+        self.call::<u8>(&call, "end a run").await.map(Fenced::from)
     }
 
-    /// Puts a run aside until its backoff has passed.
+    /// Puts a run aside until its backoff has passed. One that is suspended or cancelled meanwhile is that instead.
     ///
     /// # Errors
     /// When Redis does not answer; the run may or may not have been put aside.
     pub async fn retry(&self, uid: &str, epoch: u64, delay: Duration, progress: Progress<'_>) -> Result<Fenced, Error> {
-        let answer: u8 = scripts::RETRY
-            .key(self.keys.run(uid))
-            .key(&self.keys.active)
-            .key(&self.keys.delayed)
-            .key(&self.keys.wake)
-            .key(&self.keys.events)
-            .arg(uid)
-            .arg(epoch)
-            .arg(delay.as_millis() as u64)
-            .arg(progress.checkpoint)
-            .arg(progress.history)
-            .arg(progress.attempts)
-            .call(&mut self.connection.clone())
-            .await
-            .map_err(unavailable("put a run aside"))?;
-        Ok(answer.into())
+        let mut call = self.script_on(&scripts::RETRY, uid);
+        call.arg(epoch).arg(keep_finished()).arg(delay.as_millis() as u64);
+        call.arg(progress.checkpoint).arg(progress.history).arg(progress.attempts);
+        self.call::<u8>(&call, "put a run aside").await.map(Fenced::from)
     }
 
-    /// Gives a run back, for another worker to go on with at once. Costs no attempt.
+    /// Gives a run back: it is parked when it is suspended, ends when it is cancelled, and otherwise another worker
+    /// can go on with it at once. Costs no attempt.
     ///
     /// # Errors
     /// When Redis does not answer; the run then comes back when its lease ends.
     pub async fn release(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<Fenced, Error> {
-        let answer: u8 = scripts::RELEASE
-            .key(self.keys.run(uid))
-            .key(&self.keys.active)
-            .key(&self.keys.waiting)
-            .key(&self.keys.wake)
-            .key(&self.keys.events)
-            .arg(uid)
-            .arg(epoch)
-            .arg(checkpoint)
-            .call(&mut self.connection.clone())
-            .await
-            .map_err(unavailable("release a run"))?;
-        Ok(answer.into())
+        let mut call = self.script_on(&scripts::RELEASE, uid);
+        call.arg(epoch).arg(keep_finished()).arg(checkpoint);
+        self.call::<u8>(&call, "release a run").await.map(Fenced::from)
+    }
+
+    /// Makes a run that has not ended what people want it to be. Takes effect at once when no worker holds the run,
+    /// otherwise when its worker releases it; a run that ends before that has ended. False when there is no such
+    /// run, or it has ended.
+    ///
+    /// # Errors
+    /// When Redis does not answer. Doing it again does no harm.
+    pub async fn control(&self, uid: &str, control: Control<'_>) -> Result<bool, Error> {
+        let mut call = self.script_on(&scripts::CONTROL, uid);
+        call.arg(FORMAT).arg(keep_finished()).arg(u8::from(control.suspended));
+        call.arg(control.cancelled.unwrap_or_default()).arg(control.priority);
+        Ok(self.call::<u8>(&call, "control a run").await? == 1)
     }
 
     /// Returns runs whose lease has ended to their place in the queue. A run that keeps losing its worker
@@ -438,13 +473,8 @@ impl Queue {
     pub async fn reap(&self, stalled: &str) -> Result<usize, Error> {
         // Runs of another format stay where they are, so those behind them have to be looked at as well.
         for offset in (0..).step_by(BATCH) {
-            let expired: Vec<String> = scripts::EXPIRED
-                .key(&self.keys.active)
-                .arg(offset)
-                .arg(BATCH)
-                .call(&mut self.connection.clone())
-                .await
-                .map_err(unavailable("look for ended leases"))?;
+            let mut call = self.script(&scripts::EXPIRED);
+            let expired: Vec<String> = self.call(call.arg(offset).arg(BATCH), "look for ended leases").await?;
             let reaped = if expired.is_empty() { 0 } else { self.reap_all_of(&expired, stalled).await? };
             if reaped > 0 || expired.len() < BATCH {
                 return Ok(reaped);
@@ -454,15 +484,47 @@ impl Queue {
     }
 
     async fn reap_all_of(&self, expired: &[String], stalled: &str) -> Result<usize, Error> {
-        let mut invocation = scripts::REAP.prepare_invoke();
-        for key in [&self.keys.active, &self.keys.waiting, &self.keys.failed, &self.keys.wake, &self.keys.events] {
-            invocation.key(key);
-        }
-        invocation.arg(FORMAT).arg(MAX_STALLS).arg(stalled).arg(KEEP_FINISHED.as_millis() as u64);
+        let mut call = self.script(&scripts::REAP);
+        call.arg(FORMAT).arg(keep_finished()).arg(MAX_STALLS).arg(stalled);
         for uid in expired {
-            invocation.key(self.keys.run(uid)).arg(uid);
+            call.key(self.keys.run(uid)).arg(uid);
         }
-        invocation.call(&mut self.connection.clone()).await.map_err(unavailable("return runs to the queue"))
+        self.call(&call, "return runs to the queue").await
+    }
+
+    /// Looks at every run there is, and mends those whose hash and place do not agree: after a restore of part of
+    /// the data, or an eviction. Also forgets ended runs whose time is over. Reads the whole key space, so not for
+    /// every few seconds.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn repair(&self) -> Result<Repaired, Error> {
+        let mut uids: HashSet<String> = self.members(0..6).await?.into_iter().collect();
+        let mut cursor = 0_u64;
+        let prefix = self.keys.run("");
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(1000);
+            let (next, keys): (u64, Vec<String>) =
+                scan.query_async(&mut self.connection.clone()).await.map_err(unavailable("list the runs"))?;
+            uids.extend(keys.iter().filter_map(|key| key.strip_prefix(&prefix)).map(str::to_owned));
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        let mut found = Repaired::default();
+        let uids: Vec<String> = uids.into_iter().collect();
+        for some in uids.chunks(100) {
+            let mut call = self.script(&scripts::REPAIR);
+            call.arg(FORMAT).arg(keep_finished()).arg(self.lease.as_millis() as u64);
+            for uid in some {
+                call.key(self.keys.run(uid)).arg(uid);
+            }
+            let (mended, foreign): (u64, u64) = self.call(&call, "repair the queue").await?;
+            found = Repaired { mended: found.mended + mended, foreign: found.foreign + foreign };
+        }
+        Ok(found)
     }
 
     /// Reads a run. `None` when the queue does not have it.
@@ -481,14 +543,7 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn remove(&self, uid: &str) -> Result<(), Error> {
-        let keys = &self.keys;
-        let mut invocation = scripts::REMOVE.prepare_invoke();
-        invocation.key(keys.run(uid));
-        for set in [&keys.waiting, &keys.delayed, &keys.active, &keys.parked, &keys.completed, &keys.failed] {
-            invocation.key(set);
-        }
-        let removed: Result<u8, _> = invocation.arg(uid).call(&mut self.connection.clone()).await;
-        removed.map(drop).map_err(unavailable("remove a run"))
+        self.call::<u8>(&self.script_on(&scripts::REMOVE, uid), "remove a run").await.map(drop)
     }
 
     /// Ids of every run that has not ended.
@@ -496,11 +551,14 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn unfinished(&self) -> Result<Vec<String>, Error> {
+        self.members(0..4).await
+    }
+
+    async fn members(&self, sets: std::ops::Range<usize>) -> Result<Vec<String>, Error> {
         let mut pipeline = redis::pipe();
-        for set in [&self.keys.waiting, &self.keys.delayed, &self.keys.active] {
+        for set in &self.keys.shared[sets] {
             pipeline.zrange(set, 0, -1);
         }
-        pipeline.smembers(&self.keys.parked);
         let sets: Vec<Vec<String>> =
             pipeline.query_async(&mut self.connection.clone()).await.map_err(unavailable("list the runs"))?;
         Ok(sets.into_iter().flatten().collect())
@@ -511,25 +569,21 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn depth(&self) -> Result<Depth, Error> {
-        let now = Timestamp::now().as_millisecond();
-        let mut pipeline = redis::pipe();
-        pipeline.zcard(&self.keys.active).zcard(&self.keys.waiting).zcard(&self.keys.delayed);
-        pipeline.scard(&self.keys.parked).zcount(&self.keys.workers, now, "+inf");
-        let (active, waiting, delayed, parked, workers) =
-            pipeline.query_async(&mut self.connection.clone()).await.map_err(unavailable("count the runs"))?;
+        let call = self.script(&scripts::DEPTH);
+        let (waiting, delayed, active, parked, workers) = self.call(&call, "count the runs").await?;
         Ok(Depth { active, waiting, delayed, parked, workers })
     }
 
     /// Waits for news of runs that can be claimed. See [`Doorbell`].
     #[must_use]
     pub fn doorbell(&self) -> Doorbell {
-        Doorbell::new(self.client.clone(), self.keys.wake.clone())
+        Doorbell::new(self.client.clone(), self.keys.wake().to_owned())
     }
 
     /// Follows what happens to the runs. See [`Changes`].
     #[must_use]
     pub fn changes(&self) -> Changes {
-        Changes::new(self.client.clone(), self.keys.events.clone())
+        Changes::new(self.client.clone(), self.keys.events().to_owned())
     }
 }
 
@@ -563,6 +617,10 @@ impl Entry {
             checkpoint: text("checkpoint"),
             history: text("history").unwrap_or_else(|| "[]".to_owned()),
             outcome: text("outcome"),
+            suspended: text("suspended").as_deref() == Some("1"),
+            cancelled: text("cancelled").is_some(),
+            priority: number("priority").unwrap_or(0) as i32,
+            parked_for: Duration::from_millis(number("parked_for").unwrap_or(0) as u64),
         })
     }
 }

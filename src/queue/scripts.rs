@@ -7,7 +7,8 @@ use redis::{FromRedisValue, RedisResult, Script, ScriptInvocation, aio::Connecti
 
 macro_rules! scripts {
     ($($name:ident = $file:literal),* $(,)?) => {
-        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!(concat!("scripts/", $file))));)*
+        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(||
+            Script::new(concat!(include_str!("scripts/prelude.lua"), include_str!(concat!("scripts/", $file)))));)*
     };
 }
 
@@ -23,6 +24,9 @@ scripts! {
     EXPIRED = "expired.lua",
     REAP = "reap.lua",
     REMOVE = "remove.lua",
+    CONTROL = "control.lua",
+    REPAIR = "repair.lua",
+    DEPTH = "depth.lua",
 }
 
 /// The cache may be emptied again between loading a script and calling it.

@@ -5,19 +5,22 @@ use std::{pin::pin, time::Duration};
 use futures::StreamExt;
 use tokio::{
     select,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::conditions::reasons,
     domain::run::{Checkpoint, MAX_FAILURES, Outcome, RunSpec},
-    queue::{Fenced, Queue},
+    queue::{Lease, Queue},
     sync::{Error, Outcome as Stamped, Target},
 };
 
+use super::leases::Signals;
+
 /// Shortest time between two checkpoints of a run.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
+/// How long batches in flight may take after a recall. Doing them again later does no harm.
+const LAST_BATCHES: Duration = Duration::from_secs(5);
 
 pub(super) struct Attempt {
     pub uid: String,
@@ -38,59 +41,72 @@ pub(super) enum End {
     Failed(Outcome),
     /// Another attempt may help.
     Retry(Outcome),
-    /// The process stops; another one goes on.
+    /// The run was recalled; whoever claims it next goes on.
     Released,
     /// Another worker may have the run.
     Lost,
 }
 
 impl Attempt {
-    /// Works until the run's end, its deadline, `stop` or `lost`. After `stop` the batches in flight are
-    /// finished; after `lost` nothing more is written.
-    pub async fn drive(&mut self, queue: &Queue, stop: &CancellationToken, lost: &CancellationToken) -> End {
+    /// Works until the run's end, its deadline, or a signal. After a recall the batches in flight are finished;
+    /// after the loss of the lease nothing more is written.
+    pub async fn drive(&mut self, queue: &Queue, signals: &Signals) -> End {
         let deadline = self.deadline;
         select! {
             biased;
-            () = lost.cancelled() => End::Lost,
+            () = signals.lost.cancelled() => End::Lost,
             () = sleep_until(deadline) => End::Failed(Outcome {
                 reason: reasons::DEADLINE_EXCEEDED.to_owned(),
                 message: "the run took longer than spec.activeDeadline".to_owned(),
             }),
-            end = self.work(queue, stop) => end,
+            end = self.work(queue, signals) => end,
         }
     }
 
-    async fn work(&mut self, queue: &Queue, stop: &CancellationToken) -> End {
-        match self.target.count().await {
-            Ok(total) => self.checkpoint.counts.total = total.max(self.checkpoint.counts.processed),
-            Err(error) => return ended(&error),
+    async fn work(&mut self, queue: &Queue, Signals { recalled, .. }: &Signals) -> End {
+        match recalled.run_until_cancelled(self.target.count()).await {
+            Some(Ok(total)) => self.checkpoint.counts.total = total.max(self.checkpoint.counts.processed),
+            Some(Err(error)) => return ended(&error),
+            None => return End::Released,
         }
         let target = self.target.clone();
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
         // Results come in the order of the batches, so what was added up last is always a contiguous prefix.
         let stamped = batches
-            .take_until(stop.cancelled())
+            .take_until(recalled.cancelled())
             .map(|batch| {
                 let target = &target;
                 async move { target.write(batch?).await }
             })
             .buffered(self.spec.parallelism);
         let mut stamped = pin!(stamped);
+        let mut too_late = pin!(async {
+            recalled.cancelled().await;
+            sleep(LAST_BATCHES).await;
+        });
 
         let mut saved = Instant::now() - CHECKPOINT_EVERY;
-        while let Some(outcome) = stamped.next().await {
+        loop {
+            let outcome = select! {
+                biased;
+                outcome = stamped.next() => outcome,
+                () = &mut too_late => return End::Released,
+            };
             match outcome {
-                Ok(outcome) => self.add(outcome),
-                Err(error) => return ended(&error),
+                Some(Ok(outcome)) => self.add(outcome),
+                Some(Err(error)) => return ended(&error),
+                None => break,
             }
             if saved.elapsed() >= CHECKPOINT_EVERY {
                 saved = Instant::now();
-                if self.save(queue).await == Fenced::Lost {
-                    return End::Lost;
+                match self.save(queue).await {
+                    Lease::Held => {}
+                    Lease::Recalled => recalled.cancel(),
+                    Lease::Lost => return End::Lost,
                 }
             }
         }
-        if stop.is_cancelled() {
+        if recalled.is_cancelled() {
             return End::Released;
         }
         let counts = &mut self.checkpoint.counts;
@@ -117,13 +133,13 @@ impl Attempt {
     }
 
     /// Records the checkpoint. While Redis is away the work goes on: the lease decides for how long.
-    async fn save(&self, queue: &Queue) -> Fenced {
+    async fn save(&self, queue: &Queue) -> Lease {
         let checkpoint = super::json(&self.checkpoint);
         match queue.checkpoint(&self.uid, self.epoch, &checkpoint).await {
-            Ok(fenced) => fenced,
+            Ok(lease) => lease,
             Err(error) => {
                 tracing::debug!(uid = self.uid, epoch = self.epoch, %error, "checkpoint not recorded");
-                Fenced::Done
+                Lease::Held
             }
         }
     }

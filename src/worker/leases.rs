@@ -9,7 +9,7 @@ use std::{
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::queue::Queue;
+use crate::queue::{Queue, Renewed};
 
 pub(super) struct Leases {
     worker: String,
@@ -21,7 +21,16 @@ struct Held {
     epoch: u64,
     /// The lease holds at least until then, by this process's clock.
     until: Instant,
-    lost: CancellationToken,
+    signals: Signals,
+}
+
+/// What a run under way has to listen to.
+#[derive(Clone)]
+pub(super) struct Signals {
+    /// Finish the batches in flight and release the run: the process stops, or the run is suspended or cancelled.
+    pub recalled: CancellationToken,
+    /// Stop at once: another worker may have the run.
+    pub lost: CancellationToken,
 }
 
 impl Leases {
@@ -29,12 +38,12 @@ impl Leases {
         Self { worker, queue, held: Mutex::default() }
     }
 
-    /// Keeps the lease of a run that was just claimed. The token tells when it is lost.
-    pub fn hold(&self, uid: &str, epoch: u64) -> CancellationToken {
-        let lost = CancellationToken::new();
+    /// Keeps the lease of a run that was just claimed.
+    pub fn hold(&self, uid: &str, epoch: u64, stop: &CancellationToken) -> Signals {
+        let signals = Signals { recalled: stop.child_token(), lost: CancellationToken::new() };
         let until = Instant::now() + self.queue.lease();
-        self.lock().insert(uid.to_owned(), Held { epoch, until, lost: lost.clone() });
-        lost
+        self.lock().insert(uid.to_owned(), Held { epoch, until, signals: signals.clone() });
+        signals
     }
 
     /// Keeps the lease no longer.
@@ -58,19 +67,24 @@ impl Leases {
         let held: Vec<(String, u64)> = self.lock().iter().map(|(uid, held)| (uid.clone(), held.epoch)).collect();
         let renewed = timeout(limit, self.queue.renew(&self.worker, &held)).await;
         let mut leases = self.lock();
-        if let Ok(Ok(lost)) = renewed {
+        if let Ok(Ok(Renewed { lost, recalled })) = renewed {
             for (uid, epoch) in held {
                 match leases.get_mut(&uid) {
                     Some(lease) if lease.epoch != epoch => {}
-                    Some(lease) if lost.contains(&uid) => lease.lost.cancel(),
-                    Some(lease) => lease.until = sent + self.queue.lease(),
+                    Some(lease) if lost.contains(&uid) => lease.signals.lost.cancel(),
+                    Some(lease) => {
+                        lease.until = sent + self.queue.lease();
+                        if recalled.contains(&uid) {
+                            lease.signals.recalled.cancel();
+                        }
+                    }
                     None => {}
                 }
             }
         }
         // Redis did not answer in time: nothing is known, but a lease that may have ended is not relied upon.
         let now = Instant::now();
-        leases.values().filter(|lease| lease.until <= now).for_each(|lease| lease.lost.cancel());
+        leases.values().filter(|lease| lease.until <= now).for_each(|lease| lease.signals.lost.cancel());
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Held>> {

@@ -126,7 +126,7 @@ impl Worker {
 
     /// Drives a claimed run to the end of this claim.
     async fn handle(&self, claim: Claim, stop: &CancellationToken) {
-        let lost = self.leases.hold(&claim.uid, claim.entry.epoch);
+        let signals = self.leases.hold(&claim.uid, claim.entry.epoch, stop);
         let epoch = claim.entry.epoch;
         let payload = serde_json::from_str::<Payload>(&claim.entry.payload);
         let (namespace, name) =
@@ -136,7 +136,7 @@ impl Worker {
 
         let (end, checkpoint) = match self.begin(&claim, payload.as_ref().ok()) {
             Ok(mut attempt) => {
-                let end = attempt.drive(&self.queue, stop, &lost).await;
+                let end = attempt.drive(&self.queue, &signals).await;
                 (end, attempt.checkpoint)
             }
             Err(outcome) => (End::Failed(outcome), read_checkpoint(&claim)),
@@ -174,7 +174,7 @@ impl Worker {
             }
         }
         let let_go = self.let_go(&claim, &end, &checkpoint, payload.as_ref().ok());
-        if lost.run_until_cancelled(let_go).await.is_none() && end != End::Lost {
+        if signals.lost.run_until_cancelled(let_go).await.is_none() && end != End::Lost {
             tracing::warn!(
                 namespace,
                 name,
@@ -192,7 +192,7 @@ impl Worker {
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let started = claim.entry.started.unwrap_or(claim.at);
         let target = self.databases.target(&spec, started).map_err(|error| error.outcome())?;
-        let age = crate::domain::elapsed(started, claim.at);
+        let age = crate::domain::elapsed(started, claim.at).saturating_sub(claim.entry.parked_for);
         Ok(Attempt {
             uid: claim.uid.clone(),
             epoch: claim.entry.epoch,

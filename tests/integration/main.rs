@@ -11,6 +11,7 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod control;
 mod crds;
 mod operator;
 mod outages;

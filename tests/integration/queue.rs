@@ -10,7 +10,7 @@ use proptest::{
 use redis::{AsyncCommands, aio::MultiplexedConnection};
 use sync_operator::{
     domain::run::State,
-    queue::{Changes, Claim, Ending, Entry, Fenced, NewRun, Progress, Queue},
+    queue::{Changes, Claim, Control, Ending, Entry, Fenced, Lease, NewRun, Progress, Queue, Renewed, Repaired},
 };
 use tokio::{
     runtime::Runtime,
@@ -67,16 +67,36 @@ impl Raw {
 
     /// The sets a run is in.
     async fn sets(&mut self, uid: &str) -> Vec<&'static str> {
-        const SORTED: [&str; 5] = ["waiting", "delayed", "active", "completed", "failed"];
+        const SORTED: [&str; 6] = ["waiting", "delayed", "active", "parked", "completed", "failed"];
         let mut pipeline = redis::pipe();
         for set in SORTED {
             pipeline.zscore(self.key(set), uid);
         }
         let scores: Vec<Option<f64>> = pipeline.query_async(&mut self.connection).await.unwrap();
-        let parked = self.key("parked");
-        let parked: bool = self.connection.sismember(parked, uid).await.unwrap();
-        let sorted = SORTED.into_iter().zip(scores).filter(|(_, score)| score.is_some()).map(|(set, _)| set);
-        sorted.chain(parked.then_some("parked")).collect()
+        SORTED.into_iter().zip(scores).filter(|(_, score)| score.is_some()).map(|(set, _)| set).collect()
+    }
+
+    /// Takes a run out of every set.
+    async fn misplace(&mut self, uid: &str) {
+        for set in self.sets(uid).await {
+            let key = self.key(set);
+            self.connection.zrem::<_, _, ()>(key, uid).await.unwrap();
+        }
+    }
+
+    async fn lose(&mut self, uid: &str) {
+        let key = self.key(&format!("run:{uid}"));
+        self.connection.del::<_, ()>(key).await.unwrap();
+    }
+
+    async fn set_score(&mut self, set: &str, uid: &str, score: i64) {
+        let key = self.key(set);
+        self.connection.zadd::<_, _, _, ()>(key, uid, score).await.unwrap();
+    }
+
+    async fn set(&mut self, uid: &str, field: &str, value: i64) {
+        let key = self.key(&format!("run:{uid}"));
+        self.connection.hset::<_, _, _, ()>(key, field, value).await.unwrap();
     }
 
     /// Deletes everything of this queue, and of no other: Redis lost its data.
@@ -87,7 +107,16 @@ impl Raw {
 }
 
 async fn enqueue(queue: &Queue, uid: &str, priority: i32) -> bool {
-    let run = NewRun { uid, payload: "{}", priority, started: None, attempts: 0, recoveries: 0, history: "[]" };
+    let run = NewRun {
+        uid,
+        payload: "{}",
+        priority,
+        started: None,
+        attempts: 0,
+        recoveries: 0,
+        history: "[]",
+        suspended: None,
+    };
     queue.enqueue(&run).await.unwrap()
 }
 
@@ -112,12 +141,12 @@ async fn reap(queue: &Queue, count: usize) {
 
 async fn assert_fenced(queue: &Queue, uid: &str, epoch: u64) {
     let before = queue.get(uid).await.unwrap();
-    assert_eq!(queue.checkpoint(uid, epoch, "x").await.unwrap(), Fenced::Lost);
+    assert_eq!(queue.checkpoint(uid, epoch, "x").await.unwrap(), Lease::Lost);
     assert_eq!(queue.release(uid, epoch, "x").await.unwrap(), Fenced::Lost);
     assert_eq!(queue.retry(uid, epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Lost);
     assert_eq!(queue.finish(uid, epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Lost);
     assert_eq!(queue.finish(uid, epoch, Ending::Failed("x"), NOTHING).await.unwrap(), Fenced::Lost);
-    assert_eq!(queue.renew("w", &[(uid.to_owned(), epoch)]).await.unwrap(), [uid]);
+    assert_eq!(queue.renew("w", &[(uid.to_owned(), epoch)]).await.unwrap().lost, [uid]);
     assert_eq!(queue.get(uid).await.unwrap(), before, "a refused write changes nothing");
 }
 
@@ -186,7 +215,8 @@ async fn a_run_put_back_after_a_loss_keeps_its_start_and_counters() {
     let queue = queue(LEASE);
     let started = Some(Timestamp::from_millisecond(1_795_477_200_123).unwrap());
     let history = r#"[{"number":1}]"#;
-    let run = NewRun { uid: "a", payload: "p", priority: 0, started, attempts: 2, recoveries: 3, history };
+    let run =
+        NewRun { uid: "a", payload: "p", priority: 0, started, attempts: 2, recoveries: 3, history, suspended: None };
     assert!(queue.enqueue(&run).await.unwrap());
     let entry = claim(&queue, "w").await.entry;
     assert_eq!((entry.started, entry.attempts, entry.recoveries), (started, 2, 3));
@@ -202,7 +232,7 @@ async fn a_write_with_an_old_epoch_is_refused_and_changes_nothing() {
     assert_fenced(&queue, "a", old).await;
     let current = claim(&queue, "w2").await.entry.epoch;
     assert_fenced(&queue, "a", old).await;
-    assert_eq!(queue.checkpoint("a", current, "y").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.checkpoint("a", current, "y").await.unwrap(), Lease::Held);
     assert_eq!(entry(&queue, "a").await.checkpoint.as_deref(), Some("y"));
 }
 
@@ -237,7 +267,7 @@ async fn a_worker_from_before_a_loss_of_redis_is_fenced_off() {
     let new = claim(&queue, "w2").await.entry.epoch;
     assert_ne!(old, new, "an epoch is never given out twice");
     assert_fenced(&queue, "a", old).await;
-    assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), Lease::Held);
 }
 
 #[tokio::test]
@@ -288,7 +318,7 @@ async fn a_lease_that_has_not_ended_is_left_alone() {
     enqueue(&queue, "a", 0).await;
     let epoch = claim(&queue, "w").await.entry.epoch;
     assert_eq!(queue.reap("{}").await.unwrap(), 0);
-    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Lease::Held);
 }
 
 #[tokio::test]
@@ -312,7 +342,7 @@ async fn a_run_that_gets_further_may_lose_any_number_of_workers() {
     for lost in 1..=8 {
         let run = claim(&queue, "w").await;
         if lost == 4 {
-            assert_eq!(queue.checkpoint("a", run.entry.epoch, "{}").await.unwrap(), Fenced::Done);
+            assert_eq!(queue.checkpoint("a", run.entry.epoch, "{}").await.unwrap(), Lease::Held);
         }
         reap(&queue, 1).await;
     }
@@ -346,8 +376,8 @@ async fn renewing_extends_what_is_held_and_tells_what_is_lost() {
         (raw.score("active", "held").await > own).then_some(lost)
     })
     .await;
-    lost.sort();
-    assert_eq!(lost, ["released", "taken", "unknown"]);
+    lost.lost.sort();
+    assert_eq!(lost.lost, ["released", "taken", "unknown"]);
     assert_eq!(raw.score("active", "taken").await, other, "the lease of another worker is not touched");
     assert_eq!(raw.sets("released").await, ["waiting"]);
     assert!(raw.sets("unknown").await.is_empty());
@@ -357,7 +387,7 @@ async fn renewing_extends_what_is_held_and_tells_what_is_lost() {
 async fn workers_are_counted_while_they_renew() {
     let queue = queue(Duration::from_secs(2));
     for worker in ["w1", "w2", "w1"] {
-        assert!(queue.renew(worker, &[]).await.unwrap().is_empty());
+        assert_eq!(queue.renew(worker, &[]).await.unwrap(), Renewed::default());
     }
     assert_eq!(queue.depth().await.unwrap().workers, 2);
     queue.retire("w1").await.unwrap();
@@ -477,9 +507,9 @@ async fn an_emptied_script_cache_is_a_normal_event() {
     flush().await;
     let epoch = claim(&queue, "w").await.entry.epoch;
     flush().await;
-    assert_eq!(queue.renew("w", &[("a".to_owned(), epoch)]).await.unwrap(), [""; 0]);
+    assert_eq!(queue.renew("w", &[("a".to_owned(), epoch)]).await.unwrap(), Renewed::default());
     flush().await;
-    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Lease::Held);
     flush().await;
     assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
     assert_eq!(entry(&queue, "a").await.state, State::Completed);
@@ -551,6 +581,148 @@ async fn many_workers_get_each_run_once() {
 }
 
 /// Follows the queue from now on: what is done after this is told.
+const GO_ON: Control<'_> = Control { suspended: false, cancelled: None, priority: 0 };
+const SUSPEND: Control<'_> = Control { suspended: true, ..GO_ON };
+const CANCEL: Control<'_> = Control { cancelled: Some(r#"{"why":2}"#), ..GO_ON };
+
+#[tokio::test]
+async fn a_suspended_run_is_put_aside_and_keeps_its_place() {
+    let queue = queue(LEASE);
+    for uid in ["a", "b"] {
+        enqueue(&queue, uid, 0).await;
+    }
+    assert!(queue.control("a", SUSPEND).await.unwrap());
+    assert_eq!(entry(&queue, "a").await.state, State::Parked);
+    assert_eq!(queue.depth().await.unwrap().parked, 1);
+    assert!(queue.control("a", GO_ON).await.unwrap());
+    assert_eq!(claim(&queue, "w").await.uid, "a");
+}
+
+#[tokio::test]
+async fn a_suspended_run_is_recalled_from_its_worker_and_spends_no_attempt() {
+    let queue = queue(LEASE);
+    enqueue(&queue, "a", 0).await;
+    let epoch = claim(&queue, "w").await.entry.epoch;
+    assert!(queue.control("a", SUSPEND).await.unwrap());
+    assert_eq!(entry(&queue, "a").await.state, State::Active);
+    assert_eq!(queue.renew("w", &[("a".to_owned(), epoch)]).await.unwrap().recalled, ["a"]);
+    assert_eq!(queue.checkpoint("a", epoch, "1").await.unwrap(), Lease::Recalled);
+    assert_eq!(queue.release("a", epoch, "2").await.unwrap(), Fenced::Done);
+    let parked = entry(&queue, "a").await;
+    assert_eq!((parked.state, parked.attempts, parked.checkpoint.as_deref()), (State::Parked, 0, Some("2")));
+}
+
+#[tokio::test]
+async fn the_time_a_run_is_put_aside_is_told_to_its_next_worker() {
+    let queue = queue(LEASE);
+    let since = Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_hours(2);
+    let run = NewRun {
+        uid: "a",
+        payload: "{}",
+        priority: 0,
+        started: Some(since),
+        attempts: 0,
+        recoveries: 0,
+        history: "[]",
+        suspended: Some(since),
+    };
+    assert!(queue.enqueue(&run).await.unwrap());
+    assert_eq!(entry(&queue, "a").await.state, State::Parked);
+    assert!(queue.control("a", GO_ON).await.unwrap());
+    let parked_for = claim(&queue, "w").await.entry.parked_for;
+    assert!(parked_for >= Duration::from_hours(2) && parked_for < Duration::from_hours(3), "{parked_for:?}");
+}
+
+#[tokio::test]
+async fn a_resumed_run_waits_for_the_rest_of_its_backoff() {
+    let queue = queue(LEASE);
+    enqueue(&queue, "a", 0).await;
+    let epoch = claim(&queue, "w").await.entry.epoch;
+    assert!(queue.control("a", SUSPEND).await.unwrap());
+    assert_eq!(queue.retry("a", epoch, LEASE, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(entry(&queue, "a").await.state, State::Parked);
+    assert!(queue.control("a", GO_ON).await.unwrap());
+    assert_eq!(entry(&queue, "a").await.state, State::Delayed);
+}
+
+#[tokio::test]
+async fn a_cancelled_run_ends_wherever_it_is_and_stays_so() {
+    let queue = queue(LEASE);
+    for uid in ["waiting", "parked", "delayed", "active", "lost"] {
+        enqueue(&queue, uid, 0).await;
+    }
+    assert!(queue.control("parked", SUSPEND).await.unwrap());
+    let mut claims = HashMap::new();
+    for _ in 0..4 {
+        let claim = claim(&queue, "w").await;
+        claims.insert(claim.uid, claim.entry.epoch);
+    }
+    assert_eq!(queue.release("waiting", claims["waiting"], "{}").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.retry("delayed", claims["delayed"], LEASE, NOTHING).await.unwrap(), Fenced::Done);
+    for uid in ["waiting", "parked", "delayed", "active", "lost"] {
+        assert!(queue.control(uid, CANCEL).await.unwrap());
+    }
+    assert_eq!(queue.checkpoint("active", claims["active"], "1").await.unwrap(), Lease::Recalled);
+    assert_eq!(queue.release("active", claims["active"], "2").await.unwrap(), Fenced::Done);
+    for uid in ["waiting", "parked", "delayed", "active"] {
+        let run = entry(&queue, uid).await;
+        assert_eq!((run.state, run.outcome.as_deref()), (State::Failed, Some(r#"{"why":2}"#)), "{uid}");
+        assert!(!queue.control(uid, GO_ON).await.unwrap(), "an ended run is not brought back");
+    }
+    assert_eq!(entry(&queue, "lost").await.state, State::Active);
+}
+
+#[tokio::test]
+async fn a_run_that_completes_before_its_cancellation_arrives_is_complete() {
+    let queue = queue(LEASE);
+    enqueue(&queue, "a", 0).await;
+    let epoch = claim(&queue, "w").await.entry.epoch;
+    assert!(queue.control("a", CANCEL).await.unwrap());
+    assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(entry(&queue, "a").await.state, State::Completed);
+}
+
+#[tokio::test]
+async fn a_cancelled_run_whose_worker_is_lost_ends() {
+    let queue = queue(Duration::from_millis(50));
+    enqueue(&queue, "a", 0).await;
+    claim(&queue, "w").await;
+    assert!(queue.control("a", CANCEL).await.unwrap());
+    reap(&queue, 1).await;
+    assert_eq!(entry(&queue, "a").await.state, State::Failed);
+}
+
+#[tokio::test]
+async fn a_changed_priority_reorders_runs_that_wait() {
+    let queue = queue(LEASE);
+    for uid in ["a", "b", "c"] {
+        enqueue(&queue, uid, 0).await;
+    }
+    assert!(queue.control("c", Control { priority: 5, ..GO_ON }).await.unwrap());
+    assert!(queue.control("a", Control { priority: -5, ..GO_ON }).await.unwrap());
+    for uid in ["c", "b", "a"] {
+        assert_eq!(claim(&queue, "w").await.uid, uid);
+    }
+}
+
+#[tokio::test]
+async fn a_repair_puts_runs_back_where_their_hashes_say() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    for uid in ["waiting", "foreign", "gone"] {
+        enqueue(&queue, uid, 0).await;
+        raw.misplace(uid).await;
+    }
+    raw.reformat("foreign").await;
+    raw.lose("gone").await;
+    raw.set_score("delayed", "gone", 1).await;
+    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 2, foreign: 1 });
+    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 0, foreign: 1 });
+    assert_eq!(raw.sets("gone").await, [""; 0]);
+    assert_eq!(raw.sets("foreign").await, [""; 0]);
+    assert_eq!(claim(&queue, "w").await.uid, "waiting");
+}
+
 async fn follow(queue: &Queue) -> (Vec<String>, Changes) {
     let mut changes = queue.changes();
     let mut first = tokio::spawn(async move {
@@ -598,7 +770,7 @@ async fn every_transition_is_told() {
     told("enqueue").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
     told("claim").await;
-    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Lease::Held);
     told("checkpoint").await;
     assert_eq!(queue.release("a", epoch, "{}").await.unwrap(), Fenced::Done);
     told("release").await;
@@ -623,14 +795,56 @@ const WORKERS: [&str; 2] = ["w1", "w2"];
 /// and so on back; also of claims before the run was removed and enqueued again.
 #[derive(Clone, Copy, Debug)]
 enum Operation {
-    Enqueue { run: usize, priority: i32 },
-    Claim { worker: usize },
-    Checkpoint { run: usize, age: usize },
-    Retry { run: usize, age: usize },
-    Release { run: usize, age: usize },
-    Finish { run: usize, age: usize, completed: bool },
-    Renew { run: usize, age: usize },
-    Remove { run: usize },
+    Enqueue {
+        run: usize,
+        priority: i32,
+    },
+    Claim {
+        worker: usize,
+    },
+    Checkpoint {
+        run: usize,
+        age: usize,
+    },
+    Retry {
+        run: usize,
+        age: usize,
+    },
+    Release {
+        run: usize,
+        age: usize,
+    },
+    Finish {
+        run: usize,
+        age: usize,
+        completed: bool,
+    },
+    Renew {
+        run: usize,
+        age: usize,
+    },
+    Remove {
+        run: usize,
+    },
+    Control {
+        run: usize,
+        suspended: bool,
+        cancelled: bool,
+        priority: i32,
+    },
+    /// The run's place in the sets is lost.
+    Misplace {
+        run: usize,
+    },
+    Repair,
+    /// The lease of the run ends, and it is reaped.
+    Expire {
+        run: usize,
+    },
+    /// The run's backoff is over.
+    Due {
+        run: usize,
+    },
 }
 
 fn operations() -> impl Strategy<Value = Vec<Operation>> {
@@ -645,6 +859,12 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         1 => (run(), age(), any::<bool>()).prop_map(|(run, age, completed)| Operation::Finish { run, age, completed }),
         1 => (run(), age()).prop_map(|(run, age)| Operation::Renew { run, age }),
         1 => run().prop_map(|run| Operation::Remove { run }),
+        4 => (run(), any::<bool>(), prop::bool::weighted(0.2), -1..=1)
+            .prop_map(|(run, suspended, cancelled, priority)| Operation::Control { run, suspended, cancelled, priority }),
+        1 => run().prop_map(|run| Operation::Misplace { run }),
+        1 => Just(Operation::Repair),
+        2 => run().prop_map(|run| Operation::Expire { run }),
+        2 => run().prop_map(|run| Operation::Due { run }),
     ];
     proptest::collection::vec(operation, 0..40)
 }
@@ -659,11 +879,55 @@ struct Model {
 }
 
 #[derive(Clone, Copy)]
+#[allow(clippy::struct_excessive_bools, reason = "each is one field of the hash")]
 struct ModelRun {
     state: State,
     rank: (i32, u64),
     attempts: u32,
+    recoveries: u32,
+    stalls: u32,
     checkpoint: Option<usize>,
+    suspended: bool,
+    cancelled: bool,
+    /// Its backoff is not over.
+    backing_off: bool,
+    /// It is in the set of its state.
+    placed: bool,
+}
+
+impl ModelRun {
+    fn new(rank: (i32, u64)) -> Self {
+        Self {
+            state: State::Waiting,
+            rank,
+            attempts: 0,
+            recoveries: 0,
+            stalls: 0,
+            checkpoint: None,
+            suspended: false,
+            cancelled: false,
+            backing_off: false,
+            placed: true,
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.state, State::Completed | State::Failed)
+    }
+
+    /// Where a run belongs that no worker holds.
+    fn settle(&mut self) {
+        self.placed = true;
+        self.state = if self.cancelled {
+            State::Failed
+        } else if self.suspended {
+            State::Parked
+        } else if self.backing_off {
+            State::Delayed
+        } else {
+            State::Waiting
+        };
+    }
 }
 
 impl Model {
@@ -675,14 +939,16 @@ impl Model {
     }
 
     fn next(&self) -> Option<usize> {
-        let claimable = |state| matches!(state, State::Waiting | State::Delayed);
         let runs = self.runs.iter().enumerate().filter_map(|(index, run)| Some((index, (*run)?)));
-        let waiting = runs.filter(|(_, run)| claimable(run.state));
+        let waiting = runs.filter(|(_, run)| {
+            run.placed && (run.state == State::Waiting || (run.state == State::Delayed && !run.backing_off))
+        });
         waiting.min_by_key(|(_, run)| run.rank).map(|(index, _)| index)
     }
 }
 
-async fn apply(queue: &Queue, model: &mut Model, step: usize, operation: Operation) {
+#[allow(clippy::too_many_lines, reason = "one arm for each operation")]
+async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, operation: Operation) {
     let text = step.to_string();
     let progress = Progress { checkpoint: &text, history: "[]", attempts: step as u32 };
     let (run, age, answer, state) = match operation {
@@ -690,7 +956,7 @@ async fn apply(queue: &Queue, model: &mut Model, step: usize, operation: Operati
             assert_eq!(enqueue(queue, UIDS[run], priority).await, model.runs[run].is_none());
             model.arrivals += 1;
             let rank = (-priority, model.arrivals);
-            model.runs[run].get_or_insert(ModelRun { state: State::Waiting, rank, attempts: 0, checkpoint: None });
+            model.runs[run].get_or_insert(ModelRun::new(rank));
             return;
         }
         Operation::Claim { worker } => {
@@ -711,15 +977,85 @@ async fn apply(queue: &Queue, model: &mut Model, step: usize, operation: Operati
         }
         Operation::Renew { run, age } => {
             let (epoch, held) = model.epoch(run, age);
-            let lost = queue.renew(WORKERS[0], &[(UIDS[run].to_owned(), epoch)]).await.unwrap();
-            assert_eq!(lost.is_empty(), held);
+            let renewed = queue.renew(WORKERS[0], &[(UIDS[run].to_owned(), epoch)]).await.unwrap();
+            let recalled = held && model.runs[run].is_some_and(|run| run.suspended || run.cancelled);
+            assert_eq!((renewed.lost.is_empty(), !renewed.recalled.is_empty()), (held, recalled));
+            if let Some(run) = model.runs[run].as_mut().filter(|_| held) {
+                run.placed = true;
+            }
             return;
         }
         Operation::Checkpoint { run, age } => {
-            (run, age, queue.checkpoint(UIDS[run], model.epoch(run, age).0, &text).await, State::Active)
+            let (epoch, held) = model.epoch(run, age);
+            let answer = queue.checkpoint(UIDS[run], epoch, &text).await.unwrap();
+            let Some(run) = model.runs[run].as_mut().filter(|_| held) else {
+                assert_eq!(answer, Lease::Lost);
+                return;
+            };
+            assert_eq!(answer, if run.suspended || run.cancelled { Lease::Recalled } else { Lease::Held });
+            run.checkpoint = Some(step);
+            run.stalls = 0;
+            return;
+        }
+        Operation::Control { run, suspended, cancelled, priority } => {
+            let control = Control { suspended, cancelled: cancelled.then_some("{}"), priority };
+            let done = queue.control(UIDS[run], control).await.unwrap();
+            let under_way = model.runs[run].as_mut().filter(|run| !run.has_ended());
+            assert_eq!(done, under_way.is_some());
+            if let Some(run) = under_way {
+                run.suspended = suspended;
+                run.cancelled |= cancelled;
+                run.rank.0 = -priority;
+                if run.state != State::Active {
+                    run.settle();
+                }
+            }
+            return;
+        }
+        Operation::Misplace { run } => {
+            raw.misplace(UIDS[run]).await;
+            if let Some(run) = &mut model.runs[run] {
+                run.placed = false;
+            }
+            return;
+        }
+        Operation::Repair => {
+            let lost = model.runs.iter().flatten().filter(|run| !run.placed).count() as u64;
+            assert_eq!(queue.repair().await.unwrap(), Repaired { mended: lost, foreign: 0 });
+            for run in model.runs.iter_mut().flatten().filter(|run| !run.placed) {
+                run.placed = true;
+                if run.state != State::Active && !run.has_ended() {
+                    run.settle();
+                }
+            }
+            return;
+        }
+        Operation::Expire { run } => {
+            let held = model.runs[run].as_mut().filter(|run| run.placed && run.state == State::Active);
+            if held.is_some() {
+                raw.set_score("active", UIDS[run], 1).await;
+            }
+            assert_eq!(queue.reap("{}").await.unwrap(), usize::from(held.is_some()));
+            if let Some(run) = held {
+                run.recoveries += 1;
+                run.stalls += 1;
+                run.settle();
+                if run.stalls > 5 && !run.suspended {
+                    run.state = State::Failed;
+                }
+            }
+            return;
+        }
+        Operation::Due { run } => {
+            if let Some(delayed) = model.runs[run].as_mut().filter(|run| run.placed && run.state == State::Delayed) {
+                delayed.backing_off = false;
+                raw.set_score("delayed", UIDS[run], 1).await;
+                raw.set(UIDS[run], "retry_at", 1).await;
+            }
+            return;
         }
         Operation::Retry { run, age } => {
-            let answer = queue.retry(UIDS[run], model.epoch(run, age).0, Duration::ZERO, progress).await;
+            let answer = queue.retry(UIDS[run], model.epoch(run, age).0, LEASE, progress).await;
             (run, age, answer, State::Delayed)
         }
         Operation::Release { run, age } => {
@@ -734,8 +1070,12 @@ async fn apply(queue: &Queue, model: &mut Model, step: usize, operation: Operati
     let (_, held) = model.epoch(run, age);
     assert_eq!(answer.unwrap(), if held { Fenced::Done } else { Fenced::Lost });
     if let Some(run) = model.runs[run].as_mut().filter(|_| held) {
-        run.state = state;
         run.checkpoint = Some(step);
+        run.backing_off = state == State::Delayed;
+        run.settle();
+        if matches!(operation, Operation::Finish { .. }) {
+            run.state = state;
+        }
         if matches!(operation, Operation::Retry { .. } | Operation::Finish { .. }) {
             run.attempts = step as u32;
         }
@@ -752,11 +1092,15 @@ async fn assert_same(queue: &Queue, raw: &mut Raw, model: &Model) {
             State::Completed => "completed",
             State::Failed => "failed",
         });
+        let set = set.filter(|_| expected.is_some_and(|run| run.placed));
         assert_eq!(raw.sets(uid).await, set.into_iter().collect::<Vec<_>>(), "a run is in the set of its state only");
         let found = queue.get(uid).await.unwrap();
         assert_eq!(
-            found.map(|run| (run.state, run.attempts, run.checkpoint)),
-            expected.map(|run| (run.state, run.attempts, run.checkpoint.map(|step| step.to_string())))
+            found.map(|run| (run.state, run.attempts, run.recoveries, run.checkpoint, run.suspended, run.cancelled)),
+            expected.map(|run| {
+                let checkpoint = run.checkpoint.map(|step| step.to_string());
+                (run.state, run.attempts, run.recoveries, checkpoint, run.suspended, run.cancelled)
+            })
         );
     }
 }
@@ -764,14 +1108,15 @@ async fn assert_same(queue: &Queue, raw: &mut Raw, model: &Model) {
 #[test]
 fn any_sequence_of_operations_behaves_as_the_model_says() {
     let runtime = Runtime::new().unwrap();
-    let config = Config { cases: 64, failure_persistence: None, ..Config::default() };
+    let cases = std::env::var("QUEUE_SEQUENCES").map_or(500, |cases| cases.parse().unwrap());
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
     let result = TestRunner::new(config).run(&operations(), |operations| {
         runtime.block_on(async {
             let name = unique("model");
             let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
             let mut model = Model::default();
             for (step, operation) in operations.into_iter().enumerate() {
-                apply(&queue, &mut model, step, operation).await;
+                apply(&queue, &mut raw, &mut model, step, operation).await;
                 assert_same(&queue, &mut raw, &model).await;
             }
         });

@@ -1,0 +1,231 @@
+//! Suspending, resuming, cancelling, reordering and deleting SyncJobs that are under way.
+
+use std::time::Duration;
+
+use bson::doc;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use sync_operator::{
+    api::{SyncJob, syncjob::Phase},
+    domain::job::{is_complete, is_finished},
+};
+use tokio::time::Instant;
+
+use crate::{
+    operator::{apply_job, apply_schedule, event_reasons, finished, slow},
+    support::{World, eventually},
+};
+
+const USERS: i32 = 10_000;
+
+async fn patch(world: &World, name: &str, spec: Value) {
+    let patch = Patch::Merge(json!({ "spec": spec }));
+    world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+async fn phase(world: &World, name: &str, phase: Phase) -> SyncJob {
+    eventually(&format!("{name} is {phase:?}"), async || {
+        let job = world.jobs().get(name).await.ok()?;
+        (job.status.as_ref()?.phase == Some(phase)).then_some(job)
+    })
+    .await
+}
+
+/// Waits until documents are stamped.
+async fn under_way(world: &World) {
+    eventually("documents are stamped", async || (stamped(world).await > 0).then_some(())).await;
+}
+
+async fn stamped(world: &World) -> u64 {
+    world.count(doc! {"lastSynced": {"$type": "date"}}).await + world.count(doc! {"again": {"$type": "date"}}).await
+}
+
+/// Waits until nothing is stamped any more, and returns how many are.
+async fn at_rest(world: &World) -> u64 {
+    let mut last = (stamped(world).await, Instant::now());
+    eventually("no more documents are stamped", async || {
+        let now = stamped(world).await;
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        (last.1.elapsed() > Duration::from_secs(1)).then_some(now)
+    })
+    .await
+}
+
+fn reason(job: &SyncJob, condition: &str) -> Option<String> {
+    let conditions = &job.status.as_ref()?.conditions;
+    conditions.iter().find(|found| found.type_ == condition && found.status == "True").map(|found| found.reason.clone())
+}
+
+#[tokio::test]
+async fn a_suspended_run_stops_keeps_its_progress_and_goes_on_when_resumed() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_job(&world, "run", slow()).await;
+    under_way(&world).await;
+    patch(&world, "run", json!({"suspended": true})).await;
+    let parked = phase(&world, "run", Phase::Suspended).await;
+    let done = at_rest(&world).await;
+    assert!(done < USERS as u64, "the run was stopped on its way");
+    assert_eq!(reason(&parked, "Suspended").as_deref(), Some("Suspended"));
+    assert_eq!(reason(&parked, "Reconciling"), None);
+    assert_eq!(parked.status.unwrap().counts.unwrap().processed as u64, done);
+
+    patch(&world, "run", json!({"suspended": false})).await;
+    let job = finished(&world, "run").await;
+    assert!(is_complete(&job));
+    assert_eq!(reason(&job, "Suspended"), None);
+    let status = job.status.unwrap();
+    assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
+    assert_eq!(status.counts.unwrap().updated, i64::from(USERS));
+    assert_eq!(stamped(&world).await, USERS as u64);
+    let told = event_reasons(&world, "run").await;
+    for reason in ["RunSuspended", "RunResumed", "RunCompleted"] {
+        assert!(told.contains(reason), "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_made_suspended_waits_until_it_is_resumed() {
+    let world = World::new().await;
+    world.seed(100, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_job(&world, "run", json!({"syncType": "Full", "suspended": true})).await;
+    phase(&world, "run", Phase::Suspended).await;
+    assert_eq!(at_rest(&world).await, 0);
+    patch(&world, "run", json!({"suspended": false})).await;
+    assert!(is_complete(&finished(&world, "run").await));
+}
+
+#[tokio::test]
+async fn a_cancelled_run_ends_as_failed_and_writes_no_more() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_job(&world, "run", slow()).await;
+    under_way(&world).await;
+    patch(&world, "run", json!({"cancelled": true})).await;
+    let job = finished(&world, "run").await;
+    assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"));
+    let done = at_rest(&world).await;
+    assert!(done < USERS as u64);
+    assert_eq!(job.status.unwrap().counts.unwrap().processed as u64, done);
+    eventually("the event is there", async || {
+        event_reasons(&world, "run").await.contains("RunCancelled").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_suspended_run_can_be_cancelled() {
+    let world = World::new().await;
+    let (_operator, _) = world.all(&[]);
+    apply_job(&world, "run", json!({"suspended": true})).await;
+    phase(&world, "run", Phase::Suspended).await;
+    patch(&world, "run", json!({"cancelled": true})).await;
+    let job = finished(&world, "run").await;
+    assert_eq!((reason(&job, "Failed").as_deref(), reason(&job, "Suspended")), (Some("Cancelled"), None));
+}
+
+#[tokio::test]
+async fn wishes_told_while_the_operator_is_away_are_heard() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (operator, _) = world.all(&["--lease-duration", "2s"]);
+    for name in ["suspended", "cancelled"] {
+        let mut spec = slow();
+        spec["target"] = json!({"lastSyncedField": name});
+        apply_job(&world, name, spec).await;
+        phase(&world, name, Phase::Running).await;
+    }
+    operator.signal("KILL");
+    drop(operator);
+    patch(&world, "suspended", json!({"suspended": true})).await;
+    patch(&world, "cancelled", json!({"cancelled": true})).await;
+    let (_operator, _) = world.all(&["--lease-duration", "2s"]);
+    let job = finished(&world, "cancelled").await;
+    assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"));
+    phase(&world, "suspended", Phase::Suspended).await;
+}
+
+#[tokio::test]
+async fn a_higher_priority_lets_a_waiting_run_pass() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&["--workers", "1"]);
+    apply_job(&world, "first", slow()).await;
+    phase(&world, "first", Phase::Running).await;
+    for name in ["second", "third"] {
+        apply_job(&world, name, json!({"syncType": "Full", "target": {"collection": "nothing"}})).await;
+        phase(&world, name, Phase::Queued).await;
+    }
+    patch(&world, "third", json!({"priority": 10})).await;
+    // The first one must not end before the change is known: its event says that the worker is still busy.
+    let (second, third) = tokio::join!(finished(&world, "second"), finished(&world, "third"));
+    let started = |job: &SyncJob| job.status.as_ref().unwrap().start_time.as_ref().unwrap().0;
+    assert!(started(&third) < started(&second));
+}
+
+#[tokio::test]
+async fn deleting_a_job_or_its_schedule_stops_the_work_and_leaves_nothing_in_redis() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&["--resync-interval", "1h"]);
+    let mut spec = slow();
+    apply_job(&world, "run", spec.clone()).await;
+    under_way(&world).await;
+    world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
+    let done = at_rest(&world).await;
+    assert!(done < USERS as u64, "the run was stopped on its way");
+    nothing_in_redis(&world).await;
+
+    spec["target"] = json!({"lastSyncedField": "again"});
+    apply_schedule(&world, "users", json!({"interval": "1h", "immediate": true, "jobTemplate": {"spec": spec}})).await;
+    let name = eventually("its run is under way", async || {
+        let jobs = world.jobs().list(&ListParams::default()).await.ok()?.items;
+        jobs.iter().find(|job| job.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Running))).cloned()
+    })
+    .await
+    .name_any();
+    world.schedules().delete("users", &DeleteParams::background()).await.unwrap();
+    eventually("its SyncJob is deleted", async || world.jobs().get_opt(&name).await.unwrap().is_none().then_some(()))
+        .await;
+    nothing_in_redis(&world).await;
+    assert!(at_rest(&world).await < done + USERS as u64, "its run was stopped on its way");
+}
+
+/// Waits until no run is left in the queue, ended or not.
+async fn nothing_in_redis(world: &World) {
+    let client = redis::Client::open(world.servers.redis.as_str()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    eventually("nothing of the run is in Redis", async || {
+        let left: Vec<String> = redis::cmd("KEYS")
+            .arg(format!("{{sync:{}}}:run:*", world.name))
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        left.is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_finished_run_ignores_every_wish() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_job(&world, "run", json!({"syncType": "Full"})).await;
+    let before = finished(&world, "run").await.status;
+    patch(&world, "run", json!({"cancelled": true, "suspended": true, "priority": 3})).await;
+    apply_job(&world, "next", json!({"syncType": "Full"})).await;
+    finished(&world, "next").await;
+    let jobs: Api<SyncJob> = world.jobs();
+    let after = jobs.get("run").await.unwrap();
+    assert!(is_finished(&after));
+    assert_eq!(after.status, before);
+}
