@@ -1,6 +1,6 @@
 //! Commands and configuration. Every setting is a flag and an environment variable.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -198,6 +198,9 @@ pub struct Times {
     /// Least time between two status writes of a SyncJob that only tell of progress.
     #[arg(long, env = "STATUS_INTERVAL", help_heading = "Times", default_value = "2s", value_parser = go_duration)]
     pub status_interval: Duration,
+    /// Most status writes a second, of all objects together. Progress gives way to changes of state.
+    #[arg(long, env = "STATUS_WRITES_PER_SECOND", help_heading = "Times", default_value = "50")]
+    pub status_writes_per_second: NonZeroU32,
 }
 
 /// Where the HTTP calls are served.

@@ -217,6 +217,7 @@ fn add_controllers(
         namespace: kubernetes.watch_namespace.clone(),
         resync: times.resync_interval,
         status_interval: times.status_interval,
+        status_writes_per_second: times.status_writes_per_second,
         instance: id.to_owned(),
     };
     let stop = parts.stop.clone();

@@ -2,14 +2,11 @@
 //!
 //! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
 
+mod pace;
 mod syncjob;
 mod syncschedule;
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::HashSet, num::NonZeroU32, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use kube::{
@@ -22,7 +19,7 @@ use kube::{
 use tokio::{
     select,
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +31,7 @@ use crate::{
     queue::{self, Queue, Repaired},
     telemetry::{REDIS, events::Events},
 };
+use pace::Pace;
 
 /// Objects reconciled at a time, for each kind.
 const CONCURRENCY: u16 = 16;
@@ -53,6 +51,8 @@ pub struct Settings {
     pub resync: Duration,
     /// Least time between two status writes of one SyncJob that tell of progress only.
     pub status_interval: Duration,
+    /// Most status writes a second, of all objects together.
+    pub status_writes_per_second: NonZeroU32,
     /// Names this process in events.
     pub instance: String,
 }
@@ -63,9 +63,7 @@ struct Context {
     queue: Queue,
     events: Events,
     queue_available: watch::Receiver<bool>,
-    status_interval: Duration,
-    /// Last status write of each unfinished SyncJob.
-    written: Mutex<HashMap<String, Instant>>,
+    pace: Pace,
 }
 
 /// A reconciliation that has to be tried again.
@@ -96,8 +94,7 @@ pub async fn run(
         queue: queue.clone(),
         events: Events::new(client, &settings.instance),
         queue_available: queue_available.clone(),
-        status_interval: settings.status_interval,
-        written: Mutex::default(),
+        pace: Pace::new(settings.status_interval, settings.status_writes_per_second),
     });
     let config = || Config::default().concurrency(CONCURRENCY);
     let recovered = WatchStream::from_changes(queue_available).map(drop);

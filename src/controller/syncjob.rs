@@ -1,9 +1,6 @@
 //! Brings a SyncJob and its run in the queue together.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use kube::{
@@ -11,7 +8,6 @@ use kube::{
     api::{DeleteParams, PostParams, Preconditions},
     runtime::controller::Action,
 };
-use tokio::time::Instant;
 
 use super::{Context, Error};
 use crate::{
@@ -36,7 +32,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         return Ok(Action::await_change());
     }
     if job::is_finished(&job) {
-        context.forget(&uid);
+        context.pace.forget(&uid);
         return expire(&job, &context, now).await;
     }
     // Observe.
@@ -46,6 +42,9 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
             tracing::debug!(uid, %error, "run not read");
             let (reason, message) = unknown(&error);
             let status = job::unknown(&job, reason, message, now);
+            if job.status.as_ref() != Some(&status) {
+                context.pace.turn().await;
+            }
             write_status(&job, &uid, status, &context).await?;
             return Ok(Action::requeue(QUEUE_AWAY));
         }
@@ -64,8 +63,12 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority }).await?;
     }
     // Status.
-    if let Some(wait) = too_early(&job, &uid, &plan, &context) {
-        return Ok(Action::requeue(wait));
+    if is_progress_only(&job, &plan) {
+        if let Some(wait) = context.pace.progress(&uid) {
+            return Ok(Action::requeue(wait));
+        }
+    } else if job.status.as_ref() != Some(&plan.status) {
+        context.pace.turn().await;
     }
     write_status(&job, &uid, plan.status, &context).await?;
     context.events.publish(&*job, &plan.notes).await;
@@ -124,23 +127,18 @@ async fn write_status(job: &SyncJob, uid: &str, status: SyncJobStatus, context: 
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
     let name = job.name_any();
     ask("write a SyncJob's status", jobs.replace_status(&name, &PostParams::default(), &next)).await?;
-    context.lock().insert(uid.to_owned(), Instant::now());
+    context.pace.wrote(uid);
     Ok(())
 }
 
-/// How long a status that tells of progress only has to wait.
-fn too_early(job: &SyncJob, uid: &str, plan: &Plan, context: &Context) -> Option<Duration> {
-    let Some(old) = &job.status else { return None };
+/// True when a newer status could replace this one without anything getting lost.
+fn is_progress_only(job: &SyncJob, plan: &Plan) -> bool {
+    let Some(old) = &job.status else { return false };
     let mut same = plan.status.clone();
     same.progress = old.progress;
     same.counts = old.counts;
     same.failures.clone_from(&old.failures);
-    if same != *old {
-        return None;
-    }
-    let written = *context.lock().get(uid)?;
-    let wait = context.status_interval.checked_sub(written.elapsed())?;
-    (!wait.is_zero()).then_some(wait)
+    same == *old && plan.status != *old
 }
 
 /// Deletes a finished SyncJob whose time has come.
@@ -178,14 +176,4 @@ fn read_run(entry: &Entry) -> Run {
 /// What a run in the queue was made from.
 pub(super) fn payload(entry: &Entry) -> Option<Payload> {
     serde_json::from_str(&entry.payload).ok()
-}
-
-impl Context {
-    fn lock(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<String, Instant>> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn forget(&self, uid: &str) {
-        self.lock().remove(uid);
-    }
 }

@@ -126,6 +126,7 @@ async fn write_status(
         return Ok(next);
     }
     next.status = Some(status);
+    context.pace.turn().await;
     let schedules = context.cluster.beside::<SyncSchedule>(&schedule.metadata);
     let name = schedule.name_any();
     Ok(ask("write a SyncSchedule's status", schedules.replace_status(&name, &PostParams::default(), &next)).await?)

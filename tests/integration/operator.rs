@@ -3,10 +3,11 @@
 use std::{collections::HashSet, time::Duration};
 
 use bson::{Bson, DateTime, doc};
+use futures::StreamExt;
 use k8s_openapi::{api::events::v1::Event, jiff::Timestamp};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
 };
 use serde_json::{Value, json};
 use sync_operator::{
@@ -331,6 +332,32 @@ async fn what_the_spec_gets_wrong_is_not_retried() {
         assert_eq!(failed.reason, "InvalidTarget", "{name}");
         assert!(failed.message.contains(message), "{name}: {}", failed.message);
     }
+}
+
+#[tokio::test]
+async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
+    let world = World::new().await;
+    world.seed(10_000, 0).await;
+    let (_operator, _) = world.all(&["--status-interval", "1s"]);
+    let first = apply_job(&world, "run", slow()).await;
+    let params = WatchParams::default().fields("metadata.name=run").timeout(200);
+    let versions = world.jobs().watch(&params, &first.resource_version().unwrap()).await.unwrap();
+    let mut versions = std::pin::pin!(versions);
+    let mut statuses = Vec::new();
+    while let Some(Ok(WatchEvent::Modified(job))) = versions.next().await {
+        let ended = is_finished(&job);
+        statuses.push(job.status.unwrap());
+        if ended {
+            break;
+        }
+    }
+    let last = statuses.last().unwrap();
+    let seconds = last.duration.as_ref().unwrap().parse().unwrap().as_secs();
+    assert!(statuses.len() as u64 <= 4 + seconds, "{} writes in {seconds} s", statuses.len());
+    assert!(statuses.is_sorted_by_key(|status| (status.progress, status.counts.map(|counts| counts.processed))));
+    let unfinished = &statuses[..statuses.len() - 1];
+    assert!(unfinished.iter().all(|status| status.progress < Some(100)));
+    assert!(unfinished.iter().any(|status| status.progress > Some(0)), "progress is told on the way");
 }
 
 #[tokio::test]

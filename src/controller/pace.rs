@@ -1,0 +1,98 @@
+//! How fast statuses are written: each object's at a calm pace, and all of them together within a limit.
+
+use std::{
+    collections::HashMap,
+    num::NonZeroU32,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock};
+use tokio::time::Instant;
+
+/// Writes of progress leave this share of the limit, one in so many, to changes of state.
+const RESERVED: u32 = 5;
+
+/// Decides when a status may be written. A change of state waits for its turn; progress is put off, because a
+/// newer one replaces it.
+pub(super) struct Pace {
+    /// Least time between two writes of one SyncJob that tell of progress only.
+    interval: Duration,
+    /// Last write of each unfinished SyncJob.
+    written: Mutex<HashMap<String, Instant>>,
+    all: DefaultDirectRateLimiter,
+    progress: DefaultDirectRateLimiter,
+}
+
+impl Pace {
+    pub fn new(interval: Duration, per_second: NonZeroU32) -> Self {
+        let progress = NonZeroU32::new(per_second.get() - per_second.get() / RESERVED).unwrap_or(per_second);
+        Self {
+            interval,
+            written: Mutex::default(),
+            all: RateLimiter::direct(Quota::per_second(per_second)),
+            progress: RateLimiter::direct(Quota::per_second(progress)),
+        }
+    }
+
+    /// Waits until a change of state may be written.
+    pub async fn turn(&self) {
+        self.all.until_ready().await;
+    }
+
+    /// How long the progress of a SyncJob has to wait. `None`: it may be written now.
+    pub fn progress(&self, uid: &str) -> Option<Duration> {
+        let early = self.lock().get(uid).and_then(|last| self.interval.checked_sub(last.elapsed()));
+        if let Some(wait) = early.filter(|wait| !wait.is_zero()) {
+            return Some(wait);
+        }
+        for limit in [&self.progress, &self.all] {
+            if let Err(full) = limit.check() {
+                return Some(full.wait_time_from(limit.clock().now()).max(Duration::from_millis(1)));
+            }
+        }
+        None
+    }
+
+    pub fn wrote(&self, uid: &str) {
+        self.lock().insert(uid.to_owned(), Instant::now());
+    }
+
+    pub fn forget(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(interval: Duration, per_second: u32) -> Pace {
+        Pace::new(interval, NonZeroU32::new(per_second).unwrap())
+    }
+
+    #[test]
+    fn progress_of_one_job_waits_for_the_interval() {
+        let pace = pace(Duration::from_secs(60), 1000);
+        assert_eq!(pace.progress("a"), None);
+        pace.wrote("a");
+        assert!(pace.progress("a").unwrap() > Duration::from_secs(50));
+        assert_eq!(pace.progress("b"), None);
+        pace.forget("a");
+        assert_eq!(pace.progress("a"), None);
+    }
+
+    #[tokio::test]
+    async fn progress_leaves_room_for_changes_of_state() {
+        let pace = pace(Duration::ZERO, 10);
+        let written = (0..20).filter(|_| pace.progress("a").is_none()).count();
+        assert_eq!(written, 8);
+        for _ in 0..2 {
+            assert!(pace.all.check().is_ok(), "a fifth of the limit is left");
+        }
+    }
+}
