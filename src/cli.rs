@@ -41,9 +41,9 @@ pub enum Command {
 /// Options of `controller`.
 #[derive(Args)]
 pub struct Controller {
-    /// Kubernetes.
+    /// Controllers.
     #[command(flatten)]
-    pub kubernetes: Kubernetes,
+    pub controllers: Controllers,
     /// Redis.
     #[command(flatten)]
     pub redis: Redis,
@@ -53,9 +53,9 @@ pub struct Controller {
     /// Workers in this process.
     #[command(flatten)]
     pub workers: Workers,
-    /// Times.
+    /// Probes and metrics.
     #[command(flatten)]
-    pub times: Times,
+    pub probes: Probes,
 }
 
 /// Options of `worker`.
@@ -70,6 +70,9 @@ pub struct Worker {
     /// Workers in this process.
     #[command(flatten)]
     pub workers: Workers,
+    /// Probes and metrics.
+    #[command(flatten)]
+    pub probes: Probes,
 }
 
 /// Options of `api`.
@@ -89,9 +92,9 @@ pub struct Api {
 /// Options of `all`.
 #[derive(Args)]
 pub struct All {
-    /// Kubernetes.
+    /// Controllers.
     #[command(flatten)]
-    pub kubernetes: Kubernetes,
+    pub controllers: Controllers,
     /// Redis.
     #[command(flatten)]
     pub redis: Redis,
@@ -101,12 +104,27 @@ pub struct All {
     /// Workers in this process.
     #[command(flatten)]
     pub workers: Workers,
-    /// Times.
+    /// Probes and metrics.
     #[command(flatten)]
-    pub times: Times,
+    pub probes: Probes,
     /// HTTP.
     #[command(flatten)]
     pub http: Http,
+}
+
+/// Options of the controllers.
+#[derive(Args)]
+#[group(id = "controller_options")]
+pub struct Controllers {
+    /// Kubernetes.
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
+    /// Leader election.
+    #[command(flatten)]
+    pub leader_election: LeaderElection,
+    /// Times.
+    #[command(flatten)]
+    pub times: Times,
 }
 
 /// Options of `crd`.
@@ -135,6 +153,20 @@ pub struct Kubernetes {
     /// Work on this namespace only. Default: all of them.
     #[arg(long, env = "WATCH_NAMESPACE", help_heading = "Kubernetes")]
     pub watch_namespace: Option<String>,
+}
+
+/// Which of several controllers reconciles. All of them work on runs.
+#[derive(Clone, Debug, Args)]
+pub struct LeaderElection {
+    /// Another controller takes over when the leader showed no sign of life for so long, in whole seconds.
+    #[arg(long, env = "LEADER_LEASE_DURATION", help_heading = "Leader election", default_value = "10s", value_parser = whole_seconds)]
+    pub leader_lease_duration: Duration,
+    /// Name of the Lease. Default: sync-operator, with the watched namespace after it when there is one.
+    #[arg(long, env = "LEADER_LEASE_NAME", help_heading = "Leader election")]
+    pub leader_lease_name: Option<String>,
+    /// Namespace of the Lease. Default: the pod's, or that of the kubeconfig's context.
+    #[arg(long, env = "LEADER_LEASE_NAMESPACE", help_heading = "Leader election")]
+    pub leader_lease_namespace: Option<String>,
 }
 
 /// Where the queue lives.
@@ -214,6 +246,17 @@ pub struct Http {
     pub http_port: u16,
 }
 
+/// Where probes and metrics are served: `/livez`, `/readyz`, `/metrics`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Probes {
+    /// Address to listen on for probes and metrics.
+    #[arg(long, env = "METRICS_ADDRESS", help_heading = "Probes and metrics", default_value = "0.0.0.0")]
+    pub metrics_address: IpAddr,
+    /// Port to listen on for /livez, /readyz and /metrics. 0: any free one, which is logged.
+    #[arg(long, env = "METRICS_PORT", help_heading = "Probes and metrics", default_value_t = 9090)]
+    pub metrics_port: u16,
+}
+
 impl Redis {
     /// The address as one URL.
     #[must_use]
@@ -244,6 +287,11 @@ fn go_duration(text: &str) -> Result<Duration, String> {
 fn at_least_a_second(text: &str) -> Result<Duration, String> {
     let duration = go_duration(text)?;
     if duration < Duration::from_secs(1) { Err("must be at least 1s".to_owned()) } else { Ok(duration) }
+}
+
+fn whole_seconds(text: &str) -> Result<Duration, String> {
+    let duration = at_least_a_second(text)?;
+    if duration.subsec_nanos() > 0 { Err("must be whole seconds".to_owned()) } else { Ok(duration) }
 }
 
 fn queue_name(text: &str) -> Result<String, String> {

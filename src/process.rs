@@ -15,11 +15,12 @@ use crate::{
     api::{SyncJob, SyncSchedule},
     cli::{self, Cli, Command, Kind},
     cluster::{self, Cluster},
-    controller, http,
+    controller::{self, Election, Leadership},
+    http,
     queue::Queue,
     sync::Databases,
     telemetry::logs,
-    worker,
+    worker::{self, Pulse},
 };
 
 /// Exit code for wrong configuration, as clap's own.
@@ -122,26 +123,29 @@ fn flatten(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(
 async fn start(command: Command) -> Result<(), Error> {
     let stop = CancellationToken::new();
     let mut parts = Parts { tasks: JoinSet::new(), stop: stop.clone() };
-    let (share, cluster) = watch::channel(None);
+    let view = View::default();
     let id = worker::new_id();
     match command {
         Command::Crd(_) => {}
         Command::Controller(options) => {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
-            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb).await?;
-            add_controllers(&mut parts, &options.kubernetes, options.times, &id, client, queue, share);
+            add_probes(&mut parts, options.probes, view.state(&queue)).await?;
+            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
+            add_controllers(&mut parts, options.controllers, &id, client, queue, view);
         }
         Command::Worker(options) => {
             let queue = open_queue(&options.redis)?;
-            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb).await?;
+            let state = http::State { cluster: None, ..view.state(&queue) };
+            add_probes(&mut parts, options.probes, state).await?;
+            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
         }
         Command::Api(options) => {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
-            add_http(&mut parts, options.http, http::State::new(queue, cluster)).await?;
+            add_http(&mut parts, options.http, view.state(&queue)).await?;
             let (caches, watches) = Cluster::watch(client, options.kubernetes.watch_namespace);
-            share.send_replace(Some(caches));
+            view.cluster.send_replace(Some(caches));
             parts.add(async move {
                 stop.run_until_cancelled(watches).await;
                 Ok(())
@@ -150,12 +154,41 @@ async fn start(command: Command) -> Result<(), Error> {
         Command::All(options) => {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
-            add_http(&mut parts, options.http, http::State::new(queue.clone(), cluster)).await?;
-            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb).await?;
-            add_controllers(&mut parts, &options.kubernetes, options.times, &id, client, queue, share);
+            add_http(&mut parts, options.http, view.state(&queue)).await?;
+            add_probes(&mut parts, options.probes, view.state(&queue)).await?;
+            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
+            add_controllers(&mut parts, options.controllers, &id, client, queue, view);
         }
     }
     parts.run().await
+}
+
+/// What the parts of this process show of themselves to those who serve probes and calls.
+struct View {
+    cluster: watch::Sender<Option<Cluster>>,
+    leadership: watch::Sender<Option<Leadership>>,
+    pulse: watch::Sender<Option<Pulse>>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            cluster: watch::Sender::new(None),
+            leadership: watch::Sender::new(None),
+            pulse: watch::Sender::new(None),
+        }
+    }
+}
+
+impl View {
+    fn state(&self, queue: &Queue) -> http::State {
+        http::State {
+            queue: queue.clone(),
+            cluster: Some(self.cluster.subscribe()),
+            leadership: self.leadership.subscribe(),
+            pulse: self.pulse.subscribe(),
+        }
+    }
 }
 
 fn open_queue(options: &cli::Redis) -> Result<Queue, Error> {
@@ -184,6 +217,7 @@ async fn add_workers(
     id: &str,
     queue: &Queue,
     mongodb: &cli::MongoDb,
+    view: &View,
 ) -> Result<(), Error> {
     if options.workers == 0 {
         return Ok(());
@@ -197,32 +231,40 @@ async fn add_workers(
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
     let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
+    let (pulse, shown) = Pulse::new(queue.lease());
+    view.pulse.send_replace(Some(shown));
     parts.add(async move {
-        worker::run(settings, queue, databases, stop).await;
+        worker::run(settings, queue, databases, pulse, stop).await;
         Ok(())
     });
     Ok(())
 }
 
-fn add_controllers(
-    parts: &mut Parts,
-    kubernetes: &cli::Kubernetes,
-    times: cli::Times,
-    id: &str,
-    client: Client,
-    queue: Queue,
-    share: watch::Sender<Option<Cluster>>,
-) {
+fn add_controllers(parts: &mut Parts, options: cli::Controllers, id: &str, client: Client, queue: Queue, view: View) {
+    let cli::Controllers { kubernetes, leader_election: election, times } = options;
     let settings = controller::Settings {
-        namespace: kubernetes.watch_namespace.clone(),
         resync: times.resync_interval,
         status_interval: times.status_interval,
         status_writes_per_second: times.status_writes_per_second,
         instance: id.to_owned(),
+        election: Election {
+            identity: id.to_owned(),
+            namespace: election.leader_lease_namespace,
+            // Controllers of different namespaces do not stand in for each other.
+            name: election.leader_lease_name.unwrap_or_else(|| match &kubernetes.watch_namespace {
+                Some(namespace) => format!("sync-operator-{namespace}"),
+                None => "sync-operator".to_owned(),
+            }),
+            duration: election.leader_lease_duration,
+        },
+        namespace: kubernetes.watch_namespace,
     };
     let stop = parts.stop.clone();
     parts.add(async move {
-        let share = |cluster| drop(share.send_replace(Some(cluster)));
+        let share = |cluster, leadership| {
+            view.cluster.send_replace(Some(cluster));
+            view.leadership.send_replace(Some(leadership));
+        };
         controller::run(settings, client, queue, stop, share).await;
         Ok(())
     });
@@ -230,13 +272,22 @@ fn add_controllers(
 
 async fn add_http(parts: &mut Parts, options: cli::Http, state: http::State) -> Result<(), Error> {
     let address = SocketAddr::new(options.http_address, options.http_port);
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|error| Error::Configuration(format!("HTTP_PORT: could not listen on {address}: {error}")))?;
-    tracing::info!(%address, "serving HTTP");
+    serve(parts, "HTTP_PORT", address, http::router(state)).await
+}
+
+async fn add_probes(parts: &mut Parts, options: cli::Probes, state: http::State) -> Result<(), Error> {
+    let address = SocketAddr::new(options.metrics_address, options.metrics_port);
+    serve(parts, "METRICS_PORT", address, http::probes(state)).await
+}
+
+async fn serve(parts: &mut Parts, setting: &str, address: SocketAddr, router: axum::Router) -> Result<(), Error> {
+    let unusable = |error| Error::Configuration(format!("{setting}: could not listen on {address}: {error}"));
+    let listener = TcpListener::bind(address).await.map_err(unusable)?;
+    let address = listener.local_addr().map_err(unusable)?;
+    tracing::info!(%address, setting, "serving HTTP");
     let stop = parts.stop.clone();
     parts.add(async move {
-        axum::serve(listener, http::router(state))
+        axum::serve(listener, router)
             .with_graceful_shutdown(stop.cancelled_owned())
             .await
             .map_err(|error| Error::Failed(format!("HTTP stopped: {error}")))

@@ -2,15 +2,16 @@
 //!
 //! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
 
+mod leader;
 mod pace;
 mod syncjob;
 mod syncschedule;
 
-use std::{collections::HashSet, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{collections::HashSet, future::Future, num::NonZeroU32, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use kube::{
-    Client, ResourceExt,
+    Client, Resource, ResourceExt,
     runtime::{
         controller::{Action, Config, Controller},
         reflector::ObjectRef,
@@ -27,11 +28,17 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::SyncJob,
     cluster::{self, Cluster},
-    domain::job::is_finished,
+    domain::{
+        Note,
+        job::{expires_at, is_finished},
+    },
     queue::{self, Queue, Repaired},
     telemetry::{REDIS, events::Events},
 };
+use leader::Elector;
 use pace::Pace;
+
+pub use leader::{Leadership, Settings as Election};
 
 /// Objects reconciled at a time, for each kind.
 const CONCURRENCY: u16 = 16;
@@ -55,6 +62,8 @@ pub struct Settings {
     pub status_writes_per_second: NonZeroU32,
     /// Names this process in events.
     pub instance: String,
+    /// How the one that reconciles is found among several controllers.
+    pub election: Election,
 }
 
 /// What reconcilers work with.
@@ -64,6 +73,23 @@ struct Context {
     events: Events,
     queue_available: watch::Receiver<bool>,
     pace: Pace,
+    leadership: Leadership,
+}
+
+impl Context {
+    /// Asks the API server to change something, as long as this process leads.
+    async fn write<T>(&self, action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+        if !self.leadership.is_held() {
+            return Err(Error::NotLeading);
+        }
+        Ok(cluster::ask(action, request).await?)
+    }
+
+    async fn tell<K: Resource<DynamicType = ()>>(&self, object: &K, notes: &[Note]) {
+        if self.leadership.is_held() {
+            self.events.publish(object, notes).await;
+        }
+    }
 }
 
 /// A reconciliation that has to be tried again.
@@ -73,21 +99,36 @@ enum Error {
     Cluster(#[from] cluster::Error),
     #[error(transparent)]
     Queue(#[from] queue::Error),
+    #[error("another controller leads")]
+    NotLeading,
 }
 
-/// Runs both controllers until `stop`, then lets reconciliations under way end. The cluster's caches are handed
-/// out for others to read.
+/// Reconciles while this process leads. Another one does it otherwise.
+async fn led(context: Arc<Context>, reconcile: impl Future<Output = Result<Action, Error>>) -> Result<Action, Error> {
+    select! {
+        biased;
+        () = context.leadership.lost() => Ok(Action::await_change()),
+        result = reconcile => match result {
+            Err(Error::NotLeading) => Ok(Action::await_change()),
+            result => result,
+        },
+    }
+}
+
+/// Runs both controllers until `stop`, then lets reconciliations under way end and gives the Lease up. They do
+/// nothing while another process leads. The cluster's caches, and who leads, are handed out for others to read.
 pub async fn run(
     settings: Settings,
     client: Client,
     queue: Queue,
     stop: CancellationToken,
-    share: impl FnOnce(Cluster),
+    share: impl FnOnce(Cluster, Leadership),
 ) {
     let Some((cluster, feeds, watches)) = Cluster::watch_with_feeds(client.clone(), settings.namespace.clone()) else {
         return;
     };
-    share(cluster.clone());
+    let (mut elector, leadership) = Elector::new(settings.election, client.clone());
+    share(cluster.clone(), leadership.clone());
     let (availability, queue_available) = watch::channel(true);
     let context = Arc::new(Context {
         cluster: cluster.clone(),
@@ -95,33 +136,47 @@ pub async fn run(
         events: Events::new(client, &settings.instance),
         queue_available: queue_available.clone(),
         pace: Pace::new(settings.status_interval, settings.status_writes_per_second),
+        leadership: leadership.clone(),
     });
     let config = || Config::default().concurrency(CONCURRENCY);
-    let recovered = WatchStream::from_changes(queue_available).map(drop);
+    let recovered = stream::select(
+        WatchStream::from_changes(queue_available).map(drop),
+        WatchStream::from_changes(leadership.changes()).map(drop),
+    );
 
     let schedules = Controller::for_shared_stream(feeds.schedules, cluster.schedules.clone())
         .owns_shared_stream(feeds.owned_jobs)
         .reconcile_all_on(recovered)
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
-        .run(syncschedule::reconcile, |_, error, _| after(error), Arc::clone(&context))
+        .run(
+            |object, context| led(Arc::clone(&context), syncschedule::reconcile(object, context)),
+            |_, error, _| after(error),
+            Arc::clone(&context),
+        )
         .for_each(|result| async move { tracing::trace!(?result, "schedule reconciled") });
     let jobs = Controller::for_shared_stream(feeds.jobs, cluster.jobs.clone())
         .reconcile_on(changes(&cluster, &queue))
-        .reconcile_on(unfinished(&cluster, settings.resync, context.queue_available.clone()))
+        .reconcile_on(unfinished(&cluster, settings.resync, &context))
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
-        .run(syncjob::reconcile, |_, error, _| after(error), Arc::clone(&context))
+        .run(
+            |object, context| led(Arc::clone(&context), syncjob::reconcile(object, context)),
+            |_, error, _| after(error),
+            Arc::clone(&context),
+        )
         .for_each(|result| async move { tracing::trace!(?result, "job reconciled") });
 
     tracing::info!(namespace = settings.namespace.as_deref().unwrap_or("all"), "controllers started");
     select! {
         ((), ()) = async { tokio::join!(schedules, jobs) } => {}
+        () = elector.run() => {}
         () = watches => {}
         () = ask_for_signs_of_life(&queue, &availability) => {}
-        () = sweep(&cluster, &queue, settings.resync) => {}
+        () = sweep(&cluster, &queue, &leadership, settings.resync) => {}
         () = forget_deleted(feeds.deleted_jobs, &queue) => {}
     }
+    elector.give_up().await;
     tracing::info!("controllers stopped");
 }
 
@@ -152,12 +207,14 @@ fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<Syn
     })
 }
 
-/// Every unfinished SyncJob, in each resync and when Redis is back.
+/// Every SyncJob that has something to wait for, in each resync, when Redis is back, and when the leader changes.
 fn unfinished(
     cluster: &Cluster,
     resync: Duration,
-    available: watch::Receiver<bool>,
+    context: &Context,
 ) -> impl Stream<Item = ObjectRef<SyncJob>> + Send + use<> {
+    let available = WatchStream::from_changes(context.queue_available.clone()).map(drop);
+    let leader = WatchStream::from_changes(context.leadership.changes()).map(drop);
     let cluster = cluster.clone();
     let mut ticks = interval(resync);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -165,12 +222,12 @@ fn unfinished(
         ticks.tick().await;
         Some(((), ticks))
     });
-    stream::select(ticks, WatchStream::from_changes(available).map(drop)).flat_map(move |()| {
+    stream::select(ticks, stream::select(available, leader)).flat_map(move |()| {
         let jobs: Vec<_> = cluster
             .jobs
             .state()
             .iter()
-            .filter(|job| !is_finished(job))
+            .filter(|job| !is_finished(job) || expires_at(job).is_some())
             .map(|job| ObjectRef::from_obj(&**job))
             .collect();
         stream::iter(jobs)
@@ -189,12 +246,15 @@ async fn ask_for_signs_of_life(queue: &Queue, availability: &watch::Sender<bool>
 }
 
 /// Forgets runs whose SyncJob is gone. A worker that has one stops at its next checkpoint.
-async fn sweep(cluster: &Cluster, queue: &Queue, every: Duration) {
+async fn sweep(cluster: &Cluster, queue: &Queue, leadership: &Leadership, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     cluster.ready().await;
     for sweep in (0..SWEEPS_PER_REPAIR).cycle() {
         ticks.tick().await;
+        if !leadership.is_held() {
+            continue;
+        }
         if let Err(error) = sweep_once(cluster, queue).await {
             tracing::debug!(%error, "queue not swept");
         }

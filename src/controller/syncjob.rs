@@ -71,7 +71,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         context.pace.turn().await;
     }
     write_status(&job, &uid, plan.status, &context).await?;
-    context.events.publish(&*job, &plan.notes).await;
+    context.tell(&*job, &plan.notes).await;
     Ok(Action::await_change())
 }
 
@@ -126,7 +126,7 @@ async fn write_status(job: &SyncJob, uid: &str, status: SyncJobStatus, context: 
     // Carries the resource version it was decided on, so an old decision is refused.
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
     let name = job.name_any();
-    ask("write a SyncJob's status", jobs.replace_status(&name, &PostParams::default(), &next)).await?;
+    context.write("write a SyncJob's status", jobs.replace_status(&name, &PostParams::default(), &next)).await?;
     context.pace.wrote(uid);
     Ok(())
 }
@@ -150,9 +150,9 @@ async fn expire(job: &SyncJob, context: &Context, now: Timestamp) -> Result<Acti
     let preconditions = Preconditions { uid: job.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-    match ask("delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        _ => Ok(Action::await_change()),
+    match context.write("delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
+        Err(Error::Cluster(error)) if error.is_not_found() => Ok(Action::await_change()),
+        result => result.map(|_| Action::await_change()),
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
     let plan = schedule::decide(&observed, Timestamp::now());
     // Status. It comes first: a run is in the books before it exists, and out of them before it is deleted.
     let mut written = write_status(&schedule, plan.status, &context).await?;
-    context.events.publish(&*schedule, &plan.notes).await;
+    context.tell(&*schedule, &plan.notes).await;
     // Act.
     for run in &plan.create {
         if !create(&schedule, run, &context).await? {
@@ -39,7 +39,7 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
             schedule::collided(&mut status, run);
             written = write_status(&written, status, &context).await?;
             let text = format!("A SyncJob {} exists that is not this schedule's: the slot was skipped", run.name);
-            context.events.publish(&*schedule, &[Note::warning("NameCollision", text)]).await;
+            context.tell(&*schedule, &[Note::warning("NameCollision", text)]).await;
         }
     }
     for name in &plan.delete {
@@ -74,17 +74,17 @@ fn is_ours(schedule: &SyncSchedule, job: &SyncJob) -> bool {
 /// Creates the SyncJob of a run. False when its name is taken by one that is not ours.
 async fn create(schedule: &SyncSchedule, run: &ActiveRun, context: &Context) -> Result<bool, Error> {
     let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match ask("create a SyncJob", jobs.create(&PostParams::default(), &build(schedule, run))).await {
+    match context.write("create a SyncJob", jobs.create(&PostParams::default(), &build(schedule, run))).await {
         Ok(_) => {
             let text = format!("Created SyncJob {}", run.name);
-            context.events.publish(schedule, &[Note::normal("RunCreated", text)]).await;
+            context.tell(schedule, &[Note::normal("RunCreated", text)]).await;
             Ok(true)
         }
-        Err(error) if error.is_already_exists() => {
+        Err(Error::Cluster(error)) if error.is_already_exists() => {
             let existing = ask("read a SyncJob", jobs.get_opt(&run.name)).await?;
             Ok(existing.is_none_or(|job| is_ours(schedule, &job)))
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 
@@ -108,9 +108,9 @@ async fn delete(schedule: &SyncSchedule, name: &str, jobs: &[Arc<SyncJob>], cont
     let preconditions = Preconditions { uid, resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
     let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match ask("delete a SyncJob", api.delete(name, &params)).await {
-        Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error.into()),
-        _ => Ok(()),
+    match context.write("delete a SyncJob", api.delete(name, &params)).await {
+        Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
+        result => result.map(drop),
     }
 }
 
@@ -129,5 +129,5 @@ async fn write_status(
     context.pace.turn().await;
     let schedules = context.cluster.beside::<SyncSchedule>(&schedule.metadata);
     let name = schedule.name_any();
-    Ok(ask("write a SyncSchedule's status", schedules.replace_status(&name, &PostParams::default(), &next)).await?)
+    context.write("write a SyncSchedule's status", schedules.replace_status(&name, &PostParams::default(), &next)).await
 }

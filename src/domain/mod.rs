@@ -3,6 +3,7 @@
 pub mod backoff;
 pub mod conditions;
 pub mod job;
+pub mod lease;
 pub mod names;
 pub mod retention;
 pub mod run;

@@ -1,4 +1,4 @@
-//! `/health` and `/readyz`.
+//! `/health`.
 
 use std::sync::Arc;
 
@@ -40,17 +40,4 @@ pub(super) async fn health(extract::State(state): extract::State<Arc<State>>) ->
 async fn kubernetes_answers(state: &State) -> bool {
     let Some(cluster) = state.cluster() else { return false };
     matches!(timeout(LIMIT, cluster.client.apiserver_version()).await, Ok(Ok(_)))
-}
-
-/// 200 once both kinds were listed and Redis answers: requests get real answers then.
-pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, &'static str) {
-    let listed = match state.cluster() {
-        Some(cluster) => timeout(LIMIT, cluster.ready()).await.is_ok(),
-        None => false,
-    };
-    match (listed, state.depth().await) {
-        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "SyncSchedules and SyncJobs are not listed yet\n"),
-        (true, None) => (StatusCode::SERVICE_UNAVAILABLE, "Redis does not answer\n"),
-        (true, Some(_)) => (StatusCode::OK, "ok\n"),
-    }
 }

@@ -2,6 +2,7 @@
 
 pub mod events;
 pub mod logs;
+pub mod metrics;
 mod outage;
 
 pub use outage::{Outage, REDIS};

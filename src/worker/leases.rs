@@ -9,6 +9,7 @@ use std::{
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::pulse::Beat;
 use crate::queue::{Queue, Renewed};
 
 pub(super) struct Leases {
@@ -52,20 +53,23 @@ impl Leases {
     }
 
     /// Renews every lease three times in its length, and shows that the worker lives.
-    pub async fn keep(&self) {
+    pub async fn keep(&self, beat: &Beat) {
         let every = self.queue.lease() / 3;
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.renew(every).await;
+            self.renew(every, beat).await;
         }
     }
 
-    async fn renew(&self, limit: Duration) {
+    async fn renew(&self, limit: Duration, beat: &Beat) {
         let sent = Instant::now();
         let held: Vec<(String, u64)> = self.lock().iter().map(|(uid, held)| (uid.clone(), held.epoch)).collect();
         let renewed = timeout(limit, self.queue.renew(&self.worker, &held)).await;
+        if let Ok(answer) = &renewed {
+            beat.note(answer);
+        }
         let mut leases = self.lock();
         if let Ok(Ok(Renewed { lost, recalled })) = renewed {
             for (uid, epoch) in held {

@@ -2,6 +2,7 @@
 
 mod attempt;
 mod leases;
+mod pulse;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,6 +22,8 @@ use crate::{
 };
 use attempt::{Attempt, End};
 use leases::Leases;
+
+pub use pulse::{Beat, Pulse};
 
 /// Longest wait for a ring of the doorbell before looking for runs anyway.
 const IDLE: Duration = Duration::from_secs(5);
@@ -46,14 +49,14 @@ pub fn new_id() -> String {
 
 /// Works until `stop`. Then it claims nothing more, lets the batches in flight end, gives its runs back and
 /// returns.
-pub async fn run(settings: Settings, queue: Queue, databases: Databases, stop: CancellationToken) {
-    let worker =
-        Arc::new(Worker { leases: Leases::new(settings.id.clone(), queue.clone()), id: settings.id, queue, databases });
+pub async fn run(settings: Settings, queue: Queue, databases: Databases, beat: Beat, stop: CancellationToken) {
+    let leases = Leases::new(settings.id.clone(), queue.clone());
+    let worker = Arc::new(Worker { leases, id: settings.id, queue, databases, beat });
     let runs = TaskTracker::new();
     let keeping = CancellationToken::new();
     let keeper = tokio::spawn(keeping.clone().run_until_cancelled_owned({
         let worker = Arc::clone(&worker);
-        async move { tokio::join!(worker.leases.keep(), worker.reap()) }
+        async move { tokio::join!(worker.leases.keep(&worker.beat), worker.reap()) }
     }));
     tracing::info!(worker = worker.id, slots = settings.slots, "worker started");
     worker.claim(settings.slots, &runs, &stop).await;
@@ -73,6 +76,7 @@ struct Worker {
     queue: Queue,
     databases: Databases,
     leases: Leases,
+    beat: Beat,
 }
 
 impl Worker {
@@ -85,6 +89,7 @@ impl Worker {
             // Never dropped half-way: a claim that Redis carried out must not be lost.
             let claimed = self.queue.claim(&self.id).await;
             REDIS.note(&claimed);
+            self.beat.note(&claimed);
             match claimed {
                 Ok(Ok(claim)) => {
                     let (worker, stop) = (Arc::clone(self), stop.clone());

@@ -101,7 +101,7 @@ pick_port() {
 start_operator() {
   local pid end=$((SECONDS + 20))
   pick_port
-  setsid "$CARGO_TARGET_DIR/release/sync-operator" all --http-address 127.0.0.1 --http-port "$port" \
+  setsid "$CARGO_TARGET_DIR/release/sync-operator" all --http-address 127.0.0.1 --http-port "$port" --metrics-address 127.0.0.1 --metrics-port 0 \
     --queue-name demo --watch-namespace "$namespace" --workers 4 </dev/null >"$log" 2>&1 &
   pid=$!
   disown "$pid"

@@ -16,5 +16,6 @@ mod crds;
 mod operator;
 mod outages;
 mod queue;
+mod replicas;
 mod support;
 mod target;

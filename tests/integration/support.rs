@@ -131,6 +131,8 @@ impl World {
             .env("MONGODB_DATABASE", &self.name)
             .env("QUEUE_NAME", &self.name)
             .env("WATCH_NAMESPACE", &self.name)
+            .env("LEADER_LEASE_DURATION", "3s")
+            .env("METRICS_PORT", "0")
             .env("RUST_LOG", env::var("RUST_LOG").unwrap_or_else(|_| "warn,sync_operator=info".to_owned()));
         Operator::start(process, &self.name)
     }

@@ -1,0 +1,217 @@
+//! Leader election: of several controllers, the one that holds the Lease reconciles.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+
+use crate::domain::lease::{self, Record};
+
+/// Settings of the election.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Names this process in the Lease. Never used twice.
+    pub identity: String,
+    /// Namespace of the Lease. The client's own when `None`.
+    pub namespace: Option<String>,
+    /// Name of the Lease.
+    pub name: String,
+    /// How long a standby waits for a leader that shows no sign of life, at least 1 s, in whole seconds. A leader
+    /// stops writing when it could not renew the Lease for seven tenths of that.
+    pub duration: Duration,
+}
+
+/// Whether this process leads. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Leadership {
+    /// End of the time in which nobody else can have taken the Lease, by this process's monotonic clock.
+    until: watch::Receiver<Option<Instant>>,
+    leader: watch::Receiver<Option<String>>,
+}
+
+impl Leadership {
+    /// True while nobody else can lead. Ask directly before each write: a process that was stopped for a while
+    /// learns it here first.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.until.borrow().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Waits until this process does not lead, which may be the case at once.
+    pub async fn lost(&self) {
+        let mut until = self.until.clone();
+        loop {
+            let end = *until.borrow_and_update();
+            let Some(end) = end.filter(|end| Instant::now() < *end) else { return };
+            tokio::select! {
+                () = sleep_until(end) => {}
+                changed = until.changed() => if changed.is_err() { return sleep_until(end).await },
+            }
+        }
+    }
+
+    /// Who leads, as far as is known.
+    #[must_use]
+    pub fn leader(&self) -> Option<String> {
+        self.leader.borrow().clone()
+    }
+
+    /// Tells each time someone else leads, or this process does.
+    pub(super) fn changes(&self) -> watch::Receiver<Option<String>> {
+        self.leader.clone()
+    }
+}
+
+/// Takes part in the election.
+pub(super) struct Elector {
+    settings: Settings,
+    leases: Api<Lease>,
+    until: watch::Sender<Option<Instant>>,
+    leader: watch::Sender<Option<String>>,
+    /// The record last seen, and since when it has been the same.
+    seen: Option<(Record, Instant)>,
+}
+
+impl Elector {
+    pub fn new(settings: Settings, client: Client) -> (Self, Leadership) {
+        let leases = match &settings.namespace {
+            Some(namespace) => Api::namespaced(client, namespace),
+            None => Api::default_namespaced(client),
+        };
+        let (until, is_held) = watch::channel(None);
+        let (leader, leads) = watch::channel(None);
+        (Self { settings, leases, until, leader, seen: None }, Leadership { until: is_held, leader: leads })
+    }
+
+    /// Renews the Lease, or waits for it, ten times in its length. Never ends.
+    pub async fn run(&mut self) {
+        let every = self.settings.duration / 10;
+        let mut failing = false;
+        loop {
+            let sent = Instant::now();
+            // An answer that comes later is of no use; the Lease's resource version makes the write harmless.
+            match timeout_at(sent + self.settings.duration / 2, self.attempt()).await {
+                Ok(Ok(leads)) => {
+                    failing = false;
+                    if leads {
+                        self.hold(sent + self.settings.duration.mul_f64(0.7));
+                    }
+                }
+                Ok(Err(error)) => {
+                    // A conflict: someone was faster. Anything else: the Lease may still be ours, until its time ends.
+                    let conflict = matches!(&error, kube::Error::Api(status) if status.is_conflict() || status.is_already_exists());
+                    if !conflict && !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(lease = self.settings.name, %error, "the Lease cannot be read or written; trying again");
+                    }
+                }
+                Err(_) => {}
+            }
+            if self.until.borrow().is_some_and(|until| until <= Instant::now()) {
+                self.let_go();
+            }
+            sleep(every.mul_f64(0.8 + 0.4 * rand::random::<f64>())).await;
+        }
+    }
+
+    /// True when this process has the Lease.
+    async fn attempt(&mut self) -> kube::Result<bool> {
+        let found = self.leases.get_opt(&self.settings.name).await?;
+        let record = found.as_ref().map(read);
+        let unchanged = match (&record, &self.seen) {
+            (Some(record), Some((seen, since))) if record == seen => since.elapsed(),
+            (Some(record), _) => {
+                self.seen = Some((record.clone(), Instant::now()));
+                Duration::ZERO
+            }
+            (None, _) => Duration::ZERO,
+        };
+        let Settings { identity, duration, .. } = &self.settings;
+        let Some(next) = lease::claim(identity, *duration, record.as_ref(), unchanged, Timestamp::now()) else {
+            self.let_go();
+            self.tell(record.and_then(|record| record.holder).as_deref());
+            return Ok(false);
+        };
+        self.write(found, &next).await?;
+        Ok(true)
+    }
+
+    async fn write(&self, found: Option<Lease>, next: &Record) -> kube::Result<()> {
+        let params = PostParams::default();
+        if let Some(mut lease) = found {
+            // Carries the resource version that was read.
+            lease.spec = Some(spec(next));
+            self.leases.replace(&self.settings.name, &params, &lease).await.map(drop)
+        } else {
+            let mut lease = Lease { spec: Some(spec(next)), ..Lease::default() };
+            lease.metadata.name = Some(self.settings.name.clone());
+            self.leases.create(&params, &lease).await.map(drop)
+        }
+    }
+
+    fn hold(&self, until: Instant) {
+        if self.until.send_replace(Some(until)).is_none() {
+            tracing::info!(lease = self.settings.name, "this controller leads");
+        }
+        self.tell(Some(&self.settings.identity));
+    }
+
+    fn let_go(&self) {
+        if self.until.send_replace(None).is_some() {
+            tracing::warn!(lease = self.settings.name, "this controller leads no more");
+            self.tell(None);
+        }
+    }
+
+    fn tell(&self, leader: Option<&str>) {
+        self.leader.send_if_modified(|known| std::mem::replace(known, leader.map(str::to_owned)).as_deref() != leader);
+    }
+
+    /// Gives the Lease up, so that another one leads at once. To be called when nothing is written any more.
+    pub async fn give_up(self) {
+        if self.until.send_replace(None).is_none() {
+            return;
+        }
+        let given_up = async {
+            let Some(found) = self.leases.get_opt(&self.settings.name).await? else { return Ok(()) };
+            match lease::give_up(&self.settings.identity, &read(&found), Timestamp::now()) {
+                Some(next) => self.write(Some(found), &next).await,
+                None => Ok(()),
+            }
+        };
+        match timeout_at(Instant::now() + self.settings.duration / 2, given_up).await {
+            Ok(Ok(())) => tracing::info!(lease = self.settings.name, "the Lease is given up"),
+            Ok(Err(error)) => tracing::debug!(%error, "the Lease could not be given up; it ends by itself"),
+            Err(_) => tracing::debug!("the Lease could not be given up in time; it ends by itself"),
+        }
+    }
+}
+
+fn read(lease: &Lease) -> Record {
+    let spec = lease.spec.clone().unwrap_or_default();
+    Record {
+        holder: spec.holder_identity,
+        duration: Duration::from_secs(spec.lease_duration_seconds.unwrap_or(0).max(0) as u64),
+        acquired: spec.acquire_time.map(|time| time.0),
+        renewed: spec.renew_time.map(|time| time.0),
+        transitions: spec.lease_transitions.unwrap_or(0),
+    }
+}
+
+fn spec(record: &Record) -> LeaseSpec {
+    LeaseSpec {
+        holder_identity: Some(record.holder.clone().unwrap_or_default()),
+        lease_duration_seconds: Some(record.duration.as_secs().max(1) as i32),
+        acquire_time: record.acquired.map(MicroTime),
+        renew_time: record.renewed.map(MicroTime),
+        lease_transitions: Some(record.transitions),
+        ..LeaseSpec::default()
+    }
+}

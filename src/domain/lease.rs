@@ -1,0 +1,101 @@
+//! Who of several controllers leads: what is to be done about the Lease. The rules are client-go's
+//! (<https://pkg.go.dev/k8s.io/client-go/tools/leaderelection>): a standby takes a Lease over when it has seen it
+//! unchanged for its whole length by its own clock, so the clocks of the pods do not have to agree.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+/// What stands in the Lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Who leads. `None` when it was given up.
+    pub holder: Option<String>,
+    /// For how long a renewal holds.
+    pub duration: Duration,
+    /// When the holder became the leader.
+    pub acquired: Option<Timestamp>,
+    /// When the holder showed itself last. Different at every renewal; not compared with any clock.
+    pub renewed: Option<Timestamp>,
+    /// How often the leader changed.
+    pub transitions: i32,
+}
+
+/// The record to write to lead, or go on leading; `None` while another one leads. `seen` is what stands there
+/// (`None`: no Lease), and `unchanged` for how long that has been so by the clock of this process.
+#[must_use]
+pub fn claim(
+    me: &str,
+    duration: Duration,
+    seen: Option<&Record>,
+    unchanged: Duration,
+    now: Timestamp,
+) -> Option<Record> {
+    let mine = |acquired, transitions| Record {
+        holder: Some(me.to_owned()),
+        duration,
+        acquired: Some(acquired),
+        renewed: Some(now),
+        transitions,
+    };
+    let Some(seen) = seen else { return Some(mine(now, 0)) };
+    match seen.holder.as_deref().filter(|holder| !holder.is_empty()) {
+        Some(holder) if holder == me => Some(mine(seen.acquired.unwrap_or(now), seen.transitions)),
+        Some(_) if unchanged < seen.duration => None,
+        _ => Some(mine(now, seen.transitions.saturating_add(1))),
+    }
+}
+
+/// The record that gives the Lease up. `None` when another one has it.
+#[must_use]
+pub fn give_up(me: &str, seen: &Record, now: Timestamp) -> Option<Record> {
+    let held = seen.holder.as_deref() == Some(me);
+    held.then(|| Record { holder: None, duration: Duration::from_secs(1), renewed: Some(now), ..seen.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LENGTH: Duration = Duration::from_secs(10);
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+    fn record(holder: Option<&str>, acquired: i64, renewed: i64, transitions: i32) -> Record {
+        Record {
+            holder: holder.map(str::to_owned),
+            duration: LENGTH,
+            acquired: Some(at(acquired)),
+            renewed: Some(at(renewed)),
+            transitions,
+        }
+    }
+
+    #[test]
+    fn the_lease_is_taken_when_it_is_free_and_renewed_when_it_is_mine() {
+        let (short, long) = (Duration::from_secs(9), LENGTH);
+        for (seen, unchanged, written) in [
+            (None, short, Some(record(Some("me"), 50, 50, 0))),
+            (Some(record(None, 10, 20, 3)), Duration::ZERO, Some(record(Some("me"), 50, 50, 4))),
+            (Some(record(Some(""), 10, 20, 3)), Duration::ZERO, Some(record(Some("me"), 50, 50, 4))),
+            (Some(record(Some("me"), 10, 20, 3)), Duration::ZERO, Some(record(Some("me"), 10, 50, 3))),
+            (Some(record(Some("me"), 10, 20, 3)), long, Some(record(Some("me"), 10, 50, 3))),
+            (Some(record(Some("other"), 10, 20, 3)), short, None),
+            (Some(record(Some("other"), 10, 20, 3)), long, Some(record(Some("me"), 50, 50, 4))),
+            // Whatever the other one's clock says.
+            (Some(record(Some("other"), 10, -1_000_000, 3)), short, None),
+            (Some(record(Some("other"), 10, 1_000_000, 3)), long, Some(record(Some("me"), 50, 50, 4))),
+        ] {
+            assert_eq!(claim("me", LENGTH, seen.as_ref(), unchanged, at(50)), written, "{seen:?} {unchanged:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_holder_gives_the_lease_up() {
+        let given_up = give_up("me", &record(Some("me"), 10, 20, 3), at(50)).unwrap();
+        assert_eq!((given_up.holder, given_up.transitions), (None, 3));
+        assert_eq!(give_up("me", &record(Some("other"), 10, 20, 3), at(50)), None);
+        assert_eq!(give_up("me", &record(None, 10, 20, 3), at(50)), None);
+    }
+}

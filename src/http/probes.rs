@@ -1,0 +1,59 @@
+//! `/readyz` and `/metrics`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, extract,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::{LIMIT, State};
+use crate::{
+    controller::Leadership,
+    telemetry::metrics::{self, Metrics},
+};
+
+/// The body of `/readyz`.
+#[derive(Debug, Serialize)]
+pub(super) struct Readiness {
+    ready: bool,
+    /// What this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `workers` (the queue has
+    /// not answered them lately). Absent when it is ready.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<&'static str>,
+    /// Whether this process reconciles. Absent in one without controllers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leading: Option<bool>,
+    /// Who reconciles, when that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<String>,
+}
+
+/// 200 when this process can do its part: it need not lead for that.
+pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Readiness>) {
+    let pulse = state.pulse.borrow().clone();
+    let leadership = state.leadership.borrow().clone();
+    let listed = async {
+        match state.cluster() {
+            Some(cluster) => timeout(LIMIT, cluster.ready()).await.is_ok(),
+            None => state.cluster.is_none(),
+        }
+    };
+    let (depth, listed) = tokio::join!(state.depth(), listed);
+    let alive = pulse.is_none_or(|pulse| pulse.is_alive());
+    let checks = [("redis", depth.is_some()), ("kubernetes", listed), ("workers", alive)];
+    let missing: Vec<_> = checks.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
+    let code = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let leading = leadership.as_ref().map(Leadership::is_held);
+    let leader = leadership.and_then(|leadership| leadership.leader());
+    (code, Json(Readiness { ready: missing.is_empty(), missing, leading, leader }))
+}
+
+/// Metrics as OpenMetrics text.
+pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -> impl IntoResponse {
+    let leading = state.leadership.borrow().as_ref().map(Leadership::is_held);
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], Metrics { leading }.encode())
+}

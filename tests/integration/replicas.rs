@@ -1,0 +1,151 @@
+//! Several controllers: one leads, and another one takes over when it is killed, stopped or paused.
+
+use std::{collections::HashSet, time::Duration};
+
+use k8s_openapi::{api::coordination::v1::Lease, jiff::Timestamp};
+use kube::{Api, ResourceExt, api::ListParams};
+use serde_json::{Value, json};
+use sync_operator::{api::SLOT_ANNOTATION, domain::job::is_finished};
+use tokio::time::Instant;
+
+use crate::{
+    operator::{apply_job, apply_schedule, finished, get},
+    support::{Operator, World, eventually},
+};
+
+const LEASE: Duration = Duration::from_secs(3);
+
+async fn probe_port(operator: &Operator) -> u16 {
+    eventually("probes are served", async || {
+        let log = operator.log();
+        let line = log.lines().find(|line| line.contains("METRICS_PORT"))?;
+        line.split("address=0.0.0.0:").nth(1)?.split_whitespace().next()?.parse().ok()
+    })
+    .await
+}
+
+async fn leads(port: u16) -> bool {
+    let Some((_, body)) = get(port, "/readyz").await else { return false };
+    serde_json::from_str::<Value>(&body).is_ok_and(|body| body["leading"] == true)
+}
+
+struct Replica {
+    process: Operator,
+    port: u16,
+}
+
+/// Three controllers, the leader first.
+async fn replicas(world: &World) -> Vec<Replica> {
+    let mut replicas = Vec::new();
+    for _ in 0..3 {
+        let process = world.operator("controller", &["--resync-interval", "1s"]);
+        let port = probe_port(&process).await;
+        replicas.push(Replica { process, port });
+    }
+    let leader = leader_of(&replicas).await;
+    replicas.swap(0, leader);
+    replicas
+}
+
+async fn leader_of(replicas: &[Replica]) -> usize {
+    eventually("one leads", async || {
+        let mut leading = Vec::new();
+        for replica in replicas {
+            leading.push(leads(replica.port).await);
+        }
+        assert!(leading.iter().filter(|leads| **leads).count() <= 1, "{leading:?}");
+        leading.iter().position(|leads| *leads)
+    })
+    .await
+}
+
+/// Makes a SyncJob, and waits until someone has done it.
+async fn works(world: &World, name: &str) {
+    apply_job(world, name, json!({"syncType": "Full"})).await;
+    finished(world, name).await;
+}
+
+async fn lease(world: &World) -> Lease {
+    let leases: Api<Lease> = Api::default_namespaced(world.client.clone());
+    leases.get(&format!("sync-operator-{}", world.name)).await.unwrap()
+}
+
+#[tokio::test]
+async fn when_the_leader_is_killed_another_one_leads() {
+    let world = World::new().await;
+    let mut replicas = replicas(&world).await;
+    works(&world, "before").await;
+    replicas.remove(0).process.signal("KILL");
+    let killed = Instant::now();
+    works(&world, "after").await;
+    println!("a run was made and done {:?} after the leader was killed (lease {LEASE:?})", killed.elapsed());
+    leader_of(&replicas).await;
+    assert_eq!(lease(&world).await.spec.unwrap().lease_transitions, Some(1));
+}
+
+#[tokio::test]
+async fn a_leader_that_stops_hands_over_at_once() {
+    let world = World::new().await;
+    let mut replicas = replicas(&world).await;
+    let leader = replicas.remove(0).process;
+    let stopped = Instant::now();
+    assert_eq!(leader.stop().await, Some(0));
+    works(&world, "after").await;
+    println!("a run was made and done {:?} after the leader was told to stop", stopped.elapsed());
+    leader_of(&replicas).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_was_paused_for_longer_than_its_lease_writes_no_more() {
+    let world = World::new().await;
+    let replicas = replicas(&world).await;
+    apply_schedule(&world, "users", json!({"interval": "1s", "concurrencyPolicy": "Allow"})).await;
+    let jobs = world.jobs();
+    let made = async || jobs.list(&ListParams::default()).await.unwrap().items;
+    eventually("a run is made", async || (!made().await.is_empty()).then_some(())).await;
+
+    let paused = &replicas[0];
+    paused.process.signal("STOP");
+    let holder = lease(&world).await.spec.unwrap().holder_identity;
+    eventually("another one leads", async || (lease(&world).await.spec?.holder_identity != holder).then_some(())).await;
+    let since = Timestamp::now();
+    paused.process.signal("CONT");
+    eventually("the old one knows", async || (!leads(paused.port).await).then_some(())).await;
+    eventually("the new one makes runs", async || {
+        let newer = made().await.into_iter().filter(|job| job.creation_timestamp().unwrap().0 > since);
+        (newer.count() >= 2).then_some(())
+    })
+    .await;
+    assert!(paused.process.log().contains("leads no more"));
+
+    let jobs = made().await;
+    let slots: HashSet<_> = jobs.iter().map(|job| job.annotations()[SLOT_ANNOTATION].clone()).collect();
+    assert_eq!(slots.len(), jobs.len(), "one SyncJob for each slot");
+    let conditions = |job: &sync_operator::api::SyncJob| {
+        let conditions = job.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+        conditions.iter().filter(|found| ["Complete", "Failed"].contains(&found.type_.as_str())).count()
+    };
+    assert!(jobs.iter().filter(|job| is_finished(job)).all(|job| conditions(job) == 1));
+}
+
+#[tokio::test]
+async fn probes_tell_who_leads_and_whether_workers_get_answers() {
+    let world = World::new().await;
+    let replicas = replicas(&world).await;
+    let identity = lease(&world).await.spec.unwrap().holder_identity.unwrap();
+    for (index, replica) in replicas.iter().enumerate() {
+        let body = eventually("it knows the leader", async || {
+            let (code, body) = get(replica.port, "/readyz").await?;
+            (code == 200 && body.contains(&identity)).then_some(body)
+        })
+        .await;
+        let expected = json!({"ready": true, "leading": index == 0, "leader": identity});
+        assert_eq!(serde_json::from_str::<Value>(&body).unwrap(), expected);
+        let (_, metrics) = get(replica.port, "/metrics").await.unwrap();
+        assert!(metrics.contains(&format!("sync_leader {}\n", u8::from(index == 0))), "{metrics}");
+    }
+    let worker = world.operator("worker", &[]);
+    let port = probe_port(&worker).await;
+    eventually("the worker is ready", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
+    assert_eq!(get(port, "/readyz").await.unwrap().1, r#"{"ready":true}"#);
+}
