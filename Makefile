@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
 SCRIPTS := $(wildcard tests/*/*.sh) .ci/run
 
-.PHONY: help demo demo-down test lint unit integration generate check-generated build
+.PHONY: help demo demo-down test lint unit integration faults test-faults generate check-generated build
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -20,7 +20,7 @@ demo: ## Show the operator at work; CLUSTER=existing uses the cluster, Redis and
 demo-down: ## Stop what `make demo` started
 	@CLUSTER=$(CLUSTER) tests/demo/demo.sh down
 
-test: lint check-generated unit integration ## Run every check and test
+test: lint check-generated unit integration faults ## Run every check and test
 
 lint: ## Formatting, lints, shell scripts
 	cargo fmt --check
@@ -32,6 +32,12 @@ unit: ## Tests without servers
 
 integration: ## Tests against a real API server, Redis and MongoDB, and of whole processes
 	@tests/cluster/with-cluster.sh cargo test --test integration
+
+faults: ## Three rounds of random faults against whole processes
+	@ROUNDS=3 cargo test --test faults
+
+test-faults: ## Many rounds of random faults: ROUNDS=200 SEED=1
+	@ROUNDS=$${ROUNDS:-200} cargo test --test faults
 
 generate: ## Write the generated files
 	cargo build --quiet

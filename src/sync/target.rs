@@ -277,7 +277,9 @@ impl Target {
             (Some(first), Some(last)) if keys::is_range(first, last) => {
                 match self.stamp_range(first, last).await? {
                     // Documents that came into the range since it was read count as well.
-                    Some(stamped) => outcome.updated = stamped,
+                    Some(stamped) if stamped >= due.len() as i64 => outcome.updated = stamped,
+                    // Some are gone, carry a later stamp, or were stamped by a worker this run had before.
+                    Some(stamped) => outcome.updated = stamped.max(self.count_stamped(&due).await?),
                     None => self.stamp_each(&due, &mut outcome).await?,
                 }
             }
@@ -332,10 +334,14 @@ impl Target {
             });
         }
         // The failed statement for the range may have stamped some of them before: count by what stands there.
-        let keys: Vec<Bson> = due.iter().map(|key| (*key).clone()).collect();
-        let stamped = doc! {&self.key: {"$in": keys}, &self.stamp_field: self.stamp};
-        outcome.updated += within(async { Ok(self.collection.count_documents(stamped).await? as i64) }).await?;
+        outcome.updated += self.count_stamped(due).await?;
         Ok(())
+    }
+
+    async fn count_stamped(&self, keys: &[&Bson]) -> Result<i64, Error> {
+        let keys: Vec<Bson> = keys.iter().map(|key| (*key).clone()).collect();
+        let stamped = doc! {&self.key: {"$in": keys}, &self.stamp_field: self.stamp};
+        within(async { Ok(self.collection.count_documents(stamped).await? as i64) }).await
     }
 
     /// An update statement with the run's selection and the guard: `$not $gte` also takes missing, null and

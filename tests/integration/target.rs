@@ -157,6 +157,19 @@ async fn doing_a_run_again_writes_nothing_and_counts_its_own_work() {
 }
 
 #[tokio::test]
+async fn what_another_worker_of_the_same_run_stamped_meanwhile_counts_as_updated() {
+    let database = database().await;
+    insert(&database, (0..10).map(|id| doc! {"_id": id}).collect()).await;
+    let target = target(&database, json!({"syncType": "Full"}), START).await.unwrap();
+    for batch in read(&target).await {
+        for _ in 0..2 {
+            let outcome = target.write(batch.clone()).await.unwrap();
+            assert_eq!((outcome.updated, outcome.unchanged), (10, 0));
+        }
+    }
+}
+
+#[tokio::test]
 async fn batches_have_the_size_asked_for() {
     let database = database().await;
     insert(&database, (0..10).map(|i| doc! {"_id": i}).collect()).await;
