@@ -173,8 +173,9 @@ pub struct LeaderElection {
 #[derive(Clone, Args)]
 #[group(id = "redis_options")]
 pub struct Redis {
-    /// Address as one URL: redis://[user:password@]host[:port][/db], or rediss:// for TLS. Instead of the
-    /// other Redis options.
+    /// Address as one URL: redis://[user:password@]host[:port][/db]; behind Sentinel
+    /// redis+sentinel://[user:password@]host:port,host:port/master[/db]; in a Cluster
+    /// redis+cluster://[user:password@]host:port,host:port. rediss for TLS. Instead of the other Redis options.
     #[arg(long, env = "REDIS_URL", help_heading = "Redis", hide_env_values = true)]
     pub redis_url: Option<String>,
     /// Host.

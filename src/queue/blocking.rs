@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, Client, RedisError, Value, aio::MultiplexedConnection};
+use redis::{RedisError, Value, aio::MultiplexedConnection};
 use tokio::time::{sleep, timeout};
 
-use super::{CONNECT_TIMEOUT, Error, read_changes, unavailable};
+use super::{Error, connection::Place, read_changes, unavailable};
 
 /// How much longer than the server's own limit an answer may take.
 const WATCHDOG: Duration = Duration::from_secs(5);
@@ -15,20 +15,15 @@ const RECONNECT: Duration = Duration::from_millis(500);
 
 /// A connection for one blocking command at a time; made when first used and after each error.
 struct Line {
-    client: Client,
+    place: Place,
     connection: Option<MultiplexedConnection>,
 }
 
 impl Line {
     /// Runs a command that blocks for at most `limit` on the server.
     async fn block(&mut self, command: &redis::Cmd, limit: Duration) -> Result<Value, RedisError> {
-        let mut connection = if let Some(connection) = self.connection.take() {
-            connection
-        } else {
-            let config =
-                AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
-            self.client.get_multiplexed_async_connection_with_config(&config).await?
-        };
+        let mut connection =
+            if let Some(connection) = self.connection.take() { connection } else { self.place.connect(None).await? };
         let answer = timeout(limit + WATCHDOG, command.query_async::<Value>(&mut connection))
             .await
             .map_err(|_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)))??;
@@ -44,8 +39,8 @@ pub struct Doorbell {
 }
 
 impl Doorbell {
-    pub(super) fn new(client: Client, key: String) -> Self {
-        Self { line: Line { client, connection: None }, key }
+    pub(super) fn new(place: Place, key: String) -> Self {
+        Self { line: Line { place, connection: None }, key }
     }
 
     /// Waits for a ring, at most for `limit` (rounded up to 10 ms). One ring wakes one waiter. Cancelling it
@@ -70,8 +65,8 @@ pub struct Changes {
 }
 
 impl Changes {
-    pub(super) fn new(client: Client, key: String) -> Self {
-        Self { line: Line { client, connection: None }, key, last: None }
+    pub(super) fn new(place: Place, key: String) -> Self {
+        Self { line: Line { place, connection: None }, key, last: None }
     }
 
     /// Waits for the next runs that something happened to. Never fails: while Redis is away it tries again.

@@ -5,6 +5,7 @@
 //! Time is the Redis server's, so the clocks of the pods do not matter.
 
 mod blocking;
+mod connection;
 mod keys;
 mod scripts;
 
@@ -14,15 +15,12 @@ use std::{
 };
 
 use jiff::Timestamp;
-use redis::{
-    AsyncCommands, FromRedisValue, RedisError, Script, ScriptInvocation, Value,
-    aio::{ConnectionManager, ConnectionManagerConfig},
-    from_redis_value,
-};
+use redis::{AsyncCommands, FromRedisValue, RedisError, Script, ScriptInvocation, Value, from_redis_value};
 
 pub use blocking::{Changes, Doorbell};
 
 use crate::domain::{from_millis, run::State};
+use connection::{Connection, Place};
 use keys::Keys;
 use scripts::Call;
 
@@ -251,8 +249,8 @@ pub struct Depth {
 /// was sent still runs as a whole.
 #[derive(Clone)]
 pub struct Queue {
-    client: redis::Client,
-    connection: ConnectionManager,
+    place: Place,
+    connection: Connection,
     keys: Keys,
     lease: Duration,
 }
@@ -264,19 +262,15 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Queue {
-    /// A queue on a Redis server. Connects when first used, and again whenever the connection breaks.
-    /// Needs a tokio runtime.
+    /// A queue on a Redis server, behind Sentinel (`redis+sentinel://host:port,host:port/master`) or in a Cluster
+    /// (`redis+cluster://host:port,host:port`). Connects when first used, and again whenever the connection breaks.
     ///
     /// # Errors
     /// When the address cannot be used.
     pub fn new(url: &str, name: &str, lease: Duration) -> Result<Self, InvalidAddress> {
-        let client = redis::Client::open(url)?;
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let connection = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
-        Ok(Self { client, connection, keys: Keys::new(name), lease })
+        let keys = Keys::new(name);
+        let place = Place::parse(url, keys.wake())?;
+        Ok(Self { connection: Connection::new(place.clone()), place, keys, lease })
     }
 
     /// How long a claim holds without being renewed.
@@ -577,13 +571,13 @@ impl Queue {
     /// Waits for news of runs that can be claimed. See [`Doorbell`].
     #[must_use]
     pub fn doorbell(&self) -> Doorbell {
-        Doorbell::new(self.client.clone(), self.keys.wake().to_owned())
+        Doorbell::new(self.place.clone(), self.keys.wake().to_owned())
     }
 
     /// Follows what happens to the runs. See [`Changes`].
     #[must_use]
     pub fn changes(&self) -> Changes {
-        Changes::new(self.client.clone(), self.keys.events().to_owned())
+        Changes::new(self.place.clone(), self.keys.events().to_owned())
     }
 }
 

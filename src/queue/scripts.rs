@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use redis::{FromRedisValue, RedisResult, Script, ScriptInvocation, aio::ConnectionManager};
+use redis::{FromRedisValue, RedisResult, Script, ScriptInvocation, aio::ConnectionLike};
 
 macro_rules! scripts {
     ($($name:ident = $file:literal),* $(,)?) => {
@@ -33,12 +33,12 @@ scripts! {
 const TRIES: usize = 5;
 
 pub(super) trait Call {
-    async fn call<T: FromRedisValue>(&self, connection: &mut ConnectionManager) -> RedisResult<T>;
+    async fn call<T: FromRedisValue>(&self, connection: &mut impl ConnectionLike) -> RedisResult<T>;
 }
 
 impl Call for ScriptInvocation<'_> {
     /// Runs the script. One that is not in the cache did not run, so it may be called again.
-    async fn call<T: FromRedisValue>(&self, connection: &mut ConnectionManager) -> RedisResult<T> {
+    async fn call<T: FromRedisValue>(&self, connection: &mut impl ConnectionLike) -> RedisResult<T> {
         let mut answer = self.invoke_async(connection).await;
         for _ in 1..TRIES {
             match &answer {

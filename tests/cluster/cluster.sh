@@ -347,6 +347,7 @@ print_env() {
   printf 'export %s\n' "KUBECONFIG=$(printf %q "$dir/kubeconfig")" \
     "KUBECACHEDIR=$(printf %q "$dir/kubectl-cache")" \
     "REDIS_URL=redis://127.0.0.1:$(port_of redis)" \
+    "REDIS_SERVER=$redis_server" \
     "MONGODB_URI=mongodb://127.0.0.1:$(port_of mongodb)/?replicaSet=rs0" \
     "PATH=$(printf %q "$kubernetes"):\$PATH"
 }

@@ -16,6 +16,7 @@ mod crds;
 mod operator;
 mod outages;
 mod queue;
+mod redis_kinds;
 mod replicas;
 mod support;
 mod target;

@@ -1,0 +1,268 @@
+//! Where the queue lives, and one shared connection to it. All keys of a queue are in one slot, so whatever kind of
+//! deployment it is, exactly one server has them: behind Sentinel the master, in a Cluster the owner of the slot.
+//! That server is looked up for each new connection, so a failover is a broken connection and nothing more.
+
+use std::{sync::Arc, time::Duration};
+
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, RedisResult,
+    Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+    from_redis_value,
+};
+use tokio::sync::Mutex;
+
+use super::{CONNECT_TIMEOUT, RESPONSE_TIMEOUT};
+
+/// Where the queue lives.
+#[derive(Clone, Debug)]
+pub(super) struct Place(Arc<Kind>);
+
+enum Kind {
+    Single(Client),
+    Sentinel { sentinels: Vec<Client>, master: String, node: Node },
+    Cluster { seeds: Vec<(Client, String)>, key: String, node: Node },
+}
+
+impl std::fmt::Debug for Kind {
+    /// Without addresses, which hold passwords.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Single(_) => "Single",
+            Self::Sentinel { .. } => "Sentinel",
+            Self::Cluster { .. } => "Cluster",
+        })
+    }
+}
+
+/// How to connect to a server that others name.
+struct Node {
+    scheme: &'static str,
+    /// `user:password@`, or nothing.
+    credentials: String,
+    db: String,
+}
+
+impl Node {
+    fn open(&self, address: &str) -> RedisResult<Client> {
+        Client::open(format!("{}://{}{address}/{}", self.scheme, self.credentials, self.db))
+    }
+}
+
+fn invalid(what: &'static str) -> RedisError {
+    RedisError::from((ErrorKind::InvalidClientConfig, what))
+}
+
+impl Place {
+    /// Reads `redis://…`, `rediss://…`, `redis+sentinel://host:port,…/master[/db]` or `redis+cluster://host:port,…`.
+    /// `key` is any key of the queue.
+    pub fn parse(url: &str, key: &str) -> RedisResult<Self> {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+        let (scheme, kind) = match scheme {
+            "redis+sentinel" => ("redis", "sentinel"),
+            "rediss+sentinel" => ("rediss", "sentinel"),
+            "redis+cluster" => ("redis", "cluster"),
+            "rediss+cluster" => ("rediss", "cluster"),
+            _ => return Ok(Self(Arc::new(Kind::Single(Client::open(url.into_connection_info()?)?)))),
+        };
+        let (credentials, rest) = rest.rsplit_once('@').map_or(("", rest), |(user, rest)| (user, rest));
+        let credentials = if credentials.is_empty() { String::new() } else { format!("{credentials}@") };
+        let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let hosts: Vec<&str> = hosts.split(',').filter(|host| !host.is_empty()).collect();
+        if hosts.is_empty() {
+            return Err(invalid("it names no host"));
+        }
+        if kind == "cluster" {
+            let node = Node { scheme, credentials, db: String::new() };
+            let host = |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
+            let seeds =
+                hosts.iter().map(|address| Ok((node.open(address)?, host(address)))).collect::<RedisResult<_>>()?;
+            return Ok(Self(Arc::new(Kind::Cluster { seeds, key: key.to_owned(), node })));
+        }
+        let (master, db) = path.split_once('/').unwrap_or((path, ""));
+        if master.is_empty() {
+            return Err(invalid("it names no master: write redis+sentinel://host:port,host:port/master"));
+        }
+        let open = |credentials: &str, address: &str| Client::open(format!("{scheme}://{credentials}{address}"));
+        // Sentinels have the servers' password, or none.
+        let mut sentinels = Vec::new();
+        for address in hosts {
+            sentinels.push(open(&credentials, address)?);
+            if !credentials.is_empty() {
+                sentinels.push(open("", address)?);
+            }
+        }
+        let node = Node { scheme, credentials, db: db.to_owned() };
+        Ok(Self(Arc::new(Kind::Sentinel { sentinels, master: master.to_owned(), node })))
+    }
+
+    /// A new connection to the server that has the queue now. `limit`: longest wait for an answer.
+    pub async fn connect(&self, limit: Option<Duration>) -> RedisResult<MultiplexedConnection> {
+        match &*self.0 {
+            Kind::Single(client) => open(client, limit).await,
+            Kind::Sentinel { sentinels, master, node } => {
+                let mut last = invalid("no Sentinel knows the master");
+                for sentinel in sentinels {
+                    match ask_sentinel(sentinel, master).await {
+                        Ok(Some(address)) => return open(&node.open(&address)?, limit).await,
+                        Ok(None) => {}
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+            Kind::Cluster { seeds, key, node } => {
+                let mut last = invalid("no server of the Cluster has the queue's slot");
+                for (seed, host) in seeds {
+                    match ask_cluster(seed, host, key).await {
+                        Ok(Some(address)) => return open(&node.open(&address)?, limit).await,
+                        Ok(None) => {}
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+}
+
+async fn open(client: &Client, limit: Option<Duration>) -> RedisResult<MultiplexedConnection> {
+    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(limit);
+    client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+fn address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+async fn ask_sentinel(sentinel: &Client, master: &str) -> RedisResult<Option<String>> {
+    let mut connection = open(sentinel, Some(CONNECT_TIMEOUT)).await?;
+    let mut command = redis::cmd("SENTINEL");
+    command.arg("get-master-addr-by-name").arg(master);
+    let found: Option<(String, u16)> = command.query_async(&mut connection).await?;
+    Ok(found.map(|(host, port)| address(&host, port)))
+}
+
+async fn ask_cluster(seed: &Client, seed_host: &str, key: &str) -> RedisResult<Option<String>> {
+    let mut connection = open(seed, Some(CONNECT_TIMEOUT)).await?;
+    let slot: i64 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(key).query_async(&mut connection).await?;
+    let ranges: Vec<Vec<Value>> = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
+    for range in ranges {
+        let [first, last, master, ..] = range.as_slice() else { continue };
+        let (first, last): (i64, i64) = (from_redis_value(first.clone())?, from_redis_value(last.clone())?);
+        if !(first..=last).contains(&slot) {
+            continue;
+        }
+        let master: Vec<Value> = from_redis_value(master.clone())?;
+        let [host, port, ..] = master.as_slice() else { continue };
+        // A server that does not know its own address leaves it empty: it is the one that was asked.
+        let host: Option<String> = from_redis_value(host.clone())?;
+        let host = host.filter(|host| !host.is_empty()).unwrap_or_else(|| seed_host.to_owned());
+        return Ok(Some(address(&host, from_redis_value(port.clone())?)));
+    }
+    Ok(None)
+}
+
+/// The shared connection: made when first used, and again after it broke or its server is no longer the right one.
+/// Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Connection {
+    place: Place,
+    current: Arc<Mutex<Current>>,
+}
+
+#[derive(Default)]
+struct Current {
+    connection: Option<MultiplexedConnection>,
+    /// Counts connections, so that an error of an old one does not close its successor.
+    number: u64,
+}
+
+impl Connection {
+    pub fn new(place: Place) -> Self {
+        Self { place, current: Arc::default() }
+    }
+
+    async fn get(&self) -> RedisResult<(MultiplexedConnection, u64)> {
+        let mut current = self.current.lock().await;
+        if let Some(connection) = &current.connection {
+            return Ok((connection.clone(), current.number));
+        }
+        let connection = self.place.connect(Some(RESPONSE_TIMEOUT)).await?;
+        current.number += 1;
+        current.connection = Some(connection.clone());
+        Ok((connection, current.number))
+    }
+
+    /// Drops a connection whose answer says that another one, maybe to another server, may do better.
+    async fn judge(&self, number: u64, answer: Result<&[Value], &RedisError>) {
+        let is_wrong = match answer {
+            // What the server refuses is an answer like any other here.
+            Ok(values) => values
+                .iter()
+                .any(|value| matches!(value, Value::ServerError(error) if WRONG_SERVER.contains(&error.code()))),
+            Err(_) => true,
+        };
+        if is_wrong {
+            let mut current = self.current.lock().await;
+            if current.number == number {
+                current.connection = None;
+            }
+        }
+    }
+}
+
+/// What a server answers that does not have the queue, or not now.
+const WRONG_SERVER: [&str; 7] = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING"];
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async move {
+            let (mut connection, number) = self.get().await?;
+            let answer = connection.req_packed_command(command).await;
+            self.judge(number, answer.as_ref().map(std::slice::from_ref)).await;
+            answer
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        Box::pin(async move {
+            let (mut connection, number) = self.get().await?;
+            let answer = connection.req_packed_commands(pipeline, offset, count).await;
+            self.judge(number, answer.as_deref()).await;
+            answer
+        })
+    }
+
+    fn get_db(&self) -> i64 {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_address_is_understood() {
+        for (url, kind) in [
+            ("redis://h", "Single"),
+            ("rediss://:p@h:1/2", "Single"),
+            ("redis+sentinel://a:26379,b:26379/main", "Sentinel"),
+            ("rediss+sentinel://user:p%40ss@a:26379/main/3", "Sentinel"),
+            ("redis+cluster://a:7000,b:7000", "Cluster"),
+            ("rediss+cluster://:p@a:7000", "Cluster"),
+        ] {
+            assert_eq!(format!("{:?}", Place::parse(url, "k").unwrap()), format!("Place({kind})"), "{url}");
+        }
+        for url in ["", "http://h", "redis+sentinel://a:26379", "redis+sentinel:///main", "redis+cluster://", "h:6379"]
+        {
+            assert!(Place::parse(url, "k").is_err(), "{url}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The queue behind Sentinel and in a Redis Cluster, on servers of the test's own.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use redis::aio::MultiplexedConnection;
+use sync_operator::{
+    domain::run::State,
+    queue::{Lease, NewRun, Queue},
+};
+
+use crate::support::{eventually, free_port, unique, variable};
+
+const LEASE: Duration = Duration::from_secs(30);
+
+/// A Redis server, killed when dropped.
+struct Server {
+    process: Child,
+    port: u16,
+    folder: PathBuf,
+}
+
+impl Server {
+    fn start(args: &[&str]) -> Self {
+        Self::with_config("", args)
+    }
+
+    fn with_config(config: &str, args: &[&str]) -> Self {
+        let (port, folder) = (free_port(), std::env::temp_dir().join(unique("redis")));
+        fs::create_dir(&folder).unwrap();
+        let file = folder.join("redis.conf");
+        fs::write(&file, format!("port {port}\nbind 127.0.0.1\nsave \"\"\ndir {}\n{config}", folder.display()))
+            .unwrap();
+        let mut command = Command::new(variable("REDIS_SERVER"));
+        let process = command.arg(&file).args(args).stdout(Stdio::null()).spawn().unwrap();
+        Self { process, port, folder }
+    }
+
+    async fn connect(&self) -> MultiplexedConnection {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
+        eventually("Redis answers", async || client.get_multiplexed_async_connection().await.ok()).await
+    }
+
+    async fn ask<T: redis::FromRedisValue>(&self, command: &str) -> T {
+        let mut words = command.split(' ');
+        let mut request = redis::cmd(words.next().unwrap());
+        for word in words {
+            request.arg(word);
+        }
+        request.query_async(&mut self.connect().await).await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+        fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+async fn enqueue(queue: &Queue, uid: &str) {
+    let run = NewRun {
+        uid,
+        payload: "{}",
+        priority: 0,
+        started: None,
+        attempts: 0,
+        recoveries: 0,
+        history: "[]",
+        suspended: None,
+    };
+    eventually("the run is enqueued", async || queue.enqueue(&run).await.ok()).await;
+}
+
+#[tokio::test]
+async fn behind_sentinel_a_run_goes_on_after_a_failover() {
+    let master = Server::start(&[]);
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
+    eventually("the replica follows", async || {
+        replica.ask::<String>("INFO replication").await.contains("master_link_status:up").then_some(())
+    })
+    .await;
+    let config = format!(
+        "sentinel monitor main 127.0.0.1 {} 1\nsentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n",
+        master.port
+    );
+    let sentinel = Server::with_config(&config, &["--sentinel"]);
+    eventually("Sentinel knows the replica", async || {
+        sentinel.ask::<String>("INFO sentinel").await.contains("slaves=1").then_some(())
+    })
+    .await;
+
+    let url = format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port);
+    let name = unique("sentinel");
+    let queue = Queue::new(&url, &name, LEASE).unwrap();
+    enqueue(&queue, "a").await;
+    let epoch = queue.claim("w").await.unwrap().unwrap().entry.epoch;
+    let mut doorbell = queue.doorbell();
+    doorbell.wait(Duration::from_secs(1)).await.unwrap();
+    eventually("the replica has it", async || {
+        replica.ask::<Option<f64>>(&format!("ZSCORE {{sync:{name}}}:active a")).await.map(drop)
+    })
+    .await;
+    drop(master);
+
+    let lease = eventually("the replica takes over", async || queue.checkpoint("a", epoch, "{}").await.ok()).await;
+    assert_eq!(lease, Lease::Held);
+    enqueue(&queue, "b").await;
+    eventually("the doorbell finds the new master", async || doorbell.wait(Duration::from_secs(1)).await.ok()).await;
+    assert_eq!(queue.claim("w").await.unwrap().unwrap().uid, "b");
+}
+
+#[tokio::test]
+async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
+    let cluster = ["--cluster-enabled", "yes"];
+    let (owner, other) = (Server::start(&cluster), Server::start(&cluster));
+    owner.connect().await;
+    owner.ask::<()>("CLUSTER ADDSLOTSRANGE 0 16383").await;
+    other.ask::<()>(&format!("CLUSTER MEET 127.0.0.1 {}", owner.port)).await;
+    eventually("the cluster is whole", async || {
+        let whole = other.ask::<String>("CLUSTER INFO").await;
+        (whole.contains("cluster_state:ok") && whole.contains("cluster_known_nodes:2")).then_some(())
+    })
+    .await;
+
+    let url = format!("redis+cluster://127.0.0.1:{}", other.port);
+    let name = unique("cluster");
+    let queue = Queue::new(&url, &name, LEASE).unwrap();
+    enqueue(&queue, "a").await;
+    let epoch = queue.claim("w").await.unwrap().unwrap().entry.epoch;
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Lease::Held);
+    assert_eq!(queue.repair().await.unwrap().mended, 0);
+    assert_eq!(queue.get("a").await.unwrap().unwrap().state, State::Active);
+    queue.remove("a").await.unwrap();
+
+    // The slot moves to the other server.
+    owner.ask::<()>("FLUSHALL").await;
+    let slot: i64 = owner.ask(&format!("CLUSTER KEYSLOT {{sync:{name}}}:wake")).await;
+    let id: String = other.ask("CLUSTER MYID").await;
+    let from: String = owner.ask("CLUSTER MYID").await;
+    other.ask::<()>(&format!("CLUSTER SETSLOT {slot} IMPORTING {from}")).await;
+    owner.ask::<()>(&format!("CLUSTER SETSLOT {slot} MIGRATING {id}")).await;
+    for server in [&other, &owner] {
+        server.ask::<()>(&format!("CLUSTER SETSLOT {slot} NODE {id}")).await;
+    }
+    enqueue(&queue, "b").await;
+    let claimed = eventually("the new owner is found", async || queue.claim("w").await.ok()?.ok()).await;
+    assert_eq!(claimed.uid, "b");
+    assert_ne!(other.ask::<i64>("DBSIZE").await, 0);
+}
