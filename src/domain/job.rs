@@ -75,8 +75,23 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     };
     let under_way = run.filter(|run| !matches!(run.state, State::Completed | State::Failed));
     let control = under_way.filter(|run| run.wanted != wanted).map(|_| wanted);
-    let notes = transition(&old, &status).into_iter().collect();
+    let notes = transition(&old, &status).into_iter().chain(run.and_then(|run| slow(&old, run))).collect();
     Plan { status, enqueue, control, notes }
+}
+
+fn with_warning(message: String, run: &Run) -> String {
+    match &run.checkpoint.warning {
+        Some(warning) => format!("{message}. {warning}"),
+        None => message,
+    }
+}
+
+/// Tells once what makes a run slow: the conditions say from then on that it was told.
+fn slow(old: &SyncJobStatus, run: &Run) -> Option<Note> {
+    let warning =
+        run.checkpoint.warning.as_deref().filter(|_| matches!(run.state, State::Active | State::Completed))?;
+    let told = old.conditions.iter().any(|condition| condition.message.contains(warning));
+    (!told).then(|| Note::warning("KeyNotIndexed", warning))
 }
 
 /// How a run ends that is cancelled.
@@ -130,7 +145,7 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
         }
         State::Active => {
             status.phase = Some(Phase::Running);
-            reconciling(reasons::RUNNING, "A worker is at it".to_owned());
+            reconciling(reasons::RUNNING, with_warning("A worker is at it".to_owned(), run));
         }
         State::Parked => {}
         State::Delayed => {
@@ -143,6 +158,7 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
             let counts = run.checkpoint.counts;
             let message =
                 format!("{} of {} documents updated, {} failed", counts.updated, counts.processed, counts.failed);
+            let message = with_warning(message, run);
             status.phase = Some(Phase::Complete);
             finish(status, run.finished.unwrap_or(now));
             conditions::set(&mut status.conditions, COMPLETE, true, reasons::COMPLETED, message, generation, now);
@@ -306,6 +322,22 @@ mod tests {
             assert_eq!((plan.status.phase, reasons_of(&plan)), (Some(phase), vec![event]));
             assert!(!plan.enqueue);
         }
+    }
+
+    #[test]
+    fn what_makes_a_run_slow_is_told_once() {
+        let mut job = job(serde_json::json!({}));
+        let slow = |state| {
+            let mut run = run(state, 100);
+            run.checkpoint.warning = Some("target.keyField email has no index".to_owned());
+            run
+        };
+        let plan = decide(&job, Some(&slow(State::Active)), at(120));
+        assert_eq!(reasons_of(&plan), ["RunStarted", "KeyNotIndexed"]);
+        job.status = Some(plan.status);
+        let plan = decide(&job, Some(&slow(State::Completed)), at(160));
+        assert_eq!(reasons_of(&plan), ["RunCompleted"]);
+        assert!(conditions::find(&plan.status.conditions, COMPLETE).unwrap().message.contains("has no index"));
     }
 
     #[test]

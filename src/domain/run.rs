@@ -43,6 +43,9 @@ pub struct Checkpoint {
     /// The first refused documents up to the cursor.
     #[serde(default)]
     pub failures: Vec<DocumentFailure>,
+    /// What makes the run slower than it could be, and how to mend that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// Why a run, or one attempt, ended.

@@ -3,10 +3,10 @@
 use std::{future::Future, time::Duration};
 
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
-use futures::{Stream, stream};
+use futures::{Stream, TryStreamExt, stream};
 use jiff::Timestamp;
 use mongodb::{
-    Client, Collection, Cursor, Database,
+    Client, Collection, Cursor, Database, IndexModel,
     options::{ClientOptions, WriteConcern},
 };
 use serde_json::Value;
@@ -195,6 +195,24 @@ impl Target {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What makes the walk slow: a key without an index, by which the server sorts all documents first. `None` also
+    /// when the server does not tell.
+    pub async fn warning(&self) -> Option<String> {
+        if self.key == "_id" {
+            return None;
+        }
+        let indexes = within(async { Ok(self.collection.list_indexes().await?) }).await.ok()?;
+        let indexes: Vec<_> = timeout(OPERATION_TIMEOUT, indexes.try_collect()).await.ok()?.ok()?;
+        let leads = |index: &IndexModel| {
+            let partial = index.options.as_ref().is_some_and(|options| options.partial_filter_expression.is_some());
+            !partial && index.keys.keys().next() == Some(&self.key)
+        };
+        let (key, collection) = (&self.key, self.collection.name());
+        (!indexes.iter().any(leads)).then(|| {
+            format!("target.keyField {key} has no index, which makes the run slow: db.{collection}.createIndex({{\"{key}\": 1}})")
+        })
     }
 
     /// Walks the documents in key order, from after `cursor` on. The stream ends after the first error.

@@ -69,6 +69,7 @@ impl Attempt {
             Some(Err(error)) => return ended(&error),
             None => return End::Released,
         }
+        self.checkpoint.warning = self.target.warning().await;
         let target = self.target.clone();
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
         // Results come in the order of the batches, so what was added up last is always a contiguous prefix.
@@ -121,7 +122,7 @@ impl Attempt {
     }
 
     fn add(&mut self, outcome: Stamped) {
-        let Checkpoint { cursor, counts, failures } = &mut self.checkpoint;
+        let Checkpoint { cursor, counts, failures, .. } = &mut self.checkpoint;
         counts.processed += outcome.processed();
         counts.updated += outcome.updated;
         counts.unchanged += outcome.unchanged;

@@ -428,6 +428,20 @@ async fn another_key_field_is_walked_in_its_own_order() {
 }
 
 #[tokio::test]
+async fn a_key_without_an_index_is_warned_about() {
+    let database = database().await;
+    insert(&database, vec![doc! {"email": "a", "name": "b"}]).await;
+    let warning = async |spec: Value| target(&database, spec, START).await.unwrap().warning().await;
+    let by = |field: &str| json!({"target": {"keyField": field}});
+    assert_eq!(warning(json!({})).await, None);
+    assert!(warning(by("email")).await.unwrap().contains("db.users.createIndex({\"email\": 1})"));
+    unique_index(&database, doc! {"email": 1, "name": 1}).await;
+    assert_eq!(warning(by("email")).await, None);
+    assert!(warning(by("name")).await.is_some(), "an index that starts with another field does not help");
+    assert_eq!(warning(json!({"target": {"keyField": "email", "collection": "nothing"}})).await, None);
+}
+
+#[tokio::test]
 async fn a_part_of_the_id_can_be_the_key() {
     let database = database().await;
     unique_index(&database, doc! {"_id.user": 1}).await;
