@@ -189,7 +189,7 @@ fn finish(status: &mut SyncJobStatus, at: Timestamp) {
 fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
     let message = |type_| conditions::find(&new.conditions, type_).map(|c| c.message.clone()).unwrap_or_default();
     let recovered = new.recoveries > old.recoveries && new.recoveries > Some(0);
-    if recovered && new.phase == Some(Phase::Running) {
+    if recovered && matches!(new.phase, Some(Phase::Queued | Phase::Running)) {
         return Some(Note::warning("RunRecovered", "The run lost its worker and goes on from its last checkpoint"));
     }
     if old.phase == new.phase {
@@ -321,6 +321,16 @@ mod tests {
             let plan = decide(&job(serde_json::json!({})), Some(&run(state, 100)), at(200));
             assert_eq!((plan.status.phase, reasons_of(&plan)), (Some(phase), vec![event]));
             assert!(!plan.enqueue);
+        }
+    }
+
+    #[test]
+    fn a_lost_worker_is_told_wherever_the_run_is_seen_next() {
+        let mut job = job(serde_json::json!({}));
+        job.status = Some(decide(&job, Some(&run(State::Active, 10)), at(120)).status);
+        for state in [State::Waiting, State::Active] {
+            let plan = decide(&job, Some(&Run { recoveries: 1, ..run(state, 10) }), at(140));
+            assert_eq!(reasons_of(&plan), ["RunRecovered"], "{state:?}");
         }
     }
 
