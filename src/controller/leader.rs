@@ -101,6 +101,8 @@ impl Elector {
             match timeout_at(sent + self.settings.duration / 2, self.attempt()).await {
                 Ok(Ok(leads)) => {
                     failing = false;
+                    // A renewal that came too late begins a new time: what was due in between was put aside.
+                    self.let_go_when_over();
                     if leads {
                         self.hold(sent + self.settings.duration.mul_f64(0.7));
                     }
@@ -114,9 +116,7 @@ impl Elector {
                 }
                 Err(_) => {}
             }
-            if self.until.borrow().is_some_and(|until| until <= Instant::now()) {
-                self.let_go();
-            }
+            self.let_go_when_over();
             sleep(every.mul_f64(0.8 + 0.4 * rand::random::<f64>())).await;
         }
     }
@@ -161,6 +161,13 @@ impl Elector {
             tracing::info!(lease = self.settings.name, "this controller leads");
         }
         self.tell(Some(&self.settings.identity));
+    }
+
+    fn let_go_when_over(&self) {
+        let over = self.until.borrow().is_some_and(|until| until <= Instant::now());
+        if over {
+            self.let_go();
+        }
     }
 
     fn let_go(&self) {

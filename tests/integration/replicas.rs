@@ -129,6 +129,29 @@ async fn a_leader_that_was_paused_for_longer_than_its_lease_writes_no_more() {
 }
 
 #[tokio::test]
+async fn a_single_controller_that_was_paused_for_longer_than_its_lease_goes_on() {
+    let world = World::new().await;
+    let controller = world.operator("controller", &[]);
+    apply_schedule(&world, "users", json!({"interval": "5s"})).await;
+    let schedules = world.schedules();
+    // Nothing is under way then: all that is left to do is the next slot.
+    let settled = async |runs: i64| {
+        let status = schedules.get("users").await.ok()?.status?;
+        (status.runs.succeeded >= runs && status.active.is_empty()).then_some(status.runs.succeeded)
+    };
+    let before = eventually("a run has ended", async || settled(1).await).await;
+
+    controller.signal("STOP");
+    // The length of time is what is tested. Nobody else is there to take the Lease over.
+    tokio::time::sleep(2 * LEASE).await;
+    controller.signal("CONT");
+    let resumed = Instant::now();
+    eventually("runs are made again", async || settled(before + 1).await).await;
+    println!("a run was made and done {:?} after the pause (interval 5s, lease {LEASE:?})", resumed.elapsed());
+    drop(controller);
+}
+
+#[tokio::test]
 async fn probes_tell_who_leads_and_whether_workers_get_answers() {
     let world = World::new().await;
     let replicas = replicas(&world).await;
