@@ -101,8 +101,6 @@ impl Elector {
             match timeout_at(sent + self.settings.duration / 2, self.attempt()).await {
                 Ok(Ok(leads)) => {
                     failing = false;
-                    // A renewal that came too late begins a new time: what was due in between was put aside.
-                    self.let_go_when_over();
                     if leads {
                         self.hold(sent + self.settings.duration.mul_f64(0.7));
                     }
@@ -157,6 +155,8 @@ impl Elector {
     }
 
     fn hold(&self, until: Instant) {
+        // A renewal that came too late begins a new time: what was due in between was put aside.
+        self.let_go_when_over();
         if self.until.send_replace(Some(until)).is_none() {
             tracing::info!(lease = self.settings.name, "this controller leads");
         }
@@ -220,5 +220,52 @@ fn spec(record: &Record) -> LeaseSpec {
         renew_time: record.renewed.map(MicroTime),
         lease_transitions: Some(record.transitions),
         ..LeaseSpec::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_time_is_over_by_the_clock_though_nobody_says_so() {
+        let (until, is_held) = watch::channel(None);
+        let (_leader, leads) = watch::channel(None);
+        let leadership = Leadership { until: is_held, leader: leads };
+        let state = || (leadership.is_held(), leadership.lost().now_or_never().is_some());
+        assert_eq!(state(), (false, true), "before the first election");
+        until.send_replace(Some(Instant::now() + Duration::from_secs(60)));
+        assert_eq!(state(), (true, false));
+        // As after a pause of the process: the elector has not run yet.
+        until.send_replace(Some(Instant::now()));
+        assert_eq!(state(), (false, true));
+    }
+
+    #[tokio::test]
+    async fn a_renewal_that_comes_too_late_is_told_as_a_change() {
+        let client = Client::new(tower::service_fn(no_server), "default");
+        let settings = Settings {
+            identity: "me".to_owned(),
+            namespace: None,
+            name: "sync-operator".to_owned(),
+            duration: Duration::from_secs(10),
+        };
+        let (elector, leadership) = Elector::new(settings, client);
+        let mut changes = leadership.changes();
+        let later = || Instant::now() + Duration::from_secs(7);
+        elector.hold(later());
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        elector.hold(later());
+        assert!(!changes.has_changed().unwrap(), "a renewal in time is no news");
+        elector.until.send_replace(Some(Instant::now()));
+        elector.hold(later());
+        assert!(changes.has_changed().unwrap());
+    }
+
+    async fn no_server<T>(_: T) -> Result<axum::http::Response<kube::client::Body>, std::io::Error> {
+        Err(std::io::ErrorKind::NotConnected.into())
     }
 }

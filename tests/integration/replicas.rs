@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use k8s_openapi::{api::coordination::v1::Lease, jiff::Timestamp};
+use k8s_openapi::{
+    api::{coordination::v1::Lease, events::v1::Event},
+    jiff::Timestamp,
+};
 use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 use sync_operator::{api::SLOT_ANNOTATION, domain::job::is_finished};
@@ -117,6 +120,14 @@ async fn a_leader_that_was_paused_for_longer_than_its_lease_writes_no_more() {
     })
     .await;
     assert!(paused.process.log().contains("leads no more"));
+    let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
+    let events = events.list(&ListParams::default()).await.unwrap().items;
+    let told_by = |by: bool| {
+        let holder = holder.as_ref();
+        let later = events.iter().filter(|event| event.event_time.as_ref().is_some_and(|time| time.0 > since));
+        later.filter(|event| (event.reporting_instance.as_ref() == holder) == by).count()
+    };
+    assert!(told_by(true) == 0 && told_by(false) > 0, "only the new one tells of what it does");
 
     let jobs = made().await;
     let slots: HashSet<_> = jobs.iter().map(|job| job.annotations()[SLOT_ANNOTATION].clone()).collect();
