@@ -10,23 +10,32 @@ usage() {
 cluster.sh [--name NAME] COMMAND: a Kubernetes control plane (without nodes), a Redis server and
 a one-member MongoDB replica set on 127.0.0.1. Each NAME (default: dev) has its own.
 
-  up [kube] [redis] [mongodb]  start what is not running (default: all) and wait until it is ready
+  up [kube] [redis] [mongodb]  start what is not running (default: these) and wait until it is ready
+     [mongodb3]                instead of mongodb: a replica set of three members, and toxiproxy with a
+                               proxy before each of them, and four each before the apiserver and Redis
   down                         stop everything of this NAME and delete its data
   stop COMPONENT...            stop (SIGTERM; after 10 s SIGKILL), keeping data and port;
                                gracefully ending takes etcd 5 s and the apiserver nearly 10 s
   kill COMPONENT...            the same with SIGKILL at once
   start COMPONENT...           start again and wait until ready
   status                       a line per component; exit code 0 if all that were started run
-  env                          lines for eval: KUBECONFIG, REDIS_URL, MONGODB_URI, PATH with kubectl
+  env                          lines for eval: KUBECONFIG, REDIS_URL, MONGODB_URI, PATH with kubectl, and
+                               TOXIPROXY_URL, whose /proxies lists the proxies
   kubeconfig                   the path of an administrator's kubeconfig
   kubectl ARGUMENT...          run kubectl against it
 
-COMPONENT: etcd apiserver controller-manager redis mongodb
+COMPONENT: etcd apiserver controller-manager redis mongodb mongodb1 mongodb2 mongodb3 toxiproxy
 Data and logs: ${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}/NAME
 END
 }
 
-components=(etcd apiserver controller-manager redis mongodb)
+members=(mongodb1 mongodb2 mongodb3)
+components=(etcd apiserver controller-manager redis mongodb "${members[@]}" toxiproxy)
+# Ports of a NAME, each at its place after the first.
+ports=(
+  etcd etcd-peer apiserver controller-manager redis mongodb "${members[@]}" toxiproxy "${members[@]/%/-proxy}"
+  apiserver-{0..3} redis-{0..3}
+)
 ready_limit=60
 root=${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}
 name=dev
@@ -57,23 +66,19 @@ lock() {
 
 need_state() { [[ -e $dir/prepared ]] || fail "\"$name\" is not up; run: $0 --name $name up"; }
 
-port_of() {
-  local base
+port_of() { # One of ports
+  local base i
   base=$(<"$dir/port")
-  case $1 in
-    etcd) echo "$base" ;;
-    etcd-peer) echo $((base + 1)) ;;
-    apiserver) echo $((base + 2)) ;;
-    controller-manager) echo $((base + 3)) ;;
-    redis) echo $((base + 4)) ;;
-    mongodb) echo $((base + 5)) ;;
-  esac
+  for i in "${!ports[@]}"; do
+    [[ ${ports[i]} != "$1" ]] || { echo $((base + i)); return; }
+  done
+  fail "no port for $1"
 }
 
 block_is_free() { # BASE
   local port
   ! grep -qsx "$1" "$root"/*/port || return 1
-  for port in $(seq "$1" $(($1 + 5))); do
+  for port in $(seq "$1" $(($1 + ${#ports[@]} - 1))); do
     ! port_is_taken "$port" || return 1
   done
 }
@@ -83,7 +88,7 @@ pick_ports() {
   local base
   (
     flock 8
-    while base=$((20000 + RANDOM % 1000 * 10)); ! block_is_free "$base"; do :; done
+    while base=$((20000 + RANDOM % 400 * 30)); ! block_is_free "$base"; do :; done
     echo "$base" >"$dir/port"
   ) 8<"$root"
 }
@@ -138,7 +143,7 @@ prepare() {
   pick_ports
   make_certificates
   make_kubeconfig
-  mkdir -p "$dir"/{etcd,redis,mongodb}
+  mkdir -p "$dir"/{etcd,redis,mongodb} "${members[@]/#/$dir/}"
   chmod 700 "$dir/etcd"
   touch "$dir/prepared"
 }
@@ -162,6 +167,17 @@ spawn() { # COMPONENT COMMAND...
   pid=$!
   disown "$pid" # or bash reports its end
   echo "$pid $(start_time "$pid")" >"$dir/$component.pid"
+}
+
+write_proxies() {
+  local of proxy separator='['
+  for of in "${members[@]/%/:-proxy}" apiserver:-{0..3} redis:-{0..3}; do
+    proxy=${of/:/}
+    printf '%s{"name": "%s", "listen": "127.0.0.1:%s", "upstream": "127.0.0.1:%s", "enabled": true}\n' \
+      "$separator" "${proxy%-proxy}" "$(port_of "$proxy")" "$(port_of "${of%:*}")"
+    separator=,
+  done >"$dir/proxies.json"
+  echo ']' >>"$dir/proxies.json"
 }
 
 launch() { # COMPONENT
@@ -199,11 +215,15 @@ launch() { # COMPONENT
       spawn redis "$redis_server" --bind 127.0.0.1 --port "$port" --dir "$dir/redis" \
         --appendonly yes --save '' --maxmemory-policy noeviction
       ;;
-    mongodb)
+    mongodb | mongodb[1-3])
       # By default a primary stays up for 15 s after SIGTERM, so that others may take over.
-      spawn mongodb "$mongod" --bind_ip 127.0.0.1 --port "$port" --dbpath "$dir/mongodb" --replSet rs0 \
-        --wiredTigerCacheSizeGB 1 --nounixsocket --setParameter diagnosticDataCollectionEnabled=false \
+      spawn "$1" "$mongod" --bind_ip 127.0.0.1 --port "$port" --dbpath "$dir/$1" --replSet rs0 \
+        --wiredTigerCacheSizeGB 0.5 --nounixsocket --setParameter diagnosticDataCollectionEnabled=false \
         --setParameter shutdownTimeoutMillisForSignaledShutdown=100
+      ;;
+    toxiproxy)
+      write_proxies
+      spawn toxiproxy "$toxiproxy" -host 127.0.0.1 -port "$port" -config "$dir/proxies.json"
       ;;
   esac
 }
@@ -227,6 +247,12 @@ is_ready() { # COMPONENT
       ;;
     redis) [[ $(redis-cli -p "$port" ping 2>/dev/null) == PONG ]] ;;
     mongodb) python3 "$here/replica_set.py" "$port" 2>/dev/null ;;
+    # Members know each other by their proxies, because that is where clients look for them too.
+    mongodb[1-3])
+      python3 "$here/replica_set.py" "$port" "$(port_of mongodb1-proxy)" "$(port_of mongodb2-proxy)" \
+        "$(port_of mongodb3-proxy)" 2>/dev/null
+      ;;
+    toxiproxy) get "http://127.0.0.1:$port/version" ;;
   esac
 }
 
@@ -262,6 +288,16 @@ start() { # COMPONENT...
   done
 }
 
+# Only once all of them run can one of them ask the others to join.
+start_members() {
+  local member
+  start toxiproxy
+  for member in "${members[@]}"; do
+    if ! runs "$member"; then launch "$member"; fi
+  done
+  start "${members[@]}"
+}
+
 signal() { # SIGNAL COMPONENT...
   local component pid signal=$1
   shift
@@ -292,17 +328,17 @@ up() {
   local part job jobs=() failed=0
   (($#)) || set -- kube redis mongodb
   for part; do
-    [[ $part == @(kube|redis|mongodb) ]] || fail "up: kube, redis or mongodb, not $part"
+    [[ $part == @(kube|redis|mongodb|mongodb3) ]] || fail "up: kube, redis, mongodb or mongodb3, not $part"
   done
-  "$here/install.sh"
+  "$here/install.sh" "$@"
   lock
   prepare
   for part; do
-    if [[ $part == kube ]]; then
-      start etcd apiserver controller-manager &
-    else
-      start "$part" &
-    fi
+    case $part in
+      kube) start etcd apiserver controller-manager & ;;
+      mongodb3) start_members & ;;
+      *) start "$part" & ;;
+    esac
     jobs+=($!)
   done
   for job in "${jobs[@]}"; do
@@ -344,11 +380,18 @@ status() {
 }
 
 print_env() {
+  local member hosts
+  hosts=127.0.0.1:$(port_of mongodb)
+  if [[ -e $dir/mongodb1.pid ]]; then
+    hosts=
+    for member in "${members[@]}"; do hosts+=${hosts:+,}127.0.0.1:$(port_of "$member-proxy"); done
+  fi
   printf 'export %s\n' "KUBECONFIG=$(printf %q "$dir/kubeconfig")" \
     "KUBECACHEDIR=$(printf %q "$dir/kubectl-cache")" \
     "REDIS_URL=redis://127.0.0.1:$(port_of redis)" \
     "REDIS_SERVER=$redis_server" \
-    "MONGODB_URI=mongodb://127.0.0.1:$(port_of mongodb)/?replicaSet=rs0" \
+    "MONGODB_URI=mongodb://$hosts/?replicaSet=rs0" \
+    "TOXIPROXY_URL=http://127.0.0.1:$(port_of toxiproxy)" \
     "PATH=$(printf %q "$kubernetes"):\$PATH"
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what cluster.sh starts. Needs root only where a Debian package is missing.
+# Installs what cluster.sh starts; toxiproxy only for the part mongodb3. Needs root only where a Debian package is missing.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -119,7 +119,23 @@ need_kubernetes() {
   mv "$tmp" "$kubernetes"
 }
 
-installed() { [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server ]]; }
+need_toxiproxy() {
+  [[ ! -x $toxiproxy ]] || return 0
+  need_go
+  local tmp=$cache/toxiproxy.tmp
+  rm -rf "$tmp"
+  slowly "build toxiproxy $toxiproxy_version" 0 \
+    env GOFLAGS= GOBIN="$tmp" go install "github.com/Shopify/toxiproxy/v2/cmd/server@$toxiproxy_version"
+  mv "$tmp/server" "$toxiproxy"
+  rm -rf "$tmp"
+}
+
+with_toxiproxy=
+[[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1
+
+installed() {
+  [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) ]]
+}
 
 if ! installed; then
   mkdir -p "$cache"
@@ -131,4 +147,5 @@ if ! installed; then
   need_redis
   need_mongod
   need_kubernetes
+  [[ ! $with_toxiproxy ]] || need_toxiproxy
 fi

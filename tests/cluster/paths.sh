@@ -20,3 +20,5 @@ source_key() {
 kubernetes=$cache/kubernetes-$(source_key)
 mongod=$cache/mongod-6.0.5
 redis_server=$cache/redis-server
+toxiproxy_version=v2.5.0
+toxiproxy=$cache/toxiproxy-$toxiproxy_version

@@ -1,5 +1,6 @@
-"""replica_set.py PORT: exits with 0 once the mongod at 127.0.0.1:PORT is the writable
-primary of its one-member replica set, which it initiates if that was not done yet.
+"""replica_set.py PORT [MEMBER_PORT...]: exits with 0 once the mongod at 127.0.0.1:PORT can do its part: it is the
+writable primary of its one-member replica set, or, when the members' ports are given, knows a primary.
+Initiates the set if that was not done yet.
 Speaks OP_MSG itself, as neither mongosh nor a driver is at hand."""
 
 import socket
@@ -32,7 +33,7 @@ def command(connection, document):
         return answer.read(length - 4)
 
 
-def main(port):
+def main(port, members):
     try:
         connection = socket.create_connection(("127.0.0.1", port), timeout=10)
     except OSError:
@@ -41,12 +42,16 @@ def main(port):
         hello = command(connection, {"hello": 1})
         if b"\x08isWritablePrimary\0\x01" in hello:
             return 0
+        if members and b"\x08secondary\0\x01" in hello and b"\x02primary\0" in hello:
+            return 0
         if b"\x02setName\0" not in hello:
-            members = [{"_id": 0, "host": f"127.0.0.1:{port}"}]
-            config = {"_id": "rs0", "members": members}
+            hosts = [{"_id": i, "host": f"127.0.0.1:{p}"} for i, p in enumerate(members or [port])]
+            # Faults are short, and so must elections be.
+            times = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 250, "heartbeatTimeoutSecs": 1}
+            config = {"_id": "rs0", "members": hosts, **({"settings": times} if members else {})}
             command(connection, {"replSetInitiate": config})
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -121,13 +121,18 @@ impl World {
 
     /// Starts `sync-operator COMMAND` on this world.
     pub fn operator(&self, command: &str, args: &[&str]) -> Operator {
+        self.operator_on(&self.servers, command, args)
+    }
+
+    /// The same, but it finds the servers at other addresses.
+    pub fn operator_on(&self, servers: &Servers, command: &str, args: &[&str]) -> Operator {
         let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
         process
             .arg(command)
             .args(args)
-            .env("KUBECONFIG", &self.servers.kubeconfig)
-            .env("REDIS_URL", &self.servers.redis)
-            .env("MONGODB_URI", &self.servers.mongodb)
+            .env("KUBECONFIG", &servers.kubeconfig)
+            .env("REDIS_URL", &servers.redis)
+            .env("MONGODB_URI", &servers.mongodb)
             .env("MONGODB_DATABASE", &self.name)
             .env("QUEUE_NAME", &self.name)
             .env("WATCH_NAMESPACE", &self.name)
@@ -161,6 +166,11 @@ impl Operator {
         let file = fs::File::create(&log).unwrap();
         let child = process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
         Self { child, log }
+    }
+
+    /// Another name for the log, which stays when the process is dropped.
+    pub fn keep_log(&self, name: &Path) {
+        fs::hard_link(&self.log, name).unwrap();
     }
 
     pub fn log(&self) -> String {
