@@ -188,6 +188,11 @@ impl Operator {
 
     /// Asks the process to stop, and waits for its exit code.
     pub async fn stop(mut self) -> Option<i32> {
+        self.stop_and_wait().await
+    }
+
+    /// The same, for one that is still needed: its log can be read.
+    pub async fn stop_and_wait(&mut self) -> Option<i32> {
         self.signal("TERM");
         let status = eventually("the operator ends after SIGTERM", || {
             let ended = self.child.try_wait().unwrap();

@@ -1,0 +1,265 @@
+//! What must be true after a round.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt::Write,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bson::{Bson, DateTime, Document, doc};
+use futures::StreamExt;
+use kube::{ResourceExt, runtime::watcher};
+use redis::AsyncCommands;
+use sync_operator::{
+    api::{SyncJob, SyncJobStatus},
+    domain::{conditions::is_true, job::is_finished},
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    LEASE, LIMIT, REJECTED, RUNS, USERS,
+    round::{History, Round},
+    support::World,
+};
+
+impl Round<'_> {
+    /// Waits until all runs have ended, and checks everything. Returns how many had not ended at first.
+    pub async fn check(&self) -> usize {
+        let (unfinished, jobs) = self.all_ended().await;
+        for job in &jobs {
+            self.check_run(job).await;
+        }
+        one_job_for_each_slot(&jobs);
+        self.statuses.check(&jobs);
+        self.redis_is_tidy().await;
+        self.nobody_writes_any_more(&jobs).await;
+        self.statuses.check(&jobs);
+        unfinished
+    }
+
+    async fn all_ended(&self) -> (usize, Vec<SyncJob>) {
+        let began = Instant::now();
+        let mut at_first = None;
+        loop {
+            let jobs = self.jobs().await;
+            let unfinished: Vec<_> = jobs.iter().filter(|job| !is_finished(job)).collect();
+            let count = *at_first.get_or_insert(unfinished.len());
+            if unfinished.is_empty() {
+                return (count, jobs);
+            }
+            let names: Vec<_> = unfinished.iter().map(|job| job.name_any()).collect();
+            assert!(
+                began.elapsed() < LIMIT,
+                "{LIMIT:?} after the last fault these have not ended: {}",
+                names.join(" ")
+            );
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn check_run(&self, job: &SyncJob) {
+        let (name, status) = (job.name_any(), job.status.clone().unwrap());
+        let field = job.spec.target.last_synced_field.clone();
+        let counts = status.counts.unwrap_or_default();
+        assert_eq!(counts.processed, counts.updated + counts.unchanged + counts.failed, "{name}: {counts:?}");
+        if is_true(&status.conditions, "Failed") {
+            let reason = &status.conditions.iter().find(|found| found.type_ == "Failed").unwrap().reason;
+            let cancelled = self.cancelled.lock().unwrap().contains(&job.uid().unwrap());
+            assert!(reason == "Cancelled" && cancelled, "{name} failed with {reason}");
+            return;
+        }
+        let refused: Vec<_> = status.failures.iter().map(|failure| failure.key.clone()).collect();
+        let expected: Vec<_> = (0..REJECTED).map(|id| id.to_string()).collect();
+        assert_eq!(refused, expected, "{name}: the documents it says were refused");
+        assert_eq!((status.progress, counts.failed), (Some(100), i64::from(REJECTED)), "{name}: {counts:?}");
+
+        let start = DateTime::from_millis(status.start_time.as_ref().unwrap().0.as_millisecond());
+        let matched = matched(job);
+        let good = i64::from(matched - REJECTED);
+        let later = self.count(doc! {&field: {"$gte": start}}).await;
+        let by_this_run = self.count(doc! {&field: start}).await;
+        let told = (counts.processed, counts.updated + counts.unchanged);
+        if format!("{:?}", job.spec.sync_type) == "Incremental" {
+            // A start that Redis lost before a status told it is lost: the next one leaves out what it stamped.
+            let stamped = self.count(doc! {&field: {"$exists": true}}).await;
+            assert_eq!(stamped, good, "{name}: stamped documents");
+            assert_eq!(counts.updated, by_this_run, "{name} counts what it stamped: {counts:?}");
+            return;
+        }
+        assert_eq!(told, (i64::from(matched), good), "{name}: {counts:?}");
+        assert_eq!(later, good, "{name}: documents that carry its start, {start}, or a later one");
+        if field.starts_with('f') {
+            assert_eq!(by_this_run, good, "{name}: documents that carry its start, {start}");
+            assert_eq!(counts.updated, good, "{name}: nobody else stamps this field: {counts:?}");
+        }
+    }
+
+    async fn count(&self, filter: Document) -> i64 {
+        self.world.count(filter).await as i64
+    }
+
+    /// No run that has ended is at work or waits, and of deleted ones there is nothing.
+    async fn redis_is_tidy(&self) {
+        let key = |name: &str| format!("{{sync:{}}}:{name}", self.world.name);
+        let deleted = self.deleted.lock().unwrap().clone();
+        let (began, mut redis) = (Instant::now(), self.redis().await);
+        loop {
+            let mut left: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            for set in ["waiting", "delayed", "active", "parked"] {
+                let uids: Vec<String> = redis.zrange(key(set), 0, -1).await.unwrap();
+                left.entry(set.to_owned()).or_default().extend(uids);
+            }
+            for (name, uid) in &deleted {
+                let exists: bool = redis.exists(key(&format!("run:{uid}"))).await.unwrap();
+                let mut places = Vec::from_iter(exists.then(|| "its hash".to_owned()));
+                for set in ["completed", "failed"] {
+                    let score: Option<f64> = redis.zscore(key(set), uid).await.unwrap();
+                    places.extend(score.map(|_| set.to_owned()));
+                }
+                left.insert(format!("deleted {name} {uid}"), places);
+            }
+            left.retain(|_, found| !found.is_empty());
+            if left.is_empty() {
+                return;
+            }
+            assert!(began.elapsed() < LIMIT, "left in Redis: {left:?}");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Clears stamps and waits: a worker that does not know that its run is over would set them again.
+    async fn nobody_writes_any_more(&self, jobs: &[SyncJob]) {
+        let fields: Vec<_> =
+            (0..RUNS).map(|run| format!("f{run}")).chain(["shared".to_owned(), "scheduled".to_owned()]).collect();
+        let some = doc! {"_id": {"$gte": USERS / 2}};
+        let unset: Document = fields.iter().map(|field| (field.clone(), Bson::from(""))).collect();
+        let began = Instant::now();
+        // A primary that was only just elected may yet give way to another one.
+        while let Err(error) = self.users().update_many(some.clone(), doc! {"$unset": unset.clone()}).await {
+            assert!(began.elapsed() < LIMIT, "{error}");
+            sleep(Duration::from_millis(200)).await;
+        }
+        sleep(LEASE.mul_f64(1.5)).await;
+        let again: Vec<_> = fields.iter().map(|field| doc! {field: {"$exists": true}}).collect();
+        let again = self.users().find_one(doc! {"$and": [some, {"$or": again}]}).await.unwrap();
+        let again = again.map(|document| document.keys().cloned().collect::<Vec<_>>());
+        assert_eq!(again, None, "stamped after the end of the runs: a document with these fields");
+        let after: HashMap<_, _> = self.jobs().await.into_iter().map(|job| (job.uid(), job.status)).collect();
+        for job in jobs {
+            if let Some(status) = after.get(&job.uid()) {
+                assert_eq!(&job.status, status, "{} changed after its end", job.name_any());
+            }
+        }
+    }
+}
+
+/// How many documents a run has to handle.
+fn matched(job: &SyncJob) -> i32 {
+    let filter = serde_json::to_value(&job.spec.target.filter).unwrap();
+    filter["_id"]["$lt"].as_i64().map_or(USERS, |limit| limit as i32)
+}
+
+fn one_job_for_each_slot(jobs: &[SyncJob]) {
+    let mut of_slots: HashMap<&str, Vec<String>> = HashMap::new();
+    for job in jobs {
+        if let Some(slot) = job.annotations().get("sync.codex.dev/scheduled-at") {
+            of_slots.entry(slot).or_default().push(job.name_any());
+        }
+    }
+    of_slots.retain(|_, jobs| jobs.len() > 1);
+    assert!(of_slots.is_empty(), "slots with more than one SyncJob: {of_slots:?}");
+}
+
+type Seen = HashMap<String, (String, Vec<(f64, SyncJobStatus)>)>;
+
+/// Every status a SyncJob was seen with, by uid, and when.
+pub struct Statuses {
+    seen: Arc<Mutex<Seen>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Statuses {
+    pub fn follow(world: &World, history: History) -> Self {
+        let seen: Arc<Mutex<Seen>> = Arc::default();
+        let (jobs, kept) = (world.jobs(), Arc::clone(&seen));
+        let task = tokio::spawn(async move {
+            let mut events = std::pin::pin!(watcher(jobs, watcher::Config::default()));
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(watcher::Event::Apply(job) | watcher::Event::InitApply(job)) => {
+                        let (Some(uid), name, Some(status)) = (job.uid(), job.name_any(), job.status) else { continue };
+                        let mut kept = kept.lock().unwrap();
+                        let (_, statuses) = kept.entry(uid).or_insert_with(|| (name, Vec::new()));
+                        if statuses.last().is_none_or(|(_, last)| *last != status) {
+                            statuses.push((history.elapsed(), status));
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(_) => sleep(Duration::from_millis(100)).await,
+                }
+            }
+        });
+        Self { seen, task }
+    }
+
+    pub fn check(&self, jobs: &[SyncJob]) {
+        let seen = self.seen.lock().unwrap();
+        for job in jobs {
+            let name = job.name_any();
+            let statuses = seen.get(&job.uid().unwrap()).map(|(_, seen)| seen.as_slice()).unwrap_or_default();
+            for pair in statuses.windows(2) {
+                let ((at, before), (then, after)) = (&pair[0], &pair[1]);
+                let when = format!("{name}, between {at:.3} s and {then:.3} s");
+                assert!(before.progress <= after.progress, "{when}: progress went back");
+                let processed = |status: &SyncJobStatus| status.counts.unwrap_or_default().processed;
+                let cancelled = is_true(&after.conditions, "Failed");
+                assert!(cancelled || processed(before) <= processed(after), "{when}: processed went back");
+                assert_eq!(terminal(before), (false, false), "{when}: changed after its end");
+                let starts = (&before.start_time, &after.start_time);
+                assert!(starts.0.is_none() || starts.0 == starts.1, "{when}: its start changed");
+            }
+            let last = job.status.as_ref().map(terminal);
+            assert!(matches!(last, Some((true, false) | (false, true))), "{name}: one terminal condition");
+        }
+    }
+
+    /// The statuses of the SyncJobs with these names, a line for each.
+    pub fn tell(&self, names: &HashSet<&str>) -> String {
+        let mut text = String::new();
+        for (uid, (name, statuses)) in &*self.seen.lock().unwrap() {
+            if !names.contains(name.as_str()) {
+                continue;
+            }
+            writeln!(text, "\nStatuses of {name}, uid {uid}:").unwrap();
+            for (at, status) in statuses {
+                let conditions: Vec<_> =
+                    status.conditions.iter().map(|found| format!("{}={}", found.type_, found.reason)).collect();
+                writeln!(
+                    text,
+                    "{at:7.3} s  {:?} {:?} {} start {:?} worker {} attempts {:?} recoveries {:?} {:?}",
+                    status.phase,
+                    status.progress,
+                    conditions.join(" "),
+                    status.start_time.as_ref().map(|start| start.0),
+                    status.worker.as_deref().unwrap_or("-"),
+                    status.attempts,
+                    status.recoveries,
+                    status.counts,
+                )
+                .unwrap();
+            }
+        }
+        text
+    }
+}
+
+fn terminal(status: &SyncJobStatus) -> (bool, bool) {
+    (is_true(&status.conditions, "Complete"), is_true(&status.conditions, "Failed"))
+}
+
+impl Drop for Statuses {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,143 @@
+//! The servers of all rounds, and the proxies through which operators reach them.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+
+use crate::support::{Servers, unique};
+
+/// The members of the MongoDB replica set, which are also the names of their proxies.
+pub const MEMBERS: [&str; 3] = ["mongodb1", "mongodb2", "mongodb3"];
+
+/// Servers, stopped when dropped.
+pub struct Ground {
+    name: String,
+    /// As the tests reach them. MongoDB is behind its proxies for everyone.
+    pub servers: Servers,
+    /// As each operator reaches them.
+    proxied: Vec<Servers>,
+    toxiproxy: String,
+    folder: PathBuf,
+}
+
+impl Ground {
+    pub fn up(operators: usize) -> Self {
+        let name = unique("faults");
+        let folder = std::env::temp_dir().join(format!("sync-operator-{name}"));
+        fs::create_dir(&folder).unwrap();
+        let servers = Servers { kubeconfig: String::new(), redis: String::new(), mongodb: String::new() };
+        let mut ground = Self { name, servers, proxied: Vec::new(), toxiproxy: String::new(), folder };
+        ground.cluster(&["up", "kube", "redis", "mongodb3"]);
+        for line in ground.cluster(&["env"]).lines() {
+            match line.trim_start_matches("export ").split_once('=') {
+                Some(("KUBECONFIG", value)) => value.clone_into(&mut ground.servers.kubeconfig),
+                Some(("REDIS_URL", value)) => value.clone_into(&mut ground.servers.redis),
+                Some(("MONGODB_URI", value)) => value.clone_into(&mut ground.servers.mongodb),
+                Some(("TOXIPROXY_URL", value)) => value.clone_into(&mut ground.toxiproxy),
+                _ => {}
+            }
+        }
+        ground.cluster(&["kubectl", "apply", "-f", "crds"]);
+        for kind in ["syncschedules", "syncjobs"] {
+            ground.cluster(&["kubectl", "wait", "--for=condition=Established", &format!("crd/{kind}.sync.codex.dev")]);
+        }
+        ground.cluster(&["stop", "controller-manager"]);
+        ground.cluster(&["start", "controller-manager"]);
+        ground.proxied = (0..operators).map(|operator| ground.behind_proxies(operator)).collect();
+        ground
+    }
+
+    /// Where what is to be kept of a failed round is.
+    pub fn folder(&self) -> &PathBuf {
+        &self.folder
+    }
+
+    pub fn for_operator(&self, operator: usize) -> &Servers {
+        &self.proxied[operator]
+    }
+
+    /// Addresses of an operator's own proxies. The API server's certificate is for 127.0.0.1, whatever the port.
+    fn behind_proxies(&self, operator: usize) -> Servers {
+        let proxies: Value = serde_json::from_str(&curl(&self.toxiproxy, "GET", "/proxies", &Value::Null)).unwrap();
+        let address = |name: &str, end: &str| proxies[format!("{name}-{operator}")][end].as_str().unwrap().to_owned();
+        let direct = fs::read_to_string(&self.servers.kubeconfig).unwrap();
+        let kubeconfig = self.folder.join(format!("kubeconfig-{operator}"));
+        fs::write(&kubeconfig, direct.replace(&address("apiserver", "upstream"), &address("apiserver", "listen")))
+            .unwrap();
+        Servers {
+            kubeconfig: kubeconfig.to_str().unwrap().to_owned(),
+            redis: format!("redis://{}", address("redis", "listen")),
+            mongodb: self.servers.mongodb.clone(),
+        }
+    }
+
+    fn cluster(&self, args: &[&str]) -> String {
+        let output = Command::new("tests/cluster/cluster.sh").args(["--name", &self.name]).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// `kill` or `start` of a server.
+    pub async fn server(&self, command: &'static str, server: &str) {
+        let (name, server) = (self.name.clone(), server.to_owned());
+        let arguments =
+            move || Command::new("tests/cluster/cluster.sh").args(["--name", &name, command, &server]).output();
+        let output = spawn_blocking(arguments).await.unwrap().unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Does something bad to a proxy's connections, those that exist and new ones.
+    pub async fn spoil(&self, proxy: &str, toxic: &Toxic) {
+        match toxic {
+            Toxic::Down => self.proxy("POST", format!("/proxies/{proxy}"), json!({"enabled": false})).await,
+            Toxic::Other { kind, stream, attributes } => {
+                let body = json!({"name": "fault", "type": kind, "stream": stream, "attributes": attributes});
+                self.proxy("POST", format!("/proxies/{proxy}/toxics"), body).await;
+            }
+        }
+    }
+
+    /// Takes it back.
+    pub async fn mend(&self, proxy: &str, toxic: &Toxic) {
+        match toxic {
+            Toxic::Down => self.proxy("POST", format!("/proxies/{proxy}"), json!({"enabled": true})).await,
+            Toxic::Other { .. } => self.proxy("DELETE", format!("/proxies/{proxy}/toxics/fault"), Value::Null).await,
+        }
+    }
+
+    async fn proxy(&self, method: &'static str, path: String, body: Value) {
+        let url = self.toxiproxy.clone();
+        spawn_blocking(move || curl(&url, method, &path, &body)).await.unwrap();
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        Command::new("tests/cluster/cluster.sh").args(["--name", &self.name, "down"]).output().ok();
+    }
+}
+
+/// What a connection can suffer from, in toxiproxy's words.
+#[derive(Clone, Debug)]
+pub enum Toxic {
+    /// Closed, and new ones refused.
+    Down,
+    Other {
+        kind: &'static str,
+        stream: &'static str,
+        attributes: Value,
+    },
+}
+
+fn curl(url: &str, method: &str, path: &str, body: &Value) -> String {
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--fail-with-body", "--noproxy", "*", "-X", method, &format!("{url}{path}")]);
+    if !body.is_null() {
+        curl.args(["-d", &body.to_string()]);
+    }
+    let output = curl.output().unwrap();
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{method} {path} {body}: {answer}");
+    answer
+}

@@ -1,0 +1,354 @@
+//! One round: a world of its own, operators, runs, and what the schedule does to them.
+
+use std::{
+    any::Any,
+    collections::{HashMap, HashSet},
+    fmt::Display,
+    fs,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use bson::{Document, doc};
+use futures::{FutureExt, future::join_all};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use mongodb::options::ClientOptions;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde_json::{Value, json};
+use sync_operator::api::{SyncJob, SyncSchedule};
+use tokio::{
+    sync::{Mutex as Turn, MutexGuard},
+    time::{Instant, sleep},
+};
+
+use crate::{
+    LEASE, LIMIT, OPERATORS, REJECTED, RUNS, USERS,
+    check::Statuses,
+    ground::{Ground, MEMBERS},
+    schedule::{Fault, schedule},
+    support::{Operator, World},
+};
+
+/// Lines of each operator's log that a report shows.
+const TAIL: usize = 15;
+
+/// What was done in a round, with times.
+#[derive(Clone)]
+pub struct History(Arc<Mutex<Vec<String>>>, Instant);
+
+impl History {
+    pub fn note(&self, what: impl Display) {
+        self.0.lock().unwrap().push(format!("{:7.3} s  {what}", self.elapsed()));
+    }
+
+    pub fn elapsed(&self) -> f64 {
+        self.1.elapsed().as_secs_f64()
+    }
+}
+
+pub struct Round<'a> {
+    pub ground: &'a Ground,
+    pub world: World,
+    pub history: History,
+    pub statuses: Statuses,
+    /// By uid.
+    pub cancelled: Mutex<HashSet<String>>,
+    /// Name and uid.
+    pub deleted: Mutex<Vec<(String, String)>>,
+    operators: Vec<Turn<Operator>>,
+    /// Whoever does something to a server, a proxy or a run has it for himself meanwhile.
+    turns: Mutex<HashMap<String, Arc<Turn<()>>>>,
+    logs: PathBuf,
+}
+
+/// Plays the round of a seed. Returns a summary, or what went wrong.
+pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
+    let history = History(Arc::default(), Instant::now());
+    let logs = ground.folder().join(format!("seed-{seed}"));
+    fs::create_dir_all(&logs).unwrap();
+    let mut random = StdRng::seed_from_u64(seed);
+    let world = World::on(ground.servers.clone()).await;
+    world.seed(USERS, REJECTED).await;
+    let round = Round {
+        ground,
+        history: history.clone(),
+        statuses: Statuses::follow(&world, history),
+        cancelled: Mutex::default(),
+        deleted: Mutex::default(),
+        operators: (0..OPERATORS).map(|operator| Turn::new(start(ground, &world, &logs, operator))).collect(),
+        turns: Mutex::default(),
+        logs,
+        world,
+    };
+    let played = AssertUnwindSafe(round.play(&mut random)).catch_unwind().await;
+    match played {
+        Ok(summary) => {
+            fs::remove_dir_all(&round.logs).unwrap();
+            Ok(summary)
+        }
+        Err(panic) => Err(round.report(&*panic)),
+    }
+}
+
+/// Starts an operator. What all of them are told stands here.
+fn start(ground: &Ground, world: &World, logs: &Path, operator: usize) -> Operator {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let lease = format!("{}s", LEASE.as_secs());
+    let common = ["--lease-duration", &lease, "--workers", "4", "--log-level", "warn,sync_operator=debug"];
+    let leader = ["--leader-lease-duration", "2s", "--resync-interval", "1s", "--status-interval", "200ms"];
+    let servers = ground.for_operator(operator);
+    let started = if operator + 1 < OPERATORS {
+        world.operator_on(servers, "controller", &[&common[..], &leader].concat())
+    } else {
+        world.operator_on(servers, "worker", &common)
+    };
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    started.keep_log(&logs.join(format!("operator-{operator}-{number:04}.log")));
+    started
+}
+
+impl Round<'_> {
+    async fn play(&self, random: &mut StdRng) -> String {
+        self.make_runs(random).await;
+        let (scheduled, faults) = (random.random_bool(0.3), schedule(random));
+        if scheduled {
+            self.make_schedule().await;
+        }
+        let began = Instant::now();
+        let count = faults.len();
+        let inflicted = faults.into_iter().map(|(at, fault)| async move {
+            tokio::time::sleep_until(began + at).await;
+            self.inflict(fault).await;
+        });
+        join_all(inflicted).await;
+        self.heal(scheduled).await;
+        let unfinished = self.check().await;
+        format!("{count} faults; {unfinished} runs had not ended when they were over")
+    }
+
+    async fn make_runs(&self, random: &mut StdRng) {
+        for run in 0..RUNS {
+            // The last two stamp the same field: of each document, the later one wins.
+            let field = if run < RUNS - 2 { format!("f{run}") } else { "shared".to_owned() };
+            let some = run < RUNS - 2 && random.random_bool(0.3);
+            let filter = if some { json!({"_id": {"$lt": random.random_range(USERS / 2..USERS)}}) } else { json!({}) };
+            let kind = if run < RUNS - 2 && random.random_bool(0.3) { "Incremental" } else { "Full" };
+            let spec = json!({
+                "syncType": kind, "batchSize": random.random_range(2..20), "parallelism": random.random_range(1..4),
+                "backoffLimit": 100, "backoff": {"initial": "200ms", "factor": 1, "jitter": 0.5},
+                "target": {"lastSyncedField": field, "filter": filter},
+            });
+            self.make_run(run, &spec).await;
+        }
+    }
+
+    async fn make_run(&self, run: usize, spec: &Value) {
+        let job = SyncJob::new(&format!("run-{run}"), serde_json::from_value(spec.clone()).unwrap());
+        match insist(async || self.world.jobs().create(&PostParams::default(), &job).await).await {
+            // Made by a try before, whose answer was lost.
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            made => drop(made.unwrap()),
+        }
+    }
+
+    async fn make_schedule(&self) {
+        let spec = json!({"interval": "2s", "jobTemplate": {"spec": {"syncType": "Full", "backoffLimit": 100,
+            "backoff": {"initial": "200ms", "factor": 1}, "target": {"lastSyncedField": "scheduled"}}}});
+        let schedule = SyncSchedule::new("users", serde_json::from_value(spec).unwrap());
+        self.world.schedules().create(&PostParams::default(), &schedule).await.unwrap();
+    }
+
+    async fn inflict(&self, fault: Fault) {
+        let text = format!("{fault:?}");
+        self.history.note(&text);
+        match fault {
+            Fault::KillOperator(operator, gone) => {
+                let mut process = self.operators[operator].lock().await;
+                process.signal("KILL");
+                sleep(gone).await;
+                *process = self.start(operator);
+            }
+            Fault::PauseOperator(operator, pause) => {
+                let process = self.operators[operator].lock().await;
+                process.signal("STOP");
+                sleep(pause).await;
+                process.signal("CONT");
+            }
+            Fault::StopOperator(operator, gone) => {
+                let mut process = self.operators[operator].lock().await;
+                assert!(process.is_running(), "operator {operator} ended by itself");
+                let code = process.stop_and_wait().await;
+                assert_eq!(code, Some(0), "operator {operator} is told to stop");
+                sleep(gone).await;
+                *process = self.start(operator);
+            }
+            Fault::KillServer(server, gone) => {
+                let turn = self.turn(server);
+                let _mine = turn.lock().await;
+                self.ground.server("kill", server).await;
+                sleep(gone).await;
+                self.ground.server("start", server).await;
+            }
+            Fault::FlushRedis => {
+                let turn = self.turn("redis");
+                let _mine = turn.lock().await;
+                let mut connection = self.redis().await;
+                redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
+            }
+            Fault::StepDown => join_all(MEMBERS.map(|member| self.step_down(member))).await.into_iter().collect(),
+            Fault::Spoil(proxies, toxic, lasts) => {
+                let turns: Vec<_> = proxies.iter().map(|proxy| self.turn(proxy)).collect();
+                // Always in the same order.
+                let mut mine: Vec<MutexGuard<()>> = Vec::new();
+                for turn in &turns {
+                    mine.push(turn.lock().await);
+                }
+                join_all(proxies.iter().map(|proxy| self.ground.spoil(proxy, &toxic))).await;
+                sleep(lasts).await;
+                join_all(proxies.iter().map(|proxy| self.ground.mend(proxy, &toxic))).await;
+            }
+            Fault::Wish(run, spec) => self.wish(run, &spec).await,
+            Fault::Delete(run) => self.delete(run).await.map_or((), drop),
+            Fault::Replace(run) => {
+                if let Some(mut job) = self.delete(run).await {
+                    job.spec.suspended = false;
+                    job.spec.cancelled = false;
+                    let mut spec = serde_json::to_value(&job.spec).unwrap();
+                    // An Incremental one would leave out what the first one stamped.
+                    spec["syncType"] = json!("Full");
+                    self.make_run(run, &spec).await;
+                }
+            }
+        }
+        self.history.note(format_args!("over: {text}"));
+    }
+
+    fn start(&self, operator: usize) -> Operator {
+        start(self.ground, &self.world, &self.logs, operator)
+    }
+
+    fn turn(&self, of: &str) -> Arc<Turn<()>> {
+        Arc::clone(self.turns.lock().unwrap().entry(of.to_owned()).or_default())
+    }
+
+    pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.ground.servers.redis.as_str()).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// Asks a member to step down. Only the primary does.
+    async fn step_down(&self, member: &str) {
+        let turn = self.turn(member);
+        // One that is killed or cut off cannot be asked.
+        let Ok(_mine) = turn.try_lock() else { return };
+        let at = MEMBERS.iter().position(|name| *name == member).unwrap();
+        let mut options = ClientOptions::parse(&self.ground.servers.mongodb).await.unwrap();
+        options.hosts = vec![options.hosts[at].clone()];
+        options.repl_set_name = None;
+        options.direct_connection = Some(true);
+        options.server_selection_timeout = Some(Duration::from_secs(1));
+        let admin = mongodb::Client::with_options(options).unwrap().database("admin");
+        admin.run_command(doc! {"replSetStepDown": 1, "force": true}).await.ok();
+    }
+
+    async fn wish(&self, run: usize, spec: &Value) {
+        let name = format!("run-{run}");
+        let turn = self.turn(&name);
+        let _mine = turn.lock().await;
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        match insist(async || self.world.jobs().patch(&name, &PatchParams::default(), &patch).await).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            patched => {
+                if let (Some(uid), true) = (patched.unwrap().uid(), spec["cancelled"] == true) {
+                    self.cancelled.lock().unwrap().insert(uid);
+                }
+            }
+        }
+    }
+
+    /// Deletes a SyncJob. Returns it as it was.
+    async fn delete(&self, run: usize) -> Option<SyncJob> {
+        let name = format!("run-{run}");
+        let turn = self.turn(&name);
+        let _mine = turn.lock().await;
+        let job = insist(async || self.world.jobs().get_opt(&name).await).await.unwrap()?;
+        let preconditions = Preconditions { uid: job.uid(), resource_version: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+        match insist(async || self.world.jobs().delete(&name, &params).await).await {
+            // Gone already: the answer of a try before was lost.
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            deleted => drop(deleted.unwrap()),
+        }
+        self.deleted.lock().unwrap().push((name, job.uid().unwrap()));
+        Some(job)
+    }
+
+    /// Ends the wishes that would keep runs from ending. The faults are over.
+    async fn heal(&self, scheduled: bool) {
+        for run in 0..RUNS {
+            self.wish(run, &json!({"suspended": false})).await;
+        }
+        if scheduled {
+            let patch = Patch::Merge(json!({"spec": {"suspended": true}}));
+            insist(async || self.world.schedules().patch("users", &PatchParams::default(), &patch).await)
+                .await
+                .unwrap();
+        }
+        for (index, operator) in self.operators.iter().enumerate() {
+            assert!(operator.lock().await.is_running(), "operator {index} ended by itself");
+        }
+        self.history.note("healed");
+    }
+
+    pub async fn jobs(&self) -> Vec<SyncJob> {
+        insist(async || self.world.jobs().list(&ListParams::default()).await).await.unwrap().items
+    }
+
+    pub fn users(&self) -> mongodb::Collection<Document> {
+        self.world.database.collection("users")
+    }
+
+    /// What to tell people about a failure: what was expected, what was done, how the SyncJobs it names got there, and
+    /// the ends of the logs.
+    fn report(&self, panic: &(dyn Any + Send)) -> String {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
+        let mut report = format!("{text}\n\nWhat was done:\n{}\n", self.history.0.lock().unwrap().join("\n"));
+        let words: HashSet<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
+        report += &self.statuses.tell(&words);
+        let mut logs: Vec<_> = fs::read_dir(&self.logs).unwrap().map(|entry| entry.unwrap().path()).collect();
+        logs.sort();
+        for log in logs {
+            let text = fs::read_to_string(&log).unwrap();
+            let lines: Vec<_> = text.lines().collect();
+            let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+            report += &format!("\nThe end of {}:\n{tail}\n", log.display());
+        }
+        report
+    }
+}
+
+/// Tries until the API server answers: it may be down, or just starting.
+pub async fn insist<T>(mut request: impl AsyncFnMut() -> kube::Result<T>) -> kube::Result<T> {
+    let began = Instant::now();
+    loop {
+        match request().await {
+            Err(kube::Error::Api(status))
+                if (400..500).contains(&status.code) && ![403, 429].contains(&status.code) =>
+            {
+                return Err(kube::Error::Api(status));
+            }
+            Err(error) if began.elapsed() > LIMIT => return Err(error),
+            Err(_) => sleep(Duration::from_millis(50)).await,
+            answer => return answer,
+        }
+    }
+}
