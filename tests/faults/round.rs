@@ -91,6 +91,7 @@ pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
     let played = AssertUnwindSafe(round.play(&mut random)).catch_unwind().await;
     match played {
         Ok(summary) => {
+            round.world.database.drop().await.ok();
             fs::remove_dir_all(&round.logs).unwrap();
             Ok(summary)
         }
@@ -118,6 +119,7 @@ fn start(ground: &Ground, world: &World, logs: &Path, operator: usize) -> Operat
 impl Round<'_> {
     async fn play(&self, random: &mut StdRng) -> String {
         self.make_runs(random).await;
+        self.history.note("runs are made");
         let (scheduled, faults) = (random.random_bool(0.3), schedule(random));
         if scheduled {
             self.make_schedule().await;
@@ -142,7 +144,7 @@ impl Round<'_> {
             let filter = if some { json!({"_id": {"$lt": random.random_range(USERS / 2..USERS)}}) } else { json!({}) };
             let kind = if run < RUNS - 2 && random.random_bool(0.3) { "Incremental" } else { "Full" };
             let spec = json!({
-                "syncType": kind, "batchSize": random.random_range(2..20), "parallelism": random.random_range(1..4),
+                "syncType": kind, "batchSize": random.random_range(20..200), "parallelism": random.random_range(1..4),
                 "backoffLimit": 100, "backoff": {"initial": "200ms", "factor": 1, "jitter": 0.5},
                 "target": {"lastSyncedField": field, "filter": filter},
             });
