@@ -44,7 +44,7 @@ pub use leader::{Leadership, Settings as Election};
 const CONCURRENCY: u16 = 16;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
-/// The queue is repaired once in so many sweeps: that reads the whole key space.
+/// The queue is repaired, and swept of runs that have ended, once in so many sweeps: that reads the whole key space.
 const SWEEPS_PER_REPAIR: u32 = 10;
 const AFTER_ERROR: Duration = Duration::from_secs(5);
 const AFTER_CONFLICT: Duration = Duration::from_millis(250);
@@ -255,10 +255,12 @@ async fn sweep(cluster: &Cluster, queue: &Queue, leadership: &Leadership, every:
         if !leadership.is_held() {
             continue;
         }
-        if let Err(error) = sweep_once(cluster, queue).await {
+        // Those that have ended are many, and go by themselves in the end.
+        let all = sweep == 0;
+        if let Err(error) = sweep_once(cluster, queue, all).await {
             tracing::debug!(%error, "queue not swept");
         }
-        if sweep == 0 {
+        if all {
             repair(queue).await;
         }
     }
@@ -288,8 +290,12 @@ async fn forget_deleted(mut deleted: mpsc::UnboundedReceiver<String>, queue: &Qu
     }
 }
 
-async fn sweep_once(cluster: &Cluster, queue: &Queue) -> Result<(), Error> {
-    for uid in queue.unfinished().await? {
+async fn sweep_once(cluster: &Cluster, queue: &Queue, all: bool) -> Result<(), Error> {
+    let mut uids = queue.unfinished().await?;
+    if all {
+        uids.extend(queue.finished().await?);
+    }
+    for uid in uids {
         if cluster.job(&uid).is_some() {
             continue;
         }

@@ -548,6 +548,14 @@ impl Queue {
         self.members(0..4).await
     }
 
+    /// Ids of every run that has ended, and is not forgotten yet.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn finished(&self) -> Result<Vec<String>, Error> {
+        self.members(4..6).await
+    }
+
     async fn members(&self, sets: std::ops::Range<usize>) -> Result<Vec<String>, Error> {
         let mut pipeline = redis::pipe();
         for set in &self.keys.shared[sets] {

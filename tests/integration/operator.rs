@@ -421,3 +421,19 @@ async fn wrong_configuration_is_one_clear_error_and_exit_code_2() {
         assert!(!error.contains("panicked"), "{args:?}: {error}");
     }
 }
+
+/// Nobody sees it being deleted, and the run has ended, so no worker will notice either.
+#[tokio::test]
+async fn a_run_that_ended_is_forgotten_when_its_job_was_deleted_while_no_operator_ran() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (operator, _) = world.all(&[]);
+    let uid = apply_job(&world, "gone", json!({})).await.uid().unwrap();
+    finished(&world, "gone").await;
+    assert!(world.queue().get(&uid).await.unwrap().is_some());
+    assert_eq!(operator.stop().await, Some(0));
+    world.jobs().delete("gone", &DeleteParams::default()).await.unwrap();
+
+    let (_operator, _) = world.all(&["--resync-interval", "1s"]);
+    eventually("the run is forgotten", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
+}
