@@ -1,9 +1,10 @@
 //! The servers of all rounds, and the proxies through which operators reach them.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
+use mongodb::options::ClientOptions;
 use serde_json::{Value, json};
-use tokio::task::spawn_blocking;
+use tokio::{sync::Mutex, task::spawn_blocking};
 
 use crate::support::{Servers, unique};
 
@@ -18,6 +19,7 @@ pub struct Ground {
     /// As each operator reaches them.
     proxied: Vec<Servers>,
     toxiproxy: String,
+    toxiproxy_is_restarted: Mutex<()>,
     folder: PathBuf,
 }
 
@@ -27,7 +29,14 @@ impl Ground {
         let folder = std::env::temp_dir().join(format!("sync-operator-{name}"));
         fs::create_dir(&folder).unwrap();
         let servers = Servers { kubeconfig: String::new(), redis: String::new(), mongodb: String::new() };
-        let mut ground = Self { name, servers, proxied: Vec::new(), toxiproxy: String::new(), folder };
+        let mut ground = Self {
+            name,
+            servers,
+            proxied: Vec::new(),
+            toxiproxy: String::new(),
+            toxiproxy_is_restarted: Mutex::default(),
+            folder,
+        };
         ground.cluster(&["up", "kube", "redis", "mongodb3"]);
         for line in ground.cluster(&["env"]).lines() {
             match line.trim_start_matches("export ").split_once('=') {
@@ -59,7 +68,8 @@ impl Ground {
 
     /// Addresses of an operator's own proxies. The API server's certificate is for 127.0.0.1, whatever the port.
     fn behind_proxies(&self, operator: usize) -> Servers {
-        let proxies: Value = serde_json::from_str(&curl(&self.toxiproxy, "GET", "/proxies", &Value::Null)).unwrap();
+        let proxies: Value =
+            serde_json::from_str(&curl(&self.toxiproxy, "GET", "/proxies", &Value::Null).unwrap()).unwrap();
         let address = |name: &str, end: &str| proxies[format!("{name}-{operator}")][end].as_str().unwrap().to_owned();
         let direct = fs::read_to_string(&self.servers.kubeconfig).unwrap();
         let kubeconfig = self.folder.join(format!("kubeconfig-{operator}"));
@@ -87,6 +97,17 @@ impl Ground {
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// A member of the replica set, whatever it is just now.
+    pub async fn member(&self, name: &str) -> mongodb::Database {
+        let at = MEMBERS.iter().position(|member| *member == name).unwrap();
+        let mut options = ClientOptions::parse(&self.servers.mongodb).await.unwrap();
+        options.hosts = vec![options.hosts[at].clone()];
+        options.repl_set_name = None;
+        options.direct_connection = Some(true);
+        options.server_selection_timeout = Some(Duration::from_secs(1));
+        mongodb::Client::with_options(options).unwrap().database("admin")
+    }
+
     /// Does something bad to a proxy's connections, those that exist and new ones.
     pub async fn spoil(&self, proxy: &str, toxic: &Toxic) {
         match toxic {
@@ -108,7 +129,14 @@ impl Ground {
 
     async fn proxy(&self, method: &'static str, path: String, body: Value) {
         let url = self.toxiproxy.clone();
-        spawn_blocking(move || curl(&url, method, &path, &body)).await.unwrap();
+        let asked = spawn_blocking(move || curl(&url, method, &path, &body)).await.unwrap();
+        // Now and then toxiproxy 2.5.0 locks itself up when it has to change a busy connection. Begun anew, all its
+        // proxies are whole; connections break, which is one more fault.
+        if asked.is_err() {
+            let _mine = self.toxiproxy_is_restarted.lock().await;
+            self.server("kill", "toxiproxy").await;
+            self.server("start", "toxiproxy").await;
+        }
     }
 }
 
@@ -130,14 +158,21 @@ pub enum Toxic {
     },
 }
 
-fn curl(url: &str, method: &str, path: &str, body: &Value) -> String {
+/// Asks toxiproxy. A toxic that is to be taken away and is gone already is no error.
+fn curl(url: &str, method: &str, path: &str, body: &Value) -> Result<String, String> {
     let mut curl = Command::new("curl");
-    curl.args(["-sS", "--fail-with-body", "--noproxy", "*", "-X", method, &format!("{url}{path}")]);
+    curl.args(["-sS", "--noproxy", "*", "--max-time", "5", "-w", "\n%{http_code}", "-X", method]);
+    curl.arg(format!("{url}{path}"));
     if !body.is_null() {
         curl.args(["-d", &body.to_string()]);
     }
     let output = curl.output().unwrap();
     let answer = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{method} {path} {body}: {answer}");
-    answer
+    let (text, code) = answer.rsplit_once('\n').unwrap_or_default();
+    match code {
+        "200" | "204" => Ok(text.to_owned()),
+        "404" if method == "DELETE" => Ok(String::new()),
+        "400" | "404" | "409" => panic!("{method} {path} {body}: {answer}"),
+        _ => Err(answer),
+    }
 }

@@ -20,7 +20,6 @@ use kube::{
     ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use mongodb::options::ClientOptions;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use sync_operator::api::{SyncJob, SyncSchedule};
@@ -103,7 +102,7 @@ pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
 fn start(ground: &Ground, world: &World, logs: &Path, operator: usize) -> Operator {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let lease = format!("{}s", LEASE.as_secs());
-    let common = ["--lease-duration", &lease, "--workers", "4", "--log-level", "warn,sync_operator=debug"];
+    let common = ["--lease-duration", &lease, "--workers", "2", "--log-level", "warn,sync_operator=debug"];
     let leader = ["--leader-lease-duration", "2s", "--resync-interval", "1s", "--status-interval", "200ms"];
     let servers = ground.for_operator(operator);
     let started = if operator + 1 < OPERATORS {
@@ -251,13 +250,7 @@ impl Round<'_> {
         let turn = self.turn(member);
         // One that is killed or cut off cannot be asked.
         let Ok(_mine) = turn.try_lock() else { return };
-        let at = MEMBERS.iter().position(|name| *name == member).unwrap();
-        let mut options = ClientOptions::parse(&self.ground.servers.mongodb).await.unwrap();
-        options.hosts = vec![options.hosts[at].clone()];
-        options.repl_set_name = None;
-        options.direct_connection = Some(true);
-        options.server_selection_timeout = Some(Duration::from_secs(1));
-        let admin = mongodb::Client::with_options(options).unwrap().database("admin");
+        let admin = self.ground.member(member).await;
         admin.run_command(doc! {"replSetStepDown": 1, "force": true}).await.ok();
     }
 
