@@ -7,7 +7,7 @@ use futures::{Stream, TryStreamExt, stream};
 use jiff::Timestamp;
 use mongodb::{
     Client, Collection, Cursor, Database, IndexModel,
-    options::{ClientOptions, WriteConcern},
+    options::{ClientOptions, ReadConcern, WriteConcern},
 };
 use serde_json::Value;
 use tokio::time::timeout;
@@ -113,6 +113,8 @@ impl Databases {
         options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
         options.connect_timeout.get_or_insert(SERVER_SELECTION);
         options.write_concern = Some(WriteConcern::majority());
+        // A stamp that another worker wrote counts only once it cannot be rolled back any more.
+        options.read_concern = Some(ReadConcern::majority());
         // The checkpoint and the guard make repeating a batch safe; the driver's retries would halve the rate.
         options.retry_writes = Some(false);
         let client = Client::with_options(options).map_err(unusable)?;

@@ -13,6 +13,7 @@
 )]
 
 mod check;
+mod directed;
 mod ground;
 mod round;
 mod schedule;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     println!("{rounds} rounds, SEED={seed}");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let ground = Ground::up(OPERATORS);
+    runtime.block_on(directed::a_stamp_that_could_be_rolled_back_does_not_count(&ground));
     for round in 0..rounds {
         let (began, seed) = (Instant::now(), seed + round);
         let played = runtime.block_on(round::play(&ground, seed));
