@@ -7,9 +7,9 @@ SHELL := /bin/bash
 export SYNC_OPERATOR_CACHE ?= $(HOME)/.cache/sync-operator
 export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
-SCRIPTS := $(wildcard tests/*/*.sh) .ci/run
+SCRIPTS := $(wildcard tests/*/*.sh benches/*.sh) .ci/run
 
-.PHONY: help demo demo-down test lint unit integration faults test-faults generate check-generated build
+.PHONY: help demo demo-down test lint unit integration faults test-faults bench bench-peers generate check-generated build
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,12 @@ faults: ## Three rounds of random faults against whole processes
 
 test-faults: ## Many rounds of random faults: ROUNDS=200 SEED=1
 	@ROUNDS=$${ROUNDS:-200} cargo test --test faults
+
+bench: ## Measure speed and memory: ROUNDS=3 SIZES="100000 1000000" (about 20 minutes)
+	@benches/run.sh own
+
+bench-peers: ## Measure the same beside BullMQ, Bull and bare MongoDB commands (about 15 minutes; needs Node.js)
+	@benches/run.sh peers
 
 generate: ## Write the generated files
 	cargo build --quiet

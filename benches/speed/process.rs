@@ -1,0 +1,25 @@
+//! CPU time and memory of a process, from /proc.
+
+use std::fs;
+
+use crate::Result;
+
+/// Clock ticks per second in /proc, on every Linux that Rust runs on.
+const TICKS: f64 = 100.0;
+
+/// User and system time so far, in seconds.
+pub fn cpu_s(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in brackets may hold spaces.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).ok_or("/proc is not readable");
+    Ok((ticks(11)? + ticks(12)?) / TICKS)
+}
+
+/// Peak resident memory, in MiB.
+pub fn rss_mib(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("/proc tells no VmHWM")?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib / 1024.0)
+}
