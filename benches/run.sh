@@ -21,7 +21,7 @@ if [[ $which == peers ]]; then
   if [[ ! -e $BENCH_PEERS/ready ]]; then
     mkdir -p "$BENCH_PEERS"
     cp "$here"/peers/* "$BENCH_PEERS"
-    (cd "$BENCH_PEERS" && npm ci --no-audit --no-fund --silent)
+    (cd "$BENCH_PEERS" && npm install --no-audit --no-fund --no-package-lock --loglevel=error)
     touch "$BENCH_PEERS/ready"
   fi
 fi
