@@ -14,7 +14,6 @@ macro_rules! scripts {
 
 scripts! {
     ENQUEUE = "enqueue.lua",
-    CANDIDATES = "candidates.lua",
     CLAIM = "claim.lua",
     RENEW = "renew.lua",
     CHECKPOINT = "checkpoint.lua",

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, interval, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     api::conditions::reasons,
     domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec},
-    queue::{Claim, Ending, Error as QueueError, Fenced, Progress, Queue},
+    queue::{Candidates, Claim, Ending, Error as QueueError, Fenced, Progress, Queue},
     sync::Databases,
     telemetry::REDIS,
 };
@@ -84,19 +84,24 @@ impl Worker {
     async fn claim(self: &Arc<Self>, slots: usize, runs: &TaskTracker, stop: &CancellationToken) {
         let free = Arc::new(Semaphore::new(slots));
         let mut doorbell = self.queue.doorbell();
+        let mut candidates = Candidates::default();
         loop {
-            let Some(Ok(permit)) = stop.run_until_cancelled(Arc::clone(&free).acquire_owned()).await else { return };
+            let Some(Ok(mut permits)) = stop.run_until_cancelled(Arc::clone(&free).acquire_owned()).await else {
+                return;
+            };
+            if let Ok(more) = Arc::clone(&free).try_acquire_many_owned(free.available_permits() as u32) {
+                permits.merge(more);
+            }
             // Never dropped half-way: a claim that Redis carried out must not be lost.
-            let claimed = self.queue.claim(&self.id).await;
+            let claimed = self.queue.claim_many(&self.id, permits.num_permits(), &mut candidates).await;
             REDIS.note(&claimed);
             self.beat.note(&claimed);
             match claimed {
-                Ok(Ok(claim)) => {
-                    let (worker, stop) = (Arc::clone(self), stop.clone());
-                    runs.spawn(async move {
-                        worker.handle(claim, &stop).await;
-                        drop(permit);
-                    });
+                Ok(Ok(claims)) => {
+                    for claim in claims {
+                        let (worker, stop, permit) = (Arc::clone(self), stop.clone(), permits.split(1));
+                        runs.spawn(async move { worker.handle(claim, permit, &stop).await });
+                    }
                 }
                 Ok(Err(next_due)) => {
                     let wait = doorbell.wait(next_due.unwrap_or(IDLE).min(IDLE));
@@ -129,8 +134,9 @@ impl Worker {
         }
     }
 
-    /// Drives a claimed run to the end of this claim.
-    async fn handle(&self, claim: Claim, stop: &CancellationToken) {
+    /// Drives a claimed run to the end of this claim. Its slot is free when the work is done: the next run need not
+    /// wait until the end of this one is recorded.
+    async fn handle(&self, claim: Claim, slot: Option<OwnedSemaphorePermit>, stop: &CancellationToken) {
         let signals = self.leases.hold(&claim.uid, claim.entry.epoch, stop);
         let epoch = claim.entry.epoch;
         let payload = serde_json::from_str::<Payload>(&claim.entry.payload);
@@ -146,6 +152,7 @@ impl Worker {
             }
             Err(outcome) => (End::Failed(outcome), read_checkpoint(&claim)),
         };
+        drop(slot);
         match &end {
             End::Completed => {
                 let counts = checkpoint.counts;

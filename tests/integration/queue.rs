@@ -10,7 +10,9 @@ use proptest::{
 use redis::{AsyncCommands, aio::MultiplexedConnection};
 use sync_operator::{
     domain::run::State,
-    queue::{Changes, Claim, Control, Ending, Entry, Fenced, Lease, NewRun, Progress, Queue, Renewed, Repaired},
+    queue::{
+        Candidates, Changes, Claim, Control, Ending, Entry, Fenced, Lease, NewRun, Progress, Queue, Renewed, Repaired,
+    },
 };
 use tokio::{
     runtime::Runtime,
@@ -556,6 +558,41 @@ async fn active_runs_of_another_release_do_not_keep_the_reaper_from_others() {
     assert_eq!(raw.sets("foreign-0").await, ["active"]);
 }
 
+async fn claim_many(queue: &Queue, worker: &str, most: usize, candidates: &mut Candidates) -> Vec<String> {
+    let claims = queue.claim_many(worker, most, candidates).await.unwrap().unwrap_or_default();
+    claims.into_iter().map(|claim| claim.uid).collect()
+}
+
+#[tokio::test]
+async fn a_claim_of_several_takes_the_best_in_order_and_at_most_as_many_as_asked_for() {
+    let queue = queue(LEASE);
+    for (uid, priority) in [("low", -1), ("a", 0), ("b", 0), ("high", 1)] {
+        enqueue(&queue, uid, priority).await;
+    }
+    let mut candidates = Candidates::default();
+    assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["high", "a"]);
+    enqueue(&queue, "higher", 2).await;
+    assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["higher", "b"], "candidates of before are outdated");
+    assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["low"]);
+    assert!(claim_many(&queue, "w", 2, &mut candidates).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_claim_of_several_leaves_the_other_workers_their_share() {
+    let queue = queue(LEASE);
+    for worker in ["w1", "w2", "w3"] {
+        queue.renew(worker, &[]).await.unwrap();
+    }
+    for run in 0..7 {
+        enqueue(&queue, &format!("run-{run}"), 0).await;
+    }
+    let mut taken = Vec::new();
+    for worker in ["w1", "w2", "w3"] {
+        taken.push(claim_many(&queue, worker, 7, &mut Candidates::default()).await.len());
+    }
+    assert_eq!(taken, [3, 2, 1], "each a third of what is there, rounded up");
+}
+
 #[tokio::test]
 async fn many_workers_get_each_run_once() {
     let queue = queue(LEASE);
@@ -565,9 +602,9 @@ async fn many_workers_get_each_run_once() {
     let workers = (0..8).map(|worker| {
         let queue = queue.clone();
         tokio::spawn(async move {
-            let mut claimed = Vec::new();
+            let (mut claimed, mut candidates) = (Vec::new(), Candidates::default());
             while queue.depth().await.unwrap().waiting > 0 {
-                claimed.extend(queue.claim(&format!("w{worker}")).await.unwrap().ok().map(|claim| claim.uid));
+                claimed.extend(claim_many(&queue, &format!("w{worker}"), 1 + worker, &mut candidates).await);
             }
             claimed
         })
@@ -580,7 +617,6 @@ async fn many_workers_get_each_run_once() {
     assert_eq!((claimed.len(), total), (200, 200));
 }
 
-/// Follows the queue from now on: what is done after this is told.
 const GO_ON: Control<'_> = Control { suspended: false, cancelled: None, priority: 0 };
 const SUSPEND: Control<'_> = Control { suspended: true, ..GO_ON };
 const CANCEL: Control<'_> = Control { cancelled: Some(r#"{"why":2}"#), ..GO_ON };
@@ -723,6 +759,7 @@ async fn a_repair_puts_runs_back_where_their_hashes_say() {
     assert_eq!(claim(&queue, "w").await.uid, "waiting");
 }
 
+/// Follows the queue from now on: what is done after this is told.
 async fn follow(queue: &Queue) -> (Vec<String>, Changes) {
     let mut changes = queue.changes();
     let mut first = tokio::spawn(async move {

@@ -1,26 +1,46 @@
--- ARGV format worker lease uid...
--- Takes the best of the given runs that is still waiting, or delayed and due. Returns its id, the time and its
--- hash, or false.
-local now = clock()
-local best, best_rank
-for i = 4, #ARGV do
-  local uid, run = ARGV[i], run_key(i - 3)
-  local due = redis.call('ZSCORE', SETS.delayed, uid)
-  if redis.call('ZSCORE', SETS.waiting, uid) or (due and tonumber(due) <= now) then
-    local fields = redis.call('HMGET', run, 'format', 'rank')
-    if not fields[1] then
-      forget(uid)
-    elseif fields[1] == ARGV[1] and (not best_rank or tonumber(fields[2]) < best_rank) then
-      best, best_rank = i, tonumber(fields[2])
-    end
+-- ARGV format worker lease most offset look fresh uid...
+-- Takes the best of the given runs that wait, or are delayed and due: at most as many as asked for, and no more than
+-- this worker's share of all. Any other run's key is not known here, as a Cluster wants every key to be declared; so
+-- unless the ids are fresh, nothing is taken that comes after such a run.
+-- Returns the ids and hashes of those taken, the time, the ids to give in the next call, and when there is none, the
+-- milliseconds until the next delayed run is due (-1: none).
+local now, known = clock(), {}
+for i = 8, #ARGV do known[ARGV[i]] = run_key(i - 7) end
+
+local ready = {}
+local waiting = redis.call('ZRANGE', SETS.waiting, ARGV[5], ARGV[5] + ARGV[6] - 1, 'WITHSCORES')
+for i = 1, #waiting, 2 do ready[#ready + 1] = { uid = waiting[i], rank = tonumber(waiting[i + 1]) } end
+local due = redis.call('ZRANGEBYSCORE', SETS.delayed, '-inf', now, 'LIMIT', ARGV[5], ARGV[6])
+for _, uid in ipairs(due) do
+  ready[#ready + 1] = { uid = uid, rank = tonumber(known[uid] and redis.call('HGET', known[uid], 'rank') or -1) }
+end
+if #due > 0 then table.sort(ready, function(a, b) return a.rank < b.rank end) end
+
+local share = math.ceil((redis.call('ZCARD', SETS.waiting) + #due) / math.max(1, redis.call('ZCARD', WORKERS)))
+local most = math.min(ARGV[4], math.max(1, share))
+local claims, rest, outdated = {}, {}, false
+for _, candidate in ipairs(ready) do
+  local uid, run = candidate.uid, known[candidate.uid]
+  outdated = outdated or (not run and ARGV[7] ~= '1')
+  local format
+  if run and not outdated and #claims < most then
+    format = redis.call('HGET', run, 'format')
+    if not format then forget(uid) end
+  end
+  if format == ARGV[1] then
+    redis.call('HINCRBY', run, 'epoch', 1)
+    redis.call('HSETNX', run, 'started', now)
+    redis.call('HSET', run, 'worker', ARGV[2])
+    redis.call('HDEL', run, 'retry_at')
+    move(uid, run, 'active', now + ARGV[3])
+    claims[#claims + 1] = { uid, redis.call('HGETALL', run) }
+  elseif format ~= false then
+    rest[#rest + 1] = uid
   end
 end
-if not best then return false end
 
-local uid, run = ARGV[best], run_key(best - 3)
-redis.call('HINCRBY', run, 'epoch', 1)
-redis.call('HSETNX', run, 'started', now)
-redis.call('HSET', run, 'worker', ARGV[2])
-redis.call('HDEL', run, 'retry_at')
-move(uid, run, 'active', now + ARGV[3])
-return { uid, now, redis.call('HGETALL', run) }
+local upcoming = {}
+if #claims + #rest == 0 then
+  upcoming = redis.call('ZRANGEBYSCORE', SETS.delayed, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+end
+return { claims, now, rest, upcoming[2] and math.max(1, math.ceil(upcoming[2] - now)) or -1 }
