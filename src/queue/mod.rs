@@ -201,6 +201,9 @@ pub struct Entry {
     pub parked_for: Duration,
 }
 
+/// A run's id, and its hash.
+type Claimed = (String, HashMap<String, String>);
+
 /// Runs that could be claimed when Redis was last asked.
 #[derive(Debug, Default)]
 pub struct Candidates(Vec<String>);
@@ -369,7 +372,7 @@ impl Queue {
                 for uid in &candidates.0 {
                     call.key(self.keys.run(uid)).arg(uid);
                 }
-                let (claimed, now, next_due): (Vec<(String, HashMap<String, String>)>, i64, i64);
+                let (claimed, now, next_due): (Vec<Claimed>, i64, i64);
                 (claimed, now, candidates.0, next_due) = self.call(&call, "claim runs").await?;
                 if !claimed.is_empty() {
                     return Ok(Ok(read_claims(claimed, now)));
@@ -647,8 +650,8 @@ impl Entry {
 }
 
 /// A run that cannot be read is left to its lease: after some recoveries it ends as failed.
-fn read_claims(claimed: Vec<(String, HashMap<String, String>)>, now: i64) -> Vec<Claim> {
-    let read = |(uid, fields): (String, HashMap<String, String>)| match Entry::read(&uid, &fields) {
+fn read_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
+    let read = |(uid, fields): Claimed| match Entry::read(&uid, &fields) {
         Ok(entry) => Some(Claim { uid, at: from_millis(now), entry }),
         Err(error) => {
             tracing::warn!(%error, "claimed run left alone");
