@@ -1,6 +1,12 @@
 //! The Kubernetes API: one client, and one watch of each kind for the whole process.
 
-use std::{fmt::Debug, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Debug,
+    future::Future,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt, future::join};
 use kube::{
@@ -8,7 +14,7 @@ use kube::{
     api::ObjectMeta,
     runtime::{
         WatchStreamExt,
-        reflector::{self, ReflectHandle, Store, store::Writer},
+        reflector::{self, ObjectRef, ReflectHandle, Store, store::Writer},
         utils::Backoff,
         watcher,
     },
@@ -20,7 +26,8 @@ use tokio::{
 };
 
 use crate::{
-    api::{SyncJob, SyncSchedule},
+    api::{SyncJob, SyncSchedule, syncjob::Filter},
+    domain::job::is_finished,
     telemetry::Outage,
 };
 
@@ -117,6 +124,7 @@ pub struct Cluster {
     pub schedules: Store<SyncSchedule>,
     /// Every SyncJob.
     pub jobs: Store<SyncJob>,
+    index: Arc<RwLock<Index>>,
     namespace: Option<String>,
     /// Kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
     listed: watch::Receiver<usize>,
@@ -140,7 +148,7 @@ impl Cluster {
         let (schedules, schedule_writer) = reflector::store();
         let (jobs, job_writer) = reflector::store();
         let (listing, listed) = watch::channel(0);
-        let cluster = Self { client, schedules, jobs, namespace, listed };
+        let cluster = Self { client, schedules, jobs, index: Arc::default(), namespace, listed };
         let driver = cluster.drive(schedule_writer, job_writer, listing, None);
         (cluster, driver)
     }
@@ -160,7 +168,7 @@ impl Cluster {
             deleted_jobs,
         };
         let (listing, listed) = watch::channel(0);
-        let cluster = Self { client, schedules, jobs, namespace, listed };
+        let cluster = Self { client, schedules, jobs, index: Arc::default(), namespace, listed };
         let driver = cluster.drive(schedule_writer, job_writer, listing, Some(deleted));
         Some((cluster, feeds, driver))
     }
@@ -172,10 +180,17 @@ impl Cluster {
         listing: watch::Sender<usize>,
         deleted: Option<mpsc::UnboundedSender<String>>,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let schedules = follow(self.api(), schedules);
-        let jobs = follow(self.api(), jobs);
+        let schedules = follow(self.api(), schedules, |_| {});
+        let jobs = follow(self.api(), jobs, slim);
+        let index = Arc::clone(&self.index);
         async move {
-            join(drain(schedules, &listing, None), drain(jobs, &listing, deleted)).await;
+            let note = |event: &watcher::Event<SyncJob>| {
+                index.write().unwrap_or_else(PoisonError::into_inner).note(event);
+                if let (watcher::Event::Delete(job), Some(deleted)) = (event, &deleted) {
+                    job.metadata.uid.clone().and_then(|uid| deleted.send(uid).ok());
+                }
+            };
+            join(drain(schedules, &listing, |_| {}), drain(jobs, &listing, note)).await;
         }
     }
 
@@ -215,34 +230,107 @@ impl Cluster {
     /// The SyncJob with a uid.
     #[must_use]
     pub fn job(&self, uid: &str) -> Option<Arc<SyncJob>> {
-        self.jobs.find(|job| job.metadata.uid.as_deref() == Some(uid))
+        let place = self.index.read().unwrap_or_else(PoisonError::into_inner).places.get(uid).cloned()?;
+        self.jobs.get(&place).filter(|job| job.metadata.uid.as_deref() == Some(uid))
+    }
+
+    /// The SyncJobs that an object controls. One that was made a moment ago may be missing.
+    #[must_use]
+    pub fn jobs_of(&self, owner: &SyncSchedule) -> Vec<Arc<SyncJob>> {
+        let uid = owner.metadata.uid.as_deref().unwrap_or_default();
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let jobs = index.owned.get(uid).into_iter().flatten();
+        let mut jobs: Vec<_> = jobs.filter_map(|place| self.jobs.get(place)).collect();
+        drop(index);
+        jobs.retain(|job| controller_of(job) == Some(uid));
+        jobs
     }
 }
 
-fn follow<K>(api: Api<K>, writer: Writer<K>) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+/// The uid of the object that controls this one.
+#[must_use]
+pub fn controller_of(job: &SyncJob) -> Option<&str> {
+    let owners = job.metadata.owner_references.as_deref().unwrap_or_default();
+    owners.iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.as_str())
+}
+
+/// Where SyncJobs are in the cache, which itself finds them by name only.
+#[derive(Default)]
+struct Index {
+    /// By their uid.
+    places: HashMap<String, ObjectRef<SyncJob>>,
+    /// By the uid of the object that controls them.
+    owned: HashMap<String, HashSet<ObjectRef<SyncJob>>>,
+}
+
+impl Index {
+    fn note(&mut self, event: &watcher::Event<SyncJob>) {
+        match event {
+            watcher::Event::Init => *self = Self::default(),
+            watcher::Event::InitApply(job) | watcher::Event::Apply(job) => {
+                let place = ObjectRef::from_obj(job);
+                if let Some(owner) = controller_of(job) {
+                    self.owned.entry(owner.to_owned()).or_default().insert(place.clone());
+                }
+                job.metadata.uid.clone().and_then(|uid| self.places.insert(uid, place));
+            }
+            watcher::Event::Delete(job) => {
+                self.places.remove(job.metadata.uid.as_deref().unwrap_or_default());
+                let owner = controller_of(job).unwrap_or_default();
+                if let Some(owned) = self.owned.get_mut(owner) {
+                    owned.remove(&ObjectRef::from_obj(job));
+                    if owned.is_empty() {
+                        self.owned.remove(owner);
+                    }
+                }
+            }
+            watcher::Event::InitDone => {}
+        }
+    }
+}
+
+/// Drops what nobody asks of a run that has ended: there may be many of them.
+fn slim(job: &mut SyncJob) {
+    if is_finished(job) {
+        job.spec.target.filter = Filter::default();
+        job.metadata.annotations = None;
+        if let Some(status) = &mut job.status {
+            status.failures = Vec::new();
+            status.attempt_history = Vec::new();
+        }
+    }
+}
+
+fn follow<K>(
+    api: Api<K>,
+    writer: Writer<K>,
+    slim: fn(&mut K),
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     watcher(api, watcher::Config::default())
         .backoff(Retry(WATCH_RETRY.0))
-        .modify(|object: &mut K| object.meta_mut().managed_fields = None)
+        .modify(move |object: &mut K| {
+            object.meta_mut().managed_fields = None;
+            slim(object);
+        })
         .reflect_shared(writer)
 }
 
 async fn drain<K: Resource>(
     watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
     listing: &watch::Sender<usize>,
-    deleted: Option<mpsc::UnboundedSender<String>>,
+    note: impl Fn(&watcher::Event<K>),
 ) {
     let mut watch = std::pin::pin!(watch);
     let mut listed = false;
     while let Some(event) = watch.next().await {
         API_SERVER.note(&event);
-        if matches!(event, Ok(watcher::Event::InitDone)) && !std::mem::replace(&mut listed, true) {
+        let Ok(event) = &event else { continue };
+        note(event);
+        if matches!(event, watcher::Event::InitDone) && !std::mem::replace(&mut listed, true) {
             listing.send_modify(|kinds| *kinds += 1);
-        }
-        if let (Ok(watcher::Event::Delete(object)), Some(deleted)) = (&event, &deleted) {
-            object.meta().uid.clone().and_then(|uid| deleted.send(uid).ok());
         }
     }
 }

@@ -23,8 +23,6 @@ pub mod reasons {
     pub const ACTIVE: &str = "Active";
     /// The spec has an error only its owner can mend.
     pub const INVALID_SPEC: &str = "InvalidSpec";
-    /// The spec asks for something this release does not do yet.
-    pub const NOT_IMPLEMENTED: &str = "NotImplemented";
     /// Redis does not answer.
     pub const QUEUE_UNAVAILABLE: &str = "QueueUnavailable";
     /// The run waits for a worker.

@@ -47,7 +47,8 @@ pub struct SyncScheduleSpec {
     pub interval: Option<GoDuration>,
 
     /// A cron expression of five fields (minute, hour, day of month, month, day of week), such as
-    /// `*/20 * * * *`. Instead of `interval`.
+    /// `*/20 * * * *`, or one of @hourly, @daily, @weekly, @monthly and @yearly. Instead of `interval`. A time that
+    /// the clocks of `timeZone` skip gives no run on that day, and one that they show twice gives two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new(r"self.matches('^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|[^ ]+( +[^ ]+){4})$') && !self.contains('TZ=')").message("schedule must be a cron expression of five fields, such as */20 * * * *; a time zone goes into timeZone"))]
     #[schemars(length(max = 128))]
@@ -110,7 +111,7 @@ pub enum ConcurrencyPolicy {
     Forbid,
     /// Both run.
     Allow,
-    /// The earlier run is cancelled.
+    /// The earlier run is cancelled. The new one starts when no worker can write for the earlier one any more.
     Replace,
 }
 
@@ -160,10 +161,11 @@ pub struct SyncScheduleStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// The interval or cron expression in force.
+    /// The interval in force, or the cron expression and its time zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
-    /// Slots up to this time are never started: creation, the end of a suspension, or a change of the schedule.
+    /// Slots up to this time were dealt with, or are never started: the newest slot that was run or skipped, or since
+    /// then the end of a suspension or a change of the schedule. At first, the creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots_since: Option<Time>,
     /// Runs that are not finished and counted yet. An entry is written before its SyncJob is created.
@@ -208,8 +210,11 @@ pub struct ActiveRun {
     /// The SyncJob's uid, once it was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-    /// The slot the run is for.
+    /// The slot the run is for; the time of the trigger for a triggered one.
     pub slot: Time,
+    /// The trigger token that asked for the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<String>,
 }
 
 /// Counters of a schedule.
@@ -232,7 +237,7 @@ pub struct RunCounters {
 pub struct Skip {
     /// The slot.
     pub time: Time,
-    /// Why: Active (an earlier run was not finished), Deadline, CatchUp or NameCollision.
+    /// Why: Active (an earlier run was not finished), Deadline, CatchUp, Replaced or NameCollision.
     pub reason: String,
 }
 

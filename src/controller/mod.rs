@@ -10,6 +10,7 @@ mod syncschedule;
 use std::{collections::HashSet, future::Future, num::NonZeroU32, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
+use jiff::Timestamp;
 use kube::{
     Client, Resource, ResourceExt,
     runtime::{
@@ -20,7 +21,7 @@ use kube::{
 use tokio::{
     select,
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,10 @@ const CONCURRENCY: u16 = 16;
 const PING: Duration = Duration::from_secs(2);
 /// The queue is repaired, and swept of runs that have ended, once in so many sweeps: that reads the whole key space.
 const SWEEPS_PER_REPAIR: u32 = 10;
+/// How often the clock is looked at.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
+/// Seconds in one look by which the clock is off when it was set, as opposed to led slowly to the right time.
+const CLOCK_STEP: f64 = 0.5;
 const AFTER_ERROR: Duration = Duration::from_secs(5);
 const AFTER_CONFLICT: Duration = Duration::from_millis(250);
 
@@ -143,10 +148,11 @@ pub async fn run(
         WatchStream::from_changes(queue_available).map(drop),
         WatchStream::from_changes(leadership.changes()).map(drop),
     );
+    let upset = stream::select(recovered, clock_steps());
 
     let schedules = Controller::for_shared_stream(feeds.schedules, cluster.schedules.clone())
         .owns_shared_stream(feeds.owned_jobs)
-        .reconcile_all_on(recovered)
+        .reconcile_all_on(upset)
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
@@ -191,6 +197,23 @@ fn after(error: &Error) -> Action {
             Action::requeue(AFTER_ERROR)
         }
     }
+}
+
+/// Tells when the clock was set, or the machine was asleep: timers go by another clock, which knows of neither.
+fn clock_steps() -> impl Stream<Item = ()> + Send + 'static {
+    let start = (interval(CLOCK_LOOK), Timestamp::now(), Instant::now());
+    stream::unfold(start, |(mut ticks, mut clock, mut timer)| async move {
+        loop {
+            ticks.tick().await;
+            let (before, started) = (std::mem::replace(&mut clock, Timestamp::now()), timer);
+            timer = Instant::now();
+            let off = clock.duration_since(before).as_secs_f64() - timer.duration_since(started).as_secs_f64();
+            if off.abs() > CLOCK_STEP {
+                tracing::warn!(seconds = off, "the clock was set; every schedule is looked at again");
+                return Some(((), (ticks, clock, timer)));
+            }
+        }
+    })
 }
 
 /// SyncJobs whose run something happened to in the queue.

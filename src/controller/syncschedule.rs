@@ -5,18 +5,24 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use kube::{
     Resource, ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
-    runtime::{controller::Action, reflector::ObjectRef},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    runtime::controller::Action,
 };
+
+use serde_json::json;
 
 use super::{Context, Error};
 use crate::{
-    api::{SCHEDULE_LABEL, SLOT_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus, syncschedule::ActiveRun},
-    cluster::ask,
+    api::{
+        SCHEDULE_LABEL, SLOT_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
+        syncschedule::ActiveRun,
+    },
+    cluster::{self, ask},
     domain::{
-        Note,
+        Note, elapsed, job,
         schedule::{self, Observed, Parsed},
     },
+    telemetry::metrics,
 };
 
 pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>) -> Result<Action, Error> {
@@ -32,7 +38,13 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
     // Status. It comes first: a run is in the books before it exists, and out of them before it is deleted.
     let mut written = write_status(&schedule, plan.status, &context).await?;
     context.tell(&*schedule, &plan.notes).await;
+    for (reason, count) in plan.skipped {
+        metrics::skipped(reason, count as u64);
+    }
     // Act.
+    for name in &plan.cancel {
+        cancel(&schedule, name, &jobs, &context).await?;
+    }
     for run in &plan.create {
         if !create(&schedule, run, &context).await? {
             let mut status = written.status.clone().unwrap_or_default();
@@ -40,6 +52,7 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
             written = write_status(&written, status, &context).await?;
             let text = format!("A SyncJob {} exists that is not this schedule's: the slot was skipped", run.name);
             context.tell(&*schedule, &[Note::warning("NameCollision", text)]).await;
+            metrics::skipped(schedule::skips::NAME_COLLISION, 1);
         }
     }
     for name in &plan.delete {
@@ -48,27 +61,27 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
     Ok(plan.requeue.map_or_else(Action::await_change, Action::requeue))
 }
 
-/// The schedule's SyncJobs. The cache may be behind: a run in the books that it does not have is asked for.
+/// The schedule's SyncJobs. The cache may be behind, so those are asked for that it lacks of the books, and those that
+/// are unfinished there without being in the books.
 async fn observe(schedule: &SyncSchedule, context: &Context) -> Result<Vec<Arc<SyncJob>>, Error> {
     context.cluster.ready().await;
-    let mut jobs = context.cluster.jobs.state();
-    jobs.retain(|job| is_ours(schedule, job));
     let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
-    for run in active.iter().filter(|run| run.uid.is_some()) {
-        let key = ObjectRef::new(&run.name).within(&schedule.namespace().unwrap_or_default());
-        if context.cluster.jobs.get(&key).is_none() {
-            let live = context.cluster.beside::<SyncJob>(&schedule.metadata);
-            let live = ask("read a SyncJob", live.get_opt(&run.name)).await?;
-            jobs.extend(live.filter(|job| is_ours(schedule, job)).map(Arc::new));
-        }
+    let in_books = |job: &SyncJob| active.iter().any(|run| run.name == job.name_any());
+    let cached = context.cluster.jobs_of(schedule).into_iter();
+    let (mut jobs, stray): (Vec<_>, Vec<_>) = cached.partition(|job| job::is_finished(job) || in_books(job));
+    let lacking = active.iter().filter(|run| !jobs.iter().any(|job| job.name_any() == run.name));
+    let doubtful: Vec<_> = lacking.map(|run| run.name.clone()).chain(stray.iter().map(|job| job.name_any())).collect();
+    let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
+    for name in doubtful {
+        let live = ask("read a SyncJob", api.get_opt(&name)).await?;
+        jobs.extend(live.filter(|job| is_ours(schedule, job)).map(Arc::new));
     }
     Ok(jobs)
 }
 
 fn is_ours(schedule: &SyncSchedule, job: &SyncJob) -> bool {
-    let uid = schedule.metadata.uid.as_deref().unwrap_or_default();
     job.namespace() == schedule.namespace()
-        && job.owner_references().iter().any(|owner| owner.controller == Some(true) && owner.uid == uid)
+        && cluster::controller_of(job).is_some_and(|uid| schedule.metadata.uid.as_deref() == Some(uid))
 }
 
 /// Creates the SyncJob of a run. False when its name is taken by one that is not ours.
@@ -76,6 +89,7 @@ async fn create(schedule: &SyncSchedule, run: &ActiveRun, context: &Context) -> 
     let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
     match context.write("create a SyncJob", jobs.create(&PostParams::default(), &build(schedule, run))).await {
         Ok(_) => {
+            note_skew(schedule, run);
             let text = format!("Created SyncJob {}", run.name);
             context.tell(schedule, &[Note::normal("RunCreated", text)]).await;
             Ok(true)
@@ -85,6 +99,17 @@ async fn create(schedule: &SyncSchedule, run: &ActiveRun, context: &Context) -> 
             Ok(existing.is_none_or(|job| is_ours(schedule, &job)))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// How long after its time a run was made, jitter included in its time.
+fn note_skew(schedule: &SyncSchedule, run: &ActiveRun) {
+    if run.trigger.is_some() {
+        return;
+    }
+    if let Ok(parsed) = Parsed::new(&schedule.spec) {
+        let start = parsed.slots(&schedule.uid().unwrap_or_default()).start(run.slot.0);
+        metrics::SCHEDULE_SKEW.observe(elapsed(start, Timestamp::now()).as_secs_f64());
     }
 }
 
@@ -100,7 +125,28 @@ fn build(schedule: &SyncSchedule, run: &ActiveRun) -> SyncJob {
     job.metadata.annotations = Some(template.metadata.annotations);
     job.labels_mut().insert(SCHEDULE_LABEL.to_owned(), schedule.name_any());
     job.annotations_mut().insert(SLOT_ANNOTATION.to_owned(), run.slot.0.to_string());
+    if let Some(token) = &run.trigger {
+        job.annotations_mut().insert(TRIGGER_ANNOTATION.to_owned(), token.clone());
+        job.spec.sync_type = schedule::triggered_mode(token).unwrap_or(job.spec.sync_type);
+    }
     job
+}
+
+/// Cancels a run that a newer one is to replace. The newer one is created when this one has ended.
+async fn cancel(schedule: &SyncSchedule, name: &str, jobs: &[Arc<SyncJob>], context: &Context) -> Result<(), Error> {
+    let uid = jobs.iter().find(|job| job.name_any() == name).and_then(|job| job.uid());
+    // The uid makes this a conflict for another SyncJob of the same name.
+    let patch = Patch::Merge(json!({"metadata": {"uid": uid}, "spec": {"cancelled": true}}));
+    let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
+    match context.write("cancel a SyncJob", api.patch(name, &PatchParams::default(), &patch)).await {
+        Ok(_) => {
+            let text = format!("Cancelled SyncJob {name}: a newer run replaces it");
+            context.tell(schedule, &[Note::normal("RunReplaced", text)]).await;
+            Ok(())
+        }
+        Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 async fn delete(schedule: &SyncSchedule, name: &str, jobs: &[Arc<SyncJob>], context: &Context) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 pub mod backoff;
 pub mod conditions;
+pub mod cron;
 pub mod job;
 pub mod lease;
 pub mod names;
@@ -33,6 +34,13 @@ impl Note {
     pub fn warning(reason: &'static str, text: impl Into<String>) -> Self {
         Self { warning: true, reason, text: text.into() }
     }
+}
+
+/// A hash that is the same in every process and release.
+#[must_use]
+pub fn stable_hash(text: &str) -> u64 {
+    // FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/): std's hasher may change between releases.
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Milliseconds since the Unix epoch as a time; out-of-range values are clamped.

@@ -8,6 +8,12 @@ pub fn job_for_slot(schedule: &str, slot: Timestamp) -> String {
     format!("{schedule}-{}", slot.as_second())
 }
 
+/// Name of the SyncJob for a trigger token: `<schedule>-t<hash of the token>`.
+#[must_use]
+pub fn job_for_trigger(schedule: &str, token: &str) -> String {
+    format!("{schedule}-t{:09x}", super::stable_hash(token) >> 28)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -22,5 +28,12 @@ mod tests {
     fn the_longest_schedule_name_gives_a_valid_label_value() {
         let slot = Timestamp::from_second(9_999_999_999).unwrap();
         assert_eq!(job_for_slot(&"a".repeat(52), slot).len(), 63);
+        assert_eq!(job_for_trigger(&"a".repeat(52), "2026-11-24").len(), 63);
+    }
+
+    #[test]
+    fn a_trigger_has_the_same_name_in_every_release() {
+        assert_eq!(job_for_trigger("user-sync", "now"), job_for_trigger("user-sync", "now"));
+        assert_eq!(job_for_trigger("user-sync", ""), "user-sync-tcbf29ce48");
     }
 }

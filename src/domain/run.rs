@@ -171,6 +171,12 @@ pub enum SpecError {
         /// The value found.
         value: i64,
     },
+    /// A cron expression or time zone that gives no slots.
+    #[error(transparent)]
+    Cron(#[from] super::cron::Invalid),
+    /// A field that means nothing without another one.
+    #[error("{0} needs {1}: remove it, or set {1}")]
+    Needs(&'static str, &'static str),
     /// Two fields that exclude each other.
     #[error("{0} and {1} exclude each other: keep one of them")]
     Exclusive(&'static str, &'static str),

@@ -4,6 +4,9 @@
 //! it is counted in the same status write that takes it out of `active`. Each of these writes carries the
 //! resource version it was decided on, so of two controllers that decide on the same state one is refused.
 //! A crash between the steps leaves an entry in `active`, and the next pass goes on from there.
+//!
+//! **Waiting in the books.** Where runs must not overlap, an entry may wait in `active` for the end of an earlier run
+//! before its SyncJob is created: with `Replace`, until the run it replaces was cancelled and its worker is fenced.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,14 +15,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::{
-    Note, conditions, elapsed, from_seconds, job, names,
+    Note, conditions,
+    cron::Cron,
+    elapsed, from_seconds, job, names,
     retention::{self, Finished},
     run::{SpecError, duration, range},
-    slots::{Slots, stable_offset},
+    slots::{Grid, Slots, stable_offset},
 };
 use crate::api::{
-    GoDuration, SyncJob, SyncSchedule, SyncScheduleSpec, SyncScheduleStatus, TRIGGER_ANNOTATION,
+    GoDuration, SLOT_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleSpec, SyncScheduleStatus, TRIGGER_ANNOTATION,
     conditions::{FAILED, READY, RECONCILING, STALLED, SUSPENDED, reasons},
+    syncjob::SyncMode,
     syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, RunFailure, Skip},
     truncate,
 };
@@ -37,6 +43,8 @@ pub mod skips {
     pub const DEADLINE: &str = "Deadline";
     /// A newer slot was due too, or `spec.catchUp` is None.
     pub const CATCH_UP: &str = "CatchUp";
+    /// A newer slot came before the run could start that was to replace an earlier one.
+    pub const REPLACED: &str = "Replaced";
     /// A SyncJob of that name exists and is not this schedule's.
     pub const NAME_COLLISION: &str = "NameCollision";
 }
@@ -52,15 +60,19 @@ pub struct Observed<'a> {
     pub queue_available: bool,
 }
 
-/// What is to be done, in this order: write the status, create, delete, publish.
+/// What is to be done, in this order: write the status, publish, cancel, create, delete.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// The next status.
     pub status: SyncScheduleStatus,
-    /// Runs whose SyncJob does not exist yet.
+    /// Names of SyncJobs that a newer run is to replace.
+    pub cancel: Vec<String>,
+    /// Runs whose SyncJob does not exist yet, and may now.
     pub create: Vec<ActiveRun>,
     /// Names of SyncJobs beyond the history limits.
     pub delete: Vec<String>,
+    /// Slots that were skipped, by reason.
+    pub skipped: Vec<(&'static str, i64)>,
     /// What to tell people.
     pub notes: Vec<Note>,
     /// When to look again without being asked.
@@ -72,21 +84,10 @@ pub struct Plan {
 pub struct Parsed {
     /// Text for `status.schedule`.
     text: String,
-    interval: Duration,
+    grid: Grid,
     jitter: Duration,
     starting_deadline: Option<Duration>,
     keep: (usize, usize),
-}
-
-/// Why no slots can be computed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unusable {
-    /// A mistake in the spec.
-    #[error(transparent)]
-    Invalid(#[from] SpecError),
-    /// Right, but not in this release.
-    #[error("spec.schedule (cron) has no effect in this release: use spec.interval, such as 20m")]
-    Cron,
 }
 
 impl Parsed {
@@ -94,22 +95,12 @@ impl Parsed {
     ///
     /// # Errors
     /// The first thing found that stops the schedule.
-    pub fn new(spec: &SyncScheduleSpec) -> Result<Self, Unusable> {
-        if spec.interval.is_some() && spec.schedule.is_some() {
-            return Err(SpecError::Exclusive("interval", "schedule").into());
-        }
-        if spec.schedule.is_some() {
-            return Err(Unusable::Cron);
-        }
-        let interval = spec.interval.clone().unwrap_or_else(|| GoDuration::new(DEFAULT_INTERVAL));
-        let parsed = duration("interval", &interval)?;
-        if parsed < Duration::from_secs(1) {
-            return Err(SpecError::Range { field: "interval", min: 1, max: 8760 * 3600, value: 0 }.into());
-        }
+    pub fn new(spec: &SyncScheduleSpec) -> Result<Self, SpecError> {
+        let (text, grid) = grid(spec)?;
         let limit = |field, value| range(field, value, 0, 1000).map(|limit| limit as usize);
         Ok(Self {
-            text: interval.to_string(),
-            interval: parsed,
+            text,
+            grid,
             jitter: duration("jitter", &spec.jitter)?,
             starting_deadline: spec
                 .starting_deadline
@@ -123,17 +114,46 @@ impl Parsed {
         })
     }
 
-    /// Time from one slot to the next.
+    /// Time from one slot to the next. `None` with a cron expression.
     #[must_use]
-    pub fn interval(&self) -> Duration {
-        self.interval
+    pub fn interval(&self) -> Option<Duration> {
+        match self.grid {
+            Grid::Every(seconds) => Some(Duration::from_secs(seconds as u64)),
+            Grid::Cron(_) => None,
+        }
     }
 
-    /// `staleAfter` of SyncJobs whose template has none: half the interval.
+    /// `staleAfter` of SyncJobs whose template has none: half the least time from one slot to the next.
     #[must_use]
     pub fn stale_after(&self) -> GoDuration {
-        GoDuration::from(self.interval / 2)
+        GoDuration::from(self.grid.shortest_gap() / 2)
     }
+
+    /// The slots of a schedule with this uid.
+    #[must_use]
+    pub fn slots(&self, uid: &str) -> Slots {
+        Slots::new(self.grid.clone(), stable_offset(uid, self.jitter))
+    }
+}
+
+fn grid(spec: &SyncScheduleSpec) -> Result<(String, Grid), SpecError> {
+    let Some(expression) = &spec.schedule else {
+        if spec.time_zone.is_some() {
+            return Err(SpecError::Needs("timeZone", "schedule"));
+        }
+        let interval = spec.interval.clone().unwrap_or_else(|| GoDuration::new(DEFAULT_INTERVAL));
+        let parsed = duration("interval", &interval)?;
+        if parsed < Duration::from_secs(1) {
+            return Err(SpecError::Range { field: "interval", min: 1, max: 8760 * 3600, value: 0 });
+        }
+        return Ok((interval.to_string(), Grid::every(parsed)));
+    };
+    if spec.interval.is_some() {
+        return Err(SpecError::Exclusive("interval", "schedule"));
+    }
+    let zone = spec.time_zone.as_deref();
+    let cron = Cron::new(expression, zone)?;
+    Ok((zone.map_or_else(|| expression.clone(), |zone| format!("{expression} {zone}")), Grid::Cron(Box::new(cron))))
 }
 
 /// Decides on a schedule.
@@ -141,21 +161,38 @@ impl Parsed {
 pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     let schedule = observed.schedule;
     let old = schedule.status.clone().unwrap_or_default();
-    let mut plan =
-        Plan { status: old.clone(), create: Vec::new(), delete: Vec::new(), notes: not_yet(schedule), requeue: None };
+    let mut plan = Plan {
+        status: old.clone(),
+        cancel: Vec::new(),
+        create: Vec::new(),
+        delete: Vec::new(),
+        skipped: Vec::new(),
+        notes: Vec::new(),
+        requeue: None,
+    };
     plan.status.observed_generation = schedule.metadata.generation;
 
     settle(&mut plan.status, observed.jobs);
     let parsed = Parsed::new(&schedule.spec);
-    if let Ok(parsed) = &parsed {
-        start_due(&mut plan, schedule, &old, parsed, now);
-        plan.delete = history(&plan.status, observed.jobs, parsed.keep);
-    } else {
-        plan.status.next_schedule_time = None;
+    let mut waits = None;
+    match &parsed {
+        Ok(parsed) => {
+            waits = start_triggered(&mut plan, schedule, observed.jobs, now);
+            start_due(&mut plan, schedule, &old, parsed, now);
+            plan.delete = history(&plan.status, observed.jobs, parsed.keep);
+        }
+        Err(error) => {
+            plan.status.next_schedule_time = None;
+            if old.observed_generation.is_none_or(|seen| Some(seen) != schedule.metadata.generation) {
+                plan.notes.push(Note::warning("InvalidSchedule", error.to_string()));
+            }
+        }
     }
     plan.status.active_count = Some(plan.status.active.len() as i32);
-    plan.create = missing(&plan.status, observed.jobs);
-    set_conditions(&mut plan.status, observed, parsed.as_ref().err(), now);
+    let policy = schedule.spec.concurrency_policy;
+    plan.create = missing(&plan.status, policy);
+    plan.cancel = replaced(&plan.status, policy, observed.jobs);
+    set_conditions(&mut plan.status, observed, parsed.as_ref().err(), waits, now);
     plan
 }
 
@@ -164,10 +201,11 @@ pub fn collided(status: &mut SyncScheduleStatus, entry: &ActiveRun) {
     status.active.retain(|run| run.name != entry.name);
     status.active_count = Some(status.active.len() as i32);
     status.runs.total -= 1;
-    skip(status, entry.slot.0, 1, skips::NAME_COLLISION);
+    note_skip(status, entry.slot.0, 1, skips::NAME_COLLISION);
 }
 
-/// Counts the runs that ended, and learns the uid of those that were created.
+/// Counts the runs that ended, and learns the uid of those that were created. An unfinished one that is not in the
+/// books gets there: the status was lost, or another controller made it from an older state.
 fn settle(status: &mut SyncScheduleStatus, jobs: &[Arc<SyncJob>]) {
     let mut active = Vec::new();
     for mut entry in std::mem::take(&mut status.active) {
@@ -183,7 +221,19 @@ fn settle(status: &mut SyncScheduleStatus, jobs: &[Arc<SyncJob>]) {
             None => {}
         }
     }
+    for job in jobs.iter().filter(|job| !job::is_finished(job) && job.metadata.deletion_timestamp.is_none()) {
+        let name = job.name_any();
+        if !active.iter().any(|entry| entry.name == name) {
+            status.runs.total += 1;
+            active.push(ActiveRun { name, uid: job.uid(), slot: slot_of(job), trigger: None });
+        }
+    }
     status.active = active;
+}
+
+fn slot_of(job: &SyncJob) -> Time {
+    let slot = job.annotations().get(SLOT_ANNOTATION).and_then(|text| text.parse().ok()).map(Time);
+    slot.or_else(|| job.creation_timestamp()).unwrap_or(Time(Timestamp::UNIX_EPOCH))
 }
 
 fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
@@ -209,96 +259,153 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     status.failure_history.truncate(MAX_FAILURE_HISTORY);
 }
 
+/// Starts the run that the trigger annotation asks for, once for each token. Tells what it waits for.
+fn start_triggered(
+    plan: &mut Plan,
+    schedule: &SyncSchedule,
+    jobs: &[Arc<SyncJob>],
+    now: Timestamp,
+) -> Option<&'static str> {
+    let token = truncate(schedule.annotations().get(TRIGGER_ANNOTATION)?);
+    if token.is_empty() || plan.status.last_handled_trigger.as_ref() == Some(&token) {
+        return None;
+    }
+    if schedule.spec.concurrency_policy == ConcurrencyPolicy::Forbid && !plan.status.active.is_empty() {
+        return Some("; the triggered run starts when the run under way has ended");
+    }
+    let name = names::job_for_trigger(&schedule.name_any(), &token);
+    // An earlier run with this token may be there still, after another token in between.
+    if !jobs.iter().any(|job| job.name_any() == name) {
+        let slot = Time(from_seconds(now.as_second()));
+        start(plan, schedule, ActiveRun { name, uid: None, slot, trigger: Some(token.clone()) });
+    }
+    plan.status.last_handled_trigger = Some(token);
+    None
+}
+
+/// What a trigger token asks the SyncJob to be: `<token>:Full` or `<token>:Incremental`.
+#[must_use]
+pub fn triggered_mode(token: &str) -> Option<SyncMode> {
+    match token.rsplit_once(':')?.1 {
+        "Full" => Some(SyncMode::Full),
+        "Incremental" => Some(SyncMode::Incremental),
+        _ => None,
+    }
+}
+
 fn start_due(plan: &mut Plan, schedule: &SyncSchedule, old: &SyncScheduleStatus, parsed: &Parsed, now: Timestamp) {
-    let status = &mut plan.status;
-    let slots = Slots::new(parsed.interval, stable_offset(&schedule.uid().unwrap_or_default(), parsed.jitter));
-    let created = schedule.creation_timestamp().map_or(now, |created| created.0);
+    let slots = parsed.slots(&schedule.uid().unwrap_or_default());
+    let created = from_seconds(schedule.creation_timestamp().map_or(now, |created| created.0).as_second());
     let first_visit = old.slots_since.is_none();
     let resumed = conditions::is_true(&old.conditions, SUSPENDED) && !schedule.spec.suspended;
     let edited = old.schedule.as_deref().is_some_and(|text| text != parsed.text);
 
-    status.schedule = Some(parsed.text.clone());
+    plan.status.schedule = Some(parsed.text.clone());
     if first_visit {
-        status.slots_since = Some(Time(from_seconds(created.as_second())));
+        plan.status.slots_since = Some(Time(created));
     }
     if resumed || edited {
-        status.slots_since = Some(Time(from_seconds(now.as_second())));
+        plan.status.slots_since = Some(Time(from_seconds(now.as_second())));
     }
     if schedule.spec.suspended {
-        status.next_schedule_time = None;
+        plan.status.next_schedule_time = None;
         return;
     }
     if first_visit && schedule.spec.immediate {
-        start(status, schedule, from_seconds(created.as_second()));
+        start(plan, schedule, slot_run(schedule, created));
     }
-    if let Some(due) = slots.due(handled(status), now) {
-        let late = elapsed(slots.start(due.newest), now);
-        if due.count > 1 {
-            skip(
-                status,
-                from_seconds(due.newest.as_second() - parsed.interval.as_secs() as i64),
-                due.count - 1,
-                skips::CATCH_UP,
-            );
-            plan.notes.push(skipped(due.count - 1, "they passed while no controller was at work"));
+    if let Some(due) = slots.due(handled(&plan.status), now) {
+        if let Some(before) = due.before {
+            skip(plan, before, due.count - 1, skips::CATCH_UP, "they passed while no controller was at work");
         }
-        let refusal = if schedule.spec.catch_up == CatchUp::None && late > ON_TIME {
-            Some((skips::CATCH_UP, "it was missed, and spec.catchUp is None"))
-        } else if parsed.starting_deadline.is_some_and(|deadline| late > deadline) {
-            Some((skips::DEADLINE, "it is later than spec.startingDeadline"))
-        } else if schedule.spec.concurrency_policy != ConcurrencyPolicy::Allow && !status.active.is_empty() {
-            Some((skips::ACTIVE, "an earlier run is not finished"))
-        } else {
-            None
-        };
-        match refusal {
-            Some((reason, why)) => {
-                skip(status, due.newest, 1, reason);
-                plan.notes.push(skipped(1, why));
-            }
-            None => start(status, schedule, due.newest),
+        match refusal(plan, schedule, parsed, elapsed(slots.start(due.newest), now)) {
+            Some((reason, why)) => skip(plan, due.newest, 1, reason, why),
+            None => start(plan, schedule, slot_run(schedule, due.newest)),
         }
+        plan.status.slots_since = Some(Time(due.newest));
     }
-    let next = slots.next(handled(status), now);
-    let start = slots.start(next);
-    status.next_schedule_time = Some(Time(from_seconds(start.as_second())));
-    plan.requeue = Some(elapsed(now, start).max(Duration::from_millis(1)));
+    let next = slots.next(handled(&plan.status), now).map(|next| slots.start(next));
+    plan.status.next_schedule_time = next.map(|start| Time(from_seconds(start.as_second())));
+    plan.requeue = next.map(|start| elapsed(now, start).max(Duration::from_millis(1)));
 }
 
-/// The newest slot that was dealt with, one way or another.
+/// Why the newest slot that is due is not run.
+fn refusal(
+    plan: &Plan,
+    schedule: &SyncSchedule,
+    parsed: &Parsed,
+    late: Duration,
+) -> Option<(&'static str, &'static str)> {
+    if schedule.spec.catch_up == CatchUp::None && late > ON_TIME {
+        Some((skips::CATCH_UP, "it was missed, and spec.catchUp is None"))
+    } else if parsed.starting_deadline.is_some_and(|deadline| late > deadline) {
+        Some((skips::DEADLINE, "it is later than spec.startingDeadline"))
+    } else if schedule.spec.concurrency_policy == ConcurrencyPolicy::Forbid && !plan.status.active.is_empty() {
+        Some((skips::ACTIVE, "an earlier run is not finished"))
+    } else {
+        None
+    }
+}
+
+/// Slots up to this time were dealt with, one way or another.
 fn handled(status: &SyncScheduleStatus) -> Timestamp {
-    let skip = status.last_skip.as_ref().map(|skip| &skip.time);
-    [status.slots_since.as_ref(), status.last_schedule_time.as_ref(), skip]
-        .into_iter()
-        .flatten()
-        .map(|time| time.0)
-        .max()
-        .unwrap_or(Timestamp::UNIX_EPOCH)
+    status.slots_since.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
 }
 
-fn start(status: &mut SyncScheduleStatus, schedule: &SyncSchedule, slot: Timestamp) {
-    let name = names::job_for_slot(&schedule.name_any(), slot);
-    if status.active.iter().any(|run| run.name == name) {
+fn slot_run(schedule: &SyncSchedule, slot: Timestamp) -> ActiveRun {
+    ActiveRun { name: names::job_for_slot(&schedule.name_any(), slot), uid: None, slot: Time(slot), trigger: None }
+}
+
+/// Writes a run into the books. With `Replace`, it takes the place of one that still waits there.
+fn start(plan: &mut Plan, schedule: &SyncSchedule, run: ActiveRun) {
+    if run.trigger.is_none() {
+        plan.status.last_schedule_time = Some(run.slot.clone());
+    }
+    if plan.status.active.iter().any(|known| known.name == run.name) {
         return;
     }
-    status.active.push(ActiveRun { name, uid: None, slot: Time(slot) });
-    status.last_schedule_time = Some(Time(slot));
-    status.runs.total += 1;
+    if schedule.spec.concurrency_policy == ConcurrencyPolicy::Replace {
+        for waiting in plan.status.active.extract_if(.., |known| known.uid.is_none()).collect::<Vec<_>>() {
+            plan.status.runs.total -= 1;
+            skip(plan, waiting.slot.0, 1, skips::REPLACED, "a newer run replaces it before it could start");
+        }
+    }
+    plan.status.active.push(run);
+    plan.status.runs.total += 1;
 }
 
-fn skip(status: &mut SyncScheduleStatus, slot: Timestamp, count: i64, reason: &str) {
+fn skip(plan: &mut Plan, slot: Timestamp, count: i64, reason: &'static str, why: &str) {
+    note_skip(&mut plan.status, slot, count, reason);
+    plan.skipped.push((reason, count));
+    let what = if count == 1 { format!("The slot {slot} was") } else { format!("{count} slots up to {slot} were") };
+    plan.notes.push(Note::warning("RunSkipped", format!("{what} skipped: {why}")));
+}
+
+fn note_skip(status: &mut SyncScheduleStatus, slot: Timestamp, count: i64, reason: &str) {
     status.runs.skipped += count;
     status.last_skip = Some(Skip { time: Time(slot), reason: reason.to_owned() });
 }
 
-fn skipped(count: i64, why: &str) -> Note {
-    let what = if count == 1 { "A slot was".to_owned() } else { format!("{count} slots were") };
-    Note::warning("RunSkipped", format!("{what} skipped: {why}"))
+/// Runs to create now: all that are not there yet, or where runs must not overlap, the first one when no other is
+/// there.
+fn missing(status: &SyncScheduleStatus, policy: ConcurrencyPolicy) -> Vec<ActiveRun> {
+    let missing = status.active.iter().filter(|run| run.uid.is_none());
+    match policy {
+        ConcurrencyPolicy::Allow => missing.cloned().collect(),
+        _ if status.active.iter().any(|run| run.uid.is_some()) => Vec::new(),
+        _ => missing.take(1).cloned().collect(),
+    }
 }
 
-fn missing(status: &SyncScheduleStatus, jobs: &[Arc<SyncJob>]) -> Vec<ActiveRun> {
-    let exists = |run: &ActiveRun| jobs.iter().any(|job| job.name_any() == run.name);
-    status.active.iter().filter(|run| run.uid.is_none() && !exists(run)).cloned().collect()
+/// Runs in the way of one that is to replace them.
+fn replaced(status: &SyncScheduleStatus, policy: ConcurrencyPolicy, jobs: &[Arc<SyncJob>]) -> Vec<String> {
+    if policy != ConcurrencyPolicy::Replace || status.active.iter().all(|run| run.uid.is_some()) {
+        return Vec::new();
+    }
+    let in_the_way = |job: &SyncJob| {
+        !job.spec.cancelled && status.active.iter().any(|run| run.uid.is_some() && run.name == job.name_any())
+    };
+    jobs.iter().filter(|job| in_the_way(job)).map(|job| job.name_any()).collect()
 }
 
 /// Finished runs beyond the limits. Runs still in `active` are not counted yet and stay.
@@ -319,7 +426,8 @@ fn history(status: &SyncScheduleStatus, jobs: &[Arc<SyncJob>], keep: (usize, usi
 fn set_conditions(
     status: &mut SyncScheduleStatus,
     observed: &Observed<'_>,
-    unusable: Option<&Unusable>,
+    unusable: Option<&SpecError>,
+    waits: Option<&str>,
     now: Timestamp,
 ) {
     let generation = observed.schedule.metadata.generation;
@@ -333,13 +441,12 @@ fn set_conditions(
         set(SUSPENDED, false, reasons::ACTIVE, "Runs are started as scheduled");
     }
     if let Some(error) = unusable {
-        let reason = if *error == Unusable::Cron { reasons::NOT_IMPLEMENTED } else { reasons::INVALID_SPEC };
-        set(READY, false, reason, &error.to_string());
-        set(STALLED, true, reason, &error.to_string());
+        set(READY, false, reasons::INVALID_SPEC, &error.to_string());
+        set(STALLED, true, reasons::INVALID_SPEC, &error.to_string());
         conditions::clear(&mut status.conditions, RECONCILING);
     } else if observed.queue_available {
         let message = if suspended { "Suspended: no new runs" } else { "Runs are started as scheduled" };
-        set(READY, true, reasons::SCHEDULED, message);
+        set(READY, true, reasons::SCHEDULED, &format!("{message}{}", waits.unwrap_or_default()));
         conditions::clear(&mut status.conditions, STALLED);
         conditions::clear(&mut status.conditions, RECONCILING);
     } else {
@@ -348,26 +455,6 @@ fn set_conditions(
         set(RECONCILING, true, reasons::QUEUE_UNAVAILABLE, message);
         conditions::clear(&mut status.conditions, STALLED);
     }
-}
-
-/// Fields whose behaviour this release does not have yet, and mistakes; told once per generation.
-fn not_yet(schedule: &SyncSchedule) -> Vec<Note> {
-    let seen = schedule.status.as_ref().and_then(|status| status.observed_generation);
-    if seen.is_some() && seen == schedule.metadata.generation {
-        return Vec::new();
-    }
-    let mut notes = Vec::new();
-    if let Err(error) = Parsed::new(&schedule.spec) {
-        notes.push(Note::warning("InvalidSchedule", error.to_string()));
-    }
-    let mut tell = |text: &str| notes.push(Note::warning(reasons::NOT_IMPLEMENTED, text));
-    if schedule.spec.concurrency_policy == ConcurrencyPolicy::Replace {
-        tell("spec.concurrencyPolicy Replace has no effect in this release: slots are handled as with Forbid");
-    }
-    if schedule.annotations().contains_key(TRIGGER_ANNOTATION) {
-        tell("the annotation sync.codex.dev/trigger has no effect in this release");
-    }
-    notes
 }
 
 #[cfg(test)]

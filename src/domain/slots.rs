@@ -1,17 +1,25 @@
-//! Slot arithmetic for fixed intervals. A slot is a multiple of the interval since the Unix epoch; its start
-//! is the slot plus the schedule's offset (jitter). All values are whole milliseconds or seconds since the epoch.
+//! Slot arithmetic. With an interval, a slot is a multiple of it since the Unix epoch; with a cron expression see
+//! [`super::cron`]. The start of a slot is the slot plus the schedule's offset (jitter).
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::from_seconds;
+use super::{cron::Cron, from_seconds};
+
+/// Where the slots of a schedule lie.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Grid {
+    /// Multiples of so many seconds since the epoch, at least 1.
+    Every(i64),
+    /// Times at which the clocks match.
+    Cron(Box<Cron>),
+}
 
 /// Slots of one schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Slots {
-    /// Whole seconds, at least 1.
-    interval: i64,
+    grid: Grid,
     /// Milliseconds added to each slot to get its start.
     offset: i64,
 }
@@ -21,30 +29,63 @@ pub struct Slots {
 pub struct Due {
     /// The newest of them.
     pub newest: Timestamp,
+    /// The one before it, when there are several.
+    pub before: Option<Timestamp>,
     /// How many there are, the newest included.
     pub count: i64,
 }
 
-impl Slots {
-    /// Slots every `interval` (rounded down to whole seconds, at least one), started `offset` later.
+impl Grid {
+    /// Slots every `interval`, rounded down to whole seconds, at least one.
     #[must_use]
-    pub fn new(interval: Duration, offset: Duration) -> Self {
-        Self { interval: (interval.as_secs() as i64).max(1), offset: offset.as_millis() as i64 }
+    pub fn every(interval: Duration) -> Self {
+        Self::Every((interval.as_secs() as i64).max(1))
     }
 
-    /// The slots later than `after` whose start has come at `now`. Takes the same time for any span.
+    /// The least time from one slot to the next.
+    #[must_use]
+    pub fn shortest_gap(&self) -> Duration {
+        match self {
+            Self::Every(seconds) => Duration::from_secs(*seconds as u64),
+            Self::Cron(cron) => cron.shortest_gap(),
+        }
+    }
+}
+
+impl Slots {
+    /// Slots of a grid, started `offset` later.
+    #[must_use]
+    pub fn new(grid: Grid, offset: Duration) -> Self {
+        Self { grid, offset: offset.as_millis() as i64 }
+    }
+
+    /// The slots later than `after` whose start has come at `now`. With an interval it takes the same time for any
+    /// span, and with a cron expression about 0.1 ms for a year.
     #[must_use]
     pub fn due(&self, after: Timestamp, now: Timestamp) -> Option<Due> {
-        let first = self.index_after(after);
-        let newest = (now.as_millisecond() - self.offset).div_euclid(self.interval * 1000);
-        (newest >= first).then(|| Due { newest: from_seconds(newest * self.interval), count: newest - first + 1 })
+        let reached = self.reached(now);
+        match &self.grid {
+            Grid::Cron(cron) => cron.due(after, reached),
+            Grid::Every(interval) => {
+                let (first, newest) = (index(after, *interval) + 1, index(reached, *interval));
+                let before = (newest > first).then(|| from_seconds((newest - 1) * interval));
+                (newest >= first).then(|| Due {
+                    newest: from_seconds(newest * interval),
+                    before,
+                    count: newest - first + 1,
+                })
+            }
+        }
     }
 
-    /// The first slot later than `after` whose start has not come at `now`.
+    /// The first slot later than `after` whose start has not come at `now`. `None` at the end of the calendar.
     #[must_use]
-    pub fn next(&self, after: Timestamp, now: Timestamp) -> Timestamp {
-        let upcoming = (now.as_millisecond() - self.offset).div_euclid(self.interval * 1000) + 1;
-        from_seconds(upcoming.max(self.index_after(after)) * self.interval)
+    pub fn next(&self, after: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        let after = after.max(self.reached(now));
+        match &self.grid {
+            Grid::Cron(cron) => cron.next(after),
+            Grid::Every(interval) => Some(from_seconds((index(after, *interval) + 1) * interval)),
+        }
     }
 
     /// When a slot is started: the slot plus the offset.
@@ -53,21 +94,22 @@ impl Slots {
         super::from_millis(slot.as_millisecond().saturating_add(self.offset))
     }
 
-    fn index_after(&self, after: Timestamp) -> i64 {
-        after.as_millisecond().div_euclid(self.interval * 1000) + 1
+    /// Slots up to this time have started at `now`.
+    fn reached(&self, now: Timestamp) -> Timestamp {
+        super::from_millis(now.as_millisecond().saturating_sub(self.offset))
     }
+}
+
+fn index(time: Timestamp, interval: i64) -> i64 {
+    time.as_millisecond().div_euclid(interval * 1000)
 }
 
 /// A stable offset below `jitter` for an object, the same in every process and release.
 #[must_use]
 pub fn stable_offset(uid: &str, jitter: Duration) -> Duration {
-    // FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/): std's hasher may change between releases.
-    let hash = uid
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     match jitter.as_millis() as u64 {
         0 => Duration::ZERO,
-        millis => Duration::from_millis(hash % millis),
+        millis => Duration::from_millis(super::stable_hash(uid) % millis),
     }
 }
 
@@ -80,24 +122,24 @@ mod tests {
         Timestamp::from_second(seconds).unwrap()
     }
     fn every(seconds: u64) -> Slots {
-        Slots::new(Duration::from_secs(seconds), Duration::ZERO)
+        Slots::new(Grid::every(Duration::from_secs(seconds)), Duration::ZERO)
     }
 
     #[test]
     fn slots_are_multiples_of_the_interval_since_the_epoch() {
         let slots = every(1200);
-        assert_eq!(slots.next(at(0), at(1)), at(1200));
+        assert_eq!(slots.next(at(0), at(1)), Some(at(1200)));
         assert_eq!(slots.due(at(1100), at(1199)), None);
-        assert_eq!(slots.due(at(1100), at(1200)), Some(Due { newest: at(1200), count: 1 }));
+        assert_eq!(slots.due(at(1100), at(1200)), Some(Due { newest: at(1200), before: None, count: 1 }));
         assert_eq!(slots.due(at(1200), at(1201)), None, "a handled slot is not due again");
-        assert_eq!(slots.due(at(1200), at(6000)), Some(Due { newest: at(6000), count: 4 }));
+        assert_eq!(slots.due(at(1200), at(6000)), Some(Due { newest: at(6000), before: Some(at(4800)), count: 4 }));
     }
 
     #[test]
     fn an_offset_delays_the_start_and_keeps_the_slot() {
-        let slots = Slots::new(Duration::from_secs(60), Duration::from_millis(1500));
+        let slots = Slots::new(Grid::every(Duration::from_secs(60)), Duration::from_millis(1500));
         assert_eq!(slots.due(at(30), at(61)), None);
-        assert_eq!(slots.due(at(30), at(62)), Some(Due { newest: at(60), count: 1 }));
+        assert_eq!(slots.due(at(30), at(62)), Some(Due { newest: at(60), before: None, count: 1 }));
         assert_eq!(slots.start(at(60)), Timestamp::from_millisecond(61_500).unwrap());
     }
 
@@ -107,10 +149,19 @@ mod tests {
         assert_eq!(due.count, 3 * 1440);
     }
 
+    fn grids() -> impl Strategy<Value = Grid> {
+        let expressions = ["* * * * *", "*/7 * * * *", "30 1-3 * * *", "0 0 1 * *"];
+        prop_oneof![
+            (1_u64..5000).prop_map(|seconds| Grid::every(Duration::from_secs(seconds))),
+            prop::sample::select(expressions.to_vec())
+                .prop_map(|text| Grid::Cron(Box::new(Cron::new(text, Some("Europe/Berlin")).unwrap()))),
+        ]
+    }
+
     proptest! {
         #[test]
-        fn walking_in_any_steps_meets_every_slot_once(interval in 1_u64..5000, offset in 0_u64..9000, start in 0_i64..1_000_000, steps in prop::collection::vec(0_i64..20_000, 1..40)) {
-            let slots = Slots::new(Duration::from_secs(interval), Duration::from_millis(offset));
+        fn walking_in_any_steps_meets_every_slot_once(grid in grids(), offset in 0_u64..9000, start in 0_i64..1_000_000, steps in prop::collection::vec(0_i64..20_000, 1..40)) {
+            let slots = Slots::new(grid, Duration::from_millis(offset));
             let mut now = at(start);
             let mut handled = now;
             let mut met = 0;
@@ -121,7 +172,7 @@ mod tests {
                     met += due.count;
                     handled = due.newest;
                 }
-                prop_assert!(slots.start(slots.next(handled, now)) > now);
+                prop_assert!(slots.start(slots.next(handled, now).unwrap()) > now);
             }
             let all = slots.due(at(start), now).map_or(0, |due| due.count);
             prop_assert_eq!(met, all);

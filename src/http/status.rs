@@ -99,7 +99,7 @@ fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<D
 }
 
 fn repeatable(schedule: &SyncSchedule) -> Repeatable {
-    let interval = Parsed::new(&schedule.spec).ok().map(|parsed| parsed.interval());
+    let interval = Parsed::new(&schedule.spec).ok().and_then(|parsed| parsed.interval());
     Repeatable {
         name: schedule.name_any(),
         namespace: schedule.namespace().unwrap_or_default(),

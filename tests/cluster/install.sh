@@ -45,6 +45,8 @@ need_packages() {
   command -v curl >/dev/null || missing+=(curl)
   command -v openssl >/dev/null || missing+=(openssl)
   command -v python3 >/dev/null || missing+=(python3)
+  # For tests of what happens when the clock is set.
+  [[ -e $faketime ]] || missing+=(libfaketime)
   # redis-tools holds the server's program too, and unlike redis-server has no service that would start.
   command -v redis-cli >/dev/null && [[ -x /usr/bin/redis-check-rdb ]] || missing+=(redis-tools)
   if [[ ! -x $mongod ]]; then
@@ -134,7 +136,7 @@ with_toxiproxy=
 [[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1
 
 installed() {
-  [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) ]]
+  [[ -e $faketime && -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) ]]
 }
 
 if ! installed; then

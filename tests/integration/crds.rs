@@ -414,3 +414,49 @@ async fn jobs_can_be_listed_by_type() {
     let found = api(&world, JOB).0.list(&issues).await.unwrap();
     assert_eq!(found.items.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["b"]);
 }
+
+/// The YAML blocks of a page that are objects, or the spec of the kind the page is about.
+fn examples(page: &str) -> Vec<(&'static str, Value)> {
+    let text = std::fs::read_to_string(page).unwrap();
+    let of_page = if page.ends_with("syncjob.md") { JOB } else { SCHEDULE };
+    let blocks = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let objects = blocks.flat_map(serde_yaml_ng::Deserializer::from_str).map(|document| {
+        <Value as serde::Deserialize>::deserialize(document).unwrap_or_else(|error| panic!("{page}: {error}"))
+    });
+    let kind = |object: &Value| match object["kind"].as_str() {
+        Some("SyncJob") => JOB,
+        Some("SyncSchedule") => SCHEDULE,
+        _ => of_page,
+    };
+    objects
+        .filter(|object| object.get("spec").is_some())
+        .map(|object| (kind(&object), object["spec"].clone()))
+        .collect()
+}
+
+fn assert_contains(whole: &Value, part: &Value, place: &str) {
+    match part {
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                assert_contains(&whole[field], value, &format!("{place}.{field}"));
+            }
+        }
+        _ => assert_eq!(whole, part, "{place} is not a field"),
+    }
+}
+
+#[tokio::test]
+async fn every_example_of_the_docs_is_accepted_as_it_stands() {
+    let world = World::new().await;
+    let mut count = 0;
+    let pages = ["README.md", "docs/quickstart.md", "docs/reference/syncschedule.md", "docs/reference/syncjob.md"];
+    for page in pages {
+        for (kind, spec) in examples(page) {
+            count += 1;
+            let created = create(&world, kind, &format!("example-{count}"), spec.clone()).await;
+            let created = created.unwrap_or_else(|error| panic!("{page}: {spec}: {error}"));
+            assert_contains(&created.data["spec"], &spec, page);
+        }
+    }
+    assert!(count >= 8, "only {count} examples were found");
+}

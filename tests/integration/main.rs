@@ -18,5 +18,6 @@ mod outages;
 mod queue;
 mod redis_kinds;
 mod replicas;
+mod schedules;
 mod support;
 mod target;

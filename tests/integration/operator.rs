@@ -374,23 +374,6 @@ async fn a_run_over_its_deadline_ends_as_failed() {
 }
 
 #[tokio::test]
-async fn fields_without_effect_are_told_in_warnings() {
-    let world = World::new().await;
-    let (_operator, _) = world.all(&[]);
-    apply_schedule(&world, "cron", json!({"schedule": "*/5 * * * *"})).await;
-    apply_schedule(&world, "replace", json!({"concurrencyPolicy": "Replace"})).await;
-    for (name, reason) in [("cron", "InvalidSchedule"), ("replace", "NotImplemented")] {
-        eventually(&format!("{name} has a warning"), async || {
-            event_reasons(&world, name).await.contains(reason).then_some(())
-        })
-        .await;
-    }
-    let cron = world.schedules().get("cron").await.unwrap().status.unwrap();
-    let stalled = cron.conditions.iter().find(|condition| condition.type_ == "Stalled").unwrap();
-    assert_eq!((stalled.status.as_str(), stalled.reason.as_str()), ("True", "NotImplemented"));
-}
-
-#[tokio::test]
 async fn a_finished_job_of_its_own_is_deleted_after_its_ttl() {
     let world = World::new().await;
     let (_operator, _) = world.all(&[]);

@@ -126,6 +126,26 @@ impl World {
 
     /// The same, but it finds the servers at other addresses.
     pub fn operator_on(&self, servers: &Servers, command: &str, args: &[&str]) -> Operator {
+        Operator::start(self.process(servers, command, args), &self.name)
+    }
+
+    /// The same, but its clock is off by the seconds that stand in a file.
+    #[allow(dead_code, reason = "random faults leave the clock alone")]
+    pub fn operator_with_clock(&self, servers: &Servers, command: &str, args: &[&str], offset: &Path) -> Operator {
+        let library = Path::new("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1");
+        assert!(library.exists(), "libfaketime is not installed: run tests/cluster/install.sh");
+        let mut process = self.process(servers, command, args);
+        process
+            .env("LD_PRELOAD", library)
+            .env("FAKETIME_TIMESTAMP_FILE", offset)
+            .env("FAKETIME_CACHE_DURATION", "1")
+            // Timers go by a clock that is never set.
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("DONT_FAKE_MONOTONIC", "1");
+        Operator::start(process, &self.name)
+    }
+
+    fn process(&self, servers: &Servers, command: &str, args: &[&str]) -> Command {
         let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
         process
             .arg(command)
@@ -139,7 +159,7 @@ impl World {
             .env("LEADER_LEASE_DURATION", "3s")
             .env("METRICS_PORT", "0")
             .env("RUST_LOG", env::var("RUST_LOG").unwrap_or_else(|_| "warn,sync_operator=info".to_owned()));
-        Operator::start(process, &self.name)
+        process
     }
 
     /// Starts `sync-operator all` with HTTP on a port of its own, which is returned too.

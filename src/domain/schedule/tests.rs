@@ -1,5 +1,8 @@
+mod table;
+
 use super::*;
 use crate::api::{SyncJobStatus, SyncScheduleSpec, conditions::COMPLETE};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const CREATED: i64 = 1_000_005;
@@ -20,17 +23,22 @@ fn schedule(spec: Value) -> SyncSchedule {
 /// A controller whose writes all succeed, driven by a clock of the test's own.
 struct World {
     schedule: SyncSchedule,
+    last_trigger: Option<String>,
     jobs: Vec<Arc<SyncJob>>,
     notes: Vec<Note>,
 }
 
 impl World {
     fn new(spec: Value) -> Self {
-        Self { schedule: schedule(spec), jobs: Vec::new(), notes: Vec::new() }
+        Self { schedule: schedule(spec), last_trigger: None, jobs: Vec::new(), notes: Vec::new() }
+    }
+
+    fn decide(&self, now: i64) -> Plan {
+        decide(&Observed { schedule: &self.schedule, jobs: &self.jobs, queue_available: true }, at(now))
     }
 
     fn pass(&mut self, now: i64) -> Plan {
-        let plan = decide(&Observed { schedule: &self.schedule, jobs: &self.jobs, queue_available: true }, at(now));
+        let plan = self.decide(now);
         self.schedule.status = Some(plan.status.clone());
         for run in &plan.create {
             let mut job = SyncJob::new(&run.name, crate::api::SyncJobSpec::default());
@@ -38,6 +46,9 @@ impl World {
             self.jobs.push(Arc::new(job));
         }
         self.jobs.retain(|job| !plan.delete.contains(&job.name_any()));
+        for job in self.jobs.iter_mut().filter(|job| plan.cancel.contains(&job.name_any())) {
+            Arc::make_mut(job).spec.cancelled = true;
+        }
         self.notes.extend(plan.notes.clone());
         plan
     }
@@ -235,7 +246,10 @@ fn what_cannot_be_scheduled_is_stalled_with_the_reason() {
     for (spec, reason) in [
         (json!({"interval": "banana"}), "InvalidSpec"),
         (json!({"interval": "10s", "schedule": "* * * * *"}), "InvalidSpec"),
-        (json!({"schedule": "* * * * *"}), "NotImplemented"),
+        (json!({"schedule": "61 * * * *"}), "InvalidSpec"),
+        (json!({"schedule": "0 0 30 2 *"}), "InvalidSpec"),
+        (json!({"schedule": "* * * * *", "timeZone": "Mars/Olympus"}), "InvalidSpec"),
+        (json!({"interval": "10s", "timeZone": "UTC"}), "InvalidSpec"),
     ] {
         let mut world = World::new(spec);
         let plan = world.pass(CREATED);
@@ -265,4 +279,146 @@ fn a_second_pass_on_the_same_state_changes_nothing() {
     let plan = world.pass(CREATED + 1);
     assert_eq!(plan.status, before);
     assert!(plan.notes.is_empty() && plan.create.is_empty() && plan.delete.is_empty());
+}
+
+#[test]
+fn stale_after_defaults_to_half_the_least_time_between_slots() {
+    for (spec, expected) in [
+        (json!({}), "10m"),
+        (json!({"interval": "90s"}), "45s"),
+        (json!({"schedule": "*/20 * * * *"}), "10m"),
+        (json!({"schedule": "0 9-17 * * *"}), "30m"),
+        (json!({"schedule": "@monthly"}), "12h"),
+    ] {
+        let parsed = Parsed::new(&serde_json::from_value(spec).unwrap()).unwrap();
+        let expected: Duration = GoDuration::new(expected).parse().unwrap();
+        assert_eq!(parsed.stale_after().parse(), Ok(expected));
+    }
+}
+
+#[test]
+fn a_token_may_ask_for_the_kind_of_run() {
+    for (token, expected) in [
+        ("now:Full", Some(SyncMode::Full)),
+        ("2026-11-24T10:00:00Z:Incremental", Some(SyncMode::Incremental)),
+        ("2026-11-24T10:00:00Z", None),
+        ("Full", None),
+        ("now:full", None),
+    ] {
+        assert_eq!(triggered_mode(token), expected, "{token}");
+    }
+}
+
+/// What may happen to a schedule, its controller and its clock.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Time goes on, and then the controller looks.
+    Wait(i64),
+    /// The clock is set, and then the controller looks.
+    Set(i64),
+    /// The controller writes the status and dies before it does anything else.
+    Crash(i64),
+    /// A run ends.
+    End(prop::sample::Index, bool),
+    /// Somebody deletes a SyncJob.
+    Delete(prop::sample::Index),
+    /// Somebody asks for a run.
+    Trigger(u8),
+    /// Somebody changes what happens when runs would overlap.
+    Policy(ConcurrencyPolicy),
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let policies = [ConcurrencyPolicy::Forbid, ConcurrencyPolicy::Allow, ConcurrencyPolicy::Replace];
+    prop_oneof![
+        6 => (0_i64..400).prop_map(Step::Wait),
+        1 => (0_i64..400_000).prop_map(Step::Wait),
+        1 => (-4000_i64..4000).prop_map(Step::Set),
+        2 => (0_i64..400).prop_map(Step::Crash),
+        4 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(which, well)| Step::End(which, well)),
+        1 => any::<prop::sample::Index>().prop_map(Step::Delete),
+        1 => (0_u8..4).prop_map(Step::Trigger),
+        1 => prop::sample::select(policies.to_vec()).prop_map(Step::Policy),
+    ]
+}
+
+fn specs() -> impl Strategy<Value = Value> {
+    let grids = [json!({"interval": "1m"}), json!({"interval": "7s"}), json!({"schedule": "*/3 * * * *"})];
+    let others = [
+        json!({}),
+        json!({"startingDeadline": "20s"}),
+        json!({"catchUp": "None"}),
+        json!({"jitter": "90s"}),
+        json!({"concurrencyPolicy": "Allow"}),
+        json!({"concurrencyPolicy": "Replace"}),
+    ];
+    let both = (prop::sample::select(grids.to_vec()), prop::sample::select(others.to_vec()));
+    both.prop_map(|(mut grid, other)| {
+        grid.as_object_mut().unwrap().extend(other.as_object().unwrap().clone());
+        grid
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_slot_is_run_or_skipped_once_whatever_happens(spec in specs(), steps in prop::collection::vec(steps(), 1..60)) {
+        let mut world = World::new(spec);
+        let (mut now, mut triggered, mut made) = (CREATED, 0, Vec::new());
+        let slots = Parsed::new(&world.schedule.spec).unwrap().slots(&world.schedule.uid().unwrap());
+        for step in steps {
+            let unfinished = |world: &World| -> Vec<String> {
+                world.jobs.iter().filter(|job| !job::is_finished(job)).map(|job| job.name_any()).collect()
+            };
+            let mut crash = false;
+            match step {
+                Step::Wait(seconds) | Step::Set(seconds) => now = (now + seconds).max(CREATED),
+                Step::Crash(seconds) => {
+                    now += seconds;
+                    crash = true;
+                }
+                Step::End(which, well) => {
+                    let names = unfinished(&world);
+                    if !names.is_empty() {
+                        world.end(&names[which.index(names.len())], if well { COMPLETE } else { FAILED }, now);
+                    }
+                }
+                Step::Delete(which) => {
+                    // One that goes before the controller has seen it is made again.
+                    let unseen = |job: &SyncJob| {
+                        let active = world.schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
+                        active.iter().any(|run| run.name == job.name_any() && run.uid.is_none())
+                    };
+                    let seen: Vec<_> = (0..world.jobs.len()).filter(|index| !unseen(&world.jobs[*index])).collect();
+                    if !seen.is_empty() {
+                        world.jobs.remove(seen[which.index(seen.len())]);
+                    }
+                }
+                Step::Trigger(token) => {
+                    world.schedule.annotations_mut().insert(TRIGGER_ANNOTATION.to_owned(), token.to_string());
+                }
+                Step::Policy(policy) => world.schedule.spec.concurrency_policy = policy,
+            }
+            let before = unfinished(&world);
+            let plan = if crash { world.decide(now) } else { world.pass(now) };
+            if crash {
+                world.schedule.status = Some(plan.status.clone());
+            } else {
+                made.extend(plan.create.iter().filter(|run| run.trigger.is_none()).map(|run| run.name.clone()));
+                if world.schedule.spec.concurrency_policy != ConcurrencyPolicy::Allow {
+                    prop_assert!(plan.create.is_empty() || before.is_empty(), "overlap: {before:?} and {:?}", plan.create);
+                }
+            }
+            triggered += i64::from(plan.status.last_handled_trigger != world.last_trigger);
+            world.last_trigger.clone_from(&plan.status.last_handled_trigger);
+            let status = world.status();
+            let passed = slots.due(at(CREATED), at(CREATED).max(slots.start(handled(status)))).map_or(0, |due| due.count);
+            let books = status.runs.total + status.runs.skipped;
+            prop_assert!((passed..=passed + triggered).contains(&books), "{passed} slots and {triggered} triggers, but {:?}", status.runs);
+            prop_assert_eq!(plan.skipped.iter().map(|(_, count)| count).sum::<i64>() > 0, plan.notes.iter().any(|note| note.reason == "RunSkipped"));
+        }
+        let times = made.len();
+        made.sort();
+        made.dedup();
+        prop_assert_eq!(made.len(), times, "no slot is made twice");
+    }
 }

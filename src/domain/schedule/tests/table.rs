@@ -1,0 +1,596 @@
+//! One decision a row: what is there and what time it is, and what is to be done.
+//!
+//! All on one day. The schedule `s` was made at 9:00 and has a slot every ten minutes, of which that of 9:50 was handled
+//! last. A run is named by its slot, `@10:00`, or `@trigger`. In `jobs`, `running`, `cancelling`, `complete` and `failed`
+//! are SyncJobs; in `active`, `waiting` is an entry whose SyncJob was not made yet. A row lists everything that is done;
+//! of the status, only what it is about.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const DAY: &str = "2026-11-24T";
+const TOKEN: &str = "now";
+
+fn time(text: &str) -> Timestamp {
+    let text = if text.len() == 5 { format!("{text}:00") } else { text.to_owned() };
+    format!("{DAY}{text}Z").parse().unwrap()
+}
+
+fn show(time: Timestamp) -> String {
+    time.strftime(if time.as_second() % 60 == 0 { "@%H:%M" } else { "@%H:%M:%S" }).to_string()
+}
+
+fn name_of(run: &str) -> String {
+    match run {
+        "@trigger" => names::job_for_trigger("s", TOKEN),
+        slot => names::job_for_slot("s", time(&slot[1..])),
+    }
+}
+
+fn run_of(name: &str) -> String {
+    let suffix = name.strip_prefix("s-").unwrap();
+    suffix.parse().map_or("@trigger".to_owned(), |seconds| show(at(seconds)))
+}
+
+/// `@10:00 running`, or `@10:00 complete 10:02`.
+fn job(text: &str) -> SyncJob {
+    let mut words = text.split(' ');
+    let mut job = SyncJob::new(&name_of(words.next().unwrap()), crate::api::SyncJobSpec::default());
+    job.metadata.uid = Some(format!("uid-{}", job.name_any()));
+    job.metadata.creation_timestamp = Some(Time(time("09:00")));
+    let state = words.next().unwrap();
+    let condition = match state {
+        "complete" => COMPLETE,
+        "failed" => FAILED,
+        "cancelling" | "running" => {
+            job.spec.cancelled = state == "cancelling";
+            return job;
+        }
+        other => panic!("{other}"),
+    };
+    let ended = time(words.next().unwrap());
+    let mut status = SyncJobStatus { completion_time: Some(Time(ended)), ..SyncJobStatus::default() };
+    conditions::set(&mut status.conditions, condition, true, "Why", "because", Some(1), ended);
+    job.status = Some(status);
+    job
+}
+
+fn strings(value: &Value) -> Vec<&str> {
+    value.as_array().map(|items| items.iter().map(|item| item.as_str().unwrap()).collect()).unwrap_or_default()
+}
+
+fn given(given: &Value) -> (SyncSchedule, Vec<Arc<SyncJob>>) {
+    let mut spec = json!({"interval": "10m"});
+    for (field, value) in given["spec"].as_object().into_iter().flatten() {
+        spec[field] = value.clone();
+    }
+    if spec.get("schedule").is_some() {
+        spec.as_object_mut().unwrap().remove("interval");
+    }
+    let mut schedule = SyncSchedule::new("s", serde_json::from_value(spec).unwrap());
+    schedule.metadata.uid = Some("0d9b8f2e-0000-4000-8000-000000000001".into());
+    schedule.metadata.generation = Some(1);
+    let created = given["created"].as_str().unwrap_or("09:00");
+    schedule.metadata.creation_timestamp = Some(Time(time(created)));
+    if let Some(token) = given["trigger"].as_str() {
+        schedule.annotations_mut().insert(TRIGGER_ANNOTATION.to_owned(), token.to_owned());
+    }
+    if given["status"] != json!("none") {
+        let text = Parsed::new(&schedule.spec).map_or("?".to_owned(), |parsed| parsed.text);
+        let seen = |text: &Value| text.as_str().map(|text| Time(time(text)));
+        let mut status = SyncScheduleStatus {
+            observed_generation: Some(1),
+            schedule: Some(given["was"].as_str().map_or(text, str::to_owned)),
+            slots_since: seen(&given["last"]).or(Some(Time(time("09:50")))),
+            last_schedule_time: seen(&given["last"]).or(Some(Time(time("09:50")))),
+            last_handled_trigger: given["handled"].as_str().map(str::to_owned),
+            ..SyncScheduleStatus::default()
+        };
+        if given["wasSuspended"] == json!(true) {
+            conditions::set(&mut status.conditions, SUSPENDED, true, "Suspended", "", Some(1), time("09:30"));
+        }
+        for entry in strings(&given["active"]) {
+            let (run, waiting) = entry.strip_suffix(" waiting").map_or((entry, false), |run| (run, true));
+            let name = name_of(run);
+            let trigger = (run == "@trigger").then(|| TOKEN.to_owned());
+            let slot = Time(if trigger.is_some() { time("09:55") } else { time(&run[1..]) });
+            let uid = (!waiting).then(|| format!("uid-{name}"));
+            status.active.push(ActiveRun { name, uid, slot, trigger });
+            status.runs.total += 1;
+        }
+        schedule.status = Some(status);
+    }
+    (schedule, strings(&given["jobs"]).into_iter().map(|text| Arc::new(job(text))).collect())
+}
+
+/// What was decided, in the words of the table. The status only as far as `asked`.
+fn told(plan: &Plan, asked: &Value) -> Value {
+    let shown = |time: &Option<Time>| time.as_ref().map(|time| show(time.0));
+    let names = |names: &[String]| names.iter().map(|name| run_of(name)).collect::<Vec<_>>();
+    let status = &plan.status;
+    let condition =
+        |type_: &str| conditions::find(&status.conditions, type_).map(|it| format!("{} {}", it.status, it.reason));
+    let active: Vec<_> =
+        status.active.iter().map(|run| run_of(&run.name) + if run.uid.is_none() { " waiting" } else { "" }).collect();
+    let all = json!({
+        "active": active,
+        "last": shown(&status.last_schedule_time),
+        "next": shown(&status.next_schedule_time),
+        "since": shown(&status.slots_since),
+        "skip": status.last_skip.as_ref().map(|skip| format!("{} {}", show(skip.time.0), skip.reason)),
+        "total": status.runs.total,
+        "succeeded": status.runs.succeeded,
+        "failed": status.runs.failed,
+        "skipped": status.runs.skipped,
+        "handled": status.last_handled_trigger,
+        "ready": condition(READY),
+        "suspended": condition(SUSPENDED),
+        "stalled": condition(STALLED),
+        "reconciling": condition(RECONCILING),
+    });
+    let mut told = json!({});
+    for (key, list) in [
+        ("create", plan.create.iter().map(|run| run_of(&run.name)).collect()),
+        ("cancel", names(&plan.cancel)),
+        ("delete", names(&plan.delete)),
+        ("events", plan.notes.iter().map(|note| note.reason.to_owned()).collect()),
+    ] {
+        if !list.is_empty() {
+            told[key] = json!(list);
+        }
+    }
+    for key in asked.as_object().unwrap().keys() {
+        match key.as_str() {
+            "requeue" => told[key] = json!(plan.requeue.map(|wait| wait.as_secs())),
+            "counted" => told[key] = json!(plan.skipped.iter().copied().collect::<BTreeMap<_, _>>()),
+            key if all.get(key).is_some() => told[key] = all[key].clone(),
+            _ => {}
+        }
+    }
+    told
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "it is a table")]
+fn decisions() {
+    let rows = [
+        // When a slot is due.
+        ("a second before the slot", json!({"now": "09:59:59"}), json!({"requeue": 1, "next": "@10:00"})),
+        (
+            "at the slot",
+            json!({"now": "10:00"}),
+            json!({"create": ["@10:00"], "last": "@10:00", "next": "@10:10", "requeue": 600, "total": 1}),
+        ),
+        ("a little late", json!({"now": "10:00:03"}), json!({"create": ["@10:00"], "requeue": 597})),
+        (
+            "nearly at the next one",
+            json!({"now": "10:09:59"}),
+            json!({"create": ["@10:00"], "requeue": 1, "skipped": 0}),
+        ),
+        ("handled already", json!({"now": "10:00:03", "last": "10:00"}), json!({"requeue": 597})),
+        (
+            "two are due",
+            json!({"now": "10:10"}),
+            json!({"create": ["@10:10"], "events": ["RunSkipped"], "skip": "@10:00 CatchUp", "counted": {"CatchUp": 1}}),
+        ),
+        (
+            "six are due",
+            json!({"now": "10:50:01"}),
+            json!({"create": ["@10:50"], "events": ["RunSkipped"], "skip": "@10:40 CatchUp", "skipped": 5}),
+        ),
+        (
+            "the clock was set forward by an hour",
+            json!({"now": "10:59:30", "last": "09:50"}),
+            json!({"create": ["@10:50"], "events": ["RunSkipped"], "skipped": 5}),
+        ),
+        (
+            "the clock was set back by an hour",
+            json!({"now": "09:00:30", "last": "10:00"}),
+            json!({"next": "@10:10", "requeue": 4170}),
+        ),
+        (
+            "the clock was set back to before the creation",
+            json!({"now": "08:00", "last": "09:50"}),
+            json!({"next": "@10:00", "requeue": 7200}),
+        ),
+        // With a cron expression.
+        (
+            "cron: before the slot",
+            json!({"spec": {"schedule": "*/10 * * * *"}, "now": "09:59:59"}),
+            json!({"requeue": 1, "next": "@10:00"}),
+        ),
+        (
+            "cron: at the slot",
+            json!({"spec": {"schedule": "*/10 * * * *"}, "now": "10:00"}),
+            json!({"create": ["@10:00"], "next": "@10:10"}),
+        ),
+        (
+            "cron: three are due",
+            json!({"spec": {"schedule": "*/10 * * * *"}, "now": "10:20"}),
+            json!({"create": ["@10:20"], "events": ["RunSkipped"], "skip": "@10:10 CatchUp", "skipped": 2}),
+        ),
+        (
+            "cron: by the clocks of a zone",
+            json!({"spec": {"schedule": "0 11 * * *", "timeZone": "Europe/Berlin"}, "now": "10:00"}),
+            json!({"create": ["@10:00"], "requeue": 86400}),
+        ),
+        ("cron: not today", json!({"spec": {"schedule": "0 10 1 * *"}, "now": "10:00"}), json!({"requeue": 604_800})),
+        (
+            "cron: a nickname",
+            json!({"spec": {"schedule": "@hourly"}, "now": "10:00"}),
+            json!({"create": ["@10:00"], "next": "@11:00"}),
+        ),
+        // startingDeadline.
+        (
+            "deadline: in time",
+            json!({"spec": {"startingDeadline": "1m"}, "now": "10:00:59"}),
+            json!({"create": ["@10:00"]}),
+        ),
+        (
+            "deadline: just in time",
+            json!({"spec": {"startingDeadline": "1m"}, "now": "10:01"}),
+            json!({"create": ["@10:00"]}),
+        ),
+        (
+            "deadline: too late",
+            json!({"spec": {"startingDeadline": "1m"}, "now": "10:01:01"}),
+            json!({"events": ["RunSkipped"], "skip": "@10:00 Deadline", "counted": {"Deadline": 1}, "next": "@10:10"}),
+        ),
+        (
+            "deadline: told once",
+            json!({"spec": {"startingDeadline": "1m"}, "now": "10:01:02", "last": "10:00"}),
+            json!({}),
+        ),
+        (
+            "deadline: longer than the interval",
+            json!({"spec": {"startingDeadline": "1h"}, "now": "10:25"}),
+            json!({"create": ["@10:20"], "events": ["RunSkipped"], "skipped": 2}),
+        ),
+        (
+            "deadline: several missed, and the newest too late",
+            json!({"spec": {"startingDeadline": "1s"}, "now": "10:25"}),
+            json!({"events": ["RunSkipped", "RunSkipped"], "counted": {"CatchUp": 2, "Deadline": 1}, "skip": "@10:20 Deadline"}),
+        ),
+        // catchUp: None.
+        (
+            "no catching up: on time",
+            json!({"spec": {"catchUp": "None"}, "now": "10:00:10"}),
+            json!({"create": ["@10:00"]}),
+        ),
+        (
+            "no catching up: missed",
+            json!({"spec": {"catchUp": "None"}, "now": "10:00:11"}),
+            json!({"events": ["RunSkipped"], "skip": "@10:00 CatchUp"}),
+        ),
+        (
+            "no catching up: back on time for the newest",
+            json!({"spec": {"catchUp": "None"}, "now": "10:20:05"}),
+            json!({"create": ["@10:20"], "events": ["RunSkipped"], "skipped": 2}),
+        ),
+        (
+            "no catching up: all missed",
+            json!({"spec": {"catchUp": "None"}, "now": "10:25"}),
+            json!({"events": ["RunSkipped", "RunSkipped"], "skipped": 3, "skip": "@10:20 CatchUp"}),
+        ),
+        // jitter: a run of this uid starts 201 s after its slot.
+        ("jitter: at the slot", json!({"spec": {"jitter": "5m"}, "now": "10:00"}), json!({"next": "@10:03:21"})),
+        (
+            "jitter: at its start",
+            json!({"spec": {"jitter": "5m"}, "now": "10:05"}),
+            json!({"create": ["@10:00"], "last": "@10:00"}),
+        ),
+        (
+            "jitter: the deadline counts from the start",
+            json!({"spec": {"jitter": "5m", "startingDeadline": "4m"}, "now": "10:05"}),
+            json!({"create": ["@10:00"]}),
+        ),
+        // An earlier run is not finished.
+        (
+            "forbid: not due",
+            json!({"active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:55"}),
+            json!({"active": ["@09:50"]}),
+        ),
+        (
+            "forbid: due",
+            json!({"active": ["@09:50"], "jobs": ["@09:50 running"], "now": "10:00"}),
+            json!({"events": ["RunSkipped"], "skip": "@10:00 Active", "active": ["@09:50"], "counted": {"Active": 1}}),
+        ),
+        (
+            "forbid: it has just ended",
+            json!({"active": ["@09:50"], "jobs": ["@09:50 complete 09:59"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "active": ["@10:00 waiting"], "succeeded": 1}),
+        ),
+        (
+            "forbid: it has just failed",
+            json!({"active": ["@09:50"], "jobs": ["@09:50 failed 09:59"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "failed": 1}),
+        ),
+        (
+            "forbid: somebody deleted it",
+            json!({"active": ["@09:50"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "succeeded": 0, "failed": 0}),
+        ),
+        (
+            "forbid: it was not made yet",
+            json!({"active": ["@09:50 waiting"], "now": "10:00"}),
+            json!({"create": ["@09:50"], "events": ["RunSkipped"], "active": ["@09:50 waiting"]}),
+        ),
+        (
+            "forbid: of two that were not made yet, the first",
+            json!({"active": ["@09:40 waiting", "@09:50 waiting"], "now": "09:55"}),
+            json!({"create": ["@09:40"]}),
+        ),
+        (
+            "forbid: one waits since it was Replace",
+            json!({"active": ["@09:40", "@09:50 waiting"], "jobs": ["@09:40 running"], "now": "09:55"}),
+            json!({}),
+        ),
+        (
+            "forbid: an unknown one runs",
+            json!({"jobs": ["@09:40 running"], "now": "10:00"}),
+            json!({"events": ["RunSkipped"], "active": ["@09:40"], "total": 1}),
+        ),
+        (
+            "allow: due",
+            json!({"spec": {"concurrencyPolicy": "Allow"}, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "active": ["@09:50", "@10:00 waiting"]}),
+        ),
+        (
+            "allow: one was not made yet",
+            json!({"spec": {"concurrencyPolicy": "Allow"}, "active": ["@09:50 waiting"], "now": "10:00"}),
+            json!({"create": ["@09:50", "@10:00"]}),
+        ),
+        (
+            "replace: not due",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:59"}),
+            json!({}),
+        ),
+        (
+            "replace: nothing to replace",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "now": "10:00"}),
+            json!({"create": ["@10:00"]}),
+        ),
+        (
+            "replace: due",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "10:00"}),
+            json!({"cancel": ["@09:50"], "active": ["@09:50", "@10:00 waiting"], "skipped": 0}),
+        ),
+        (
+            "replace: on its way out",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50", "@10:00 waiting"], "last": "10:00", "jobs": ["@09:50 cancelling"], "now": "10:00:01"}),
+            json!({"active": ["@09:50", "@10:00 waiting"]}),
+        ),
+        (
+            "replace: it is gone",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50", "@10:00 waiting"], "last": "10:00", "jobs": ["@09:50 failed 10:00:01"], "now": "10:00:02"}),
+            json!({"create": ["@10:00"], "active": ["@10:00 waiting"], "failed": 1}),
+        ),
+        (
+            "replace: it made it to its end",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50", "@10:00 waiting"], "last": "10:00", "jobs": ["@09:50 complete 10:00:01"], "now": "10:00:02"}),
+            json!({"create": ["@10:00"], "succeeded": 1}),
+        ),
+        (
+            "replace: another slot before it is gone",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50", "@10:00 waiting"], "last": "10:00", "jobs": ["@09:50 cancelling"], "now": "10:10"}),
+            json!({"events": ["RunSkipped"], "skip": "@10:00 Replaced", "active": ["@09:50", "@10:10 waiting"], "total": 2}),
+        ),
+        (
+            "replace: several ran side by side before",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:40", "@09:50"], "jobs": ["@09:40 running", "@09:50 running"], "now": "10:00"}),
+            json!({"cancel": ["@09:40", "@09:50"]}),
+        ),
+        (
+            "replace: they may end side by side when none waits",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:40", "@09:50"], "jobs": ["@09:40 running", "@09:50 running"], "now": "09:55"}),
+            json!({}),
+        ),
+        // Suspended.
+        (
+            "suspended: due",
+            json!({"spec": {"suspended": true}, "now": "10:00"}),
+            json!({"next": null, "requeue": null, "ready": "True Scheduled", "suspended": "True Suspended", "skipped": 0}),
+        ),
+        (
+            "suspended: a run under way goes on",
+            json!({"spec": {"suspended": true}, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "10:00"}),
+            json!({"active": ["@09:50"]}),
+        ),
+        (
+            "suspended: a run that ends is counted",
+            json!({"spec": {"suspended": true}, "active": ["@09:50"], "jobs": ["@09:50 complete 09:59"], "now": "10:00"}),
+            json!({"active": [], "succeeded": 1}),
+        ),
+        (
+            "suspended: a run in the books is made",
+            json!({"spec": {"suspended": true}, "active": ["@09:50 waiting"], "now": "10:00"}),
+            json!({"create": ["@09:50"]}),
+        ),
+        (
+            "resumed: what was missed stays undone",
+            json!({"wasSuspended": true, "now": "10:35"}),
+            json!({"since": "@10:35", "next": "@10:40", "skipped": 0, "suspended": "False Active"}),
+        ),
+        ("resumed: in the second of a slot", json!({"wasSuspended": true, "now": "10:00"}), json!({"next": "@10:10"})),
+        // Changed.
+        (
+            "changed: no slot of the past",
+            json!({"was": "1h", "last": "09:00", "now": "09:55"}),
+            json!({"since": "@09:55", "next": "@10:00"}),
+        ),
+        (
+            "changed: from cron to an interval",
+            json!({"was": "0 * * * *", "last": "09:00", "now": "10:05"}),
+            json!({"since": "@10:05", "next": "@10:10"}),
+        ),
+        (
+            "changed: the time zone",
+            json!({"spec": {"schedule": "0 11 * * *", "timeZone": "Europe/Berlin"}, "was": "0 11 * * *", "now": "10:05"}),
+            json!({"since": "@10:05"}),
+        ),
+        (
+            "changed: nothing that moves slots",
+            json!({"spec": {"startingDeadline": "2m", "failedJobsHistoryLimit": 3}, "now": "10:00"}),
+            json!({"create": ["@10:00"], "since": "@10:00"}),
+        ),
+        // Seen for the first time.
+        (
+            "new: the first slot after the creation",
+            json!({"status": "none", "created": "09:55:30", "now": "09:55:31"}),
+            json!({"since": "@09:55:30", "next": "@10:00", "last": null}),
+        ),
+        (
+            "new: created in the second of a slot",
+            json!({"status": "none", "created": "10:00", "now": "10:00:01"}),
+            json!({"next": "@10:10"}),
+        ),
+        (
+            "new: no controller was there",
+            json!({"status": "none", "created": "09:55:30", "now": "10:15"}),
+            json!({"create": ["@10:10"], "events": ["RunSkipped"], "skipped": 1}),
+        ),
+        (
+            "new: immediate",
+            json!({"spec": {"immediate": true}, "status": "none", "created": "09:55:30", "now": "09:55:31"}),
+            json!({"create": ["@09:55:30"], "last": "@09:55:30", "next": "@10:00"}),
+        ),
+        (
+            "new: immediate, and a slot is due",
+            json!({"spec": {"immediate": true}, "status": "none", "created": "09:55:30", "now": "10:00"}),
+            json!({"create": ["@09:55:30"], "events": ["RunSkipped"], "skip": "@10:00 Active"}),
+        ),
+        (
+            "new: immediate and suspended",
+            json!({"spec": {"immediate": true, "suspended": true}, "status": "none", "created": "09:55:30", "now": "09:55:31"}),
+            json!({"suspended": "True Suspended"}),
+        ),
+        ("immediate, long after", json!({"spec": {"immediate": true}, "now": "09:55"}), json!({})),
+        (
+            "the status was lost while a run is under way",
+            json!({"status": "none", "created": "09:00", "jobs": ["@09:50 running"], "now": "09:55"}),
+            json!({"events": ["RunSkipped", "RunSkipped"], "active": ["@09:50"], "total": 1, "skip": "@09:50 Active"}),
+        ),
+        // Triggered.
+        (
+            "trigger: a new token",
+            json!({"trigger": TOKEN, "now": "09:55"}),
+            json!({"create": ["@trigger"], "handled": TOKEN, "last": "@09:50", "total": 1}),
+        ),
+        ("trigger: the same token", json!({"trigger": TOKEN, "handled": TOKEN, "now": "09:55"}), json!({"total": 0})),
+        ("trigger: an empty token", json!({"trigger": "", "now": "09:55"}), json!({"handled": null})),
+        (
+            "trigger: while suspended",
+            json!({"spec": {"suspended": true}, "trigger": TOKEN, "now": "10:00"}),
+            json!({"create": ["@trigger"], "handled": TOKEN, "next": null}),
+        ),
+        (
+            "trigger: with a slot",
+            json!({"trigger": TOKEN, "now": "10:00"}),
+            json!({"create": ["@trigger"], "events": ["RunSkipped"], "skip": "@10:00 Active"}),
+        ),
+        (
+            "trigger: with a slot, allowed",
+            json!({"spec": {"concurrencyPolicy": "Allow"}, "trigger": TOKEN, "now": "10:00"}),
+            json!({"create": ["@trigger", "@10:00"], "last": "@10:00"}),
+        ),
+        (
+            "trigger: waits for a run under way",
+            json!({"trigger": TOKEN, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:55"}),
+            json!({"handled": null, "ready": "True Scheduled"}),
+        ),
+        (
+            "trigger: has waited",
+            json!({"trigger": TOKEN, "active": ["@09:50"], "jobs": ["@09:50 complete 09:54"], "now": "09:55"}),
+            json!({"create": ["@trigger"], "handled": TOKEN}),
+        ),
+        (
+            "trigger: beside a run under way",
+            json!({"spec": {"concurrencyPolicy": "Allow"}, "trigger": TOKEN, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:55"}),
+            json!({"create": ["@trigger"]}),
+        ),
+        (
+            "trigger: instead of a run under way",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "trigger": TOKEN, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:55"}),
+            json!({"cancel": ["@09:50"], "handled": TOKEN, "active": ["@09:50", "@trigger waiting"]}),
+        ),
+        (
+            "trigger: its run was not made yet",
+            json!({"trigger": TOKEN, "handled": TOKEN, "active": ["@trigger waiting"], "now": "09:55"}),
+            json!({"create": ["@trigger"]}),
+        ),
+        (
+            "trigger: used before another token",
+            json!({"trigger": TOKEN, "handled": "other", "jobs": ["@trigger complete 09:20"], "now": "09:55"}),
+            json!({"handled": TOKEN, "total": 0}),
+        ),
+        (
+            "trigger: counted as any run",
+            json!({"trigger": TOKEN, "handled": TOKEN, "active": ["@trigger"], "jobs": ["@trigger failed 09:54"], "now": "09:55"}),
+            json!({"failed": 1, "active": []}),
+        ),
+        // Mistakes.
+        (
+            "invalid: no slots, no retry",
+            json!({"spec": {"interval": "banana"}, "now": "10:00"}),
+            json!({"requeue": null, "next": null, "ready": "False InvalidSpec", "stalled": "True InvalidSpec"}),
+        ),
+        (
+            "invalid: a run that ends is counted",
+            json!({"spec": {"interval": "banana"}, "active": ["@09:50"], "jobs": ["@09:50 complete 09:59"], "now": "10:00"}),
+            json!({"succeeded": 1}),
+        ),
+        (
+            "invalid: told when first seen",
+            json!({"spec": {"interval": "banana"}, "status": "none", "now": "10:00"}),
+            json!({"events": ["InvalidSchedule"]}),
+        ),
+        (
+            "mended: no slot of the past",
+            json!({"was": "?", "now": "10:05"}),
+            json!({"ready": "True Scheduled", "stalled": null, "since": "@10:05"}),
+        ),
+        // History.
+        (
+            "history: the oldest go",
+            json!({"spec": {"successfulJobsHistoryLimit": 1}, "jobs": ["@09:30 complete 09:31", "@09:50 complete 09:51", "@09:40 complete 09:41"], "now": "09:55"}),
+            json!({"delete": ["@09:30", "@09:40"]}),
+        ),
+        (
+            "history: failed ones have a limit of their own",
+            json!({"spec": {"successfulJobsHistoryLimit": 0, "failedJobsHistoryLimit": 1}, "jobs": ["@09:30 failed 09:31", "@09:40 complete 09:41"], "now": "09:55"}),
+            json!({"delete": ["@09:40"]}),
+        ),
+        (
+            "history: nothing is kept, and what runs stays",
+            json!({"spec": {"successfulJobsHistoryLimit": 0, "failedJobsHistoryLimit": 0}, "active": ["@09:50"], "jobs": ["@09:40 failed 09:41", "@09:50 running"], "now": "09:55"}),
+            json!({"delete": ["@09:40"], "active": ["@09:50"]}),
+        ),
+        (
+            "history: counted before it goes",
+            json!({"spec": {"successfulJobsHistoryLimit": 0}, "active": ["@09:50"], "jobs": ["@09:50 complete 09:51"], "now": "09:55"}),
+            json!({"delete": ["@09:50"], "succeeded": 1}),
+        ),
+        // Redis is away.
+        (
+            "no Redis: runs are made",
+            json!({"redis": false, "now": "10:00"}),
+            json!({"create": ["@10:00"], "ready": "False QueueUnavailable", "reconciling": "True QueueUnavailable"}),
+        ),
+        (
+            "no Redis: suspended",
+            json!({"spec": {"suspended": true}, "redis": false, "now": "10:00"}),
+            json!({"ready": "False QueueUnavailable", "suspended": "True Suspended"}),
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (name, row, expected) in rows {
+        let (schedule, jobs) = given(&row);
+        let observed = Observed { schedule: &schedule, jobs: &jobs, queue_available: row["redis"] != json!(false) };
+        let decided = told(&decide(&observed, time(row["now"].as_str().unwrap())), &expected);
+        if decided != expected {
+            wrong.push(format!("{name}\n  expected {expected}\n  decided  {decided}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

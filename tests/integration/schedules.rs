@@ -1,0 +1,299 @@
+//! SyncSchedules beyond the plain interval: overlap, triggers, cron, edits, mistakes, and clocks that are set. What is
+//! asked of the decision alone is in the tables beside `src/domain/schedule.rs`.
+
+use std::{fs, path::Path, time::Duration};
+
+use k8s_openapi::jiff::{Timestamp, ToSpan};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use sync_operator::{
+    api::{SyncJob, SyncScheduleStatus, syncjob::SyncMode},
+    domain::job::{is_complete, is_finished},
+};
+use tokio::time::sleep;
+
+use crate::{
+    operator::{apply_job, apply_schedule, event_reasons, finished, get, slow},
+    support::{Servers, World, eventually},
+};
+
+const USERS: i32 = 20_000;
+
+async fn jobs(world: &World) -> Vec<SyncJob> {
+    let mut jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+    jobs.sort_by_key(ResourceExt::creation_timestamp);
+    jobs
+}
+
+async fn status(world: &World, name: &str) -> Option<SyncScheduleStatus> {
+    world.schedules().get(name).await.ok()?.status
+}
+
+async fn until<T>(world: &World, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
+    eventually(what, async || found(&status(world, "users").await?)).await
+}
+
+async fn patch(world: &World, patch: Value) {
+    world.schedules().patch("users", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+}
+
+async fn trigger(world: &World, token: &str) {
+    patch(world, json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}})).await;
+}
+
+fn condition(status: &SyncScheduleStatus, type_: &str) -> Option<(String, String)> {
+    let found = status.conditions.iter().find(|condition| condition.type_ == type_)?;
+    Some((found.status.clone(), found.reason.clone()))
+}
+
+fn is_true(status: &SyncScheduleStatus, type_: &str) -> bool {
+    condition(status, type_).is_some_and(|(value, _)| value == "True")
+}
+
+fn reason(job: &SyncJob) -> String {
+    let failed = job.status.as_ref().unwrap().conditions.iter().find(|condition| condition.type_ == "Failed");
+    failed.map(|condition| condition.reason.clone()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn allow_runs_side_by_side() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": slow()}});
+    apply_schedule(&world, "users", spec).await;
+    until(&world, "two runs at a time", |status| (status.active.len() >= 2).then_some(())).await;
+    assert_eq!(status(&world, "users").await.unwrap().last_skip, None);
+}
+
+#[tokio::test]
+async fn forbid_skips_slots_while_a_run_is_under_way_and_tells() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_schedule(&world, "users", json!({"interval": "1s", "jobTemplate": {"spec": slow()}})).await;
+    until(&world, "slots were skipped", |status| (status.runs.skipped >= 2).then_some(())).await;
+    let status = status(&world, "users").await.unwrap();
+    assert_eq!((status.active.len(), status.last_skip.unwrap().reason.as_str()), (1, "Active"));
+    assert_eq!(jobs(&world).await.len(), 1);
+    let told = event_reasons(&world, "users").await;
+    assert!(told.contains("RunSkipped"), "{told:?}");
+}
+
+#[tokio::test]
+async fn replace_cancels_the_run_under_way_and_starts_when_it_has_ended() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let spec = json!({"interval": "4s", "concurrencyPolicy": "Replace", "jobTemplate": {"spec": slow()}});
+    apply_schedule(&world, "users", spec).await;
+    until(&world, "two runs were replaced", |status| (status.runs.failed >= 2).then_some(())).await;
+    patch(&world, json!({"spec": {"suspended": true}})).await;
+    let jobs = jobs(&world).await;
+    for pair in jobs.windows(2).filter(|pair| is_finished(&pair[0])) {
+        let earlier = pair[0].status.as_ref().unwrap();
+        assert_eq!(reason(&pair[0]), "Cancelled");
+        if let Some(start) = pair[1].status.as_ref().and_then(|status| status.start_time.clone()) {
+            // The end is told in whole seconds.
+            let ended = earlier.completion_time.as_ref().unwrap().0;
+            assert!(start.0 >= ended, "{} started at {} and ended at {ended}", pair[1].name_any(), start.0);
+        }
+    }
+    let told = event_reasons(&world, "users").await;
+    assert!(told.contains("RunReplaced"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_trigger_runs_once_for_each_token_also_while_suspended() {
+    let world = World::new().await;
+    world.seed(100, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_schedule(&world, "users", json!({"interval": "1h", "suspended": true})).await;
+    until(&world, "it is suspended", |status| is_true(status, "Suspended").then_some(())).await;
+
+    trigger(&world, "first").await;
+    until(&world, "the first run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
+    trigger(&world, "second:Full").await;
+    until(&world, "the second run succeeded", |status| (status.runs.succeeded == 2).then_some(())).await;
+    patch(&world, json!({"metadata": {"labels": {"touched": "yes"}}})).await;
+    trigger(&world, "first").await;
+    until(&world, "the old token was seen", |status| {
+        (status.last_handled_trigger.as_deref() == Some("first")).then_some(())
+    })
+    .await;
+    let jobs = jobs(&world).await;
+    let modes: Vec<_> = jobs.iter().map(|job| (job.spec.sync_type, is_complete(job))).collect();
+    assert_eq!(modes, [(SyncMode::Incremental, true), (SyncMode::Full, true)]);
+    let tokens: Vec<_> = jobs.iter().map(|job| job.annotations()["sync.codex.dev/trigger"].as_str()).collect();
+    assert_eq!(tokens, ["first", "second:Full"]);
+    assert_eq!(status(&world, "users").await.unwrap().runs.total, 2);
+}
+
+#[tokio::test]
+async fn a_trigger_waits_for_the_run_under_way_and_is_not_lost() {
+    let world = World::new().await;
+    world.seed(2_000, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let spec = json!({"interval": "1h", "immediate": true, "jobTemplate": {"spec": slow()}});
+    apply_schedule(&world, "users", spec).await;
+    until(&world, "the first run is under way", |status| (status.active.len() == 1).then_some(())).await;
+    trigger(&world, "now").await;
+    until(&world, "both runs succeeded", |status| (status.runs.succeeded == 2).then_some(())).await;
+    let jobs = jobs(&world).await;
+    let first_end = jobs[0].status.as_ref().unwrap().completion_time.clone().unwrap();
+    assert!(jobs[1].creation_timestamp().unwrap().0 >= first_end.0);
+}
+
+#[tokio::test]
+async fn a_cron_schedule_runs_at_full_minutes_by_the_clocks_of_its_zone() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, port) = world.all(&[]);
+    apply_schedule(&world, "users", json!({"schedule": "* * * * *", "timeZone": "Asia/Kathmandu"})).await;
+    let next = until(&world, "it is scheduled", |status| status.next_schedule_time.clone()).await;
+    assert!(next.0 <= Timestamp::now() + 60.seconds() && next.0.as_second() % 60 == 0);
+    until(&world, "a run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
+    let status = status(&world, "users").await.unwrap();
+    assert_eq!(status.schedule.as_deref(), Some("* * * * * Asia/Kathmandu"));
+    assert_eq!(status.last_schedule_time, Some(next.clone()));
+    assert_eq!(jobs(&world).await[0].name_any(), format!("users-{}", next.0.as_second()));
+    let body: Value = serde_json::from_str(&get(port, "/jobs/status").await.unwrap().1).unwrap();
+    let told = (&body["repeatable"][0]["cron"], &body["repeatable"][0]["tz"]);
+    assert_eq!(told, (&json!("* * * * *"), &json!("Asia/Kathmandu")));
+}
+
+#[tokio::test]
+async fn a_changed_schedule_starts_no_slot_of_the_past() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_schedule(&world, "users", json!({"interval": "1h"})).await;
+    until(&world, "it is scheduled", |status| status.next_schedule_time.clone()).await;
+    sleep(Duration::from_secs(3)).await;
+    let changed = Timestamp::now().as_second();
+    patch(&world, json!({"spec": {"interval": "2s"}})).await;
+    until(&world, "a run succeeded", |status| (status.runs.succeeded >= 1).then_some(())).await;
+    for job in jobs(&world).await {
+        let slot: i64 = job.name_any().rsplit('-').next().unwrap().parse().unwrap();
+        assert!(slot >= changed, "{slot} was before {changed}");
+    }
+    assert_eq!(status(&world, "users").await.unwrap().runs.skipped, 0);
+}
+
+#[tokio::test]
+async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, _) = world.all(&[]);
+    for (mistake, named) in [
+        (json!({"schedule": "61 * * * *"}), "schedule"),
+        (json!({"schedule": "0 0 30 2 *"}), "never fires"),
+        (json!({"schedule": "* * * * *", "timeZone": "Mars/Olympus"}), "timeZone"),
+    ] {
+        apply_schedule(&world, "users", mistake).await;
+        let status = until(&world, "it is stalled", |status| is_true(status, "Stalled").then(|| status.clone())).await;
+        assert_eq!(condition(&status, "Ready"), Some(("False".to_owned(), "InvalidSpec".to_owned())));
+        assert_eq!((status.observed_generation, &status.next_schedule_time), (Some(1), &None));
+        let message = &status.conditions.iter().find(|condition| condition.type_ == "Stalled").unwrap().message;
+        assert!(message.contains(named), "{message}");
+        let before = world.schedules().get("users").await.unwrap().resource_version();
+        sleep(Duration::from_millis(300)).await;
+        assert_eq!(world.schedules().get("users").await.unwrap().resource_version(), before, "nothing is tried again");
+        patch(&world, json!({"spec": {"schedule": null, "timeZone": null, "interval": "1s"}})).await;
+        until(&world, "it runs", |status| (is_true(status, "Ready") && status.runs.succeeded > 0).then_some(())).await;
+        assert!(event_reasons(&world, "users").await.contains("InvalidSchedule"));
+        world.schedules().delete("users", &DeleteParams::default()).await.unwrap();
+        eventually("it is gone", async || world.schedules().get_opt("users").await.unwrap().is_none().then_some(()))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let spec = json!({"interval": "1s", "jobTemplate": {"spec": slow()}});
+    apply_schedule(&world, "users", spec).await;
+    let name = until(&world, "a run is under way", |status| {
+        status.active.first().filter(|run| run.uid.is_some()).map(|run| run.name.clone())
+    })
+    .await;
+    world.jobs().delete(&name, &DeleteParams::default()).await.unwrap();
+    until(&world, "another run is under way", |status| {
+        status.active.first().filter(|run| run.name != name).map(|_| ())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_that_is_not_in_the_books_is_found_there_again() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_schedule(&world, "users", json!({"interval": "1h", "immediate": true, "jobTemplate": {"spec": slow()}}))
+        .await;
+    let run =
+        until(&world, "a run is under way", |status| status.active.first().filter(|run| run.uid.is_some()).cloned())
+            .await;
+    // As after a restore from a backup, which has no status.
+    let lost = Patch::Merge(json!({"status": null}));
+    world.schedules().patch_status("users", &PatchParams::default(), &lost).await.unwrap();
+    let found = until(&world, "it is in the books", |status| status.active.first().cloned()).await;
+    assert_eq!((found.name, found.uid), (run.name, run.uid));
+}
+
+#[tokio::test]
+async fn a_foreign_job_of_the_same_name_is_left_alone_and_the_slot_skipped() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    apply_schedule(&world, "users", json!({"interval": "1h", "immediate": true})).await;
+    let created = world.schedules().get("users").await.unwrap().creation_timestamp().unwrap();
+    let name = format!("users-{}", created.0.as_second());
+    apply_job(&world, &name, json!({"priority": 7})).await;
+    let (_operator, _) = world.all(&[]);
+    let skip = until(&world, "the slot was skipped", |status| status.last_skip.clone()).await;
+    assert_eq!(skip.reason, "NameCollision");
+    finished(&world, &name).await;
+    let status = status(&world, "users").await.unwrap();
+    assert_eq!((status.runs.total, status.runs.skipped, status.active.len()), (0, 1, 0));
+    assert_eq!(world.jobs().get(&name).await.unwrap().spec.priority, 7);
+    assert!(event_reasons(&world, "users").await.contains("NameCollision"));
+}
+
+/// Scenario 17 of the fault list: the clock of the controller's machine is set.
+#[tokio::test]
+async fn a_clock_that_is_set_starts_no_slot_twice_and_no_storm() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let offset = std::env::temp_dir().join(format!("{}.clock", world.name));
+    let set = |to: &str| {
+        fs::write(offset.with_extension("new"), to).unwrap();
+        fs::rename(offset.with_extension("new"), &offset).unwrap();
+    };
+    set("+0");
+    let operator = world.operator_with_clock(&Servers::shared(), "controller", &[], &offset);
+    apply_schedule(&world, "users", json!({"interval": "10m", "immediate": true})).await;
+    until(&world, "the first run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
+
+    set("+3600");
+    until(&world, "the newest slot was run", |status| (status.runs.succeeded == 2).then_some(())).await;
+    let forward = status(&world, "users").await.unwrap();
+    assert!((4..=6).contains(&forward.runs.skipped), "{:?}", forward.runs);
+    assert_eq!(forward.last_skip.unwrap().reason, "CatchUp");
+
+    set("+0");
+    eventually("both steps were noticed", async || {
+        (operator.log().matches("the clock was set").count() >= 2).then_some(())
+    })
+    .await;
+    trigger(&world, "still alive").await;
+    until(&world, "it still answers", |status| (status.runs.succeeded == 3).then_some(())).await;
+    let back = status(&world, "users").await.unwrap();
+    assert_eq!((back.runs.total, back.runs.skipped, jobs(&world).await.len()), (3, forward.runs.skipped, 3));
+    assert!(back.next_schedule_time.unwrap().0 > Timestamp::now() + 50.minutes(), "those slots were dealt with");
+    fs::remove_file(Path::new(&offset)).ok();
+}
