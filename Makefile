@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
 SCRIPTS := $(wildcard tests/*/*.sh benches/*.sh) .ci/run
 
-.PHONY: help demo demo-down test lint unit integration faults test-faults bench bench-peers generate check-generated build
+.PHONY: help demo demo-down test lint unit integration faults test-faults bench bench-peers bench-scale generate check-generated build
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -44,6 +44,9 @@ bench: ## Measure speed and memory: ROUNDS=3 SIZES="100000 1000000" (about 20 mi
 
 bench-peers: ## Measure the same beside BullMQ, Bull and bare MongoDB commands (about 15 minutes; needs Node.js)
 	@benches/run.sh peers
+
+bench-scale: ## Measure many schedules on a real API server: SCHEDULES=10000 JOBS=40000 (about 15 minutes)
+	@benches/run.sh scale
 
 generate: ## Write the generated files
 	cargo build --quiet

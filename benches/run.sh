@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs the benchmarks on servers of their own: run.sh own|peers. Progress on standard error, tables on standard output.
+# Runs the benchmarks on servers of their own: run.sh own|peers|scale. Progress on standard error, tables on standard output.
 # ROUNDS=3  SIZES="100000 1000000" (users; peers: 100000)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-which=${1:?own or peers}
+which=${1:?own, peers or scale}
 cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
 name="bench-$$"
 cluster() { "$here/../tests/cluster/cluster.sh" --name "$name" "$@"; }
@@ -24,6 +24,16 @@ if [[ $which == peers ]]; then
     (cd "$BENCH_PEERS" && npm install --no-audit --no-fund --no-package-lock --loglevel=error)
     touch "$BENCH_PEERS/ready"
   fi
+fi
+if [[ $which == scale ]]; then
+  cargo bench --quiet --bench scale --no-run
+  trap 'cluster down; rm -f "$BENCH_RESULTS"' EXIT
+  cluster up
+  eval "$(cluster env)"
+  kubectl apply -f crds >&2
+  kubectl wait --for condition=established --timeout 60s crd/syncjobs.sync.codex.dev crd/syncschedules.sync.codex.dev >&2
+  cargo bench --quiet --bench scale
+  exit
 fi
 cargo build --quiet --release --bin sync-operator --example seed
 cargo bench --quiet --bench speed --no-run

@@ -41,8 +41,9 @@ use pace::Pace;
 
 pub use leader::{Leadership, Settings as Election};
 
-/// Objects reconciled at a time, for each kind.
-const CONCURRENCY: u16 = 16;
+/// Objects reconciled at a time, for each kind. Many, because most of them wait for their turn to write, and must not
+/// hold up a run that is due. The API server itself takes 250 requests at a time from one connection.
+const CONCURRENCY: u16 = 1024;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
 /// The queue is repaired, and swept of runs that have ended, once in so many sweeps: that reads the whole key space.

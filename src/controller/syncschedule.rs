@@ -36,7 +36,7 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
     let observed = Observed { schedule: &schedule, jobs: &jobs, queue_available };
     let plan = schedule::decide(&observed, Timestamp::now());
     // Status. It comes first: a run is in the books before it exists, and out of them before it is deleted.
-    let mut written = write_status(&schedule, plan.status, &context).await?;
+    let mut written = write_status(&schedule, plan.status, plan.create.is_empty(), &context).await?;
     context.tell(&*schedule, &plan.notes).await;
     for (reason, count) in plan.skipped {
         metrics::skipped(reason, count as u64);
@@ -49,7 +49,7 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
         if !create(&schedule, run, &context).await? {
             let mut status = written.status.clone().unwrap_or_default();
             schedule::collided(&mut status, run);
-            written = write_status(&written, status, &context).await?;
+            written = write_status(&written, status, false, &context).await?;
             let text = format!("A SyncJob {} exists that is not this schedule's: the slot was skipped", run.name);
             context.tell(&*schedule, &[Note::warning("NameCollision", text)]).await;
             metrics::skipped(schedule::skips::NAME_COLLISION, 1);
@@ -160,11 +160,12 @@ async fn delete(schedule: &SyncSchedule, name: &str, jobs: &[Arc<SyncJob>], cont
     }
 }
 
-/// Writes the status, unless it is as it was. The write carries the resource version it was decided on, so of
+/// Writes the status, unless it is as it was. A run that is due does not wait for its turn. The write carries the resource version it was decided on, so of
 /// two controllers that decide on the same state one is refused.
 async fn write_status(
     schedule: &SyncSchedule,
     status: SyncScheduleStatus,
+    calmly: bool,
     context: &Context,
 ) -> Result<SyncSchedule, Error> {
     let mut next = schedule.clone();
@@ -172,7 +173,9 @@ async fn write_status(
         return Ok(next);
     }
     next.status = Some(status);
-    context.pace.turn().await;
+    if calmly {
+        context.pace.turn().await;
+    }
     let schedules = context.cluster.beside::<SyncSchedule>(&schedule.metadata);
     let name = schedule.name_any();
     context.write("write a SyncSchedule's status", schedules.replace_status(&name, &PostParams::default(), &next)).await

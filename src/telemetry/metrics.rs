@@ -17,7 +17,7 @@ static SKIPPED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::defaul
 
 /// Seconds from the time of a slot, jitter included, until its SyncJob was created.
 pub static SCHEDULE_SKEW: LazyLock<Histogram> =
-    LazyLock::new(|| Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]));
+    LazyLock::new(|| Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0]));
 
 /// Counts slots for which no run was made. `reason` is one of [`crate::domain::schedule::skips`].
 pub fn skipped(reason: &'static str, count: u64) {
