@@ -13,15 +13,29 @@ use tokio::time::Instant;
 /// Writes of progress leave this share of the limit, one in so many, to changes of state.
 const RESERVED: u32 = 5;
 
+/// A run that was only just seen may be over in a moment: its first status waits so long, and then has more to tell.
+const SETTLE: Duration = Duration::from_millis(150);
+
 /// Decides when a status may be written. A change of state waits for its turn; progress is put off, because a
 /// newer one replaces it.
 pub(super) struct Pace {
     /// Least time between two writes of one SyncJob that tell of progress only.
     interval: Duration,
-    /// Last write of each unfinished SyncJob.
-    written: Mutex<HashMap<String, Instant>>,
+    /// Each unfinished SyncJob.
+    marks: Mutex<HashMap<String, Mark>>,
     all: DefaultDirectRateLimiter,
     progress: DefaultDirectRateLimiter,
+}
+
+struct Mark {
+    seen: Instant,
+    written: Option<Instant>,
+}
+
+impl Mark {
+    fn new() -> Self {
+        Self { seen: Instant::now(), written: None }
+    }
 }
 
 impl Pace {
@@ -29,7 +43,7 @@ impl Pace {
         let progress = NonZeroU32::new(per_second.get() - per_second.get() / RESERVED).unwrap_or(per_second);
         Self {
             interval,
-            written: Mutex::default(),
+            marks: Mutex::default(),
             all: RateLimiter::direct(Quota::per_second(per_second)),
             progress: RateLimiter::direct(Quota::per_second(progress)),
         }
@@ -40,9 +54,18 @@ impl Pace {
         self.all.until_ready().await;
     }
 
+    /// How long the first status of a SyncJob has to wait. `None`: it may be written now, or was already.
+    pub fn first(&self, uid: &str) -> Option<Duration> {
+        let mut marks = self.lock();
+        let mark = marks.entry(uid.to_owned()).or_insert_with(Mark::new);
+        let wait = SETTLE.checked_sub(mark.seen.elapsed()).filter(|wait| !wait.is_zero());
+        wait.filter(|_| mark.written.is_none())
+    }
+
     /// How long the progress of a SyncJob has to wait. `None`: it may be written now.
     pub fn progress(&self, uid: &str) -> Option<Duration> {
-        let early = self.lock().get(uid).and_then(|last| self.interval.checked_sub(last.elapsed()));
+        let last = self.lock().get(uid).and_then(|mark| mark.written);
+        let early = last.and_then(|last| self.interval.checked_sub(last.elapsed()));
         if let Some(wait) = early.filter(|wait| !wait.is_zero()) {
             return Some(wait);
         }
@@ -55,15 +78,15 @@ impl Pace {
     }
 
     pub fn wrote(&self, uid: &str) {
-        self.lock().insert(uid.to_owned(), Instant::now());
+        self.lock().entry(uid.to_owned()).or_insert_with(Mark::new).written = Some(Instant::now());
     }
 
     pub fn forget(&self, uid: &str) {
         self.lock().remove(uid);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Mark>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,6 +107,17 @@ mod tests {
         assert_eq!(pace.progress("b"), None);
         pace.forget("a");
         assert_eq!(pace.progress("a"), None);
+    }
+
+    #[tokio::test]
+    async fn the_first_status_waits_for_a_moment_and_later_ones_do_not() {
+        let pace = pace(Duration::ZERO, 10);
+        let wait = pace.first("a").unwrap();
+        assert!(wait <= SETTLE);
+        tokio::time::sleep(wait).await;
+        assert_eq!(pace.first("a"), None);
+        pace.wrote("b");
+        assert_eq!(pace.first("b"), None, "another reason was found to write it");
     }
 
     #[tokio::test]

@@ -63,6 +63,11 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority }).await?;
     }
     // Status.
+    let ended = merged::is_true(&plan.status.conditions, conditions::COMPLETE)
+        || merged::is_true(&plan.status.conditions, conditions::FAILED);
+    if let Some(wait) = context.pace.first(&uid).filter(|_| !ended) {
+        return Ok(Action::requeue(wait));
+    }
     if is_progress_only(&job, &plan) {
         if let Some(wait) = context.pace.progress(&uid) {
             return Ok(Action::requeue(wait));

@@ -31,6 +31,8 @@ use crate::api::{
 };
 
 const DEFAULT_INTERVAL: &str = "20m";
+/// A run that ends sooner than this is counted without having been noted as seen, which saves a write.
+const SHORT: Duration = Duration::from_secs(1);
 const MAX_FAILURE_HISTORY: usize = 20;
 /// With `catchUp: None`, a slot that is later than this counts as missed.
 const ON_TIME: Duration = Duration::from_secs(10);
@@ -172,13 +174,13 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     };
     plan.status.observed_generation = schedule.metadata.generation;
 
-    settle(&mut plan.status, observed.jobs);
+    let look_again = settle(&mut plan.status, observed.jobs, now);
     let parsed = Parsed::new(&schedule.spec);
     let mut waits = None;
     match &parsed {
         Ok(parsed) => {
             waits = start_triggered(&mut plan, schedule, observed.jobs, now);
-            start_due(&mut plan, schedule, &old, parsed, now);
+            start_due(&mut plan, observed, &old, parsed, now);
             plan.delete = history(&plan.status, observed.jobs, parsed.keep);
         }
         Err(error) => {
@@ -190,7 +192,8 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     }
     plan.status.active_count = Some(plan.status.active.len() as i32);
     let policy = schedule.spec.concurrency_policy;
-    plan.create = missing(&plan.status, policy);
+    plan.create = missing(&plan.status, policy, observed.jobs);
+    plan.requeue = plan.requeue.into_iter().chain(look_again).min();
     plan.cancel = replaced(&plan.status, policy, observed.jobs);
     set_conditions(&mut plan.status, observed, parsed.as_ref().err(), waits, now);
     plan
@@ -204,16 +207,21 @@ pub fn collided(status: &mut SyncScheduleStatus, entry: &ActiveRun) {
     note_skip(status, entry.slot.0, 1, skips::NAME_COLLISION);
 }
 
-/// Counts the runs that ended, and learns the uid of those that were created. An unfinished one that is not in the
+/// Counts the runs that ended, and learns the uid of those that were created: from then on, one that is gone was deleted
+/// by somebody. Tells when there is more to learn. An unfinished one that is not in the
 /// books gets there: the status was lost, or another controller made it from an older state.
-fn settle(status: &mut SyncScheduleStatus, jobs: &[Arc<SyncJob>]) {
-    let mut active = Vec::new();
+fn settle(status: &mut SyncScheduleStatus, jobs: &[Arc<SyncJob>], now: Timestamp) -> Option<Duration> {
+    let (mut active, mut look_again) = (Vec::new(), None);
     for mut entry in std::mem::take(&mut status.active) {
         let job = jobs.iter().find(|job| job.name_any() == entry.name);
         match job {
             Some(job) if job::is_finished(job) => count(status, job),
             Some(job) => {
-                entry.uid = job.uid();
+                let age = job.creation_timestamp().map_or(SHORT, |created| elapsed(created.0, now));
+                if age >= SHORT {
+                    entry.uid = job.uid();
+                }
+                look_again = SHORT.checked_sub(age).filter(|wait| !wait.is_zero()).or(look_again);
                 active.push(entry);
             }
             // Never created: the plan creates it. Seen before and now gone: somebody deleted it.
@@ -229,6 +237,12 @@ fn settle(status: &mut SyncScheduleStatus, jobs: &[Arc<SyncJob>]) {
         }
     }
     status.active = active;
+    look_again
+}
+
+/// The run waits in the books for its SyncJob to be made.
+fn waits(run: &ActiveRun, jobs: &[Arc<SyncJob>]) -> bool {
+    run.uid.is_none() && !jobs.iter().any(|job| job.name_any() == run.name)
 }
 
 fn slot_of(job: &SyncJob) -> Time {
@@ -277,7 +291,7 @@ fn start_triggered(
     // An earlier run with this token may be there still, after another token in between.
     if !jobs.iter().any(|job| job.name_any() == name) {
         let slot = Time(from_seconds(now.as_second()));
-        start(plan, schedule, ActiveRun { name, uid: None, slot, trigger: Some(token.clone()) });
+        start(plan, schedule, jobs, ActiveRun { name, uid: None, slot, trigger: Some(token.clone()) });
     }
     plan.status.last_handled_trigger = Some(token);
     None
@@ -293,7 +307,8 @@ pub fn triggered_mode(token: &str) -> Option<SyncMode> {
     }
 }
 
-fn start_due(plan: &mut Plan, schedule: &SyncSchedule, old: &SyncScheduleStatus, parsed: &Parsed, now: Timestamp) {
+fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus, parsed: &Parsed, now: Timestamp) {
+    let Observed { schedule, jobs, .. } = *observed;
     let slots = parsed.slots(&schedule.uid().unwrap_or_default());
     let created = from_seconds(schedule.creation_timestamp().map_or(now, |created| created.0).as_second());
     let first_visit = old.slots_since.is_none();
@@ -312,7 +327,7 @@ fn start_due(plan: &mut Plan, schedule: &SyncSchedule, old: &SyncScheduleStatus,
         return;
     }
     if first_visit && schedule.spec.immediate {
-        start(plan, schedule, slot_run(schedule, created));
+        start(plan, schedule, jobs, slot_run(schedule, created));
     }
     if let Some(due) = slots.due(handled(&plan.status), now) {
         if let Some(before) = due.before {
@@ -320,7 +335,7 @@ fn start_due(plan: &mut Plan, schedule: &SyncSchedule, old: &SyncScheduleStatus,
         }
         match refusal(plan, schedule, parsed, elapsed(slots.start(due.newest), now)) {
             Some((reason, why)) => skip(plan, due.newest, 1, reason, why),
-            None => start(plan, schedule, slot_run(schedule, due.newest)),
+            None => start(plan, schedule, jobs, slot_run(schedule, due.newest)),
         }
         plan.status.slots_since = Some(Time(due.newest));
     }
@@ -357,7 +372,7 @@ fn slot_run(schedule: &SyncSchedule, slot: Timestamp) -> ActiveRun {
 }
 
 /// Writes a run into the books. With `Replace`, it takes the place of one that still waits there.
-fn start(plan: &mut Plan, schedule: &SyncSchedule, run: ActiveRun) {
+fn start(plan: &mut Plan, schedule: &SyncSchedule, jobs: &[Arc<SyncJob>], run: ActiveRun) {
     if run.trigger.is_none() {
         plan.status.last_schedule_time = Some(run.slot.clone());
     }
@@ -365,7 +380,7 @@ fn start(plan: &mut Plan, schedule: &SyncSchedule, run: ActiveRun) {
         return;
     }
     if schedule.spec.concurrency_policy == ConcurrencyPolicy::Replace {
-        for waiting in plan.status.active.extract_if(.., |known| known.uid.is_none()).collect::<Vec<_>>() {
+        for waiting in plan.status.active.extract_if(.., |known| waits(known, jobs)).collect::<Vec<_>>() {
             plan.status.runs.total -= 1;
             skip(plan, waiting.slot.0, 1, skips::REPLACED, "a newer run replaces it before it could start");
         }
@@ -388,22 +403,22 @@ fn note_skip(status: &mut SyncScheduleStatus, slot: Timestamp, count: i64, reaso
 
 /// Runs to create now: all that are not there yet, or where runs must not overlap, the first one when no other is
 /// there.
-fn missing(status: &SyncScheduleStatus, policy: ConcurrencyPolicy) -> Vec<ActiveRun> {
-    let missing = status.active.iter().filter(|run| run.uid.is_none());
+fn missing(status: &SyncScheduleStatus, policy: ConcurrencyPolicy, jobs: &[Arc<SyncJob>]) -> Vec<ActiveRun> {
+    let missing = status.active.iter().filter(|run| waits(run, jobs));
     match policy {
         ConcurrencyPolicy::Allow => missing.cloned().collect(),
-        _ if status.active.iter().any(|run| run.uid.is_some()) => Vec::new(),
+        _ if status.active.iter().any(|run| !waits(run, jobs)) => Vec::new(),
         _ => missing.take(1).cloned().collect(),
     }
 }
 
 /// Runs in the way of one that is to replace them.
 fn replaced(status: &SyncScheduleStatus, policy: ConcurrencyPolicy, jobs: &[Arc<SyncJob>]) -> Vec<String> {
-    if policy != ConcurrencyPolicy::Replace || status.active.iter().all(|run| run.uid.is_some()) {
+    if policy != ConcurrencyPolicy::Replace || !status.active.iter().any(|run| waits(run, jobs)) {
         return Vec::new();
     }
     let in_the_way = |job: &SyncJob| {
-        !job.spec.cancelled && status.active.iter().any(|run| run.uid.is_some() && run.name == job.name_any())
+        !job.spec.cancelled && !job::is_finished(job) && status.active.iter().any(|run| run.name == job.name_any())
     };
     jobs.iter().filter(|job| in_the_way(job)).map(|job| job.name_any()).collect()
 }
