@@ -97,7 +97,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Resu
 
 /// Makes the schedules, all for one full minute, which is returned.
 async fn make_schedules(client: &Client, count: usize) -> Result<Timestamp> {
-    let lead = setting("LEAD", 90 + count / 25)?;
+    let lead = setting("LEAD", 60 + count / 60)?;
     let due = (Timestamp::now() + (lead as i64).seconds()).round(Unit::Minute)?;
     let clock = due.strftime("%M %H * * *").to_string();
     let spec = json!({

@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::yield_now,
     time::{Instant, interval, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -89,6 +90,8 @@ impl Worker {
             let Some(Ok(mut permits)) = stop.run_until_cancelled(Arc::clone(&free).acquire_owned()).await else {
                 return;
             };
+            // Runs that are over in a moment free their slots now, and one call claims for all of them.
+            yield_now().await;
             if let Ok(more) = Arc::clone(&free).try_acquire_many_owned(free.available_permits() as u32) {
                 permits.merge(more);
             }

@@ -30,9 +30,8 @@ for _, candidate in ipairs(ready) do
   if format == ARGV[1] then
     redis.call('HINCRBY', run, 'epoch', 1)
     redis.call('HSETNX', run, 'started', now)
-    redis.call('HSET', run, 'worker', ARGV[2])
     redis.call('HDEL', run, 'retry_at')
-    move(uid, run, 'active', now + ARGV[3])
+    move(uid, run, 'active', now + ARGV[3], 'worker', ARGV[2])
     claims[#claims + 1] = { uid, redis.call('HGETALL', run) }
   elseif format ~= false then
     rest[#rest + 1] = uid

@@ -31,10 +31,12 @@ local function forget(uid)
   for _, set in pairs(SETS) do redis.call('ZREM', set, uid) end
 end
 
--- Puts a run into a state, and into the one set that goes with it.
-local function move(uid, run, state, score)
-  forget(uid)
-  redis.call('HSET', run, 'state', state)
+-- Puts a run into a state, and from the one set that goes with the old state into that of the new one. More arguments
+-- are fields of its hash.
+local function move(uid, run, state, score, ...)
+  local before = SETS[redis.call('HGET', run, 'state')]
+  if not before or redis.call('ZREM', before, uid) == 0 then forget(uid) end
+  redis.call('HSET', run, 'state', state, ...)
   redis.call('ZADD', SETS[state], score, uid)
   redis.call('XADD', EVENTS, 'MAXLEN', '~', 10000, '*', 'uid', uid)
 end
@@ -44,11 +46,10 @@ local function ring()
   redis.call('LTRIM', WAKE, 0, 63)
 end
 
-local function finish(uid, run, state, outcome, keep, now)
-  redis.call('HSET', run, 'outcome', outcome, 'finished', now)
-  redis.call('PEXPIRE', run, keep)
+local function finish(uid, run, state, outcome, keep, now, ...)
   redis.call('ZREMRANGEBYSCORE', SETS[state], '-inf', now - keep)
-  move(uid, run, state, now)
+  move(uid, run, state, now, 'outcome', outcome, 'finished', now, ...)
+  redis.call('PEXPIRE', run, keep)
 end
 
 -- Puts a run that no worker holds where it belongs: to the failed ones when it is cancelled, else aside while it

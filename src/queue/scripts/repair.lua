@@ -16,6 +16,7 @@ for i = 4, #ARGV do
     foreign = foreign + 1
   elseif places ~= 1 or not redis.call('ZSCORE', SETS[state], uid) then
     mended = mended + 1
+    forget(uid)
     if state == 'active' then
       -- Its worker may be alive: it has one lease to show that.
       move(uid, run, state, now + ARGV[3])
