@@ -21,7 +21,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, SemaphorePermit, mpsc, watch},
     time::timeout,
 };
 
@@ -33,6 +33,8 @@ use crate::{
 
 /// Longest wait for one answer of the API server.
 const LIMIT: Duration = Duration::from_secs(10);
+/// Requests at a time. More would not be answered any faster, and keep the renewal of the Lease waiting.
+const REQUESTS: usize = 32;
 /// Events a reader of a watch may lag behind before the watch waits for it.
 const BUFFER: usize = 256;
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
@@ -125,6 +127,7 @@ pub struct Cluster {
     /// Every SyncJob.
     pub jobs: Store<SyncJob>,
     index: Arc<RwLock<Index>>,
+    requests: Arc<Semaphore>,
     namespace: Option<String>,
     /// Kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
     listed: watch::Receiver<usize>,
@@ -148,7 +151,15 @@ impl Cluster {
         let (schedules, schedule_writer) = reflector::store();
         let (jobs, job_writer) = reflector::store();
         let (listing, listed) = watch::channel(0);
-        let cluster = Self { client, schedules, jobs, index: Arc::default(), namespace, listed };
+        let cluster = Self {
+            client,
+            schedules,
+            jobs,
+            index: Arc::default(),
+            requests: Arc::new(Semaphore::new(REQUESTS)),
+            namespace,
+            listed,
+        };
         let driver = cluster.drive(schedule_writer, job_writer, listing, None);
         (cluster, driver)
     }
@@ -168,7 +179,15 @@ impl Cluster {
             deleted_jobs,
         };
         let (listing, listed) = watch::channel(0);
-        let cluster = Self { client, schedules, jobs, index: Arc::default(), namespace, listed };
+        let cluster = Self {
+            client,
+            schedules,
+            jobs,
+            index: Arc::default(),
+            requests: Arc::new(Semaphore::new(REQUESTS)),
+            namespace,
+            listed,
+        };
         let driver = cluster.drive(schedule_writer, job_writer, listing, Some(deleted));
         Some((cluster, feeds, driver))
     }
@@ -192,6 +211,25 @@ impl Cluster {
             };
             join(drain(schedules, &listing, |_| {}), drain(jobs, &listing, note)).await;
         }
+    }
+
+    /// Waits until less than 32 others that hold this wait for an answer of the API server.
+    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Fails only when it was closed, and nobody does that.
+        self.requests.acquire().await.ok()
+    }
+
+    /// As [`ask`], when it is this one's turn.
+    ///
+    /// # Errors
+    /// As [`ask`]. The time before the request is sent is not counted.
+    pub async fn ask<T>(
+        &self,
+        action: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Error> {
+        let _turn = self.turn().await;
+        ask(action, request).await
     }
 
     /// Waits until both kinds were listed once.

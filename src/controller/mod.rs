@@ -42,7 +42,7 @@ use pace::Pace;
 pub use leader::{Leadership, Settings as Election};
 
 /// Objects reconciled at a time, for each kind. Many, because most of them wait for their turn to write, and must not
-/// hold up a run that is due. The API server itself takes 250 requests at a time from one connection.
+/// hold up a run that is due. Requests at a time are limited by themselves.
 const CONCURRENCY: u16 = 1024;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
@@ -85,6 +85,7 @@ struct Context {
 impl Context {
     /// Asks the API server to change something, as long as this process leads.
     async fn write<T>(&self, action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+        let _turn = self.cluster.turn().await;
         if !self.leadership.is_held() {
             return Err(Error::NotLeading);
         }
@@ -92,6 +93,10 @@ impl Context {
     }
 
     async fn tell<K: Resource<DynamicType = ()>>(&self, object: &K, notes: &[Note]) {
+        if notes.is_empty() {
+            return;
+        }
+        let _turn = self.cluster.turn().await;
         if self.leadership.is_held() {
             self.events.publish(object, notes).await;
         }

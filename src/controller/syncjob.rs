@@ -13,7 +13,6 @@ use super::{Context, Error};
 use crate::{
     api::conditions::{self, reasons},
     api::{SyncJob, SyncJobStatus},
-    cluster::ask,
     domain::{
         conditions as merged, elapsed,
         job::{self, Plan},
@@ -96,7 +95,7 @@ fn unknown(error: &queue::Error) -> (&'static str, &'static str) {
 /// Puts a run into the queue. The cache may be behind, and a finished SyncJob must never run again: ask first.
 async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Error> {
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-    let Some(live) = ask("read a SyncJob", jobs.get_opt(&job.name_any())).await? else { return Ok(()) };
+    let Some(live) = context.cluster.ask("read a SyncJob", jobs.get_opt(&job.name_any())).await? else { return Ok(()) };
     if live.uid().as_deref() != Some(uid) || job::is_finished(&live) || live.metadata.deletion_timestamp.is_some() {
         return Ok(());
     }

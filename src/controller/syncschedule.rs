@@ -17,7 +17,7 @@ use crate::{
         SCHEDULE_LABEL, SLOT_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
         syncschedule::ActiveRun,
     },
-    cluster::{self, ask},
+    cluster,
     domain::{
         Note, elapsed, job,
         schedule::{self, Observed, Parsed},
@@ -73,7 +73,7 @@ async fn observe(schedule: &SyncSchedule, context: &Context) -> Result<Vec<Arc<S
     let doubtful: Vec<_> = lacking.map(|run| run.name.clone()).chain(stray.iter().map(|job| job.name_any())).collect();
     let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
     for name in doubtful {
-        let live = ask("read a SyncJob", api.get_opt(&name)).await?;
+        let live = context.cluster.ask("read a SyncJob", api.get_opt(&name)).await?;
         jobs.extend(live.filter(|job| is_ours(schedule, job)).map(Arc::new));
     }
     Ok(jobs)
@@ -95,7 +95,7 @@ async fn create(schedule: &SyncSchedule, run: &ActiveRun, context: &Context) -> 
             Ok(true)
         }
         Err(Error::Cluster(error)) if error.is_already_exists() => {
-            let existing = ask("read a SyncJob", jobs.get_opt(&run.name)).await?;
+            let existing = context.cluster.ask("read a SyncJob", jobs.get_opt(&run.name)).await?;
             Ok(existing.is_none_or(|job| is_ours(schedule, &job)))
         }
         Err(error) => Err(error),

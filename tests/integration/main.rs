@@ -12,6 +12,7 @@
 )]
 
 mod control;
+mod crashes;
 mod crds;
 mod operator;
 mod outages;

@@ -207,6 +207,13 @@ impl Operator {
         assert!(sent.success());
     }
 
+    /// Ends the process as a power cut would.
+    #[allow(dead_code, reason = "random faults send signals")]
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Asks the process to stop, and waits for its exit code.
     pub async fn stop(mut self) -> Option<i32> {
         self.stop_and_wait().await

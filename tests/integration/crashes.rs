@@ -1,0 +1,177 @@
+//! Scenario 4 of the fault list: the operator is killed after every single request that it sends for one run, to
+//! Kubernetes, Redis or MongoDB. A request is what arrives in one piece at a proxy before the server; nothing that the
+//! process sends after it gets through.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bson::{DateTime, doc};
+use futures::{StreamExt, stream};
+use kube::{ResourceExt, api::ListParams};
+use serde_json::{Value, json};
+use sync_operator::{api::SyncSchedule, domain::job::is_complete};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{TcpListener, TcpStream},
+    select,
+    sync::Notify,
+};
+
+use crate::{
+    operator::get,
+    support::{Servers, World, eventually, free_port, unique},
+};
+
+const USERS: i32 = 25;
+/// Rounds at a time: most of each is waiting for leases to end.
+const SIDE_BY_SIDE: usize = 6;
+
+/// What the proxies of one process let through.
+struct Wire {
+    /// Requests that may still pass.
+    left: AtomicUsize,
+    cut: Notify,
+}
+
+impl Wire {
+    const OPEN: usize = usize::MAX / 2;
+
+    fn new() -> Arc<Self> {
+        Arc::new(Self { left: AtomicUsize::new(Self::OPEN), cut: Notify::new() })
+    }
+
+    /// From now on, so many requests pass.
+    fn allow(&self, requests: usize) {
+        self.left.store(requests, Ordering::SeqCst);
+    }
+
+    /// Takes one of those that may pass. The one that takes the last tells.
+    fn pass(&self) -> bool {
+        let before = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if before == Ok(1) {
+            self.cut.notify_one();
+        }
+        before.is_ok()
+    }
+
+    /// The address of a proxy before a server.
+    async fn proxy(self: &Arc<Self>, server: SocketAddr) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let wire = Arc::clone(self);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(Arc::clone(&wire).forward(client, server));
+            }
+        });
+        address
+    }
+
+    async fn forward(self: Arc<Self>, client: TcpStream, server: SocketAddr) {
+        let Ok(server) = TcpStream::connect(server).await else { return };
+        let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+            (client.into_split(), server.into_split());
+        let requests = async {
+            let mut piece = vec![0; 1 << 20];
+            while let Ok(length @ 1..) = from_client.read(&mut piece).await {
+                if !self.pass() || to_server.write_all(&piece[..length]).await.is_err() {
+                    return;
+                }
+            }
+        };
+        select! {
+            () = requests => {}
+            _ = copy(&mut from_server, &mut to_client) => {}
+        }
+    }
+
+    /// The servers, seen through proxies.
+    async fn before(self: &Arc<Self>, servers: &Servers) -> Servers {
+        let kubeconfig = fs::read_to_string(&servers.kubeconfig).unwrap();
+        let api = address_in(&kubeconfig, "https://");
+        let file = std::env::temp_dir().join(unique("kubeconfig"));
+        fs::write(&file, kubeconfig.replace(&api.to_string(), &self.proxy(api).await.to_string())).unwrap();
+        let (redis, mongodb) = (address_in(&servers.redis, "redis://"), address_in(&servers.mongodb, "mongodb://"));
+        Servers {
+            kubeconfig: file.to_str().unwrap().to_owned(),
+            redis: format!("redis://{}", self.proxy(redis).await),
+            // Not by the address that the replica set tells.
+            mongodb: format!("mongodb://{}/?directConnection=true", self.proxy(mongodb).await),
+        }
+    }
+}
+
+fn address_in(text: &str, scheme: &str) -> SocketAddr {
+    let rest = text.split_once(scheme).unwrap().1;
+    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':').unwrap_or(rest.len());
+    rest[..end].parse().unwrap()
+}
+
+async fn succeeded(world: &World) -> SyncSchedule {
+    eventually("the run succeeded", async || {
+        let schedule = world.schedules().get("users").await.ok()?;
+        (schedule.status.as_ref()?.runs.succeeded >= 1).then_some(schedule)
+    })
+    .await
+}
+
+/// Kills the operator after a number of requests, lets another one go on, and returns how many there were.
+async fn round(requests: usize) -> usize {
+    let world = World::new().await;
+    world.seed(USERS, 1).await;
+    let (wire, port) = (Wire::new(), free_port());
+    let servers = wire.before(&Servers::shared()).await;
+    let args = ["--http-address", "127.0.0.1", "--http-port", &port.to_string(), "--lease-duration", "1s"];
+    let mut first = world.operator_on(&servers, "all", &args);
+    eventually("the operator leads", async || {
+        let (_, body) = get(port, "/readyz").await?;
+        let told: Value = serde_json::from_str(&body).ok()?;
+        (told["ready"] == true && told["leading"] == true).then_some(())
+    })
+    .await;
+
+    wire.allow(requests);
+    let spec =
+        json!({"suspended": true, "jobTemplate": {"spec": {"syncType": "Full", "batchSize": 5, "parallelism": 2}}});
+    let mut schedule = SyncSchedule::new("users", serde_json::from_value(spec).unwrap());
+    schedule.annotations_mut().insert("sync.codex.dev/trigger".to_owned(), "once".to_owned());
+    world.schedules().create(&kube::api::PostParams::default(), &schedule).await.unwrap();
+    let used = select! {
+        () = wire.cut.notified() => requests,
+        _ = succeeded(&world) => requests - wire.left.load(Ordering::SeqCst),
+    };
+    first.kill();
+    fs::remove_file(&servers.kubeconfig).ok();
+
+    let (_second, _) = world.all(&["--lease-duration", "1s"]);
+    let runs = succeeded(&world).await.status.unwrap().runs;
+    let at = format!("killed after {used} requests");
+    assert_eq!((runs.total, runs.succeeded, runs.failed, runs.skipped), (1, 1, 0, 0), "{at}");
+    let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+    assert_eq!(jobs.len(), 1, "{at}: {:?}", jobs.iter().map(ResourceExt::name_any).collect::<Vec<_>>());
+    assert!(is_complete(&jobs[0]), "{at}");
+    let status = jobs[0].status.clone().unwrap();
+    let counts = status.counts.unwrap();
+    let users = i64::from(USERS);
+    let told = (counts.total, counts.processed, counts.updated, counts.unchanged, counts.failed, status.progress);
+    assert_eq!(told, (users, users, users - 1, 0, 1, Some(100)), "{at}");
+    assert_eq!((status.attempts, status.failures.len()), (Some(0), 1), "{at}: a crash costs no attempt");
+    let start = DateTime::from_millis(status.start_time.unwrap().0.as_millisecond());
+    assert_eq!(world.count(doc! {"lastSynced": start}).await, USERS as u64 - 1, "{at}");
+    world.database.drop().await.unwrap();
+    used
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_after_each_request_of_a_run() {
+    let all = round(Wire::OPEN).await;
+    assert!(all > 20, "only {all} requests were seen");
+    eprintln!("{all} requests");
+    stream::iter(1..=all).map(round).buffer_unordered(SIDE_BY_SIDE).collect::<Vec<_>>().await;
+}
