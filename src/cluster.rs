@@ -33,8 +33,9 @@ use crate::{
 
 /// Longest wait for one answer of the API server.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Requests at a time. More would not be answered any faster, and keep the renewal of the Lease waiting.
-const REQUESTS: usize = 32;
+/// Requests at a time that start runs, and others. More would not be answered any faster, and keep the renewal of the
+/// Lease waiting. A run that is due must not wait behind reports of earlier ones.
+const REQUESTS: (usize, usize) = (24, 8);
 /// Events a reader of a watch may lag behind before the watch waits for it.
 const BUFFER: usize = 256;
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
@@ -127,6 +128,7 @@ pub struct Cluster {
     /// Every SyncJob.
     pub jobs: Store<SyncJob>,
     index: Arc<RwLock<Index>>,
+    starts: Arc<Semaphore>,
     requests: Arc<Semaphore>,
     namespace: Option<String>,
     /// Kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
@@ -151,15 +153,7 @@ impl Cluster {
         let (schedules, schedule_writer) = reflector::store();
         let (jobs, job_writer) = reflector::store();
         let (listing, listed) = watch::channel(0);
-        let cluster = Self {
-            client,
-            schedules,
-            jobs,
-            index: Arc::default(),
-            requests: Arc::new(Semaphore::new(REQUESTS)),
-            namespace,
-            listed,
-        };
+        let cluster = Self::new(client, schedules, jobs, namespace, listed);
         let driver = cluster.drive(schedule_writer, job_writer, listing, None);
         (cluster, driver)
     }
@@ -179,17 +173,20 @@ impl Cluster {
             deleted_jobs,
         };
         let (listing, listed) = watch::channel(0);
-        let cluster = Self {
-            client,
-            schedules,
-            jobs,
-            index: Arc::default(),
-            requests: Arc::new(Semaphore::new(REQUESTS)),
-            namespace,
-            listed,
-        };
+        let cluster = Self::new(client, schedules, jobs, namespace, listed);
         let driver = cluster.drive(schedule_writer, job_writer, listing, Some(deleted));
         Some((cluster, feeds, driver))
+    }
+
+    fn new(
+        client: Client,
+        schedules: Store<SyncSchedule>,
+        jobs: Store<SyncJob>,
+        namespace: Option<String>,
+        listed: watch::Receiver<usize>,
+    ) -> Self {
+        let (starts, requests) = (Arc::new(Semaphore::new(REQUESTS.0)), Arc::new(Semaphore::new(REQUESTS.1)));
+        Self { client, schedules, jobs, index: Arc::default(), starts, requests, namespace, listed }
     }
 
     fn drive(
@@ -213,10 +210,11 @@ impl Cluster {
         }
     }
 
-    /// Waits until less than 32 others that hold this wait for an answer of the API server.
-    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+    /// Waits until less than 24 others that start a run, or less than 8 that do not, hold this.
+    pub async fn turn(&self, starts_a_run: bool) -> Option<SemaphorePermit<'_>> {
+        let lane = if starts_a_run { &self.starts } else { &self.requests };
         // Fails only when it was closed, and nobody does that.
-        self.requests.acquire().await.ok()
+        lane.acquire().await.ok()
     }
 
     /// As [`ask`], when it is this one's turn.
@@ -228,7 +226,7 @@ impl Cluster {
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
-        let _turn = self.turn().await;
+        let _turn = self.turn(false).await;
         ask(action, request).await
     }
 

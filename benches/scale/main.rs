@@ -241,7 +241,7 @@ struct Operator(Child);
 impl Operator {
     fn start() -> Result<Self> {
         let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
-        process.args(["controller", "--status-writes-per-second", "500", "--metrics-address", "127.0.0.1"]);
+        process.args(["controller", "--status-writes-per-second", "200", "--metrics-address", "127.0.0.1"]);
         process.args(["--metrics-port", &PORT.to_string()]);
         process.env("MONGODB_DATABASE", "scale").env("WATCH_NAMESPACE", "scale").env("RUST_LOG", "warn");
         Ok(Self(process.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?))

@@ -85,7 +85,21 @@ struct Context {
 impl Context {
     /// Asks the API server to change something, as long as this process leads.
     async fn write<T>(&self, action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
-        let _turn = self.cluster.turn().await;
+        self.write_in_lane(false, action, request).await
+    }
+
+    /// The same, ahead of what does not start a run.
+    async fn start<T>(&self, action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+        self.write_in_lane(true, action, request).await
+    }
+
+    async fn write_in_lane<T>(
+        &self,
+        starts_a_run: bool,
+        action: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Error> {
+        let _turn = self.cluster.turn(starts_a_run).await;
         if !self.leadership.is_held() {
             return Err(Error::NotLeading);
         }
@@ -96,7 +110,7 @@ impl Context {
         if notes.is_empty() {
             return;
         }
-        let _turn = self.cluster.turn().await;
+        let _turn = self.cluster.turn(false).await;
         if self.leadership.is_held() {
             self.events.publish(object, notes).await;
         }

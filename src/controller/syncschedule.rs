@@ -87,7 +87,7 @@ fn is_ours(schedule: &SyncSchedule, job: &SyncJob) -> bool {
 /// Creates the SyncJob of a run. False when its name is taken by one that is not ours.
 async fn create(schedule: &SyncSchedule, run: &ActiveRun, context: &Context) -> Result<bool, Error> {
     let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match context.write("create a SyncJob", jobs.create(&PostParams::default(), &build(schedule, run))).await {
+    match context.start("create a SyncJob", jobs.create(&PostParams::default(), &build(schedule, run))).await {
         Ok(_) => {
             note_skew(schedule, run);
             let text = format!("Created SyncJob {}", run.name);
@@ -173,10 +173,13 @@ async fn write_status(
         return Ok(next);
     }
     next.status = Some(status);
+    let schedules = context.cluster.beside::<SyncSchedule>(&schedule.metadata);
+    let (action, name, params) = ("write a SyncSchedule's status", schedule.name_any(), PostParams::default());
+    let request = schedules.replace_status(&name, &params, &next);
     if calmly {
         context.pace.turn().await;
+        context.write(action, request).await
+    } else {
+        context.start(action, request).await
     }
-    let schedules = context.cluster.beside::<SyncSchedule>(&schedule.metadata);
-    let name = schedule.name_any();
-    context.write("write a SyncSchedule's status", schedules.replace_status(&name, &PostParams::default(), &next)).await
 }

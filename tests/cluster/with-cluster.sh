@@ -6,7 +6,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 name="test-$$"
 cluster() { "$here/cluster.sh" --name "$name" "$@"; }
 
-trap 'cluster down' EXIT
+# In the background, so that a signal ends it and the servers at once.
+command=
+trap '[[ -z $command ]] || kill "$command" 2>/dev/null || true; cluster down' EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
 cluster up
 eval "$(cluster env)"
 kubectl apply -f "$here/../../crds" >/dev/null
@@ -14,4 +18,6 @@ kubectl wait --for=condition=Established crd/syncschedules.sync.codex.dev crd/sy
 # The garbage collector looks for new kinds every 30 s, and once when it starts.
 cluster stop controller-manager >/dev/null
 cluster start controller-manager >/dev/null
-"$@"
+"$@" &
+command=$!
+wait "$command"
