@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what cluster.sh starts; toxiproxy only for the part mongodb3. Needs root only where a Debian package is missing.
+# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime only when "faketime" is
+# asked for. Needs root only where a Debian package is missing.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -45,8 +46,7 @@ need_packages() {
   command -v curl >/dev/null || missing+=(curl)
   command -v openssl >/dev/null || missing+=(openssl)
   command -v python3 >/dev/null || missing+=(python3)
-  # For tests of what happens when the clock is set.
-  [[ -e $faketime ]] || missing+=(libfaketime)
+  [[ ! $with_faketime || -e $faketime ]] || missing+=(libfaketime)
   # redis-tools holds the server's program too, and unlike redis-server has no service that would start.
   command -v redis-cli >/dev/null && [[ -x /usr/bin/redis-check-rdb ]] || missing+=(redis-tools)
   if [[ ! -x $mongod ]]; then
@@ -132,11 +132,12 @@ need_toxiproxy() {
   rm -rf "$tmp"
 }
 
-with_toxiproxy=
+with_toxiproxy='' with_faketime=''
 [[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1
+[[ " $* " != *" faketime "* ]] || with_faketime=1
 
 installed() {
-  [[ -e $faketime && -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) ]]
+  [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) ]]
 }
 
 if ! installed; then
