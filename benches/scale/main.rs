@@ -6,12 +6,7 @@
 #[path = "../speed/process.rs"]
 mod process;
 
-use std::{
-    env,
-    error::Error,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{env, error::Error, process::Command, time::Duration};
 
 use bson::{Document, doc};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -23,6 +18,7 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     api::{ListParams, PostParams},
 };
+use process::Operator;
 use serde_json::json;
 use sync_operator::api::{SCHEDULE_LABEL, SyncJob, SyncJobStatus, SyncSchedule};
 use tokio::{
@@ -53,7 +49,7 @@ async fn main() -> Result<()> {
 
     println!("| what | measured |\n| --- | --- |");
     let due = make_schedules(&client, schedules).await?;
-    let operator = Operator::start()?;
+    let operator = start_operator()?;
     let began = Instant::now();
     until("every schedule knows its next slot", async || Ok(scheduled(&client).await? == schedules)).await?;
     tell("first pass over new schedules", format!("{:.0} s", began.elapsed().as_secs_f64()));
@@ -65,7 +61,7 @@ async fn main() -> Result<()> {
     drop(operator);
 
     make_jobs(&client, jobs).await?;
-    let operator = Operator::start()?;
+    let operator = start_operator()?;
     let began = Instant::now();
     until("the operator is ready", async || Ok(get("/readyz").await.is_ok_and(|answer| answer.contains(" 200 OK"))))
         .await?;
@@ -175,13 +171,12 @@ async fn burst(client: &Client, operator: &Operator, due: Timestamp, count: usiz
     until("every run was made", async || Ok(metric("sync_schedule_skew_seconds_count").await? as usize >= count))
         .await?;
     let made = Timestamp::now().duration_since(due).as_secs_f64();
-    let stamped: u64 = count as u64;
     let api: Api<SyncSchedule> = Api::namespaced(client.clone(), "scale");
     until("every run was counted", async || {
         sleep(Duration::from_secs(4)).await;
         let all = api.list(&ListParams::default()).await?.items;
         let counted = |schedule: &SyncSchedule| schedule.status.as_ref().map_or(0, |status| status.runs.succeeded);
-        Ok(all.iter().map(counted).sum::<i64>() as u64 >= stamped)
+        Ok(all.iter().map(counted).sum::<i64>() >= count as i64)
     })
     .await?;
     let done = Timestamp::now().duration_since(due).as_secs_f64();
@@ -236,29 +231,10 @@ async fn quantile(share: f64) -> Result<String> {
     Ok(reached.map_or("?".to_owned(), |bucket| format!("≤ {} s", bucket.0)))
 }
 
-struct Operator(Child);
-
-impl Operator {
-    fn start() -> Result<Self> {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
-        process.args(["controller", "--status-writes-per-second", "200", "--metrics-address", "127.0.0.1"]);
-        process.args(["--metrics-port", &PORT.to_string()]);
-        process.env("MONGODB_DATABASE", "scale").env("WATCH_NAMESPACE", "scale").env("RUST_LOG", "warn");
-        Ok(Self(process.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?))
-    }
-
-    fn cpu_s(&self) -> Result<f64> {
-        process::cpu_s(self.0.id())
-    }
-
-    fn rss_mib(&self) -> Result<f64> {
-        process::rss_mib(self.0.id())
-    }
-}
-
-impl Drop for Operator {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
+fn start_operator() -> Result<Operator> {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
+    process.args(["controller", "--status-writes-per-second", "200", "--metrics-address", "127.0.0.1"]);
+    process.args(["--metrics-port", &PORT.to_string()]);
+    process.env("MONGODB_DATABASE", "scale").env("WATCH_NAMESPACE", "scale").env("RUST_LOG", "warn");
+    Operator::start(&mut process)
 }

@@ -1,6 +1,9 @@
-//! CPU time and memory of a process, from /proc.
+//! Processes, and their CPU time and memory, from /proc.
 
-use std::fs;
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+};
 
 use crate::Result;
 
@@ -22,4 +25,31 @@ pub fn rss_mib(pid: u32) -> Result<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("/proc tells no VmHWM")?;
     let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib / 1024.0)
+}
+
+/// An operator process. Killed when dropped.
+pub struct Operator(Child);
+
+impl Operator {
+    /// Starts it, without its output.
+    pub fn start(process: &mut Command) -> Result<Self> {
+        Ok(Self(process.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?))
+    }
+
+    /// As [`cpu_s`].
+    pub fn cpu_s(&self) -> Result<f64> {
+        cpu_s(self.0.id())
+    }
+
+    /// As [`rss_mib`].
+    pub fn rss_mib(&self) -> Result<f64> {
+        rss_mib(self.0.id())
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
 }

@@ -100,17 +100,7 @@ fn payload() -> Result<String> {
 
 async fn enqueue(queue: &Queue, payload: &str, number: usize) -> Result<()> {
     let uid = uid(number);
-    let run = NewRun {
-        uid: &uid,
-        payload,
-        priority: 0,
-        started: None,
-        attempts: 0,
-        recoveries: 0,
-        history: "[]",
-        suspended: None,
-    };
-    if queue.enqueue(&run).await? { Ok(()) } else { Err("the queue is not empty".into()) }
+    if queue.enqueue(&NewRun::new(&uid, payload)).await? { Ok(()) } else { Err("the queue is not empty".into()) }
 }
 
 async fn drained(queue: &Queue) -> Result<()> {

@@ -1,9 +1,6 @@
 //! A Full run of all users by a real `sync-operator worker` process, from its claim to its end.
 
-use std::{
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{process::Command, time::Duration};
 
 use bson::{Document, doc};
 use sync_operator::{
@@ -13,7 +10,7 @@ use sync_operator::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{Figures, Result, floor, process, variable};
+use crate::{Figures, Result, floor, process::Operator, variable};
 
 const LEASE: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -25,8 +22,7 @@ pub async fn full_run(batch: i32, parallelism: i32) -> Result<Figures> {
     let queue = Queue::new(&redis, "bench", LEASE)?;
     let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
     process.arg("worker").env("MONGODB_DATABASE", floor::DATABASE).env("QUEUE_NAME", "bench").env("METRICS_PORT", "0");
-    let worker = Worker(process.env("RUST_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
-    let pid = worker.0.id();
+    let worker = Operator::start(process.env("RUST_LOG", "warn"))?;
     let began = Instant::now();
     while queue.depth().await?.workers == 0 {
         expect(began)?;
@@ -36,18 +32,8 @@ pub async fn full_run(batch: i32, parallelism: i32) -> Result<Figures> {
     let spec: SyncJobSpec = serde_json::from_value(spec)?;
     let payload = Payload { namespace: "default".to_owned(), name: "users".to_owned(), spec };
     let payload = serde_json::to_string(&payload)?;
-    let run = NewRun {
-        uid: UID,
-        payload: &payload,
-        priority: 0,
-        started: None,
-        attempts: 0,
-        recoveries: 0,
-        history: "[]",
-        suspended: None,
-    };
-    let cpu = process::cpu_s(pid)?;
-    queue.enqueue(&run).await?;
+    let cpu = worker.cpu_s()?;
+    queue.enqueue(&NewRun::new(UID, &payload)).await?;
     let ended = loop {
         let entry = queue.get(UID).await?.ok_or("the run is gone")?;
         if matches!(entry.state, State::Completed | State::Failed) {
@@ -56,7 +42,7 @@ pub async fn full_run(batch: i32, parallelism: i32) -> Result<Figures> {
         expect(began)?;
         sleep(Duration::from_millis(20)).await;
     };
-    let (cpu_s, rss_mib) = (process::cpu_s(pid)? - cpu, process::rss_mib(pid)?);
+    let (cpu_s, rss_mib) = (worker.cpu_s()? - cpu, worker.rss_mib()?);
     let (Some(start), Some(end)) = (ended.started, ended.finished) else { return Err("the run has no times".into()) };
 
     let checkpoint: Checkpoint = serde_json::from_str(ended.checkpoint.as_deref().unwrap_or("{}"))?;
@@ -73,14 +59,4 @@ pub async fn full_run(batch: i32, parallelism: i32) -> Result<Figures> {
 
 fn expect(began: Instant) -> Result<()> {
     if began.elapsed() < LIMIT { Ok(()) } else { Err("the run does not end".into()) }
-}
-
-/// Killed when dropped.
-struct Worker(Child);
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
 }

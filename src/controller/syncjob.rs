@@ -62,9 +62,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority }).await?;
     }
     // Status.
-    let ended = merged::is_true(&plan.status.conditions, conditions::COMPLETE)
-        || merged::is_true(&plan.status.conditions, conditions::FAILED);
-    if let Some(wait) = context.pace.first(&uid).filter(|_| !ended) {
+    if let Some(wait) = context.pace.first(&uid).filter(|_| !job::has_ended(&plan.status)) {
         return Ok(Action::requeue(wait));
     }
     if is_progress_only(&job, &plan) {

@@ -8,7 +8,6 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     runtime::controller::Action,
 };
-
 use serde_json::json;
 
 use super::{Context, Error};
@@ -46,7 +45,7 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
         cancel(&schedule, name, &jobs, &context).await?;
     }
     for run in &plan.create {
-        if !create(&schedule, run, &context).await? {
+        if !create(&schedule, plan.parsed.as_ref(), run, &context).await? {
             let mut status = written.status.clone().unwrap_or_default();
             schedule::collided(&mut status, run);
             written = write_status(&written, status, false, &context).await?;
@@ -85,11 +84,16 @@ fn is_ours(schedule: &SyncSchedule, job: &SyncJob) -> bool {
 }
 
 /// Creates the SyncJob of a run. False when its name is taken by one that is not ours.
-async fn create(schedule: &SyncSchedule, run: &ActiveRun, context: &Context) -> Result<bool, Error> {
+async fn create(
+    schedule: &SyncSchedule,
+    parsed: Option<&Parsed>,
+    run: &ActiveRun,
+    context: &Context,
+) -> Result<bool, Error> {
     let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match context.start("create a SyncJob", jobs.create(&PostParams::default(), &build(schedule, run))).await {
+    match context.start("create a SyncJob", jobs.create(&PostParams::default(), &build(schedule, parsed, run))).await {
         Ok(_) => {
-            note_skew(schedule, run);
+            note_skew(schedule, parsed, run);
             let text = format!("Created SyncJob {}", run.name);
             context.tell(schedule, &[Note::normal("RunCreated", text)]).await;
             Ok(true)
@@ -103,21 +107,18 @@ async fn create(schedule: &SyncSchedule, run: &ActiveRun, context: &Context) -> 
 }
 
 /// How long after its time a run was made, jitter included in its time.
-fn note_skew(schedule: &SyncSchedule, run: &ActiveRun) {
-    if run.trigger.is_some() {
-        return;
-    }
-    if let Ok(parsed) = Parsed::new(&schedule.spec) {
+fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) {
+    if let Some(parsed) = parsed.filter(|_| run.trigger.is_none()) {
         let start = parsed.slots(&schedule.uid().unwrap_or_default()).start(run.slot.0);
         metrics::SCHEDULE_SKEW.observe(elapsed(start, Timestamp::now()).as_secs_f64());
     }
 }
 
-fn build(schedule: &SyncSchedule, run: &ActiveRun) -> SyncJob {
+fn build(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) -> SyncJob {
     let template = schedule.spec.job_template.clone();
     let mut job = SyncJob::new(&run.name, template.spec);
     if job.spec.stale_after.is_none() {
-        job.spec.stale_after = Parsed::new(&schedule.spec).ok().map(|parsed| parsed.stale_after());
+        job.spec.stale_after = parsed.map(Parsed::stale_after);
     }
     job.metadata.namespace = schedule.namespace();
     job.metadata.owner_references = Some(schedule.controller_owner_ref(&()).into_iter().collect());
@@ -160,8 +161,8 @@ async fn delete(schedule: &SyncSchedule, name: &str, jobs: &[Arc<SyncJob>], cont
     }
 }
 
-/// Writes the status, unless it is as it was. A run that is due does not wait for its turn. The write carries the resource version it was decided on, so of
-/// two controllers that decide on the same state one is refused.
+/// Writes the status, unless it is as it was: `calmly` when it starts no run, and so can wait for its turn. The write
+/// carries the resource version it was decided on, so of two controllers that decide on the same state one is refused.
 async fn write_status(
     schedule: &SyncSchedule,
     status: SyncScheduleStatus,

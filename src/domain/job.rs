@@ -31,9 +31,13 @@ pub struct Plan {
 /// True when the run has ended. Nothing about it changes any more.
 #[must_use]
 pub fn is_finished(job: &SyncJob) -> bool {
-    job.status.as_ref().is_some_and(|status| {
-        conditions::is_true(&status.conditions, COMPLETE) || conditions::is_true(&status.conditions, FAILED)
-    })
+    job.status.as_ref().is_some_and(has_ended)
+}
+
+/// True when this is the status of a run that has ended.
+#[must_use]
+pub fn has_ended(status: &SyncJobStatus) -> bool {
+    conditions::is_true(&status.conditions, COMPLETE) || conditions::is_true(&status.conditions, FAILED)
 }
 
 /// True when the run has ended well.

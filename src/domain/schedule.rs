@@ -8,6 +8,8 @@
 //! **Waiting in the books.** Where runs must not overlap, an entry may wait in `active` for the end of an earlier run
 //! before its SyncJob is created: with `Replace`, until the run it replaces was cancelled and its worker is fenced.
 
+mod spec;
+
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
@@ -15,27 +17,25 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::{
-    Note, conditions,
-    cron::Cron,
-    elapsed, from_seconds, job, names,
+    Note, conditions, elapsed, from_seconds, job, names,
     retention::{self, Finished},
-    run::{SpecError, duration, range},
-    slots::{Grid, Slots, stable_offset},
+    run::SpecError,
 };
 use crate::api::{
-    GoDuration, SLOT_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleSpec, SyncScheduleStatus, TRIGGER_ANNOTATION,
+    SLOT_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
     conditions::{FAILED, READY, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::SyncMode,
     syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, RunFailure, Skip},
     truncate,
 };
 
-const DEFAULT_INTERVAL: &str = "20m";
 /// A run that ends sooner than this is counted without having been noted as seen, which saves a write.
 const SHORT: Duration = Duration::from_secs(1);
 const MAX_FAILURE_HISTORY: usize = 20;
 /// With `catchUp: None`, a slot that is later than this counts as missed.
 const ON_TIME: Duration = Duration::from_secs(10);
+
+pub use spec::{Parsed, interval};
 
 /// Why a slot was skipped.
 pub mod skips {
@@ -79,83 +79,8 @@ pub struct Plan {
     pub notes: Vec<Note>,
     /// When to look again without being asked.
     pub requeue: Option<Duration>,
-}
-
-/// A spec that was checked, with every default filled in.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Parsed {
-    /// Text for `status.schedule`.
-    text: String,
-    grid: Grid,
-    jitter: Duration,
-    starting_deadline: Option<Duration>,
-    keep: (usize, usize),
-}
-
-impl Parsed {
-    /// Checks a spec. The CRD's rules check the same; an object stored under an older CRD did not pass them.
-    ///
-    /// # Errors
-    /// The first thing found that stops the schedule.
-    pub fn new(spec: &SyncScheduleSpec) -> Result<Self, SpecError> {
-        let (text, grid) = grid(spec)?;
-        let limit = |field, value| range(field, value, 0, 1000).map(|limit| limit as usize);
-        Ok(Self {
-            text,
-            grid,
-            jitter: duration("jitter", &spec.jitter)?,
-            starting_deadline: spec
-                .starting_deadline
-                .as_ref()
-                .map(|value| duration("startingDeadline", value))
-                .transpose()?,
-            keep: (
-                limit("successfulJobsHistoryLimit", spec.successful_jobs_history_limit)?,
-                limit("failedJobsHistoryLimit", spec.failed_jobs_history_limit)?,
-            ),
-        })
-    }
-
-    /// Time from one slot to the next. `None` with a cron expression.
-    #[must_use]
-    pub fn interval(&self) -> Option<Duration> {
-        match self.grid {
-            Grid::Every(seconds) => Some(Duration::from_secs(seconds as u64)),
-            Grid::Cron(_) => None,
-        }
-    }
-
-    /// `staleAfter` of SyncJobs whose template has none: half the least time from one slot to the next.
-    #[must_use]
-    pub fn stale_after(&self) -> GoDuration {
-        GoDuration::from(self.grid.shortest_gap() / 2)
-    }
-
-    /// The slots of a schedule with this uid.
-    #[must_use]
-    pub fn slots(&self, uid: &str) -> Slots {
-        Slots::new(self.grid.clone(), stable_offset(uid, self.jitter))
-    }
-}
-
-fn grid(spec: &SyncScheduleSpec) -> Result<(String, Grid), SpecError> {
-    let Some(expression) = &spec.schedule else {
-        if spec.time_zone.is_some() {
-            return Err(SpecError::Needs("timeZone", "schedule"));
-        }
-        let interval = spec.interval.clone().unwrap_or_else(|| GoDuration::new(DEFAULT_INTERVAL));
-        let parsed = duration("interval", &interval)?;
-        if parsed < Duration::from_secs(1) {
-            return Err(SpecError::Range { field: "interval", min: 1, max: 8760 * 3600, value: 0 });
-        }
-        return Ok((interval.to_string(), Grid::every(parsed)));
-    };
-    if spec.interval.is_some() {
-        return Err(SpecError::Exclusive("interval", "schedule"));
-    }
-    let zone = spec.time_zone.as_deref();
-    let cron = Cron::new(expression, zone)?;
-    Ok((zone.map_or_else(|| expression.clone(), |zone| format!("{expression} {zone}")), Grid::Cron(Box::new(cron))))
+    /// The spec as it was read. `None` when it has a mistake.
+    pub parsed: Option<Parsed>,
 }
 
 /// Decides on a schedule.
@@ -171,6 +96,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
         skipped: Vec::new(),
         notes: Vec::new(),
         requeue: None,
+        parsed: None,
     };
     plan.status.observed_generation = schedule.metadata.generation;
 
@@ -196,6 +122,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan.requeue = plan.requeue.into_iter().chain(look_again).min();
     plan.cancel = replaced(&plan.status, policy, observed.jobs);
     set_conditions(&mut plan.status, observed, parsed.as_ref().err(), waits, now);
+    plan.parsed = parsed.ok();
     plan
 }
 
@@ -208,8 +135,8 @@ pub fn collided(status: &mut SyncScheduleStatus, entry: &ActiveRun) {
 }
 
 /// Counts the runs that ended, and learns the uid of those that were created: from then on, one that is gone was deleted
-/// by somebody. Tells when there is more to learn. An unfinished one that is not in the
-/// books gets there: the status was lost, or another controller made it from an older state.
+/// by somebody. Tells when there is more to learn. An unfinished one that is not in the books gets there: the status was
+/// lost, or another controller made it from an older state.
 fn settle(status: &mut SyncScheduleStatus, jobs: &[Arc<SyncJob>], now: Timestamp) -> Option<Duration> {
     let (mut active, mut look_again) = (Vec::new(), None);
     for mut entry in std::mem::take(&mut status.active) {

@@ -17,9 +17,9 @@ pub enum Grid {
 }
 
 /// Slots of one schedule.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Slots {
-    grid: Grid,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slots<'a> {
+    grid: &'a Grid,
     /// Milliseconds added to each slot to get its start.
     offset: i64,
 }
@@ -52,10 +52,10 @@ impl Grid {
     }
 }
 
-impl Slots {
+impl<'a> Slots<'a> {
     /// Slots of a grid, started `offset` later.
     #[must_use]
-    pub fn new(grid: Grid, offset: Duration) -> Self {
+    pub fn new(grid: &'a Grid, offset: Duration) -> Self {
         Self { grid, offset: offset.as_millis() as i64 }
     }
 
@@ -64,7 +64,7 @@ impl Slots {
     #[must_use]
     pub fn due(&self, after: Timestamp, now: Timestamp) -> Option<Due> {
         let reached = self.reached(now);
-        match &self.grid {
+        match self.grid {
             Grid::Cron(cron) => cron.due(after, reached),
             Grid::Every(interval) => {
                 let (first, newest) = (index(after, *interval) + 1, index(reached, *interval));
@@ -82,7 +82,7 @@ impl Slots {
     #[must_use]
     pub fn next(&self, after: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let after = after.max(self.reached(now));
-        match &self.grid {
+        match self.grid {
             Grid::Cron(cron) => cron.next(after),
             Grid::Every(interval) => Some(from_seconds((index(after, *interval) + 1) * interval)),
         }
@@ -121,13 +121,14 @@ mod tests {
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(seconds).unwrap()
     }
-    fn every(seconds: u64) -> Slots {
-        Slots::new(Grid::every(Duration::from_secs(seconds)), Duration::ZERO)
+    fn every(seconds: u64) -> Grid {
+        Grid::every(Duration::from_secs(seconds))
     }
 
     #[test]
     fn slots_are_multiples_of_the_interval_since_the_epoch() {
-        let slots = every(1200);
+        let grid = every(1200);
+        let slots = Slots::new(&grid, Duration::ZERO);
         assert_eq!(slots.next(at(0), at(1)), Some(at(1200)));
         assert_eq!(slots.due(at(1100), at(1199)), None);
         assert_eq!(slots.due(at(1100), at(1200)), Some(Due { newest: at(1200), before: None, count: 1 }));
@@ -137,7 +138,8 @@ mod tests {
 
     #[test]
     fn an_offset_delays_the_start_and_keeps_the_slot() {
-        let slots = Slots::new(Grid::every(Duration::from_secs(60)), Duration::from_millis(1500));
+        let grid = every(60);
+        let slots = Slots::new(&grid, Duration::from_millis(1500));
         assert_eq!(slots.due(at(30), at(61)), None);
         assert_eq!(slots.due(at(30), at(62)), Some(Due { newest: at(60), before: None, count: 1 }));
         assert_eq!(slots.start(at(60)), Timestamp::from_millisecond(61_500).unwrap());
@@ -145,7 +147,7 @@ mod tests {
 
     #[test]
     fn three_days_of_missed_minutes_cost_no_loop() {
-        let due = every(60).due(at(0), at(3 * 86_400)).unwrap();
+        let due = Slots::new(&every(60), Duration::ZERO).due(at(0), at(3 * 86_400)).unwrap();
         assert_eq!(due.count, 3 * 1440);
     }
 
@@ -161,7 +163,7 @@ mod tests {
     proptest! {
         #[test]
         fn walking_in_any_steps_meets_every_slot_once(grid in grids(), offset in 0_u64..9000, start in 0_i64..1_000_000, steps in prop::collection::vec(0_i64..20_000, 1..40)) {
-            let slots = Slots::new(grid, Duration::from_millis(offset));
+            let slots = Slots::new(&grid, Duration::from_millis(offset));
             let mut now = at(start);
             let mut handled = now;
             let mut met = 0;

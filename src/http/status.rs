@@ -13,7 +13,7 @@ use crate::{
         SyncJob, SyncSchedule,
         syncjob::{Phase, SyncMode},
     },
-    domain::schedule::Parsed,
+    domain::schedule::interval,
     queue::Depth,
 };
 
@@ -99,7 +99,7 @@ fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<D
 }
 
 fn repeatable(schedule: &SyncSchedule) -> Repeatable {
-    let interval = Parsed::new(&schedule.spec).ok().and_then(|parsed| parsed.interval());
+    let interval = schedule.spec.schedule.is_none().then(|| interval(&schedule.spec).ok()).flatten();
     Repeatable {
         name: schedule.name_any(),
         namespace: schedule.namespace().unwrap_or_default(),

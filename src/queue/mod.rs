@@ -123,6 +123,15 @@ pub struct NewRun<'a> {
     pub suspended: Option<Timestamp>,
 }
 
+impl<'a> NewRun<'a> {
+    /// A run that was never in the queue, with priority 0.
+    #[must_use]
+    pub fn new(uid: &'a str, payload: &'a str) -> Self {
+        let history = "[]";
+        Self { uid, payload, priority: 0, started: None, attempts: 0, recoveries: 0, history, suspended: None }
+    }
+}
+
 /// What people want of a run that has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control<'a> {
@@ -339,22 +348,13 @@ impl Queue {
         call.call(&mut self.connection.clone()).await.map_err(unavailable(action))
     }
 
-    /// Takes the run that is next, if there is one: [`Queue::claim_many`] for one.
-    ///
-    /// # Errors
-    /// When Redis does not answer. A claim whose answer got lost comes back when its lease ends.
-    pub async fn claim(&self, worker: &str) -> Result<Result<Claim, Option<Duration>>, Error> {
-        let claimed = self.claim_many(worker, 1, &mut Candidates::default()).await?;
-        Ok(claimed.and_then(|mut claims| claims.pop().ok_or(None)))
-    }
-
     /// Takes the runs that are next, if there are any: highest priority first, then first come, first served. At
     /// most `most` (and at most 32), and no more than an equal share for each living worker. Otherwise tells how
     /// long it is until a delayed run is due. `candidates` is kept from one call to the next, which saves a call.
     ///
     /// # Errors
     /// When Redis does not answer. A claim whose answer got lost comes back when its lease ends.
-    pub async fn claim_many(
+    pub async fn claim(
         &self,
         worker: &str,
         most: usize,

@@ -96,7 +96,7 @@ impl Worker {
                 permits.merge(more);
             }
             // Never dropped half-way: a claim that Redis carried out must not be lost.
-            let claimed = self.queue.claim_many(&self.id, permits.num_permits(), &mut candidates).await;
+            let claimed = self.queue.claim(&self.id, permits.num_permits(), &mut candidates).await;
             REDIS.note(&claimed);
             self.beat.note(&claimed);
             match claimed {

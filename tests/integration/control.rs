@@ -56,7 +56,7 @@ async fn at_rest(world: &World) -> u64 {
     .await
 }
 
-fn reason(job: &SyncJob, condition: &str) -> Option<String> {
+pub fn reason(job: &SyncJob, condition: &str) -> Option<String> {
     let conditions = &job.status.as_ref()?.conditions;
     conditions.iter().find(|found| found.type_ == condition && found.status == "True").map(|found| found.reason.clone())
 }

@@ -11,7 +11,8 @@ use redis::{AsyncCommands, aio::MultiplexedConnection};
 use sync_operator::{
     domain::run::State,
     queue::{
-        Candidates, Changes, Claim, Control, Ending, Entry, Fenced, Lease, NewRun, Progress, Queue, Renewed, Repaired,
+        Candidates, Changes, Claim, Control, Ending, Entry, Error, Fenced, Lease, NewRun, Progress, Queue, Renewed,
+        Repaired,
     },
 };
 use tokio::{
@@ -109,21 +110,20 @@ impl Raw {
 }
 
 async fn enqueue(queue: &Queue, uid: &str, priority: i32) -> bool {
-    let run = NewRun {
-        uid,
-        payload: "{}",
-        priority,
-        started: None,
-        attempts: 0,
-        recoveries: 0,
-        history: "[]",
-        suspended: None,
-    };
-    queue.enqueue(&run).await.unwrap()
+    queue.enqueue(&NewRun { priority, ..NewRun::new(uid, "{}") }).await.unwrap()
+}
+
+/// Claims the run that is next, or tells how long it is until there may be one.
+pub async fn claim_one(queue: &Queue, worker: &str) -> Result<Result<Claim, Option<Duration>>, Error> {
+    let claimed = queue.claim(worker, 1, &mut Candidates::default()).await?;
+    Ok(claimed.map(|claims| {
+        assert_eq!(claims.len(), 1);
+        claims.into_iter().next().unwrap()
+    }))
 }
 
 async fn claim(queue: &Queue, worker: &str) -> Claim {
-    queue.claim(worker).await.unwrap().unwrap()
+    claim_one(queue, worker).await.unwrap().unwrap()
 }
 
 async fn entry(queue: &Queue, uid: &str) -> Entry {
@@ -172,7 +172,7 @@ async fn runs_are_claimed_by_priority_and_then_in_order_of_arrival() {
     for expected in ["urgent", "a", "b", "late"] {
         assert_eq!(claim(&queue, "w").await.uid, expected);
     }
-    assert!(queue.claim("w").await.unwrap().is_err());
+    assert!(claim_one(&queue, "w").await.unwrap().is_err());
 }
 
 #[tokio::test]
@@ -217,8 +217,7 @@ async fn a_run_put_back_after_a_loss_keeps_its_start_and_counters() {
     let queue = queue(LEASE);
     let started = Some(Timestamp::from_millisecond(1_795_477_200_123).unwrap());
     let history = r#"[{"number":1}]"#;
-    let run =
-        NewRun { uid: "a", payload: "p", priority: 0, started, attempts: 2, recoveries: 3, history, suspended: None };
+    let run = NewRun { started, attempts: 2, recoveries: 3, history, ..NewRun::new("a", "p") };
     assert!(queue.enqueue(&run).await.unwrap());
     let entry = claim(&queue, "w").await.entry;
     assert_eq!((entry.started, entry.attempts, entry.recoveries), (started, 2, 3));
@@ -280,12 +279,12 @@ async fn a_delayed_run_is_claimed_when_it_is_due() {
     let progress = Progress { attempts: 1, ..NOTHING };
     assert_eq!(queue.retry("a", run.entry.epoch, Duration::from_secs(2), progress).await.unwrap(), Fenced::Done);
     let due = entry(&queue, "a").await.retry_at.unwrap();
-    let wait = queue.claim("w").await.unwrap().unwrap_err().unwrap();
+    let wait = claim_one(&queue, "w").await.unwrap().unwrap_err().unwrap();
     assert!(!wait.is_zero() && wait <= Duration::from_secs(2), "{wait:?}");
-    let again = eventually("the run is due", async || queue.claim("w").await.unwrap().ok()).await;
+    let again = eventually("the run is due", async || claim_one(&queue, "w").await.unwrap().ok()).await;
     assert_eq!((again.uid.as_str(), again.entry.attempts, again.entry.retry_at), ("a", 1, None));
     assert!(again.at >= due);
-    assert_eq!(queue.claim("w").await.unwrap(), Err(None), "nothing waits, and nothing will be due");
+    assert_eq!(claim_one(&queue, "w").await.unwrap(), Err(None), "nothing waits, and nothing will be due");
 }
 
 #[tokio::test]
@@ -440,7 +439,7 @@ async fn a_finished_run_stays_readable_and_is_not_run_again() {
         assert!(ended.finished >= ended.started && ended.worker.as_deref() == Some("w"));
         assert!(!enqueue(&queue, uid, 1000).await);
         assert_eq!(entry(&queue, uid).await, ended);
-        assert_eq!(queue.claim("w").await.unwrap(), Err(None));
+        assert_eq!(claim_one(&queue, "w").await.unwrap(), Err(None));
     }
 }
 
@@ -528,9 +527,9 @@ async fn runs_of_another_release_are_left_alone_and_block_nobody() {
     }
     let before = raw.run(&foreign[0]).await;
     assert!(!enqueue(&queue, &foreign[0], 0).await, "it is in the queue");
-    assert!(queue.claim("w").await.unwrap().is_err());
+    assert!(claim_one(&queue, "w").await.unwrap().is_err());
     enqueue(&queue, "own", 0).await;
-    let claimed = queue.claim("w").await.unwrap().map(|run| run.uid);
+    let claimed = claim_one(&queue, "w").await.unwrap().map(|run| run.uid);
     assert_eq!(claimed, Ok("own".to_owned()), "{MORE_THAN_A_LOOK} runs of another release are in front of it");
     assert_eq!(raw.run(&foreign[0]).await, before);
     for uid in &foreign {
@@ -559,7 +558,7 @@ async fn active_runs_of_another_release_do_not_keep_the_reaper_from_others() {
 }
 
 async fn claim_many(queue: &Queue, worker: &str, most: usize, candidates: &mut Candidates) -> Vec<String> {
-    let claims = queue.claim_many(worker, most, candidates).await.unwrap().unwrap_or_default();
+    let claims = queue.claim(worker, most, candidates).await.unwrap().unwrap_or_default();
     claims.into_iter().map(|claim| claim.uid).collect()
 }
 
@@ -652,16 +651,7 @@ async fn a_suspended_run_is_recalled_from_its_worker_and_spends_no_attempt() {
 async fn the_time_a_run_is_put_aside_is_told_to_its_next_worker() {
     let queue = queue(LEASE);
     let since = Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_hours(2);
-    let run = NewRun {
-        uid: "a",
-        payload: "{}",
-        priority: 0,
-        started: Some(since),
-        attempts: 0,
-        recoveries: 0,
-        history: "[]",
-        suspended: Some(since),
-    };
+    let run = NewRun { started: Some(since), suspended: Some(since), ..NewRun::new("a", "{}") };
     assert!(queue.enqueue(&run).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Parked);
     assert!(queue.control("a", GO_ON).await.unwrap());
@@ -997,7 +987,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             return;
         }
         Operation::Claim { worker } => {
-            let claimed = queue.claim(WORKERS[worker]).await.unwrap();
+            let claimed = claim_one(queue, WORKERS[worker]).await.unwrap();
             assert_eq!(claimed.as_ref().ok().map(|run| run.uid.as_str()), model.next().map(|run| UIDS[run]));
             if let (Ok(claim), Some(run)) = (claimed, model.next()) {
                 assert!(!model.epochs[run].contains(&claim.entry.epoch), "an epoch is never given out twice");

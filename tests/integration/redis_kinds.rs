@@ -13,7 +13,10 @@ use sync_operator::{
     queue::{Lease, NewRun, Queue},
 };
 
-use crate::support::{eventually, free_port, unique, variable};
+use crate::{
+    queue::claim_one,
+    support::{eventually, free_port, unique, variable},
+};
 
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -64,16 +67,7 @@ impl Drop for Server {
 }
 
 async fn enqueue(queue: &Queue, uid: &str) {
-    let run = NewRun {
-        uid,
-        payload: "{}",
-        priority: 0,
-        started: None,
-        attempts: 0,
-        recoveries: 0,
-        history: "[]",
-        suspended: None,
-    };
+    let run = NewRun::new(uid, "{}");
     eventually("the run is enqueued", async || queue.enqueue(&run).await.ok()).await;
 }
 
@@ -99,7 +93,7 @@ async fn behind_sentinel_a_run_goes_on_after_a_failover() {
     let name = unique("sentinel");
     let queue = Queue::new(&url, &name, LEASE).unwrap();
     enqueue(&queue, "a").await;
-    let epoch = queue.claim("w").await.unwrap().unwrap().entry.epoch;
+    let epoch = claim_one(&queue, "w").await.unwrap().unwrap().entry.epoch;
     let mut doorbell = queue.doorbell();
     doorbell.wait(Duration::from_secs(1)).await.unwrap();
     eventually("the replica has it", async || {
@@ -112,7 +106,7 @@ async fn behind_sentinel_a_run_goes_on_after_a_failover() {
     assert_eq!(lease, Lease::Held);
     enqueue(&queue, "b").await;
     eventually("the doorbell finds the new master", async || doorbell.wait(Duration::from_secs(1)).await.ok()).await;
-    assert_eq!(queue.claim("w").await.unwrap().unwrap().uid, "b");
+    assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "b");
 }
 
 #[tokio::test]
@@ -132,7 +126,7 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
     let name = unique("cluster");
     let queue = Queue::new(&url, &name, LEASE).unwrap();
     enqueue(&queue, "a").await;
-    let epoch = queue.claim("w").await.unwrap().unwrap().entry.epoch;
+    let epoch = claim_one(&queue, "w").await.unwrap().unwrap().entry.epoch;
     assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Lease::Held);
     assert_eq!(queue.repair().await.unwrap().mended, 0);
     assert_eq!(queue.get("a").await.unwrap().unwrap().state, State::Active);
@@ -149,7 +143,7 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
         server.ask::<()>(&format!("CLUSTER SETSLOT {slot} NODE {id}")).await;
     }
     enqueue(&queue, "b").await;
-    let claimed = eventually("the new owner is found", async || queue.claim("w").await.ok()?.ok()).await;
+    let claimed = eventually("the new owner is found", async || claim_one(&queue, "w").await.ok()?.ok()).await;
     assert_eq!(claimed.uid, "b");
     assert_ne!(other.ask::<i64>("DBSIZE").await, 0);
 }

@@ -10,12 +10,16 @@ use kube::{
 };
 use serde_json::{Value, json};
 use sync_operator::{
-    api::{SyncJob, SyncScheduleStatus, syncjob::SyncMode},
-    domain::job::{is_complete, is_finished},
+    api::{SyncJob, SyncScheduleStatus, syncjob::SyncMode, syncschedule::ActiveRun},
+    domain::{
+        conditions::{find, is_true},
+        job::{is_complete, is_finished},
+    },
 };
 use tokio::time::sleep;
 
 use crate::{
+    control::reason,
     operator::{apply_job, apply_schedule, event_reasons, finished, get, slow},
     support::{Servers, World, eventually},
 };
@@ -44,18 +48,9 @@ async fn trigger(world: &World, token: &str) {
     patch(world, json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}})).await;
 }
 
-fn condition(status: &SyncScheduleStatus, type_: &str) -> Option<(String, String)> {
-    let found = status.conditions.iter().find(|condition| condition.type_ == type_)?;
-    Some((found.status.clone(), found.reason.clone()))
-}
-
-fn is_true(status: &SyncScheduleStatus, type_: &str) -> bool {
-    condition(status, type_).is_some_and(|(value, _)| value == "True")
-}
-
-fn reason(job: &SyncJob) -> String {
-    let failed = job.status.as_ref().unwrap().conditions.iter().find(|condition| condition.type_ == "Failed");
-    failed.map(|condition| condition.reason.clone()).unwrap_or_default()
+/// Waits until a run is under way, and noted as seen.
+async fn under_way(world: &World) -> ActiveRun {
+    until(world, "a run is under way", |status| status.active.first().filter(|run| run.uid.is_some()).cloned()).await
 }
 
 #[tokio::test]
@@ -95,7 +90,7 @@ async fn replace_cancels_the_run_under_way_and_starts_when_it_has_ended() {
     let jobs = jobs(&world).await;
     for pair in jobs.windows(2).filter(|pair| is_finished(&pair[0])) {
         let earlier = pair[0].status.as_ref().unwrap();
-        assert_eq!(reason(&pair[0]), "Cancelled");
+        assert_eq!(reason(&pair[0], "Failed").as_deref(), Some("Cancelled"));
         if let Some(start) = pair[1].status.as_ref().and_then(|status| status.start_time.clone()) {
             // The end is told in whole seconds.
             let ended = earlier.completion_time.as_ref().unwrap().0;
@@ -112,7 +107,7 @@ async fn a_trigger_runs_once_for_each_token_also_while_suspended() {
     world.seed(100, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": "1h", "suspended": true})).await;
-    until(&world, "it is suspended", |status| is_true(status, "Suspended").then_some(())).await;
+    until(&world, "it is suspended", |status| is_true(&status.conditions, "Suspended").then_some(())).await;
 
     trigger(&world, "first").await;
     until(&world, "the first run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
@@ -194,16 +189,22 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
         (json!({"schedule": "* * * * *", "timeZone": "Mars/Olympus"}), "timeZone"),
     ] {
         apply_schedule(&world, "users", mistake).await;
-        let status = until(&world, "it is stalled", |status| is_true(status, "Stalled").then(|| status.clone())).await;
-        assert_eq!(condition(&status, "Ready"), Some(("False".to_owned(), "InvalidSpec".to_owned())));
+        let status =
+            until(&world, "it is stalled", |status| is_true(&status.conditions, "Stalled").then(|| status.clone()))
+                .await;
+        let ready = find(&status.conditions, "Ready").unwrap();
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InvalidSpec"));
         assert_eq!((status.observed_generation, &status.next_schedule_time), (Some(1), &None));
-        let message = &status.conditions.iter().find(|condition| condition.type_ == "Stalled").unwrap().message;
+        let message = &find(&status.conditions, "Stalled").unwrap().message;
         assert!(message.contains(named), "{message}");
         let before = world.schedules().get("users").await.unwrap().resource_version();
         sleep(Duration::from_millis(300)).await;
         assert_eq!(world.schedules().get("users").await.unwrap().resource_version(), before, "nothing is tried again");
         patch(&world, json!({"spec": {"schedule": null, "timeZone": null, "interval": "1s"}})).await;
-        until(&world, "it runs", |status| (is_true(status, "Ready") && status.runs.succeeded > 0).then_some(())).await;
+        until(&world, "it runs", |status| {
+            (is_true(&status.conditions, "Ready") && status.runs.succeeded > 0).then_some(())
+        })
+        .await;
         assert!(event_reasons(&world, "users").await.contains("InvalidSchedule"));
         world.schedules().delete("users", &DeleteParams::default()).await.unwrap();
         eventually("it is gone", async || world.schedules().get_opt("users").await.unwrap().is_none().then_some(()))
@@ -218,10 +219,7 @@ async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "jobTemplate": {"spec": slow()}});
     apply_schedule(&world, "users", spec).await;
-    let name = until(&world, "a run is under way", |status| {
-        status.active.first().filter(|run| run.uid.is_some()).map(|run| run.name.clone())
-    })
-    .await;
+    let name = under_way(&world).await.name;
     world.jobs().delete(&name, &DeleteParams::default()).await.unwrap();
     until(&world, "another run is under way", |status| {
         status.active.first().filter(|run| run.name != name).map(|_| ())
@@ -236,9 +234,7 @@ async fn a_run_that_is_not_in_the_books_is_found_there_again() {
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": "1h", "immediate": true, "jobTemplate": {"spec": slow()}}))
         .await;
-    let run =
-        until(&world, "a run is under way", |status| status.active.first().filter(|run| run.uid.is_some()).cloned())
-            .await;
+    let run = under_way(&world).await;
     // As after a restore from a backup, which has no status.
     let lost = Patch::Merge(json!({"status": null}));
     world.schedules().patch_status("users", &PatchParams::default(), &lost).await.unwrap();

@@ -130,7 +130,6 @@ impl World {
     }
 
     /// The same, but its clock is off by the seconds that stand in a file.
-    #[allow(dead_code, reason = "random faults leave the clock alone")]
     pub fn operator_with_clock(&self, servers: &Servers, command: &str, args: &[&str], offset: &Path) -> Operator {
         let library = Path::new("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1");
         assert!(library.exists(), "libfaketime is not installed: run tests/cluster/install.sh");
@@ -208,7 +207,6 @@ impl Operator {
     }
 
     /// Ends the process as a power cut would.
-    #[allow(dead_code, reason = "random faults send signals")]
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

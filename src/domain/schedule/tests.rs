@@ -1,7 +1,7 @@
 mod table;
 
 use super::*;
-use crate::api::{SyncJobStatus, SyncScheduleSpec, conditions::COMPLETE};
+use crate::api::{GoDuration, SyncJobStatus, SyncScheduleSpec, conditions::COMPLETE};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -364,7 +364,8 @@ proptest! {
     fn every_slot_is_run_or_skipped_once_whatever_happens(spec in specs(), steps in prop::collection::vec(steps(), 1..60)) {
         let mut world = World::new(spec);
         let (mut now, mut triggered, mut made) = (CREATED, 0, Vec::new());
-        let slots = Parsed::new(&world.schedule.spec).unwrap().slots(&world.schedule.uid().unwrap());
+        let parsed = Parsed::new(&world.schedule.spec).unwrap();
+        let slots = parsed.slots(&world.schedule.uid().unwrap());
         for step in steps {
             let unfinished = |world: &World| -> Vec<String> {
                 world.jobs.iter().filter(|job| !job::is_finished(job)).map(|job| job.name_any()).collect()

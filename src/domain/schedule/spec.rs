@@ -1,0 +1,94 @@
+//! What a SyncSchedule's spec says, checked and with every default filled in.
+
+use std::time::Duration;
+
+use crate::{
+    api::{GoDuration, SyncScheduleSpec},
+    domain::{
+        cron::Cron,
+        run::{SpecError, duration, range},
+        slots::{Grid, Slots, stable_offset},
+    },
+};
+
+const DEFAULT_INTERVAL: &str = "20m";
+
+/// A spec that was checked, with every default filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed {
+    /// Text for `status.schedule`.
+    pub(super) text: String,
+    grid: Grid,
+    jitter: Duration,
+    pub(super) starting_deadline: Option<Duration>,
+    /// Completed and failed SyncJobs that are kept.
+    pub(super) keep: (usize, usize),
+}
+
+impl Parsed {
+    /// Checks a spec. The CRD's rules check the same; an object stored under an older CRD did not pass them.
+    ///
+    /// # Errors
+    /// The first thing found that stops the schedule.
+    pub fn new(spec: &SyncScheduleSpec) -> Result<Self, SpecError> {
+        let (text, grid) = grid(spec)?;
+        let limit = |field, value| range(field, value, 0, 1000).map(|limit| limit as usize);
+        Ok(Self {
+            text,
+            grid,
+            jitter: duration("jitter", &spec.jitter)?,
+            starting_deadline: spec
+                .starting_deadline
+                .as_ref()
+                .map(|value| duration("startingDeadline", value))
+                .transpose()?,
+            keep: (
+                limit("successfulJobsHistoryLimit", spec.successful_jobs_history_limit)?,
+                limit("failedJobsHistoryLimit", spec.failed_jobs_history_limit)?,
+            ),
+        })
+    }
+
+    /// `staleAfter` of SyncJobs whose template has none: half the least time from one slot to the next.
+    #[must_use]
+    pub fn stale_after(&self) -> GoDuration {
+        GoDuration::from(self.grid.shortest_gap() / 2)
+    }
+
+    /// The slots of a schedule with this uid.
+    #[must_use]
+    pub fn slots(&self, uid: &str) -> Slots<'_> {
+        Slots::new(&self.grid, stable_offset(uid, self.jitter))
+    }
+}
+
+fn grid(spec: &SyncScheduleSpec) -> Result<(String, Grid), SpecError> {
+    let Some(expression) = &spec.schedule else {
+        if spec.time_zone.is_some() {
+            return Err(SpecError::Needs("timeZone", "schedule"));
+        }
+        let text = spec.interval.as_ref().map_or(DEFAULT_INTERVAL.to_owned(), ToString::to_string);
+        return Ok((text, Grid::every(interval(spec)?)));
+    };
+    if spec.interval.is_some() {
+        return Err(SpecError::Exclusive("interval", "schedule"));
+    }
+    let zone = spec.time_zone.as_deref();
+    let cron = Cron::new(expression, zone)?;
+    Ok((zone.map_or_else(|| expression.clone(), |zone| format!("{expression} {zone}")), Grid::Cron(Box::new(cron))))
+}
+
+/// Time from one slot to the next, for a spec without a cron expression.
+///
+/// # Errors
+/// When `interval` cannot be read, or is shorter than a second.
+pub fn interval(spec: &SyncScheduleSpec) -> Result<Duration, SpecError> {
+    let parsed = match &spec.interval {
+        Some(interval) => duration("interval", interval)?,
+        None => duration("interval", &GoDuration::new(DEFAULT_INTERVAL))?,
+    };
+    if parsed < Duration::from_secs(1) {
+        return Err(SpecError::Range { field: "interval", min: 1, max: 8760 * 3600, value: 0 });
+    }
+    Ok(parsed)
+}
