@@ -394,7 +394,7 @@ impl Queue {
     /// When Redis does not answer: nothing is known about the leases then.
     pub async fn renew(&self, worker: &str, held: &[(String, u64)]) -> Result<Renewed, Error> {
         let mut call = self.script(&scripts::RENEW);
-        call.arg(worker).arg(self.lease.as_millis() as u64);
+        call.arg(worker).arg(self.lease.as_millis() as u64).arg(keep_finished());
         for (uid, epoch) in held {
             call.key(self.keys.run(uid)).arg(uid).arg(epoch);
         }
