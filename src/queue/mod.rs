@@ -388,7 +388,8 @@ impl Queue {
         Ok(Err(None))
     }
 
-    /// Extends the leases of a worker's runs, and shows that the worker lives.
+    /// Extends the leases of a worker's runs, and shows that the worker lives. Also forgets the ended runs whose time
+    /// is over: here, because it is called from time to time and not for each run.
     ///
     /// # Errors
     /// When Redis does not answer: nothing is known about the leases then.

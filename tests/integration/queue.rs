@@ -97,6 +97,11 @@ impl Raw {
         self.connection.zadd::<_, _, _, ()>(key, uid, score).await.unwrap();
     }
 
+    async fn unset(&mut self, uid: &str, field: &str) {
+        let key = self.key(&format!("run:{uid}"));
+        self.connection.hdel::<_, _, ()>(key, field).await.unwrap();
+    }
+
     async fn set(&mut self, uid: &str, field: &str, value: i64) {
         let key = self.key(&format!("run:{uid}"));
         self.connection.hset::<_, _, _, ()>(key, field, value).await.unwrap();
@@ -298,6 +303,44 @@ async fn a_run_that_is_due_again_takes_its_old_place() {
     for expected in ["urgent", "first", "second"] {
         assert_eq!(claim(&queue, "w").await.uid, expected);
     }
+}
+
+#[tokio::test]
+async fn a_claimed_run_has_no_backoff_any_more_wherever_it_waited() {
+    let queue = queue(LEASE);
+    enqueue(&queue, "a", 0).await;
+    let run = claim(&queue, "w").await;
+    assert_eq!(queue.retry("a", run.entry.epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(entry(&queue, "a").await.state, State::Waiting);
+    let run = claim(&queue, "w").await;
+    assert_eq!((run.entry.retry_at, entry(&queue, "a").await), (None, run.entry.clone()));
+}
+
+#[tokio::test]
+async fn a_run_that_lost_its_epoch_blocks_nobody() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    enqueue(&queue, "damaged", 0).await;
+    enqueue(&queue, "sound", 0).await;
+    raw.unset("damaged", "epoch").await;
+    let run = claim(&queue, "w").await;
+    assert_eq!((run.uid.as_str(), run.entry.epoch), ("damaged", 1));
+    assert_eq!(claim(&queue, "w").await.uid, "sound");
+}
+
+#[tokio::test]
+async fn ended_runs_are_forgotten_when_their_time_is_over() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    for uid in ["old", "young"] {
+        enqueue(&queue, uid, 0).await;
+        let run = claim(&queue, "w").await;
+        assert_eq!(queue.finish(uid, run.entry.epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+    }
+    raw.lose("old").await;
+    raw.set_score("completed", "old", 1).await;
+    assert_eq!(queue.renew("w", &[]).await.unwrap(), Renewed::default());
+    assert_eq!(queue.finished().await.unwrap(), ["young"]);
 }
 
 #[tokio::test]
@@ -992,6 +1035,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             if let (Ok(claim), Some(run)) = (claimed, model.next()) {
                 assert!(!model.epochs[run].contains(&claim.entry.epoch), "an epoch is never given out twice");
                 assert_eq!(claim.entry.worker.as_deref(), Some(WORKERS[worker]));
+                assert_eq!(claim.entry, entry(queue, UIDS[run]).await, "a claim tells what stands in Redis");
                 model.epochs[run].push(claim.entry.epoch);
                 model.runs[run].as_mut().unwrap().state = State::Active;
             }

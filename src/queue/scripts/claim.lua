@@ -13,17 +13,13 @@ local function field(fields, name)
   end
 end
 
--- Returns the fields with those that changed at their end, where they count.
+-- Returns the fields with what changed at their end: of two values the reader takes the later one.
 local function claim(uid, run, fields)
-  local from, started = field(fields, 'state'), field(fields, 'started') or now
-  local changed = { 'worker', ARGV[2], 'epoch', whole(field(fields, 'epoch') + 1), 'started', started }
-  move(uid, run, from, 'active', now + ARGV[3], unpack(changed))
-  if from == 'delayed' then
-    redis.call('HDEL', run, 'retry_at')
-    changed[#changed + 1], changed[#changed + 2] = 'retry_at', ''
-  end
-  for _, value in ipairs(changed) do fields[#fields + 1] = value end
-  fields[#fields + 1], fields[#fields + 2] = 'state', 'active'
+  local epoch, started = (field(fields, 'epoch') or 0) + 1, field(fields, 'started') or now
+  local changed = { 'worker', ARGV[2], 'epoch', whole(epoch), 'started', started }
+  move(uid, run, field(fields, 'state'), 'active', now + ARGV[3], unpack(changed))
+  if field(fields, 'retry_at') then redis.call('HDEL', run, 'retry_at') end
+  for _, value in ipairs({ 'state', 'active', 'retry_at', '', unpack(changed) }) do fields[#fields + 1] = value end
   return fields
 end
 
