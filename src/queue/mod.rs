@@ -388,14 +388,13 @@ impl Queue {
         Ok(Err(None))
     }
 
-    /// Extends the leases of a worker's runs, and shows that the worker lives. Also forgets the ended runs whose time
-    /// is over: here, because it is called from time to time and not for each run.
+    /// Extends the leases of a worker's runs, and shows that the worker lives.
     ///
     /// # Errors
     /// When Redis does not answer: nothing is known about the leases then.
     pub async fn renew(&self, worker: &str, held: &[(String, u64)]) -> Result<Renewed, Error> {
         let mut call = self.script(&scripts::RENEW);
-        call.arg(worker).arg(self.lease.as_millis() as u64).arg(keep_finished());
+        call.arg(worker).arg(self.lease.as_millis() as u64);
         for (uid, epoch) in held {
             call.key(self.keys.run(uid)).arg(uid).arg(epoch);
         }

@@ -7,22 +7,6 @@
 local now, known = clock(), {}
 for i = 8, #ARGV do known[ARGV[i]] = run_key(i - 7) end
 
-local function field(fields, name)
-  for i = 1, #fields, 2 do
-    if fields[i] == name then return fields[i + 1] end
-  end
-end
-
--- Returns the fields with what changed at their end: of two values the reader takes the later one.
-local function claim(uid, run, fields)
-  local epoch, started = (field(fields, 'epoch') or 0) + 1, field(fields, 'started') or now
-  local changed = { 'worker', ARGV[2], 'epoch', whole(epoch), 'started', started }
-  move(uid, run, field(fields, 'state'), 'active', now + ARGV[3], unpack(changed))
-  if field(fields, 'retry_at') then redis.call('HDEL', run, 'retry_at') end
-  for _, value in ipairs({ 'state', 'active', 'retry_at', '', unpack(changed) }) do fields[#fields + 1] = value end
-  return fields
-end
-
 local ready = {}
 local waiting = redis.call('ZRANGE', SETS.waiting, ARGV[5], ARGV[5] + ARGV[6] - 1, 'WITHSCORES')
 for i = 1, #waiting, 2 do ready[#ready + 1] = { uid = waiting[i], rank = tonumber(waiting[i + 1]) } end
@@ -38,15 +22,19 @@ local claims, rest, outdated = {}, {}, false
 for _, candidate in ipairs(ready) do
   local uid, run = candidate.uid, known[candidate.uid]
   outdated = outdated or (not run and ARGV[7] ~= '1')
-  local fields = run and not outdated and #claims < most and redis.call('HGETALL', run)
-  if not fields then
+  local format
+  if run and not outdated and #claims < most then
+    format = redis.call('HGET', run, 'format')
+    if not format then forget(uid) end
+  end
+  if format == ARGV[1] then
+    redis.call('HINCRBY', run, 'epoch', 1)
+    redis.call('HSETNX', run, 'started', now)
+    redis.call('HDEL', run, 'retry_at')
+    move(uid, run, 'active', now + ARGV[3], 'worker', ARGV[2])
+    claims[#claims + 1] = { uid, redis.call('HGETALL', run) }
+  elseif format ~= false then
     rest[#rest + 1] = uid
-  elseif #fields == 0 then
-    forget(uid)
-  elseif field(fields, 'format') ~= ARGV[1] then
-    rest[#rest + 1] = uid
-  else
-    claims[#claims + 1] = { uid, claim(uid, run, fields) }
   end
 end
 

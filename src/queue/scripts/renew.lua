@@ -1,15 +1,12 @@
--- ARGV worker lease keep (uid epoch)...
+-- ARGV worker lease (uid epoch)...
 -- Extends the leases of a worker and shows that it lives. Returns the runs it no longer holds, and those it is
--- to let go of. Also forgets the ended runs whose hashes have expired.
+-- to let go of.
 local now = clock()
 redis.call('ZADD', WORKERS, now + ARGV[2], ARGV[1])
 redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', now)
-for _, state in ipairs({ 'completed', 'failed' }) do
-  redis.call('ZREMRANGEBYSCORE', SETS[state], '-inf', now - ARGV[3])
-end
 local lost, recalled = {}, {}
-for i = 4, #ARGV, 2 do
-  local uid, run = ARGV[i], run_key((i - 2) / 2)
+for i = 3, #ARGV, 2 do
+  local uid, run = ARGV[i], run_key((i - 1) / 2)
   if not is_held(run, ARGV[i + 1]) then
     lost[#lost + 1] = uid
   else
