@@ -8,6 +8,7 @@ mod blocking;
 mod connection;
 mod keys;
 mod scripts;
+mod types;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,8 +19,9 @@ use jiff::Timestamp;
 use redis::{AsyncCommands, FromRedisValue, RedisError, Script, ScriptInvocation, Value, from_redis_value};
 
 pub use blocking::{Changes, Doorbell};
+pub use types::{Candidates, Claim, Control, Depth, Ending, Entry, Fenced, Lease, NewRun, Progress, Renewed, Repaired};
 
-use crate::domain::{from_millis, run::State};
+use crate::domain::from_millis;
 use connection::{Connection, Place};
 use keys::Keys;
 use scripts::Call;
@@ -86,182 +88,8 @@ fn unavailable(action: &'static str) -> impl FnOnce(RedisError) -> Error {
     move |source| Error::Unavailable { action, source }
 }
 
-/// What became of a write that gave an epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Fenced {
-    /// Done.
-    Done,
-    /// The lease is lost: another worker may have the run. Stop working on it.
-    Lost,
-}
-
-impl From<u8> for Fenced {
-    fn from(answer: u8) -> Self {
-        if answer == 1 { Self::Done } else { Self::Lost }
-    }
-}
-
-/// A run to be put into the queue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewRun<'a> {
-    /// The run's id.
-    pub uid: &'a str,
-    /// What the worker needs to know.
-    pub payload: &'a str,
-    /// -1000 to 1000, higher first.
-    pub priority: i32,
-    /// First claim, when the run is put back after Redis lost it.
-    pub started: Option<Timestamp>,
-    /// Attempts that failed before Redis lost it.
-    pub attempts: u32,
-    /// Recoveries before Redis lost it.
-    pub recoveries: u32,
-    /// Attempt history, as JSON.
-    pub history: &'a str,
-    /// Since when it is suspended, when it is.
-    pub suspended: Option<Timestamp>,
-}
-
-impl<'a> NewRun<'a> {
-    /// A run that was never in the queue, with priority 0.
-    #[must_use]
-    pub fn new(uid: &'a str, payload: &'a str) -> Self {
-        let history = "[]";
-        Self { uid, payload, priority: 0, started: None, attempts: 0, recoveries: 0, history, suspended: None }
-    }
-}
-
-/// What people want of a run that has not ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Control<'a> {
-    /// Put it aside until this is false again.
-    pub suspended: bool,
-    /// End it as failed; holds why, as JSON. Cannot be taken back.
-    pub cancelled: Option<&'a str>,
-    /// -1000 to 1000, higher first.
-    pub priority: i32,
-}
-
-/// What the worker of a run is to do after a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Lease {
-    /// Go on.
-    Held,
-    /// Finish what is in flight and release the run: it is suspended or cancelled.
-    Recalled,
-    /// Stop at once: another worker may have the run.
-    Lost,
-}
-
-/// Runs of a worker that it cannot simply go on with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Renewed {
-    /// Their leases are lost.
-    pub lost: Vec<String>,
-    /// They are to be released.
-    pub recalled: Vec<String>,
-}
-
-/// What a repair found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Repaired {
-    /// Runs whose hash and place did not agree.
-    pub mended: u64,
-    /// Runs of another format, left alone.
-    pub foreign: u64,
-}
-
-/// A run as it stands in Redis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Where it is.
-    pub state: State,
-    /// Raised by each claim; starts at the time of the enqueue in microseconds.
-    pub epoch: u64,
-    /// What the worker needs to know.
-    pub payload: String,
-    /// The worker that has, or last had, it.
-    pub worker: Option<String>,
-    /// Attempts that failed.
-    pub attempts: u32,
-    /// How often it lost its worker.
-    pub recoveries: u32,
-    /// First claim.
-    pub started: Option<Timestamp>,
-    /// End of the backoff.
-    pub retry_at: Option<Timestamp>,
-    /// When it ended.
-    pub finished: Option<Timestamp>,
-    /// How far it has come, as JSON.
-    pub checkpoint: Option<String>,
-    /// Attempts that failed, as JSON.
-    pub history: String,
-    /// Why it ended, as JSON.
-    pub outcome: Option<String>,
-    /// It is to be, or is, put aside.
-    pub suspended: bool,
-    /// It is to be, or was, ended as failed.
-    pub cancelled: bool,
-    /// -1000 to 1000, higher first.
-    pub priority: i32,
-    /// How long it was put aside altogether.
-    pub parked_for: Duration,
-}
-
 /// A run's id, and its hash.
 type Claimed = (String, HashMap<String, String>);
-
-/// Runs that could be claimed when Redis was last asked.
-#[derive(Debug, Default)]
-pub struct Candidates(Vec<String>);
-
-/// A run a worker holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// The run's id.
-    pub uid: String,
-    /// Time of the claim.
-    pub at: Timestamp,
-    /// The run.
-    pub entry: Entry,
-}
-
-/// How a run ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending<'a> {
-    /// With its work done.
-    Completed,
-    /// Without; holds why, as JSON.
-    Failed(&'a str),
-}
-
-/// What a worker writes when it lets go of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress<'a> {
-    /// How far the run has come, as JSON.
-    pub checkpoint: &'a str,
-    /// Attempts that failed, as JSON.
-    pub history: &'a str,
-    /// Number of attempts that failed.
-    pub attempts: u32,
-}
-
-/// Runs by state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Depth {
-    /// Claimed.
-    pub active: u64,
-    /// Ready to be claimed.
-    pub waiting: u64,
-    /// Waiting for their backoff to pass.
-    pub delayed: u64,
-    /// Suspended.
-    pub parked: u64,
-    /// Workers that showed themselves within a lease.
-    pub workers: u64,
-}
 
 /// One queue. Cheap to clone; clones share a connection. All calls may be cancelled at any point: a script that
 /// was sent still runs as a whole.
@@ -608,44 +436,6 @@ impl Queue {
     #[must_use]
     pub fn changes(&self) -> Changes {
         Changes::new(self.place.clone(), self.keys.events().to_owned())
-    }
-}
-
-impl Entry {
-    fn read(uid: &str, fields: &HashMap<String, String>) -> Result<Self, Error> {
-        let unreadable = |what| Error::Unreadable { uid: uid.to_owned(), what };
-        let text = |name: &str| fields.get(name).filter(|value| !value.is_empty()).cloned();
-        let number = |name: &'static str| text(name).and_then(|value| value.parse::<i64>().ok());
-        if text("format").as_deref() != Some(FORMAT) {
-            return Err(unreadable("its format is of another release"));
-        }
-        let state = match text("state").as_deref() {
-            Some("waiting") => State::Waiting,
-            Some("delayed") => State::Delayed,
-            Some("active") => State::Active,
-            Some("parked") => State::Parked,
-            Some("completed") => State::Completed,
-            Some("failed") => State::Failed,
-            _ => return Err(unreadable("its state is not known")),
-        };
-        Ok(Self {
-            state,
-            epoch: number("epoch").ok_or_else(|| unreadable("it has no epoch"))? as u64,
-            payload: text("payload").ok_or_else(|| unreadable("it has no payload"))?,
-            worker: text("worker"),
-            attempts: number("attempts").unwrap_or(0) as u32,
-            recoveries: number("recoveries").unwrap_or(0) as u32,
-            started: number("started").map(from_millis),
-            retry_at: number("retry_at").map(from_millis),
-            finished: number("finished").map(from_millis),
-            checkpoint: text("checkpoint"),
-            history: text("history").unwrap_or_else(|| "[]".to_owned()),
-            outcome: text("outcome"),
-            suspended: text("suspended").as_deref() == Some("1"),
-            cancelled: text("cancelled").is_some(),
-            priority: number("priority").unwrap_or(0) as i32,
-            parked_for: Duration::from_millis(number("parked_for").unwrap_or(0) as u64),
-        })
     }
 }
 
