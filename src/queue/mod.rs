@@ -19,7 +19,9 @@ use jiff::Timestamp;
 use redis::{AsyncCommands, FromRedisValue, RedisError, Script, ScriptInvocation, Value, from_redis_value};
 
 pub use blocking::{Changes, Doorbell};
-pub use types::{Candidates, Claim, Control, Depth, Ending, Entry, Fenced, Lease, NewRun, Progress, Renewed, Repaired};
+pub use types::{
+    Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, Lease, LetGo, NewRun, Renewed, Repaired,
+};
 
 use crate::domain::from_millis;
 use connection::{Connection, Place};
@@ -253,47 +255,31 @@ impl Queue {
         })
     }
 
-    /// Ends a run.
+    /// Records that a worker lets go of runs, in one call, and tells for each whether it still held the run. Redis does
+    /// nothing else meanwhile: 32 runs take it about 1 ms.
     ///
     /// # Errors
-    /// When Redis does not answer; the run may or may not have ended.
-    pub async fn finish(
-        &self,
-        uid: &str,
-        epoch: u64,
-        ending: Ending<'_>,
-        progress: Progress<'_>,
-    ) -> Result<Fenced, Error> {
-        let (state, outcome) = match ending {
-            Ending::Completed => ("completed", ""),
-            Ending::Failed(outcome) => ("failed", outcome),
-        };
-        let mut call = self.script_on(&scripts::FINISH, uid);
-        call.arg(epoch).arg(keep_finished()).arg(state);
-        call.arg(progress.checkpoint).arg(progress.history).arg(progress.attempts).arg(outcome);
-        self.call::<u8>(&call, "end a run").await.map(Fenced::from)
-    }
-
-    /// Puts a run aside until its backoff has passed. One that is suspended or cancelled meanwhile is that instead.
-    ///
-    /// # Errors
-    /// When Redis does not answer; the run may or may not have been put aside.
-    pub async fn retry(&self, uid: &str, epoch: u64, delay: Duration, progress: Progress<'_>) -> Result<Fenced, Error> {
-        let mut call = self.script_on(&scripts::RETRY, uid);
-        call.arg(epoch).arg(keep_finished()).arg(delay.as_millis() as u64);
-        call.arg(progress.checkpoint).arg(progress.history).arg(progress.attempts);
-        self.call::<u8>(&call, "put a run aside").await.map(Fenced::from)
-    }
-
-    /// Gives a run back: it is parked when it is suspended, ends when it is cancelled, and otherwise another worker
-    /// can go on with it at once. Costs no attempt.
-    ///
-    /// # Errors
-    /// When Redis does not answer; the run then comes back when its lease ends.
-    pub async fn release(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<Fenced, Error> {
-        let mut call = self.script_on(&scripts::RELEASE, uid);
-        call.arg(epoch).arg(keep_finished()).arg(checkpoint);
-        self.call::<u8>(&call, "release a run").await.map(Fenced::from)
+    /// When Redis does not answer; any of it may or may not be recorded. A run of which it is not comes back when
+    /// its lease ends.
+    pub async fn let_go(&self, runs: impl IntoIterator<Item = &LetGo>) -> Result<Vec<Fenced>, Error> {
+        let mut call = self.script(&scripts::LET_GO);
+        call.arg(keep_finished());
+        for LetGo { uid, epoch, ending, checkpoint, attempts } in runs {
+            call.key(self.keys.run(uid)).arg(uid).arg(epoch);
+            match ending {
+                Ending::Completed => call.arg("completed").arg(""),
+                Ending::Failed(outcome) => call.arg("failed").arg(outcome),
+                Ending::Retry(delay) => call.arg("delayed").arg(delay.as_millis() as u64),
+                Ending::Released => call.arg("released").arg(""),
+            };
+            call.arg(checkpoint);
+            match attempts {
+                Some(Attempts { count, history }) => call.arg(count).arg(history),
+                None => call.arg("").arg(""),
+            };
+        }
+        let answers: Vec<u8> = self.call(&call, "let go of runs").await?;
+        Ok(answers.into_iter().map(Fenced::from).collect())
     }
 
     /// Makes a run that has not ended what people want it to be. Takes effect at once when no worker holds the run,

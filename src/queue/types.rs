@@ -146,24 +146,42 @@ pub struct Claim {
     pub entry: Entry,
 }
 
-/// How a run ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending<'a> {
-    /// With its work done.
-    Completed,
-    /// Without; holds why, as JSON.
-    Failed(&'a str),
+/// A run that its worker lets go of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LetGo {
+    /// The run's id.
+    pub uid: String,
+    /// Of the claim.
+    pub epoch: u64,
+    /// What becomes of the run.
+    pub ending: Ending,
+    /// How far it has come, as JSON.
+    pub checkpoint: String,
+    /// Its attempts, when one more of them failed.
+    pub attempts: Option<Attempts>,
 }
 
-/// What a worker writes when it lets go of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress<'a> {
-    /// How far the run has come, as JSON.
-    pub checkpoint: &'a str,
-    /// Attempts that failed, as JSON.
-    pub history: &'a str,
-    /// Number of attempts that failed.
-    pub attempts: u32,
+/// What becomes of a run that its worker lets go of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Its work is done.
+    Completed,
+    /// It ends without; holds why, as JSON.
+    Failed(String),
+    /// It is put aside until its backoff has passed. One that is suspended or cancelled meanwhile is that instead.
+    Retry(Duration),
+    /// It is given back: it is parked when it is suspended, ends when it is cancelled, and otherwise another worker can
+    /// go on with it at once. Costs no attempt.
+    Released,
+}
+
+/// Attempts at a run that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempts {
+    /// How many.
+    pub count: u32,
+    /// The last of them, as JSON.
+    pub history: String,
 }
 
 /// Runs by state.

@@ -3,6 +3,7 @@
 mod attempt;
 mod leases;
 mod pulse;
+mod recorder;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,12 +18,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     api::conditions::reasons,
     domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec},
-    queue::{Candidates, Claim, Ending, Error as QueueError, Fenced, Progress, Queue},
+    queue::{Attempts, Candidates, Claim, Ending, Fenced, LetGo, Queue},
     sync::Databases,
     telemetry::REDIS,
 };
 use attempt::{Attempt, End};
 use leases::Leases;
+use recorder::Recorder;
 
 pub use pulse::{Beat, Pulse};
 
@@ -52,12 +54,16 @@ pub fn new_id() -> String {
 /// returns.
 pub async fn run(settings: Settings, queue: Queue, databases: Databases, beat: Beat, stop: CancellationToken) {
     let leases = Leases::new(settings.id.clone(), queue.clone());
-    let worker = Arc::new(Worker { leases, id: settings.id, queue, databases, beat });
+    let (recorder, unrecorded) = Recorder::new();
+    let worker = Arc::new(Worker { leases, recorder, id: settings.id, queue, databases, beat });
     let runs = TaskTracker::new();
     let keeping = CancellationToken::new();
     let keeper = tokio::spawn(keeping.clone().run_until_cancelled_owned({
         let worker = Arc::clone(&worker);
-        async move { tokio::join!(worker.leases.keep(&worker.beat), worker.reap()) }
+        async move {
+            let (leases, recording) = (worker.leases.keep(&worker.beat), unrecorded.keep_recording(&worker.queue));
+            tokio::join!(leases, recording, worker.reap())
+        }
     }));
     tracing::info!(worker = worker.id, slots = settings.slots, "worker started");
     worker.claim(settings.slots, &runs, &stop).await;
@@ -77,6 +83,7 @@ struct Worker {
     queue: Queue,
     databases: Databases,
     leases: Leases,
+    recorder: Recorder,
     beat: Beat,
 }
 
@@ -188,15 +195,17 @@ impl Worker {
                 tracing::warn!(namespace, name, uid = claim.uid, epoch, "lease lost; the run goes on elsewhere");
             }
         }
-        let let_go = self.let_go(&claim, &end, &checkpoint, payload.as_ref().ok());
-        if signals.lost.run_until_cancelled(let_go).await.is_none() && end != End::Lost {
-            tracing::warn!(
-                namespace,
-                name,
-                uid = claim.uid,
-                epoch,
-                "lease lost before the end of the run was recorded"
-            );
+        if let Some(run) = let_go(&claim, &end, &checkpoint, payload.as_ref().ok()) {
+            let recorded = signals.lost.run_until_cancelled(self.recorder.record(run)).await;
+            if recorded != Some(Fenced::Done) {
+                tracing::warn!(
+                    namespace,
+                    name,
+                    uid = claim.uid,
+                    epoch,
+                    "lease lost before the end of the run was recorded"
+                );
+            }
         }
         self.leases.drop(&claim.uid);
     }
@@ -217,38 +226,25 @@ impl Worker {
             checkpoint: read_checkpoint(claim),
         })
     }
+}
 
-    /// Records how this claim ended. Tries until Redis takes it; the caller stops that when the lease is lost.
-    async fn let_go(&self, claim: &Claim, end: &End, checkpoint: &Checkpoint, payload: Option<&Payload>) {
-        let (uid, epoch) = (claim.uid.as_str(), claim.entry.epoch);
-        let checkpoint = json(checkpoint);
-        let failed_before = claim.entry.attempts;
-        loop {
-            let result: Result<Fenced, QueueError> = match end {
-                End::Lost => return,
-                End::Released => self.queue.release(uid, epoch, &checkpoint).await,
-                End::Completed => {
-                    let progress =
-                        Progress { checkpoint: &checkpoint, history: &claim.entry.history, attempts: failed_before };
-                    self.queue.finish(uid, epoch, Ending::Completed, progress).await
-                }
-                End::Failed(outcome) | End::Retry(outcome) => {
-                    let history = append(&claim.entry.history, failed_before + 1, claim.at, outcome);
-                    let attempts = failed_before + 1;
-                    let progress = Progress { checkpoint: &checkpoint, history: &history, attempts };
-                    match retry_delay(end, payload, attempts) {
-                        Ok(delay) => self.queue.retry(uid, epoch, delay, progress).await,
-                        Err(outcome) => self.queue.finish(uid, epoch, Ending::Failed(&json(&outcome)), progress).await,
-                    }
-                }
+/// What is to be recorded of how a claim ended.
+fn let_go(claim: &Claim, end: &End, checkpoint: &Checkpoint, payload: Option<&Payload>) -> Option<LetGo> {
+    let (ending, attempts) = match end {
+        End::Lost => return None,
+        End::Released => (Ending::Released, None),
+        End::Completed => (Ending::Completed, None),
+        End::Failed(outcome) | End::Retry(outcome) => {
+            let count = claim.entry.attempts + 1;
+            let history = append(&claim.entry.history, count, claim.at, outcome);
+            let ending = match retry_delay(end, payload, count) {
+                Ok(delay) => Ending::Retry(delay),
+                Err(outcome) => Ending::Failed(json(&outcome)),
             };
-            match result {
-                Ok(_) => return,
-                Err(error) => tracing::debug!(uid, epoch, %error, "end of the run not recorded yet"),
-            }
-            sleep(PAUSE).await;
+            (ending, Some(Attempts { count, history }))
         }
-    }
+    };
+    Some(LetGo { uid: claim.uid.clone(), epoch: claim.entry.epoch, ending, checkpoint: json(checkpoint), attempts })
 }
 
 /// How long until the next attempt, or why there is none.

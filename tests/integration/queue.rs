@@ -11,8 +11,8 @@ use redis::{AsyncCommands, aio::MultiplexedConnection};
 use sync_operator::{
     domain::run::State,
     queue::{
-        Candidates, Changes, Claim, Control, Ending, Entry, Error, Fenced, Lease, NewRun, Progress, Queue, Renewed,
-        Repaired,
+        Attempts, Candidates, Changes, Claim, Control, Ending, Entry, Error, Fenced, Lease, LetGo, NewRun, Queue,
+        Renewed, Repaired,
     },
 };
 use tokio::{
@@ -21,6 +21,14 @@ use tokio::{
 };
 
 use crate::support::{PATIENCE, eventually, unique, variable};
+
+/// What a worker writes when it lets go of a run.
+#[derive(Clone, Copy)]
+struct Progress<'a> {
+    checkpoint: &'a str,
+    history: &'a str,
+    attempts: u32,
+}
 
 const NOTHING: Progress<'_> = Progress { checkpoint: "{}", history: "[]", attempts: 0 };
 const LEASE: Duration = Duration::from_secs(30);
@@ -114,6 +122,37 @@ impl Raw {
     }
 }
 
+fn let_go(uid: &str, epoch: u64, ending: Ending, progress: Progress<'_>) -> LetGo {
+    let attempts = Some(Attempts { count: progress.attempts, history: progress.history.to_owned() });
+    LetGo { uid: uid.to_owned(), epoch, ending, checkpoint: progress.checkpoint.to_owned(), attempts }
+}
+
+/// Lets go of one run.
+trait One {
+    async fn one(&self, run: LetGo) -> Result<Fenced, Error>;
+
+    async fn finish(&self, uid: &str, epoch: u64, ending: Ending, progress: Progress<'_>) -> Result<Fenced, Error> {
+        self.one(let_go(uid, epoch, ending, progress)).await
+    }
+
+    async fn retry(&self, uid: &str, epoch: u64, delay: Duration, progress: Progress<'_>) -> Result<Fenced, Error> {
+        self.one(let_go(uid, epoch, Ending::Retry(delay), progress)).await
+    }
+
+    async fn release(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<Fenced, Error> {
+        let progress = Progress { checkpoint, ..NOTHING };
+        self.one(LetGo { attempts: None, ..let_go(uid, epoch, Ending::Released, progress) }).await
+    }
+}
+
+impl One for Queue {
+    async fn one(&self, run: LetGo) -> Result<Fenced, Error> {
+        let answers = self.let_go([&run]).await?;
+        assert_eq!(answers.len(), 1);
+        Ok(answers[0])
+    }
+}
+
 async fn enqueue(queue: &Queue, uid: &str, priority: i32) -> bool {
     queue.enqueue(&NewRun { priority, ..NewRun::new(uid, "{}") }).await.unwrap()
 }
@@ -152,7 +191,7 @@ async fn assert_fenced(queue: &Queue, uid: &str, epoch: u64) {
     assert_eq!(queue.release(uid, epoch, "x").await.unwrap(), Fenced::Lost);
     assert_eq!(queue.retry(uid, epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Lost);
     assert_eq!(queue.finish(uid, epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Lost);
-    assert_eq!(queue.finish(uid, epoch, Ending::Failed("x"), NOTHING).await.unwrap(), Fenced::Lost);
+    assert_eq!(queue.finish(uid, epoch, Ending::Failed("x".to_owned()), NOTHING).await.unwrap(), Fenced::Lost);
     assert_eq!(queue.renew("w", &[(uid.to_owned(), epoch)]).await.unwrap().lost, [uid]);
     assert_eq!(queue.get(uid).await.unwrap(), before, "a refused write changes nothing");
 }
@@ -251,7 +290,7 @@ async fn who_let_go_of_a_run_can_write_to_it_no_more() {
         let done = match uid {
             "delayed" => queue.retry(uid, epoch, LEASE, NOTHING).await.unwrap(),
             "completed" => queue.finish(uid, epoch, Ending::Completed, NOTHING).await.unwrap(),
-            "failed" => queue.finish(uid, epoch, Ending::Failed("{}"), NOTHING).await.unwrap(),
+            "failed" => queue.finish(uid, epoch, Ending::Failed("{}".to_owned()), NOTHING).await.unwrap(),
             _ => {
                 queue.remove(uid).await.unwrap();
                 Fenced::Done
@@ -454,7 +493,7 @@ async fn removing_a_run_forgets_it_wherever_it_is() {
             let done = match set {
                 "delayed" => queue.retry(set, epoch, LEASE, NOTHING).await.unwrap(),
                 "completed" => queue.finish(set, epoch, Ending::Completed, NOTHING).await.unwrap(),
-                "failed" => queue.finish(set, epoch, Ending::Failed("{}"), NOTHING).await.unwrap(),
+                "failed" => queue.finish(set, epoch, Ending::Failed("{}".to_owned()), NOTHING).await.unwrap(),
                 _ => Fenced::Done,
             };
             assert_eq!(done, Fenced::Done);
@@ -472,7 +511,7 @@ async fn a_finished_run_stays_readable_and_is_not_run_again() {
     let progress = Progress { checkpoint: r#"{"at":9}"#, history: r#"[{"number":1}]"#, attempts: 1 };
     for (uid, ending, state, outcome) in [
         ("a", Ending::Completed, State::Completed, None),
-        ("b", Ending::Failed(r#"{"why":2}"#), State::Failed, Some(r#"{"why":2}"#)),
+        ("b", Ending::Failed(r#"{"why":2}"#.to_owned()), State::Failed, Some(r#"{"why":2}"#)),
     ] {
         enqueue(&queue, uid, 0).await;
         let run = claim(&queue, "w").await;
@@ -658,6 +697,35 @@ async fn many_workers_get_each_run_once() {
     let total = claimed.len();
     claimed.dedup();
     assert_eq!((claimed.len(), total), (200, 200));
+}
+
+#[tokio::test]
+async fn a_worker_lets_go_of_several_runs_in_one_call_and_learns_what_became_of_each() {
+    let queue = queue(LEASE);
+    for uid in ["done", "failed", "later", "back", "removed"] {
+        enqueue(&queue, uid, 0).await;
+    }
+    let claims = queue.claim("w", 5, &mut Candidates::default()).await.unwrap().unwrap();
+    let epochs: HashMap<&str, u64> = claims.iter().map(|claim| (claim.uid.as_str(), claim.entry.epoch)).collect();
+    queue.remove("removed").await.unwrap();
+    let runs = [
+        let_go("done", epochs["done"], Ending::Completed, NOTHING),
+        let_go("failed", epochs["failed"] - 1, Ending::Completed, NOTHING),
+        let_go("removed", epochs["removed"], Ending::Completed, NOTHING),
+        let_go("failed", epochs["failed"], Ending::Failed("{}".to_owned()), NOTHING),
+        let_go("later", epochs["later"], Ending::Retry(LEASE), NOTHING),
+        let_go("back", epochs["back"], Ending::Released, NOTHING),
+        let_go("done", epochs["done"], Ending::Retry(LEASE), NOTHING),
+    ];
+    let (done, lost) = (Fenced::Done, Fenced::Lost);
+    assert_eq!(queue.let_go(&runs).await.unwrap(), [done, lost, lost, done, done, done, lost]);
+    for (uid, state) in
+        [("done", State::Completed), ("failed", State::Failed), ("later", State::Delayed), ("back", State::Waiting)]
+    {
+        assert_eq!(entry(&queue, uid).await.state, state, "{uid}");
+    }
+    assert_eq!(queue.get("removed").await.unwrap(), None);
+    assert!(queue.let_go([]).await.unwrap().is_empty());
 }
 
 const GO_ON: Control<'_> = Control { suspended: false, cancelled: None, priority: 0 };
@@ -862,9 +930,18 @@ async fn every_transition_is_told() {
 const UIDS: [&str; 3] = ["a", "b", "c"];
 const WORKERS: [&str; 2] = ["w1", "w2"];
 
+/// How a worker lets go of a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum How {
+    Completed,
+    Failed,
+    Retry,
+    Release,
+}
+
 /// An operation, on a run given by its index. `age` says whose epoch is used: 0 for that of the newest claim,
 /// and so on back; also of claims before the run was removed and enqueued again.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Operation {
     Enqueue {
         run: usize,
@@ -877,18 +954,9 @@ enum Operation {
         run: usize,
         age: usize,
     },
-    Retry {
-        run: usize,
-        age: usize,
-    },
-    Release {
-        run: usize,
-        age: usize,
-    },
-    Finish {
-        run: usize,
-        age: usize,
-        completed: bool,
+    /// A worker lets go of runs, in one call.
+    LetGo {
+        runs: Vec<(usize, usize, How)>,
     },
     Renew {
         run: usize,
@@ -921,13 +989,17 @@ enum Operation {
 fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let age = || prop_oneof![4 => Just(0_usize), 1 => 1..4_usize];
     let run = || 0..UIDS.len();
+    let how = prop_oneof![
+        2 => Just(How::Retry),
+        2 => Just(How::Release),
+        1 => Just(How::Completed),
+        1 => Just(How::Failed),
+    ];
     let operation = prop_oneof![
         4 => (run(), -1..=1).prop_map(|(run, priority)| Operation::Enqueue { run, priority }),
         6 => (0..WORKERS.len()).prop_map(|worker| Operation::Claim { worker }),
         2 => (run(), age()).prop_map(|(run, age)| Operation::Checkpoint { run, age }),
-        2 => (run(), age()).prop_map(|(run, age)| Operation::Retry { run, age }),
-        2 => (run(), age()).prop_map(|(run, age)| Operation::Release { run, age }),
-        1 => (run(), age(), any::<bool>()).prop_map(|(run, age, completed)| Operation::Finish { run, age, completed }),
+        5 => proptest::collection::vec((run(), age(), how), 1..4).prop_map(|runs| Operation::LetGo { runs }),
         1 => (run(), age()).prop_map(|(run, age)| Operation::Renew { run, age }),
         1 => run().prop_map(|run| Operation::Remove { run }),
         4 => (run(), any::<bool>(), prop::bool::weighted(0.2), -1..=1)
@@ -1022,13 +1094,12 @@ impl Model {
 async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, operation: Operation) {
     let text = step.to_string();
     let progress = Progress { checkpoint: &text, history: "[]", attempts: step as u32 };
-    let (run, age, answer, state) = match operation {
+    match operation {
         Operation::Enqueue { run, priority } => {
             assert_eq!(enqueue(queue, UIDS[run], priority).await, model.runs[run].is_none());
             model.arrivals += 1;
             let rank = (-priority, model.arrivals);
             model.runs[run].get_or_insert(ModelRun::new(rank));
-            return;
         }
         Operation::Claim { worker } => {
             let claimed = claim_one(queue, WORKERS[worker]).await.unwrap();
@@ -1040,12 +1111,10 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 model.epochs[run].push(claim.entry.epoch);
                 model.runs[run].as_mut().unwrap().state = State::Active;
             }
-            return;
         }
         Operation::Remove { run } => {
             queue.remove(UIDS[run]).await.unwrap();
             model.runs[run] = None;
-            return;
         }
         Operation::Renew { run, age } => {
             let (epoch, held) = model.epoch(run, age);
@@ -1055,7 +1124,6 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             if let Some(run) = model.runs[run].as_mut().filter(|_| held) {
                 run.placed = true;
             }
-            return;
         }
         Operation::Checkpoint { run, age } => {
             let (epoch, held) = model.epoch(run, age);
@@ -1067,7 +1135,6 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             assert_eq!(answer, if run.suspended || run.cancelled { Lease::Recalled } else { Lease::Held });
             run.checkpoint = Some(step);
             run.stalls = 0;
-            return;
         }
         Operation::Control { run, suspended, cancelled, priority } => {
             let control = Control { suspended, cancelled: cancelled.then_some("{}"), priority };
@@ -1082,14 +1149,12 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                     run.settle();
                 }
             }
-            return;
         }
         Operation::Misplace { run } => {
             raw.misplace(UIDS[run]).await;
             if let Some(run) = &mut model.runs[run] {
                 run.placed = false;
             }
-            return;
         }
         Operation::Repair => {
             let lost = model.runs.iter().flatten().filter(|run| !run.placed).count() as u64;
@@ -1100,7 +1165,6 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                     run.settle();
                 }
             }
-            return;
         }
         Operation::Expire { run } => {
             let held = model.runs[run].as_mut().filter(|run| run.placed && run.state == State::Active);
@@ -1116,7 +1180,6 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                     run.state = State::Failed;
                 }
             }
-            return;
         }
         Operation::Due { run } => {
             if let Some(delayed) = model.runs[run].as_mut().filter(|run| run.placed && run.state == State::Delayed) {
@@ -1124,32 +1187,39 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 raw.set_score("delayed", UIDS[run], 1).await;
                 raw.set(UIDS[run], "retry_at", 1).await;
             }
-            return;
         }
-        Operation::Retry { run, age } => {
-            let answer = queue.retry(UIDS[run], model.epoch(run, age).0, LEASE, progress).await;
-            (run, age, answer, State::Delayed)
-        }
-        Operation::Release { run, age } => {
-            (run, age, queue.release(UIDS[run], model.epoch(run, age).0, &text).await, State::Waiting)
-        }
-        Operation::Finish { run, age, completed } => {
-            let (ending, state) =
-                if completed { (Ending::Completed, State::Completed) } else { (Ending::Failed("{}"), State::Failed) };
-            (run, age, queue.finish(UIDS[run], model.epoch(run, age).0, ending, progress).await, state)
-        }
-    };
-    let (_, held) = model.epoch(run, age);
-    assert_eq!(answer.unwrap(), if held { Fenced::Done } else { Fenced::Lost });
-    if let Some(run) = model.runs[run].as_mut().filter(|_| held) {
-        run.checkpoint = Some(step);
-        run.backing_off = state == State::Delayed;
-        run.settle();
-        if matches!(operation, Operation::Finish { .. }) {
-            run.state = state;
-        }
-        if matches!(operation, Operation::Retry { .. } | Operation::Finish { .. }) {
-            run.attempts = step as u32;
+        Operation::LetGo { runs } => {
+            let given: Vec<LetGo> = runs
+                .iter()
+                .map(|&(run, age, how)| {
+                    let ending = match how {
+                        How::Completed => Ending::Completed,
+                        How::Failed => Ending::Failed("{}".to_owned()),
+                        How::Retry => Ending::Retry(LEASE),
+                        How::Release => Ending::Released,
+                    };
+                    let run = let_go(UIDS[run], model.epoch(run, age).0, ending, progress);
+                    if how == How::Release { LetGo { attempts: None, ..run } } else { run }
+                })
+                .collect();
+            let answers = queue.let_go(&given).await.unwrap();
+            assert_eq!(answers.len(), runs.len());
+            for ((run, age, how), answer) in runs.into_iter().zip(answers) {
+                let (_, held) = model.epoch(run, age);
+                assert_eq!(answer, if held { Fenced::Done } else { Fenced::Lost });
+                let Some(run) = model.runs[run].as_mut().filter(|_| held) else { continue };
+                run.checkpoint = Some(step);
+                run.backing_off = how == How::Retry;
+                run.settle();
+                match how {
+                    How::Completed => run.state = State::Completed,
+                    How::Failed => run.state = State::Failed,
+                    How::Retry | How::Release => {}
+                }
+                if how != How::Release {
+                    run.attempts = step as u32;
+                }
+            }
         }
     }
 }

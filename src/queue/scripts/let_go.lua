@@ -1,0 +1,25 @@
+-- ARGV keep (uid epoch ending detail checkpoint attempts history)...
+-- Takes runs from a worker that lets go of them: each is completed, failed (detail: why), delayed (detail: for how long)
+-- or released. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0 when its lease is lost.
+local keep, now, answers = ARGV[1], clock(), {}
+for i = 2, #ARGV, 7 do
+  local uid, run, ending, detail = ARGV[i], run_key((i + 5) / 7), ARGV[i + 2], ARGV[i + 3]
+  local held = is_held(run, ARGV[i + 1])
+  if held then
+    local fields = { 'checkpoint', ARGV[i + 4] }
+    if ARGV[i + 5] ~= '' then fields = { 'checkpoint', ARGV[i + 4], 'attempts', ARGV[i + 5], 'history', ARGV[i + 6] } end
+    if ending == 'completed' or ending == 'failed' then
+      finish(uid, run, ending, detail, keep, now, unpack(fields))
+    else
+      redis.call('HSET', run, unpack(fields))
+      if ending == 'delayed' then
+        redis.call('HSET', run, 'retry_at', now + detail)
+      elseif not is_recalled(run) then
+        redis.call('HINCRBY', run, 'releases', 1)
+      end
+      settle(uid, run, keep, now)
+    end
+  end
+  answers[#answers + 1] = held and 1 or 0
+end
+return answers
