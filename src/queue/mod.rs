@@ -90,8 +90,8 @@ fn unavailable(action: &'static str) -> impl FnOnce(RedisError) -> Error {
     move |source| Error::Unavailable { action, source }
 }
 
-/// A run's id, and its hash.
-type Claimed = (String, HashMap<String, String>);
+/// A run's id, and the values of [`types::FIELDS`].
+type Claimed = (String, Vec<Option<String>>);
 
 /// One queue. Cheap to clone; clones share a connection. All calls may be cancelled at any point: a script that
 /// was sent still runs as a whole.
@@ -363,9 +363,9 @@ impl Queue {
     /// When Redis does not answer, or the run's hash cannot be read.
     pub async fn get(&self, uid: &str) -> Result<Option<Entry>, Error> {
         let mut connection = self.connection.clone();
-        let fields: HashMap<String, String> =
-            connection.hgetall(self.keys.run(uid)).await.map_err(unavailable("read a run"))?;
-        if fields.is_empty() { Ok(None) } else { Entry::read(uid, &fields).map(Some) }
+        let values: Vec<Option<String>> =
+            connection.hmget(self.keys.run(uid), &types::FIELDS).await.map_err(unavailable("read a run"))?;
+        if values.iter().all(Option::is_none) { Ok(None) } else { Entry::read(uid, &values).map(Some) }
     }
 
     /// Forgets a run. A worker that has it stops at its next checkpoint.
@@ -427,7 +427,7 @@ impl Queue {
 
 /// A run that cannot be read is left to its lease: after some recoveries it ends as failed.
 fn read_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
-    let read = |(uid, fields): Claimed| match Entry::read(&uid, &fields) {
+    let read = |(uid, values): Claimed| match Entry::read(&uid, &values) {
         Ok(entry) => Some(Claim { uid, at: from_millis(now), entry }),
         Err(error) => {
             tracing::warn!(%error, "claimed run left alone");

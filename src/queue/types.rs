@@ -1,6 +1,6 @@
 //! What goes into the queue's calls, and what comes out of them.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -199,10 +199,35 @@ pub struct Depth {
     pub workers: u64,
 }
 
+/// The fields of a run's hash that make an [`Entry`], in the order in which `scripts/claim.lua` answers with them.
+pub(super) const FIELDS: [&str; 17] = [
+    "format",
+    "state",
+    "epoch",
+    "worker",
+    "started",
+    "retry_at",
+    "finished",
+    "payload",
+    "priority",
+    "attempts",
+    "recoveries",
+    "checkpoint",
+    "history",
+    "outcome",
+    "suspended",
+    "cancelled",
+    "parked_for",
+];
+
 impl Entry {
-    pub(super) fn read(uid: &str, fields: &HashMap<String, String>) -> Result<Self, Error> {
+    /// Reads the values of [`FIELDS`].
+    pub(super) fn read(uid: &str, values: &[Option<String>]) -> Result<Self, Error> {
         let unreadable = |what| Error::Unreadable { uid: uid.to_owned(), what };
-        let text = |name: &str| fields.get(name).filter(|value| !value.is_empty()).cloned();
+        let text = |name: &str| {
+            let at = FIELDS.iter().position(|field| *field == name)?;
+            values.get(at)?.clone().filter(|value| !value.is_empty())
+        };
         let number = |name: &'static str| text(name).and_then(|value| value.parse::<i64>().ok());
         if text("format").as_deref() != Some(FORMAT) {
             return Err(unreadable("its format is of another release"));

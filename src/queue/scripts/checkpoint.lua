@@ -3,5 +3,5 @@
 local run = run_key(1)
 if not is_held(run, ARGV[2]) then return 0 end
 redis.call('HSET', run, 'checkpoint', ARGV[3], 'stalls', 0)
-redis.call('XADD', EVENTS, 'MAXLEN', '~', 10000, '*', 'uid', ARGV[1])
+tell(ARGV[1])
 return is_recalled(run) and 2 or 1

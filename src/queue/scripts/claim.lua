@@ -2,39 +2,51 @@
 -- Takes the best of the given runs that wait, or are delayed and due: at most as many as asked for, and no more than
 -- this worker's share of all. Any other run's key is not known here, as a Cluster wants every key to be declared; so
 -- unless the ids are fresh, nothing is taken that comes after such a run.
--- Returns the ids and hashes of those taken, the time, the ids to give in the next call, and when there is none, the
+-- Returns the ids and fields of those taken, the time, the ids to give in the next call, and when there is none, the
 -- milliseconds until the next delayed run is due (-1: none).
 local now, known = clock(), {}
 for i = 8, #ARGV do known[ARGV[i]] = run_key(i - 7) end
 
-local ready = {}
-local waiting = redis.call('ZRANGE', SETS.waiting, ARGV[5], ARGV[5] + ARGV[6] - 1, 'WITHSCORES')
-for i = 1, #waiting, 2 do ready[#ready + 1] = { uid = waiting[i], rank = tonumber(waiting[i + 1]) } end
-local due = redis.call('ZRANGEBYSCORE', SETS.delayed, '-inf', now, 'LIMIT', ARGV[5], ARGV[6])
-for _, uid in ipairs(due) do
-  ready[#ready + 1] = { uid = uid, rank = tonumber(known[uid] and redis.call('HGET', known[uid], 'rank') or -1) }
+local first, last = ARGV[5], ARGV[5] + ARGV[6] - 1
+local ready = redis.call('ZRANGE', SETS.waiting, first, last)
+local due = redis.call('ZRANGEBYSCORE', SETS.delayed, '-inf', now, 'LIMIT', first, ARGV[6])
+if #due > 0 then
+  local ranks = {}
+  for _, uid in ipairs(ready) do ranks[uid] = tonumber(redis.call('ZSCORE', SETS.waiting, uid)) end
+  for _, uid in ipairs(due) do
+    ready[#ready + 1] = uid
+    ranks[uid] = tonumber(known[uid] and redis.call('HGET', known[uid], 'rank') or -1)
+  end
+  table.sort(ready, function(a, b) return ranks[a] < ranks[b] end)
 end
-if #due > 0 then table.sort(ready, function(a, b) return a.rank < b.rank end) end
+
+-- In the order in which they are read from the answer.
+local FIELDS = { 'format', 'state', 'epoch', 'worker', 'started', 'retry_at', 'finished', 'payload', 'priority', 'attempts',
+  'recoveries', 'checkpoint', 'history', 'outcome', 'suspended', 'cancelled', 'parked_for' }
+
+local function claim(uid, run, fields)
+  local from, epoch, started = fields[2], whole((fields[3] or 0) + 1), fields[5] or whole(now)
+  if fields[6] then redis.call('HDEL', run, 'retry_at') end
+  move(uid, run, from, 'active', now + ARGV[3], 'epoch', epoch, 'worker', ARGV[2], 'started', started)
+  fields[2], fields[3], fields[4], fields[5], fields[6] = 'active', epoch, ARGV[2], started, false
+  return fields
+end
 
 local share = math.ceil((redis.call('ZCARD', SETS.waiting) + #due) / math.max(1, redis.call('ZCARD', WORKERS)))
 local most = math.min(ARGV[4], math.max(1, share))
 local claims, rest, outdated = {}, {}, false
-for _, candidate in ipairs(ready) do
-  local uid, run = candidate.uid, known[candidate.uid]
+for _, uid in ipairs(ready) do
+  local run = known[uid]
   outdated = outdated or (not run and ARGV[7] ~= '1')
-  local format
-  if run and not outdated and #claims < most then
-    format = redis.call('HGET', run, 'format')
-    if not format then forget(uid) end
-  end
-  if format == ARGV[1] then
-    redis.call('HINCRBY', run, 'epoch', 1)
-    redis.call('HSETNX', run, 'started', now)
-    redis.call('HDEL', run, 'retry_at')
-    move(uid, run, 'active', now + ARGV[3], 'worker', ARGV[2])
-    claims[#claims + 1] = { uid, redis.call('HGETALL', run) }
-  elseif format ~= false then
+  local fields = run and not outdated and #claims < most and redis.call('HMGET', run, unpack(FIELDS))
+  if not fields then
     rest[#rest + 1] = uid
+  elseif not fields[1] then
+    forget(uid)
+  elseif fields[1] ~= ARGV[1] then
+    rest[#rest + 1] = uid
+  else
+    claims[#claims + 1] = { uid, claim(uid, run, fields) }
   end
 end
 

@@ -2,6 +2,9 @@
 -- Takes runs from a worker that lets go of them: each is completed, failed (detail: why), delayed (detail: for how long)
 -- or released. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0 when its lease is lost.
 local keep, now, answers = ARGV[1], clock(), {}
+for _, state in ipairs({ 'completed', 'failed' }) do
+  redis.call('ZREMRANGEBYSCORE', SETS[state], '-inf', now - keep)
+end
 for i = 2, #ARGV, 7 do
   local uid, run, ending, detail = ARGV[i], run_key((i + 5) / 7), ARGV[i + 2], ARGV[i + 3]
   local held = is_held(run, ARGV[i + 1])
@@ -9,7 +12,7 @@ for i = 2, #ARGV, 7 do
     local fields = { 'checkpoint', ARGV[i + 4] }
     if ARGV[i + 5] ~= '' then fields = { 'checkpoint', ARGV[i + 4], 'attempts', ARGV[i + 5], 'history', ARGV[i + 6] } end
     if ending == 'completed' or ending == 'failed' then
-      finish(uid, run, ending, detail, keep, now, unpack(fields))
+      finish(uid, run, 'active', ending, detail, keep, now, unpack(fields))
     else
       redis.call('HSET', run, unpack(fields))
       if ending == 'delayed' then

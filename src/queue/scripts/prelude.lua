@@ -31,14 +31,25 @@ local function forget(uid)
   for _, set in pairs(SETS) do redis.call('ZREM', set, uid) end
 end
 
--- Puts a run into a state, and from the one set that goes with the old state into that of the new one. More arguments
--- are fields of its hash.
-local function move(uid, run, state, score, ...)
-  local before = SETS[redis.call('HGET', run, 'state')]
+-- Tells whoever follows the queue that something happened to a run. Each call of a script trims the stream once.
+local is_trimmed = false
+local function tell(uid)
+  if is_trimmed then
+    redis.call('XADD', EVENTS, '*', 'uid', uid)
+  else
+    redis.call('XADD', EVENTS, 'MAXLEN', '~', 10000, '*', 'uid', uid)
+    is_trimmed = true
+  end
+end
+
+-- Puts a run from one state, false for none, into another, and from the set that goes with the one into that of the
+-- other. More arguments are fields of its hash.
+local function move(uid, run, from, state, score, ...)
+  local before = SETS[from]
   if not before or redis.call('ZREM', before, uid) == 0 then forget(uid) end
   redis.call('HSET', run, 'state', state, ...)
   redis.call('ZADD', SETS[state], score, uid)
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', 10000, '*', 'uid', uid)
+  tell(uid)
 end
 
 local function ring()
@@ -46,32 +57,31 @@ local function ring()
   redis.call('LTRIM', WAKE, 0, 63)
 end
 
-local function finish(uid, run, state, outcome, keep, now, ...)
-  redis.call('ZREMRANGEBYSCORE', SETS[state], '-inf', now - keep)
-  move(uid, run, state, now, 'outcome', outcome, 'finished', now, ...)
+local function finish(uid, run, from, state, outcome, keep, now, ...)
+  move(uid, run, from, state, now, 'outcome', outcome, 'finished', now, ...)
   redis.call('PEXPIRE', run, keep)
 end
 
 -- Puts a run that no worker holds where it belongs: to the failed ones when it is cancelled, else aside while it
 -- is suspended or its backoff has not passed, else among those that wait.
 local function settle(uid, run, keep, now)
-  local fields = redis.call('HMGET', run, 'cancelled', 'suspended', 'parked_at', 'retry_at', 'rank')
-  local cancelled, suspended, parked_at, retry_at = fields[1] or '', fields[2], fields[3], fields[4]
+  local fields = redis.call('HMGET', run, 'cancelled', 'suspended', 'parked_at', 'retry_at', 'rank', 'state')
+  local cancelled, suspended, parked_at, retry_at, from = fields[1] or '', fields[2], fields[3], fields[4], fields[6]
   if parked_at and (suspended ~= '1' or cancelled ~= '') then
     redis.call('HINCRBY', run, 'parked_for', whole(math.max(0, now - parked_at)))
     redis.call('HDEL', run, 'parked_at')
   end
   if cancelled ~= '' then
-    finish(uid, run, 'failed', cancelled, keep, now)
+    finish(uid, run, from, 'failed', cancelled, keep, now)
   elseif suspended == '1' then
     redis.call('HSETNX', run, 'parked_at', now)
-    move(uid, run, 'parked', now)
+    move(uid, run, from, 'parked', now)
   elseif retry_at and tonumber(retry_at) > now then
-    move(uid, run, 'delayed', retry_at)
+    move(uid, run, from, 'delayed', retry_at)
     -- A waiting worker must learn when to look again.
     ring()
   else
-    move(uid, run, 'waiting', fields[5])
+    move(uid, run, from, 'waiting', fields[5])
     ring()
   end
 end

@@ -13,7 +13,7 @@ for i = 5, #ARGV do
     else
       redis.call('HINCRBY', run, 'recoveries', 1)
       if redis.call('HINCRBY', run, 'stalls', 1) > tonumber(ARGV[3]) and not is_recalled(run) then
-        finish(uid, run, 'failed', ARGV[4], ARGV[2], now)
+        finish(uid, run, 'active', 'failed', ARGV[4], ARGV[2], now)
       else
         settle(uid, run, ARGV[2], now)
       end

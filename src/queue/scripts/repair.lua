@@ -19,10 +19,10 @@ for i = 4, #ARGV do
     forget(uid)
     if state == 'active' then
       -- Its worker may be alive: it has one lease to show that.
-      move(uid, run, state, now + ARGV[3])
+      move(uid, run, state, state, now + ARGV[3])
     elseif state == 'completed' or state == 'failed' then
       redis.call('PEXPIRE', run, ARGV[2])
-      move(uid, run, state, fields[3] or now)
+      move(uid, run, state, state, fields[3] or now)
     else
       settle(uid, run, ARGV[2], now)
     end
