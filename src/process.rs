@@ -231,11 +231,10 @@ async fn add_workers(
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
     let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
-    let (pulse, shown) = Pulse::new(queue.lease());
+    let (pulse, shown) = Pulse::new(queue.lease(), settings.slots);
     view.pulse.send_replace(Some(shown));
     parts.add(async move {
-        worker::run(settings, queue, databases, pulse, stop).await;
-        Ok(())
+        worker::run(settings, queue, databases, pulse, stop).await.map_err(|error| Error::Failed(error.to_string()))
     });
     Ok(())
 }

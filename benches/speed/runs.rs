@@ -115,19 +115,19 @@ async fn drained(queue: &Queue) -> Result<()> {
 
 struct Working {
     stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<std::result::Result<(), worker::NotRenewed>>,
 }
 
 impl Working {
     async fn stop(self) -> Result<()> {
         self.stop.cancel();
-        Ok(self.task.await?)
+        Ok(self.task.await??)
     }
 }
 
 async fn work(queue: &Queue, slots: usize) -> Result<Working> {
     let databases = Databases::new(&variable("MONGODB_URI")?, "bench", &[]).await?;
-    let (beat, _pulse) = Pulse::new(LEASE);
+    let (beat, _pulse) = Pulse::new(LEASE, slots);
     let stop = CancellationToken::new();
     let settings = Settings { id: worker::new_id(), slots };
     let task = tokio::spawn(worker::run(settings, queue.clone(), databases, beat, stop.clone()));
