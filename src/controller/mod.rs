@@ -152,7 +152,7 @@ pub async fn run(
     let Some((cluster, feeds, watches)) = Cluster::watch_with_feeds(client.clone(), settings.namespace.clone()) else {
         return;
     };
-    let (mut elector, leadership) = Elector::new(settings.election, client.clone());
+    let (mut elector, leadership) = Elector::new(settings.election, client.clone(), stop.clone());
     share(cluster.clone(), leadership.clone());
     let (availability, queue_available) = watch::channel(true);
     let context = Arc::new(Context {
