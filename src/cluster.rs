@@ -36,6 +36,11 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Requests at a time that start runs, and others. More would not be answered any faster, and keep the renewal of the
 /// Lease waiting. A run that is due must not wait behind reports of earlier ones.
 const REQUESTS: (usize, usize) = (24, 8);
+/// How long a watch lasts until it is asked for anew from where it was. When nothing comes for 5 s longer, its
+/// connection is taken to be dead: nobody tells when a network forgets it. kube's own 290 s are long to be blind.
+const WATCH: u32 = 30;
+/// A connection on which nothing comes for so long is dead, too, whatever is waited for.
+const SILENCE: Duration = Duration::from_secs(40);
 /// Events a reader of a watch may lag behind before the watch waits for it.
 const BUFFER: usize = 256;
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
@@ -77,6 +82,13 @@ impl Error {
         self.status().is_some_and(kube::core::Status::is_already_exists)
     }
 
+    /// Its namespace is being deleted, and nothing is created there any more.
+    #[must_use]
+    pub fn is_in_terminating_namespace(&self) -> bool {
+        let details = self.status().and_then(|status| status.details.as_ref());
+        details.is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
+    }
+
     fn status(&self) -> Option<&kube::core::Status> {
         match self {
             Self::Refused { source: kube::Error::Api(status), .. } => Some(status),
@@ -113,6 +125,8 @@ pub async fn ask<T>(action: &'static str, request: impl Future<Output = kube::Re
 pub async fn connect() -> kube::Result<Client> {
     let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
     config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     // Each caller knows for how long a retry makes sense; the client's own go on for minutes.
     config.default_retry = false;
     Client::try_from(config)
@@ -345,7 +359,7 @@ fn follow<K>(
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    watcher(api, watcher::Config::default())
+    watcher(api, watcher::Config::default().timeout(WATCH))
         .backoff(Retry(WATCH_RETRY.0))
         .modify(move |object: &mut K| {
             object.meta_mut().managed_fields = None;

@@ -212,6 +212,10 @@ fn after(error: &Error) -> Action {
             tracing::debug!(%error, "decided on an old state; trying again");
             Action::requeue(AFTER_CONFLICT)
         }
+        Error::Cluster(error) if error.is_in_terminating_namespace() => {
+            tracing::debug!(%error, "the object will be deleted, too");
+            Action::await_change()
+        }
         error => {
             tracing::debug!(%error, "reconciliation failed; trying again");
             Action::requeue(AFTER_ERROR)
