@@ -28,6 +28,9 @@ const USAGE: u8 = 2;
 /// Longest wait for requests and batches under way after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
 
+/// Between two looks for a Redis that can be asked for its settings.
+const POLICY_LOOK: Duration = Duration::from_secs(5);
+
 /// Why the program did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -196,6 +199,9 @@ fn open_queue(options: &cli::Redis) -> Result<Queue, Error> {
         .map_err(|error| Error::Configuration(format!("REDIS_URL: {error}")))?;
     let checked = queue.clone();
     tokio::spawn(async move {
+        while checked.ping().await.is_err() {
+            tokio::time::sleep(POLICY_LOOK).await;
+        }
         if let Some(policy) = checked.eviction_policy().await
             && policy != "noeviction"
         {

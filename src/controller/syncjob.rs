@@ -19,6 +19,7 @@ use crate::{
         run::{Payload, Run, Wanted},
     },
     queue::{self, Control, Entry, NewRun},
+    telemetry::note_write,
 };
 
 /// While Redis is away. Its return is noticed at once, so this is only a safety net.
@@ -37,24 +38,17 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     // Observe.
     let entry = match context.queue.get(&uid).await {
         Ok(entry) => entry,
-        Err(error) => {
-            tracing::debug!(uid, %error, "run not read");
-            let (reason, message) = unknown(&error);
-            let status = job::unknown(&job, reason, message, now);
-            if job.status.as_ref() != Some(&status) {
-                context.pace.turn().await;
-            }
-            write_status(&job, &uid, status, &context).await?;
-            return Ok(Action::requeue(QUEUE_AWAY));
-        }
+        Err(error) => return wait_for_queue(&job, &uid, &error, &context, now).await,
     };
     // Decide.
     let run = entry.as_ref().map(read_run);
     let plan = job::decide(&job, run.as_ref(), now);
     // Act.
     if plan.enqueue {
-        enqueue(&job, &uid, &context).await?;
-        return Ok(Action::await_change());
+        return match enqueue(&job, &uid, &context).await {
+            Err(Error::Queue(error)) => wait_for_queue(&job, &uid, &error, &context, now).await,
+            enqueued => enqueued.map(|()| Action::await_change()),
+        };
     }
     if let Some(wanted) = plan.control {
         let cancelled = wanted.cancelled.then(|| serde_json::to_string(&job::cancelled()).unwrap_or_default());
@@ -77,16 +71,37 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     Ok(Action::await_change())
 }
 
-/// Why nothing is known of a run.
-fn unknown(error: &queue::Error) -> (&'static str, &'static str) {
-    match error {
-        queue::Error::Unreadable { .. } => (
+/// Tells why nothing is known of a run, or it is not in the queue yet.
+async fn wait_for_queue(
+    job: &SyncJob,
+    uid: &str,
+    error: &queue::Error,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Action, Error> {
+    tracing::debug!(uid, %error, "nothing is known of the run");
+    let (reason, message) = unknown(error);
+    let status = job::unknown(job, reason, &message, now);
+    if job.status.as_ref() != Some(&status) {
+        context.pace.turn().await;
+    }
+    write_status(job, uid, status, context).await?;
+    Ok(Action::requeue(QUEUE_AWAY))
+}
+
+fn unknown(error: &queue::Error) -> (&'static str, String) {
+    let then = "the run goes on, or is queued again, when";
+    match (error, error.refusal()) {
+        (queue::Error::Unreadable { .. }, _) => (
             reasons::UNKNOWN_FORMAT,
-            "The run in Redis was written by another release and is left alone; it goes on with that release",
+            "The run in Redis was written by another release and is left alone; it goes on with that release"
+                .to_owned(),
         ),
-        _ => {
-            (reasons::QUEUE_UNAVAILABLE, "Redis does not answer; the run goes on, or is queued again, when it is back")
+        (_, Some("OOM")) => {
+            (reasons::QUEUE_UNAVAILABLE, format!("The memory of Redis is full (OOM); {then} it has room"))
         }
+        (_, Some(code)) => (reasons::QUEUE_UNAVAILABLE, format!("Redis refuses with {code}; {then} it does not")),
+        (_, None) => (reasons::QUEUE_UNAVAILABLE, format!("Redis does not answer; {then} it is back")),
     }
 }
 
@@ -113,7 +128,9 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
             parked.map_or_else(Timestamp::now, |condition| condition.last_transition_time.0)
         }),
     };
-    if context.queue.enqueue(&run).await? {
+    let enqueued = context.queue.enqueue(&run).await;
+    note_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
+    if enqueued? {
         tracing::info!(namespace = payload.namespace, name = payload.name, uid, "run enqueued");
     }
     Ok(())

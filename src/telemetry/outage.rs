@@ -15,6 +15,19 @@ pub struct Outage {
 /// Redis, for the whole process: controllers and workers notice the same outage.
 pub static REDIS: Outage = Outage::new("Redis");
 
+/// Redis, which answers, but refuses what is to be written: its memory is full, most likely.
+static REDIS_WRITES: Outage = Outage::new("writing to Redis");
+
+/// Takes note of the answer of Redis to a write, or its absence. `is_refusal`: Redis did answer, with an error.
+pub fn note_write<T, E: Display>(answer: &Result<T, E>, is_refusal: bool) {
+    if !is_refusal {
+        REDIS.note(answer);
+    }
+    if is_refusal || answer.is_ok() {
+        REDIS_WRITES.note(answer);
+    }
+}
+
 impl Outage {
     /// Watches over `what`, which is taken to be there.
     #[must_use]

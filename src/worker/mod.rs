@@ -20,7 +20,7 @@ use crate::{
     domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec},
     queue::{Candidates, Claim, Ending, Error as QueueError, Fenced, Progress, Queue},
     sync::Databases,
-    telemetry::REDIS,
+    telemetry::{REDIS, note_write},
 };
 use attempt::{Attempt, End};
 use leases::Leases;
@@ -119,7 +119,12 @@ impl Worker {
             }
             // Never dropped half-way: a claim that Redis carried out must not be lost.
             let claimed = self.queue.claim(&self.id, permits.num_permits(), &mut candidates).await;
-            REDIS.note(&claimed);
+            match &claimed {
+                // Without runs to claim, nothing is written.
+                Ok(Err(_)) => REDIS.note(&claimed),
+                Ok(Ok(_)) => note_write(&claimed, false),
+                Err(error) => note_write(&claimed, error.refusal().is_some()),
+            }
             self.beat.looked(&claimed);
             match claimed {
                 Ok(Ok(claims)) => {
