@@ -260,6 +260,31 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_status_is_below_32_kib() {
+        use crate::{
+            api::syncjob::{Attempt, DocumentFailure},
+            domain::run::{MAX_ATTEMPTS, MAX_FAILURES},
+        };
+        let long = "\"\\".repeat(1000);
+        let failure =
+            DocumentFailure { key: truncate(&long), reason: "ValidationFailed".to_owned(), message: truncate(&long) };
+        let attempt = Attempt {
+            number: 1000,
+            start: Time(at(1_795_477_200)),
+            end: Time(at(1_795_477_200)),
+            reason: "Unreachable".to_owned(),
+            message: truncate(&long),
+        };
+        let mut run = run(State::Failed, 100);
+        run.checkpoint.failures = vec![failure; MAX_FAILURES];
+        run.history = vec![attempt; MAX_ATTEMPTS];
+        run.outcome = Some(Outcome { reason: reasons::BACKOFF_LIMIT_EXCEEDED.to_owned(), message: long });
+        let status = decide(&job(serde_json::json!({})), Some(&run), at(200)).status;
+        let size = serde_json::to_vec(&status).unwrap().len();
+        assert!(size < 32 << 10 && size > 24 << 10, "{size}");
+    }
+
+    #[test]
     fn a_job_unknown_to_the_queue_is_enqueued() {
         let plan = decide(&job(serde_json::json!({})), None, at(1));
         assert!(plan.enqueue);
