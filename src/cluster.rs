@@ -14,7 +14,7 @@ use kube::{
     api::ObjectMeta,
     runtime::{
         WatchStreamExt,
-        reflector::{self, ObjectRef, ReflectHandle, Store, store::Writer},
+        reflector::{self, ObjectRef, Store, store::Writer},
         utils::Backoff,
         watcher,
     },
@@ -24,6 +24,7 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit, mpsc, watch},
     time::timeout,
 };
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
     api::{SyncJob, SyncSchedule, syncjob::Filter},
@@ -41,8 +42,6 @@ const REQUESTS: (usize, usize) = (24, 8);
 const WATCH: u32 = 30;
 /// A connection on which nothing comes for so long is dead, too, whatever is waited for.
 const SILENCE: Duration = Duration::from_secs(40);
-/// Events a reader of a watch may lag behind before the watch waits for it.
-const BUFFER: usize = 256;
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 static API_SERVER: Outage = Outage::new("the Kubernetes API");
@@ -152,13 +151,41 @@ pub struct Cluster {
 /// The ends of the watches for those who react to changes. All of them must be read from.
 pub struct Feeds {
     /// Changes of SyncSchedules.
-    pub schedules: ReflectHandle<SyncSchedule>,
+    pub schedules: UnboundedReceiverStream<Arc<SyncSchedule>>,
     /// Changes of SyncJobs.
-    pub jobs: ReflectHandle<SyncJob>,
+    pub jobs: UnboundedReceiverStream<Arc<SyncJob>>,
     /// Changes of SyncJobs, once more.
-    pub owned_jobs: ReflectHandle<SyncJob>,
+    pub owned_jobs: UnboundedReceiverStream<Arc<SyncJob>>,
     /// Ids of SyncJobs that were deleted. One deleted while the watch was away is not told.
     pub deleted_jobs: mpsc::UnboundedReceiver<String>,
+}
+
+/// The other ends. Not `reflect_shared`: in kube 5.0 its readers go to sleep for ever over an object that was deleted
+/// before they came to it.
+struct Tellers {
+    schedules: Teller<SyncSchedule>,
+    jobs: Vec<Teller<SyncJob>>,
+    deleted: mpsc::UnboundedSender<String>,
+}
+
+type Teller<K> = mpsc::UnboundedSender<Arc<K>>;
+
+/// Tells the readers which objects there are, or changed. Those that are gone are not told of.
+fn tell<K>(readers: &[Teller<K>], store: &Store<K>, event: &watcher::Event<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let objects = match event {
+        watcher::Event::Apply(object) => store.get(&ObjectRef::from_obj(object)).into_iter().collect(),
+        watcher::Event::InitDone => store.state(),
+        _ => Vec::new(),
+    };
+    for object in objects {
+        for reader in readers {
+            // A reader that is gone need not be told.
+            reader.send(Arc::clone(&object)).ok();
+        }
+    }
 }
 
 impl Cluster {
@@ -172,24 +199,28 @@ impl Cluster {
         (cluster, driver)
     }
 
-    /// As [`Cluster::watch`], with feeds for controllers. `None` never happens with stores made here.
+    /// As [`Cluster::watch`], with feeds for controllers.
     pub fn watch_with_feeds(
         client: Client,
         namespace: Option<String>,
-    ) -> Option<(Self, Feeds, impl Future<Output = ()> + Send)> {
-        let (schedules, schedule_writer) = reflector::store_shared(BUFFER);
-        let (jobs, job_writer) = reflector::store_shared(BUFFER);
+    ) -> (Self, Feeds, impl Future<Output = ()> + Send) {
+        let (schedules, schedule_writer) = reflector::store();
+        let (jobs, job_writer) = reflector::store();
+        let (changed_schedule, changed_schedules) = mpsc::unbounded_channel();
+        let (changed_job, changed_jobs) = mpsc::unbounded_channel();
+        let (changed_owned, changed_owned_jobs) = mpsc::unbounded_channel();
         let (deleted, deleted_jobs) = mpsc::unbounded_channel();
         let feeds = Feeds {
-            schedules: schedule_writer.subscribe()?,
-            jobs: job_writer.subscribe()?,
-            owned_jobs: job_writer.subscribe()?,
+            schedules: changed_schedules.into(),
+            jobs: changed_jobs.into(),
+            owned_jobs: changed_owned_jobs.into(),
             deleted_jobs,
         };
+        let tellers = Tellers { schedules: changed_schedule, jobs: vec![changed_job, changed_owned], deleted };
         let (listing, listed) = watch::channel(0);
         let cluster = Self::new(client, schedules, jobs, namespace, listed);
-        let driver = cluster.drive(schedule_writer, job_writer, listing, Some(deleted));
-        Some((cluster, feeds, driver))
+        let driver = cluster.drive(schedule_writer, job_writer, listing, Some(tellers));
+        (cluster, feeds, driver)
     }
 
     fn new(
@@ -208,19 +239,26 @@ impl Cluster {
         schedules: Writer<SyncSchedule>,
         jobs: Writer<SyncJob>,
         listing: watch::Sender<usize>,
-        deleted: Option<mpsc::UnboundedSender<String>>,
+        tellers: Option<Tellers>,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let schedules = follow(self.api(), schedules, |_| {});
-        let jobs = follow(self.api(), jobs, slim);
+        let (schedules, jobs) = (follow(self.api(), schedules, |_| {}), follow(self.api(), jobs, slim));
+        let (schedule_store, job_store) = (self.schedules.clone(), self.jobs.clone());
         let index = Arc::clone(&self.index);
         async move {
-            let note = |event: &watcher::Event<SyncJob>| {
-                index.write().unwrap_or_else(PoisonError::into_inner).note(event);
-                if let (watcher::Event::Delete(job), Some(deleted)) = (event, &deleted) {
-                    job.metadata.uid.clone().and_then(|uid| deleted.send(uid).ok());
+            let note_schedule = |event: &watcher::Event<SyncSchedule>| {
+                if let Some(tellers) = &tellers {
+                    tell(std::slice::from_ref(&tellers.schedules), &schedule_store, event);
                 }
             };
-            join(drain(schedules, &listing, |_| {}), drain(jobs, &listing, note)).await;
+            let note_job = |event: &watcher::Event<SyncJob>| {
+                index.write().unwrap_or_else(PoisonError::into_inner).note(event);
+                let Some(tellers) = &tellers else { return };
+                tell(&tellers.jobs, &job_store, event);
+                if let watcher::Event::Delete(job) = event {
+                    job.metadata.uid.clone().and_then(|uid| tellers.deleted.send(uid).ok());
+                }
+            };
+            join(drain(schedules, &listing, note_schedule), drain(jobs, &listing, note_job)).await;
         }
     }
 
@@ -365,7 +403,7 @@ where
             object.meta_mut().managed_fields = None;
             slim(object);
         })
-        .reflect_shared(writer)
+        .reflect(writer)
 }
 
 async fn drain<K: Resource>(

@@ -149,9 +149,7 @@ pub async fn run(
     stop: CancellationToken,
     share: impl FnOnce(Cluster, Leadership),
 ) {
-    let Some((cluster, feeds, watches)) = Cluster::watch_with_feeds(client.clone(), settings.namespace.clone()) else {
-        return;
-    };
+    let (cluster, feeds, watches) = Cluster::watch_with_feeds(client.clone(), settings.namespace.clone());
     let (mut elector, leadership) = Elector::new(settings.election, client.clone(), stop.clone());
     share(cluster.clone(), leadership.clone());
     let (availability, queue_available) = watch::channel(true);
