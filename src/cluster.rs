@@ -322,6 +322,13 @@ impl Cluster {
         self.jobs.get(&place).filter(|job| job.metadata.uid.as_deref() == Some(uid))
     }
 
+    /// True when a SyncJob that was in the cache is not there any more.
+    #[must_use]
+    pub fn is_gone(&self, job: &SyncJob) -> bool {
+        let found = self.jobs.get(&ObjectRef::from_obj(job));
+        found.is_none_or(|found| found.metadata.uid != job.metadata.uid)
+    }
+
     /// The SyncJobs that an object controls. One that was made a moment ago may be missing.
     #[must_use]
     pub fn jobs_of(&self, owner: &SyncSchedule) -> Vec<Arc<SyncJob>> {

@@ -133,6 +133,10 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
     if enqueued? {
         tracing::info!(namespace = payload.namespace, name = payload.name, uid, "run enqueued");
     }
+    // It may have been deleted in between, and its run forgotten before it was there.
+    if context.cluster.is_gone(job) {
+        context.queue.remove(uid).await?;
+    }
     Ok(())
 }
 
