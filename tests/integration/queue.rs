@@ -7,7 +7,7 @@ use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
-use redis::{AsyncCommands, aio::MultiplexedConnection};
+use redis::{AsyncCommands, AsyncConnectionConfig, aio::MultiplexedConnection};
 use sync_operator::{
     domain::run::State,
     queue::{
@@ -16,7 +16,7 @@ use sync_operator::{
     },
 };
 use tokio::{
-    runtime::Runtime,
+    runtime::Builder,
     time::{Instant, timeout},
 };
 
@@ -35,6 +35,9 @@ fn named_queue(name: &str, lease: Duration) -> Queue {
     Queue::new(&variable("REDIS_URL"), name, lease).unwrap()
 }
 
+/// The sets a run can be in.
+const SETS: [&str; 6] = ["waiting", "delayed", "active", "parked", "completed", "failed"];
+
 /// What stands in Redis, seen past the queue.
 struct Raw {
     connection: MultiplexedConnection,
@@ -44,7 +47,9 @@ struct Raw {
 impl Raw {
     async fn of(queue: &str) -> Self {
         let client = redis::Client::open(variable("REDIS_URL")).unwrap();
-        let connection = client.get_multiplexed_async_connection().await.unwrap();
+        // By default it waits for half a second, which a busy machine exceeds.
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        let connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         Self { connection, prefix: format!("{{sync:{queue}}}") }
     }
 
@@ -70,21 +75,35 @@ impl Raw {
 
     /// The sets a run is in.
     async fn sets(&mut self, uid: &str) -> Vec<&'static str> {
-        const SORTED: [&str; 6] = ["waiting", "delayed", "active", "parked", "completed", "failed"];
+        self.look(&[uid]).await.remove(0).0
+    }
+
+    /// The sets that runs are in, and their hashes, all of one moment.
+    async fn look(&mut self, uids: &[&str]) -> Vec<(Vec<&'static str>, HashMap<String, String>)> {
         let mut pipeline = redis::pipe();
-        for set in SORTED {
-            pipeline.zscore(self.key(set), uid);
+        pipeline.atomic();
+        for uid in uids {
+            for set in SETS {
+                pipeline.zscore(self.key(set), *uid);
+            }
+            pipeline.hgetall(self.key(&format!("run:{uid}")));
         }
-        let scores: Vec<Option<f64>> = pipeline.query_async(&mut self.connection).await.unwrap();
-        SORTED.into_iter().zip(scores).filter(|(_, score)| score.is_some()).map(|(set, _)| set).collect()
+        let answers: Vec<redis::Value> = pipeline.query_async(&mut self.connection).await.unwrap();
+        let read = |answers: &[redis::Value]| {
+            let (hash, scores) = answers.split_last().unwrap();
+            let found = SETS.into_iter().zip(scores).filter(|(_, score)| **score != redis::Value::Nil);
+            (found.map(|(set, _)| set).collect(), redis::from_redis_value(hash.clone()).unwrap())
+        };
+        answers.chunks(SETS.len() + 1).map(read).collect()
     }
 
     /// Takes a run out of every set.
     async fn misplace(&mut self, uid: &str) {
-        for set in self.sets(uid).await {
-            let key = self.key(set);
-            self.connection.zrem::<_, _, ()>(key, uid).await.unwrap();
+        let mut pipeline = redis::pipe();
+        for set in SETS {
+            pipeline.zrem(self.key(set), uid);
         }
+        pipeline.exec_async(&mut self.connection).await.unwrap();
     }
 
     async fn lose(&mut self, uid: &str) {
@@ -1154,9 +1173,9 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
     }
 }
 
-async fn assert_same(queue: &Queue, raw: &mut Raw, model: &Model) {
-    for (uid, expected) in UIDS.into_iter().zip(model.runs) {
-        let set = expected.map(|run| match run.state {
+async fn assert_same(raw: &mut Raw, model: &Model) {
+    for ((sets, hash), expected) in raw.look(&UIDS).await.into_iter().zip(model.runs) {
+        let state = expected.map(|run| match run.state {
             State::Waiting => "waiting",
             State::Delayed => "delayed",
             State::Active => "active",
@@ -1164,8 +1183,32 @@ async fn assert_same(queue: &Queue, raw: &mut Raw, model: &Model) {
             State::Completed => "completed",
             State::Failed => "failed",
         });
-        let set = set.filter(|_| expected.is_some_and(|run| run.placed));
-        assert_eq!(raw.sets(uid).await, set.into_iter().collect::<Vec<_>>(), "a run is in the set of its state only");
+        let set = state.filter(|_| expected.is_some_and(|run| run.placed));
+        assert_eq!(sets, set.into_iter().collect::<Vec<_>>(), "a run is in the set of its state only");
+        let text = |name: &str| hash.get(name).map(String::as_str);
+        let number = |name: &str| text(name).unwrap().parse().unwrap();
+        let found = (!hash.is_empty()).then(|| {
+            let (suspended, cancelled) = (text("suspended") == Some("1"), text("cancelled").is_some());
+            (
+                text("state"),
+                number("attempts"),
+                number("recoveries"),
+                text("checkpoint").map(str::to_owned),
+                suspended,
+                cancelled,
+            )
+        });
+        let expected = expected.map(|run| {
+            let checkpoint = run.checkpoint.map(|step| step.to_string());
+            (state, run.attempts, run.recoveries, checkpoint, run.suspended, run.cancelled)
+        });
+        assert_eq!(found, expected);
+    }
+}
+
+/// The queue itself reads what the model says, too.
+async fn assert_readable(queue: &Queue, model: &Model) {
+    for (uid, expected) in UIDS.into_iter().zip(model.runs) {
         let found = queue.get(uid).await.unwrap();
         assert_eq!(
             found.map(|run| (run.state, run.attempts, run.recoveries, run.checkpoint, run.suspended, run.cancelled)),
@@ -1177,22 +1220,38 @@ async fn assert_same(queue: &Queue, raw: &mut Raw, model: &Model) {
     }
 }
 
+async fn play(operations: Vec<Operation>) {
+    let name = unique("model");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    let mut model = Model::default();
+    for (step, operation) in operations.into_iter().enumerate() {
+        apply(&queue, &mut raw, &mut model, step, operation).await;
+        assert_same(&mut raw, &model).await;
+    }
+    assert_readable(&queue, &model).await;
+    // Repairs read the whole key space.
+    let runs = UIDS.map(|uid| format!("run:{uid}"));
+    let others = ["wake", "events", "seq", "workers"].into_iter().chain(SETS);
+    let keys: Vec<_> = runs.iter().map(String::as_str).chain(others).map(|name| raw.key(name)).collect();
+    raw.connection.unlink::<_, ()>(keys).await.unwrap();
+}
+
 #[test]
 fn any_sequence_of_operations_behaves_as_the_model_says() {
-    let runtime = Runtime::new().unwrap();
-    let cases = std::env::var("QUEUE_SEQUENCES").map_or(500, |cases| cases.parse().unwrap());
-    let config = Config { cases, failure_persistence: None, ..Config::default() };
-    let result = TestRunner::new(config).run(&operations(), |operations| {
-        runtime.block_on(async {
-            let name = unique("model");
-            let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
-            let mut model = Model::default();
-            for (step, operation) in operations.into_iter().enumerate() {
-                apply(&queue, &mut raw, &mut model, step, operation).await;
-                assert_same(&queue, &mut raw, &model).await;
-            }
-        });
-        Ok(())
+    const SIDE_BY_SIDE: u32 = 4;
+    let cases: u32 = std::env::var("QUEUE_SEQUENCES").map_or(500, |cases| cases.parse().unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+                let config =
+                    Config { cases: cases.div_ceil(SIDE_BY_SIDE), failure_persistence: None, ..Config::default() };
+                let played = TestRunner::new(config).run(&operations(), |operations| {
+                    runtime.block_on(play(operations));
+                    Ok(())
+                });
+                played.unwrap();
+            });
+        }
     });
-    result.unwrap();
 }
