@@ -90,6 +90,21 @@ impl World {
         Self { servers, name, client, database }
     }
 
+    /// The servers, for someone whom the API server takes for a user without rights of its own.
+    #[allow(dead_code, reason = "random faults have no users")]
+    pub fn as_user(&self, user: &str) -> Servers {
+        let kubeconfig = fs::read_to_string(&self.servers.kubeconfig).unwrap();
+        let file = env::temp_dir().join(format!("{user}.kubeconfig"));
+        let admin = "    user:\n      client-certificate-data";
+        assert!(kubeconfig.contains(admin));
+        fs::write(
+            &file,
+            kubeconfig.replace(admin, &format!("    user:\n      as: {user}\n      client-certificate-data")),
+        )
+        .unwrap();
+        Servers { kubeconfig: file.to_str().unwrap().to_owned(), ..self.servers.clone() }
+    }
+
     pub fn schedules(&self) -> Api<SyncSchedule> {
         Api::namespaced(self.client.clone(), &self.name)
     }
