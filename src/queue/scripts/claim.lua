@@ -22,16 +22,17 @@ local claims, rest, outdated = {}, {}, false
 for _, candidate in ipairs(ready) do
   local uid, run = candidate.uid, known[candidate.uid]
   outdated = outdated or (not run and ARGV[7] ~= '1')
-  local format
+  local format, epoch
   if run and not outdated and #claims < most then
-    format = redis.call('HGET', run, 'format')
+    local fields = redis.call('HMGET', run, 'format', 'epoch')
+    format, epoch = fields[1], fields[2] or 0
     if not format then forget(uid) end
   end
   if format == ARGV[1] then
-    redis.call('HINCRBY', run, 'epoch', 1)
     redis.call('HSETNX', run, 'started', now)
     redis.call('HDEL', run, 'retry_at')
-    move(uid, run, 'active', now + ARGV[3], 'worker', ARGV[2])
+    -- At least the time, as when it was enqueued: a failover may have lost a claim, whose epoch must not come again.
+    move(uid, run, 'active', now + ARGV[3], 'worker', ARGV[2], 'epoch', whole(math.max(epoch + 1, now * 1000)))
     claims[#claims + 1] = { uid, redis.call('HGETALL', run) }
   elseif format ~= false then
     rest[#rest + 1] = uid
