@@ -70,7 +70,7 @@ fn finish(result: Result<(), Error>) -> ExitCode {
 }
 
 fn print_crds(kind: Option<Kind>) -> Result<(), Error> {
-    let crds = [(Kind::SyncSchedule, SyncSchedule::crd()), (Kind::SyncJob, SyncJob::crd())];
+    let crds = [(Kind::SyncSchedule, SyncSchedule::definition()), (Kind::SyncJob, SyncJob::crd())];
     for (_, crd) in crds.into_iter().filter(|(of, _)| kind.is_none_or(|kind| kind == *of)) {
         let yaml = serde_yaml_ng::to_string(&crd).map_err(|error| Error::Failed(error.to_string()))?;
         print!("---\n{yaml}");

@@ -19,6 +19,8 @@ pub const GROUP: &str = "sync.codex.dev";
 pub const SCHEDULE_LABEL: &str = "sync.codex.dev/schedule";
 /// Annotation on a SyncJob with the slot it was made for, as RFC 3339.
 pub const SLOT_ANNOTATION: &str = "sync.codex.dev/scheduled-at";
+/// Annotation on a SyncJob that was cancelled since another one, which it names, takes its place.
+pub const REPLACED_BY_ANNOTATION: &str = "sync.codex.dev/replaced-by";
 /// Annotation on a SyncSchedule that asks for a run now: any new token, or `<token>:Full`.
 pub const TRIGGER_ANNOTATION: &str = "sync.codex.dev/trigger";
 

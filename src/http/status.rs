@@ -71,12 +71,19 @@ struct ActiveJob {
 
 pub(super) async fn status(extract::State(state): extract::State<Arc<State>>) -> Json<Status> {
     let depth = state.depth().await;
-    let (schedules, jobs) =
-        state.cluster().map_or_else(Default::default, |cluster| (cluster.schedules.state(), cluster.jobs.state()));
-    Json(build(&schedules, &jobs, depth))
+    let (schedules, jobs, ended) = state.cluster().map_or_else(Default::default, |cluster| {
+        (cluster.schedules.state(), cluster.jobs.state(), cluster.ended_jobs())
+    });
+    Json(build(&schedules, &jobs, ended, depth))
 }
 
-fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<Depth>) -> Status {
+/// `ended`: SyncJobs beside `jobs` that completed, and that failed.
+fn build(
+    schedules: &[Arc<SyncSchedule>],
+    jobs: &[Arc<SyncJob>],
+    ended: (usize, usize),
+    depth: Option<Depth>,
+) -> Status {
     let in_phase =
         |phase| jobs.iter().filter(move |job| job.status.as_ref().and_then(|status| status.phase) == Some(phase));
     let mut repeatable: Vec<_> = schedules.iter().map(|schedule| repeatable(schedule)).collect();
@@ -91,8 +98,8 @@ fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<D
             waiting: depth.map(|depth| depth.waiting),
             delayed: depth.map(|depth| depth.delayed),
             paused: depth.map(|depth| depth.parked),
-            completed: in_phase(Phase::Complete).count(),
-            failed: in_phase(Phase::Failed).count(),
+            completed: in_phase(Phase::Complete).count() + ended.0,
+            failed: in_phase(Phase::Failed).count() + ended.1,
         },
         active_jobs,
     }
@@ -157,12 +164,12 @@ mod tests {
         };
         let jobs = [job("b", "Running"), job("a", "Complete"), job("c", "Failed")];
         let depth = Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5 };
-        let body = to_value(build(&[Arc::new(schedule)], &jobs, Some(depth))).unwrap();
+        let body = to_value(build(&[Arc::new(schedule)], &jobs, (10, 20), Some(depth))).unwrap();
         assert_eq!(
             body,
             json!({
                 "repeatable": [{"name": "user-sync", "namespace": "default", "every": 1_200_000, "next": "2026-11-23T12:20:00Z", "suspended": false}],
-                "counts": {"active": 1, "waiting": 2, "delayed": 3, "paused": 4, "completed": 1, "failed": 1},
+                "counts": {"active": 1, "waiting": 2, "delayed": 3, "paused": 4, "completed": 11, "failed": 21},
                 "activeJobs": [{"name": "b", "namespace": "default", "syncType": "full", "progress": 40, "processed": 4,
                                 "total": 10, "attemptsMade": 1, "startedAt": "2026-11-23T12:00:00.25Z"}],
                 "paused": false,
@@ -172,7 +179,7 @@ mod tests {
 
     #[test]
     fn without_redis_what_is_known_is_still_told() {
-        let body = to_value(build(&[], &[], None)).unwrap();
+        let body = to_value(build(&[], &[], (0, 0), None)).unwrap();
         assert_eq!((&body["counts"]["active"], &body["counts"]["completed"]), (&json!(null), &json!(0)));
     }
 }
