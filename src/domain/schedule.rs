@@ -29,8 +29,9 @@ use crate::api::{
     truncate,
 };
 
-/// A run that ends sooner than this is counted without having been noted as seen, which saves a write.
-const SHORT: Duration = Duration::from_secs(1);
+/// A run that ends sooner than this is counted without having been noted as seen, which saves a write. The controller that
+/// made it knows it all the same.
+const SHORT: Duration = Duration::from_secs(5);
 const MAX_FAILURE_HISTORY: usize = 20;
 const MAX_HANDLED_TRIGGERS: usize = 20;
 /// With `catchUp: None`, a slot that is later than this counts as missed.

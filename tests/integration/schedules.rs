@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use sync_operator::{
-    api::{SyncJob, SyncScheduleStatus, syncjob::SyncMode, syncschedule::ActiveRun},
+    api::{SyncJob, SyncScheduleStatus, syncjob::SyncMode},
     domain::{
         conditions::{find, is_true},
         job::{is_complete, is_finished},
@@ -48,9 +48,10 @@ async fn trigger(world: &World, token: &str) {
     patch(world, json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}})).await;
 }
 
-/// Waits until a run is under way, and noted as seen.
-async fn under_way(world: &World) -> ActiveRun {
-    until(world, "a run is under way", |status| status.active.first().filter(|run| run.uid.is_some()).cloned()).await
+/// Waits until the SyncJob of a run in the books is there.
+async fn under_way(world: &World) -> SyncJob {
+    let name = until(world, "a run is in the books", |status| Some(status.active.first()?.name.clone())).await;
+    eventually("its SyncJob is made", async || world.jobs().get(&name).await.ok()).await
 }
 
 #[tokio::test]
@@ -222,7 +223,7 @@ async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "jobTemplate": {"spec": slow()}});
     apply_schedule(&world, "users", spec).await;
-    let name = under_way(&world).await.name;
+    let name = under_way(&world).await.name_any();
     world.jobs().delete(&name, &DeleteParams::default()).await.unwrap();
     until(&world, "another run is under way", |status| {
         status.active.first().filter(|run| run.name != name).map(|_| ())
@@ -258,7 +259,7 @@ async fn a_run_that_is_not_in_the_books_is_found_there_again() {
     let lost = Patch::Merge(json!({"status": null}));
     world.schedules().patch_status("users", &PatchParams::default(), &lost).await.unwrap();
     let found = until(&world, "it is in the books", |status| status.active.first().cloned()).await;
-    assert_eq!((found.name, found.uid), (run.name, run.uid));
+    assert_eq!((found.name, found.uid), (run.name_any(), run.uid()));
 }
 
 #[tokio::test]
