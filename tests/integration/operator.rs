@@ -340,7 +340,7 @@ async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
     world.seed(10_000, 0).await;
     let (_operator, _) = world.all(&["--status-interval", "1s"]);
     let first = apply_job(&world, "run", slow()).await;
-    let params = WatchParams::default().fields("metadata.name=run").timeout(200);
+    let params = WatchParams::default().fields("metadata.name=run").timeout(200).disable_bookmarks();
     let versions = world.jobs().watch(&params, &first.resource_version().unwrap()).await.unwrap();
     let mut versions = std::pin::pin!(versions);
     let mut statuses = Vec::new();
