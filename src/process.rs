@@ -1,10 +1,14 @@
 //! Starts what a command asks for, and stops it in order.
 
-use std::{future::Future, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    future::Future,
+    net::{SocketAddr, TcpListener},
+    process::ExitCode,
+    time::Duration,
+};
 
 use kube::{Client, CustomResourceExt};
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
@@ -40,8 +44,13 @@ enum Error {
 /// Runs a command to its end. Exit code 0: stopped when asked to; 1: stopped by an error; 2: wrong configuration.
 #[must_use]
 pub fn main(cli: Cli) -> ExitCode {
-    if let Command::Crd(options) = cli.command {
-        return finish(print_crds(options.kind));
+    match cli.command {
+        Command::Crd(options) => return finish(print_crds(options.kind)),
+        Command::Openapi => {
+            println!("{}", http::openapi_document());
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     if let Err(error) = logs::init(cli.log_format, &cli.log_level) {
         return finish(Err(Error::Configuration(error)));
@@ -126,7 +135,7 @@ async fn start(command: Command) -> Result<(), Error> {
     let view = View::default();
     let id = worker::new_id();
     match command {
-        Command::Crd(_) => {}
+        Command::Crd(_) | Command::Openapi => {}
         Command::Controller(options) => {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
@@ -143,7 +152,9 @@ async fn start(command: Command) -> Result<(), Error> {
         Command::Api(options) => {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
-            add_http(&mut parts, options.http, view.state(&queue)).await?;
+            let state = http::State { serving: true, ..view.state(&queue) };
+            add_probes(&mut parts, options.probes, state.clone()).await?;
+            add_http(&mut parts, options.http, state, client.clone(), &id).await?;
             let (caches, watches) = Cluster::watch(client, options.kubernetes.watch_namespace);
             view.cluster.send_replace(Some(caches));
             parts.add(async move {
@@ -154,8 +165,9 @@ async fn start(command: Command) -> Result<(), Error> {
         Command::All(options) => {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
-            add_http(&mut parts, options.http, view.state(&queue)).await?;
-            add_probes(&mut parts, options.probes, view.state(&queue)).await?;
+            let state = http::State { serving: true, ..view.state(&queue) };
+            add_probes(&mut parts, options.probes, state.clone()).await?;
+            add_http(&mut parts, options.http, state, client.clone(), &id).await?;
             add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
             add_controllers(&mut parts, options.controllers, &id, client, queue, view);
         }
@@ -187,6 +199,7 @@ impl View {
             cluster: Some(self.cluster.subscribe()),
             leadership: self.leadership.subscribe(),
             pulse: self.pulse.subscribe(),
+            serving: false,
         }
     }
 }
@@ -270,27 +283,46 @@ fn add_controllers(parts: &mut Parts, options: cli::Controllers, id: &str, clien
     });
 }
 
-async fn add_http(parts: &mut Parts, options: cli::Http, state: http::State) -> Result<(), Error> {
-    let address = SocketAddr::new(options.http_address, options.http_port);
-    serve(parts, "HTTP_PORT", address, http::router(state)).await
+async fn add_http(
+    parts: &mut Parts,
+    options: cli::Http,
+    state: http::State,
+    client: Client,
+    id: &str,
+) -> Result<(), Error> {
+    let address = options.address().map_err(Error::Configuration)?;
+    let settings = http::Settings {
+        reads: (!options.insecure_no_auth).then_some(options.read_access),
+        requests_per_second: options.http_requests_per_second,
+        requests_at_a_time: options.http_requests_at_a_time,
+    };
+    if options.insecure_no_auth {
+        tracing::warn!("--insecure-no-auth: everyone on this machine may do everything");
+    }
+    let files = options.http_tls_cert.zip(options.http_tls_key);
+    let certificate = files.map(|(certificate, key)| http::Certificate { certificate, key });
+    let router = http::router(state, settings, client, id, parts.stop.clone());
+    serve(parts, "HTTP_PORT", address, router, certificate).await
 }
 
 async fn add_probes(parts: &mut Parts, options: cli::Probes, state: http::State) -> Result<(), Error> {
     let address = SocketAddr::new(options.metrics_address, options.metrics_port);
-    serve(parts, "METRICS_PORT", address, http::probes(state)).await
+    serve(parts, "METRICS_PORT", address, http::probes(state), None).await
 }
 
-async fn serve(parts: &mut Parts, setting: &str, address: SocketAddr, router: axum::Router) -> Result<(), Error> {
+async fn serve(
+    parts: &mut Parts,
+    setting: &str,
+    address: SocketAddr,
+    router: axum::Router,
+    certificate: Option<http::Certificate>,
+) -> Result<(), Error> {
     let unusable = |error| Error::Configuration(format!("{setting}: could not listen on {address}: {error}"));
-    let listener = TcpListener::bind(address).await.map_err(unusable)?;
+    let listener = TcpListener::bind(address).map_err(unusable)?;
     let address = listener.local_addr().map_err(unusable)?;
+    let serving = http::serve(listener, router, certificate, parts.stop.clone());
+    let serving = serving.await.map_err(|error| Error::Configuration(format!("HTTP_TLS_CERT: {error}")))?;
     tracing::info!(%address, setting, "serving HTTP");
-    let stop = parts.stop.clone();
-    parts.add(async move {
-        axum::serve(listener, router)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
-            .map_err(|error| Error::Failed(format!("HTTP stopped: {error}")))
-    });
+    parts.add(async move { serving.await.map_err(|error| Error::Failed(format!("HTTP stopped: {error}"))) });
     Ok(())
 }

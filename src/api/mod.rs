@@ -21,6 +21,10 @@ pub const SCHEDULE_LABEL: &str = "sync.codex.dev/schedule";
 pub const SLOT_ANNOTATION: &str = "sync.codex.dev/scheduled-at";
 /// Annotation on a SyncSchedule that asks for a run now: any new token, or `<token>:Full`.
 pub const TRIGGER_ANNOTATION: &str = "sync.codex.dev/trigger";
+/// Annotation on a SyncJob that a call made: who called.
+pub const TRIGGERED_BY_ANNOTATION: &str = "sync.codex.dev/triggered-by";
+/// Annotation on a SyncJob that was made like one that failed: the name of that one.
+pub const RETRY_OF_ANNOTATION: &str = "sync.codex.dev/retry-of";
 
 /// Longest text in a status field, in bytes.
 pub const MAX_TEXT: usize = 512;

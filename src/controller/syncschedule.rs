@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::{
-    Resource, ResourceExt,
+    ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     runtime::controller::Action,
 };
@@ -12,10 +12,7 @@ use serde_json::json;
 
 use super::{Context, Error};
 use crate::{
-    api::{
-        SCHEDULE_LABEL, SLOT_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
-        syncschedule::ActiveRun,
-    },
+    api::{SyncJob, SyncSchedule, SyncScheduleStatus, syncschedule::ActiveRun},
     cluster,
     domain::{
         Note, elapsed, job,
@@ -91,7 +88,7 @@ async fn create(
     context: &Context,
 ) -> Result<bool, Error> {
     let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match context.start("create a SyncJob", jobs.create(&PostParams::default(), &build(schedule, parsed, run))).await {
+    match context.start("create a SyncJob", jobs.create(&PostParams::default(), &schedule::job_for(schedule, parsed, run))).await {
         Ok(_) => {
             note_skew(schedule, parsed, run);
             let text = format!("Created SyncJob {}", run.name);
@@ -112,25 +109,6 @@ fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) 
         let start = parsed.slots(&schedule.uid().unwrap_or_default()).start(run.slot.0);
         metrics::SCHEDULE_SKEW.observe(elapsed(start, Timestamp::now()).as_secs_f64());
     }
-}
-
-fn build(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) -> SyncJob {
-    let template = schedule.spec.job_template.clone();
-    let mut job = SyncJob::new(&run.name, template.spec);
-    if job.spec.stale_after.is_none() {
-        job.spec.stale_after = parsed.map(Parsed::stale_after);
-    }
-    job.metadata.namespace = schedule.namespace();
-    job.metadata.owner_references = Some(schedule.controller_owner_ref(&()).into_iter().collect());
-    job.metadata.labels = Some(template.metadata.labels);
-    job.metadata.annotations = Some(template.metadata.annotations);
-    job.labels_mut().insert(SCHEDULE_LABEL.to_owned(), schedule.name_any());
-    job.annotations_mut().insert(SLOT_ANNOTATION.to_owned(), run.slot.0.to_string());
-    if let Some(token) = &run.trigger {
-        job.annotations_mut().insert(TRIGGER_ANNOTATION.to_owned(), token.clone());
-        job.spec.sync_type = schedule::triggered_mode(token).unwrap_or(job.spec.sync_type);
-    }
-    job
 }
 
 /// Cancels a run that a newer one is to replace. The newer one is created when this one has ended.

@@ -9,6 +9,7 @@
 //! before its SyncJob is created: with `Replace`, until the run it replaces was cancelled and its worker is fenced.
 
 mod spec;
+mod template;
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,6 +37,7 @@ const MAX_FAILURE_HISTORY: usize = 20;
 const ON_TIME: Duration = Duration::from_secs(10);
 
 pub use spec::{Parsed, interval};
+pub use template::job_for;
 
 /// Why a slot was skipped.
 pub mod skips {

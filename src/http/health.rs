@@ -5,25 +5,33 @@ use std::sync::Arc;
 use axum::{Json, extract, http::StatusCode};
 use serde::Serialize;
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use super::{LIMIT, State};
 
 /// The body of `/health`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
+    /// `OK` or `DEGRADED`.
     status: &'static str,
-    jobs: Jobs,
+    jobs: HealthOfJobs,
     /// What is gone: `redis`, `kubernetes`, `workers`. Absent when nothing is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     missing: Vec<&'static str>,
 }
 
-#[derive(Debug, Serialize)]
-struct Jobs {
+#[derive(Debug, Serialize, ToSchema)]
+struct HealthOfJobs {
+    /// Runs can be started, and are worked on.
     initialized: bool,
 }
 
 /// 200 when runs can be started and are worked on, 503 with what is missing otherwise.
+#[utoipa::path(
+    get, path = "/health", tag = "probes",
+    responses((status = 200, body = Health), (status = 503, body = Health)),
+)]
 pub(super) async fn health(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Health>) {
     let (depth, kubernetes) = tokio::join!(state.depth(), kubernetes_answers(&state));
     let checks = [
@@ -34,7 +42,7 @@ pub(super) async fn health(extract::State(state): extract::State<Arc<State>>) ->
     let missing: Vec<_> = checks.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
     let (code, status) =
         if missing.is_empty() { (StatusCode::OK, "OK") } else { (StatusCode::SERVICE_UNAVAILABLE, "DEGRADED") };
-    (code, Json(Health { status, jobs: Jobs { initialized: missing.is_empty() }, missing }))
+    (code, Json(Health { status, jobs: HealthOfJobs { initialized: missing.is_empty() }, missing }))
 }
 
 async fn kubernetes_answers(state: &State) -> bool {

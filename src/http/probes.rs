@@ -9,6 +9,7 @@ use axum::{
 };
 use serde::Serialize;
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use super::{LIMIT, State};
 use crate::{
@@ -17,12 +18,13 @@ use crate::{
 };
 
 /// The body of `/readyz`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     ready: bool,
     /// What this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `workers` (the queue has
     /// not answered them lately). Absent when it is ready.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     missing: Vec<&'static str>,
     /// Whether this process reconciles. Absent in one without controllers.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,7 +34,17 @@ pub(super) struct Readiness {
     leader: Option<String>,
 }
 
+/// 200 as long as this process runs.
+#[utoipa::path(get, path = "/livez", tag = "probes", responses((status = 200)))]
+pub(super) async fn livez() -> StatusCode {
+    StatusCode::OK
+}
+
 /// 200 when this process can do its part: it need not lead for that.
+#[utoipa::path(
+    get, path = "/readyz", tag = "probes",
+    responses((status = 200, body = Readiness), (status = 503, body = Readiness)),
+)]
 pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Readiness>) {
     let pulse = state.pulse.borrow().clone();
     let leadership = state.leadership.borrow().clone();
@@ -55,5 +67,5 @@ pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) ->
 /// Metrics as OpenMetrics text.
 pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -> impl IntoResponse {
     let leading = state.leadership.borrow().as_ref().map(Leadership::is_held);
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], Metrics { leading }.encode())
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], Metrics { leading, serving: state.serving }.encode())
 }

@@ -14,6 +14,7 @@
 mod control;
 mod crashes;
 mod crds;
+mod http;
 mod operator;
 mod outages;
 mod queue;

@@ -15,13 +15,13 @@ const OUTAGE: Duration = Duration::from_secs(20);
 const USERS: i32 = 15_000;
 
 /// Servers of a test's own, stopped when dropped.
-struct Own {
+pub struct Own {
     name: String,
     part: &'static str,
 }
 
 impl Own {
-    fn up(part: &'static str) -> (Self, Servers) {
+    pub fn up(part: &'static str) -> (Self, Servers) {
         let own = Self { name: unique("outage"), part };
         own.script(&["up", part]);
         let mut servers = Servers::shared();
@@ -47,11 +47,11 @@ impl Own {
         if self.part == "kube" { "apiserver" } else { self.part }
     }
 
-    fn stop(&self) {
+    pub fn stop(&self) {
         self.script(&["kill", self.server()]);
     }
 
-    fn start(&self) {
+    pub fn start(&self) {
         self.script(&["start", self.server()]);
     }
 }
@@ -196,7 +196,7 @@ async fn everything_missing_at_the_start() {
     assert_complete(&finished(&world, "run").await);
 }
 
-fn install_crds(own: &Own) {
+pub fn install_crds(own: &Own) {
     own.script(&["kubectl", "apply", "-f", "crds"]);
     own.script(&[
         "kubectl",

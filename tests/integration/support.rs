@@ -161,10 +161,10 @@ impl World {
         process
     }
 
-    /// Starts `sync-operator all` with HTTP on a port of its own, which is returned too.
+    /// Starts `sync-operator all` with HTTP on a port of its own, which is returned too, for everyone here.
     pub fn all(&self, args: &[&str]) -> (Operator, u16) {
         let port = free_port();
-        let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
+        let http = ["--insecure-no-auth", "--http-port", &port.to_string()];
         (self.operator("all", &[&http, args].concat()), port)
     }
 }
@@ -191,6 +191,13 @@ impl Operator {
     #[allow(dead_code, reason = "only random faults keep logs")]
     pub fn keep_log(&self, name: &Path) {
         fs::hard_link(&self.log, name).unwrap();
+    }
+
+    /// Resident memory in MiB.
+    pub fn resident_mib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
     }
 
     pub fn log(&self) -> String {
