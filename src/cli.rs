@@ -295,7 +295,9 @@ impl Http {
         let default = if self.insecure_no_auth { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
         let address = self.http_address.unwrap_or(default.into());
         if self.insecure_no_auth && !address.is_loopback() {
-            return Err(format!("--insecure-no-auth serves on a loopback address only, not on {address}: set HTTP_ADDRESS=127.0.0.1, or leave it out"));
+            return Err(format!(
+                "--insecure-no-auth serves on a loopback address only, not on {address}: set HTTP_ADDRESS=127.0.0.1, or leave it out"
+            ));
         }
         Ok(SocketAddr::new(address, self.http_port))
     }

@@ -1,7 +1,7 @@
 //! The Kubernetes API: one client, and one watch of each kind for the whole process.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     fmt::Debug,
     future::Future,
     sync::{Arc, PoisonError, RwLock},
@@ -11,7 +11,7 @@ use std::{
 use futures::{Stream, StreamExt, future::join};
 use jiff::Timestamp;
 use kube::{
-    Api, Client, Config, Resource, ResourceExt,
+    Api, Client, Config, Resource,
     api::ObjectMeta,
     runtime::{
         WatchStreamExt,
@@ -22,12 +22,12 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, broadcast, mpsc, watch},
+    sync::{Semaphore, SemaphorePermit, mpsc, watch},
     time::timeout,
 };
 
 use crate::{
-    api::{SCHEDULE_LABEL, SyncJob, SyncSchedule, syncjob::Filter},
+    api::{SyncJob, SyncSchedule, syncjob::Filter},
     domain::job::is_finished,
     telemetry::Outage,
 };
@@ -40,9 +40,6 @@ const REQUESTS: (usize, usize) = (24, 8);
 /// Events a reader of a watch may lag behind before the watch waits for it.
 const BUFFER: usize = 256;
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
-
-/// Changes of SyncJobs a listener may lag behind, and deletions that are remembered.
-const REMEMBERED: usize = 1024;
 
 static API_SERVER: Outage = Outage::new("the Kubernetes API");
 
@@ -134,45 +131,11 @@ pub struct Cluster {
     /// Every SyncJob.
     pub jobs: Store<SyncJob>,
     index: Arc<RwLock<Index>>,
-    changes: broadcast::Sender<Change>,
     starts: Arc<Semaphore>,
     requests: Arc<Semaphore>,
     namespace: Option<String>,
     /// Kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
     listed: watch::Receiver<usize>,
-}
-
-/// Something happened to SyncJobs, and the caches show it.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// One was created or changed; with its version.
-    Job(ObjectRef<SyncJob>, u64),
-    /// One was deleted.
-    Gone(Arc<Gone>),
-    /// All of them were listed anew: single changes may have been missed.
-    Listed,
-}
-
-/// A SyncJob that was deleted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gone {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its uid.
-    pub uid: String,
-    /// The SyncSchedule it belonged to.
-    pub schedule: Option<String>,
-    /// The version at which it was deleted.
-    pub version: u64,
-}
-
-/// The version of an object. Later ones are higher, for all objects of one kind.
-/// <https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>
-#[must_use]
-pub fn version_of<K: Resource>(object: &K) -> u64 {
-    object.meta().resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 /// The ends of the watches for those who react to changes. All of them must be read from.
@@ -226,8 +189,7 @@ impl Cluster {
         listed: watch::Receiver<usize>,
     ) -> Self {
         let (starts, requests) = (Arc::new(Semaphore::new(REQUESTS.0)), Arc::new(Semaphore::new(REQUESTS.1)));
-        let (changes, _) = broadcast::channel(REMEMBERED);
-        Self { client, schedules, jobs, index: Arc::default(), changes, starts, requests, namespace, listed }
+        Self { client, schedules, jobs, index: Arc::default(), starts, requests, namespace, listed }
     }
 
     fn drive(
@@ -237,14 +199,12 @@ impl Cluster {
         listing: watch::Sender<usize>,
         deleted: Option<mpsc::UnboundedSender<String>>,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let schedules = follow(self.api(), schedules, |_| {});
-        let jobs = follow(self.api(), jobs, slim);
-        let (index, changes) = (Arc::clone(&self.index), self.changes.clone());
+        let schedules = changes(self.api()).reflect_shared(schedules);
+        let jobs = changes(self.api()).modify(slim).reflect_shared(jobs);
+        let index = Arc::clone(&self.index);
         async move {
             let note = |event: &watcher::Event<SyncJob>| {
-                let change = index.write().unwrap_or_else(PoisonError::into_inner).note(event);
-                // Fails when nobody listens.
-                change.and_then(|change| changes.send(change).ok());
+                index.write().unwrap_or_else(PoisonError::into_inner).note(event);
                 if let (watcher::Event::Delete(job), Some(deleted)) = (event, &deleted) {
                     job.metadata.uid.clone().and_then(|uid| deleted.send(uid).ok());
                 }
@@ -277,38 +237,6 @@ impl Cluster {
     pub async fn ready(&self) {
         // Fails only when the watches were dropped, and then the process ends anyway.
         self.listed.clone().wait_for(|kinds| *kinds >= 2).await.ok();
-    }
-
-    /// Whether both kinds were listed once.
-    #[must_use]
-    pub fn is_listed(&self) -> bool {
-        *self.listed.borrow() >= 2
-    }
-
-    /// Since when the API server has not answered the watches. `None` while it does: the caches are up to date.
-    #[must_use]
-    pub fn stale_since() -> Option<Timestamp> {
-        API_SERVER.since()
-    }
-
-    /// Changes of SyncJobs from now on.
-    #[must_use]
-    pub fn changes(&self) -> broadcast::Receiver<Change> {
-        self.changes.subscribe()
-    }
-
-    /// Names the last time that all SyncJobs were listed.
-    #[must_use]
-    pub fn listing(&self) -> u64 {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).listing
-    }
-
-    /// SyncJobs that were deleted after a version. `None` when not all of them are known any more.
-    #[must_use]
-    pub fn deletions_since(&self, version: u64) -> Option<Vec<Arc<Gone>>> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let known = version >= index.forgotten;
-        known.then(|| index.gone.iter().filter(|gone| gone.version > version).cloned().collect())
     }
 
     /// The API of the kind, in the namespace that is watched or in all.
@@ -372,27 +300,18 @@ struct Index {
     places: HashMap<String, ObjectRef<SyncJob>>,
     /// By the uid of the object that controls them.
     owned: HashMap<String, HashSet<ObjectRef<SyncJob>>>,
-    /// See [`Cluster::listing`].
-    listing: u64,
-    /// The last deletions.
-    gone: VecDeque<Arc<Gone>>,
-    /// Deletions up to this version may be missing in `gone`.
-    forgotten: u64,
 }
 
 impl Index {
-    /// Takes note of an event, and tells what it means to those who listen.
-    fn note(&mut self, event: &watcher::Event<SyncJob>) -> Option<Change> {
+    fn note(&mut self, event: &watcher::Event<SyncJob>) {
         match event {
-            watcher::Event::Init => *self = Self { listing: rand::random(), ..Self::default() },
+            watcher::Event::Init => *self = Self::default(),
             watcher::Event::InitApply(job) | watcher::Event::Apply(job) => {
                 let place = ObjectRef::from_obj(job);
                 if let Some(owner) = controller_of(job) {
                     self.owned.entry(owner.to_owned()).or_default().insert(place.clone());
                 }
-                job.metadata.uid.clone().and_then(|uid| self.places.insert(uid, place.clone()));
-                let is_news = matches!(event, watcher::Event::Apply(_));
-                return is_news.then(|| Change::Job(place, version_of(job)));
+                job.metadata.uid.clone().and_then(|uid| self.places.insert(uid, place));
             }
             watcher::Event::Delete(job) => {
                 self.places.remove(job.metadata.uid.as_deref().unwrap_or_default());
@@ -403,31 +322,14 @@ impl Index {
                         self.owned.remove(owner);
                     }
                 }
-                return Some(Change::Gone(self.remember(job)));
             }
-            watcher::Event::InitDone => return Some(Change::Listed),
+            watcher::Event::InitDone => {}
         }
-        None
-    }
-
-    fn remember(&mut self, job: &SyncJob) -> Arc<Gone> {
-        let gone = Arc::new(Gone {
-            namespace: job.namespace().unwrap_or_default(),
-            name: job.name_any(),
-            uid: job.uid().unwrap_or_default(),
-            schedule: job.labels().get(SCHEDULE_LABEL).cloned(),
-            version: version_of(job),
-        });
-        self.gone.push_back(Arc::clone(&gone));
-        if self.gone.len() > REMEMBERED {
-            self.forgotten = self.gone.pop_front().map_or(self.forgotten, |oldest| oldest.version);
-        }
-        gone
     }
 }
 
 /// Drops what nobody asks of a run that has ended: there may be many of them.
-fn slim(job: &mut SyncJob) {
+pub fn slim(job: &mut SyncJob) {
     if is_finished(job) {
         job.spec.target.filter = Filter::default();
         job.metadata.annotations = None;
@@ -438,21 +340,21 @@ fn slim(job: &mut SyncJob) {
     }
 }
 
-fn follow<K>(
-    api: Api<K>,
-    writer: Writer<K>,
-    slim: fn(&mut K),
-) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+/// The changes of a kind, without what nobody asks.
+pub fn changes<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     watcher(api, watcher::Config::default())
         .backoff(Retry(WATCH_RETRY.0))
-        .modify(move |object: &mut K| {
-            object.meta_mut().managed_fields = None;
-            slim(object);
-        })
-        .reflect_shared(writer)
+        .inspect(|event| API_SERVER.note(event))
+        .modify(|object: &mut K| object.meta_mut().managed_fields = None)
+}
+
+/// Since when the API server has not answered the watches. `None` while it does: the caches are up to date.
+#[must_use]
+pub fn stale_since() -> Option<Timestamp> {
+    API_SERVER.since()
 }
 
 async fn drain<K: Resource>(
@@ -463,7 +365,6 @@ async fn drain<K: Resource>(
     let mut watch = std::pin::pin!(watch);
     let mut listed = false;
     while let Some(event) = watch.next().await {
-        API_SERVER.note(&event);
         let Ok(event) = &event else { continue };
         note(event);
         if matches!(event, watcher::Event::InitDone) && !std::mem::replace(&mut listed, true) {

@@ -151,23 +151,18 @@ async fn start(command: Command) -> Result<(), Error> {
         }
         Command::Api(options) => {
             let queue = open_queue(&options.redis)?;
-            let client = connect().await?;
-            let state = http::State { serving: true, ..view.state(&queue) };
+            let objects = watch_objects(&mut parts, connect().await?, &options.kubernetes);
+            let state = http::State { cluster: None, objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
-            add_http(&mut parts, options.http, state, client.clone(), &id).await?;
-            let (caches, watches) = Cluster::watch(client, options.kubernetes.watch_namespace);
-            view.cluster.send_replace(Some(caches));
-            parts.add(async move {
-                stop.run_until_cancelled(watches).await;
-                Ok(())
-            });
+            add_http(&mut parts, options.http, state, objects, &id).await?;
         }
         Command::All(options) => {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
-            let state = http::State { serving: true, ..view.state(&queue) };
+            let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
+            let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
-            add_http(&mut parts, options.http, state, client.clone(), &id).await?;
+            add_http(&mut parts, options.http, state, objects, &id).await?;
             add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
             add_controllers(&mut parts, options.controllers, &id, client, queue, view);
         }
@@ -199,7 +194,7 @@ impl View {
             cluster: Some(self.cluster.subscribe()),
             leadership: self.leadership.subscribe(),
             pulse: self.pulse.subscribe(),
-            serving: false,
+            objects: None,
         }
     }
 }
@@ -283,11 +278,22 @@ fn add_controllers(parts: &mut Parts, options: cli::Controllers, id: &str, clien
     });
 }
 
+/// The sidecar's own watches: it shows every SyncJob, and controllers keep little of those that have ended.
+fn watch_objects(parts: &mut Parts, client: Client, options: &cli::Kubernetes) -> http::Objects {
+    let (objects, watches) = http::Objects::watch(client, options.watch_namespace.as_deref());
+    let stop = parts.stop.clone();
+    parts.add(async move {
+        stop.run_until_cancelled(watches).await;
+        Ok(())
+    });
+    objects
+}
+
 async fn add_http(
     parts: &mut Parts,
     options: cli::Http,
     state: http::State,
-    client: Client,
+    objects: http::Objects,
     id: &str,
 ) -> Result<(), Error> {
     let address = options.address().map_err(Error::Configuration)?;
@@ -301,7 +307,7 @@ async fn add_http(
     }
     let files = options.http_tls_cert.zip(options.http_tls_key);
     let certificate = files.map(|(certificate, key)| http::Certificate { certificate, key });
-    let router = http::router(state, settings, client, id, parts.stop.clone());
+    let router = http::router(state, objects, settings, id, parts.stop.clone());
     serve(parts, "HTTP_PORT", address, router, certificate).await
 }
 

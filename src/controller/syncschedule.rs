@@ -88,7 +88,10 @@ async fn create(
     context: &Context,
 ) -> Result<bool, Error> {
     let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match context.start("create a SyncJob", jobs.create(&PostParams::default(), &schedule::job_for(schedule, parsed, run))).await {
+    match context
+        .start("create a SyncJob", jobs.create(&PostParams::default(), &schedule::job_for(schedule, parsed, run)))
+        .await
+    {
         Ok(_) => {
             note_skew(schedule, parsed, run);
             let text = format!("Created SyncJob {}", run.name);

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{Json, extract::State};
-use futures::{TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use kube::{
     ResourceExt,
@@ -18,12 +18,12 @@ use super::{
     audit::{self, Deed},
     auth::{Caller, Right},
     extract::{Body, By, Query},
+    objects::Objects,
     pause::{AT_A_TIME, Cover},
     problem::{Kind, Problem},
 };
 use crate::{
     api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
-    cluster::Cluster,
     domain::job::{is_complete, is_finished},
 };
 
@@ -74,17 +74,14 @@ pub(super) async fn cleanup(
         return Err(Problem::new(Kind::InvalidBody, format!("gracePeriodHours must be from 0 to {MAX_HOURS}")));
     }
     app.access.check(&caller, Right::new("delete", "syncjobs", cover.namespace.as_deref())).await?;
-    let cluster = app.cluster()?;
+    let objects = app.listed()?;
     let before = Timestamp::now() - SignedDuration::from_hours(grace_period_hours);
-    let mut old: Vec<_> = cluster.jobs.state();
-    old.retain(|job| cover.takes_job(job) && ended_before(job, before) && !is_in_books(job, &cluster));
+    let mut old: Vec<_> = objects.jobs.state();
+    old.retain(|job| cover.takes_job(job) && ended_before(job, before) && !is_in_books(job, objects));
     let remaining = old.len().saturating_sub(MOST);
     old.truncate(MOST);
     if !dry_run {
-        let deleted = stream::iter(old.into_iter().map(Ok::<_, Problem>)).map_ok(|job| delete(&cluster, job));
-        let deleted: Vec<_> = deleted.try_buffer_unordered(AT_A_TIME).try_collect().await?;
-        old = deleted.into_iter().flatten().collect();
-        note(&app, &caller, &cluster, &old).await;
+        old = delete_all(&app, &caller, objects, old).await?;
     }
     let completed = old.iter().filter(|job| is_complete(job)).count();
     Ok(Json(Cleaned { completed, failed: old.len() - completed, remaining }))
@@ -96,23 +93,39 @@ fn ended_before(job: &SyncJob, time: Timestamp) -> bool {
 }
 
 /// Its schedule has not counted it yet.
-fn is_in_books(job: &SyncJob, cluster: &Cluster) -> bool {
-    let schedule = schedule_of(job, cluster);
+fn is_in_books(job: &SyncJob, objects: &Objects) -> bool {
+    let schedule = schedule_of(job, objects);
     let status = schedule.as_ref().and_then(|schedule| schedule.status.as_ref());
     status.is_some_and(|status| status.active.iter().any(|run| run.name == job.name_any()))
 }
 
-fn schedule_of(job: &SyncJob, cluster: &Cluster) -> Option<Arc<SyncSchedule>> {
+fn schedule_of(job: &SyncJob, objects: &Objects) -> Option<Arc<SyncSchedule>> {
     let name = job.labels().get(SCHEDULE_LABEL)?;
-    cluster.schedules.get(&ObjectRef::new(name).within(job.metadata.namespace.as_deref()?))
+    objects.schedules.get(&ObjectRef::new(name).within(job.metadata.namespace.as_deref()?))
+}
+
+/// Deletes SyncJobs until one cannot be deleted, and tells which are gone in any case.
+async fn delete_all(
+    app: &App,
+    caller: &Caller,
+    objects: &Objects,
+    jobs: Vec<Arc<SyncJob>>,
+) -> Result<Vec<Arc<SyncJob>>, Problem> {
+    let mut deletions = stream::iter(jobs).map(|job| delete(objects, job)).buffer_unordered(AT_A_TIME);
+    let (mut deleted, mut result) = (Vec::new(), Ok(()));
+    while let (Some(deletion), Ok(())) = (deletions.next().await, &result) {
+        result = deletion.map(|job| deleted.extend(job));
+    }
+    note(app, caller, objects, &deleted).await;
+    result.map(|()| deleted)
 }
 
 /// Deletes a SyncJob. `None` when it was gone.
-async fn delete(cluster: &Cluster, job: Arc<SyncJob>) -> Result<Option<Arc<SyncJob>>, Problem> {
+async fn delete(objects: &Objects, job: Arc<SyncJob>) -> Result<Option<Arc<SyncJob>>, Problem> {
     let preconditions = Preconditions { uid: job.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-    let jobs = cluster.beside::<SyncJob>(&job.metadata);
-    match cluster.ask("delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
+    let jobs = objects.beside::<SyncJob>(&job.metadata);
+    match objects.ask("delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
         Ok(_) => Ok(Some(job)),
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(None),
         Err(error) => Err(error.into()),
@@ -120,10 +133,10 @@ async fn delete(cluster: &Cluster, job: Arc<SyncJob>) -> Result<Option<Arc<SyncJ
 }
 
 /// One event on each schedule, and one on each SyncJob without any.
-async fn note(app: &App, caller: &Caller, cluster: &Cluster, deleted: &[Arc<SyncJob>]) {
+async fn note(app: &App, caller: &Caller, objects: &Objects, deleted: &[Arc<SyncJob>]) {
     let mut by_schedule: BTreeMap<(String, String), (Arc<SyncSchedule>, usize)> = BTreeMap::new();
     for job in deleted {
-        match schedule_of(job, cluster) {
+        match schedule_of(job, objects) {
             Some(schedule) => {
                 let place = (schedule.namespace().unwrap_or_default(), schedule.name_any());
                 by_schedule.entry(place).or_insert((schedule, 0)).1 += 1;

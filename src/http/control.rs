@@ -12,15 +12,14 @@ use super::{
     App,
     audit::{self, Deed},
     auth::{Caller, Right},
-    extract::{By, Path},
-    jobs::find,
+    extract::{By, Path, Place},
+    jobs::{find, live},
     pause,
     problem::{Kind, Problem},
     trigger::{Triggered, accepted, create},
 };
 use crate::{
     api::{RETRY_OF_ANNOTATION, SyncJob},
-    cluster,
     domain::{
         job::{is_complete, is_finished},
         names,
@@ -39,15 +38,16 @@ pub(super) struct Controlled {
     changed: bool,
 }
 
-type Place = Path<(String, String)>;
-
 /// Ends a run as Failed, reason Cancelled, at its next batch boundary. Cannot be taken back.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/cancel", tag = "control",
-    params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name")),
-    responses((status = 200, body = Controlled)),
+    params(Place), responses((status = 200, body = Controlled)),
 )]
-pub(super) async fn cancel(State(app): State<App>, By(caller): By, place: Place) -> Result<Json<Controlled>, Problem> {
+pub(super) async fn cancel(
+    State(app): State<App>,
+    By(caller): By,
+    Path(place): Path<Place>,
+) -> Result<Json<Controlled>, Problem> {
     let job = unfinished(&app, &caller, &place).await?;
     let changed = !job.spec.cancelled && pause::patch(&app, &*job, json!({"cancelled": true})).await?;
     if changed {
@@ -59,20 +59,26 @@ pub(super) async fn cancel(State(app): State<App>, By(caller): By, place: Place)
 /// Puts a run aside at its next batch boundary. Costs no attempt.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/suspend", tag = "control",
-    params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name")),
-    responses((status = 200, body = Controlled)),
+    params(Place), responses((status = 200, body = Controlled)),
 )]
-pub(super) async fn suspend(State(app): State<App>, By(caller): By, place: Place) -> Result<Json<Controlled>, Problem> {
+pub(super) async fn suspend(
+    State(app): State<App>,
+    By(caller): By,
+    Path(place): Path<Place>,
+) -> Result<Json<Controlled>, Problem> {
     set_suspended(&app, &caller, &place, true).await
 }
 
 /// Lets a run go on from its last checkpoint.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/resume", tag = "control",
-    params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name")),
-    responses((status = 200, body = Controlled)),
+    params(Place), responses((status = 200, body = Controlled)),
 )]
-pub(super) async fn resume(State(app): State<App>, By(caller): By, place: Place) -> Result<Json<Controlled>, Problem> {
+pub(super) async fn resume(
+    State(app): State<App>,
+    By(caller): By,
+    Path(place): Path<Place>,
+) -> Result<Json<Controlled>, Problem> {
     set_suspended(&app, &caller, &place, false).await
 }
 
@@ -81,20 +87,22 @@ pub(super) async fn resume(State(app): State<App>, By(caller): By, place: Place)
 /// A run that has ended is never run again. The same call again gives the same new SyncJob.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/retry", tag = "control",
-    params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name")),
-    responses((status = 202, body = Triggered, headers(("Location" = String, description = "Where the new run can be read")))),
+    params(Place), responses((status = 202, body = Triggered, headers(("Location" = String, description = "Where the new run can be read")))),
 )]
-pub(super) async fn retry(State(app): State<App>, By(caller): By, place: Place) -> Result<Response, Problem> {
-    let Path((namespace, name)) = &place;
+pub(super) async fn retry(
+    State(app): State<App>,
+    By(caller): By,
+    Path(place): Path<Place>,
+) -> Result<Response, Problem> {
+    let Place { namespace, name } = &place;
     app.access.check(&caller, Right::new("create", "syncjobs", Some(namespace))).await?;
-    let cached = find(&app, namespace, name)?;
+    let cached = find(&app, &place)?;
     if !is_finished(&cached) || is_complete(&cached) {
         let detail = format!("{name} has not failed; only a run that ended as Failed can be tried again");
         return Err(Problem::new(Kind::Conflict, detail));
     }
     // The cache does not keep everything of a run that has ended.
-    let jobs = app.cluster()?.beside::<SyncJob>(&cached.metadata);
-    let failed = cluster::ask("read a SyncJob", jobs.get(name)).await?;
+    let failed = live(&app, &cached).await?;
     let (job, replayed) = create(&app, &again(&failed)).await?;
     if !replayed {
         let what = format!("Created SyncJob {}", job.name_any());
@@ -128,9 +136,10 @@ async fn set_suspended(
 }
 
 /// The SyncJob, when the caller may change it and it can be changed still.
-async fn unfinished(app: &App, caller: &Caller, Path((namespace, name)): &Place) -> Result<Arc<SyncJob>, Problem> {
+async fn unfinished(app: &App, caller: &Caller, place: &Place) -> Result<Arc<SyncJob>, Problem> {
+    let Place { namespace, name } = place;
     app.access.check(caller, Right::new("patch", "syncjobs", Some(namespace)).on(name)).await?;
-    let job = find(app, namespace, name)?;
+    let job = find(app, place)?;
     if is_finished(&job) {
         return Err(Problem::new(Kind::Conflict, format!("{name} has ended, and is never changed again")));
     }

@@ -27,15 +27,12 @@ use utoipa::ToSchema;
 use super::{
     App,
     extract::{Query, Reader},
+    objects::{Change, Gone, Objects, version_of},
     pause::Cover,
     problem::Problem,
     view::Job,
 };
-use crate::{
-    api::SyncJob,
-    cluster::{Change, Cluster, Gone, version_of},
-    domain::job::is_finished,
-};
+use crate::{api::SyncJob, domain::job::is_finished};
 use throttle::Throttle;
 
 const LAST_EVENT_ID: &str = "last-event-id";
@@ -73,7 +70,7 @@ pub(super) async fn events(
     app.access.check_read(&reader, cover.namespace.as_deref()).await?;
     let place = app.limits.stream()?;
     let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok());
-    let listener = Listener::new(app.cluster()?, cover, last, place);
+    let listener = Listener::new(app.listed()?.clone(), cover, last, place);
     let stop = app.stop.clone().cancelled_owned();
     let stream = futures::StreamExt::take_until(listener.stream(), stop);
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
@@ -96,7 +93,7 @@ impl std::str::FromStr for Id {
 
 /// One client.
 struct Listener {
-    cluster: Cluster,
+    objects: Objects,
     cover: Cover,
     changes: broadcast::Receiver<Change>,
     listing: u64,
@@ -107,18 +104,18 @@ struct Listener {
 }
 
 impl Listener {
-    fn new(cluster: Cluster, cover: Cover, last: Option<Id>, place: OwnedSemaphorePermit) -> Self {
+    fn new(objects: Objects, cover: Cover, last: Option<Id>, place: OwnedSemaphorePermit) -> Self {
         // Subscribed before anything is read, so nothing falls in between.
-        let changes = cluster.changes();
+        let changes = objects.changes();
         let mut listener = Self {
-            listing: cluster.listing(),
+            listing: objects.listing(),
             changes,
             cover,
             throttle: Throttle::default(),
             ready: VecDeque::new(),
             until: Instant::now() + LONGEST,
             _place: place,
-            cluster,
+            objects,
         };
         listener.ready.push_back(Event::default().retry(RETRY));
         match last {
@@ -141,7 +138,7 @@ impl Listener {
                 return Some(event);
             }
             if let Some(place) = self.throttle.take(Instant::now()) {
-                self.ready.extend(self.cluster.jobs.get(&place).and_then(|job| self.job(&job)));
+                self.ready.extend(self.objects.jobs.get(&place).and_then(|job| self.job(&job)));
                 continue;
             }
             let due = self.throttle.due().unwrap_or(self.until).min(self.until);
@@ -172,23 +169,23 @@ impl Listener {
     }
 
     fn tell_unfinished(&mut self) {
-        self.listing = self.cluster.listing();
-        let jobs = self.cluster.jobs.state();
-        jobs.iter().for_each(|job| self.throttle.saw(version_of(&**job)));
+        self.listing = self.objects.listing();
+        let jobs = self.objects.jobs.state();
+        jobs.iter().for_each(|job| self.throttle.saw(version_of(job)));
         let events: Vec<_> = jobs.iter().filter(|job| !is_finished(job)).filter_map(|job| self.job(job)).collect();
         self.ready.extend(events);
     }
 
     /// Tells what happened after an event, or everything when that is not known any more.
     fn catch_up(&mut self, last: Id) {
-        let deletions = self.cluster.deletions_since(last.version);
-        let Some(deletions) = deletions.filter(|_| last.listing == self.cluster.listing()) else {
+        let deletions = self.objects.deletions_since(last.version);
+        let Some(deletions) = deletions.filter(|_| last.listing == self.objects.listing()) else {
             return self.reset();
         };
         self.throttle.saw(last.version);
-        let mut jobs = self.cluster.jobs.state();
-        jobs.retain(|job| version_of(&**job) > last.version);
-        jobs.iter().map(|job| version_of(&**job)).for_each(|version| self.throttle.saw(version));
+        let mut jobs = self.objects.jobs.state();
+        jobs.retain(|job| version_of(job) > last.version);
+        jobs.iter().map(|job| version_of(job)).for_each(|version| self.throttle.saw(version));
         deletions.iter().for_each(|gone| self.throttle.saw(gone.version));
         let events: Vec<_> = jobs.iter().filter_map(|job| self.job(job)).collect();
         self.ready.extend(events);

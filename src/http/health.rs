@@ -1,13 +1,11 @@
 //! `/health`.
 
-use std::sync::Arc;
-
-use axum::{Json, extract, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode};
 use serde::Serialize;
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
-use super::{LIMIT, State};
+use super::{App, LIMIT};
 
 /// The body of `/health`.
 #[derive(Debug, Serialize, ToSchema)]
@@ -32,8 +30,8 @@ struct HealthOfJobs {
     get, path = "/health", tag = "probes",
     responses((status = 200, body = Health), (status = 503, body = Health)),
 )]
-pub(super) async fn health(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Health>) {
-    let (depth, kubernetes) = tokio::join!(state.depth(), kubernetes_answers(&state));
+pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
+    let (depth, kubernetes) = tokio::join!(app.state.depth(), kubernetes_answers(&app));
     let checks = [
         ("redis", depth.is_some()),
         ("kubernetes", kubernetes),
@@ -45,7 +43,6 @@ pub(super) async fn health(extract::State(state): extract::State<Arc<State>>) ->
     (code, Json(Health { status, jobs: HealthOfJobs { initialized: missing.is_empty() }, missing }))
 }
 
-async fn kubernetes_answers(state: &State) -> bool {
-    let Some(cluster) = state.cluster() else { return false };
-    matches!(timeout(LIMIT, cluster.client.apiserver_version()).await, Ok(Ok(_)))
+async fn kubernetes_answers(app: &App) -> bool {
+    matches!(timeout(LIMIT, app.objects.client.apiserver_version()).await, Ok(Ok(_)))
 }

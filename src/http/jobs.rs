@@ -4,13 +4,13 @@ use std::{cmp::Reverse, sync::Arc};
 
 use axum::{Json, extract::State};
 use jiff::Timestamp;
-use kube::{Api, ResourceExt};
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App,
-    extract::{Path, Query, Reader},
+    extract::{Path, Place, Query, Reader},
     problem::{Kind, Problem},
     view::{Job, JobDetails},
 };
@@ -62,7 +62,7 @@ pub(super) struct Page {
 }
 
 /// Where a run stands in the list: the newest first.
-type Place = (Reverse<i64>, String, String);
+type Rank = (Reverse<i64>, String, String);
 
 /// Lists runs.
 #[utoipa::path(get, path = "/jobs", tag = "jobs", params(Selection), responses((status = 200, body = Page)))]
@@ -72,7 +72,7 @@ pub(super) async fn list(
     Query(selection): Query<Selection>,
 ) -> Result<Json<Page>, Problem> {
     app.access.check_read(&reader, selection.namespace.as_deref()).await?;
-    page(&app.cluster()?.jobs.state(), &selection).map(Json)
+    page(&app.listed()?.jobs.state(), &selection).map(Json)
 }
 
 fn page(jobs: &[Arc<SyncJob>], selection: &Selection) -> Result<Page, Problem> {
@@ -84,8 +84,8 @@ fn page(jobs: &[Arc<SyncJob>], selection: &Selection) -> Result<Page, Problem> {
     let mut found: Vec<_> = jobs
         .iter()
         .filter(|job| selection.takes(job))
-        .map(|job| (place(job), job))
-        .filter(|(place, _)| after.as_ref().is_none_or(|after| place > after))
+        .map(|job| (rank(job), job))
+        .filter(|(rank, _)| after.as_ref().is_none_or(|after| rank > after))
         .collect();
     let more = found.len() > limit;
     if more {
@@ -93,7 +93,7 @@ fn page(jobs: &[Arc<SyncJob>], selection: &Selection) -> Result<Page, Problem> {
         found.truncate(limit);
     }
     found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-    let next_cursor = found.last().filter(|_| more).map(|(place, _)| write_cursor(place));
+    let next_cursor = found.last().filter(|_| more).map(|(rank, _)| write_cursor(rank));
     Ok(Page { items: found.into_iter().map(|(_, job)| Job::from(&**job)).collect(), next_cursor })
 }
 
@@ -111,51 +111,53 @@ impl Selection {
     }
 }
 
-fn place(job: &SyncJob) -> Place {
+fn rank(job: &SyncJob) -> Rank {
     let created = job.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0);
     (Reverse(created.as_second()), job.namespace().unwrap_or_default(), job.name_any())
 }
 
 /// No part of it has a `~`, and none needs to be escaped in a URL.
-fn write_cursor((created, namespace, name): &Place) -> String {
+fn write_cursor((created, namespace, name): &Rank) -> String {
     format!("{}~{namespace}~{name}", created.0)
 }
 
-fn read_cursor(text: &str) -> Result<Place, Problem> {
-    let place = || {
+fn read_cursor(text: &str) -> Result<Rank, Problem> {
+    let rank = || {
         let (created, object) = text.split_once('~')?;
         let (namespace, name) = object.split_once('~')?;
         Some((Reverse(created.parse().ok()?), namespace.to_owned(), name.to_owned()))
     };
-    place().ok_or_else(|| Problem::new(Kind::BadRequest, "cursor must be the nextCursor of an earlier page"))
+    rank().ok_or_else(|| Problem::new(Kind::BadRequest, "cursor must be the nextCursor of an earlier page"))
 }
 
 /// Shows a run, with its failed attempts and refused documents.
 #[utoipa::path(
-    get, path = "/jobs/{namespace}/{name}", tag = "jobs",
-    params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name")),
-    responses((status = 200, body = JobDetails)),
+    get, path = "/jobs/{namespace}/{name}", tag = "jobs", params(Place), responses((status = 200, body = JobDetails)),
 )]
 pub(super) async fn read(
     State(app): State<App>,
     Reader(reader): Reader,
-    Path((namespace, name)): Path<(String, String)>,
+    Path(place): Path<Place>,
 ) -> Result<Json<JobDetails>, Problem> {
-    app.access.check_read(&reader, Some(&namespace)).await?;
-    let job = find(&app, &namespace, &name)?;
+    app.access.check_read(&reader, Some(&place.namespace)).await?;
+    let job = find(&app, &place)?;
     if !is_finished(&job) {
         return Ok(Json((&*job).into()));
     }
     // The cache does not keep everything of a run that has ended.
-    let jobs: Api<SyncJob> = Api::namespaced(app.cluster()?.client, &namespace);
-    Ok(Json((&cluster::ask("read a SyncJob", jobs.get(&name)).await?).into()))
+    Ok(Json((&live(&app, &job).await?).into()))
 }
 
 /// A SyncJob as last seen.
-pub(super) fn find(app: &App, namespace: &str, name: &str) -> Result<Arc<SyncJob>, Problem> {
-    let place = kube::runtime::reflector::ObjectRef::new(name).within(namespace);
-    let found = app.cluster()?.jobs.get(&place);
+pub(super) fn find(app: &App, Place { namespace, name }: &Place) -> Result<Arc<SyncJob>, Problem> {
+    let found = app.listed()?.jobs.get(&ObjectRef::new(name).within(namespace));
     found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncJob {namespace}/{name}")))
+}
+
+/// A SyncJob as it is.
+pub(super) async fn live(app: &App, job: &SyncJob) -> Result<SyncJob, Problem> {
+    let jobs = app.listed()?.beside::<SyncJob>(&job.metadata);
+    Ok(cluster::ask("read a SyncJob", jobs.get(&job.name_any())).await?)
 }
 
 #[cfg(test)]
@@ -216,7 +218,7 @@ mod tests {
         for text in ["", "x", "1~a", "x~a~b"] {
             assert!(read_cursor(text).is_err(), "{text}");
         }
-        let place = (Reverse(5), "a".to_owned(), "b".to_owned());
-        assert_eq!(read_cursor(&write_cursor(&place)), Ok(place));
+        let rank = (Reverse(5), "a".to_owned(), "b".to_owned());
+        assert_eq!(read_cursor(&write_cursor(&rank)), Ok(rank));
     }
 }

@@ -10,6 +10,7 @@ mod extract;
 mod health;
 mod jobs;
 mod limits;
+mod objects;
 mod openapi;
 mod pause;
 mod probes;
@@ -21,13 +22,7 @@ mod view;
 
 use std::{num::NonZeroU32, ops::Deref, sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    extract::FromRef,
-    http::Uri,
-    routing::get,
-};
-use kube::Client;
+use axum::{Router, extract::FromRef, http::Uri, routing::get};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -44,6 +39,7 @@ use limits::Limits;
 use problem::{Kind, Problem};
 
 pub use auth::{AUDIENCE, ReadAccess};
+pub use objects::Objects;
 pub use server::{Certificate, CertificateError, serve};
 
 /// Longest wait for Redis or the API server within one request.
@@ -54,19 +50,29 @@ const LIMIT: Duration = Duration::from_millis(1500);
 pub struct State {
     /// The queue.
     pub queue: Queue,
-    /// The caches; absent until the watches were set up. `None` in a process that watches nothing.
+    /// The controllers' caches; absent until the watches were set up. `None` in a process without controllers.
     pub cluster: Option<watch::Receiver<Option<Cluster>>>,
     /// Who leads. Absent in a process without controllers.
     pub leadership: watch::Receiver<Option<Leadership>>,
     /// The workers. Absent in a process without any.
     pub pulse: watch::Receiver<Option<Pulse>>,
-    /// Whether this process serves the calls.
-    pub serving: bool,
+    /// What the calls are answered from. Absent in a process that serves none.
+    pub objects: Option<Objects>,
 }
 
 impl State {
-    fn cluster(&self) -> Option<Cluster> {
-        self.cluster.as_ref()?.borrow().clone()
+    /// Waits until the objects of the cluster were listed, where this process watches them.
+    async fn listed(&self) {
+        if let Some(mut cluster) = self.cluster.clone() {
+            // Fails only when the process ends.
+            let cluster = cluster.wait_for(Option::is_some).await.ok().and_then(|cluster| cluster.clone());
+            if let Some(cluster) = cluster {
+                cluster.ready().await;
+            }
+        }
+        if let Some(objects) = &self.objects {
+            objects.listed().await;
+        }
     }
 
     /// What the queue holds. `None` when Redis does not answer in time.
@@ -92,6 +98,7 @@ struct App(Arc<Parts>);
 
 struct Parts {
     state: Arc<State>,
+    objects: Objects,
     access: Access,
     events: Events,
     limits: Limits,
@@ -114,15 +121,17 @@ impl FromRef<App> for Arc<State> {
 
 impl App {
     /// The caches, once they are filled.
-    fn cluster(&self) -> Result<Cluster, Problem> {
-        self.state.cluster().filter(Cluster::is_listed).ok_or_else(Problem::not_listed)
+    fn listed(&self) -> Result<&Objects, Problem> {
+        Some(&self.objects).filter(|objects| objects.is_listed()).ok_or_else(Problem::not_listed)
     }
 }
 
 /// Every route of the sidecar. Streams of events end at `stop`.
-pub fn router(state: State, settings: Settings, client: Client, instance: &str, stop: CancellationToken) -> Router {
+pub fn router(state: State, objects: Objects, settings: Settings, instance: &str, stop: CancellationToken) -> Router {
+    let client = objects.client.clone();
     let app = App(Arc::new(Parts {
-        state: Arc::new(state),
+        state: Arc::new(State { objects: Some(objects.clone()), ..state }),
+        objects,
         access: settings.reads.map_or_else(Access::anyone, |reads| Access::reviewed(client.clone(), reads)),
         events: Events::new(client, instance),
         limits: Limits::new(settings.requests_per_second, settings.requests_at_a_time),

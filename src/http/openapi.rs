@@ -7,9 +7,10 @@ use axum::{
 use utoipa::{
     PartialSchema,
     openapi::{
-        ContentBuilder, HttpMethod, InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, ResponseBuilder, SecurityRequirement,
-        security::{Http, HttpAuthScheme, SecurityScheme},
+        ContentBuilder, HttpMethod, InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, ResponseBuilder,
+        SecurityRequirement,
         path::{Operation, PathItem},
+        security::{Http, HttpAuthScheme, SecurityScheme},
     },
 };
 

@@ -92,8 +92,8 @@ async fn set(app: &App, caller: &Caller, cover: &Cover, suspended: bool) -> Resu
     for resource in ["syncschedules", "syncjobs"] {
         app.access.check(caller, Right::new("patch", resource, cover.namespace.as_deref())).await?;
     }
-    let cluster = app.cluster()?;
-    let mut schedules = cluster.schedules.state();
+    let objects = app.listed()?;
+    let mut schedules = objects.schedules.state();
     schedules.retain(|schedule| cover.takes_schedule(schedule));
     if let (Some(name), true) = (&cover.schedule, schedules.is_empty()) {
         return Err(Problem::new(Kind::NotFound, format!("there is no SyncSchedule {name} that fits")));
@@ -102,7 +102,7 @@ async fn set(app: &App, caller: &Caller, cover: &Cover, suspended: bool) -> Resu
     schedules.retain(|schedule| schedule.spec.suspended != suspended);
     let schedules_changed = suspend_all(app, caller, &schedules, suspended).await?;
     // Afterwards, so that those are seen that a schedule made meanwhile.
-    let mut jobs = cluster.jobs.state();
+    let mut jobs = objects.jobs.state();
     jobs.retain(|job| cover.takes_job(job) && !is_finished(job));
     let covered = covered + jobs.len();
     jobs.retain(|job| job.spec.suspended != suspended);
@@ -161,11 +161,11 @@ where
         + std::fmt::Debug
         + DeserializeOwned,
 {
-    let cluster = app.cluster()?;
+    let objects = app.listed()?;
     // The uid makes this a conflict for another object of the same name.
     let patch = Patch::Merge(json!({"metadata": {"uid": object.uid()}, "spec": spec}));
-    let api = cluster.beside::<K>(object.meta());
-    let asked = cluster.ask("change an object", api.patch(&object.name_any(), &PatchParams::default(), &patch)).await;
+    let api = objects.beside::<K>(object.meta());
+    let asked = objects.ask("change an object", api.patch(&object.name_any(), &PatchParams::default(), &patch)).await;
     match asked {
         Ok(_) => Ok(true),
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(false),

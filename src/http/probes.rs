@@ -48,15 +48,10 @@ pub(super) async fn livez() -> StatusCode {
 pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Readiness>) {
     let pulse = state.pulse.borrow().clone();
     let leadership = state.leadership.borrow().clone();
-    let listed = async {
-        match state.cluster() {
-            Some(cluster) => timeout(LIMIT, cluster.ready()).await.is_ok(),
-            None => state.cluster.is_none(),
-        }
-    };
+    let listed = timeout(LIMIT, state.listed());
     let (depth, listed) = tokio::join!(state.depth(), listed);
     let alive = pulse.is_none_or(|pulse| pulse.is_alive());
-    let checks = [("redis", depth.is_some()), ("kubernetes", listed), ("workers", alive)];
+    let checks = [("redis", depth.is_some()), ("kubernetes", listed.is_ok()), ("workers", alive)];
     let missing: Vec<_> = checks.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
     let code = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let leading = leadership.as_ref().map(Leadership::is_held);
@@ -67,5 +62,5 @@ pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) ->
 /// Metrics as OpenMetrics text.
 pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -> impl IntoResponse {
     let leading = state.leadership.borrow().as_ref().map(Leadership::is_held);
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], Metrics { leading, serving: state.serving }.encode())
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], Metrics { leading, serving: state.objects.is_some() }.encode())
 }

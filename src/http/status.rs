@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use super::{App, extract::Reader, problem::Problem, view::Mode};
 use crate::{
     api::{SyncJob, SyncSchedule, syncjob::Phase},
-    cluster::Cluster,
+    cluster,
     domain::schedule::interval,
     queue::Depth,
 };
@@ -131,15 +131,12 @@ pub(super) async fn status(State(app): State<App>, Reader(reader): Reader) -> Re
 }
 
 async fn make(app: &App, last: &mut Option<(Depth, Timestamp)>) -> Result<Bytes, Problem> {
-    let cluster = app.cluster()?;
+    let objects = app.listed()?;
     let depth = app.state.depth().await;
     let now = Timestamp::now();
     *last = depth.map(|depth| (depth, now)).or(*last);
-    let as_of = AsOf {
-        queue: last.map(|(_, at)| at),
-        objects: Cluster::stale_since().unwrap_or(now),
-    };
-    let status = build(&cluster.schedules.state(), &cluster.jobs.state(), last.map(|(depth, _)| depth), as_of);
+    let as_of = AsOf { queue: last.map(|(_, at)| at), objects: cluster::stale_since().unwrap_or(now) };
+    let status = build(&objects.schedules.state(), &objects.jobs.state(), last.map(|(depth, _)| depth), as_of);
     let answer = Bytes::from(serde_json::to_vec(&status).unwrap_or_default());
     app.status.keep(&answer);
     Ok(answer)

@@ -26,7 +26,9 @@ use super::{
     view::Mode,
 };
 use crate::{
-    api::{SyncJob, SyncSchedule, TRIGGER_ANNOTATION, TRIGGERED_BY_ANNOTATION, syncjob::SyncType, syncschedule::ActiveRun},
+    api::{
+        SyncJob, SyncSchedule, TRIGGER_ANNOTATION, TRIGGERED_BY_ANNOTATION, syncjob::SyncType, syncschedule::ActiveRun,
+    },
     cluster::controller_of,
     domain::{from_seconds, names, schedule},
 };
@@ -146,27 +148,28 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 /// The one SyncSchedule that fits, in a namespace where the caller may create SyncJobs.
 async fn choose(app: &App, caller: &Caller, type_: SyncType, choice: &Choice) -> Result<Arc<SyncSchedule>, Problem> {
     let right = |namespace: Option<&str>| Right::new("create", "syncjobs", namespace);
-    let all = app.cluster()?.schedules.state();
-    let mut fitting: Vec<_> = all.into_iter().filter(|schedule| choice.fits(schedule, type_)).collect();
-    let namespaces: BTreeSet<String> = fitting.iter().filter_map(|schedule| schedule.namespace()).collect();
-    if namespaces.len() != 1 && !app.access.has(caller, &right(choice.namespace.as_deref())).await? {
+    let mut fitting = app.listed()?.schedules.state();
+    fitting.retain(|schedule| choice.fits(schedule, type_));
+    let asked = right(choice.namespace.as_deref());
+    if !app.access.has(caller, &asked).await? {
+        let namespaces: BTreeSet<_> = fitting.iter().filter_map(|schedule| schedule.namespace()).collect();
         let mut allowed = BTreeSet::new();
         for namespace in namespaces.into_iter().take(MAX_NAMESPACES) {
             if app.access.has(caller, &right(Some(&namespace))).await? {
                 allowed.insert(namespace);
             }
         }
-        if allowed.is_empty() {
-            app.access.check(caller, right(choice.namespace.as_deref())).await?;
-        }
         fitting.retain(|schedule| schedule.namespace().is_some_and(|namespace| allowed.contains(&namespace)));
-    } else if let Some(namespace) = namespaces.first() {
-        app.access.check(caller, right(Some(namespace))).await?;
+        if fitting.is_empty() {
+            app.access.check(caller, asked).await?;
+        }
     }
     match <[_; 1]>::try_from(fitting) {
         Ok([schedule]) => Ok(schedule),
         Err(none) if none.is_empty() => {
-            let detail = format!("there is no SyncSchedule of type {type_:?} that fits: create one, or change ?namespace= and ?schedule=");
+            let detail = format!(
+                "there is no SyncSchedule of type {type_:?} that fits: create one, or change ?namespace= and ?schedule="
+            );
             Err(Problem::new(Kind::NotFound, detail))
         }
         Err(several) => {
@@ -205,12 +208,12 @@ fn build(schedule: &SyncSchedule, caller: &Caller, key: Option<&str>, mode: Mode
 
 /// Creates the SyncJob, or finds the one of that name. True when it was there.
 pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), Problem> {
-    let cluster = app.cluster()?;
-    let jobs: Api<SyncJob> = cluster.beside(&job.metadata);
-    match cluster.ask("create a SyncJob", jobs.create(&PostParams::default(), job)).await {
+    let objects = app.listed()?;
+    let jobs: Api<SyncJob> = objects.beside(&job.metadata);
+    match objects.ask("create a SyncJob", jobs.create(&PostParams::default(), job)).await {
         Ok(created) => Ok((created, false)),
         Err(error) if error.is_already_exists() => {
-            let found = cluster.ask("read a SyncJob", jobs.get(&job.name_any())).await?;
+            let found = objects.ask("read a SyncJob", jobs.get(&job.name_any())).await?;
             if controller_of(&found) != controller_of(job) {
                 let detail = format!("another SyncJob is named {}; try again", job.name_any());
                 return Err(Problem::new(Kind::Conflict, detail));

@@ -130,11 +130,6 @@ pub(super) struct JobDetails {
 impl From<&SyncJob> for JobDetails {
     fn from(job: &SyncJob) -> Self {
         let status = job.status.clone().unwrap_or_default();
-        Self {
-            job: job.into(),
-            worker: status.worker,
-            attempts: status.attempt_history,
-            failures: status.failures,
-        }
+        Self { job: job.into(), worker: status.worker, attempts: status.attempt_history, failures: status.failures }
     }
 }

@@ -222,7 +222,8 @@ async fn a_run_that_its_schedule_has_not_counted_is_not_cleaned_up() {
     let books = json!({"active": [{"name": name, "slot": at}]});
     let patch = Patch::Merge(json!({"status": books}));
     world.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
-    let condition = json!({"type": "Failed", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});
+    let condition =
+        json!({"type": "Failed", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});
     set_status(&world, &name, json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})).await;
     seen(&sidecar, &world, &name, "Failed").await;
     let cleanup = async || sidecar.post("/jobs/cleanup", Value::Null).await.body;
@@ -355,4 +356,3 @@ async fn the_openapi_document_tells_of_every_call() {
         assert_eq!(call["security"].is_array(), method == "post", "{method} {path}");
     }
 }
-

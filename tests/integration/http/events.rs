@@ -129,7 +129,10 @@ async fn a_client_that_comes_back_is_told_what_it_missed_and_nothing_else() {
     .await;
     let mut stream = Stream::open(&sidecar, "/events", Some(&id)).await;
     let (moved, gone) = (stream.next().await, stream.next().await);
-    assert_eq!((moved.kind.as_str(), &moved.data["name"], &moved.data["progress"]), ("job", &json!("moved"), &json!(40)));
+    assert_eq!(
+        (moved.kind.as_str(), &moved.data["name"], &moved.data["progress"]),
+        ("job", &json!("moved"), &json!(40))
+    );
     assert_eq!((gone.kind.as_str(), &gone.data["name"]), ("deleted", &json!("gone")));
 
     let mut stream = Stream::open(&sidecar, "/events", Some("12-3")).await;

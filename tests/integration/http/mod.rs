@@ -17,10 +17,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use serde_json::Value;
-use sync_operator::{
-    cluster::Cluster,
-    http::{ReadAccess, Settings, State, router},
-};
+use sync_operator::http::{Objects, ReadAccess, Settings, State, router};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -55,23 +52,23 @@ impl Sidecar {
     }
 
     pub async fn new(world: &World, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
-        let (cluster, watches) = Cluster::watch(world.client.clone(), Some(world.name.clone()));
+        let (objects, watches) = Objects::watch(world.client.clone(), Some(&world.name));
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(watches));
-        cluster.ready().await;
+        objects.listed().await;
         let state = State {
             queue: world.queue(),
-            cluster: Some(watch::channel(Some(cluster)).1),
+            cluster: None,
             leadership: watch::channel(None).1,
             pulse: watch::channel(None).1,
-            serving: true,
+            objects: None,
         };
         let settings = Settings {
             reads,
             requests_per_second: requests_per_second.try_into().unwrap(),
             requests_at_a_time: 64.try_into().unwrap(),
         };
-        let router = router(state, settings, world.client.clone(), "test", stop.clone());
+        let router = router(state, objects, settings, "test", stop.clone());
         Self { router, stop }
     }
 

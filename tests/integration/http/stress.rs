@@ -30,25 +30,49 @@ async fn serving(port: u16) {
 fn bad_request(seed: u64) -> Vec<u8> {
     let mut random = StdRng::seed_from_u64(seed);
     let paths = [
-        "/jobs", "/jobs/status", "/jobs/trigger/user-sync", "/jobs/pause", "/jobs/cleanup", "/events?namespace=%ff",
-        "/jobs/%2e%2e/%00", "/jobs/a/b/cancel", "/jobs?limit=99999999999999999999", "/jobs?cursor=%f0~~", "//", "/\u{7f}",
-        "/jobs/trigger/../../etc", "*", "http://elsewhere/jobs",
+        "/jobs",
+        "/jobs/status",
+        "/jobs/trigger/user-sync",
+        "/jobs/pause",
+        "/jobs/cleanup",
+        "/events?namespace=%ff",
+        "/jobs/%2e%2e/%00",
+        "/jobs/a/b/cancel",
+        "/jobs?limit=99999999999999999999",
+        "/jobs?cursor=%f0~~",
+        "//",
+        "/\u{7f}",
+        "/jobs/trigger/../../etc",
+        "*",
+        "http://elsewhere/jobs",
     ];
     let methods = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get", "PRI", "X"];
     let path = paths.choose(&mut random).unwrap();
     let method = methods.choose(&mut random).unwrap();
     let noise: Vec<u8> = (0..random.random_range(0..400)).map(|_| random.random()).collect();
     let headers = [
-        "Content-Length: -1", "Content-Length: 99999999999", "Content-Length: 5\r\nContent-Length: 6",
-        "Transfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 3", "Content-Type: application/json",
-        "Authorization: Bearer ", "Authorization: \u{1}", "Idempotency-Key: a\tb", "Last-Event-ID: 18446744073709551616-1",
-        "Expect: 100-continue", "Connection: Upgrade\r\nUpgrade: h2c", "Host: a\r\nHost: b", ": nameless",
+        "Content-Length: -1",
+        "Content-Length: 99999999999",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 3",
+        "Content-Type: application/json",
+        "Authorization: Bearer ",
+        "Authorization: \u{1}",
+        "Idempotency-Key: a\tb",
+        "Last-Event-ID: 18446744073709551616-1",
+        "Expect: 100-continue",
+        "Connection: Upgrade\r\nUpgrade: h2c",
+        "Host: a\r\nHost: b",
+        ": nameless",
     ];
     let header = headers.choose(&mut random).unwrap();
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n").into_bytes();
     match random.random_range(0..4) {
         0 => request = noise,
-        1 => request.extend([b"X-Long: ".as_slice(), &b"a".repeat(random.random_range(0..20_000)), b"\r\n\r\n"].concat()),
+        1 => {
+            request.extend([b"X-Long: ".as_slice(), &b"a".repeat(random.random_range(0..20_000)), b"\r\n\r\n"].concat())
+        }
         2 => request.extend([b"\r\n".as_slice(), &noise].concat()),
         _ => request.extend([b"Connection: close\r\n\r\n{\"gracePeriodHours\":".as_slice(), &noise, b"}"].concat()),
     }
