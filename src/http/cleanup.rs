@@ -27,7 +27,7 @@ use crate::{
     domain::job::{is_complete, is_finished},
 };
 
-const MAX_HOURS: i64 = 8760;
+const MAX_HOURS: f64 = 8760.0;
 /// Most SyncJobs deleted by one call: some ten seconds of work.
 const MOST: usize = 2000;
 
@@ -37,14 +37,14 @@ const MOST: usize = 2000;
 pub(super) struct Cleanup {
     /// Keep runs that ended within so many hours.
     #[schema(minimum = 0, maximum = 8760)]
-    grace_period_hours: i64,
+    grace_period_hours: f64,
     /// Only count them.
     dry_run: bool,
 }
 
 impl Default for Cleanup {
     fn default() -> Self {
-        Self { grace_period_hours: 24, dry_run: false }
+        Self { grace_period_hours: 24.0, dry_run: false }
     }
 }
 
@@ -75,7 +75,7 @@ pub(super) async fn cleanup(
     }
     app.access.check(&caller, Right::new("delete", "syncjobs", cover.namespace.as_deref())).await?;
     let objects = app.listed()?;
-    let before = Timestamp::now() - SignedDuration::from_hours(grace_period_hours);
+    let before = Timestamp::now() - SignedDuration::from_secs_f64(grace_period_hours * 3600.0);
     let mut old: Vec<_> = objects.jobs.state();
     old.retain(|job| cover.takes_job(job) && ended_before(job, before) && !is_in_books(job, objects));
     let remaining = old.len().saturating_sub(MOST);

@@ -19,7 +19,7 @@ use super::{
 /// Longest body.
 pub(super) const MAX_BODY: usize = 64 * 1024;
 
-/// A JSON body. An empty one is the default.
+/// A JSON body. None, an empty one and `null` are the default.
 pub(super) struct Body<T>(pub T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
@@ -34,7 +34,8 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
         if !is_json {
             return Err(Problem::new(Kind::UnsupportedMediaType, "send the header Content-Type: application/json"));
         }
-        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
+        let body = serde_json::from_slice::<Option<T>>(&bytes).map(Option::unwrap_or_default);
+        body.map(Self).map_err(|error| {
             let kind = if error.is_data() { Kind::InvalidBody } else { Kind::BadRequest };
             Problem::new(kind, format!("the body: {error}"))
         })

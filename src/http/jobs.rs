@@ -48,6 +48,7 @@ pub(super) struct Selection {
     #[param(minimum = 1, maximum = 500)]
     limit: Option<usize>,
     /// `nextCursor` of the page before.
+    #[param(pattern = "^-?[0-9]{1,18}~[^~]*~[^~]*$")]
     cursor: Option<String>,
 }
 

@@ -35,7 +35,7 @@ fn bad_request(seed: u64) -> Vec<u8> {
         "/jobs/trigger/user-sync",
         "/jobs/pause",
         "/jobs/cleanup",
-        "/events?namespace=%ff",
+        "/events?x=%ff",
         "/jobs/%2e%2e/%00",
         "/jobs/a/b/cancel",
         "/jobs?limit=99999999999999999999",
