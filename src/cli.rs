@@ -1,10 +1,15 @@
 //! Commands and configuration. Every setting is a flag and an environment variable.
 
-use std::{net::IpAddr, num::NonZeroU32, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{api::GoDuration, telemetry::logs::Format};
+use crate::{api::GoDuration, http::ReadAccess, telemetry::logs::Format};
 
 /// Keeps MongoDB collections in sync on a schedule, in Kubernetes.
 #[derive(Parser)]
@@ -36,6 +41,8 @@ pub enum Command {
     All(Box<All>),
     /// Prints the custom resource definitions as YAML.
     Crd(Crd),
+    /// Prints the OpenAPI document of the HTTP calls.
+    Openapi,
 }
 
 /// Options of `controller`.
@@ -87,6 +94,9 @@ pub struct Api {
     /// HTTP.
     #[command(flatten)]
     pub http: Http,
+    /// Probes and metrics.
+    #[command(flatten)]
+    pub probes: Probes,
 }
 
 /// Options of `all`.
@@ -236,15 +246,33 @@ pub struct Times {
     pub status_writes_per_second: NonZeroU32,
 }
 
-/// Where the HTTP calls are served.
-#[derive(Clone, Copy, Debug, Args)]
+/// Where the HTTP calls are served, and to whom.
+#[derive(Clone, Debug, Args)]
 pub struct Http {
-    /// Address to listen on.
-    #[arg(long, env = "HTTP_ADDRESS", help_heading = "HTTP", default_value = "0.0.0.0")]
-    pub http_address: IpAddr,
+    /// Address to listen on. Default: 0.0.0.0; 127.0.0.1 with --insecure-no-auth.
+    #[arg(long, env = "HTTP_ADDRESS", help_heading = "HTTP")]
+    pub http_address: Option<IpAddr>,
     /// Port to listen on.
     #[arg(long, env = "HTTP_PORT", help_heading = "HTTP", default_value_t = 4000)]
     pub http_port: u16,
+    /// Who may read: everyone who reaches the port, or those who may list SyncJobs.
+    #[arg(long, env = "READ_ACCESS", help_heading = "HTTP", value_enum, default_value = "open")]
+    pub read_access: ReadAccess,
+    /// Let everyone who reaches the port do everything. Only on a loopback address.
+    #[arg(long, env = "INSECURE_NO_AUTH", help_heading = "HTTP")]
+    pub insecure_no_auth: bool,
+    /// Requests a second of one caller. More are refused with 429.
+    #[arg(long, env = "HTTP_REQUESTS_PER_SECOND", help_heading = "HTTP", default_value = "100")]
+    pub http_requests_per_second: NonZeroU32,
+    /// Requests at a time, of all callers. More are refused with 503. As many may listen to events.
+    #[arg(long, env = "HTTP_REQUESTS_AT_A_TIME", help_heading = "HTTP", default_value = "256")]
+    pub http_requests_at_a_time: NonZeroU32,
+    /// File with a certificate in PEM: serve HTTPS. Read again when it changes.
+    #[arg(long, env = "HTTP_TLS_CERT", help_heading = "HTTP", requires = "http_tls_key")]
+    pub http_tls_cert: Option<PathBuf>,
+    /// File with the certificate's private key in PEM.
+    #[arg(long, env = "HTTP_TLS_KEY", help_heading = "HTTP", requires = "http_tls_cert")]
+    pub http_tls_key: Option<PathBuf>,
 }
 
 /// Where probes and metrics are served: `/livez`, `/readyz`, `/metrics`.
@@ -256,6 +284,23 @@ pub struct Probes {
     /// Port to listen on for /livez, /readyz and /metrics. 0: any free one, which is logged.
     #[arg(long, env = "METRICS_PORT", help_heading = "Probes and metrics", default_value_t = 9090)]
     pub metrics_port: u16,
+}
+
+impl Http {
+    /// The address to listen on.
+    ///
+    /// # Errors
+    /// When others could reach it, and everyone may do everything.
+    pub fn address(&self) -> Result<SocketAddr, String> {
+        let default = if self.insecure_no_auth { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+        let address = self.http_address.unwrap_or(default.into());
+        if self.insecure_no_auth && !address.is_loopback() {
+            return Err(format!(
+                "--insecure-no-auth serves on a loopback address only, not on {address}: set HTTP_ADDRESS=127.0.0.1, or leave it out"
+            ));
+        }
+        Ok(SocketAddr::new(address, self.http_port))
+    }
 }
 
 impl Redis {
@@ -338,6 +383,20 @@ mod tests {
             let error = parse(&args).err().unwrap();
             assert!(error.contains(message), "{args:?}: {error}");
         }
+    }
+
+    #[test]
+    fn without_authorisation_only_this_machine_is_served() {
+        let address = |args: &[&str]| {
+            let args = [&["sync-operator", "api"], args].concat();
+            let Command::Api(api) = Cli::try_parse_from(args).ok().unwrap().command else { unreachable!() };
+            api.http.address().map(|address| address.to_string())
+        };
+        assert_eq!(address(&[]).as_deref(), Ok("0.0.0.0:4000"));
+        assert_eq!(address(&["--insecure-no-auth"]).as_deref(), Ok("127.0.0.1:4000"));
+        assert_eq!(address(&["--insecure-no-auth", "--http-address", "::1"]).as_deref(), Ok("[::1]:4000"));
+        let error = address(&["--insecure-no-auth", "--http-address", "10.0.0.1"]).unwrap_err();
+        assert!(error.contains("HTTP_ADDRESS=127.0.0.1"), "{error}");
     }
 
     #[test]

@@ -1,20 +1,22 @@
 //! The Kubernetes API: one client, and one watch of each kind for the whole process.
 
+mod index;
+
 use std::{
-    collections::{HashMap, HashSet},
     fmt::Debug,
-    future::Future,
-    sync::{Arc, PoisonError, RwLock},
+    future::{Future, ready},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
 use futures::{Stream, StreamExt, future::join};
+use jiff::Timestamp;
 use kube::{
     Api, Client, Config, Resource,
     api::ObjectMeta,
     runtime::{
         WatchStreamExt,
-        reflector::{self, ObjectRef, ReflectHandle, Store, store::Writer},
+        reflector::{self, ObjectRef, Store, store::Writer},
         utils::Backoff,
         watcher,
     },
@@ -24,20 +26,27 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit, mpsc, watch},
     time::timeout,
 };
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
-    api::{SyncJob, SyncSchedule, syncjob::Filter},
-    domain::job::is_finished,
+    api::{SyncJob, SyncSchedule},
     telemetry::Outage,
 };
+use index::{Index, is_history, schedule_of};
 
 /// Longest wait for one answer of the API server.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Requests at a time that start runs, and others. More would not be answered any faster, and keep the renewal of the
-/// Lease waiting. A run that is due must not wait behind reports of earlier ones.
-const REQUESTS: (usize, usize) = (24, 8);
-/// Events a reader of a watch may lag behind before the watch waits for it.
-const BUFFER: usize = 256;
+/// Requests at a time. More would not be answered any faster, and keep the renewal of the Lease waiting.
+const REQUESTS: usize = 32;
+/// How many of them may be reports. A run that is due must not wait behind reports of earlier ones.
+const REPORTS: usize = 8;
+/// What `kubectl apply` leaves on an object, which is the whole of it once more.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// How long a watch lasts until it is asked for anew from where it was. When nothing comes for 5 s longer, its
+/// connection is taken to be dead: nobody tells when a network forgets it. kube's own 290 s are long to be blind.
+const WATCH: u32 = 30;
+/// A connection on which nothing comes for so long is dead, too, whatever is waited for.
+const SILENCE: Duration = Duration::from_secs(40);
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 static API_SERVER: Outage = Outage::new("the Kubernetes API");
@@ -77,7 +86,16 @@ impl Error {
         self.status().is_some_and(kube::core::Status::is_already_exists)
     }
 
-    fn status(&self) -> Option<&kube::core::Status> {
+    /// Its namespace is being deleted, and nothing is created there any more.
+    #[must_use]
+    pub fn is_in_terminating_namespace(&self) -> bool {
+        let details = self.status().and_then(|status| status.details.as_ref());
+        details.is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
+    }
+
+    /// What the API server said when it refused.
+    #[must_use]
+    pub fn status(&self) -> Option<&kube::core::Status> {
         match self {
             Self::Refused { source: kube::Error::Api(status), .. } => Some(status),
             _ => None,
@@ -113,6 +131,8 @@ pub async fn ask<T>(action: &'static str, request: impl Future<Output = kube::Re
 pub async fn connect() -> kube::Result<Client> {
     let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
     config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     // Each caller knows for how long a retry makes sense; the client's own go on for minutes.
     config.default_retry = false;
     Client::try_from(config)
@@ -125,11 +145,11 @@ pub struct Cluster {
     pub client: Client,
     /// Every SyncSchedule.
     pub schedules: Store<SyncSchedule>,
-    /// Every SyncJob.
+    /// Every SyncJob that something is still to be done about: all but those that have ended and stay.
     pub jobs: Store<SyncJob>,
     index: Arc<RwLock<Index>>,
-    starts: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    reports: Arc<Semaphore>,
     namespace: Option<String>,
     /// Kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
     listed: watch::Receiver<usize>,
@@ -138,44 +158,79 @@ pub struct Cluster {
 /// The ends of the watches for those who react to changes. All of them must be read from.
 pub struct Feeds {
     /// Changes of SyncSchedules.
-    pub schedules: ReflectHandle<SyncSchedule>,
-    /// Changes of SyncJobs.
-    pub jobs: ReflectHandle<SyncJob>,
-    /// Changes of SyncJobs, once more.
-    pub owned_jobs: ReflectHandle<SyncJob>,
-    /// Ids of SyncJobs that were deleted. One deleted while the watch was away is not told.
-    pub deleted_jobs: mpsc::UnboundedReceiver<String>,
+    pub schedules: UnboundedReceiverStream<Arc<SyncSchedule>>,
+    /// Changes of SyncJobs that something is still to be done about.
+    pub jobs: UnboundedReceiverStream<Arc<SyncJob>>,
+    /// SyncSchedules one of whose SyncJobs was made, has ended or was deleted.
+    pub owners: mpsc::UnboundedReceiver<ObjectRef<SyncSchedule>>,
+    /// SyncJobs with which it is over. One deleted while the watch was away is not told.
+    pub over: mpsc::UnboundedReceiver<Over>,
+}
+
+/// Nothing is left to be done about a SyncJob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Over {
+    /// Its uid.
+    pub uid: String,
+    /// It was deleted, as opposed to having ended.
+    pub deleted: bool,
+}
+
+/// Which requests go ahead of which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Those that a run waits for.
+    Starts,
+    /// Those that tell how things stand: at most 8 at a time, and each behind the starts that came before its turn.
+    Reports,
+}
+
+/// The right to send a request, until it is dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    _request: Option<SemaphorePermit<'a>>,
+    _report: Option<SemaphorePermit<'a>>,
+}
+
+/// The other ends of the feeds. Not `reflect_shared`: in kube 5.0 its readers go to sleep for ever over an object that
+/// was deleted before they came to it.
+struct News {
+    schedules: mpsc::UnboundedSender<Arc<SyncSchedule>>,
+    jobs: mpsc::UnboundedSender<Arc<SyncJob>>,
+    owners: mpsc::UnboundedSender<ObjectRef<SyncSchedule>>,
+    over: mpsc::UnboundedSender<Over>,
+}
+
+/// Tells a reader which objects there are, or changed. Those that are gone are not told of.
+fn tell<K>(reader: &mpsc::UnboundedSender<Arc<K>>, store: &Store<K>, event: &watcher::Event<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let objects = match event {
+        watcher::Event::Apply(object) => store.get(&ObjectRef::from_obj(object)).into_iter().collect(),
+        watcher::Event::InitDone => store.state(),
+        _ => Vec::new(),
+    };
+    // The reader is gone only when the process ends.
+    for object in objects {
+        reader.send(object).ok();
+    }
 }
 
 impl Cluster {
     /// Watches both kinds in one namespace, or in all. The future drives the watches and never ends.
-    pub fn watch(client: Client, namespace: Option<String>) -> (Self, impl Future<Output = ()> + Send) {
+    pub fn watch(client: Client, namespace: Option<String>) -> (Self, Feeds, impl Future<Output = ()> + Send) {
         let (schedules, schedule_writer) = reflector::store();
         let (jobs, job_writer) = reflector::store();
+        let (tell_schedules, changed_schedules) = mpsc::unbounded_channel();
+        let (tell_jobs, changed_jobs) = mpsc::unbounded_channel();
+        let ((tell_owners, owners), (tell_over, over)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let news = News { schedules: tell_schedules, jobs: tell_jobs, owners: tell_owners, over: tell_over };
+        let feeds = Feeds { schedules: changed_schedules.into(), jobs: changed_jobs.into(), owners, over };
         let (listing, listed) = watch::channel(0);
         let cluster = Self::new(client, schedules, jobs, namespace, listed);
-        let driver = cluster.drive(schedule_writer, job_writer, listing, None);
-        (cluster, driver)
-    }
-
-    /// As [`Cluster::watch`], with feeds for controllers. `None` never happens with stores made here.
-    pub fn watch_with_feeds(
-        client: Client,
-        namespace: Option<String>,
-    ) -> Option<(Self, Feeds, impl Future<Output = ()> + Send)> {
-        let (schedules, schedule_writer) = reflector::store_shared(BUFFER);
-        let (jobs, job_writer) = reflector::store_shared(BUFFER);
-        let (deleted, deleted_jobs) = mpsc::unbounded_channel();
-        let feeds = Feeds {
-            schedules: schedule_writer.subscribe()?,
-            jobs: job_writer.subscribe()?,
-            owned_jobs: job_writer.subscribe()?,
-            deleted_jobs,
-        };
-        let (listing, listed) = watch::channel(0);
-        let cluster = Self::new(client, schedules, jobs, namespace, listed);
-        let driver = cluster.drive(schedule_writer, job_writer, listing, Some(deleted));
-        Some((cluster, feeds, driver))
+        let driver = cluster.drive(schedule_writer, job_writer, listing, news);
+        (cluster, feeds, driver)
     }
 
     fn new(
@@ -185,8 +240,8 @@ impl Cluster {
         namespace: Option<String>,
         listed: watch::Receiver<usize>,
     ) -> Self {
-        let (starts, requests) = (Arc::new(Semaphore::new(REQUESTS.0)), Arc::new(Semaphore::new(REQUESTS.1)));
-        Self { client, schedules, jobs, index: Arc::default(), starts, requests, namespace, listed }
+        let (requests, reports) = (Arc::new(Semaphore::new(REQUESTS)), Arc::new(Semaphore::new(REPORTS)));
+        Self { client, schedules, jobs, index: Arc::default(), requests, reports, namespace, listed }
     }
 
     fn drive(
@@ -194,30 +249,32 @@ impl Cluster {
         schedules: Writer<SyncSchedule>,
         jobs: Writer<SyncJob>,
         listing: watch::Sender<usize>,
-        deleted: Option<mpsc::UnboundedSender<String>>,
+        news: News,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let schedules = follow(self.api(), schedules, |_| {});
-        let jobs = follow(self.api(), jobs, slim);
-        let index = Arc::clone(&self.index);
+        let (index, news) = (Arc::clone(&self.index), Arc::new(news));
+        let (schedule_store, job_store, telling) = (self.schedules.clone(), self.jobs.clone(), Arc::clone(&news));
+        let schedules = changes(self.api()).reflect(schedules);
+        let jobs = changes(self.api())
+            .filter_map(move |event| ready(event.map(|event| sort(event, &index, &news)).transpose()))
+            .reflect(jobs);
         async move {
-            let note = |event: &watcher::Event<SyncJob>| {
-                index.write().unwrap_or_else(PoisonError::into_inner).note(event);
-                if let (watcher::Event::Delete(job), Some(deleted)) = (event, &deleted) {
-                    job.metadata.uid.clone().and_then(|uid| deleted.send(uid).ok());
-                }
-            };
-            join(drain(schedules, &listing, |_| {}), drain(jobs, &listing, note)).await;
+            let schedules = drain(schedules, &listing, |event| tell(&telling.schedules, &schedule_store, event));
+            let jobs = drain(jobs, &listing, |event| tell(&telling.jobs, &job_store, event));
+            join(schedules, jobs).await;
         }
     }
 
-    /// Waits until less than 24 others that start a run, or less than 8 that do not, hold this.
-    pub async fn turn(&self, starts_a_run: bool) -> Option<SemaphorePermit<'_>> {
-        let lane = if starts_a_run { &self.starts } else { &self.requests };
-        // Fails only when it was closed, and nobody does that.
-        lane.acquire().await.ok()
+    /// Waits for a turn to send a request.
+    pub async fn turn(&self, lane: Lane) -> Turn<'_> {
+        // These fail only when the semaphore was closed, and nobody does that.
+        let report = match lane {
+            Lane::Starts => None,
+            Lane::Reports => self.reports.acquire().await.ok(),
+        };
+        Turn { _request: self.requests.acquire().await.ok(), _report: report }
     }
 
-    /// As [`ask`], when it is this one's turn.
+    /// As [`ask`], for what has to be known to start a run.
     ///
     /// # Errors
     /// As [`ask`]. The time before the request is sent is not counted.
@@ -226,7 +283,7 @@ impl Cluster {
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
-        let _turn = self.turn(false).await;
+        let _turn = self.turn(Lane::Starts).await;
         ask(action, request).await
     }
 
@@ -263,98 +320,110 @@ impl Cluster {
         self.namespace.as_deref().is_none_or(|watched| watched == namespace)
     }
 
-    /// The SyncJob with a uid.
+    /// The SyncJob with a uid, when something is still to be done about it.
     #[must_use]
     pub fn job(&self, uid: &str) -> Option<Arc<SyncJob>> {
-        let place = self.index.read().unwrap_or_else(PoisonError::into_inner).places.get(uid).cloned()?;
+        let place = self.index().under_way(uid).cloned()?;
         self.jobs.get(&place).filter(|job| job.metadata.uid.as_deref() == Some(uid))
     }
 
-    /// The SyncJobs that an object controls. One that was made a moment ago may be missing.
+    /// True when there is a SyncJob with this uid.
+    #[must_use]
+    pub fn has_job(&self, uid: &str) -> bool {
+        self.index().has(uid)
+    }
+
+    /// The SyncJobs that an object controls. One that was made a moment ago may be missing. Those that have ended have
+    /// their name, uid and outcome only.
     #[must_use]
     pub fn jobs_of(&self, owner: &SyncSchedule) -> Vec<Arc<SyncJob>> {
-        let uid = owner.metadata.uid.as_deref().unwrap_or_default();
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let jobs = index.owned.get(uid).into_iter().flatten();
-        let mut jobs: Vec<_> = jobs.filter_map(|place| self.jobs.get(place)).collect();
-        drop(index);
-        jobs.retain(|job| controller_of(job) == Some(uid));
-        jobs
+        self.index().jobs_of(owner.metadata.uid.as_deref().unwrap_or_default(), &self.jobs)
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The uid of the object that controls this one.
 #[must_use]
 pub fn controller_of(job: &SyncJob) -> Option<&str> {
-    let owners = job.metadata.owner_references.as_deref().unwrap_or_default();
-    owners.iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.as_str())
+    index::controller(job).map(|owner| owner.uid.as_str())
 }
 
-/// Where SyncJobs are in the cache, which itself finds them by name only.
-#[derive(Default)]
-struct Index {
-    /// By their uid.
-    places: HashMap<String, ObjectRef<SyncJob>>,
-    /// By the uid of the object that controls them.
-    owned: HashMap<String, HashSet<ObjectRef<SyncJob>>>,
-}
-
-impl Index {
-    fn note(&mut self, event: &watcher::Event<SyncJob>) {
-        match event {
-            watcher::Event::Init => *self = Self::default(),
-            watcher::Event::InitApply(job) | watcher::Event::Apply(job) => {
-                let place = ObjectRef::from_obj(job);
-                if let Some(owner) = controller_of(job) {
-                    self.owned.entry(owner.to_owned()).or_default().insert(place.clone());
+/// Enters a change into the index and tells the news of it. Returns what the cache has to know: of those that have
+/// ended, nothing.
+fn sort(event: watcher::Event<SyncJob>, index: &RwLock<Index>, news: &News) -> Option<watcher::Event<SyncJob>> {
+    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+    let index = || -> RwLockWriteGuard<'_, Index> { index.write().unwrap_or_else(PoisonError::into_inner) };
+    // The readers are gone only when the process ends.
+    let tell = |schedule: Option<ObjectRef<SyncSchedule>>| {
+        schedule.and_then(|schedule| news.owners.send(schedule).ok());
+    };
+    let over = |job: &SyncJob, deleted| {
+        tell(schedule_of(job));
+        let uid = job.metadata.uid.clone();
+        uid.and_then(|uid| news.over.send(Over { uid, deleted }).ok());
+    };
+    match event {
+        Init => {
+            index().begin();
+            Some(Init)
+        }
+        InitApply(job) => {
+            index().list(&job);
+            (!is_history(&job)).then_some(InitApply(job))
+        }
+        InitDone => {
+            index().listed().into_iter().for_each(|schedule| tell(Some(schedule)));
+            Some(InitDone)
+        }
+        Apply(job) => {
+            let is_news = index().apply(&job);
+            if !is_history(&job) {
+                if is_news {
+                    tell(schedule_of(&job));
                 }
-                job.metadata.uid.clone().and_then(|uid| self.places.insert(uid, place));
+                return Some(Apply(job));
             }
-            watcher::Event::Delete(job) => {
-                self.places.remove(job.metadata.uid.as_deref().unwrap_or_default());
-                let owner = controller_of(job).unwrap_or_default();
-                if let Some(owned) = self.owned.get_mut(owner) {
-                    owned.remove(&ObjectRef::from_obj(job));
-                    if owned.is_empty() {
-                        self.owned.remove(owner);
-                    }
-                }
+            if is_news {
+                over(&job, false);
             }
-            watcher::Event::InitDone => {}
+            Some(Delete(job))
+        }
+        Delete(job) => {
+            index().delete(job.metadata.uid.as_deref().unwrap_or_default());
+            over(&job, true);
+            Some(Delete(job))
         }
     }
 }
 
-/// Drops what nobody asks of a run that has ended: there may be many of them.
-fn slim(job: &mut SyncJob) {
-    if is_finished(job) {
-        job.spec.target.filter = Filter::default();
-        job.metadata.annotations = None;
-        if let Some(status) = &mut job.status {
-            status.failures = Vec::new();
-            status.attempt_history = Vec::new();
-        }
-    }
-}
-
-fn follow<K>(
-    api: Api<K>,
-    writer: Writer<K>,
-    slim: fn(&mut K),
-) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+/// The changes of a kind, without what nobody asks.
+pub fn changes<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    watcher(api, watcher::Config::default())
+    watcher(api, watcher::Config::default().timeout(WATCH))
         .backoff(Retry(WATCH_RETRY.0))
-        .modify(move |object: &mut K| {
-            object.meta_mut().managed_fields = None;
-            slim(object);
+        .inspect(|event| API_SERVER.note(event))
+        .modify(|object: &mut K| {
+            let meta = object.meta_mut();
+            meta.managed_fields = None;
+            if let Some(annotations) = &mut meta.annotations {
+                annotations.remove(LAST_APPLIED);
+            }
         })
-        .reflect_shared(writer)
 }
 
-async fn drain<K: Resource>(
+/// Since when the API server has not answered the watches. `None` while it does: the caches are up to date.
+#[must_use]
+pub fn stale_since() -> Option<Timestamp> {
+    API_SERVER.since()
+}
+
+/// Takes note of each event of a watch that has shown in its cache, and counts the watch once it has listed.
+pub async fn drain<K: Resource>(
     watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
     listing: &watch::Sender<usize>,
     note: impl Fn(&watcher::Event<K>),
@@ -362,9 +431,8 @@ async fn drain<K: Resource>(
     let mut watch = std::pin::pin!(watch);
     let mut listed = false;
     while let Some(event) = watch.next().await {
-        API_SERVER.note(&event);
-        let Ok(event) = &event else { continue };
-        note(event);
+        let Ok(event) = event else { continue };
+        note(&event);
         if matches!(event, watcher::Event::InitDone) && !std::mem::replace(&mut listed, true) {
             listing.send_modify(|kinds| *kinds += 1);
         }
@@ -386,5 +454,70 @@ impl Iterator for Retry {
 impl Backoff for Retry {
     fn reset(&mut self) {
         self.0 = WATCH_RETRY.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, from_value, json};
+
+    fn job(status: &Value) -> SyncJob {
+        let owner = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "name": "s", "uid": "uid-s", "controller": true});
+        from_value(json!({
+            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {}, "status": status,
+            "metadata": {"name": "job", "namespace": "default", "uid": "uid-job", "ownerReferences": [owner]},
+        }))
+        .unwrap()
+    }
+
+    fn complete() -> SyncJob {
+        job(&json!({"conditions": [
+            {"type": "Complete", "status": "True", "reason": "Completed", "message": "", "lastTransitionTime": "2026-11-24T10:00:00Z"},
+        ]}))
+    }
+
+    #[test]
+    fn the_cache_keeps_no_job_that_has_ended_and_its_schedule_is_told() {
+        use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+        let index = RwLock::default();
+        let ((owners, mut told), (over, mut ended)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let (schedules, jobs) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
+        let news = News { schedules, jobs, owners, over };
+        let over = |deleted| Ok(Over { uid: "uid-job".to_owned(), deleted });
+        let mut pass = |event, expected_news: bool, expected_over| {
+            let kept = sort(event, &index, &news);
+            assert_eq!(told.try_recv().map(|schedule| schedule.name).ok(), expected_news.then(|| "s".to_owned()));
+            assert_eq!(ended.try_recv().map_err(|_| ()), expected_over);
+            kept
+        };
+        assert!(matches!(pass(Init, false, Err(())), Some(Init)));
+        assert!(pass(InitApply(complete()), false, Err(())).is_none());
+        assert!(matches!(pass(InitDone, true, Err(())), Some(InitDone)));
+        assert!(matches!(pass(Delete(complete()), true, over(true)), Some(Delete(_))));
+        assert!(matches!(pass(Apply(job(&json!({}))), true, Err(())), Some(Apply(_))));
+        assert!(matches!(pass(Apply(job(&json!({"progress": 9}))), false, Err(())), Some(Apply(_))));
+        assert!(matches!(pass(Apply(complete()), true, over(false)), Some(Delete(_))));
+        assert!(matches!(pass(Apply(complete()), false, Err(())), Some(Delete(_))));
+    }
+
+    #[tokio::test]
+    async fn reports_leave_room_for_starts() {
+        let mut config = Config::new("http://127.0.0.1:1".parse().unwrap());
+        config.default_namespace = "default".to_owned();
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let (cluster, _feeds, _watches) = Cluster::watch(Client::try_from(config).unwrap(), None);
+        let mut turns = Vec::new();
+        for _ in 0..REPORTS {
+            turns.push(cluster.turn(Lane::Reports).await);
+        }
+        let now = Duration::from_millis(1);
+        assert!(timeout(now, cluster.turn(Lane::Reports)).await.is_err(), "no more reports");
+        for _ in REPORTS..REQUESTS {
+            turns.push(cluster.turn(Lane::Starts).await);
+        }
+        assert!(timeout(now, cluster.turn(Lane::Starts)).await.is_err(), "no more at all");
+        turns.pop();
+        assert!(timeout(now, cluster.turn(Lane::Starts)).await.is_ok());
     }
 }

@@ -6,6 +6,8 @@ pub mod api;
 pub mod cli;
 pub mod cluster;
 pub mod controller;
+#[cfg(test)]
+mod documentation;
 pub mod domain;
 pub mod http;
 pub mod process;

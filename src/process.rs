@@ -1,10 +1,14 @@
 //! Starts what a command asks for, and stops it in order.
 
-use std::{future::Future, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    future::Future,
+    net::{SocketAddr, TcpListener},
+    process::ExitCode,
+    time::Duration,
+};
 
 use kube::{Client, CustomResourceExt};
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
@@ -28,6 +32,9 @@ const USAGE: u8 = 2;
 /// Longest wait for requests and batches under way after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
 
+/// Between two looks for a Redis that can be asked for its settings.
+const POLICY_LOOK: Duration = Duration::from_secs(5);
+
 /// Why the program did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -40,8 +47,13 @@ enum Error {
 /// Runs a command to its end. Exit code 0: stopped when asked to; 1: stopped by an error; 2: wrong configuration.
 #[must_use]
 pub fn main(cli: Cli) -> ExitCode {
-    if let Command::Crd(options) = cli.command {
-        return finish(print_crds(options.kind));
+    match cli.command {
+        Command::Crd(options) => return finish(print_crds(options.kind)),
+        Command::Openapi => {
+            println!("{}", http::openapi_document());
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     if let Err(error) = logs::init(cli.log_format, &cli.log_level) {
         return finish(Err(Error::Configuration(error)));
@@ -70,7 +82,7 @@ fn finish(result: Result<(), Error>) -> ExitCode {
 }
 
 fn print_crds(kind: Option<Kind>) -> Result<(), Error> {
-    let crds = [(Kind::SyncSchedule, SyncSchedule::crd()), (Kind::SyncJob, SyncJob::crd())];
+    let crds = [(Kind::SyncSchedule, SyncSchedule::definition()), (Kind::SyncJob, SyncJob::crd())];
     for (_, crd) in crds.into_iter().filter(|(of, _)| kind.is_none_or(|kind| kind == *of)) {
         let yaml = serde_yaml_ng::to_string(&crd).map_err(|error| Error::Failed(error.to_string()))?;
         print!("---\n{yaml}");
@@ -126,7 +138,7 @@ async fn start(command: Command) -> Result<(), Error> {
     let view = View::default();
     let id = worker::new_id();
     match command {
-        Command::Crd(_) => {}
+        Command::Crd(_) | Command::Openapi => {}
         Command::Controller(options) => {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
@@ -142,20 +154,18 @@ async fn start(command: Command) -> Result<(), Error> {
         }
         Command::Api(options) => {
             let queue = open_queue(&options.redis)?;
-            let client = connect().await?;
-            add_http(&mut parts, options.http, view.state(&queue)).await?;
-            let (caches, watches) = Cluster::watch(client, options.kubernetes.watch_namespace);
-            view.cluster.send_replace(Some(caches));
-            parts.add(async move {
-                stop.run_until_cancelled(watches).await;
-                Ok(())
-            });
+            let objects = watch_objects(&mut parts, connect().await?, &options.kubernetes);
+            let state = http::State { cluster: None, objects: Some(objects.clone()), ..view.state(&queue) };
+            add_probes(&mut parts, options.probes, state.clone()).await?;
+            add_http(&mut parts, options.http, state, objects, &id).await?;
         }
         Command::All(options) => {
             let queue = open_queue(&options.redis)?;
             let client = connect().await?;
-            add_http(&mut parts, options.http, view.state(&queue)).await?;
-            add_probes(&mut parts, options.probes, view.state(&queue)).await?;
+            let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
+            let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
+            add_probes(&mut parts, options.probes, state.clone()).await?;
+            add_http(&mut parts, options.http, state, objects, &id).await?;
             add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
             add_controllers(&mut parts, options.controllers, &id, client, queue, view);
         }
@@ -187,6 +197,7 @@ impl View {
             cluster: Some(self.cluster.subscribe()),
             leadership: self.leadership.subscribe(),
             pulse: self.pulse.subscribe(),
+            objects: None,
         }
     }
 }
@@ -196,6 +207,9 @@ fn open_queue(options: &cli::Redis) -> Result<Queue, Error> {
         .map_err(|error| Error::Configuration(format!("REDIS_URL: {error}")))?;
     let checked = queue.clone();
     tokio::spawn(async move {
+        while checked.ping().await.is_err() {
+            tokio::time::sleep(POLICY_LOOK).await;
+        }
         if let Some(policy) = checked.eviction_policy().await
             && policy != "noeviction"
         {
@@ -231,11 +245,10 @@ async fn add_workers(
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
     let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
-    let (pulse, shown) = Pulse::new(queue.lease());
+    let (pulse, shown) = Pulse::new(queue.lease(), settings.slots);
     view.pulse.send_replace(Some(shown));
     parts.add(async move {
-        worker::run(settings, queue, databases, pulse, stop).await;
-        Ok(())
+        worker::run(settings, queue, databases, pulse, stop).await.map_err(|error| Error::Failed(error.to_string()))
     });
     Ok(())
 }
@@ -270,27 +283,57 @@ fn add_controllers(parts: &mut Parts, options: cli::Controllers, id: &str, clien
     });
 }
 
-async fn add_http(parts: &mut Parts, options: cli::Http, state: http::State) -> Result<(), Error> {
-    let address = SocketAddr::new(options.http_address, options.http_port);
-    serve(parts, "HTTP_PORT", address, http::router(state)).await
+/// The sidecar's own watches: it shows every SyncJob, and controllers keep little of those that have ended.
+fn watch_objects(parts: &mut Parts, client: Client, options: &cli::Kubernetes) -> http::Objects {
+    let (objects, watches) = http::Objects::watch(client, options.watch_namespace.as_deref());
+    let stop = parts.stop.clone();
+    parts.add(async move {
+        stop.run_until_cancelled(watches).await;
+        Ok(())
+    });
+    objects
+}
+
+async fn add_http(
+    parts: &mut Parts,
+    options: cli::Http,
+    state: http::State,
+    objects: http::Objects,
+    id: &str,
+) -> Result<(), Error> {
+    let address = options.address().map_err(Error::Configuration)?;
+    let settings = http::Settings {
+        reads: (!options.insecure_no_auth).then_some(options.read_access),
+        requests_per_second: options.http_requests_per_second,
+        requests_at_a_time: options.http_requests_at_a_time,
+    };
+    if options.insecure_no_auth {
+        tracing::warn!("--insecure-no-auth: everyone on this machine may do everything");
+    }
+    let files = options.http_tls_cert.zip(options.http_tls_key);
+    let certificate = files.map(|(certificate, key)| http::Certificate { certificate, key });
+    let router = http::router(state, objects, settings, id, parts.stop.clone());
+    serve(parts, "HTTP_PORT", address, router, certificate).await
 }
 
 async fn add_probes(parts: &mut Parts, options: cli::Probes, state: http::State) -> Result<(), Error> {
     let address = SocketAddr::new(options.metrics_address, options.metrics_port);
-    serve(parts, "METRICS_PORT", address, http::probes(state)).await
+    serve(parts, "METRICS_PORT", address, http::probes(state), None).await
 }
 
-async fn serve(parts: &mut Parts, setting: &str, address: SocketAddr, router: axum::Router) -> Result<(), Error> {
+async fn serve(
+    parts: &mut Parts,
+    setting: &str,
+    address: SocketAddr,
+    router: axum::Router,
+    certificate: Option<http::Certificate>,
+) -> Result<(), Error> {
     let unusable = |error| Error::Configuration(format!("{setting}: could not listen on {address}: {error}"));
-    let listener = TcpListener::bind(address).await.map_err(unusable)?;
+    let listener = TcpListener::bind(address).map_err(unusable)?;
     let address = listener.local_addr().map_err(unusable)?;
+    let serving = http::serve(listener, router, certificate, parts.stop.clone());
+    let serving = serving.await.map_err(|error| Error::Configuration(format!("HTTP_TLS_CERT: {error}")))?;
     tracing::info!(%address, setting, "serving HTTP");
-    let stop = parts.stop.clone();
-    parts.add(async move {
-        axum::serve(listener, router)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
-            .map_err(|error| Error::Failed(format!("HTTP stopped: {error}")))
-    });
+    parts.add(async move { serving.await.map_err(|error| Error::Failed(format!("HTTP stopped: {error}"))) });
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! Many schedules on a real API server: `make bench-scale`. How to read it: `docs/operations/performance.md`.
 //!
 //! `SCHEDULES` (10000) are due in one minute, spread by a jitter of 60 s, each with a run over 10 users. Then the operator
-//! is started again, with `JOBS` (40000) finished SyncJobs there.
+//! is started again, with `JOBS` (40000) finished SyncJobs there; 0 leaves that out.
 
 #[path = "../speed/process.rs"]
 mod process;
+mod sidecar;
 
-use std::{env, error::Error, process::Command, time::Duration};
+use std::{collections::BTreeMap, env, error::Error, fs, path::Path, process::Command, time::Duration};
 
 use bson::{Document, doc};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -18,7 +19,7 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     api::{ListParams, PostParams},
 };
-use process::Operator;
+use process::{Operator, PEAK};
 use serde_json::json;
 use sync_operator::api::{SCHEDULE_LABEL, SyncJob, SyncJobStatus, SyncSchedule};
 use tokio::{
@@ -33,8 +34,12 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 const MAKERS: usize = 64;
 const PORT: u16 = 19_090;
 const USERS: i32 = 10;
+/// `/jobs/status` tells of every schedule: it is measured with as many as people look at.
+const FEW: usize = 100;
 const IDLE: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_secs(1200);
+/// What /proc calls resident memory.
+const NOW: &str = "VmRSS";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -47,9 +52,11 @@ async fn main() -> Result<()> {
     let users = users.collection::<Document>("users");
     users.insert_many((0..USERS).map(|id| doc! {"_id": id})).await?;
 
+    println!("load average {}", fs::read_to_string("/proc/loadavg")?.trim());
     println!("| what | measured |\n| --- | --- |");
     let due = make_schedules(&client, schedules).await?;
-    let operator = start_operator()?;
+    let log = env::temp_dir().join(format!("sync-operator-scale-{}.log", std::process::id()));
+    let operator = start_operator(&log)?;
     let began = Instant::now();
     until("every schedule knows its next slot", async || Ok(scheduled(&client).await? == schedules)).await?;
     tell("first pass over new schedules", format!("{:.0} s", began.elapsed().as_secs_f64()));
@@ -57,19 +64,29 @@ async fn main() -> Result<()> {
         return Err("the slot came before every schedule was seen: give a longer LEAD".into());
     }
     tell("CPU, schedules waiting", format!("{:.2} % of a core", idle(&operator).await?));
-    burst(&client, &operator, due, schedules).await?;
+    tell("memory, schedules waiting", memory(&operator)?);
+    burst(&client, &operator, due, schedules, &log).await?;
     drop(operator);
+    if jobs == 0 {
+        return Ok(());
+    }
 
     make_jobs(&client, jobs).await?;
-    let operator = start_operator()?;
+    let operator = start_operator(&log)?;
     let began = Instant::now();
     until("the operator is ready", async || Ok(get("/readyz").await.is_ok_and(|answer| answer.contains(" 200 OK"))))
         .await?;
     tell("cold start to ready", format!("{:.1} s", began.elapsed().as_secs_f64()));
     sleep(IDLE).await;
     tell("CPU after a cold start, all at rest", format!("{:.2} % of a core", idle(&operator).await?));
-    tell("peak memory after a cold start", format!("{:.0} MiB", operator.rss_mib()?));
-    Ok(())
+    tell("memory after a cold start", memory(&operator)?);
+    fs::remove_file(log).ok();
+    drop(operator);
+    if schedules <= FEW { sidecar::measure().await } else { Ok(()) }
+}
+
+fn memory(operator: &Operator) -> Result<String> {
+    Ok(format!("{:.0} MiB, peak {:.0} MiB", operator.memory_mib(NOW)?, operator.memory_mib(PEAK)?))
 }
 
 fn setting(name: &str, default: usize) -> Result<usize> {
@@ -166,7 +183,7 @@ async fn idle(operator: &Operator) -> Result<f64> {
     Ok((operator.cpu_s()? - before) / IDLE.as_secs_f64() * 100.0)
 }
 
-async fn burst(client: &Client, operator: &Operator, due: Timestamp, count: usize) -> Result<()> {
+async fn burst(client: &Client, operator: &Operator, due: Timestamp, count: usize, log: &Path) -> Result<()> {
     let (writes, cpu) = (api_writes(client).await?, operator.cpu_s()?);
     until("every run was made", async || Ok(metric("sync_schedule_skew_seconds_count").await? as usize >= count))
         .await?;
@@ -181,27 +198,54 @@ async fn burst(client: &Client, operator: &Operator, due: Timestamp, count: usiz
     .await?;
     let done = Timestamp::now().duration_since(due).as_secs_f64();
     sleep(Duration::from_secs(5)).await;
-    let (p50, p99) = (quantile(0.5).await?, quantile(0.99).await?);
     tell("all runs made, after the first start", format!("{made:.0} s (jitter 60 s)"));
     tell("all runs counted", format!("{done:.0} s"));
-    tell("skew, from slot and jitter to the SyncJob", format!("p50 {p50}, p99 {p99}"));
-    tell("API writes a run", format!("{:.1}", (api_writes(client).await? - writes) / count as f64));
+    let skews = skews(log)?;
+    let at = |share: f64| skews.get((share * (skews.len() - 1) as f64) as usize).copied().unwrap_or(f64::NAN);
+    let (p50, p99, max) = (at(0.5), at(0.99), at(1.0));
+    tell("skew, from slot and jitter to the SyncJob", format!("p50 {p50:.3} s, p99 {p99:.3} s, most {max:.3} s"));
+    let after = api_writes(client).await?;
+    let mut all = 0.0;
+    for (what, total) in after {
+        let each = (total - writes.get(&what).unwrap_or(&0.0)) / count as f64;
+        all += each;
+        if each >= 0.005 {
+            tell(&format!("- {what}, a run"), format!("{each:.2}"));
+        }
+    }
+    tell("API writes a run", format!("{all:.2}"));
     tell("CPU of the operator, a run", format!("{:.1} ms", (operator.cpu_s()? - cpu) * 1000.0 / count as f64));
-    tell("peak memory so far", format!("{:.0} MiB", operator.rss_mib()?));
+    tell("memory, all runs counted", memory(operator)?);
     tell("leads still", metric("sync_leader").await?);
     Ok(())
 }
 
-/// Writes of the operator's kinds and of events that the API server has carried out.
-async fn api_writes(client: &Client) -> Result<f64> {
+/// Seconds from the time of each slot until its SyncJob was made, in order, from the operator's log.
+fn skews(log: &Path) -> Result<Vec<f64>> {
+    let text = fs::read_to_string(log)?;
+    let of = |line: &str| line.split_once("\"skew\":")?.1.split([',', '}']).next()?.parse::<f64>().ok();
+    let mut skews: Vec<f64> = text.lines().filter_map(of).collect();
+    skews.sort_by(f64::total_cmp);
+    if skews.is_empty() { Err("the operator's log tells no skew".into()) } else { Ok(skews) }
+}
+
+/// Writes of the operator's kinds and of events that the API server was asked for, by verb and resource.
+async fn api_writes(client: &Client) -> Result<BTreeMap<String, f64>> {
     let request = http::Request::get("/metrics").body(Vec::new())?;
     let text = client.request_text(request).await?;
-    let ours = |line: &&str| {
-        line.starts_with("apiserver_request_total{")
-            && ["POST", "PUT", "PATCH", "DELETE"].iter().any(|verb| line.contains(&format!("verb=\"{verb}\"")))
-            && ["syncjobs", "syncschedules", "events"].iter().any(|kind| line.contains(&format!("resource=\"{kind}\"")))
-    };
-    Ok(text.lines().filter(ours).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    let mut writes = BTreeMap::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("apiserver_request_total{")) {
+        let label = |name: &str| line.split_once(&format!("{name}=\"")).and_then(|(_, rest)| rest.split('"').next());
+        let (verb, resource) = (label(",verb").unwrap_or_default(), label(",resource").unwrap_or_default());
+        if ["POST", "PUT", "PATCH", "DELETE"].contains(&verb)
+            && ["syncjobs", "syncschedules", "events"].contains(&resource)
+        {
+            let (code, part) = (label("code").unwrap_or_default(), label("subresource").unwrap_or_default());
+            let what = format!("{verb} {resource} {part} {code}").replace("  ", " ");
+            *writes.entry(what).or_default() += line.rsplit(' ').next().ok_or("odd metric")?.parse::<f64>()?;
+        }
+    }
+    Ok(writes)
 }
 
 async fn get(path: &str) -> Result<String> {
@@ -218,23 +262,12 @@ async fn metric(name: &str) -> Result<f64> {
     Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0))
 }
 
-/// The bucket of the histogram in which a quantile falls.
-async fn quantile(share: f64) -> Result<String> {
-    let text = get("/metrics").await?;
-    let mut buckets: Vec<(f64, f64)> = Vec::new();
-    for line in text.lines().filter_map(|line| line.strip_prefix("sync_schedule_skew_seconds_bucket{le=\"")) {
-        let (limit, count) = line.split_once("\"} ").ok_or("odd histogram")?;
-        buckets.push((limit.parse().unwrap_or(f64::INFINITY), count.parse()?));
-    }
-    let all = buckets.last().map_or(0.0, |bucket| bucket.1);
-    let reached = buckets.iter().find(|bucket| bucket.1 >= all * share);
-    Ok(reached.map_or("?".to_owned(), |bucket| format!("≤ {} s", bucket.0)))
-}
-
-fn start_operator() -> Result<Operator> {
+fn start_operator(log: &Path) -> Result<Operator> {
     let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
     process.args(["controller", "--status-writes-per-second", "200", "--metrics-address", "127.0.0.1"]);
-    process.args(["--metrics-port", &PORT.to_string()]);
-    process.env("MONGODB_DATABASE", "scale").env("WATCH_NAMESPACE", "scale").env("RUST_LOG", "warn");
+    process.args(["--metrics-port", &PORT.to_string(), "--log-format", "json"]);
+    process.env("MONGODB_DATABASE", "scale").env("WATCH_NAMESPACE", "scale");
+    process.env("RUST_LOG", "warn,sync_operator::controller::syncschedule=debug");
+    process.stderr(fs::OpenOptions::new().create(true).append(true).open(log)?);
     Operator::start(&mut process)
 }

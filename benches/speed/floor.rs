@@ -62,7 +62,7 @@ pub async fn run(mode: &str, batch: usize, connections: u32) -> Result<Figures> 
     Ok(Figures {
         per_s: ids.len() as f64 / elapsed.as_secs_f64(),
         cpu_s: process::cpu_s(std::process::id())? - cpu,
-        rss_mib: process::rss_mib(std::process::id())?,
+        rss_mib: process::memory_mib(std::process::id(), process::PEAK)?,
         ..Figures::default()
     })
 }

@@ -19,11 +19,14 @@ pub fn cpu_s(pid: u32) -> Result<f64> {
     Ok((ticks(11)? + ticks(12)?) / TICKS)
 }
 
-/// Peak resident memory, in MiB.
-pub fn rss_mib(pid: u32) -> Result<f64> {
+/// What /proc calls the peak of resident memory.
+pub const PEAK: &str = "VmHWM";
+
+/// Resident memory as one of the lines of /proc/PID/status tells it, in MiB.
+pub fn memory_mib(pid: u32, line: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("/proc tells no VmHWM")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    let found = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
+    let kib: f64 = found.ok_or("/proc tells no memory")?.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib / 1024.0)
 }
 
@@ -41,9 +44,9 @@ impl Operator {
         cpu_s(self.0.id())
     }
 
-    /// As [`rss_mib`].
-    pub fn rss_mib(&self) -> Result<f64> {
-        rss_mib(self.0.id())
+    /// As [`memory_mib`].
+    pub fn memory_mib(&self, line: &str) -> Result<f64> {
+        memory_mib(self.0.id(), line)
     }
 }
 

@@ -44,7 +44,7 @@ pub async fn throughput(slots: usize, count: usize) -> Result<Figures> {
     Ok(Figures {
         per_s: count as f64 / elapsed.as_secs_f64(),
         cpu_s,
-        rss_mib: process::rss_mib(std::process::id())?,
+        rss_mib: process::memory_mib(std::process::id(), process::PEAK)?,
         ..Figures::default()
     })
 }
@@ -84,7 +84,7 @@ pub async fn latency(slots: usize, count: usize, rate: u32) -> Result<Figures> {
     }
     waits.sort_by(f64::total_cmp);
     let rank = |share: f64| waits[((waits.len() as f64 * share).ceil() as usize).clamp(1, waits.len()) - 1];
-    let rss_mib = process::rss_mib(std::process::id())?;
+    let rss_mib = process::memory_mib(std::process::id(), process::PEAK)?;
     Ok(Figures { p50_ms: rank(0.5), p99_ms: rank(0.99), cpu_s, rss_mib, ..Figures::default() })
 }
 
@@ -115,19 +115,19 @@ async fn drained(queue: &Queue) -> Result<()> {
 
 struct Working {
     stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<std::result::Result<(), worker::NotRenewed>>,
 }
 
 impl Working {
     async fn stop(self) -> Result<()> {
         self.stop.cancel();
-        Ok(self.task.await?)
+        Ok(self.task.await??)
     }
 }
 
 async fn work(queue: &Queue, slots: usize) -> Result<Working> {
     let databases = Databases::new(&variable("MONGODB_URI")?, "bench", &[]).await?;
-    let (beat, _pulse) = Pulse::new(LEASE);
+    let (beat, _pulse) = Pulse::new(LEASE, slots);
     let stop = CancellationToken::new();
     let settings = Settings { id: worker::new_id(), slots };
     let task = tokio::spawn(worker::run(settings, queue.clone(), databases, beat, stop.clone()));

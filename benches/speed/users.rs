@@ -10,7 +10,11 @@ use sync_operator::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{Figures, Result, floor, process::Operator, variable};
+use crate::{
+    Figures, Result, floor,
+    process::{Operator, PEAK},
+    variable,
+};
 
 const LEASE: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -42,7 +46,7 @@ pub async fn full_run(batch: i32, parallelism: i32) -> Result<Figures> {
         expect(began)?;
         sleep(Duration::from_millis(20)).await;
     };
-    let (cpu_s, rss_mib) = (worker.cpu_s()? - cpu, worker.rss_mib()?);
+    let (cpu_s, rss_mib) = (worker.cpu_s()? - cpu, worker.memory_mib(PEAK)?);
     let (Some(start), Some(end)) = (ended.started, ended.finished) else { return Err("the run has no times".into()) };
 
     let checkpoint: Checkpoint = serde_json::from_str(ended.checkpoint.as_deref().unwrap_or("{}"))?;

@@ -15,6 +15,8 @@ pub const FAILED: &str = "Failed";
 
 /// Reasons, the machine-readable half of a condition.
 pub mod reasons {
+    /// No controller has looked at the schedule yet.
+    pub const PENDING: &str = "Pending";
     /// The schedule starts its runs as written.
     pub const SCHEDULED: &str = "Scheduled";
     /// `spec.suspended` is true.
@@ -43,6 +45,8 @@ pub mod reasons {
     pub const TOO_MANY_FAILED: &str = "TooManyFailed";
     /// `spec.cancelled` was set.
     pub const CANCELLED: &str = "Cancelled";
+    /// A newer run of the schedule took its place.
+    pub const REPLACED: &str = "Replaced";
     /// The run in Redis was written by another release of the operator.
     pub const UNKNOWN_FORMAT: &str = "UnknownFormat";
     /// The run lost its worker again and again without getting any further.

@@ -19,29 +19,43 @@ pub const GROUP: &str = "sync.codex.dev";
 pub const SCHEDULE_LABEL: &str = "sync.codex.dev/schedule";
 /// Annotation on a SyncJob with the slot it was made for, as RFC 3339.
 pub const SLOT_ANNOTATION: &str = "sync.codex.dev/scheduled-at";
+/// Annotation on a SyncJob that was cancelled since another one, which it names, takes its place.
+pub const REPLACED_BY_ANNOTATION: &str = "sync.codex.dev/replaced-by";
 /// Annotation on a SyncSchedule that asks for a run now: any new token, or `<token>:Full`.
 pub const TRIGGER_ANNOTATION: &str = "sync.codex.dev/trigger";
+/// Annotation on a SyncJob that a call made: who called.
+pub const TRIGGERED_BY_ANNOTATION: &str = "sync.codex.dev/triggered-by";
+/// Annotation on a SyncJob that was made like one that failed: the name of that one.
+pub const RETRY_OF_ANNOTATION: &str = "sync.codex.dev/retry-of";
 
-/// Longest text in a status field, in bytes.
+/// Longest text in a status field, in bytes of its JSON.
 pub const MAX_TEXT: usize = 512;
 
-/// Cuts a text to [`MAX_TEXT`] bytes on a character boundary.
+/// Cuts a text to [`MAX_TEXT`] bytes, as [`truncate_to`].
 #[must_use]
 pub fn truncate(text: &str) -> String {
     truncate_to(text, MAX_TEXT)
 }
 
-/// Cuts a text to at most `max` bytes on a character boundary, ending in `…` when something was cut.
+/// Cuts a text to at most `max` bytes on a character boundary, ending in `…` when something was cut. Control characters
+/// become spaces, because each takes six bytes in JSON; quotes and backslashes count as the two that they take.
 #[must_use]
 pub fn truncate_to(text: &str, max: usize) -> String {
-    if text.len() <= max {
-        return text.to_owned();
+    const END: char = '…';
+    let (mut cut, mut size, mut fits) = (String::new(), 0, 0);
+    for character in text.chars().map(|character| if character.is_control() { ' ' } else { character }) {
+        size += if matches!(character, '"' | '\\') { 2 } else { character.len_utf8() };
+        if size > max {
+            cut.truncate(fits);
+            cut.push(END);
+            return cut;
+        }
+        cut.push(character);
+        if size + END.len_utf8() <= max {
+            fits = cut.len();
+        }
     }
-    let mut end = max.saturating_sub('…'.len_utf8());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}…", &text[..end])
+    cut
 }
 
 #[cfg(test)]
@@ -50,9 +64,24 @@ mod tests {
 
     #[test]
     fn long_texts_are_cut_on_a_character_boundary() {
-        assert_eq!(truncate("short"), "short");
-        let cut = truncate(&"ä".repeat(600));
-        assert!(cut.len() <= MAX_TEXT);
-        assert!(cut.ends_with('…'));
+        for (text, expected) in [
+            ("short", "short"),
+            ("exactly 10", "exactly 10"),
+            ("more than 10", "more th…"),
+            ("ääääääääää", "äää…"),
+            ("a\u{0}\nb\u{85}", "a  b "),
+            (r#"""""""""""#, r#""""…"#),
+        ] {
+            assert_eq!(truncate_to(text, 10), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn no_text_takes_more_room_in_json_than_it_may() {
+        for character in ["x", "ä", "\u{1}", "\"", "\\", "\u{85}", "😀", "\u{2028}"] {
+            let cut = truncate(&character.repeat(600));
+            assert!(serde_json::to_string(&cut).unwrap().len() <= MAX_TEXT + 2, "{character:?}");
+            assert!(cut.ends_with('…'));
+        }
     }
 }

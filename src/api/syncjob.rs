@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{GoDuration, rules};
 
@@ -138,7 +139,7 @@ impl Default for SyncJobSpec {
 }
 
 /// What kind of record a run synchronises.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[schemars(inline)]
 pub enum SyncType {
     /// Collection `users`.
@@ -389,7 +390,7 @@ pub struct SyncJobStatus {
 }
 
 /// What a run is doing, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[schemars(inline)]
 pub enum Phase {
     /// Not yet in the queue.
@@ -409,7 +410,7 @@ pub enum Phase {
 }
 
 /// Documents by outcome.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Counts {
     /// Documents the run has to handle. May be an estimate until the run ends.
@@ -425,7 +426,7 @@ pub struct Counts {
 }
 
 /// A document that could not be updated.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DocumentFailure {
     /// The document's key.
@@ -437,14 +438,16 @@ pub struct DocumentFailure {
 }
 
 /// An attempt that failed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Attempt {
     /// 1 for the first.
     pub number: i32,
     /// When the attempt began.
+    #[schema(value_type = jiff::Timestamp)]
     pub start: Time,
     /// When it failed.
+    #[schema(value_type = jiff::Timestamp)]
     pub end: Time,
     /// Why, in one CamelCase word.
     pub reason: String,

@@ -2,12 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{CustomResource, KubeSchema};
+use k8s_openapi::{
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON},
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
+use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::{GoDuration, SyncJobSpec, rules};
+use super::{
+    GoDuration, SyncJobSpec,
+    conditions::{READY, reasons},
+    rules,
+};
 
 /// When runs are made, and from which template.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,6 +108,27 @@ pub struct SyncScheduleSpec {
     /// What each SyncJob is made from.
     #[serde(default)]
     pub job_template: JobTemplate,
+}
+
+impl SyncSchedule {
+    /// The CustomResourceDefinition. A new object is Ready=Unknown until a controller has looked at it: with no status at
+    /// all, kstatus takes it for ready, and `helm --wait` would not wait.
+    #[must_use]
+    pub fn definition() -> CustomResourceDefinition {
+        let mut definition = Self::crd();
+        let unseen = json!({"conditions": [{
+            "type": READY, "status": "Unknown", "reason": reasons::PENDING,
+            "message": "No controller has looked at it yet", "lastTransitionTime": "1970-01-01T00:00:00Z",
+        }]});
+        for version in &mut definition.spec.versions {
+            let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+            let status = schema.and_then(|schema| schema.properties.as_mut()?.get_mut("status"));
+            if let Some(status) = status {
+                status.default = Some(JSON(unseen.clone()));
+            }
+        }
+        definition
+    }
 }
 
 /// What happens when a slot is due and an earlier run is not finished.
@@ -199,6 +228,10 @@ pub struct SyncScheduleStatus {
     /// The trigger token that was handled last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handled_trigger: Option<String>,
+    /// SyncJobs of the trigger tokens before that, oldest first: the last 20 of them. Such a token is not run again, also
+    /// when its SyncJob is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub handled_triggers: Vec<String>,
 }
 
 /// A run that is not finished and counted yet.
@@ -229,6 +262,8 @@ pub struct RunCounters {
     pub failed: i64,
     /// Slots for which no run was made.
     pub skipped: i64,
+    /// Runs that were cancelled since a newer one took their place.
+    pub replaced: i64,
 }
 
 /// A slot for which no run was made.

@@ -12,8 +12,12 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::lease::{self, Record};
+
+/// Between two tries to give the Lease up.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Settings of the election.
 #[derive(Clone, Debug)]
@@ -35,6 +39,7 @@ pub struct Leadership {
     /// End of the time in which nobody else can have taken the Lease, by this process's monotonic clock.
     until: watch::Receiver<Option<Instant>>,
     leader: watch::Receiver<Option<String>>,
+    refused: watch::Receiver<bool>,
 }
 
 impl Leadership {
@@ -64,6 +69,13 @@ impl Leadership {
         self.leader.borrow().clone()
     }
 
+    /// True while the API server refuses this process the Lease, so that it can never lead: rights are missing, most
+    /// likely. The log says which.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        *self.refused.borrow()
+    }
+
     /// Tells each time someone else leads, or this process does.
     pub(super) fn changes(&self) -> watch::Receiver<Option<String>> {
         self.leader.clone()
@@ -76,19 +88,26 @@ pub(super) struct Elector {
     leases: Api<Lease>,
     until: watch::Sender<Option<Instant>>,
     leader: watch::Sender<Option<String>>,
+    refused: watch::Sender<bool>,
     /// The record last seen, and since when it has been the same.
     seen: Option<(Record, Instant)>,
+    /// A record that names this process was sent, and no other was seen since.
+    maybe_mine: bool,
+    stop: CancellationToken,
 }
 
 impl Elector {
-    pub fn new(settings: Settings, client: Client) -> (Self, Leadership) {
+    /// From `stop` on, it only keeps the Lease if it has it.
+    pub fn new(settings: Settings, client: Client, stop: CancellationToken) -> (Self, Leadership) {
         let leases = match &settings.namespace {
             Some(namespace) => Api::namespaced(client, namespace),
             None => Api::default_namespaced(client),
         };
         let (until, is_held) = watch::channel(None);
         let (leader, leads) = watch::channel(None);
-        (Self { settings, leases, until, leader, seen: None }, Leadership { until: is_held, leader: leads })
+        let (refused, is_refused) = watch::channel(false);
+        let leadership = Leadership { until: is_held, leader: leads, refused: is_refused };
+        (Self { settings, leases, until, leader, refused, seen: None, maybe_mine: false, stop }, leadership)
     }
 
     /// Renews the Lease, or waits for it, ten times in its length. Never ends.
@@ -101,15 +120,18 @@ impl Elector {
             match timeout_at(sent + self.settings.duration / 2, self.attempt()).await {
                 Ok(Ok(leads)) => {
                     failing = false;
+                    self.refused.send_replace(false);
                     if leads {
                         self.hold(sent + self.settings.duration.mul_f64(0.7));
                     }
                 }
                 Ok(Err(error)) => {
                     // A conflict: someone was faster. Anything else: the Lease may still be ours, until its time ends.
-                    let conflict = matches!(&error, kube::Error::Api(status) if status.is_conflict() || status.is_already_exists());
-                    if !conflict && !std::mem::replace(&mut failing, true) {
+                    if !is_conflict(&error) && !std::mem::replace(&mut failing, true) {
                         tracing::warn!(lease = self.settings.name, %error, "the Lease cannot be read or written; trying again");
+                    }
+                    if let kube::Error::Api(status) = &error {
+                        self.refused.send_replace(matches!(status.code, 400 | 401 | 403 | 404 | 422));
                     }
                 }
                 Err(_) => {}
@@ -132,11 +154,17 @@ impl Elector {
             (None, _) => Duration::ZERO,
         };
         let Settings { identity, duration, .. } = &self.settings;
-        let Some(next) = lease::claim(identity, *duration, record.as_ref(), unchanged, Timestamp::now()) else {
+        let holder = record.as_ref().and_then(|record| record.holder.clone());
+        let next = lease::claim(identity, *duration, record.as_ref(), unchanged, Timestamp::now());
+        // One that stops would only keep the others from leading.
+        let next = next.filter(|_| !self.stop.is_cancelled() || holder.as_deref() == Some(identity));
+        let Some(next) = next else {
+            self.maybe_mine = false;
             self.let_go();
-            self.tell(record.and_then(|record| record.holder).as_deref());
+            self.tell(holder.as_deref());
             return Ok(false);
         };
+        self.maybe_mine = true;
         self.write(found, &next).await?;
         Ok(true)
     }
@@ -183,22 +211,38 @@ impl Elector {
 
     /// Gives the Lease up, so that another one leads at once. To be called when nothing is written any more.
     pub async fn give_up(self) {
-        if self.until.send_replace(None).is_none() {
+        self.until.send_replace(None);
+        if !self.maybe_mine {
             return;
         }
         let given_up = async {
-            let Some(found) = self.leases.get_opt(&self.settings.name).await? else { return Ok(()) };
-            match lease::give_up(&self.settings.identity, &read(&found), Timestamp::now()) {
-                Some(next) => self.write(Some(found), &next).await,
-                None => Ok(()),
+            loop {
+                match self.try_to_give_up().await {
+                    // A renewal that was under way may have come in between, or the answer to this got lost.
+                    Err(error) => tracing::debug!(%error, "the Lease is not given up yet; trying again"),
+                    Ok(()) => return,
+                }
+                sleep(AGAIN).await;
             }
         };
-        match timeout_at(Instant::now() + self.settings.duration / 2, given_up).await {
-            Ok(Ok(())) => tracing::info!(lease = self.settings.name, "the Lease is given up"),
-            Ok(Err(error)) => tracing::debug!(%error, "the Lease could not be given up; it ends by itself"),
-            Err(_) => tracing::debug!("the Lease could not be given up in time; it ends by itself"),
+        if timeout_at(Instant::now() + self.settings.duration / 2, given_up).await.is_ok() {
+            tracing::info!(lease = self.settings.name, "the Lease is given up");
+        } else {
+            tracing::warn!(lease = self.settings.name, "the Lease could not be given up in time; it ends by itself");
         }
     }
+
+    async fn try_to_give_up(&self) -> kube::Result<()> {
+        let Some(found) = self.leases.get_opt(&self.settings.name).await? else { return Ok(()) };
+        match lease::give_up(&self.settings.identity, &read(&found), Timestamp::now()) {
+            Some(next) => self.write(Some(found), &next).await,
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_conflict() || status.is_already_exists())
 }
 
 fn read(lease: &Lease) -> Record {
@@ -225,34 +269,69 @@ fn spec(record: &Record) -> LeaseSpec {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::http::{Method, Request, Response};
     use futures::FutureExt;
+    use kube::client::Body;
+    use serde_json::{Value, json};
 
     use super::*;
 
+    fn settings() -> Settings {
+        Settings {
+            identity: "me".to_owned(),
+            namespace: None,
+            name: "sync-operator".to_owned(),
+            duration: Duration::from_secs(10),
+        }
+    }
+
+    /// An API server whose Lease is this one's, and which answers these codes to writes, and then 200. What was written
+    /// is kept.
+    fn server(holder: &'static str, codes: &[u16]) -> (Client, Arc<Mutex<Vec<Value>>>) {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let (log, codes) = (Arc::clone(&written), codes.to_owned());
+        let answer = move |request: Request<Body>| {
+            let (log, codes) = (Arc::clone(&log), codes.clone());
+            async move {
+                let mut lease = json!({
+                    "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                    "metadata": {"name": "sync-operator", "resourceVersion": "7"},
+                    "spec": {"holderIdentity": holder, "leaseDurationSeconds": 10},
+                });
+                let mut code = 200;
+                if request.method() != Method::GET {
+                    lease = serde_json::from_slice(&request.into_body().collect_bytes().await.unwrap()).unwrap();
+                    let mut log = log.lock().unwrap();
+                    code = codes.get(log.len()).copied().unwrap_or(200);
+                    log.push(lease.clone());
+                }
+                if code != 200 {
+                    lease = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": "Conflict"});
+                }
+                let body = Body::from(serde_json::to_vec(&lease).unwrap());
+                Ok::<_, std::io::Error>(Response::builder().status(code).body(body).unwrap())
+            }
+        };
+        (Client::new(tower::service_fn(answer), "default"), written)
+    }
+
     #[tokio::test]
     async fn the_time_is_over_by_the_clock_though_nobody_says_so() {
-        let (until, is_held) = watch::channel(None);
-        let (_leader, leads) = watch::channel(None);
-        let leadership = Leadership { until: is_held, leader: leads };
+        let (elector, leadership) = Elector::new(settings(), server("me", &[]).0, CancellationToken::new());
         let state = || (leadership.is_held(), leadership.lost().now_or_never().is_some());
         assert_eq!(state(), (false, true), "before the first election");
-        until.send_replace(Some(Instant::now() + Duration::from_secs(60)));
+        elector.until.send_replace(Some(Instant::now() + Duration::from_secs(60)));
         assert_eq!(state(), (true, false));
         // As after a pause of the process: the elector has not run yet.
-        until.send_replace(Some(Instant::now()));
+        elector.until.send_replace(Some(Instant::now()));
         assert_eq!(state(), (false, true));
     }
 
     #[tokio::test]
     async fn a_renewal_that_comes_too_late_is_told_as_a_change() {
-        let client = Client::new(tower::service_fn(no_server), "default");
-        let settings = Settings {
-            identity: "me".to_owned(),
-            namespace: None,
-            name: "sync-operator".to_owned(),
-            duration: Duration::from_secs(10),
-        };
-        let (elector, leadership) = Elector::new(settings, client);
+        let (elector, leadership) = Elector::new(settings(), server("me", &[]).0, CancellationToken::new());
         let mut changes = leadership.changes();
         let later = || Instant::now() + Duration::from_secs(7);
         elector.hold(later());
@@ -265,7 +344,38 @@ mod tests {
         assert!(changes.has_changed().unwrap());
     }
 
-    async fn no_server<T>(_: T) -> Result<axum::http::Response<kube::client::Body>, std::io::Error> {
-        Err(std::io::ErrorKind::NotConnected.into())
+    #[tokio::test]
+    async fn a_lease_is_given_up_though_the_first_tries_fail() {
+        let (client, written) = server("me", &[200, 409, 500]);
+        let (mut elector, leadership) = Elector::new(settings(), client, CancellationToken::new());
+        assert!(elector.attempt().await.unwrap());
+        elector.give_up().await;
+        let written = written.lock().unwrap();
+        let holders: Vec<_> = written.iter().map(|lease| lease["spec"]["holderIdentity"].as_str().unwrap()).collect();
+        assert_eq!(holders, ["me", "", "", ""]);
+        assert!(!leadership.is_held());
+    }
+
+    #[tokio::test]
+    async fn who_stops_keeps_its_lease_and_takes_no_other() {
+        for (holder, takes) in [("me", true), ("", false), ("other", false)] {
+            let (client, written) = server(holder, &[]);
+            let stop = CancellationToken::new();
+            let (mut elector, _) = Elector::new(settings(), client, stop.clone());
+            stop.cancel();
+            assert_eq!(elector.attempt().await.unwrap(), takes, "{holder}");
+            elector.give_up().await;
+            let written = written.lock().unwrap().len();
+            assert_eq!(written, if takes { 2 } else { 0 }, "{holder}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_taking_was_not_confirmed_is_given_up_too() {
+        let (client, written) = server("me", &[504]);
+        let (mut elector, _) = Elector::new(settings(), client, CancellationToken::new());
+        elector.attempt().await.unwrap_err();
+        elector.give_up().await;
+        assert_eq!(written.lock().unwrap().last().unwrap()["spec"]["holderIdentity"], "");
     }
 }

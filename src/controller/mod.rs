@@ -23,16 +23,13 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
-use tokio_stream::wrappers::WatchStream;
+use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::SyncJob,
-    cluster::{self, Cluster},
-    domain::{
-        Note,
-        job::{expires_at, is_finished},
-    },
+    cluster::{self, Cluster, Lane, Over, Turn},
+    domain::Note,
     queue::{self, Queue, Repaired},
     telemetry::{REDIS, events::Events},
 };
@@ -79,38 +76,47 @@ struct Context {
     events: Events,
     queue_available: watch::Receiver<bool>,
     pace: Pace,
+    made: syncschedule::Made,
     leadership: Leadership,
 }
 
 impl Context {
-    /// Asks the API server to change something, as long as this process leads.
-    async fn write<T>(&self, action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
-        self.write_in_lane(false, action, request).await
-    }
-
-    /// The same, ahead of what does not start a run.
-    async fn start<T>(&self, action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
-        self.write_in_lane(true, action, request).await
-    }
-
-    async fn write_in_lane<T>(
+    /// Asks the API server to change something when it is its turn, as long as this process leads.
+    async fn write<T>(
         &self,
-        starts_a_run: bool,
+        lane: Lane,
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
-        let _turn = self.cluster.turn(starts_a_run).await;
+        let turn = self.cluster.turn(lane).await;
+        self.write_now(&turn, action, request).await
+    }
+
+    /// The same for one whose turn it is.
+    async fn write_now<T>(
+        &self,
+        _turn: &Turn<'_>,
+        action: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Error> {
         if !self.leadership.is_held() {
             return Err(Error::NotLeading);
         }
         Ok(cluster::ask(action, request).await?)
     }
 
+    /// Waits until a status may be written that starts no run. Look again after it: what happened meanwhile can be told
+    /// in the same write.
+    async fn report_turn(&self) -> Turn<'_> {
+        self.pace.turn().await;
+        self.cluster.turn(Lane::Reports).await
+    }
+
     async fn tell<K: Resource<DynamicType = ()>>(&self, object: &K, notes: &[Note]) {
         if notes.is_empty() {
             return;
         }
-        let _turn = self.cluster.turn(false).await;
+        let _turn = self.cluster.turn(Lane::Reports).await;
         if self.leadership.is_held() {
             self.events.publish(object, notes).await;
         }
@@ -149,10 +155,8 @@ pub async fn run(
     stop: CancellationToken,
     share: impl FnOnce(Cluster, Leadership),
 ) {
-    let Some((cluster, feeds, watches)) = Cluster::watch_with_feeds(client.clone(), settings.namespace.clone()) else {
-        return;
-    };
-    let (mut elector, leadership) = Elector::new(settings.election, client.clone());
+    let (cluster, feeds, watches) = Cluster::watch(client.clone(), settings.namespace.clone());
+    let (mut elector, leadership) = Elector::new(settings.election, client.clone(), stop.clone());
     share(cluster.clone(), leadership.clone());
     let (availability, queue_available) = watch::channel(true);
     let context = Arc::new(Context {
@@ -161,6 +165,7 @@ pub async fn run(
         events: Events::new(client, &settings.instance),
         queue_available: queue_available.clone(),
         pace: Pace::new(settings.status_interval, settings.status_writes_per_second),
+        made: syncschedule::Made::default(),
         leadership: leadership.clone(),
     });
     let config = || Config::default().concurrency(CONCURRENCY);
@@ -171,7 +176,7 @@ pub async fn run(
     let upset = stream::select(recovered, clock_steps());
 
     let schedules = Controller::for_shared_stream(feeds.schedules, cluster.schedules.clone())
-        .owns_shared_stream(feeds.owned_jobs)
+        .reconcile_on(UnboundedReceiverStream::new(feeds.owners))
         .reconcile_all_on(upset)
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
@@ -200,7 +205,7 @@ pub async fn run(
         () = watches => {}
         () = ask_for_signs_of_life(&queue, &availability) => {}
         () = sweep(&cluster, &queue, &leadership, settings.resync) => {}
-        () = forget_deleted(feeds.deleted_jobs, &queue) => {}
+        () = forget(feeds.over, &queue, &context) => {}
     }
     elector.give_up().await;
     tracing::info!("controllers stopped");
@@ -211,6 +216,10 @@ fn after(error: &Error) -> Action {
         Error::Cluster(error) if error.is_conflict() => {
             tracing::debug!(%error, "decided on an old state; trying again");
             Action::requeue(AFTER_CONFLICT)
+        }
+        Error::Cluster(error) if error.is_in_terminating_namespace() => {
+            tracing::debug!(%error, "the object will be deleted, too");
+            Action::await_change()
         }
         error => {
             tracing::debug!(%error, "reconciliation failed; trying again");
@@ -266,13 +275,7 @@ fn unfinished(
         Some(((), ticks))
     });
     stream::select(ticks, stream::select(available, leader)).flat_map(move |()| {
-        let jobs: Vec<_> = cluster
-            .jobs
-            .state()
-            .iter()
-            .filter(|job| !is_finished(job) || expires_at(job).is_some())
-            .map(|job| ObjectRef::from_obj(&**job))
-            .collect();
+        let jobs: Vec<_> = cluster.jobs.state().iter().map(|job| ObjectRef::from_obj(&**job)).collect();
         stream::iter(jobs)
     })
 }
@@ -323,9 +326,14 @@ async fn repair(queue: &Queue) {
     }
 }
 
-/// Forgets the runs of SyncJobs as they are deleted, so that their work stops at once. What is missed here is swept.
-async fn forget_deleted(mut deleted: mpsc::UnboundedReceiver<String>, queue: &Queue) {
-    while let Some(uid) = deleted.recv().await {
+/// Forgets SyncJobs with which it is over, and the runs of those that are deleted, so that their work stops at once. What
+/// is missed here is swept.
+async fn forget(mut over: mpsc::UnboundedReceiver<Over>, queue: &Queue, context: &Context) {
+    while let Some(Over { uid, deleted }) = over.recv().await {
+        context.pace.forget(&uid);
+        if !deleted {
+            continue;
+        }
         match queue.remove(&uid).await {
             Ok(()) => tracing::debug!(uid, "run of a deleted SyncJob removed"),
             Err(error) => tracing::debug!(uid, %error, "run of a deleted SyncJob not removed yet"),
@@ -339,7 +347,7 @@ async fn sweep_once(cluster: &Cluster, queue: &Queue, all: bool) -> Result<(), E
         uids.extend(queue.finished().await?);
     }
     for uid in uids {
-        if cluster.job(&uid).is_some() {
+        if cluster.has_job(&uid) {
             continue;
         }
         let entry = match queue.get(&uid).await {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 const RESERVED: u32 = 5;
 
 /// A run that was only just seen may be over in a moment: its first status waits so long, and then has more to tell.
-const SETTLE: Duration = Duration::from_millis(150);
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// Decides when a status may be written. A change of state waits for its turn; progress is put off, because a
 /// newer one replaces it.

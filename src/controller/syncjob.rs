@@ -13,12 +13,14 @@ use super::{Context, Error};
 use crate::{
     api::conditions::{self, reasons},
     api::{SyncJob, SyncJobStatus},
+    cluster::{Lane, Turn},
     domain::{
         conditions as merged, elapsed,
         job::{self, Plan},
         run::{Payload, Run, Wanted},
     },
     queue::{self, Control, Entry, NewRun},
+    telemetry::note_write,
 };
 
 /// While Redis is away. Its return is noticed at once, so this is only a safety net.
@@ -34,59 +36,85 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         context.pace.forget(&uid);
         return expire(&job, &context, now).await;
     }
-    // Observe.
-    let entry = match context.queue.get(&uid).await {
-        Ok(entry) => entry,
-        Err(error) => {
-            tracing::debug!(uid, %error, "run not read");
-            let (reason, message) = unknown(&error);
-            let status = job::unknown(&job, reason, message, now);
-            if job.status.as_ref() != Some(&status) {
-                context.pace.turn().await;
-            }
-            write_status(&job, &uid, status, &context).await?;
-            return Ok(Action::requeue(QUEUE_AWAY));
-        }
+    let plan = match look(&job, &uid, &context, now).await {
+        Ok(plan) => plan,
+        Err(error) => return wait_for_queue(&job, &uid, &error, &context, now).await,
     };
-    // Decide.
-    let run = entry.as_ref().map(read_run);
-    let plan = job::decide(&job, run.as_ref(), now);
     // Act.
     if plan.enqueue {
-        enqueue(&job, &uid, &context).await?;
-        return Ok(Action::await_change());
+        return match enqueue(&job, &uid, &context).await {
+            Err(Error::Queue(error)) => wait_for_queue(&job, &uid, &error, &context, now).await,
+            enqueued => enqueued.map(|()| Action::await_change()),
+        };
     }
     if let Some(wanted) = plan.control {
-        let cancelled = wanted.cancelled.then(|| serde_json::to_string(&job::cancelled()).unwrap_or_default());
+        let cancelled = wanted.cancelled.then(|| serde_json::to_string(&job::cancelled(&job)).unwrap_or_default());
         let Wanted { suspended, priority, .. } = wanted;
         context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority }).await?;
     }
     // Status.
+    if job.status.as_ref() == Some(&plan.status) {
+        return Ok(Action::await_change());
+    }
     if let Some(wait) = context.pace.first(&uid).filter(|_| !job::has_ended(&plan.status)) {
         return Ok(Action::requeue(wait));
     }
-    if is_progress_only(&job, &plan) {
+    let (plan, turn) = if is_progress_only(&job, &plan) {
         if let Some(wait) = context.pace.progress(&uid) {
             return Ok(Action::requeue(wait));
         }
-    } else if job.status.as_ref() != Some(&plan.status) {
-        context.pace.turn().await;
+        (plan, context.cluster.turn(Lane::Reports).await)
+    } else {
+        let turn = context.report_turn().await;
+        (look(&job, &uid, &context, Timestamp::now()).await?, turn)
+    };
+    if plan.enqueue {
+        return Ok(Action::requeue(Duration::ZERO));
     }
-    write_status(&job, &uid, plan.status, &context).await?;
+    write_status(&job, &uid, plan.status, &turn, &context).await?;
+    drop(turn);
     context.tell(&*job, &plan.notes).await;
     Ok(Action::await_change())
 }
 
-/// Why nothing is known of a run.
-fn unknown(error: &queue::Error) -> (&'static str, &'static str) {
-    match error {
-        queue::Error::Unreadable { .. } => (
+/// Observes the run in the queue, and decides.
+async fn look(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Result<Plan, queue::Error> {
+    let entry = context.queue.get(uid).await?;
+    let run = entry.as_ref().map(read_run);
+    Ok(job::decide(job, run.as_ref(), now))
+}
+
+/// Tells why nothing is known of a run, or it is not in the queue yet.
+async fn wait_for_queue(
+    job: &SyncJob,
+    uid: &str,
+    error: &queue::Error,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Action, Error> {
+    tracing::debug!(uid, %error, "nothing is known of the run");
+    let (reason, message) = unknown(error);
+    let status = job::unknown(job, reason, &message, now);
+    if job.status.as_ref() != Some(&status) {
+        let turn = context.report_turn().await;
+        write_status(job, uid, status, &turn, context).await?;
+    }
+    Ok(Action::requeue(QUEUE_AWAY))
+}
+
+fn unknown(error: &queue::Error) -> (&'static str, String) {
+    let then = "the run goes on, or is queued again, when";
+    match (error, error.refusal()) {
+        (queue::Error::Unreadable { .. }, _) => (
             reasons::UNKNOWN_FORMAT,
-            "The run in Redis was written by another release and is left alone; it goes on with that release",
+            "The run in Redis was written by another release and is left alone; it goes on with that release"
+                .to_owned(),
         ),
-        _ => {
-            (reasons::QUEUE_UNAVAILABLE, "Redis does not answer; the run goes on, or is queued again, when it is back")
+        (_, Some("OOM")) => {
+            (reasons::QUEUE_UNAVAILABLE, format!("The memory of Redis is full (OOM); {then} it has room"))
         }
+        (_, Some(code)) => (reasons::QUEUE_UNAVAILABLE, format!("Redis refuses with {code}; {then} it does not")),
+        (_, None) => (reasons::QUEUE_UNAVAILABLE, format!("Redis does not answer; {then} it is back")),
     }
 }
 
@@ -113,23 +141,37 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
             parked.map_or_else(Timestamp::now, |condition| condition.last_transition_time.0)
         }),
     };
-    if context.queue.enqueue(&run).await? {
+    let enqueued = context.queue.enqueue(&run).await;
+    note_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
+    if enqueued? {
         tracing::info!(namespace = payload.namespace, name = payload.name, uid, "run enqueued");
+    }
+    // It may have been deleted in between, and its run forgotten before it was there.
+    if !context.cluster.has_job(uid) {
+        context.queue.remove(uid).await?;
     }
     Ok(())
 }
 
-async fn write_status(job: &SyncJob, uid: &str, status: SyncJobStatus, context: &Context) -> Result<(), Error> {
-    if job.status.as_ref() == Some(&status) {
-        return Ok(());
-    }
+async fn write_status(
+    job: &SyncJob,
+    uid: &str,
+    status: SyncJobStatus,
+    turn: &Turn<'_>,
+    context: &Context,
+) -> Result<(), Error> {
+    let ended = job::has_ended(&status);
     let mut next = job.clone();
     next.status = Some(status);
     // Carries the resource version it was decided on, so an old decision is refused.
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-    let name = job.name_any();
-    context.write("write a SyncJob's status", jobs.replace_status(&name, &PostParams::default(), &next)).await?;
-    context.pace.wrote(uid);
+    let (action, name, params) = ("write a SyncJob's status", job.name_any(), PostParams::default());
+    context.write_now(turn, action, jobs.replace_status(&name, &params, &next)).await?;
+    if ended {
+        context.pace.forget(uid);
+    } else {
+        context.pace.wrote(uid);
+    }
     Ok(())
 }
 
@@ -152,7 +194,7 @@ async fn expire(job: &SyncJob, context: &Context, now: Timestamp) -> Result<Acti
     let preconditions = Preconditions { uid: job.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-    match context.write("delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
+    match context.write(Lane::Reports, "delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
         Err(Error::Cluster(error)) if error.is_not_found() => Ok(Action::await_change()),
         result => result.map(|_| Action::await_change()),
     }

@@ -1,54 +1,70 @@
 //! Makes a SyncJob for every due slot of a SyncSchedule, and keeps its books.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use kube::{
-    Resource, ResourceExt,
+    ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
-    runtime::controller::Action,
+    runtime::{controller::Action, reflector::ObjectRef},
 };
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{Context, Error};
 use crate::{
-    api::{
-        SCHEDULE_LABEL, SLOT_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
-        syncschedule::ActiveRun,
-    },
-    cluster,
+    api::{REPLACED_BY_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus, syncschedule::ActiveRun},
+    cluster::{self, Lane, Turn},
     domain::{
         Note, elapsed, job,
-        schedule::{self, Observed, Parsed},
+        schedule::{self, Observed, Parsed, Plan},
     },
     telemetry::metrics,
 };
 
-pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>) -> Result<Action, Error> {
+pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Context>) -> Result<Action, Error> {
     if schedule.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    // Observe.
-    let jobs = observe(&schedule, &context).await?;
-    let queue_available = *context.queue_available.borrow();
-    // Decide.
-    let observed = Observed { schedule: &schedule, jobs: &jobs, queue_available };
-    let plan = schedule::decide(&observed, Timestamp::now());
+    context.cluster.ready().await;
+    let (mut jobs, mut plan) = look(&schedule, &context).await?;
     // Status. It comes first: a run is in the books before it exists, and out of them before it is deleted.
-    let mut written = write_status(&schedule, plan.status, plan.create.is_empty(), &context).await?;
+    let mut written = SyncSchedule::clone(&schedule);
+    if schedule.status.as_ref() != Some(&plan.status) {
+        let turn = if plan.create.is_empty() && plan.cancel.is_empty() {
+            // The next slot does not wait behind what this one has to tell.
+            let Ok(turn) = timeout(plan.requeue.unwrap_or(Duration::MAX), context.report_turn()).await else {
+                return Ok(Action::requeue(Duration::ZERO));
+            };
+            let newest = context.cluster.schedules.get(&ObjectRef::from_obj(&*schedule));
+            schedule = newest.filter(|newest| newest.uid() == schedule.uid()).unwrap_or(schedule);
+            (jobs, plan) = look(&schedule, &context).await?;
+            turn
+        } else {
+            context.cluster.turn(Lane::Starts).await
+        };
+        written = write_status(&schedule, plan.status, &turn, &context).await?;
+    }
     context.tell(&*schedule, &plan.notes).await;
     for (reason, count) in plan.skipped {
         metrics::skipped(reason, count as u64);
     }
     // Act.
     for name in &plan.cancel {
-        cancel(&schedule, name, &jobs, &context).await?;
+        let replacement = plan.replacement.as_deref().unwrap_or_default();
+        cancel(&schedule, name, replacement, &jobs, &context).await?;
     }
     for run in &plan.create {
         if !create(&schedule, plan.parsed.as_ref(), run, &context).await? {
             let mut status = written.status.clone().unwrap_or_default();
             schedule::collided(&mut status, run);
-            written = write_status(&written, status, false, &context).await?;
+            let turn = context.cluster.turn(Lane::Reports).await;
+            written = write_status(&written, status, &turn, &context).await?;
+            drop(turn);
             let text = format!("A SyncJob {} exists that is not this schedule's: the slot was skipped", run.name);
             context.tell(&*schedule, &[Note::warning("NameCollision", text)]).await;
             metrics::skipped(schedule::skips::NAME_COLLISION, 1);
@@ -57,13 +73,23 @@ pub(super) async fn reconcile(schedule: Arc<SyncSchedule>, context: Arc<Context>
     for name in &plan.delete {
         delete(&schedule, name, &jobs, &context).await?;
     }
+    context.made.keep(&written);
     Ok(plan.requeue.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Observes, and decides.
+async fn look(schedule: &SyncSchedule, context: &Context) -> Result<(Vec<Arc<SyncJob>>, Plan), Error> {
+    let jobs = observe(schedule, context).await?;
+    let made = context.made.of(schedule);
+    let queue_available = *context.queue_available.borrow();
+    let observed = Observed { schedule, jobs: &jobs, made: &made, queue_available };
+    let plan = schedule::decide(&observed, Timestamp::now());
+    Ok((jobs, plan))
 }
 
 /// The schedule's SyncJobs. The cache may be behind, so those are asked for that it lacks of the books, and those that
 /// are unfinished there without being in the books.
 async fn observe(schedule: &SyncSchedule, context: &Context) -> Result<Vec<Arc<SyncJob>>, Error> {
-    context.cluster.ready().await;
     let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
     let in_books = |job: &SyncJob| active.iter().any(|run| run.name == job.name_any());
     let cached = context.cluster.jobs_of(schedule).into_iter();
@@ -91,8 +117,10 @@ async fn create(
     context: &Context,
 ) -> Result<bool, Error> {
     let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match context.start("create a SyncJob", jobs.create(&PostParams::default(), &build(schedule, parsed, run))).await {
+    let (params, job) = (PostParams::default(), schedule::job_for(schedule, parsed, run));
+    match context.write(Lane::Starts, "create a SyncJob", jobs.create(&params, &job)).await {
         Ok(_) => {
+            context.made.note(schedule, &run.name);
             note_skew(schedule, parsed, run);
             let text = format!("Created SyncJob {}", run.name);
             context.tell(schedule, &[Note::normal("RunCreated", text)]).await;
@@ -110,38 +138,28 @@ async fn create(
 fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) {
     if let Some(parsed) = parsed.filter(|_| run.trigger.is_none()) {
         let start = parsed.slots(&schedule.uid().unwrap_or_default()).start(run.slot.0);
-        metrics::SCHEDULE_SKEW.observe(elapsed(start, Timestamp::now()).as_secs_f64());
+        let skew = elapsed(start, Timestamp::now()).as_secs_f64();
+        metrics::SCHEDULE_SKEW.observe(skew);
+        tracing::debug!(name = run.name, skew, "SyncJob created");
     }
-}
-
-fn build(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) -> SyncJob {
-    let template = schedule.spec.job_template.clone();
-    let mut job = SyncJob::new(&run.name, template.spec);
-    if job.spec.stale_after.is_none() {
-        job.spec.stale_after = parsed.map(Parsed::stale_after);
-    }
-    job.metadata.namespace = schedule.namespace();
-    job.metadata.owner_references = Some(schedule.controller_owner_ref(&()).into_iter().collect());
-    job.metadata.labels = Some(template.metadata.labels);
-    job.metadata.annotations = Some(template.metadata.annotations);
-    job.labels_mut().insert(SCHEDULE_LABEL.to_owned(), schedule.name_any());
-    job.annotations_mut().insert(SLOT_ANNOTATION.to_owned(), run.slot.0.to_string());
-    if let Some(token) = &run.trigger {
-        job.annotations_mut().insert(TRIGGER_ANNOTATION.to_owned(), token.clone());
-        job.spec.sync_type = schedule::triggered_mode(token).unwrap_or(job.spec.sync_type);
-    }
-    job
 }
 
 /// Cancels a run that a newer one is to replace. The newer one is created when this one has ended.
-async fn cancel(schedule: &SyncSchedule, name: &str, jobs: &[Arc<SyncJob>], context: &Context) -> Result<(), Error> {
+async fn cancel(
+    schedule: &SyncSchedule,
+    name: &str,
+    replacement: &str,
+    jobs: &[Arc<SyncJob>],
+    context: &Context,
+) -> Result<(), Error> {
     let uid = jobs.iter().find(|job| job.name_any() == name).and_then(|job| job.uid());
     // The uid makes this a conflict for another SyncJob of the same name.
-    let patch = Patch::Merge(json!({"metadata": {"uid": uid}, "spec": {"cancelled": true}}));
+    let metadata = json!({"uid": uid, "annotations": {REPLACED_BY_ANNOTATION: replacement}});
+    let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"cancelled": true}}));
     let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match context.write("cancel a SyncJob", api.patch(name, &PatchParams::default(), &patch)).await {
+    match context.write(Lane::Starts, "cancel a SyncJob", api.patch(name, &PatchParams::default(), &patch)).await {
         Ok(_) => {
-            let text = format!("Cancelled SyncJob {name}: a newer run replaces it");
+            let text = format!("Cancelled SyncJob {name}: {replacement} replaces it");
             context.tell(schedule, &[Note::normal("RunReplaced", text)]).await;
             Ok(())
         }
@@ -155,32 +173,55 @@ async fn delete(schedule: &SyncSchedule, name: &str, jobs: &[Arc<SyncJob>], cont
     let preconditions = Preconditions { uid, resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
     let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match context.write("delete a SyncJob", api.delete(name, &params)).await {
+    match context.write(Lane::Reports, "delete a SyncJob", api.delete(name, &params)).await {
         Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
         result => result.map(drop),
     }
 }
 
-/// Writes the status, unless it is as it was: `calmly` when it starts no run, and so can wait for its turn. The write
-/// carries the resource version it was decided on, so of two controllers that decide on the same state one is refused.
+/// Writes the status. It carries the resource version it was decided on, so of two controllers that decide on the same
+/// state one is refused.
 async fn write_status(
     schedule: &SyncSchedule,
     status: SyncScheduleStatus,
-    calmly: bool,
+    turn: &Turn<'_>,
     context: &Context,
 ) -> Result<SyncSchedule, Error> {
     let mut next = schedule.clone();
-    if next.status.as_ref() == Some(&status) {
-        return Ok(next);
-    }
     next.status = Some(status);
     let schedules = context.cluster.beside::<SyncSchedule>(&schedule.metadata);
     let (action, name, params) = ("write a SyncSchedule's status", schedule.name_any(), PostParams::default());
-    let request = schedules.replace_status(&name, &params, &next);
-    if calmly {
-        context.pace.turn().await;
-        context.write(action, request).await
-    } else {
-        context.start(action, request).await
+    context.write_now(turn, action, schedules.replace_status(&name, &params, &next)).await
+}
+
+/// Names of SyncJobs that this process made and that are not noted as seen yet. One of them that is gone was deleted by
+/// somebody, and is not made again.
+#[derive(Default)]
+pub(super) struct Made(Mutex<HashMap<String, Vec<String>>>);
+
+impl Made {
+    fn note(&self, schedule: &SyncSchedule, name: &str) {
+        self.lock().entry(schedule.uid().unwrap_or_default()).or_default().push(name.to_owned());
+    }
+
+    fn of(&self, schedule: &SyncSchedule) -> Vec<String> {
+        self.lock().get(schedule.metadata.uid.as_deref().unwrap_or_default()).cloned().unwrap_or_default()
+    }
+
+    /// Forgets those that are not in the books any more, or are noted there as seen.
+    fn keep(&self, schedule: &SyncSchedule) {
+        let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
+        let uid = schedule.metadata.uid.as_deref().unwrap_or_default();
+        let mut made = self.lock();
+        if let Some(names) = made.get_mut(uid) {
+            names.retain(|name| active.iter().any(|run| run.uid.is_none() && run.name == *name));
+            if names.is_empty() {
+                made.remove(uid);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,7 +9,7 @@ use super::{
     run::{Outcome, Run, RunSpec, State, Wanted, progress},
 };
 use crate::api::{
-    GoDuration, SyncJob, SyncJobStatus,
+    GoDuration, REPLACED_BY_ANNOTATION, SyncJob, SyncJobStatus,
     conditions::{COMPLETE, FAILED, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::Phase,
     truncate,
@@ -60,7 +60,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     let wanted = Wanted::from(&job.spec);
     let enqueue = match (run, RunSpec::parse(&job.spec)) {
         (None, _) if wanted.cancelled => {
-            fail(&mut status, &cancelled(), generation, now);
+            fail(&mut status, &cancelled(job), generation, now);
             false
         }
         (None, Err(error)) => {
@@ -98,10 +98,22 @@ fn slow(old: &SyncJobStatus, run: &Run) -> Option<Note> {
     (!told).then(|| Note::warning("KeyNotIndexed", warning))
 }
 
-/// How a run ends that is cancelled.
+/// How a run ends that is cancelled: by its user, or by its schedule for a newer run.
 #[must_use]
-pub fn cancelled() -> Outcome {
-    Outcome { reason: reasons::CANCELLED.to_owned(), message: "spec.cancelled was set".to_owned() }
+pub fn cancelled(job: &SyncJob) -> Outcome {
+    match job.annotations().get(REPLACED_BY_ANNOTATION) {
+        Some(newer) => {
+            Outcome { reason: reasons::REPLACED.to_owned(), message: truncate(&format!("{newer} replaces it")) }
+        }
+        None => Outcome { reason: reasons::CANCELLED.to_owned(), message: "spec.cancelled was set".to_owned() },
+    }
+}
+
+/// True when the run was cancelled by its schedule, since a newer run took its place.
+#[must_use]
+pub fn is_replaced(job: &SyncJob) -> bool {
+    let conditions = job.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    conditions::find(conditions, FAILED).is_some_and(|failed| failed.reason == reasons::REPLACED)
 }
 
 /// The status while nothing can be learnt from the queue: what was known, and why it may be old.
@@ -192,6 +204,8 @@ fn finish(status: &mut SyncJobStatus, at: Timestamp) {
 
 fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
     let message = |type_| conditions::find(&new.conditions, type_).map(|c| c.message.clone()).unwrap_or_default();
+    let reason = conditions::find(&new.conditions, FAILED).map(|c| c.reason.as_str()).unwrap_or_default();
+    let is_wanted = matches!(reason, reasons::CANCELLED | reasons::REPLACED);
     let recovered = new.recoveries > old.recoveries && new.recoveries > Some(0);
     if recovered && matches!(new.phase, Some(Phase::Queued | Phase::Running)) {
         return Some(Note::warning("RunRecovered", "The run lost its worker and goes on from its last checkpoint"));
@@ -211,7 +225,7 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
         Phase::Retrying => Note::warning("RunRetrying", message(RECONCILING)),
         Phase::Suspended => Note::normal("RunSuspended", message(SUSPENDED)),
         Phase::Complete => Note::normal("RunCompleted", message(COMPLETE)),
-        Phase::Failed if message(FAILED) == cancelled().message => Note::normal("RunCancelled", message(FAILED)),
+        Phase::Failed if is_wanted => Note::normal("RunCancelled", message(FAILED)),
         Phase::Failed => Note::warning("RunFailed", truncate(&message(FAILED))),
     })
 }
@@ -260,6 +274,31 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_status_is_below_32_kib() {
+        use crate::{
+            api::syncjob::{Attempt, DocumentFailure},
+            domain::run::{MAX_ATTEMPTS, MAX_FAILURES},
+        };
+        let long = "\"\\".repeat(1000);
+        let failure =
+            DocumentFailure { key: truncate(&long), reason: "ValidationFailed".to_owned(), message: truncate(&long) };
+        let attempt = Attempt {
+            number: 1000,
+            start: Time(at(1_795_477_200)),
+            end: Time(at(1_795_477_200)),
+            reason: "Unreachable".to_owned(),
+            message: truncate(&long),
+        };
+        let mut run = run(State::Failed, 100);
+        run.checkpoint.failures = vec![failure; MAX_FAILURES];
+        run.history = vec![attempt; MAX_ATTEMPTS];
+        run.outcome = Some(Outcome { reason: reasons::BACKOFF_LIMIT_EXCEEDED.to_owned(), message: long });
+        let status = decide(&job(serde_json::json!({})), Some(&run), at(200)).status;
+        let size = serde_json::to_vec(&status).unwrap().len();
+        assert!(size < 32 << 10 && size > 24 << 10, "{size}");
+    }
+
+    #[test]
     fn a_job_unknown_to_the_queue_is_enqueued() {
         let plan = decide(&job(serde_json::json!({})), None, at(1));
         assert!(plan.enqueue);
@@ -285,6 +324,19 @@ mod tests {
         let plan = decide(&job(serde_json::json!({"cancelled": true})), None, at(1));
         assert_eq!((plan.enqueue, reasons_of(&plan)), (false, vec!["RunCancelled"]));
         assert_eq!(conditions::find(&plan.status.conditions, FAILED).unwrap().reason, reasons::CANCELLED);
+    }
+
+    #[test]
+    fn a_run_that_a_newer_one_replaces_says_which() {
+        let mut job = job(serde_json::json!({"cancelled": true}));
+        job.annotations_mut().insert(REPLACED_BY_ANNOTATION.to_owned(), "user-sync-2".to_owned());
+        let plan = decide(&job, None, at(1));
+        assert_eq!(reasons_of(&plan), ["RunCancelled"]);
+        job.status = Some(plan.status);
+        assert!(is_replaced(&job));
+        let failed = conditions::find(&job.status.as_ref().unwrap().conditions, FAILED).unwrap();
+        assert_eq!(failed.message, "user-sync-2 replaces it");
+        assert_eq!(reasons_of(&decide(&job, None, at(2))), Vec::<&str>::new());
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! before its SyncJob is created: with `Replace`, until the run it replaces was cancelled and its worker is fenced.
 
 mod spec;
+mod template;
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,13 +30,16 @@ use crate::api::{
     truncate,
 };
 
-/// A run that ends sooner than this is counted without having been noted as seen, which saves a write.
-const SHORT: Duration = Duration::from_secs(1);
+/// A run that ends sooner than this is counted without having been noted as seen, which saves a write. The controller that
+/// made it knows it all the same.
+const SHORT: Duration = Duration::from_secs(5);
 const MAX_FAILURE_HISTORY: usize = 20;
+const MAX_HANDLED_TRIGGERS: usize = 20;
 /// With `catchUp: None`, a slot that is later than this counts as missed.
 const ON_TIME: Duration = Duration::from_secs(10);
 
 pub use spec::{Parsed, interval};
+pub use template::job_for;
 
 /// Why a slot was skipped.
 pub mod skips {
@@ -58,6 +62,8 @@ pub struct Observed<'a> {
     pub schedule: &'a SyncSchedule,
     /// Every SyncJob it controls.
     pub jobs: &'a [Arc<SyncJob>],
+    /// Names of SyncJobs that are known to have been made, whether or not the books say so.
+    pub made: &'a [String],
     /// Redis answers.
     pub queue_available: bool,
 }
@@ -69,6 +75,8 @@ pub struct Plan {
     pub status: SyncScheduleStatus,
     /// Names of SyncJobs that a newer run is to replace.
     pub cancel: Vec<String>,
+    /// Name of that newer run's SyncJob.
+    pub replacement: Option<String>,
     /// Runs whose SyncJob does not exist yet, and may now.
     pub create: Vec<ActiveRun>,
     /// Names of SyncJobs beyond the history limits.
@@ -91,6 +99,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     let mut plan = Plan {
         status: old.clone(),
         cancel: Vec::new(),
+        replacement: None,
         create: Vec::new(),
         delete: Vec::new(),
         skipped: Vec::new(),
@@ -100,7 +109,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     };
     plan.status.observed_generation = schedule.metadata.generation;
 
-    let look_again = settle(&mut plan.status, observed.jobs, now);
+    let look_again = settle(&mut plan.status, observed, now);
     let parsed = Parsed::new(&schedule.spec);
     let mut waits = None;
     match &parsed {
@@ -120,7 +129,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     let policy = schedule.spec.concurrency_policy;
     plan.create = missing(&plan.status, policy, observed.jobs);
     plan.requeue = plan.requeue.into_iter().chain(look_again).min();
-    plan.cancel = replaced(&plan.status, policy, observed.jobs);
+    (plan.cancel, plan.replacement) = replaced(&plan.status, policy, observed.jobs);
     set_conditions(&mut plan.status, observed, parsed.as_ref().err(), waits, now);
     plan.parsed = parsed.ok();
     plan
@@ -137,7 +146,8 @@ pub fn collided(status: &mut SyncScheduleStatus, entry: &ActiveRun) {
 /// Counts the runs that ended, and learns the uid of those that were created: from then on, one that is gone was deleted
 /// by somebody. Tells when there is more to learn. An unfinished one that is not in the books gets there: the status was
 /// lost, or another controller made it from an older state.
-fn settle(status: &mut SyncScheduleStatus, jobs: &[Arc<SyncJob>], now: Timestamp) -> Option<Duration> {
+fn settle(status: &mut SyncScheduleStatus, observed: &Observed<'_>, now: Timestamp) -> Option<Duration> {
+    let Observed { jobs, made, .. } = *observed;
     let (mut active, mut look_again) = (Vec::new(), None);
     for mut entry in std::mem::take(&mut status.active) {
         let job = jobs.iter().find(|job| job.name_any() == entry.name);
@@ -151,8 +161,8 @@ fn settle(status: &mut SyncScheduleStatus, jobs: &[Arc<SyncJob>], now: Timestamp
                 look_again = SHORT.checked_sub(age).filter(|wait| !wait.is_zero()).or(look_again);
                 active.push(entry);
             }
-            // Never created: the plan creates it. Seen before and now gone: somebody deleted it.
-            None if entry.uid.is_none() => active.push(entry),
+            // Never created: the plan creates it. Made before and now gone: somebody deleted it.
+            None if entry.uid.is_none() && !made.contains(&entry.name) => active.push(entry),
             None => {}
         }
     }
@@ -187,6 +197,10 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
         }
         return;
     }
+    if job::is_replaced(finished) {
+        status.runs.replaced += 1;
+        return;
+    }
     status.runs.failed += 1;
     let condition = conditions::find(&result.conditions, FAILED);
     let failure = RunFailure {
@@ -215,12 +229,18 @@ fn start_triggered(
         return Some("; the triggered run starts when the run under way has ended");
     }
     let name = names::job_for_trigger(&schedule.name_any(), &token);
-    // An earlier run with this token may be there still, after another token in between.
-    if !jobs.iter().any(|job| job.name_any() == name) {
-        let slot = Time(from_seconds(now.as_second()));
-        start(plan, schedule, jobs, ActiveRun { name, uid: None, slot, trigger: Some(token.clone()) });
+    let handled = &mut plan.status.handled_triggers;
+    let is_old = handled.contains(&name) || jobs.iter().any(|job| job.name_any() == name);
+    if let Some(last) = plan.status.last_handled_trigger.replace(token.clone()) {
+        let last = names::job_for_trigger(&schedule.name_any(), &last);
+        handled.retain(|known| *known != name && *known != last);
+        handled.push(last);
+        handled.drain(..handled.len().saturating_sub(MAX_HANDLED_TRIGGERS));
     }
-    plan.status.last_handled_trigger = Some(token);
+    if !is_old {
+        let slot = Time(from_seconds(now.as_second()));
+        start(plan, schedule, jobs, ActiveRun { name, uid: None, slot, trigger: Some(token) });
+    }
     None
 }
 
@@ -258,10 +278,12 @@ fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus,
     }
     if let Some(due) = slots.due(handled(&plan.status), now) {
         if let Some(before) = due.before {
-            skip(plan, before, due.count - 1, skips::CATCH_UP, "they passed while no controller was at work");
+            let since = handled(&plan.status);
+            let first = slots.next(since, since).unwrap_or(before);
+            skip(plan, (first, before), due.count - 1, skips::CATCH_UP, "passed while no controller was at work");
         }
         match refusal(plan, schedule, parsed, elapsed(slots.start(due.newest), now)) {
-            Some((reason, why)) => skip(plan, due.newest, 1, reason, why),
+            Some((reason, why)) => skip(plan, (due.newest, due.newest), 1, reason, why),
             None => start(plan, schedule, jobs, slot_run(schedule, due.newest)),
         }
         plan.status.slots_since = Some(Time(due.newest));
@@ -279,9 +301,9 @@ fn refusal(
     late: Duration,
 ) -> Option<(&'static str, &'static str)> {
     if schedule.spec.catch_up == CatchUp::None && late > ON_TIME {
-        Some((skips::CATCH_UP, "it was missed, and spec.catchUp is None"))
+        Some((skips::CATCH_UP, "missed, and spec.catchUp is None"))
     } else if parsed.starting_deadline.is_some_and(|deadline| late > deadline) {
-        Some((skips::DEADLINE, "it is later than spec.startingDeadline"))
+        Some((skips::DEADLINE, "later than spec.startingDeadline"))
     } else if schedule.spec.concurrency_policy == ConcurrencyPolicy::Forbid && !plan.status.active.is_empty() {
         Some((skips::ACTIVE, "an earlier run is not finished"))
     } else {
@@ -309,17 +331,24 @@ fn start(plan: &mut Plan, schedule: &SyncSchedule, jobs: &[Arc<SyncJob>], run: A
     if schedule.spec.concurrency_policy == ConcurrencyPolicy::Replace {
         for waiting in plan.status.active.extract_if(.., |known| waits(known, jobs)).collect::<Vec<_>>() {
             plan.status.runs.total -= 1;
-            skip(plan, waiting.slot.0, 1, skips::REPLACED, "a newer run replaces it before it could start");
+            let slot = waiting.slot.0;
+            skip(plan, (slot, slot), 1, skips::REPLACED, "a newer run replaces it before it could start");
         }
     }
     plan.status.active.push(run);
     plan.status.runs.total += 1;
 }
 
-fn skip(plan: &mut Plan, slot: Timestamp, count: i64, reason: &'static str, why: &str) {
-    note_skip(&mut plan.status, slot, count, reason);
+/// Counts slots, of which the first and the last are given, as skipped. One event tells of all of them: there may be
+/// thousands.
+fn skip(plan: &mut Plan, slots: (Timestamp, Timestamp), count: i64, reason: &'static str, why: &str) {
+    let (first, last) = slots;
+    note_skip(&mut plan.status, last, count, reason);
     plan.skipped.push((reason, count));
-    let what = if count == 1 { format!("The slot {slot} was") } else { format!("{count} slots up to {slot} were") };
+    let what = match count {
+        1 => format!("The slot {last} was"),
+        _ => format!("{count} slots from {first} to {last} were"),
+    };
     plan.notes.push(Note::warning("RunSkipped", format!("{what} skipped: {why}")));
 }
 
@@ -339,15 +368,19 @@ fn missing(status: &SyncScheduleStatus, policy: ConcurrencyPolicy, jobs: &[Arc<S
     }
 }
 
-/// Runs in the way of one that is to replace them.
-fn replaced(status: &SyncScheduleStatus, policy: ConcurrencyPolicy, jobs: &[Arc<SyncJob>]) -> Vec<String> {
-    if policy != ConcurrencyPolicy::Replace || !status.active.iter().any(|run| waits(run, jobs)) {
-        return Vec::new();
-    }
+/// Runs in the way of one that is to replace them, and that one.
+fn replaced(
+    status: &SyncScheduleStatus,
+    policy: ConcurrencyPolicy,
+    jobs: &[Arc<SyncJob>],
+) -> (Vec<String>, Option<String>) {
+    let waiting = status.active.iter().find(|run| waits(run, jobs)).filter(|_| policy == ConcurrencyPolicy::Replace);
+    let Some(waiting) = waiting else { return (Vec::new(), None) };
     let in_the_way = |job: &SyncJob| {
         !job.spec.cancelled && !job::is_finished(job) && status.active.iter().any(|run| run.name == job.name_any())
     };
-    jobs.iter().filter(|job| in_the_way(job)).map(|job| job.name_any()).collect()
+    let cancel = jobs.iter().filter(|job| in_the_way(job)).map(|job| job.name_any()).collect();
+    (cancel, Some(waiting.name.clone()))
 }
 
 /// Finished runs beyond the limits. Runs still in `active` are not counted yet and stay.

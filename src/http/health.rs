@@ -1,31 +1,37 @@
 //! `/health`.
 
-use std::sync::Arc;
-
-use axum::{Json, extract, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode};
 use serde::Serialize;
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
-use super::{LIMIT, State};
+use super::{App, LIMIT};
 
 /// The body of `/health`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
+    /// `OK` or `DEGRADED`.
     status: &'static str,
-    jobs: Jobs,
+    jobs: HealthOfJobs,
     /// What is gone: `redis`, `kubernetes`, `workers`. Absent when nothing is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     missing: Vec<&'static str>,
 }
 
-#[derive(Debug, Serialize)]
-struct Jobs {
+#[derive(Debug, Serialize, ToSchema)]
+struct HealthOfJobs {
+    /// Runs can be started, and are worked on.
     initialized: bool,
 }
 
 /// 200 when runs can be started and are worked on, 503 with what is missing otherwise.
-pub(super) async fn health(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Health>) {
-    let (depth, kubernetes) = tokio::join!(state.depth(), kubernetes_answers(&state));
+#[utoipa::path(
+    get, path = "/health", tag = "probes",
+    responses((status = 200, body = Health), (status = 503, body = Health)),
+)]
+pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
+    let (depth, kubernetes) = tokio::join!(app.state.depth(), kubernetes_answers(&app));
     let checks = [
         ("redis", depth.is_some()),
         ("kubernetes", kubernetes),
@@ -34,10 +40,9 @@ pub(super) async fn health(extract::State(state): extract::State<Arc<State>>) ->
     let missing: Vec<_> = checks.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
     let (code, status) =
         if missing.is_empty() { (StatusCode::OK, "OK") } else { (StatusCode::SERVICE_UNAVAILABLE, "DEGRADED") };
-    (code, Json(Health { status, jobs: Jobs { initialized: missing.is_empty() }, missing }))
+    (code, Json(Health { status, jobs: HealthOfJobs { initialized: missing.is_empty() }, missing }))
 }
 
-async fn kubernetes_answers(state: &State) -> bool {
-    let Some(cluster) = state.cluster() else { return false };
-    matches!(timeout(LIMIT, cluster.client.apiserver_version()).await, Ok(Ok(_)))
+async fn kubernetes_answers(app: &App) -> bool {
+    matches!(timeout(LIMIT, app.objects.client.apiserver_version()).await, Ok(Ok(_)))
 }

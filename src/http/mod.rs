@@ -1,20 +1,46 @@
-//! The HTTP sidecar: the calls of the Node service it takes over from, answered from Redis and the watch cache.
+//! The HTTP sidecar: the calls of the Node service it takes over from, and more. What it tells comes from Redis and the
+//! watch cache; what it changes is a change of the Kubernetes objects, allowed to those who could make it themselves.
 
+mod audit;
+mod auth;
+mod cleanup;
+mod control;
+mod events;
+mod extract;
 mod health;
+mod jobs;
+mod limits;
+mod objects;
+mod openapi;
+mod pause;
 mod probes;
+mod problem;
+mod server;
 mod status;
+mod trigger;
+mod view;
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, ops::Deref, sync::Arc, time::Duration};
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{Router, extract::FromRef, http::Uri, routing::get};
 use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     cluster::Cluster,
     controller::Leadership,
     queue::{Depth, Queue},
+    telemetry::events::Events,
     worker::Pulse,
 };
+use auth::Access;
+use limits::Limits;
+use problem::{Kind, Problem};
+
+pub use auth::{AUDIENCE, ReadAccess};
+pub use objects::Objects;
+pub use server::{Certificate, CertificateError, serve};
 
 /// Longest wait for Redis or the API server within one request.
 const LIMIT: Duration = Duration::from_millis(1500);
@@ -24,17 +50,29 @@ const LIMIT: Duration = Duration::from_millis(1500);
 pub struct State {
     /// The queue.
     pub queue: Queue,
-    /// The caches; absent until the watches were set up. `None` in a process that watches nothing.
+    /// The controllers' caches; absent until the watches were set up. `None` in a process without controllers.
     pub cluster: Option<watch::Receiver<Option<Cluster>>>,
     /// Who leads. Absent in a process without controllers.
     pub leadership: watch::Receiver<Option<Leadership>>,
     /// The workers. Absent in a process without any.
     pub pulse: watch::Receiver<Option<Pulse>>,
+    /// What the calls are answered from. Absent in a process that serves none.
+    pub objects: Option<Objects>,
 }
 
 impl State {
-    fn cluster(&self) -> Option<Cluster> {
-        self.cluster.as_ref()?.borrow().clone()
+    /// Waits until the objects of the cluster were listed, where this process watches them.
+    async fn listed(&self) {
+        if let Some(mut cluster) = self.cluster.clone() {
+            // Fails only when the process ends.
+            let cluster = cluster.wait_for(Option::is_some).await.ok().and_then(|cluster| cluster.clone());
+            if let Some(cluster) = cluster {
+                cluster.ready().await;
+            }
+        }
+        if let Some(objects) = &self.objects {
+            objects.listed().await;
+        }
     }
 
     /// What the queue holds. `None` when Redis does not answer in time.
@@ -43,20 +81,104 @@ impl State {
     }
 }
 
-/// Every route of the sidecar.
-pub fn router(state: State) -> Router {
-    Router::new()
-        .route("/health", get(health::health))
-        .route("/livez", get(async || StatusCode::OK))
-        .route("/readyz", get(probes::readyz))
-        .route("/jobs/status", get(status::status))
-        .with_state(Arc::new(state))
+/// Settings of the sidecar.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Who may read. `None`: anyone may do anything.
+    pub reads: Option<ReadAccess>,
+    /// Requests a second of one caller, and as many at once.
+    pub requests_per_second: NonZeroU32,
+    /// Requests at a time, of all callers, and as many listeners to events besides.
+    pub requests_at_a_time: NonZeroU32,
+}
+
+/// What the sidecar's handlers share. Cheap to clone.
+#[derive(Clone)]
+struct App(Arc<Parts>);
+
+struct Parts {
+    state: Arc<State>,
+    objects: Objects,
+    access: Access,
+    events: Events,
+    limits: Limits,
+    status: status::Kept,
+    stop: CancellationToken,
+}
+
+impl Deref for App {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl FromRef<App> for Arc<State> {
+    fn from_ref(app: &App) -> Self {
+        Arc::clone(&app.state)
+    }
+}
+
+impl App {
+    /// The caches, once they are filled.
+    fn listed(&self) -> Result<&Objects, Problem> {
+        Some(&self.objects).filter(|objects| objects.is_listed()).ok_or_else(Problem::not_listed)
+    }
+}
+
+/// Every route of the sidecar. Streams of events end at `stop`.
+pub fn router(state: State, objects: Objects, settings: Settings, instance: &str, stop: CancellationToken) -> Router {
+    let client = objects.client.clone();
+    let app = App(Arc::new(Parts {
+        state: Arc::new(State { objects: Some(objects.clone()), ..state }),
+        objects,
+        access: settings.reads.map_or_else(Access::anyone, |reads| Access::reviewed(client.clone(), reads)),
+        events: Events::new(client, instance),
+        limits: Limits::new(settings.requests_per_second, settings.requests_at_a_time),
+        status: status::Kept::default(),
+        stop,
+    }));
+    let (router, document) = documented().split_for_parts();
+    let document = openapi::finish(document);
+    let router = router
+        .route("/openapi.json", get(async || openapi::answer(document)))
+        .fallback(async |uri: Uri| Problem::new(Kind::NotFound, format!("there is no {}", uri.path())))
+        .method_not_allowed_fallback(async || {
+            Problem::new(Kind::MethodNotAllowed, "the header Allow says which methods it has")
+        });
+    limits::layer(router, &app).with_state(app)
+}
+
+/// The routes that the OpenAPI document tells of.
+fn documented() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(health::health))
+        .routes(routes!(probes::livez))
+        .routes(routes!(probes::readyz))
+        .routes(routes!(status::status))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::read))
+        .routes(routes!(events::events))
+        .routes(routes!(trigger::trigger))
+        .routes(routes!(pause::pause))
+        .routes(routes!(pause::resume))
+        .routes(routes!(cleanup::cleanup))
+        .routes(routes!(control::cancel))
+        .routes(routes!(control::suspend))
+        .routes(routes!(control::resume))
+        .routes(routes!(control::retry))
+}
+
+/// The OpenAPI document, as `/openapi.json` gives it.
+#[must_use]
+pub fn openapi_document() -> String {
+    openapi::finish(documented().into_openapi())
 }
 
 /// What every process serves for its cluster: probes and metrics.
 pub fn probes(state: State) -> Router {
     Router::new()
-        .route("/livez", get(async || StatusCode::OK))
+        .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz))
         .route("/metrics", get(probes::metrics))
         .with_state(Arc::new(state))

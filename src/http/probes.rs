@@ -9,6 +9,7 @@ use axum::{
 };
 use serde::Serialize;
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use super::{LIMIT, State};
 use crate::{
@@ -17,12 +18,13 @@ use crate::{
 };
 
 /// The body of `/readyz`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     ready: bool,
-    /// What this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `workers` (the queue has
-    /// not answered them lately). Absent when it is ready.
+    /// What this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `lease` (it may not have the
+    /// one by which the leader is found), `workers` (the queue has not answered them lately). Absent when it is ready.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     missing: Vec<&'static str>,
     /// Whether this process reconciles. Absent in one without controllers.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,19 +34,25 @@ pub(super) struct Readiness {
     leader: Option<String>,
 }
 
+/// 200 as long as this process runs.
+#[utoipa::path(get, path = "/livez", tag = "probes", responses((status = 200)))]
+pub(super) async fn livez() -> StatusCode {
+    StatusCode::OK
+}
+
 /// 200 when this process can do its part: it need not lead for that.
+#[utoipa::path(
+    get, path = "/readyz", tag = "probes",
+    responses((status = 200, body = Readiness), (status = 503, body = Readiness)),
+)]
 pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Readiness>) {
     let pulse = state.pulse.borrow().clone();
     let leadership = state.leadership.borrow().clone();
-    let listed = async {
-        match state.cluster() {
-            Some(cluster) => timeout(LIMIT, cluster.ready()).await.is_ok(),
-            None => state.cluster.is_none(),
-        }
-    };
+    let listed = timeout(LIMIT, state.listed());
     let (depth, listed) = tokio::join!(state.depth(), listed);
     let alive = pulse.is_none_or(|pulse| pulse.is_alive());
-    let checks = [("redis", depth.is_some()), ("kubernetes", listed), ("workers", alive)];
+    let may_lead = leadership.as_ref().is_none_or(|leadership| !leadership.is_refused());
+    let checks = [("redis", depth.is_some()), ("kubernetes", listed.is_ok()), ("lease", may_lead), ("workers", alive)];
     let missing: Vec<_> = checks.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
     let code = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let leading = leadership.as_ref().map(Leadership::is_held);
@@ -55,5 +63,5 @@ pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) ->
 /// Metrics as OpenMetrics text.
 pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -> impl IntoResponse {
     let leading = state.leadership.borrow().as_ref().map(Leadership::is_held);
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], Metrics { leading }.encode())
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], Metrics { leading, serving: state.objects.is_some() }.encode())
 }

@@ -1,24 +1,33 @@
 //! `GET /jobs/status`: the view the Node service gave, from the watch cache and Redis.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use axum::{Json, extract};
+use axum::{
+    body::Bytes,
+    extract::State,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde::Serialize;
+use tokio::{sync::Mutex, time::Instant};
+use utoipa::ToSchema;
 
-use super::State;
+use super::{App, extract::Reader, problem::Problem, view::Mode};
 use crate::{
-    api::{
-        SyncJob, SyncSchedule,
-        syncjob::{Phase, SyncMode},
-    },
+    api::{SyncJob, SyncSchedule, syncjob::Phase},
+    cluster,
     domain::schedule::interval,
     queue::Depth,
 };
 
-/// The body of `/jobs/status`. Everything in it may be up to 2 s old.
-#[derive(Debug, Serialize)]
+/// An answer is made anew after this time, and never given after [`OLDEST`].
+const FRESH: Duration = Duration::from_millis(500);
+const OLDEST: Duration = Duration::from_secs(2);
+
+/// The body of `/jobs/status`. Everything in it may be up to 2 s older than `asOf` says.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Status {
     repeatable: Vec<Repeatable>,
@@ -26,9 +35,19 @@ pub(super) struct Status {
     active_jobs: Vec<ActiveJob>,
     /// True when there are schedules and all of them are suspended.
     paused: bool,
+    as_of: AsOf,
 }
 
-#[derive(Debug, Serialize)]
+/// How old what is told may be. Behind the present when a server does not answer.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+struct AsOf {
+    /// Of `active`, `waiting`, `delayed` and `paused` in `counts`. `null` when Redis has never answered.
+    queue: Option<Timestamp>,
+    /// Of everything else.
+    objects: Timestamp,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
 struct Repeatable {
     name: String,
     namespace: String,
@@ -44,9 +63,9 @@ struct Repeatable {
     suspended: bool,
 }
 
-/// Active, waiting, delayed and paused runs as Redis has them (`null` when it does not answer), and the
+/// Active, waiting, delayed and paused runs as Redis has them (`null` when it has never answered), and the
 /// completed and failed ones that are kept.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Counts {
     active: Option<u64>,
     waiting: Option<u64>,
@@ -56,12 +75,12 @@ struct Counts {
     failed: usize,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct ActiveJob {
     name: String,
     namespace: String,
-    sync_type: &'static str,
+    sync_type: Mode,
     progress: i32,
     processed: i64,
     total: i64,
@@ -69,14 +88,65 @@ struct ActiveJob {
     started_at: Option<Timestamp>,
 }
 
-pub(super) async fn status(extract::State(state): extract::State<Arc<State>>) -> Json<Status> {
-    let depth = state.depth().await;
-    let (schedules, jobs) =
-        state.cluster().map_or_else(Default::default, |cluster| (cluster.schedules.state(), cluster.jobs.state()));
-    Json(build(&schedules, &jobs, depth))
+/// What was last told. Kept for a moment, so that any number of dashboards cost next to nothing.
+#[derive(Default)]
+pub(super) struct Kept {
+    answer: std::sync::Mutex<Option<(Instant, Bytes)>>,
+    /// Held by the one who makes it anew. The last answer of Redis outlives Redis.
+    depth: Mutex<Option<(Depth, Timestamp)>>,
 }
 
-fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<Depth>) -> Status {
+impl Kept {
+    fn answer(&self, younger_than: Duration) -> Option<Bytes> {
+        let answer = self.answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        answer.as_ref().filter(|(at, _)| at.elapsed() < younger_than).map(|(_, answer)| answer.clone())
+    }
+
+    fn keep(&self, answer: &Bytes) {
+        let kept = Some((Instant::now(), answer.clone()));
+        *self.answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = kept;
+    }
+}
+
+/// Schedules, counts, and runs under way, as the Node service told them.
+#[utoipa::path(get, path = "/jobs/status", tag = "jobs", responses((status = 200, body = Status)))]
+pub(super) async fn status(State(app): State<App>, Reader(reader): Reader) -> Result<Response, Problem> {
+    app.access.check_read(&reader, None).await?;
+    let body = match app.status.answer(FRESH) {
+        Some(fresh) => fresh,
+        None => renewed(&app).await?,
+    };
+    Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// A new answer; or a recent one, while someone else makes a new one. That may take as long as Redis is silent.
+async fn renewed(app: &App) -> Result<Bytes, Problem> {
+    if let Ok(mut depth) = app.status.depth.try_lock() {
+        return make(app, &mut depth).await;
+    }
+    if let Some(recent) = app.status.answer(OLDEST) {
+        return Ok(recent);
+    }
+    let mut depth = app.status.depth.lock().await;
+    match app.status.answer(FRESH) {
+        Some(fresh) => Ok(fresh),
+        None => make(app, &mut depth).await,
+    }
+}
+
+async fn make(app: &App, last: &mut Option<(Depth, Timestamp)>) -> Result<Bytes, Problem> {
+    let objects = app.listed()?;
+    let depth = app.state.depth().await;
+    let now = Timestamp::now();
+    *last = depth.map(|depth| (depth, now)).or(*last);
+    let as_of = AsOf { queue: last.map(|(_, at)| at), objects: cluster::stale_since().unwrap_or(now) };
+    let status = build(&objects.schedules.state(), &objects.jobs.state(), last.map(|(depth, _)| depth), as_of);
+    let answer = Bytes::from(serde_json::to_vec(&status).unwrap_or_default());
+    app.status.keep(&answer);
+    Ok(answer)
+}
+
+fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<Depth>, as_of: AsOf) -> Status {
     let in_phase =
         |phase| jobs.iter().filter(move |job| job.status.as_ref().and_then(|status| status.phase) == Some(phase));
     let mut repeatable: Vec<_> = schedules.iter().map(|schedule| repeatable(schedule)).collect();
@@ -95,6 +165,7 @@ fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<D
             failed: in_phase(Phase::Failed).count(),
         },
         active_jobs,
+        as_of,
     }
 }
 
@@ -117,10 +188,7 @@ fn active_job(job: &SyncJob) -> ActiveJob {
     ActiveJob {
         name: job.name_any(),
         namespace: job.namespace().unwrap_or_default(),
-        sync_type: match job.spec.sync_type {
-            SyncMode::Full => "full",
-            SyncMode::Incremental => "incremental",
-        },
+        sync_type: job.spec.sync_type.into(),
         progress: status.progress.unwrap_or(0),
         processed: counts.processed,
         total: counts.total,
@@ -157,7 +225,9 @@ mod tests {
         };
         let jobs = [job("b", "Running"), job("a", "Complete"), job("c", "Failed")];
         let depth = Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5 };
-        let body = to_value(build(&[Arc::new(schedule)], &jobs, Some(depth))).unwrap();
+        let at = Timestamp::from_second(1_795_477_200).unwrap();
+        let as_of = AsOf { queue: None, objects: at };
+        let body = to_value(build(&[Arc::new(schedule)], &jobs, Some(depth), as_of)).unwrap();
         assert_eq!(
             body,
             json!({
@@ -166,13 +236,8 @@ mod tests {
                 "activeJobs": [{"name": "b", "namespace": "default", "syncType": "full", "progress": 40, "processed": 4,
                                 "total": 10, "attemptsMade": 1, "startedAt": "2026-11-23T12:00:00.25Z"}],
                 "paused": false,
+                "asOf": {"queue": null, "objects": "2026-11-23T23:40:00Z"},
             })
         );
-    }
-
-    #[test]
-    fn without_redis_what_is_known_is_still_told() {
-        let body = to_value(build(&[], &[], None)).unwrap();
-        assert_eq!((&body["counts"]["active"], &body["counts"]["completed"]), (&json!(null), &json!(0)));
     }
 }

@@ -213,7 +213,8 @@ impl Connection {
 }
 
 /// What a server answers that does not have the queue, or not now.
-const WRONG_SERVER: [&str; 7] = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING"];
+pub(super) const WRONG_SERVER: [&str; 7] =
+    ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING"];
 
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {

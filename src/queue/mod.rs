@@ -66,6 +66,15 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// What Redis answered that can be reached and still does not do what is asked, such as OOM when its memory is full.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        let Self::Unavailable { source, .. } = self else { return None };
+        source.code().filter(|code| !connection::WRONG_SERVER.contains(code))
+    }
+}
+
 /// The address of a Redis server that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the Redis address is not valid: {}", describe(.0))]

@@ -30,16 +30,20 @@ pub struct Unavailable(pub(super) String);
 
 /// Server errors that no waiting cures, by code
 /// (<https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml>).
-const SPEC_ERRORS: [i32; 9] = [
-    2,      // BadValue
-    9,      // FailedToParse
-    13,     // Unauthorized
-    14,     // TypeMismatch
-    73,     // InvalidNamespace
-    166,    // CommandNotSupportedOnView
-    168,    // InvalidPipelineOperator
-    17_262, // cannot use a reserved field name
-    51_091, // bad regular expression
+const SPEC_ERRORS: [i32; 13] = [
+    2,         // BadValue
+    9,         // FailedToParse
+    13,        // Unauthorized
+    14,        // TypeMismatch
+    27,        // IndexNotFound: $text needs one
+    73,        // InvalidNamespace
+    166,       // CommandNotSupportedOnView
+    168,       // InvalidPipelineOperator
+    291,       // NoQueryExecutionPlans: no index for $near
+    16_020,    // wrong number of arguments of an expression
+    17_262,    // cannot use a reserved field name
+    51_091,    // bad regular expression
+    5_626_500, // $near cannot be counted
 ];
 
 impl Error {

@@ -1,8 +1,10 @@
 //! Kubernetes events on the objects.
 
+use jiff::Timestamp;
+use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::{
-    Client, Resource,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    Api, Client, Resource,
+    api::{ObjectMeta, PostParams},
 };
 use tokio::time::timeout;
 
@@ -11,9 +13,13 @@ use crate::domain::Note;
 /// Longest wait for an event to be taken. Events are news, not records: one that is lost is lost.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Writes events. Clones share what makes repeats one event with a count.
+/// Writes events, one for each note. kube's own recorder makes all of one reason and object one event with a count, which
+/// keeps the text of the first, and remembers every event for six minutes.
 #[derive(Clone)]
-pub struct Events(Recorder);
+pub struct Events {
+    client: Client,
+    instance: String,
+}
 
 impl std::fmt::Debug for Events {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -25,25 +31,40 @@ impl Events {
     /// Events reported by this process.
     #[must_use]
     pub fn new(client: Client, instance: &str) -> Self {
-        let reporter = Reporter { controller: "sync-operator".to_owned(), instance: Some(instance.to_owned()) };
-        Self(Recorder::new(client, reporter))
+        Self { client, instance: instance.to_owned() }
     }
 
     /// Publishes what there is to tell about an object. Failures are logged and otherwise ignored.
     pub async fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, notes: &[Note]) {
+        let namespace = object.meta().namespace.as_deref().unwrap_or("default");
+        let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         for note in notes {
-            let event = Event {
-                type_: if note.warning { EventType::Warning } else { EventType::Normal },
-                reason: note.reason.to_owned(),
-                note: Some(note.text.clone()),
-                action: note.reason.to_owned(),
-                secondary: None,
-            };
-            match timeout(LIMIT, self.0.publish(&event, &object.object_ref(&()))).await {
-                Ok(Ok(())) => {}
+            let event = self.event(object, namespace, note, Timestamp::now());
+            match timeout(LIMIT, events.create(&PostParams::default(), &event)).await {
+                Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::debug!(%error, reason = note.reason, "event not written"),
                 Err(_) => tracing::debug!(reason = note.reason, "event not written in time"),
             }
+        }
+    }
+
+    fn event<K: Resource<DynamicType = ()>>(&self, object: &K, namespace: &str, note: &Note, now: Timestamp) -> Event {
+        let name = object.meta().name.as_deref().unwrap_or_default();
+        Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+                namespace: Some(namespace.to_owned()),
+                ..ObjectMeta::default()
+            },
+            action: Some(note.reason.to_owned()),
+            reason: Some(note.reason.to_owned()),
+            note: Some(note.text.clone()),
+            type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
+            event_time: Some(MicroTime(now)),
+            regarding: Some(object.object_ref(&())),
+            reporting_controller: Some("sync-operator".to_owned()),
+            reporting_instance: Some(self.instance.clone()),
+            ..Event::default()
         }
     }
 }

@@ -69,7 +69,10 @@ impl Attempt {
             Some(Err(error)) => return ended(&error),
             None => return End::Released,
         }
-        self.checkpoint.warning = self.target.warning().await;
+        match recalled.run_until_cancelled(self.target.warning()).await {
+            Some(warning) => self.checkpoint.warning = warning,
+            None => return End::Released,
+        }
         let target = self.target.clone();
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
         // Results come in the order of the batches, so what was added up last is always a contiguous prefix.

@@ -34,22 +34,34 @@ pub(super) struct Signals {
     pub lost: CancellationToken,
 }
 
+/// A lease that is kept. Also when the work on the run panics, it is kept no longer.
+pub(super) struct Kept<'a> {
+    leases: &'a Leases,
+    uid: String,
+    epoch: u64,
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        let mut leases = self.leases.lock();
+        // The run may have been lost, and claimed again by this worker.
+        if leases.get(&self.uid).is_some_and(|held| held.epoch == self.epoch) {
+            leases.remove(&self.uid);
+        }
+    }
+}
+
 impl Leases {
     pub fn new(worker: String, queue: Queue) -> Self {
         Self { worker, queue, held: Mutex::default() }
     }
 
-    /// Keeps the lease of a run that was just claimed.
-    pub fn hold(&self, uid: &str, epoch: u64, stop: &CancellationToken) -> Signals {
+    /// Keeps the lease of a run that was just claimed, until what is returned is dropped.
+    pub fn hold(&self, uid: &str, epoch: u64, stop: &CancellationToken) -> (Signals, Kept<'_>) {
         let signals = Signals { recalled: stop.child_token(), lost: CancellationToken::new() };
         let until = Instant::now() + self.queue.lease();
         self.lock().insert(uid.to_owned(), Held { epoch, until, signals: signals.clone() });
-        signals
-    }
-
-    /// Keeps the lease no longer.
-    pub fn drop(&self, uid: &str) {
-        self.lock().remove(uid);
+        (signals, Kept { leases: self, uid: uid.to_owned(), epoch })
     }
 
     /// Renews every lease three times in its length, and shows that the worker lives.
@@ -68,7 +80,7 @@ impl Leases {
         let held: Vec<(String, u64)> = self.lock().iter().map(|(uid, held)| (uid.clone(), held.epoch)).collect();
         let renewed = timeout(limit, self.queue.renew(&self.worker, &held)).await;
         if let Ok(answer) = &renewed {
-            beat.note(answer);
+            beat.renewed(answer);
         }
         let mut leases = self.lock();
         if let Ok(Ok(Renewed { lost, recalled })) = renewed {

@@ -9,8 +9,9 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::yield_now,
+    select,
+    sync::Semaphore,
+    task::{JoinError, yield_now},
     time::{Instant, interval, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -20,12 +21,13 @@ use crate::{
     domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec},
     queue::{Attempts, Candidates, Claim, Ending, Fenced, LetGo, Queue},
     sync::Databases,
-    telemetry::REDIS,
+    telemetry::{REDIS, note_write},
 };
 use attempt::{Attempt, End};
 use leases::Leases;
 use recorder::Recorder;
 
+use pulse::Busy;
 pub use pulse::{Beat, Pulse};
 
 /// Longest wait for a ring of the doorbell before looking for runs anyway.
@@ -50,15 +52,29 @@ pub fn new_id() -> String {
     format!("{}-{:08x}", host.as_deref().unwrap_or("worker"), rand::random::<u32>())
 }
 
+/// The renewal of leases ended by itself: without it, no lease holds.
+#[derive(Debug, thiserror::Error)]
+#[error("the renewal of leases ended: {0}")]
+pub struct NotRenewed(JoinError);
+
 /// Works until `stop`. Then it claims nothing more, lets the batches in flight end, gives its runs back and
 /// returns.
-pub async fn run(settings: Settings, queue: Queue, databases: Databases, beat: Beat, stop: CancellationToken) {
+///
+/// # Errors
+/// When a part of it ended that nothing goes on without.
+pub async fn run(
+    settings: Settings,
+    queue: Queue,
+    databases: Databases,
+    beat: Beat,
+    stop: CancellationToken,
+) -> Result<(), NotRenewed> {
     let leases = Leases::new(settings.id.clone(), queue.clone());
     let (recorder, unrecorded) = Recorder::new();
     let worker = Arc::new(Worker { leases, recorder, id: settings.id, queue, databases, beat });
     let runs = TaskTracker::new();
     let keeping = CancellationToken::new();
-    let keeper = tokio::spawn(keeping.clone().run_until_cancelled_owned({
+    let mut keeper = tokio::spawn(keeping.clone().run_until_cancelled_owned({
         let worker = Arc::clone(&worker);
         async move {
             let (leases, recording) = (worker.leases.keep(&worker.beat), unrecorded.keep_recording(&worker.queue));
@@ -66,16 +82,22 @@ pub async fn run(settings: Settings, queue: Queue, databases: Databases, beat: B
         }
     }));
     tracing::info!(worker = worker.id, slots = settings.slots, "worker started");
-    worker.claim(settings.slots, &runs, &stop).await;
-
-    runs.close();
-    runs.wait().await;
+    let working = async {
+        worker.claim(settings.slots, &runs, &stop).await;
+        runs.close();
+        runs.wait().await;
+    };
+    select! {
+        () = working => {}
+        ended = &mut keeper => return ended.map(drop).map_err(NotRenewed),
+    }
     keeping.cancel();
     keeper.await.ok();
     if let Err(error) = worker.queue.retire(&worker.id).await {
         tracing::debug!(%error, "worker not retired");
     }
     tracing::info!(worker = worker.id, "worker stopped");
+    Ok(())
 }
 
 struct Worker {
@@ -104,13 +126,18 @@ impl Worker {
             }
             // Never dropped half-way: a claim that Redis carried out must not be lost.
             let claimed = self.queue.claim(&self.id, permits.num_permits(), &mut candidates).await;
-            REDIS.note(&claimed);
-            self.beat.note(&claimed);
+            match &claimed {
+                // Without runs to claim, nothing is written.
+                Ok(Err(_)) => REDIS.note(&claimed),
+                Ok(Ok(_)) => note_write(&claimed, false),
+                Err(error) => note_write(&claimed, error.refusal().is_some()),
+            }
+            self.beat.looked(&claimed);
             match claimed {
                 Ok(Ok(claims)) => {
                     for claim in claims {
-                        let (worker, stop, permit) = (Arc::clone(self), stop.clone(), permits.split(1));
-                        runs.spawn(async move { worker.handle(claim, permit, &stop).await });
+                        let (worker, stop, slot) = (Arc::clone(self), stop.clone(), self.beat.busy(permits.split(1)));
+                        runs.spawn(async move { worker.handle(claim, slot, &stop).await });
                     }
                 }
                 Ok(Err(next_due)) => {
@@ -146,8 +173,8 @@ impl Worker {
 
     /// Drives a claimed run to the end of this claim. Its slot is free when the work is done: the next run need not
     /// wait until the end of this one is recorded.
-    async fn handle(&self, claim: Claim, slot: Option<OwnedSemaphorePermit>, stop: &CancellationToken) {
-        let signals = self.leases.hold(&claim.uid, claim.entry.epoch, stop);
+    async fn handle(&self, claim: Claim, slot: Busy, stop: &CancellationToken) {
+        let (signals, _kept) = self.leases.hold(&claim.uid, claim.entry.epoch, stop);
         let epoch = claim.entry.epoch;
         let payload = serde_json::from_str::<Payload>(&claim.entry.payload);
         let (namespace, name) =
@@ -207,7 +234,6 @@ impl Worker {
                 );
             }
         }
-        self.leases.drop(&claim.uid);
     }
 
     fn begin(&self, claim: &Claim, payload: Option<&Payload>) -> Result<Attempt, Outcome> {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime only when "faketime" is
-# asked for. Needs root only where a Debian package is missing.
+# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime and schemathesis only when
+# "faketime" and "schemathesis" are asked for. Needs root only where a Debian package is missing.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -49,7 +49,7 @@ need_packages() {
   [[ ! $with_faketime || -e $faketime ]] || missing+=(libfaketime)
   # redis-tools holds the server's program too, and unlike redis-server has no service that would start.
   command -v redis-cli >/dev/null && [[ -x /usr/bin/redis-check-rdb ]] || missing+=(redis-tools)
-  if [[ ! -x $mongod ]]; then
+  if [[ ! -x $mongod || ($with_schemathesis && ! -d $schemathesis) ]]; then
     python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
     # mongod is linked to it; the curl program may have come without.
     ldconfig -p | grep -q 'libcurl\.so\.4 ' || missing+=(libcurl4)
@@ -132,12 +132,23 @@ need_toxiproxy() {
   rm -rf "$tmp"
 }
 
-with_toxiproxy='' with_faketime=''
+need_schemathesis() {
+  [[ ! -d $schemathesis ]] || return 0
+  local tmp=$cache/schemathesis.tmp
+  rm -rf "$tmp"
+  slowly "install schemathesis" 0 \
+    python3 -m pip install --no-deps --root-user-action=ignore -r "$here/../openapi/requirements.txt" --target "$tmp"
+  mv "$tmp" "$schemathesis"
+}
+
+with_toxiproxy='' with_faketime='' with_schemathesis=''
 [[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1
 [[ " $* " != *" faketime "* ]] || with_faketime=1
+[[ " $* " != *" schemathesis "* ]] || with_schemathesis=1
 
 installed() {
-  [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) ]]
+  [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) &&
+    (! $with_schemathesis || -d $schemathesis) ]]
 }
 
 if ! installed; then
@@ -151,4 +162,5 @@ if ! installed; then
   need_mongod
   need_kubernetes
   [[ ! $with_toxiproxy ]] || need_toxiproxy
+  [[ ! $with_schemathesis ]] || need_schemathesis
 fi

@@ -23,3 +23,4 @@ redis_server=$cache/redis-server
 faketime=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1
 toxiproxy_version=v2.5.0
 toxiproxy=$cache/toxiproxy-$toxiproxy_version
+schemathesis=$cache/schemathesis-$(sha256sum <"$here/../openapi/requirements.txt" | cut -c -16)

@@ -26,7 +26,7 @@ async fn patch(world: &World, name: &str, spec: Value) {
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-async fn phase(world: &World, name: &str, phase: Phase) -> SyncJob {
+pub async fn phase(world: &World, name: &str, phase: Phase) -> SyncJob {
     eventually(&format!("{name} is {phase:?}"), async || {
         let job = world.jobs().get(name).await.ok()?;
         (job.status.as_ref()?.phase == Some(phase)).then_some(job)
@@ -171,6 +171,7 @@ async fn a_higher_priority_lets_a_waiting_run_pass() {
     assert!(started(&third) < started(&second));
 }
 
+/// Scenario 21 of the fault list, with the next two.
 #[tokio::test]
 async fn deleting_a_job_or_its_schedule_stops_the_work_and_leaves_nothing_in_redis() {
     let world = World::new().await;
@@ -200,18 +201,17 @@ async fn deleting_a_job_or_its_schedule_stops_the_work_and_leaves_nothing_in_red
 }
 
 /// Waits until no run is left in the queue, ended or not.
-async fn nothing_in_redis(world: &World) {
+pub async fn nothing_in_redis(world: &World) {
+    eventually("nothing of the run is in Redis", async || runs_in_redis(world).await.is_empty().then_some(())).await;
+}
+
+/// The uids of all runs in the queue, ended or not.
+pub async fn runs_in_redis(world: &World) -> Vec<String> {
     let client = redis::Client::open(world.servers.redis.as_str()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    eventually("nothing of the run is in Redis", async || {
-        let left: Vec<String> = redis::cmd("KEYS")
-            .arg(format!("{{sync:{}}}:run:*", world.name))
-            .query_async(&mut connection)
-            .await
-            .unwrap();
-        left.is_empty().then_some(())
-    })
-    .await;
+    let prefix = format!("{{sync:{}}}:run:", world.name);
+    let keys: Vec<String> = redis::cmd("KEYS").arg(format!("{prefix}*")).query_async(&mut connection).await.unwrap();
+    keys.iter().map(|key| key[prefix.len()..].to_owned()).collect()
 }
 
 #[tokio::test]
@@ -228,4 +228,61 @@ async fn a_finished_run_ignores_every_wish() {
     let after = jobs.get("run").await.unwrap();
     assert!(is_finished(&after));
     assert_eq!(after.status, before);
+}
+
+#[tokio::test]
+async fn a_schedule_deleted_in_the_foreground_takes_its_run_with_it_and_an_orphan_goes_on() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let schedules = world.schedules();
+    for (name, params) in [("foreground", DeleteParams::foreground()), ("orphan", DeleteParams::orphan())] {
+        let mut spec = slow();
+        spec["target"] = json!({"lastSyncedField": name});
+        if name == "orphan" {
+            spec["batchSize"] = json!(5);
+        }
+        apply_schedule(&world, name, json!({"interval": "1h", "immediate": true, "jobTemplate": {"spec": spec}})).await;
+        let job = eventually("its run is under way", async || {
+            let jobs = world.jobs().list(&ListParams::default()).await.ok()?.items;
+            jobs.into_iter().find(|job| job.name_any().starts_with(name) && job.status.is_some())
+        })
+        .await
+        .name_any();
+        schedules.delete(name, &params).await.unwrap();
+        eventually("it is gone", async || schedules.get_opt(name).await.unwrap().is_none().then_some(())).await;
+        if name == "orphan" {
+            let job = finished(&world, &job).await;
+            assert!(is_complete(&job));
+            assert_eq!(job.status.unwrap().counts.unwrap().updated, i64::from(USERS));
+        } else {
+            assert!(world.jobs().get_opt(&job).await.unwrap().is_none());
+            nothing_in_redis(&world).await;
+            let users = world.count(doc! {"foreground": {"$type": "date"}}).await;
+            assert!(users < USERS as u64, "the run was stopped on its way");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_job_of_the_same_name_has_nothing_of_the_old_one() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&["--status-interval", "100ms"]);
+    apply_job(&world, "run", slow()).await;
+    under_way(&world).await;
+    world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
+    let spec = json!({"syncType": "Full", "target": {"filter": {"_id": {"$lt": 100}}, "lastSyncedField": "again"}});
+    let uid = apply_job(&world, "run", spec).await.uid();
+    let job = finished(&world, "run").await;
+    at_rest(&world).await;
+    let after = world.jobs().get("run").await.unwrap();
+    assert_eq!((&after.uid(), &after.status), (&uid, &job.status), "nothing is told to it of the old run");
+    let status = job.status.unwrap();
+    let counts = status.counts.unwrap();
+    assert_eq!((counts.total, counts.processed, counts.updated), (100, 100, 100));
+    assert!(status.start_time.unwrap().0.as_second() >= job.metadata.creation_timestamp.unwrap().0.as_second());
+    let old = world.count(doc! {"lastSynced": {"$type": "date"}}).await;
+    assert!(old < USERS as u64, "the old run was stopped on its way");
+    eventually("only the new run is known", async || (runs_in_redis(&world).await.len() == 1).then_some(())).await;
 }

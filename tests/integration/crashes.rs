@@ -1,4 +1,4 @@
-//! Scenario 4 of the fault list: the operator is killed after every single request that it sends for one run, to
+//! Scenarios 1 to 4 of the fault list: the operator is killed after every single request that it sends for one run, to
 //! Kubernetes, Redis or MongoDB. A request is what arrives in one piece at a proxy before the server; nothing that the
 //! process sends after it gets through.
 
@@ -25,6 +25,7 @@ use tokio::{
 
 use crate::{
     operator::get,
+    own::address_in,
     support::{Servers, World, eventually, free_port, unique},
 };
 
@@ -105,12 +106,6 @@ impl Wire {
             mongodb: format!("mongodb://{}/?directConnection=true", self.proxy(mongodb).await),
         }
     }
-}
-
-fn address_in(text: &str, scheme: &str) -> SocketAddr {
-    let rest = text.split_once(scheme).unwrap().1;
-    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':').unwrap_or(rest.len());
-    rest[..end].parse().unwrap()
 }
 
 async fn succeeded(world: &World) -> SyncSchedule {

@@ -322,14 +322,18 @@ fn condition(type_: &str) -> Value {
 async fn spec_and_status_are_written_apart() {
     let world = World::new().await;
     let merge = PatchParams::default();
-    for (kind, status) in [
-        (JOB, json!({"phase": "Running", "progress": 40, "conditions": [condition("Reconciling")]})),
-        (SCHEDULE, json!({"schedule": "20m", "activeCount": 1, "conditions": [condition("Ready")]})),
+    let unseen = json!({"conditions": [{
+        "type": "Ready", "status": "Unknown", "reason": "Pending", "message": "No controller has looked at it yet",
+        "lastTransitionTime": "1970-01-01T00:00:00Z",
+    }], "runs": {"total": 0, "succeeded": 0, "failed": 0, "replaced": 0, "skipped": 0}});
+    for (kind, status, first) in [
+        (JOB, json!({"phase": "Running", "progress": 40, "conditions": [condition("Reconciling")]}), None),
+        (SCHEDULE, json!({"schedule": "20m", "activeCount": 1, "conditions": [condition("Ready")]}), Some(unseen)),
     ] {
         let (api, resource) = api(&world, kind);
         let data = json!({"spec": {"suspended": true}, "status": status});
         let created = api.create(&PostParams::default(), &DynamicObject::new("a", &resource).data(data)).await.unwrap();
-        assert_eq!(created.data.get("status"), None, "{kind}");
+        assert_eq!(created.data.get("status"), first.as_ref(), "{kind}");
         let both = Patch::Merge(json!({"spec": {"suspended": false}, "status": status}));
         let written = api.patch_status("a", &merge, &both).await.unwrap();
         assert_eq!(written.data["spec"]["suspended"], json!(true), "{kind}: an update of the status leaves the spec");

@@ -14,11 +14,17 @@
 mod control;
 mod crashes;
 mod crds;
+mod http;
+mod mongodb_faults;
 mod operator;
 mod outages;
+mod own;
 mod queue;
+mod redis_faults;
 mod redis_kinds;
 mod replicas;
 mod schedules;
 mod support;
 mod target;
+mod views;
+mod workers;

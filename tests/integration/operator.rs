@@ -334,13 +334,44 @@ async fn what_the_spec_gets_wrong_is_not_retried() {
     }
 }
 
+/// Scenario 23 of the fault list: whatever is long in a status is cut, and the counts stay.
+#[tokio::test]
+async fn long_errors_and_many_failures_keep_the_status_small() {
+    const LIMIT: usize = 32 << 10;
+    let world = World::new().await;
+    let users = world.database.collection::<bson::Document>("users");
+    let nasty = "\u{1}\"\\ä\n".repeat(400);
+    users.insert_many((0..200).map(|id| doc! {"_id": format!("{id:03}{nasty}")})).await.unwrap();
+    users.insert_one(doc! {"_id": "good", &nasty: 1}).await.unwrap();
+    let rule = doc! {"$jsonSchema": {"required": [&nasty]}};
+    world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
+    let (_operator, _) = world.all(&[]);
+    apply_job(&world, "refused", json!({"syncType": "Full"})).await;
+    let unknown = format!("${}", nasty.repeat(20));
+    apply_job(&world, "invalid", json!({"target": {"filter": {"age": {unknown: 3}}}})).await;
+    for (name, expected) in [("refused", "Completed"), ("invalid", "InvalidTarget")] {
+        let status = finished(&world, name).await.status.unwrap();
+        let size = serde_json::to_vec(&status).unwrap().len();
+        assert!(size < LIMIT, "{name}: {size} bytes");
+        let end =
+            status.conditions.iter().find(|found| ["Complete", "Failed"].contains(&found.type_.as_str())).unwrap();
+        assert_eq!(end.reason, expected, "{name}: {}", end.message);
+        if name == "refused" {
+            let counts = status.counts.unwrap();
+            assert_eq!((counts.processed, counts.updated, counts.failed), (201, 1, 200));
+            assert_eq!(status.failures.len(), 20);
+            assert!(size > LIMIT / 4, "the texts are long: {size} bytes");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
     let world = World::new().await;
     world.seed(10_000, 0).await;
     let (_operator, _) = world.all(&["--status-interval", "1s"]);
     let first = apply_job(&world, "run", slow()).await;
-    let params = WatchParams::default().fields("metadata.name=run").timeout(200);
+    let params = WatchParams::default().fields("metadata.name=run").timeout(200).disable_bookmarks();
     let versions = world.jobs().watch(&params, &first.resource_version().unwrap()).await.unwrap();
     let mut versions = std::pin::pin!(versions);
     let mut statuses = Vec::new();

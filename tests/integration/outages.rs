@@ -1,66 +1,28 @@
 //! Servers that are missing at the start, or go away in the middle of a run: really stopped, for 20 s.
 
-use std::{process::Command, time::Duration};
+use std::{collections::HashSet, time::Duration};
 
+use k8s_openapi::jiff::Timestamp;
+use kube::{ResourceExt, api::ListParams};
 use serde_json::json;
-use sync_operator::{api::SyncJob, domain::job::is_complete};
+use sync_operator::{
+    api::{SLOT_ANNOTATION, SyncJob},
+    domain::{
+        job::{is_complete, is_finished},
+        run::State,
+    },
+};
 use tokio::time::sleep;
 
 use crate::{
     operator::{apply_job, apply_schedule, finished, get, slow, under_way},
-    support::{Servers, World, eventually, unique},
+    own::Own,
+    replicas::{leader_of, leads, replicas},
+    support::{Servers, World, eventually},
 };
 
 const OUTAGE: Duration = Duration::from_secs(20);
 const USERS: i32 = 15_000;
-
-/// Servers of a test's own, stopped when dropped.
-struct Own {
-    name: String,
-    part: &'static str,
-}
-
-impl Own {
-    fn up(part: &'static str) -> (Self, Servers) {
-        let own = Self { name: unique("outage"), part };
-        own.script(&["up", part]);
-        let mut servers = Servers::shared();
-        for line in own.script(&["env"]).lines() {
-            // Ports are given for servers that are not up, too.
-            match (part, line.trim_start_matches("export ").split_once('=')) {
-                ("kube", Some(("KUBECONFIG", value))) => value.clone_into(&mut servers.kubeconfig),
-                ("redis", Some(("REDIS_URL", value))) => value.clone_into(&mut servers.redis),
-                ("mongodb", Some(("MONGODB_URI", value))) => value.clone_into(&mut servers.mongodb),
-                _ => {}
-            }
-        }
-        (own, servers)
-    }
-
-    fn script(&self, args: &[&str]) -> String {
-        let output = Command::new("tests/cluster/cluster.sh").args(["--name", &self.name]).args(args).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn server(&self) -> &'static str {
-        if self.part == "kube" { "apiserver" } else { self.part }
-    }
-
-    fn stop(&self) {
-        self.script(&["kill", self.server()]);
-    }
-
-    fn start(&self) {
-        self.script(&["start", self.server()]);
-    }
-}
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        Command::new("tests/cluster/cluster.sh").args(["--name", &self.name, "down"]).output().ok();
-    }
-}
 
 fn assert_complete(job: &SyncJob) {
     let status = job.status.as_ref().unwrap();
@@ -70,10 +32,11 @@ fn assert_complete(job: &SyncJob) {
 }
 
 /// How often a line stands in a log.
-fn lines(log: &str, text: &str) -> usize {
+pub fn lines(log: &str, text: &str) -> usize {
     log.lines().filter(|line| line.contains(text)).count()
 }
 
+/// Scenario 9 of the fault list.
 #[tokio::test]
 async fn redis_away_in_mid_run() {
     let (redis, servers) = Own::up("redis");
@@ -143,7 +106,7 @@ async fn mongodb_away_in_mid_run() {
 #[tokio::test]
 async fn the_api_server_away_in_mid_run() {
     let (kube, servers) = Own::up("kube");
-    install_crds(&kube);
+    kube.install_crds();
     let world = World::on(servers).await;
     world.seed(USERS, 0).await;
     let (mut operator, port) = world.all(&[]);
@@ -168,7 +131,7 @@ async fn the_api_server_away_in_mid_run() {
 #[tokio::test]
 async fn everything_missing_at_the_start() {
     let (own, servers) = Own::up("kube");
-    install_crds(&own);
+    own.install_crds();
     let world = World::on(servers).await;
     own.stop();
     let (redis, with_redis) = Own::up("redis");
@@ -196,13 +159,57 @@ async fn everything_missing_at_the_start() {
     assert_complete(&finished(&world, "run").await);
 }
 
-fn install_crds(own: &Own) {
-    own.script(&["kubectl", "apply", "-f", "crds"]);
-    own.script(&[
-        "kubectl",
-        "wait",
-        "--for=condition=Established",
-        "crd/syncschedules.sync.codex.dev",
-        "crd/syncjobs.sync.codex.dev",
-    ]);
+/// Three controllers lose the API server together, and runs end while nobody can be told.
+#[tokio::test]
+async fn controllers_whose_api_server_was_away_agree_on_one_leader() {
+    const USERS: i32 = 5_000;
+    let (kube, servers) = Own::up("kube");
+    kube.install_crds();
+    let world = World::on(servers).await;
+    world.seed(USERS, 0).await;
+    let replicas = replicas(&world, &[]).await;
+    let nothing = json!({"target": {"collection": "nothing"}});
+    let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": nothing}});
+    apply_schedule(&world, "often", spec).await;
+    let uid = apply_job(&world, "run", slow()).await.uid().unwrap();
+    under_way(&world, "run").await;
+
+    kube.stop();
+    let queue = world.queue();
+    eventually("the run has ended", async || {
+        (queue.get(&uid).await.unwrap().unwrap().state == State::Completed).then_some(())
+    })
+    .await;
+    eventually("nobody leads", async || {
+        for replica in &replicas {
+            if leads(replica.port).await {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+    let back = Timestamp::now();
+    kube.start();
+
+    let status = finished(&world, "run").await.status.unwrap();
+    assert_eq!(status.counts.unwrap().updated, i64::from(USERS));
+    assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
+    assert!(status.completion_time.unwrap().0 < back, "it ended while the API server was away");
+    leader_of(&replicas).await;
+    let jobs = eventually("runs are made again", async || {
+        let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+        (jobs.iter().filter(|job| is_finished(job) && job.creation_timestamp().unwrap().0 > back).count() >= 3)
+            .then_some(jobs)
+    })
+    .await;
+    leader_of(&replicas).await;
+    let slots: HashSet<_> = jobs.iter().filter_map(|job| job.annotations().get(SLOT_ANNOTATION)).collect();
+    assert_eq!(slots.len(), jobs.len() - 1, "one SyncJob for each slot");
+    let logs: String = replicas.iter().map(|replica| replica.process.log()).collect();
+    for job in jobs.iter().filter(|job| is_finished(job)) {
+        let uid = job.uid().unwrap();
+        let claims = logs.lines().filter(|line| line.contains("run claimed") && line.contains(&uid));
+        assert_eq!(claims.count(), 1, "{} was run once", job.name_any());
+    }
 }

@@ -7,7 +7,7 @@ use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
-use redis::{AsyncCommands, aio::MultiplexedConnection};
+use redis::{AsyncCommands, AsyncConnectionConfig, aio::MultiplexedConnection};
 use sync_operator::{
     domain::run::State,
     queue::{
@@ -16,7 +16,7 @@ use sync_operator::{
     },
 };
 use tokio::{
-    runtime::Runtime,
+    runtime::Builder,
     time::{Instant, timeout},
 };
 
@@ -43,6 +43,9 @@ fn named_queue(name: &str, lease: Duration) -> Queue {
     Queue::new(&variable("REDIS_URL"), name, lease).unwrap()
 }
 
+/// The sets a run can be in.
+const SETS: [&str; 6] = ["waiting", "delayed", "active", "parked", "completed", "failed"];
+
 /// What stands in Redis, seen past the queue.
 struct Raw {
     connection: MultiplexedConnection,
@@ -52,7 +55,9 @@ struct Raw {
 impl Raw {
     async fn of(queue: &str) -> Self {
         let client = redis::Client::open(variable("REDIS_URL")).unwrap();
-        let connection = client.get_multiplexed_async_connection().await.unwrap();
+        // By default it waits for half a second, which a busy machine exceeds.
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        let connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         Self { connection, prefix: format!("{{sync:{queue}}}") }
     }
 
@@ -78,21 +83,35 @@ impl Raw {
 
     /// The sets a run is in.
     async fn sets(&mut self, uid: &str) -> Vec<&'static str> {
-        const SORTED: [&str; 6] = ["waiting", "delayed", "active", "parked", "completed", "failed"];
+        self.look(&[uid]).await.remove(0).0
+    }
+
+    /// The sets that runs are in, and their hashes, all of one moment.
+    async fn look(&mut self, uids: &[&str]) -> Vec<(Vec<&'static str>, HashMap<String, String>)> {
         let mut pipeline = redis::pipe();
-        for set in SORTED {
-            pipeline.zscore(self.key(set), uid);
+        pipeline.atomic();
+        for uid in uids {
+            for set in SETS {
+                pipeline.zscore(self.key(set), *uid);
+            }
+            pipeline.hgetall(self.key(&format!("run:{uid}")));
         }
-        let scores: Vec<Option<f64>> = pipeline.query_async(&mut self.connection).await.unwrap();
-        SORTED.into_iter().zip(scores).filter(|(_, score)| score.is_some()).map(|(set, _)| set).collect()
+        let answers: Vec<redis::Value> = pipeline.query_async(&mut self.connection).await.unwrap();
+        let read = |answers: &[redis::Value]| {
+            let (hash, scores) = answers.split_last().unwrap();
+            let found = SETS.into_iter().zip(scores).filter(|(_, score)| **score != redis::Value::Nil);
+            (found.map(|(set, _)| set).collect(), redis::from_redis_value(hash.clone()).unwrap())
+        };
+        answers.chunks(SETS.len() + 1).map(read).collect()
     }
 
     /// Takes a run out of every set.
     async fn misplace(&mut self, uid: &str) {
-        for set in self.sets(uid).await {
-            let key = self.key(set);
-            self.connection.zrem::<_, _, ()>(key, uid).await.unwrap();
+        let mut pipeline = redis::pipe();
+        for set in SETS {
+            pipeline.zrem(self.key(set), uid);
         }
+        pipeline.exec_async(&mut self.connection).await.unwrap();
     }
 
     async fn lose(&mut self, uid: &str) {
@@ -315,6 +334,30 @@ async fn a_worker_from_before_a_loss_of_redis_is_fenced_off() {
     assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), Lease::Held);
 }
 
+/// As after a failover to a replica that had not heard of the claim.
+#[tokio::test]
+async fn a_worker_whose_claim_was_lost_is_fenced_off() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    enqueue(&queue, "a", 0).await;
+    let before = entry(&queue, "a").await.epoch;
+    let lost = claim(&queue, "w1").await.entry.epoch;
+    assert_eq!(queue.release("a", lost, "{}").await.unwrap(), Fenced::Done);
+    raw.set("a", "epoch", before as i64).await;
+    let new = eventually("another millisecond has come", async || {
+        let claim = claim(&queue, "w2").await.entry;
+        assert!(claim.epoch > before);
+        if claim.epoch == lost {
+            assert_eq!(queue.release("a", claim.epoch, "{}").await.unwrap(), Fenced::Done);
+            raw.set("a", "epoch", before as i64).await;
+        }
+        (claim.epoch != lost).then_some(claim.epoch)
+    })
+    .await;
+    assert_fenced(&queue, "a", lost).await;
+    assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), Lease::Held);
+}
+
 #[tokio::test]
 async fn a_delayed_run_is_claimed_when_it_is_due() {
     let queue = queue(LEASE);
@@ -362,8 +405,7 @@ async fn a_run_that_lost_its_epoch_blocks_nobody() {
     enqueue(&queue, "damaged", 0).await;
     enqueue(&queue, "sound", 0).await;
     raw.unset("damaged", "epoch").await;
-    let run = claim(&queue, "w").await;
-    assert_eq!((run.uid.as_str(), run.entry.epoch), ("damaged", 1));
+    assert_eq!(claim(&queue, "w").await.uid, "damaged");
     assert_eq!(claim(&queue, "w").await.uid, "sound");
 }
 
@@ -1224,9 +1266,9 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
     }
 }
 
-async fn assert_same(queue: &Queue, raw: &mut Raw, model: &Model) {
-    for (uid, expected) in UIDS.into_iter().zip(model.runs) {
-        let set = expected.map(|run| match run.state {
+async fn assert_same(raw: &mut Raw, model: &Model) {
+    for ((sets, hash), expected) in raw.look(&UIDS).await.into_iter().zip(model.runs) {
+        let state = expected.map(|run| match run.state {
             State::Waiting => "waiting",
             State::Delayed => "delayed",
             State::Active => "active",
@@ -1234,8 +1276,32 @@ async fn assert_same(queue: &Queue, raw: &mut Raw, model: &Model) {
             State::Completed => "completed",
             State::Failed => "failed",
         });
-        let set = set.filter(|_| expected.is_some_and(|run| run.placed));
-        assert_eq!(raw.sets(uid).await, set.into_iter().collect::<Vec<_>>(), "a run is in the set of its state only");
+        let set = state.filter(|_| expected.is_some_and(|run| run.placed));
+        assert_eq!(sets, set.into_iter().collect::<Vec<_>>(), "a run is in the set of its state only");
+        let text = |name: &str| hash.get(name).map(String::as_str);
+        let number = |name: &str| text(name).unwrap().parse().unwrap();
+        let found = (!hash.is_empty()).then(|| {
+            let (suspended, cancelled) = (text("suspended") == Some("1"), text("cancelled").is_some());
+            (
+                text("state"),
+                number("attempts"),
+                number("recoveries"),
+                text("checkpoint").map(str::to_owned),
+                suspended,
+                cancelled,
+            )
+        });
+        let expected = expected.map(|run| {
+            let checkpoint = run.checkpoint.map(|step| step.to_string());
+            (state, run.attempts, run.recoveries, checkpoint, run.suspended, run.cancelled)
+        });
+        assert_eq!(found, expected);
+    }
+}
+
+/// The queue itself reads what the model says, too.
+async fn assert_readable(queue: &Queue, model: &Model) {
+    for (uid, expected) in UIDS.into_iter().zip(model.runs) {
         let found = queue.get(uid).await.unwrap();
         assert_eq!(
             found.map(|run| (run.state, run.attempts, run.recoveries, run.checkpoint, run.suspended, run.cancelled)),
@@ -1247,22 +1313,38 @@ async fn assert_same(queue: &Queue, raw: &mut Raw, model: &Model) {
     }
 }
 
+async fn play(operations: Vec<Operation>) {
+    let name = unique("model");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    let mut model = Model::default();
+    for (step, operation) in operations.into_iter().enumerate() {
+        apply(&queue, &mut raw, &mut model, step, operation).await;
+        assert_same(&mut raw, &model).await;
+    }
+    assert_readable(&queue, &model).await;
+    // Repairs read the whole key space.
+    let runs = UIDS.map(|uid| format!("run:{uid}"));
+    let others = ["wake", "events", "seq", "workers"].into_iter().chain(SETS);
+    let keys: Vec<_> = runs.iter().map(String::as_str).chain(others).map(|name| raw.key(name)).collect();
+    raw.connection.unlink::<_, ()>(keys).await.unwrap();
+}
+
 #[test]
 fn any_sequence_of_operations_behaves_as_the_model_says() {
-    let runtime = Runtime::new().unwrap();
-    let cases = std::env::var("QUEUE_SEQUENCES").map_or(500, |cases| cases.parse().unwrap());
-    let config = Config { cases, failure_persistence: None, ..Config::default() };
-    let result = TestRunner::new(config).run(&operations(), |operations| {
-        runtime.block_on(async {
-            let name = unique("model");
-            let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
-            let mut model = Model::default();
-            for (step, operation) in operations.into_iter().enumerate() {
-                apply(&queue, &mut raw, &mut model, step, operation).await;
-                assert_same(&queue, &mut raw, &model).await;
-            }
-        });
-        Ok(())
+    const SIDE_BY_SIDE: u32 = 4;
+    let cases: u32 = std::env::var("QUEUE_SEQUENCES").map_or(500, |cases| cases.parse().unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+                let config =
+                    Config { cases: cases.div_ceil(SIDE_BY_SIDE), failure_persistence: None, ..Config::default() };
+                let played = TestRunner::new(config).run(&operations(), |operations| {
+                    runtime.block_on(play(operations));
+                    Ok(())
+                });
+                played.unwrap();
+            });
+        }
     });
-    result.unwrap();
 }

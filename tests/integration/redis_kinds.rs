@@ -1,95 +1,62 @@
 //! The queue behind Sentinel and in a Redis Cluster, on servers of the test's own.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use sync_operator::{
     domain::run::State,
     queue::{Lease, NewRun, Queue},
 };
 
 use crate::{
+    own::Redis,
     queue::claim_one,
-    support::{eventually, free_port, unique, variable},
+    support::{eventually, unique},
 };
 
 const LEASE: Duration = Duration::from_secs(30);
-
-/// A Redis server, killed when dropped.
-struct Server {
-    process: Child,
-    port: u16,
-    folder: PathBuf,
-}
-
-impl Server {
-    fn start(args: &[&str]) -> Self {
-        Self::with_config("", args)
-    }
-
-    fn with_config(config: &str, args: &[&str]) -> Self {
-        let (port, folder) = (free_port(), std::env::temp_dir().join(unique("redis")));
-        fs::create_dir(&folder).unwrap();
-        let file = folder.join("redis.conf");
-        fs::write(&file, format!("port {port}\nbind 127.0.0.1\nsave \"\"\ndir {}\n{config}", folder.display()))
-            .unwrap();
-        let mut command = Command::new(variable("REDIS_SERVER"));
-        let process = command.arg(&file).args(args).stdout(Stdio::null()).spawn().unwrap();
-        Self { process, port, folder }
-    }
-
-    async fn connect(&self) -> MultiplexedConnection {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
-        eventually("Redis answers", async || client.get_multiplexed_async_connection().await.ok()).await
-    }
-
-    async fn ask<T: redis::FromRedisValue>(&self, command: &str) -> T {
-        let mut words = command.split(' ');
-        let mut request = redis::cmd(words.next().unwrap());
-        for word in words {
-            request.arg(word);
-        }
-        request.query_async(&mut self.connect().await).await.unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.process.kill().ok();
-        self.process.wait().ok();
-        fs::remove_dir_all(&self.folder).ok();
-    }
-}
 
 async fn enqueue(queue: &Queue, uid: &str) {
     let run = NewRun::new(uid, "{}");
     eventually("the run is enqueued", async || queue.enqueue(&run).await.ok()).await;
 }
 
+/// A Redis server, its replica, and a Sentinel that makes the replica take over when the server was away for some time.
+pub struct Watched {
+    pub master: Redis,
+    pub replica: Redis,
+    sentinel: Redis,
+}
+
+impl Watched {
+    pub async fn start(away: Duration) -> Self {
+        let master = Redis::start(&[]);
+        let replica = Redis::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
+        eventually("the replica follows", async || {
+            replica.ask::<String>("INFO replication").await.contains("master_link_status:up").then_some(())
+        })
+        .await;
+        let config = format!(
+            "sentinel monitor main 127.0.0.1 {} 1\nsentinel down-after-milliseconds main {}\nsentinel failover-timeout main 2000\n",
+            master.port,
+            away.as_millis(),
+        );
+        let sentinel = Redis::with_config(&config, &["--sentinel"]);
+        eventually("Sentinel knows the replica", async || {
+            sentinel.ask::<String>("INFO sentinel").await.contains("slaves=1").then_some(())
+        })
+        .await;
+        Self { master, replica, sentinel }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis+sentinel://127.0.0.1:{}/main", self.sentinel.port)
+    }
+}
+
 #[tokio::test]
 async fn behind_sentinel_a_run_goes_on_after_a_failover() {
-    let master = Server::start(&[]);
-    let replica = Server::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
-    eventually("the replica follows", async || {
-        replica.ask::<String>("INFO replication").await.contains("master_link_status:up").then_some(())
-    })
-    .await;
-    let config = format!(
-        "sentinel monitor main 127.0.0.1 {} 1\nsentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n",
-        master.port
-    );
-    let sentinel = Server::with_config(&config, &["--sentinel"]);
-    eventually("Sentinel knows the replica", async || {
-        sentinel.ask::<String>("INFO sentinel").await.contains("slaves=1").then_some(())
-    })
-    .await;
-
-    let url = format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port);
+    let mut watched = Watched::start(Duration::from_millis(500)).await;
+    let url = watched.url();
     let name = unique("sentinel");
     let queue = Queue::new(&url, &name, LEASE).unwrap();
     enqueue(&queue, "a").await;
@@ -97,10 +64,10 @@ async fn behind_sentinel_a_run_goes_on_after_a_failover() {
     let mut doorbell = queue.doorbell();
     doorbell.wait(Duration::from_secs(1)).await.unwrap();
     eventually("the replica has it", async || {
-        replica.ask::<Option<f64>>(&format!("ZSCORE {{sync:{name}}}:active a")).await.map(drop)
+        watched.replica.ask::<Option<f64>>(&format!("ZSCORE {{sync:{name}}}:active a")).await.map(drop)
     })
     .await;
-    drop(master);
+    watched.master.kill();
 
     let lease = eventually("the replica takes over", async || queue.checkpoint("a", epoch, "{}").await.ok()).await;
     assert_eq!(lease, Lease::Held);
@@ -112,9 +79,11 @@ async fn behind_sentinel_a_run_goes_on_after_a_failover() {
 #[tokio::test]
 async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
     let cluster = ["--cluster-enabled", "yes"];
-    let (owner, other) = (Server::start(&cluster), Server::start(&cluster));
+    let (owner, other) = (Redis::start(&cluster), Redis::start(&cluster));
     owner.connect().await;
-    owner.ask::<()>("CLUSTER ADDSLOTSRANGE 0 16383").await;
+    // Redis 6.2 has no ADDSLOTSRANGE.
+    let slots: Vec<_> = (0..16384).map(|slot| slot.to_string()).collect();
+    owner.ask::<()>(&format!("CLUSTER ADDSLOTS {}", slots.join(" "))).await;
     other.ask::<()>(&format!("CLUSTER MEET 127.0.0.1 {}", owner.port)).await;
     eventually("the cluster is whole", async || {
         let whole = other.ask::<String>("CLUSTER INFO").await;

@@ -3,10 +3,17 @@
 use std::{collections::HashSet, time::Duration};
 
 use k8s_openapi::{
-    api::{coordination::v1::Lease, events::v1::Event},
+    api::{
+        coordination::v1::Lease,
+        events::v1::Event,
+        rbac::v1::{Role, RoleBinding},
+    },
     jiff::Timestamp,
 };
-use kube::{Api, ResourceExt, api::ListParams};
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, PostParams},
+};
 use serde_json::{Value, json};
 use sync_operator::{api::SLOT_ANNOTATION, domain::job::is_finished};
 use tokio::time::Instant;
@@ -17,8 +24,10 @@ use crate::{
 };
 
 const LEASE: Duration = Duration::from_secs(3);
+/// As it is by default, for those who measure.
+const DEFAULT: [&str; 2] = ["--leader-lease-duration", "10s"];
 
-async fn probe_port(operator: &Operator) -> u16 {
+pub async fn probe_port(operator: &Operator) -> u16 {
     eventually("probes are served", async || {
         let log = operator.log();
         let line = log.lines().find(|line| line.contains("METRICS_PORT"))?;
@@ -27,21 +36,21 @@ async fn probe_port(operator: &Operator) -> u16 {
     .await
 }
 
-async fn leads(port: u16) -> bool {
+pub async fn leads(port: u16) -> bool {
     let Some((_, body)) = get(port, "/readyz").await else { return false };
     serde_json::from_str::<Value>(&body).is_ok_and(|body| body["leading"] == true)
 }
 
-struct Replica {
-    process: Operator,
-    port: u16,
+pub struct Replica {
+    pub process: Operator,
+    pub port: u16,
 }
 
 /// Three controllers, the leader first.
-async fn replicas(world: &World) -> Vec<Replica> {
+pub async fn replicas(world: &World, args: &[&str]) -> Vec<Replica> {
     let mut replicas = Vec::new();
     for _ in 0..3 {
-        let process = world.operator("controller", &["--resync-interval", "1s"]);
+        let process = world.operator("controller", &[&["--resync-interval", "1s"], args].concat());
         let port = probe_port(&process).await;
         replicas.push(Replica { process, port });
     }
@@ -50,7 +59,7 @@ async fn replicas(world: &World) -> Vec<Replica> {
     replicas
 }
 
-async fn leader_of(replicas: &[Replica]) -> usize {
+pub async fn leader_of(replicas: &[Replica]) -> usize {
     eventually("one leads", async || {
         let mut leading = Vec::new();
         for replica in replicas {
@@ -62,10 +71,14 @@ async fn leader_of(replicas: &[Replica]) -> usize {
     .await
 }
 
-/// Makes a SyncJob, and waits until someone has done it.
-async fn works(world: &World, name: &str) {
+/// Makes a SyncJob, and waits until someone has put it into the queue, and how long that takes.
+async fn acts(world: &World, name: &str) -> Duration {
+    let began = Instant::now();
     apply_job(world, name, json!({"syncType": "Full"})).await;
+    eventually("someone acts", async || world.jobs().get(name).await.ok()?.status).await;
+    let took = began.elapsed();
     finished(world, name).await;
+    took
 }
 
 async fn lease(world: &World) -> Lease {
@@ -74,34 +87,91 @@ async fn lease(world: &World) -> Lease {
 }
 
 #[tokio::test]
-async fn when_the_leader_is_killed_another_one_leads() {
+async fn when_the_leader_is_killed_another_one_acts_within_15_s() {
     let world = World::new().await;
-    let mut replicas = replicas(&world).await;
-    works(&world, "before").await;
+    let mut replicas = replicas(&world, &DEFAULT).await;
+    acts(&world, "before").await;
     replicas.remove(0).process.signal("KILL");
-    let killed = Instant::now();
-    works(&world, "after").await;
-    println!("a run was made and done {:?} after the leader was killed (lease {LEASE:?})", killed.elapsed());
+    let took = acts(&world, "after").await;
+    println!("a SyncJob was queued {took:?} after the leader was killed");
+    assert!(took < Duration::from_secs(15), "{took:?}");
     leader_of(&replicas).await;
     assert_eq!(lease(&world).await.spec.unwrap().lease_transitions, Some(1));
 }
 
 #[tokio::test]
-async fn a_leader_that_stops_hands_over_at_once() {
+async fn a_leader_that_stops_hands_over_within_2_s() {
     let world = World::new().await;
-    let mut replicas = replicas(&world).await;
-    let leader = replicas.remove(0).process;
-    let stopped = Instant::now();
-    assert_eq!(leader.stop().await, Some(0));
-    works(&world, "after").await;
-    println!("a run was made and done {:?} after the leader was told to stop", stopped.elapsed());
-    leader_of(&replicas).await;
+    let mut replicas = replicas(&world, &DEFAULT).await;
+    let mut took = Vec::new();
+    for name in ["first", "second"] {
+        let leader = leader_of(&replicas).await;
+        let mut leader = replicas.remove(leader).process;
+        leader.signal("TERM");
+        took.push(acts(&world, name).await);
+        assert_eq!(leader.stop_and_wait().await, Some(0));
+    }
+    println!("a SyncJob was queued {took:?} after the leader was told to stop");
+    // Other tests keep the machine busy, but hardly both times.
+    assert!(took.iter().any(|took| *took < Duration::from_secs(2)), "{took:?}");
+    assert!(took.iter().all(|took| *took < Duration::from_secs(6)), "much less than the Lease: {took:?}");
+}
+
+/// The others would have to wait for the end of a Lease that one of them took while it stopped.
+#[tokio::test]
+async fn controllers_that_stop_together_leave_the_lease_free() {
+    let world = World::new().await;
+    let replicas = replicas(&world, &DEFAULT).await;
+    for replica in &replicas {
+        replica.process.signal("TERM");
+    }
+    for replica in replicas {
+        assert_eq!(replica.process.stop().await, Some(0));
+    }
+    let spec = lease(&world).await.spec.unwrap();
+    assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some(""), Some(0)));
 }
 
 #[tokio::test]
+async fn a_controller_without_rights_on_the_lease_is_not_ready_and_says_why() {
+    let world = World::new().await;
+    let user = format!("controller-{}", world.name);
+    let (groups, verbs) = (["sync.codex.dev", "events.k8s.io"], ["*"]);
+    allow(&world, &user, &world.name, json!([{"apiGroups": groups, "resources": ["*"], "verbs": verbs}])).await;
+    let controller = world.operator_on(&world.as_user(&user), "controller", &["--workers", "0"]);
+    let port = probe_port(&controller).await;
+    let readyz = async || {
+        let (code, body) = get(port, "/readyz").await?;
+        Some((code, serde_json::from_str::<Value>(&body).unwrap()["missing"].clone()))
+    };
+    eventually("the Lease is missing", async || readyz().await.filter(|told| *told == (503, json!(["lease"])))).await;
+    let log = controller.log();
+    assert!(log.lines().any(|line| line.contains("the Lease cannot be") && line.contains("forbidden")), "{log}");
+
+    let leases = json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs}]);
+    allow(&world, &user, "default", leases).await;
+    eventually("nothing is missing", async || readyz().await.filter(|told| *told == (200, Value::Null))).await;
+    eventually("it leads", async || leads(port).await.then_some(())).await;
+}
+
+/// Gives a user rights in a namespace.
+async fn allow(world: &World, user: &str, namespace: &str, rules: Value) {
+    let metadata = json!({"name": user});
+    let role = json!({"metadata": metadata, "rules": rules});
+    let of = |kind: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": user});
+    let binding = json!({"metadata": metadata, "roleRef": of("Role"), "subjects": [of("User")]});
+    let params = PostParams::default();
+    let roles: Api<Role> = Api::namespaced(world.client.clone(), namespace);
+    roles.create(&params, &serde_json::from_value(role).unwrap()).await.unwrap();
+    let bindings: Api<RoleBinding> = Api::namespaced(world.client.clone(), namespace);
+    bindings.create(&params, &serde_json::from_value(binding).unwrap()).await.unwrap();
+}
+
+/// Scenario 15 of the fault list.
+#[tokio::test]
 async fn a_leader_that_was_paused_for_longer_than_its_lease_writes_no_more() {
     let world = World::new().await;
-    let replicas = replicas(&world).await;
+    let replicas = replicas(&world, &[]).await;
     apply_schedule(&world, "users", json!({"interval": "1s", "concurrencyPolicy": "Allow"})).await;
     let jobs = world.jobs();
     let made = async || jobs.list(&ListParams::default()).await.unwrap().items;
@@ -165,7 +235,7 @@ async fn a_single_controller_that_was_paused_for_longer_than_its_lease_goes_on()
 #[tokio::test]
 async fn probes_tell_who_leads_and_whether_workers_get_answers() {
     let world = World::new().await;
-    let replicas = replicas(&world).await;
+    let replicas = replicas(&world, &[]).await;
     let identity = lease(&world).await.spec.unwrap().holder_identity.unwrap();
     for (index, replica) in replicas.iter().enumerate() {
         let body = eventually("it knows the leader", async || {

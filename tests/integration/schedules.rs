@@ -1,7 +1,7 @@
 //! SyncSchedules beyond the plain interval: overlap, triggers, cron, edits, mistakes, and clocks that are set. What is
 //! asked of the decision alone is in the tables beside `src/domain/schedule.rs`.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::HashSet, fs, path::Path, process::Command, time::Duration};
 
 use k8s_openapi::jiff::{Timestamp, ToSpan};
 use kube::{
@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use sync_operator::{
-    api::{SyncJob, SyncScheduleStatus, syncjob::SyncMode, syncschedule::ActiveRun},
+    api::{SyncJob, SyncScheduleStatus, syncjob::SyncMode},
     domain::{
         conditions::{find, is_true},
         job::{is_complete, is_finished},
@@ -48,9 +48,10 @@ async fn trigger(world: &World, token: &str) {
     patch(world, json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}})).await;
 }
 
-/// Waits until a run is under way, and noted as seen.
-async fn under_way(world: &World) -> ActiveRun {
-    until(world, "a run is under way", |status| status.active.first().filter(|run| run.uid.is_some()).cloned()).await
+/// Waits until the SyncJob of a run in the books is there.
+async fn under_way(world: &World) -> SyncJob {
+    let name = until(world, "a run is in the books", |status| Some(status.active.first()?.name.clone())).await;
+    eventually("its SyncJob is made", async || world.jobs().get(&name).await.ok()).await
 }
 
 #[tokio::test]
@@ -85,12 +86,15 @@ async fn replace_cancels_the_run_under_way_and_starts_when_it_has_ended() {
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "4s", "concurrencyPolicy": "Replace", "jobTemplate": {"spec": slow()}});
     apply_schedule(&world, "users", spec).await;
-    until(&world, "two runs were replaced", |status| (status.runs.failed >= 2).then_some(())).await;
+    until(&world, "two runs were replaced", |status| (status.runs.replaced >= 2).then_some(())).await;
     patch(&world, json!({"spec": {"suspended": true}})).await;
+    let status = status(&world, "users").await.unwrap();
+    assert_eq!((status.runs.failed, status.failure_history.len()), (0, 0), "a replaced run did not fail");
     let jobs = jobs(&world).await;
     for pair in jobs.windows(2).filter(|pair| is_finished(&pair[0])) {
         let earlier = pair[0].status.as_ref().unwrap();
-        assert_eq!(reason(&pair[0], "Failed").as_deref(), Some("Cancelled"));
+        assert_eq!(reason(&pair[0], "Failed").as_deref(), Some("Replaced"));
+        assert_eq!(pair[0].annotations()["sync.codex.dev/replaced-by"], pair[1].name_any());
         if let Some(start) = pair[1].status.as_ref().and_then(|status| status.start_time.clone()) {
             // The end is told in whole seconds.
             let ended = earlier.completion_time.as_ref().unwrap().0;
@@ -219,12 +223,28 @@ async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "jobTemplate": {"spec": slow()}});
     apply_schedule(&world, "users", spec).await;
-    let name = under_way(&world).await.name;
+    let name = under_way(&world).await.name_any();
     world.jobs().delete(&name, &DeleteParams::default()).await.unwrap();
     until(&world, "another run is under way", |status| {
         status.active.first().filter(|run| run.name != name).map(|_| ())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_run_deleted_right_after_it_was_made_is_not_made_again() {
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&[]);
+    apply_schedule(&world, "users", json!({"interval": "1h", "immediate": true, "jobTemplate": {"spec": slow()}}))
+        .await;
+    let job = eventually("a SyncJob is made", async || jobs(&world).await.pop()).await;
+    let created = job.creation_timestamp().unwrap().0;
+    world.jobs().delete(&job.name_any(), &DeleteParams::default()).await.unwrap();
+    assert!(Timestamp::now() < created + 2.seconds(), "the machine is too slow to show it");
+    let runs = until(&world, "it left the books", |status| status.active.is_empty().then_some(status.runs)).await;
+    assert_eq!((runs.total, runs.succeeded, runs.failed), (1, 0, 0));
+    assert!(jobs(&world).await.is_empty());
 }
 
 #[tokio::test]
@@ -239,7 +259,7 @@ async fn a_run_that_is_not_in_the_books_is_found_there_again() {
     let lost = Patch::Merge(json!({"status": null}));
     world.schedules().patch_status("users", &PatchParams::default(), &lost).await.unwrap();
     let found = until(&world, "it is in the books", |status| status.active.first().cloned()).await;
-    assert_eq!((found.name, found.uid), (run.name, run.uid));
+    assert_eq!((found.name, found.uid), (run.name_any(), run.uid()));
 }
 
 #[tokio::test]
@@ -258,6 +278,136 @@ async fn a_foreign_job_of_the_same_name_is_left_alone_and_the_slot_skipped() {
     assert_eq!((status.runs.total, status.runs.skipped, status.active.len()), (0, 1, 0));
     assert_eq!(world.jobs().get(&name).await.unwrap().spec.priority, 7);
     assert!(event_reasons(&world, "users").await.contains("NameCollision"));
+}
+
+/// An interval whose newest slot is 1 to 60 minutes ago.
+fn missed() -> String {
+    let now = Timestamp::now().as_second() / 60;
+    let minutes = (62..1000).find(|minutes| (1..60).contains(&(now % minutes))).unwrap();
+    format!("{minutes}m")
+}
+
+#[tokio::test]
+async fn the_starting_deadline_decides_about_a_slot_that_was_missed() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let before = Timestamp::now() - 3.hours();
+    for (name, deadline) in [("short", "30s"), ("long", "61m")] {
+        let interval = missed();
+        apply_schedule(&world, name, json!({"interval": interval, "startingDeadline": deadline})).await;
+        // As a controller left it that was stopped three hours ago.
+        let left = json!({"status": {"slotsSince": before, "schedule": interval, "runs": {}}});
+        world.schedules().patch_status(name, &PatchParams::default(), &Patch::Merge(left)).await.unwrap();
+    }
+    let (_operator, _) = world.all(&[]);
+    let long = eventually("the late slot was run", async || {
+        status(&world, "long").await.filter(|status| status.runs.succeeded == 1)
+    })
+    .await;
+    let short = eventually("the late slot was skipped", async || {
+        status(&world, "short").await.filter(|status| status.runs.skipped >= 2)
+    })
+    .await;
+    assert_eq!((long.runs.total, long.last_skip.unwrap().reason.as_str()), (1, "CatchUp"), "older slots");
+    assert_eq!((short.runs.total, short.last_skip.unwrap().reason.as_str()), (0, "Deadline"));
+    assert_eq!(short.runs.skipped, long.runs.skipped + 1);
+    eventually("the skip is told", async || event_reasons(&world, "short").await.contains("RunSkipped").then_some(()))
+        .await;
+    let names: Vec<_> = jobs(&world).await.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(names, [format!("long-{}", long.last_schedule_time.unwrap().0.as_second())]);
+}
+
+#[tokio::test]
+async fn failed_runs_are_kept_up_to_their_limit_and_counted_beyond_it() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let template = json!({"spec": {"target": {"database": "not-allowed"}}});
+    apply_schedule(&world, "users", json!({"interval": "1s", "failedJobsHistoryLimit": 2, "jobTemplate": template}))
+        .await;
+    until(&world, "four runs failed", |status| (status.runs.failed >= 4).then_some(())).await;
+    patch(&world, json!({"spec": {"suspended": true}})).await;
+    eventually("two are kept", async || {
+        let idle = status(&world, "users").await?.active.is_empty();
+        (idle && jobs(&world).await.len() == 2).then_some(())
+    })
+    .await;
+    let status = status(&world, "users").await.unwrap();
+    assert_eq!((status.runs.succeeded, status.runs.failed), (0, status.runs.total));
+    assert_eq!(status.failure_history.len() as i64, status.runs.failed.min(20));
+    assert!(status.failure_history.iter().all(|failure| failure.reason == "InvalidTarget"));
+    let newest: Vec<_> = status.failure_history[..2].iter().map(|failure| failure.job.clone()).collect();
+    let kept: HashSet<_> = jobs(&world).await.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(kept, newest.into_iter().collect());
+}
+
+/// Runs a program on the world's cluster and namespace, and returns whether it succeeded and what it said.
+async fn run(world: &World, program: &str, args: &[&str]) -> (bool, String) {
+    let mut command = Command::new(program);
+    command.args(["--kubeconfig", &world.servers.kubeconfig, "--namespace", &world.name]).args(args);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+}
+
+#[tokio::test]
+async fn kubectl_waits_for_a_schedule() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    for (name, spec) in [
+        ("good", json!({"interval": "1h"})),
+        ("suspended", json!({"interval": "1h", "suspended": true})),
+        ("bad", json!({"schedule": "61 * * * *"})),
+    ] {
+        apply_schedule(&world, name, spec).await;
+    }
+    let wait = async |what: &str, name: &str, limit: &str| {
+        let (what, object) = (format!("--for=condition={what}"), format!("syncschedule/{name}"));
+        run(&world, "kubectl", &["wait", &what, &object, "--timeout", limit]).await
+    };
+    let (ready, told) = wait("Ready", "good", "1s").await;
+    assert!(!ready, "no operator looked at it: {told}");
+    // Without that, kstatus would take it for ready.
+    let unseen = status(&world, "good").await.unwrap();
+    assert_eq!(find(&unseen.conditions, "Ready").map(|ready| ready.status.as_str()), Some("Unknown"));
+    let (_operator, _) = world.all(&[]);
+    for (what, name) in [("Ready", "good"), ("Ready", "suspended"), ("Suspended", "suspended"), ("Stalled", "bad")] {
+        let (holds, told) = wait(what, name, "60s").await;
+        assert!(holds, "{what} {name}: {told}");
+    }
+    let (ready, told) = wait("Ready", "bad", "1s").await;
+    assert!(!ready, "{told}");
+}
+
+/// Kubernetes' own test of this kind restarts the CronJob controller at random.
+#[tokio::test]
+async fn controllers_that_stop_at_random_run_each_slot_once_or_skip_it() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "successfulJobsHistoryLimit": 1000});
+    let schedule = apply_schedule(&world, "users", spec).await;
+    for life in 0..5 {
+        let before = status(&world, "users").await.map_or(0, |status| status.runs.total);
+        let mut operator = world.operator("controller", &[]);
+        until(&world, "it makes runs", |status| (status.runs.total > before).then_some(())).await;
+        sleep(Duration::from_millis(rand::random_range(0..1500))).await;
+        if life % 2 == 0 {
+            operator.kill();
+        } else {
+            operator.stop_and_wait().await;
+        }
+    }
+    let _operator = world.operator("controller", &[]);
+    patch(&world, json!({"spec": {"suspended": true}})).await;
+    let status = until(&world, "all have ended", |status| {
+        (status.active.is_empty() && status.next_schedule_time.is_none()).then(|| status.clone())
+    })
+    .await;
+    let created = schedule.creation_timestamp().unwrap().0.as_second();
+    let passed = status.slots_since.unwrap().0.as_second() - created;
+    assert_eq!(status.runs.total + status.runs.skipped, passed, "{:?}", status.runs);
+    assert_eq!((status.runs.succeeded, status.runs.failed), (status.runs.total, 0));
+    assert_eq!(jobs(&world).await.len() as i64, status.runs.total, "a SyncJob for each");
 }
 
 /// Scenario 17 of the fault list: the clock of the controller's machine is set.

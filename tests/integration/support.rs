@@ -90,6 +90,21 @@ impl World {
         Self { servers, name, client, database }
     }
 
+    /// The servers, for someone whom the API server takes for a user without rights of its own.
+    #[allow(dead_code, reason = "random faults have no users")]
+    pub fn as_user(&self, user: &str) -> Servers {
+        let kubeconfig = fs::read_to_string(&self.servers.kubeconfig).unwrap();
+        let file = env::temp_dir().join(format!("{user}.kubeconfig"));
+        let admin = "    user:\n      client-certificate-data";
+        assert!(kubeconfig.contains(admin));
+        fs::write(
+            &file,
+            kubeconfig.replace(admin, &format!("    user:\n      as: {user}\n      client-certificate-data")),
+        )
+        .unwrap();
+        Servers { kubeconfig: file.to_str().unwrap().to_owned(), ..self.servers.clone() }
+    }
+
     pub fn schedules(&self) -> Api<SyncSchedule> {
         Api::namespaced(self.client.clone(), &self.name)
     }
@@ -161,10 +176,10 @@ impl World {
         process
     }
 
-    /// Starts `sync-operator all` with HTTP on a port of its own, which is returned too.
+    /// Starts `sync-operator all` with HTTP on a port of its own, which is returned too, for everyone here.
     pub fn all(&self, args: &[&str]) -> (Operator, u16) {
         let port = free_port();
-        let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
+        let http = ["--insecure-no-auth", "--http-port", &port.to_string()];
         (self.operator("all", &[&http, args].concat()), port)
     }
 }
@@ -191,6 +206,13 @@ impl Operator {
     #[allow(dead_code, reason = "only random faults keep logs")]
     pub fn keep_log(&self, name: &Path) {
         fs::hard_link(&self.log, name).unwrap();
+    }
+
+    /// Resident memory in MiB.
+    pub fn resident_mib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
     }
 
     pub fn log(&self) -> String {

@@ -221,6 +221,7 @@ async fn refusal(database: &Database, users: Vec<Document>, spec: Value) -> (Str
     (reason, message)
 }
 
+/// Scenario 14 of the fault list, with others here on refused documents.
 #[tokio::test]
 async fn every_kind_of_refusal_is_told_without_the_documents_values() {
     let full = || json!({"syncType": "Full", "batchSize": 6});
@@ -482,6 +483,22 @@ async fn an_unknown_operator_is_an_invalid_target_with_the_servers_reason() {
         for error in [target.count().await.unwrap_err(), run(&target, None).await.err().unwrap()] {
             assert!(matches!(&error, Error::InvalidTarget(text) if text.contains(operator)), "{filter}: {error}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_query_that_needs_what_the_collection_has_not_is_an_invalid_target() {
+    let database = database().await;
+    insert(&database, vec![doc! {"_id": 1, "name": "Ann"}]).await;
+    for (filter, reason) in [
+        (json!({"$text": {"$search": "Ann"}}), "text index required"),
+        (json!({"place": {"$near": [0, 0]}}), "$near"),
+        (json!({"$expr": {"$strcasecmp": ["$name"]}}), "takes exactly 2 arguments"),
+        (json!({"name": {"$regex": "("}}), "Regular expression is invalid"),
+    ] {
+        let target = target(&database, json!({"target": {"filter": filter}}), START).await.unwrap();
+        let error = target.count().await.unwrap_err();
+        assert!(matches!(&error, Error::InvalidTarget(text) if text.contains(reason)), "{filter}: {error}");
     }
 }
 

@@ -25,16 +25,21 @@ struct World {
     schedule: SyncSchedule,
     last_trigger: Option<String>,
     jobs: Vec<Arc<SyncJob>>,
+    /// What the controller remembers to have made.
+    made: Vec<String>,
     notes: Vec<Note>,
 }
 
 impl World {
     fn new(spec: Value) -> Self {
-        Self { schedule: schedule(spec), last_trigger: None, jobs: Vec::new(), notes: Vec::new() }
+        Self { schedule: schedule(spec), last_trigger: None, jobs: Vec::new(), made: Vec::new(), notes: Vec::new() }
     }
 
     fn decide(&self, now: i64) -> Plan {
-        decide(&Observed { schedule: &self.schedule, jobs: &self.jobs, queue_available: true }, at(now))
+        decide(
+            &Observed { schedule: &self.schedule, jobs: &self.jobs, made: &self.made, queue_available: true },
+            at(now),
+        )
     }
 
     fn pass(&mut self, now: i64) -> Plan {
@@ -44,6 +49,7 @@ impl World {
             let mut job = SyncJob::new(&run.name, crate::api::SyncJobSpec::default());
             job.metadata.uid = Some(format!("uid-{}", run.name));
             self.jobs.push(Arc::new(job));
+            self.made.push(run.name.clone());
         }
         self.jobs.retain(|job| !plan.delete.contains(&job.name_any()));
         for job in self.jobs.iter_mut().filter(|job| plan.cancel.contains(&job.name_any())) {
@@ -119,6 +125,7 @@ fn a_crash_after_the_intent_was_written_creates_the_job_later() {
     world.pass(CREATED);
     world.pass(1_000_010);
     world.jobs.clear();
+    world.made.clear();
     let plan = world.pass(1_000_012);
     assert_eq!(plan.create.len(), 1);
     assert_eq!((plan.create[0].name.as_str(), plan.status.runs.total), ("user-sync-1000010", 1));
@@ -198,6 +205,29 @@ fn three_days_away_cost_one_run_and_the_rest_is_counted() {
     assert_eq!(world.names().len(), 1);
     assert_eq!(world.status().runs.skipped, 3 * 1440 - 1);
     assert_eq!(world.status().last_skip.as_ref().unwrap().reason, "CatchUp");
+    let told: Vec<_> = world.notes.iter().map(|note| note.text.as_str()).collect();
+    let text = "4319 slots from 1970-01-12T13:47:00Z to 1970-01-15T13:45:00Z were skipped: passed while no controller was at work";
+    assert_eq!(told, [text]);
+}
+
+#[test]
+fn a_trigger_token_is_remembered_for_20_more() {
+    let mut world = World::new(json!({"interval": "1h", "concurrencyPolicy": "Allow"}));
+    let mut made = |token: String, now| {
+        world.schedule.annotations_mut().insert(TRIGGER_ANNOTATION.to_owned(), token);
+        let plan = world.pass(CREATED + now);
+        // As if every run were pruned at once.
+        world.jobs.clear();
+        plan.create.len()
+    };
+    for number in 0..=20 {
+        assert_eq!(made(number.to_string(), number), 1);
+    }
+    for (token, expected) in [(0, 0), (20, 0), (1, 0), (99, 1), (2, 1)] {
+        assert_eq!(made(token.to_string(), 100 + token), expected, "{token}");
+    }
+    assert_eq!(world.status().handled_triggers.len(), 20);
+    assert_eq!(world.status().last_handled_trigger.as_deref(), Some("2"));
 }
 
 #[test]
@@ -265,7 +295,7 @@ fn what_cannot_be_scheduled_is_stalled_with_the_reason() {
 #[test]
 fn without_redis_runs_are_made_and_ready_says_why_they_wait() {
     let schedule = schedule(json!({"interval": "10s", "immediate": true}));
-    let plan = decide(&Observed { schedule: &schedule, jobs: &[], queue_available: false }, at(CREATED));
+    let plan = decide(&Observed { schedule: &schedule, jobs: &[], made: &[], queue_available: false }, at(CREATED));
     assert_eq!(plan.create.len(), 1);
     assert_eq!(conditions::find(&plan.status.conditions, READY).unwrap().reason, "QueueUnavailable");
 }
@@ -384,8 +414,11 @@ proptest! {
                     }
                 }
                 Step::Delete(which) => {
-                    // One that goes before the controller has seen it is made again.
+                    // One that goes before a new controller has seen it is made again.
                     let unseen = |job: &SyncJob| {
+                        if world.made.contains(&job.name_any()) {
+                            return false;
+                        }
                         let active = world.schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
                         active.iter().any(|run| run.name == job.name_any() && run.uid.is_none())
                     };
@@ -403,6 +436,7 @@ proptest! {
             let plan = if crash { world.decide(now) } else { world.pass(now) };
             if crash {
                 world.schedule.status = Some(plan.status.clone());
+                world.made.clear();
             } else {
                 made.extend(plan.create.iter().filter(|run| run.trigger.is_none()).map(|run| run.name.clone()));
                 if world.schedule.spec.concurrency_policy != ConcurrencyPolicy::Allow {

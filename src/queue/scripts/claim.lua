@@ -25,7 +25,9 @@ local FIELDS = { 'format', 'state', 'epoch', 'worker', 'started', 'retry_at', 'f
   'recoveries', 'checkpoint', 'history', 'outcome', 'suspended', 'cancelled', 'parked_for' }
 
 local function claim(uid, run, fields)
-  local from, epoch, started = fields[2], whole((fields[3] or 0) + 1), fields[5] or whole(now)
+  local from, started = fields[2], fields[5] or whole(now)
+  -- At least the time, as when it was enqueued: a failover may have lost a claim, whose epoch must not come again.
+  local epoch = whole(math.max((fields[3] or 0) + 1, now * 1000))
   if fields[6] then redis.call('HDEL', run, 'retry_at') end
   move(uid, run, from, 'active', now + ARGV[3], 'epoch', epoch, 'worker', ARGV[2], 'started', started)
   fields[2], fields[3], fields[4], fields[5], fields[6] = 'active', epoch, ARGV[2], started, false

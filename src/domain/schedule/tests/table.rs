@@ -40,9 +40,10 @@ fn job(text: &str) -> SyncJob {
     job.metadata.uid = Some(format!("uid-{}", job.name_any()));
     job.metadata.creation_timestamp = Some(Time(time("09:00")));
     let state = words.next().unwrap();
-    let condition = match state {
-        "complete" => COMPLETE,
-        "failed" => FAILED,
+    let (condition, reason) = match state {
+        "complete" => (COMPLETE, "Why"),
+        "failed" => (FAILED, "Why"),
+        "replaced" => (FAILED, reasons::REPLACED),
         "cancelling" | "running" => {
             job.spec.cancelled = state == "cancelling";
             return job;
@@ -51,7 +52,7 @@ fn job(text: &str) -> SyncJob {
     };
     let ended = time(words.next().unwrap());
     let mut status = SyncJobStatus { completion_time: Some(Time(ended)), ..SyncJobStatus::default() };
-    conditions::set(&mut status.conditions, condition, true, "Why", "because", Some(1), ended);
+    conditions::set(&mut status.conditions, condition, true, reason, "because", Some(1), ended);
     job.status = Some(status);
     job
 }
@@ -85,6 +86,7 @@ fn given(given: &Value) -> (SyncSchedule, Vec<Arc<SyncJob>>) {
             slots_since: seen(&given["last"]).or(Some(Time(time("09:50")))),
             last_schedule_time: seen(&given["last"]).or(Some(Time(time("09:50")))),
             last_handled_trigger: given["handled"].as_str().map(str::to_owned),
+            handled_triggers: strings(&given["handledBefore"]).into_iter().map(name_of).collect(),
             ..SyncScheduleStatus::default()
         };
         if given["wasSuspended"] == json!(true) {
@@ -123,6 +125,7 @@ fn told(plan: &Plan, asked: &Value) -> Value {
         "succeeded": status.runs.succeeded,
         "failed": status.runs.failed,
         "skipped": status.runs.skipped,
+        "replaced": status.runs.replaced,
         "handled": status.last_handled_trigger,
         "ready": condition(READY),
         "suspended": condition(SUSPENDED),
@@ -367,6 +370,11 @@ fn decisions() {
             json!({"create": ["@10:00"], "active": ["@10:00 waiting"], "failed": 1}),
         ),
         (
+            "replace: a replaced run did not fail",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50", "@10:00 waiting"], "last": "10:00", "jobs": ["@09:50 replaced 10:00:01"], "now": "10:00:02"}),
+            json!({"create": ["@10:00"], "replaced": 1, "failed": 0, "total": 2}),
+        ),
+        (
             "replace: it made it to its end",
             json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50", "@10:00 waiting"], "last": "10:00", "jobs": ["@09:50 complete 10:00:01"], "now": "10:00:02"}),
             json!({"create": ["@10:00"], "succeeded": 1}),
@@ -495,6 +503,11 @@ fn decisions() {
             json!({"create": ["@trigger", "@10:00"], "last": "@10:00"}),
         ),
         (
+            "trigger: a token of before, whose run is gone",
+            json!({"trigger": TOKEN, "handled": "later", "handledBefore": ["@trigger"], "now": "09:55"}),
+            json!({"handled": TOKEN, "total": 0}),
+        ),
+        (
             "trigger: waits for a run under way",
             json!({"trigger": TOKEN, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:55"}),
             json!({"handled": null, "ready": "True Scheduled"}),
@@ -552,6 +565,16 @@ fn decisions() {
         ),
         // History.
         (
+            "books: made by this controller and gone before it was noted: somebody deleted it",
+            json!({"active": ["@09:50 waiting"], "made": ["@09:50"], "now": "09:55"}),
+            json!({"active": []}),
+        ),
+        (
+            "books: not made by this controller: a crash came between",
+            json!({"active": ["@09:50 waiting"], "made": ["@09:40"], "now": "09:55"}),
+            json!({"create": ["@09:50"], "active": ["@09:50 waiting"]}),
+        ),
+        (
             "history: the oldest go",
             json!({"spec": {"successfulJobsHistoryLimit": 1}, "jobs": ["@09:30 complete 09:31", "@09:50 complete 09:51", "@09:40 complete 09:41"], "now": "09:55"}),
             json!({"delete": ["@09:30", "@09:40"]}),
@@ -586,7 +609,9 @@ fn decisions() {
     let mut wrong = Vec::new();
     for (name, row, expected) in rows {
         let (schedule, jobs) = given(&row);
-        let observed = Observed { schedule: &schedule, jobs: &jobs, queue_available: row["redis"] != json!(false) };
+        let made: Vec<_> = strings(&row["made"]).into_iter().map(name_of).collect();
+        let observed =
+            Observed { schedule: &schedule, jobs: &jobs, made: &made, queue_available: row["redis"] != json!(false) };
         let decided = told(&decide(&observed, time(row["now"].as_str().unwrap())), &expected);
         if decided != expected {
             wrong.push(format!("{name}\n  expected {expected}\n  decided  {decided}"));

@@ -1,0 +1,313 @@
+//! What is known of SyncJobs besides the watch cache: where each of them is and whose it is. Those that have ended are
+//! only here, with the little that is still asked of them: there may be many, and a whole object takes ten times the
+//! memory.
+
+use std::{collections::HashMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use kube::{
+    ResourceExt,
+    runtime::reflector::{ObjectRef, Store},
+};
+
+use crate::{
+    api::{
+        GoDuration, SyncJob, SyncJobSpec, SyncJobStatus, SyncSchedule,
+        conditions::{COMPLETE, FAILED},
+        syncjob::Phase,
+    },
+    domain::{
+        conditions,
+        job::{expires_at, is_complete, is_finished},
+    },
+};
+
+/// The object that controls a SyncJob.
+pub(super) fn controller(job: &SyncJob) -> Option<&OwnerReference> {
+    job.owner_references().iter().find(|owner| owner.controller == Some(true))
+}
+
+/// The SyncSchedule that controls a SyncJob.
+pub(super) fn schedule_of(job: &SyncJob) -> Option<ObjectRef<SyncSchedule>> {
+    ObjectRef::from_owner_ref(job.metadata.namespace.as_deref(), controller(job)?, ())
+}
+
+/// True when nothing is left to be done about a SyncJob but to remember how it ended.
+pub(super) fn is_history(job: &SyncJob) -> bool {
+    is_finished(job) && expires_at(job).is_none()
+}
+
+/// SyncJobs by their uid. While they are listed again, what was known stays.
+#[derive(Default)]
+pub(super) struct Index {
+    known: Known,
+    listing: Known,
+}
+
+#[derive(Default)]
+struct Known {
+    jobs: HashMap<Arc<str>, Job>,
+    /// By the uid of the object that controls them.
+    owners: HashMap<Arc<str>, Owner>,
+}
+
+struct Job {
+    owner: Option<Arc<str>>,
+    state: State,
+}
+
+struct Owner {
+    schedule: Option<ObjectRef<SyncSchedule>>,
+    jobs: Vec<Arc<str>>,
+}
+
+enum State {
+    /// It is in the watch cache.
+    UnderWay(Box<ObjectRef<SyncJob>>),
+    Ended(Ended),
+}
+
+/// What is asked of a SyncJob that has ended.
+struct Ended {
+    name: Box<str>,
+    at: Option<Timestamp>,
+    duration: Option<GoDuration>,
+    /// Reason and message. `None` when it completed.
+    failure: Option<Box<(String, String)>>,
+}
+
+impl Index {
+    /// All of them are about to be listed.
+    pub fn begin(&mut self) {
+        self.listing = Known::default();
+    }
+
+    /// One of the list.
+    pub fn list(&mut self, job: &SyncJob) {
+        self.listing.apply(job);
+    }
+
+    /// The end of the list. Returns the schedules that have SyncJobs, or had.
+    pub fn listed(&mut self) -> Vec<ObjectRef<SyncSchedule>> {
+        let before = std::mem::replace(&mut self.known, std::mem::take(&mut self.listing));
+        let owners = before.owners.into_values().chain(self.known.owners.values().map(Owner::without_jobs));
+        owners.filter_map(|owner| owner.schedule).collect()
+    }
+
+    /// A SyncJob was made or changed. True when its schedule has to know.
+    pub fn apply(&mut self, job: &SyncJob) -> bool {
+        self.known.apply(job)
+    }
+
+    /// A SyncJob was deleted.
+    pub fn delete(&mut self, uid: &str) {
+        self.known.remove(uid);
+    }
+
+    /// True when there is one with this uid.
+    pub fn has(&self, uid: &str) -> bool {
+        self.known.jobs.contains_key(uid)
+    }
+
+    /// Where one is that has not ended.
+    pub fn under_way(&self, uid: &str) -> Option<&ObjectRef<SyncJob>> {
+        match &self.known.jobs.get(uid)?.state {
+            State::UnderWay(place) => Some(place),
+            State::Ended(_) => None,
+        }
+    }
+
+    /// Those that an object controls.
+    pub fn jobs_of(&self, owner: &str, cache: &Store<SyncJob>) -> Vec<Arc<SyncJob>> {
+        let uids = self.known.owners.get(owner).map(|owner| owner.jobs.as_slice()).unwrap_or_default();
+        uids.iter()
+            .filter_map(|uid| match &self.known.jobs.get(uid)?.state {
+                State::UnderWay(place) => cache.get(place).filter(|job| job.metadata.uid.as_deref() == Some(uid)),
+                State::Ended(ended) => Some(Arc::new(ended.to_job(uid))),
+            })
+            .collect()
+    }
+}
+
+impl Known {
+    fn apply(&mut self, job: &SyncJob) -> bool {
+        let Some(uid) = job.metadata.uid.as_deref() else { return false };
+        let owner = controller(job);
+        let state = State::of(job);
+        if let Some(known) = self.jobs.get_mut(uid)
+            && known.owner.as_deref() == owner.map(|owner| owner.uid.as_str())
+        {
+            let ends = matches!((&known.state, &state), (State::UnderWay(_), State::Ended(_)));
+            known.state = state;
+            return ends;
+        }
+        self.remove(uid);
+        let uid: Arc<str> = uid.into();
+        let owner = owner.map(|owner| {
+            let by_uid: Arc<str> = owner.uid.as_str().into();
+            let entry = self.owners.entry(by_uid.clone());
+            entry.or_insert_with(|| Owner { schedule: schedule_of(job), jobs: Vec::new() }).jobs.push(uid.clone());
+            by_uid
+        });
+        self.jobs.insert(uid, Job { owner, state });
+        true
+    }
+
+    fn remove(&mut self, uid: &str) {
+        let Some(owner) = self.jobs.remove(uid).and_then(|job| job.owner) else { return };
+        if let Some(entry) = self.owners.get_mut(&owner) {
+            entry.jobs.retain(|job| **job != *uid);
+            if entry.jobs.is_empty() {
+                self.owners.remove(&owner);
+            }
+        }
+    }
+}
+
+impl Owner {
+    fn without_jobs(&self) -> Self {
+        Self { schedule: self.schedule.clone(), jobs: Vec::new() }
+    }
+}
+
+impl State {
+    fn of(job: &SyncJob) -> Self {
+        if !is_history(job) {
+            return Self::UnderWay(Box::new(ObjectRef::from_obj(job)));
+        }
+        let status = job.status.as_ref();
+        let failed = status.and_then(|status| conditions::find(&status.conditions, FAILED));
+        Self::Ended(Ended {
+            name: job.name_any().into(),
+            at: status.and_then(|status| status.completion_time.as_ref()).map(|time| time.0),
+            duration: status.and_then(|status| status.duration.clone()),
+            failure: failed
+                .filter(|_| !is_complete(job))
+                .map(|condition| Box::new((condition.reason.clone(), condition.message.clone()))),
+        })
+    }
+}
+
+impl Ended {
+    /// The SyncJob, without what nobody asks.
+    fn to_job(&self, uid: &str) -> SyncJob {
+        let mut job = SyncJob::new(&self.name, SyncJobSpec::default());
+        job.metadata.uid = Some(uid.to_owned());
+        let (type_, reason, message) = match self.failure.as_deref() {
+            Some((reason, message)) => (FAILED, reason.as_str(), message.as_str()),
+            None => (COMPLETE, "Completed", ""),
+        };
+        let mut status = SyncJobStatus {
+            phase: Some(if self.failure.is_some() { Phase::Failed } else { Phase::Complete }),
+            completion_time: self.at.map(Time),
+            duration: self.duration.clone(),
+            ..SyncJobStatus::default()
+        };
+        let at = self.at.unwrap_or(Timestamp::UNIX_EPOCH);
+        conditions::set(&mut status.conditions, type_, true, reason, message, None, at);
+        job.status = Some(status);
+        job
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::runtime::{reflector, watcher::Event};
+    use serde_json::{Value, from_value, json};
+
+    fn job(number: i64, owner: Option<&str>, status: &Value) -> SyncJob {
+        let owner = owner.map(|uid| {
+            json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "name": uid, "uid": uid, "controller": true})
+        });
+        from_value(json!({
+            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {"priority": 7}, "status": status,
+            "metadata": {"name": format!("job-{number}"), "namespace": "default", "uid": format!("uid-{number}"),
+                         "ownerReferences": owner.into_iter().collect::<Vec<_>>()},
+        }))
+        .unwrap()
+    }
+
+    fn ended(type_: &str) -> Value {
+        json!({"completionTime": "2026-11-24T10:00:00Z", "duration": "12ms", "conditions": [
+            {"type": type_, "status": "True", "reason": "Why", "message": "because", "lastTransitionTime": "2026-11-24T10:00:00Z"},
+        ]})
+    }
+
+    fn names(index: &Index, owner: &str, cache: &Store<SyncJob>) -> Vec<String> {
+        index.jobs_of(owner, cache).iter().map(|job| job.name_any()).collect()
+    }
+
+    #[test]
+    fn of_a_job_that_has_ended_what_its_schedule_asks_is_kept() {
+        let (cache, _writer) = reflector::store();
+        let mut index = Index::default();
+        assert!(index.apply(&job(1, Some("s"), &json!({}))));
+        assert!(!index.apply(&job(1, Some("s"), &json!({"progress": 10}))), "progress is no news for a schedule");
+        assert!(index.apply(&job(1, Some("s"), &ended("Failed"))));
+        assert!(!index.apply(&job(1, Some("s"), &ended("Failed"))));
+        assert!(index.apply(&job(2, Some("s"), &ended("Complete"))));
+        let jobs = index.jobs_of("s", &cache);
+        let failed = conditions::find(&jobs[0].status.as_ref().unwrap().conditions, FAILED).unwrap();
+        assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("Why", "because"));
+        assert!(is_complete(&jobs[1]));
+        for job in &jobs {
+            let status = job.status.as_ref().unwrap();
+            assert_eq!(status.completion_time.as_ref().unwrap().0.to_string(), "2026-11-24T10:00:00Z");
+            assert_eq!(status.duration.as_ref().unwrap().as_str(), "12ms");
+            assert!(job.metadata.uid.is_some());
+        }
+        assert!(index.has("uid-1") && index.under_way("uid-1").is_none());
+    }
+
+    #[test]
+    fn those_under_way_are_in_the_cache_alone() {
+        let (cache, mut writer) = reflector::store();
+        let mut index = Index::default();
+        let first = job(1, Some("s"), &json!({}));
+        index.apply(&first);
+        assert!(names(&index, "s", &cache).is_empty(), "the cache does not have it yet");
+        writer.apply_watcher_event(&Event::Apply(first));
+        assert_eq!(names(&index, "s", &cache), ["job-1"]);
+        assert_eq!(index.jobs_of("s", &cache)[0].spec.priority, 7);
+        index.delete("uid-1");
+        assert!(names(&index, "s", &cache).is_empty() && index.known.owners.is_empty());
+    }
+
+    #[test]
+    fn an_ended_job_that_is_to_be_deleted_in_time_stays_in_the_cache() {
+        let mut own = job(1, None, &ended("Complete"));
+        assert!(is_history(&own));
+        own.spec.ttl_after_finished = Some(GoDuration::new("1h"));
+        assert!(!is_history(&own));
+        let mut index = Index::default();
+        index.apply(&own);
+        assert!(index.under_way("uid-1").is_some());
+    }
+
+    #[test]
+    fn what_was_known_stays_until_the_list_is_whole() {
+        let (cache, _writer) = reflector::store();
+        let mut index = Index::default();
+        index.apply(&job(1, Some("old"), &ended("Complete")));
+        index.begin();
+        index.list(&job(2, Some("new"), &ended("Complete")));
+        assert_eq!((names(&index, "old", &cache), names(&index, "new", &cache)), (vec!["job-1".to_owned()], vec![]));
+        let mut told: Vec<_> = index.listed().into_iter().map(|schedule| schedule.name).collect();
+        told.sort();
+        assert_eq!(told, ["new", "old"]);
+        assert_eq!((names(&index, "old", &cache), names(&index, "new", &cache)), (vec![], vec!["job-2".to_owned()]));
+    }
+
+    #[test]
+    fn a_job_that_changes_hands_is_its_new_owners() {
+        let (cache, _writer) = reflector::store();
+        let mut index = Index::default();
+        index.apply(&job(1, Some("a"), &ended("Complete")));
+        assert!(index.apply(&job(1, Some("b"), &ended("Complete"))));
+        assert_eq!((names(&index, "a", &cache), names(&index, "b", &cache)), (vec![], vec!["job-1".to_owned()]));
+        assert!(index.apply(&job(1, None, &ended("Complete"))));
+        assert!(index.known.owners.is_empty() && index.has("uid-1"));
+    }
+}

@@ -1,0 +1,44 @@
+//! Each change that a call makes leaves a log line and an event: who, what, on which object.
+
+use kube::{Resource, ResourceExt};
+
+use super::{App, auth::Caller};
+use crate::domain::Note;
+
+/// What a caller did. The reasons of the events are listed in `docs/reference/events-and-conditions.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    Triggered,
+    Paused,
+    Resumed,
+    CleanedUp,
+    Cancelled,
+    Retried,
+}
+
+impl Deed {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Triggered => "TriggeredByCall",
+            Self::Paused => "PausedByCall",
+            Self::Resumed => "ResumedByCall",
+            Self::CleanedUp => "CleanedUpByCall",
+            Self::Cancelled => "CancelledByCall",
+            Self::Retried => "RetriedByCall",
+        }
+    }
+}
+
+/// Notes what a caller did to an object.
+pub(super) async fn note<K: Resource<DynamicType = ()>>(
+    app: &App,
+    caller: &Caller,
+    deed: Deed,
+    object: &K,
+    what: &str,
+) {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let (kind, reason) = (K::kind(&()), deed.reason());
+    tracing::info!(namespace, name, kind = &*kind, caller = caller.name, reason, "{what}");
+    app.events.publish(object, &[Note::normal(reason, format!("{what}, by {} over HTTP", caller.name))]).await;
+}

@@ -1,0 +1,237 @@
+//! Who calls, and what they may do: a TokenReview, then a SubjectAccessReview of the caller.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::http::{HeaderMap, header::AUTHORIZATION};
+use k8s_openapi::api::{
+    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
+    authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
+};
+use kube::{Api, Client, api::PostParams};
+use moka::{Expiry, future::Cache};
+use sha2::{Digest, Sha256};
+
+use super::problem::{Kind, Problem};
+use crate::{api::GROUP, cluster};
+
+/// What a token must be made for: `kubectl create token NAME --audience sync-operator`.
+pub const AUDIENCE: &str = "sync-operator";
+/// How long an answer of Kubernetes holds: a yes, and a no.
+const ALLOWED_FOR: Duration = Duration::from_mins(1);
+const DENIED_FOR: Duration = Duration::from_secs(10);
+/// Most answers kept, of each kind.
+const MAX_ANSWERS: u64 = 10_000;
+/// Longest token that is looked at. Those of service accounts have about 1 KiB.
+const MAX_TOKEN: usize = 16 * 1024;
+
+/// Whether reading calls need a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReadAccess {
+    /// Everyone who reaches the port may read.
+    #[default]
+    Open,
+    /// Who may list SyncJobs.
+    Authorized,
+}
+
+/// Somebody who calls.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// As Kubernetes knows them: `system:serviceaccount:NAMESPACE:NAME`.
+    pub name: String,
+    user: UserInfo,
+    token: TokenHash,
+}
+
+/// Tokens are kept as hashes only.
+type TokenHash = [u8; 32];
+
+/// A right that Kubernetes gives: a verb on one of our kinds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Right {
+    pub verb: &'static str,
+    /// `syncjobs` or `syncschedules`.
+    pub resource: &'static str,
+    /// `None`: in all namespaces.
+    pub namespace: Option<String>,
+    /// `None`: on all objects there.
+    pub name: Option<String>,
+}
+
+impl Right {
+    pub fn new(verb: &'static str, resource: &'static str, namespace: Option<&str>) -> Self {
+        Self { verb, resource, namespace: namespace.map(str::to_owned), name: None }
+    }
+
+    pub fn on(self, name: &str) -> Self {
+        Self { name: Some(name.to_owned()), ..self }
+    }
+}
+
+impl std::fmt::Display for Right {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}.{GROUP}", self.verb, self.resource)?;
+        match &self.namespace {
+            Some(namespace) => write!(f, " in namespace {namespace}"),
+            None => f.write_str(" in all namespaces"),
+        }
+    }
+}
+
+/// Decides who may do what. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Access(Option<Reviews>);
+
+#[derive(Clone)]
+struct Reviews {
+    client: Client,
+    reads: ReadAccess,
+    callers: Cache<TokenHash, Option<Arc<Caller>>>,
+    rights: Cache<(TokenHash, Right), bool>,
+}
+
+/// A yes is kept for longer than a no, so that a right that was just given soon counts.
+struct Hold;
+
+impl<K> Expiry<K, bool> for Hold {
+    fn expire_after_create(&self, _: &K, allowed: &bool, _: std::time::Instant) -> Option<Duration> {
+        Some(if *allowed { ALLOWED_FOR } else { DENIED_FOR })
+    }
+}
+
+impl<K> Expiry<K, Option<Arc<Caller>>> for Hold {
+    fn expire_after_create(&self, _: &K, caller: &Option<Arc<Caller>>, _: std::time::Instant) -> Option<Duration> {
+        Some(if caller.is_some() { ALLOWED_FOR } else { DENIED_FOR })
+    }
+}
+
+impl Access {
+    /// Kubernetes decides.
+    pub fn reviewed(client: Client, reads: ReadAccess) -> Self {
+        Self(Some(Reviews {
+            client,
+            reads,
+            callers: Cache::builder().max_capacity(MAX_ANSWERS).expire_after(Hold).build(),
+            rights: Cache::builder().max_capacity(MAX_ANSWERS).expire_after(Hold).build(),
+        }))
+    }
+
+    /// Everyone may do everything. For a port that only this machine reaches.
+    pub fn anyone() -> Self {
+        Self(None)
+    }
+
+    /// Who calls.
+    pub async fn caller(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Problem> {
+        let Some(reviews) = &self.0 else { return Ok(Arc::new(anonymous())) };
+        let token = token(headers).ok_or_else(|| {
+            let detail = format!("send Authorization: Bearer TOKEN, with a token for the audience {AUDIENCE}");
+            Problem::new(Kind::Unauthenticated, detail)
+        })?;
+        let review = reviews.review_token(token);
+        let caller = reviews.callers.try_get_with(hash(token), review).await.map_err(|problem| (*problem).clone())?;
+        caller.ok_or_else(|| {
+            let detail = format!("Kubernetes does not accept the token; it must be valid for the audience {AUDIENCE}");
+            Problem::new(Kind::Unauthenticated, detail)
+        })
+    }
+
+    /// Who reads: anyone when reading is open.
+    pub async fn reader(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Problem> {
+        match &self.0 {
+            Some(reviews) if reviews.reads == ReadAccess::Authorized => self.caller(headers).await,
+            _ => Ok(Arc::new(anonymous())),
+        }
+    }
+
+    /// Refuses a reader who may not list the SyncJobs of the namespace, or of all of them.
+    pub async fn check_read(&self, reader: &Caller, namespace: Option<&str>) -> Result<(), Problem> {
+        match &self.0 {
+            Some(reviews) if reviews.reads == ReadAccess::Authorized => {
+                self.check(reader, Right::new("list", "syncjobs", namespace)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a caller who does not have a right.
+    pub async fn check(&self, caller: &Caller, right: Right) -> Result<(), Problem> {
+        if self.has(caller, &right).await? {
+            return Ok(());
+        }
+        Err(Problem::new(Kind::Forbidden, format!("{} may not {right}", caller.name)))
+    }
+
+    /// Whether a caller has a right.
+    pub async fn has(&self, caller: &Caller, right: &Right) -> Result<bool, Problem> {
+        let Some(reviews) = &self.0 else { return Ok(true) };
+        let asked = reviews.rights.try_get_with((caller.token, right.clone()), reviews.review_right(caller, right));
+        asked.await.map_err(|problem| (*problem).clone())
+    }
+
+    /// The name of a caller that was let in lately, without asking anybody.
+    pub async fn known(&self, headers: &HeaderMap) -> Option<String> {
+        let caller = self.0.as_ref()?.callers.get(&hash(token(headers)?)).await??;
+        Some(caller.name.clone())
+    }
+}
+
+impl Reviews {
+    async fn review_token(&self, token: &str) -> Result<Option<Arc<Caller>>, Problem> {
+        let spec = TokenReviewSpec { audiences: Some(vec![AUDIENCE.to_owned()]), token: Some(token.to_owned()) };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let reviews: Api<TokenReview> = Api::all(self.client.clone());
+        let params = PostParams::default();
+        let answer = cluster::ask("review a token", reviews.create(&params, &review)).await?;
+        let status = answer.status.unwrap_or_default();
+        // A server that knows nothing of audiences names none.
+        let is_for_us = status.audiences.unwrap_or_default().iter().any(|audience| audience == AUDIENCE);
+        if status.authenticated != Some(true) || !is_for_us {
+            return Ok(None);
+        }
+        let user = status.user.unwrap_or_default();
+        let name = user.username.clone().unwrap_or_default();
+        Ok(Some(Arc::new(Caller { name, user, token: hash(token) })))
+    }
+
+    async fn review_right(&self, caller: &Caller, right: &Right) -> Result<bool, Problem> {
+        let UserInfo { extra, groups, uid, username } = caller.user.clone();
+        let review = SubjectAccessReview {
+            spec: SubjectAccessReviewSpec {
+                user: username,
+                groups,
+                uid,
+                extra,
+                resource_attributes: Some(ResourceAttributes {
+                    group: Some(GROUP.to_owned()),
+                    resource: Some(right.resource.to_owned()),
+                    verb: Some(right.verb.to_owned()),
+                    namespace: right.namespace.clone(),
+                    name: right.name.clone(),
+                    ..ResourceAttributes::default()
+                }),
+                ..SubjectAccessReviewSpec::default()
+            },
+            ..SubjectAccessReview::default()
+        };
+        let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
+        let params = PostParams::default();
+        let answer = cluster::ask("review a right", reviews.create(&params, &review)).await?;
+        Ok(answer.status.is_some_and(|status| status.allowed))
+    }
+}
+
+fn anonymous() -> Caller {
+    Caller { name: "anonymous".to_owned(), user: UserInfo::default(), token: [0; 32] }
+}
+
+fn token(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    let usable = scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.len() <= MAX_TOKEN;
+    usable.then_some(token)
+}
+
+fn hash(token: &str) -> TokenHash {
+    Sha256::digest(token).into()
+}

@@ -1,0 +1,223 @@
+//! `GET /events`: state and progress of runs as server-sent events.
+//!
+//! What is sent is always the newest state, so a slow client, or one that was away, misses steps and never the end.
+
+mod throttle;
+
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    extract::State,
+    http::HeaderMap,
+    response::{
+        IntoResponse, Sse,
+        sse::{Event, KeepAlive},
+    },
+};
+use futures::{Stream, stream};
+use kube::runtime::reflector::ObjectRef;
+use serde::Serialize;
+use tokio::{
+    select,
+    sync::{OwnedSemaphorePermit, broadcast},
+    time::{Instant, sleep_until},
+};
+use utoipa::ToSchema;
+
+use super::{
+    App,
+    extract::{Query, Reader},
+    objects::{Change, Gone, Objects, version_of},
+    pause::Cover,
+    problem::Problem,
+    view::Job,
+};
+use crate::{api::SyncJob, domain::job::is_finished};
+use throttle::Throttle;
+
+const LAST_EVENT_ID: &str = "last-event-id";
+/// A stream ends after this time; clients come back by themselves, and their right is looked at again.
+const LONGEST: Duration = Duration::from_mins(15);
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How long a client waits before it comes back.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// A run that was deleted.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Deleted {
+    namespace: String,
+    name: String,
+    job_id: String,
+}
+
+/// Streams what happens to runs, as server-sent events.
+///
+/// Begins with every unfinished run. `job`: a run's state, at most once a second for each. `deleted`: a run is gone.
+/// `reset`: forget everything; the unfinished runs follow. A client that comes back with Last-Event-ID is told what it
+/// missed.
+#[utoipa::path(
+    get, path = "/events", tag = "jobs",
+    params(Cover, ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was received")),
+    responses((status = 200, content_type = "text/event-stream", body = String)),
+)]
+pub(super) async fn events(
+    State(app): State<App>,
+    Reader(reader): Reader,
+    Query(cover): Query<Cover>,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse, Problem> {
+    app.access.check_read(&reader, cover.namespace.as_deref()).await?;
+    let place = app.limits.stream()?;
+    let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok());
+    let listener = Listener::new(app.listed()?.clone(), cover, last, place);
+    let stop = app.stop.clone().cancelled_owned();
+    let stream = futures::StreamExt::take_until(listener.stream(), stop);
+    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+/// How far a client has been told: of which listing of the cluster, and up to which version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Id {
+    listing: u64,
+    version: u64,
+}
+
+impl std::str::FromStr for Id {
+    type Err = std::num::ParseIntError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (listing, version) = text.split_once('-').unwrap_or_default();
+        Ok(Self { listing: u64::from_str_radix(listing, 16)?, version: version.parse()? })
+    }
+}
+
+/// One client.
+struct Listener {
+    objects: Objects,
+    cover: Cover,
+    changes: broadcast::Receiver<Change>,
+    listing: u64,
+    throttle: Throttle<ObjectRef<SyncJob>>,
+    ready: VecDeque<Event>,
+    until: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Listener {
+    fn new(objects: Objects, cover: Cover, last: Option<Id>, place: OwnedSemaphorePermit) -> Self {
+        // Subscribed before anything is read, so nothing falls in between.
+        let changes = objects.changes();
+        let mut listener = Self {
+            listing: objects.listing(),
+            changes,
+            cover,
+            throttle: Throttle::default(),
+            ready: VecDeque::new(),
+            until: Instant::now() + LONGEST,
+            _place: place,
+            objects,
+        };
+        listener.ready.push_back(Event::default().retry(RETRY));
+        match last {
+            None => listener.tell_unfinished(),
+            Some(last) => listener.catch_up(last),
+        }
+        listener
+    }
+
+    fn stream(self) -> impl Stream<Item = Result<Event, Infallible>> {
+        stream::unfold(self, |mut listener| async {
+            let event = listener.next().await?;
+            Some((Ok(event), listener))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            if let Some(place) = self.throttle.take(Instant::now()) {
+                self.ready.extend(self.objects.jobs.get(&place).and_then(|job| self.job(&job)));
+                continue;
+            }
+            let due = self.throttle.due().unwrap_or(self.until).min(self.until);
+            select! {
+                () = sleep_until(due) => if Instant::now() >= self.until { return None },
+                change = self.changes.recv() => match change {
+                    Ok(Change::Job(place, version)) => self.throttle.note(place, version, Instant::now()),
+                    Ok(Change::Gone(gone)) => {
+                        self.throttle.saw(gone.version);
+                        self.ready.extend(self.deleted(&gone));
+                    }
+                    Ok(Change::Listed) => self.reset(),
+                    // It was too slow for single changes.
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.catch_up(self.id()),
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                },
+            }
+        }
+    }
+
+    fn id(&self) -> Id {
+        Id { listing: self.listing, version: self.throttle.told() }
+    }
+
+    fn reset(&mut self) {
+        self.ready.push_back(Event::default().event("reset").data("{}"));
+        self.tell_unfinished();
+    }
+
+    fn tell_unfinished(&mut self) {
+        self.listing = self.objects.listing();
+        let jobs = self.objects.jobs.state();
+        self.throttle.saw(jobs.iter().map(|job| version_of(job)).max().unwrap_or(0));
+        let events: Vec<_> = jobs.iter().filter(|job| !is_finished(job)).filter_map(|job| self.job(job)).collect();
+        self.ready.extend(events);
+    }
+
+    /// Tells what happened after an event, or everything when that is not known any more.
+    fn catch_up(&mut self, last: Id) {
+        let deletions = self.objects.deletions_since(last.version);
+        let Some(deletions) = deletions.filter(|_| last.listing == self.objects.listing()) else {
+            return self.reset();
+        };
+        let mut jobs = self.objects.jobs.state();
+        jobs.retain(|job| version_of(job) > last.version);
+        let versions = jobs.iter().map(|job| version_of(job)).chain(deletions.iter().map(|gone| gone.version));
+        self.throttle.saw(versions.max().unwrap_or(last.version));
+        let events: Vec<_> = jobs.iter().filter_map(|job| self.job(job)).collect();
+        self.ready.extend(events);
+        let events: Vec<_> = deletions.iter().filter_map(|gone| self.deleted(gone)).collect();
+        self.ready.extend(events);
+    }
+
+    fn job(&self, job: &Arc<SyncJob>) -> Option<Event> {
+        self.cover.takes_job(job).then(|| self.event("job", &Job::from(&**job)))
+    }
+
+    fn deleted(&self, gone: &Gone) -> Option<Event> {
+        let takes = self.cover.takes(Some(&gone.namespace), gone.schedule.as_ref());
+        let Gone { namespace, name, uid, .. } = gone.clone();
+        takes.then(|| self.event("deleted", &Deleted { namespace, name, job_id: uid }))
+    }
+
+    fn event(&self, kind: &str, data: &impl Serialize) -> Event {
+        let Id { listing, version } = self.id();
+        let data = serde_json::to_string(data).unwrap_or_default();
+        Event::default().event(kind).id(format!("{listing:x}-{version}")).data(data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Id;
+
+    #[test]
+    fn only_ids_of_our_own_are_read() {
+        assert_eq!("ff-12".parse(), Ok(Id { listing: 255, version: 12 }));
+        for text in ["", "-", "12", "x-1", "1-x", "1-2-3"] {
+            assert!(text.parse::<Id>().is_err(), "{text}");
+        }
+    }
+}

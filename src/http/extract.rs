@@ -1,0 +1,116 @@
+//! Parts of a request, with problem documents for what cannot be read.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Request, rejection::BytesRejection},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use utoipa::IntoParams;
+
+use super::{
+    App,
+    auth::Caller,
+    problem::{Kind, Problem},
+};
+
+/// Longest body.
+pub(super) const MAX_BODY: usize = 64 * 1024;
+
+/// A JSON body. None, an empty one and `null` are the default.
+pub(super) struct Body<T>(pub T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let is_json = is_json(request.headers());
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| unreadable(&error))?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        if !is_json {
+            return Err(Problem::new(Kind::UnsupportedMediaType, "send the header Content-Type: application/json"));
+        }
+        let body = serde_json::from_slice::<Option<T>>(&bytes).map(Option::unwrap_or_default);
+        body.map(Self).map_err(|error| {
+            let kind = if error.is_data() { Kind::InvalidBody } else { Kind::BadRequest };
+            Problem::new(kind, format!("the body: {error}"))
+        })
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+fn unreadable(error: &BytesRejection) -> Problem {
+    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        Problem::new(Kind::TooLarge, "the body may have 64 KiB at most")
+    } else {
+        Problem::new(Kind::BadRequest, "the body did not arrive whole")
+    }
+}
+
+/// Parameters after the `?`.
+pub(super) struct Query<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Query::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(query)) => Ok(Self(query)),
+            Err(error) => Err(Problem::new(Kind::BadRequest, format!("the query: {}", error.body_text()))),
+        }
+    }
+}
+
+/// Parts of the path.
+pub(super) struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Path::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(path)) => Ok(Self(path)),
+            Err(_) => Err(Problem::new(Kind::NotFound, "there is no such path")),
+        }
+    }
+}
+
+/// Somebody with a valid token.
+pub(super) struct By(pub Arc<Caller>);
+
+impl FromRequestParts<App> for By {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        app.access.caller(&parts.headers).await.map(Self)
+    }
+}
+
+/// The same, or anyone where reading is open.
+pub(super) struct Reader(pub Arc<Caller>);
+
+impl FromRequestParts<App> for Reader {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        app.access.reader(&parts.headers).await.map(Self)
+    }
+}
+
+/// An object's place in the path.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct Place {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}

@@ -1,0 +1,225 @@
+//! `GET /jobs` and `GET /jobs/{namespace}/{name}`.
+
+use std::{cmp::Reverse, sync::Arc};
+
+use axum::{Json, extract::State};
+use jiff::Timestamp;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    App,
+    extract::{Path, Place, Query, Reader},
+    problem::{Kind, Problem},
+    view::{Job, JobDetails},
+};
+use crate::{
+    api::{
+        SCHEDULE_LABEL, SyncJob,
+        syncjob::{Phase, SyncType},
+    },
+    cluster,
+    domain::job::is_finished,
+};
+
+/// Runs in a page, and at most.
+const PAGE: (usize, usize) = (100, 500);
+
+/// Which runs to list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Selection {
+    /// Of this namespace.
+    namespace: Option<String>,
+    /// Of the SyncSchedule of this name.
+    schedule: Option<String>,
+    /// In this phase.
+    #[param(inline)]
+    phase: Option<Phase>,
+    /// Of this type.
+    #[serde(rename = "type")]
+    #[param(inline)]
+    type_: Option<SyncType>,
+    /// With this text in the name.
+    text: Option<String>,
+    /// Most runs in the answer. Default: 100.
+    #[param(minimum = 1, maximum = 500)]
+    limit: Option<usize>,
+    /// `nextCursor` of the page before.
+    #[param(pattern = "^-?[0-9]{1,18}~[^~]*~[^~]*$")]
+    cursor: Option<String>,
+}
+
+/// A page of runs, the newest first.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Page {
+    items: Vec<Job>,
+    /// For `?cursor=` of the next page. Absent on the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
+/// Where a run stands in the list: the newest first.
+type Rank = (Reverse<i64>, String, String);
+
+/// Lists runs.
+#[utoipa::path(get, path = "/jobs", tag = "jobs", params(Selection), responses((status = 200, body = Page)))]
+pub(super) async fn list(
+    State(app): State<App>,
+    Reader(reader): Reader,
+    Query(selection): Query<Selection>,
+) -> Result<Json<Page>, Problem> {
+    app.access.check_read(&reader, selection.namespace.as_deref()).await?;
+    page(&app.listed()?.jobs.state(), &selection).map(Json)
+}
+
+fn page(jobs: &[Arc<SyncJob>], selection: &Selection) -> Result<Page, Problem> {
+    let limit = selection.limit.unwrap_or(PAGE.0);
+    if !(1..=PAGE.1).contains(&limit) {
+        return Err(Problem::new(Kind::BadRequest, format!("limit must be from 1 to {}", PAGE.1)));
+    }
+    let after = selection.cursor.as_deref().map(read_cursor).transpose()?;
+    let mut found: Vec<_> = jobs
+        .iter()
+        .filter(|job| selection.takes(job))
+        .map(|job| (rank(job), job))
+        .filter(|(rank, _)| after.as_ref().is_none_or(|after| rank > after))
+        .collect();
+    let more = found.len() > limit;
+    if more {
+        found.select_nth_unstable_by(limit, |(a, _), (b, _)| a.cmp(b));
+        found.truncate(limit);
+    }
+    found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    let next_cursor = found.last().filter(|_| more).map(|(rank, _)| write_cursor(rank));
+    Ok(Page { items: found.into_iter().map(|(_, job)| Job::from(&**job)).collect(), next_cursor })
+}
+
+impl Selection {
+    fn takes(&self, job: &SyncJob) -> bool {
+        let fits = |wanted: &Option<String>, found: Option<&String>| {
+            wanted.as_ref().is_none_or(|wanted| found.is_some_and(|found| found == wanted))
+        };
+        let phase = job.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending);
+        fits(&self.namespace, job.metadata.namespace.as_ref())
+            && fits(&self.schedule, job.labels().get(SCHEDULE_LABEL))
+            && self.phase.is_none_or(|wanted| wanted == phase)
+            && self.type_.is_none_or(|wanted| wanted == job.spec.type_)
+            && self.text.as_ref().is_none_or(|text| job.name_any().contains(text.as_str()))
+    }
+}
+
+fn rank(job: &SyncJob) -> Rank {
+    let created = job.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0);
+    (Reverse(created.as_second()), job.namespace().unwrap_or_default(), job.name_any())
+}
+
+/// No part of it has a `~`, and none needs to be escaped in a URL.
+fn write_cursor((created, namespace, name): &Rank) -> String {
+    format!("{}~{namespace}~{name}", created.0)
+}
+
+fn read_cursor(text: &str) -> Result<Rank, Problem> {
+    let rank = || {
+        let (created, object) = text.split_once('~')?;
+        let (namespace, name) = object.split_once('~')?;
+        Some((Reverse(created.parse().ok()?), namespace.to_owned(), name.to_owned()))
+    };
+    rank().ok_or_else(|| Problem::new(Kind::BadRequest, "cursor must be the nextCursor of an earlier page"))
+}
+
+/// Shows a run, with its failed attempts and refused documents.
+#[utoipa::path(
+    get, path = "/jobs/{namespace}/{name}", tag = "jobs", params(Place), responses((status = 200, body = JobDetails)),
+)]
+pub(super) async fn read(
+    State(app): State<App>,
+    Reader(reader): Reader,
+    Path(place): Path<Place>,
+) -> Result<Json<JobDetails>, Problem> {
+    app.access.check_read(&reader, Some(&place.namespace)).await?;
+    let job = find(&app, &place)?;
+    if !is_finished(&job) {
+        return Ok(Json((&*job).into()));
+    }
+    // The cache does not keep everything of a run that has ended.
+    Ok(Json((&live(&app, &job).await?).into()))
+}
+
+/// A SyncJob as last seen.
+pub(super) fn find(app: &App, Place { namespace, name }: &Place) -> Result<Arc<SyncJob>, Problem> {
+    let found = app.listed()?.jobs.get(&ObjectRef::new(name).within(namespace));
+    found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncJob {namespace}/{name}")))
+}
+
+/// A SyncJob as it is.
+pub(super) async fn live(app: &App, job: &SyncJob) -> Result<SyncJob, Problem> {
+    let jobs = app.listed()?.beside::<SyncJob>(&job.metadata);
+    Ok(cluster::ask("read a SyncJob", jobs.get(&job.name_any())).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{from_value, json};
+
+    fn job(name: &str, created: i64, phase: &str) -> Arc<SyncJob> {
+        let created = Timestamp::from_second(created).unwrap();
+        Arc::new(
+            from_value(json!({
+                "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob",
+                "metadata": {"name": name, "namespace": "default", "creationTimestamp": created,
+                             "labels": {"sync.codex.dev/schedule": name.split('-').next().unwrap()}},
+                "spec": {}, "status": {"phase": phase},
+            }))
+            .unwrap(),
+        )
+    }
+
+    fn names(page: &Page) -> Vec<&str> {
+        page.items.iter().map(|job| job.name.as_str()).collect()
+    }
+
+    #[test]
+    fn pages_follow_each_other_without_gap_or_repetition_though_jobs_come_and_go() {
+        let mut jobs: Vec<_> = (0..10).map(|i| job(&format!("a-{i}"), 100 + i / 2, "Complete")).collect();
+        let mut seen = Vec::new();
+        let mut selection = Selection { limit: Some(3), ..Selection::default() };
+        loop {
+            let page = page(&jobs, &selection).unwrap();
+            seen.extend(names(&page).into_iter().map(str::to_owned));
+            let Some(next) = page.next_cursor else { break };
+            selection.cursor = Some(next);
+            jobs.push(job(&format!("new-{}", jobs.len()), 1000, "Running"));
+            jobs.retain(|job| job.name_any() != seen[0]);
+        }
+        assert_eq!(seen, ["a-8", "a-9", "a-6", "a-7", "a-4", "a-5", "a-2", "a-3", "a-0", "a-1"]);
+    }
+
+    #[test]
+    fn each_filter_leaves_out_what_does_not_fit() {
+        let jobs = [job("a-1", 1, "Complete"), job("b-2", 2, "Running"), job("b-3", 3, "Complete")];
+        let found = |selection: serde_json::Value| -> Vec<String> {
+            let page = page(&jobs, &from_value(selection).unwrap()).unwrap();
+            names(&page).into_iter().map(str::to_owned).collect()
+        };
+        assert_eq!(found(json!({})), ["b-3", "b-2", "a-1"]);
+        assert_eq!(found(json!({"phase": "Complete"})), ["b-3", "a-1"]);
+        assert_eq!(found(json!({"schedule": "b", "phase": "Complete"})), ["b-3"]);
+        assert_eq!(found(json!({"namespace": "elsewhere"})), [""; 0]);
+        assert_eq!(found(json!({"type": "Issue"})), [""; 0]);
+        assert_eq!(found(json!({"text": "-2"})), ["b-2"]);
+    }
+
+    #[test]
+    fn what_is_no_cursor_is_refused() {
+        for text in ["", "x", "1~a", "x~a~b"] {
+            assert!(read_cursor(text).is_err(), "{text}");
+        }
+        let rank = (Reverse(5), "a".to_owned(), "b".to_owned());
+        assert_eq!(read_cursor(&write_cursor(&rank)), Ok(rank));
+    }
+}

@@ -1,0 +1,126 @@
+//! Manners: how often, how many at a time, how long, and headers that every answer carries.
+
+use std::{
+    net::SocketAddr,
+    num::NonZeroU32,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State},
+    http::{
+        HeaderName, HeaderValue,
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+    },
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use governor::{Quota, RateLimiter, clock::Clock, clock::DefaultClock, state::keyed::HashMapStateStore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
+use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer, timeout::RequestBodyTimeoutLayer};
+
+use super::{
+    App,
+    extract::MAX_BODY,
+    problem::{Kind, Problem},
+};
+use crate::telemetry::metrics;
+
+/// Longest time for an answer to begin. Cleaning up may take as long.
+const ANSWER: Duration = Duration::from_mins(1);
+/// Longest pause of a client in the middle of its body.
+const BODY_PAUSE: Duration = Duration::from_secs(10);
+/// Callers whose rate has been even for a while are forgotten, once in so many calls.
+const FORGET_EVERY: u64 = 4096;
+
+/// How much this process takes. Of one caller, and of all.
+pub(super) struct Limits {
+    rates: RateLimiter<String, HashMapStateStore<String>, DefaultClock>,
+    calls: AtomicU64,
+    at_a_time: Semaphore,
+    streams: std::sync::Arc<Semaphore>,
+}
+
+impl Limits {
+    pub fn new(requests_per_second: NonZeroU32, requests_at_a_time: NonZeroU32) -> Self {
+        let at_a_time = requests_at_a_time.get() as usize;
+        Self {
+            rates: RateLimiter::hashmap(Quota::per_second(requests_per_second)),
+            calls: AtomicU64::new(0),
+            at_a_time: Semaphore::new(at_a_time),
+            streams: std::sync::Arc::new(Semaphore::new(at_a_time)),
+        }
+    }
+
+    /// Takes a place among those who listen to events.
+    pub fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        std::sync::Arc::clone(&self.streams).try_acquire_owned().map_err(|_| busy())
+    }
+
+    fn check_rate(&self, caller: &String) -> Result<(), Problem> {
+        if self.calls.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
+            self.rates.retain_recent();
+        }
+        self.rates.check_key(caller).map_err(|full| {
+            let wait = full.wait_time_from(self.rates.clock().now());
+            Problem::new(Kind::TooManyRequests, "slow down").retry_after(wait.as_secs() + 1)
+        })
+    }
+}
+
+fn busy() -> Problem {
+    Problem::new(Kind::Overloaded, "too many calls are under way").retry_after(1)
+}
+
+/// Puts the limits around the routes. Probes and `/health` are never refused.
+pub(super) fn layer(router: Router<App>, app: &App) -> Router<App> {
+    let header = |name: HeaderName, value: &'static str| {
+        SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
+    };
+    router
+        .layer(middleware::from_fn_with_state(app.clone(), bounded))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
+        .layer(middleware::from_fn(measured))
+        .layer(CatchPanicLayer::custom(|_| {
+            tracing::error!("a call ended in a panic");
+            Problem::new(Kind::Internal, "the call could not be carried out").into_response()
+        }))
+        .layer(header(CACHE_CONTROL, "no-store"))
+        .layer(header(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
+        .layer(header(REFERRER_POLICY, "no-referrer"))
+        .layer(header(X_CONTENT_TYPE_OPTIONS, "nosniff"))
+}
+
+async fn bounded(State(app): State<App>, request: Request, next: Next) -> Response {
+    if is_probe(request.uri().path()) {
+        return next.run(request).await;
+    }
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_string());
+    // By name when it is known: behind a proxy all callers have one address.
+    let caller = app.access.known(request.headers()).await.or(address).unwrap_or_default();
+    if let Err(problem) = app.limits.check_rate(&caller) {
+        return problem.into_response();
+    }
+    let Ok(_place) = app.limits.at_a_time.try_acquire() else { return busy().into_response() };
+    timeout(ANSWER, next.run(request)).await.unwrap_or_else(|_| {
+        Problem::new(Kind::Unavailable, "the call took too long; what it began may go on").into_response()
+    })
+}
+
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/health" | "/livez" | "/readyz")
+}
+
+async fn measured(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let response = next.run(request).await;
+    let route = path.as_ref().map_or("none", MatchedPath::as_str);
+    metrics::http(route, response.status().as_u16(), began.elapsed());
+    response
+}

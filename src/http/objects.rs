@@ -1,0 +1,243 @@
+//! SyncSchedules and SyncJobs as the sidecar sees them: all of them, also those that have ended, and what happens to them.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use futures::future::join;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::ObjectMeta,
+    core::NamespaceResourceScope,
+    runtime::{
+        WatchStreamExt,
+        reflector::{self, ObjectRef, Store},
+        watcher::Event,
+    },
+};
+use tokio::sync::{Semaphore, broadcast, watch};
+
+use crate::{
+    api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
+    cluster::{self, drain},
+};
+
+/// Requests at a time. More would not be answered any faster.
+const REQUESTS: usize = 16;
+/// Changes a listener may lag behind, and deletions that are remembered.
+const REMEMBERED: usize = 1024;
+
+/// Both kinds, as last seen. Cheap to clone.
+#[derive(Clone)]
+pub struct Objects {
+    /// For requests.
+    pub(super) client: Client,
+    /// Every SyncSchedule.
+    pub(super) schedules: Store<SyncSchedule>,
+    /// Every SyncJob.
+    pub(super) jobs: Store<SyncJob>,
+    news: Arc<RwLock<News>>,
+    changes: broadcast::Sender<Change>,
+    requests: Arc<Semaphore>,
+    /// Kinds that were listed once.
+    listed: watch::Receiver<usize>,
+}
+
+/// Something happened to SyncJobs, and the cache shows it.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    /// One was created or changed; with its version.
+    Job(ObjectRef<SyncJob>, u64),
+    /// One was deleted.
+    Gone(Arc<Gone>),
+    /// All of them were listed anew: single changes may have been missed.
+    Listed,
+}
+
+/// A SyncJob that was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Gone {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// The SyncSchedule it belonged to.
+    pub schedule: Option<String>,
+    /// The version at which it was deleted.
+    pub version: u64,
+}
+
+/// What is known of the time since all SyncJobs were listed last.
+#[derive(Default)]
+struct News {
+    /// Names that time.
+    listing: u64,
+    /// The last deletions.
+    gone: VecDeque<Arc<Gone>>,
+    /// Deletions up to this version may be missing in `gone`.
+    forgotten: u64,
+}
+
+/// The version of an object. Later ones are higher, for all objects of one kind.
+/// <https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>
+pub(super) fn version_of(job: &SyncJob) -> u64 {
+    job.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+impl Objects {
+    /// Watches both kinds in one namespace, or in all. The future drives the watches and never ends.
+    pub fn watch(client: Client, namespace: Option<&str>) -> (Self, impl Future<Output = ()> + Send + use<>) {
+        let (schedules, schedule_writer) = reflector::store();
+        let (jobs, job_writer) = reflector::store();
+        let (listing, listed) = watch::channel(0);
+        let schedule_changes = cluster::changes(api(&client, namespace)).reflect(schedule_writer);
+        let job_changes = cluster::changes(api(&client, namespace)).modify(slim).reflect(job_writer);
+        let objects = Self {
+            client,
+            schedules,
+            jobs,
+            news: Arc::default(),
+            changes: broadcast::channel(REMEMBERED).0,
+            requests: Arc::new(Semaphore::new(REQUESTS)),
+            listed,
+        };
+        let noting = objects.clone();
+        let driver = async move {
+            let note = |event: &Event<SyncJob>| noting.note(event);
+            join(drain(schedule_changes, &listing, |_| {}), drain(job_changes, &listing, note)).await;
+        };
+        (objects, driver)
+    }
+
+    /// True when both kinds were listed once.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        *self.listed.borrow() >= 2
+    }
+
+    /// Waits until both kinds were listed once.
+    pub async fn listed(&self) {
+        // Fails only when the watches were dropped, and then the process ends anyway.
+        self.listed.clone().wait_for(|kinds| *kinds >= 2).await.ok();
+    }
+
+    /// Asks the API server for something, when there are not too many requests already.
+    pub(super) async fn ask<T>(
+        &self,
+        action: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, cluster::Error> {
+        // Fails only when it was closed, and nobody does that.
+        let _turn = self.requests.acquire().await.ok();
+        cluster::ask(action, request).await
+    }
+
+    /// The API of the kind in an object's namespace.
+    pub(super) fn beside<K>(&self, object: &ObjectMeta) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        api(&self.client, Some(object.namespace.as_deref().unwrap_or_default()))
+    }
+
+    /// Changes of SyncJobs from now on.
+    pub(super) fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    /// Names the last time that all SyncJobs were listed.
+    pub(super) fn listing(&self) -> u64 {
+        self.read_news().listing
+    }
+
+    /// SyncJobs that were deleted after a version. `None` when not all of them are known any more.
+    pub(super) fn deletions_since(&self, version: u64) -> Option<Vec<Arc<Gone>>> {
+        let news = self.read_news();
+        let known = version >= news.forgotten;
+        known.then(|| news.gone.iter().filter(|gone| gone.version > version).cloned().collect())
+    }
+
+    fn note(&self, event: &Event<SyncJob>) {
+        let change = match event {
+            Event::Init => {
+                *self.write_news() = News { listing: rand::random(), ..News::default() };
+                return;
+            }
+            Event::InitApply(_) => return,
+            Event::InitDone => Change::Listed,
+            Event::Apply(job) => Change::Job(ObjectRef::from_obj(job), version_of(job)),
+            Event::Delete(job) => Change::Gone(self.write_news().remember(job)),
+        };
+        // Fails when nobody listens.
+        self.changes.send(change).ok();
+    }
+
+    fn read_news(&self) -> RwLockReadGuard<'_, News> {
+        self.news.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_news(&self) -> RwLockWriteGuard<'_, News> {
+        self.news.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl News {
+    fn remember(&mut self, job: &SyncJob) -> Arc<Gone> {
+        let gone = Arc::new(Gone {
+            namespace: job.namespace().unwrap_or_default(),
+            name: job.name_any(),
+            uid: job.uid().unwrap_or_default(),
+            schedule: job.labels().get(SCHEDULE_LABEL).cloned(),
+            version: version_of(job),
+        });
+        self.gone.push_back(Arc::clone(&gone));
+        if self.gone.len() > REMEMBERED {
+            self.forgotten = self.gone.pop_front().map_or(self.forgotten, |oldest| oldest.version);
+        }
+        gone
+    }
+}
+
+fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Drops what lists do not show of a run that has ended: there may be many of them.
+fn slim(job: &mut SyncJob) {
+    if crate::domain::job::is_finished(job) {
+        job.spec.target = crate::api::syncjob::Target::default();
+        job.metadata.annotations = None;
+        if let Some(status) = &mut job.status {
+            status.failures = Vec::new();
+            status.attempt_history = Vec::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deleted(version: usize) -> SyncJob {
+        let mut job = SyncJob::new(&format!("job-{version}"), crate::api::SyncJobSpec::default());
+        job.metadata.resource_version = Some(version.to_string());
+        job
+    }
+
+    #[test]
+    fn of_deletions_the_last_ones_are_remembered_and_it_is_known_which_are_not() {
+        let mut news = News::default();
+        for version in 1..=REMEMBERED + 5 {
+            news.remember(&deleted(version));
+        }
+        assert_eq!((news.gone.len(), news.forgotten), (REMEMBERED, 5));
+        assert_eq!(news.gone[0].version, 6);
+    }
+}

@@ -1,0 +1,219 @@
+//! Errors as problem documents (RFC 9457). Nothing internal stands in them: no address, token or stack.
+
+use axum::{
+    Json,
+    http::{
+        HeaderName, HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    },
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{api::truncate, cluster};
+
+/// The content type of a problem document.
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
+/// What every `type` begins with. `docs/reference/http.md` lists what follows.
+const TYPE_PREFIX: &str = "urn:sync-operator:problem:";
+
+/// What can be wrong with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The path, the query or a header cannot be read, or the body is no JSON.
+    BadRequest,
+    /// No token, or one that Kubernetes does not accept.
+    Unauthenticated,
+    /// The caller may not do that.
+    Forbidden,
+    /// There is no such object or call.
+    NotFound,
+    /// The path has no such method.
+    MethodNotAllowed,
+    /// Several schedules fit.
+    Ambiguous,
+    /// The object is not in a state for that.
+    Conflict,
+    /// The body is longer than 64 KiB.
+    TooLarge,
+    /// The body is not `application/json`.
+    UnsupportedMediaType,
+    /// The body has a field that is not known, or a value that is not allowed.
+    InvalidBody,
+    /// The Idempotency-Key came before, with something else.
+    KeyReused,
+    /// The caller asks too often.
+    TooManyRequests,
+    /// Redis or the Kubernetes API does not do its part now.
+    Unavailable,
+    /// More calls at a time than this process takes.
+    Overloaded,
+    /// A fault of this program.
+    Internal,
+}
+
+impl Kind {
+    #[cfg(test)]
+    const ALL: [Self; 15] = [
+        Self::BadRequest,
+        Self::Unauthenticated,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::Ambiguous,
+        Self::Conflict,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::InvalidBody,
+        Self::KeyReused,
+        Self::TooManyRequests,
+        Self::Unavailable,
+        Self::Overloaded,
+        Self::Internal,
+    ];
+
+    fn parts(self) -> (&'static str, StatusCode, &'static str) {
+        match self {
+            Self::BadRequest => ("bad-request", StatusCode::BAD_REQUEST, "The request cannot be read"),
+            Self::Unauthenticated => ("unauthenticated", StatusCode::UNAUTHORIZED, "No valid token"),
+            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "Not allowed"),
+            Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "Not found"),
+            Self::MethodNotAllowed => {
+                ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "The path has no such method")
+            }
+            Self::Ambiguous => ("ambiguous", StatusCode::CONFLICT, "Several schedules fit"),
+            Self::Conflict => ("conflict", StatusCode::CONFLICT, "Not possible in this state"),
+            Self::TooLarge => ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too long"),
+            Self::UnsupportedMediaType => {
+                ("unsupported-media-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body must be JSON")
+            }
+            Self::InvalidBody => ("invalid-body", StatusCode::UNPROCESSABLE_ENTITY, "The body is not valid"),
+            Self::KeyReused => {
+                ("key-reused", StatusCode::UNPROCESSABLE_ENTITY, "The Idempotency-Key was used for something else")
+            }
+            Self::TooManyRequests => ("too-many-requests", StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
+            Self::Unavailable => ("unavailable", StatusCode::SERVICE_UNAVAILABLE, "Not available now"),
+            Self::Overloaded => ("overloaded", StatusCode::SERVICE_UNAVAILABLE, "Too busy"),
+            Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "A fault of this program"),
+        }
+    }
+}
+
+/// A call that was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    kind: Kind,
+    detail: String,
+    retry_after_s: Option<u64>,
+    candidates: Vec<Candidate>,
+}
+
+/// A schedule that fits an ambiguous call.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+pub(super) struct Candidate {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// A problem document (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Document {
+    /// What is wrong, for programs: `urn:sync-operator:problem:` and a word.
+    #[serde(rename = "type")]
+    type_: String,
+    /// The same for people.
+    title: &'static str,
+    /// The status code.
+    status: u16,
+    /// What is wrong in this case, and what to do about it.
+    detail: String,
+    /// Schedules to choose from with `?namespace=` and `?schedule=`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    candidates: Vec<Candidate>,
+}
+
+impl Problem {
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        let retry_after_s = matches!(kind, Kind::Unavailable | Kind::Overloaded).then_some(5);
+        Self { kind, detail: detail.into(), retry_after_s, candidates: Vec::new() }
+    }
+
+    /// Says when to try again, in seconds.
+    pub fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after_s: Some(seconds), ..self }
+    }
+
+    /// Says what to choose from.
+    pub fn with_candidates(self, candidates: Vec<Candidate>) -> Self {
+        Self { candidates, ..self }
+    }
+
+    /// The objects are not listed yet.
+    pub fn not_listed() -> Self {
+        Self::new(Kind::Unavailable, "the objects of the cluster are not listed yet")
+    }
+}
+
+impl From<cluster::Error> for Problem {
+    /// What Kubernetes says of a user's object is for the user; the rest goes to the log.
+    fn from(error: cluster::Error) -> Self {
+        let refused = error.status().map(|status| (status.code, status.message.clone()));
+        match refused {
+            Some((404, _)) => Self::new(Kind::NotFound, "there is no such object"),
+            Some((409, _)) => Self::new(Kind::Conflict, "the object was changed meanwhile; try again"),
+            Some((400 | 422, message)) => {
+                Self::new(Kind::InvalidBody, format!("Kubernetes refuses the object: {}", truncate(&message)))
+            }
+            Some((403, _)) => {
+                tracing::error!(%error, "the operator lacks a right");
+                Self::new(Kind::Unavailable, "Kubernetes does not let the operator do this; its log says why")
+            }
+            _ => {
+                tracing::warn!(%error, "a call could not be carried out");
+                Self::new(Kind::Unavailable, "the Kubernetes API does not answer; try again")
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (word, status, title) = self.kind.parts();
+        let document = Document {
+            type_: format!("{TYPE_PREFIX}{word}"),
+            title,
+            status: status.as_u16(),
+            detail: self.detail,
+            candidates: self.candidates,
+        };
+        let mut response = (status, Json(document)).into_response();
+        let mut set = |name: HeaderName, value: HeaderValue| response.headers_mut().insert(name, value);
+        set(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        if self.kind == Kind::Unauthenticated {
+            set(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after_s {
+            set(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_problem_is_in_the_reference_with_its_code() {
+        let page = include_str!("../../docs/reference/http.md");
+        for kind in Kind::ALL {
+            let (word, status, _) = kind.parts();
+            assert!(page.contains(&format!("| `{word}` | {} |", status.as_u16())), "{kind:?}");
+        }
+    }
+}

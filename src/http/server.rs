@@ -1,0 +1,116 @@
+//! Listens, with or without TLS, and lets calls under way end when the process stops.
+
+use std::{
+    future::Future,
+    io,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    time::Duration,
+};
+
+use axum::Router;
+use axum_server::{Handle, Server, tls_rustls::RustlsConfig};
+use tokio::{fs, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Longest time for a client to send the head of a request, and for a connection to do nothing.
+const HEAD: Duration = Duration::from_secs(15);
+/// Longest wait for calls under way after a stop.
+const DRAIN: Duration = Duration::from_secs(20);
+/// How often the files of the certificate are looked at.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Files of a certificate and its key, in PEM. A mounted Secret changes them when it is renewed.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// The certificate, and those between it and the authority.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// The files of a certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("could not use the certificate {certificate} with the key {key}: {source}", certificate = .files.certificate.display(), key = .files.key.display())]
+pub struct CertificateError {
+    files: Certificate,
+    source: io::Error,
+}
+
+impl Certificate {
+    async fn read(&self) -> Result<(Vec<u8>, Vec<u8>), CertificateError> {
+        let read = async { Ok((fs::read(&self.certificate).await?, fs::read(&self.key).await?)) };
+        read.await.map_err(|source| self.unusable(source))
+    }
+
+    fn unusable(&self, source: io::Error) -> CertificateError {
+        CertificateError { files: self.clone(), source }
+    }
+}
+
+/// Serves the routes until `stop`, then waits for calls under way, 20 s at most.
+///
+/// # Errors
+/// [`CertificateError`] at once when the certificate cannot be used; an I/O error when the listener fails later. The
+/// outer future is done when serving has begun.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    certificate: Option<Certificate>,
+    stop: CancellationToken,
+) -> Result<impl Future<Output = io::Result<()>> + Send, CertificateError> {
+    let tls = match certificate {
+        None => None,
+        Some(files) => {
+            let (certificate, key) = files.read().await?;
+            let config = RustlsConfig::from_pem(certificate.clone(), key.clone()).await;
+            let config = config.map_err(|source| files.unusable(source))?;
+            Some((config, files, (certificate, key)))
+        }
+    };
+    Ok(async move {
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        match tls {
+            None => bounded(axum_server::from_tcp(listener)?, stop).serve(service).await,
+            Some((config, files, read)) => {
+                let server = bounded(axum_server::from_tcp_rustls(listener, config.clone())?, stop);
+                tokio::select! {
+                    result = server.serve(service) => result,
+                    () = reload(config, files, read) => Ok(()),
+                }
+            }
+        }
+    })
+}
+
+/// Limits what a slow client can hold, and ends the server some time after `stop`.
+fn bounded<A>(mut server: Server<SocketAddr, A>, stop: CancellationToken) -> Server<SocketAddr, A> {
+    server.http_builder().http1().header_read_timeout(HEAD);
+    server.http_builder().http2().keep_alive_interval(HEAD);
+    let handle = Handle::new();
+    let draining = handle.clone();
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        draining.graceful_shutdown(Some(DRAIN));
+    });
+    server.first_request_timeout(HEAD).handle(handle)
+}
+
+/// Takes a new certificate when its files change. One that cannot be used is left alone.
+async fn reload(config: RustlsConfig, files: Certificate, mut last: (Vec<u8>, Vec<u8>)) {
+    loop {
+        sleep(LOOK).await;
+        let changed = match files.read().await {
+            Ok(read) if read == last => continue,
+            Ok(read) => {
+                last = read.clone();
+                config.reload_from_pem(read.0, read.1).await.map_err(|source| files.unusable(source))
+            }
+            Err(error) => Err(error),
+        };
+        match changed {
+            Ok(()) => tracing::info!("the certificate was renewed"),
+            Err(error) => tracing::warn!(%error, "the certificate stays as it was"),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! `POST /jobs/trigger/user-sync`, and the same for the other types.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use axum::{
+    Json,
+    extract::State,
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{InvalidHeaderValue, LOCATION},
+    },
+    response::{IntoResponse, Response},
+};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{Api, ResourceExt, api::PostParams};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    App,
+    audit::{self, Deed},
+    auth::{Caller, Right},
+    extract::{Body, By, Path, Query},
+    problem::{Candidate, Kind, Problem},
+    view::Mode,
+};
+use crate::{
+    api::{
+        SyncJob, SyncSchedule, TRIGGER_ANNOTATION, TRIGGERED_BY_ANNOTATION, syncjob::SyncType, syncschedule::ActiveRun,
+    },
+    cluster::controller_of,
+    domain::{from_seconds, names, schedule},
+};
+
+/// Names a trigger that must not act twice.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const MAX_KEY: usize = 255;
+/// Namespaces whose schedules are looked through for a caller who may not create SyncJobs in all of them.
+const MAX_NAMESPACES: usize = 50;
+
+/// The type of the runs, in the words of the Node service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+pub(super) enum Sync {
+    #[serde(rename = "user-sync")]
+    User,
+    #[serde(rename = "project-sync")]
+    Project,
+    #[serde(rename = "issue-sync")]
+    Issue,
+    #[serde(rename = "pipeline-sync")]
+    Pipeline,
+}
+
+impl From<Sync> for SyncType {
+    fn from(sync: Sync) -> Self {
+        match sync {
+            Sync::User => Self::User,
+            Sync::Project => Self::Project,
+            Sync::Issue => Self::Issue,
+            Sync::Pipeline => Self::Pipeline,
+        }
+    }
+}
+
+/// What to run.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub(super) struct Trigger {
+    /// How much is synchronised.
+    #[schema(inline, default = "incremental")]
+    sync_type: Mode,
+}
+
+/// Which SyncSchedule's template is used. Needed when several have that type.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Choice {
+    /// One of this namespace.
+    namespace: Option<String>,
+    /// The one of this name.
+    schedule: Option<String>,
+}
+
+/// The run that was made.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Triggered {
+    /// The SyncJob's uid.
+    pub job_id: String,
+    /// The SyncJob's name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// How much it synchronises.
+    pub sync_type: Mode,
+}
+
+/// Starts a run now, from the template of a SyncSchedule.
+///
+/// It does not wait for a run that is under way: of two, the later start decides what is stamped.
+#[utoipa::path(
+    post, path = "/jobs/trigger/{sync}", tag = "control",
+    params(
+        ("sync" = inline(Sync), Path, description = "The type of the run"),
+        Choice,
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key of the same caller gives the same SyncJob again, as long as that exists",
+            min_length = 1, max_length = 255, pattern = "^[!-~]+$"),
+    ),
+    request_body(content = Option<Trigger>),
+    responses((status = 202, body = Triggered, description = "The SyncJob exists",
+        headers(("Location" = String, description = "Where the run can be read"),
+                ("Idempotent-Replayed" = bool, description = "true when an earlier call made it")))),
+)]
+pub(super) async fn trigger(
+    State(app): State<App>,
+    By(caller): By,
+    Path(sync): Path<Sync>,
+    Query(choice): Query<Choice>,
+    headers: HeaderMap,
+    Body(Trigger { sync_type }): Body<Trigger>,
+) -> Result<Response, Problem> {
+    let key = idempotency_key(&headers)?;
+    let schedule = choose(&app, &caller, sync.into(), &choice).await?;
+    let job = build(&schedule, &caller, key.as_deref(), sync_type);
+    let (job, replayed) = create(&app, &job).await?;
+    if replayed && !is_same(&job, &caller, key.as_deref(), sync_type) {
+        return Err(Problem::new(Kind::KeyReused, "use another Idempotency-Key for another run"));
+    }
+    if !replayed {
+        let what = format!("Created SyncJob {}", job.name_any());
+        audit::note(&app, &caller, Deed::Triggered, &*schedule, &what).await;
+    }
+    accepted(&job, replayed)
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(key) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let key = key.to_str().ok().filter(|key| key.bytes().all(|byte| byte.is_ascii_graphic()));
+    match key {
+        Some(key) if (1..=MAX_KEY).contains(&key.len()) => Ok(Some(key.to_owned())),
+        _ => Err(Problem::new(
+            Kind::BadRequest,
+            "Idempotency-Key must have 1 to 255 visible ASCII characters without spaces",
+        )),
+    }
+}
+
+/// The one SyncSchedule that fits, in a namespace where the caller may create SyncJobs.
+async fn choose(app: &App, caller: &Caller, type_: SyncType, choice: &Choice) -> Result<Arc<SyncSchedule>, Problem> {
+    let right = |namespace: Option<&str>| Right::new("create", "syncjobs", namespace);
+    let mut fitting = app.listed()?.schedules.state();
+    fitting.retain(|schedule| choice.fits(schedule, type_));
+    let asked = right(choice.namespace.as_deref());
+    if !app.access.has(caller, &asked).await? {
+        let namespaces: BTreeSet<_> = fitting.iter().filter_map(|schedule| schedule.namespace()).collect();
+        let mut allowed = BTreeSet::new();
+        for namespace in namespaces.into_iter().take(MAX_NAMESPACES) {
+            if app.access.has(caller, &right(Some(&namespace))).await? {
+                allowed.insert(namespace);
+            }
+        }
+        fitting.retain(|schedule| schedule.namespace().is_some_and(|namespace| allowed.contains(&namespace)));
+        if fitting.is_empty() {
+            app.access.check(caller, asked).await?;
+        }
+    }
+    match <[_; 1]>::try_from(fitting) {
+        Ok([schedule]) => Ok(schedule),
+        Err(none) if none.is_empty() => {
+            let detail = format!(
+                "there is no SyncSchedule of type {type_:?} that fits: create one, or change ?namespace= and ?schedule="
+            );
+            Err(Problem::new(Kind::NotFound, detail))
+        }
+        Err(several) => {
+            let name = |schedule: &Arc<SyncSchedule>| Candidate {
+                namespace: schedule.namespace().unwrap_or_default(),
+                name: schedule.name_any(),
+            };
+            let mut candidates: Vec<_> = several.iter().map(name).collect();
+            candidates.sort();
+            candidates.truncate(MAX_NAMESPACES);
+            Err(Problem::new(Kind::Ambiguous, "choose one with ?namespace= and ?schedule=").with_candidates(candidates))
+        }
+    }
+}
+
+impl Choice {
+    fn fits(&self, schedule: &SyncSchedule, type_: SyncType) -> bool {
+        schedule.spec.job_template.spec.type_ == type_
+            && schedule.metadata.deletion_timestamp.is_none()
+            && self.namespace.as_ref().is_none_or(|namespace| schedule.metadata.namespace.as_ref() == Some(namespace))
+            && self.schedule.as_ref().is_none_or(|name| schedule.metadata.name.as_ref() == Some(name))
+    }
+}
+
+fn build(schedule: &SyncSchedule, caller: &Caller, key: Option<&str>, mode: Mode) -> SyncJob {
+    let key = key.map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
+    // Two callers may use the same key.
+    let name = names::job_for_trigger(&schedule.name_any(), &format!("{}\n{key}", caller.name));
+    let slot = Time(from_seconds(Timestamp::now().as_second()));
+    let run = ActiveRun { name, uid: None, slot, trigger: Some(key) };
+    let mut job = schedule::job_for(schedule, schedule::Parsed::new(&schedule.spec).ok().as_ref(), &run);
+    job.annotations_mut().insert(TRIGGERED_BY_ANNOTATION.to_owned(), caller.name.clone());
+    job.spec.sync_type = mode.into();
+    job
+}
+
+/// Creates the SyncJob, or finds the one of that name. True when it was there.
+pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), Problem> {
+    let objects = app.listed()?;
+    let jobs: Api<SyncJob> = objects.beside(&job.metadata);
+    match objects.ask("create a SyncJob", jobs.create(&PostParams::default(), job)).await {
+        Ok(created) => Ok((created, false)),
+        Err(error) if error.is_already_exists() => {
+            let found = objects.ask("read a SyncJob", jobs.get(&job.name_any())).await?;
+            if controller_of(&found) != controller_of(job) {
+                let detail = format!("another SyncJob is named {}; try again", job.name_any());
+                return Err(Problem::new(Kind::Conflict, detail));
+            }
+            Ok((found, true))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_same(job: &SyncJob, caller: &Caller, key: Option<&str>, mode: Mode) -> bool {
+    let annotation = |name| job.annotations().get(name).map(String::as_str);
+    annotation(TRIGGER_ANNOTATION) == key
+        && annotation(TRIGGERED_BY_ANNOTATION) == Some(&caller.name)
+        && Mode::from(job.spec.sync_type) == mode
+}
+
+/// The answer that tells of a SyncJob.
+pub(super) fn accepted(job: &SyncJob, replayed: bool) -> Result<Response, Problem> {
+    let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
+    let location: Result<HeaderValue, InvalidHeaderValue> = format!("/jobs/{namespace}/{name}").parse();
+    let location = location.map_err(|_| Problem::new(Kind::Internal, "the SyncJob's name fits no header"))?;
+    let job_id = job.uid().unwrap_or_default();
+    let body = Json(Triggered { job_id, name, namespace, sync_type: job.spec.sync_type.into() });
+    let mut response = (StatusCode::ACCEPTED, [(LOCATION, location)], body).into_response();
+    if replayed {
+        response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}

@@ -1,0 +1,208 @@
+//! Who may do what: real tokens of real service accounts.
+
+use std::{path::Path, process::Command};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use k8s_openapi::{
+    api::{
+        authentication::v1::TokenRequest,
+        core::v1::ServiceAccount,
+        rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+    },
+    jiff::Timestamp,
+};
+use kube::{Api, ResourceExt, api::PostParams};
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
+use serde_json::{Value, json};
+use sync_operator::{
+    api::GROUP,
+    http::{AUDIENCE, ReadAccess},
+};
+
+use super::{Answer, Sidecar};
+use crate::{
+    operator::{apply_job, apply_schedule},
+    support::{World, eventually},
+};
+
+async fn account(world: &World, name: &str) -> ServiceAccount {
+    let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), &world.name);
+    let account = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+    accounts.create(&PostParams::default(), &account).await.unwrap()
+}
+
+async fn token(world: &World, account: &str, audience: &str) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), &world.name);
+    let request: TokenRequest = serde_json::from_value(json!({"spec": {"audiences": [audience]}})).unwrap();
+    accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap().status.unwrap().token
+}
+
+fn rules(verbs: &[&str]) -> Value {
+    json!([{"apiGroups": [GROUP], "resources": ["syncjobs", "syncschedules"], "verbs": verbs}])
+}
+
+/// A service account with rights in its namespace only, and its token.
+async fn with_rights(world: &World, name: &str, verbs: &[&str]) -> String {
+    account(world, name).await;
+    let roles: Api<Role> = Api::namespaced(world.client.clone(), &world.name);
+    let role = json!({"metadata": {"name": name}, "rules": rules(verbs)});
+    roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
+    let bindings: Api<RoleBinding> = Api::namespaced(world.client.clone(), &world.name);
+    let binding = json!({
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": world.name}],
+    });
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+    token(world, name, AUDIENCE).await
+}
+
+/// The same with rights everywhere.
+pub async fn administrator(world: &World) -> String {
+    account(world, "admin").await;
+    let name = format!("{}-admin", world.name);
+    let roles: Api<ClusterRole> = Api::all(world.client.clone());
+    let role = json!({"metadata": {"name": name}, "rules": rules(&["*"])});
+    roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
+    let bindings: Api<ClusterRoleBinding> = Api::all(world.client.clone());
+    let binding = json!({
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": "admin", "namespace": world.name}],
+    });
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+    token(world, "admin", AUDIENCE).await
+}
+
+/// A token that the cluster itself could have made, with another end.
+fn signed(world: &World, account: &ServiceAccount, end: i64) -> String {
+    let pki = Path::new(&world.servers.kubeconfig).with_file_name("pki");
+    let key = Command::new("openssl")
+        .args(["pkcs8", "-topk8", "-nocrypt", "-outform", "DER", "-in"])
+        .arg(pki.join("service-account.key"))
+        .output()
+        .unwrap();
+    let random = SystemRandom::new();
+    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key.stdout, &random).unwrap();
+    let name = account.name_any();
+    let claims = json!({
+        "iss": "https://kubernetes.default.svc", "aud": [AUDIENCE], "iat": end - 7200, "nbf": end - 7200, "exp": end,
+        "sub": format!("system:serviceaccount:{}:{name}", world.name),
+        "kubernetes.io": {"namespace": world.name, "serviceaccount": {"name": name, "uid": account.uid()}},
+    });
+    let encode = |part: &Value| BASE64.encode(part.to_string());
+    let text = format!("{}.{}", encode(&json!({"alg": "ES256", "typ": "JWT"})), encode(&claims));
+    let signature = key.sign(&random, text.as_bytes()).unwrap();
+    format!("{text}.{}", BASE64.encode(signature))
+}
+
+async fn post(sidecar: &Sidecar, path: &str, token: Option<&str>) -> Answer {
+    let value = token.map(|token| format!("Bearer {token}"));
+    let headers: Vec<_> = value.iter().map(|value| ("authorization", value.as_str())).collect();
+    sidecar.post_with(path, Value::Null, &headers).await
+}
+
+#[tokio::test]
+async fn only_valid_tokens_for_this_audience_are_accepted() {
+    let world = World::new().await;
+    let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
+    let nobody = account(&world, "nobody").await;
+    let soon = Timestamp::now().as_second() + 3600;
+    let elsewhere = token(&world, "nobody", "https://kubernetes.default.svc").await;
+    for (what, token) in [
+        ("none", None),
+        ("garbage", Some("garbage".to_owned())),
+        ("three parts", Some("a.b.c".to_owned())),
+        ("another audience", Some(elsewhere)),
+        ("expired", Some(signed(&world, &nobody, soon - 7200))),
+        ("tampered with", Some(signed(&world, &nobody, soon).replacen('.', ".e", 1))),
+        ("too long", Some("x".repeat(20_000))),
+    ] {
+        let answer = post(&sidecar, "/jobs/pause", token.as_deref()).await;
+        assert_eq!(answer.problem(), (401, "unauthenticated"), "{what}");
+        assert_eq!(answer.headers["www-authenticate"], "Bearer");
+        assert!(!answer.body.to_string().contains("garbage"));
+    }
+    // Not the signature was wrong with the one that had expired.
+    let answer = post(&sidecar, "/jobs/pause", Some(&signed(&world, &nobody, soon))).await;
+    assert_eq!(answer.problem(), (403, "forbidden"));
+    assert!(answer.body["detail"].as_str().unwrap().contains("nobody may not patch syncschedules"), "{}", answer.body);
+    assert_eq!(sidecar.get("/jobs").await.code, 200, "reading is open");
+}
+
+#[tokio::test]
+async fn each_call_needs_the_right_of_the_object_behind_it() {
+    let world = World::new().await;
+    let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
+    apply_schedule(&world, "users", json!({"suspended": true})).await;
+    apply_job(&world, "run", json!({})).await;
+    eventually("the sidecar has seen both", async || {
+        let status = sidecar.get("/jobs/status").await.body;
+        let jobs = sidecar.get("/jobs").await.body;
+        (status["repeatable"].as_array()?.len() + jobs["items"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    let here = format!("?namespace={}", world.name);
+    let run = |action: &str| format!("/jobs/{}/run/{action}", world.name);
+    let calls = [
+        ("/jobs/trigger/user-sync".to_owned(), "create"),
+        (format!("/jobs/trigger/user-sync{here}"), "create"),
+        (format!("/jobs/pause{here}"), "patch"),
+        (format!("/jobs/resume{here}"), "patch"),
+        (format!("/jobs/cleanup{here}"), "delete"),
+        (run("suspend"), "patch"),
+        (run("resume"), "patch"),
+        (run("retry"), "create"),
+        (run("cancel"), "patch"),
+    ];
+    let admin = administrator(&world).await;
+    let editor = with_rights(&world, "editor", &["get", "list", "watch", "create", "patch", "delete"]).await;
+    let viewer = with_rights(&world, "viewer", &["get", "list", "watch"]).await;
+    for verb in ["create", "patch", "delete"] {
+        let token = with_rights(&world, verb, &[verb]).await;
+        for (path, needed) in &calls {
+            let code = post(&sidecar, path, Some(&token)).await.code.as_u16();
+            assert_eq!(code == 403, verb != *needed, "{verb} {path}: {code}");
+        }
+    }
+    for (path, _) in &calls {
+        assert_eq!(post(&sidecar, path, Some(&viewer)).await.problem(), (403, "forbidden"), "{path}");
+        // Retrying a run that has not failed, and cancelling one twice, are conflicts.
+        for token in [&editor, &admin] {
+            let code = post(&sidecar, path, Some(token)).await.code.as_u16();
+            assert!([200, 202, 409].contains(&code), "{path}: {code}");
+        }
+    }
+    // Everything everywhere: for the administrator only.
+    for path in ["/jobs/pause", "/jobs/resume", "/jobs/cleanup"] {
+        assert_eq!(post(&sidecar, path, Some(&editor)).await.problem(), (403, "forbidden"), "{path}");
+        assert_eq!(post(&sidecar, path, Some(&admin)).await.code, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn reading_can_be_left_to_those_who_may_list_the_jobs() {
+    let world = World::new().await;
+    let sidecar = Sidecar::new(&world, Some(ReadAccess::Authorized), 1000).await;
+    let viewer = with_rights(&world, "viewer", &["list"]).await;
+    let admin = administrator(&world).await;
+    let get = async |path: &str, token: &str| {
+        let request = axum::http::Request::get(path).header("authorization", format!("bearer {token}"));
+        sidecar.call(request.body(axum::body::Body::empty()).unwrap()).await
+    };
+    let here = format!("/jobs?namespace={}", world.name);
+    for path in ["/jobs", "/jobs/status", &here, "/events", "/jobs/a/b"] {
+        assert_eq!(sidecar.get(path).await.problem(), (401, "unauthenticated"), "{path}");
+    }
+    for path in ["/jobs", "/jobs/status", "/jobs/elsewhere/b", "/events"] {
+        assert_eq!(get(path, &viewer).await.problem(), (403, "forbidden"), "{path}");
+    }
+    assert_eq!(get(&here, &viewer).await.code, 200);
+    assert_eq!(get("/jobs/status", &admin).await.code, 200);
+    for path in ["/health", "/livez", "/readyz", "/openapi.json"] {
+        assert_ne!(sidecar.get(path).await.code, 401, "{path} is always open");
+    }
+}

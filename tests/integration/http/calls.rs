@@ -1,0 +1,387 @@
+//! What each call does.
+
+use std::num::NonZeroU32;
+
+use axum::{body::Body, http::Request};
+use kube::{
+    ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use sync_operator::{
+    api::{SyncJob, syncjob::SyncMode},
+    domain::job::{is_complete, is_finished},
+    http::Settings,
+};
+
+use super::{Answer, Sidecar};
+use crate::{
+    operator::{apply_job, apply_schedule, event_reasons, finished},
+    support::{World, eventually},
+};
+
+/// Waits until the sidecar has seen a SyncJob in a state.
+async fn seen(sidecar: &Sidecar, world: &World, name: &str, phase: &str) {
+    eventually(&format!("the sidecar has seen {name}"), async || {
+        let answer = sidecar.get(&format!("/jobs?namespace={}&phase={phase}&text={name}", world.name)).await;
+        (answer.body["items"].as_array()?.iter().any(|item| item["name"] == name)).then_some(())
+    })
+    .await;
+}
+
+/// Waits until the sidecar has seen so many schedules.
+async fn seen_schedules(sidecar: &Sidecar, count: usize) {
+    eventually("the sidecar has seen the schedules", async || {
+        let answer = sidecar.get("/jobs/status").await;
+        (answer.body["repeatable"].as_array()?.len() == count).then_some(())
+    })
+    .await;
+}
+
+/// Writes what the controller would write.
+async fn set_status(world: &World, name: &str, status: Value) {
+    let patch = Patch::Merge(json!({"status": status}));
+    world.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+/// A SyncJob that ended, as its controller would have left it.
+async fn ended(world: &World, name: &str, phase: &str, hours_ago: i64) {
+    apply_job(world, name, json!({})).await;
+    let at = k8s_openapi::jiff::Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_hours(hours_ago);
+    let at = at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let condition = json!({"type": phase, "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});
+    set_status(world, name, json!({"phase": phase, "completionTime": at, "conditions": [condition]})).await;
+}
+
+async fn one_schedule(world: &World, sidecar: &Sidecar) {
+    let template = json!({"spec": {"batchSize": 7, "syncType": "Full"}});
+    apply_schedule(world, "users", json!({"suspended": true, "jobTemplate": template})).await;
+    seen_schedules(sidecar, 1).await;
+}
+
+async fn get_job(world: &World, answer: &Answer) -> SyncJob {
+    assert_eq!(answer.code, 202, "{}", answer.body);
+    let job = world.jobs().get(answer.body["name"].as_str().unwrap()).await.unwrap();
+    assert_eq!(answer.body["jobId"], job.uid().unwrap());
+    assert_eq!(answer.body["namespace"], world.name);
+    assert_eq!(answer.headers["location"], format!("/jobs/{}/{}", world.name, job.name_any()));
+    job
+}
+
+#[tokio::test]
+async fn a_trigger_runs_the_template_and_the_schedule_counts_it() {
+    let world = World::new().await;
+    world.seed(30, 0).await;
+    let sidecar = Sidecar::open(&world).await;
+    one_schedule(&world, &sidecar).await;
+    let _operator = world.operator("controller", &[]);
+
+    let answer = sidecar.post("/jobs/trigger/user-sync", Value::Null).await;
+    let job = get_job(&world, &answer).await;
+    assert_eq!((job.spec.sync_type, job.spec.batch_size), (SyncMode::Incremental, 7));
+    assert!(is_complete(&finished(&world, &job.name_any()).await));
+    let answer = sidecar.post("/jobs/trigger/user-sync", json!({"syncType": "full"})).await;
+    let job = get_job(&world, &answer).await;
+    assert_eq!(job.spec.sync_type, SyncMode::Full);
+    let ended = finished(&world, &job.name_any()).await;
+    assert_eq!(ended.status.unwrap().counts.unwrap().processed, 30);
+
+    let schedules = world.schedules();
+    eventually("both runs are counted", async || {
+        let status = schedules.get("users").await.unwrap().status?;
+        ((status.runs.succeeded, status.active_count) == (2, Some(0))).then_some(())
+    })
+    .await;
+    eventually("the caller is told", async || {
+        event_reasons(&world, "users").await.contains("TriggeredByCall").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_gives_the_same_job_again() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    one_schedule(&world, &sidecar).await;
+    let trigger = async |key: &str, body: Value| {
+        sidecar.post_with("/jobs/trigger/user-sync", body, &[("idempotency-key", key)]).await
+    };
+    let first = trigger("monday", Value::Null).await;
+    let again = trigger("monday", json!({"syncType": "incremental"})).await;
+    assert_eq!((again.code.as_u16(), &again.body), (202, &first.body));
+    assert!(!first.headers.contains_key("idempotent-replayed"));
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    assert_eq!(trigger("monday", json!({"syncType": "full"})).await.problem(), (422, "key-reused"));
+    assert_ne!(trigger("tuesday", Value::Null).await.body["name"], first.body["name"]);
+    for key in ["", "a b", "ä", &"x".repeat(256)] {
+        assert_eq!(trigger(key, Value::Null).await.problem(), (400, "bad-request"), "{key}");
+    }
+    assert_eq!(world.jobs().list(&ListParams::default()).await.unwrap().items.len(), 2);
+}
+
+#[tokio::test]
+async fn several_schedules_of_a_type_are_told_and_one_can_be_chosen() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    let missing = sidecar.post("/jobs/trigger/issue-sync", Value::Null).await;
+    assert_eq!(missing.problem(), (404, "not-found"));
+    for name in ["b", "a"] {
+        let spec = json!({"suspended": true, "jobTemplate": {"spec": {"type": "Issue"}}});
+        apply_schedule(&world, name, spec).await;
+    }
+    seen_schedules(&sidecar, 2).await;
+    let answer = sidecar.post("/jobs/trigger/issue-sync", Value::Null).await;
+    assert_eq!(answer.problem(), (409, "ambiguous"));
+    let candidates = json!([{"namespace": world.name, "name": "a"}, {"namespace": world.name, "name": "b"}]);
+    assert_eq!(answer.body["candidates"], candidates);
+    let path = format!("/jobs/trigger/issue-sync?schedule=b&namespace={}", world.name);
+    let job = get_job(&world, &sidecar.post(&path, Value::Null).await).await;
+    assert_eq!(job.labels()["sync.codex.dev/schedule"], "b");
+    assert_eq!(sidecar.post("/jobs/trigger/user-sync?schedule=b", Value::Null).await.problem().0, 404);
+}
+
+#[tokio::test]
+async fn pausing_and_resuming_cover_what_is_asked_for_and_say_what_changed() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    apply_schedule(&world, "a", json!({"interval": "1h"})).await;
+    apply_schedule(&world, "b", json!({"interval": "1h"})).await;
+    apply_job(&world, "open", json!({})).await;
+    ended(&world, "done", "Complete", 1).await;
+    seen_schedules(&sidecar, 2).await;
+    seen(&sidecar, &world, "done", "Complete").await;
+
+    let named = |name: &str| json!({"namespace": world.name, "name": name});
+    let answer = sidecar.post("/jobs/pause?schedule=a", Value::Null).await;
+    let one = json!({"paused": true, "schedules": [named("a")], "jobs": [], "unchanged": 0});
+    assert_eq!((answer.code.as_u16(), &answer.body), (200, &one));
+    let suspended = async || world.schedules().get("a").await.unwrap().spec.suspended;
+    assert!(suspended().await);
+    let pause = format!("/jobs/pause?namespace={}", world.name);
+    let rest = json!({"paused": true, "schedules": [named("b")], "jobs": [named("open")], "unchanged": 1});
+    // The cache is behind its own writes for a moment.
+    eventually("a is known to be suspended", async || {
+        sidecar.get("/jobs/status").await.body["repeatable"][0]["suspended"].as_bool().filter(|suspended| *suspended)
+    })
+    .await;
+    assert_eq!(sidecar.post(&pause, Value::Null).await.body, rest);
+    assert!(world.jobs().get("open").await.unwrap().spec.suspended);
+    assert!(!world.jobs().get("done").await.unwrap().spec.suspended, "what has ended is left alone");
+    eventually("pausing again changes nothing", async || {
+        let body = sidecar.post(&pause, Value::Null).await.body;
+        (body == json!({"paused": true, "schedules": [], "jobs": [], "unchanged": 3})).then_some(())
+    })
+    .await;
+    eventually("/jobs/status knows", async || {
+        sidecar.get("/jobs/status").await.body["paused"].as_bool().filter(|paused| *paused)
+    })
+    .await;
+    let answer = sidecar.post("/jobs/resume", Value::Null).await;
+    let all = json!({"paused": false, "schedules": [named("a"), named("b")], "jobs": [named("open")], "unchanged": 0});
+    assert_eq!(answer.body, all);
+    assert!(!suspended().await);
+    assert_eq!(sidecar.post("/jobs/pause?schedule=c", Value::Null).await.problem(), (404, "not-found"));
+    assert!(event_reasons(&world, "open").await.contains("PausedByCall"));
+}
+
+#[tokio::test]
+async fn cleaning_up_deletes_what_ended_long_ago_and_nothing_else() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    for (name, phase, hours) in [("old", "Complete", 30), ("bad", "Failed", 25), ("new", "Complete", 2)] {
+        ended(&world, name, phase, hours).await;
+        seen(&sidecar, &world, name, phase).await;
+    }
+    apply_job(&world, "open", json!({})).await;
+    let names = async || {
+        let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+        jobs.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
+    };
+    let path = format!("/jobs/cleanup?namespace={}", world.name);
+    let both = json!({"completed": 1, "failed": 1, "remaining": 0});
+    assert_eq!(sidecar.post(&path, json!({"dryRun": true})).await.body, both);
+    assert_eq!(names().await.len(), 4);
+    assert_eq!(sidecar.post(&path, Value::Null).await.body, both);
+    assert_eq!(names().await, ["new", "open"]);
+    for hours in [json!(-1), json!(8760.5), json!("24"), json!(true)] {
+        let answer = sidecar.post(&path, json!({"gracePeriodHours": hours})).await;
+        assert_eq!(answer.problem(), (422, "invalid-body"), "{hours}");
+    }
+    let none = json!({"completed": 1, "failed": 0, "remaining": 0});
+    eventually("with no grace period the last one goes too", async || {
+        let body = sidecar.post(&path, json!({"gracePeriodHours": 0})).await.body;
+        (body == none).then_some(())
+    })
+    .await;
+    assert_eq!(names().await, ["open"]);
+}
+
+#[tokio::test]
+async fn a_run_that_its_schedule_has_not_counted_is_not_cleaned_up() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    one_schedule(&world, &sidecar).await;
+    let answer = sidecar.post("/jobs/trigger/user-sync", Value::Null).await;
+    let name = get_job(&world, &answer).await.name_any();
+    let at = "2026-11-23T12:00:00Z";
+    let books = json!({"active": [{"name": name, "slot": at}]});
+    let patch = Patch::Merge(json!({"status": books}));
+    world.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
+    let condition =
+        json!({"type": "Failed", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});
+    set_status(&world, &name, json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})).await;
+    seen(&sidecar, &world, &name, "Failed").await;
+    let cleanup = async || sidecar.post("/jobs/cleanup", Value::Null).await.body;
+    assert_eq!(cleanup().await, json!({"completed": 0, "failed": 0, "remaining": 0}));
+    let patch = Patch::Merge(json!({"status": {"active": []}}));
+    world.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
+    eventually("it goes once it is counted", async || (cleanup().await["failed"] == 1).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    let filter = json!({"target": {"filter": {"age": {"$bigger": 3}}, "lastSyncedField": "seen"}});
+    let uid = apply_job(&world, "run", filter).await.uid().unwrap();
+    seen(&sidecar, &world, "run", "Pending").await;
+    let path = |action: &str| format!("/jobs/{}/run/{action}", world.name);
+    let answer = sidecar.post(&path("suspend"), Value::Null).await;
+    let changed = json!({"namespace": world.name, "name": "run", "jobId": uid, "changed": true});
+    assert_eq!((answer.code.as_u16(), &answer.body), (200, &changed));
+    eventually("suspending again changes nothing", async || {
+        (sidecar.post(&path("suspend"), Value::Null).await.body["changed"] == false).then_some(())
+    })
+    .await;
+    assert_eq!(sidecar.post(&path("retry"), Value::Null).await.problem(), (409, "conflict"));
+    assert_eq!(sidecar.post(&path("resume"), Value::Null).await.body["changed"], true);
+    assert_eq!(sidecar.post(&path("cancel"), Value::Null).await.body["changed"], true);
+    assert!(world.jobs().get("run").await.unwrap().spec.cancelled);
+
+    let _operator = world.operator("controller", &[]);
+    assert!(is_finished(&finished(&world, "run").await));
+    seen(&sidecar, &world, "run", "Failed").await;
+    for action in ["cancel", "suspend", "resume"] {
+        assert_eq!(sidecar.post(&path(action), Value::Null).await.problem(), (409, "conflict"), "{action}");
+    }
+    let answer = sidecar.post(&path("retry"), Value::Null).await;
+    let again = get_job(&world, &answer).await;
+    assert_eq!(again.spec.target.last_synced_field, "seen", "the cache has less of a run that ended");
+    assert!(!again.spec.target.filter.is_empty() && !again.spec.cancelled && !again.spec.suspended);
+    let replayed = sidecar.post(&path("retry"), Value::Null).await;
+    assert_eq!((&replayed.body, &replayed.headers["idempotent-replayed"]), (&answer.body, &"true".parse().unwrap()));
+
+    let failed = finished(&world, &again.name_any()).await;
+    seen(&sidecar, &world, &failed.name_any(), "Failed").await;
+    let details = sidecar.get(&format!("/jobs/{}/{}", world.name, failed.name_any())).await.body;
+    assert_eq!(details["reason"], "InvalidTarget");
+    assert_eq!(details["attempts"][0]["number"], 1);
+    assert!(details["message"].as_str().unwrap().contains("$bigger"), "{details}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_a_problem_that_says_why() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    let body = |content: &str, body: String| {
+        Request::post("/jobs/cleanup").header("content-type", content).body(Body::from(body)).unwrap()
+    };
+    let json = "application/json";
+    let long = format!(r#"{{"dryRun": true, "x": "{}"}}"#, "x".repeat(64 * 1024));
+    for (request, problem, words) in [
+        (body(json, r#"{"dryrun": true}"#.into()), (422, "invalid-body"), "unknown field `dryrun`"),
+        (body(json, r#"{"dryRun": 1}"#.into()), (422, "invalid-body"), "invalid type"),
+        (body(json, "{".into()), (400, "bad-request"), "the body"),
+        (body(json, "\u{0}".into()), (400, "bad-request"), "the body"),
+        (body("text/plain", "{}".into()), (415, "unsupported-media-type"), "application/json"),
+        (body(json, long), (413, "too-large"), "64 KiB"),
+        (Request::get("/jobs?limit=0").body(Body::empty()).unwrap(), (400, "bad-request"), "limit"),
+        (Request::get("/jobs?limit=x").body(Body::empty()).unwrap(), (400, "bad-request"), "limit"),
+        (Request::get("/jobs?fase=Failed").body(Body::empty()).unwrap(), (400, "bad-request"), "fase"),
+        (Request::get("/jobs?phase=Gone").body(Body::empty()).unwrap(), (400, "bad-request"), "Gone"),
+        (Request::get("/jobs/a/b").body(Body::empty()).unwrap(), (404, "not-found"), "a/b"),
+        (Request::get("/nowhere").body(Body::empty()).unwrap(), (404, "not-found"), "/nowhere"),
+        (Request::post("/jobs/trigger/cat-sync").body(Body::empty()).unwrap(), (404, "not-found"), "path"),
+        (Request::put("/jobs/pause").body(Body::empty()).unwrap(), (405, "method-not-allowed"), "Allow"),
+    ] {
+        let what = format!("{request:?}");
+        let answer = sidecar.call(request).await;
+        assert_eq!(answer.problem(), problem, "{what}");
+        assert!(answer.body["detail"].as_str().unwrap().contains(words), "{what}: {}", answer.body);
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+        assert!(!answer.headers.contains_key("access-control-allow-origin"));
+        if problem.0 == 405 {
+            assert_eq!(answer.headers["allow"], "POST");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_asks_too_often_is_told_when_to_come_back() {
+    let world = World::new().await;
+    let sidecar = Sidecar::new(&world, None, 5).await;
+    let mut refused = 0;
+    for _ in 0..20 {
+        let answer = sidecar.get("/jobs").await;
+        if answer.code != 200 {
+            assert_eq!(answer.problem(), (429, "too-many-requests"));
+            assert_eq!(answer.headers["retry-after"], "1");
+            refused += 1;
+        }
+    }
+    assert!(refused >= 10, "{refused} of 20");
+    assert_eq!(sidecar.get("/livez").await.code, 200, "probes are never refused");
+}
+
+#[tokio::test]
+async fn more_calls_than_there_is_room_for_are_sent_away() {
+    let world = World::new().await;
+    let one = NonZeroU32::MIN;
+    let many = NonZeroU32::new(1000).unwrap();
+    let settings = Settings { reads: None, requests_per_second: many, requests_at_a_time: one };
+    let sidecar = Sidecar::with(&world, settings).await;
+    let (mut sender, body) = futures::channel::mpsc::channel::<Result<&str, std::io::Error>>(1);
+    let slow = Request::post("/jobs/cleanup").header("content-type", "application/json");
+    let slow = sidecar.call(slow.body(Body::from_stream(body)).unwrap());
+    let others = async {
+        eventually("the slow call has the place", async || (sidecar.get("/jobs").await.code != 200).then_some(()))
+            .await;
+        let refused = sidecar.get("/jobs").await;
+        assert_eq!((refused.problem(), &refused.headers["retry-after"]), ((503, "overloaded"), &"1".parse().unwrap()));
+        assert_eq!(sidecar.get("/livez").await.code, 200, "probes are never refused");
+        sender.try_send(Ok(r#"{"dryRun": true}"#)).unwrap();
+        drop(sender);
+    };
+    let (slow, ()) = tokio::join!(slow, others);
+    assert_eq!(slow.code, 200);
+    assert_eq!(sidecar.get("/jobs").await.code, 200);
+}
+
+#[tokio::test]
+async fn the_openapi_document_tells_of_every_call() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    let document = sidecar.get("/openapi.json").await.body;
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"), "{}", document["openapi"]);
+    for (path, method) in [
+        ("/health", "get"),
+        ("/jobs/status", "get"),
+        ("/jobs/trigger/{sync}", "post"),
+        ("/jobs/pause", "post"),
+        ("/jobs/resume", "post"),
+        ("/jobs/cleanup", "post"),
+        ("/jobs", "get"),
+        ("/jobs/{namespace}/{name}", "get"),
+        ("/jobs/{namespace}/{name}/cancel", "post"),
+        ("/jobs/{namespace}/{name}/retry", "post"),
+        ("/jobs/{namespace}/{name}/suspend", "post"),
+        ("/jobs/{namespace}/{name}/resume", "post"),
+        ("/events", "get"),
+        ("/livez", "get"),
+        ("/readyz", "get"),
+    ] {
+        let call = &document["paths"][path][method];
+        assert!(call["description"].as_str().or(call["summary"].as_str()).is_some(), "{method} {path}: {call}");
+        assert_eq!(call["security"].is_array(), method == "post", "{method} {path}");
+    }
+}

@@ -1,0 +1,115 @@
+//! The HTTP sidecar: its router without sockets, on a real API server and Redis; and whole processes under stress.
+
+mod auth;
+mod calls;
+mod events;
+mod outages;
+mod reference;
+mod stress;
+
+use std::net::SocketAddr;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::ConnectInfo,
+    http::{HeaderMap, Request, StatusCode},
+};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use sync_operator::http::{Objects, ReadAccess, Settings, State, router};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::support::World;
+
+/// The sidecar of a world, in this process.
+pub struct Sidecar {
+    router: Router,
+    stop: CancellationToken,
+}
+
+pub struct Answer {
+    pub code: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The code, and the last word of the problem's type.
+    pub fn problem(&self) -> (u16, &str) {
+        assert_eq!(self.headers["content-type"], "application/problem+json", "{}", self.body);
+        assert_eq!(self.body["status"], self.code.as_u16());
+        (self.code.as_u16(), self.body["type"].as_str().unwrap().strip_prefix("urn:sync-operator:problem:").unwrap())
+    }
+}
+
+impl Sidecar {
+    /// One that lets everyone do everything.
+    pub async fn open(world: &World) -> Self {
+        Self::new(world, None, 1_000_000).await
+    }
+
+    pub async fn new(world: &World, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
+        let requests_at_a_time = 64.try_into().unwrap();
+        let requests_per_second = requests_per_second.try_into().unwrap();
+        Self::with(world, Settings { reads, requests_per_second, requests_at_a_time }).await
+    }
+
+    pub async fn with(world: &World, settings: Settings) -> Self {
+        let (objects, watches) = Objects::watch(world.client.clone(), Some(&world.name));
+        let stop = CancellationToken::new();
+        tokio::spawn(stop.clone().run_until_cancelled_owned(watches));
+        objects.listed().await;
+        let state = State {
+            queue: world.queue(),
+            cluster: None,
+            leadership: watch::channel(None).1,
+            pulse: watch::channel(None).1,
+            objects: None,
+        };
+        let router = router(state, objects, settings, "test", stop.clone());
+        Self { router, stop }
+    }
+
+    pub async fn send(&self, mut request: Request<Body>) -> axum::response::Response {
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([127, 0, 0, 1], 1))));
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
+    pub async fn call(&self, request: Request<Body>) -> Answer {
+        let (head, body) = self.send(request).await.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        Answer { code: head.status, headers: head.headers, body }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    /// `POST` with a JSON body, or without any.
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.post_with(path, body, &[]).await
+    }
+
+    pub async fn post_with(&self, path: &str, body: Value, headers: &[(&str, &str)]) -> Answer {
+        let mut request = Request::post(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = if body.is_null() {
+            request.body(Body::empty())
+        } else {
+            request.header("content-type", "application/json").body(body.to_string().into())
+        };
+        self.call(request.unwrap()).await
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

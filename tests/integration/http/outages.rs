@@ -1,0 +1,92 @@
+//! Redis or the API server away.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{
+    http::Sidecar,
+    operator::apply_schedule,
+    own::Own,
+    support::{World, eventually},
+};
+
+/// What a Prometheus or a load balancer waits for.
+const SOON: Duration = Duration::from_secs(2);
+
+async fn until_health(sidecar: &Sidecar, missing: &str) {
+    eventually(&format!("/health names {missing}"), async || {
+        let asked = Instant::now();
+        let answer = sidecar.get("/health").await;
+        let took = asked.elapsed();
+        assert!(took < SOON, "{took:?}");
+        let named = answer.body["missing"].as_array()?.iter().any(|what| what == missing);
+        (answer.code == 503 && named).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_redis_the_last_counts_are_told_with_their_time() {
+    let (redis, servers) = Own::up("redis");
+    let world = World::on(servers).await;
+    let sidecar = Sidecar::open(&world).await;
+    let before = sidecar.get("/jobs/status").await.body;
+    assert_eq!(before["counts"]["active"], 0);
+    redis.stop();
+    until_health(&sidecar, "redis").await;
+    eventually("the time of the queue stands still", async || {
+        let status = sidecar.get("/jobs/status").await;
+        assert_eq!(status.code, 200);
+        assert_eq!(status.body["counts"]["active"], 0);
+        (status.body["asOf"]["queue"].as_str()? < status.body["asOf"]["objects"].as_str()?).then_some(())
+    })
+    .await;
+    redis.start();
+    eventually("Redis is back", async || {
+        let status = sidecar.get("/jobs/status").await.body;
+        (status["asOf"]["queue"] == status["asOf"]["objects"]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_the_api_server_what_is_known_is_told_and_nothing_is_half_done() {
+    let (kube, servers) = Own::up("kube");
+    kube.install_crds();
+    let world = World::on(servers).await;
+    let sidecar = Sidecar::open(&world).await;
+    apply_schedule(&world, "users", json!({"suspended": true})).await;
+    eventually("the sidecar has seen the schedule", async || {
+        let status = sidecar.get("/jobs/status").await.body;
+        (status["repeatable"].as_array()?.len() == 1).then_some(())
+    })
+    .await;
+    kube.stop();
+    until_health(&sidecar, "kubernetes").await;
+    let status = sidecar.get("/jobs/status").await;
+    assert_eq!((status.code.as_u16(), &status.body["repeatable"][0]["name"]), (200, &json!("users")));
+    for path in ["/jobs/trigger/user-sync", "/jobs/pause", "/jobs/resume"] {
+        let answer = sidecar.post_with(path, Value::Null, &[("idempotency-key", "once")]).await;
+        // Resuming what is suspended needs the API server; pausing it changes nothing.
+        if path != "/jobs/pause" {
+            assert_eq!(answer.problem(), (503, "unavailable"), "{path}");
+            assert_eq!(answer.headers["retry-after"], "5");
+        }
+    }
+    eventually("what is told is known to be old", async || {
+        let status = sidecar.get("/jobs/status").await.body;
+        (status["asOf"]["objects"].as_str()? < status["asOf"]["queue"].as_str()?).then_some(())
+    })
+    .await;
+    kube.start();
+    let answer = eventually("the same key leads to a run", async || {
+        let answer = sidecar.post_with("/jobs/trigger/user-sync", Value::Null, &[("idempotency-key", "once")]).await;
+        (answer.code == 202).then_some(answer)
+    })
+    .await;
+    let jobs = world.jobs().list(&kube::api::ListParams::default()).await.unwrap().items;
+    assert_eq!(jobs.len(), 1);
+    assert_eq!(jobs[0].metadata.name.as_deref(), answer.body["name"].as_str());
+}

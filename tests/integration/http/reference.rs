@@ -1,0 +1,103 @@
+//! The examples of docs/reference/http.md are run, and their answers have the shape that stands there.
+//! `UPDATE_DOCS=1` writes the answers down anew.
+
+use std::{fs, process::Command};
+
+use serde_json::{Value, json};
+
+use super::auth::administrator;
+use crate::{
+    operator::{apply_job, apply_schedule, get, under_way},
+    support::{World, eventually, free_port},
+};
+
+const PAGE: &str = "docs/reference/http.md";
+const MAX_LINE: usize = 110;
+
+/// A command, and the answer that stands under it.
+struct Example {
+    command: String,
+    answer: String,
+}
+
+fn examples(page: &str) -> Vec<Example> {
+    let blocks = page.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let examples = blocks.flat_map(|block| block.strip_prefix("$ ").unwrap().split("\n$ ").collect::<Vec<_>>());
+    examples
+        .map(|example| {
+            let (command, answer) = example.split_once('\n').unwrap_or((example, ""));
+            Example { command: command.to_owned(), answer: answer.to_owned() }
+        })
+        .collect()
+}
+
+/// The same keys with the same kinds of values; what is `null` in one may be anything in the other.
+fn same_shape(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same_shape(a, b)))
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.is_empty() == b.is_empty() && a.iter().zip(b).all(|(a, b)| same_shape(a, b))
+        }
+        (Value::Null, _) | (_, Value::Null) => true,
+        _ => std::mem::discriminant(a) == std::mem::discriminant(b),
+    }
+}
+
+fn pretty(answer: &Value) -> String {
+    let line = answer.to_string();
+    if line.len() <= MAX_LINE { line } else { serde_json::to_string_pretty(answer).unwrap() }
+}
+
+#[tokio::test]
+async fn the_examples_of_the_reference_have_the_answers_that_stand_there() {
+    let world = World::new().await;
+    world.seed(20_000, 0).await;
+    let port = free_port();
+    let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
+    let _operator = world.operator("all", &http);
+    let slow = json!({"batchSize": 1, "parallelism": 1});
+    apply_schedule(&world, "user-sync", json!({"interval": "20m", "jobTemplate": {"spec": slow}})).await;
+    let mut spec = slow;
+    spec["syncType"] = json!("Full");
+    apply_job(&world, "nightly", spec).await;
+    under_way(&world, "nightly").await;
+    eventually("calls are served", async || get(port, "/health").await.filter(|(code, _)| *code == 200)).await;
+
+    let token = administrator(&world).await;
+    let page = fs::read_to_string(PAGE).unwrap();
+    let (mut written, mut job) = (page.clone(), String::new());
+    let update = std::env::var_os("UPDATE_DOCS").is_some();
+    for Example { command, answer: documented } in examples(&page) {
+        let expected = serde_json::from_str::<Value>(&documented);
+        let answer = eventually(&format!("{command}\nanswers {documented}"), async || {
+            let script = format!("curl() {{ command curl -sS --noproxy '*' --max-time 30 \"$@\"; }}\n{command}");
+            let output = Command::new("bash")
+                .args(["-c", &script])
+                .env("HOST", format!("http://127.0.0.1:{port}"))
+                .env("TOKEN", &token)
+                .env("NS", &world.name)
+                .env("JOB", &job)
+                .output()
+                .unwrap();
+            let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
+            let fits = expected.as_ref().is_ok_and(|expected| same_shape(expected, &answer));
+            let waits = command.contains("/retry") && answer["status"] == 409;
+            (fits || (update && !waits)).then_some(answer)
+        })
+        .await;
+        if command.contains("/trigger/") {
+            answer["name"].as_str().unwrap().clone_into(&mut job);
+        }
+        if update {
+            let answer = pretty(&answer).replace(&world.name, "default");
+            let old = format!("$ {command}\n{documented}");
+            let rest = if documented.ends_with('\n') || documented.is_empty() { "\n" } else { "" };
+            written = written.replace(&old, &format!("$ {command}\n{answer}{rest}"));
+        }
+    }
+    if update {
+        fs::write(PAGE, written).unwrap();
+    }
+}

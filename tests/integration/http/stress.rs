@@ -1,0 +1,198 @@
+//! A whole process under bad requests, slow clients and idle connections; TLS; and what an OpenAPI fuzzer finds.
+
+use std::{fs, path::PathBuf, process::Command, time::Duration};
+
+use futures::{StreamExt, stream};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::auth::administrator;
+use crate::{
+    operator::{apply_job, apply_schedule, finished, get},
+    support::{World, eventually, free_port, unique},
+};
+
+const BAD_REQUESTS: u64 = 10_000;
+const IDLE: usize = 1_000;
+/// Far more than is needed, and far less than a leak of every bad request would take.
+const MOST_MIB: u64 = 150;
+
+async fn serving(port: u16) {
+    eventually("calls are served", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
+}
+
+/// A request that no well-meaning client sends.
+fn bad_request(seed: u64) -> Vec<u8> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let paths = [
+        "/jobs",
+        "/jobs/status",
+        "/jobs/trigger/user-sync",
+        "/jobs/pause",
+        "/jobs/cleanup",
+        "/events?x=%ff",
+        "/jobs/%2e%2e/%00",
+        "/jobs/a/b/cancel",
+        "/jobs?limit=99999999999999999999",
+        "/jobs?cursor=%f0~~",
+        "//",
+        "/\u{7f}",
+        "/jobs/trigger/../../etc",
+        "*",
+        "http://elsewhere/jobs",
+    ];
+    let methods = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get", "PRI", "X"];
+    let path = paths.choose(&mut random).unwrap();
+    let method = methods.choose(&mut random).unwrap();
+    let noise: Vec<u8> = (0..random.random_range(0..400)).map(|_| random.random()).collect();
+    let headers = [
+        "Content-Length: -1",
+        "Content-Length: 99999999999",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 3",
+        "Content-Type: application/json",
+        "Authorization: Bearer ",
+        "Authorization: \u{1}",
+        "Idempotency-Key: a\tb",
+        "Last-Event-ID: 18446744073709551616-1",
+        "Expect: 100-continue",
+        "Connection: Upgrade\r\nUpgrade: h2c",
+        "Host: a\r\nHost: b",
+        ": nameless",
+    ];
+    let header = headers.choose(&mut random).unwrap();
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n").into_bytes();
+    match random.random_range(0..4) {
+        0 => request = noise,
+        1 => {
+            request
+                .extend([b"X-Long: ".as_slice(), &b"a".repeat(random.random_range(0..20_000)), b"\r\n\r\n"].concat());
+        }
+        2 => request.extend([b"\r\n".as_slice(), &noise].concat()),
+        _ => request.extend([b"Connection: close\r\n\r\n{\"gracePeriodHours\":".as_slice(), &noise, b"}"].concat()),
+    }
+    request
+}
+
+#[tokio::test]
+async fn bad_requests_slow_clients_and_idle_connections_leave_room_for_good_ones() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (mut operator, port) = world.all(&["--http-requests-per-second", "100000"]);
+    serving(port).await;
+    apply_schedule(&world, "users", json!({"suspended": true})).await;
+    let connect = async || TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut idle = Vec::new();
+    for number in 0..IDLE {
+        let mut connection = connect().await;
+        // Every second one has begun a request.
+        if number % 2 == 0 {
+            connection.write_all(b"POST /jobs/pause HTTP/1.1\r\nHost: x\r\nContent-Le").await.unwrap();
+        }
+        idle.push(connection);
+    }
+    let bad = stream::iter(0..BAD_REQUESTS).map(async |seed| {
+        let mut connection = connect().await;
+        // A server may close the connection in the middle.
+        connection.write_all(&bad_request(seed)).await.ok();
+        connection.shutdown().await.ok();
+        let mut answer = Vec::new();
+        timeout(Duration::from_secs(30), connection.read_to_end(&mut answer)).await.expect("an answer or an end").ok();
+        let text = String::from_utf8_lossy(&answer);
+        assert!(!text.starts_with("HTTP/1.1 500"), "{seed}: {text}");
+    });
+    bad.buffer_unordered(50).collect::<Vec<_>>().await;
+
+    assert_eq!(get(port, "/jobs/status").await.unwrap().0, 200);
+    apply_job(&world, "run", json!({})).await;
+    finished(&world, "run").await;
+    let resident = operator.resident_mib();
+    assert!(resident < MOST_MIB, "{resident} MiB");
+    eventually("those who said nothing are sent away", async || {
+        let mut byte = [0];
+        for connection in &mut idle {
+            timeout(Duration::from_millis(1), connection.read(&mut byte)).await.ok()?.ok();
+        }
+        Some(())
+    })
+    .await;
+    assert!(operator.is_running());
+    let log = operator.log();
+    assert!(!log.contains("panic"), "{log}");
+}
+
+#[tokio::test]
+async fn a_call_under_way_is_answered_when_the_process_stops() {
+    let world = World::new().await;
+    let (mut operator, port) = world.all(&[]);
+    serving(port).await;
+    let mut call = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let head = "POST /jobs/cleanup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n";
+    call.write_all(format!("{head}{{\"dryRun\":").as_bytes()).await.unwrap();
+    operator.signal("TERM");
+    eventually("the process stops", async || operator.log().contains("stopping").then_some(())).await;
+    eventually("nobody else is let in", async || TcpStream::connect(("127.0.0.1", port)).await.err()).await;
+    call.write_all(b"true}").await.unwrap();
+    let mut answer = String::new();
+    call.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with(r#""remaining":0}"#), "{answer}");
+    assert_eq!(operator.stop_and_wait().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_served_without_a_restart() {
+    let world = World::new().await;
+    let folder: PathBuf = std::env::temp_dir().join(unique("tls"));
+    fs::create_dir(&folder).unwrap();
+    let (certificate, key) = (folder.join("tls.crt"), folder.join("tls.key"));
+    let make = |name: &str| {
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-nodes", "-days", "1", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
+            .args(["-subj", &format!("/CN={name}"), "-keyout"])
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .output()
+            .unwrap();
+        assert!(made.status.success());
+    };
+    make("first");
+    let files = ["--http-tls-cert", certificate.to_str().unwrap(), "--http-tls-key", key.to_str().unwrap()];
+    let (_operator, port) = world.all(&files);
+    let served = |name: &str| {
+        let curl = Command::new("curl")
+            .args(["--silent", "--insecure", "--verbose", "--noproxy", "*", "--max-time", "5"])
+            .arg(format!("https://127.0.0.1:{port}/livez"))
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&curl.stderr).into_owned();
+        (curl.status.success() && told.contains(&format!("CN={name}"))).then_some(())
+    };
+    eventually("the first certificate is served", async || served("first")).await;
+    make("second");
+    eventually("the second certificate is served", async || served("second")).await;
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// The calls keep what the document says of them, whatever is sent.
+#[tokio::test]
+async fn an_openapi_fuzzer_finds_nothing() {
+    let world = World::new().await;
+    let port = free_port().to_string();
+    let http = ["--http-address", "127.0.0.1", "--http-port", &port, "--http-requests-per-second", "100000"];
+    let _operator = world.operator("all", &http);
+    serving(port.parse().unwrap()).await;
+    apply_schedule(&world, "users", json!({"interval": "1h"})).await;
+    apply_job(&world, "run", json!({"suspended": true})).await;
+    let token = administrator(&world).await;
+    let fuzz = move || Command::new("tests/openapi/fuzz.sh").args([format!("http://127.0.0.1:{port}"), token]).output();
+    let report = tokio::task::spawn_blocking(fuzz).await.unwrap().unwrap();
+    let told = String::from_utf8_lossy(&report.stdout);
+    assert!(report.status.success(), "{told}\n{}", String::from_utf8_lossy(&report.stderr));
+}

@@ -1,0 +1,119 @@
+//! MongoDB steps down, does not answer in time, or does not let the operator in, in the middle of runs.
+
+use std::time::Duration;
+
+use bson::{DateTime, Document, doc};
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use sync_operator::domain::job::{is_complete, is_finished};
+use tokio::time::Instant;
+
+use crate::{
+    control::reason,
+    operator::{apply_job, finished, slow, under_way},
+    own::{MongoDb, Own},
+    support::{Servers, World, eventually},
+};
+
+/// Scenario 11 of the fault list.
+#[tokio::test]
+async fn mongodb_steps_down_in_mid_run() {
+    const USERS: i32 = 10_000;
+    let (_mongodb, servers) = Own::up("mongodb");
+    let world = World::on(servers).await;
+    world.seed(USERS, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let backoff = json!({"initial": "200ms", "factor": 1});
+    let spec = json!({"syncType": "Full", "batchSize": 250, "parallelism": 2, "backoffLimit": 20, "backoff": backoff});
+    apply_job(&world, "run", spec).await;
+    let admin = world.database.client().database("admin");
+    let users = world.database.collection::<Document>("users");
+    let mut last = 0;
+    // Each time some more documents are stamped, until the run has ended.
+    let job = eventually("the run has ended", async || {
+        let stamped = users.count_documents(doc! {"lastSynced": {"$type": "date"}}).await;
+        if let Ok(now) = stamped.map(|now| now as i32)
+            && now >= last + 2_000
+            && now < USERS
+        {
+            last = now;
+            admin.run_command(doc! {"replSetStepDown": 1, "force": true}).await.ok();
+        }
+        world.jobs().get("run").await.ok().filter(is_finished)
+    })
+    .await;
+    let status = job.status.as_ref().unwrap();
+    assert!(is_complete(&job), "{status:?}");
+    assert!(status.attempts >= Some(1), "no step-down hit the run");
+    let (counts, users) = (status.counts.unwrap(), i64::from(USERS));
+    assert_eq!((counts.total, counts.processed, counts.updated, counts.failed), (users, users, users, 0));
+    let start = DateTime::from_millis(status.start_time.as_ref().unwrap().0.as_millisecond());
+    assert_eq!(world.count(doc! {"lastSynced": start}).await, USERS as u64);
+}
+
+/// Scenario 13 of the fault list: each operation takes 30 s.
+#[tokio::test]
+async fn mongodb_is_slow_in_mid_run() {
+    const USERS: i32 = 20_000;
+    let mongodb = MongoDb::start(&["--setParameter", "enableTestCommands=1"]);
+    mongodb.run("", doc! {"ping": 1}).await;
+    let world = World::on(Servers { mongodb: mongodb.url(""), ..Servers::shared() }).await;
+    world.seed(USERS, 0).await;
+    let (operator, _) = world.all(&["--lease-duration", "2s"]);
+    for (name, deadline) in [("cancelled", "1h"), ("late", "8s")] {
+        let mut spec = slow();
+        spec["activeDeadline"] = json!(deadline);
+        spec["target"] = json!({"lastSyncedField": name});
+        apply_job(&world, name, spec).await;
+        under_way(&world, name).await;
+    }
+    let commands = ["find", "getMore", "aggregate", "update", "listIndexes", "count"];
+    let slowly = doc! {"failCommands": &commands[..], "blockConnection": true, "blockTimeMS": 30_000, "appName": "sync-operator"};
+    mongodb.run("", doc! {"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": slowly}).await;
+    // This one waits for its first operation.
+    let spec = json!({"target": {"keyField": "email", "lastSyncedField": "begun"}});
+    apply_job(&world, "begun", spec).await;
+    eventually("it is claimed", async || (operator.log().matches("run claimed").count() == 3).then_some(())).await;
+
+    let began = Instant::now();
+    let late = finished(&world, "late").await;
+    assert_eq!(reason(&late, "Failed").as_deref(), Some("DeadlineExceeded"));
+    let cancel = Patch::Merge(json!({"spec": {"cancelled": true}}));
+    for name in ["cancelled", "begun"] {
+        world.jobs().patch(name, &PatchParams::default(), &cancel).await.unwrap();
+    }
+    for name in ["cancelled", "begun"] {
+        assert_eq!(reason(&finished(&world, name).await, "Failed").as_deref(), Some("Cancelled"), "{name}");
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(25), "none of it waited for MongoDB: {took:?}");
+    for name in ["late", "cancelled", "begun"] {
+        let status = world.jobs().get(name).await.unwrap().status.unwrap();
+        assert_eq!(status.recoveries, Some(0), "{name}: who waits for MongoDB is not lost");
+    }
+}
+
+/// Bad input of the worst kind: the user that the operator is may do nothing, or only read.
+#[tokio::test]
+async fn missing_rights_on_the_collection_are_told_and_nothing_is_retried() {
+    let mongodb = MongoDb::start(&["--auth"]);
+    mongodb.run("", doc! {"createUser": "admin", "pwd": "secret", "roles": ["root"]}).await;
+    let admin = "admin:secret@";
+    let world = World::on(Servers { mongodb: mongodb.url(admin), ..Servers::shared() }).await;
+    world.seed(10, 0).await;
+    let (_controller, _) = world.all(&["--workers", "0"]);
+    for (user, roles) in [("nobody", vec![]), ("reader", vec![doc! {"role": "read", "db": &world.name}])] {
+        mongodb.run(admin, doc! {"createUser": user, "pwd": "secret", "roles": roles}).await;
+        let servers = Servers { mongodb: mongodb.url(&format!("{user}:secret@")), ..world.servers.clone() };
+        let worker = world.operator_on(&servers, "worker", &[]);
+        apply_job(&world, user, json!({"syncType": "Full"})).await;
+        let job = finished(&world, user).await;
+        assert_eq!(reason(&job, "Failed").as_deref(), Some("InvalidTarget"), "{user}");
+        let history = job.status.unwrap().attempt_history;
+        assert_eq!(history.len(), 1, "{user}: {history:?}");
+        assert_eq!(history[0].reason, "InvalidTarget");
+        let message = &history[0].message;
+        assert!(message.contains("Unauthorized") && message.contains("grant it find and update"), "{user}: {message}");
+        assert_eq!(worker.stop().await, Some(0));
+    }
+}

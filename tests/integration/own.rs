@@ -1,0 +1,212 @@
+//! Servers of a test's own, and a link to a server that can go dead.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use bson::{Document, doc};
+use mongodb::options::ClientOptions;
+use redis::aio::MultiplexedConnection;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    select,
+    sync::watch,
+};
+
+use crate::support::{Servers, eventually, free_port, unique, variable};
+
+/// A Kubernetes control plane, Redis or MongoDB like that of all tests. Stopped when dropped.
+pub struct Own {
+    name: String,
+    part: &'static str,
+}
+
+impl Own {
+    pub fn up(part: &'static str) -> (Self, Servers) {
+        let own = Self { name: unique("outage"), part };
+        own.script(&["up", part]);
+        let mut servers = Servers::shared();
+        for line in own.script(&["env"]).lines() {
+            // Ports are given for servers that are not up, too.
+            match (part, line.trim_start_matches("export ").split_once('=')) {
+                ("kube", Some(("KUBECONFIG", value))) => value.clone_into(&mut servers.kubeconfig),
+                ("redis", Some(("REDIS_URL", value))) => value.clone_into(&mut servers.redis),
+                ("mongodb", Some(("MONGODB_URI", value))) => value.clone_into(&mut servers.mongodb),
+                _ => {}
+            }
+        }
+        (own, servers)
+    }
+
+    pub fn script(&self, args: &[&str]) -> String {
+        let output = Command::new("tests/cluster/cluster.sh").args(["--name", &self.name]).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn install_crds(&self) {
+        self.script(&["kubectl", "apply", "-f", "crds"]);
+        self.script(&[
+            "kubectl",
+            "wait",
+            "--for=condition=Established",
+            "crd/syncschedules.sync.codex.dev",
+            "crd/syncjobs.sync.codex.dev",
+        ]);
+    }
+
+    fn server(&self) -> &'static str {
+        if self.part == "kube" { "apiserver" } else { self.part }
+    }
+
+    pub fn stop(&self) {
+        self.script(&["kill", self.server()]);
+    }
+
+    pub fn start(&self) {
+        self.script(&["start", self.server()]);
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        Command::new("tests/cluster/cluster.sh").args(["--name", &self.name, "down"]).output().ok();
+    }
+}
+
+/// A Redis server, killed when dropped.
+pub struct Redis {
+    process: Child,
+    pub port: u16,
+    folder: PathBuf,
+}
+
+impl Redis {
+    pub fn start(args: &[&str]) -> Self {
+        Self::with_config("", args)
+    }
+
+    pub fn with_config(config: &str, args: &[&str]) -> Self {
+        let (port, folder) = (free_port(), std::env::temp_dir().join(unique("redis")));
+        fs::create_dir(&folder).unwrap();
+        let file = folder.join("redis.conf");
+        fs::write(&file, format!("port {port}\nbind 127.0.0.1\nsave \"\"\ndir {}\n{config}", folder.display()))
+            .unwrap();
+        let mut command = Command::new(variable("REDIS_SERVER"));
+        let process = command.arg(&file).args(args).stdout(Stdio::null()).spawn().unwrap();
+        Self { process, port, folder }
+    }
+
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub async fn connect(&self) -> MultiplexedConnection {
+        let client = redis::Client::open(self.url()).unwrap();
+        eventually("Redis answers", async || client.get_multiplexed_async_connection().await.ok()).await
+    }
+
+    pub async fn ask<T: redis::FromRedisValue>(&self, command: &str) -> T {
+        let mut words = command.split(' ');
+        let mut request = redis::cmd(words.next().unwrap());
+        for word in words {
+            request.arg(word);
+        }
+        request.query_async(&mut self.connect().await).await.unwrap()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+        fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+/// A MongoDB server without a replica set, killed when dropped.
+pub struct MongoDb {
+    process: Child,
+    port: u16,
+    folder: PathBuf,
+}
+
+impl MongoDb {
+    pub fn start(args: &[&str]) -> Self {
+        let (port, folder) = (free_port(), std::env::temp_dir().join(unique("mongodb")));
+        fs::create_dir(&folder).unwrap();
+        let mut command = Command::new(variable("MONGOD"));
+        command.args(["--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", "--dbpath"]);
+        command.arg(&folder).arg("--port").arg(port.to_string()).args(args);
+        let process = command.stdout(Stdio::null()).spawn().unwrap();
+        Self { process, port, folder }
+    }
+
+    /// Its address. `user` is `name:password@`, or nothing.
+    pub fn url(&self, user: &str) -> String {
+        format!("mongodb://{user}127.0.0.1:{}/?directConnection=true", self.port)
+    }
+
+    /// Runs a command on the database of administrators.
+    pub async fn run(&self, user: &str, command: Document) -> Document {
+        let client = mongodb::Client::with_options(ClientOptions::parse(self.url(user)).await.unwrap()).unwrap();
+        let admin = client.database("admin");
+        eventually("MongoDB answers", async || admin.run_command(doc! {"ping": 1}).await.ok()).await;
+        admin.run_command(command).await.unwrap()
+    }
+}
+
+impl Drop for MongoDb {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+        fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+/// A way to a server whose connections can go dead: nothing comes through any more, and nobody is told.
+pub struct Link {
+    pub address: SocketAddr,
+    dead: watch::Sender<()>,
+}
+
+impl Link {
+    pub async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, dead) = (listener.local_addr().unwrap(), watch::Sender::new(()));
+        let ends = dead.clone();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut end = ends.subscribe();
+                tokio::spawn(async move {
+                    let Ok(mut server) = TcpStream::connect(server).await else { return };
+                    select! {
+                        _ = copy_bidirectional(&mut client, &mut server) => {}
+                        Ok(()) = end.changed() => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        Self { address, dead }
+    }
+
+    /// Every connection that there is goes dead. New ones are whole.
+    pub fn forget_connections(&self) {
+        self.dead.send_replace(());
+    }
+}
+
+pub fn address_in(text: &str, scheme: &str) -> SocketAddr {
+    let rest = text.split_once(scheme).unwrap().1;
+    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':').unwrap_or(rest.len());
+    rest[..end].parse().unwrap()
+}

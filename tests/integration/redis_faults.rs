@@ -1,0 +1,140 @@
+//! Redis loses its data, takes over from an older copy of itself, or has no room, in the middle of runs.
+
+use std::time::Duration;
+
+use bson::{DateTime, doc};
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+use sync_operator::{
+    api::{SyncJob, syncjob::Phase},
+    domain::{conditions::find, job::is_complete},
+};
+
+use crate::{
+    control::phase,
+    operator::{apply_job, finished, slow, under_way},
+    outages::lines,
+    own::Redis,
+    redis_kinds::Watched,
+    support::{Servers, World, eventually},
+};
+
+const USERS: i32 = 5_000;
+const ARGS: [&str; 4] = ["--lease-duration", "2s", "--resync-interval", "1s"];
+
+async fn world(redis: String) -> World {
+    let world = World::on(Servers { redis, ..Servers::shared() }).await;
+    world.seed(USERS, 0).await;
+    world
+}
+
+/// A run that takes seconds, and stamps a field of its own.
+fn slow_on(field: &str) -> Value {
+    let mut spec = slow();
+    spec["batchSize"] = json!(2);
+    spec["target"] = json!({"lastSyncedField": field});
+    spec
+}
+
+/// The run is complete, no attempt was spent, and each document carries its start.
+async fn assert_done(world: &World, job: &SyncJob, field: &str) {
+    let status = job.status.as_ref().unwrap();
+    assert!(is_complete(job), "{field}: {status:?}");
+    let (counts, users) = (status.counts.unwrap(), i64::from(USERS));
+    assert_eq!((counts.processed, counts.updated, counts.failed), (users, users, 0), "{field}");
+    assert_eq!(status.attempts, Some(0), "{field}");
+    let start = DateTime::from_millis(status.start_time.as_ref().unwrap().0.as_millisecond());
+    assert_eq!(world.count(doc! {field: start}).await, USERS as u64, "{field}");
+}
+
+/// Scenario 7 of the fault list.
+#[tokio::test]
+async fn redis_loses_everything_in_mid_run() {
+    let redis = Redis::start(&[]);
+    redis.connect().await;
+    let world = world(redis.url()).await;
+    let (operator, _) = world.all(&ARGS);
+    apply_job(&world, "run", slow_on("lastSynced")).await;
+    under_way(&world, "run").await;
+    let before = world.jobs().get("run").await.unwrap().status.unwrap();
+    redis.ask::<()>("FLUSHALL").await;
+    eventually("the worker knows", async || operator.log().contains("lease lost").then_some(())).await;
+    let job = finished(&world, "run").await;
+    assert_done(&world, &job, "lastSynced").await;
+    assert_eq!(job.status.unwrap().start_time, before.start_time);
+    assert_eq!(lines(&operator.log(), "run enqueued"), 2);
+}
+
+/// Scenario 8 of the fault list: what Redis acknowledged after its replica had fallen behind is lost with it. That is the
+/// claim of one run, the end of another one, and all of a third.
+#[tokio::test]
+async fn a_failover_of_redis_loses_acknowledged_writes() {
+    let mut watched = Watched::start(Duration::from_secs(2)).await;
+    let world = world(watched.url()).await;
+    let (operator, _) = world.all(&ARGS);
+    apply_job(&world, "before", slow_on("before")).await;
+    for name in ["claimed", "ended"] {
+        let mut spec = if name == "claimed" { slow_on(name) } else { json!({"syncType": "Full"}) };
+        spec["suspended"] = json!(true);
+        apply_job(&world, name, spec).await;
+        phase(&world, name, Phase::Suspended).await;
+    }
+    under_way(&world, "before").await;
+    let parked = format!("ZCARD {{sync:{}}}:parked", world.name);
+    eventually("the replica has it all", async || (watched.replica.ask::<i64>(&parked).await == 2).then_some(())).await;
+    for setting in ["masteruser nobody", "masterauth wrong"] {
+        watched.replica.ask::<()>(&format!("CONFIG SET {setting}")).await;
+    }
+    watched.master.ask::<()>("CLIENT KILL TYPE replica").await;
+    eventually("the replica falls behind", async || {
+        watched.replica.ask::<String>("INFO replication").await.contains("master_link_status:down").then_some(())
+    })
+    .await;
+
+    let resume = Patch::Merge(json!({"spec": {"suspended": false}}));
+    for name in ["claimed", "ended"] {
+        world.jobs().patch(name, &PatchParams::default(), &resume).await.unwrap();
+    }
+    apply_job(&world, "made", slow_on("made")).await;
+    let ended = finished(&world, "ended").await;
+    for name in ["claimed", "made"] {
+        under_way(&world, name).await;
+    }
+    watched.master.kill();
+
+    for name in ["before", "claimed", "made"] {
+        assert_done(&world, &finished(&world, name).await, name).await;
+    }
+    assert!(lines(&operator.log(), "lease lost") >= 1, "who had claimed a run is told");
+    assert_eq!(world.jobs().get("ended").await.unwrap().status, ended.status, "an end is final");
+}
+
+/// Scenario 10 of the fault list.
+#[tokio::test]
+async fn redis_has_no_room_and_says_so() {
+    let redis = Redis::start(&["--maxmemory-policy", "allkeys-lru"]);
+    redis.connect().await;
+    let world = world(redis.url()).await;
+    let (operator, _) = world.all(&ARGS);
+    eventually("the policy is reported", async || operator.log().contains("noeviction").then_some(())).await;
+    for setting in ["maxmemory-policy noeviction", "maxmemory 1"] {
+        redis.ask::<()>(&format!("CONFIG SET {setting}")).await;
+    }
+    apply_job(&world, "run", json!({"syncType": "Full"})).await;
+    let told = eventually("the SyncJob tells", async || {
+        let status = world.jobs().get("run").await.ok()?.status?;
+        find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
+    })
+    .await;
+    assert!(told.message.contains("full (OOM)"), "{}", told.message);
+    eventually("looks at Redis were answered meanwhile", async || {
+        (lines(&operator.log(), "writing to Redis is away") == 1).then_some(())
+    })
+    .await;
+    redis.ask::<()>("CONFIG SET maxmemory 0").await;
+    assert!(is_complete(&finished(&world, "run").await));
+    let log = operator.log();
+    let told =
+        ["writing to Redis is away", "writing to Redis is back", "WARN Redis is away"].map(|text| lines(&log, text));
+    assert_eq!(told, [1, 1, 0], "{log}");
+}

@@ -1,0 +1,149 @@
+//! What the controller sees of Kubernetes lags behind, breaks off, or comes to an end.
+
+use std::{fs, time::Duration};
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    control::{nothing_in_redis, runs_in_redis},
+    operator::{apply_job, apply_schedule, finished, get, slow, under_way},
+    outages::lines,
+    own::{Link, Own, address_in},
+    support::{Servers, World, eventually, unique},
+};
+
+/// Scenario 6 of the fault list: what came and went before the controller looked. It is paused meanwhile, so that it sees
+/// the last state only.
+#[tokio::test]
+async fn what_came_and_went_unseen_leaves_nothing() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (operator, _) = world.all(&["--resync-interval", "1h"]);
+    apply_schedule(&world, "users", json!({"interval": "1000h"})).await;
+    let scheduled = async |generation: i64| {
+        eventually("it is scheduled", async || {
+            let status = world.schedules().get("users").await.ok()?.status?;
+            (status.observed_generation == Some(generation) && status.next_schedule_time.is_some()).then_some(status)
+        })
+        .await
+    };
+    let before = scheduled(1).await;
+
+    operator.signal("STOP");
+    for interval in ["1s", "1000h"] {
+        let patch = Patch::Merge(json!({"spec": {"interval": interval}}));
+        world.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
+    }
+    let jobs = world.jobs();
+    for name in ["gone", "again"] {
+        apply_job(&world, name, json!({"syncType": "Full", "target": {"lastSyncedField": name}})).await;
+        jobs.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    let uid = apply_job(&world, "again", json!({"syncType": "Full"})).await.uid().unwrap();
+    operator.signal("CONT");
+
+    let after = scheduled(3).await;
+    assert_eq!((after.next_schedule_time, after.runs, after.last_skip), (before.next_schedule_time, before.runs, None));
+    assert_eq!(finished(&world, "again").await.uid().unwrap(), uid);
+    assert_eq!(world.count(bson::doc! {"again": {"$exists": true}}).await, 0, "the first one of that name was not run");
+    assert_eq!(runs_in_redis(&world).await, [uid]);
+
+    // And now in the middle of things.
+    for count in 0..30 {
+        let name = format!("fleeting-{count}");
+        apply_job(&world, &name, json!({"syncType": "Full"})).await;
+        jobs.delete(&name, &DeleteParams::default()).await.unwrap();
+    }
+    jobs.delete("again", &DeleteParams::default()).await.unwrap();
+    nothing_in_redis(&world).await;
+}
+
+/// Scenario 20 of the fault list: a network forgets connections, and tells neither end.
+#[tokio::test]
+async fn a_watch_whose_connection_goes_dead_is_noticed() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let kubeconfig = fs::read_to_string(&world.servers.kubeconfig).unwrap();
+    let server = address_in(&kubeconfig, "https://");
+    let link = Link::to(server).await;
+    let file = std::env::temp_dir().join(unique("kubeconfig"));
+    fs::write(&file, kubeconfig.replace(&server.to_string(), &link.address.to_string())).unwrap();
+    let servers = Servers { kubeconfig: file.to_str().unwrap().to_owned(), ..world.servers.clone() };
+    let mut operator = world.operator_on(&servers, "controller", &[]);
+    apply_job(&world, "before", json!({"syncType": "Full"})).await;
+    finished(&world, "before").await;
+
+    link.forget_connections();
+    let began = Instant::now();
+    world.jobs().delete("before", &DeleteParams::default()).await.unwrap();
+    apply_schedule(&world, "users", json!({"interval": "1h", "immediate": true})).await;
+    eventually("its first run succeeded", async || {
+        let status = world.schedules().get("users").await.ok()?.status?;
+        (status.runs.succeeded == 1).then_some(())
+    })
+    .await;
+    let took = began.elapsed();
+    println!("a SyncSchedule was seen {took:?} after the connections went dead");
+    assert!(took < Duration::from_secs(90), "{took:?}");
+    assert!(operator.is_running());
+    fs::remove_file(file).ok();
+}
+
+/// Scenario 22 of the fault list. Namespaces end only while the controller manager runs, so it is stopped for a while.
+#[tokio::test]
+async fn a_namespace_and_the_kinds_can_be_deleted_under_the_operator() {
+    let (kube, servers) = Own::up("kube");
+    kube.install_crds();
+    let world = World::on(servers).await;
+    world.seed(20_000, 0).await;
+    let port = crate::support::free_port();
+    let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
+    let mut operator = world.operator("all", &[&http[..], &["--log-level", "sync_operator=debug"]].concat());
+    let nothing = json!({"target": {"collection": "nothing"}});
+    let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": nothing}});
+    apply_schedule(&world, "users", spec).await;
+    apply_job(&world, "run", slow()).await;
+    under_way(&world, "run").await;
+
+    kube.script(&["stop", "controller-manager"]);
+    let namespaces: Api<Namespace> = Api::all(world.client.clone());
+    namespaces.delete(&world.name, &DeleteParams::default()).await.unwrap();
+    let refused = |log: &str| lines(log, "is being terminated");
+    eventually("a run is refused", async || (refused(&operator.log()) > 0).then_some(())).await;
+    let made = world.jobs().list(&ListParams::default()).await.unwrap().items.len();
+    // The length of time is what is tested: a slot a second, and errors are tried again after 5 s.
+    sleep(Duration::from_secs(11)).await;
+    let tries = refused(&operator.log());
+    assert!(tries <= 2, "{tries} tries to create something in a namespace that is being deleted");
+    assert_eq!(world.jobs().list(&ListParams::default()).await.unwrap().items.len(), made);
+    kube.script(&["start", "controller-manager"]);
+    let began = Instant::now();
+    eventually("the namespace is gone", async || {
+        namespaces.get_opt(&world.name).await.unwrap().is_none().then_some(())
+    })
+    .await;
+    println!("the namespace was gone after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    nothing_in_redis(&world).await;
+    assert!(operator.is_running());
+
+    // The namespace comes again, and then the kinds go while objects exist.
+    let namespace = serde_json::from_value(json!({"metadata": {"name": world.name}})).unwrap();
+    namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+    apply_job(&world, "again", json!({"syncType": "Full"})).await;
+    finished(&world, "again").await;
+    apply_job(&world, "last", slow()).await;
+    under_way(&world, "last").await;
+    let delete = ["kubectl", "delete", "--timeout", "60s", "-f", "crds"];
+    kube.script(&delete);
+    nothing_in_redis(&world).await;
+    assert!(operator.is_running());
+    assert_eq!(get(port, "/livez").await.unwrap().0, 200);
+    assert_eq!(operator.stop().await, Some(0));
+}

@@ -1,0 +1,62 @@
+//! Worker processes that cannot do their part, or are away for a while.
+
+use serde_json::json;
+use sync_operator::domain::job::is_complete;
+
+use crate::{
+    operator::{apply_job, finished, get, slow, under_way},
+    own::Redis,
+    replicas::probe_port,
+    support::{Servers, World, eventually},
+};
+
+/// Redis answers all that a worker asks, but for its looks for runs.
+#[tokio::test]
+async fn a_worker_whose_looks_for_runs_are_not_answered_is_not_ready() {
+    let redis = Redis::start(&[]);
+    redis.connect().await;
+    let world = World::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let mut worker = world.operator("worker", &[]);
+    let port = probe_port(&worker).await;
+    let readyz = async |code: u16, body: &str| {
+        eventually(body, async || get(port, "/readyz").await.filter(|answer| *answer == (code, body.to_owned()))).await
+    };
+    readyz(200, r#"{"ready":true}"#).await;
+    // Only claims read in this way.
+    redis.ask::<()>("ACL SETUSER default -zrange -zrangebyscore").await;
+    readyz(503, r#"{"ready":false,"missing":["workers"]}"#).await;
+    assert_eq!(world.queue().depth().await.unwrap().workers, 1, "its renewals are answered");
+    assert_eq!(get(port, "/livez").await.unwrap().0, 200);
+    redis.ask::<()>("ACL SETUSER default +zrange +zrangebyscore").await;
+    readyz(200, r#"{"ready":true}"#).await;
+    assert!(worker.is_running());
+}
+
+/// Scenario 16 of the fault list: a worker is paused for longer than its lease, and wakes up when another one has its run.
+#[tokio::test]
+async fn a_worker_that_was_paused_for_longer_than_its_lease_writes_no_more() {
+    const USERS: i32 = 5_000;
+    let world = World::new().await;
+    world.seed(USERS, 0).await;
+    let lease = ["--lease-duration", "2s"];
+    let (_controller, _) = world.all(&[&lease[..], &["--workers", "0"]].concat());
+    let first = world.operator("worker", &lease);
+    let mut spec = slow();
+    spec["target"] = json!({"filter": {"_id": {"$gte": 0}}});
+    apply_job(&world, "run", spec).await;
+    under_way(&world, "run").await;
+    first.signal("STOP");
+    let second = world.operator("worker", &lease);
+    eventually("the other one has the run", async || second.log().contains("run claimed").then_some(())).await;
+    first.signal("CONT");
+    eventually("the first one knows", async || first.log().contains("lease lost").then_some(())).await;
+
+    let job = finished(&world, "run").await;
+    let status = job.status.as_ref().unwrap();
+    assert!(is_complete(&job), "{status:?}");
+    let counts = status.counts.unwrap();
+    let users = i64::from(USERS);
+    assert_eq!((counts.processed, counts.updated, status.progress), (users, users, Some(100)));
+    assert_eq!((status.attempts, status.recoveries), (Some(0), Some(1)));
+    assert!(!first.log().contains("run completed"), "one worker ends a run");
+}
