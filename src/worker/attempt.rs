@@ -5,6 +5,7 @@ use std::{pin::pin, time::Duration};
 use futures::StreamExt;
 use tokio::{
     select,
+    sync::Semaphore,
     time::{Instant, sleep, sleep_until},
 };
 
@@ -19,6 +20,8 @@ use super::leases::Signals;
 
 /// Shortest time between two checkpoints of a run.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
+/// Batches that are read and wait for their turn: a slow one must not keep the others from being followed.
+const READ_AHEAD: usize = 8;
 /// How long batches in flight may take after a recall. Doing them again later does no harm.
 const LAST_BATCHES: Duration = Duration::from_secs(5);
 
@@ -74,15 +77,25 @@ impl Attempt {
             None => return End::Released,
         }
         let target = self.target.clone();
+        let parallelism = self.spec.parallelism;
+        let turns = Semaphore::new(parallelism);
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
         // Results come in the order of the batches, so what was added up last is always a contiguous prefix.
         let stamped = batches
             .take_until(recalled.cancelled())
             .map(|batch| {
-                let target = &target;
-                async move { target.write(batch?).await }
+                let (target, turns) = (&target, &turns);
+                async move {
+                    // Turns come in the order of the batches: those before this one are written, or about to be.
+                    let _turn = turns.acquire().await;
+                    match batch {
+                        _ if recalled.is_cancelled() => None,
+                        Ok(batch) => Some(target.write(batch).await),
+                        Err(error) => Some(Err(error)),
+                    }
+                }
             })
-            .buffered(self.spec.parallelism);
+            .buffered(parallelism + parallelism.min(READ_AHEAD));
         let mut stamped = pin!(stamped);
         let mut too_late = pin!(async {
             recalled.cancelled().await;
@@ -97,9 +110,9 @@ impl Attempt {
                 () = &mut too_late => return End::Released,
             };
             match outcome {
-                Some(Ok(outcome)) => self.add(outcome),
-                Some(Err(error)) => return ended(&error),
-                None => break,
+                Some(Some(Ok(outcome))) => self.add(outcome),
+                Some(Some(Err(error))) => return ended(&error),
+                Some(None) | None => break,
             }
             if saved.elapsed() >= CHECKPOINT_EVERY {
                 saved = Instant::now();
