@@ -48,7 +48,7 @@ bench-peers: ## Measure the same beside BullMQ, Bull and bare MongoDB commands (
 bench-scale: ## Measure many schedules on a real API server: SCHEDULES=10000 JOBS=40000 (about 15 minutes)
 	@benches/run.sh scale
 
-bench-http: ## Measure /jobs/status at 1,000 requests a second and 10,000 SyncJobs (about 4 minutes)
+bench-http: ## Measure /jobs/status at 1,000 requests a second and 10,000 SyncJobs (about 8 minutes)
 	@SCHEDULES=20 JOBS=10000 benches/run.sh scale
 
 generate: ## Write the generated files

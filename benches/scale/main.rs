@@ -114,7 +114,7 @@ async fn make_schedules(client: &Client, count: usize) -> Result<Timestamp> {
     let due = (Timestamp::now() + (lead as i64).seconds()).round(Unit::Minute)?;
     let clock = due.strftime("%M %H * * *").to_string();
     let spec = json!({
-        "schedule": clock, "jitter": "60s", "jobTemplate": {"spec": {"syncType": "Full", "target": {"database": "scale"}}}
+        "schedule": clock, "jitter": "60s", "successfulJobsHistoryLimit": 1000, "jobTemplate": {"spec": {"syncType": "Full", "target": {"database": "scale"}}}
     });
     let began = Instant::now();
     let api: Api<SyncSchedule> = Api::namespaced(client.clone(), "scale");

@@ -33,6 +33,9 @@ pub async fn measure() -> Result<()> {
     }
     tell("sidecar, start to ready", format!("{:.1} s", began.elapsed().as_secs_f64()));
 
+    let counted = get(&mut connect().await.ok(), "/jobs/status").await?;
+    let completed = counted.split_once("\"completed\":").and_then(|(_, rest)| rest.split(',').next());
+    tell("- SyncJobs that have ended, as it tells", completed.unwrap_or("none"));
     let cpu = operator.cpu_s()?;
     let start = Instant::now() + Duration::from_millis(100);
     let mut clients = JoinSet::new();
@@ -72,8 +75,8 @@ async fn connect() -> Result<BufReader<TcpStream>> {
     Ok(BufReader::new(stream))
 }
 
-/// `GET path`, which must be answered with 200.
-async fn get(connection: &mut Option<BufReader<TcpStream>>, path: &str) -> Result<()> {
+/// The body of `GET path`, which must be answered with 200.
+async fn get(connection: &mut Option<BufReader<TcpStream>>, path: &str) -> Result<String> {
     let connection = connection.as_mut().ok_or("not connected")?;
     connection.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await?;
     let (mut line, mut length, mut code) = (String::new(), 0, String::new());
@@ -89,6 +92,7 @@ async fn get(connection: &mut Option<BufReader<TcpStream>>, path: &str) -> Resul
             break;
         }
     }
-    connection.read_exact(&mut vec![0; length]).await?;
-    if code == "200" { Ok(()) } else { Err(format!("{path} was answered with {code}").into()) }
+    let mut body = vec![0; length];
+    connection.read_exact(&mut body).await?;
+    if code == "200" { Ok(String::from_utf8(body)?) } else { Err(format!("{path} was answered with {code}").into()) }
 }
