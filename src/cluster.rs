@@ -299,10 +299,7 @@ impl Cluster {
     where
         K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
     {
-        match &self.namespace {
-            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
-            None => Api::all(self.client.clone()),
-        }
+        api(&self.client, self.namespace.as_deref())
     }
 
     /// The API of the kind in an object's namespace.
@@ -396,6 +393,17 @@ fn sort(event: watcher::Event<SyncJob>, index: &RwLock<Index>, news: &News) -> O
             over(&job, true);
             Some(Delete(job))
         }
+    }
+}
+
+/// The API of a kind, in one namespace or in all.
+pub fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 
 use crate::{
     api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
-    cluster::{self, drain},
+    cluster::{self, api, drain},
 };
 
 /// Requests at a time. More would not be answered any faster.
@@ -196,16 +196,6 @@ impl News {
             self.forgotten = self.gone.pop_front().map_or(self.forgotten, |oldest| oldest.version);
         }
         gone
-    }
-}
-
-fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-{
-    match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
     }
 }
 
