@@ -14,7 +14,7 @@ use super::{
     auth::{Caller, Right},
     extract::{By, Path, Place},
     jobs::{find, live},
-    pause,
+    pause::{self, Change},
     problem::{Kind, Problem},
     trigger::{Triggered, accepted, create},
 };
@@ -49,11 +49,11 @@ pub(super) async fn cancel(
     Path(place): Path<Place>,
 ) -> Result<Json<Controlled>, Problem> {
     let job = unfinished(&app, &caller, &place).await?;
-    let changed = !job.spec.cancelled && pause::patch(&app, &*job, json!({"cancelled": true})).await?;
-    if changed {
+    let change = pause::patch(&app, &*job, |job| job.spec.cancelled, json!({"cancelled": true})).await?;
+    if change == Change::Made {
         audit::note(&app, &caller, Deed::Cancelled, &*job, "Cancelled").await;
     }
-    Ok(answer(&job, changed))
+    answer(&job, change)
 }
 
 /// Puts a run aside at its next batch boundary. Costs no attempt.
@@ -131,8 +131,8 @@ async fn set_suspended(
     suspended: bool,
 ) -> Result<Json<Controlled>, Problem> {
     let job = unfinished(app, caller, place).await?;
-    let changed = job.spec.suspended != suspended && pause::suspend(app, caller, &*job, suspended).await?.is_some();
-    Ok(answer(&job, changed))
+    let change = pause::suspend(app, caller, &*job, suspended).await?;
+    answer(&job, change)
 }
 
 /// The SyncJob, when the caller may change it and it can be changed still.
@@ -140,13 +140,19 @@ async fn unfinished(app: &App, caller: &Caller, place: &Place) -> Result<Arc<Syn
     let Place { namespace, name } = place;
     app.access.check(caller, Right::new("patch", "syncjobs", Some(namespace)).on(name)).await?;
     let job = find(app, place)?;
-    if is_finished(&job) {
-        return Err(Problem::new(Kind::Conflict, format!("{name} has ended, and is never changed again")));
-    }
-    Ok(job)
+    if is_finished(&job) { Err(ended(&job)) } else { Ok(job) }
 }
 
-fn answer(job: &SyncJob, changed: bool) -> Json<Controlled> {
+fn ended(job: &SyncJob) -> Problem {
+    Problem::new(Kind::Conflict, format!("{} has ended, and is never changed again", job.name_any()))
+}
+
+fn answer(job: &SyncJob, change: Change) -> Result<Json<Controlled>, Problem> {
+    let changed = match change {
+        Change::Made => true,
+        Change::Needless => false,
+        Change::Late => return Err(ended(job)),
+    };
     let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-    Json(Controlled { namespace, name, job_id: job.uid().unwrap_or_default(), changed })
+    Ok(Json(Controlled { namespace, name, job_id: job.uid().unwrap_or_default(), changed }))
 }

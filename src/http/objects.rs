@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
 };
 
 use futures::future::join;
@@ -17,7 +18,10 @@ use kube::{
         watcher::Event,
     },
 };
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::{
+    sync::{Semaphore, broadcast, watch},
+    time::timeout,
+};
 
 use crate::{
     api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
@@ -28,6 +32,8 @@ use crate::{
 const REQUESTS: usize = 16;
 /// Changes a listener may lag behind, and deletions that are remembered.
 const REMEMBERED: usize = 1024;
+/// For a watch that is told late what a request did. Usually it takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Both kinds, as last seen. Cheap to clone.
 #[derive(Clone)]
@@ -139,6 +145,18 @@ impl Objects {
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
         api(&self.client, Some(object.namespace.as_deref().unwrap_or_default()))
+    }
+
+    /// Waits until the cache shows a SyncJob that was just made, so that the next call finds it. At most [`PATIENCE`].
+    pub(super) async fn seen(&self, job: &SyncJob) {
+        let mut changes = self.changes();
+        let shown = async {
+            while self.jobs.get(&ObjectRef::from_obj(job)).is_none() {
+                // An error says that changes were missed: look again.
+                changes.recv().await.ok();
+            }
+        };
+        timeout(PATIENCE, shown).await.ok();
     }
 
     /// Changes of SyncJobs from now on.

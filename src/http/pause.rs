@@ -1,13 +1,16 @@
 //! `POST /jobs/pause` and `POST /jobs/resume`.
 
+use std::{fmt::Debug, sync::Arc};
+
 use axum::{Json, extract::State};
 use futures::{TryStreamExt, stream};
 use kube::{
     Resource, ResourceExt,
     api::{Patch, PatchParams},
+    core::NamespaceResourceScope,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
@@ -99,77 +102,126 @@ async fn set(app: &App, caller: &Caller, cover: &Cover, suspended: bool) -> Resu
     if let (Some(name), true) = (&cover.schedule, schedules.is_empty()) {
         return Err(Problem::new(Kind::NotFound, format!("there is no SyncSchedule {name} that fits")));
     }
-    let covered = schedules.len();
-    schedules.retain(|schedule| schedule.spec.suspended != suspended);
-    let schedules_changed = suspend_all(app, caller, &schedules, suspended).await?;
+    let schedules = suspend_all(app, caller, schedules, suspended).await?;
     // Afterwards, so that those are seen that a schedule made meanwhile.
     let mut jobs = objects.jobs.state();
     jobs.retain(|job| cover.takes_job(job) && !is_finished(job));
-    let covered = covered + jobs.len();
-    jobs.retain(|job| job.spec.suspended != suspended);
-    let unchanged = covered - schedules.len() - jobs.len();
-    let jobs = suspend_all(app, caller, &jobs, suspended).await?;
-    Ok(Changed { paused: suspended, schedules: schedules_changed, jobs, unchanged })
+    let jobs = suspend_all(app, caller, jobs, suspended).await?;
+    let unchanged = schedules.unchanged + jobs.unchanged;
+    Ok(Changed { paused: suspended, schedules: schedules.changed, jobs: jobs.changed, unchanged })
 }
 
-async fn suspend_all<K>(
+/// What became of the objects of one kind.
+#[derive(Default)]
+struct Outcome {
+    changed: Vec<Named>,
+    unchanged: usize,
+}
+
+async fn suspend_all<K: Pausable>(
     app: &App,
     caller: &Caller,
-    objects: &[std::sync::Arc<K>],
+    objects: Vec<Arc<K>>,
     suspended: bool,
-) -> Result<Vec<Named>, Problem>
-where
-    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
-{
-    let changed = stream::iter(objects.iter().cloned().map(Ok::<_, Problem>));
-    let changed = changed.map_ok(|object| async move { suspend(app, caller, &*object, suspended).await });
-    let changed: Vec<Option<Named>> = changed.try_buffer_unordered(AT_A_TIME).try_collect().await?;
-    let mut changed: Vec<Named> = changed.into_iter().flatten().collect();
-    changed.sort();
-    Ok(changed)
+) -> Result<Outcome, Problem> {
+    let objects = stream::iter(objects.into_iter().map(Ok::<_, Problem>));
+    let changes = objects.map_ok(|object| async move {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        Ok((Named { namespace, name }, suspend(app, caller, &*object, suspended).await?))
+    });
+    let mut outcome = Outcome::default();
+    let mut changes = changes.try_buffer_unordered(AT_A_TIME);
+    while let Some((object, change)) = changes.try_next().await? {
+        match change {
+            Change::Made => outcome.changed.push(object),
+            Change::Needless => outcome.unchanged += 1,
+            Change::Late => {}
+        }
+    }
+    outcome.changed.sort();
+    Ok(outcome)
 }
 
-/// Sets `spec.suspended`. `None` when the object is gone.
-pub(super) async fn suspend<K>(
+/// A kind that has `spec.suspended`.
+pub(super) trait Pausable:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned
+{
+    /// `spec.suspended`.
+    fn is_suspended(&self) -> bool;
+    /// True when it is never changed again.
+    fn is_over(&self) -> bool;
+}
+
+impl Pausable for SyncSchedule {
+    fn is_suspended(&self) -> bool {
+        self.spec.suspended
+    }
+
+    fn is_over(&self) -> bool {
+        false
+    }
+}
+
+impl Pausable for SyncJob {
+    fn is_suspended(&self) -> bool {
+        self.spec.suspended
+    }
+
+    fn is_over(&self) -> bool {
+        is_finished(self)
+    }
+}
+
+/// What a call did to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It was changed.
+    Made,
+    /// It was so already.
+    Needless,
+    /// It had ended, or was gone.
+    Late,
+}
+
+/// Sets `spec.suspended`.
+pub(super) async fn suspend<K: Pausable>(
     app: &App,
     caller: &Caller,
     object: &K,
     suspended: bool,
-) -> Result<Option<Named>, Problem>
-where
-    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
-{
-    let changed = patch(app, object, json!({"suspended": suspended})).await?;
-    if changed {
+) -> Result<Change, Problem> {
+    let change =
+        patch(app, object, |object: &K| object.is_suspended() == suspended, json!({"suspended": suspended})).await?;
+    if change == Change::Made {
         let (deed, what) = if suspended { (Deed::Paused, "Suspended") } else { (Deed::Resumed, "Resumed") };
         audit::note(app, caller, deed, object, what).await;
     }
-    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    Ok(changed.then_some(Named { namespace, name }))
+    Ok(change)
 }
 
-/// Changes the spec of an object. False when it is gone.
-pub(super) async fn patch<K>(app: &App, object: &K, spec: serde_json::Value) -> Result<bool, Problem>
-where
-    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
-{
+/// Changes the spec of an object, unless it is so already.
+///
+/// Reads the object first: the cache may not show yet what the call before this one did.
+pub(super) async fn patch<K: Pausable>(
+    app: &App,
+    object: &K,
+    is_so: impl FnOnce(&K) -> bool,
+    spec: Value,
+) -> Result<Change, Problem> {
     let objects = app.listed()?;
+    let (api, name) = (objects.beside::<K>(object.meta()), object.name_any());
+    let live = objects.ask("read an object", api.get_opt(&name)).await?;
+    let Some(live) = live.filter(|live| live.meta().uid == object.meta().uid && !live.is_over()) else {
+        return Ok(Change::Late);
+    };
+    if is_so(&live) {
+        return Ok(Change::Needless);
+    }
     // The uid makes this a conflict for another object of the same name.
     let patch = Patch::Merge(json!({"metadata": {"uid": object.uid()}, "spec": spec}));
-    let api = objects.beside::<K>(object.meta());
-    let asked = objects.ask("change an object", api.patch(&object.name_any(), &PatchParams::default(), &patch)).await;
-    match asked {
-        Ok(_) => Ok(true),
-        Err(error) if error.is_not_found() || error.is_conflict() => Ok(false),
+    match objects.ask("change an object", api.patch(&name, &PatchParams::default(), &patch)).await {
+        Ok(_) => Ok(Change::Made),
+        Err(error) if error.is_not_found() || error.is_conflict() => Ok(Change::Late),
         Err(error) => Err(error.into()),
     }
 }

@@ -214,7 +214,10 @@ pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), 
     let objects = app.listed()?;
     let jobs: Api<SyncJob> = objects.beside(&job.metadata);
     match objects.ask("create a SyncJob", jobs.create(&PostParams::default(), job)).await {
-        Ok(created) => Ok((created, false)),
+        Ok(created) => {
+            objects.seen(&created).await;
+            Ok((created, false))
+        }
         Err(error) if error.is_already_exists() => {
             let found = objects.ask("read a SyncJob", jobs.get(&job.name_any())).await?;
             if controller_of(&found) != controller_of(job) {
