@@ -337,6 +337,13 @@ impl Cluster {
         self.index().jobs_of(owner.metadata.uid.as_deref().unwrap_or_default(), &self.jobs)
     }
 
+    /// The SyncSchedule that controls a SyncJob, as last seen.
+    #[must_use]
+    pub fn schedule_of(&self, job: &SyncJob) -> Option<Arc<SyncSchedule>> {
+        let schedule = self.schedules.get(&index::schedule_of(job)?)?;
+        (schedule.metadata.uid.as_deref() == controller_of(job)).then_some(schedule)
+    }
+
     fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }

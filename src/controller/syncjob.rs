@@ -25,6 +25,9 @@ use crate::{
 
 /// While Redis is away. Its return is noticed at once, so this is only a safety net.
 const QUEUE_AWAY: Duration = Duration::from_secs(30);
+/// How often an end that is not told yet is looked at again, and for how long at most.
+const BOOKS_LOOK: Duration = Duration::from_millis(50);
+const BOOKS_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Result<Action, Error> {
     let now = Timestamp::now();
@@ -55,6 +58,9 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     // Status.
     if job.status.as_ref() == Some(&plan.status) {
         return Ok(Action::await_change());
+    }
+    if job::has_ended(&plan.status) && waits_for_books(&job, &plan.status, &context, now) {
+        return Ok(Action::requeue(BOOKS_LOOK));
     }
     if let Some(wait) = context.pace.first(&uid).filter(|_| !job::has_ended(&plan.status)) {
         return Ok(Action::requeue(wait));
@@ -173,6 +179,19 @@ async fn write_status(
         context.pace.wrote(uid);
     }
     Ok(())
+}
+
+/// True while a run has ended that its schedule does not have in its books yet, and would never count: one that a call
+/// made, and that was short.
+fn waits_for_books(job: &SyncJob, ended: &SyncJobStatus, context: &Context, now: Timestamp) -> bool {
+    let Some(schedule) = context.cluster.schedule_of(job) else { return false };
+    let books = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
+    let since = match &ended.start_time {
+        Some(_) => ended.completion_time.as_ref().map(|time| time.0),
+        None => job.metadata.creation_timestamp.as_ref().map(|time| time.0),
+    };
+    let late = since.is_none_or(|since| elapsed(since, now) > BOOKS_PATIENCE);
+    !late && schedule.metadata.deletion_timestamp.is_none() && !books.iter().any(|run| run.name == job.name_any())
 }
 
 /// True when a newer status could replace this one without anything getting lost.
