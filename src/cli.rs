@@ -9,7 +9,12 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{api::GoDuration, http::ReadAccess, telemetry::logs::Format};
+use crate::{
+    api::GoDuration,
+    credentials::{self, Files},
+    http::ReadAccess,
+    telemetry::logs::Format,
+};
 
 /// Keeps MongoDB collections in sync on a schedule, in Kubernetes.
 #[derive(Parser)]
@@ -39,6 +44,8 @@ pub enum Command {
     Api(Box<Api>),
     /// Runs controllers, workers and the HTTP calls in one process.
     All(Box<All>),
+    /// Makes a SyncJob, waits until it is complete, and deletes it: does the installation work?
+    Verify(Verify),
     /// Prints the custom resource definitions as YAML.
     Crd(Crd),
     /// Prints the OpenAPI document of the HTTP calls.
@@ -137,6 +144,20 @@ pub struct Controllers {
     pub times: Times,
 }
 
+/// Options of `verify`.
+#[derive(Args)]
+pub struct Verify {
+    /// Namespace of the SyncJob. Default: the pod's, or that of the kubeconfig's context.
+    #[arg(long)]
+    pub namespace: Option<String>,
+    /// Collection to synchronise. One that does not exist holds no documents, and nothing is written.
+    #[arg(long, default_value = "sync-operator-verify")]
+    pub collection: String,
+    /// Longest wait for the run.
+    #[arg(long, default_value = "2m", value_parser = go_duration)]
+    pub timeout: Duration,
+}
+
 /// Options of `crd`.
 #[derive(Args)]
 pub struct Crd {
@@ -188,15 +209,31 @@ pub struct Redis {
     /// redis+cluster://[user:password@]host:port,host:port. rediss for TLS. Instead of the other Redis options.
     #[arg(long, env = "REDIS_URL", help_heading = "Redis", hide_env_values = true)]
     pub redis_url: Option<String>,
+    /// File that holds that URL. Read at the start; when it changes, the program stops, to be started again with it.
+    #[arg(long, env = "REDIS_URL_FILE", help_heading = "Redis", conflicts_with = "redis_url")]
+    pub redis_url_file: Option<PathBuf>,
     /// Host.
     #[arg(long, env = "REDIS_HOST", help_heading = "Redis", default_value = "localhost")]
     pub redis_host: String,
     /// Port.
     #[arg(long, env = "REDIS_PORT", help_heading = "Redis", default_value_t = 6379)]
     pub redis_port: u16,
+    /// User, where it is not the default one.
+    #[arg(long, env = "REDIS_USERNAME", help_heading = "Redis", default_value = "")]
+    pub redis_username: String,
     /// Password.
     #[arg(long, env = "REDIS_PASSWORD", help_heading = "Redis", hide_env_values = true)]
     pub redis_password: Option<String>,
+    /// File that holds the password. When it changes, the program stops, to be started again with it.
+    #[arg(long, env = "REDIS_PASSWORD_FILE", help_heading = "Redis", conflicts_with = "redis_password")]
+    pub redis_password_file: Option<PathBuf>,
+    /// Connect by TLS.
+    #[arg(long, env = "REDIS_TLS", help_heading = "Redis")]
+    pub redis_tls: bool,
+    /// File with the certificates, in PEM, of the authorities that vouch for Redis, instead of the system's. When it
+    /// changes, the program stops, to be started again with it.
+    #[arg(long, env = "REDIS_CA_FILE", help_heading = "Redis")]
+    pub redis_ca_file: Option<PathBuf>,
     /// Database number.
     #[arg(long, env = "REDIS_DB", help_heading = "Redis", default_value_t = 0)]
     pub redis_db: u16,
@@ -216,6 +253,13 @@ pub struct MongoDb {
     /// Connection string: mongodb://… or mongodb+srv://… Needed for workers.
     #[arg(long, env = "MONGODB_URI", help_heading = "MongoDB", hide_env_values = true)]
     pub mongodb_uri: Option<String>,
+    /// File that holds the connection string. When it changes, the program stops, to be started again with it.
+    #[arg(long, env = "MONGODB_URI_FILE", help_heading = "MongoDB", conflicts_with = "mongodb_uri")]
+    pub mongodb_uri_file: Option<PathBuf>,
+    /// File with the certificates, in PEM, of the authorities that vouch for MongoDB, instead of the well-known ones;
+    /// turns TLS on. When it changes, the program stops, to be started again with it.
+    #[arg(long, env = "MONGODB_CA_FILE", help_heading = "MongoDB")]
+    pub mongodb_ca_file: Option<PathBuf>,
     /// Database of targets that name none. Needed for workers.
     #[arg(long, env = "MONGODB_DATABASE", help_heading = "MongoDB", value_parser = database_name)]
     pub mongodb_database: Option<String>,
@@ -305,15 +349,42 @@ impl Http {
 
 impl Redis {
     /// The address as one URL.
-    #[must_use]
-    pub fn url(&self) -> String {
-        if let Some(url) = &self.redis_url {
-            return url.clone();
+    ///
+    /// # Errors
+    /// When a file that holds a part of it cannot be read.
+    pub fn url(&self, files: &mut Files) -> Result<String, credentials::Error> {
+        let read = |path: &PathBuf| files.read_line("REDIS_URL_FILE", path);
+        if let Some(url) = self.redis_url_file.as_ref().map(read).transpose()?.or_else(|| self.redis_url.clone()) {
+            return Ok(url);
         }
-        let Self { redis_host, redis_port, redis_db, .. } = self;
-        let password = self.redis_password.as_deref().filter(|password| !password.is_empty());
-        let password = password.map_or_else(String::new, |password| format!(":{}@", percent_encode(password)));
-        format!("redis://{password}{redis_host}:{redis_port}/{redis_db}")
+        let read = |path: &PathBuf| files.read_line("REDIS_PASSWORD_FILE", path);
+        let password = self.redis_password_file.as_ref().map(read).transpose()?;
+        let password = password.or_else(|| self.redis_password.clone()).filter(|password| !password.is_empty());
+        let Self { redis_host, redis_port, redis_db, redis_username, .. } = self;
+        let user = percent_encode(redis_username);
+        let credentials =
+            password.map_or_else(String::new, |password| format!("{user}:{}@", percent_encode(&password)));
+        let scheme = if self.redis_tls { "rediss" } else { "redis" };
+        Ok(format!("{scheme}://{credentials}{redis_host}:{redis_port}/{redis_db}"))
+    }
+
+    /// The certificates of the authorities that vouch for the server.
+    ///
+    /// # Errors
+    /// When their file cannot be read.
+    pub fn ca(&self, files: &mut Files) -> Result<Option<Vec<u8>>, credentials::Error> {
+        self.redis_ca_file.as_ref().map(|path| files.read("REDIS_CA_FILE", path)).transpose()
+    }
+}
+
+impl MongoDb {
+    /// The connection string.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub fn uri(&self, files: &mut Files) -> Result<Option<String>, credentials::Error> {
+        let read = |path: &PathBuf| files.read_line("MONGODB_URI_FILE", path);
+        Ok(self.mongodb_uri_file.as_ref().map(read).transpose()?.or_else(|| self.mongodb_uri.clone()))
     }
 }
 
@@ -403,6 +474,11 @@ mod tests {
     fn the_redis_url_is_built_from_its_parts() {
         let parts = Redis {
             redis_url: None,
+            redis_url_file: None,
+            redis_username: String::new(),
+            redis_password_file: None,
+            redis_tls: false,
+            redis_ca_file: None,
             redis_host: "cache".to_owned(),
             redis_port: 6379,
             redis_password: Some("p@ss/1".to_owned()),
@@ -410,7 +486,14 @@ mod tests {
             queue_name: "sync".to_owned(),
             lease_duration: Duration::from_secs(30),
         };
-        assert_eq!(parts.url(), "redis://:p%40ss%2F1@cache:6379/3");
-        assert_eq!(Redis { redis_url: Some("rediss://h".to_owned()), ..parts }.url(), "rediss://h");
+        let url = |redis: &Redis| redis.url(&mut Files::default()).unwrap();
+        assert_eq!(url(&parts), "redis://:p%40ss%2F1@cache:6379/3");
+        let parts = Redis { redis_tls: true, redis_username: "a:b".to_owned(), ..parts };
+        assert_eq!(url(&parts), "rediss://a%3Ab:p%40ss%2F1@cache:6379/3");
+        let parts = Redis { redis_url: Some("rediss://h".to_owned()), ..parts };
+        assert_eq!(url(&parts), "rediss://h");
+        let file = Redis { redis_url: None, redis_password_file: Some("/no/such/file".into()), ..parts };
+        let error = file.url(&mut Files::default()).unwrap_err().to_string();
+        assert!(error.starts_with("REDIS_PASSWORD_FILE: could not read /no/such/file"), "{error}");
     }
 }

@@ -6,6 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod cluster;
 pub mod controller;
+pub mod credentials;
 #[cfg(test)]
 mod documentation;
 pub mod domain;
@@ -14,4 +15,5 @@ pub mod process;
 pub mod queue;
 pub mod sync;
 pub mod telemetry;
+pub mod verify;
 pub mod worker;

@@ -20,10 +20,12 @@ use crate::{
     cli::{self, Cli, Command, Kind},
     cluster::{self, Cluster},
     controller::{self, Election, Leadership},
+    credentials::{self, Files},
     http,
     queue::Queue,
     sync::Databases,
-    telemetry::logs,
+    telemetry::{MONGODB, logs},
+    verify,
     worker::{self, Pulse},
 };
 
@@ -32,6 +34,8 @@ const USAGE: u8 = 2;
 /// Longest wait for requests and batches under way after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
 
+/// Between two looks for a MongoDB that has not answered yet.
+const MONGODB_LOOK: Duration = Duration::from_secs(2);
 /// Between two looks for a Redis that can be asked for its settings.
 const POLICY_LOOK: Duration = Duration::from_secs(5);
 
@@ -42,6 +46,12 @@ enum Error {
     Configuration(String),
     #[error("{0}")]
     Failed(String),
+}
+
+impl From<credentials::Error> for Error {
+    fn from(error: credentials::Error) -> Self {
+        Self::Configuration(error.to_string())
+    }
 }
 
 /// Runs a command to its end. Exit code 0: stopped when asked to; 1: stopped by an error; 2: wrong configuration.
@@ -94,6 +104,8 @@ fn print_crds(kind: Option<Kind>) -> Result<(), Error> {
 struct Parts {
     tasks: JoinSet<Result<(), Error>>,
     stop: CancellationToken,
+    /// Passwords and certificates that the parts go by.
+    files: Files,
 }
 
 impl Parts {
@@ -101,8 +113,17 @@ impl Parts {
         self.tasks.spawn(part);
     }
 
-    /// Waits for a signal, or for a part to end by itself, and then for all parts.
+    /// Waits for a signal, for a part to end by itself, or for a password to change, and then for all parts. A process
+    /// that stopped gives its runs back, so a new one with the new password goes on with them.
     async fn run(mut self) -> Result<(), Error> {
+        let files = std::mem::take(&mut self.files);
+        if !files.is_empty() {
+            self.add(async move {
+                let setting = files.changed().await;
+                tracing::warn!(setting, "the file holds something else now: stopping, to be started again with it");
+                Ok(())
+            });
+        }
         let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
         let mut result = tokio::select! {
             _ = term.recv() => Ok(()),
@@ -134,33 +155,38 @@ fn flatten(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(
 /// Checks all of the configuration, then starts the parts.
 async fn start(command: Command) -> Result<(), Error> {
     let stop = CancellationToken::new();
-    let mut parts = Parts { tasks: JoinSet::new(), stop: stop.clone() };
+    let mut parts = Parts { tasks: JoinSet::new(), stop, files: Files::default() };
     let view = View::default();
     let id = worker::new_id();
     match command {
         Command::Crd(_) | Command::Openapi => {}
+        Command::Verify(options) => {
+            let cli::Verify { namespace, collection, timeout } = options;
+            let verified = verify::run(connect().await?, verify::Settings { namespace, collection, timeout }).await;
+            return verified.map_err(|error| Error::Failed(error.to_string()));
+        }
         Command::Controller(options) => {
-            let queue = open_queue(&options.redis)?;
+            let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
             add_probes(&mut parts, options.probes, view.state(&queue)).await?;
             add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
             add_controllers(&mut parts, options.controllers, &id, client, queue, view);
         }
         Command::Worker(options) => {
-            let queue = open_queue(&options.redis)?;
+            let queue = open_queue(&mut parts, &options.redis)?;
             let state = http::State { cluster: None, ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state).await?;
             add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
         }
         Command::Api(options) => {
-            let queue = open_queue(&options.redis)?;
+            let queue = open_queue(&mut parts, &options.redis)?;
             let objects = watch_objects(&mut parts, connect().await?, &options.kubernetes);
             let state = http::State { cluster: None, objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
             add_http(&mut parts, options.http, state, objects, &id).await?;
         }
         Command::All(options) => {
-            let queue = open_queue(&options.redis)?;
+            let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
             let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
             let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
@@ -178,6 +204,7 @@ struct View {
     cluster: watch::Sender<Option<Cluster>>,
     leadership: watch::Sender<Option<Leadership>>,
     pulse: watch::Sender<Option<Pulse>>,
+    lacks_mongodb: watch::Sender<bool>,
 }
 
 impl Default for View {
@@ -186,6 +213,7 @@ impl Default for View {
             cluster: watch::Sender::new(None),
             leadership: watch::Sender::new(None),
             pulse: watch::Sender::new(None),
+            lacks_mongodb: watch::Sender::new(false),
         }
     }
 }
@@ -197,13 +225,15 @@ impl View {
             cluster: Some(self.cluster.subscribe()),
             leadership: self.leadership.subscribe(),
             pulse: self.pulse.subscribe(),
+            lacks_mongodb: self.lacks_mongodb.subscribe(),
             objects: None,
         }
     }
 }
 
-fn open_queue(options: &cli::Redis) -> Result<Queue, Error> {
-    let queue = Queue::new(&options.url(), &options.queue_name, options.lease_duration)
+fn open_queue(parts: &mut Parts, options: &cli::Redis) -> Result<Queue, Error> {
+    let (url, ca) = (options.url(&mut parts.files)?, options.ca(&mut parts.files)?);
+    let queue = Queue::trusting(ca, &url, &options.queue_name, options.lease_duration)
         .map_err(|error| Error::Configuration(format!("REDIS_URL: {error}")))?;
     let checked = queue.clone();
     tokio::spawn(async move {
@@ -236,21 +266,44 @@ async fn add_workers(
     if options.workers == 0 {
         return Ok(());
     }
-    let (Some(uri), Some(database)) = (&mongodb.mongodb_uri, &mongodb.mongodb_database) else {
+    let (Some(uri), Some(database)) = (mongodb.uri(&mut parts.files)?, &mongodb.mongodb_database) else {
         let missing = "workers need --mongodb-uri (MONGODB_URI) and --mongodb-database (MONGODB_DATABASE): set both, or --workers 0";
         return Err(Error::Configuration(missing.to_owned()));
     };
-    let databases = Databases::new(uri, database, &mongodb.allowed_databases)
+    let ca = mongodb.mongodb_ca_file.as_deref();
+    if let Some(ca) = ca {
+        parts.files.read("MONGODB_CA_FILE", ca)?;
+    }
+    let databases = Databases::new(&uri, database, &mongodb.allowed_databases, ca)
         .await
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
     let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
-    let (pulse, shown) = Pulse::new(queue.lease(), settings.slots);
-    view.pulse.send_replace(Some(shown));
+    view.lacks_mongodb.send_replace(true);
+    let (shown, lacks_mongodb) = (view.pulse.clone(), view.lacks_mongodb.clone());
     parts.add(async move {
-        worker::run(settings, queue, databases, pulse, stop).await.map_err(|error| Error::Failed(error.to_string()))
+        if stop.run_until_cancelled(first_answer(&databases)).await.is_none() {
+            return Ok(());
+        }
+        let (beat, pulse) = Pulse::new(queue.lease(), settings.slots);
+        shown.send_replace(Some(pulse));
+        lacks_mongodb.send_replace(false);
+        worker::run(settings, queue, databases, beat, stop).await.map_err(|error| Error::Failed(error.to_string()))
     });
     Ok(())
+}
+
+/// Waits until MongoDB has answered once: a process that was given a wrong address or password takes no runs away from
+/// those that can work on them.
+async fn first_answer(databases: &Databases) {
+    loop {
+        let answer = databases.ping().await;
+        MONGODB.note(&answer);
+        if answer.is_ok() {
+            return;
+        }
+        tokio::time::sleep(MONGODB_LOOK).await;
+    }
 }
 
 fn add_controllers(parts: &mut Parts, options: cli::Controllers, id: &str, client: Client, queue: Queue, view: View) {

@@ -126,7 +126,7 @@ impl Working {
 }
 
 async fn work(queue: &Queue, slots: usize) -> Result<Working> {
-    let databases = Databases::new(&variable("MONGODB_URI")?, "bench", &[]).await?;
+    let databases = Databases::new(&variable("MONGODB_URI")?, "bench", &[], None).await?;
     let (beat, _pulse) = Pulse::new(LEASE, slots);
     let stop = CancellationToken::new();
     let settings = Settings { id: worker::new_id(), slots };

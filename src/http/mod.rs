@@ -56,6 +56,8 @@ pub struct State {
     pub leadership: watch::Receiver<Option<Leadership>>,
     /// The workers. Absent in a process without any.
     pub pulse: watch::Receiver<Option<Pulse>>,
+    /// Whether MongoDB has not answered this process's workers yet. They start when it has.
+    pub lacks_mongodb: watch::Receiver<bool>,
     /// What the calls are answered from. Absent in a process that serves none.
     pub objects: Option<Objects>,
 }

@@ -22,7 +22,8 @@ use crate::{
 pub(super) struct Readiness {
     ready: bool,
     /// What this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `lease` (it may not have the
-    /// one by which the leader is found), `workers` (the queue has not answered them lately). Absent when it is ready.
+    /// one by which the leader is found), `mongodb` (it has not answered yet, and workers start when it has), `workers` (the
+    /// queue has not answered them lately). Absent when it is ready.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     missing: Vec<&'static str>,
@@ -52,7 +53,14 @@ pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) ->
     let (depth, listed) = tokio::join!(state.depth(), listed);
     let alive = pulse.is_none_or(|pulse| pulse.is_alive());
     let may_lead = leadership.as_ref().is_none_or(|leadership| !leadership.is_refused());
-    let checks = [("redis", depth.is_some()), ("kubernetes", listed.is_ok()), ("lease", may_lead), ("workers", alive)];
+    let mongodb = !*state.lacks_mongodb.borrow();
+    let checks = [
+        ("redis", depth.is_some()),
+        ("kubernetes", listed.is_ok()),
+        ("lease", may_lead),
+        ("mongodb", mongodb),
+        ("workers", alive),
+    ];
     let missing: Vec<_> = checks.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
     let code = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let leading = leadership.as_ref().map(Leadership::is_held);

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, RedisResult,
-    Value,
+    TlsCertificates, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     from_redis_value,
 };
@@ -37,6 +37,7 @@ impl std::fmt::Debug for Kind {
 
 /// How to connect to a server that others name.
 struct Node {
+    ca: Option<Vec<u8>>,
     scheme: &'static str,
     /// `user:password@`, or nothing.
     credentials: String,
@@ -45,7 +46,15 @@ struct Node {
 
 impl Node {
     fn open(&self, address: &str) -> RedisResult<Client> {
-        Client::open(format!("{}://{}{address}/{}", self.scheme, self.credentials, self.db))
+        client(format!("{}://{}{address}/{}", self.scheme, self.credentials, self.db), self.ca.as_ref())
+    }
+}
+
+/// `ca`: certificates of the authorities that vouch for the server, instead of the system's.
+fn client(url: impl IntoConnectionInfo, ca: Option<&Vec<u8>>) -> RedisResult<Client> {
+    match ca {
+        Some(ca) => Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert: Some(ca.clone()) }),
+        None => Client::open(url),
     }
 }
 
@@ -56,14 +65,14 @@ fn invalid(what: &'static str) -> RedisError {
 impl Place {
     /// Reads `redis://…`, `rediss://…`, `redis+sentinel://host:port,…/master[/db]` or `redis+cluster://host:port,…`.
     /// `key` is any key of the queue.
-    pub fn parse(url: &str, key: &str) -> RedisResult<Self> {
+    pub fn parse(url: &str, ca: Option<Vec<u8>>, key: &str) -> RedisResult<Self> {
         let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
         let (scheme, kind) = match scheme {
             "redis+sentinel" => ("redis", "sentinel"),
             "rediss+sentinel" => ("rediss", "sentinel"),
             "redis+cluster" => ("redis", "cluster"),
             "rediss+cluster" => ("rediss", "cluster"),
-            _ => return Ok(Self(Arc::new(Kind::Single(Client::open(url.into_connection_info()?)?)))),
+            _ => return Ok(Self(Arc::new(Kind::Single(client(url, ca.as_ref())?)))),
         };
         let (credentials, rest) = rest.rsplit_once('@').map_or(("", rest), |(user, rest)| (user, rest));
         let credentials = if credentials.is_empty() { String::new() } else { format!("{credentials}@") };
@@ -73,7 +82,7 @@ impl Place {
             return Err(invalid("it names no host"));
         }
         if kind == "cluster" {
-            let node = Node { scheme, credentials, db: String::new() };
+            let node = Node { ca, scheme, credentials, db: String::new() };
             let host = |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
             let seeds =
                 hosts.iter().map(|address| Ok((node.open(address)?, host(address)))).collect::<RedisResult<_>>()?;
@@ -83,7 +92,7 @@ impl Place {
         if master.is_empty() {
             return Err(invalid("it names no master: write redis+sentinel://host:port,host:port/master"));
         }
-        let open = |credentials: &str, address: &str| Client::open(format!("{scheme}://{credentials}{address}"));
+        let open = |credentials: &str, address: &str| client(format!("{scheme}://{credentials}{address}"), ca.as_ref());
         // Sentinels have the servers' password, or none.
         let mut sentinels = Vec::new();
         for address in hosts {
@@ -92,7 +101,7 @@ impl Place {
                 sentinels.push(open("", address)?);
             }
         }
-        let node = Node { scheme, credentials, db: db.to_owned() };
+        let node = Node { ca, scheme, credentials, db: db.to_owned() };
         Ok(Self(Arc::new(Kind::Sentinel { sentinels, master: master.to_owned(), node })))
     }
 
@@ -259,11 +268,11 @@ mod tests {
             ("redis+cluster://a:7000,b:7000", "Cluster"),
             ("rediss+cluster://:p@a:7000", "Cluster"),
         ] {
-            assert_eq!(format!("{:?}", Place::parse(url, "k").unwrap()), format!("Place({kind})"), "{url}");
+            assert_eq!(format!("{:?}", Place::parse(url, None, "k").unwrap()), format!("Place({kind})"), "{url}");
         }
         for url in ["", "http://h", "redis+sentinel://a:26379", "redis+sentinel:///main", "redis+cluster://", "h:6379"]
         {
-            assert!(Place::parse(url, "k").is_err(), "{url}");
+            assert!(Place::parse(url, None, "k").is_err(), "{url}");
         }
     }
 }

@@ -125,8 +125,16 @@ impl Queue {
     /// # Errors
     /// When the address cannot be used.
     pub fn new(url: &str, name: &str, lease: Duration) -> Result<Self, InvalidAddress> {
+        Self::trusting(None, url, name, lease)
+    }
+
+    /// The same on servers that the authorities of these certificates (PEM) vouch for, instead of the system's.
+    ///
+    /// # Errors
+    /// When the address cannot be used, the certificates cannot be read, or the address is not one of TLS.
+    pub fn trusting(ca: Option<Vec<u8>>, url: &str, name: &str, lease: Duration) -> Result<Self, InvalidAddress> {
         let keys = Keys::new(name);
-        let place = Place::parse(url, keys.wake())?;
+        let place = Place::parse(url, ca, keys.wake())?;
         Ok(Self { connection: Connection::new(place.clone()), place, keys, lease })
     }
 

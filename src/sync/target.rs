@@ -1,13 +1,13 @@
 //! The MongoDB collection a run works on: counting, walking and stamping it.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, path::Path, time::Duration};
 
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use futures::{Stream, TryStreamExt, stream};
 use jiff::Timestamp;
 use mongodb::{
     Client, Collection, Cursor, Database, IndexModel,
-    options::{ClientOptions, ReadConcern, WriteConcern},
+    options::{ClientOptions, ReadConcern, Tls, TlsOptions, WriteConcern},
 };
 use serde_json::Value;
 use tokio::time::timeout;
@@ -96,11 +96,12 @@ impl Outcome {
 }
 
 impl Databases {
-    /// A deployment. Connects when first used. `allowed` are databases beside `default` that runs may name.
+    /// A deployment. Connects when first used. `allowed` are databases beside `default` that runs may name. `ca`: file
+    /// with the certificates (PEM) of the authorities that vouch for the servers, instead of the well-known ones.
     ///
     /// # Errors
     /// When the URI cannot be used. The text does not hold the URI.
-    pub async fn new(uri: &str, default: &str, allowed: &[String]) -> Result<Self, Unavailable> {
+    pub async fn new(uri: &str, default: &str, allowed: &[String], ca: Option<&Path>) -> Result<Self, Unavailable> {
         let unusable = |error: mongodb::error::Error| Unavailable(crate::sync::Error::from(error).to_string());
         let mut options = ClientOptions::parse(uri).await.map_err(|error| match *error.kind {
             mongodb::error::ErrorKind::InvalidArgument { message, .. } if !message.contains('@') => {
@@ -112,6 +113,14 @@ impl Databases {
         options.app_name.get_or_insert_with(|| "sync-operator".to_owned());
         options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
         options.connect_timeout.get_or_insert(SERVER_SELECTION);
+        if let Some(ca) = ca {
+            let mut tls = match options.tls.take() {
+                Some(Tls::Enabled(tls)) => tls,
+                _ => TlsOptions::default(),
+            };
+            tls.ca_file_path = Some(ca.to_owned());
+            options.tls = Some(Tls::Enabled(tls));
+        }
         options.write_concern = Some(WriteConcern::majority());
         // A stamp that another worker wrote counts only once it cannot be rolled back any more.
         options.read_concern = Some(ReadConcern::majority());

@@ -5,4 +5,4 @@ pub mod logs;
 pub mod metrics;
 mod outage;
 
-pub use outage::{Outage, REDIS, note_write};
+pub use outage::{MONGODB, Outage, REDIS, note_write};

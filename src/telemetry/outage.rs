@@ -17,6 +17,9 @@ pub struct Outage {
 /// Redis, for the whole process: controllers and workers notice the same outage.
 pub static REDIS: Outage = Outage::new("Redis");
 
+/// MongoDB, before it first answers. Later, each attempt tells for itself.
+pub static MONGODB: Outage = Outage::new("MongoDB");
+
 /// Redis, which answers, but refuses what is to be written: its memory is full, most likely.
 static REDIS_WRITES: Outage = Outage::new("writing to Redis");
 

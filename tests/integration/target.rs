@@ -33,7 +33,7 @@ fn parse(spec: Value) -> RunSpec {
 
 async fn target(database: &Database, spec: Value, started: i64) -> Result<Target, Error> {
     let spec = parse(spec);
-    let databases = Databases::new(&variable("MONGODB_URI"), database.name(), &[]).await.unwrap();
+    let databases = Databases::new(&variable("MONGODB_URI"), database.name(), &[], None).await.unwrap();
     databases.target(&spec, Timestamp::from_millisecond(started).unwrap())
 }
 
@@ -516,13 +516,13 @@ async fn only_databases_that_are_allowed_can_be_named() {
     insert(&other, vec![doc! {"_id": 1}]).await;
     let spec = parse(json!({"syncType": "Full", "target": {"database": other.name()}}));
     let started = Timestamp::from_millisecond(START).unwrap();
-    let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &[]).await.unwrap();
+    let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &[], None).await.unwrap();
     let error = databases.target(&spec, started).unwrap_err();
     let hint = format!("--allowed-databases {}", other.name());
     assert!(matches!(&error, Error::InvalidTarget(text) if text.contains(&hint)), "{error}");
 
     let allowed = [other.name().to_owned()];
-    let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &allowed).await.unwrap();
+    let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &allowed, None).await.unwrap();
     let target = databases.target(&spec, started).unwrap();
     assert_eq!((run(&target, None).await.unwrap().updated, stamped(&other, START).await), (1, 1));
 }
@@ -548,7 +548,7 @@ async fn a_missing_collection_holds_no_documents() {
 #[tokio::test]
 async fn a_server_that_is_away_is_the_attempts_failure_and_its_address_stays_secret() {
     let uri = "mongodb://user:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100";
-    let databases = Databases::new(uri, "db", &[]).await.unwrap();
+    let databases = Databases::new(uri, "db", &[], None).await.unwrap();
     let target = databases.target(&parse(json!({})), Timestamp::from_millisecond(START).unwrap()).unwrap();
     for error in [target.count().await.unwrap_err(), run(&target, None).await.err().unwrap()] {
         let outcome = error.outcome();
@@ -556,7 +556,7 @@ async fn a_server_that_is_away_is_the_attempts_failure_and_its_address_stays_sec
         assert!(matches!(error, Error::Attempt { .. }));
     }
     for uri in ["mongodb://user:secret@", "secret://a:b@c", "mongodb://user:secret@host/?w=a&w=b&nonsense=%zz"] {
-        let unusable = Databases::new(uri, "db", &[]).await.err().map(|error| error.to_string());
+        let unusable = Databases::new(uri, "db", &[], None).await.err().map(|error| error.to_string());
         assert!(!unusable.is_some_and(|text| text.contains("user:secret")), "{uri}");
     }
 }

@@ -67,6 +67,7 @@ impl Sidecar {
             cluster: None,
             leadership: watch::channel(None).1,
             pulse: watch::channel(None).1,
+            lacks_mongodb: watch::channel(false).1,
             objects: None,
         };
         let router = router(state, objects, settings, "test", stop.clone());

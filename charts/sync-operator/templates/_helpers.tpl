@@ -1,0 +1,290 @@
+{{- define "sync-operator.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels by which the pods of a component are selected: (list $ "component") */}}
+{{- define "sync-operator.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ default $root.Chart.Name $root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* Labels of the objects of a component: (list $ "component") */}}
+{{- define "sync-operator.labels" -}}
+{{- $root := index . 0 -}}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{ include "sync-operator.selector" . }}
+{{- end -}}
+
+{{- define "sync-operator.image" -}}
+{{- $image := .Values.image -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ default .Chart.AppVersion $image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{/* What Pod Security calls restricted. */}}
+{{- define "sync-operator.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "sync-operator.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* What the pods of every component have: (list $ "component") */}}
+{{- define "sync-operator.podMetadata" -}}
+{{- $root := index . 0 -}}
+annotations:
+  kubectl.kubernetes.io/default-container: {{ index . 1 }}
+  # Secrets of the release: another value is another pod. Secrets of yours are watched by the program.
+  checksum/secrets: {{ list $root.Values.redis.url $root.Values.mongodb.uri | toJson | sha256sum }}
+  {{- with $root.Values.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+labels:
+  {{- include "sync-operator.labels" . | nindent 2 }}
+  {{- with $root.Values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "sync-operator.scheduling" -}}
+{{- $root := index . 0 -}}
+{{- with $root.Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $root.Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $root.Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $root.Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $root.Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+topologySpreadConstraints:
+{{- if $root.Values.topologySpreadConstraints }}
+{{- toYaml $root.Values.topologySpreadConstraints | nindent 2 }}
+{{- else }}
+{{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+  - maxSkew: 1
+    topologyKey: {{ . }}
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{- include "sync-operator.selector" $ | nindent 8 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Fails when a Secret that is to be there is not, where that can be known: (list $ "value that names it" "name" "key") */}}
+{{- define "sync-operator.needSecret" -}}
+{{- $root := index . 0 -}}
+{{- $value := index . 1 -}}
+{{- $name := index . 2 -}}
+{{- $key := index . 3 -}}
+{{- $namespace := $root.Release.Namespace -}}
+{{- if lookup "v1" "ServiceAccount" $namespace "default" -}}
+{{- $secret := lookup "v1" "Secret" $namespace $name -}}
+{{- if not $secret -}}
+{{- fail (printf "%s: there is no Secret %s in namespace %s; create it: kubectl create secret generic %s --namespace %s --from-literal=%s=…" $value $name $namespace $name $namespace $key) -}}
+{{- end -}}
+{{- if not (hasKey (default dict $secret.data) $key) -}}
+{{- fail (printf "%s: the Secret %s has no key %q; it has: %s" $value $name $key (keys (default dict $secret.data) | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The Secret with the address of Redis, or its password, as YAML: name, key, variable. Empty when there is none. */}}
+{{- define "sync-operator.redisSecret" -}}
+{{- $redis := .Values.redis -}}
+{{- if and $redis.existingSecret $redis.urlKey -}}
+{name: {{ $redis.existingSecret }}, key: {{ $redis.urlKey }}, file: url, variable: REDIS_URL_FILE}
+{{- else if $redis.url -}}
+{name: {{ include "sync-operator.fullname" . }}-redis, key: url, file: url, variable: REDIS_URL_FILE}
+{{- else if and $redis.existingSecret $redis.passwordKey -}}
+{name: {{ $redis.existingSecret }}, key: {{ $redis.passwordKey }}, file: password, variable: REDIS_PASSWORD_FILE}
+{{- end -}}
+{{- end -}}
+
+{{/* The Secret with MongoDB's connection string, as YAML. Empty when it is the bundled one. */}}
+{{- define "sync-operator.mongodbSecret" -}}
+{{- $mongodb := .Values.mongodb -}}
+{{- if $mongodb.existingSecret -}}
+{name: {{ $mongodb.existingSecret }}, key: {{ $mongodb.uriKey }}}
+{{- else if $mongodb.uri -}}
+{name: {{ include "sync-operator.fullname" . }}-mongodb, key: uri}
+{{- end -}}
+{{- end -}}
+
+{{/* What is missing or contradictory among the values. */}}
+{{- define "sync-operator.check" -}}
+{{- $redis := .Values.redis -}}
+{{- $mongodb := .Values.mongodb -}}
+{{- $keyed := and $redis.existingSecret $redis.urlKey -}}
+{{- if not (or $keyed $redis.url $redis.host .Values.bundled.redis.enabled) -}}
+{{- fail "redis: say where Redis is: set redis.existingSecret and redis.urlKey, redis.url, or redis.host (with redis.existingSecret and redis.passwordKey). To try the operator out without one: bundled.redis.enabled=true" -}}
+{{- end -}}
+{{- if and $redis.existingSecret (not $redis.urlKey) (not $redis.passwordKey) -}}
+{{- fail "redis.existingSecret: set redis.urlKey to its key with the whole address, or redis.passwordKey to its key with the password" -}}
+{{- end -}}
+{{- if and $redis.existingSecret $redis.urlKey $redis.passwordKey -}}
+{{- fail "redis.urlKey, redis.passwordKey: set one of them; the address holds the password" -}}
+{{- end -}}
+{{- if and $redis.existingSecret $redis.passwordKey (not $redis.host) -}}
+{{- fail "redis.passwordKey is used with redis.host: set it, or redis.urlKey" -}}
+{{- end -}}
+{{- if gt (len (compact (list (ternary "a" "" (not (not $keyed))) $redis.url $redis.host (ternary "b" "" .Values.bundled.redis.enabled)))) 1 -}}
+{{- fail "redis: set one of redis.urlKey (with redis.existingSecret), redis.url, redis.host and bundled.redis.enabled, not several" -}}
+{{- end -}}
+{{- if not (or $mongodb.existingSecret $mongodb.uri .Values.bundled.mongodb.enabled) -}}
+{{- fail "mongodb: say where MongoDB is: set mongodb.existingSecret (and mongodb.uriKey), or mongodb.uri. To try the operator out without one: bundled.mongodb.enabled=true" -}}
+{{- end -}}
+{{- if gt (len (compact (list $mongodb.existingSecret $mongodb.uri (ternary "b" "" .Values.bundled.mongodb.enabled)))) 1 -}}
+{{- fail "mongodb: set one of mongodb.existingSecret, mongodb.uri and bundled.mongodb.enabled, not several" -}}
+{{- end -}}
+{{- if not (or $mongodb.database .Values.bundled.mongodb.enabled) -}}
+{{- fail "mongodb.database: name the database of targets that name none" -}}
+{{- end -}}
+{{- if and (not .Values.controller.workers) (not .Values.worker.enabled) -}}
+{{- fail "controller.workers is 0 and worker.enabled is false: nobody would work on runs; change one of them" -}}
+{{- end -}}
+{{- with $redis.existingSecret -}}
+{{- include "sync-operator.needSecret" (list $ "redis.existingSecret" . (default $redis.passwordKey $redis.urlKey)) -}}
+{{- end -}}
+{{- with $redis.tls.caSecret -}}
+{{- include "sync-operator.needSecret" (list $ "redis.tls.caSecret" . $redis.tls.caKey) -}}
+{{- end -}}
+{{- with $mongodb.existingSecret -}}
+{{- include "sync-operator.needSecret" (list $ "mongodb.existingSecret" . $mongodb.uriKey) -}}
+{{- end -}}
+{{- with $mongodb.tls.caSecret -}}
+{{- include "sync-operator.needSecret" (list $ "mongodb.tls.caSecret" . $mongodb.tls.caKey) -}}
+{{- end -}}
+{{- with .Values.api.tls.secretName -}}
+{{- include "sync-operator.needSecret" (list $ "api.tls.secretName" . "tls.crt") -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "sync-operator.logEnv" -}}
+- {name: LOG_FORMAT, value: {{ .Values.log.format }}}
+- {name: RUST_LOG, value: {{ .Values.log.level | quote }}}
+- name: HOSTNAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+{{- end -}}
+
+{{- define "sync-operator.redisEnv" -}}
+{{- $redis := .Values.redis -}}
+- {name: QUEUE_NAME, value: {{ $redis.queueName | quote }}}
+{{- with include "sync-operator.redisSecret" . | fromYaml }}
+{{- if .variable }}
+- {name: {{ .variable }}, value: /etc/sync-operator/redis/{{ .file }}}
+{{- end }}
+{{- end }}
+{{- if or $redis.host .Values.bundled.redis.enabled }}
+- {name: REDIS_HOST, value: {{ default (printf "%s-bundled-redis" (include "sync-operator.fullname" .)) $redis.host | quote }}}
+- {name: REDIS_PORT, value: {{ $redis.port | quote }}}
+- {name: REDIS_DB, value: {{ $redis.db | quote }}}
+- {name: REDIS_USERNAME, value: {{ $redis.username | quote }}}
+- {name: REDIS_TLS, value: {{ $redis.tls.enabled | quote }}}
+{{- end }}
+{{- if $redis.tls.caSecret }}
+- {name: REDIS_CA_FILE, value: /etc/sync-operator/redis-ca/ca.crt}
+{{- end }}
+{{- end -}}
+
+{{- define "sync-operator.mongodbEnv" -}}
+{{- $mongodb := .Values.mongodb -}}
+- {name: MONGODB_DATABASE, value: {{ default "sync" $mongodb.database | quote }}}
+{{- with $mongodb.allowedDatabases }}
+- {name: ALLOWED_DATABASES, value: {{ join "," . | quote }}}
+{{- end }}
+{{- if include "sync-operator.mongodbSecret" . }}
+- {name: MONGODB_URI_FILE, value: /etc/sync-operator/mongodb/uri}
+{{- else }}
+- {name: MONGODB_URI, value: "mongodb://{{ include "sync-operator.fullname" . }}-bundled-mongodb:27017"}
+{{- end }}
+{{- if $mongodb.tls.caSecret }}
+- {name: MONGODB_CA_FILE, value: /etc/sync-operator/mongodb-ca/ca.crt}
+{{- end }}
+{{- end -}}
+
+{{- define "sync-operator.redisMounts" -}}
+{{- if include "sync-operator.redisSecret" . }}
+- {name: redis, mountPath: /etc/sync-operator/redis, readOnly: true}
+{{- end }}
+{{- if .Values.redis.tls.caSecret }}
+- {name: redis-ca, mountPath: /etc/sync-operator/redis-ca, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "sync-operator.mongodbMounts" -}}
+{{- if include "sync-operator.mongodbSecret" . }}
+- {name: mongodb, mountPath: /etc/sync-operator/mongodb, readOnly: true}
+{{- end }}
+{{- if .Values.mongodb.tls.caSecret }}
+- {name: mongodb-ca, mountPath: /etc/sync-operator/mongodb-ca, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "sync-operator.secretVolumes" -}}
+{{- $secret := include "sync-operator.redisSecret" . | fromYaml -}}
+{{- if $secret.name }}
+- name: redis
+  secret: {secretName: {{ $secret.name }}, defaultMode: 0440, items: [{key: {{ $secret.key }}, path: {{ $secret.file }}}]}
+{{- end }}
+{{- with .Values.redis.tls }}
+{{- if .caSecret }}
+- name: redis-ca
+  secret: {secretName: {{ .caSecret }}, defaultMode: 0440, items: [{key: {{ .caKey }}, path: ca.crt}]}
+{{- end }}
+{{- end }}
+{{- $secret = include "sync-operator.mongodbSecret" . | fromYaml }}
+{{- if $secret.name }}
+- name: mongodb
+  secret: {secretName: {{ $secret.name }}, defaultMode: 0440, items: [{key: {{ $secret.key }}, path: uri}]}
+{{- end }}
+{{- with .Values.mongodb.tls }}
+{{- if .caSecret }}
+- name: mongodb-ca
+  secret: {secretName: {{ .caSecret }}, defaultMode: 0440, items: [{key: {{ .caKey }}, path: ca.crt}]}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Probes of a container: the name of its port for metrics */}}
+{{- define "sync-operator.probes" -}}
+livenessProbe:
+  httpGet: {path: /livez, port: {{ . }}}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: {{ . }}}
+  periodSeconds: 5
+  timeoutSeconds: 5
+{{- end -}}
+
+{{/* Role or ClusterRole */}}
+{{- define "sync-operator.roleKind" -}}
+{{- ternary "Role" "ClusterRole" .Values.namespaced -}}
+{{- end -}}

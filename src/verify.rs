@@ -1,0 +1,100 @@
+//! `sync-operator verify`: makes a SyncJob as a user would, and waits for its end. It passes through every part of an
+//! installation.
+
+use std::time::Duration;
+
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, PostParams},
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    api::{
+        SyncJob, SyncJobSpec,
+        conditions::{FAILED, RECONCILING},
+        syncjob::SyncMode,
+    },
+    cluster::{self, ask},
+    domain::{conditions, job},
+};
+
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the SyncJob is made. `None`: in the client's own namespace.
+    pub namespace: Option<String>,
+    /// The collection it synchronises.
+    pub collection: String,
+    /// Longest wait for its end.
+    pub timeout: Duration,
+}
+
+/// The installation does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server did not do what it was asked.
+    #[error(transparent)]
+    Cluster(#[from] cluster::Error),
+    /// The run has ended, but not well.
+    #[error("the run ended as Failed: {0}")]
+    Failed(String),
+    /// The run has not ended.
+    #[error("the run has not ended after {after:?}; it is {last}; look at the operator's pods: /readyz and logs")]
+    Late {
+        /// How long it was waited for.
+        after: Duration,
+        /// What is known of it.
+        last: String,
+    },
+}
+
+/// Makes a SyncJob, prints what becomes of it, waits for its end and deletes it.
+///
+/// # Errors
+/// When it does not complete. It is deleted all the same. When cancelled, it stays.
+pub async fn run(client: Client, settings: Settings) -> Result<(), Error> {
+    let namespace = settings.namespace.as_deref().unwrap_or(client.default_namespace()).to_owned();
+    let jobs: Api<SyncJob> = Api::namespaced(client, &namespace);
+    let name = format!("verify-{:08x}", rand::random::<u32>());
+    let mut spec = SyncJobSpec { sync_type: SyncMode::Full, ..SyncJobSpec::default() };
+    spec.target.collection = Some(settings.collection);
+    let made = ask("create a SyncJob", jobs.create(&PostParams::default(), &SyncJob::new(&name, spec))).await?;
+    println!("SyncJob {namespace}/{} created", made.name_any());
+    let ended = end_of(&jobs, &name, settings.timeout).await;
+    ask("delete a SyncJob", jobs.delete(&name, &DeleteParams::background())).await?;
+    ended
+}
+
+async fn end_of(jobs: &Api<SyncJob>, name: &str, limit: Duration) -> Result<(), Error> {
+    let (start, mut last) = (Instant::now(), String::new());
+    loop {
+        let job = ask("read a SyncJob", jobs.get(name)).await?;
+        let now = describe(&job);
+        if now != last {
+            println!("{now}");
+            last = now;
+        }
+        if job::is_complete(&job) {
+            return Ok(());
+        }
+        if job::is_finished(&job) {
+            return Err(Error::Failed(last));
+        }
+        if start.elapsed() > limit {
+            return Err(Error::Late { after: limit, last });
+        }
+        sleep(LOOK).await;
+    }
+}
+
+fn describe(job: &SyncJob) -> String {
+    let Some(status) = &job.status else { return "not seen by a controller yet".to_owned() };
+    let phase = status.phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}"));
+    let why = [FAILED, RECONCILING].iter().find_map(|type_| conditions::find(&status.conditions, type_));
+    let why = why.map_or_else(String::new, |condition| format!(": {}", condition.message));
+    let counts = status.counts.unwrap_or_default();
+    format!("{phase}, {} of {} documents{why}", counts.processed, counts.total)
+}
