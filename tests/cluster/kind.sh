@@ -1,0 +1,200 @@
+#!/usr/bin/env bash
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/process.sh"
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/installing.sh"
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/kind/artifacts.sh"
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/kind/engine.sh"
+
+usage() {
+  cat <<'END2'
+kind.sh [--name NAME] COMMAND: a Kubernetes cluster of one node in Docker, by kind. Each NAME (default: dev) is
+a cluster of its own. Where no Docker engine answers, it starts one of its own; where Docker Hub cannot be
+reached, it makes the node's image itself.
+
+  up              create the cluster, unless it is there, and wait until pods can run and find each other
+  load IMAGE...   give images to its node, each the name of one in Docker or a file made by docker save
+  env             lines for eval: KUBECONFIG, DOCKER_HOST, PATH with kubectl and kind
+  images          make images of Redis and MongoDB (sync-operator-test/redis:7 and sync-operator-test/mongodb:6)
+                  and print the two files, for load
+  down            delete the cluster, and after the last one also stop the Docker engine
+
+State: ${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}/kind.NAME
+END2
+}
+
+ready_limit=180
+root=${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}
+name=dev
+network=sync-operator-kind # not kind's usual one, which may be somebody's
+export KIND_EXPERIMENTAL_DOCKER_NETWORK=$network
+
+# --- state folder and locks
+
+# As in cluster.sh.
+lock() {
+  while true; do
+    mkdir -p "$dir"
+    exec 9<"$dir"
+    flock 9
+    [[ /dev/fd/9 -ef $dir ]] && return
+  done
+}
+
+need_state() { [[ -e $dir/ready ]] || fail "\"$name\" is not up; run: $0 --name $name up"; }
+
+# --- engine
+
+# Ours if it runs, or else the one that docker finds. Who uses ours holds fd 8.
+use_engine() {
+  if engine_pid >/dev/null; then export DOCKER_HOST=unix://$engine_socket; fi
+}
+
+need_engine() {
+  mkdir -p "$engine"
+  exec 8<"$engine"
+  if ! engine_pid >/dev/null && timeout 10 docker version >/dev/null 2>&1; then return; fi
+  until flock -s 8 && engine_pid >/dev/null; do
+    flock 8
+    engine_pid >/dev/null || { say "start a Docker engine"; start_engine; }
+  done
+  use_engine
+}
+
+release_engine() {
+  local left
+  mkdir -p "$engine"
+  exec 8<"$engine"
+  # Another `up` uses it; its `down` will come.
+  flock -n 8 || return 0
+  if [[ -e $engine_state ]]; then
+    engine_pid >/dev/null || start_engine
+  fi
+  use_engine
+  command -v docker >/dev/null || return 0
+  left=$(docker ps -aq --filter label=io.x-k8s.kind.cluster --filter "network=$network" 2>/dev/null) || return 0
+  [[ ! $left ]] || return 0
+  docker network rm "$network" >/dev/null 2>&1 || true
+  stop_engine
+}
+
+# --- cluster
+
+k() { kubectl --kubeconfig "$dir/kubeconfig" "$@"; }
+
+reaches_hub() { curl -s -o /dev/null --max-time 5 https://registry-1.docker.io/v2/; }
+
+answers() {
+  [[ $(k get nodes --request-timeout=5s -o 'jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}' \
+    2>/dev/null) == True ]]
+}
+
+need_node_image() {
+  docker image inspect "$node_image" >/dev/null 2>&1 || slowly "load the node's image" 0 docker load -i "$node_archive"
+}
+
+wait_ready() {
+  local end=$((SECONDS + ready_limit))
+  k wait --for=condition=Ready node --all --timeout="${ready_limit}s"
+  until k get serviceaccount default --namespace default >/dev/null 2>&1; do
+    ((SECONDS < end)) || fail "no default ServiceAccount after $ready_limit s"
+    sleep 0.2
+  done
+  k --namespace kube-system rollout status --timeout="${ready_limit}s" daemonset/kube-proxy
+  k --namespace kube-system rollout status --timeout="${ready_limit}s" deployment/coredns
+}
+
+# --- commands
+
+up() {
+  local parts=(kind) create=()
+  lock
+  PATH=$kind:$kubernetes:$PATH
+  use_engine
+  if [[ -e $dir/ready ]] && answers; then return; fi
+  command -v docker >/dev/null && timeout 10 docker version >/dev/null 2>&1 || parts+=(engine)
+  if ! reaches_hub; then
+    parts+=(node)
+    create=(--image "$node_image")
+  fi
+  attended "$here/kind/install.sh" "${parts[@]}"
+  need_engine
+  [[ ! -e $dir/created ]] || say "what is left of \"$name\" does not answer; I create it anew"
+  rm -f "$dir"/{ready,kubeconfig}
+  touch "$dir/created"
+  kind delete cluster --name "$cluster" --kubeconfig "$dir/kubeconfig" >/dev/null 2>&1
+  ((${#create[@]} == 0)) || need_node_image
+  slowly "create the cluster $cluster" 0 \
+    kind create cluster --name "$cluster" --kubeconfig "$dir/kubeconfig" "${create[@]}"
+  slowly "wait for its pods" 0 wait_ready
+  touch "$dir/ready"
+}
+
+down() {
+  [[ -d $dir ]] || return 0
+  [[ -e $dir/created || -z $(ls -A "$dir") ]] || fail "$dir was not made by me; it stays as it is"
+  lock
+  PATH=$kind:$PATH
+  use_engine
+  if [[ -e $dir/created ]]; then
+    kind delete cluster --name "$cluster" --kubeconfig "$dir/kubeconfig" >/dev/null 2>&1 || true
+  fi
+  release_engine
+  rm -rf "$dir"
+  rmdir --ignore-fail-on-non-empty "$root"
+}
+
+load() { # IMAGE...
+  local image
+  PATH=$kind:$PATH
+  use_engine
+  for image; do
+    if [[ -f $image ]]; then
+      kind load image-archive --name "$cluster" "$image"
+    else
+      kind load docker-image --name "$cluster" "$image"
+    fi
+  done
+}
+
+images() {
+  "$here/kind/install.sh" images >&2
+  redis_archive
+  mongodb_archive
+}
+
+print_env() {
+  use_engine
+  printf 'export %s\n' "KUBECONFIG=$(printf %q "$dir/kubeconfig")" \
+    "KUBECACHEDIR=$(printf %q "$dir/kubectl-cache")" \
+    "PATH=$(printf %q "$kind:$kubernetes"):\$PATH"
+  [[ ! ${DOCKER_HOST:-} ]] || printf 'export DOCKER_HOST=%q\n' "$DOCKER_HOST"
+}
+
+if [[ ${1-} == --name ]]; then
+  name=${2-}
+  shift $(($# < 2 ? $# : 2))
+fi
+[[ $name =~ ^[a-z0-9][a-z0-9-]{0,29}$ ]] || fail "a NAME is of at most 30 of a-z, 0-9 and -, not \"$name\""
+dir=$root/kind.$name
+cluster=sync-operator-$name
+export KUBECACHEDIR=$dir/kubectl-cache
+command=${1-}
+(($#)) && shift
+
+case $command in
+  up | down | images) "$command" ;;
+  load)
+    (($#)) || fail "load what? Names of images or files made by docker save"
+    need_state
+    load "$@"
+    ;;
+  env) need_state && print_env ;;
+  -h | --help | help) usage ;;
+  *) usage >&2; exit 2 ;;
+esac
