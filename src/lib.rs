@@ -11,6 +11,7 @@ pub mod credentials;
 mod documentation;
 pub mod domain;
 pub mod http;
+mod network;
 pub mod process;
 pub mod queue;
 pub mod sync;

@@ -16,14 +16,14 @@ use std::{
 };
 
 use jiff::Timestamp;
-use redis::{AsyncCommands, FromRedisValue, RedisError, Script, ScriptInvocation, Value, from_redis_value};
+use redis::{AsyncCommands, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, Value, from_redis_value};
 
 pub use blocking::{Changes, Doorbell};
 pub use types::{
     Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, Lease, LetGo, NewRun, Renewed, Repaired,
 };
 
-use crate::domain::from_millis;
+use crate::{domain::from_millis, network};
 use connection::{Connection, Place};
 use keys::Keys;
 use scripts::Call;
@@ -82,11 +82,19 @@ pub struct InvalidAddress(#[from] RedisError);
 
 /// What a Redis error says, without details that could hold an address or a password.
 fn describe(error: &RedisError) -> String {
+    const LOGIN: &str = "the user or the password is wrong";
     match error.code() {
+        Some(code @ ("WRONGPASS" | "NOAUTH")) => format!("Redis answered {code}: {LOGIN}"),
         Some(code) => format!("Redis answered {code}"),
+        None if error.kind() == ErrorKind::AuthenticationFailed => format!("Redis refuses the login: {LOGIN}"),
+        None if error.kind() == ErrorKind::Parse => {
+            "what answers does not speak as Redis does: is the port right, and does it want TLS?".to_owned()
+        }
         None if error.is_connection_refusal() => "connection refused".to_owned(),
         None if error.is_timeout() => "no answer in time".to_owned(),
-        None if error.is_io_error() => "the connection broke".to_owned(),
+        None if error.is_io_error() => {
+            network::cause(&error.to_string()).unwrap_or_else(|| "the connection broke".to_owned())
+        }
         None => error.category().to_owned(),
     }
 }

@@ -3,7 +3,7 @@
 use bson::{Document, doc};
 use mongodb::error::{Error as MongoError, ErrorKind};
 
-use crate::{api::truncate_to, domain::run::Outcome};
+use crate::{api::truncate_to, domain::run::Outcome, network};
 
 const MAX_SERVER_TEXT: usize = 300;
 
@@ -79,14 +79,20 @@ impl Error {
     }
 }
 
+fn because(what: &str, text: &str) -> String {
+    network::cause(text).map_or_else(|| what.to_owned(), |cause| format!("{what}: {cause}"))
+}
+
 impl From<MongoError> for Error {
     fn from(error: MongoError) -> Self {
         let attempt = |reason, message: &str| Self::Attempt { reason, message: message.to_owned() };
         match &*error.kind {
             ErrorKind::Command(command) => Self::server(command.code, &command.code_name, &command.message),
-            ErrorKind::ServerSelection { .. } => attempt("Unreachable", "no MongoDB primary could be reached"),
+            ErrorKind::ServerSelection { message, .. } => {
+                attempt("Unreachable", &because("no MongoDB primary could be reached", message))
+            }
             ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } => {
-                attempt("Unreachable", "the connection to MongoDB broke")
+                attempt("Unreachable", &because("the connection to MongoDB broke", &error.to_string()))
             }
             ErrorKind::DnsResolve { .. } => {
                 attempt("Unreachable", "the name of the MongoDB server could not be resolved")

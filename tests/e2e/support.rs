@@ -4,7 +4,7 @@ use std::{
     env,
     fmt::Write as _,
     io::{BufRead, BufReader, Write as _},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU32, atomic::Ordering},
     thread::sleep,
     time::{Duration, Instant},
@@ -118,6 +118,8 @@ fn everything_in(namespace: &str) -> String {
 /// A way from this machine to a port in the cluster, as long as it lives.
 pub struct Forward {
     child: Child,
+    /// kubectl ends when nobody reads what it says.
+    _said: BufReader<ChildStdout>,
     pub port: u16,
 }
 
@@ -127,11 +129,11 @@ impl Forward {
         let mut command = Command::new("kubectl");
         command.args(["port-forward", "--namespace", namespace, to, &format!(":{port}")]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (mut line, mut said) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
+        said.read_line(&mut line).unwrap();
         // Forwarding from 127.0.0.1:40001 -> 4000
         let port = line.split(" -> ").next().and_then(|from| from.rsplit(':').next()?.parse().ok());
-        Self { child, port: port.unwrap_or_else(|| panic!("kubectl port-forward {to}: {line}")) }
+        Self { child, _said: said, port: port.unwrap_or_else(|| panic!("kubectl port-forward {to}: {line}")) }
     }
 }
 
