@@ -95,7 +95,12 @@ answers() {
 }
 
 need_node_image() {
-  docker image inspect "$node_image" >/dev/null 2>&1 || slowly "load the node's image" 0 docker load -i "$node_archive"
+  local old
+  if docker image inspect "$node_image" >/dev/null 2>&1; then return; fi
+  mapfile -t old < <(docker images -q "${node_image%:*}")
+  slowly "load the node's image" 0 docker load -i "$node_archive"
+  # One that a cluster uses stays.
+  ((${#old[@]} == 0)) || docker rmi -f "${old[@]}" >/dev/null 2>&1 || true
 }
 
 wait_ready() {

@@ -22,6 +22,7 @@ command=$!
 wait "$command"
 command=
 eval "$(kind env)"
+export SYNC_OPERATOR_KIND=$name
 "$@" &
 command=$!
 wait "$command"

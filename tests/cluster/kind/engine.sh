@@ -67,6 +67,7 @@ restore_machine() {
   [[ ! $no_modules ]] || rmdir --ignore-fail-on-non-empty /lib/modules 2>/dev/null || true
   rmdir /sys/fs/cgroup/docker /sys/fs/cgroup/*/docker 2>/dev/null || true
   if other_engine_runs; then return; fi
+  rmdir /run/docker/plugins /run/docker /run/containerd/s /run/containerd 2>/dev/null || true
   remove_rules nat
   remove_rules filter
   iptables -P FORWARD "$policy"

@@ -35,7 +35,6 @@ need_engine() {
 }
 
 need_kind() {
-  [[ ! -x $kind/kind ]] || return 0
   go_install "$cache/kind.tmp-program" "kind $kind_version" "sigs.k8s.io/kind@$kind_version"
   mkdir -p "$kind"
   mv "$cache/kind.tmp-program" "$kind/kind"
@@ -93,7 +92,6 @@ make_node_image() { # FOLDER
 }
 
 need_node() {
-  [[ ! -e $node_archive ]] || return 0
   ((EUID == 0)) || fail "not root: making the node's image needs it"
   # kube-proxy's image gets this machine's.
   need_program iptables iptables
@@ -126,7 +124,18 @@ need_images() {
     --folder /data/db --argument=--bind_ip_all
 }
 
+has_engine() { command -v dockerd docker iptables >/dev/null; }
+has_kind() { [[ -x $kind/kind ]]; }
+has_node() { [[ -e $node_archive ]]; }
+has_images() { [[ -e $(redis_archive) && -e $(mongodb_archive) ]]; }
+
 attended "$here/install.sh"
-exec 8<"$cache"
-flock -n 8 || { say "waiting for another install.sh"; flock 8; }
-for part; do "need_$part"; done
+missing=()
+for part; do "has_$part" || missing+=("$part"); done
+if ((${#missing[@]})); then
+  exec 8<"$cache"
+  flock -n 8 || { say "waiting for another install.sh"; flock 8; }
+  for part in "${missing[@]}"; do
+    if ! "has_$part"; then "need_$part"; fi
+  done
+fi

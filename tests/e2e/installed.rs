@@ -1,0 +1,127 @@
+//! The main job, with what the README and the chart's notes tell a user to do.
+
+use serde_json::{Value, json};
+
+use super::{
+    release::{Data, HOME, Helm, installed},
+    support::{Forward, Namespace, apply, call, eventually, get, kubectl, turn},
+};
+
+/// A schedule on a collection of its own.
+pub fn schedule(collection: &str, template: Value) -> Value {
+    let mut spec = template;
+    spec["target"] = json!({"collection": collection});
+    json!({
+        "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "metadata": {"name": "user-sync"},
+        "spec": {"interval": "1h", "immediate": true, "jobTemplate": {"spec": spec}},
+    })
+}
+
+/// A SyncJob on a collection of its own that takes a while.
+pub fn slow_job(collection: &str) -> Value {
+    json!({
+        "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": "run"},
+        "spec": {"syncType": "Full", "batchSize": 1, "parallelism": 1, "target": {"collection": collection}},
+    })
+}
+
+/// The SyncJob once it is complete.
+pub fn complete(namespace: &str, name: &str) -> Value {
+    eventually(&format!("{namespace}/{name} is complete"), || {
+        let job = get(&format!("syncjob {name} --namespace {namespace}"));
+        assert_ne!(job["status"]["phase"], "Failed", "{job}");
+        (job["status"]["phase"] == "Complete").then_some(job)
+    })
+}
+
+#[tokio::test]
+async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
+    let _turn = turn();
+    installed();
+    let namespace = Namespace::new("user");
+    let data = Data::open().await;
+    data.seed(&namespace.0, 2_500).await;
+    apply(&namespace.0, &schedule(&namespace.0, json!({"syncType": "Full"})));
+
+    // kubectl get syncjobs
+    let row: Vec<String> = eventually("the run is complete in kubectl's table", || {
+        let table = kubectl(&format!("get syncjobs --namespace {namespace}"));
+        let mut lines = table.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        let header = lines.next()?;
+        assert_eq!(
+            header,
+            ["NAME", "SCHEDULE", "TYPE", "STATUS", "PROGRESS", "PROCESSED", "FAILED", "ATTEMPTS", "DURATION", "AGE"]
+        );
+        lines.next().filter(|row| row.contains(&"Complete".to_owned()))
+    });
+    assert_eq!(row[1..8], ["user-sync", "Full", "Complete", "100", "2500", "0", "0"].map(str::to_owned));
+    assert_eq!(data.stamped(&namespace.0).await, 2_500);
+
+    // The HTTP calls, through the Service.
+    let api = Forward::new(HOME, "service/sync-operator", 4000);
+    let healthy = json!({"status": "OK", "jobs": {"initialized": true}});
+    assert_eq!(call(api.port, "GET", "/health", None), (200, healthy));
+    let (code, status) = call(api.port, "GET", "/jobs/status", None);
+    assert_eq!(code, 200);
+    let known = status["repeatable"].as_array().unwrap().iter().find(|one| one["namespace"] == namespace.0);
+    assert_eq!((&known.unwrap()["name"], &known.unwrap()["every"]), (&json!("user-sync"), &json!(3_600_000)));
+    kubectl(&format!("create serviceaccount dev --namespace {namespace}"));
+    kubectl(&format!("create serviceaccount nobody --namespace {namespace}"));
+    // The chart gives the rights on both kinds to those who may edit.
+    kubectl(&format!(
+        "create rolebinding dev --clusterrole=edit --serviceaccount={namespace}:dev --namespace {namespace}"
+    ));
+    let token = |account: &str| {
+        let token = kubectl(&format!("create token {account} --namespace {namespace} --audience sync-operator"));
+        token.trim().to_owned()
+    };
+    let trigger = format!("/jobs/trigger/user-sync?namespace={namespace}&schedule=user-sync");
+    assert_eq!(call(api.port, "POST", &trigger, None).0, 401);
+    assert_eq!(call(api.port, "POST", &trigger, Some(&token("nobody"))).0, 403);
+    let (code, triggered) = eventually("the role is aggregated", || {
+        let answer = call(api.port, "POST", &trigger, Some(&token("dev")));
+        (answer.0 != 403).then_some(answer)
+    });
+    assert_eq!(code, 202, "{triggered}");
+    complete(&namespace.0, triggered["name"].as_str().unwrap());
+
+    // Pause by patching.
+    let suspend = r#"{"spec":{"suspended":true}}"#;
+    kubectl(&format!("patch syncschedule user-sync --namespace {namespace} --type merge --patch {suspend}"));
+    kubectl(&format!("wait --for=condition=Suspended syncschedule/user-sync --namespace {namespace} --timeout=60s"));
+
+    // helm test
+    let told = Helm::V4.run(&["test", HOME, "--namespace", HOME, "--logs"]).unwrap();
+    assert!(told.contains("Complete, 0 of 0 documents"), "{told}");
+
+    kubectl(&format!("delete syncschedule user-sync --namespace {namespace}"));
+    eventually("its SyncJobs are gone, too", || {
+        get(&format!("syncjobs --namespace {namespace}"))["items"].as_array().unwrap().is_empty().then_some(())
+    });
+}
+
+#[tokio::test]
+async fn a_deleted_controller_pod_hands_its_run_over() {
+    let _turn = turn();
+    installed();
+    let namespace = Namespace::new("handover");
+    let data = Data::open().await;
+    data.seed(&namespace.0, 15_000).await;
+    apply(&namespace.0, &slow_job(&namespace.0));
+    let worker = || {
+        let job = get(&format!("syncjob run --namespace {namespace}"));
+        assert!(job["status"]["phase"] != "Complete", "the run was too short: {job}");
+        let counts = &job["status"]["counts"];
+        let worker = job["status"]["worker"].as_str()?.to_owned();
+        (counts["processed"].as_i64()? > 0).then_some(worker)
+    };
+    let first = eventually("the run is under way", worker);
+    let pod = first.rsplit_once('-').unwrap().0;
+    kubectl(&format!("delete pod {pod} --namespace {HOME} --wait=false"));
+    let second = eventually("another pod has it", || worker().filter(|worker| *worker != first));
+    assert_ne!(second.rsplit_once('-').unwrap().0, pod);
+    let status = complete(&namespace.0, "run")["status"].take();
+    assert_eq!((&status["counts"]["processed"], &status["counts"]["failed"]), (&json!(15_000), &json!(0)));
+    assert_eq!((&status["attempts"], &status["recoveries"]), (&json!(0), &json!(0)), "a deploy costs no attempt");
+    assert_eq!(data.stamped(&namespace.0).await, 15_000);
+}

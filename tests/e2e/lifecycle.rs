@@ -1,0 +1,91 @@
+//! Upgrades, uninstalling, and what other charts see of the two kinds.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::{
+    installed::{complete, schedule, slow_job},
+    release::{BUNDLED, CHART, Data, HOME, Helm, earlier_chart, installed},
+    support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, turn},
+};
+
+fn has_priority() -> bool {
+    kubectl_may_fail("explain syncjob.spec.priority").is_ok()
+}
+
+#[tokio::test]
+async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
+    let _turn = turn();
+    installed();
+    Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait"]).unwrap();
+    let earlier = earlier_chart();
+    Helm::V3.install(HOME, HOME, earlier.to_str().unwrap(), &BUNDLED).unwrap();
+    eventually("the kinds are the earlier ones", || (!has_priority()).then_some(()));
+
+    let namespace = Namespace::new("upgrade");
+    let data = Data::open().await;
+    data.seed(&namespace.0, 15_000).await;
+    apply(&namespace.0, &slow_job(&namespace.0));
+    eventually("the run is under way", || {
+        get(&format!("syncjob run --namespace {namespace}"))["status"]["counts"]["processed"]
+            .as_i64()
+            .filter(|processed| *processed > 0)
+    });
+    let values: Vec<_> = BUNDLED.into_iter().chain(["podAnnotations.changed=yes"]).collect();
+    Helm::V3.install(HOME, HOME, CHART, &values).unwrap();
+    eventually("the kinds are the new ones", || has_priority().then_some(()));
+    let status = complete(&namespace.0, "run")["status"].take();
+    assert_eq!((&status["counts"]["processed"], &status["attempts"]), (&json!(15_000), &json!(0)));
+    assert_eq!(data.stamped(&namespace.0).await, 15_000);
+    fs::remove_dir_all(earlier).unwrap();
+}
+
+#[tokio::test]
+async fn uninstalling_leaves_the_objects_and_reinstalling_picks_them_up() {
+    let _turn = turn();
+    installed();
+    let namespace = Namespace::new("kept");
+    apply(&namespace.0, &schedule("none", json!({})));
+    eventually("the first run is complete", || {
+        let jobs = get(&format!("syncjobs --namespace {namespace}"));
+        (jobs["items"][0]["status"]["phase"] == "Complete").then_some(())
+    });
+    Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait"]).unwrap();
+    kubectl(&format!("delete namespace {HOME} --timeout=120s"));
+    assert!(!get(&format!("syncschedule user-sync --namespace {namespace}")).is_null());
+    // Made while nobody looks.
+    apply(&namespace.0, &slow_job(&namespace.0));
+
+    installed();
+    complete(&namespace.0, "run");
+    kubectl(&format!("wait --for=condition=Ready syncschedule/user-sync --namespace {namespace} --timeout=60s"));
+    // Nothing holds a namespace with objects of both kinds.
+    kubectl(&format!("delete namespace {namespace} --timeout=120s"));
+}
+
+#[test]
+fn helm_waits_for_schedules_of_another_chart() {
+    let _turn = turn();
+    installed();
+    let namespace = Namespace::new("wait");
+    let folder = std::env::temp_dir().join(&namespace.0);
+    fs::create_dir_all(folder.join("templates")).unwrap();
+    fs::write(folder.join("Chart.yaml"), "apiVersion: v2\nname: theirs\nversion: 1.0.0\n").unwrap();
+    let mut suspended = schedule("none", json!({}));
+    suspended["metadata"]["name"] = json!("suspended");
+    suspended["spec"]["suspended"] = json!(true);
+    fs::write(folder.join("templates/a.yaml"), schedule("none", json!({})).to_string()).unwrap();
+    fs::write(folder.join("templates/b.yaml"), suspended.to_string()).unwrap();
+    for helm in [Helm::V4, Helm::V3] {
+        helm.install(&namespace.0, "theirs", folder.to_str().unwrap(), &[]).unwrap();
+    }
+    let mut wrong = schedule("none", json!({}));
+    wrong["metadata"]["name"] = json!("wrong");
+    wrong["spec"] = json!({"cron": "0 0 31 2 *", "jobTemplate": {"spec": {}}});
+    fs::write(folder.join("templates/c.yaml"), wrong.to_string()).unwrap();
+    // Helm 3 knows nothing of the state of objects whose kind it does not know.
+    let refused = Helm::V4.install_within("20s", &namespace.0, "theirs", folder.to_str().unwrap(), &[]).unwrap_err();
+    assert!(refused.contains("wrong"), "{refused}");
+    fs::remove_dir_all(folder).unwrap();
+}

@@ -1,0 +1,17 @@
+//! What a user does with the chart, on a real cluster with pods: `make test-e2e`. Tests share the cluster and its custom
+//! resource definitions, so they take turns.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::unwrap_in_result, clippy::too_many_lines, reason = "tests")]
+#![allow(
+    clippy::await_holding_lock,
+    reason = "each test has a runtime of its own, so a lock held across an await stops no other"
+)]
+
+mod installed;
+mod lifecycle;
+mod mistakes;
+mod release;
+mod rights;
+mod secrets;
+mod servers;
+mod support;

@@ -1,0 +1,103 @@
+//! What a user gets to read who made a mistake.
+
+use serde_json::Value;
+
+use super::{
+    release::{BUNDLED, CHART, Helm, installed},
+    servers::{Authority, mongodb, redis},
+    support::{Namespace, eventually, get, kubectl, kubectl_may_fail, turn},
+};
+
+#[test]
+fn helm_refuses_what_is_wrong_and_says_what_to_do() {
+    let _turn = turn();
+    installed();
+    let namespace = Namespace::new("refused");
+    kubectl(&format!("create secret generic there --namespace {namespace} --from-literal=password=x"));
+    let own = ["namespaced=true", "crds.enabled=false", "bundled.mongodb.enabled=true"];
+    for (values, said) in [
+        (&["controler.replicas=1"][..], "controler"),
+        (&["controller.replica=1"], "replica"),
+        (&["controller.replicas=x"], "replicas"),
+        (&[], "redis: say where Redis is"),
+        (&["redis.host=r", "redis.url=redis://r"], "set one of"),
+        (&["redis.existingSecret=gone", "redis.urlKey=url"], "kubectl create secret generic gone"),
+        (&["redis.existingSecret=there", "redis.urlKey=url"], r#"the Secret there has no key "url"; it has: password"#),
+        (&["redis.host=r", "redis.tls.caSecret=gone"], "redis.tls.caSecret: there is no Secret gone"),
+    ] {
+        for helm in [Helm::V3, Helm::V4] {
+            let refused = helm.install(&namespace.0, "mine", CHART, &[&own[..], values].concat()).unwrap_err();
+            assert!(refused.contains(said), "{values:?}: {refused}");
+        }
+    }
+}
+
+/// Installs with values with which it cannot become ready, and returns the log of a controller and what its readiness
+/// misses. No container was started twice.
+fn not_ready(namespace: &Namespace, values: &[&str], missing: &str) -> String {
+    let own = ["namespaced=true", "crds.enabled=false", "log.format=text", "controller.replicas=1"];
+    let refused = Helm::V4.install_within("15s", &namespace.0, "mine", CHART, &[&own[..], values].concat());
+    assert!(refused.is_err(), "helm --wait does not wait for readiness");
+    let pods = get(&format!("pods --namespace {namespace} -l app.kubernetes.io/component=controller"));
+    let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
+    let path = format!("get --raw /api/v1/namespaces/{namespace}/pods/{pod}:9090/proxy/readyz");
+    eventually(&format!("readiness names {missing}"), || {
+        let answer = kubectl_may_fail(&path).unwrap_or_else(|error| error);
+        answer.contains(missing).then_some(())
+    });
+    let pod: Value = get(&format!("pod {pod} --namespace {namespace}"));
+    for container in pod["status"]["containerStatuses"].as_array().unwrap() {
+        assert_eq!(container["restartCount"], 0, "{container}");
+    }
+    let log = kubectl(&format!("logs --namespace {namespace} deployment/mine-sync-operator --container controller"));
+    Helm::V4.run(&["uninstall", "mine", "--namespace", &namespace.0, "--wait"]).unwrap();
+    log
+}
+
+#[test]
+fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
+    let _turn = turn();
+    installed();
+    let namespace = Namespace::new("unusable");
+    let (authority, stranger) = (Authority::new("ours"), Authority::new("theirs"));
+    redis(&namespace, &authority, "right");
+    mongodb(&namespace, &authority);
+    let ca = stranger.path("ca.crt");
+    kubectl(&format!("create secret generic stranger --namespace {namespace} --from-file=ca.crt={ca}"));
+    let with = |name: &str, key: &str, value: &str| {
+        kubectl(&format!("create secret generic {name} --namespace {namespace} --from-literal={key}={value}"));
+    };
+    with("redis-wrong", "url", "rediss://:wrong@redis:6379");
+    with("redis-right", "url", "rediss://:right@redis:6379");
+    with("redis-nowhere", "url", "redis://nowhere:6379");
+    with("mongodb-wrong", "uri", "mongodb://nobody:wrong@mongodb:27017/?tls=true");
+    let bundled_redis = &BUNDLED[..2];
+    let bundled_mongodb = &BUNDLED[2..4];
+
+    let redis_secret = |name: &'static str, ca: &'static str| {
+        let tls = format!("redis.tls.caSecret={ca}");
+        let values = [format!("redis.existingSecret={name}"), "redis.urlKey=url".to_owned(), tls];
+        values.into_iter().filter(|value| !value.ends_with('=')).collect::<Vec<_>>()
+    };
+    for (name, ca, said) in [
+        ("redis-nowhere", "", "nowhere"),
+        ("redis-wrong", "redis-ca", "password"),
+        ("redis-right", "stranger", "certificate"),
+    ] {
+        let values = redis_secret(name, ca);
+        let values: Vec<_> = bundled_mongodb.iter().copied().chain(values.iter().map(String::as_str)).collect();
+        let log = not_ready(&namespace, &values, r#""missing":["redis""#);
+        let line = log.lines().find(|line| line.contains("Redis is away")).unwrap_or_else(|| panic!("{log}"));
+        assert!(line.contains(said), "{name}: {line}");
+        assert!(!log.contains("right") && !log.contains(":wrong"), "{log}");
+    }
+    for (ca, said) in [("mongodb-ca", "uthentication"), ("stranger", "certificate")] {
+        let tls = format!("mongodb.tls.caSecret={ca}");
+        let mut values = vec!["mongodb.existingSecret=mongodb-wrong", "mongodb.database=sync", tls.as_str()];
+        values.extend(bundled_redis);
+        let log = not_ready(&namespace, &values, r#""missing":["mongodb"]"#);
+        let line = log.lines().find(|line| line.contains("MongoDB is away")).unwrap_or_else(|| panic!("{log}"));
+        assert!(line.contains(said), "{ca}: {line}");
+        assert!(!log.contains(":wrong"), "{log}");
+    }
+}

@@ -1,0 +1,109 @@
+//! The chart, installed with helm as a user would.
+
+use std::{fs, path::PathBuf};
+
+use super::support::{Forward, attempt, get, kubectl, variable};
+
+pub const CHART: &str = "charts/sync-operator";
+/// Where the operator of the whole cluster is installed, and its release's name.
+pub const HOME: &str = "sync-operator";
+
+#[derive(Clone, Copy, Debug)]
+pub enum Helm {
+    V3,
+    V4,
+}
+
+impl Helm {
+    pub fn program(self) -> String {
+        variable(match self {
+            Self::V3 => "HELM3",
+            Self::V4 => "HELM4",
+        })
+    }
+
+    /// Runs helm. Its output, or what it said when it failed.
+    pub fn run(self, args: &[&str]) -> Result<String, String> {
+        attempt(&self.program(), args, "")
+    }
+
+    /// `helm upgrade --install NAME CHART`, with values as for `--set`. Waits until all is ready.
+    pub fn install(self, namespace: &str, name: &str, chart: &str, values: &[&str]) -> Result<String, String> {
+        self.install_within("180s", namespace, name, chart, values)
+    }
+
+    pub fn install_within(
+        self,
+        limit: &str,
+        namespace: &str,
+        name: &str,
+        chart: &str,
+        values: &[&str],
+    ) -> Result<String, String> {
+        let mut args =
+            vec!["upgrade", "--install", name, chart, "--namespace", namespace, "--wait", "--timeout", limit];
+        for value in values {
+            args.extend(["--set", value]);
+        }
+        self.run(&args)
+    }
+}
+
+/// Values with which everything there is comes from this machine.
+pub const BUNDLED: [&str; 5] = [
+    "bundled.redis.enabled=true",
+    "bundled.redis.image=sync-operator-test/redis:7",
+    "bundled.mongodb.enabled=true",
+    "bundled.mongodb.image=sync-operator-test/mongodb:6",
+    "log.format=text",
+];
+
+/// Installs the operator for the whole cluster, unless it is there.
+pub fn installed() {
+    if get(&format!("namespace {HOME}")).is_null() {
+        kubectl(&format!("create namespace {HOME}"));
+        kubectl(&format!("label namespace {HOME} pod-security.kubernetes.io/enforce=restricted"));
+    }
+    Helm::V4.install(HOME, HOME, CHART, &BUNDLED).unwrap();
+}
+
+/// MongoDB of the operator of the whole cluster.
+pub struct Data {
+    _forward: Forward,
+    pub database: mongodb::Database,
+}
+
+impl Data {
+    pub async fn open() -> Self {
+        let forward = Forward::new(HOME, "service/sync-operator-bundled-mongodb", 27017);
+        let uri = format!("mongodb://127.0.0.1:{}/?directConnection=true", forward.port);
+        let database = mongodb::Client::with_uri_str(uri).await.unwrap().database("sync");
+        Self { _forward: forward, database }
+    }
+
+    pub async fn seed(&self, collection: &str, count: i32) {
+        let documents = (0..count).map(|id| bson::doc! {"_id": id, "email": "a@b"});
+        self.database.collection::<bson::Document>(collection).insert_many(documents).await.unwrap();
+    }
+
+    pub async fn stamped(&self, collection: &str) -> u64 {
+        let stamped = bson::doc! {"lastSynced": {"$type": "date"}};
+        self.database.collection::<bson::Document>(collection).count_documents(stamped).await.unwrap()
+    }
+}
+
+/// A copy of the chart as an earlier release would have been: another version, and kinds without a field.
+pub fn earlier_chart() -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("sync-operator-chart-{}", std::process::id()));
+    fs::remove_dir_all(&folder).ok();
+    attempt("cp", &["-r", CHART, folder.to_str().unwrap()], "").unwrap();
+    let file = folder.join("Chart.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("\nversion: 0.1.0", "\nversion: 0.0.9")).unwrap();
+    let file = folder.join("files/crds/syncjobs.yaml");
+    let mut crd: serde_json::Value = serde_yaml_ng::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+    crd.pointer_mut(spec).unwrap().as_object_mut().unwrap().remove("priority").unwrap();
+    fs::write(&file, crd.to_string()).unwrap();
+    folder
+}

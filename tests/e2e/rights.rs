@@ -1,0 +1,76 @@
+//! Who may do what.
+
+use std::{collections::BTreeSet, fs};
+
+use super::{
+    release::{BUNDLED, CHART, HOME, Helm, installed},
+    support::{Namespace, eventually, get, kubectl, kubectl_may_fail, run, turn},
+};
+
+const PAGE: &str = "docs/operations.md";
+/// What every account may do: ask what it may do, and find the API.
+const EVERYONE: [&str; 4] = ["selfsubject", "[/", "clustertrustbundles", "Resources"];
+
+/// `kubectl auth can-i --list` of a ServiceAccount, without what every account may do.
+fn rights(namespace: &str, account: &str) -> BTreeSet<String> {
+    let user = format!("--as=system:serviceaccount:{namespace}:{account}");
+    let list = kubectl(&format!("auth can-i --list --namespace {namespace} {user}"));
+    let lines = list.lines().filter(|line| !EVERYONE.iter().any(|word| line.contains(word)));
+    lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+/// The rights that stand in the docs in the block after a heading.
+fn documented(heading: &str) -> BTreeSet<String> {
+    let page = fs::read_to_string(PAGE).unwrap();
+    let (_, rest) = page.split_once(heading).unwrap_or_else(|| panic!("{PAGE} has no {heading}"));
+    let block = rest.split("```").nth(1).unwrap();
+    block.lines().skip(1).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn each_account_may_do_what_the_docs_list_and_nothing_else() {
+    let _turn = turn();
+    installed();
+    for (account, heading) in [("sync-operator", "#### The controller"), ("sync-operator-api", "#### The sidecar")] {
+        assert_eq!(rights(HOME, account), documented(heading), "{account}");
+    }
+}
+
+#[test]
+fn an_operator_of_one_namespace_has_no_rights_in_others() {
+    let _turn = turn();
+    installed();
+    let (namespace, other) = (Namespace::new("own"), Namespace::new("other"));
+    let values: Vec<_> =
+        BUNDLED.into_iter().chain(["namespaced=true", "crds.enabled=false", "worker.enabled=true"]).collect();
+    Helm::V3.install(&namespace.0, "mine", CHART, &values).unwrap();
+    let told = Helm::V3.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
+    assert!(told.contains("Complete"), "{told}");
+
+    let token = get(&format!("secret mine-sync-operator-api-token --namespace {namespace}"));
+    let token = run("base64", &["-d"], token["data"]["token"].as_str().unwrap());
+    let job = r#"{"apiVersion":"sync.codex.dev/v1alpha1","kind":"SyncJob","metadata":{"name":"theirs"},"spec":{}}"#;
+    let create = |namespace: &str| {
+        // An administrator's certificate would go before the token.
+        let server = kubectl("config view --minify -o jsonpath={.clusters[0].cluster.server}");
+        let args =
+            ["--kubeconfig", "/dev/null", "--server", server.as_str(), "--insecure-skip-tls-verify", "--token", &token];
+        let create = ["create", "--namespace", namespace, "-f", "-"];
+        super::support::attempt("kubectl", &[&args[..], &create[..]].concat(), job)
+    };
+    let refused = create(&other.0).unwrap_err();
+    assert!(refused.contains("forbidden"), "{refused}");
+    create(&namespace.0).unwrap();
+    for account in ["mine-sync-operator", "mine-sync-operator-api", "mine-sync-operator-worker"] {
+        let user = format!("--as=system:serviceaccount:{namespace}:{account}");
+        for verb in ["list syncjobs.sync.codex.dev", "get secrets", "create pods"] {
+            let answer = kubectl_may_fail(&format!("auth can-i {verb} --namespace {other} {user}"));
+            assert!(answer.unwrap_err().starts_with("no"), "{account} {verb}");
+        }
+    }
+    // The operator of the cluster watches this namespace, too, and both share nothing but the kinds.
+    eventually("the SyncJob ends", || {
+        let job = get(&format!("syncjob theirs --namespace {namespace}"));
+        (job["status"]["phase"] == "Complete").then_some(())
+    });
+}

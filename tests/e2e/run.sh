@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# run.sh [NAME...]: builds the image, brings up a kind cluster, and runs the end-to-end tests, or those whose names contain
+# a NAME. CLUSTER=existing takes the cluster of KUBECONFIG, which must have the images already: the operator's, and
+# sync-operator-test/redis:7 and sync-operator-test/mongodb:6.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+if [[ ${1-} != --inside ]]; then
+  tests/chart/install.sh helm helm3
+  archive=$(image/build.sh)
+  export SYNC_OPERATOR_IMAGE=$archive
+  exec tests/cluster/with-kind.sh "$0" --inside "$@"
+fi
+shift
+
+# shellcheck source-path=SCRIPTDIR
+source tests/chart/paths.sh
+if [[ ${SYNC_OPERATOR_KIND:-} ]]; then
+  mapfile -t servers < <(tests/cluster/kind.sh images)
+  tests/cluster/kind.sh --name "$SYNC_OPERATOR_KIND" load "$SYNC_OPERATOR_IMAGE" "${servers[@]}"
+fi
+# Compiled first, so that it does not count as waiting.
+cargo test --quiet --test e2e --no-run
+HELM3=$tools/helm3 HELM4=$tools/helm cargo test --test e2e -- --test-threads=1 "$@"

@@ -1,0 +1,114 @@
+//! Redis and MongoDB with TLS and passwords, and passwords that change.
+
+use bson::doc;
+use redis::{Client, IntoConnectionInfo, TlsCertificates};
+use serde_json::json;
+
+use super::{
+    installed::{complete, slow_job},
+    release::{CHART, Helm, installed},
+    servers::{Authority, mongodb, redis},
+    support::{Forward, Namespace, apply, eventually, get, kubectl, run, turn},
+};
+
+/// Changes a value of a Secret, and has the kubelet look at it at once instead of within a minute.
+fn change(namespace: &Namespace, secret: &str, key: &str, value: &str) {
+    let patch = json!({"stringData": {key: value}}).to_string();
+    run("kubectl", &["patch", "secret", secret, "--namespace", &namespace.0, "--patch", &patch], "");
+}
+
+fn nudge(namespace: &Namespace) {
+    kubectl(&format!(
+        "annotate pods --namespace {namespace} -l app.kubernetes.io/component=controller --overwrite nudged={}",
+        rand::random::<u32>()
+    ));
+}
+
+/// How often the containers of the release's controllers were started again.
+fn restarts(namespace: &Namespace) -> i64 {
+    let pods = get(&format!("pods --namespace {namespace} -l app.kubernetes.io/component=controller"));
+    let pods = pods["items"].as_array().unwrap().clone();
+    let containers = pods.iter().flat_map(|pod| pod["status"]["containerStatuses"].as_array().unwrap().clone());
+    containers.map(|container| container["restartCount"].as_i64().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn passwords_can_be_changed_in_mid_run_and_authorities_of_ones_own_are_trusted() {
+    let _turn = turn();
+    installed();
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let namespace = Namespace::new("secrets");
+    let authority = Authority::new("sync-operator-test");
+    redis(&namespace, &authority, "first");
+    mongodb(&namespace, &authority);
+
+    // An administrator may be made from the server's own machine.
+    let to_mongodb = Forward::new(&namespace.0, "pod/mongodb", 27017);
+    let uri = |user: &str, host: &str, more: &str| format!("mongodb://{user}{host}/?tls=true&authSource=admin{more}");
+    let local = format!("localhost:{}", to_mongodb.port);
+    let local_options = format!("&directConnection=true&tlsCAFile={}", authority.path("ca.crt"));
+    let admin = async |uri: String, command: bson::Document| {
+        let client = mongodb::Client::with_uri_str(uri).await.unwrap();
+        client.database("admin").run_command(command).await.unwrap();
+        client
+    };
+    let root = doc! {"createUser": "root", "pwd": "r", "roles": ["root"]};
+    admin(uri("", &local, &local_options), root).await;
+    let as_root = uri("root:r@", &local, &local_options);
+    let user = |name: &str| doc! {"createUser": name, "pwd": "p", "roles": [{"role": "readWrite", "db": "sync"}]};
+    let client = admin(as_root.clone(), user("old")).await;
+    let users = client.database("sync").collection::<bson::Document>("users");
+    users.insert_many((0..40_000).map(|id| doc! {"_id": id})).await.unwrap();
+
+    kubectl(&format!("create secret generic redis --namespace {namespace} --from-literal=password=first"));
+    let old = uri("old:p@", "mongodb:27017", "");
+    kubectl(&format!("create secret generic mongodb --namespace {namespace} --from-literal=uri={old}"));
+    let values = [
+        "namespaced=true",
+        "crds.enabled=false",
+        "log.format=text",
+        "redis.host=redis",
+        "redis.tls.enabled=true",
+        "redis.tls.caSecret=redis-ca",
+        "redis.existingSecret=redis",
+        "redis.passwordKey=password",
+        "mongodb.existingSecret=mongodb",
+        "mongodb.database=sync",
+        "mongodb.tls.caSecret=mongodb-ca",
+    ];
+    Helm::V4.install(&namespace.0, "mine", CHART, &values).unwrap();
+    assert_eq!(restarts(&namespace), 0);
+    apply(&namespace.0, &slow_job("users"));
+    let processed = || get(&format!("syncjob run --namespace {namespace}"))["status"]["counts"]["processed"].as_i64();
+    eventually("the run is under way", || processed().filter(|processed| *processed > 0));
+
+    // Redis knows both passwords, then only the new one.
+    let to_redis = Forward::new(&namespace.0, "pod/redis", 6379);
+    let connect = |password: &str| {
+        let url = format!("rediss://:{password}@localhost:{}", to_redis.port).into_connection_info().unwrap();
+        let root_cert = Some(std::fs::read(authority.path("ca.crt")).unwrap());
+        let client = Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert }).unwrap();
+        async move { client.get_multiplexed_async_connection().await.unwrap() }
+    };
+    let acl = |rule: &str| redis::cmd("ACL").arg("SETUSER").arg("default").arg(rule).to_owned();
+    acl(">second").exec_async(&mut connect("first").await).await.unwrap();
+    admin(as_root.clone(), user("new")).await;
+    change(&namespace, "redis", "password", "second");
+    change(&namespace, "mongodb", "uri", &uri("new:p@", "mongodb:27017", ""));
+    // Two pods: the controllers have both Secrets, the sidecars that of Redis.
+    eventually("the containers were started again", || {
+        nudge(&namespace);
+        (restarts(&namespace) >= 4).then_some(())
+    });
+    let mut connection = connect("second").await;
+    acl("<first").exec_async(&mut connection).await.unwrap();
+    let mut kill = redis::cmd("CLIENT");
+    kill.arg("KILL").arg("TYPE").arg("normal").exec_async(&mut connection).await.unwrap();
+    admin(as_root, doc! {"dropUser": "old"}).await;
+
+    assert!(processed() < Some(40_000), "the run was too short");
+    let status = complete(&namespace.0, "run")["status"].take();
+    assert_eq!(status["counts"]["processed"], 40_000);
+    assert_eq!((&status["attempts"], &status["recoveries"]), (&json!(0), &json!(0)));
+    kubectl(&format!("rollout status deployment/mine-sync-operator --namespace {namespace} --timeout=120s"));
+}

@@ -1,0 +1,161 @@
+//! Commands as a user types them, waiting, and what is printed when a test fails.
+
+use std::{
+    env,
+    fmt::Write as _,
+    io::{BufRead, BufReader, Write as _},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU32, atomic::Ordering},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// Limit of a wait. Generous: a slow machine is no reason to fail.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// One test at a time.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a program. Its output, or what it said when it failed.
+pub fn attempt(program: &str, args: &[&str], input: &str) -> Result<String, String> {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{program}: {error}: run `make test-e2e`"));
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if output.status.success() { Ok(out.into_owned()) } else { Err(format!("{out}{error}")) }
+}
+
+pub fn run(program: &str, args: &[&str], input: &str) -> String {
+    attempt(program, args, input).unwrap_or_else(|error| panic!("{program} {}: {error}", args.join(" ")))
+}
+
+pub fn kubectl(args: &str) -> String {
+    run("kubectl", &args.split_whitespace().collect::<Vec<_>>(), "")
+}
+
+pub fn kubectl_may_fail(args: &str) -> Result<String, String> {
+    attempt("kubectl", &args.split_whitespace().collect::<Vec<_>>(), "")
+}
+
+pub fn apply(namespace: &str, object: &Value) {
+    run("kubectl", &["apply", "--namespace", namespace, "-f", "-"], &object.to_string());
+}
+
+/// An object as JSON; null when there is none.
+pub fn get(what: &str) -> Value {
+    kubectl_may_fail(&format!("get {what} -o json")).map_or(Value::Null, |text| serde_json::from_str(&text).unwrap())
+}
+
+/// Waits until `probe` gives something.
+pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
+        sleep(Duration::from_millis(200));
+    }
+}
+
+/// A namespace in which only restricted pods are let in. Deleted with what is in it when dropped; when the test failed,
+/// that is printed first.
+pub struct Namespace(pub String);
+
+impl Namespace {
+    pub fn new(what: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        Self::named(&format!("{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    pub fn named(name: &str) -> Self {
+        kubectl(&format!("create namespace {name}"));
+        kubectl(&format!("label namespace {name} pod-security.kubernetes.io/enforce=restricted"));
+        Self(name.to_owned())
+    }
+}
+
+impl std::fmt::Display for Namespace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", everything_in(&self.0));
+        }
+        kubectl_may_fail(&format!("delete namespace {self} --ignore-not-found --timeout=120s")).ok();
+    }
+}
+
+fn everything_in(namespace: &str) -> String {
+    let mut told = String::new();
+    let mut tell = |args: &str| {
+        let text = kubectl_may_fail(args).unwrap_or_else(|error| error);
+        writeln!(told, "--- kubectl {args}\n{text}").unwrap();
+    };
+    tell(&format!("get all --namespace {namespace} -o wide"));
+    tell(&format!("get events --namespace {namespace} --sort-by=.lastTimestamp"));
+    tell(&format!("get syncschedules,syncjobs --namespace {namespace} -o yaml"));
+    let pods = get(&format!("pods --namespace {namespace}"));
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        tell(&format!("logs --namespace {namespace} {name} --all-containers --prefix --tail=60"));
+        tell(&format!("describe pod --namespace {namespace} {name}"));
+    }
+    told
+}
+
+/// A way from this machine to a port in the cluster, as long as it lives.
+pub struct Forward {
+    child: Child,
+    pub port: u16,
+}
+
+impl Forward {
+    /// `to`: `service/NAME` or `pod/NAME`.
+    pub fn new(namespace: &str, to: &str, port: u16) -> Self {
+        let mut command = Command::new("kubectl");
+        command.args(["port-forward", "--namespace", namespace, to, &format!(":{port}")]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // Forwarding from 127.0.0.1:40001 -> 4000
+        let port = line.split(" -> ").next().and_then(|from| from.rsplit(':').next()?.parse().ok());
+        Self { child, port: port.unwrap_or_else(|| panic!("kubectl port-forward {to}: {line}")) }
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Calls the sidecar: the code and the body.
+pub fn call(port: u16, method: &str, path: &str, token: Option<&str>) -> (u16, Value) {
+    let url = format!("http://127.0.0.1:{port}{path}");
+    let header = format!("Authorization: Bearer {}", token.unwrap_or_default());
+    let mut args = vec!["-sS", "--noproxy", "*", "--max-time", "20", "-X", method, "-w", "\n%{http_code}", &url];
+    if token.is_some() {
+        args.extend(["-H", &header]);
+    }
+    let text = run("curl", &args, "");
+    let (body, code) = text.rsplit_once('\n').unwrap();
+    (code.parse().unwrap(), serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
+/// A setting that `make test-e2e` makes.
+pub fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make test-e2e`"))
+}
