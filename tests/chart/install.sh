@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Installs what the chart is checked and documented with: all of it, or the tools that are named (helm, helm3,
+# helm-docs, helm-unittest, kube-score, kubeconform, python, schemas). `python` holds checkov and PyYAML, `schemas` what
+# kubeconform reads. Prints the folder of the programs when it ends.
+# What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/../cluster/installing.sh"
+
+need_packages() {
+  local missing=()
+  command -v curl >/dev/null || missing+=(curl)
+  command -v python3 >/dev/null || missing+=(python3)
+  [[ -d $python ]] || python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+  [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
+  install_packages "${missing[@]}"
+}
+
+need_go_tool() { # NAME
+  local package=${go_tools[$1]} tmp=$cache/$1.tmp
+  [[ ! -x $tools/$1 ]] || return 0
+  need_go
+  rm -rf "$tmp"
+  mkdir -p "$tmp" "$tools"
+  if [[ $package == *@* ]]; then
+    slowly "build $1 ${package#*@}" 0 env GOFLAGS= GOBIN="$tmp" go install -trimpath -ldflags "-s -w" "$package"
+  else
+    slowly "build $1" 0 env -C "$chart_tests/tools" GOFLAGS= \
+      go build -mod=readonly -buildvcs=false -trimpath -ldflags "-s -w" -o "$tmp/" "$package"
+  fi
+  mv "$tmp"/* "$tools/$1"
+  rm -rf "$tmp"
+}
+
+need_python() {
+  local tmp=$python.tmp
+  [[ ! -d $python ]] || return 0
+  rm -rf "$tmp"
+  slowly "install checkov (376 MB)" 0 python3 -m pip install --no-deps --only-binary :all: --root-user-action=ignore \
+    -r "$chart_tests/requirements.txt" --target "$tmp"
+  mv "$tmp" "$python"
+}
+
+make_schemas() { # FOLDER
+  local version module
+  for version in "${kubernetes_versions[@]}"; do
+    with_python "$chart_tests/schemas.py" kubernetes "$1/v$version" \
+      "$python/kubernetes_validate/kubernetes-json-schema/v$version-local-strict"
+  done
+  module=$(cd "$1" && go mod download -json "$prometheus_operator" | python3 -c 'import json, sys; print(json.load(sys.stdin)["Dir"])')
+  with_python "$chart_tests/schemas.py" crds "$1/crds" \
+    "$module/example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
+}
+
+need_schemas() {
+  local tmp=$schemas.tmp
+  [[ ! -d $schemas ]] || return 0
+  need_python
+  need_go
+  rm -rf "$tmp"
+  mkdir "$tmp"
+  slowly "make the schemas of Kubernetes ${kubernetes_versions[*]}" 0 make_schemas "$tmp"
+  mv "$tmp" "$schemas"
+}
+
+need() { # NAME
+  case $1 in
+    python) need_python ;;
+    schemas) need_schemas ;;
+    *) [[ -v go_tools[$1] ]] || fail "no tool \"$1\": ${!go_tools[*]} python schemas"
+       need_go_tool "$1" ;;
+  esac
+}
+
+# helm first: the generators and other tests wait for it.
+(($#)) || set -- helm helm-docs python helm-unittest helm3 kubeconform kube-score schemas
+
+installed() {
+  local name
+  for name; do
+    case $name in
+      python) [[ -d $python ]] || return 1 ;;
+      schemas) [[ -d $schemas ]] || return 1 ;;
+      *) [[ -x $tools/$name ]] || return 1 ;;
+    esac
+  done
+}
+
+if ! installed "$@"; then
+  mkdir -p "$cache"
+  exec 9<"$cache/"
+  flock -n 9 || { say "waiting for another install.sh"; flock 9; }
+  need_packages
+  for name; do need "$name"; done
+fi

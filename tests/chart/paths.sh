@@ -1,0 +1,30 @@
+# shellcheck shell=bash disable=SC2034
+# What the chart is checked with, and where it is kept; sourced by the scripts beside it.
+
+chart_tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$chart_tests/../.." && pwd)
+cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
+chart=$root/charts/sync-operator
+
+# The oldest and the newest Kubernetes that the chart is for.
+kubernetes_versions=(1.33.0 1.37.0)
+# Whose ServiceMonitor.
+prometheus_operator=github.com/prometheus-operator/prometheus-operator@v0.85.0
+
+# helm-unittest replaces a module, which `go install` refuses: tools/go.mod has its version.
+declare -A go_tools=(
+  [helm]=helm.sh/helm/v4/cmd/helm@v4.3.1
+  [helm3]=helm.sh/helm/v3/cmd/helm@v3.22.0
+  [helm-docs]=github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2
+  [helm-unittest]=github.com/helm-unittest/helm-unittest/cmd/helm-unittest
+  [kube-score]=github.com/zegl/kube-score/cmd/kube-score@v1.20.0
+  [kubeconform]=github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
+)
+
+key() { sha256sum | cut -c -16; }
+tools=$cache/tools-$({ declare -p go_tools && cat "$chart_tests"/tools/go.{mod,sum}; } | key)
+python=$cache/chart-python-$(key <"$chart_tests/requirements.txt")
+schemas=$cache/chart-schemas-$({ echo "$python" "${kubernetes_versions[@]}" "$prometheus_operator" && cat "$chart_tests/schemas.py"; } | key)
+
+PATH=$tools:$PATH
+with_python() { PYTHONPATH=$python python3 "$@"; }
