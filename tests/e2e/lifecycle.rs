@@ -82,7 +82,7 @@ fn helm_waits_for_schedules_of_another_chart() {
     }
     let mut wrong = schedule("none", json!({}));
     wrong["metadata"]["name"] = json!("wrong");
-    wrong["spec"] = json!({"cron": "0 0 31 2 *", "jobTemplate": {"spec": {}}});
+    wrong["spec"] = json!({"schedule": "0 0 31 2 *", "jobTemplate": {"spec": {}}});
     fs::write(folder.join("templates/c.yaml"), wrong.to_string()).unwrap();
     // Helm 3 knows nothing of the state of objects whose kind it does not know.
     let refused = Helm::V4.install_within("20s", &namespace.0, "theirs", folder.to_str().unwrap(), &[]).unwrap_err();
