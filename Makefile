@@ -7,9 +7,9 @@ SHELL := /bin/bash
 export SYNC_OPERATOR_CACHE ?= $(HOME)/.cache/sync-operator
 export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
-SCRIPTS := $(wildcard tests/*/*.sh benches/*.sh) .ci/run
+SCRIPTS := $(wildcard tests/*/*.sh tests/*/*/*.sh benches/*.sh image/*.sh) .ci/run
 
-.PHONY: help demo demo-down test lint unit integration faults test-faults bench bench-peers bench-scale bench-http generate check-generated build
+.PHONY: help demo demo-down test lint deny unit integration faults test-chart test-e2e test-faults bench bench-peers bench-scale bench-http generate check-generated build image sbom
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -20,12 +20,15 @@ demo: ## Show the operator at work; CLUSTER=existing uses the cluster, Redis and
 demo-down: ## Stop what `make demo` started
 	@CLUSTER=$(CLUSTER) tests/demo/demo.sh down
 
-test: lint check-generated unit integration faults ## Run every check and test
+test: lint deny check-generated unit test-chart integration faults test-e2e ## Run every check and test
 
 lint: ## Formatting, lints, shell scripts
 	cargo fmt --check
 	cargo clippy --all-targets --quiet -- -D warnings
 	if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); else echo "shellcheck is not installed: scripts not checked"; fi
+
+deny: ## Licences, origins and known vulnerabilities of what the program depends on
+	@image/deny.sh
 
 unit: ## Tests without servers
 	env -u REDIS_URL -u MONGODB_URI -u MONGODB_DATABASE cargo test --lib --bins
@@ -35,6 +38,12 @@ integration: ## Tests against a real API server, Redis and MongoDB, and of whole
 
 faults: ## Three rounds of random faults against whole processes
 	@ROUNDS=3 cargo test --test faults
+
+test-chart: ## Check the Helm chart: lint, schemas, scanners, unit tests
+	@tests/chart/check.sh
+
+test-e2e: ## Install the chart on a kind cluster and use it; CLUSTER=existing takes the one of KUBECONFIG
+	@CLUSTER=$(CLUSTER) tests/e2e/run.sh
 
 test-faults: ## Many rounds of random faults: ROUNDS=200 SEED=1
 	@ROUNDS=$${ROUNDS:-200} cargo test --test faults
@@ -56,6 +65,7 @@ generate: ## Write the generated files
 	operator=$$CARGO_TARGET_DIR/debug/sync-operator
 	for kind in syncschedule syncjob; do "$$operator" crd $$kind > crds/$${kind}s.yaml; done
 	"$$operator" openapi > docs/reference/openapi.json
+	tests/chart/generate.sh
 
 check-generated: ## Fail when a generated file is stale
 	cargo build --quiet
@@ -63,6 +73,13 @@ check-generated: ## Fail when a generated file is stale
 	fresh() { diff -u "$$1" - || { echo "$$1 is stale: run make generate" >&2; exit 1; }; }
 	for kind in syncschedule syncjob; do "$$operator" crd $$kind | fresh crds/$${kind}s.yaml; done
 	"$$operator" openapi | fresh docs/reference/openapi.json
+	tests/chart/generate.sh --check
 
 build: ## Build the release program
 	cargo build --release
+
+image: ## Make the container image, with Docker or without, and print the path of an archive of it
+	@image/build.sh
+
+sbom: ## Write what the program consists of as CycloneDX: sync-operator.cdx.json
+	@image/sbom.sh
