@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    release::{BUNDLED, CHART, Helm, installed},
+    release::{BUNDLED, CHART, Helm, only_the_kinds},
     servers::{Authority, mongodb, redis},
     support::{Namespace, eventually, get, kubectl, kubectl_may_fail, turn},
 };
@@ -11,7 +11,7 @@ use super::{
 #[test]
 fn helm_refuses_what_is_wrong_and_says_what_to_do() {
     let _turn = turn();
-    installed();
+    only_the_kinds();
     let namespace = Namespace::new("refused");
     kubectl(&format!("create secret generic there --namespace {namespace} --from-literal=password=x"));
     let own = ["namespaced=true", "crds.enabled=false", "bundled.mongodb.enabled=true"];
@@ -57,7 +57,7 @@ fn not_ready(namespace: &Namespace, values: &[&str], missing: &str) -> String {
 #[test]
 fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
     let _turn = turn();
-    installed();
+    only_the_kinds();
     let namespace = Namespace::new("unusable");
     let (authority, stranger) = (Authority::new("ours"), Authority::new("theirs"));
     redis(&namespace, &authority, "right");

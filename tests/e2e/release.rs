@@ -67,6 +67,14 @@ pub fn installed() {
     Helm::V4.install(HOME, HOME, CHART, &BUNDLED).unwrap();
 }
 
+/// Sees to it that the kinds are there, and no operator for the whole cluster, which would work on every SyncJob, too.
+pub fn only_the_kinds() {
+    if get("crd syncjobs.sync.codex.dev").is_null() {
+        installed();
+    }
+    Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait", "--ignore-not-found"]).unwrap();
+}
+
 /// MongoDB of the operator of the whole cluster.
 pub struct Data {
     _forward: Forward,

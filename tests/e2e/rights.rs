@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fs};
 
 use super::{
-    release::{BUNDLED, CHART, HOME, Helm, installed},
-    support::{Namespace, eventually, get, kubectl, kubectl_may_fail, run, turn},
+    release::{BUNDLED, CHART, HOME, Helm, installed, only_the_kinds},
+    support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, run, turn},
 };
 
 const PAGE: &str = "docs/operations.md";
@@ -39,7 +39,7 @@ fn each_account_may_do_what_the_docs_list_and_nothing_else() {
 #[test]
 fn an_operator_of_one_namespace_has_no_rights_in_others() {
     let _turn = turn();
-    installed();
+    only_the_kinds();
     let (namespace, other) = (Namespace::new("own"), Namespace::new("other"));
     let values: Vec<_> =
         BUNDLED.into_iter().chain(["namespaced=true", "crds.enabled=false", "worker.enabled=true"]).collect();
@@ -68,9 +68,51 @@ fn an_operator_of_one_namespace_has_no_rights_in_others() {
             assert!(answer.unwrap_err().starts_with("no"), "{account} {verb}");
         }
     }
-    // The operator of the cluster watches this namespace, too, and both share nothing but the kinds.
     eventually("the SyncJob ends", || {
         let job = get(&format!("syncjob theirs --namespace {namespace}"));
         (job["status"]["phase"] == "Complete").then_some(())
     });
+}
+
+#[test]
+fn network_policies_let_through_what_is_needed_and_nothing_else() {
+    let _turn = turn();
+    only_the_kinds();
+    let namespace = Namespace::new("fenced");
+    let values: Vec<_> =
+        BUNDLED.into_iter().chain(["namespaced=true", "crds.enabled=false", "networkPolicy.enabled=true"]).collect();
+    Helm::V4.install(&namespace.0, "mine", CHART, &values).unwrap();
+    let told = Helm::V4.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
+    assert!(told.contains("Complete"), "{told}");
+
+    // A stranger reaches the calls, and the servers only when it passes for a pod of the release.
+    let reach = |name: &str, label: &str, host: &str, port: u16| {
+        let spec = serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app.kubernetes.io/instance": label}},
+            "spec": {
+                "restartPolicy": "Never",
+                // Nobody may answer that the way is closed.
+                "activeDeadlineSeconds": 20,
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+                "containers": [{
+                    "name": "cli", "image": "sync-operator-test/redis:7", "imagePullPolicy": "Never",
+                    "command": ["redis-cli", "-h", host, "-p", port.to_string(), "ping"],
+                    "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+                }],
+            },
+        });
+        apply(&namespace.0, &spec);
+        eventually(&format!("{name} has ended"), || {
+            let phase = get(&format!("pod {name} --namespace {namespace}"))["status"]["phase"].take();
+            (phase == "Succeeded" || phase == "Failed").then_some(())
+        });
+        kubectl_may_fail(&format!("logs {name} --namespace {namespace}")).unwrap_or_else(|error| error)
+    };
+    let redis = "mine-sync-operator-bundled-redis";
+    assert!(reach("friend", "mine", redis, 6379).contains("PONG"));
+    let refused = reach("stranger", "other", redis, 6379);
+    assert!(!refused.contains("PONG"), "{refused}");
+    // HTTP is not what redis-cli understands, but it is an answer.
+    let answered = reach("caller", "other", "mine-sync-operator", 4000);
+    assert!(answered.contains("HTTP") || answered.contains("Protocol error"), "{answered}");
 }

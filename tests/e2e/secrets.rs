@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     installed::{complete, slow_job},
-    release::{CHART, Helm, installed},
+    release::{CHART, Helm, only_the_kinds},
     servers::{Authority, mongodb, redis},
     support::{Forward, Namespace, apply, eventually, get, kubectl, run, turn},
 };
@@ -35,7 +35,7 @@ fn restarts(namespace: &Namespace) -> i64 {
 #[tokio::test]
 async fn passwords_can_be_changed_in_mid_run_and_authorities_of_ones_own_are_trusted() {
     let _turn = turn();
-    installed();
+    only_the_kinds();
     rustls::crypto::ring::default_provider().install_default().ok();
     let namespace = Namespace::new("secrets");
     let authority = Authority::new("sync-operator-test");
