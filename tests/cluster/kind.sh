@@ -181,6 +181,8 @@ print_env() {
   [[ ! ${DOCKER_HOST:-} ]] || printf 'export DOCKER_HOST=%q\n' "$DOCKER_HOST"
 }
 
+trap 'exit 143' TERM
+trap 'exit 130' INT
 if [[ ${1-} == --name ]]; then
   name=${2-}
   shift $(($# < 2 ? $# : 2))

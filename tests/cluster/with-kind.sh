@@ -17,7 +17,7 @@ command=
 trap '[[ -z $command ]] || kill "$command" 2>/dev/null || true; kind down' EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
-kind up &
+"$here/kind.sh" --name "$name" up &
 command=$!
 wait "$command"
 command=
