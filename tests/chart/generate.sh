@@ -22,8 +22,11 @@ generate() {
   fi
 }
 
+# Both are called by name.
+# shellcheck disable=SC2317
 readme() { helm-docs --chart-search-root "$chart" --sort-values-order file --log-level warning --dry-run; }
 
+# shellcheck disable=SC2317
 install_yaml() {
   echo "# Made by make generate from charts/sync-operator and manifests/install.values.yaml, which says how to install it."
   helm template sync-operator "$chart" --namespace sync-operator --skip-tests -f "$root/manifests/install.values.yaml"
