@@ -58,6 +58,18 @@ rendered() { # KUBERNETES
   valid "$1" "$work/$1/helm" "$root"/manifests/{install.yaml,samples}
 }
 
+# A misspelled variable would set nothing, and nobody would say so. HOSTNAME is no setting, but the name of a worker.
+settings() {
+  local variables variable unknown=0
+  mapfile -t variables < <(grep -rhoE '^ *- (\{name|name): [A-Z][A-Z0-9_]*' "$work/${kubernetes_versions[0]}/helm" |
+    grep -oE '[A-Z0-9_]+$' | grep -vx HOSTNAME | sort -u)
+  ((${#variables[@]} > 10)) || { echo "no variables found"; return 1; }
+  for variable in "${variables[@]}"; do
+    grep -qF "\`$variable\`" "$root/docs/reference/configuration.md" || { echo "no setting: $variable"; unknown=1; }
+  done
+  return "$unknown"
+}
+
 # What the scanners may find in an installation by default; with everything on, they find nothing.
 # - Pull policy IfNotPresent: the tag of a release does not change, and a pod also starts while the registry is away.
 # - A tag instead of a digest: only who pushed the image knows that.
@@ -102,6 +114,7 @@ if wanted rendered; then
   for version in "${kubernetes_versions[@]}"; do
     check "objects for Kubernetes $version, $(values | wc -l) files of values and manifests/" rendered "$version"
   done
+  check "variables" settings
 fi
 if wanted scores; then
   check "kube-score of default.yaml" scored default container-image-pull-policy pod-networkpolicy
