@@ -93,7 +93,7 @@ fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
         assert!(line.contains(said), "{name}: {line}");
         assert!(!log.contains("right") && !log.contains(":wrong"), "{log}");
     }
-    for (ca, said) in [("mongodb-ca", "uthentication"), ("stranger", "certificate")] {
+    for (ca, said) in [("mongodb-ca", "credentials"), ("stranger", "certificate")] {
         let tls = format!("mongodb.tls.caSecret={ca}");
         let mut values = vec!["mongodb.existingSecret=mongodb-wrong", "mongodb.database=sync", tls.as_str()];
         values.extend(bundled_redis);

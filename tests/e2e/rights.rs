@@ -92,11 +92,12 @@ fn network_policies_let_through_what_is_needed_and_nothing_else() {
             "spec": {
                 "restartPolicy": "Never",
                 // Nobody may answer that the way is closed.
-                "activeDeadlineSeconds": 20,
+                "activeDeadlineSeconds": 40,
                 "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
                 "containers": [{
                     "name": "cli", "image": "sync-operator-test/redis:7", "imagePullPolicy": "Never",
-                    "command": ["redis-cli", "-h", host, "-p", port.to_string(), "ping"],
+                    // Again and again: it takes the policies a moment to know a new pod.
+                    "command": ["redis-cli", "-h", host, "-p", port.to_string(), "-r", "10", "-i", "1", "ping"],
                     "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
                 }],
             },
@@ -109,7 +110,8 @@ fn network_policies_let_through_what_is_needed_and_nothing_else() {
         kubectl_may_fail(&format!("logs {name} --namespace {namespace}")).unwrap_or_else(|error| error)
     };
     let redis = "mine-sync-operator-bundled-redis";
-    assert!(reach("friend", "mine", redis, 6379).contains("PONG"));
+    let answered = reach("friend", "mine", redis, 6379);
+    assert!(answered.contains("PONG"), "{answered}");
     let refused = reach("stranger", "other", redis, 6379);
     assert!(!refused.contains("PONG"), "{refused}");
     // HTTP is not what redis-cli understands, but it is an answer.
