@@ -1,4 +1,5 @@
-//! One log line when something goes away, and one when it is back, instead of one for each failed try.
+//! One log line when something goes away, one for each further reason, and one when it is back, instead of one for each
+//! failed try.
 
 use std::{
     fmt::Display,
@@ -7,11 +8,21 @@ use std::{
 
 use jiff::Timestamp;
 
+/// Reasons told of one outage. Others are not.
+const MAX_REASONS: usize = 5;
+
 /// Whether something the program depends on is away.
 #[derive(Debug)]
 pub struct Outage {
     what: &'static str,
-    since: Mutex<Option<Timestamp>>,
+    away: Mutex<Option<Away>>,
+}
+
+#[derive(Debug)]
+struct Away {
+    since: Timestamp,
+    /// The first reason is not always the one to act on: a server that starts refuses connections before passwords.
+    told: Vec<String>,
 }
 
 /// Redis, for the whole process: controllers and workers notice the same outage.
@@ -37,28 +48,61 @@ impl Outage {
     /// Watches over `what`, which is taken to be there.
     #[must_use]
     pub const fn new(what: &'static str) -> Self {
-        Self { what, since: Mutex::new(None) }
+        Self { what, away: Mutex::new(None) }
     }
 
-    /// Takes note of an answer, or its absence. Logs only when that is news.
+    /// Takes note of an answer, or its absence. Logs only what is news: that it is away, another reason, that it is back.
     pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
-        let mut since = self.lock();
-        match result {
-            Ok(_) if since.take().is_some() => tracing::info!("{} is back", self.what),
-            Err(error) if since.is_none() => {
-                *since = Some(Timestamp::now());
-                tracing::warn!(error = %error, "{} is away; trying again until it is back", self.what);
+        let mut away = self.lock();
+        match (result, away.as_mut()) {
+            (Ok(_), None) => {}
+            (Ok(_), Some(_)) => {
+                *away = None;
+                tracing::info!("{} is back", self.what);
             }
-            _ => {}
+            (Err(error), None) => {
+                tracing::warn!(%error, "{} is away; trying again until it is back", self.what);
+                *away = Some(Away { since: Timestamp::now(), told: vec![error.to_string()] });
+            }
+            (Err(error), Some(away)) => {
+                let error = error.to_string();
+                if away.told.len() < MAX_REASONS && !away.told.contains(&error) {
+                    tracing::warn!(error, "{} is still away", self.what);
+                    away.told.push(error);
+                }
+            }
         }
     }
 
     /// Since when it is away. `None` while it is there.
     pub fn since(&self) -> Option<Timestamp> {
-        *self.lock()
+        self.lock().as_ref().map(|away| away.since)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Timestamp>> {
-        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Away>> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_told_once_and_the_outage_is_one() {
+        let outage = Outage::new("Test");
+        let told = || outage.lock().as_ref().map(|away| away.told.clone());
+        outage.note(&Err::<(), _>("refused"));
+        let since = outage.since();
+        for reason in ["refused", "password", "refused", "password"] {
+            outage.note(&Err::<(), _>(reason));
+        }
+        assert_eq!(told(), Some(vec!["refused".to_owned(), "password".to_owned()]));
+        for reason in 0..10 {
+            outage.note(&Err::<(), _>(reason));
+        }
+        assert_eq!((told().unwrap().len(), outage.since()), (MAX_REASONS, since));
+        outage.note(&Ok::<_, &str>(()));
+        assert_eq!((told(), outage.since()), (None, None));
     }
 }

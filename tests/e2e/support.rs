@@ -144,7 +144,7 @@ impl Drop for Forward {
     }
 }
 
-/// Calls the sidecar: the code and the body.
+/// Calls the sidecar, or a probe: the code and the body. Waits for someone to answer.
 pub fn call(port: u16, method: &str, path: &str, token: Option<&str>) -> (u16, Value) {
     let url = format!("http://127.0.0.1:{port}{path}");
     let header = format!("Authorization: Bearer {}", token.unwrap_or_default());
@@ -152,7 +152,7 @@ pub fn call(port: u16, method: &str, path: &str, token: Option<&str>) -> (u16, V
     if token.is_some() {
         args.extend(["-H", &header]);
     }
-    let text = run("curl", &args, "");
+    let text = eventually(&format!("{method} {path} is answered"), || attempt("curl", &args, "").ok());
     let (body, code) = text.rsplit_once('\n').unwrap();
     (code.parse().unwrap(), serde_json::from_str(body).unwrap_or(Value::Null))
 }
