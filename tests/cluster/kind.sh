@@ -55,10 +55,12 @@ use_engine() {
   if engine_pid >/dev/null; then export DOCKER_HOST=unix://$engine_socket; fi
 }
 
+engine_answers() { command -v docker >/dev/null && timeout 10 docker version >/dev/null 2>&1; }
+
 need_engine() {
   mkdir -p "$engine"
   exec 8<"$engine"
-  if ! engine_pid >/dev/null && timeout 10 docker version >/dev/null 2>&1; then return; fi
+  if ! engine_pid >/dev/null && engine_answers; then return; fi
   until flock -s 8 && engine_pid >/dev/null; do
     flock 8
     engine_pid >/dev/null || { say "start a Docker engine"; start_engine; }
@@ -94,6 +96,15 @@ answers() {
     2>/dev/null) == True ]]
 }
 
+# A busy machine may take its time.
+still_answers() {
+  local end=$((SECONDS + 30))
+  until answers; do
+    ((SECONDS < end)) || return 1
+    sleep 0.5
+  done
+}
+
 need_node_image() {
   local old
   if docker image inspect "$node_image" >/dev/null 2>&1; then return; fi
@@ -121,8 +132,8 @@ up() {
   lock
   PATH=$kind:$kubernetes:$PATH
   use_engine
-  if [[ -e $dir/ready ]] && answers; then return; fi
-  command -v docker >/dev/null && timeout 10 docker version >/dev/null 2>&1 || parts+=(engine)
+  if [[ -e $dir/ready ]] && engine_answers && still_answers; then return; fi
+  engine_answers || parts+=(engine)
   if ! reaches_hub; then
     parts+=(node)
     create=(--image "$node_image")

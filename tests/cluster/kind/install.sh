@@ -42,18 +42,26 @@ need_kind() {
 
 # --- the node's image
 
+# In namespaces of its own, its mounts and processes end with it, however it ends.
+make_root() { # FOLDER
+  local packages
+  packages=$(IFS=, && echo "${node_packages[*]}")
+  TMPDIR=$1 unshare --mount --pid --fork --kill-child mmdebstrap --mode=root --variant=minbase \
+    --include="$packages" --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' "$node_release" "$1/root.tar" &
+  # unshare ignores SIGTERM.
+  # shellcheck disable=SC2064
+  trap "kill -KILL $!" TERM
+  wait $!
+}
+
 need_root() {
   [[ ! -e $node_root ]] || return 0
-  local tmp=$cache/kind-root.tmp packages
+  local tmp=$cache/kind-root.tmp
   need_program mmdebstrap mmdebstrap
   rm -rf --one-file-system "$tmp"
   mkdir "$tmp"
-  packages=$(IFS=, && echo "${node_packages[*]}")
-  # In namespaces of its own: its mounts end with it, however it ends.
-  TMPDIR=$tmp slowly "make the node's root file system (2 minutes)" 0 \
-    unshare --mount --pid --fork --kill-child mmdebstrap --mode=root --variant=minbase --include="$packages" \
-    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-    --dpkgopt='path-exclude=/usr/share/locale/*' "$node_release" "$tmp/root.tar"
+  slowly "make the node's root file system (2 to 5 minutes)" 0 make_root "$tmp"
   mv "$tmp/root.tar" "$node_root"
   rm -rf "$tmp"
 }
