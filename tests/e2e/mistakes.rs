@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     release::{BUNDLED, CHART, Helm, only_the_kinds},
     servers::{Authority, mongodb, redis},
-    support::{Namespace, eventually, get, kubectl, kubectl_may_fail, turn},
+    support::{Forward, Namespace, call, eventually, get, kubectl, turn},
 };
 
 #[test]
@@ -40,10 +40,10 @@ fn not_ready(namespace: &Namespace, values: &[&str], missing: &str) -> String {
     assert!(refused.is_err(), "helm --wait does not wait for readiness");
     let pods = get(&format!("pods --namespace {namespace} -l app.kubernetes.io/component=controller"));
     let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
-    let path = format!("get --raw /api/v1/namespaces/{namespace}/pods/{pod}:9090/proxy/readyz");
+    let metrics = Forward::new(&namespace.0, &format!("pod/{pod}"), 9090);
     eventually(&format!("readiness names {missing}"), || {
-        let answer = kubectl_may_fail(&path).unwrap_or_else(|error| error);
-        answer.contains(missing).then_some(())
+        let (code, readiness) = call(metrics.port, "GET", "/readyz", None);
+        (code == 503 && readiness["missing"][0] == missing).then_some(())
     });
     let pod: Value = get(&format!("pod {pod} --namespace {namespace}"));
     for container in pod["status"]["containerStatuses"].as_array().unwrap() {
@@ -69,7 +69,9 @@ fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
     };
     with("redis-wrong", "url", "rediss://:wrong@redis:6379");
     with("redis-right", "url", "rediss://:right@redis:6379");
-    with("redis-nowhere", "url", "redis://nowhere:6379");
+    // Nobody listens there.
+    let address = kubectl(&format!("get pod redis --namespace {namespace} -o jsonpath={{.status.podIP}}"));
+    with("redis-nowhere", "url", &format!("redis://{address}:6380"));
     with("mongodb-wrong", "uri", "mongodb://nobody:wrong@mongodb:27017/?tls=true");
     let bundled_redis = &BUNDLED[..2];
     let bundled_mongodb = &BUNDLED[2..4];
@@ -80,13 +82,13 @@ fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
         values.into_iter().filter(|value| !value.ends_with('=')).collect::<Vec<_>>()
     };
     for (name, ca, said) in [
-        ("redis-nowhere", "", "nowhere"),
+        ("redis-nowhere", "", "connection refused"),
         ("redis-wrong", "redis-ca", "password"),
         ("redis-right", "stranger", "certificate"),
     ] {
         let values = redis_secret(name, ca);
         let values: Vec<_> = bundled_mongodb.iter().copied().chain(values.iter().map(String::as_str)).collect();
-        let log = not_ready(&namespace, &values, r#""missing":["redis""#);
+        let log = not_ready(&namespace, &values, "redis");
         let line = log.lines().find(|line| line.contains("Redis is away")).unwrap_or_else(|| panic!("{log}"));
         assert!(line.contains(said), "{name}: {line}");
         assert!(!log.contains("right") && !log.contains(":wrong"), "{log}");
@@ -95,7 +97,7 @@ fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
         let tls = format!("mongodb.tls.caSecret={ca}");
         let mut values = vec!["mongodb.existingSecret=mongodb-wrong", "mongodb.database=sync", tls.as_str()];
         values.extend(bundled_redis);
-        let log = not_ready(&namespace, &values, r#""missing":["mongodb"]"#);
+        let log = not_ready(&namespace, &values, "mongodb");
         let line = log.lines().find(|line| line.contains("MongoDB is away")).unwrap_or_else(|| panic!("{log}"));
         assert!(line.contains(said), "{ca}: {line}");
         assert!(!log.contains(":wrong"), "{log}");
