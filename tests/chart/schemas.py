@@ -10,12 +10,32 @@ import sys
 import yaml
 
 
+def parts(schema, definitions, found):
+    """Adds the definitions that a schema leads to, and leaves out the descriptions."""
+    if isinstance(schema, list):
+        return [parts(item, definitions, found) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    # JSONSchemaProps has fields of these names.
+    made = {key: parts(value, definitions, found) for key, value in schema.items()
+            if not (key == "description" and isinstance(value, str))}
+    if isinstance(made.get("$ref"), str):
+        name = made["$ref"].rpartition("/")[2]
+        if name not in found:
+            found[name] = None
+            found[name] = parts(definitions[name], definitions, found)
+        made["$ref"] = f"#/$defs/{name}"
+    return made
+
+
 def kubernetes(folder, source):
-    for path in pathlib.Path(source).glob("*.json"):
-        text = path.read_text().replace('"/api/_definitions.json#', '"_definitions.json#')
-        schema = json.loads(text)
+    source = pathlib.Path(source)
+    definitions = json.loads((source / "_definitions.json").read_text())["$defs"]
+    for path in source.glob("*-*.json"):
+        schema, found = json.loads(path.read_text()), {}
         schema.pop("$id", None)
-        (folder / path.name).write_text(json.dumps(schema))
+        # With all that it needs: kubeconform would read the definitions of everything again for each kind.
+        (folder / path.name).write_text(json.dumps(parts(schema, definitions, found) | {"$defs": found}))
 
 
 def strict(schema, whole=True):
