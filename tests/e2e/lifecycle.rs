@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     installed::{complete, schedule, slow_job},
-    release::{BUNDLED, CHART, Data, HOME, Helm, earlier_chart, installed},
+    release::{BUNDLED, CHART, Data, HOME, Helm, earlier_chart, installed, only_the_kinds},
     support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, turn},
 };
 
@@ -62,6 +62,32 @@ async fn uninstalling_leaves_the_objects_and_reinstalling_picks_them_up() {
     kubectl(&format!("wait --for=condition=Ready syncschedule/user-sync --namespace {namespace} --timeout=60s"));
     // Nothing holds a namespace with objects of both kinds.
     kubectl(&format!("delete namespace {namespace} --timeout=120s"));
+}
+
+#[test]
+fn the_plain_manifests_install_the_same_without_helm() {
+    let _turn = turn();
+    only_the_kinds();
+    // Servers, from a release whose operator is sent away.
+    let namespace = Namespace::new("servers");
+    let values: Vec<_> = BUNDLED.into_iter().chain(["namespaced=true", "crds.enabled=false"]).collect();
+    Helm::V4.install(&namespace.0, "there", CHART, &values).unwrap();
+    kubectl(&format!("scale deployment there-sync-operator --replicas=0 --namespace {namespace}"));
+    for (secret, key, scheme, server, port) in
+        [("redis", "url", "redis", "redis", 6379), ("mongodb", "uri", "mongodb", "mongodb", 27017)]
+    {
+        let address = format!("{scheme}://there-sync-operator-bundled-{server}.{namespace}:{port}");
+        kubectl(&format!(
+            "create secret generic sync-operator-{secret} --namespace {HOME} --from-literal={key}={address}"
+        ));
+    }
+    kubectl("apply --server-side --force-conflicts -f manifests/install.yaml");
+    kubectl(&format!("rollout status deployment/sync-operator --namespace {HOME} --timeout=120s"));
+    apply(&namespace.0, &slow_job("none"));
+    complete(&namespace.0, "run");
+    kubectl("delete -f manifests/install.yaml --wait=false");
+    kubectl(&format!("delete secret sync-operator-redis sync-operator-mongodb --namespace {HOME}"));
+    eventually("nothing of it is left", || get("crd syncjobs.sync.codex.dev").is_null().then_some(()));
 }
 
 #[test]

@@ -64,7 +64,8 @@ pub fn installed() {
         kubectl(&format!("create namespace {HOME}"));
         kubectl(&format!("label namespace {HOME} pod-security.kubernetes.io/enforce=restricted"));
     }
-    Helm::V4.install(HOME, HOME, CHART, &BUNDLED).unwrap();
+    let values: Vec<_> = BUNDLED.into_iter().chain(["flowSchema.enabled=true"]).collect();
+    Helm::V4.install(HOME, HOME, CHART, &values).unwrap();
 }
 
 /// Sees to it that the kinds are there, and no operator for the whole cluster, which would work on every SyncJob, too.

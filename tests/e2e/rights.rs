@@ -41,8 +41,11 @@ fn an_operator_of_one_namespace_has_no_rights_in_others() {
     let _turn = turn();
     only_the_kinds();
     let (namespace, other) = (Namespace::new("own"), Namespace::new("other"));
-    let values: Vec<_> =
-        BUNDLED.into_iter().chain(["namespaced=true", "crds.enabled=false", "worker.enabled=true"]).collect();
+    let values: Vec<_> = BUNDLED
+        .into_iter()
+        .chain(["namespaced=true", "crds.enabled=false"])
+        .chain(["worker.enabled=true", "worker.autoscaling.enabled=true"])
+        .collect();
     Helm::V3.install(&namespace.0, "mine", CHART, &values).unwrap();
     let told = Helm::V3.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
     assert!(told.contains("Complete"), "{told}");
