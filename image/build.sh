@@ -24,7 +24,9 @@ with_buildah() {
   if ! command -v buildah >/dev/null; then
     ((EUID == 0)) || fail "there is no Docker engine: start one, or have the Debian package buildah installed"
     say "apt-get install buildah ..."
-    DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends buildah >/dev/null
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -qq -o DPkg::Lock::Timeout=300 update
+    apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends buildah >/dev/null
   fi
   local stage=$folder/stage
   rm -rf "$stage"
