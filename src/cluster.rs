@@ -421,7 +421,12 @@ where
 {
     watcher(api, watcher::Config::default().timeout(WATCH))
         .backoff(Retry(WATCH_RETRY.0))
-        .inspect(|event| API_SERVER.note(event))
+        .inspect(|event| {
+            // It says that a list is about to be asked for.
+            if !matches!(event, Ok(watcher::Event::Init)) {
+                API_SERVER.note(event);
+            }
+        })
         .modify(|object: &mut K| {
             let meta = object.meta_mut();
             meta.managed_fields = None;

@@ -31,7 +31,7 @@ use crate::{
     cluster::{self, Cluster, Lane, Over, Turn},
     domain::Note,
     queue::{self, Queue, Repaired},
-    telemetry::{REDIS, events::Events},
+    telemetry::{REDIS, events::Events, metrics},
 };
 use leader::Elector;
 use pace::Pace;
@@ -135,13 +135,21 @@ enum Error {
 }
 
 /// Reconciles while this process leads. Another one does it otherwise.
-async fn led(context: Arc<Context>, reconcile: impl Future<Output = Result<Action, Error>>) -> Result<Action, Error> {
+async fn led(
+    kind: &'static str,
+    context: Arc<Context>,
+    reconcile: impl Future<Output = Result<Action, Error>>,
+) -> Result<Action, Error> {
+    let began = Instant::now();
     select! {
         biased;
         () = context.leadership.lost() => Ok(Action::await_change()),
         result = reconcile => match result {
             Err(Error::NotLeading) => Ok(Action::await_change()),
-            result => result,
+            result => {
+                metrics::reconciled(kind, result.is_ok(), began.elapsed());
+                result
+            }
         },
     }
 }
@@ -181,7 +189,7 @@ pub async fn run(
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led(Arc::clone(&context), syncschedule::reconcile(object, context)),
+            |object, context| led("SyncSchedule", Arc::clone(&context), syncschedule::reconcile(object, context)),
             |_, error, _| after(error),
             Arc::clone(&context),
         )
@@ -192,7 +200,7 @@ pub async fn run(
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led(Arc::clone(&context), syncjob::reconcile(object, context)),
+            |object, context| led("SyncJob", Arc::clone(&context), syncjob::reconcile(object, context)),
             |_, error, _| after(error),
             Arc::clone(&context),
         )

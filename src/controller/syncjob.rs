@@ -20,7 +20,7 @@ use crate::{
         run::{Payload, Run, Wanted},
     },
     queue::{self, Control, Entry, NewRun},
-    telemetry::note_write,
+    telemetry::{metrics, note_write},
 };
 
 /// While Redis is away. Its return is noticed at once, so this is only a safety net.
@@ -172,13 +172,26 @@ async fn write_status(
     // Carries the resource version it was decided on, so an old decision is refused.
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
     let (action, name, params) = ("write a SyncJob's status", job.name_any(), PostParams::default());
-    context.write_now(turn, action, jobs.replace_status(&name, &params, &next)).await?;
+    let written = context.write_now(turn, action, jobs.replace_status(&name, &params, &next)).await;
+    metrics::status_written("SyncJob", written.is_ok());
+    written?;
     if ended {
+        note_end(&next);
         context.pace.forget(uid);
     } else {
         context.pace.wrote(uid);
     }
     Ok(())
+}
+
+/// Counts a run whose end stands in its status now.
+fn note_end(job: &SyncJob) {
+    let Some(status) = &job.status else { return };
+    let complete = job::is_complete(job);
+    let condition = if complete { conditions::COMPLETE } else { conditions::FAILED };
+    let reason = merged::find(&status.conditions, condition).map_or("", |condition| condition.reason.as_str());
+    let took = status.duration.as_ref().and_then(|duration| duration.parse().ok());
+    metrics::run_ended(job.spec.type_, complete, reason, took);
 }
 
 /// True while a run has ended that its schedule does not have in its books yet, and would never count: one that a call

@@ -191,7 +191,9 @@ async fn write_status(
     next.status = Some(status);
     let schedules = context.cluster.beside::<SyncSchedule>(&schedule.metadata);
     let (action, name, params) = ("write a SyncSchedule's status", schedule.name_any(), PostParams::default());
-    context.write_now(turn, action, schedules.replace_status(&name, &params, &next)).await
+    let written = context.write_now(turn, action, schedules.replace_status(&name, &params, &next)).await;
+    metrics::status_written("SyncSchedule", written.is_ok());
+    written
 }
 
 /// Names of SyncJobs that this process made and that are not noted as seen yet. One of them that is gone was deleted by

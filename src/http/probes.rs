@@ -15,6 +15,7 @@ use super::{LIMIT, State};
 use crate::{
     controller::Leadership,
     telemetry::metrics::{self, Metrics},
+    worker::Pulse,
 };
 
 /// The body of `/readyz`.
@@ -71,5 +72,7 @@ pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) ->
 /// Metrics as OpenMetrics text.
 pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -> impl IntoResponse {
     let leading = state.leadership.borrow().as_ref().map(Leadership::is_held);
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], Metrics { leading, serving: state.objects.is_some() }.encode())
+    let busy = state.pulse.borrow().as_ref().map(Pulse::busy);
+    let metrics = Metrics { leading, serving: state.objects.is_some(), busy, queue: state.depth().await };
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::LazyLock, time::Duration};
 
+use crate::{api::syncjob::SyncType, queue::Depth};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -12,7 +13,8 @@ use prometheus_client::{
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels = Vec<(&'static str, &'static str)>;
-type RouteLabels = Vec<(&'static str, String)>;
+/// Values come from few: routes, codes, and the reasons of conditions.
+type OwnedLabels = Vec<(&'static str, String)>;
 
 static SKIPPED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 
@@ -20,9 +22,79 @@ static SKIPPED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::defaul
 pub static SCHEDULE_SKEW: LazyLock<Histogram> =
     LazyLock::new(|| Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0]));
 
-static HTTP_REQUESTS: LazyLock<Family<RouteLabels, Counter>> = LazyLock::new(Family::default);
-static HTTP_DURATION: LazyLock<Family<RouteLabels, Histogram>> =
-    LazyLock::new(|| Family::new_with_constructor(|| Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0])));
+static HTTP_REQUESTS: LazyLock<Family<OwnedLabels, Counter>> = LazyLock::new(Family::default);
+static HTTP_DURATION: LazyLock<Family<OwnedLabels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(quick));
+
+static RUNS: LazyLock<Family<OwnedLabels, Counter>> = LazyLock::new(Family::default);
+static RUN_DURATION: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| {
+    Family::new_with_constructor(|| Histogram::new([0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0]))
+});
+static RECONCILED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
+static RECONCILE_DURATION: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(quick));
+static STATUS_WRITES: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
+
+static USERS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
+static BATCH_DURATION: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(quick));
+static LEASES_LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
+static RECOVERIES: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Of what takes milliseconds, most of the time.
+fn quick() -> Histogram {
+    Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0])
+}
+
+fn type_label(type_: SyncType) -> &'static str {
+    match type_ {
+        SyncType::User => "User",
+        SyncType::Project => "Project",
+        SyncType::Issue => "Issue",
+        SyncType::Pipeline => "Pipeline",
+    }
+}
+
+/// Counts a run whose end was told. `reason`: of its condition.
+pub fn run_ended(type_: SyncType, complete: bool, reason: &str, took: Option<Duration>) {
+    let (type_, result) = (type_label(type_), if complete { "Complete" } else { "Failed" });
+    let owned = vec![("type", type_.to_owned()), ("result", result.to_owned()), ("reason", reason.to_owned())];
+    RUNS.get_or_create(&owned).inc();
+    if let Some(took) = took {
+        RUN_DURATION.get_or_create(&vec![("type", type_), ("result", result)]).observe(took.as_secs_f64());
+    }
+}
+
+/// Counts a reconciliation of an object of a kind.
+pub fn reconciled(kind: &'static str, well: bool, took: Duration) {
+    RECONCILED.get_or_create(&vec![("kind", kind), ("result", result_label(well))]).inc();
+    RECONCILE_DURATION.get_or_create(&vec![("kind", kind)]).observe(took.as_secs_f64());
+}
+
+/// Counts a status that was written, or could not be.
+pub fn status_written(kind: &'static str, well: bool) {
+    STATUS_WRITES.get_or_create(&vec![("kind", kind), ("result", result_label(well))]).inc();
+}
+
+fn result_label(well: bool) -> &'static str {
+    if well { "ok" } else { "error" }
+}
+
+/// Counts the documents of a batch, by what became of them, and the time it took to write them.
+pub fn batch(type_: SyncType, outcomes: [(&'static str, u64); 3], took: Duration) {
+    let type_ = type_label(type_);
+    for (outcome, count) in outcomes {
+        USERS.get_or_create(&vec![("type", type_), ("outcome", outcome)]).inc_by(count);
+    }
+    BATCH_DURATION.get_or_create(&vec![("type", type_)]).observe(took.as_secs_f64());
+}
+
+/// Counts a run that a worker of this process lost, since it could not renew its lease in time.
+pub fn lease_lost() {
+    LEASES_LOST.inc();
+}
+
+/// Counts runs of lost workers that this process returned to the queue.
+pub fn recovered(count: u64) {
+    RECOVERIES.inc_by(count);
+}
 
 /// Counts a call that was answered. `route` is the path with its parameters unnamed, so there are few of them.
 pub fn http(route: &str, code: u16, took: Duration) {
@@ -44,6 +116,10 @@ pub struct Metrics {
     pub leading: Option<bool>,
     /// Whether this process serves the calls.
     pub serving: bool,
+    /// Runs that this process works on. `None` in one without workers.
+    pub busy: Option<usize>,
+    /// What the queue holds. `None` where it is not asked, or does not answer.
+    pub queue: Option<Depth>,
 }
 
 impl Metrics {
@@ -52,9 +128,8 @@ impl Metrics {
     pub fn encode(&self) -> String {
         let mut registry = Registry::default();
         if let Some(leading) = self.leading {
-            let gauge = Gauge::<i64>::default();
-            gauge.set(i64::from(leading));
-            registry.register("sync_leader", "1 when this process reconciles, 0 when another one does", gauge);
+            let help = "1 when this process reconciles, 0 when another one does";
+            registry.register("sync_leader", help, gauge(u64::from(leading)));
             registry.register("sync_schedule_skipped", "Slots for which no run was made, by reason", SKIPPED.clone());
             registry.register_with_unit(
                 "sync_schedule_skew",
@@ -62,6 +137,28 @@ impl Metrics {
                 Unit::Seconds,
                 SCHEDULE_SKEW.clone(),
             );
+            registry.register("sync_runs", "Runs whose end was told, by type, result and reason", RUNS.clone());
+            let help = "Time from the start of a run to its end";
+            registry.register_with_unit("sync_run_duration", help, Unit::Seconds, RUN_DURATION.clone());
+            registry.register("sync_reconcile", "Reconciliations, by kind and result", RECONCILED.clone());
+            let help = "Time that a reconciliation took, waiting for its turn included";
+            registry.register_with_unit("sync_reconcile_duration", help, Unit::Seconds, RECONCILE_DURATION.clone());
+            registry.register("sync_status_patches", "Status writes, by kind and result", STATUS_WRITES.clone());
+        }
+        if let Some(busy) = self.busy {
+            registry.register("sync_worker_busy", "Runs that this process works on", gauge(busy as u64));
+            registry.register("sync_users", "Documents handled, by type and outcome", USERS.clone());
+            let help = "Time that the writes of a batch took";
+            registry.register_with_unit("sync_batch_duration", help, Unit::Seconds, BATCH_DURATION.clone());
+            registry.register("sync_lease_lost", "Runs lost because a lease ended", LEASES_LOST.clone());
+            registry.register("sync_recoveries", "Runs of lost workers returned to the queue", RECOVERIES.clone());
+        }
+        if let Some(Depth { active, waiting, delayed, parked, .. }) = self.queue {
+            let family = Family::<Labels, Gauge>::default();
+            for (state, count) in [("active", active), ("waiting", waiting), ("delayed", delayed), ("parked", parked)] {
+                family.get_or_create(&vec![("state", state)]).set(count as i64);
+            }
+            registry.register("sync_queue_runs", "Unfinished runs in the queue, by state", family);
         }
         if self.serving {
             let help = "Calls that were answered, by route and status code";
@@ -76,6 +173,12 @@ impl Metrics {
     }
 }
 
+fn gauge(value: u64) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(value as i64);
+    gauge
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,8 +186,8 @@ mod tests {
     #[test]
     fn a_process_without_controllers_says_nothing_about_the_leader() {
         assert_eq!(Metrics::default().encode(), "# EOF\n");
-        let text = Metrics { leading: Some(true), serving: true }.encode();
-        assert!(text.contains("sync_leader 1\n"), "{text}");
+        let text = Metrics { leading: Some(true), ..Metrics::default() }.encode();
+        assert!(text.contains("sync_leader 1\n") && !text.contains("sync_worker"), "{text}");
     }
 
     #[test]
@@ -92,8 +195,26 @@ mod tests {
         skipped("Deadline", 2);
         SCHEDULE_SKEW.observe(0.2);
         http("/jobs", 200, Duration::from_millis(3));
-        let text = Metrics { leading: Some(true), serving: true }.encode();
+        run_ended(SyncType::User, false, "DeadlineExceeded", Some(Duration::from_secs(70)));
+        reconciled("SyncJob", true, Duration::from_millis(2));
+        status_written("SyncJob", false);
+        batch(SyncType::Issue, [("updated", 99), ("unchanged", 0), ("failed", 1)], Duration::from_millis(20));
+        lease_lost();
+        recovered(3);
+        let queue = Some(Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5 });
+        let text = Metrics { leading: Some(true), serving: true, busy: Some(2), queue }.encode();
         for line in [
+            "sync_runs_total{type=\"User\",result=\"Failed\",reason=\"DeadlineExceeded\"} 1\n",
+            "sync_run_duration_seconds_count{type=\"User\",result=\"Failed\"} 1\n",
+            "sync_reconcile_total{kind=\"SyncJob\",result=\"ok\"} 1\n",
+            "sync_reconcile_duration_seconds_count{kind=\"SyncJob\"} 1\n",
+            "sync_status_patches_total{kind=\"SyncJob\",result=\"error\"} 1\n",
+            "sync_users_total{type=\"Issue\",outcome=\"updated\"} 99\n",
+            "sync_batch_duration_seconds_count{type=\"Issue\"} 1\n",
+            "sync_lease_lost_total 1\n",
+            "sync_recoveries_total 3\n",
+            "sync_worker_busy 2\n",
+            "sync_queue_runs{state=\"parked\"} 4\n",
             "sync_schedule_skipped_total{reason=\"Deadline\"} 2\n",
             "sync_schedule_skew_seconds_count 1\n",
             "sync_http_requests_total{route=\"/jobs\",code=\"200\"} 1\n",

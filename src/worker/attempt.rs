@@ -10,10 +10,11 @@ use tokio::{
 };
 
 use crate::{
-    api::conditions::reasons,
+    api::{conditions::reasons, syncjob::SyncType},
     domain::run::{Checkpoint, MAX_FAILURES, Outcome, RunSpec},
     queue::{Lease, Queue},
-    sync::{Error, Outcome as Stamped, Target},
+    sync::{Batch, Error, Outcome as Stamped, Target},
+    telemetry::metrics,
 };
 
 use super::leases::Signals;
@@ -28,6 +29,7 @@ const LAST_BATCHES: Duration = Duration::from_secs(5);
 pub(super) struct Attempt {
     pub uid: String,
     pub epoch: u64,
+    pub type_: SyncType,
     pub spec: RunSpec,
     pub target: Target,
     pub checkpoint: Checkpoint,
@@ -76,7 +78,7 @@ impl Attempt {
             Some(warning) => self.checkpoint.warning = warning,
             None => return End::Released,
         }
-        let target = self.target.clone();
+        let (target, type_) = (self.target.clone(), self.type_);
         let parallelism = self.spec.parallelism;
         let turns = Semaphore::new(parallelism);
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
@@ -90,7 +92,7 @@ impl Attempt {
                     let _turn = turns.acquire().await;
                     match batch {
                         _ if recalled.is_cancelled() => None,
-                        Ok(batch) => Some(target.write(batch).await),
+                        Ok(batch) => Some(write(target, batch, type_).await),
                         Err(error) => Some(Err(error)),
                     }
                 }
@@ -160,6 +162,17 @@ impl Attempt {
             }
         }
     }
+}
+
+async fn write(target: &Target, batch: Batch, type_: SyncType) -> Result<Stamped, Error> {
+    let began = Instant::now();
+    let written = target.write(batch).await;
+    if let Ok(Stamped { updated, unchanged, failures, .. }) = &written {
+        let outcomes =
+            [("updated", *updated as u64), ("unchanged", *unchanged as u64), ("failed", failures.len() as u64)];
+        metrics::batch(type_, outcomes, began.elapsed());
+    }
+    written
 }
 
 fn ended(error: &Error) -> End {

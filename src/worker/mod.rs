@@ -21,7 +21,7 @@ use crate::{
     domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec},
     queue::{Attempts, Candidates, Claim, Ending, Fenced, LetGo, Queue},
     sync::Databases,
-    telemetry::{REDIS, note_write},
+    telemetry::{REDIS, metrics, note_write},
 };
 use attempt::{Attempt, End};
 use leases::Leases;
@@ -165,7 +165,10 @@ impl Worker {
             ticks.tick().await;
             match self.queue.reap(&stalled).await {
                 Ok(0) => {}
-                Ok(count) => tracing::warn!(count, "runs of lost workers returned to the queue"),
+                Ok(count) => {
+                    metrics::recovered(count as u64);
+                    tracing::warn!(count, "runs of lost workers returned to the queue");
+                }
                 Err(error) => tracing::debug!(%error, "leases not looked at"),
             }
         }
@@ -219,12 +222,14 @@ impl Worker {
             }
             End::Released => tracing::info!(namespace, name, uid = claim.uid, epoch, "run given back"),
             End::Lost => {
+                metrics::lease_lost();
                 tracing::warn!(namespace, name, uid = claim.uid, epoch, "lease lost; the run goes on elsewhere");
             }
         }
         if let Some(run) = let_go(&claim, &end, &checkpoint, payload.as_ref().ok()) {
             let recorded = signals.lost.run_until_cancelled(self.recorder.record(run)).await;
             if recorded != Some(Fenced::Done) {
+                metrics::lease_lost();
                 tracing::warn!(
                     namespace,
                     name,
@@ -246,6 +251,7 @@ impl Worker {
         Ok(Attempt {
             uid: claim.uid.clone(),
             epoch: claim.entry.epoch,
+            type_: payload.spec.type_,
             deadline: Instant::now() + spec.active_deadline.saturating_sub(age),
             target,
             spec,

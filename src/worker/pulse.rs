@@ -27,6 +27,7 @@ pub struct Beat(watch::Sender<Signs>);
 pub struct Pulse {
     signs: watch::Receiver<Signs>,
     lease: Duration,
+    slots: usize,
 }
 
 /// A slot with a run in it, until it is dropped.
@@ -42,7 +43,13 @@ impl Pulse {
     pub fn new(lease: Duration, slots: usize) -> (Beat, Self) {
         let now = Instant::now();
         let (beat, signs) = watch::channel(Signs { free: slots, looked: now, renewed: now });
-        (Beat(beat), Self { signs, lease })
+        (Beat(beat), Self { signs, lease, slots })
+    }
+
+    /// Runs that are worked on.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.slots.saturating_sub(self.signs.borrow().free)
     }
 
     /// True when the queue answered lately: a look for runs within the time of three, unless there is no free slot to
@@ -113,6 +120,7 @@ mod tests {
     fn while_there_is_a_free_slot_runs_must_be_looked_for() {
         let (beat, pulse) = Pulse::new(LONG, 2);
         let _run = beat.busy(None);
+        assert_eq!(pulse.busy(), 1);
         wait(&beat, 2 * IDLE);
         assert!(pulse.is_alive());
         wait(&beat, IDLE);

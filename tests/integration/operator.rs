@@ -20,7 +20,10 @@ use tokio::{
     time::sleep,
 };
 
-use crate::support::{World, eventually};
+use crate::{
+    own::Own,
+    support::{World, eventually},
+};
 
 pub async fn apply_schedule(world: &World, name: &str, spec: Value) -> SyncSchedule {
     let schedule = SyncSchedule::new(name, serde_json::from_value(spec).unwrap());
@@ -286,12 +289,13 @@ async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
 
 #[tokio::test]
 async fn a_run_whose_attempts_all_fail_ends_as_failed_with_its_history() {
-    let world = World::new().await;
+    let (mongodb, mut servers) = Own::up("mongodb");
+    servers.mongodb += "&serverSelectionTimeoutMS=200";
+    let world = World::on(servers).await;
     world.seed(10, 0).await;
-    let mut dead = world.servers.clone();
-    dead.mongodb = "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=200".to_owned();
-    let (_controller, _) = world.all(&["--workers", "0"]);
-    let _worker = World { servers: dead, ..world_on(&world) }.operator("worker", &[]);
+    let (_operator, port) = world.all(&[]);
+    eventually("workers have started", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
+    mongodb.stop();
     let spec = json!({"backoffLimit": 2, "backoff": {"initial": "200ms", "factor": 1}});
     apply_job(&world, "run", spec).await;
 
@@ -303,15 +307,6 @@ async fn a_run_whose_attempts_all_fail_ends_as_failed_with_its_history() {
     let history: Vec<_> =
         status.attempt_history.iter().map(|attempt| (attempt.number, attempt.reason.as_str())).collect();
     assert_eq!(history, [(1, "Unreachable"), (2, "Unreachable"), (3, "Unreachable")]);
-}
-
-fn world_on(world: &World) -> World {
-    World {
-        servers: world.servers.clone(),
-        name: world.name.clone(),
-        client: world.client.clone(),
-        database: world.database.clone(),
-    }
 }
 
 #[tokio::test]

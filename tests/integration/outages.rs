@@ -151,12 +151,20 @@ async fn everything_missing_at_the_start() {
     assert!(operator.is_running());
     redis.start();
     own.start();
-    eventually("/readyz answers", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
-    let spec = json!({"syncType": "Full", "backoff": {"initial": "5s", "jitter": 0.0}});
-    apply_job(&world, "run", spec).await;
+    eventually("only MongoDB is missing", async || {
+        let (_, body) = get(port, "/readyz").await?;
+        body.contains(r#""missing":["mongodb"]"#).then_some(())
+    })
+    .await;
+    apply_job(&world, "run", json!({"syncType": "Full"})).await;
     sleep(Duration::from_secs(2)).await;
     mongodb.start();
-    assert_complete(&finished(&world, "run").await);
+    let job = finished(&world, "run").await;
+    assert_complete(&job);
+    assert_eq!(job.status.unwrap().attempts, Some(0), "no worker took it before MongoDB answered");
+    eventually("/readyz answers", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
+    let log = operator.log();
+    assert!(lines(&log, "the Kubernetes API is away") <= 2 && lines(&log, "MongoDB is away") == 1, "{log}");
 }
 
 /// Three controllers lose the API server together, and runs end while nobody can be told.
