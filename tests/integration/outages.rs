@@ -113,7 +113,8 @@ async fn the_api_server_away_in_mid_run() {
     apply_job(&world, "run", slow()).await;
     under_way(&world, "run").await;
     // A CRD's storage may still be starting when the operator does: that is not the outage meant here.
-    let earlier = lines(&operator.log(), "the Kubernetes API is");
+    let (away, back) = ("the Kubernetes API is away", "the Kubernetes API is back");
+    let earlier = operator.log();
     kube.stop();
     eventually("/health names kubernetes", async || {
         get(port, "/health").await.filter(|(code, body)| *code == 503 && body.contains(r#""missing":["kubernetes"]"#))
@@ -125,7 +126,9 @@ async fn the_api_server_away_in_mid_run() {
 
     assert_complete(&finished(&world, "run").await);
     let log = operator.log();
-    assert_eq!(lines(&log, "the Kubernetes API is") - earlier, 2, "one line for away, one for back: {log}");
+    for line in [away, back] {
+        assert_eq!(lines(&log, line) - lines(&earlier, line), 1, "{line}: {log}");
+    }
 }
 
 #[tokio::test]
