@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     release::{BUNDLED, CHART, Helm, only_the_kinds},
     servers::{Authority, mongodb, redis},
-    support::{Forward, Namespace, call, eventually, get, kubectl, turn},
+    support::{Forward, Namespace, eventually, get, kubectl, try_call, turn},
 };
 
 #[test]
@@ -40,9 +40,10 @@ fn not_ready(namespace: &Namespace, values: &[&str], missing: &str) -> String {
     assert!(refused.is_err(), "helm --wait does not wait for readiness");
     let pods = get(&format!("pods --namespace {namespace} -l app.kubernetes.io/component=controller"));
     let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
-    let metrics = Forward::new(&namespace.0, &format!("pod/{pod}"), 9090);
     eventually(&format!("readiness names {missing}"), || {
-        let (code, readiness) = call(metrics.port, "GET", "/readyz", None);
+        // A way to a container that does not listen yet is closed for good.
+        let metrics = Forward::new(&namespace.0, &format!("pod/{pod}"), 9090);
+        let (code, readiness) = try_call(metrics.port, "GET", "/readyz", None).ok()?;
         (code == 503 && readiness["missing"][0] == missing).then_some(())
     });
     let pod: Value = get(&format!("pod {pod} --namespace {namespace}"));

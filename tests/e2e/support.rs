@@ -144,17 +144,22 @@ impl Drop for Forward {
     }
 }
 
-/// Calls the sidecar, or a probe: the code and the body. Waits for someone to answer.
+/// Calls the sidecar: the code and the body.
 pub fn call(port: u16, method: &str, path: &str, token: Option<&str>) -> (u16, Value) {
+    try_call(port, method, path, token).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+}
+
+/// The same where perhaps nobody answers.
+pub fn try_call(port: u16, method: &str, path: &str, token: Option<&str>) -> Result<(u16, Value), String> {
     let url = format!("http://127.0.0.1:{port}{path}");
     let header = format!("Authorization: Bearer {}", token.unwrap_or_default());
     let mut args = vec!["-sS", "--noproxy", "*", "--max-time", "20", "-X", method, "-w", "\n%{http_code}", &url];
     if token.is_some() {
         args.extend(["-H", &header]);
     }
-    let text = eventually(&format!("{method} {path} is answered"), || attempt("curl", &args, "").ok());
+    let text = attempt("curl", &args, "")?;
     let (body, code) = text.rsplit_once('\n').unwrap();
-    (code.parse().unwrap(), serde_json::from_str(body).unwrap_or(Value::Null))
+    Ok((code.parse().unwrap(), serde_json::from_str(body).unwrap_or(Value::Null)))
 }
 
 /// A setting that `make test-e2e` makes.
