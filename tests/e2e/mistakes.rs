@@ -52,6 +52,9 @@ fn not_ready(namespace: &Namespace, values: &[&str], missing: &str) -> String {
     }
     let log = kubectl(&format!("logs --namespace {namespace} deployment/mine-sync-operator --container controller"));
     Helm::V4.run(&["uninstall", "mine", "--namespace", &namespace.0, "--wait"]).unwrap();
+    // Helm waits for the Deployment only, and the next one's pods are found by the same labels.
+    let pods = format!("pod --namespace {namespace} -l app.kubernetes.io/component=controller");
+    kubectl(&format!("wait --for=delete {pods} --timeout=120s"));
     log
 }
 

@@ -126,6 +126,10 @@ pub struct Forward {
 impl Forward {
     /// `to`: `service/NAME` or `pod/NAME`.
     pub fn new(namespace: &str, to: &str, port: u16) -> Self {
+        eventually(&format!("kubectl port-forward {to}"), || Self::attempt(namespace, to, port))
+    }
+
+    fn attempt(namespace: &str, to: &str, port: u16) -> Option<Self> {
         let mut command = Command::new("kubectl");
         command.args(["port-forward", "--namespace", namespace, to, &format!(":{port}")]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
@@ -133,7 +137,9 @@ impl Forward {
         said.read_line(&mut line).unwrap();
         // Forwarding from 127.0.0.1:40001 -> 4000
         let port = line.split(" -> ").next().and_then(|from| from.rsplit(':').next()?.parse().ok());
-        Self { child, _said: said, port: port.unwrap_or_else(|| panic!("kubectl port-forward {to}: {line}")) }
+        // Without one, kubectl has ended.
+        let forward = Self { child, _said: said, port: port.unwrap_or_default() };
+        (forward.port > 0).then_some(forward)
     }
 }
 
