@@ -2,14 +2,11 @@
 # build.sh: makes the image sync-operator:VERSION, with Docker where an engine runs, with buildah otherwise, and prints
 # the path of an archive of it (docker load, kind load image-archive).
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "$0")/tools.sh"
+exec 3>&1 >&2 # the path alone is for whoever called
 
-cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
 limit=$((25 << 20))
-
-say() { printf 'build.sh: %s\n' "$*" >&2; }
-fail() { say "$*"; exit 1; }
-
-cd "$(dirname "$0")/.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 name=sync-operator:$version
 folder=$cache/image
@@ -21,16 +18,10 @@ with_docker() {
 }
 
 with_buildah() {
-  if ! command -v buildah >/dev/null; then
-    ((EUID == 0)) || fail "there is no Docker engine: start one, or have the Debian package buildah installed"
-    say "apt-get install buildah ..."
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get -qq -o DPkg::Lock::Timeout=300 update
-    apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends buildah >/dev/null
-  fi
   local stage=$folder/stage
+  command -v buildah >/dev/null || install_packages buildah
   rm -rf "$stage"
-  image/binary.sh "$stage/out" >&2
+  image/binary.sh "$stage/out"
   local buildah=(buildah --storage-driver vfs --root "$folder/storage" --runroot "$folder/run")
   "${buildah[@]}" build --quiet --isolation chroot --format docker --build-context "build=$stage" --tag "$name" . >/dev/null
   rm -f "$archive"
@@ -45,4 +36,4 @@ if docker info >/dev/null 2>&1; then with_docker; else with_buildah; fi
 size=$(stat -c %s "$archive")
 ((size < limit)) || fail "the image has $size bytes, more than $limit"
 say "$name: $((size * 10 / 1048576 / 10)).$((size * 10 / 1048576 % 10)) MiB"
-echo "$archive"
+echo "$archive" >&3

@@ -1,14 +1,10 @@
 #!/usr/bin/env bash
 # sbom.sh: writes what the program consists of, as CycloneDX, to sync-operator.cdx.json.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "$0")/tools.sh"
 
-version=0.5.9
-cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
-tools=$cache/cargo-cyclonedx-$version
-
-cd "$(dirname "$0")/.."
-[[ -x $tools/bin/cargo-cyclonedx ]] || cargo install --quiet --locked --root "$tools" "cargo-cyclonedx@$version"
-PATH=$tools/bin:$PATH
+need_cargo_tool cargo-cyclonedx 0.5.9
 cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps \
-  --target "$(uname -m)-unknown-linux-musl" --override-filename sync-operator.cdx
+  --target "$target" --override-filename sync-operator.cdx
 echo "sync-operator.cdx.json"

@@ -353,13 +353,13 @@ impl Redis {
     /// # Errors
     /// When a file that holds a part of it cannot be read.
     pub fn url(&self, files: &mut Files) -> Result<String, credentials::Error> {
-        let read = |path: &PathBuf| files.read_line("REDIS_URL_FILE", path);
-        if let Some(url) = self.redis_url_file.as_ref().map(read).transpose()?.or_else(|| self.redis_url.clone()) {
+        let url = files.read_line_or("REDIS_URL_FILE", self.redis_url_file.as_deref(), self.redis_url.as_deref())?;
+        if let Some(url) = url {
             return Ok(url);
         }
-        let read = |path: &PathBuf| files.read_line("REDIS_PASSWORD_FILE", path);
-        let password = self.redis_password_file.as_ref().map(read).transpose()?;
-        let password = password.or_else(|| self.redis_password.clone()).filter(|password| !password.is_empty());
+        let (file, given) = (self.redis_password_file.as_deref(), self.redis_password.as_deref());
+        let password = files.read_line_or("REDIS_PASSWORD_FILE", file, given)?;
+        let password = password.filter(|password| !password.is_empty());
         let Self { redis_host, redis_port, redis_db, redis_username, .. } = self;
         let user = percent_encode(redis_username);
         let credentials =
@@ -383,8 +383,7 @@ impl MongoDb {
     /// # Errors
     /// When its file cannot be read.
     pub fn uri(&self, files: &mut Files) -> Result<Option<String>, credentials::Error> {
-        let read = |path: &PathBuf| files.read_line("MONGODB_URI_FILE", path);
-        Ok(self.mongodb_uri_file.as_ref().map(read).transpose()?.or_else(|| self.mongodb_uri.clone()))
+        files.read_line_or("MONGODB_URI_FILE", self.mongodb_uri_file.as_deref(), self.mongodb_uri.as_deref())
     }
 }
 

@@ -69,6 +69,22 @@ impl Files {
         Ok(line.to_owned())
     }
 
+    /// The line of a file where one is named, or else what is given itself.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds no text.
+    pub fn read_line_or(
+        &mut self,
+        setting: &'static str,
+        file: Option<&Path>,
+        given: Option<&str>,
+    ) -> Result<Option<String>, Error> {
+        match file {
+            Some(file) => self.read_line(setting, file).map(Some),
+            None => Ok(given.map(str::to_owned)),
+        }
+    }
+
     /// True when there is nothing to watch.
     #[must_use]
     pub fn is_empty(&self) -> bool {

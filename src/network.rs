@@ -3,6 +3,8 @@
 use crate::api::truncate_to;
 
 const MAX_TEXT: usize = 120;
+/// The cause when a server refuses the login.
+pub const LOGIN: &str = "the user or the password is wrong";
 
 /// The cause in a driver's error text, which has no kind of its own for it. Up to 120 bytes.
 #[must_use]
@@ -17,8 +19,8 @@ pub fn cause(text: &str) -> Option<String> {
     let known = [
         ("lookup address", "its host name is not known"),
         ("onnection refused", "connection refused"),
-        ("uthentication failed", "the user or the password is wrong"),
-        ("SCRAM failure", "the user or the password is wrong"),
+        ("uthentication failed", LOGIN),
+        ("SCRAM failure", LOGIN),
         ("timed out", "no answer in time"),
     ];
     known.iter().find(|(sign, _)| text.contains(sign)).map(|(_, cause)| (*cause).to_owned())

@@ -25,9 +25,8 @@ use crate::{
 
 /// While Redis is away. Its return is noticed at once, so this is only a safety net.
 const QUEUE_AWAY: Duration = Duration::from_secs(30);
-/// How often an end that is not told yet is looked at again, and for how long at most.
+/// How often an end that is not told yet is looked at again.
 const BOOKS_LOOK: Duration = Duration::from_millis(50);
-const BOOKS_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Result<Action, Error> {
     let now = Timestamp::now();
@@ -59,7 +58,11 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     if job.status.as_ref() == Some(&plan.status) {
         return Ok(Action::await_change());
     }
-    if job::has_ended(&plan.status) && waits_for_books(&job, &plan.status, &context, now) {
+    if context
+        .cluster
+        .schedule_of(&job)
+        .is_some_and(|schedule| job::waits_for_books(&job, &plan.status, &schedule, now))
+    {
         return Ok(Action::requeue(BOOKS_LOOK));
     }
     if let Some(wait) = context.pace.first(&uid).filter(|_| !job::has_ended(&plan.status)) {
@@ -192,19 +195,6 @@ fn note_end(job: &SyncJob) {
     let reason = merged::find(&status.conditions, condition).map_or("", |condition| condition.reason.as_str());
     let took = status.duration.as_ref().and_then(|duration| duration.parse().ok());
     metrics::run_ended(job.spec.type_, complete, reason, took);
-}
-
-/// True while a run has ended that its schedule does not have in its books yet, and would never count: one that a call
-/// made, and that was short.
-fn waits_for_books(job: &SyncJob, ended: &SyncJobStatus, context: &Context, now: Timestamp) -> bool {
-    let Some(schedule) = context.cluster.schedule_of(job) else { return false };
-    let books = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
-    let since = match &ended.start_time {
-        Some(_) => ended.completion_time.as_ref().map(|time| time.0),
-        None => job.metadata.creation_timestamp.as_ref().map(|time| time.0),
-    };
-    let late = since.is_none_or(|since| elapsed(since, now) > BOOKS_PATIENCE);
-    !late && schedule.metadata.deletion_timestamp.is_none() && !books.iter().any(|run| run.name == job.name_any())
 }
 
 /// True when a newer status could replace this one without anything getting lost.

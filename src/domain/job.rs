@@ -1,5 +1,7 @@
 //! What is to be done about a SyncJob, given what the queue knows of its run.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt;
@@ -9,11 +11,14 @@ use super::{
     run::{Outcome, Run, RunSpec, State, Wanted, progress},
 };
 use crate::api::{
-    GoDuration, REPLACED_BY_ANNOTATION, SyncJob, SyncJobStatus,
+    GoDuration, REPLACED_BY_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule,
     conditions::{COMPLETE, FAILED, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::Phase,
     truncate,
 };
+
+/// How long an end is held back until the schedule's books have the run.
+const BOOKS_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to be done about a SyncJob.
 #[derive(Clone, Debug, PartialEq)]
@@ -125,6 +130,23 @@ pub fn unknown(job: &SyncJob, reason: &str, message: &str, now: Timestamp) -> Sy
     status
 }
 
+/// True while a run has ended that its schedule does not have in its books yet, and would never count: one that a call
+/// made, and that was short. For 30 s at most, since a schedule's trouble must not hide how a run ended.
+#[must_use]
+pub fn waits_for_books(job: &SyncJob, next: &SyncJobStatus, schedule: &SyncSchedule, now: Timestamp) -> bool {
+    if !has_ended(next) || schedule.metadata.deletion_timestamp.is_some() {
+        return false;
+    }
+    let books = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
+    // One that was never started ends at the time of each look.
+    let since = match &next.start_time {
+        Some(_) => next.completion_time.as_ref().map(|time| time.0),
+        None => job.metadata.creation_timestamp.as_ref().map(|time| time.0),
+    };
+    let is_late = since.is_none_or(|since| elapsed(since, now) > BOOKS_PATIENCE);
+    !is_late && !books.iter().any(|run| run.name == job.name_any())
+}
+
 /// Copies what the queue knows into the status.
 fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: Timestamp) {
     let complete = run.state == State::Completed;
@@ -199,7 +221,7 @@ fn finish(status: &mut SyncJobStatus, at: Timestamp) {
     conditions::clear(&mut status.conditions, RECONCILING);
     status.completion_time = Some(Time(from_seconds(at.as_second())));
     let millis = status.start_time.as_ref().map(|start| elapsed(start.0, at).as_millis() as u64);
-    status.duration = millis.map(|millis| GoDuration::from(std::time::Duration::from_millis(millis)));
+    status.duration = millis.map(|millis| GoDuration::from(Duration::from_millis(millis)));
 }
 
 fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
@@ -243,8 +265,6 @@ pub fn expires_at(job: &SyncJob) -> Option<Timestamp> {
 mod tests {
     use super::*;
     use crate::{api::syncjob::Counts, domain::run::Checkpoint};
-    use std::time::Duration;
-
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(seconds).unwrap()
     }
@@ -296,6 +316,37 @@ mod tests {
         let status = decide(&job(serde_json::json!({})), Some(&run), at(200)).status;
         let size = serde_json::to_vec(&status).unwrap().len();
         assert!(size < 32 << 10 && size > 24 << 10, "{size}");
+    }
+
+    #[test]
+    fn an_end_is_told_when_the_books_have_the_run_or_it_is_late() {
+        let mut job = job(serde_json::json!({}));
+        job.metadata.creation_timestamp = Some(Time(at(90)));
+        let schedule = |books: &[&str]| {
+            let spec = serde_json::from_value(serde_json::json!({"jobTemplate": {"spec": {}}})).unwrap();
+            let mut schedule = SyncSchedule::new("user-sync", spec);
+            let entry = |name: &&str| serde_json::json!({"name": name, "slot": "2026-11-25T00:00:00Z"});
+            let active: Vec<_> = books.iter().map(entry).collect();
+            schedule.status = serde_json::from_value(serde_json::json!({"active": active})).unwrap();
+            schedule
+        };
+        let (without, with) = (schedule(&["another"]), schedule(&["another", "user-sync-1"]));
+        let ended = decide(&job, Some(&run(State::Completed, 200)), at(161)).status;
+        let never_started = decide(&self::job(serde_json::json!({"cancelled": true})), None, at(100)).status;
+        let running = decide(&job, Some(&run(State::Active, 1)), at(161)).status;
+        let mut deleted = without.clone();
+        deleted.metadata.deletion_timestamp = Some(Time(at(161)));
+        for (what, next, schedule, now, waits) in [
+            ("not in the books", &ended, &without, 161, true),
+            ("in the books", &ended, &with, 161, false),
+            ("late", &ended, &without, 191, false),
+            ("under way", &running, &without, 161, false),
+            ("the schedule goes", &ended, &deleted, 161, false),
+            ("never started", &never_started, &without, 100, true),
+            ("never started, late", &never_started, &without, 121, false),
+        ] {
+            assert_eq!(waits_for_books(&job, next, schedule, at(now)), waits, "{what}");
+        }
     }
 
     #[test]

@@ -23,7 +23,10 @@ pub use types::{
     Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, Lease, LetGo, NewRun, Renewed, Repaired,
 };
 
-use crate::{domain::from_millis, network};
+use crate::{
+    domain::from_millis,
+    network::{self, LOGIN},
+};
 use connection::{Connection, Place};
 use keys::Keys;
 use scripts::Call;
@@ -82,7 +85,6 @@ pub struct InvalidAddress(#[from] RedisError);
 
 /// What a Redis error says, without details that could hold an address or a password.
 fn describe(error: &RedisError) -> String {
-    const LOGIN: &str = "the user or the password is wrong";
     match error.code() {
         Some(code @ ("WRONGPASS" | "NOAUTH")) => format!("Redis answered {code}: {LOGIN}"),
         Some(code) => format!("Redis answered {code}"),

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154
-# What install.sh and kind/install.sh both need; sourced after paths.sh.
+# What scripts that install something need; sourced where $cache is known.
 
 # Used only where no Go of at least 1.21, which can fetch the right one itself, is installed.
 go_version=1.26.8

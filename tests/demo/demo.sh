@@ -75,14 +75,6 @@ operator_pid() {
   [[ $started && $(start_time "$pid") == "$started" ]] && echo "$pid"
 }
 
-await_end() { # PID SECONDS
-  local end=$((SECONDS + $2))
-  while start_time "$1" >/dev/null; do
-    ((SECONDS < end)) || return 1
-    sleep 0.1
-  done
-}
-
 stop_operator() {
   local pid
   pid=$(operator_pid 2>/dev/null) || return 0

@@ -25,6 +25,16 @@ pub fn slow_job(collection: &str) -> Value {
     })
 }
 
+/// Documents that the SyncJob `run` has handled.
+pub fn processed(namespace: &str) -> Option<i64> {
+    get(&format!("syncjob run --namespace {namespace}"))["status"]["counts"]["processed"].as_i64()
+}
+
+/// Waits until the SyncJob `run` has handled some documents.
+pub fn under_way(namespace: &str) {
+    eventually("the run is under way", || processed(namespace).filter(|processed| *processed > 0));
+}
+
 /// The SyncJob once it is complete.
 pub fn complete(namespace: &str, name: &str) -> Value {
     eventually(&format!("{namespace}/{name} is complete"), || {

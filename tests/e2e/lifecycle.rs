@@ -5,8 +5,8 @@ use std::fs;
 use serde_json::json;
 
 use super::{
-    installed::{complete, schedule, slow_job},
-    release::{BUNDLED, CHART, Data, HOME, Helm, earlier_chart, installed, only_the_kinds},
+    installed::{complete, schedule, slow_job, under_way},
+    release::{BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, installed, only_the_kinds},
     support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, turn},
 };
 
@@ -27,13 +27,8 @@ async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
     let data = Data::open().await;
     data.seed(&namespace.0, 15_000).await;
     apply(&namespace.0, &slow_job(&namespace.0));
-    eventually("the run is under way", || {
-        get(&format!("syncjob run --namespace {namespace}"))["status"]["counts"]["processed"]
-            .as_i64()
-            .filter(|processed| *processed > 0)
-    });
-    let values: Vec<_> = BUNDLED.into_iter().chain(["podAnnotations.changed=yes"]).collect();
-    Helm::V3.install(HOME, HOME, CHART, &values).unwrap();
+    under_way(&namespace.0);
+    Helm::V3.install(HOME, HOME, CHART, &bundled(&["podAnnotations.changed=yes"])).unwrap();
     eventually("the kinds are the new ones", || has_priority().then_some(()));
     let status = complete(&namespace.0, "run")["status"].take();
     assert_eq!((&status["counts"]["processed"], &status["attempts"]), (&json!(15_000), &json!(0)));
@@ -70,15 +65,12 @@ fn the_plain_manifests_install_the_same_without_helm() {
     only_the_kinds();
     // Servers, from a release whose operator is sent away.
     let namespace = Namespace::new("servers");
-    let values: Vec<_> = BUNDLED.into_iter().chain(["namespaced=true", "crds.enabled=false"]).collect();
-    Helm::V4.install(&namespace.0, "there", CHART, &values).unwrap();
+    Helm::V4.install(&namespace.0, "there", CHART, &bundled(&NAMESPACED)).unwrap();
     kubectl(&format!("scale deployment there-sync-operator --replicas=0 --namespace {namespace}"));
-    for (secret, key, scheme, server, port) in
-        [("redis", "url", "redis", "redis", 6379), ("mongodb", "uri", "mongodb", "mongodb", 27017)]
-    {
-        let address = format!("{scheme}://there-sync-operator-bundled-{server}.{namespace}:{port}");
+    for (server, key, port) in [("redis", "url", 6379), ("mongodb", "uri", 27017)] {
+        let address = format!("{server}://there-sync-operator-bundled-{server}.{namespace}:{port}");
         kubectl(&format!(
-            "create secret generic sync-operator-{secret} --namespace {HOME} --from-literal={key}={address}"
+            "create secret generic sync-operator-{server} --namespace {HOME} --from-literal={key}={address}"
         ));
     }
     kubectl("apply --server-side --force-conflicts -f manifests/install.yaml");

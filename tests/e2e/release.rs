@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use super::support::{Forward, attempt, get, kubectl, variable};
+use super::support::{Forward, attempt, get, make_restricted_namespace, variable};
 
 pub const CHART: &str = "charts/sync-operator";
 /// Where the operator of the whole cluster is installed, and its release's name.
@@ -58,14 +58,20 @@ pub const BUNDLED: [&str; 5] = [
     "log.format=text",
 ];
 
+/// Values with which it is for its namespace only.
+pub const NAMESPACED: [&str; 2] = ["namespaced=true", "crds.enabled=false"];
+
+/// [`BUNDLED`] and others.
+pub fn bundled<'a>(others: &[&'a str]) -> Vec<&'a str> {
+    [&BUNDLED[..], others].concat()
+}
+
 /// Installs the operator for the whole cluster, unless it is there.
 pub fn installed() {
     if get(&format!("namespace {HOME}")).is_null() {
-        kubectl(&format!("create namespace {HOME}"));
-        kubectl(&format!("label namespace {HOME} pod-security.kubernetes.io/enforce=restricted"));
+        make_restricted_namespace(HOME);
     }
-    let values: Vec<_> = BUNDLED.into_iter().chain(["flowSchema.enabled=true"]).collect();
-    Helm::V4.install(HOME, HOME, CHART, &values).unwrap();
+    Helm::V4.install(HOME, HOME, CHART, &bundled(&["flowSchema.enabled=true"])).unwrap();
 }
 
 /// Sees to it that the kinds are there, and no operator for the whole cluster, which would work on every SyncJob, too.

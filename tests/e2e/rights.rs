@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fs};
 
 use super::{
-    release::{BUNDLED, CHART, HOME, Helm, installed, only_the_kinds},
-    support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, run, turn},
+    release::{CHART, HOME, Helm, NAMESPACED, bundled, installed, only_the_kinds},
+    support::{Namespace, apply, attempt, eventually, get, kubectl, kubectl_may_fail, run, turn},
 };
 
 const PAGE: &str = "docs/operations.md";
@@ -41,12 +41,8 @@ fn an_operator_of_one_namespace_has_no_rights_in_others() {
     let _turn = turn();
     only_the_kinds();
     let (namespace, other) = (Namespace::new("own"), Namespace::new("other"));
-    let values: Vec<_> = BUNDLED
-        .into_iter()
-        .chain(["namespaced=true", "crds.enabled=false"])
-        .chain(["worker.enabled=true", "worker.autoscaling.enabled=true"])
-        .collect();
-    Helm::V3.install(&namespace.0, "mine", CHART, &values).unwrap();
+    let own = [&NAMESPACED[..], &["worker.enabled=true", "worker.autoscaling.enabled=true"]].concat();
+    Helm::V3.install(&namespace.0, "mine", CHART, &bundled(&own)).unwrap();
     let told = Helm::V3.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
     assert!(told.contains("Complete"), "{told}");
 
@@ -59,7 +55,7 @@ fn an_operator_of_one_namespace_has_no_rights_in_others() {
         let args =
             ["--kubeconfig", "/dev/null", "--server", server.as_str(), "--insecure-skip-tls-verify", "--token", &token];
         let create = ["create", "--namespace", namespace, "-f", "-"];
-        super::support::attempt("kubectl", &[&args[..], &create[..]].concat(), job)
+        attempt("kubectl", &[&args[..], &create[..]].concat(), job)
     };
     let refused = create(&other.0).unwrap_err();
     assert!(refused.contains("forbidden"), "{refused}");
@@ -82,9 +78,8 @@ fn network_policies_let_through_what_is_needed_and_nothing_else() {
     let _turn = turn();
     only_the_kinds();
     let namespace = Namespace::new("fenced");
-    let values: Vec<_> =
-        BUNDLED.into_iter().chain(["namespaced=true", "crds.enabled=false", "networkPolicy.enabled=true"]).collect();
-    Helm::V4.install(&namespace.0, "mine", CHART, &values).unwrap();
+    let own = [&NAMESPACED[..], &["networkPolicy.enabled=true"]].concat();
+    Helm::V4.install(&namespace.0, "mine", CHART, &bundled(&own)).unwrap();
     let told = Helm::V4.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
     assert!(told.contains("Complete"), "{told}");
 

@@ -5,7 +5,7 @@ use redis::{Client, IntoConnectionInfo, TlsCertificates};
 use serde_json::json;
 
 use super::{
-    installed::{complete, slow_job},
+    installed::{complete, processed, slow_job, under_way},
     release::{CHART, Helm, only_the_kinds},
     servers::{Authority, mongodb, redis},
     support::{Forward, Namespace, apply, eventually, get, kubectl, run, turn},
@@ -79,8 +79,7 @@ async fn passwords_can_be_changed_in_mid_run_and_authorities_of_ones_own_are_tru
     Helm::V4.install(&namespace.0, "mine", CHART, &values).unwrap();
     assert_eq!(restarts(&namespace), 0);
     apply(&namespace.0, &slow_job("users"));
-    let processed = || get(&format!("syncjob run --namespace {namespace}"))["status"]["counts"]["processed"].as_i64();
-    eventually("the run is under way", || processed().filter(|processed| *processed > 0));
+    under_way(&namespace.0);
 
     // Redis knows both passwords, then only the new one.
     let to_redis = Forward::new(&namespace.0, "pod/redis", 6379);
@@ -106,7 +105,7 @@ async fn passwords_can_be_changed_in_mid_run_and_authorities_of_ones_own_are_tru
     kill.arg("KILL").arg("TYPE").arg("normal").exec_async(&mut connection).await.unwrap();
     admin(as_root, doc! {"dropUser": "old"}).await;
 
-    assert!(processed() < Some(40_000), "the run was too short");
+    assert!(processed(&namespace.0) < Some(40_000), "the run was too short");
     let status = complete(&namespace.0, "run")["status"].take();
     assert_eq!(status["counts"]["processed"], 40_000);
     assert_eq!((&status["attempts"], &status["recoveries"]), (&json!(0), &json!(0)));

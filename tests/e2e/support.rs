@@ -72,14 +72,15 @@ pub struct Namespace(pub String);
 impl Namespace {
     pub fn new(what: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        Self::named(&format!("{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+        let name = format!("{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        make_restricted_namespace(&name);
+        Self(name)
     }
+}
 
-    pub fn named(name: &str) -> Self {
-        kubectl(&format!("create namespace {name}"));
-        kubectl(&format!("label namespace {name} pod-security.kubernetes.io/enforce=restricted"));
-        Self(name.to_owned())
-    }
+pub fn make_restricted_namespace(name: &str) {
+    kubectl(&format!("create namespace {name}"));
+    kubectl(&format!("label namespace {name} pod-security.kubernetes.io/enforce=restricted"));
 }
 
 impl std::fmt::Display for Namespace {

@@ -7,11 +7,15 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Labels by which all pods of the release are selected. */}}
+{{- define "sync-operator.release" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
 {{/* Labels by which the pods of a component are selected: (list $ "component") */}}
 {{- define "sync-operator.selector" -}}
-{{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ default $root.Chart.Name $root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+{{ include "sync-operator.release" (index . 0) }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 

@@ -108,14 +108,6 @@ remove_containers() {
   engine_docker volume prune -f >/dev/null
 }
 
-wait_for_end() { # PID SECONDS
-  local end=$((SECONDS + $2))
-  while start_time "$1" >/dev/null; do
-    ((SECONDS < end)) || return 1
-    sleep 0.1
-  done
-}
-
 stop_engine() {
   local pid containerd mount
   [[ -e $engine_state ]] || return 0
@@ -125,9 +117,9 @@ stop_engine() {
   pid=$(engine_pid)
   containerd=$(cat "$engine_state/exec/containerd/containerd.pid" 2>/dev/null || true)
   kill "$pid"
-  wait_for_end "$pid" 20 || kill -9 "$pid"
+  await_end "$pid" 20 || kill -9 "$pid"
   if [[ $containerd && $(readlink "/proc/$containerd/exe") == */containerd ]]; then
-    wait_for_end "$containerd" 10 || kill -9 "$containerd" || true
+    await_end "$containerd" 10 || kill -9 "$containerd" || true
   fi
   awk -v at="$engine/" 'index($5, at) == 1 {print $5}' /proc/self/mountinfo | sort -r |
     while read -r mount; do umount -l "$mount"; done

@@ -1,0 +1,15 @@
+# shellcheck shell=bash disable=SC2034
+# What the scripts beside it need; sourced by them. Leaves them in the project's folder.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
+target=$(uname -m)-unknown-linux-musl
+mkdir -p "$cache"
+# shellcheck source-path=SCRIPTDIR
+source tests/cluster/installing.sh
+
+need_cargo_tool() { # NAME VERSION
+  local folder=$cache/$1-$2
+  PATH=$folder/bin:$PATH
+  [[ -x $folder/bin/$1 ]] || slowly "build $1 $2" 0 cargo install --locked --root "$folder" "$1@$2"
+}
