@@ -276,16 +276,35 @@ wait_port() { # COMPONENT
   done
 }
 
+run() { # COMPONENT
+  runs "$1" && return
+  wait_port "$1"
+  launch "$1"
+}
+
+await() { # COMPONENT
+  wait_ready "$1"
+  # It takes the API server a moment to find etcd again.
+  if [[ $1 == etcd ]] && runs apiserver; then wait_ready apiserver; fi
+}
+
 start() { # COMPONENT...
   local component
   for component; do
-    if ! runs "$component"; then
-      wait_port "$component"
-      launch "$component"
-    fi
-    wait_ready "$component"
-    # It takes the API server a moment to find etcd again.
-    if [[ $component == etcd ]] && runs apiserver; then wait_ready apiserver; fi
+    run "$component"
+    await "$component"
+  done
+}
+
+# Without the lock while it waits: a member of the replica set is ready only when others run too, and those may be
+# started by another call of this script.
+start_in_turn() { # COMPONENT...
+  local component
+  for component; do
+    lock
+    run "$component"
+    flock -u 9
+    await "$component"
   done
 }
 
@@ -416,11 +435,16 @@ command=${1-}
 case $command in
   up | down) "$command" "$@" ;;
   status) status ;;
-  start | stop | kill)
+  start)
+    check_components "$@"
+    need_state
+    start_in_turn "$@"
+    ;;
+  stop | kill)
     check_components "$@"
     need_state
     lock
-    if [[ $command == kill ]]; then kill_now "$@"; else "$command" "$@"; fi
+    if [[ $command == kill ]]; then kill_now "$@"; else stop "$@"; fi
     ;;
   env) need_state && print_env ;;
   kubeconfig) need_state && echo "$dir/kubeconfig" ;;
