@@ -13,6 +13,7 @@ use crate::{
     api::GoDuration,
     credentials::{self, Files},
     http::ReadAccess,
+    sync::Egress,
     telemetry::logs::Format,
 };
 
@@ -269,11 +270,26 @@ pub struct MongoDb {
 }
 
 /// Workers in a process.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Workers {
     /// Runs worked on at a time in this process, 0 to 256.
     #[arg(long, env = "WORKERS", help_heading = "Workers", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub workers: u16,
+    /// Hosts that sources may be at, whatever their address, and without TLS. *.example.com stands for all below it.
+    #[arg(long, env = "SOURCE_ALLOWED_HOSTS", help_heading = "Workers", value_delimiter = ',')]
+    pub source_allowed_hosts: Vec<String>,
+    /// Networks beside the public internet that sources may be in, such as 10.0.0.0/8.
+    #[arg(long, env = "SOURCE_ALLOWED_CIDRS", help_heading = "Workers", value_delimiter = ',')]
+    pub source_allowed_cidrs: Vec<ipnet::IpNet>,
+}
+
+impl Workers {
+    /// Which addresses sources may be at.
+    #[must_use]
+    pub fn egress(&self) -> Egress {
+        let hosts = self.source_allowed_hosts.iter().map(|host| host.trim().to_ascii_lowercase());
+        Egress { hosts: hosts.filter(|host| !host.is_empty()).collect(), networks: self.source_allowed_cidrs.clone() }
+    }
 }
 
 /// How often things are done.

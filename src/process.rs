@@ -26,7 +26,7 @@ use crate::{
     sync::Databases,
     telemetry::{MONGODB, logs},
     verify,
-    worker::{self, Pulse},
+    worker::{self, Pulse, Sources},
 };
 
 /// Exit code for wrong configuration, as clap's own.
@@ -169,14 +169,24 @@ async fn start(command: Command) -> Result<(), Error> {
             let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
             add_probes(&mut parts, options.probes, view.state(&queue)).await?;
-            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
+            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, Some(client.clone()), &view)
+                .await?;
             add_controllers(&mut parts, options.controllers, &id, client, queue, view);
         }
         Command::Worker(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
             let state = http::State { cluster: None, ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state).await?;
-            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
+            add_workers(
+                &mut parts,
+                options.workers,
+                &id,
+                &queue,
+                &options.mongodb,
+                cluster::connect().await.ok(),
+                &view,
+            )
+            .await?;
         }
         Command::Api(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
@@ -192,7 +202,8 @@ async fn start(command: Command) -> Result<(), Error> {
             let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
             add_http(&mut parts, options.http, state, objects, &id).await?;
-            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, &view).await?;
+            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, Some(client.clone()), &view)
+                .await?;
             add_controllers(&mut parts, options.controllers, &id, client, queue, view);
         }
     }
@@ -261,6 +272,7 @@ async fn add_workers(
     id: &str,
     queue: &Queue,
     mongodb: &cli::MongoDb,
+    client: Option<Client>,
     view: &View,
 ) -> Result<(), Error> {
     if options.workers == 0 {
@@ -278,6 +290,7 @@ async fn add_workers(
         .await
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
     let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };
+    let sources = Sources { client, egress: options.egress() };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
     view.lacks_mongodb.send_replace(true);
     let (shown, lacks_mongodb) = (view.pulse.clone(), view.lacks_mongodb.clone());
@@ -288,7 +301,9 @@ async fn add_workers(
         let (beat, pulse) = Pulse::new(queue.lease(), settings.slots);
         shown.send_replace(Some(pulse));
         lacks_mongodb.send_replace(false);
-        worker::run(settings, queue, databases, beat, stop).await.map_err(|error| Error::Failed(error.to_string()))
+        worker::run(settings, queue, databases, sources, beat, stop)
+            .await
+            .map_err(|error| Error::Failed(error.to_string()))
     });
     Ok(())
 }

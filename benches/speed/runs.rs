@@ -130,7 +130,8 @@ async fn work(queue: &Queue, slots: usize) -> Result<Working> {
     let (beat, _pulse) = Pulse::new(LEASE, slots);
     let stop = CancellationToken::new();
     let settings = Settings { id: worker::new_id(), slots };
-    let task = tokio::spawn(worker::run(settings, queue.clone(), databases, beat, stop.clone()));
+    let task =
+        tokio::spawn(worker::run(settings, queue.clone(), databases, worker::Sources::default(), beat, stop.clone()));
     Ok(Working { stop, task })
 }
 

@@ -41,6 +41,8 @@ pub mod reasons {
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
     /// The target cannot be worked on as written (filter, database, rights).
     pub const INVALID_TARGET: &str = "InvalidTarget";
+    /// The source cannot be asked as written (endpoint, query, token, Secret).
+    pub const INVALID_SOURCE: &str = "InvalidSource";
     /// More users failed than `spec.failurePolicy.maxFailedPercent` allows.
     pub const TOO_MANY_FAILED: &str = "TooManyFailed";
     /// `spec.cancelled` was set.

@@ -6,6 +6,7 @@
 pub mod conditions;
 pub mod duration;
 mod rules;
+pub mod source;
 pub mod syncjob;
 pub mod syncschedule;
 
@@ -27,6 +28,9 @@ pub const TRIGGER_ANNOTATION: &str = "sync.codex.dev/trigger";
 pub const TRIGGERED_BY_ANNOTATION: &str = "sync.codex.dev/triggered-by";
 /// Annotation on a SyncJob that was made like one that failed: the name of that one.
 pub const RETRY_OF_ANNOTATION: &str = "sync.codex.dev/retry-of";
+
+/// Annotation on a Secret with the hosts, separated by commas, that a source may send it to.
+pub const HOSTS_ANNOTATION: &str = "sync.codex.dev/hosts";
 
 /// Longest text in a status field, in bytes of its JSON.
 pub const MAX_TEXT: usize = 512;

@@ -23,6 +23,12 @@ pub(super) fn range(field: &str, min: i64, max: i64) -> Rule {
     Rule::new(format!("self >= {min} && self <= {max}")).message(&*format!("{field} must be from {min} to {max}"))
 }
 
+/// A JSON pointer (RFC 6901). `field` is named in the message.
+pub(super) fn pointer(field: &str, example: &str) -> Rule {
+    Rule::new("self == '' || self.startsWith('/')")
+        .message(&*format!("{field} must be a JSON pointer, which starts with /, such as {example}"))
+}
+
 /// A field of `spec` that cannot be changed once the object exists. For fields that always have a value.
 pub(super) fn immutable(field: &str) -> Rule {
     immutable_rule(field, &format!("self.spec.{field} == oldSelf.spec.{field}"))

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::{GoDuration, rules};
+use super::{
+    GoDuration, rules,
+    source::{MappedField, Source},
+};
 
 /// What one run synchronises, and how.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,14 +24,14 @@ use super::{GoDuration, rules};
     namespaced,
     status = "SyncJobStatus",
     derive = "PartialEq",
-    doc = "A SyncJob is one run of a synchronisation: it walks a MongoDB collection and stamps every document it matches. Schedules make SyncJobs; one can also be made by hand.",
+    doc = "A SyncJob is one run of a synchronisation: it walks a MongoDB collection and stamps every document it matches, or brings it up to date with a source. Schedules make SyncJobs; one can also be made by hand.",
     selectable = ".spec.type",
     printcolumn(name = "Schedule", type_ = "string", json_path = r".metadata.labels.sync\.codex\.dev/schedule", description = "SyncSchedule this run belongs to"),
     printcolumn(name = "Type", type_ = "string", json_path = ".spec.syncType", description = "Full or Incremental"),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.phase", description = "What the run is doing, in one word"),
     printcolumn(name = "Progress", type_ = "integer", json_path = ".status.progress", description = "Per cent done"),
     printcolumn(name = "Processed", type_ = "integer", json_path = ".status.counts.processed", description = "Documents looked at"),
-    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.counts.failed", description = "Documents MongoDB refused"),
+    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.counts.failed", description = "Documents that could not be synchronised"),
     printcolumn(name = "Attempts", type_ = "integer", json_path = ".status.attempts", description = "Failed attempts"),
     printcolumn(name = "Duration", type_ = "string", json_path = ".status.duration", description = "From the first claim to the end"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -42,6 +45,10 @@ use super::{GoDuration, rules};
     validation = rules::immutable("activeDeadline"),
     validation = rules::immutable("failurePolicy"),
     validation = rules::immutable("target"),
+    validation = rules::immutable_optional("source"),
+    validation = rules::immutable_optional("mapping"),
+    validation = rules::immutable("dryRun"),
+    validation = Rule::new("has(self.spec.source) || !has(self.spec.mapping)").message("spec.mapping needs spec.source: remove it, or set spec.source"),
     validation = Rule::new("!oldSelf.spec.cancelled || self.spec.cancelled").message("spec.cancelled cannot be set back to false: create a new SyncJob instead")
 )]
 #[serde(rename_all = "camelCase")]
@@ -115,6 +122,21 @@ pub struct SyncJobSpec {
     /// The documents to synchronise.
     #[serde(default)]
     pub target: Target,
+
+    /// Where to fetch what the documents should be. Without it, a run only stamps `target.lastSyncedField`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+
+    /// What of a result of the source goes into which field of its document. Nothing else is written but
+    /// `target.lastSyncedField`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["to".into()]))]
+    #[schemars(length(max = 64))]
+    pub mapping: Vec<MappedField>,
+
+    /// True writes nothing: `status.counts.updated` says how many documents would be written, and `status.changes` which.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 impl Default for SyncJobSpec {
@@ -134,6 +156,9 @@ impl Default for SyncJobSpec {
             cancelled: false,
             failure_policy: FailurePolicy::default(),
             target: Target::default(),
+            source: None,
+            mapping: Vec::new(),
+            dry_run: false,
         }
     }
 }
@@ -381,9 +406,12 @@ pub struct SyncJobStatus {
     /// The worker that has, or last had, the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
-    /// Documents that MongoDB refused: the first 20 of them.
+    /// Documents that could not be synchronised, the first 20 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<DocumentFailure>,
+    /// With `spec.dryRun`: keys of documents that would be written, the first 20 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// Attempts that failed, oldest first: the last 10 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempt_history: Vec<Attempt>,
@@ -417,11 +445,12 @@ pub struct Counts {
     pub total: i64,
     /// Documents handled.
     pub processed: i64,
-    /// Documents stamped by this run.
+    /// Documents written by this run: stamped, or, with a source, changed.
     pub updated: i64,
-    /// Documents that already carried a later stamp, or were gone when their turn came.
+    /// Documents that were as they should be: already carried a later stamp, or were gone when their turn came; with a
+    /// source also those in which nothing but the stamp had to be written.
     pub unchanged: i64,
-    /// Documents MongoDB refused to update.
+    /// Documents that MongoDB refused to update, or for which the source gave nothing that could be written.
     pub failed: i64,
 }
 

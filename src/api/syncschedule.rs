@@ -156,7 +156,7 @@ pub enum CatchUp {
 }
 
 /// What each SyncJob of a schedule is made from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobTemplate {
     /// Labels and annotations of the SyncJobs.
@@ -164,6 +164,7 @@ pub struct JobTemplate {
     pub metadata: TemplateMeta,
     /// Spec of the SyncJobs.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("has(self.source) || !has(self.mapping)").message("spec.jobTemplate.spec.mapping needs source: remove it, or set source"))]
     pub spec: SyncJobSpec,
 }
 

@@ -204,6 +204,7 @@ fn is_progress_only(job: &SyncJob, plan: &Plan) -> bool {
     same.progress = old.progress;
     same.counts = old.counts;
     same.failures.clone_from(&old.failures);
+    same.changes.clone_from(&old.changes);
     same == *old && plan.status != *old
 }
 

@@ -161,6 +161,7 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
     if run.finished.is_some() || run.checkpoint.counts.processed >= known.processed {
         status.counts = Some(run.checkpoint.counts);
         status.failures.clone_from(&run.checkpoint.failures);
+        status.changes.clone_from(&run.checkpoint.changes);
         let reached = status.progress.unwrap_or(0);
         status.progress = Some(progress(&run.checkpoint.counts, complete).max(reached));
     }

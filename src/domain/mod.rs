@@ -10,6 +10,7 @@ pub mod retention;
 pub mod run;
 pub mod schedule;
 pub mod slots;
+pub mod source;
 
 use jiff::Timestamp;
 

@@ -6,15 +6,21 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::backoff::Backoff;
+use super::{
+    backoff::Backoff,
+    source::{self, SourceSpec},
+};
 use crate::api::{
     GoDuration, SyncJobSpec,
     duration::InvalidDuration,
+    source::MappedField,
     syncjob::{Attempt, Counts, DocumentFailure, SyncMode},
 };
 
 /// Per-user failures kept in a status.
 pub const MAX_FAILURES: usize = 20;
+/// Keys of changes that a dry run found, kept in a status.
+pub const MAX_CHANGES: usize = 20;
 /// Failed attempts kept in a status.
 pub const MAX_ATTEMPTS: usize = 10;
 /// `staleAfter` of an Incremental run that no schedule made.
@@ -43,6 +49,9 @@ pub struct Checkpoint {
     /// The first refused documents up to the cursor.
     #[serde(default)]
     pub failures: Vec<DocumentFailure>,
+    /// Keys of the first documents that would be written, were this no dry run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// What makes the run slower than it could be, and how to mend that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
@@ -146,6 +155,12 @@ pub struct RunSpec {
     pub last_synced_field: String,
     /// Query, in extended JSON.
     pub filter: Map<String, Value>,
+    /// Where to fetch what the documents should be.
+    pub source: Option<SourceSpec>,
+    /// What of it goes into which field.
+    pub mapping: Vec<MappedField>,
+    /// Nothing is written.
+    pub dry_run: bool,
 }
 
 /// A mistake in a spec that only its author can mend. The text names the field and the fix.
@@ -199,6 +214,22 @@ pub enum SpecError {
         /// A value that would do.
         example: &'static str,
     },
+    /// An endpoint that is no URL, or holds a password.
+    #[error(
+        "source.graphQL.endpoint must be an http or https URL without user and password, such as https://gitlab.example.com/api/graphql"
+    )]
+    Endpoint,
+    /// A text that is no JSON pointer.
+    #[error("{0} must be a JSON pointer, which starts with /, such as /data/users")]
+    Pointer(&'static str),
+    /// A mapped field with two values, or none.
+    #[error("mapping[].to {0} needs either from, a JSON pointer into the result, or value, a constant")]
+    Constant(String),
+    /// Two fields of which one is the other, or a part of it.
+    #[error(
+        "mapping[].to {0} and {1} overlap: map one of them, and neither target.keyField nor target.lastSyncedField"
+    )]
+    Overlap(String, String),
 }
 
 /// Reads a duration field.
@@ -262,6 +293,9 @@ impl RunSpec {
             key_field: field_path("target.keyField", &target.key_field, "_id")?,
             last_synced_field: field_path("target.lastSyncedField", &target.last_synced_field, "lastSynced")?,
             filter: target.filter.0.clone(),
+            source: source::parse(spec)?,
+            mapping: spec.mapping.clone(),
+            dry_run: spec.dry_run,
         })
     }
 

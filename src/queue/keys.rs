@@ -32,6 +32,11 @@ impl Keys {
         &self.shared[9]
     }
 
+    /// When a gate lets the next one through.
+    pub fn gate(&self, name: &str) -> String {
+        format!("{}:gate:{name}", self.prefix)
+    }
+
     /// The hash of a run.
     pub fn run(&self, uid: &str) -> String {
         format!("{}:run:{uid}", self.prefix)

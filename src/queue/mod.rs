@@ -6,6 +6,7 @@
 
 mod blocking;
 mod connection;
+mod gate;
 mod keys;
 mod scripts;
 mod types;
@@ -19,6 +20,7 @@ use jiff::Timestamp;
 use redis::{AsyncCommands, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, Value, from_redis_value};
 
 pub use blocking::{Changes, Doorbell};
+pub use gate::Turn;
 pub use types::{
     Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, Lease, LetGo, NewRun, Renewed, Repaired,
 };

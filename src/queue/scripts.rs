@@ -24,6 +24,7 @@ scripts! {
     CONTROL = "control.lua",
     REPAIR = "repair.lua",
     DEPTH = "depth.lua",
+    GATE = "gate.lua",
 }
 
 /// The cache may be emptied again between loading a script and calling it.

@@ -3,7 +3,11 @@
 use bson::{Document, doc};
 use mongodb::error::{Error as MongoError, ErrorKind};
 
-use crate::{api::truncate_to, domain::run::Outcome, network};
+use crate::{
+    api::{conditions::reasons, truncate_to},
+    domain::run::Outcome,
+    network,
+};
 
 const MAX_SERVER_TEXT: usize = 300;
 
@@ -13,7 +17,10 @@ pub enum Error {
     /// The target cannot be worked on as written.
     #[error("{0}")]
     InvalidTarget(String),
-    /// The database did not do what it was asked. Worth another attempt.
+    /// The source cannot be asked as written.
+    #[error("{0}")]
+    InvalidSource(String),
+    /// The database, or the source, did not do what it was asked. Worth another attempt.
     #[error("{message}")]
     Attempt {
         /// One CamelCase word.
@@ -51,7 +58,8 @@ impl Error {
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         let reason = match self {
-            Self::InvalidTarget(_) => crate::api::conditions::reasons::INVALID_TARGET,
+            Self::InvalidTarget(_) => reasons::INVALID_TARGET,
+            Self::InvalidSource(_) => reasons::INVALID_SOURCE,
             Self::Attempt { reason, .. } => reason,
         };
         Outcome { reason: reason.to_owned(), message: self.to_string() }

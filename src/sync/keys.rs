@@ -89,13 +89,17 @@ pub(super) fn at_path(document: &RawDocument, path: &str) -> Option<Bson> {
 }
 
 /// A key as people write it: hex for an ObjectId, the text itself for a string, extended JSON otherwise.
-pub(super) fn show(key: &Bson) -> String {
-    let text = match key {
+pub(super) fn text(key: &Bson) -> String {
+    match key {
         Bson::ObjectId(id) => id.to_hex(),
         Bson::String(text) => text.clone(),
         other => other.clone().into_relaxed_extjson().to_string(),
-    };
-    truncate_to(&text, MAX_SHOWN)
+    }
+}
+
+/// The beginning of a key's text.
+pub(super) fn show(key: &Bson) -> String {
+    truncate_to(&text(key), MAX_SHOWN)
 }
 
 #[cfg(test)]

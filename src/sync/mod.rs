@@ -2,7 +2,10 @@
 
 mod error;
 mod keys;
+mod mapping;
+mod source;
 mod target;
 
 pub use error::{Error, Unavailable};
+pub use source::{Egress, Found, Reply, Secrets, Source};
 pub use target::{Batch, Databases, Outcome, Target};

@@ -12,9 +12,14 @@ use mongodb::{
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{Error, Unavailable, error::refusal, keys};
+use super::{
+    Error, Found, Unavailable,
+    error::refusal,
+    keys,
+    mapping::{self, Changes},
+};
 use crate::{
-    api::{syncjob::DocumentFailure, truncate},
+    api::{source::MappedField, syncjob::DocumentFailure, truncate},
     domain::run::RunSpec,
 };
 
@@ -49,9 +54,13 @@ pub struct Target {
     /// Time the run started: what is stamped.
     stamp: DateTime,
     batch_size: usize,
+    /// What of a source's results goes where. `None`: there is no source.
+    mapping: Option<Vec<MappedField>>,
+    missing_fails: bool,
+    dry_run: bool,
 }
 
-/// Neighbouring documents that are stamped together.
+/// Neighbouring documents that are written together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     documents: Vec<Read>,
@@ -62,6 +71,8 @@ pub struct Batch {
 struct Read {
     key: Bson,
     stamped: Stamped,
+    /// Its mapped fields, when there is a source.
+    fields: Option<RawDocumentBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,12 +88,14 @@ enum Stamped {
 /// What came of a batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// Documents that carry this run's stamp.
+    /// Documents that carry this run's stamp; with a source, those that were changed.
     pub updated: i64,
-    /// Documents that carry a later stamp, or are gone.
+    /// Documents that carry a later stamp, or are gone, or were as they should be.
     pub unchanged: i64,
-    /// Documents MongoDB refused to update.
+    /// Documents that could not be brought up to date.
     pub failures: Vec<DocumentFailure>,
+    /// Keys of documents that would have been written, were this no dry run.
+    pub changes: Vec<String>,
     /// Key of the batch's last document, as extended JSON.
     pub cursor: Option<Value>,
 }
@@ -92,6 +105,11 @@ impl Outcome {
     #[must_use]
     pub fn processed(&self) -> i64 {
         self.updated + self.unchanged + self.failures.len() as i64
+    }
+
+    fn fail(&mut self, key: &Bson, reason: &str, message: &str) {
+        let (key, reason, message) = (keys::show(key), reason.to_owned(), truncate(message));
+        self.failures.push(DocumentFailure { key, reason, message });
     }
 }
 
@@ -161,6 +179,9 @@ impl Databases {
             selection: selection(filter, spec, DateTime::from_millis(started.as_millisecond())),
             stamp: DateTime::from_millis(started.as_millisecond()),
             batch_size: spec.batch_size,
+            mapping: spec.source.as_ref().map(|_| spec.mapping.clone()),
+            missing_fails: spec.source.as_ref().is_some_and(|source| source.missing_fails),
+            dry_run: spec.dry_run,
         })
     }
 }
@@ -174,7 +195,8 @@ fn selection(filter: Document, spec: &RunSpec, stamp: DateTime) -> Document {
     let due = doc! {"$or": [
         {field: {"$not": {"$gte": stale}}},
         {field: {"$type": "array"}},
-        {field: stamp},
+        // With a source, the stamp is the time of the fetch.
+        {field: if spec.source.is_some() { Bson::from(doc! {"$gte": stamp}) } else { stamp.into() }},
         {"$expr": {"$gt": ["$updatedAt", format!("${field}")]}},
     ]};
     both(filter, due)
@@ -264,6 +286,7 @@ impl Target {
             None => self.selection.clone(),
         };
         let mut projection = doc! {&self.key: 1, &self.stamp_field: 1};
+        projection.extend(self.mapping.iter().flatten().map(|field| (field.to.clone(), Bson::from(1))));
         if self.key != "_id" && !self.key.starts_with("_id.") {
             projection.insert("_id", 0);
         }
@@ -285,7 +308,9 @@ impl Target {
                 Some(Bson::DateTime(at)) if at > self.stamp => Stamped::Later,
                 _ => Stamped::Due,
             };
-            documents.push(Read { key: keys::at_path(document, &self.key).unwrap_or(Bson::Null), stamped });
+            let key = keys::at_path(document, &self.key).unwrap_or(Bson::Null);
+            let fields = self.mapping.as_ref().map(|_| document.to_owned());
+            documents.push(Read { key, stamped, fields });
         }
         Ok(Batch { documents })
     }
@@ -296,13 +321,16 @@ impl Target {
     /// # Errors
     /// When MongoDB does not answer or refuses the whole batch. Documents it refuses one by one are no error.
     pub async fn write(&self, batch: Batch) -> Result<Outcome, Error> {
-        let due: Vec<&Bson> =
-            batch.documents.iter().filter(|read| read.stamped == Stamped::Due).map(|read| &read.key).collect();
+        let due = batch.due();
         let by_this_run = batch.documents.iter().filter(|read| read.stamped == Stamped::ByThisRun).count() as i64;
         let mut outcome = Outcome { cursor: batch.cursor(), ..Outcome::default() };
 
         let known = batch.documents.len() as i64;
         match (due.first(), due.last()) {
+            _ if self.dry_run => {
+                outcome.updated = due.len() as i64;
+                outcome.changes = due.iter().map(|key| keys::show(key)).collect();
+            }
             (Some(first), Some(last)) if keys::is_range(first, last) => {
                 match self.stamp_range(first, last).await? {
                     // Documents that came into the range since it was read count as well.
@@ -320,10 +348,77 @@ impl Target {
         Ok(outcome)
     }
 
+    /// Writes what a source had for [`Batch::due`], in the same order, when it was asked at `fetched`. A document that was
+    /// fetched later by somebody else stays as it is. Doing it twice, or late, changes nothing that matters.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer or refuses the whole batch. Documents that cannot be written are no error.
+    pub async fn apply(&self, batch: Batch, found: Vec<Found>, fetched: Timestamp) -> Result<Outcome, Error> {
+        let mut outcome = Outcome { cursor: batch.cursor(), ..Outcome::default() };
+        let stamp = DateTime::from_millis(fetched.as_millisecond());
+        let mut writes = Vec::new();
+        for (read, found) in batch.due_documents().zip(found) {
+            let changes = match found {
+                Found::Result(result) => mapping::apply(self.mapping.as_deref().unwrap_or_default(), &result)
+                    .map_err(|message| ("MappingFailed", message)),
+                Found::Missing if !self.missing_fails => continue,
+                Found::Missing => Err(("NotReturned", "the source has nothing for it".to_owned())),
+                Found::Failed(reason, message) => Err((reason, message)),
+            };
+            match changes {
+                Ok(changes) => {
+                    let differs = !read.fields.as_ref().is_some_and(|fields| changes.are_in(fields));
+                    writes.push(Write { key: &read.key, differs, statement: self.change(&read.key, changes, stamp) });
+                }
+                Err((reason, message)) => outcome.fail(&read.key, reason, &message),
+            }
+        }
+        if self.dry_run {
+            let differing: Vec<_> = writes.iter().filter(|write| write.differs).collect();
+            outcome.updated = differing.len() as i64;
+            outcome.changes = differing.iter().map(|write| keys::show(write.key)).collect();
+        } else {
+            for chunk in chunks(&writes, |write| size(&write.statement)) {
+                self.write_chunk(chunk, &mut outcome).await?;
+            }
+        }
+        outcome.unchanged = (batch.documents.len() as i64 - outcome.updated - outcome.failures.len() as i64).max(0);
+        Ok(outcome)
+    }
+
+    async fn write_chunk(&self, writes: &[Write<'_>], outcome: &mut Outcome) -> Result<(), Error> {
+        let reply = self.update(writes.iter().map(|write| write.statement.clone()).collect()).await?;
+        let mut differing = writes.iter().filter(|write| write.differs).count() as i64;
+        let mut refused = 0;
+        for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
+            let Some(write) = writes.get(integer(error, "index") as usize) else { continue };
+            let (reason, message) = refusal(error);
+            outcome.fail(write.key, reason, &message);
+            differing -= i64::from(write.differs);
+            refused += 1;
+        }
+        // The others are gone, or were fetched later by somebody else.
+        let found = integer(&reply, "n");
+        outcome.updated += (differing - (writes.len() as i64 - refused - found)).max(0);
+        Ok(())
+    }
+
+    /// A statement that makes one document what it should be, and stamps it.
+    fn change(&self, key: &Bson, changes: Changes, stamp: DateTime) -> Document {
+        let mut set = changes.set;
+        set.insert(&self.stamp_field, stamp);
+        let mut update = doc! {"$set": set};
+        if !changes.unset.is_empty() {
+            let unset: Document = changes.unset.into_iter().map(|path| (path, Bson::from(""))).collect();
+            update.insert("$unset", unset);
+        }
+        self.statement(doc! {&self.key: key.clone()}, update, stamp, false)
+    }
+
     /// One statement for a range of keys. `None` when the server refused a document in it.
     async fn stamp_range(&self, first: &Bson, last: &Bson) -> Result<Option<i64>, Error> {
         let range = doc! {&self.key: {"$gte": first.clone(), "$lte": last.clone()}};
-        let reply = self.update(vec![self.statement(range, true)]).await?;
+        let reply = self.update(vec![self.stamp(range, true)]).await?;
         if reply.get_array("writeErrors").is_ok() {
             return Ok(None);
         }
@@ -332,35 +427,20 @@ impl Target {
 
     /// One statement for each document, so that each one that is refused is named and the others are written.
     async fn stamp_each(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
-        let size = |key: &Bson| {
-            bson::serialize_to_vec(&self.statement(doc! {&self.key: key.clone()}, false))
-                .map_or(0, |bytes| bytes.len() + 16)
-        };
-        let mut rest = due;
-        while !rest.is_empty() {
-            let mut sum = 0;
-            let fits = rest.iter().take_while(|key| {
-                sum += size(key);
-                sum <= MAX_COMMAND
-            });
-            let (chunk, later) = rest.split_at(fits.count().max(1));
-            rest = later;
+        let chunks = chunks(due, |key| size(&self.stamp(doc! {&self.key: (*key).clone()}, false)));
+        for chunk in chunks {
             self.stamp_chunk(chunk, outcome).await?;
         }
         Ok(())
     }
 
     async fn stamp_chunk(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
-        let statements = due.iter().map(|key| self.statement(doc! {&self.key: (*key).clone()}, false)).collect();
+        let statements = due.iter().map(|key| self.stamp(doc! {&self.key: (*key).clone()}, false)).collect();
         let reply = self.update(statements).await?;
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
             let Some(key) = due.get(integer(error, "index") as usize) else { continue };
             let (reason, message) = refusal(error);
-            outcome.failures.push(DocumentFailure {
-                key: keys::show(key),
-                reason: reason.to_owned(),
-                message: truncate(&message),
-            });
+            outcome.fail(key, reason, &message);
         }
         // The failed statement for the range may have stamped some of them before: count by what stands there.
         outcome.updated += self.count_stamped(due).await?;
@@ -373,18 +453,22 @@ impl Target {
         within(async { Ok(self.collection.count_documents(stamped).await? as i64) }).await
     }
 
+    fn stamp(&self, keys: Document, multi: bool) -> Document {
+        self.statement(keys, doc! {"$set": {&self.stamp_field: self.stamp}}, self.stamp, multi)
+    }
+
     /// An update statement with the run's selection and the guard: `$not $gte` also takes missing, null and
     /// wrongly typed values.
-    fn statement(&self, keys: Document, multi: bool) -> Document {
+    fn statement(&self, keys: Document, update: Document, stamp: DateTime, multi: bool) -> Document {
         let guard = doc! {"$or": [
-            {&self.stamp_field: {"$not": {"$gte": self.stamp}}},
+            {&self.stamp_field: {"$not": {"$gte": stamp}}},
             {&self.stamp_field: {"$type": "array"}},
         ]};
         let mut clauses = vec![keys, guard];
         if !self.selection.is_empty() {
             clauses.push(self.selection.clone());
         }
-        doc! {"q": {"$and": clauses}, "u": {"$set": {&self.stamp_field: self.stamp}}, "multi": multi}
+        doc! {"q": {"$and": clauses}, "u": update, "multi": multi}
     }
 
     async fn update(&self, statements: Vec<Document>) -> Result<Document, Error> {
@@ -413,7 +497,44 @@ impl Target {
     }
 }
 
+/// One document's write.
+struct Write<'a> {
+    key: &'a Bson,
+    /// Something else than the stamp changes.
+    differs: bool,
+    statement: Document,
+}
+
+fn size(statement: &Document) -> usize {
+    bson::serialize_to_vec(statement).map_or(0, |bytes| bytes.len() + 16)
+}
+
+/// Splits what goes into update commands so that none of them is too large.
+fn chunks<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = items;
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = rest.iter().take_while(|item| {
+            sum += size(item);
+            sum <= MAX_COMMAND
+        });
+        let (chunk, later) = rest.split_at(fits.count().max(1).min(rest.len()));
+        rest = later;
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
 impl Batch {
+    fn due_documents(&self) -> impl Iterator<Item = &Read> {
+        self.documents.iter().filter(|read| read.stamped == Stamped::Due)
+    }
+
+    /// Keys of the documents that have to be written.
+    #[must_use]
+    pub fn due(&self) -> Vec<&Bson> {
+        self.due_documents().map(|read| &read.key).collect()
+    }
+
     fn cursor(&self) -> Option<Value> {
         self.documents.last().map(|read| read.key.clone().into_canonical_extjson())
     }

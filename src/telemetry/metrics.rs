@@ -35,6 +35,8 @@ static STATUS_WRITES: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::
 
 static USERS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 static BATCH_DURATION: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(quick));
+static SOURCE_REQUESTS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
+static SOURCE_DURATION: LazyLock<Histogram> = LazyLock::new(quick);
 static LEASES_LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
 static RECOVERIES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
@@ -84,6 +86,12 @@ pub fn batch(type_: SyncType, outcomes: [(&'static str, u64); 3], took: Duration
         USERS.get_or_create(&vec![("type", type_), ("outcome", outcome)]).inc_by(count);
     }
     BATCH_DURATION.get_or_create(&vec![("type", type_)]).observe(took.as_secs_f64());
+}
+
+/// Counts a request to a source.
+pub fn source_asked(well: bool, took: Duration) {
+    SOURCE_REQUESTS.get_or_create(&vec![("result", result_label(well))]).inc();
+    SOURCE_DURATION.observe(took.as_secs_f64());
 }
 
 /// Counts a run that a worker of this process lost, since it could not renew its lease in time.
@@ -150,6 +158,9 @@ impl Metrics {
             registry.register("sync_users", "Documents handled, by type and outcome", USERS.clone());
             let help = "Time that the writes of a batch took";
             registry.register_with_unit("sync_batch_duration", help, Unit::Seconds, BATCH_DURATION.clone());
+            registry.register("sync_source_requests", "Requests to sources, by result", SOURCE_REQUESTS.clone());
+            let help = "Time until a source's answer was there, the wait for its rate not included";
+            registry.register_with_unit("sync_source_request_duration", help, Unit::Seconds, SOURCE_DURATION.clone());
             registry.register("sync_lease_lost", "Runs lost because a lease ended", LEASES_LOST.clone());
             registry.register("sync_recoveries", "Runs of lost workers returned to the queue", RECOVERIES.clone());
         }

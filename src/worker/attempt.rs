@@ -1,6 +1,6 @@
 //! One attempt at a run: count, walk, stamp, checkpoint.
 
-use std::{pin::pin, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use tokio::{
@@ -11,13 +11,13 @@ use tokio::{
 
 use crate::{
     api::{conditions::reasons, syncjob::SyncType},
-    domain::run::{Checkpoint, MAX_FAILURES, Outcome, RunSpec},
+    domain::run::{Checkpoint, MAX_CHANGES, MAX_FAILURES, Outcome, RunSpec},
     queue::{Lease, Queue},
-    sync::{Batch, Error, Outcome as Stamped, Target},
+    sync::{Error, Outcome as Stamped, Target},
     telemetry::metrics,
 };
 
-use super::leases::Signals;
+use super::{fetch::Fetch, leases::Signals};
 
 /// Shortest time between two checkpoints of a run.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
@@ -32,6 +32,8 @@ pub(super) struct Attempt {
     pub type_: SyncType,
     pub spec: RunSpec,
     pub target: Target,
+    /// Where to fetch what the documents should be.
+    pub source: Option<Arc<Fetch>>,
     pub checkpoint: Checkpoint,
     /// The run is over by then.
     pub deadline: Instant,
@@ -80,21 +82,31 @@ impl Attempt {
         }
         let (target, type_) = (self.target.clone(), self.type_);
         let parallelism = self.spec.parallelism;
-        let turns = Semaphore::new(parallelism);
+        let (turns, writes) = (Semaphore::new(parallelism), Semaphore::new(parallelism));
+        let source = self.source.clone();
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
         // Results come in the order of the batches, so what was added up last is always a contiguous prefix.
         let stamped = batches
             .take_until(recalled.cancelled())
             .map(|batch| {
-                let (target, turns) = (&target, &turns);
+                let (target, source, turns, writes) = (&target, source.as_deref(), &turns, &writes);
                 async move {
                     // Turns come in the order of the batches: those before this one are written, or about to be.
-                    let _turn = turns.acquire().await;
-                    match batch {
-                        _ if recalled.is_cancelled() => None,
-                        Ok(batch) => Some(write(target, batch, type_).await),
-                        Err(error) => Some(Err(error)),
-                    }
+                    let turn = turns.acquire().await;
+                    let batch = match batch {
+                        _ if recalled.is_cancelled() => return None,
+                        Ok(batch) => batch,
+                        Err(error) => return Some(Err(error)),
+                    };
+                    let Some(source) = source else { return Some(timed(type_, target.write(batch)).await) };
+                    let fetched = source.fetch(batch.due().into_iter().cloned().collect()).await;
+                    // The next batch is asked for while this one is written.
+                    drop(turn);
+                    let _write = writes.acquire().await;
+                    Some(match fetched {
+                        Ok((found, at)) => timed(type_, target.apply(batch, found, at)).await,
+                        Err(error) => Err(error),
+                    })
                 }
             })
             .buffered(parallelism + parallelism.min(READ_AHEAD));
@@ -133,14 +145,14 @@ impl Attempt {
         if self.spec.too_many_failed(counts) {
             return End::Failed(Outcome {
                 reason: reasons::TOO_MANY_FAILED.to_owned(),
-                message: format!("MongoDB refused {} of {} documents", counts.failed, counts.processed),
+                message: format!("{} of {} documents failed", counts.failed, counts.processed),
             });
         }
         End::Completed
     }
 
     fn add(&mut self, outcome: Stamped) {
-        let Checkpoint { cursor, counts, failures, .. } = &mut self.checkpoint;
+        let Checkpoint { cursor, counts, failures, changes, .. } = &mut self.checkpoint;
         counts.processed += outcome.processed();
         counts.updated += outcome.updated;
         counts.unchanged += outcome.unchanged;
@@ -148,6 +160,7 @@ impl Attempt {
         counts.total = counts.total.max(counts.processed);
         let room = MAX_FAILURES.saturating_sub(failures.len());
         failures.extend(outcome.failures.into_iter().take(room));
+        changes.extend(outcome.changes.into_iter().take(MAX_CHANGES.saturating_sub(changes.len())));
         *cursor = outcome.cursor.or(cursor.take());
     }
 
@@ -164,9 +177,9 @@ impl Attempt {
     }
 }
 
-async fn write(target: &Target, batch: Batch, type_: SyncType) -> Result<Stamped, Error> {
+async fn timed(type_: SyncType, write: impl Future<Output = Result<Stamped, Error>>) -> Result<Stamped, Error> {
     let began = Instant::now();
-    let written = target.write(batch).await;
+    let written = write.await;
     if let Ok(Stamped { updated, unchanged, failures, .. }) = &written {
         let outcomes =
             [("updated", *updated as u64), ("unchanged", *unchanged as u64), ("failed", failures.len() as u64)];
@@ -175,9 +188,9 @@ async fn write(target: &Target, batch: Batch, type_: SyncType) -> Result<Stamped
     written
 }
 
-fn ended(error: &Error) -> End {
+pub(super) fn ended(error: &Error) -> End {
     match error {
-        Error::InvalidTarget(_) => End::Failed(error.outcome()),
+        Error::InvalidTarget(_) | Error::InvalidSource(_) => End::Failed(error.outcome()),
         Error::Attempt { .. } => End::Retry(error.outcome()),
     }
 }

@@ -1,9 +1,11 @@
 //! Claims runs, keeps their leases, and drives them.
 
 mod attempt;
+mod fetch;
 mod leases;
 mod pulse;
 mod recorder;
+mod sources;
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,12 +25,14 @@ use crate::{
     sync::Databases,
     telemetry::{REDIS, metrics, note_write},
 };
-use attempt::{Attempt, End};
+use attempt::{Attempt, End, ended};
+use fetch::{Clock, Fetch};
 use leases::Leases;
 use recorder::Recorder;
 
 use pulse::Busy;
 pub use pulse::{Beat, Pulse};
+pub use sources::Sources;
 
 /// Longest wait for a ring of the doorbell before looking for runs anyway.
 const IDLE: Duration = Duration::from_secs(5);
@@ -66,12 +70,13 @@ pub async fn run(
     settings: Settings,
     queue: Queue,
     databases: Databases,
+    sources: Sources,
     beat: Beat,
     stop: CancellationToken,
 ) -> Result<(), NotRenewed> {
     let leases = Leases::new(settings.id.clone(), queue.clone());
     let (recorder, unrecorded) = Recorder::new();
-    let worker = Arc::new(Worker { leases, recorder, id: settings.id, queue, databases, beat });
+    let worker = Arc::new(Worker { leases, recorder, id: settings.id, queue, databases, sources, beat });
     let runs = TaskTracker::new();
     let keeping = CancellationToken::new();
     let mut keeper = tokio::spawn(keeping.clone().run_until_cancelled_owned({
@@ -104,6 +109,7 @@ struct Worker {
     id: String,
     queue: Queue,
     databases: Databases,
+    sources: Sources,
     leases: Leases,
     recorder: Recorder,
     beat: Beat,
@@ -185,12 +191,13 @@ impl Worker {
         let attempt = claim.entry.attempts + 1;
         tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, "run claimed");
 
-        let (end, checkpoint) = match self.begin(&claim, payload.as_ref().ok()) {
+        let clock = Clock { at: claim.at, since: Instant::now() };
+        let (end, checkpoint) = match self.begin(&claim, payload.as_ref().ok(), clock).await {
             Ok(mut attempt) => {
                 let end = attempt.drive(&self.queue, &signals).await;
                 (end, attempt.checkpoint)
             }
-            Err(outcome) => (End::Failed(outcome), read_checkpoint(&claim)),
+            Err(end) => (end, read_checkpoint(&claim)),
         };
         drop(slot);
         match &end {
@@ -241,18 +248,23 @@ impl Worker {
         }
     }
 
-    fn begin(&self, claim: &Claim, payload: Option<&Payload>) -> Result<Attempt, Outcome> {
-        let invalid = |message: String| Outcome { reason: reasons::INVALID_TARGET.to_owned(), message };
+    async fn begin(&self, claim: &Claim, payload: Option<&Payload>, clock: Clock) -> Result<Attempt, End> {
+        let invalid = |message: String| End::Failed(Outcome { reason: reasons::INVALID_TARGET.to_owned(), message });
         let payload = payload.ok_or_else(|| invalid("the run's description in Redis is not readable".to_owned()))?;
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let started = claim.entry.started.unwrap_or(claim.at);
-        let target = self.databases.target(&spec, started).map_err(|error| error.outcome())?;
+        let target = self.databases.target(&spec, started).map_err(|error| ended(&error))?;
+        let source = match &spec.source {
+            Some(source) => Some(self.sources.open(&payload.namespace, source).await.map_err(|error| ended(&error))?),
+            None => None,
+        };
         let age = crate::domain::elapsed(started, claim.at).saturating_sub(claim.entry.parked_for);
         Ok(Attempt {
             uid: claim.uid.clone(),
             epoch: claim.entry.epoch,
             type_: payload.spec.type_,
-            deadline: Instant::now() + spec.active_deadline.saturating_sub(age),
+            deadline: clock.since + spec.active_deadline.saturating_sub(age),
+            source: source.map(|source| Arc::new(Fetch::new(source, self.queue.clone(), clock))),
             target,
             spec,
             checkpoint: read_checkpoint(claim),

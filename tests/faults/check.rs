@@ -21,6 +21,7 @@ use crate::{
     LEASE, LIMIT, REJECTED, RUNS, USERS,
     round::{History, Round},
     support::World,
+    upstream,
 };
 
 impl Round<'_> {
@@ -29,8 +30,9 @@ impl Round<'_> {
         let (unfinished, jobs) = self.all_ended().await;
         self.history.note("all runs have ended");
         for job in &jobs {
-            self.check_run(job).await;
+            if job.spec.source.is_some() { self.check_fetching_run(job).await } else { self.check_run(job).await }
         }
+        self.no_name_is_older_than_its_stamp().await;
         one_job_for_each_slot(&jobs);
         self.statuses.check(&jobs);
         self.redis_is_tidy().await;
@@ -38,7 +40,58 @@ impl Round<'_> {
         self.nobody_writes_any_more(&jobs).await;
         self.history.note("nobody writes any more");
         self.statuses.check(&jobs);
+        self.last_run_brings_all().await;
         unfinished
+    }
+
+    async fn check_fetching_run(&self, job: &SyncJob) {
+        let (name, status) = (job.name_any(), job.status.clone().unwrap());
+        let counts = status.counts.unwrap_or_default();
+        assert_eq!(counts.processed, counts.updated + counts.unchanged + counts.failed, "{name}: {counts:?}");
+        if let Some(failed) = status.conditions.iter().find(|found| found.type_ == "Failed" && found.status == "True") {
+            let cancelled = self.cancelled.lock().unwrap().contains(&job.uid().unwrap());
+            let redirected = failed.reason == "InvalidSource" && failed.message.contains("with 302, a redirect");
+            assert!(redirected || (failed.reason == "Cancelled" && cancelled), "{name}: {}", failed.message);
+            return;
+        }
+        assert!(counts.failed >= i64::from(REJECTED), "{name}: {counts:?}");
+        assert_eq!((status.progress, counts.processed), (Some(100), i64::from(matched(job))), "{name}: {counts:?}");
+        let start = DateTime::from_millis(status.start_time.as_ref().unwrap().0.as_millisecond());
+        let fetched = self.count(doc! {"_id": {"$lt": matched(job)}, "fetched": {"$gte": start}}).await;
+        assert!(fetched >= counts.processed - counts.failed, "{name}: {fetched} fetched since {start}, {counts:?}");
+    }
+
+    /// What was asked for at a time is at least as new as what there was then.
+    async fn no_name_is_older_than_its_stamp(&self) {
+        let versions = self.upstream.books().versions.clone();
+        let mut users = self.users().find(doc! {"fetched": {"$exists": true}}).await.unwrap();
+        while let Some(user) = users.next().await {
+            let user = user.unwrap();
+            let (id, stamp) = (user.get_i32("_id").unwrap(), user.get_datetime("fetched").unwrap().to_system_time());
+            let name = user.get_document("profile").unwrap().get_str("name").unwrap();
+            let version = name.strip_prefix(&format!("User {id} v")).and_then(|text| text.parse::<usize>().ok());
+            // Redis tells the time of a claim, and from then on it is another clock.
+            let before = stamp - Duration::from_millis(20);
+            let least = versions.iter().filter(|changed| **changed <= before).count();
+            assert!(version.is_some_and(|version| version >= least), "{id}, fetched {stamp:?}: {name}, not v{least}");
+        }
+    }
+
+    /// With the last run every user has the name that the server has.
+    async fn last_run_brings_all(&self) {
+        self.make_run("last", &self.fetching(false)).await;
+        let (_, jobs) = self.all_ended().await;
+        let last = jobs.into_iter().find(|job| job.name_any() == "last").unwrap().status.unwrap();
+        assert!(is_true(&last.conditions, "Complete"), "last: {:?}", last.conditions);
+        let version = self.upstream.books().versions.len();
+        let mut wrong = self.users().find(doc! {"_id": {"$gte": REJECTED}}).await.unwrap();
+        while let Some(user) = wrong.next().await {
+            let user = user.unwrap();
+            let id = user.get_i32("_id").unwrap();
+            let name = user.get_document("profile").unwrap().get_str("name").unwrap();
+            assert_eq!(name, upstream::name(&id.to_string(), version), "user {id} after the last run");
+        }
+        assert_eq!(last.counts.unwrap().failed, i64::from(REJECTED), "last");
     }
 
     async fn all_ended(&self) -> (usize, Vec<SyncJob>) {
@@ -140,8 +193,10 @@ impl Round<'_> {
 
     /// Clears stamps and waits: a worker that does not know that its run is over would set them again.
     async fn nobody_writes_any_more(&self, jobs: &[SyncJob]) {
-        let fields: Vec<_> =
-            (0..RUNS).map(|run| format!("f{run}")).chain(["shared".to_owned(), "scheduled".to_owned()]).collect();
+        let fields: Vec<_> = (0..RUNS)
+            .map(|run| format!("f{run}"))
+            .chain(["shared", "scheduled", "fetched"].map(str::to_owned))
+            .collect();
         let some = doc! {"_id": {"$gte": USERS / 2}};
         let unset: Document = fields.iter().map(|field| (field.clone(), Bson::from(""))).collect();
         let began = Instant::now();

@@ -1,5 +1,6 @@
 //! Faults at random, against real processes: three controllers and a worker, an API server, Redis and a MongoDB replica
-//! set, killed, paused, restarted, and cut off from each other while twenty runs are under way. After each round
+//! set, killed, paused, restarted, and cut off from each other while twenty runs are under way, two of which fetch from a GraphQL
+//! server with a bad day. After each round
 //! everything must have come out right. `make test-faults ROUNDS=200 SEED=1`; a failure prints the round's seed, and
 //! `make test-faults ROUNDS=1 SEED=that` does the same again.
 
@@ -19,6 +20,8 @@ mod round;
 mod schedule;
 #[path = "../integration/support.rs"]
 mod support;
+#[path = "../integration/upstream.rs"]
+mod upstream;
 
 use std::{env, process::ExitCode, time::Duration};
 
@@ -29,6 +32,8 @@ use ground::Ground;
 /// Operator processes; the last one is a worker.
 const OPERATORS: usize = 4;
 const RUNS: usize = 20;
+/// Of them, the first ones fetch.
+const FETCHING: usize = 2;
 const USERS: i32 = 2000;
 /// Of them, those the collection's validator refuses.
 const REJECTED: i32 = 3;

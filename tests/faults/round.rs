@@ -29,11 +29,12 @@ use tokio::{
 };
 
 use crate::{
-    LEASE, LIMIT, OPERATORS, REJECTED, RUNS, USERS,
+    FETCHING, LEASE, LIMIT, OPERATORS, REJECTED, RUNS, USERS,
     check::Statuses,
     ground::{Ground, MEMBERS},
     schedule::{Fault, schedule},
     support::{Operator, World},
+    upstream::{Instead, Upstream},
 };
 
 /// Lines of each operator's log that a report shows.
@@ -62,6 +63,7 @@ pub struct Round<'a> {
     pub cancelled: Mutex<HashSet<String>>,
     /// Name and uid.
     pub deleted: Mutex<Vec<(String, String)>>,
+    pub upstream: Upstream,
     operators: Vec<Turn<Operator>>,
     /// Whoever does something to a server, a proxy or a run has it for himself meanwhile.
     turns: Mutex<HashMap<String, Arc<Turn<()>>>>,
@@ -82,6 +84,7 @@ pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
         statuses: Statuses::follow(&world, history),
         cancelled: Mutex::default(),
         deleted: Mutex::default(),
+        upstream: Upstream::start().await,
         operators: (0..OPERATORS).map(|operator| Turn::new(start(ground, &world, &logs, operator))).collect(),
         turns: Mutex::default(),
         logs,
@@ -102,7 +105,9 @@ pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
 fn start(ground: &Ground, world: &World, logs: &Path, operator: usize) -> Operator {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let lease = format!("{}s", LEASE.as_secs());
-    let common = ["--lease-duration", &lease, "--workers", "2", "--log-level", "warn,sync_operator=debug"];
+    let log = "warn,sync_operator=debug";
+    let common =
+        ["--lease-duration", &lease, "--workers", "2", "--log-level", log, "--source-allowed-cidrs", "127.0.0.0/8"];
     let leader = ["--leader-lease-duration", "2s", "--resync-interval", "1s", "--status-interval", "200ms"];
     let servers = ground.for_operator(operator);
     let started = if operator + 1 < OPERATORS {
@@ -115,8 +120,27 @@ fn start(ground: &Ground, world: &World, logs: &Path, operator: usize) -> Operat
     started
 }
 
+/// Of ten requests one goes wrong, each time in another way.
+fn bad_day(mut random: StdRng) -> Box<dyn FnMut() -> Option<Instead> + Send> {
+    Box::new(move || match random.random_range(0..100) {
+        0..=1 => Some(Instead::Status(500, vec![])),
+        2 => Some(Instead::Status(429, vec![("retry-after", "1".to_owned())])),
+        3 => Some(Instead::Status(429, vec![])),
+        4 => Some(Instead::Body(r#"{"data": {"users": {"nodes": [{"id": "1","#.to_owned())),
+        5 => Some(Instead::Body(r#"{"data": {"users": {"nodes": 5}, "user": 5}}"#.to_owned())),
+        6 => Some(Instead::Silence(Duration::from_secs(2))),
+        7 => Some(Instead::Huge(200)),
+        8..=9 => Some(Instead::Twice),
+        10 if random.random_bool(0.1) => {
+            Some(Instead::Status(302, vec![("location", "http://169.254.169.254/latest/meta-data/".to_owned())]))
+        }
+        _ => None,
+    })
+}
+
 impl Round<'_> {
     async fn play(&self, random: &mut StdRng) -> String {
+        self.upstream.change();
         self.make_runs(random).await;
         self.history.note("runs are made");
         let (scheduled, faults) = (random.random_bool(0.3), schedule(random));
@@ -125,11 +149,22 @@ impl Round<'_> {
         }
         let began = Instant::now();
         let count = faults.len();
+        self.upstream.books().mood = Some(bad_day(StdRng::seed_from_u64(random.random())));
+        let changes = async {
+            loop {
+                self.upstream.change();
+                sleep(Duration::from_millis(300)).await;
+            }
+        };
         let inflicted = faults.into_iter().map(|(at, fault)| async move {
             tokio::time::sleep_until(began + at).await;
             self.inflict(fault).await;
         });
-        join_all(inflicted).await;
+        tokio::select! {
+            _ = join_all(inflicted) => {}
+            () = changes => {}
+        }
+        self.upstream.books().mood = None;
         self.heal(scheduled).await;
         let unfinished = self.check().await;
         format!("{count} faults; {unfinished} runs had not ended when they were over")
@@ -142,17 +177,41 @@ impl Round<'_> {
             let some = run < RUNS - 2 && random.random_bool(0.3);
             let filter = if some { json!({"_id": {"$lt": random.random_range(USERS / 2..USERS)}}) } else { json!({}) };
             let kind = if run < RUNS - 2 && random.random_bool(0.3) { "Incremental" } else { "Full" };
-            let spec = json!({
-                "syncType": kind, "batchSize": random.random_range(20..200), "parallelism": random.random_range(1..4),
-                "backoffLimit": 100, "backoff": {"initial": "200ms", "factor": 1, "jitter": 0.5},
-                "target": {"lastSyncedField": field, "filter": filter},
-            });
-            self.make_run(run, &spec).await;
+            let spec = if run < FETCHING {
+                self.fetching(run > 0)
+            } else {
+                json!({
+                    "syncType": kind, "batchSize": random.random_range(20..200), "parallelism": random.random_range(1..4),
+                    "backoffLimit": 100, "backoff": {"initial": "200ms", "factor": 1, "jitter": 0.5},
+                    "target": {"lastSyncedField": field, "filter": filter},
+                })
+            };
+            self.make_run(&format!("run-{run}"), &spec).await;
         }
     }
 
-    async fn make_run(&self, run: usize, spec: &Value) {
-        let job = SyncJob::new(&format!("run-{run}"), serde_json::from_value(spec.clone()).unwrap());
+    /// A run that fetches every user's name: by the batch, or one by one for some of them.
+    pub fn fetching(&self, one_by_one: bool) -> Value {
+        let list = "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id name } } }";
+        let one = "query ($id: UserID!) { user(id: $id) { name } }";
+        let mut source =
+            json!({"endpoint": self.upstream.url, "timeout": "1s", "query": list, "resultPath": "/data/users/nodes"});
+        if one_by_one {
+            let changes = json!({"query": one, "resultPath": "/data/user", "batching": "PerUser"});
+            source.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        }
+        let filter = if one_by_one { json!({"_id": {"$lt": 300}}) } else { json!({}) };
+        json!({
+            "syncType": "Full", "batchSize": 50, "parallelism": 3,
+            "backoffLimit": 100, "backoff": {"initial": "200ms", "factor": 1, "jitter": 0.5},
+            "target": {"lastSyncedField": "fetched", "filter": filter},
+            "source": {"graphQL": source},
+            "mapping": [{"from": "/name", "to": "profile.name", "type": "String"}],
+        })
+    }
+
+    pub async fn make_run(&self, name: &str, spec: &Value) {
+        let job = SyncJob::new(name, serde_json::from_value(spec.clone()).unwrap());
         match insist(async || self.world.jobs().create(&PostParams::default(), &job).await).await {
             // Made by a try before, whose answer was lost.
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
@@ -227,7 +286,7 @@ impl Round<'_> {
                     let mut spec = serde_json::to_value(&job.spec).unwrap();
                     // An Incremental one would leave out what the first one stamped.
                     spec["syncType"] = json!("Full");
-                    self.make_run(run, &spec).await;
+                    self.make_run(&format!("run-{run}"), &spec).await;
                 }
             }
         }

@@ -82,6 +82,15 @@ async fn a_schedules_name_leaves_room_for_the_names_of_its_jobs() {
 async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
     let world = World::new().await;
     let filter = |filter: Value| json!({"target": {"filter": filter}});
+    let with = |mut whole: Value, part: Value| {
+        whole.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        whole
+    };
+    let graph_ql = || json!({"endpoint": "https://gitlab.com/api/graphql", "query": "q", "resultPath": "/data/users"});
+    let source = |part: Value| json!({"source": {"graphQL": with(graph_ql(), part)}});
+    let mapped = |part: Value| with(json!({"from": "/name", "to": "name"}), part);
+    let both = |part: Value| with(source(json!({})), json!({"mapping": [mapped(part)]}));
+    let key = json!({"name": "a", "key": "b"});
     for (spec, field, advice) in [
         (json!({"type": "Robot"}), "type", "\"User\""),
         (json!({"syncType": "full"}), "syncType", "\"Full\""),
@@ -120,6 +129,39 @@ async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
         (filter(json!({"$or": [{"$where": "1"}]})), "target.filter", "query operators such as"),
         (filter(json!({"$nor": [{"a": 1}, {"$and": [{"$where": "1"}]}]})), "target.filter", "query operators such as"),
         (filter(json!("all")), "target.filter", "object"),
+        (json!({"mapping": [mapped(json!({}))]}), "mapping", "needs"),
+        (source(json!({"endpoint": "gitlab.com"})), "source.graphQL.endpoint", "must be an http or https URL"),
+        (source(json!({"endpoint": "https://me:secret@gitlab.com/"})), "source.graphQL.endpoint", "tokenSecretRef"),
+        (
+            source(json!({"endpoint": "https://gitlab.com/#a"})),
+            "source.graphQL.endpoint",
+            "must be an http or https URL",
+        ),
+        (source(json!({"query": ""})), "source.graphQL.query", "at least 1"),
+        (source(json!({"resultPath": "data.users"})), "source.graphQL.resultPath", "such as /data/users/nodes"),
+        (source(json!({"keyPath": "id"})), "source.graphQL.keyPath", "such as /id"),
+        (source(json!({"batching": "Each"})), "source.graphQL.batching", "\"PerUser\""),
+        (source(json!({"concurrency": 65})), "source.graphQL.concurrency", "from 1 to 64"),
+        (source(json!({"onMissing": "Drop"})), "source.graphQL.onMissing", "\"Ignore\""),
+        (source(json!({"timeout": "1h"})), "source.graphQL.timeout", "to 10m"),
+        (source(json!({"rateLimit": {"requests": 0}})), "source.graphQL.rateLimit.requests", "from 1 to 100000"),
+        (source(json!({"rateLimit": {"requests": 1, "per": "1ms"}})), "source.graphQL.rateLimit.per", "from 1s"),
+        (
+            source(json!({"headersFrom": [{"name": "Host", "secretRef": key}]})),
+            "source.graphQL.headersFrom",
+            "none of Host",
+        ),
+        (
+            source(json!({"headersFrom": [{"name": "a b", "secretRef": key}]})),
+            "source.graphQL.headersFrom",
+            "such as PRIVATE-TOKEN",
+        ),
+        (source(json!({"tokenSecretRef": {"name": "a"}})), "source.graphQL.tokenSecretRef.key", "Required"),
+        (both(json!({"from": "name"})), "mapping[0].from", "such as /name"),
+        (both(json!({"value": "x"})), "mapping[0]", "either from"),
+        (both(json!({"to": "_id"})), "mapping[0].to", "not _id"),
+        (both(json!({"to": "$set"})), "mapping[0].to", "without $"),
+        (both(json!({"type": "Text"})), "mapping[0].type", "\"ObjectId\""),
     ] {
         let below = format!("spec.{}", field.split('.').next().unwrap());
         assert_refused(&world, JOB, spec.clone(), field, advice).await;
@@ -145,6 +187,27 @@ fn full_job() -> Value {
         "suspended": true,
         "cancelled": true,
         "failurePolicy": {"maxFailedPercent": 1},
+        "dryRun": true,
+        "source": {"graphQL": {
+            "endpoint": "https://gitlab.example.com:8443/api/graphql?a=b",
+            "query": "query q($ids: [ID!]!) { users(ids: $ids) { id } }",
+            "operationName": "q",
+            "variables": {"first": 100, "deep": {"a": [1, Value::Null]}},
+            "batching": "PerUser",
+            "concurrency": 64,
+            "resultPath": "/data/users",
+            "keyPath": "",
+            "onMissing": "Ignore",
+            "tokenSecretRef": {"name": "gitlab", "key": "token"},
+            "headersFrom": [{"name": "X-Team", "secretRef": {"name": "gitlab", "key": "team"}}],
+            "caSecretRef": {"name": "gitlab-ca", "key": "ca.crt"},
+            "timeout": "10m",
+            "rateLimit": {"requests": 100_000, "per": "24h"},
+        }},
+        "mapping": [
+            {"from": "/name", "to": "profile.name", "type": "String", "onNull": "Unset"},
+            {"value": "gitlab", "to": "origin", "type": "Any", "onNull": "Skip"},
+        ],
         "target": {
             "database": "codex-2",
             "collection": "people.archive",
@@ -206,6 +269,7 @@ async fn an_empty_spec_gets_every_documented_default() {
         "suspended": false,
         "cancelled": false,
         "failurePolicy": {"maxFailedPercent": 100},
+        "dryRun": false,
         "target": {"keyField": "_id", "lastSyncedField": "lastSynced"},
     });
     for (name, spec) in [("empty", json!({})), ("parts", json!({"backoff": {}, "failurePolicy": {}, "target": {}}))] {
@@ -236,7 +300,12 @@ async fn patch(world: &World, kind: &str, name: &str, spec: Value) -> kube::Resu
 #[tokio::test]
 async fn only_four_fields_of_a_job_can_be_changed() {
     let world = World::new().await;
-    let spec = json!({"staleAfter": "5m", "target": {"database": "own", "filter": {"state": "active", "a": {"b": 1}}}});
+    let spec = json!({
+        "staleAfter": "5m",
+        "target": {"database": "own", "filter": {"state": "active", "a": {"b": 1}}},
+        "source": {"graphQL": {"endpoint": "https://gitlab.com/", "query": "q", "resultPath": "/data", "variables": {"a": 1}}},
+        "mapping": [{"from": "/name", "to": "name"}],
+    });
     let mut before = create(&world, JOB, "job", spec).await.unwrap().data;
     create(&world, JOB, "bare", json!({})).await.unwrap();
     let nothing = Value::Null;
@@ -263,6 +332,12 @@ async fn only_four_fields_of_a_job_can_be_changed() {
         (json!({"target": {"filter": {"a": {"b": 2}}}}), "target"),
         (json!({"target": {"filter": {"$or": [{"a": 1}]}}}), "target"),
         (json!({"target": {"filter": nothing}}), "target"),
+        (json!({"dryRun": true}), "dryRun"),
+        (json!({"source": {"graphQL": {"endpoint": "https://elsewhere.example/"}}}), "source"),
+        (json!({"source": {"graphQL": {"variables": {"a": 2}}}}), "source"),
+        (json!({"source": {"graphQL": {"tokenSecretRef": {"name": "other", "key": "token"}}}}), "source"),
+        (json!({"mapping": [{"from": "/other", "to": "name"}]}), "mapping"),
+        (json!({"mapping": nothing}), "mapping"),
     ] {
         let error = patch(&world, JOB, "job", spec.clone()).await.err().unwrap_or_else(|| panic!("accepted: {spec}"));
         let error = error.to_string();

@@ -24,7 +24,10 @@ mod redis_faults;
 mod redis_kinds;
 mod replicas;
 mod schedules;
+mod sources;
 mod support;
 mod target;
+#[allow(dead_code, reason = "the random faults use it too")]
+mod upstream;
 mod views;
 mod workers;

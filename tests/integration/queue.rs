@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use futures::future::join_all;
 use k8s_openapi::jiff::Timestamp;
 use proptest::{
     prelude::*,
@@ -12,7 +13,7 @@ use sync_operator::{
     domain::run::State,
     queue::{
         Attempts, Candidates, Changes, Claim, Control, Ending, Entry, Error, Fenced, Lease, LetGo, NewRun, Queue,
-        Renewed, Repaired,
+        Renewed, Repaired, Turn,
     },
 };
 use tokio::{
@@ -1347,4 +1348,54 @@ fn any_sequence_of_operations_behaves_as_the_model_says() {
             });
         }
     });
+}
+
+fn turn(turn: Turn) -> Duration {
+    match turn {
+        Turn::In(wait) => wait,
+        Turn::Later(wait) => panic!("not for {wait:?}"),
+    }
+}
+
+#[tokio::test]
+async fn several_go_through_a_gate_one_after_the_other() {
+    let (name, every) = (unique("gate"), Duration::from_millis(10));
+    let queues = [(); 3].map(|()| named_queue(&name, Duration::from_secs(30)));
+    let began = Instant::now();
+    let turns = (0..60).map(|number| {
+        let queue = &queues[number % 3];
+        async move {
+            let wait = turn(queue.turn("a", every).await.unwrap());
+            began.elapsed() + wait
+        }
+    });
+    let last = join_all(turns).await.into_iter().max().unwrap();
+    assert!(last >= every * 59, "the last one goes through after {last:?}");
+    assert_eq!(queues[0].turn("b", every).await.unwrap(), Turn::In(Duration::ZERO), "another gate");
+}
+
+#[tokio::test]
+async fn a_turn_is_taken_at_most_a_second_ahead() {
+    let (queue, every) = (queue(Duration::from_secs(30)), Duration::from_millis(600));
+    assert_eq!(queue.turn("a", every).await.unwrap(), Turn::In(Duration::ZERO));
+    turn(queue.turn("a", every).await.unwrap());
+    // Taken or not, depending on how long the calls took; but those after it are not.
+    queue.turn("a", every).await.unwrap();
+    let waits = [queue.turn("a", every).await.unwrap(), queue.turn("a", every).await.unwrap()];
+    let Turn::Later(wait) = waits[1] else { panic!("{waits:?}") };
+    assert!(wait <= Duration::from_millis(2400), "a turn that was not taken is lost to nobody: {wait:?}");
+}
+
+#[tokio::test]
+async fn nobody_goes_through_a_gate_that_is_shut() {
+    let queue = queue(Duration::from_secs(30));
+    queue.shut("a", Duration::from_secs(60)).await.unwrap();
+    queue.shut("a", Duration::from_secs(5)).await.unwrap();
+    let Turn::Later(wait) = queue.turn("a", Duration::ZERO).await.unwrap() else { panic!("it is open") };
+    assert!(wait > Duration::from_secs(50), "a shorter rest does not open it: {wait:?}");
+    queue.shut("b", Duration::from_millis(300)).await.unwrap();
+    eventually("it opens", async || {
+        (queue.turn("b", Duration::ZERO).await.unwrap() == Turn::In(Duration::ZERO)).then_some(())
+    })
+    .await;
 }

@@ -10,7 +10,7 @@ use mongodb::{Database, IndexModel, options::IndexOptions};
 use serde_json::{Value, json};
 use sync_operator::{
     domain::run::RunSpec,
-    sync::{Batch, Databases, Error, Outcome, Target},
+    sync::{Batch, Databases, Error, Found, Outcome, Target},
 };
 
 use crate::support::{unique, variable};
@@ -277,7 +277,8 @@ async fn a_refused_document_is_named_in_a_batch_with_keys_of_several_types() {
     assert_eq!(stamped(&database, START).await, 3);
 }
 
-#[tokio::test]
+// On one thread, making 40 MB of statements would keep the driver from noticing that the server is well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_document_is_named_in_the_largest_batch_with_a_long_filter() {
     const USERS: i32 = 10_000;
     let database = database().await;
@@ -628,4 +629,54 @@ async fn resuming_after_a_key_of_several_fields_skips_nothing() {
     let database = database().await;
     insert(&database, (0..10).map(|i| doc! {"_id": {"tenant": 1, "id": format!("user-{i}")}}).collect()).await;
     assert_walks_and_resumes(&database, json!({"syncType": "Full"}), "_id").await;
+}
+
+fn source(batch: &Batch, name: &str) -> Vec<Found> {
+    batch.due().iter().map(|_| Found::Result(json!({"name": name}))).collect()
+}
+
+fn fetching() -> Value {
+    json!({
+        "syncType": "Full",
+        "batchSize": 10,
+        "source": {"graphQL": {"endpoint": "https://a.example/", "query": "q", "resultPath": "/data"}},
+        "mapping": [{"from": "/name", "to": "name"}],
+    })
+}
+
+#[tokio::test]
+async fn a_late_answer_never_replaces_a_newer_one() {
+    let database = database().await;
+    insert(&database, (0..4).map(|id| doc! {"_id": id, "name": "first"}).collect()).await;
+    let target = target(&database, fetching(), 1000).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+    let newer = target.apply(batch.clone(), source(&batch, "newer"), at(3000)).await.unwrap();
+    assert_eq!((newer.updated, newer.unchanged), (4, 0));
+    let late = target.apply(batch.clone(), source(&batch, "late"), at(2000)).await.unwrap();
+    assert_eq!((late.updated, late.unchanged), (0, 4));
+    let again = target.apply(batch.clone(), source(&batch, "again"), at(3000)).await.unwrap();
+    assert_eq!((again.updated, again.unchanged), (0, 4));
+    let users = database.collection::<Document>("users");
+    let newer = doc! {"name": "newer", "lastSynced": DateTime::from_millis(3000)};
+    assert_eq!(users.count_documents(newer).await.unwrap(), 4);
+    database.drop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_document_that_is_gone_or_left_the_filter_meanwhile_is_not_written() {
+    let database = database().await;
+    insert(&database, (0..4).map(|id| doc! {"_id": id, "state": "active"}).collect()).await;
+    let mut spec = fetching();
+    spec["target"] = json!({"filter": {"state": "active"}});
+    let target = target(&database, spec, 1000).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    let users = database.collection::<Document>("users");
+    users.delete_one(doc! {"_id": 0}).await.unwrap();
+    users.update_one(doc! {"_id": 1}, doc! {"$set": {"state": "left"}}).await.unwrap();
+    let at = Timestamp::from_millisecond(2000).unwrap();
+    let outcome = target.apply(batch.clone(), source(&batch, "new"), at).await.unwrap();
+    assert_eq!((outcome.updated, outcome.unchanged, outcome.failures.len()), (2, 2, 0));
+    assert_eq!(users.count_documents(doc! {"name": "new"}).await.unwrap(), 2);
+    database.drop().await.unwrap();
 }

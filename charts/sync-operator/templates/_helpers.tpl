@@ -189,6 +189,39 @@ topologySpreadConstraints:
 {{- end -}}
 {{- end -}}
 
+{{/* The token of a component's account. */}}
+{{- define "sync-operator.token" -}}
+- name: {{ . }}-token
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3607}
+      - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
+      - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
+{{- end -}}
+
+{{/* Workers that read Secrets for sources need one. */}}
+{{- define "sync-operator.workerTokenMount" -}}
+{{- if .Values.sources.secrets }}
+- {name: worker-token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "sync-operator.workerTokenVolume" -}}
+{{- if .Values.sources.secrets }}
+{{ include "sync-operator.token" "worker" }}
+{{- end }}
+{{- end -}}
+
+{{- define "sync-operator.sourcesEnv" -}}
+{{- with .Values.sources.allowedHosts }}
+- {name: SOURCE_ALLOWED_HOSTS, value: {{ join "," . | quote }}}
+{{- end }}
+{{- with .Values.sources.allowedCIDRs }}
+- {name: SOURCE_ALLOWED_CIDRS, value: {{ join "," . | quote }}}
+{{- end }}
+{{- end -}}
+
 {{- define "sync-operator.logEnv" -}}
 - {name: LOG_FORMAT, value: {{ .Values.log.format }}}
 - {name: RUST_LOG, value: {{ .Values.log.level | quote }}}

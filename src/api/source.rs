@@ -1,0 +1,255 @@
+//! Where a run fetches what documents should be, and what of it goes into them.
+
+use kube::KubeSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{GoDuration, rules};
+
+/// Where a run fetches what documents should be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// A GraphQL API over HTTP.
+    #[serde(rename = "graphQL")]
+    pub graph_ql: GraphQl,
+}
+
+/// A GraphQL API over HTTP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GraphQl {
+    /// Address of the API, such as `https://gitlab.example.com/api/graphql`. Addresses of private networks, and
+    /// `http://`, only where the operator's `--source-allowed-hosts` or `--source-allowed-cidrs` allow them.
+    /// Redirects are not followed.
+    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ ]+([/?][^# ]*)?$')").message("source.graphQL.endpoint must be an http or https URL without user, password and fragment, such as https://gitlab.example.com/api/graphql: tokens belong into source.graphQL.tokenSecretRef"))]
+    #[schemars(length(max = 1024))]
+    pub endpoint: String,
+
+    /// The query. The keys of the documents come in as its variable `$ids` (PerBatch), or `$id` (PerUser).
+    #[schemars(length(min = 1, max = 16384))]
+    pub query: String,
+
+    /// Which operation of the query is meant, when it holds several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub operation_name: Option<String>,
+
+    /// Further variables of the query. `ids` and `id` are set for each request.
+    #[serde(default, skip_serializing_if = "Variables::is_empty")]
+    pub variables: Variables,
+
+    /// PerBatch asks once for each batch, and expects a list. PerUser asks once for each document.
+    #[serde(default)]
+    pub batching: Batching,
+
+    /// For PerUser: requests in flight at a time within one batch, 1 to 64.
+    #[serde(default = "default_concurrency")]
+    #[x_kube(validation = rules::range("source.graphQL.concurrency", 1, 64))]
+    pub concurrency: i32,
+
+    /// JSON pointer, from the answer's root, to the list of results (PerBatch) or to the one result (PerUser), such
+    /// as `/data/users/nodes`.
+    #[x_kube(validation = rules::pointer("source.graphQL.resultPath", "/data/users/nodes"))]
+    #[schemars(length(max = 256))]
+    pub result_path: String,
+
+    /// JSON pointer, from one result, to the key of its document, such as `/id`. For PerBatch.
+    #[serde(default = "default_key_path")]
+    #[x_kube(validation = rules::pointer("source.graphQL.keyPath", "/id"))]
+    #[schemars(length(max = 256))]
+    pub key_path: String,
+
+    /// What to do about a document of which the list (PerBatch) has no result. Fail counts it as failed: a list may be
+    /// shorter than asked for, as where the API cuts it into pages. Ignore leaves it as it is, unstamped.
+    #[serde(default)]
+    pub on_missing: OnMissing,
+
+    /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. It has to name the hosts
+    /// that may receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=gitlab.example.com`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<SecretKey>,
+
+    /// Headers that are sent, with values from Secrets of the same namespace. The same annotation is needed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub headers_from: Vec<HeaderFrom>,
+
+    /// Secret of the same namespace with the certificates (PEM) of the authorities that vouch for the endpoint, instead
+    /// of the well-known ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
+
+    /// Longest wait for one answer, 1s to 10m.
+    #[serde(default = "default_timeout")]
+    #[x_kube(validation = rules::duration("source.graphQL.timeout", "1s", "10m", "30s"))]
+    pub timeout: GoDuration,
+
+    /// Most requests to this endpoint, of all runs on all workers together. Beside it, `Retry-After` and the headers
+    /// with which GitLab and GitHub tell of their limits are always heeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// How documents are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum Batching {
+    /// One request for each batch.
+    #[default]
+    PerBatch,
+    /// One request for each document.
+    PerUser,
+}
+
+/// What to do about a document that the source does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum OnMissing {
+    /// Count it as failed.
+    #[default]
+    Fail,
+    /// Leave it as it is, and count it as unchanged.
+    Ignore,
+}
+
+/// An entry of a Secret of the SyncJob's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub struct SecretKey {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in it.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// A header with a value from a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderFrom {
+    /// Name of the header.
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9-]{1,64}$') && !(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection'])").message("source.graphQL.headersFrom[].name must be letters, digits and -, such as PRIVATE-TOKEN, and none of Host, Content-Length, Transfer-Encoding, Connection"))]
+    #[schemars(length(max = 64))]
+    pub name: String,
+    /// Where its value is.
+    pub secret_ref: SecretKey,
+}
+
+/// Most requests in a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimit {
+    /// How many, 1 to 100000.
+    #[x_kube(validation = rules::range("source.graphQL.rateLimit.requests", 1, 100_000))]
+    pub requests: i32,
+    /// In which time, 1s to 24h.
+    #[serde(default = "default_per")]
+    #[x_kube(validation = rules::duration("source.graphQL.rateLimit.per", "1s", "24h", "1s"))]
+    pub per: GoDuration,
+}
+
+/// Variables of a query.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Variables(pub Map<String, Value>);
+
+impl Variables {
+    /// True when there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl JsonSchema for Variables {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Variables".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+    }
+}
+
+/// What goes into one field of a document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.from) != has(self.value)").message("mapping[] needs either from, a JSON pointer into the result, or value, a constant"))]
+pub struct MappedField {
+    /// Field of the document that is written, such as `name` or `profile.email`.
+    #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("mapping[].to must be a field path without $, such as name or profile.email, and not _id"))]
+    #[schemars(length(max = 128))]
+    pub to: String,
+
+    /// JSON pointer, from one result, to the value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::pointer("mapping[].from", "/name"))]
+    #[schemars(length(max = 256))]
+    pub from: Option<String>,
+
+    /// The same text for every document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub value: Option<String>,
+
+    /// What the value is made into. Any takes it as it is.
+    #[serde(rename = "type", default)]
+    pub type_: FieldType,
+
+    /// What to do when the value is null, or not there. Skip leaves the field as it is, Unset removes it, Set makes it
+    /// null.
+    #[serde(default)]
+    pub on_null: OnNull,
+}
+
+/// What a value is made into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum FieldType {
+    /// As it is.
+    #[default]
+    Any,
+    /// A text. Numbers and booleans are written out.
+    String,
+    /// A whole number, from a number or a text.
+    Int,
+    /// A number, from a number or a text.
+    Double,
+    /// True or false, also as texts.
+    Bool,
+    /// A date, from a text such as `2026-01-31T10:00:00Z` or `2026-01-31`.
+    Date,
+    /// An ObjectId, from its 24 hexadecimal digits.
+    ObjectId,
+}
+
+/// What to do about a value that is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum OnNull {
+    /// Leave the field as it is.
+    #[default]
+    Skip,
+    /// Remove the field.
+    Unset,
+    /// Make the field null.
+    Set,
+}
+
+fn default_concurrency() -> i32 {
+    8
+}
+fn default_key_path() -> String {
+    "/id".to_owned()
+}
+fn default_timeout() -> GoDuration {
+    GoDuration::new("30s")
+}
+fn default_per() -> GoDuration {
+    GoDuration::new("1s")
+}

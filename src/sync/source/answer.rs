@@ -1,0 +1,214 @@
+//! Which part of a GraphQL answer belongs to which document.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::{Found, rejected};
+use crate::{domain::source::SourceSpec, sync::Error};
+
+/// Longest code of an error that is shown. Its message is not: it may quote documents.
+const MAX_CODE: usize = 64;
+
+/// Sorts an answer by the keys that were asked for. `Err`: the query was not carried out at all.
+pub(super) fn read(spec: &SourceSpec, keys: &[String], answer: &Value) -> Result<Vec<Found>, Error> {
+    let errors = answer.get("errors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let has_path = |error: &&Value| error.get("path").and_then(Value::as_array).is_some_and(|path| !path.is_empty());
+    // No data, and an error that is no field's: the server did not begin with it. Some leave data out, as
+    // https://spec.graphql.org/October2021/#sec-Response-Format wants it, some send null.
+    if answer.get("data").is_none_or(Value::is_null) && errors.iter().all(|error| !has_path(&error)) {
+        return Err(match errors.first() {
+            Some(error) if is_temporary(error) => unusable(&format!("it tells of an error{}", describe(error))),
+            Some(error) => rejected(&format!("the source rejects the query{}", describe(error))),
+            None => unusable("it is no answer to a GraphQL query"),
+        });
+    }
+    // One error without a place may concern any document.
+    if let Some(error) = errors.iter().find(|error| !has_path(error)) {
+        return Err(unusable(&format!("it tells of an error{}", describe(error))));
+    }
+    let result = answer.pointer(&spec.result);
+    match spec.per_user {
+        Some(_) => Ok(vec![single(result, errors)]),
+        None => list(spec, keys, result, errors),
+    }
+}
+
+fn single(result: Option<&Value>, errors: &[Value]) -> Found {
+    match (errors.first(), result) {
+        (Some(error), _) => failed(error),
+        (None, Some(result)) if !result.is_null() => Found::Result(result.clone()),
+        _ => Found::Missing,
+    }
+}
+
+fn list(spec: &SourceSpec, keys: &[String], result: Option<&Value>, errors: &[Value]) -> Result<Vec<Found>, Error> {
+    let depth = spec.result.matches('/').count().saturating_sub(1);
+    // An error's path leads through the list to one of its items, or ends before: then the list itself is broken.
+    let item_of = |error: &Value| error.get("path")?.as_array()?.get(depth)?.as_u64();
+    let mut broken = HashMap::new();
+    for error in errors {
+        let Some(item) = item_of(error) else {
+            return Err(unusable(&format!("it has no list of results{}", describe(error))));
+        };
+        broken.entry(item as usize).or_insert(error);
+    }
+    let Some(items) = result.and_then(Value::as_array) else {
+        return Err(unusable(&format!("it has no list at source.graphQL.resultPath {}", spec.result)));
+    };
+    let wanted: HashMap<&str, usize> = keys.iter().enumerate().map(|(at, key)| (key.as_str(), at)).collect();
+    let mut found = vec![Found::Missing; keys.len()];
+    for (place, item) in items.iter().enumerate() {
+        // An item that an error made null has no key; where the list has one item for each key, its place tells.
+        let by_place = (item.is_null() && items.len() == keys.len()).then_some(place);
+        let by_key = item.pointer(&spec.key).and_then(text).and_then(|key| wanted.get(key.as_str()).copied());
+        let Some(at) = by_key.or(by_place) else { continue };
+        found[at] = match (broken.get(&place), &found[at]) {
+            (Some(error), _) => failed(error),
+            (None, Found::Missing) if !item.is_null() => Found::Result(item.clone()),
+            (None, Found::Missing) => Found::Missing,
+            // Two results for one document: which one is right, nobody can tell.
+            (None, Found::Result(first)) if first == item => Found::Result(item.clone()),
+            (None, _) => Found::Failed("DuplicateResult", "the source gave two different results for it".to_owned()),
+        };
+    }
+    Ok(found)
+}
+
+/// A key as text, as documents' keys are compared with it.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// True for an error that is not about the query, by the codes that servers have in common.
+fn is_temporary(error: &Value) -> bool {
+    let codes = ["INTERNAL_SERVER_ERROR", "SERVICE_UNAVAILABLE", "TIMEOUT", "RATE_LIMITED", "THROTTLED"];
+    [error.pointer("/extensions/code"), error.get("type")]
+        .into_iter()
+        .flatten()
+        .any(|code| code.as_str().is_some_and(|code| codes.iter().any(|known| code.eq_ignore_ascii_case(known))))
+}
+
+fn failed(error: &Value) -> Found {
+    Found::Failed("SourceError", format!("the source has an error for it{}", describe(error)))
+}
+
+fn unusable(why: &str) -> Error {
+    Error::Attempt { reason: "BadAnswer", message: format!("the source's answer cannot be used: {why}") }
+}
+
+/// What can be said of an error without repeating what it says: its code, and where in the query it is.
+fn describe(error: &Value) -> String {
+    let is_word = |code: &&str| {
+        code.len() <= MAX_CODE && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+    };
+    let code = error.pointer("/extensions/code").and_then(Value::as_str).filter(is_word);
+    let place = |name| error.pointer("/locations/0").and_then(|place| place.get(name)).and_then(Value::as_u64);
+    let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
+    match (place("line"), place("column")) {
+        (Some(line), Some(column)) => format!("{code} at line {line}, column {column} of source.graphQL.query"),
+        _ => code,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::run::RunSpec;
+    use serde_json::json;
+
+    fn spec(batching: &str, result: &str) -> SourceSpec {
+        let source = json!({"endpoint": "https://a", "query": "q", "resultPath": result, "batching": batching});
+        let spec = serde_json::from_value(json!({"source": {"graphQL": source}})).unwrap();
+        RunSpec::parse(&spec).unwrap().source.unwrap()
+    }
+
+    fn shown(answer: &Value) -> Result<Vec<&'static str>, String> {
+        let keys = ["1", "2", "3"].map(str::to_owned);
+        let found = read(&spec("PerBatch", "/data/users"), &keys, answer).map_err(|error| error.to_string())?;
+        Ok(found
+            .iter()
+            .map(|found| match found {
+                Found::Result(_) => "result",
+                Found::Missing => "missing",
+                Found::Failed(reason, _) => *reason,
+            })
+            .collect())
+    }
+
+    #[test]
+    fn results_are_sorted_by_key_and_errors_by_place() {
+        let user = |id: i32| json!({"id": id.to_string()});
+        for (answer, expected) in [
+            (json!({"data": {"users": [user(3), user(1)]}}), ["result", "missing", "result"]),
+            (json!({"data": {"users": [{"id": 2}, user(9), "?"]}}), ["missing", "result", "missing"]),
+            (json!({"data": {"users": [user(1), user(1), user(2)]}}), ["result", "result", "missing"]),
+            (
+                json!({"data": {"users": [user(1), {"id": "1", "name": "b"}]}}),
+                ["DuplicateResult", "missing", "missing"],
+            ),
+            (
+                json!({"data": {"users": [user(1), null, user(3)]}, "errors": [{"path": ["users", 1, "name"]}]}),
+                ["result", "SourceError", "result"],
+            ),
+            (
+                json!({"data": {"users": [user(2), user(3)]}, "errors": [{"path": ["users", 0, "name"]}]}),
+                ["missing", "SourceError", "result"],
+            ),
+        ] {
+            assert_eq!(shown(&answer).unwrap(), expected, "{answer}");
+        }
+    }
+
+    #[test]
+    fn what_concerns_every_document_is_the_attempts_or_the_querys_failure() {
+        for (answer, message) in [
+            (
+                json!({"errors": [{"message": "secret", "locations": [{"line": 1, "column": 9}],
+                    "extensions": {"code": "GRAPHQL_VALIDATION_FAILED"}}]}),
+                "the source rejects the query (GRAPHQL_VALIDATION_FAILED) at line 1, column 9 of source.graphQL.query",
+            ),
+            (json!({"data": null, "errors": [{"message": "secret"}]}), "the source rejects the query"),
+            (
+                json!({"data": null, "errors": [{"extensions": {"code": "INTERNAL_SERVER_ERROR"}}]}),
+                "the source's answer cannot be used: it tells of an error (INTERNAL_SERVER_ERROR)",
+            ),
+            (
+                json!({"errors": [{"type": "RATE_LIMITED", "message": "secret"}]}),
+                "the source's answer cannot be used: it tells of an error",
+            ),
+            (json!([]), "the source's answer cannot be used: it is no answer to a GraphQL query"),
+            (
+                json!({"data": {"users": 5}}),
+                "the source's answer cannot be used: it has no list at source.graphQL.resultPath /data/users",
+            ),
+            (
+                json!({"data": {"users": null}, "errors": [{"path": ["users"], "message": "secret"}]}),
+                "the source's answer cannot be used: it has no list of results",
+            ),
+            (
+                json!({"data": {"users": []}, "errors": [{"message": "secret"}]}),
+                "the source's answer cannot be used: it tells of an error",
+            ),
+        ] {
+            let error = shown(&answer).unwrap_err();
+            assert!(error.starts_with(message) && !error.contains("secret"), "{answer}: {error}");
+        }
+    }
+
+    #[test]
+    fn of_one_document_null_is_no_result() {
+        let spec = spec("PerUser", "/data/user");
+        for (answer, expected) in [
+            (json!({"data": {"user": {"id": 1}}}), Found::Result(json!({"id": 1}))),
+            (json!({"data": {"user": null}}), Found::Missing),
+            (json!({"data": null, "errors": [{"path": ["user"]}]}), failed(&json!({}))),
+        ] {
+            assert_eq!(read(&spec, &["1".to_owned()], &answer).unwrap(), [expected], "{answer}");
+        }
+    }
+}

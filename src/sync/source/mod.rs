@@ -1,0 +1,279 @@
+//! Fetches what documents should be, from a GraphQL API.
+
+mod answer;
+mod egress;
+
+use std::time::Duration;
+
+use bson::Bson;
+use jiff::Timestamp;
+use reqwest::{
+    Certificate, Client, Response, StatusCode, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    redirect::Policy,
+};
+use serde_json::{Map, Value};
+
+use super::{Error, keys};
+use crate::{domain::source::SourceSpec, network};
+pub use egress::Egress;
+use egress::{NotAllowed, literal};
+
+/// Longest answer, in bytes.
+const MAX_ANSWER: usize = 16 << 20;
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longest rest a server can ask for.
+const MAX_REST: Duration = Duration::from_hours(1);
+
+/// What was read from Secrets for a source. Not to be shown.
+#[derive(Default)]
+pub struct Secrets {
+    /// Values of headers, by name.
+    pub headers: Vec<(String, String)>,
+    /// Authorities, as PEM.
+    pub ca: Option<Vec<u8>>,
+}
+
+/// An API that says what documents should be.
+#[derive(Clone)]
+pub struct Source {
+    client: Client,
+    endpoint: Url,
+    spec: SourceSpec,
+}
+
+/// What the source has for one document.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// This.
+    Result(Value),
+    /// Nothing.
+    Missing,
+    /// An error: a word, and a sentence.
+    Failed(&'static str, String),
+}
+
+/// An answer, or its absence.
+#[derive(Debug)]
+pub struct Reply {
+    /// What there is for each document. `None`: nothing, since there were too many requests.
+    pub found: Option<Vec<Found>>,
+    /// For how long the server wants no more requests.
+    pub rest: Option<Duration>,
+}
+
+pub(super) fn rejected(message: &str) -> Error {
+    Error::InvalidSource(message.to_owned())
+}
+
+fn attempt(reason: &'static str, message: impl Into<String>) -> Error {
+    Error::Attempt { reason, message: message.into() }
+}
+
+impl Source {
+    /// Where an endpoint's requests go: the host that must be allowed to receive secrets.
+    ///
+    /// # Errors
+    /// When the endpoint is no URL.
+    pub fn host(spec: &SourceSpec) -> Result<String, Error> {
+        let url = Url::parse(&spec.endpoint).ok();
+        let host = url.and_then(|url| url.host_str().map(str::to_owned));
+        host.ok_or_else(|| rejected("source.graphQL.endpoint is no URL with a host: correct it"))
+    }
+
+    /// A source that is asked at addresses `egress` allows.
+    ///
+    /// # Errors
+    /// When the endpoint is not allowed, or a secret cannot be used.
+    pub fn new(spec: &SourceSpec, secrets: &Secrets, egress: &Egress) -> Result<Self, Error> {
+        let host = Self::host(spec)?;
+        let endpoint = Url::parse(&spec.endpoint).map_err(|_| rejected("source.graphQL.endpoint is no URL"))?;
+        let address = literal(&host);
+        if address.is_some_and(|address| !egress.allows(address) && !egress.allows_host(&host)) {
+            return Err(not_allowed());
+        }
+        let is_named = egress.allows_host(&host) || address.is_some_and(|address| egress.names(address));
+        if endpoint.scheme() != "https" && !is_named {
+            return Err(rejected(
+                "source.graphQL.endpoint must be https, or its host be named by the operator's --source-allowed-hosts",
+            ));
+        }
+        let mut client = Client::builder()
+            .tls_backend_rustls()
+            .dns_resolver(egress.clone())
+            .redirect(Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT)
+            .timeout(spec.timeout)
+            .user_agent(concat!("sync-operator/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers(&secrets.headers)?);
+        if let Some(pem) = &secrets.ca {
+            let authorities = Certificate::from_pem_bundle(pem).ok().filter(|found| !found.is_empty());
+            client = client.tls_certs_only(
+                authorities.ok_or_else(|| rejected("source.graphQL.caSecretRef holds no certificate in PEM"))?,
+            );
+        }
+        let client = client.build().map_err(|_| rejected("source.graphQL.caSecretRef holds no usable certificate"))?;
+        Ok(Self { client, endpoint, spec: spec.clone() })
+    }
+
+    /// What it was made from.
+    pub fn spec(&self) -> &SourceSpec {
+        &self.spec
+    }
+
+    /// Asks what documents should be. In a batch of PerUser, one at a time.
+    ///
+    /// # Errors
+    /// When there is no usable answer.
+    pub async fn ask(&self, keys: &[Bson]) -> Result<Reply, Error> {
+        let keys: Vec<String> = keys.iter().map(keys::text).collect();
+        let mut variables = self.spec.variables.clone();
+        match (self.spec.per_user, keys.as_slice()) {
+            (Some(_), [key]) => variables.insert("id".to_owned(), Value::from(key.as_str())),
+            _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
+        };
+        let mut body = Map::new();
+        body.insert("query".to_owned(), Value::from(self.spec.query.as_str()));
+        body.insert("variables".to_owned(), Value::Object(variables));
+        if let Some(name) = &self.spec.operation_name {
+            body.insert("operationName".to_owned(), Value::from(name.as_str()));
+        }
+        let request = self.client.post(self.endpoint.clone()).header(CONTENT_TYPE, "application/json");
+        let request = request.body(Value::Object(body).to_string());
+        let response = request.send().await.map_err(|error| unreached(&error))?;
+        let rest = rest(response.headers(), Timestamp::now());
+        match (response.status(), rest) {
+            (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, Some(_)) => {
+                return Ok(Reply { found: None, rest });
+            }
+            (status, _) => check(status)?,
+        }
+        let answer = read(response).await?;
+        match (answer::read(&self.spec, &keys, &answer), rest) {
+            (Ok(found), rest) => Ok(Reply { found: Some(found), rest }),
+            // GitHub says so with status 200.
+            (Err(_), Some(_)) => Ok(Reply { found: None, rest }),
+            (Err(error), None) => Err(error),
+        }
+    }
+}
+
+fn headers(given: &[(String, String)]) -> Result<HeaderMap, Error> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in given {
+        let unusable = || rejected(&format!("the Secret's value for the header {name} cannot be sent in a header"));
+        let name = name.parse::<HeaderName>().map_err(|_| unusable())?;
+        let mut value = HeaderValue::from_str(value.trim()).map_err(|_| unusable())?;
+        value.set_sensitive(true);
+        headers.insert(name, value);
+    }
+    Ok(headers)
+}
+
+fn not_allowed() -> Error {
+    rejected(
+        "source.graphQL.endpoint is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs",
+    )
+}
+
+/// What a status says. 400 and the like mean the request, which stays the same.
+fn check(status: StatusCode) -> Result<(), Error> {
+    let code = status.as_u16();
+    match code {
+        200..=299 => Ok(()),
+        401 | 403 => Err(rejected(&format!(
+            "the source refuses with {code}: check the token in source.graphQL.tokenSecretRef or headersFrom, and its rights"
+        ))),
+        300..=399 => Err(rejected(&format!(
+            "the source answers with {code}, a redirect, which is not followed: set source.graphQL.endpoint to its destination"
+        ))),
+        429 => Err(attempt("RateLimited", "the source wants fewer requests (429): set source.graphQL.rateLimit")),
+        408 | 500..=599 => Err(attempt("SourceError", format!("the source answered with {code}"))),
+        _ => Err(rejected(&format!(
+            "the source refuses the request with {code}: check source.graphQL.endpoint and query"
+        ))),
+    }
+}
+
+fn unreached(error: &reqwest::Error) -> Error {
+    let mut causes = String::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if inner.is::<NotAllowed>() {
+            return not_allowed();
+        }
+        causes += &format!("{inner}; ");
+        cause = inner.source();
+    }
+    match network::cause(&causes) {
+        _ if error.is_timeout() => attempt("SourceTimeout", "the source did not answer within source.graphQL.timeout"),
+        Some(cause) => attempt("SourceUnreachable", format!("the source could not be reached: {cause}")),
+        None => attempt("SourceUnreachable", "the connection to the source broke"),
+    }
+}
+
+async fn read(mut response: Response) -> Result<Value, Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| unreached(&error))? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            let limit = MAX_ANSWER >> 20;
+            return Err(attempt(
+                "BadAnswer",
+                format!("the source's answer is longer than {limit} MiB: lower batchSize"),
+            ));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    serde_json::from_slice(&body).map_err(|_| attempt("BadAnswer", "the source's answer is no JSON"))
+}
+
+/// For how long a server wants no more requests: `Retry-After` in seconds, or, once no more are left, until the time in
+/// the headers of GitLab (`RateLimit-…`) and GitHub (`X-RateLimit-…`), which are seconds since the epoch.
+fn rest(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<i64>().ok();
+    let after = number(RETRY_AFTER.as_str());
+    let until = ["ratelimit", "x-ratelimit"].iter().find_map(|family| {
+        let is_used_up = number(&format!("{family}-remaining")) == Some(0);
+        number(&format!("{family}-reset")).filter(|_| is_used_up).map(|reset| reset - now.as_second())
+    });
+    // By our clock the time may have come already.
+    let seconds = after.or(until)?.max(1);
+    Some(Duration::from_secs(seconds as u64).min(MAX_REST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_servers_say_of_their_limits_is_understood() {
+        let now = Timestamp::from_second(1000).unwrap();
+        for (given, expected) in [
+            (vec![("retry-after", "7")], Some(7)),
+            (vec![("retry-after", "soon")], None),
+            (vec![("retry-after", "999999")], Some(3600)),
+            (vec![("ratelimit-remaining", "0"), ("ratelimit-reset", "1030")], Some(30)),
+            (vec![("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "1005")], Some(5)),
+            (vec![("x-ratelimit-remaining", "3"), ("x-ratelimit-reset", "1005")], None),
+            (vec![("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "990")], Some(1)),
+            (vec![], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in &given {
+                headers.insert(*name, HeaderValue::from_static(value));
+            }
+            assert_eq!(rest(&headers, now), expected.map(Duration::from_secs), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_another_try_may_cure_is_tried_again() {
+        for (code, again) in
+            [(400, false), (401, false), (302, false), (404, false), (429, true), (500, true), (503, true)]
+        {
+            let error = check(StatusCode::from_u16(code).unwrap()).unwrap_err();
+            assert_eq!(matches!(error, Error::Attempt { .. }), again, "{code}");
+        }
+    }
+}

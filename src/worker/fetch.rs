@@ -1,0 +1,107 @@
+//! Asks a source for a batch, at the rate all workers keep together.
+
+use std::time::Duration;
+
+use bson::Bson;
+use futures::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::{
+    domain::source::Pace,
+    queue::{Queue, Turn},
+    sync::{Error, Found, Source},
+    telemetry::metrics,
+};
+
+/// Pause while Redis, which keeps the rate, is away. The lease decides for how long.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Longest wait for a turn before asking for one again: a gate that is shut may open earlier, for a Redis that lost it.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// A source, and the gate before it.
+pub(super) struct Fetch {
+    source: Source,
+    queue: Queue,
+    gate: String,
+    clock: Clock,
+}
+
+/// The time of the Redis server, which all workers share, as it went on since a claim.
+#[derive(Clone, Copy)]
+pub(super) struct Clock {
+    pub at: Timestamp,
+    pub since: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> Timestamp {
+        self.at.checked_add(self.since.elapsed()).unwrap_or(self.at)
+    }
+}
+
+impl Fetch {
+    pub fn new(source: Source, queue: Queue, clock: Clock) -> Self {
+        let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
+        let gate = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
+        let gate = gate.unwrap_or_default();
+        Self { source, queue, gate, clock }
+    }
+
+    /// What there is for each of the keys, and when it was asked for.
+    pub async fn fetch(&self, keys: Vec<Bson>) -> Result<(Vec<Found>, Timestamp), Error> {
+        // Of several answers the first question counts: none of them is older.
+        let asked = self.clock.now();
+        let Some(in_flight) = self.source.spec().per_user else { return self.ask(&keys).await };
+        let answers = stream::iter(keys).map(|key| async move { self.ask(&[key]).await }).buffered(in_flight);
+        let answers: Vec<_> = answers.try_collect().await?;
+        Ok((answers.into_iter().flat_map(|(found, _)| found).collect(), asked))
+    }
+
+    async fn ask(&self, keys: &[Bson]) -> Result<(Vec<Found>, Timestamp), Error> {
+        if keys.is_empty() {
+            return Ok((Vec::new(), self.clock.now()));
+        }
+        loop {
+            self.wait().await;
+            let (asked, began) = (self.clock.now(), Instant::now());
+            let reply = self.source.ask(keys).await;
+            metrics::source_asked(reply.is_ok(), began.elapsed());
+            let reply = reply?;
+            if let Some(rest) = reply.rest {
+                self.shut(rest).await;
+            }
+            if let Some(found) = reply.found {
+                return Ok((found, asked));
+            }
+        }
+    }
+
+    async fn wait(&self) {
+        let Pace { every, slack } = self.source.spec().pace.unwrap_or_default();
+        loop {
+            match self.queue.turn(&self.gate, every).await {
+                Ok(Turn::In(wait)) => {
+                    let due = Instant::now() + wait;
+                    sleep_until(due).await;
+                    if every.is_zero() || due.elapsed() <= slack {
+                        return;
+                    }
+                }
+                Ok(Turn::Later(wait)) => sleep(wait.min(ASK_AGAIN)).await,
+                Err(error) => {
+                    tracing::debug!(%error, "no turn at the source's gate");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn shut(&self, rest: Duration) {
+        if let Err(error) = self.queue.shut(&self.gate, rest).await {
+            tracing::debug!(%error, "the source's gate was not shut");
+            sleep(rest.min(PAUSE)).await;
+        }
+    }
+}

@@ -1,0 +1,495 @@
+//! Runs that fetch what documents should be from a GraphQL server.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use bson::{Bson, DateTime, Document, doc};
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{Api, ResourceExt, api::PostParams};
+use serde_json::{Value, json};
+use sync_operator::{
+    api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus},
+    domain::job::is_complete,
+};
+
+use crate::{
+    operator::{apply_job, finished},
+    support::{World, eventually},
+    upstream::{Instead, PRIVATE, Peculiar, Upstream},
+};
+
+const ALLOWED: [&str; 2] = ["--source-allowed-cidrs", "127.0.0.0/8"];
+const LIST: &str = "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id name createdAt } } }";
+const ONE: &str = "query ($id: UserID!) { user(id: $id) { name createdAt } }";
+
+/// A full run over the users with what the server has of each batch.
+fn spec(upstream: &Upstream) -> Value {
+    json!({
+        "syncType": "Full",
+        "batchSize": 100,
+        "backoff": {"initial": "100ms", "jitter": 0},
+        "source": {"graphQL": {"endpoint": upstream.url, "query": LIST, "resultPath": "/data/users/nodes"}},
+        "mapping": [
+            {"from": "/name", "to": "profile.name", "type": "String"},
+            {"from": "/createdAt", "to": "joined", "type": "Date"},
+            {"value": "gitlab", "to": "origin"},
+        ],
+    })
+}
+
+/// The same with changes to the source.
+fn with(upstream: &Upstream, changes: &Value) -> Value {
+    let mut spec = spec(upstream);
+    spec["source"]["graphQL"].as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    spec
+}
+
+async fn run(world: &World, name: &str, spec: Value) -> SyncJobStatus {
+    apply_job(world, name, spec).await;
+    finished(world, name).await.status.unwrap()
+}
+
+fn ended(status: &SyncJobStatus) -> (&str, &str) {
+    let end = status.conditions.iter().find(|condition| matches!(condition.type_.as_str(), "Complete" | "Failed"));
+    let end = end.filter(|condition| condition.status == "True").unwrap();
+    (&end.reason, &end.message)
+}
+
+fn counts(status: &SyncJobStatus) -> (i64, i64, i64) {
+    let counts = status.counts.unwrap();
+    (counts.updated, counts.unchanged, counts.failed)
+}
+
+async fn secret(world: &World, name: &str, entries: &[(&str, &str)], hosts: &str) {
+    let data: BTreeMap<_, _> =
+        entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect();
+    let mut secret = Secret { data: Some(data), ..Secret::default() };
+    secret.metadata.name = Some(name.to_owned());
+    if !hosts.is_empty() {
+        secret.annotations_mut().insert("sync.codex.dev/hosts".to_owned(), hosts.to_owned());
+    }
+    let secrets: Api<Secret> = Api::namespaced(world.client.clone(), &world.name);
+    secrets.create(&PostParams::default(), &secret).await.unwrap();
+}
+
+async fn user(world: &World, id: i32) -> Document {
+    world.database.collection::<Document>("users").find_one(doc! {"_id": id}).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn mapped_fields_are_written_and_nothing_else() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(250, 0).await;
+    upstream.books().users.extend([
+        ("7".to_owned(), Peculiar::Gone),
+        ("8".to_owned(), Peculiar::Broken),
+        ("9".to_owned(), Peculiar::Named("Ada".to_owned())),
+    ]);
+    let before = user(&world, 9).await;
+    let (operator, _) = world.all(&ALLOWED);
+
+    let first = run(&world, "first", spec(&upstream)).await;
+    assert_eq!((counts(&first), upstream.requests()), ((248, 0, 2), 3));
+    let failures: Vec<_> =
+        first.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect();
+    assert_eq!(failures, [("7", "NotReturned"), ("8", "SourceError")]);
+    let mut after = user(&world, 9).await;
+    let stamp = after.remove("lastSynced").unwrap();
+    assert!(stamp.as_datetime().unwrap().timestamp_millis() >= first.start_time.as_ref().unwrap().0.as_millisecond());
+    assert_eq!(after.remove("profile"), Some(doc! {"name": "Ada"}.into()));
+    assert_eq!(after.remove("joined"), Some(DateTime::parse_rfc3339_str("2024-05-06T07:08:09Z").unwrap().into()));
+    assert_eq!(after.remove("origin"), Some("gitlab".into()));
+    assert_eq!(after, before);
+    assert_eq!(world.count(doc! {"_id": {"$in": [7, 8]}, "lastSynced": {"$exists": true}}).await, 0);
+
+    upstream.books().users.insert("10".to_owned(), Peculiar::Named("Grace".to_owned()));
+    let second = run(&world, "second", spec(&upstream)).await;
+    assert_eq!(counts(&second), (1, 247, 2));
+    assert_eq!(user(&world, 10).await.get_document("profile").unwrap(), &doc! {"name": "Grace"});
+    assert!(user(&world, 9).await.get_datetime("lastSynced").unwrap() > stamp.as_datetime().unwrap());
+    assert!(!operator.log().contains(PRIVATE) && !serde_json::to_string(&first).unwrap().contains(PRIVATE));
+}
+
+#[tokio::test]
+async fn documents_are_asked_for_one_by_one_with_several_in_flight() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(40, 0).await;
+    upstream.books().delay = Duration::from_millis(50);
+    upstream.books().users.extend([("3".to_owned(), Peculiar::Gone), ("4".to_owned(), Peculiar::Broken)]);
+    let (_operator, _) = world.all(&ALLOWED);
+    let each = json!({"query": ONE, "batching": "PerUser", "concurrency": 5, "resultPath": "/data/user"});
+    let status = run(&world, "each", with(&upstream, &each)).await;
+    assert_eq!((counts(&status), upstream.requests()), ((38, 0, 2), 40));
+    assert_eq!(upstream.books().busy, (0, 5));
+    let failures: Vec<_> =
+        status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect();
+    assert_eq!(failures, [("3", "NotReturned"), ("4", "SourceError")]);
+}
+
+#[tokio::test]
+async fn an_incremental_run_asks_only_for_what_is_due() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(30, 0).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    run(&world, "all", spec(&upstream)).await;
+    let users = world.database.collection::<Document>("users");
+    users.update_many(doc! {"_id": {"$lt": 5}}, doc! {"$unset": {"lastSynced": 1}}).await.unwrap();
+    let mut spec = spec(&upstream);
+    spec["syncType"] = "Incremental".into();
+    spec["staleAfter"] = "1h".into();
+    let status = run(&world, "due", spec).await;
+    assert_eq!((counts(&status), upstream.requests()), ((0, 5, 0), 2), "unchanged ones are stamped all the same");
+    assert_eq!(world.count(doc! {"lastSynced": {"$exists": true}}).await, 30);
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(30, 0).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    run(&world, "real", spec(&upstream)).await;
+    let before = world.count(doc! {"profile.name": {"$regex": "^User"}}).await;
+    for id in 0..25 {
+        upstream.books().users.insert(id.to_string(), Peculiar::Named("New".to_owned()));
+    }
+    let mut dry = spec(&upstream);
+    dry["dryRun"] = true.into();
+    let status = run(&world, "dry", dry).await;
+    assert_eq!(counts(&status), (25, 5, 0));
+    assert_eq!(status.changes, (0..20).map(|id: i32| id.to_string()).collect::<Vec<_>>());
+    assert_eq!((before, world.count(doc! {"profile.name": {"$regex": "^User"}}).await), (30, 30));
+}
+
+#[tokio::test]
+async fn a_token_goes_only_to_hosts_its_secret_names() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(3, 0).await;
+    upstream.books().token = Some("glpat-1".to_owned());
+    secret(&world, "right", &[("token", "glpat-1\n"), ("team", "blue")], "other.example, 127.0.0.1").await;
+    secret(&world, "elsewhere", &[("token", "glpat-1")], "gitlab.example").await;
+    secret(&world, "nowhere", &[("token", "glpat-1")], "").await;
+    secret(&world, "outdated", &[("token", "glpat-0")], "127.0.0.1").await;
+    let (operator, _) = world.all(&ALLOWED);
+    let with_token = |name: &str, key: &str| json!({"tokenSecretRef": {"name": name, "key": key}});
+    for (name, key, message) in [
+        ("elsewhere", "token", "Secret elsewhere may not be sent to 127.0.0.1: its owner has to allow it with"),
+        ("nowhere", "token", "Secret nowhere may not be sent to 127.0.0.1: its owner has to allow it with"),
+        ("missing", "token", "there is no Secret missing in namespace"),
+        ("right", "password", "Secret right has no key password"),
+    ] {
+        let status = run(&world, &format!("{name}-{key}"), with(&upstream, &with_token(name, key))).await;
+        let (reason, told) = ended(&status);
+        assert!(reason == "InvalidSource" && told.starts_with(message), "{reason}: {told}");
+        assert_eq!(upstream.requests(), 0, "{name}");
+    }
+
+    let status = run(&world, "refused", with(&upstream, &with_token("outdated", "token"))).await;
+    let (reason, message) = ended(&status);
+    assert!(reason == "InvalidSource" && message.starts_with("the source refuses with 401: check"), "{message}");
+    assert_eq!(upstream.requests(), 1, "not tried again");
+
+    let mut good = with_token("right", "token");
+    good["headersFrom"] = json!([{"name": "X-Team", "secretRef": {"name": "right", "key": "team"}}]);
+    let status = run(&world, "let-in", with(&upstream, &good)).await;
+    assert_eq!(counts(&status), (3, 0, 0));
+    assert_eq!(upstream.books().headers["x-team"], "blue");
+    let jobs = world.jobs().list(&kube::api::ListParams::default()).await.unwrap().items;
+    let shown = operator.log() + &serde_json::to_string(&jobs).unwrap();
+    assert!(!shown.contains("glpat-") && !shown.contains(PRIVATE));
+}
+
+#[tokio::test]
+async fn a_query_the_server_rejects_ends_the_run_at_once() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(3, 0).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    let wrong = json!({"query": "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id nme } } }"});
+    let status = run(&world, "wrong", with(&upstream, &wrong)).await;
+    let (reason, message) = ended(&status);
+    assert_eq!(
+        (reason, message),
+        ("InvalidSource", "the source rejects the query at line 1, column 54 of source.graphQL.query")
+    );
+    assert_eq!((upstream.requests(), status.attempts), (1, Some(1)));
+}
+
+#[tokio::test]
+async fn bad_answers_are_the_attempts_failure_and_another_one_goes_on_after_the_checkpoint() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(20, 0).await;
+    let (operator, _) = world.all(&ALLOWED);
+    let users = |users: Value| Instead::Body(json!({"data": {"users": {"nodes": users}}}).to_string());
+    let cases = [
+        ("down", Instead::Status(500, vec![]), "SourceError", "the source answered with 500"),
+        ("busy", Instead::Status(429, vec![]), "RateLimited", "the source wants fewer requests (429)"),
+        ("cut", Instead::Body(r#"{"data": {"users": {"no"#.to_owned()), "BadAnswer", "the source's answer is no JSON"),
+        ("type", users(json!("none")), "BadAnswer", "the source's answer cannot be used: it has no list at"),
+        ("huge", Instead::Huge(200), "BadAnswer", "the source's answer is longer than 16 MiB"),
+        ("slow", Instead::Silence(Duration::from_secs(5)), "SourceTimeout", "the source did not answer within"),
+    ];
+    for (name, instead, reason, message) in cases {
+        upstream.books().instead.push_back(instead);
+        let status = run(&world, name, with(&upstream, &json!({"timeout": "1s"}))).await;
+        let history: Vec<_> = status.attempt_history.iter().map(|attempt| attempt.reason.as_str()).collect();
+        assert_eq!((history, counts(&status).2), (vec![reason], 0), "{name}");
+        let told = &status.attempt_history[0].message;
+        assert!(told.starts_with(message) && !told.contains(PRIVATE), "{name}: {told}");
+    }
+    assert!(!operator.log().contains(PRIVATE));
+    assert!(operator.resident_mib() < 200, "the huge body was not kept: {} MiB", operator.resident_mib());
+}
+
+#[tokio::test]
+async fn answers_that_are_wrong_for_one_document_are_its_failure() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(5, 0).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    let nodes = json!([
+        {"id": "0", "name": "Zoe", "createdAt": "2024-01-01"},
+        {"id": "1", "name": ["?"], "createdAt": "2024-01-01"},
+        {"id": "2", "name": "Bo", "createdAt": "yesterday"},
+        {"id": "3", "name": "Cy", "createdAt": "2024-01-01"},
+        {"id": "3", "name": "Di", "createdAt": "2024-01-01"},
+        {"id": "99", "name": "Who", "createdAt": "2024-01-01"},
+    ]);
+    upstream.books().instead.push_back(Instead::Body(json!({"data": {"users": {"nodes": nodes}}}).to_string()));
+    let status = run(&world, "wrong", spec(&upstream)).await;
+    let failures: Vec<_> =
+        status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect();
+    assert_eq!(
+        failures,
+        [("1", "MappingFailed"), ("2", "MappingFailed"), ("3", "DuplicateResult"), ("4", "NotReturned")]
+    );
+    assert_eq!(counts(&status), (1, 0, 4));
+    assert_eq!(world.count(doc! {"lastSynced": {"$exists": true}}).await, 1);
+}
+
+#[tokio::test]
+async fn a_server_that_wants_a_rest_gets_it_and_no_attempt_is_spent() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(300, 0).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    let rest = || Instead::Status(429, vec![("retry-after", "2".to_owned())]);
+    upstream.books().instead.push_back(rest());
+    let mut one_by_one = spec(&upstream);
+    one_by_one["parallelism"] = 1.into();
+    let status = run(&world, "rests", one_by_one).await;
+    assert_eq!((counts(&status), status.attempts), ((300, 0, 0), Some(0)));
+    let seen = upstream.books().seen.clone();
+    assert_eq!(seen.len(), 4);
+    let gap = seen[1] - seen[0];
+    assert!(gap >= Duration::from_secs(2), "asked again after {gap:?}");
+
+    let used_up = vec![("ratelimit-remaining", "0".to_owned()), ("ratelimit-reset", "+2".to_owned())];
+    upstream.books().instead.push_back(Instead::Status(429, used_up));
+    let status = run(&world, "waits", spec(&upstream)).await;
+    assert_eq!((counts(&status), status.attempts), ((0, 300, 0), Some(0)));
+}
+
+#[tokio::test]
+async fn addresses_that_are_not_allowed_are_not_asked() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(3, 0).await;
+    let (_operator, _) = world.all(&["--source-allowed-hosts", "127.0.0.2"]);
+    let port = upstream.url.rsplit_once(':').unwrap().1.to_owned();
+    for (name, host) in [
+        ("loopback", "127.0.0.1"),
+        ("name", "localhost"),
+        ("six", "[::1]"),
+        ("mapped", "[::ffff:127.0.0.1]"),
+        ("number", "2130706433"),
+        ("metadata", "169.254.169.254"),
+    ] {
+        let status = run(&world, name, with(&upstream, &json!({"endpoint": format!("https://{host}:{port}")}))).await;
+        let (reason, message) = ended(&status);
+        let told = message.starts_with("source.graphQL.endpoint is at an address the operator does not allow");
+        assert!(reason == "InvalidSource" && told, "{host}: {reason}: {message}");
+    }
+    let plain = run(&world, "plain", with(&upstream, &json!({"endpoint": "http://gitlab.example/"}))).await;
+    assert!(ended(&plain).1.starts_with("source.graphQL.endpoint must be https"), "{:?}", ended(&plain));
+    assert_eq!(upstream.requests(), 0);
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let (world, upstream, elsewhere) = (World::new().await, Upstream::start().await, Upstream::start().await);
+    world.seed(3, 0).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    upstream.books().instead.push_back(Instead::Status(307, vec![("location", elsewhere.url.clone())]));
+    let status = run(&world, "redirected", spec(&upstream)).await;
+    let (reason, message) = ended(&status);
+    assert!(reason == "InvalidSource" && message.starts_with("the source answers with 307, a redirect"), "{message}");
+    assert_eq!((upstream.requests(), elsewhere.requests()), (1, 0));
+}
+
+/// 4 runs of 200 requests each on three processes, 100 a second. Returns when they came.
+async fn limited_runs() -> Vec<Instant> {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(200, 0).await;
+    let (_controller, _) = world.all(&[&ALLOWED[..], &["--workers", "2"]].concat());
+    let _workers = [(); 2].map(|()| world.operator("worker", &ALLOWED));
+    let limited = json!({"query": ONE, "batching": "PerUser", "concurrency": 16, "resultPath": "/data/user",
+        "rateLimit": {"requests": 100}});
+    for run in 0..4 {
+        apply_job(&world, &format!("run-{run}"), with(&upstream, &limited)).await;
+    }
+    for run in 0..4 {
+        assert!(is_complete(&finished(&world, &format!("run-{run}")).await));
+    }
+    let seen = upstream.books().seen.clone();
+    // A document that another run has fetched since this one began is not asked for again.
+    assert!(seen.len() > 700, "{}", seen.len());
+    seen
+}
+
+#[tokio::test]
+async fn all_processes_keep_to_one_rate_together() {
+    let seen = limited_runs().await;
+    let taken = *seen.last().unwrap() - seen[0];
+    let least = Duration::from_millis(10) * (seen.len() - 1) as u32;
+    assert!(taken >= least, "{} requests in {taken:?}", seen.len());
+}
+
+#[tokio::test]
+#[ignore = "for a quiet machine: make bench-sources"]
+async fn speed_a_rate_is_never_exceeded_and_well_used() {
+    let seen = limited_runs().await;
+    let within = |(at, first): (usize, &Instant)| {
+        seen[at..].iter().take_while(|later| **later - *first < Duration::from_secs(1)).count()
+    };
+    let most = seen.iter().enumerate().map(within).max().unwrap();
+    let rate = (seen.len() - 1) as f64 / (*seen.last().unwrap() - seen[0]).as_secs_f64();
+    println!(
+        "rateLimit 100/s, 4 runs on 3 processes: {} requests, at most {most} in a second, {rate:.1}/s used",
+        seen.len()
+    );
+    assert!(most <= 100 && rate >= 90.0);
+}
+
+#[tokio::test]
+#[ignore = "for a quiet machine: make bench-sources"]
+async fn speed_ten_thousand_users_from_a_server_that_takes_50_ms() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(10_000, 0).await;
+    upstream.books().delay = Duration::from_millis(50);
+    let (operator, _) = world.all(&ALLOWED);
+    let mut wide = spec(&upstream);
+    wide["parallelism"] = 8.into();
+    for round in 0..3 {
+        upstream.books().seen.clear();
+        let status = run(&world, &format!("run-{round}"), wide.clone()).await;
+        assert_eq!(counts(&status).2, 0);
+        let taken = status.completion_time.unwrap().0.duration_since(status.start_time.unwrap().0);
+        let seen = upstream.books().seen.clone();
+        let asked = (*seen.last().unwrap() - seen[0]).as_secs_f64() + 0.05;
+        let share = 0.05 * (seen.len() as f64 / 8.0).ceil() / asked;
+        let memory = operator.resident_mib();
+        println!(
+            "10000 users, 50 ms, parallelism 8: fetched in {asked:.2} s of {taken:#}, {share:.2} of what is possible, {memory} MiB"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_killed_workers_run_goes_on_elsewhere_and_every_document_is_right_in_the_end() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(1000, 0).await;
+    upstream.books().delay = Duration::from_millis(50);
+    let lease = ["--lease-duration", "1s"];
+    let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
+    let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
+    let mut slow = spec(&upstream);
+    slow["batchSize"] = 10.into();
+    slow["parallelism"] = 2.into();
+    apply_job(&world, "run", slow).await;
+    eventually("some of it is done", async || (upstream.requests() > 30).then_some(())).await;
+    first.kill();
+    upstream.books().users.insert("999".to_owned(), Peculiar::Named("Last".to_owned()));
+    let _second = world.operator("worker", &[&lease[..], &ALLOWED].concat());
+    let job = finished(&world, "run").await;
+    assert!(is_complete(&job));
+    let status = job.status.unwrap();
+    let (updated, unchanged, failed) = counts(&status);
+    assert_eq!((updated + unchanged, failed, status.attempts), (1000, 0, Some(0)));
+    assert_eq!(world.count(doc! {"origin": "gitlab", "lastSynced": {"$exists": true}}).await, 1000);
+    assert_eq!(user(&world, 999).await.get_document("profile").unwrap(), &doc! {"name": "Last"});
+}
+
+#[tokio::test]
+async fn the_samples_and_the_guide_bring_what_gitlab_has() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    upstream.books().token = Some("glpat-1".to_owned());
+    secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
+    let (_operator, _) = world.all(&ALLOWED);
+    let at = |text: &str| Bson::from(DateTime::parse_rfc3339_str(text).unwrap());
+    let guide = std::fs::read_to_string("docs/sources.md").unwrap();
+    let guide = guide.split("```yaml").nth(1).unwrap().split("```").next().unwrap();
+    for (sample, collection, kind, seed, expected) in [
+        (
+            "guide",
+            "users",
+            "User",
+            doc! {},
+            doc! {"profile": {"name": "User 7"}, "registeredAt": at("2024-05-06T07:08:09Z")},
+        ),
+        (
+            "users",
+            "users",
+            "User",
+            doc! {"email": "old@example.com", "note": "kept"},
+            doc! {"note": "kept", "username": "user7", "name": "User 7", "state": "active",
+            "registeredAt": at("2024-05-06T07:08:09Z"), "origin": "gitlab"},
+        ),
+        (
+            "projects",
+            "projects",
+            "Project",
+            doc! {},
+            doc! {"name": "Project 7", "path": "example/project7", "archived": false, "stars": 7,
+            "lastActivityAt": at("2026-02-03T04:05:06Z")},
+        ),
+        (
+            "issues",
+            "issues",
+            "Issue",
+            doc! {},
+            doc! {"title": "Issue 7", "state": "opened", "dueDate": at("2026-03-01T00:00:00Z"),
+            "changedAt": at("2026-02-03T04:05:06Z"), "closedAt": null},
+        ),
+        (
+            "pipelines",
+            "pipelines",
+            "Ci::Pipeline",
+            doc! {"status": "RUNNING"},
+            doc! {"status": "SUCCESS", "sha": "0123456789abcdef0123456789abcdef01234567", "seconds": 61,
+            "finishedAt": at("2026-02-03T04:05:06Z")},
+        ),
+    ] {
+        let id = format!("gid://gitlab/{kind}/7");
+        let mut document = doc! {"_id": 1, "gitlabId": &id};
+        document.extend(seed);
+        let documents = world.database.collection::<Document>(collection);
+        documents.delete_many(doc! {}).await.unwrap();
+        documents.insert_one(document).await.unwrap();
+
+        let file = format!("manifests/samples/gitlab/{sample}.yaml");
+        let text = if sample == "guide" { guide.to_owned() } else { std::fs::read_to_string(file).unwrap() };
+        let schedule: SyncSchedule = serde_yaml_ng::from_str(&text).unwrap();
+        let mut spec = schedule.spec.job_template.spec.clone();
+        let source = &mut spec.source.as_mut().unwrap().graph_ql;
+        assert_eq!(source.endpoint, "https://gitlab.com/api/graphql");
+        source.endpoint.clone_from(&upstream.url);
+        world.jobs().create(&PostParams::default(), &SyncJob::new(sample, spec)).await.unwrap();
+        let status = finished(&world, sample).await.status.unwrap();
+        assert_eq!(counts(&status), (1, 0, 0), "{sample}: {:?}", ended(&status));
+
+        let mut found = documents.find_one(doc! {"_id": 1}).await.unwrap().unwrap();
+        assert!(found.remove("lastSynced").is_some());
+        let mut whole = doc! {"_id": 1, "gitlabId": id};
+        whole.extend(expected);
+        let sorted = |document: Document| document.into_iter().collect::<BTreeMap<_, _>>();
+        assert_eq!(sorted(found), sorted(whole), "{sample}");
+    }
+}

@@ -1,0 +1,342 @@
+//! A GraphQL server with a part of GitLab's schema, and with bad days.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant, SystemTime},
+};
+
+use async_graphql::{Context, EmptyMutation, EmptySubscription, ID, NewType, Object, Request, Schema, SimpleObject};
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use futures::stream;
+use serde_json::Value;
+use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
+
+/// A server that is up for as long as this is kept.
+pub struct Upstream {
+    pub url: String,
+    books: Arc<Mutex<Books>>,
+    server: JoinHandle<()>,
+}
+
+/// What it does and what was done to it.
+#[derive(Default)]
+pub struct Books {
+    /// How long each answer takes.
+    pub delay: Duration,
+    /// The only token that is let in.
+    pub token: Option<String>,
+    /// Given to the next requests instead of what they asked for.
+    pub instead: VecDeque<Instead>,
+    /// Asked what to do with each further one.
+    pub mood: Option<Box<dyn FnMut() -> Option<Instead> + Send>>,
+    /// When everybody's name changed.
+    pub versions: Vec<SystemTime>,
+    /// What is not as for everybody else: by the number in the id.
+    pub users: HashMap<String, Peculiar>,
+    /// When requests came.
+    pub seen: Vec<Instant>,
+    /// Headers of the last one.
+    pub headers: HeaderMap,
+    /// Requests being answered, and the most there ever were at a time.
+    pub busy: (usize, usize),
+}
+
+#[derive(Clone)]
+pub enum Instead {
+    /// A status and headers. A value of +3 is the time in 3 s, in seconds since the epoch.
+    Status(u16, Vec<(&'static str, String)>),
+    /// A body, with status 200.
+    Body(String),
+    /// A body of so many MiB.
+    Huge(usize),
+    /// Nothing, for so long.
+    Silence(Duration),
+    /// What was asked for, with another result for the first of the users.
+    Twice,
+}
+
+#[derive(Clone)]
+pub enum Peculiar {
+    Named(String),
+    Gone,
+    /// Its name cannot be had.
+    Broken,
+}
+
+/// What the server says in errors and must not be seen anywhere else.
+pub const PRIVATE: &str = "row 7 of table payroll";
+
+impl Upstream {
+    pub async fn start() -> Self {
+        let books = Arc::new(Mutex::new(Books::default()));
+        let schema = Schema::build(Query, EmptyMutation, EmptySubscription).data(books.clone()).finish();
+        let router = Router::new().route("/api/graphql", post(answer)).with_state((books.clone(), schema));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/api/graphql", listener.local_addr().unwrap());
+        let server = tokio::spawn(async { axum::serve(listener, router).await.unwrap() });
+        Self { url, books, server }
+    }
+
+    pub fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap()
+    }
+
+    /// Changes everybody's name.
+    pub fn change(&self) {
+        self.books().versions.push(SystemTime::now());
+    }
+
+    pub fn requests(&self) -> usize {
+        self.books().seen.len()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+type Shared = Arc<Mutex<Books>>;
+type Gitlab = Schema<Query, EmptyMutation, EmptySubscription>;
+
+async fn answer(State((books, schema)): State<(Shared, Gitlab)>, headers: HeaderMap, body: String) -> Response {
+    let (instead, delay, is_let_in) = {
+        let mut books = books.lock().unwrap();
+        books.seen.push(Instant::now());
+        books.busy.0 += 1;
+        books.busy.1 = books.busy.1.max(books.busy.0);
+        let is_let_in = books.token.as_ref().is_none_or(|token| {
+            headers.get("authorization").is_some_and(|given| given.as_bytes() == format!("Bearer {token}").as_bytes())
+        });
+        books.headers = headers;
+        let next = books.instead.pop_front();
+        (next.or_else(|| books.mood.as_mut()?()), books.delay, is_let_in)
+    };
+    sleep(delay).await;
+    let response = match instead {
+        _ if !is_let_in => (StatusCode::UNAUTHORIZED, PRIVATE).into_response(),
+        None => json(execute(&schema, &body).await.to_string()),
+        Some(Instead::Twice) => {
+            let mut answer = execute(&schema, &body).await;
+            if let Some(nodes) = answer.pointer_mut("/data/users/nodes").and_then(Value::as_array_mut) {
+                nodes.extend(nodes.first().cloned());
+                nodes.last_mut().into_iter().for_each(|last| last["name"] = "Nobody".into());
+            }
+            json(answer.to_string())
+        }
+        Some(Instead::Status(code, headers)) => {
+            let builder = Response::builder().status(code);
+            let builder = headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, later(value)));
+            builder.body(Body::from(PRIVATE)).unwrap()
+        }
+        Some(Instead::Body(body)) => json(body),
+        Some(Instead::Huge(mebibytes)) => {
+            let part = Bytes::from(vec![b' '; 1 << 20]);
+            let parts = (0..mebibytes).map(move |_| Ok::<_, Infallible>(part.clone()));
+            Body::from_stream(stream::iter(parts)).into_response()
+        }
+        Some(Instead::Silence(time)) => {
+            sleep(time).await;
+            StatusCode::NO_CONTENT.into_response()
+        }
+    };
+    books.lock().unwrap().busy.0 -= 1;
+    response
+}
+
+fn later(value: &str) -> String {
+    let Some(seconds) = value.strip_prefix('+') else { return value.to_owned() };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    (now.as_secs() + seconds.parse::<u64>().unwrap()).to_string()
+}
+
+async fn execute(schema: &Gitlab, body: &str) -> Value {
+    let request: Request = serde_json::from_str(body).unwrap();
+    serde_json::to_value(schema.execute(request).await).unwrap()
+}
+
+fn json(body: String) -> Response {
+    ([(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+#[derive(NewType)]
+#[graphql(name = "IssueID")]
+struct IssueId(String);
+
+#[derive(NewType)]
+#[graphql(name = "CiPipelineID")]
+struct PipelineId(String);
+
+#[derive(NewType)]
+#[graphql(name = "UserID")]
+struct UserId(String);
+
+struct Query;
+
+/// The number at the end of an id, such as 7 of `gid://gitlab/User/7`.
+fn number(id: &str) -> &str {
+    id.rsplit('/').next().unwrap()
+}
+
+fn look<'a>(context: &Context<'a>) -> MutexGuard<'a, Books> {
+    context.data_unchecked::<Shared>().lock().unwrap()
+}
+
+fn person(context: &Context<'_>, id: &str) -> Option<User> {
+    let books = look(context);
+    let (peculiar, version) = (books.users.get(number(id)).cloned(), books.versions.len());
+    (!matches!(peculiar, Some(Peculiar::Gone))).then(|| User { id: id.to_owned(), peculiar, version })
+}
+
+#[derive(SimpleObject)]
+struct Users {
+    nodes: Vec<Option<User>>,
+}
+
+#[derive(SimpleObject)]
+struct Projects {
+    nodes: Vec<Option<Project>>,
+}
+
+#[Object]
+impl Query {
+    async fn users(&self, context: &Context<'_>, ids: Vec<ID>) -> Users {
+        Users { nodes: ids.iter().filter_map(|id| person(context, id)).map(Some).collect() }
+    }
+
+    async fn user(&self, context: &Context<'_>, id: UserId) -> Option<User> {
+        person(context, &id.0)
+    }
+
+    async fn projects(&self, ids: Vec<ID>) -> Projects {
+        Projects { nodes: ids.into_iter().map(|id| Some(Project { id: id.to_string() })).collect() }
+    }
+
+    async fn project(&self, full_path: ID) -> Option<Project> {
+        (*full_path == "example/shop").then(|| Project { id: "gid://gitlab/Project/1".to_owned() })
+    }
+
+    async fn issue(&self, id: IssueId) -> Issue {
+        Issue {
+            title: format!("Issue {}", number(&id.0)),
+            id: id.0.into(),
+            state: "opened",
+            due_date: Some("2026-03-01"),
+            updated_at: "2026-02-03T04:05:06Z",
+            closed_at: None,
+        }
+    }
+}
+
+struct User {
+    id: String,
+    peculiar: Option<Peculiar>,
+    version: usize,
+}
+
+/// The name of a user after so many changes.
+pub fn name(number: &str, version: usize) -> String {
+    if version == 0 { format!("User {number}") } else { format!("User {number} v{version}") }
+}
+
+#[Object]
+impl User {
+    async fn id(&self) -> ID {
+        self.id.clone().into()
+    }
+
+    async fn username(&self) -> String {
+        format!("user{}", number(&self.id))
+    }
+
+    #[allow(clippy::unused_async, reason = "the macro wants it")]
+    async fn name(&self) -> async_graphql::Result<Option<String>> {
+        match &self.peculiar {
+            Some(Peculiar::Named(name)) => Ok(Some(name.clone())),
+            Some(Peculiar::Broken) => Err(PRIVATE.into()),
+            _ => Ok(Some(name(number(&self.id), self.version))),
+        }
+    }
+
+    async fn public_email(&self) -> Option<String> {
+        None
+    }
+
+    async fn state(&self) -> &'static str {
+        "active"
+    }
+
+    async fn created_at(&self) -> &'static str {
+        "2024-05-06T07:08:09Z"
+    }
+}
+
+struct Project {
+    id: String,
+}
+
+#[Object]
+impl Project {
+    async fn id(&self) -> ID {
+        self.id.clone().into()
+    }
+
+    async fn name(&self) -> String {
+        format!("Project {}", number(&self.id))
+    }
+
+    async fn full_path(&self) -> ID {
+        format!("example/project{}", number(&self.id)).into()
+    }
+
+    async fn archived(&self) -> bool {
+        false
+    }
+
+    async fn star_count(&self) -> i32 {
+        7
+    }
+
+    async fn last_activity_at(&self) -> &'static str {
+        "2026-02-03T04:05:06Z"
+    }
+
+    async fn pipeline(&self, id: PipelineId) -> Option<Pipeline> {
+        Some(Pipeline {
+            id: id.0.into(),
+            status: "SUCCESS",
+            sha: "0123456789abcdef0123456789abcdef01234567",
+            duration: Some(61),
+            finished_at: Some("2026-02-03T04:05:06Z"),
+        })
+    }
+}
+
+#[derive(SimpleObject)]
+struct Issue {
+    id: ID,
+    title: String,
+    state: &'static str,
+    due_date: Option<&'static str>,
+    updated_at: &'static str,
+    closed_at: Option<&'static str>,
+}
+
+#[derive(SimpleObject)]
+struct Pipeline {
+    id: ID,
+    status: &'static str,
+    sha: &'static str,
+    duration: Option<i32>,
+    finished_at: Option<&'static str>,
+}
