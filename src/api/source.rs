@@ -19,6 +19,11 @@ pub struct Source {
 /// A GraphQL API over HTTP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.batching == 'Pages') == has(self.pagination)").message("source.graphQL.pagination and batching Pages go together: set both, or remove pagination"),
+    validation = Rule::new("!self.upsert || self.batching == 'Pages'").message("source.graphQL.upsert needs batching Pages: other runs know only what is there"),
+    validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("source.graphQL.onMissing Mark and Delete need batching PerUser or Pages: what is missing in a list may only have been cut off")
+)]
 pub struct GraphQl {
     /// Address of the API, such as `https://gitlab.example.com/api/graphql`. Addresses of private networks, and
     /// `http://`, only where the operator's `--source-allowed-hosts` or `--source-allowed-cidrs` allow them.
@@ -27,7 +32,8 @@ pub struct GraphQl {
     #[schemars(length(max = 1024))]
     pub endpoint: String,
 
-    /// The query. The keys of the documents come in as its variable `$ids` (PerBatch), or `$id` (PerUser).
+    /// The query. The keys of the documents come in as its variable `$ids` (PerBatch), or `$id` (PerUser). For Pages,
+    /// `$first` is `batchSize`, and `$after` or `$page` says which page.
     #[schemars(length(min = 1, max = 16384))]
     pub query: String,
 
@@ -36,11 +42,12 @@ pub struct GraphQl {
     #[schemars(length(max = 256))]
     pub operation_name: Option<String>,
 
-    /// Further variables of the query. `ids` and `id` are set for each request.
+    /// Further variables of the query. `ids`, `id`, `first`, `after` and `page` are set for each request.
     #[serde(default, skip_serializing_if = "Variables::is_empty")]
     pub variables: Variables,
 
-    /// PerBatch asks once for each batch, and expects a list. PerUser asks once for each document.
+    /// PerBatch asks once for each batch, and expects a list. PerUser asks once for each document. Pages walks through all
+    /// that the API has, page by page, and needs `syncType: Full`.
     #[serde(default)]
     pub batching: Batching,
 
@@ -49,22 +56,41 @@ pub struct GraphQl {
     #[x_kube(validation = rules::range("source.graphQL.concurrency", 1, 64))]
     pub concurrency: i32,
 
-    /// JSON pointer, from the answer's root, to the list of results (PerBatch) or to the one result (PerUser), such
+    /// For Pages: how the next page is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pagination: Option<Pagination>,
+
+    /// For Pages: make a document for a result that has none. `target.keyField` needs a unique index.
+    #[serde(default)]
+    pub upsert: bool,
+
+    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser), such
     /// as `/data/users/nodes`.
     #[x_kube(validation = rules::pointer("source.graphQL.resultPath", "/data/users/nodes"))]
     #[schemars(length(max = 256))]
     pub result_path: String,
 
-    /// JSON pointer, from one result, to the key of its document, such as `/id`. For PerBatch.
+    /// JSON pointer, from one result, to the key of its document, such as `/id`. For PerBatch and Pages.
     #[serde(default = "default_key_path")]
     #[x_kube(validation = rules::pointer("source.graphQL.keyPath", "/id"))]
     #[schemars(length(max = 256))]
     pub key_path: String,
 
-    /// What to do about a document of which the list (PerBatch) has no result. Fail counts it as failed: a list may be
-    /// shorter than asked for, as where the API cuts it into pages. Ignore leaves it as it is, unstamped.
+    /// For Pages: what a key is made into, which has to be of the type that the documents' keys are of.
+    #[serde(default)]
+    pub key_type: FieldType,
+
+    /// What to do about a document that the API has no result for. Fail counts it as failed: a list may be shorter than
+    /// asked for, as where the API cuts it into pages. Ignore leaves it as it is, unstamped. Mark writes the time into
+    /// `missingField`, Delete removes the document; neither is for PerBatch.
     #[serde(default)]
     pub on_missing: OnMissing,
+
+    /// For `onMissing: Mark`: field with the time since which the API has no result. Removed when it has one again.
+    #[serde(default = "default_missing_field")]
+    #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("source.graphQL.missingField must be a field path without $, such as missingSince, and not _id"))]
+    #[schemars(length(max = 128))]
+    pub missing_field: String,
 
     /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. It has to name the hosts
     /// that may receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=gitlab.example.com`.
@@ -101,6 +127,40 @@ pub enum Batching {
     PerBatch,
     /// One request for each document.
     PerUser,
+    /// One request for each page of all that there is.
+    Pages,
+}
+
+/// How the next page is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("(self.by == 'Cursor') == has(self.nextPath)").message("source.graphQL.pagination.nextPath and by Cursor go together: set both, or remove nextPath"))]
+pub struct Pagination {
+    /// Cursor sets the variable `$after`, which is null at first. Number sets `$page`, from 1 on.
+    #[serde(default)]
+    pub by: PageBy,
+    /// For Cursor: JSON pointer to the cursor of the next page, such as `/data/users/pageInfo/endCursor`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::pointer("source.graphQL.pagination.nextPath", "/data/users/pageInfo/endCursor"))]
+    #[schemars(length(max = 256))]
+    pub next_path: Option<String>,
+    /// JSON pointer to whether there are more pages, such as `/data/users/pageInfo/hasNextPage`. Without it, the last page
+    /// is one without a cursor, or with Number one without results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::pointer("source.graphQL.pagination.morePath", "/data/users/pageInfo/hasNextPage"))]
+    #[schemars(length(max = 256))]
+    pub more_path: Option<String>,
+}
+
+/// What tells pages apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum PageBy {
+    /// What the page before says.
+    #[default]
+    Cursor,
+    /// Their number.
+    Number,
 }
 
 /// What to do about a document that the source does not know.
@@ -112,6 +172,10 @@ pub enum OnMissing {
     Fail,
     /// Leave it as it is, and count it as unchanged.
     Ignore,
+    /// Write down since when it is missing.
+    Mark,
+    /// Remove it.
+    Delete,
 }
 
 /// An entry of a Secret of the SyncJob's namespace.
@@ -246,6 +310,9 @@ fn default_concurrency() -> i32 {
 }
 fn default_key_path() -> String {
     "/id".to_owned()
+}
+fn default_missing_field() -> String {
+    "missingSince".to_owned()
 }
 fn default_timeout() -> GoDuration {
     GoDuration::new("30s")

@@ -49,6 +49,7 @@ use super::{
     validation = rules::immutable_optional("mapping"),
     validation = rules::immutable("dryRun"),
     validation = Rule::new("has(self.spec.source) || !has(self.spec.mapping)").message("spec.mapping needs spec.source: remove it, or set spec.source"),
+    validation = Rule::new("!has(self.spec.source) || self.spec.source.graphQL.batching != 'Pages' || self.spec.syncType == 'Full'").message("spec.source.graphQL.batching Pages needs spec.syncType Full: set it, or ask PerBatch or PerUser"),
     validation = Rule::new("!oldSelf.spec.cancelled || self.spec.cancelled").message("spec.cancelled cannot be set back to false: create a new SyncJob instead")
 )]
 #[serde(rename_all = "camelCase")]

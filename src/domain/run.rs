@@ -49,12 +49,27 @@ pub struct Checkpoint {
     /// The first refused documents up to the cursor.
     #[serde(default)]
     pub failures: Vec<DocumentFailure>,
+    /// How far the walk through a source's pages has come. `None`: not begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paging: Option<Paging>,
     /// Keys of the first documents that would be written, were this no dry run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<String>,
     /// What makes the run slower than it could be, and how to mend that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
+}
+
+/// How far a walk through pages has come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Paging {
+    /// The page that comes next: its cursor or number. `None`: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Value>,
+    /// Results of the pages before it.
+    pub results: u64,
+    /// Those that failed, which are the first of the run's failures.
+    pub failed: u64,
 }
 
 /// Why a run, or one attempt, ended.

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use super::run::{SpecError, duration, range};
 use crate::api::{
     SyncJobSpec,
-    source::{Batching, HeaderFrom, MappedField, OnMissing, RateLimit, SecretKey},
+    source::{Batching, FieldType, HeaderFrom, MappedField, OnMissing, PageBy, Pagination, RateLimit, SecretKey},
+    syncjob::SyncMode,
 };
 
 /// Requests are spread over more than the time their limit allows, by one part in so many: they must keep to the limit
@@ -34,14 +35,20 @@ pub struct SourceSpec {
     pub operation_name: Option<String>,
     /// Further variables.
     pub variables: Map<String, Value>,
-    /// For a request for each document: how many are in flight within a batch. `None`: one request for each batch.
-    pub per_user: Option<usize>,
+    /// How documents are asked for.
+    pub asking: Asking,
+    /// Make documents for results that have none.
+    pub upsert: bool,
     /// JSON pointer to the results.
     pub result: String,
     /// JSON pointer from a result to its key.
     pub key: String,
-    /// Documents without a result count as failed.
-    pub missing_fails: bool,
+    /// What a key is made into.
+    pub key_type: FieldType,
+    /// What becomes of documents without a result.
+    pub missing: OnMissing,
+    /// Field with the time since which there is none.
+    pub missing_field: String,
     /// Longest wait for an answer.
     pub timeout: Duration,
     /// How requests of all runs follow each other.
@@ -52,6 +59,34 @@ pub struct SourceSpec {
     pub headers: Vec<HeaderFrom>,
     /// Secret with authorities.
     pub ca: Option<SecretKey>,
+}
+
+/// How documents are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asking {
+    /// One request for each batch.
+    PerBatch,
+    /// One request for each document, so many at a time.
+    PerUser(usize),
+    /// One request for each page.
+    Pages(Pages),
+}
+
+/// What tells pages apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// JSON pointer to the next one's cursor. `None`: they are numbered from 1 on.
+    pub next: Option<String>,
+    /// JSON pointer to whether there are more.
+    pub more: Option<String>,
+}
+
+impl Pages {
+    /// What the first one is asked for with.
+    #[must_use]
+    pub fn first(&self) -> Value {
+        if self.next.is_some() { Value::Null } else { Value::from(1) }
+    }
 }
 
 /// Reads and checks source and mapping.
@@ -65,23 +100,53 @@ pub(super) fn parse(spec: &SyncJobSpec) -> Result<Option<SourceSpec>, SpecError>
     if authority.is_empty() || authority.contains('@') {
         return Err(SpecError::Endpoint);
     }
-    check_paths(&spec.mapping, [&spec.target.key_field, &spec.target.last_synced_field])?;
+    let missing_field = (source.on_missing == OnMissing::Mark).then_some(source.missing_field.as_str());
+    let reserved = [&*spec.target.key_field, &*spec.target.last_synced_field];
+    let reserved: Vec<&str> = reserved.into_iter().chain(missing_field).collect();
+    check_paths(&spec.mapping, &reserved)?;
     let concurrency = range("source.graphQL.concurrency", source.concurrency, 1, 64)? as usize;
     Ok(Some(SourceSpec {
         endpoint: source.endpoint.clone(),
         query: source.query.clone(),
         operation_name: source.operation_name.clone(),
         variables: source.variables.0.clone(),
-        per_user: (source.batching == Batching::PerUser).then_some(concurrency),
+        asking: match source.batching {
+            Batching::PerBatch if matches!(source.on_missing, OnMissing::Mark | OnMissing::Delete) => {
+                return Err(SpecError::Needs("source.graphQL.onMissing Mark or Delete", "batching PerUser or Pages"));
+            }
+            Batching::PerBatch => Asking::PerBatch,
+            Batching::PerUser => Asking::PerUser(concurrency),
+            Batching::Pages if spec.sync_type != SyncMode::Full => {
+                return Err(SpecError::Needs("source.graphQL.batching Pages", "syncType Full"));
+            }
+            Batching::Pages => Asking::Pages(pages(source.pagination.as_ref())?),
+        },
+        upsert: source.upsert && source.batching == Batching::Pages,
         result: pointer("source.graphQL.resultPath", &source.result_path)?,
         key: pointer("source.graphQL.keyPath", &source.key_path)?,
-        missing_fails: source.on_missing == OnMissing::Fail,
+        key_type: source.key_type,
+        missing: source.on_missing,
+        missing_field: source.missing_field.clone(),
         timeout: duration("source.graphQL.timeout", &source.timeout)?,
         pace: source.rate_limit.as_ref().map(pace).transpose()?,
         token: source.token_secret_ref.clone(),
         headers: source.headers_from.clone(),
         ca: source.ca_secret_ref.clone(),
     }))
+}
+
+fn pages(pagination: Option<&Pagination>) -> Result<Pages, SpecError> {
+    let needs = |what| SpecError::Needs("source.graphQL.batching Pages", what);
+    let pagination = pagination.ok_or_else(|| needs("pagination"))?;
+    if pagination.by == PageBy::Cursor && pagination.next_path.is_none() {
+        return Err(needs("pagination.nextPath"));
+    }
+    let read = |field, path: &Option<String>| path.as_deref().map(|path| pointer(field, path)).transpose();
+    let next = read("source.graphQL.pagination.nextPath", &pagination.next_path)?;
+    Ok(Pages {
+        next: next.filter(|_| pagination.by == PageBy::Cursor),
+        more: read("source.graphQL.pagination.morePath", &pagination.more_path)?,
+    })
 }
 
 fn pace(limit: &RateLimit) -> Result<Pace, SpecError> {
@@ -94,8 +159,8 @@ fn pointer(field: &'static str, text: &str) -> Result<String, SpecError> {
     if text.is_empty() || text.starts_with('/') { Ok(text.to_owned()) } else { Err(SpecError::Pointer(field)) }
 }
 
-/// MongoDB refuses an update that writes a field and a part of it. The key and the stamp are not for the mapping.
-fn check_paths(mapping: &[MappedField], reserved: [&str; 2]) -> Result<(), SpecError> {
+/// MongoDB refuses an update that writes a field and a part of it. The key, the stamp and the mark are not for the mapping.
+fn check_paths(mapping: &[MappedField], reserved: &[&str]) -> Result<(), SpecError> {
     let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'));
     for (at, field) in mapping.iter().enumerate() {
         let to = field.to.as_str();
@@ -106,7 +171,7 @@ fn check_paths(mapping: &[MappedField], reserved: [&str; 2]) -> Result<(), SpecE
             return Err(SpecError::Constant(to.to_owned()));
         }
         pointer("mapping[].from", field.from.as_deref().unwrap_or_default())?;
-        let others = mapping[..at].iter().map(|other| other.to.as_str()).chain(reserved).chain(["_id"]);
+        let others = mapping[..at].iter().map(|other| other.to.as_str()).chain(reserved.iter().copied()).chain(["_id"]);
         if let Some(other) = others.into_iter().find(|other| *other == to || within(to, other) || within(other, to)) {
             return Err(SpecError::Overlap(to.to_owned(), other.to_owned()));
         }
@@ -132,9 +197,9 @@ mod tests {
     #[test]
     fn defaults_are_filled_in() {
         let source = parsed(&json!({}));
-        assert_eq!((source.per_user, source.key.as_str(), source.missing_fails), (None, "/id", true));
+        assert_eq!((source.asking, source.key.as_str(), source.missing), (Asking::PerBatch, "/id", OnMissing::Fail));
         assert_eq!((source.timeout, source.pace), (Duration::from_secs(30), None));
-        assert_eq!(parsed(&json!({"batching": "PerUser"})).per_user, Some(8));
+        assert_eq!(parsed(&json!({"batching": "PerUser"})).asking, Asking::PerUser(8));
     }
 
     #[test]
@@ -153,6 +218,21 @@ mod tests {
             (json!({"endpoint": "ftp://a"}), json!([]), "source.graphQL.endpoint must be"),
             (json!({"endpoint": "https://a:b@c/"}), json!([]), "source.graphQL.endpoint must be"),
             (json!({"resultPath": "data"}), json!([]), "source.graphQL.resultPath must be a JSON pointer"),
+            (
+                json!({"batching": "Pages", "pagination": {"nextPath": "/a"}}),
+                json!([]),
+                "source.graphQL.batching Pages needs syncType Full",
+            ),
+            (
+                json!({"onMissing": "Delete"}),
+                json!([]),
+                "source.graphQL.onMissing Mark or Delete needs batching PerUser or Pages",
+            ),
+            (
+                json!({"onMissing": "Mark", "batching": "PerUser"}),
+                json!([{"from": "/a", "to": "missingSince"}]),
+                "mapping[].to missingSince and missingSince overlap",
+            ),
             (json!({"concurrency": 65}), json!([]), "source.graphQL.concurrency must be from 1 to 64"),
             (json!({}), json!([{"to": "a"}]), "mapping[].to a needs either from"),
             (json!({}), json!([name, name]), "mapping[].to name and name overlap"),

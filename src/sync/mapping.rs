@@ -57,7 +57,8 @@ pub(super) fn apply(mapping: &[MappedField], result: &Value) -> Result<Changes, 
     Ok(changes)
 }
 
-fn convert(value: &Value, type_: FieldType) -> Option<Bson> {
+/// A value as the type that is wanted. `None`: it cannot be made into that.
+pub(super) fn convert(value: &Value, type_: FieldType) -> Option<Bson> {
     let text = value.as_str();
     Some(match type_ {
         FieldType::Any => plain(value),

@@ -7,5 +7,5 @@ mod source;
 mod target;
 
 pub use error::{Error, Unavailable};
-pub use source::{Egress, Found, Reply, Secrets, Source};
-pub use target::{Batch, Databases, Outcome, Target};
+pub use source::{Egress, Found, Page, Reply, Secrets, Source};
+pub use target::{Batch, Databases, Outcome, PageEnd, Target};

@@ -1,8 +1,13 @@
 //! The MongoDB collection a run works on: counting, walking and stamping it.
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    path::Path,
+    time::Duration,
+};
 
-use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
+use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
 use futures::{Stream, TryStreamExt, stream};
 use jiff::Timestamp;
 use mongodb::{
@@ -13,14 +18,18 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    Error, Found, Unavailable,
+    Error, Found, Page, Unavailable,
     error::refusal,
     keys,
     mapping::{self, Changes},
 };
 use crate::{
-    api::{source::MappedField, syncjob::DocumentFailure, truncate},
-    domain::run::RunSpec,
+    api::{
+        source::{MappedField, OnMissing},
+        syncjob::DocumentFailure,
+        truncate,
+    },
+    domain::{run::RunSpec, source::SourceSpec},
 };
 
 /// Longest wait for one answer of MongoDB.
@@ -56,8 +65,20 @@ pub struct Target {
     batch_size: usize,
     /// What of a source's results goes where. `None`: there is no source.
     mapping: Option<Vec<MappedField>>,
-    missing_fails: bool,
+    missing: Missing,
+    /// Results that have no document get one.
+    upsert: bool,
     dry_run: bool,
+}
+
+/// What becomes of documents that the source has nothing for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Missing {
+    Fail,
+    Ignore,
+    /// The time goes into this field.
+    Mark(String),
+    Delete,
 }
 
 /// Neighbouring documents that are written together.
@@ -71,7 +92,7 @@ pub struct Batch {
 struct Read {
     key: Bson,
     stamped: Stamped,
-    /// Its mapped fields, when there is a source.
+    /// Its mapped fields, when there is a source. `None` then: there is no such document yet.
     fields: Option<RawDocumentBuf>,
 }
 
@@ -98,6 +119,19 @@ pub struct Outcome {
     pub changes: Vec<String>,
     /// Key of the batch's last document, as extended JSON.
     pub cursor: Option<Value>,
+    /// What this page of a walk through pages was.
+    pub page: Option<PageEnd>,
+}
+
+/// How a page ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PageEnd {
+    /// The page after it.
+    pub next: Option<Value>,
+    /// Its results.
+    pub results: usize,
+    /// In a dry run: keys of its results, which no stamp tells.
+    pub seen: Vec<String>,
 }
 
 impl Outcome {
@@ -180,7 +214,15 @@ impl Databases {
             stamp: DateTime::from_millis(started.as_millisecond()),
             batch_size: spec.batch_size,
             mapping: spec.source.as_ref().map(|_| spec.mapping.clone()),
-            missing_fails: spec.source.as_ref().is_some_and(|source| source.missing_fails),
+            missing: match &spec.source {
+                Some(SourceSpec { missing: OnMissing::Mark, missing_field, .. }) => {
+                    Missing::Mark(missing_field.clone())
+                }
+                Some(SourceSpec { missing: OnMissing::Delete, .. }) => Missing::Delete,
+                Some(SourceSpec { missing: OnMissing::Ignore, .. }) => Missing::Ignore,
+                Some(_) | None => Missing::Fail,
+            },
+            upsert: spec.source.as_ref().is_some_and(|source| source.upsert),
             dry_run: spec.dry_run,
         })
     }
@@ -248,6 +290,47 @@ impl Target {
         })
     }
 
+    /// Checks that documents can be made without ever making one twice.
+    ///
+    /// # Errors
+    /// When they cannot.
+    pub async fn check_upsert(&self) -> Result<(), Error> {
+        if !self.upsert || self.key == "_id" {
+            return Ok(());
+        }
+        let guards = |index: &IndexModel| {
+            let options = index.options.as_ref();
+            let partial = options.is_some_and(|options| options.partial_filter_expression.is_some());
+            let unique = options.is_some_and(|options| options.unique == Some(true));
+            unique && !partial && index.keys.keys().eq([&self.key])
+        };
+        // A collection that does not exist has none.
+        let indexes = match within(async { Ok(self.collection.list_indexes().await?) }).await {
+            Ok(indexes) => within(async { Ok(indexes.try_collect::<Vec<_>>().await?) }).await?,
+            Err(error @ Error::Attempt { reason: "Unreachable" | "Timeout", .. }) => return Err(error),
+            Err(_) => Vec::new(),
+        };
+        if indexes.iter().any(guards) {
+            return Ok(());
+        }
+        let (key, collection) = (&self.key, self.collection.name());
+        Err(Error::InvalidTarget(format!(
+            "source.graphQL.upsert needs a unique index on target.keyField: db.{collection}.createIndex({{\"{key}\": 1}}, {{unique: true}})"
+        )))
+    }
+
+    /// What is left of the documents once a walk through pages has dealt with those that the source has.
+    #[must_use]
+    pub fn left(&self) -> Self {
+        let untouched = doc! {&self.stamp_field: {"$not": {"$gte": self.stamp}}};
+        Self { selection: both(self.selection.clone(), untouched), ..self.clone() }
+    }
+
+    /// True when nothing becomes of documents that the source has nothing for.
+    pub fn ignores_missing(&self) -> bool {
+        self.missing == Missing::Ignore
+    }
+
     /// Walks the documents in key order, from after `cursor` on. The stream ends after the first error.
     pub fn batches(&self, cursor: Option<&Value>) -> impl Stream<Item = Result<Batch, Error>> + use<> {
         enum Walk {
@@ -285,34 +368,75 @@ impl Target {
             Some(key) => both(self.selection.clone(), keys::after(&self.key, key)),
             None => self.selection.clone(),
         };
-        let mut projection = doc! {&self.key: 1, &self.stamp_field: 1};
-        projection.extend(self.mapping.iter().flatten().map(|field| (field.to.clone(), Bson::from(1))));
-        if self.key != "_id" && !self.key.starts_with("_id.") {
-            projection.insert("_id", 0);
-        }
         let find = self
             .collection
             .find(query)
             .sort(doc! {&self.key: 1})
-            .projection(projection)
+            .projection(self.projection())
             .batch_size(self.batch_size.max(FETCH) as u32);
         within(async { Ok(find.await?) }).await
+    }
+
+    fn projection(&self) -> Document {
+        let mut projection = doc! {&self.key: 1, &self.stamp_field: 1};
+        projection.extend(self.mapping.iter().flatten().map(|field| (field.to.clone(), Bson::from(1))));
+        if let Missing::Mark(field) = &self.missing {
+            projection.insert(field, 1);
+        }
+        if self.key != "_id" && !self.key.starts_with("_id.") {
+            projection.insert("_id", 0);
+        }
+        projection
     }
 
     async fn read(&self, cursor: &mut Cursor<RawDocumentBuf>) -> Result<Batch, Error> {
         let mut documents = Vec::with_capacity(self.batch_size);
         while documents.len() < self.batch_size && within(async { Ok(cursor.advance().await?) }).await? {
-            let document = cursor.current();
-            let stamped = match keys::at_path(document, &self.stamp_field) {
-                Some(Bson::DateTime(at)) if at == self.stamp => Stamped::ByThisRun,
-                Some(Bson::DateTime(at)) if at > self.stamp => Stamped::Later,
-                _ => Stamped::Due,
-            };
-            let key = keys::at_path(document, &self.key).unwrap_or(Bson::Null);
-            let fields = self.mapping.as_ref().map(|_| document.to_owned());
-            documents.push(Read { key, stamped, fields });
+            documents.push(self.look_at(cursor.current()));
         }
         Ok(Batch { documents })
+    }
+
+    fn look_at(&self, document: &RawDocument) -> Read {
+        let stamped = match keys::at_path(document, &self.stamp_field) {
+            Some(Bson::DateTime(at)) if at == self.stamp => Stamped::ByThisRun,
+            Some(Bson::DateTime(at)) if at > self.stamp => Stamped::Later,
+            _ => Stamped::Due,
+        };
+        let key = keys::at_path(document, &self.key).unwrap_or(Bson::Null);
+        Read { key, stamped, fields: self.mapping.as_ref().map(|_| document.to_owned()) }
+    }
+
+    /// The documents of a page's results, and new ones where they may be made.
+    async fn find(&self, keys: Vec<Bson>) -> Result<Batch, Error> {
+        let query = both(self.selection.clone(), doc! {&self.key: {"$in": keys.clone()}});
+        let find = self.collection.find(query).projection(self.projection()).batch_size(keys.len().max(1) as u32);
+        let mut cursor = within(async { Ok(find.await?) }).await?;
+        let mut documents = Vec::with_capacity(keys.len());
+        while within(async { Ok(cursor.advance().await?) }).await? {
+            documents.push(self.look_at(cursor.current()));
+        }
+        if self.upsert {
+            let known: HashSet<_> = documents.iter().map(|read| keys::text(&read.key)).collect();
+            let new = keys.into_iter().filter(|key| !known.contains(&keys::text(key)));
+            documents.extend(new.map(|key| Read { key, stamped: Stamped::Due, fields: None }));
+        }
+        Ok(Batch { documents })
+    }
+
+    /// Writes a page of what a source has, which was asked for at `fetched`, as [`Target::apply`] does.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer or refuses the whole page.
+    pub async fn apply_page(&self, page: Page, fetched: Timestamp) -> Result<Outcome, Error> {
+        let (next, results) = (page.next, page.results.len());
+        let (keys, found): (Vec<_>, Vec<_>) = page.results.into_iter().unzip();
+        let mut by_key: HashMap<_, _> = keys.iter().map(keys::text).zip(found).collect();
+        let seen = if self.dry_run { keys.iter().map(keys::show).collect() } else { Vec::new() };
+        let batch = self.find(keys).await?;
+        let found = batch.due().iter().map(|key| by_key.remove(&keys::text(key)).unwrap_or(Found::Missing)).collect();
+        let outcome = self.apply(batch, found, fetched).await?;
+        Ok(Outcome { cursor: None, page: Some(PageEnd { next, results, seen }), ..outcome })
     }
 
     /// Stamps the documents of a batch. Doing it twice, or late, changes nothing that matters: a stamp only
@@ -356,30 +480,41 @@ impl Target {
     pub async fn apply(&self, batch: Batch, found: Vec<Found>, fetched: Timestamp) -> Result<Outcome, Error> {
         let mut outcome = Outcome { cursor: batch.cursor(), ..Outcome::default() };
         let stamp = DateTime::from_millis(fetched.as_millisecond());
-        let mut writes = Vec::new();
+        let (mut writes, mut deletes) = (Vec::new(), Vec::new());
         for (read, found) in batch.due_documents().zip(found) {
             let changes = match found {
-                Found::Result(result) => mapping::apply(self.mapping.as_deref().unwrap_or_default(), &result)
-                    .map_err(|message| ("MappingFailed", message)),
-                Found::Missing if !self.missing_fails => continue,
-                Found::Missing => Err(("NotReturned", "the source has nothing for it".to_owned())),
+                Found::Result(result) => self.changes(&result).map_err(|message| ("MappingFailed", message)),
+                Found::Missing => match &self.missing {
+                    Missing::Fail => Err(("NotReturned", "the source has nothing for it".to_owned())),
+                    Missing::Ignore => continue,
+                    Missing::Mark(field) => Ok(read.mark(field, stamp)),
+                    Missing::Delete => {
+                        deletes.push(&read.key);
+                        continue;
+                    }
+                },
                 Found::Failed(reason, message) => Err((reason, message)),
             };
             match changes {
-                Ok(changes) => {
-                    let differs = !read.fields.as_ref().is_some_and(|fields| changes.are_in(fields));
-                    writes.push(Write { key: &read.key, differs, statement: self.change(&read.key, changes, stamp) });
-                }
+                Ok(changes) => writes.push(Write {
+                    key: &read.key,
+                    is_new: read.fields.is_none(),
+                    differs: !read.fields.as_ref().is_some_and(|fields| changes.are_in(fields)),
+                    statement: self.change(read, changes, stamp),
+                }),
                 Err((reason, message)) => outcome.fail(&read.key, reason, &message),
             }
         }
         if self.dry_run {
-            let differing: Vec<_> = writes.iter().filter(|write| write.differs).collect();
-            outcome.updated = differing.len() as i64;
-            outcome.changes = differing.iter().map(|write| keys::show(write.key)).collect();
+            let differing = writes.iter().filter(|write| write.differs).map(|write| write.key);
+            outcome.changes = differing.chain(deletes).map(keys::show).collect();
+            outcome.updated = outcome.changes.len() as i64;
         } else {
             for chunk in chunks(&writes, |write| size(&write.statement)) {
                 self.write_chunk(chunk, &mut outcome).await?;
+            }
+            for chunk in chunks(&deletes, |key| size(&self.guarded(doc! {&self.key: (*key).clone()}, stamp))) {
+                outcome.updated += self.delete(chunk, stamp).await?;
             }
         }
         outcome.unchanged = (batch.documents.len() as i64 - outcome.updated - outcome.failures.len() as i64).max(0);
@@ -392,8 +527,12 @@ impl Target {
         let mut refused = 0;
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
             let Some(write) = writes.get(integer(error, "index") as usize) else { continue };
-            let (reason, message) = refusal(error);
-            outcome.fail(write.key, reason, &message);
+            // Somebody else has made it meanwhile, or the filter leaves it out.
+            let exists = write.is_new && error.get_document("keyPattern").is_ok_and(|keys| keys.keys().eq([&self.key]));
+            if !exists {
+                let (reason, message) = refusal(error);
+                outcome.fail(write.key, reason, &message);
+            }
             differing -= i64::from(write.differs);
             refused += 1;
         }
@@ -403,8 +542,27 @@ impl Target {
         Ok(())
     }
 
+    /// What a result makes of its document.
+    fn changes(&self, result: &Value) -> Result<Changes, String> {
+        let mut changes = mapping::apply(self.mapping.as_deref().unwrap_or_default(), result)?;
+        if let Missing::Mark(field) = &self.missing {
+            changes.unset.push(field.clone());
+        }
+        Ok(changes)
+    }
+
+    /// Removes documents that nobody has fetched later. Returns how many.
+    async fn delete(&self, keys: &[&Bson], stamp: DateTime) -> Result<i64, Error> {
+        let deletes: Vec<_> = keys
+            .iter()
+            .map(|key| doc! {"q": self.guarded(doc! {&self.key: (*key).clone()}, stamp), "limit": 1})
+            .collect();
+        let command = doc! {"delete": self.collection.name(), "deletes": deletes, "ordered": false};
+        Ok(integer(&self.command(command).await?, "n"))
+    }
+
     /// A statement that makes one document what it should be, and stamps it.
-    fn change(&self, key: &Bson, changes: Changes, stamp: DateTime) -> Document {
+    fn change(&self, read: &Read, changes: Changes, stamp: DateTime) -> Document {
         let mut set = changes.set;
         set.insert(&self.stamp_field, stamp);
         let mut update = doc! {"$set": set};
@@ -412,7 +570,11 @@ impl Target {
             let unset: Document = changes.unset.into_iter().map(|path| (path, Bson::from(""))).collect();
             update.insert("$unset", unset);
         }
-        self.statement(doc! {&self.key: key.clone()}, update, stamp, false)
+        let mut statement = self.statement(doc! {&self.key: read.key.clone()}, update, stamp, false);
+        if read.fields.is_none() {
+            statement.insert("upsert", true);
+        }
+        statement
     }
 
     /// One statement for a range of keys. `None` when the server refused a document in it.
@@ -457,9 +619,13 @@ impl Target {
         self.statement(keys, doc! {"$set": {&self.stamp_field: self.stamp}}, self.stamp, multi)
     }
 
-    /// An update statement with the run's selection and the guard: `$not $gte` also takes missing, null and
-    /// wrongly typed values.
     fn statement(&self, keys: Document, update: Document, stamp: DateTime, multi: bool) -> Document {
+        doc! {"q": self.guarded(keys, stamp), "u": update, "multi": multi}
+    }
+
+    /// The query for documents of the run that carry no such stamp and no later one: `$not $gte` also takes missing, null
+    /// and wrongly typed values.
+    fn guarded(&self, keys: Document, stamp: DateTime) -> Document {
         let guard = doc! {"$or": [
             {&self.stamp_field: {"$not": {"$gte": stamp}}},
             {&self.stamp_field: {"$type": "array"}},
@@ -468,16 +634,15 @@ impl Target {
         if !self.selection.is_empty() {
             clauses.push(self.selection.clone());
         }
-        doc! {"q": {"$and": clauses}, "u": update, "multi": multi}
+        doc! {"$and": clauses}
     }
 
     async fn update(&self, statements: Vec<Document>) -> Result<Document, Error> {
-        let command = doc! {
-            "update": self.collection.name(),
-            "updates": statements,
-            "ordered": false,
-            "writeConcern": {"w": "majority"},
-        };
+        self.command(doc! {"update": self.collection.name(), "updates": statements, "ordered": false}).await
+    }
+
+    async fn command(&self, mut command: Document) -> Result<Document, Error> {
+        command.insert("writeConcern", doc! {"w": "majority"});
         let reply = within(async { Ok(self.database.run_command(command).await?) }).await?;
         if let Ok(concern) = reply.get_document("writeConcernError") {
             return Err(Error::server(integer(concern, "code") as i32, concern.get_str("codeName").unwrap_or(""), ""));
@@ -500,6 +665,8 @@ impl Target {
 /// One document's write.
 struct Write<'a> {
     key: &'a Bson,
+    /// It makes the document.
+    is_new: bool,
     /// Something else than the stamp changes.
     differs: bool,
     statement: Document,
@@ -524,7 +691,27 @@ fn chunks<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[
     })
 }
 
+impl Read {
+    /// Since when the source has nothing for it: what is there, or now.
+    fn mark(&self, field: &str, now: DateTime) -> Changes {
+        let is_marked = self.fields.as_ref().is_some_and(|fields| keys::at_path(fields, field).is_some());
+        let set = if is_marked {
+            Document::new()
+        } else {
+            doc! {field: now}
+        };
+        Changes { set, unset: Vec::new() }
+    }
+}
+
 impl Batch {
+    /// The batch without the documents of these keys, as they are shown.
+    #[must_use]
+    pub fn without(mut self, shown: &HashSet<String>) -> Self {
+        self.documents.retain(|read| !shown.contains(&keys::show(&read.key)));
+        self
+    }
+
     fn due_documents(&self) -> impl Iterator<Item = &Read> {
         self.documents.iter().filter(|read| read.stamped == Stamped::Due)
     }

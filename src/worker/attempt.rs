@@ -1,19 +1,26 @@
 //! One attempt at a run: count, walk, stamp, checkpoint.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashSet, future::Future, pin::pin, sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use tokio::{
     select,
     sync::Semaphore,
     time::{Instant, sleep, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{conditions::reasons, syncjob::SyncType},
-    domain::run::{Checkpoint, MAX_CHANGES, MAX_FAILURES, Outcome, RunSpec},
+    api::{
+        conditions::reasons,
+        syncjob::{Counts, SyncType},
+    },
+    domain::{
+        run::{Checkpoint, MAX_CHANGES, MAX_FAILURES, Outcome, Paging, RunSpec},
+        source::Pages,
+    },
     queue::{Lease, Queue},
-    sync::{Error, Outcome as Stamped, Target},
+    sync::{Error, Found, Outcome as Stamped, PageEnd, Target},
     telemetry::metrics,
 };
 
@@ -35,6 +42,8 @@ pub(super) struct Attempt {
     /// Where to fetch what the documents should be.
     pub source: Option<Arc<Fetch>>,
     pub checkpoint: Checkpoint,
+    /// Keys of what a dry run found on the pages it walked.
+    pub seen: HashSet<String>,
     /// The run is over by then.
     pub deadline: Instant,
 }
@@ -80,16 +89,40 @@ impl Attempt {
             Some(warning) => self.checkpoint.warning = warning,
             None => return End::Released,
         }
+        let source = self.source.clone();
+        let end = match source.as_ref().and_then(|source| Some((source, source.pages()?))) {
+            Some((source, pages)) => self.walk_pages(source, pages, queue, recalled).await,
+            None => self.walk_documents(source.as_deref(), queue, recalled).await,
+        };
+        if let Some(end) = end {
+            return end;
+        }
+        let counts = &mut self.checkpoint.counts;
+        counts.total = counts.processed;
+        if self.spec.too_many_failed(counts) {
+            return End::Failed(Outcome {
+                reason: reasons::TOO_MANY_FAILED.to_owned(),
+                message: format!("{} of {} documents failed", counts.failed, counts.processed),
+            });
+        }
+        End::Completed
+    }
+
+    /// Walks the documents, and asks the source for each batch.
+    async fn walk_documents(
+        &mut self,
+        source: Option<&Fetch>,
+        queue: &Queue,
+        recalled: &CancellationToken,
+    ) -> Option<End> {
         let (target, type_) = (self.target.clone(), self.type_);
         let parallelism = self.spec.parallelism;
         let (turns, writes) = (Semaphore::new(parallelism), Semaphore::new(parallelism));
-        let source = self.source.clone();
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
-        // Results come in the order of the batches, so what was added up last is always a contiguous prefix.
         let stamped = batches
             .take_until(recalled.cancelled())
             .map(|batch| {
-                let (target, source, turns, writes) = (&target, source.as_deref(), &turns, &writes);
+                let (target, turns, writes) = (&target, &turns, &writes);
                 async move {
                     // Turns come in the order of the batches: those before this one are written, or about to be.
                     let turn = turns.acquire().await;
@@ -110,22 +143,94 @@ impl Attempt {
                 }
             })
             .buffered(parallelism + parallelism.min(READ_AHEAD));
-        let mut stamped = pin!(stamped);
+        self.follow(stamped, queue, recalled).await
+    }
+
+    /// Walks the source's pages, and then the documents that were on none of them.
+    async fn walk_pages(
+        &mut self,
+        source: &Arc<Fetch>,
+        pages: &Pages,
+        queue: &Queue,
+        recalled: &CancellationToken,
+    ) -> Option<End> {
+        if let Err(error) = self.target.check_upsert().await {
+            return Some(ended(&error));
+        }
+        if self.spec.dry_run {
+            // What it has seen is in no document: it starts over.
+            let Checkpoint { counts: Counts { total, .. }, warning, .. } = self.checkpoint.clone();
+            self.checkpoint =
+                Checkpoint { counts: Counts { total, ..Counts::default() }, warning, ..Checkpoint::default() };
+        }
+        let (target, type_, size) = (self.target.clone(), self.type_, self.spec.batch_size);
+        let next = self.checkpoint.paging.as_ref().map_or_else(|| Some(pages.first()), |paging| paging.next.clone());
+        let asked = Arc::clone(source).walk(pages.clone(), next, size);
+        let written = asked.take_until(recalled.cancelled()).map(|page| async {
+            match page {
+                _ if recalled.is_cancelled() => None,
+                Ok((page, at)) => Some(timed(type_, target.apply_page(page, at)).await),
+                Err(error) => Some(Err(error)),
+            }
+        });
+        let end = self.follow(written.buffered(self.spec.parallelism), queue, recalled).await;
+        if end.is_some() || self.target.ignores_missing() {
+            return end;
+        }
+        let paging = self.checkpoint.paging.clone().unwrap_or_default();
+        if paging.results == 0 {
+            return Some(ended(&Error::Attempt {
+                reason: "EmptySource",
+                message: "the source lists nothing at all, so nothing is taken to be missing in it".to_owned(),
+            }));
+        }
+        if paging.failed > MAX_FAILURES as u64 {
+            tracing::warn!(uid = self.uid, failed = paging.failed, "too many results failed to tell what is missing");
+            return None;
+        }
+        // They are not missing, although they do not carry this run's stamp.
+        let failed = self.checkpoint.failures.iter().take(paging.failed as usize);
+        let mut unstamped: HashSet<String> = failed.map(|failure| failure.key.clone()).collect();
+        unstamped.extend(self.seen.drain());
+        let left = self.target.left();
+        let batches = left.batches(self.checkpoint.cursor.as_ref()).take_until(recalled.cancelled());
+        let written = batches.map(|batch| async {
+            match batch {
+                _ if recalled.is_cancelled() => None,
+                Ok(batch) => {
+                    let batch = batch.without(&unstamped);
+                    let missing = batch.due().iter().map(|_| Found::Missing).collect();
+                    Some(timed(type_, left.apply(batch, missing, source.now())).await)
+                }
+                Err(error) => Some(Err(error)),
+            }
+        });
+        self.follow(written.buffered(self.spec.parallelism), queue, recalled).await
+    }
+
+    /// Adds up what comes of batches, and records it. They come in order, so what was added up last is always a contiguous
+    /// prefix. `None`: all of them are done.
+    async fn follow(
+        &mut self,
+        batches: impl Stream<Item = Option<Result<Stamped, Error>>>,
+        queue: &Queue,
+        recalled: &CancellationToken,
+    ) -> Option<End> {
+        let mut batches = pin!(batches);
         let mut too_late = pin!(async {
             recalled.cancelled().await;
             sleep(LAST_BATCHES).await;
         });
-
         let mut saved = Instant::now() - CHECKPOINT_EVERY;
         loop {
             let outcome = select! {
                 biased;
-                outcome = stamped.next() => outcome,
-                () = &mut too_late => return End::Released,
+                outcome = batches.next() => outcome,
+                () = &mut too_late => return Some(End::Released),
             };
             match outcome {
                 Some(Some(Ok(outcome))) => self.add(outcome),
-                Some(Some(Err(error))) => return ended(&error),
+                Some(Some(Err(error))) => return Some(ended(&error)),
                 Some(None) | None => break,
             }
             if saved.elapsed() >= CHECKPOINT_EVERY {
@@ -133,27 +238,23 @@ impl Attempt {
                 match self.save(queue).await {
                     Lease::Held => {}
                     Lease::Recalled => recalled.cancel(),
-                    Lease::Lost => return End::Lost,
+                    Lease::Lost => return Some(End::Lost),
                 }
             }
         }
-        if recalled.is_cancelled() {
-            return End::Released;
-        }
-        let counts = &mut self.checkpoint.counts;
-        counts.total = counts.processed;
-        if self.spec.too_many_failed(counts) {
-            return End::Failed(Outcome {
-                reason: reasons::TOO_MANY_FAILED.to_owned(),
-                message: format!("{} of {} documents failed", counts.failed, counts.processed),
-            });
-        }
-        End::Completed
+        recalled.is_cancelled().then_some(End::Released)
     }
 
     fn add(&mut self, outcome: Stamped) {
-        let Checkpoint { cursor, counts, failures, changes, .. } = &mut self.checkpoint;
-        counts.processed += outcome.processed();
+        let Checkpoint { cursor, counts, failures, changes, paging, .. } = &mut self.checkpoint;
+        let processed = outcome.processed();
+        if let Some(PageEnd { next, results, seen }) = outcome.page {
+            self.seen.extend(seen);
+            let before = paging.take().unwrap_or_default();
+            let failed = before.failed + outcome.failures.len() as u64;
+            *paging = Some(Paging { next, results: before.results + results as u64, failed });
+        }
+        counts.processed += processed;
         counts.updated += outcome.updated;
         counts.unchanged += outcome.unchanged;
         counts.failed += outcome.failures.len() as i64;

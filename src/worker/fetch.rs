@@ -1,17 +1,18 @@
 //! Asks a source for a batch, at the rate all workers keep together.
 
-use std::time::Duration;
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bson::Bson;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    domain::source::Pace,
+    domain::source::{Asking, Pace, Pages},
     queue::{Queue, Turn},
-    sync::{Error, Found, Source},
+    sync::{Error, Found, Page, Reply, Source},
     telemetry::metrics,
 };
 
@@ -53,20 +54,55 @@ impl Fetch {
     pub async fn fetch(&self, keys: Vec<Bson>) -> Result<(Vec<Found>, Timestamp), Error> {
         // Of several answers the first question counts: none of them is older.
         let asked = self.clock.now();
-        let Some(in_flight) = self.source.spec().per_user else { return self.ask(&keys).await };
+        let Asking::PerUser(in_flight) = self.source.spec().asking else { return self.ask(&keys).await };
         let answers = stream::iter(keys).map(|key| async move { self.ask(&[key]).await }).buffered(in_flight);
         let answers: Vec<_> = answers.try_collect().await?;
         Ok((answers.into_iter().flat_map(|(found, _)| found).collect(), asked))
+    }
+
+    /// Pages of about `size` results from `next` on, and when they were asked for. The stream ends after the first error.
+    pub fn walk(
+        self: Arc<Self>,
+        pages: Pages,
+        next: Option<Value>,
+        size: usize,
+    ) -> impl Stream<Item = Result<(Page, Timestamp), Error>> + Send {
+        stream::unfold((self, pages, next), move |(fetch, pages, next)| async move {
+            let at = next?;
+            let page = fetch.insist(|| fetch.source.page(&pages, &at, size)).await;
+            let next = page.as_ref().ok().and_then(|(page, _)| page.next.clone());
+            Some((page, (fetch, pages, next)))
+        })
+    }
+
+    /// How the source is walked through, when it is.
+    pub fn pages(&self) -> Option<&Pages> {
+        match &self.source.spec().asking {
+            Asking::Pages(pages) => Some(pages),
+            _ => None,
+        }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     async fn ask(&self, keys: &[Bson]) -> Result<(Vec<Found>, Timestamp), Error> {
         if keys.is_empty() {
             return Ok((Vec::new(), self.clock.now()));
         }
+        self.insist(|| self.source.ask(keys)).await
+    }
+
+    /// Asks when it is its turn, and again after a rest when the source wants one.
+    async fn insist<T, F>(&self, ask: impl Fn() -> F) -> Result<(T, Timestamp), Error>
+    where
+        F: Future<Output = Result<Reply<T>, Error>>,
+    {
         loop {
             self.wait().await;
             let (asked, began) = (self.clock.now(), Instant::now());
-            let reply = self.source.ask(keys).await;
+            let reply = ask().await;
             metrics::source_asked(reply.is_ok(), began.elapsed());
             let reply = reply?;
             if let Some(rest) = reply.rest {

@@ -7,7 +7,7 @@ mod pulse;
 mod recorder;
 mod sources;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
@@ -268,6 +268,7 @@ impl Worker {
             target,
             spec,
             checkpoint: read_checkpoint(claim),
+            seen: HashSet::new(),
         })
     }
 }

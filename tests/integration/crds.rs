@@ -33,6 +33,16 @@ async fn assert_refused(world: &World, kind: &str, spec: Value, field: &str, adv
     assert!(error.contains(field) && error.contains(advice), "{spec} should name {field} and {advice}: {error}");
 }
 
+/// A SyncJob with this spec, and a SyncSchedule with it in its template.
+async fn assert_both_refuse(world: &World, spec: &Value, field: &str, advice: &str) {
+    let below = format!("spec.{}", field.split('.').next().unwrap());
+    assert_refused(world, JOB, spec.clone(), field, advice).await;
+    assert_refused(world, JOB, spec.clone(), &below, advice).await;
+    let template = json!({"jobTemplate": {"spec": spec}});
+    assert_refused(world, SCHEDULE, template.clone(), field, advice).await;
+    assert_refused(world, SCHEDULE, template, &format!("spec.jobTemplate.{below}"), advice).await;
+}
+
 #[tokio::test]
 async fn a_wrong_schedule_is_refused_with_field_and_fix() {
     let world = World::new().await;
@@ -82,15 +92,6 @@ async fn a_schedules_name_leaves_room_for_the_names_of_its_jobs() {
 async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
     let world = World::new().await;
     let filter = |filter: Value| json!({"target": {"filter": filter}});
-    let with = |mut whole: Value, part: Value| {
-        whole.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
-        whole
-    };
-    let graph_ql = || json!({"endpoint": "https://gitlab.com/api/graphql", "query": "q", "resultPath": "/data/users"});
-    let source = |part: Value| json!({"source": {"graphQL": with(graph_ql(), part)}});
-    let mapped = |part: Value| with(json!({"from": "/name", "to": "name"}), part);
-    let both = |part: Value| with(source(json!({})), json!({"mapping": [mapped(part)]}));
-    let key = json!({"name": "a", "key": "b"});
     for (spec, field, advice) in [
         (json!({"type": "Robot"}), "type", "\"User\""),
         (json!({"syncType": "full"}), "syncType", "\"Full\""),
@@ -129,6 +130,26 @@ async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
         (filter(json!({"$or": [{"$where": "1"}]})), "target.filter", "query operators such as"),
         (filter(json!({"$nor": [{"a": 1}, {"$and": [{"$where": "1"}]}]})), "target.filter", "query operators such as"),
         (filter(json!("all")), "target.filter", "object"),
+    ] {
+        assert_both_refuse(&world, &spec, field, advice).await;
+    }
+}
+
+/// The same with other fields.
+fn with(mut whole: Value, part: &Value) -> Value {
+    whole.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+    whole
+}
+
+#[tokio::test]
+async fn a_wrong_source_is_refused_with_field_and_fix_also_in_a_template() {
+    let world = World::new().await;
+    let graph_ql = || json!({"endpoint": "https://gitlab.com/api/graphql", "query": "q", "resultPath": "/data/users"});
+    let source = |part: Value| json!({"source": {"graphQL": with(graph_ql(), &part)}});
+    let mapped = |part: Value| with(json!({"from": "/name", "to": "name"}), &part);
+    let both = |part: Value| with(source(json!({})), &json!({"mapping": [mapped(part)]}));
+    let key = json!({"name": "a", "key": "b"});
+    for (spec, field, advice) in [
         (json!({"mapping": [mapped(json!({}))]}), "mapping", "needs"),
         (source(json!({"endpoint": "gitlab.com"})), "source.graphQL.endpoint", "must be an http or https URL"),
         (source(json!({"endpoint": "https://me:secret@gitlab.com/"})), "source.graphQL.endpoint", "tokenSecretRef"),
@@ -143,6 +164,18 @@ async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
         (source(json!({"batching": "Each"})), "source.graphQL.batching", "\"PerUser\""),
         (source(json!({"concurrency": 65})), "source.graphQL.concurrency", "from 1 to 64"),
         (source(json!({"onMissing": "Drop"})), "source.graphQL.onMissing", "\"Ignore\""),
+        (source(json!({"onMissing": "Mark"})), "source.graphQL", "need batching PerUser or Pages"),
+        (source(json!({"upsert": true})), "source.graphQL", "needs batching Pages"),
+        (source(json!({"batching": "Pages"})), "source.graphQL", "go together"),
+        (source(json!({"pagination": {"by": "Number"}})), "source.graphQL", "go together"),
+        (source(json!({"batching": "Pages", "pagination": {}})), "source.graphQL.pagination", "nextPath and by Cursor"),
+        (
+            source(json!({"batching": "Pages", "pagination": {"by": "Number", "nextPath": "/a"}})),
+            "source.graphQL.pagination",
+            "nextPath and by Cursor",
+        ),
+        (source(json!({"batching": "Pages", "pagination": {"nextPath": "/a"}})), "source.graphQL", "syncType Full"),
+        (source(json!({"missingField": "_id"})), "source.graphQL.missingField", "not _id"),
         (source(json!({"timeout": "1h"})), "source.graphQL.timeout", "to 10m"),
         (source(json!({"rateLimit": {"requests": 0}})), "source.graphQL.rateLimit.requests", "from 1 to 100000"),
         (source(json!({"rateLimit": {"requests": 1, "per": "1ms"}})), "source.graphQL.rateLimit.per", "from 1s"),
@@ -163,12 +196,7 @@ async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
         (both(json!({"to": "$set"})), "mapping[0].to", "without $"),
         (both(json!({"type": "Text"})), "mapping[0].type", "\"ObjectId\""),
     ] {
-        let below = format!("spec.{}", field.split('.').next().unwrap());
-        assert_refused(&world, JOB, spec.clone(), field, advice).await;
-        assert_refused(&world, JOB, spec.clone(), &below, advice).await;
-        let template = json!({"jobTemplate": {"spec": spec}});
-        assert_refused(&world, SCHEDULE, template.clone(), field, advice).await;
-        assert_refused(&world, SCHEDULE, template, &format!("spec.jobTemplate.{below}"), advice).await;
+        assert_both_refuse(&world, &spec, field, advice).await;
     }
 }
 
@@ -196,8 +224,11 @@ fn full_job() -> Value {
             "batching": "PerUser",
             "concurrency": 64,
             "resultPath": "/data/users",
+            "upsert": false,
             "keyPath": "",
-            "onMissing": "Ignore",
+            "keyType": "ObjectId",
+            "onMissing": "Mark",
+            "missingField": "upstream.missingSince",
             "tokenSecretRef": {"name": "gitlab", "key": "token"},
             "headersFrom": [{"name": "X-Team", "secretRef": {"name": "gitlab", "key": "team"}}],
             "caSecretRef": {"name": "gitlab-ca", "key": "ca.crt"},

@@ -8,6 +8,7 @@ use std::{
 use bson::{Bson, DateTime, Document, doc};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{Api, ResourceExt, api::PostParams};
+use mongodb::{IndexModel, options::IndexOptions};
 use serde_json::{Value, json};
 use sync_operator::{
     api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus},
@@ -390,6 +391,134 @@ async fn speed_ten_thousand_users_from_a_server_that_takes_50_ms() {
             "10000 users, 50 ms, parallelism 8: fetched in {asked:.2} s of {taken:#}, {share:.2} of what is possible, {memory} MiB"
         );
     }
+}
+
+/// The sample that walks the pages of a group's projects, on this server.
+async fn group(world: &World, upstream: &Upstream) -> Value {
+    secret(world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
+    let text = std::fs::read_to_string("manifests/samples/gitlab/group-projects.yaml").unwrap();
+    let schedule: SyncSchedule = serde_yaml_ng::from_str(&text).unwrap();
+    let mut spec = serde_json::to_value(&schedule.spec.job_template.spec).unwrap();
+    let source = &mut spec["source"]["graphQL"];
+    source["endpoint"] = upstream.url.clone().into();
+    source.as_object_mut().unwrap().remove("rateLimit");
+    spec["backoff"] = json!({"initial": "100ms", "jitter": 0});
+    spec
+}
+
+async fn projects(world: &World, numbers: &[u32]) -> mongodb::Collection<Document> {
+    let projects = world.database.collection::<Document>("projects");
+    let options = IndexOptions::builder().unique(true).build();
+    projects.create_index(IndexModel::builder().keys(doc! {"gitlabId": 1}).options(options).build()).await.unwrap();
+    let documents = numbers.iter().map(|number| doc! {"gitlabId": project(*number), "team": "blue"});
+    projects.insert_many(documents).await.unwrap();
+    projects
+}
+
+fn project(number: u32) -> String {
+    format!("gid://gitlab/Project/{number}")
+}
+
+#[tokio::test]
+async fn pages_bring_what_is_new_and_mark_what_is_gone() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let projects = projects(&world, &[1, 2, 300]).await;
+    upstream.books().projects = (1..=250).collect();
+    let (_operator, _) = world.all(&ALLOWED);
+    let group = group(&world, &upstream).await;
+
+    let first = run(&world, "first", group.clone()).await;
+    assert_eq!((counts(&first), upstream.requests()), ((251, 0, 0), 3), "{:?}", ended(&first));
+    assert_eq!(projects.count_documents(doc! {}).await.unwrap(), 251);
+    let known = projects.find_one(doc! {"gitlabId": project(2)}).await.unwrap().unwrap();
+    assert_eq!((known.get_str("name").unwrap(), known.get_str("team").unwrap()), ("Project 2", "blue"));
+    let gone = projects.find_one(doc! {"gitlabId": project(300)}).await.unwrap().unwrap();
+    let since = *gone.get_datetime("missingSince").unwrap();
+    assert_eq!(gone.get_datetime("lastSynced").unwrap(), &since);
+    assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 1);
+
+    let second = run(&world, "second", group.clone()).await;
+    assert_eq!(counts(&second), (0, 251, 0));
+    let still = projects.find_one(doc! {"gitlabId": project(300)}).await.unwrap().unwrap();
+    assert_eq!(still.get_datetime("missingSince").unwrap(), &since);
+
+    upstream.books().projects.push(300);
+    let third = run(&world, "third", group).await;
+    assert_eq!(counts(&third), (1, 250, 0));
+    assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn only_what_is_surely_gone_is_deleted() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let projects = projects(&world, &[1, 2, 3, 4]).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    let mut deleting = group(&world, &upstream).await;
+    deleting["source"]["graphQL"]["onMissing"] = "Delete".into();
+    deleting["source"]["graphQL"]["upsert"] = false.into();
+    deleting["backoffLimit"] = 1.into();
+
+    let empty = run(&world, "empty", deleting.clone()).await;
+    assert_eq!(ended(&empty).0, "BackoffLimitExceeded");
+    assert!(empty.attempt_history.iter().all(|attempt| attempt.reason == "EmptySource"), "{:?}", empty.attempt_history);
+    assert_eq!(projects.count_documents(doc! {}).await.unwrap(), 4);
+
+    upstream.books().projects = vec![1, 2, 9];
+    upstream.books().users.insert("2".to_owned(), Peculiar::Broken);
+    let mut dry = deleting.clone();
+    dry["dryRun"] = true.into();
+    let told = run(&world, "dry", dry).await;
+    assert_eq!((counts(&told), told.changes.clone()), ((3, 0, 1), [1, 3, 4].map(project).to_vec()));
+
+    let status = run(&world, "real", deleting).await;
+    assert_eq!(counts(&status), (3, 0, 1), "one is updated, two are deleted, one has failed");
+    let mut left = projects.find(doc! {}).sort(doc! {"gitlabId": 1}).await.unwrap();
+    let mut ids = Vec::new();
+    while left.advance().await.unwrap() {
+        ids.push(left.current().get_str("gitlabId").unwrap().to_owned());
+    }
+    assert_eq!(ids, [project(1), project(2)], "9 is new, and new ones are not made");
+}
+
+#[tokio::test]
+async fn documents_are_not_made_where_they_could_be_made_twice() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    upstream.books().projects = vec![1];
+    let (_operator, _) = world.all(&ALLOWED);
+    let status = run(&world, "run", group(&world, &upstream).await).await;
+    let (reason, message) = ended(&status);
+    assert_eq!(
+        (reason, message),
+        (
+            "InvalidTarget",
+            "source.graphQL.upsert needs a unique index on target.keyField: db.projects.createIndex({\"gitlabId\": 1}, {unique: true})"
+        )
+    );
+    assert_eq!(upstream.requests(), 0);
+}
+
+#[tokio::test]
+async fn a_walk_through_pages_goes_on_after_its_worker_was_killed() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let projects = projects(&world, &[5000, 5001]).await;
+    upstream.books().projects = (1..=1000).collect();
+    upstream.books().delay = Duration::from_millis(50);
+    let lease = ["--lease-duration", "1s"];
+    let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
+    let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
+    let mut slow = group(&world, &upstream).await;
+    slow["batchSize"] = 10.into();
+    apply_job(&world, "run", slow).await;
+    eventually("some of it is done", async || (upstream.requests() > 30).then_some(())).await;
+    first.kill();
+    let _second = world.operator("worker", &[&lease[..], &ALLOWED].concat());
+    let job = finished(&world, "run").await;
+    assert!(is_complete(&job));
+    assert_eq!(projects.count_documents(doc! {"name": {"$exists": true}}).await.unwrap(), 1000);
+    assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
+    let (updated, unchanged, failed) = counts(&job.status.unwrap());
+    assert_eq!((updated + unchanged, failed), (1002, 0));
+    assert!(upstream.requests() < 130, "it began again: {} requests for 100 pages", upstream.requests());
 }
 
 #[tokio::test]

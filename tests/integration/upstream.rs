@@ -42,6 +42,8 @@ pub struct Books {
     pub versions: Vec<SystemTime>,
     /// What is not as for everybody else: by the number in the id.
     pub users: HashMap<String, Peculiar>,
+    /// Numbers of the projects of every group.
+    pub projects: Vec<u32>,
     /// When requests came.
     pub seen: Vec<Instant>,
     /// Headers of the last one.
@@ -222,6 +224,10 @@ impl Query {
         Projects { nodes: ids.into_iter().map(|id| Some(Project { id: id.to_string() })).collect() }
     }
 
+    async fn group(&self, full_path: ID) -> Option<Group> {
+        (*full_path == "example").then_some(Group)
+    }
+
     async fn project(&self, full_path: ID) -> Option<Project> {
         (*full_path == "example/shop").then(|| Project { id: "gid://gitlab/Project/1".to_owned() })
     }
@@ -281,6 +287,41 @@ impl User {
     }
 }
 
+struct Group;
+
+#[derive(SimpleObject)]
+struct ProjectPage {
+    nodes: Vec<Option<Project>>,
+    page_info: PageInfo,
+}
+
+#[derive(SimpleObject)]
+struct PageInfo {
+    has_next_page: bool,
+    end_cursor: Option<String>,
+}
+
+#[Object]
+impl Group {
+    async fn projects(
+        &self,
+        context: &Context<'_>,
+        first: usize,
+        after: Option<String>,
+        include_subgroups: Option<bool>,
+    ) -> ProjectPage {
+        assert!(include_subgroups.is_none_or(|include| include));
+        let books = look(context);
+        let from: usize = after.map_or(0, |cursor| cursor.parse().unwrap());
+        let page = books.projects.iter().skip(from).take(first);
+        let nodes = page.map(|number| Some(Project { id: format!("gid://gitlab/Project/{number}") }));
+        let nodes: Vec<_> = nodes.collect();
+        let to = from + nodes.len();
+        let page_info = PageInfo { has_next_page: to < books.projects.len(), end_cursor: Some(to.to_string()) };
+        ProjectPage { nodes, page_info }
+    }
+}
+
 struct Project {
     id: String,
 }
@@ -297,6 +338,15 @@ impl Project {
 
     async fn full_path(&self) -> ID {
         format!("example/project{}", number(&self.id)).into()
+    }
+
+    #[allow(clippy::unused_async, reason = "the macro wants it")]
+    async fn description(&self, context: &Context<'_>) -> async_graphql::Result<Option<String>> {
+        match look(context).users.get(number(&self.id)) {
+            Some(Peculiar::Named(name)) => Ok(Some(name.clone())),
+            Some(Peculiar::Broken) => Err(PRIVATE.into()),
+            _ => Ok(None),
+        }
     }
 
     async fn archived(&self) -> bool {

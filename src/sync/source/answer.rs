@@ -1,17 +1,83 @@
 //! Which part of a GraphQL answer belongs to which document.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
+use bson::Bson;
 use serde_json::Value;
 
 use super::{Found, rejected};
-use crate::{domain::source::SourceSpec, sync::Error};
+use crate::{
+    domain::source::{Asking, Pages, SourceSpec},
+    sync::{Error, keys, mapping},
+};
 
 /// Longest code of an error that is shown. Its message is not: it may quote documents.
 const MAX_CODE: usize = 64;
 
+/// One page of all that a source has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    /// What there is, by key.
+    pub results: Vec<(Bson, Found)>,
+    /// The page after it.
+    pub next: Option<Value>,
+}
+
 /// Sorts an answer by the keys that were asked for. `Err`: the query was not carried out at all.
 pub(super) fn read(spec: &SourceSpec, keys: &[String], answer: &Value) -> Result<Vec<Found>, Error> {
+    let errors = errors_of(answer)?;
+    let result = answer.pointer(&spec.result);
+    match spec.asking {
+        Asking::PerUser(_) => Ok(vec![single(result, errors)]),
+        _ => list(spec, keys, result, errors),
+    }
+}
+
+/// Reads a page, `at` which it was asked for.
+pub(super) fn page(spec: &SourceSpec, pages: &Pages, at: &Value, answer: &Value) -> Result<Page, Error> {
+    let errors = errors_of(answer)?;
+    let (items, broken) = items(spec, answer.pointer(&spec.result), errors)?;
+    let mut results: Vec<(Bson, Found)> = Vec::with_capacity(items.len());
+    let mut places = HashMap::new();
+    for (place, item) in items.iter().enumerate() {
+        // A result that cannot be told apart may be any document's: nothing could be said to be missing.
+        let key = item.pointer(&spec.key).filter(|key| key.is_string() || key.is_number());
+        let key = key.and_then(|key| mapping::convert(key, spec.key_type)).ok_or_else(|| {
+            unusable(&format!("it has a result without a usable key at source.graphQL.keyPath {}", spec.key))
+        })?;
+        let found = broken.get(&place).map_or_else(|| Found::Result(item.clone()), |error| failed(error));
+        match places.entry(keys::text(&key)) {
+            Entry::Vacant(entry) => {
+                entry.insert(results.len());
+                results.push((key, found));
+            }
+            Entry::Occupied(entry) if results[*entry.get()].1 != found => results[*entry.get()].1 = twice(),
+            Entry::Occupied(_) => {}
+        }
+    }
+    Ok(Page { next: next(pages, at, answer, items.is_empty())?, results })
+}
+
+fn next(pages: &Pages, at: &Value, answer: &Value, is_empty: bool) -> Result<Option<Value>, Error> {
+    let more = match &pages.more {
+        Some(path) => Some(answer.pointer(path).and_then(Value::as_bool).ok_or_else(|| {
+            unusable(&format!("it has neither true nor false at source.graphQL.pagination.morePath {path}"))
+        })?),
+        None => None,
+    };
+    let Some(path) = &pages.next else {
+        return Ok(more.unwrap_or(!is_empty).then(|| Value::from(at.as_u64().unwrap_or(0) + 1)));
+    };
+    let cursor = answer.pointer(path).filter(|cursor| !cursor.is_null());
+    match (more, cursor) {
+        (Some(false), _) | (None, None) => Ok(None),
+        (_, Some(cursor)) if cursor != at => Ok(Some(cursor.clone())),
+        _ => Err(unusable(&format!("it has no new cursor at source.graphQL.pagination.nextPath {path}"))),
+    }
+}
+
+/// The errors of single results. `Err`: there are others.
+fn errors_of(answer: &Value) -> Result<&[Value], Error> {
     let errors = answer.get("errors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let has_path = |error: &&Value| error.get("path").and_then(Value::as_array).is_some_and(|path| !path.is_empty());
     // No data, and an error that is no field's: the server did not begin with it. Some leave data out, as
@@ -27,11 +93,7 @@ pub(super) fn read(spec: &SourceSpec, keys: &[String], answer: &Value) -> Result
     if let Some(error) = errors.iter().find(|error| !has_path(error)) {
         return Err(unusable(&format!("it tells of an error{}", describe(error))));
     }
-    let result = answer.pointer(&spec.result);
-    match spec.per_user {
-        Some(_) => Ok(vec![single(result, errors)]),
-        None => list(spec, keys, result, errors),
-    }
+    Ok(errors)
 }
 
 fn single(result: Option<&Value>, errors: &[Value]) -> Found {
@@ -42,7 +104,12 @@ fn single(result: Option<&Value>, errors: &[Value]) -> Found {
     }
 }
 
-fn list(spec: &SourceSpec, keys: &[String], result: Option<&Value>, errors: &[Value]) -> Result<Vec<Found>, Error> {
+/// The list of results, and errors by their places in it.
+fn items<'a>(
+    spec: &SourceSpec,
+    result: Option<&'a Value>,
+    errors: &'a [Value],
+) -> Result<(&'a [Value], HashMap<usize, &'a Value>), Error> {
     let depth = spec.result.matches('/').count().saturating_sub(1);
     // An error's path leads through the list to one of its items, or ends before: then the list itself is broken.
     let item_of = |error: &Value| error.get("path")?.as_array()?.get(depth)?.as_u64();
@@ -56,6 +123,11 @@ fn list(spec: &SourceSpec, keys: &[String], result: Option<&Value>, errors: &[Va
     let Some(items) = result.and_then(Value::as_array) else {
         return Err(unusable(&format!("it has no list at source.graphQL.resultPath {}", spec.result)));
     };
+    Ok((items, broken))
+}
+
+fn list(spec: &SourceSpec, keys: &[String], result: Option<&Value>, errors: &[Value]) -> Result<Vec<Found>, Error> {
+    let (items, broken) = items(spec, result, errors)?;
     let wanted: HashMap<&str, usize> = keys.iter().enumerate().map(|(at, key)| (key.as_str(), at)).collect();
     let mut found = vec![Found::Missing; keys.len()];
     for (place, item) in items.iter().enumerate() {
@@ -67,9 +139,8 @@ fn list(spec: &SourceSpec, keys: &[String], result: Option<&Value>, errors: &[Va
             (Some(error), _) => failed(error),
             (None, Found::Missing) if !item.is_null() => Found::Result(item.clone()),
             (None, Found::Missing) => Found::Missing,
-            // Two results for one document: which one is right, nobody can tell.
             (None, Found::Result(first)) if first == item => Found::Result(item.clone()),
-            (None, _) => Found::Failed("DuplicateResult", "the source gave two different results for it".to_owned()),
+            (None, _) => twice(),
         };
     }
     Ok(found)
@@ -91,6 +162,11 @@ fn is_temporary(error: &Value) -> bool {
         .into_iter()
         .flatten()
         .any(|code| code.as_str().is_some_and(|code| codes.iter().any(|known| code.eq_ignore_ascii_case(known))))
+}
+
+/// Two results for one document: which one is right, nobody can tell.
+fn twice() -> Found {
+    Found::Failed("DuplicateResult", "the source gave two different results for it".to_owned())
 }
 
 fn failed(error: &Value) -> Found {
@@ -209,6 +285,45 @@ mod tests {
             (json!({"data": null, "errors": [{"path": ["user"]}]}), failed(&json!({}))),
         ] {
             assert_eq!(read(&spec, &["1".to_owned()], &answer).unwrap(), [expected], "{answer}");
+        }
+    }
+
+    #[test]
+    fn a_page_says_which_one_comes_next() {
+        let cursor = Pages { next: Some("/next".to_owned()), more: None };
+        let flagged = Pages { more: Some("/more".to_owned()), ..cursor.clone() };
+        let numbered = Pages { next: None, more: None };
+        let unusable = Err(());
+        for (pages, at, answer, is_empty, expected) in [
+            (&cursor, json!(null), json!({"next": "b"}), false, Ok(Some(json!("b")))),
+            (&cursor, json!("b"), json!({"next": null}), false, Ok(None)),
+            (&cursor, json!("b"), json!({}), false, Ok(None)),
+            (&cursor, json!("b"), json!({"next": "b"}), false, unusable.clone()),
+            (&flagged, json!("b"), json!({"next": "c", "more": true}), true, Ok(Some(json!("c")))),
+            (&flagged, json!("b"), json!({"next": "b", "more": false}), false, Ok(None)),
+            (&flagged, json!("b"), json!({"next": null, "more": true}), false, unusable.clone()),
+            (&flagged, json!("b"), json!({"next": "c"}), false, unusable.clone()),
+            (&numbered, json!(1), json!({}), false, Ok(Some(json!(2)))),
+            (&numbered, json!(2), json!({}), true, Ok(None)),
+        ] {
+            assert_eq!(next(pages, &at, &answer, is_empty).map_err(drop), expected, "{pages:?} {at} {answer}");
+        }
+    }
+
+    #[test]
+    fn a_page_has_each_document_once_and_none_that_cannot_be_told() {
+        let spec = spec("PerBatch", "/data/users");
+        let pages = Pages { next: None, more: None };
+        let read = |users: Value, errors: Value| {
+            let answer = json!({"data": {"users": users}, "errors": errors});
+            page(&spec, &pages, &json!(1), &answer).map(|page| page.results).map_err(|error| error.to_string())
+        };
+        let (one, other) = (json!({"id": "1"}), json!({"id": "1", "name": "x"}));
+        let results = read(json!([one, one, {"id": "2"}]), json!([{"path": ["users", 2, "name"]}])).unwrap();
+        assert_eq!(results, [("1".into(), Found::Result(one.clone())), ("2".into(), failed(&json!({})))]);
+        assert_eq!(read(json!([one, other]), json!([])).unwrap(), [("1".into(), twice())]);
+        for unusable in [json!([null]), json!([{"name": "x"}]), json!([{"id": null}])] {
+            assert!(read(unusable, json!([])).unwrap_err().contains("without a usable key"));
         }
     }
 }

@@ -15,7 +15,11 @@ use reqwest::{
 use serde_json::{Map, Value};
 
 use super::{Error, keys};
-use crate::{domain::source::SourceSpec, network};
+use crate::{
+    domain::source::{Asking, Pages, SourceSpec},
+    network,
+};
+pub use answer::Page;
 pub use egress::Egress;
 use egress::{NotAllowed, literal};
 
@@ -55,9 +59,9 @@ pub enum Found {
 
 /// An answer, or its absence.
 #[derive(Debug)]
-pub struct Reply {
-    /// What there is for each document. `None`: nothing, since there were too many requests.
-    pub found: Option<Vec<Found>>,
+pub struct Reply<T> {
+    /// What there is. `None`: nothing, since there were too many requests.
+    pub found: Option<T>,
     /// For how long the server wants no more requests.
     pub rest: Option<Duration>,
 }
@@ -126,13 +130,32 @@ impl Source {
     ///
     /// # Errors
     /// When there is no usable answer.
-    pub async fn ask(&self, keys: &[Bson]) -> Result<Reply, Error> {
+    pub async fn ask(&self, keys: &[Bson]) -> Result<Reply<Vec<Found>>, Error> {
         let keys: Vec<String> = keys.iter().map(keys::text).collect();
         let mut variables = self.spec.variables.clone();
-        match (self.spec.per_user, keys.as_slice()) {
-            (Some(_), [key]) => variables.insert("id".to_owned(), Value::from(key.as_str())),
+        match (&self.spec.asking, keys.as_slice()) {
+            (Asking::PerUser(_), [key]) => variables.insert("id".to_owned(), Value::from(key.as_str())),
             _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
         };
+        self.send(variables, |answer| answer::read(&self.spec, &keys, answer)).await
+    }
+
+    /// Asks for a page of about `size` results.
+    ///
+    /// # Errors
+    /// When there is no usable answer.
+    pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<Page>, Error> {
+        let mut variables = self.spec.variables.clone();
+        variables.insert("first".to_owned(), Value::from(size));
+        variables.insert(if pages.next.is_some() { "after" } else { "page" }.to_owned(), at.clone());
+        self.send(variables, |answer| answer::page(&self.spec, pages, at, answer)).await
+    }
+
+    async fn send<T>(
+        &self,
+        variables: Map<String, Value>,
+        read: impl FnOnce(&Value) -> Result<T, Error>,
+    ) -> Result<Reply<T>, Error> {
         let mut body = Map::new();
         body.insert("query".to_owned(), Value::from(self.spec.query.as_str()));
         body.insert("variables".to_owned(), Value::Object(variables));
@@ -149,8 +172,8 @@ impl Source {
             }
             (status, _) => check(status)?,
         }
-        let answer = read(response).await?;
-        match (answer::read(&self.spec, &keys, &answer), rest) {
+        let answer = receive(response).await?;
+        match (read(&answer), rest) {
             (Ok(found), rest) => Ok(Reply { found: Some(found), rest }),
             // GitHub says so with status 200.
             (Err(_), Some(_)) => Ok(Reply { found: None, rest }),
@@ -213,7 +236,7 @@ fn unreached(error: &reqwest::Error) -> Error {
     }
 }
 
-async fn read(mut response: Response) -> Result<Value, Error> {
+async fn receive(mut response: Response) -> Result<Value, Error> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| unreached(&error))? {
         if body.len() + chunk.len() > MAX_ANSWER {
