@@ -49,6 +49,9 @@ const WATCH: u32 = 30;
 const SILENCE: Duration = Duration::from_secs(40);
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
+/// Code of a watch that asks for changes which are no longer kept.
+const EXPIRED: u16 = 410;
+
 static API_SERVER: Outage = Outage::new("the Kubernetes API");
 
 /// A request the API server did not carry out.
@@ -421,11 +424,11 @@ where
 {
     watcher(api, watcher::Config::default().timeout(WATCH))
         .backoff(Retry(WATCH_RETRY.0))
-        .inspect(|event| {
-            // It says that a list is about to be asked for.
-            if !matches!(event, Ok(watcher::Event::Init)) {
-                API_SERVER.note(event);
-            }
+        .inspect(|event| match event {
+            // They say that a list is about to be asked for: the API server answered, and that is all.
+            Ok(watcher::Event::Init) => {}
+            Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
+            _ => API_SERVER.note(event),
         })
         .modify(|object: &mut K| {
             let meta = object.meta_mut();

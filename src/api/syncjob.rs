@@ -47,7 +47,9 @@ use super::{
     validation = rules::immutable("target"),
     validation = rules::immutable_optional("source"),
     validation = rules::immutable_optional("mapping"),
+    validation = rules::immutable("transaction"),
     validation = rules::immutable("dryRun"),
+    validation = Rule::new("has(self.spec.source) || self.spec.transaction == 'None'").message("spec.transaction Batch needs spec.source: remove it, or set spec.source"),
     validation = Rule::new("has(self.spec.source) || !has(self.spec.mapping)").message("spec.mapping needs spec.source: remove it, or set spec.source"),
     validation = Rule::new("!has(self.spec.source) || self.spec.source.graphQL.batching != 'Pages' || self.spec.syncType == 'Full'").message("spec.source.graphQL.batching Pages needs spec.syncType Full: set it, or ask PerBatch or PerUser"),
     validation = Rule::new("!oldSelf.spec.cancelled || self.spec.cancelled").message("spec.cancelled cannot be set back to false: create a new SyncJob instead")
@@ -135,6 +137,11 @@ pub struct SyncJobSpec {
     #[schemars(length(max = 64))]
     pub mapping: Vec<MappedField>,
 
+    /// Batch writes each batch as a whole or not at all, so that nobody sees half of one. Documents that MongoDB refuses are
+    /// left out, each of which costs a try. Needs `source`, and a replica set or a sharded cluster.
+    #[serde(default)]
+    pub transaction: Transaction,
+
     /// True writes nothing: `status.counts.updated` says how many documents would be written, and `status.changes` which.
     #[serde(default)]
     pub dry_run: bool,
@@ -159,6 +166,7 @@ impl Default for SyncJobSpec {
             target: Target::default(),
             source: None,
             mapping: Vec::new(),
+            transaction: Transaction::default(),
             dry_run: false,
         }
     }
@@ -436,6 +444,17 @@ pub enum Phase {
     Complete,
     /// Ended without finishing.
     Failed,
+}
+
+/// What is written together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum Transaction {
+    /// Each document by itself.
+    #[default]
+    None,
+    /// A batch.
+    Batch,
 }
 
 /// Documents by outcome.

@@ -14,7 +14,7 @@ use crate::api::{
     GoDuration, SyncJobSpec,
     duration::InvalidDuration,
     source::MappedField,
-    syncjob::{Attempt, Counts, DocumentFailure, SyncMode},
+    syncjob::{Attempt, Counts, DocumentFailure, SyncMode, Transaction},
 };
 
 /// Per-user failures kept in a status.
@@ -174,6 +174,8 @@ pub struct RunSpec {
     pub source: Option<SourceSpec>,
     /// What of it goes into which field.
     pub mapping: Vec<MappedField>,
+    /// A batch is written as a whole.
+    pub transaction: bool,
     /// Nothing is written.
     pub dry_run: bool,
 }
@@ -310,6 +312,11 @@ impl RunSpec {
             filter: target.filter.0.clone(),
             source: source::parse(spec)?,
             mapping: spec.mapping.clone(),
+            transaction: match (spec.transaction, &spec.source) {
+                (Transaction::None, _) => false,
+                (Transaction::Batch, Some(_)) => true,
+                (Transaction::Batch, None) => return Err(SpecError::Needs("transaction Batch", "source")),
+            },
             dry_run: spec.dry_run,
         })
     }

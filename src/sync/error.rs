@@ -10,6 +10,8 @@ use crate::{
 };
 
 const MAX_SERVER_TEXT: usize = 300;
+/// Reason of a transaction that met another one.
+pub(super) const WRITE_CONFLICT: &str = "WriteConflict";
 
 /// The run cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +84,9 @@ impl Error {
                 truncate_to(text, MAX_SERVER_TEXT)
             )),
             50 => Self::timeout(),
+            112 => {
+                Self::Attempt { reason: WRITE_CONFLICT, message: "somebody else writes the same documents".to_owned() }
+            }
             _ => Self::Attempt { reason: "ServerError", message: format!("MongoDB answered with {name}") },
         }
     }

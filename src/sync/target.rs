@@ -11,15 +11,15 @@ use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
 use futures::{Stream, TryStreamExt, stream};
 use jiff::Timestamp;
 use mongodb::{
-    Client, Collection, Cursor, Database, IndexModel,
+    Client, ClientSession, Collection, Cursor, Database, IndexModel,
     options::{ClientOptions, ReadConcern, Tls, TlsOptions, WriteConcern},
 };
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     Error, Found, Page, Unavailable,
-    error::refusal,
+    error::{WRITE_CONFLICT, refusal},
     keys,
     mapping::{self, Changes},
 };
@@ -39,6 +39,10 @@ const COUNT_LIMIT: Duration = Duration::from_secs(5);
 const SERVER_SELECTION: Duration = Duration::from_secs(5);
 /// Keys fetched in one answer, at least. Small batches share an answer.
 const FETCH: usize = 1000;
+
+/// How often a transaction that met another one is tried again, and after which time, more each time.
+const MAX_CONFLICTS: u32 = 5;
+const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Largest update command, below the 16 MiB of a BSON document.
 const MAX_COMMAND: usize = 8 << 20;
@@ -68,6 +72,8 @@ pub struct Target {
     missing: Missing,
     /// Results that have no document get one.
     upsert: bool,
+    /// A batch is written as a whole.
+    transaction: bool,
     dry_run: bool,
 }
 
@@ -223,6 +229,7 @@ impl Databases {
                 Some(_) | None => Missing::Fail,
             },
             upsert: spec.source.as_ref().is_some_and(|source| source.upsert),
+            transaction: spec.transaction,
             dry_run: spec.dry_run,
         })
     }
@@ -510,36 +517,103 @@ impl Target {
             outcome.changes = differing.chain(deletes).map(keys::show).collect();
             outcome.updated = outcome.changes.len() as i64;
         } else {
-            for chunk in chunks(&writes, |write| size(&write.statement)) {
-                self.write_chunk(chunk, &mut outcome).await?;
-            }
-            for chunk in chunks(&deletes, |key| size(&self.guarded(doc! {&self.key: (*key).clone()}, stamp))) {
-                outcome.updated += self.delete(chunk, stamp).await?;
+            let (updated, refused) = if self.transaction {
+                self.write_as_a_whole(writes, &deletes, stamp).await?
+            } else {
+                self.write_all(&writes, &deletes, stamp, None).await?
+            };
+            outcome.updated = updated;
+            for Refused { key, why, .. } in refused {
+                if let Some((reason, message)) = why {
+                    outcome.fail(key, reason, &message);
+                }
             }
         }
         outcome.unchanged = (batch.documents.len() as i64 - outcome.updated - outcome.failures.len() as i64).max(0);
         Ok(outcome)
     }
 
-    async fn write_chunk(&self, writes: &[Write<'_>], outcome: &mut Outcome) -> Result<(), Error> {
-        let reply = self.update(writes.iter().map(|write| write.statement.clone()).collect()).await?;
+    /// Writes in one transaction. What MongoDB refuses ends it, and is left out of the next try.
+    async fn write_as_a_whole<'a>(
+        &self,
+        mut writes: Vec<Write<'a>>,
+        deletes: &[&Bson],
+        stamp: DateTime,
+    ) -> Result<(i64, Vec<Refused<'a>>), Error> {
+        let mut session = within(async { Ok(self.database.client().start_session().await?) }).await?;
+        let (mut left_out, mut conflicts) = (Vec::new(), 0);
+        loop {
+            let begun = session.start_transaction().write_concern(WriteConcern::majority());
+            within(async { Ok(begun.await?) }).await?;
+            match self.write_all(&writes, deletes, stamp, Some(&mut session)).await {
+                Ok((updated, refused)) => match refused.into_iter().next() {
+                    None => {
+                        within(async { Ok(session.commit_transaction().await?) }).await?;
+                        return Ok((updated, left_out));
+                    }
+                    Some(refused) => {
+                        writes.remove(refused.at);
+                        left_out.push(refused);
+                    }
+                },
+                Err(Error::Attempt { reason: WRITE_CONFLICT, .. }) if conflicts < MAX_CONFLICTS => {
+                    conflicts += 1;
+                    sleep(CONFLICT_PAUSE * conflicts).await;
+                }
+                Err(error) => return Err(error),
+            }
+            // The server may have ended it already.
+            within(async { Ok(session.abort_transaction().await?) }).await.ok();
+        }
+    }
+
+    /// Returns how many documents were changed, and those that MongoDB refuses. In a transaction the first of these ends it.
+    async fn write_all<'a>(
+        &self,
+        writes: &[Write<'a>],
+        deletes: &[&Bson],
+        stamp: DateTime,
+        mut session: Option<&mut ClientSession>,
+    ) -> Result<(i64, Vec<Refused<'a>>), Error> {
+        let (mut updated, mut refused) = (0, Vec::new());
+        let mut before = 0;
+        for chunk in chunks(writes, |write| size(&write.statement)) {
+            let (changed, failed) = self.write_chunk(chunk, before, session.as_deref_mut()).await?;
+            updated += changed;
+            refused.extend(failed);
+            before += chunk.len();
+            if session.is_some() && !refused.is_empty() {
+                return Ok((updated, refused));
+            }
+        }
+        for chunk in chunks(deletes, |key| size(&self.guarded(doc! {&self.key: (*key).clone()}, stamp))) {
+            updated += self.delete(chunk, stamp, session.as_deref_mut()).await?;
+        }
+        Ok((updated, refused))
+    }
+
+    async fn write_chunk<'a>(
+        &self,
+        writes: &[Write<'a>],
+        before: usize,
+        session: Option<&mut ClientSession>,
+    ) -> Result<(i64, Vec<Refused<'a>>), Error> {
+        let statements = writes.iter().map(|write| write.statement.clone()).collect();
+        let reply = self.update(statements, session).await?;
         let mut differing = writes.iter().filter(|write| write.differs).count() as i64;
-        let mut refused = 0;
+        let mut refused = Vec::new();
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
-            let Some(write) = writes.get(integer(error, "index") as usize) else { continue };
+            let at = integer(error, "index") as usize;
+            let Some(write) = writes.get(at) else { continue };
             // Somebody else has made it meanwhile, or the filter leaves it out.
             let exists = write.is_new && error.get_document("keyPattern").is_ok_and(|keys| keys.keys().eq([&self.key]));
-            if !exists {
-                let (reason, message) = refusal(error);
-                outcome.fail(write.key, reason, &message);
-            }
+            let why = (!exists).then(|| refusal(error));
+            refused.push(Refused { at: before + at, key: write.key, why });
             differing -= i64::from(write.differs);
-            refused += 1;
         }
         // The others are gone, or were fetched later by somebody else.
-        let found = integer(&reply, "n");
-        outcome.updated += (differing - (writes.len() as i64 - refused - found)).max(0);
-        Ok(())
+        let absent = writes.len() as i64 - refused.len() as i64 - integer(&reply, "n");
+        Ok(((differing - absent).max(0), refused))
     }
 
     /// What a result makes of its document.
@@ -552,13 +626,13 @@ impl Target {
     }
 
     /// Removes documents that nobody has fetched later. Returns how many.
-    async fn delete(&self, keys: &[&Bson], stamp: DateTime) -> Result<i64, Error> {
+    async fn delete(&self, keys: &[&Bson], stamp: DateTime, session: Option<&mut ClientSession>) -> Result<i64, Error> {
         let deletes: Vec<_> = keys
             .iter()
             .map(|key| doc! {"q": self.guarded(doc! {&self.key: (*key).clone()}, stamp), "limit": 1})
             .collect();
         let command = doc! {"delete": self.collection.name(), "deletes": deletes, "ordered": false};
-        Ok(integer(&self.command(command).await?, "n"))
+        Ok(integer(&self.command(command, session).await?, "n"))
     }
 
     /// A statement that makes one document what it should be, and stamps it.
@@ -580,7 +654,7 @@ impl Target {
     /// One statement for a range of keys. `None` when the server refused a document in it.
     async fn stamp_range(&self, first: &Bson, last: &Bson) -> Result<Option<i64>, Error> {
         let range = doc! {&self.key: {"$gte": first.clone(), "$lte": last.clone()}};
-        let reply = self.update(vec![self.stamp(range, true)]).await?;
+        let reply = self.update(vec![self.stamp(range, true)], None).await?;
         if reply.get_array("writeErrors").is_ok() {
             return Ok(None);
         }
@@ -598,7 +672,7 @@ impl Target {
 
     async fn stamp_chunk(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
         let statements = due.iter().map(|key| self.stamp(doc! {&self.key: (*key).clone()}, false)).collect();
-        let reply = self.update(statements).await?;
+        let reply = self.update(statements, None).await?;
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
             let Some(key) = due.get(integer(error, "index") as usize) else { continue };
             let (reason, message) = refusal(error);
@@ -637,19 +711,24 @@ impl Target {
         doc! {"$and": clauses}
     }
 
-    async fn update(&self, statements: Vec<Document>) -> Result<Document, Error> {
-        self.command(doc! {"update": self.collection.name(), "updates": statements, "ordered": false}).await
+    async fn update(&self, statements: Vec<Document>, session: Option<&mut ClientSession>) -> Result<Document, Error> {
+        let command = doc! {"update": self.collection.name(), "updates": statements, "ordered": false};
+        self.command(command, session).await
     }
 
-    async fn command(&self, mut command: Document) -> Result<Document, Error> {
-        command.insert("writeConcern", doc! {"w": "majority"});
-        let reply = within(async { Ok(self.database.run_command(command).await?) }).await?;
+    async fn command(&self, mut command: Document, session: Option<&mut ClientSession>) -> Result<Document, Error> {
+        let reply = if let Some(session) = session {
+            within(async { Ok(self.database.run_command(command).session(session).await?) }).await?
+        } else {
+            command.insert("writeConcern", doc! {"w": "majority"});
+            within(async { Ok(self.database.run_command(command).await?) }).await?
+        };
         if let Ok(concern) = reply.get_document("writeConcernError") {
             return Err(Error::server(integer(concern, "code") as i32, concern.get_str("codeName").unwrap_or(""), ""));
         }
         // A primary that steps down says so for each statement, not for the command.
         let retryable =
-            |error: &&Document| matches!(integer(error, "code"), 91 | 189 | 10_107 | 11_600 | 11_602 | 13_435);
+            |error: &&Document| matches!(integer(error, "code"), 91 | 112 | 189 | 10_107 | 11_600 | 11_602 | 13_435);
         let errors = || reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
         let all = || errors();
         if let Some(error) = all().find(retryable) {
@@ -660,6 +739,15 @@ impl Target {
         }
         Ok(reply)
     }
+}
+
+/// A write that MongoDB refuses.
+struct Refused<'a> {
+    /// Its place among the writes.
+    at: usize,
+    key: &'a Bson,
+    /// A word and a sentence. `None`: there is nothing wrong.
+    why: Option<(&'static str, String)>,
 }
 
 /// One document's write.

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use kube::{ResourceExt, runtime::watcher};
 use redis::AsyncCommands;
 use sync_operator::{
-    api::{SyncJob, SyncJobStatus},
+    api::{SyncJob, SyncJobStatus, source::Batching},
     domain::{conditions::is_true, job::is_finished},
 };
 use tokio::time::{Instant, sleep};
@@ -79,7 +79,7 @@ impl Round<'_> {
 
     /// With the last run every user has the name that the server has.
     async fn last_run_brings_all(&self) {
-        self.make_run("last", &self.fetching(false)).await;
+        self.make_run("last", &self.fetching(Batching::PerBatch)).await;
         let (_, jobs) = self.all_ended().await;
         let last = jobs.into_iter().find(|job| job.name_any() == "last").unwrap().status.unwrap();
         assert!(is_true(&last.conditions, "Complete"), "last: {:?}", last.conditions);

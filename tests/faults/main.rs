@@ -1,5 +1,5 @@
 //! Faults at random, against real processes: three controllers and a worker, an API server, Redis and a MongoDB replica
-//! set, killed, paused, restarted, and cut off from each other while twenty runs are under way, two of which fetch from a GraphQL
+//! set, killed, paused, restarted, and cut off from each other while twenty runs are under way, three of which fetch from a GraphQL
 //! server with a bad day. After each round
 //! everything must have come out right. `make test-faults ROUNDS=200 SEED=1`; a failure prints the round's seed, and
 //! `make test-faults ROUNDS=1 SEED=that` does the same again.
@@ -25,6 +25,7 @@ mod upstream;
 
 use std::{env, process::ExitCode, time::Duration};
 
+use sync_operator::api::source::Batching;
 use tokio::time::Instant;
 
 use ground::Ground;
@@ -33,7 +34,7 @@ use ground::Ground;
 const OPERATORS: usize = 4;
 const RUNS: usize = 20;
 /// Of them, the first ones fetch.
-const FETCHING: usize = 2;
+const FETCHING: [Batching; 3] = [Batching::PerBatch, Batching::PerUser, Batching::Pages];
 const USERS: i32 = 2000;
 /// Of them, those the collection's validator refuses.
 const REJECTED: i32 = 3;

@@ -22,7 +22,7 @@ use kube::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
-use sync_operator::api::{SyncJob, SyncSchedule};
+use sync_operator::api::{SyncJob, SyncSchedule, source::Batching};
 use tokio::{
     sync::{Mutex as Turn, MutexGuard},
     time::{Instant, sleep},
@@ -84,7 +84,7 @@ pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
         statuses: Statuses::follow(&world, history),
         cancelled: Mutex::default(),
         deleted: Mutex::default(),
-        upstream: Upstream::start().await,
+        upstream: Upstream::with_people(USERS as usize).await,
         operators: (0..OPERATORS).map(|operator| Turn::new(start(ground, &world, &logs, operator))).collect(),
         turns: Mutex::default(),
         logs,
@@ -127,7 +127,7 @@ fn bad_day(mut random: StdRng) -> Box<dyn FnMut() -> Option<Instead> + Send> {
         2 => Some(Instead::Status(429, vec![("retry-after", "1".to_owned())])),
         3 => Some(Instead::Status(429, vec![])),
         4 => Some(Instead::Body(r#"{"data": {"users": {"nodes": [{"id": "1","#.to_owned())),
-        5 => Some(Instead::Body(r#"{"data": {"users": {"nodes": 5}, "user": 5}}"#.to_owned())),
+        5 => Some(Instead::Body(r#"{"data": {"users": {"nodes": 5}, "user": null}}"#.to_owned())),
         6 => Some(Instead::Silence(Duration::from_secs(2))),
         7 => Some(Instead::Huge(200)),
         8..=9 => Some(Instead::Twice),
@@ -177,8 +177,8 @@ impl Round<'_> {
             let some = run < RUNS - 2 && random.random_bool(0.3);
             let filter = if some { json!({"_id": {"$lt": random.random_range(USERS / 2..USERS)}}) } else { json!({}) };
             let kind = if run < RUNS - 2 && random.random_bool(0.3) { "Incremental" } else { "Full" };
-            let spec = if run < FETCHING {
-                self.fetching(run > 0)
+            let spec = if let Some(how) = FETCHING.get(run) {
+                self.fetching(*how)
             } else {
                 json!({
                     "syncType": kind, "batchSize": random.random_range(20..200), "parallelism": random.random_range(1..4),
@@ -190,19 +190,32 @@ impl Round<'_> {
         }
     }
 
-    /// A run that fetches every user's name: by the batch, or one by one for some of them.
-    pub fn fetching(&self, one_by_one: bool) -> Value {
-        let list = "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id name } } }";
-        let one = "query ($id: UserID!) { user(id: $id) { name } }";
-        let mut source =
-            json!({"endpoint": self.upstream.url, "timeout": "1s", "query": list, "resultPath": "/data/users/nodes"});
-        if one_by_one {
-            let changes = json!({"query": one, "resultPath": "/data/user", "batching": "PerUser"});
-            source.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        }
-        let filter = if one_by_one { json!({"_id": {"$lt": 300}}) } else { json!({}) };
+    /// A run that fetches users' names: by the batch, one by one for some of them, or from pages with all.
+    pub fn fetching(&self, how: Batching) -> Value {
+        let mut source = match how {
+            Batching::PerBatch => json!({
+                "query": "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id name } } }",
+                "resultPath": "/data/users/nodes",
+            }),
+            Batching::PerUser => json!({
+                "query": "query ($id: UserID!) { user(id: $id) { name } }",
+                "resultPath": "/data/user",
+            }),
+            Batching::Pages => json!({
+                "query": "query ($first: Int!, $after: String) { people(first: $first, after: $after) {
+                    nodes { id name } pageInfo { hasNextPage endCursor } } }",
+                "resultPath": "/data/people/nodes",
+                "keyType": "Int",
+                "pagination": {"nextPath": "/data/people/pageInfo/endCursor", "morePath": "/data/people/pageInfo/hasNextPage"},
+            }),
+        };
+        source["batching"] = serde_json::to_value(how).unwrap();
+        source["endpoint"] = self.upstream.url.clone().into();
+        source["timeout"] = "1s".into();
+        let filter = if how == Batching::PerUser { json!({"_id": {"$lt": 300}}) } else { json!({}) };
         json!({
             "syncType": "Full", "batchSize": 50, "parallelism": 3,
+            "transaction": if how == Batching::Pages { "Batch" } else { "None" },
             "backoffLimit": 100, "backoff": {"initial": "200ms", "factor": 1, "jitter": 0.5},
             "target": {"lastSyncedField": "fetched", "filter": filter},
             "source": {"graphQL": source},

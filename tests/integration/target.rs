@@ -1,5 +1,7 @@
 //! Walking and stamping on a real MongoDB.
 
+use std::collections::HashSet;
+
 use bson::{
     Binary, Bson, DateTime, Document, JavaScriptCodeWithScope, RawDocumentBuf, Uuid, doc, oid::ObjectId,
     spec::BinarySubtype,
@@ -678,5 +680,79 @@ async fn a_document_that_is_gone_or_left_the_filter_meanwhile_is_not_written() {
     let outcome = target.apply(batch.clone(), source(&batch, "new"), at).await.unwrap();
     assert_eq!((outcome.updated, outcome.unchanged, outcome.failures.len()), (2, 2, 0));
     assert_eq!(users.count_documents(doc! {"name": "new"}).await.unwrap(), 2);
+    database.drop().await.unwrap();
+}
+
+fn whole() -> Value {
+    let mut spec = fetching();
+    spec["transaction"] = "Batch".into();
+    spec["batchSize"] = 500.into();
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_sees_half_of_a_batch_in_a_transaction() {
+    let database = database().await;
+    insert(&database, (0..500).map(|id| doc! {"_id": id, "padding": "x".repeat(20_000)}).collect()).await;
+    let mut spec = whole();
+    // More than one command.
+    let padding = "y".repeat(20_000);
+    spec["mapping"] = json!([{"from": "/name", "to": "name"}, {"from": "/padding", "to": "padding"}]);
+    let target = target(&database, spec, 1000).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    let found = batch.due().iter().map(|_| Found::Result(json!({"name": "new", "padding": padding}))).collect();
+    let writing =
+        tokio::spawn(async move { target.apply(batch, found, Timestamp::from_millisecond(2000).unwrap()).await });
+    let mut seen = HashSet::new();
+    while !writing.is_finished() {
+        let command = doc! {"aggregate": "users", "cursor": {}, "readConcern": {"level": "snapshot"},
+        "pipeline": [{"$match": {"name": "new"}}, {"$count": "count"}]};
+        let answer = database.run_command(command).await.unwrap();
+        let counted = answer.get_document("cursor").unwrap().get_array("firstBatch").unwrap().first().cloned();
+        seen.insert(counted.map_or(0, |counted| counted.as_document().unwrap().get_i32("count").unwrap()));
+    }
+    assert_eq!(writing.await.unwrap().unwrap().updated, 500);
+    assert!(seen.iter().all(|count| [0, 500].contains(count)), "{seen:?}");
+    assert!(seen.contains(&0), "it was looked at while it was written");
+    database.drop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_refused_is_left_out_of_a_transaction() {
+    let database = database().await;
+    insert(
+        &database,
+        (0..20).map(|id| doc! {"_id": id, "email": if id % 7 == 3 { "nobody" } else { "a@b" }}).collect(),
+    )
+    .await;
+    validate(&database, doc! {"email": {"$regex": "@"}}).await;
+    let target = target(&database, whole(), 1000).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    let at = Timestamp::from_millisecond(2000).unwrap();
+    let outcome = target.apply(batch.clone(), source(&batch, "new"), at).await.unwrap();
+    let refused: Vec<_> = outcome.failures.iter().map(|failure| (&*failure.key, &*failure.reason)).collect();
+    assert_eq!((outcome.updated, refused), (17, ["3", "10", "17"].map(|id| (id, "ValidationFailed")).to_vec()));
+    let users = database.collection::<Document>("users");
+    assert_eq!(users.count_documents(doc! {"name": "new"}).await.unwrap(), 17);
+    database.drop().await.unwrap();
+}
+
+#[tokio::test]
+async fn of_a_transaction_that_meets_another_one_nothing_is_written() {
+    let database = database().await;
+    insert(&database, (0..20).map(|id| doc! {"_id": id}).collect()).await;
+    let target = target(&database, whole(), 1000).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    let users = database.collection::<Document>("users");
+    let mut other = database.client().start_session().await.unwrap();
+    other.start_transaction().await.unwrap();
+    users.update_one(doc! {"_id": 15}, doc! {"$set": {"mine": true}}).session(&mut other).await.unwrap();
+    let at = Timestamp::from_millisecond(2000).unwrap();
+    let error = target.apply(batch.clone(), source(&batch, "new"), at).await.unwrap_err();
+    assert_eq!(error.outcome().reason, "WriteConflict");
+    assert_eq!(users.count_documents(doc! {"name": "new"}).await.unwrap(), 0);
+    other.commit_transaction().await.unwrap();
+    let outcome = target.apply(batch.clone(), source(&batch, "new"), at).await.unwrap();
+    assert_eq!((outcome.updated, outcome.failures.len()), (20, 0));
     database.drop().await.unwrap();
 }

@@ -42,6 +42,8 @@ pub struct Books {
     pub versions: Vec<SystemTime>,
     /// What is not as for everybody else: by the number in the id.
     pub users: HashMap<String, Peculiar>,
+    /// How many users pages list, with numbers for ids.
+    pub people: usize,
     /// Numbers of the projects of every group.
     pub projects: Vec<u32>,
     /// When requests came.
@@ -90,6 +92,13 @@ impl Upstream {
 
     pub fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap()
+    }
+
+    /// The same, whose pages list so many users.
+    pub async fn with_people(people: usize) -> Self {
+        let upstream = Self::start().await;
+        upstream.books().people = people;
+        upstream
     }
 
     /// Changes everybody's name.
@@ -206,6 +215,12 @@ struct Users {
 }
 
 #[derive(SimpleObject)]
+struct UserPage {
+    nodes: Vec<Option<User>>,
+    page_info: PageInfo,
+}
+
+#[derive(SimpleObject)]
 struct Projects {
     nodes: Vec<Option<Project>>,
 }
@@ -214,6 +229,14 @@ struct Projects {
 impl Query {
     async fn users(&self, context: &Context<'_>, ids: Vec<ID>) -> Users {
         Users { nodes: ids.iter().filter_map(|id| person(context, id)).map(Some).collect() }
+    }
+
+    async fn people(&self, context: &Context<'_>, first: usize, after: Option<String>) -> UserPage {
+        let from: usize = after.map_or(0, |cursor| cursor.parse().unwrap());
+        let all = look(context).people;
+        let to = all.min(from + first);
+        let nodes = (from..to).map(|id| person(context, &id.to_string())).collect();
+        UserPage { nodes, page_info: PageInfo { has_next_page: to < all, end_cursor: Some(to.to_string()) } }
     }
 
     async fn user(&self, context: &Context<'_>, id: UserId) -> Option<User> {

@@ -6,7 +6,7 @@ mod egress;
 use std::time::Duration;
 
 use bson::Bson;
-use jiff::Timestamp;
+use jiff::{Timestamp, fmt::rfc2822};
 use reqwest::{
     Certificate, Client, Response, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
@@ -251,11 +251,13 @@ async fn receive(mut response: Response) -> Result<Value, Error> {
     serde_json::from_slice(&body).map_err(|_| attempt("BadAnswer", "the source's answer is no JSON"))
 }
 
-/// For how long a server wants no more requests: `Retry-After` in seconds, or, once no more are left, until the time in
+/// For how long a server wants no more requests: `Retry-After`, in seconds or as a date, or, once no more are left, until the time in
 /// the headers of GitLab (`RateLimit-…`) and GitHub (`X-RateLimit-…`), which are seconds since the epoch.
 fn rest(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<i64>().ok();
-    let after = number(RETRY_AFTER.as_str());
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |name: &str| text(name)?.parse::<i64>().ok();
+    let date = |name: &str| Some(rfc2822::parse(text(name)?).ok()?.timestamp().as_second() - now.as_second());
+    let after = number(RETRY_AFTER.as_str()).or_else(|| date(RETRY_AFTER.as_str()));
     let until = ["ratelimit", "x-ratelimit"].iter().find_map(|family| {
         let is_used_up = number(&format!("{family}-remaining")) == Some(0);
         number(&format!("{family}-reset")).filter(|_| is_used_up).map(|reset| reset - now.as_second())
@@ -274,6 +276,7 @@ mod tests {
         let now = Timestamp::from_second(1000).unwrap();
         for (given, expected) in [
             (vec![("retry-after", "7")], Some(7)),
+            (vec![("retry-after", "Thu, 01 Jan 1970 00:16:50 GMT")], Some(10)),
             (vec![("retry-after", "soon")], None),
             (vec![("retry-after", "999999")], Some(3600)),
             (vec![("ratelimit-remaining", "0"), ("ratelimit-reset", "1030")], Some(30)),
