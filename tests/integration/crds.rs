@@ -533,7 +533,7 @@ async fn jobs_can_be_listed_by_type() {
 /// The YAML blocks of a page that are objects, or the spec of the kind the page is about.
 fn examples(page: &str) -> Vec<(&'static str, Value)> {
     let text = std::fs::read_to_string(page).unwrap();
-    let of_page = if page.ends_with("syncjob.md") { JOB } else { SCHEDULE };
+    let of_page = if page.ends_with("syncjob.md") || page.ends_with("sources.md") { JOB } else { SCHEDULE };
     let blocks = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let objects = blocks.flat_map(serde_yaml_ng::Deserializer::from_str).map(|document| {
         <Value as serde::Deserialize>::deserialize(document).unwrap_or_else(|error| panic!("{page}: {error}"))
@@ -556,6 +556,11 @@ fn assert_contains(whole: &Value, part: &Value, place: &str) {
                 assert_contains(&whole[field], value, &format!("{place}.{field}"));
             }
         }
+        Value::Array(items) if whole.as_array().is_some_and(|whole| whole.len() == items.len()) => {
+            for (at, item) in items.iter().enumerate() {
+                assert_contains(&whole[at], item, &format!("{place}[{at}]"));
+            }
+        }
         _ => assert_eq!(whole, part, "{place} is not a field"),
     }
 }
@@ -564,8 +569,9 @@ fn assert_contains(whole: &Value, part: &Value, place: &str) {
 async fn every_example_of_the_docs_is_accepted_as_it_stands() {
     let world = World::new().await;
     let mut count = 0;
-    let pages = ["README.md", "docs/quickstart.md", "docs/reference/syncschedule.md", "docs/reference/syncjob.md"];
-    for page in pages {
+    let references = ["docs/reference/syncschedule.md", "docs/reference/syncjob.md"];
+    let guides = ["README.md", "docs/quickstart.md", "docs/sources.md", "docs/guide/graphql.md"];
+    for page in guides.into_iter().chain(references) {
         for (kind, spec) in examples(page) {
             count += 1;
             let created = create(&world, kind, &format!("example-{count}"), spec.clone()).await;
@@ -573,5 +579,5 @@ async fn every_example_of_the_docs_is_accepted_as_it_stands() {
             assert_contains(&created.data["spec"], &spec, page);
         }
     }
-    assert!(count >= 8, "only {count} examples were found");
+    assert!(count >= 13, "only {count} examples were found");
 }

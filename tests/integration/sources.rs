@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -17,7 +19,7 @@ use sync_operator::{
 
 use crate::{
     operator::{apply_job, finished},
-    support::{World, eventually},
+    support::{World, eventually, unique},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
@@ -313,6 +315,52 @@ async fn addresses_that_are_not_allowed_are_not_asked() {
     assert_eq!(upstream.requests(), 0);
 }
 
+fn openssl(folder: &Path, args: &str) {
+    let made = Command::new("openssl").args(args.split_whitespace()).current_dir(folder).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[tokio::test]
+async fn the_server_has_to_prove_who_it_is() {
+    let folder = std::env::temp_dir().join(unique("source-tls"));
+    std::fs::create_dir(&folder).unwrap();
+    let new = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 1";
+    for authority in ["ca", "other"] {
+        openssl(&folder, &format!("{new} -keyout {authority}.key -out {authority}.crt -subj /CN={authority}"));
+    }
+    openssl(
+        &folder,
+        &format!(
+            "{new} -keyout tls.key -out tls.crt -subj /CN=server -addext subjectAltName=IP:127.0.0.1 \
+             -addext basicConstraints=CA:FALSE -CA ca.crt -CAkey ca.key"
+        ),
+    );
+    let upstream = Upstream::start_tls(&folder.join("tls.crt"), &folder.join("tls.key")).await;
+    let world = World::new().await;
+    world.seed(3, 0).await;
+    for authority in ["ca", "other"] {
+        let text = std::fs::read_to_string(folder.join(format!("{authority}.crt"))).unwrap();
+        secret(&world, authority, &[("ca.crt", &text)], "").await;
+    }
+    let (_operator, _) = world.all(&ALLOWED);
+    let mut one_try = spec(&upstream);
+    one_try["backoffLimit"] = 0.into();
+    for (name, authority) in [("well-known", None), ("wrong", Some("other"))] {
+        let mut spec = one_try.clone();
+        if let Some(authority) = authority {
+            spec["source"]["graphQL"]["caSecretRef"] = json!({"name": authority, "key": "ca.crt"});
+        }
+        let status = run(&world, name, spec).await;
+        let last = &status.attempt_history[0];
+        assert!(last.reason == "SourceUnreachable" && last.message.contains("certificate"), "{name}: {}", last.message);
+    }
+    assert_eq!(upstream.requests(), 0);
+    one_try["source"]["graphQL"]["caSecretRef"] = json!({"name": "ca", "key": "ca.crt"});
+    let status = run(&world, "right", one_try).await;
+    assert_eq!((counts(&status), upstream.requests()), ((3, 0, 0), 1));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let (world, upstream, elsewhere) = (World::new().await, Upstream::start().await, Upstream::start().await);
@@ -369,7 +417,7 @@ async fn speed_a_rate_is_never_exceeded_and_well_used() {
     assert!(most <= 100 && rate >= 90.0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "for a quiet machine: make bench-sources"]
 async fn speed_ten_thousand_users_from_a_server_that_takes_50_ms() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
@@ -378,17 +426,19 @@ async fn speed_ten_thousand_users_from_a_server_that_takes_50_ms() {
     let (operator, _) = world.all(&ALLOWED);
     let mut wide = spec(&upstream);
     wide["parallelism"] = 8.into();
-    for round in 0..3 {
+    for round in 0..5 {
         upstream.books().seen.clear();
+        upstream.books().took = Duration::ZERO;
         let status = run(&world, &format!("run-{round}"), wide.clone()).await;
         assert_eq!(counts(&status).2, 0);
-        let taken = status.completion_time.unwrap().0.duration_since(status.start_time.unwrap().0);
-        let seen = upstream.books().seen.clone();
-        let asked = (*seen.last().unwrap() - seen[0]).as_secs_f64() + 0.05;
-        let share = 0.05 * (seen.len() as f64 / 8.0).ceil() / asked;
+        let (seen, took) = (upstream.books().seen.clone(), upstream.books().took);
+        let answer = took / seen.len() as u32;
+        let elapsed = *seen.last().unwrap() - seen[0] + answer;
+        // The server's own work comes on top of the 50 ms.
+        let share = took.as_secs_f64() / 8.0 / elapsed.as_secs_f64();
         let memory = operator.resident_mib();
         println!(
-            "10000 users, 50 ms, parallelism 8: fetched in {asked:.2} s of {taken:#}, {share:.2} of what is possible, {memory} MiB"
+            "10000 users, parallelism 8: fetched in {elapsed:.2?}, an answer in {answer:.1?}, {share:.2} of what is possible, {memory} MiB"
         );
     }
 }
@@ -553,15 +603,20 @@ async fn the_samples_and_the_guide_bring_what_gitlab_has() {
     secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let (_operator, _) = world.all(&ALLOWED);
     let at = |text: &str| Bson::from(DateTime::parse_rfc3339_str(text).unwrap());
-    let guide = std::fs::read_to_string("docs/sources.md").unwrap();
-    let guide = guide.split("```yaml").nth(1).unwrap().split("```").next().unwrap();
     for (sample, collection, kind, seed, expected) in [
         (
-            "guide",
+            "docs/sources.md",
             "users",
             "User",
             doc! {},
             doc! {"profile": {"name": "User 7"}, "registeredAt": at("2024-05-06T07:08:09Z")},
+        ),
+        (
+            "docs/guide/graphql.md",
+            "users",
+            "User",
+            doc! {"team": "blue"},
+            doc! {"team": "blue", "username": "user7", "profile": {"name": "User 7"}, "state": "active"},
         ),
         (
             "users",
@@ -603,15 +658,25 @@ async fn the_samples_and_the_guide_bring_what_gitlab_has() {
         documents.delete_many(doc! {}).await.unwrap();
         documents.insert_one(document).await.unwrap();
 
-        let file = format!("manifests/samples/gitlab/{sample}.yaml");
-        let text = if sample == "guide" { guide.to_owned() } else { std::fs::read_to_string(file).unwrap() };
-        let schedule: SyncSchedule = serde_yaml_ng::from_str(&text).unwrap();
+        let schedule = if sample.starts_with("docs/") {
+            // The last example of a schedule.
+            let text = std::fs::read_to_string(sample).unwrap();
+            let blocks = text.split("```yaml").skip(1).map(|rest| rest.split("```").next().unwrap());
+            blocks
+                .filter_map(|block| serde_yaml_ng::from_str(block).ok())
+                .find(|found: &SyncSchedule| found.spec.interval.is_some())
+        } else {
+            let text = std::fs::read_to_string(format!("manifests/samples/gitlab/{sample}.yaml")).unwrap();
+            serde_yaml_ng::from_str(&text).ok()
+        };
+        let schedule = schedule.unwrap();
         let mut spec = schedule.spec.job_template.spec.clone();
         let source = &mut spec.source.as_mut().unwrap().graph_ql;
         assert_eq!(source.endpoint, "https://gitlab.com/api/graphql");
         source.endpoint.clone_from(&upstream.url);
-        world.jobs().create(&PostParams::default(), &SyncJob::new(sample, spec)).await.unwrap();
-        let status = finished(&world, sample).await.status.unwrap();
+        let name = sample.replace(['/', '.'], "-");
+        world.jobs().create(&PostParams::default(), &SyncJob::new(&name, spec)).await.unwrap();
+        let status = finished(&world, &name).await.status.unwrap();
         assert_eq!(counts(&status), (1, 0, 0), "{sample}: {:?}", ended(&status));
 
         let mut found = documents.find_one(doc! {"_id": 1}).await.unwrap().unwrap();

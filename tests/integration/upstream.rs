@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant, SystemTime},
 };
@@ -16,6 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use axum_server::tls_rustls::RustlsConfig;
 use futures::stream;
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
@@ -50,6 +52,8 @@ pub struct Books {
     pub seen: Vec<Instant>,
     /// Headers of the last one.
     pub headers: HeaderMap,
+    /// How long answers took, added up.
+    pub took: Duration,
     /// Requests being answered, and the most there ever were at a time.
     pub busy: (usize, usize),
 }
@@ -81,13 +85,23 @@ pub const PRIVATE: &str = "row 7 of table payroll";
 
 impl Upstream {
     pub async fn start() -> Self {
-        let books = Arc::new(Mutex::new(Books::default()));
-        let schema = Schema::build(Query, EmptyMutation, EmptySubscription).data(books.clone()).finish();
-        let router = Router::new().route("/api/graphql", post(answer)).with_state((books.clone(), schema));
+        let (books, router) = routes();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/api/graphql", listener.local_addr().unwrap());
         let server = tokio::spawn(async { axum::serve(listener, router).await.unwrap() });
         Self { url, books, server }
+    }
+
+    /// The same by https, with this certificate and key.
+    pub async fn start_tls(certificate: &Path, key: &Path) -> Self {
+        let (books, router) = routes();
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let tls = RustlsConfig::from_pem_file(certificate, key).await.unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let url = format!("https://{}/api/graphql", listener.local_addr().unwrap());
+        let server = axum_server::from_tcp_rustls(listener, tls).unwrap().serve(router.into_make_service());
+        Self { url, books, server: tokio::spawn(async { server.await.unwrap() }) }
     }
 
     pub fn books(&self) -> MutexGuard<'_, Books> {
@@ -117,10 +131,17 @@ impl Drop for Upstream {
     }
 }
 
+fn routes() -> (Shared, Router) {
+    let books = Shared::default();
+    let schema = Schema::build(Query, EmptyMutation, EmptySubscription).data(books.clone()).finish();
+    (books.clone(), Router::new().route("/api/graphql", post(answer)).with_state((books, schema)))
+}
+
 type Shared = Arc<Mutex<Books>>;
 type Gitlab = Schema<Query, EmptyMutation, EmptySubscription>;
 
 async fn answer(State((books, schema)): State<(Shared, Gitlab)>, headers: HeaderMap, body: String) -> Response {
+    let began = Instant::now();
     let (instead, delay, is_let_in) = {
         let mut books = books.lock().unwrap();
         books.seen.push(Instant::now());
@@ -161,7 +182,10 @@ async fn answer(State((books, schema)): State<(Shared, Gitlab)>, headers: Header
             StatusCode::NO_CONTENT.into_response()
         }
     };
-    books.lock().unwrap().busy.0 -= 1;
+    let mut books = books.lock().unwrap();
+    books.busy.0 -= 1;
+    books.took += began.elapsed();
+    drop(books);
     response
 }
 
