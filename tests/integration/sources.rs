@@ -431,7 +431,10 @@ async fn speed_ten_thousand_users_from_a_server_that_takes_50_ms() {
         upstream.books().took = Duration::ZERO;
         let status = run(&world, &format!("run-{round}"), wide.clone()).await;
         assert_eq!(counts(&status).2, 0);
-        let (seen, took) = (upstream.books().seen.clone(), upstream.books().took);
+        let (seen, took) = {
+            let books = upstream.books();
+            (books.seen.clone(), books.took)
+        };
         let answer = took / seen.len() as u32;
         let elapsed = *seen.last().unwrap() - seen[0] + answer;
         // The server's own work comes on top of the 50 ms.
