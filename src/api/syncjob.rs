@@ -49,12 +49,14 @@ use super::{
     validation = rules::immutable_optional("mapping"),
     validation = rules::immutable("transaction"),
     validation = rules::immutable("dryRun"),
-    validation = Rule::new("has(self.spec.source) || self.spec.transaction == 'None'").message("spec.transaction Batch needs spec.source: remove it, or set spec.source"),
-    validation = Rule::new("has(self.spec.source) || !has(self.spec.mapping)").message("spec.mapping needs spec.source: remove it, or set spec.source"),
-    validation = Rule::new("!has(self.spec.source) || self.spec.source.graphQL.batching != 'Pages' || self.spec.syncType == 'Full'").message("spec.source.graphQL.batching Pages needs spec.syncType Full: set it, or ask PerBatch or PerUser"),
     validation = Rule::new("!oldSelf.spec.cancelled || self.spec.cancelled").message("spec.cancelled cannot be set back to false: create a new SyncJob instead")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.source) || !has(self.mapping)").message("mapping needs source: remove it, or set source").field_path(".mapping"),
+    validation = Rule::new("has(self.source) || self.transaction == 'None'").message("transaction Batch needs source: remove it, or set source").field_path(".transaction"),
+    validation = Rule::new("!has(self.source) || self.source.graphQL.batching != 'Pages' || self.syncType == 'Full'").message("source.graphQL.batching Pages needs syncType Full: set it, or ask PerBatch or PerUser").field_path(".source.graphQL.batching")
+)]
 pub struct SyncJobSpec {
     /// What kind of record is synchronised. It presets `target.collection`: User means `users`, Project
     /// `projects`, Issue `issues`, Pipeline `pipelines`.

@@ -156,7 +156,7 @@ pub enum CatchUp {
 }
 
 /// What each SyncJob of a schedule is made from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobTemplate {
     /// Labels and annotations of the SyncJobs.
@@ -164,7 +164,6 @@ pub struct JobTemplate {
     pub metadata: TemplateMeta,
     /// Spec of the SyncJobs.
     #[serde(default)]
-    #[x_kube(validation = Rule::new("has(self.source) || !has(self.mapping)").message("spec.jobTemplate.spec.mapping needs source: remove it, or set source"), validation = Rule::new("has(self.source) || self.transaction == 'None'").message("spec.jobTemplate.spec.transaction Batch needs source: remove it, or set source"), validation = Rule::new("!has(self.source) || self.source.graphQL.batching != 'Pages' || self.syncType == 'Full'").message("spec.jobTemplate.spec.source.graphQL.batching Pages needs syncType Full: set it, or ask PerBatch or PerUser"))]
     pub spec: SyncJobSpec,
 }
 

@@ -46,9 +46,7 @@ pub struct SourceSpec {
     /// What a key is made into.
     pub key_type: FieldType,
     /// What becomes of documents without a result.
-    pub missing: OnMissing,
-    /// Field with the time since which there is none.
-    pub missing_field: String,
+    pub missing: Missing,
     /// Longest wait for an answer.
     pub timeout: Duration,
     /// How requests of all runs follow each other.
@@ -70,6 +68,19 @@ pub enum Asking {
     PerUser(usize),
     /// One request for each page.
     Pages(Pages),
+}
+
+/// What becomes of documents that the source has nothing for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// They have failed.
+    Fail,
+    /// Nothing.
+    Ignore,
+    /// The time goes into this field.
+    Mark(String),
+    /// They are removed.
+    Delete,
 }
 
 /// What tells pages apart.
@@ -125,8 +136,12 @@ pub(super) fn parse(spec: &SyncJobSpec) -> Result<Option<SourceSpec>, SpecError>
         result: pointer("source.graphQL.resultPath", &source.result_path)?,
         key: pointer("source.graphQL.keyPath", &source.key_path)?,
         key_type: source.key_type,
-        missing: source.on_missing,
-        missing_field: source.missing_field.clone(),
+        missing: match source.on_missing {
+            OnMissing::Fail => Missing::Fail,
+            OnMissing::Ignore => Missing::Ignore,
+            OnMissing::Mark => Missing::Mark(source.missing_field.clone()),
+            OnMissing::Delete => Missing::Delete,
+        },
         timeout: duration("source.graphQL.timeout", &source.timeout)?,
         pace: source.rate_limit.as_ref().map(pace).transpose()?,
         token: source.token_secret_ref.clone(),
@@ -197,7 +212,7 @@ mod tests {
     #[test]
     fn defaults_are_filled_in() {
         let source = parsed(&json!({}));
-        assert_eq!((source.asking, source.key.as_str(), source.missing), (Asking::PerBatch, "/id", OnMissing::Fail));
+        assert_eq!((source.asking, source.key.as_str(), source.missing), (Asking::PerBatch, "/id", Missing::Fail));
         assert_eq!((source.timeout, source.pace), (Duration::from_secs(30), None));
         assert_eq!(parsed(&json!({"batching": "PerUser"})).asking, Asking::PerUser(8));
     }

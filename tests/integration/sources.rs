@@ -65,6 +65,10 @@ fn counts(status: &SyncJobStatus) -> (i64, i64, i64) {
     (counts.updated, counts.unchanged, counts.failed)
 }
 
+fn failures(status: &SyncJobStatus) -> Vec<(&str, &str)> {
+    status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect()
+}
+
 async fn secret(world: &World, name: &str, entries: &[(&str, &str)], hosts: &str) {
     let data: BTreeMap<_, _> =
         entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect();
@@ -95,9 +99,7 @@ async fn mapped_fields_are_written_and_nothing_else() {
 
     let first = run(&world, "first", spec(&upstream)).await;
     assert_eq!((counts(&first), upstream.requests()), ((248, 0, 2), 3));
-    let failures: Vec<_> =
-        first.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect();
-    assert_eq!(failures, [("7", "NotReturned"), ("8", "SourceError")]);
+    assert_eq!(failures(&first), [("7", "NotReturned"), ("8", "SourceError")]);
     let mut after = user(&world, 9).await;
     let stamp = after.remove("lastSynced").unwrap();
     assert!(stamp.as_datetime().unwrap().timestamp_millis() >= first.start_time.as_ref().unwrap().0.as_millisecond());
@@ -126,9 +128,7 @@ async fn documents_are_asked_for_one_by_one_with_several_in_flight() {
     let status = run(&world, "each", with(&upstream, &each)).await;
     assert_eq!((counts(&status), upstream.requests()), ((38, 0, 2), 40));
     assert_eq!(upstream.books().busy, (0, 5));
-    let failures: Vec<_> =
-        status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect();
-    assert_eq!(failures, [("3", "NotReturned"), ("4", "SourceError")]);
+    assert_eq!(failures(&status), [("3", "NotReturned"), ("4", "SourceError")]);
 }
 
 #[tokio::test]
@@ -259,10 +259,8 @@ async fn answers_that_are_wrong_for_one_document_are_its_failure() {
     ]);
     upstream.books().instead.push_back(Instead::Body(json!({"data": {"users": {"nodes": nodes}}}).to_string()));
     let status = run(&world, "wrong", spec(&upstream)).await;
-    let failures: Vec<_> =
-        status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect();
     assert_eq!(
-        failures,
+        failures(&status),
         [("1", "MappingFailed"), ("2", "MappingFailed"), ("3", "DuplicateResult"), ("4", "NotReturned")]
     );
     assert_eq!(counts(&status), (1, 0, 4));

@@ -80,9 +80,7 @@ impl Source {
     /// # Errors
     /// When the endpoint is no URL.
     pub fn host(spec: &SourceSpec) -> Result<String, Error> {
-        let url = Url::parse(&spec.endpoint).ok();
-        let host = url.and_then(|url| url.host_str().map(str::to_owned));
-        host.ok_or_else(|| rejected("source.graphQL.endpoint is no URL with a host: correct it"))
+        endpoint(spec).map(|(_, host)| host)
     }
 
     /// A source that is asked at addresses `egress` allows.
@@ -90,8 +88,7 @@ impl Source {
     /// # Errors
     /// When the endpoint is not allowed, or a secret cannot be used.
     pub fn new(spec: &SourceSpec, secrets: &Secrets, egress: &Egress) -> Result<Self, Error> {
-        let host = Self::host(spec)?;
-        let endpoint = Url::parse(&spec.endpoint).map_err(|_| rejected("source.graphQL.endpoint is no URL"))?;
+        let (endpoint, host) = endpoint(spec)?;
         let address = literal(&host);
         if address.is_some_and(|address| !egress.allows(address) && !egress.allows_host(&host)) {
             return Err(not_allowed());
@@ -182,6 +179,12 @@ impl Source {
     }
 }
 
+fn endpoint(spec: &SourceSpec) -> Result<(Url, String), Error> {
+    let url = Url::parse(&spec.endpoint).ok();
+    let found = url.and_then(|url| url.host_str().map(str::to_owned).map(|host| (url, host)));
+    found.ok_or_else(|| rejected("source.graphQL.endpoint is no URL with a host: correct it"))
+}
+
 fn headers(given: &[(String, String)]) -> Result<HeaderMap, Error> {
     let mut headers = HeaderMap::new();
     for (name, value) in given {
@@ -251,8 +254,9 @@ async fn receive(mut response: Response) -> Result<Value, Error> {
     serde_json::from_slice(&body).map_err(|_| attempt("BadAnswer", "the source's answer is no JSON"))
 }
 
-/// For how long a server wants no more requests: `Retry-After`, in seconds or as a date, or, once no more are left, until the time in
-/// the headers of GitLab (`RateLimit-…`) and GitHub (`X-RateLimit-…`), which are seconds since the epoch.
+/// For how long a server wants no more requests: `Retry-After`, in seconds or as a date, or, once no more are left,
+/// until the time in the headers of GitLab (`RateLimit-…`) and GitHub (`X-RateLimit-…`), which are seconds since the
+/// epoch.
 fn rest(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |name: &str| text(name)?.parse::<i64>().ok();

@@ -9,6 +9,7 @@ use futures::{Stream, TryStreamExt, stream};
 use jiff::Timestamp;
 use mongodb::{
     Client, ClientSession, Collection, Cursor, Database, IndexModel,
+    error::ErrorKind,
     options::{ClientOptions, ReadConcern, Tls, TlsOptions, WriteConcern},
 };
 use serde_json::Value;
@@ -16,12 +17,8 @@ use tokio::time::timeout;
 
 use super::{Error, Unavailable, error::refusal, keys};
 use crate::{
-    api::{
-        source::{MappedField, OnMissing},
-        syncjob::DocumentFailure,
-        truncate,
-    },
-    domain::{run::RunSpec, source::SourceSpec},
+    api::{source::MappedField, syncjob::DocumentFailure, truncate},
+    domain::{run::RunSpec, source::Missing},
 };
 
 /// Longest wait for one answer of MongoDB.
@@ -34,6 +31,9 @@ const FETCH: usize = 1000;
 
 /// Largest update command, below the 16 MiB of a BSON document.
 const MAX_COMMAND: usize = 8 << 20;
+
+/// Code of an answer about a collection that does not exist.
+const NO_COLLECTION: i32 = 26;
 
 /// The MongoDB deployment, and which of its databases may be worked on.
 #[derive(Clone, Debug)]
@@ -63,16 +63,6 @@ pub struct Target {
     /// A batch is written as a whole.
     transaction: bool,
     dry_run: bool,
-}
-
-/// What becomes of documents that the source has nothing for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Missing {
-    Fail,
-    Ignore,
-    /// The time goes into this field.
-    Mark(String),
-    Delete,
 }
 
 /// Neighbouring documents that are written together.
@@ -208,14 +198,7 @@ impl Databases {
             stamp: DateTime::from_millis(started.as_millisecond()),
             batch_size: spec.batch_size,
             mapping: spec.source.as_ref().map(|_| spec.mapping.clone()),
-            missing: match &spec.source {
-                Some(SourceSpec { missing: OnMissing::Mark, missing_field, .. }) => {
-                    Missing::Mark(missing_field.clone())
-                }
-                Some(SourceSpec { missing: OnMissing::Delete, .. }) => Missing::Delete,
-                Some(SourceSpec { missing: OnMissing::Ignore, .. }) => Missing::Ignore,
-                Some(_) | None => Missing::Fail,
-            },
+            missing: spec.source.as_ref().map_or(Missing::Fail, |source| source.missing.clone()),
             upsert: spec.source.as_ref().is_some_and(|source| source.upsert),
             transaction: spec.transaction,
             dry_run: spec.dry_run,
@@ -273,16 +256,30 @@ impl Target {
         if self.key == "_id" {
             return None;
         }
-        let indexes = within(async { Ok(self.collection.list_indexes().await?) }).await.ok()?;
-        let indexes: Vec<_> = timeout(OPERATION_TIMEOUT, indexes.try_collect()).await.ok()?.ok()?;
-        let leads = |index: &IndexModel| {
-            let partial = index.options.as_ref().is_some_and(|options| options.partial_filter_expression.is_some());
-            !partial && index.keys.keys().next() == Some(&self.key)
-        };
+        let indexes = self.whole_indexes().await.ok()??;
+        let leads = |index: &IndexModel| index.keys.keys().next() == Some(&self.key);
         let (key, collection) = (&self.key, self.collection.name());
         (!indexes.iter().any(leads)).then(|| {
             format!("target.keyField {key} has no index, which makes the run slow: db.{collection}.createIndex({{\"{key}\": 1}})")
         })
+    }
+
+    /// The indexes that hold every document. `None`: there is no such collection.
+    async fn whole_indexes(&self) -> Result<Option<Vec<IndexModel>>, Error> {
+        let listed = async {
+            match self.collection.list_indexes().await {
+                Ok(indexes) => Ok(Some(indexes.try_collect::<Vec<_>>().await?)),
+                Err(error) if matches!(&*error.kind, ErrorKind::Command(command) if command.code == NO_COLLECTION) => {
+                    Ok(None)
+                }
+                Err(error) => Err(error.into()),
+            }
+        };
+        let is_partial = |index: &IndexModel| {
+            index.options.as_ref().is_some_and(|options| options.partial_filter_expression.is_some())
+        };
+        let indexes = within(listed).await?;
+        Ok(indexes.map(|indexes| indexes.into_iter().filter(|index| !is_partial(index)).collect()))
     }
 
     /// Walks the documents in key order, from after `cursor` on. The stream ends after the first error.
