@@ -1,0 +1,299 @@
+//! Writes what a source has into the documents.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use bson::{Bson, DateTime, Document, doc};
+use jiff::Timestamp;
+use mongodb::{ClientSession, IndexModel, options::WriteConcern};
+use serde_json::Value;
+use tokio::time::sleep;
+
+use super::{Batch, Outcome, PageEnd, Read, Stamped, Target, both, chunks, integer, size, within};
+use crate::{
+    domain::source::Missing,
+    sync::{
+        Error, Found, Page,
+        error::{WRITE_CONFLICT, refusal},
+        keys,
+        mapping::{self, Changes},
+    },
+};
+
+/// How often a transaction that met another one is tried again, and after which time, more each time.
+const MAX_CONFLICTS: u32 = 5;
+const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
+
+/// A write that MongoDB refuses.
+struct Refused<'a> {
+    /// Its place among the writes.
+    at: usize,
+    key: &'a Bson,
+    /// A word and a sentence. `None`: there is nothing wrong.
+    why: Option<(&'static str, String)>,
+}
+
+/// One document's write.
+struct Write<'a> {
+    key: &'a Bson,
+    /// It makes the document.
+    is_new: bool,
+    /// Something else than the stamp changes.
+    differs: bool,
+    statement: Document,
+}
+
+impl Target {
+    /// Checks that documents can be made without ever making one twice.
+    ///
+    /// # Errors
+    /// When they cannot.
+    pub async fn check_upsert(&self) -> Result<(), Error> {
+        if !self.upsert || self.key == "_id" {
+            return Ok(());
+        }
+        let guards = |index: &IndexModel| {
+            let unique = index.options.as_ref().is_some_and(|options| options.unique == Some(true));
+            unique && index.keys.keys().eq([&self.key])
+        };
+        let indexes = self.whole_indexes().await?.unwrap_or_default();
+        if indexes.iter().any(guards) {
+            return Ok(());
+        }
+        let (key, collection) = (&self.key, self.collection.name());
+        Err(Error::InvalidTarget(format!(
+            "source.graphQL.upsert needs a unique index on target.keyField: db.{collection}.createIndex({{\"{key}\": 1}}, {{unique: true}})"
+        )))
+    }
+
+    /// What is left of the documents once a walk through pages has dealt with those that the source has.
+    #[must_use]
+    pub fn left(&self) -> Self {
+        let untouched = doc! {&self.stamp_field: {"$not": {"$gte": self.stamp}}};
+        Self { selection: both(self.selection.clone(), untouched), ..self.clone() }
+    }
+
+    /// True when nothing becomes of documents that the source has nothing for.
+    pub fn ignores_missing(&self) -> bool {
+        self.missing == Missing::Ignore
+    }
+
+    /// The documents of a page's results, and new ones where they may be made.
+    async fn find(&self, keys: Vec<Bson>) -> Result<Batch, Error> {
+        let query = both(self.selection.clone(), doc! {&self.key: {"$in": keys.clone()}});
+        let find = self.collection.find(query).projection(self.projection()).batch_size(keys.len().max(1) as u32);
+        let mut cursor = within(async { Ok(find.await?) }).await?;
+        let mut documents = Vec::with_capacity(keys.len());
+        while within(async { Ok(cursor.advance().await?) }).await? {
+            documents.push(self.look_at(cursor.current()));
+        }
+        if self.upsert {
+            let known: HashSet<_> = documents.iter().map(|read| keys::text(&read.key)).collect();
+            let new = keys.into_iter().filter(|key| !known.contains(&keys::text(key)));
+            documents.extend(new.map(|key| Read { key, stamped: Stamped::Due, fields: None }));
+        }
+        Ok(Batch { documents })
+    }
+
+    /// Writes a page of what a source has, which was asked for at `fetched`, as [`Target::apply`] does.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer or refuses the whole page.
+    pub async fn apply_page(&self, page: Page, fetched: Timestamp) -> Result<Outcome, Error> {
+        let (next, results) = (page.next, page.results.len());
+        let (keys, found): (Vec<_>, Vec<_>) = page.results.into_iter().unzip();
+        let mut by_key: HashMap<_, _> = keys.iter().map(keys::text).zip(found).collect();
+        let seen = if self.dry_run { keys.iter().map(keys::show).collect() } else { Vec::new() };
+        let batch = self.find(keys).await?;
+        let found = batch.due().iter().map(|key| by_key.remove(&keys::text(key)).unwrap_or(Found::Missing)).collect();
+        let outcome = self.apply(batch, found, fetched).await?;
+        Ok(Outcome { cursor: None, page: Some(PageEnd { next, results, seen }), ..outcome })
+    }
+
+    /// Writes what a source had for [`Batch::due`], in the same order, when it was asked at `fetched`. A document that was
+    /// fetched later by somebody else stays as it is. Doing it twice, or late, changes nothing that matters.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer or refuses the whole batch. Documents that cannot be written are no error.
+    pub async fn apply(&self, batch: Batch, found: Vec<Found>, fetched: Timestamp) -> Result<Outcome, Error> {
+        let mut outcome = Outcome { cursor: batch.cursor(), ..Outcome::default() };
+        let stamp = DateTime::from_millis(fetched.as_millisecond());
+        let (mut writes, mut deletes) = (Vec::new(), Vec::new());
+        for (read, found) in batch.due_documents().zip(found) {
+            let changes = match found {
+                Found::Result(result) => self.changes(&result).map_err(|message| ("MappingFailed", message)),
+                Found::Missing => match &self.missing {
+                    Missing::Fail => Err(("NotReturned", "the source has nothing for it".to_owned())),
+                    Missing::Ignore => continue,
+                    Missing::Mark(field) => Ok(read.mark(field, stamp)),
+                    Missing::Delete => {
+                        deletes.push(&read.key);
+                        continue;
+                    }
+                },
+                Found::Failed(reason, message) => Err((reason, message)),
+            };
+            match changes {
+                Ok(changes) => writes.push(Write {
+                    key: &read.key,
+                    is_new: read.fields.is_none(),
+                    differs: !read.fields.as_ref().is_some_and(|fields| changes.are_in(fields)),
+                    statement: self.change(read, changes, stamp),
+                }),
+                Err((reason, message)) => outcome.fail(&read.key, reason, &message),
+            }
+        }
+        if self.dry_run {
+            let differing = writes.iter().filter(|write| write.differs).map(|write| write.key);
+            outcome.changes = differing.chain(deletes).map(keys::show).collect();
+            outcome.updated = outcome.changes.len() as i64;
+        } else {
+            let (updated, refused) = if self.transaction {
+                self.write_as_a_whole(writes, &deletes, stamp).await?
+            } else {
+                self.write_all(&writes, &deletes, stamp, None).await?
+            };
+            outcome.updated = updated;
+            for Refused { key, why, .. } in refused {
+                if let Some((reason, message)) = why {
+                    outcome.fail(key, reason, &message);
+                }
+            }
+        }
+        outcome.unchanged = (batch.documents.len() as i64 - outcome.updated - outcome.failures.len() as i64).max(0);
+        Ok(outcome)
+    }
+
+    /// Writes in one transaction. What MongoDB refuses ends it, and is left out of the next try.
+    async fn write_as_a_whole<'a>(
+        &self,
+        mut writes: Vec<Write<'a>>,
+        deletes: &[&Bson],
+        stamp: DateTime,
+    ) -> Result<(i64, Vec<Refused<'a>>), Error> {
+        let mut session = within(async { Ok(self.database.client().start_session().await?) }).await?;
+        let (mut left_out, mut conflicts) = (Vec::new(), 0);
+        loop {
+            let begun = session.start_transaction().write_concern(WriteConcern::majority());
+            within(async { Ok(begun.await?) }).await?;
+            match self.write_all(&writes, deletes, stamp, Some(&mut session)).await {
+                Ok((updated, refused)) => match refused.into_iter().next() {
+                    None => {
+                        within(async { Ok(session.commit_transaction().await?) }).await?;
+                        return Ok((updated, left_out));
+                    }
+                    Some(refused) => {
+                        writes.remove(refused.at);
+                        left_out.push(refused);
+                    }
+                },
+                Err(Error::Attempt { reason: WRITE_CONFLICT, .. }) if conflicts < MAX_CONFLICTS => {
+                    conflicts += 1;
+                    sleep(CONFLICT_PAUSE * conflicts).await;
+                }
+                Err(error) => return Err(error),
+            }
+            // The server may have ended it already.
+            within(async { Ok(session.abort_transaction().await?) }).await.ok();
+        }
+    }
+
+    /// Returns how many documents were changed, and those that MongoDB refuses. In a transaction the first of these ends it.
+    async fn write_all<'a>(
+        &self,
+        writes: &[Write<'a>],
+        deletes: &[&Bson],
+        stamp: DateTime,
+        mut session: Option<&mut ClientSession>,
+    ) -> Result<(i64, Vec<Refused<'a>>), Error> {
+        let (mut updated, mut refused) = (0, Vec::new());
+        let mut before = 0;
+        for chunk in chunks(writes, |write| size(&write.statement)) {
+            let (changed, failed) = self.write_chunk(chunk, before, session.as_deref_mut()).await?;
+            updated += changed;
+            refused.extend(failed);
+            before += chunk.len();
+            if session.is_some() && !refused.is_empty() {
+                return Ok((updated, refused));
+            }
+        }
+        for chunk in chunks(deletes, |key| size(&self.guarded(doc! {&self.key: (*key).clone()}, stamp))) {
+            updated += self.delete(chunk, stamp, session.as_deref_mut()).await?;
+        }
+        Ok((updated, refused))
+    }
+
+    async fn write_chunk<'a>(
+        &self,
+        writes: &[Write<'a>],
+        before: usize,
+        session: Option<&mut ClientSession>,
+    ) -> Result<(i64, Vec<Refused<'a>>), Error> {
+        let statements = writes.iter().map(|write| write.statement.clone()).collect();
+        let reply = self.update(statements, session).await?;
+        let mut differing = writes.iter().filter(|write| write.differs).count() as i64;
+        let mut refused = Vec::new();
+        for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
+            let at = integer(error, "index") as usize;
+            let Some(write) = writes.get(at) else { continue };
+            // Somebody else has made it meanwhile, or the filter leaves it out.
+            let exists = write.is_new && error.get_document("keyPattern").is_ok_and(|keys| keys.keys().eq([&self.key]));
+            let why = (!exists).then(|| refusal(error));
+            refused.push(Refused { at: before + at, key: write.key, why });
+            differing -= i64::from(write.differs);
+        }
+        // The others are gone, or were fetched later by somebody else.
+        let absent = (writes.len() as i64 - refused.len() as i64 - integer(&reply, "n")).max(0);
+        Ok(((differing - absent).max(0), refused))
+    }
+
+    /// What a result makes of its document.
+    fn changes(&self, result: &Value) -> Result<Changes, String> {
+        let mut changes = mapping::apply(self.mapping.as_deref().unwrap_or_default(), result)?;
+        if let Missing::Mark(field) = &self.missing {
+            changes.unset.push(field.clone());
+        }
+        Ok(changes)
+    }
+
+    /// Removes documents that nobody has fetched later. Returns how many.
+    async fn delete(&self, keys: &[&Bson], stamp: DateTime, session: Option<&mut ClientSession>) -> Result<i64, Error> {
+        let deletes: Vec<_> = keys
+            .iter()
+            .map(|key| doc! {"q": self.guarded(doc! {&self.key: (*key).clone()}, stamp), "limit": 0})
+            .collect();
+        let command = doc! {"delete": self.collection.name(), "deletes": deletes, "ordered": false};
+        Ok(integer(&self.command(command, session).await?, "n"))
+    }
+
+    /// A statement that makes one document what it should be, and stamps it.
+    fn change(&self, read: &Read, changes: Changes, stamp: DateTime) -> Document {
+        let mut set = changes.set;
+        set.insert(&self.stamp_field, stamp);
+        let mut update = doc! {"$set": set};
+        if !changes.unset.is_empty() {
+            let unset: Document = changes.unset.into_iter().map(|path| (path, Bson::from(""))).collect();
+            update.insert("$unset", unset);
+        }
+        let mut statement = self.statement(doc! {&self.key: read.key.clone()}, update, stamp);
+        if read.fields.is_none() {
+            statement.insert("upsert", true);
+        }
+        statement
+    }
+}
+
+impl Read {
+    /// Since when the source has nothing for it: what is there, or now.
+    fn mark(&self, field: &str, now: DateTime) -> Changes {
+        let is_marked = self.fields.as_ref().is_some_and(|fields| keys::at_path(fields, field).is_some());
+        let set = if is_marked {
+            Document::new()
+        } else {
+            doc! {field: now}
+        };
+        Changes { set, unset: Vec::new() }
+    }
+}
