@@ -296,6 +296,12 @@ impl Cluster {
         self.listed.clone().wait_for(|kinds| *kinds >= 2).await.ok();
     }
 
+    /// True when both kinds were listed once.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        *self.listed.borrow() >= 2
+    }
+
     /// The API of the kind, in the namespace that is watched or in all.
     #[must_use]
     pub fn api<K>(&self) -> Api<K>

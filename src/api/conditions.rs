@@ -53,4 +53,15 @@ pub mod reasons {
     pub const UNKNOWN_FORMAT: &str = "UnknownFormat";
     /// The run lost its worker again and again without getting any further.
     pub const STALLED: &str = "Stalled";
+
+    /// Why a run can fail that nobody ended.
+    pub const FAILURES: [&str; 7] = [
+        BACKOFF_LIMIT_EXCEEDED,
+        DEADLINE_EXCEEDED,
+        INVALID_TARGET,
+        INVALID_SOURCE,
+        TOO_MANY_FAILED,
+        UNKNOWN_FORMAT,
+        STALLED,
+    ];
 }

@@ -9,6 +9,7 @@
 //! before its SyncJob is created: with `Replace`, until the run it replaces was cancelled and its worker is fenced.
 
 mod spec;
+mod standing;
 mod template;
 
 use std::{sync::Arc, time::Duration};
@@ -39,6 +40,7 @@ const MAX_HANDLED_TRIGGERS: usize = 20;
 const ON_TIME: Duration = Duration::from_secs(10);
 
 pub use spec::{Parsed, interval};
+pub use standing::{STANDINGS, count as count_standings};
 pub use template::job_for;
 
 /// Why a slot was skipped.

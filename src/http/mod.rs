@@ -23,6 +23,7 @@ mod view;
 use std::{num::NonZeroU32, ops::Deref, sync::Arc, time::Duration};
 
 use axum::{Router, extract::FromRef, http::Uri, routing::get};
+use jiff::Timestamp;
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -30,6 +31,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     cluster::Cluster,
     controller::Leadership,
+    domain::schedule::{STANDINGS, count_standings},
     queue::{Depth, Queue},
     telemetry::events::Events,
     worker::Pulse,
@@ -75,6 +77,12 @@ impl State {
         if let Some(objects) = &self.objects {
             objects.listed().await;
         }
+    }
+
+    /// How many schedules stand how. `None` until the controllers have listed them.
+    fn standings(&self) -> Option<[(&'static str, u64); STANDINGS.len()]> {
+        let cluster = self.cluster.as_ref()?.borrow().clone().filter(Cluster::is_ready)?;
+        Some(count_standings(cluster.schedules.state().iter().map(AsRef::as_ref), Timestamp::now()))
     }
 
     /// What the queue holds. `None` when Redis does not answer in time.

@@ -14,8 +14,7 @@ use utoipa::ToSchema;
 use super::{LIMIT, State};
 use crate::{
     controller::Leadership,
-    telemetry::metrics::{self, Metrics},
-    worker::Pulse,
+    telemetry::metrics::{self, Metrics, Workers},
 };
 
 /// The body of `/readyz`.
@@ -72,7 +71,9 @@ pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) ->
 /// Metrics as OpenMetrics text.
 pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -> impl IntoResponse {
     let leading = state.leadership.borrow().as_ref().map(Leadership::is_held);
-    let busy = state.pulse.borrow().as_ref().map(Pulse::busy);
-    let metrics = Metrics { leading, serving: state.objects.is_some(), busy, queue: state.depth().await };
+    let workers = state.pulse.borrow().as_ref().map(|pulse| Workers { slots: pulse.slots(), busy: pulse.busy() });
+    let queue = state.depth().await;
+    let schedules = state.standings().filter(|_| leading == Some(true));
+    let metrics = Metrics { leading, serving: state.objects.is_some(), workers, queue, schedules };
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
 }

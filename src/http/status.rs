@@ -224,7 +224,7 @@ mod tests {
             )
         };
         let jobs = [job("b", "Running"), job("a", "Complete"), job("c", "Failed")];
-        let depth = Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5 };
+        let depth = Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5, oldest: Duration::ZERO };
         let at = Timestamp::from_second(1_795_477_200).unwrap();
         let as_of = AsOf { queue: None, objects: at };
         let body = to_value(build(&[Arc::new(schedule)], &jobs, Some(depth), as_of)).unwrap();

@@ -5,31 +5,42 @@
 pub(super) struct Keys {
     prefix: String,
     /// What every script gets, in the order in which `scripts/prelude.lua` names it: first the sets of the runs
-    /// that have not ended (4), then of those that have (2).
-    pub shared: [String; 10],
+    /// that have not ended (4), then of those that have (2), then those that wait, by the time since which they do.
+    pub shared: [String; 11],
 }
 
 impl Keys {
     pub fn new(queue: &str) -> Self {
         let prefix = format!("{{sync:{queue}}}");
-        let names =
-            ["waiting", "delayed", "active", "parked", "completed", "failed", "wake", "events", "seq", "workers"];
+        let names = [
+            "waiting",
+            "delayed",
+            "active",
+            "parked",
+            "completed",
+            "failed",
+            "due",
+            "wake",
+            "events",
+            "seq",
+            "workers",
+        ];
         Self { shared: names.map(|name| format!("{prefix}:{name}")), prefix }
     }
 
     /// The list that wakes waiting workers.
     pub fn wake(&self) -> &str {
-        &self.shared[6]
+        &self.shared[7]
     }
 
     /// The stream of what happens to runs.
     pub fn events(&self) -> &str {
-        &self.shared[7]
+        &self.shared[8]
     }
 
     /// The set of the workers that live.
     pub fn workers(&self) -> &str {
-        &self.shared[9]
+        &self.shared[10]
     }
 
     /// When a gate lets the next one through.

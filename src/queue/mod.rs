@@ -111,8 +111,8 @@ fn unavailable(action: &'static str) -> impl FnOnce(RedisError) -> Error {
     move |source| Error::Unavailable { action, source }
 }
 
-/// A run's id, and the values of [`types::FIELDS`].
-type Claimed = (String, Vec<Option<String>>);
+/// A run's id, the values of [`types::FIELDS`], and the milliseconds since it was due.
+type Claimed = (String, Vec<Option<String>>, u64);
 
 /// One queue. Cheap to clone; clones share a connection. All calls may be cancelled at any point: a script that
 /// was sent still runs as a whole.
@@ -358,7 +358,7 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn repair(&self) -> Result<Repaired, Error> {
-        let mut uids: HashSet<String> = self.members(0..6).await?.into_iter().collect();
+        let mut uids: HashSet<String> = self.members(0..7).await?.into_iter().collect();
         let mut cursor = 0_u64;
         let prefix = self.keys.run("");
         loop {
@@ -431,14 +431,15 @@ impl Queue {
         Ok(sets.into_iter().flatten().collect())
     }
 
-    /// Counts runs by state, and workers.
+    /// Counts runs by state, and workers, and tells how long the oldest one waits. Redis reads the heads of two sets for
+    /// that, whatever their sizes.
     ///
     /// # Errors
     /// When Redis does not answer.
     pub async fn depth(&self) -> Result<Depth, Error> {
         let call = self.script(&scripts::DEPTH);
-        let (waiting, delayed, active, parked, workers) = self.call(&call, "count the runs").await?;
-        Ok(Depth { active, waiting, delayed, parked, workers })
+        let (waiting, delayed, active, parked, workers, oldest) = self.call(&call, "count the runs").await?;
+        Ok(Depth { active, waiting, delayed, parked, workers, oldest: Duration::from_millis(oldest) })
     }
 
     /// Waits for news of runs that can be claimed. See [`Doorbell`].
@@ -456,8 +457,8 @@ impl Queue {
 
 /// A run that cannot be read is left to its lease: after some recoveries it ends as failed.
 fn read_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
-    let read = |(uid, values): Claimed| match Entry::read(&uid, &values) {
-        Ok(entry) => Some(Claim { uid, at: from_millis(now), entry }),
+    let read = |(uid, values, waited): Claimed| match Entry::read(&uid, &values) {
+        Ok(entry) => Some(Claim { uid, at: from_millis(now), waited: Duration::from_millis(waited), entry }),
         Err(error) => {
             tracing::warn!(%error, "claimed run left alone");
             None

@@ -142,6 +142,8 @@ pub struct Claim {
     pub uid: String,
     /// Time of the claim.
     pub at: Timestamp,
+    /// How long it could have been claimed before that.
+    pub waited: Duration,
     /// The run.
     pub entry: Entry,
 }
@@ -197,6 +199,8 @@ pub struct Depth {
     pub parked: u64,
     /// Workers that showed themselves within a lease.
     pub workers: u64,
+    /// How long the run could have been claimed that waits for a worker the longest. Zero when none does.
+    pub oldest: Duration,
 }
 
 /// The fields of a run's hash that make an [`Entry`], in the order in which `scripts/claim.lua` answers with them.

@@ -1,8 +1,17 @@
 //! Metrics, as OpenMetrics text. Those of the process count up in statics; the rest is read at the time of a scrape.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{LazyLock, atomic::AtomicU64},
+    time::Duration,
+};
 
-use crate::{api::syncjob::SyncType, queue::Depth};
+use crate::{
+    api::{
+        conditions::{COMPLETE, FAILED, reasons},
+        syncjob::SyncType,
+    },
+    queue::Depth,
+};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -25,7 +34,16 @@ pub static SCHEDULE_SKEW: LazyLock<Histogram> =
 static HTTP_REQUESTS: LazyLock<Family<OwnedLabels, Counter>> = LazyLock::new(Family::default);
 static HTTP_DURATION: LazyLock<Family<OwnedLabels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(quick));
 
-static RUNS: LazyLock<Family<OwnedLabels, Counter>> = LazyLock::new(Family::default);
+static RUNS: LazyLock<Family<OwnedLabels, Counter>> = LazyLock::new(|| {
+    let runs = Family::default();
+    // Prometheus sees only that a counter rises: one that begins with the first failure hides it.
+    for type_ in [SyncType::User, SyncType::Project, SyncType::Issue, SyncType::Pipeline] {
+        for reason in reasons::FAILURES {
+            drop(runs.get_or_create(&run_labels(type_, FAILED, reason)));
+        }
+    }
+    runs
+});
 static RUN_DURATION: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| {
     Family::new_with_constructor(|| Histogram::new([0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0]))
 });
@@ -37,6 +55,8 @@ static USERS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default)
 static BATCH_DURATION: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(quick));
 static SOURCE_REQUESTS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 static SOURCE_DURATION: LazyLock<Histogram> = LazyLock::new(quick);
+static CLAIM_LATENCY: LazyLock<Histogram> =
+    LazyLock::new(|| Histogram::new([0.005, 0.025, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 1800.0]));
 static LEASES_LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
 static RECOVERIES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
@@ -54,13 +74,16 @@ fn type_label(type_: SyncType) -> &'static str {
     }
 }
 
+fn run_labels(type_: SyncType, result: &str, reason: &str) -> OwnedLabels {
+    vec![("type", type_label(type_).to_owned()), ("result", result.to_owned()), ("reason", reason.to_owned())]
+}
+
 /// Counts a run whose end was told. `reason`: of its condition.
 pub fn run_ended(type_: SyncType, complete: bool, reason: &str, took: Option<Duration>) {
-    let (type_, result) = (type_label(type_), if complete { "Complete" } else { "Failed" });
-    let owned = vec![("type", type_.to_owned()), ("result", result.to_owned()), ("reason", reason.to_owned())];
-    RUNS.get_or_create(&owned).inc();
+    let result = if complete { COMPLETE } else { FAILED };
+    RUNS.get_or_create(&run_labels(type_, result, reason)).inc();
     if let Some(took) = took {
-        RUN_DURATION.get_or_create(&vec![("type", type_), ("result", result)]).observe(took.as_secs_f64());
+        RUN_DURATION.get_or_create(&vec![("type", type_label(type_)), ("result", result)]).observe(took.as_secs_f64());
     }
 }
 
@@ -94,6 +117,11 @@ pub fn source_asked(well: bool, took: Duration) {
     SOURCE_DURATION.observe(took.as_secs_f64());
 }
 
+/// Notes for how long a run that a worker of this process claimed could have been claimed before.
+pub fn claimed(waited: Duration) {
+    CLAIM_LATENCY.observe(waited.as_secs_f64());
+}
+
 /// Counts a run that a worker of this process lost, since it could not renew its lease in time.
 pub fn lease_lost() {
     LEASES_LOST.inc();
@@ -117,6 +145,15 @@ pub fn skipped(reason: &'static str, count: u64) {
     SKIPPED.get_or_create(&vec![("reason", reason)]).inc_by(count);
 }
 
+/// The workers of a process.
+#[derive(Clone, Copy, Debug)]
+pub struct Workers {
+    /// Runs they can work on at a time.
+    pub slots: usize,
+    /// Runs they work on.
+    pub busy: usize,
+}
+
 /// What is read at the time of a scrape.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Metrics {
@@ -124,10 +161,12 @@ pub struct Metrics {
     pub leading: Option<bool>,
     /// Whether this process serves the calls.
     pub serving: bool,
-    /// Runs that this process works on. `None` in one without workers.
-    pub busy: Option<usize>,
+    /// The workers of this process. `None` in one without any.
+    pub workers: Option<Workers>,
     /// What the queue holds. `None` where it is not asked, or does not answer.
     pub queue: Option<Depth>,
+    /// How many schedules stand how. `None` in a process that does not reconcile.
+    pub schedules: Option<[(&'static str, u64); 4]>,
 }
 
 impl Metrics {
@@ -153,8 +192,15 @@ impl Metrics {
             registry.register_with_unit("sync_reconcile_duration", help, Unit::Seconds, RECONCILE_DURATION.clone());
             registry.register("sync_status_patches", "Status writes, by kind and result", STATUS_WRITES.clone());
         }
-        if let Some(busy) = self.busy {
+        if let Some(schedules) = self.schedules {
+            registry.register("sync_schedules", "Schedules, by how they stand", by_state(schedules));
+        }
+        if let Some(Workers { slots, busy }) = self.workers {
+            let help = "Runs that this process can work on at a time";
+            registry.register("sync_worker_slots", help, gauge(slots as u64));
             registry.register("sync_worker_busy", "Runs that this process works on", gauge(busy as u64));
+            let help = "Time that a run could have been claimed before it was";
+            registry.register_with_unit("sync_queue_claim_latency", help, Unit::Seconds, CLAIM_LATENCY.clone());
             registry.register("sync_users", "Documents handled, by type and outcome", USERS.clone());
             let help = "Time that the writes of a batch took";
             registry.register_with_unit("sync_batch_duration", help, Unit::Seconds, BATCH_DURATION.clone());
@@ -164,12 +210,13 @@ impl Metrics {
             registry.register("sync_lease_lost", "Runs lost because a lease ended", LEASES_LOST.clone());
             registry.register("sync_recoveries", "Runs of lost workers returned to the queue", RECOVERIES.clone());
         }
-        if let Some(Depth { active, waiting, delayed, parked, .. }) = self.queue {
-            let family = Family::<Labels, Gauge>::default();
-            for (state, count) in [("active", active), ("waiting", waiting), ("delayed", delayed), ("parked", parked)] {
-                family.get_or_create(&vec![("state", state)]).set(count as i64);
-            }
-            registry.register("sync_queue_runs", "Unfinished runs in the queue, by state", family);
+        if let Some(Depth { active, waiting, delayed, parked, oldest, .. }) = self.queue {
+            let runs = [("active", active), ("waiting", waiting), ("delayed", delayed), ("parked", parked)];
+            registry.register("sync_queue_runs", "Unfinished runs in the queue, by state", by_state(runs));
+            let help = "Time since the run could be claimed that waits the longest, 0 when none waits";
+            let age = Gauge::<f64, AtomicU64>::default();
+            age.set(oldest.as_secs_f64());
+            registry.register_with_unit("sync_queue_oldest_waiting", help, Unit::Seconds, age);
         }
         if self.serving {
             let help = "Calls that were answered, by route and status code";
@@ -182,6 +229,14 @@ impl Metrics {
         encode(&mut text, &registry).ok();
         text
     }
+}
+
+fn by_state(counts: [(&'static str, u64); 4]) -> Family<Labels, Gauge> {
+    let family = Family::<Labels, Gauge>::default();
+    for (state, count) in counts {
+        family.get_or_create(&vec![("state", state)]).set(count as i64);
+    }
+    family
 }
 
 fn gauge(value: u64) -> Gauge {
@@ -210,12 +265,17 @@ mod tests {
         reconciled("SyncJob", true, Duration::from_millis(2));
         status_written("SyncJob", false);
         batch(SyncType::Issue, [("updated", 99), ("unchanged", 0), ("failed", 1)], Duration::from_millis(20));
+        claimed(Duration::from_secs(3));
         lease_lost();
         recovered(3);
-        let queue = Some(Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5 });
-        let text = Metrics { leading: Some(true), serving: true, busy: Some(2), queue }.encode();
+        let oldest = Duration::from_millis(1500);
+        let queue = Some(Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5, oldest });
+        let schedules = Some([("ok", 9), ("overdue", 1), ("suspended", 0), ("invalid", 0)]);
+        let workers = Some(Workers { slots: 4, busy: 2 });
+        let text = Metrics { leading: Some(true), serving: true, workers, queue, schedules }.encode();
         for line in [
             "sync_runs_total{type=\"User\",result=\"Failed\",reason=\"DeadlineExceeded\"} 1\n",
+            "sync_runs_total{type=\"Pipeline\",result=\"Failed\",reason=\"TooManyFailed\"} 0\n",
             "sync_run_duration_seconds_count{type=\"User\",result=\"Failed\"} 1\n",
             "sync_reconcile_total{kind=\"SyncJob\",result=\"ok\"} 1\n",
             "sync_reconcile_duration_seconds_count{kind=\"SyncJob\"} 1\n",
@@ -224,7 +284,11 @@ mod tests {
             "sync_batch_duration_seconds_count{type=\"Issue\"} 1\n",
             "sync_lease_lost_total 1\n",
             "sync_recoveries_total 3\n",
+            "sync_worker_slots 4\n",
             "sync_worker_busy 2\n",
+            "sync_queue_claim_latency_seconds_bucket{le=\"5.0\"} 1\n",
+            "sync_queue_oldest_waiting_seconds 1.5\n",
+            "sync_schedules{state=\"overdue\"} 1\n",
             "sync_queue_runs{state=\"parked\"} 4\n",
             "sync_schedule_skipped_total{reason=\"Deadline\"} 2\n",
             "sync_schedule_skew_seconds_count 1\n",

@@ -142,6 +142,7 @@ impl Worker {
             match claimed {
                 Ok(Ok(claims)) => {
                     for claim in claims {
+                        metrics::claimed(claim.waited);
                         let (worker, stop, slot) = (Arc::clone(self), stop.clone(), self.beat.busy(permits.split(1)));
                         runs.spawn(async move { worker.handle(claim, slot, &stop).await });
                     }

@@ -46,6 +46,12 @@ impl Pulse {
         (Beat(beat), Self { signs, lease, slots })
     }
 
+    /// Most runs at a time.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
     /// Runs that are worked on.
     #[must_use]
     pub fn busy(&self) -> usize {

@@ -125,6 +125,11 @@ impl Raw {
         self.connection.zadd::<_, _, _, ()>(key, uid, score).await.unwrap();
     }
 
+    async fn unplace(&mut self, set: &str, uid: &str) {
+        let key = self.key(set);
+        self.connection.zrem::<_, _, ()>(key, uid).await.unwrap();
+    }
+
     async fn unset(&mut self, uid: &str, field: &str) {
         let key = self.key(&format!("run:{uid}"));
         self.connection.hdel::<_, _, ()>(key, field).await.unwrap();
@@ -904,6 +909,100 @@ async fn a_repair_puts_runs_back_where_their_hashes_say() {
     assert_eq!(claim(&queue, "w").await.uid, "waiting");
 }
 
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn an_hour_ago() -> i64 {
+    Timestamp::now().as_millisecond() - HOUR.as_millis() as i64
+}
+
+async fn oldest(queue: &Queue) -> Duration {
+    queue.depth().await.unwrap().oldest
+}
+
+/// An hour, and what the test took.
+fn assert_hour(time: Duration) {
+    assert!(time >= HOUR && time < HOUR + PATIENCE, "{time:?}");
+}
+
+#[tokio::test]
+async fn the_run_that_waits_the_longest_is_told_whatever_its_priority() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    assert_eq!(oldest(&queue).await, Duration::ZERO, "none waits");
+    for (uid, priority) in [("urgent", 5), ("old", -5), ("new", 0)] {
+        enqueue(&queue, uid, priority).await;
+    }
+    raw.set_score("due", "old", an_hour_ago()).await;
+    assert_hour(oldest(&queue).await);
+    assert!(queue.control("old", Control { priority: -7, ..GO_ON }).await.unwrap());
+    assert_hour(oldest(&queue).await);
+    for uid in ["urgent", "new"] {
+        let claim = claim(&queue, "w").await;
+        assert_eq!(claim.uid, uid);
+        assert!(claim.waited < PATIENCE);
+    }
+    let claim = claim(&queue, "w").await;
+    assert_hour(claim.waited);
+    assert_eq!(oldest(&queue).await, Duration::ZERO);
+    assert_eq!(queue.release("old", claim.entry.epoch, "{}").await.unwrap(), Fenced::Done);
+    assert!(oldest(&queue).await < PATIENCE, "it waits anew");
+}
+
+#[tokio::test]
+async fn a_run_whose_backoff_has_passed_waits_since_then() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    enqueue(&queue, "a", 0).await;
+    for settles in [false, true] {
+        let epoch = claim(&queue, "w").await.entry.epoch;
+        assert_eq!(queue.retry("a", epoch, LEASE, NOTHING).await.unwrap(), Fenced::Done);
+        assert_eq!(oldest(&queue).await, Duration::ZERO, "its backoff is not over");
+        raw.set_score("delayed", "a", an_hour_ago()).await;
+        raw.set("a", "retry_at", an_hour_ago()).await;
+        if settles {
+            assert!(queue.control("a", GO_ON).await.unwrap());
+            assert_eq!(raw.sets("a").await, ["waiting"]);
+        }
+        assert_hour(oldest(&queue).await);
+        let claim = claim(&queue, "w").await;
+        assert_hour(claim.waited);
+        assert_eq!(queue.release("a", claim.entry.epoch, "{}").await.unwrap(), Fenced::Done);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_to_be_claimed_does_not_wait() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    for uid in ["suspended", "cancelled", "removed"] {
+        enqueue(&queue, uid, 0).await;
+        raw.set_score("due", uid, an_hour_ago()).await;
+    }
+    assert!(queue.control("suspended", SUSPEND).await.unwrap());
+    assert!(queue.control("cancelled", CANCEL).await.unwrap());
+    queue.remove("removed").await.unwrap();
+    assert_eq!(oldest(&queue).await, Duration::ZERO);
+    assert!(queue.control("suspended", GO_ON).await.unwrap());
+    assert!(claim(&queue, "w").await.waited < PATIENCE, "it could not be claimed before");
+}
+
+/// As after an update from a release that does not know the ages.
+#[tokio::test]
+async fn a_repair_learns_which_runs_wait() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    enqueue(&queue, "claimed", 0).await;
+    claim(&queue, "w").await;
+    raw.set_score("due", "claimed", an_hour_ago()).await;
+    enqueue(&queue, "waiting", 0).await;
+    raw.unplace("due", "waiting").await;
+    assert_hour(oldest(&queue).await);
+    assert_eq!(queue.repair().await.unwrap(), Repaired::default());
+    assert_eq!(raw.score("due", "claimed").await, None);
+    assert!(raw.score("due", "waiting").await.is_some());
+    assert!(oldest(&queue).await < PATIENCE);
+}
+
 /// Follows the queue from now on: what is done after this is told.
 async fn follow(queue: &Queue) -> (Vec<String>, Changes) {
     let mut changes = queue.changes();
@@ -1298,6 +1397,10 @@ async fn assert_same(raw: &mut Raw, model: &Model) {
         });
         assert_eq!(found, expected);
     }
+    for (uid, expected) in UIDS.into_iter().zip(model.runs) {
+        let waits = expected.is_some_and(|run| run.state == State::Waiting);
+        assert_eq!(raw.score("due", uid).await.is_some(), waits, "the runs that wait are known by their age");
+    }
 }
 
 /// The queue itself reads what the model says, too.
@@ -1325,7 +1428,7 @@ async fn play(operations: Vec<Operation>) {
     assert_readable(&queue, &model).await;
     // Repairs read the whole key space.
     let runs = UIDS.map(|uid| format!("run:{uid}"));
-    let others = ["wake", "events", "seq", "workers"].into_iter().chain(SETS);
+    let others = ["due", "wake", "events", "seq", "workers"].into_iter().chain(SETS);
     let keys: Vec<_> = runs.iter().map(String::as_str).chain(others).map(|name| raw.key(name)).collect();
     raw.connection.unlink::<_, ()>(keys).await.unwrap();
 }

@@ -52,7 +52,12 @@ impl Parsed {
     /// `staleAfter` of SyncJobs whose template has none: half the least time from one slot to the next.
     #[must_use]
     pub fn stale_after(&self) -> GoDuration {
-        GoDuration::from(self.grid.shortest_gap() / 2)
+        GoDuration::from(self.shortest_gap() / 2)
+    }
+
+    /// The least time from one slot to the next.
+    pub(super) fn shortest_gap(&self) -> Duration {
+        self.grid.shortest_gap()
     }
 
     /// The slots of a schedule with this uid.

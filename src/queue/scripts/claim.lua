@@ -2,8 +2,8 @@
 -- Takes the best of the given runs that wait, or are delayed and due: at most as many as asked for, and no more than
 -- this worker's share of all. Any other run's key is not known here, as a Cluster wants every key to be declared; so
 -- unless the ids are fresh, nothing is taken that comes after such a run.
--- Returns the ids and fields of those taken, the time, the ids to give in the next call, and when there is none, the
--- milliseconds until the next delayed run is due (-1: none).
+-- Returns the ids and fields of those taken, each with the milliseconds since it was due, the time, the ids to give in the
+-- next call, and when there is none, the milliseconds until the next delayed run is due (-1: none).
 local now, known = clock(), {}
 for i = 8, #ARGV do known[ARGV[i]] = run_key(i - 7) end
 
@@ -26,12 +26,13 @@ local FIELDS = { 'format', 'state', 'epoch', 'worker', 'started', 'retry_at', 'f
 
 local function claim(uid, run, fields)
   local from, started = fields[2], fields[5] or whole(now)
+  local due = from == 'waiting' and redis.call('ZSCORE', DUE, uid) or fields[6] or now
   -- At least the time, as when it was enqueued: a failover may have lost a claim, whose epoch must not come again.
   local epoch = whole(math.max((fields[3] or 0) + 1, now * 1000))
   if fields[6] then redis.call('HDEL', run, 'retry_at') end
   move(uid, run, from, 'active', now + ARGV[3], 'epoch', epoch, 'worker', ARGV[2], 'started', started)
   fields[2], fields[3], fields[4], fields[5], fields[6] = 'active', epoch, ARGV[2], started, false
-  return fields
+  return { uid, fields, math.max(0, now - due) }
 end
 
 local share = math.ceil((redis.call('ZCARD', SETS.waiting) + #due) / math.max(1, redis.call('ZCARD', WORKERS)))
@@ -48,7 +49,7 @@ for _, uid in ipairs(ready) do
   elseif fields[1] ~= ARGV[1] then
     rest[#rest + 1] = uid
   else
-    claims[#claims + 1] = { uid, claim(uid, run, fields) }
+    claims[#claims + 1] = claim(uid, run, fields)
   end
 end
 

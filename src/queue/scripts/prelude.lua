@@ -1,8 +1,10 @@
 -- Stands before every script.
--- KEYS waiting delayed active parked completed failed wake events seq workers run...
+-- KEYS waiting delayed active parked completed failed due wake events seq workers run...
 local SETS = { waiting = KEYS[1], delayed = KEYS[2], active = KEYS[3], parked = KEYS[4], completed = KEYS[5], failed = KEYS[6] }
-local WAKE, EVENTS, SEQ, WORKERS = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local function run_key(i) return KEYS[10 + i] end
+-- The runs of `waiting` once more, by the time since which each could be claimed: those are ordered by priority.
+local DUE = KEYS[7]
+local WAKE, EVENTS, SEQ, WORKERS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local function run_key(i) return KEYS[11 + i] end
 
 -- The server's clock in milliseconds.
 local function clock()
@@ -29,6 +31,7 @@ end
 
 local function forget(uid)
   for _, set in pairs(SETS) do redis.call('ZREM', set, uid) end
+  redis.call('ZREM', DUE, uid)
 end
 
 -- Tells whoever follows the queue that something happened to a run. Each call of a script trims the stream once.
@@ -49,6 +52,7 @@ local function move(uid, run, from, state, score, ...)
   if not before or redis.call('ZREM', before, uid) == 0 then forget(uid) end
   redis.call('HSET', run, 'state', state, ...)
   redis.call('ZADD', SETS[state], score, uid)
+  if from == 'waiting' and state ~= 'waiting' then redis.call('ZREM', DUE, uid) end
   tell(uid)
 end
 
@@ -82,6 +86,8 @@ local function settle(uid, run, keep, now)
     ring()
   else
     move(uid, run, from, 'waiting', fields[5])
+    -- One that waits already, and is only reordered, has waited since it began to.
+    redis.call('ZADD', DUE, 'NX', from == 'delayed' and retry_at or now, uid)
     ring()
   end
 end

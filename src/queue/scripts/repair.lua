@@ -26,6 +26,11 @@ for i = 4, #ARGV do
     else
       settle(uid, run, ARGV[2], now)
     end
+  elseif state == 'waiting' then
+    -- A release that knew nothing of this set may have enqueued the run, or claimed it.
+    redis.call('ZADD', DUE, 'NX', now, uid)
+  else
+    redis.call('ZREM', DUE, uid)
   end
 end
 return { mended, foreign }

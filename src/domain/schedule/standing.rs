@@ -1,0 +1,111 @@
+//! How schedules stand, to be counted: a metric must not have their names.
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::Parsed;
+use crate::{
+    api::{self, SyncSchedule},
+    domain::{conditions, elapsed},
+};
+
+/// How a schedule can stand.
+pub const STANDINGS: [&str; 4] = [OK, OVERDUE, SUSPENDED, INVALID];
+/// A run of it completed lately, or it was not to.
+const OK: &str = "ok";
+/// No run of it completed for twice the time between its slots.
+const OVERDUE: &str = "overdue";
+/// `spec.suspended` is true.
+const SUSPENDED: &str = "suspended";
+/// Its spec has a mistake, so it starts nothing.
+const INVALID: &str = "invalid";
+
+/// How many schedules stand how, in the order of [`STANDINGS`].
+#[must_use]
+pub fn count<'a>(schedules: impl IntoIterator<Item = &'a SyncSchedule>, now: Timestamp) -> [(&'static str, u64); 4] {
+    let mut counts = STANDINGS.map(|standing| (standing, 0));
+    for schedule in schedules {
+        let standing = standing(schedule, now);
+        counts.iter_mut().filter(|(known, _)| *known == standing).for_each(|(_, count)| *count += 1);
+    }
+    counts
+}
+
+/// Overdue means that two slots have come since a run last completed, and that it was longer ago than twice the least
+/// time between slots. The first alone would hold too early where a run takes nearly as long as that, and the second
+/// would on Sunday where slots are on working days. Counts from when slots began to be started, if that was later.
+fn standing(schedule: &SyncSchedule, now: Timestamp) -> &'static str {
+    if schedule.spec.suspended {
+        return SUSPENDED;
+    }
+    let Ok(parsed) = Parsed::new(&schedule.spec) else { return INVALID };
+    let status = schedule.status.as_ref();
+    let resumed = status.and_then(|status| conditions::find(&status.conditions, api::conditions::SUSPENDED));
+    let since = [
+        schedule.creation_timestamp(),
+        status.and_then(|status| status.last_successful_time.clone()),
+        resumed.map(|condition| condition.last_transition_time.clone()),
+    ];
+    let since = since.into_iter().flatten().max().map_or(now, |time| time.0);
+    let slots = parsed.slots(schedule.metadata.uid.as_deref().unwrap_or_default());
+    let is_long = elapsed(since, now) > 2 * parsed.shortest_gap();
+    if is_long && slots.due(since, now).is_some_and(|due| due.count >= 2) { OVERDUE } else { OK }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// Made on Monday, 23 November 2026, at 00:00.
+    fn schedule(spec: &Value, status: &Value) -> SyncSchedule {
+        let metadata = json!({"name": "s", "uid": "u", "creationTimestamp": "2026-11-23T00:00:00Z"});
+        let object = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "metadata": metadata,
+            "spec": spec, "status": status});
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn stands(spec: &Value, status: &Value, now: &str) -> &'static str {
+        standing(&schedule(spec, status), format!("2026-11-{now}:00Z").parse().unwrap())
+    }
+
+    fn success(at: &str) -> Value {
+        json!({"lastSuccessfulTime": format!("2026-11-{at}:00Z")})
+    }
+
+    #[test]
+    fn a_schedule_is_overdue_when_no_run_completed_for_twice_its_interval() {
+        let spec = json!({"interval": "20m"});
+        assert_eq!(stands(&spec, &success("23T10:01"), "23T10:40"), OK, "the run of 10:40 has just begun");
+        assert_eq!(stands(&spec, &success("23T10:01"), "23T10:41"), OK);
+        assert_eq!(stands(&spec, &success("23T10:01"), "23T10:42"), OVERDUE);
+        assert_eq!(stands(&spec, &json!({}), "23T00:40"), OK, "none was to complete yet");
+        assert_eq!(stands(&spec, &json!({}), "23T00:41"), OVERDUE, "none ever completed");
+    }
+
+    #[test]
+    fn where_slots_are_not_evenly_spread_two_of_them_must_have_come() {
+        let spec = json!({"schedule": "0 9 * * 1-5"});
+        assert_eq!(stands(&spec, &success("27T09:05"), "29T23:00"), OK, "Sunday");
+        assert_eq!(stands(&spec, &success("27T09:05"), "30T10:00"), OK, "Monday's may still be under way");
+        assert_eq!(stands(&spec, &success("26T09:05"), "30T09:01"), OVERDUE, "Friday's failed");
+    }
+
+    #[test]
+    fn a_suspended_schedule_is_not_overdue_and_has_its_time_when_it_is_resumed() {
+        let condition = json!({"type": "Suspended", "status": "False", "reason": "Active", "message": "",
+            "lastTransitionTime": "2026-11-25T10:00:00Z"});
+        let status = json!({"lastSuccessfulTime": "2026-11-23T10:00:00Z", "conditions": [condition]});
+        assert_eq!(stands(&json!({"interval": "20m", "suspended": true}), &success("23T10:00"), "25T10:00"), SUSPENDED);
+        assert_eq!(stands(&json!({"interval": "20m"}), &status, "25T10:40"), OK);
+        assert_eq!(stands(&json!({"interval": "20m"}), &status, "25T10:41"), OVERDUE);
+    }
+
+    #[test]
+    fn each_schedule_is_counted_once() {
+        let specs = [json!({"interval": "20m"}), json!({"interval": "soon"}), json!({"suspended": true}), json!({})];
+        let schedules = specs.map(|spec| schedule(&spec, &json!({})));
+        let counts = count(&schedules, "2026-11-23T00:30:00Z".parse().unwrap());
+        assert_eq!(counts, [("ok", 2), ("overdue", 0), ("suspended", 1), ("invalid", 1)]);
+    }
+}
