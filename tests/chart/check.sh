@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks the Helm chart: with Helm 3 and 4, every file of values/, the oldest and the newest Kubernetes, two scanners
-# and the chart's own tests. `check.sh NAME...` does only some: generated lint rendered scores tests package.
+# and the chart's own tests, and its alerts and dashboard. `check.sh NAME...` does only some: generated lint rendered scores
+# tests rules package.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
@@ -97,8 +98,25 @@ packaged() {
   grep -qx sync-operator/values.schema.json <<<"$files"
 }
 
+# What the PrometheusRules of a rendered chart hold.
+rules_of() { # FILE
+  with_python -c 'import sys, yaml
+found = [o["spec"] for o in yaml.safe_load_all(open(sys.argv[1])) if o and o["kind"] == "PrometheusRule"]
+assert len(found) == 1, found
+print(yaml.safe_dump(found[0]))' "$1"
+}
+
+# As the file is, and as it is installed.
+alerts() {
+  "$prometheus/promtool" check rules --lint-fatal "$chart"/rules/*.yaml
+  "$prometheus/promtool" test rules "$chart_tests/rules_test.yaml"
+  render helm everything "${kubernetes_versions[1]}" >"$work/everything.yaml"
+  rules_of "$work/everything.yaml" >"$work/rules.yaml"
+  "$prometheus/promtool" check rules --lint-fatal "$work/rules.yaml"
+}
+
 wanted() { [[ " $only " == *" $1 "* ]]; }
-only=${*:-generated lint rendered scores tests package}
+only=${*:-generated lint rendered scores tests rules package}
 
 "$chart_tests/install.sh"
 if wanted generated; then
@@ -124,6 +142,9 @@ if wanted scores; then
 fi
 if wanted tests; then
   check "the chart's own tests" helm-unittest --strict "$chart"
+fi
+if wanted rules; then
+  check "alerts" alerts
 fi
 if wanted package; then
   check "helm package" packaged

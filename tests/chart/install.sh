@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the chart is checked and documented with: all of it, or the tools that are named (helm, helm3,
-# helm-docs, helm-unittest, kube-score, kubeconform, python, schemas). `python` holds checkov and PyYAML, `schemas` what
+# helm-docs, helm-unittest, kube-score, kubeconform, prometheus, python, schemas). `python` holds checkov and PyYAML, `schemas` what
 # kubeconform reads. Prints the folder of the programs when it ends.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
@@ -44,14 +44,14 @@ need_python() {
 }
 
 make_schemas() { # FOLDER
-  local version module
+  local version module crds
   for version in "${kubernetes_versions[@]}"; do
     with_python "$chart_tests/schemas.py" kubernetes "$1/v$version" \
       "$python/kubernetes_validate/kubernetes-json-schema/v$version-local-strict"
   done
   module=$(cd "$1" && go mod download -json "$prometheus_operator" | python3 -c 'import json, sys; print(json.load(sys.stdin)["Dir"])')
-  with_python "$chart_tests/schemas.py" crds "$1/crds" \
-    "$module/example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
+  crds=("${prometheus_kinds[@]/#/$module/example/prometheus-operator-crd/monitoring.coreos.com_}")
+  with_python "$chart_tests/schemas.py" crds "$1/crds" "${crds[@]/%/.yaml}"
 }
 
 need_schemas() {
@@ -67,20 +67,22 @@ need_schemas() {
 
 need() { # NAME
   case $1 in
+    prometheus) need_prometheus ;;
     python) need_python ;;
     schemas) need_schemas ;;
-    *) [[ -v go_tools[$1] ]] || fail "no tool \"$1\": ${!go_tools[*]} python schemas"
+    *) [[ -v go_tools[$1] ]] || fail "no tool \"$1\": ${!go_tools[*]} prometheus python schemas"
        need_go_tool "$1" ;;
   esac
 }
 
 # helm first: the generators and other tests wait for it.
-(($#)) || set -- helm helm-docs python helm-unittest helm3 kubeconform kube-score schemas
+(($#)) || set -- helm helm-docs python helm-unittest helm3 kubeconform kube-score schemas prometheus
 
 installed() {
   local name
   for name; do
     case $name in
+      prometheus) [[ -x $prometheus/promtool ]] || return 1 ;;
       python) [[ -d $python ]] || return 1 ;;
       schemas) [[ -d $schemas ]] || return 1 ;;
       *) [[ -x $tools/$name ]] || return 1 ;;

@@ -8,8 +8,9 @@ chart=$root/charts/sync-operator
 
 # The oldest and the newest Kubernetes that the chart is for.
 kubernetes_versions=(1.33.0 1.37.0)
-# Whose ServiceMonitor.
+# Whose kinds the chart uses.
 prometheus_operator=github.com/prometheus-operator/prometheus-operator@v0.85.0
+prometheus_kinds=(servicemonitors prometheusrules)
 
 # helm-unittest replaces a module, which `go install` refuses: tools/go.mod has its version.
 declare -A go_tools=(
@@ -24,7 +25,9 @@ declare -A go_tools=(
 key() { sha256sum | cut -c -16; }
 tools=$cache/tools-$({ declare -p go_tools && cat "$chart_tests"/tools/go.{mod,sum}; } | key)
 python=$cache/chart-python-$(key <"$chart_tests/requirements.txt")
-schemas=$cache/chart-schemas-$({ echo "$python" "${kubernetes_versions[@]}" "$prometheus_operator" && cat "$chart_tests/schemas.py"; } | key)
+schemas=$cache/chart-schemas-$({ echo "$python" "${kubernetes_versions[@]}" "$prometheus_operator" "${prometheus_kinds[@]}" && cat "$chart_tests/schemas.py"; } | key)
+
+prometheus=$cache/prometheus
 
 PATH=$tools:$PATH
 with_python() { PYTHONPATH=$python python3 "$@"; }

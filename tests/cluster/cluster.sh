@@ -409,7 +409,7 @@ print_env() {
   printf 'export %s\n' "KUBECONFIG=$(printf %q "$dir/kubeconfig")" \
     "KUBECACHEDIR=$(printf %q "$dir/kubectl-cache")" \
     "REDIS_URL=redis://127.0.0.1:$(port_of redis)" \
-    "REDIS_SERVER=$redis_server" "MONGOD=$mongod" \
+    "REDIS_SERVER=$redis_server" "MONGOD=$mongod" "PROMETHEUS=$prometheus" \
     "MONGODB_URI=mongodb://$hosts/?replicaSet=rs0" \
     "TOXIPROXY_URL=http://127.0.0.1:$(port_of toxiproxy)" \
     "PATH=$(printf %q "$kubernetes"):\$PATH"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime and schemathesis only when
-# "faketime" and "schemathesis" are asked for. Needs root only where a Debian package is missing.
+# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime, schemathesis and Prometheus only when
+# "faketime", "schemathesis" and "prometheus" are asked for. Needs root only where a Debian package is missing.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -83,14 +83,15 @@ need_schemathesis() {
   mv "$tmp" "$schemathesis"
 }
 
-with_toxiproxy='' with_faketime='' with_schemathesis=''
+with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus=''
 [[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1
 [[ " $* " != *" faketime "* ]] || with_faketime=1
 [[ " $* " != *" schemathesis "* ]] || with_schemathesis=1
+[[ " $* " != *" prometheus "* ]] || with_prometheus=1
 
 installed() {
   [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) &&
-    (! $with_schemathesis || -d $schemathesis) ]]
+    (! $with_schemathesis || -d $schemathesis) && (! $with_prometheus || -x $prometheus/promtool) ]]
 }
 
 if ! installed; then
@@ -105,4 +106,5 @@ if ! installed; then
   need_kubernetes
   [[ ! $with_toxiproxy ]] || need_toxiproxy
   [[ ! $with_schemathesis ]] || need_schemathesis
+  [[ ! $with_prometheus ]] || need_prometheus
 fi

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154
-# What scripts that install something need; sourced where $cache is known.
+# What scripts that install something need; sourced where $cache and $prometheus are known.
 
 # Used only where no Go of at least 1.21, which can fetch the right one itself, is installed.
 go_version=1.26.8
@@ -46,12 +46,27 @@ attended() {
   trap - EXIT
 }
 
+update_packages() { slowly "apt-get update" 0 apt-get -o DPkg::Lock::Timeout=300 update; }
+
 install_packages() { # PACKAGE...
   (($#)) || return 0
   ((EUID == 0)) || fail "not root: have these Debian packages installed first: $*"
   export DEBIAN_FRONTEND=noninteractive
-  slowly "apt-get update" 0 apt-get -o DPkg::Lock::Timeout=300 update
+  update_packages
   slowly "apt-get install $*" 0 apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
+}
+
+# Unpacked, because Debian's package starts a service when it is installed.
+need_prometheus() {
+  local tmp=$prometheus.tmp
+  [[ ! -x $prometheus/promtool ]] || return 0
+  rm -rf "$tmp"
+  mkdir "$tmp"
+  ((EUID != 0)) || update_packages
+  slowly "download prometheus (19 MB)" 0 env -C "$tmp" apt-get download prometheus
+  dpkg-deb --extract "$tmp"/prometheus_*.deb "$tmp"
+  mv "$tmp/usr/bin" "$prometheus"
+  rm -rf "$tmp"
 }
 
 need_go() {

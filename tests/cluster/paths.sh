@@ -20,6 +20,7 @@ source_key() {
 kubernetes=$cache/kubernetes-$(source_key)
 mongod=$cache/mongod-6.0.5
 redis_server=$cache/redis-server
+prometheus=$cache/prometheus
 faketime=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1
 toxiproxy_version=v2.5.0
 toxiproxy=$cache/toxiproxy-$toxiproxy_version

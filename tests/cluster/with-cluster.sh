@@ -11,7 +11,7 @@ command=
 trap '[[ -z $command ]] || kill "$command" 2>/dev/null || true; cluster down' EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
-"$here/install.sh" faketime schemathesis
+"$here/install.sh" faketime schemathesis prometheus
 cluster up
 eval "$(cluster env)"
 kubectl apply -f "$here/../../crds" >/dev/null

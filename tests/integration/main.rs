@@ -19,6 +19,7 @@ mod mongodb_faults;
 mod operator;
 mod outages;
 mod own;
+mod prometheus;
 mod queue;
 mod redis_faults;
 mod redis_kinds;

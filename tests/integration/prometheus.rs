@@ -1,0 +1,218 @@
+//! A real Prometheus scrapes a real process: what the dashboard and the alerts ask for is there.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    operator::{apply_schedule, get},
+    replicas::probe_port,
+    support::{World, eventually, free_port, unique, variable},
+};
+
+const RULES: &str = "charts/sync-operator/rules/sync-operator.yaml";
+const DASHBOARD: &str = "charts/sync-operator/dashboards/sync-operator.json";
+
+/// A Prometheus, killed when dropped.
+struct Prometheus {
+    process: Child,
+    port: u16,
+    folder: PathBuf,
+}
+
+impl Prometheus {
+    /// Scrapes a process, and gives its metrics the labels that they have in a cluster.
+    fn scraping(target: u16) -> Self {
+        let (port, folder) = (free_port(), std::env::temp_dir().join(unique("prometheus")));
+        fs::create_dir(&folder).unwrap();
+        let config = json!({
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "rule_files": [fs::canonicalize(RULES).unwrap()],
+            "scrape_configs": [{
+                "job_name": "sync-operator-metrics",
+                "static_configs": [{"targets": [format!("127.0.0.1:{target}")], "labels": {"namespace": "sync-operator"}}],
+            }],
+        });
+        let file = folder.join("prometheus.yml");
+        fs::write(&file, serde_yaml_ng::to_string(&config).unwrap()).unwrap();
+        let process = Command::new(Path::new(&variable("PROMETHEUS")).join("prometheus"))
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        Self { process, port, folder }
+    }
+
+    /// The data of an answer. `None` while there is no answer.
+    async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Option<Value> {
+        let address = format!("http://127.0.0.1:{}/api/v1/{path}", self.port);
+        let text = reqwest::get(reqwest::Url::parse_with_params(&address, parameters).unwrap()).await.ok()?.text();
+        let mut answer: Value = serde_json::from_str(&text.await.ok()?).ok()?;
+        assert_eq!(answer["status"], "success", "{parameters:?}: {answer}");
+        Some(answer["data"].take())
+    }
+
+    /// The series that an expression gives now.
+    async fn query(&self, expression: &str) -> Vec<Value> {
+        let data = self.ask("query", &[("query", expression)]).await;
+        data.and_then(|mut data| data["result"].as_array_mut().map(std::mem::take)).unwrap_or_default()
+    }
+
+    /// Waits until an expression gives something.
+    async fn found(&self, expression: &str) -> Vec<Value> {
+        eventually(&format!("Prometheus finds {expression}"), async || {
+            let series = self.query(expression).await;
+            (!series.is_empty()).then_some(series)
+        })
+        .await
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("--- log of Prometheus ---\n{}", fs::read_to_string(self.folder.join("log")).unwrap_or_default());
+        }
+        fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+/// The metrics that an expression names, each with the labels by which it chooses some.
+fn selectors(expression: &str) -> BTreeSet<String> {
+    let is_in_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut found = BTreeSet::new();
+    let mut rest = expression;
+    while let Some(start) = rest.find("sync_") {
+        let is_start = !rest[..start].ends_with(is_in_name);
+        rest = &rest[start..];
+        let mut end = rest.find(|c| !is_in_name(c)).unwrap_or(rest.len());
+        if rest[end..].starts_with('{') {
+            end += rest[end..].find('}').unwrap() + 1;
+        }
+        if is_start {
+            found.insert(rest[..end].to_owned());
+        }
+        rest = &rest[end..];
+    }
+    found
+}
+
+/// Each graph's expressions, with the variables that Grafana fills in, and the labels that its legend shows.
+fn graphs() -> Vec<(String, Vec<String>)> {
+    let dashboard: Value = serde_json::from_str(&fs::read_to_string(DASHBOARD).unwrap()).unwrap();
+    let targets = dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    let read = |target: &Value| {
+        let labels = target["legendFormat"].as_str().unwrap().split("{{").skip(1);
+        let labels = labels.map(|rest| rest.split("}}").next().unwrap().to_owned());
+        (fill_in(target["expr"].as_str().unwrap()), labels.collect())
+    };
+    targets.map(read).collect()
+}
+
+/// What the dashboard's lists of namespaces and jobs are read from, and the label that is.
+fn lists() -> Vec<(String, String)> {
+    let dashboard: Value = serde_json::from_str(&fs::read_to_string(DASHBOARD).unwrap()).unwrap();
+    let queries = dashboard["templating"]["list"].as_array().unwrap().iter().filter_map(|list| list["query"].as_str());
+    let lists = queries.filter_map(|query| query.strip_prefix("label_values(")?.strip_suffix(')')?.rsplit_once(", "));
+    lists.map(|(selector, label)| (fill_in(selector), label.to_owned())).collect()
+}
+
+fn fill_in(expression: &str) -> String {
+    let filled = expression
+        .replace("$namespace", "sync-operator")
+        .replace("$job", "sync-operator-metrics")
+        .replace("$__rate_interval", "1m");
+    assert!(!filled.contains('$'), "a variable that the test does not know: {filled}");
+    filled
+}
+
+fn alerts() -> Vec<String> {
+    let rules: Value = serde_yaml_ng::from_str(&fs::read_to_string(RULES).unwrap()).unwrap();
+    let rules = rules["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap());
+    rules.map(|rule| rule["expr"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Has promtool look for bad names, missing help and the like. It reads the older text format, in which a counter's
+/// name has its suffix in the comments, too.
+fn lint(text: &str) {
+    let counters: Vec<_> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let older = text.lines().map(|line| {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(kind @ ("HELP" | "TYPE")), Some(name), Some(rest)) if counters.contains(&name) => {
+                format!("# {kind} {name}_total {rest}\n")
+            }
+            _ => format!("{line}\n"),
+        }
+    });
+    let older: String = older.collect();
+    let mut promtool = Command::new(Path::new(&variable("PROMETHEUS")).join("promtool"))
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    promtool.stdin.take().unwrap().write_all(older.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}\n{older}");
+}
+
+#[test]
+fn the_metrics_that_an_expression_names_are_recognised() {
+    let expression = r#"sum(rate(sync_a_total{job="sync-operator", x=~"a|b"}[1h])) / sum(sync_b) > 0 and no_sync_c"#;
+    let expected = [r#"sync_a_total{job="sync-operator", x=~"a|b"}"#, "sync_b"];
+    assert_eq!(selectors(expression).iter().collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn a_prometheus_finds_what_the_dashboard_and_the_alerts_ask_for() {
+    let world = World::new().await;
+    world.seed(100, 0).await;
+    let (operator, port) = world.all(&[]);
+    let metrics = probe_port(&operator).await;
+    let prometheus = Prometheus::scraping(metrics);
+    apply_schedule(&world, "users", json!({"interval": "5s", "immediate": true})).await;
+    eventually("a call is answered", async || get(port, "/jobs/status").await).await;
+
+    for (expression, labels) in graphs() {
+        for selector in selectors(&expression) {
+            prometheus.found(&selector).await;
+        }
+        let series = prometheus.found(&expression).await;
+        for label in labels {
+            assert!(series.iter().all(|one| one["metric"][&label].is_string()), "{label} of {expression}: {series:?}");
+        }
+    }
+    for (selector, label) in lists() {
+        assert!(prometheus.found(&selector).await[0]["metric"][&label].is_string(), "{label} of {selector}");
+    }
+    for expression in alerts() {
+        for selector in selectors(&expression) {
+            prometheus.found(&selector).await;
+        }
+    }
+    let rules = eventually("the alerts are looked at", async || {
+        let rules = prometheus.ask("rules", &[]).await?["groups"][0]["rules"].as_array()?.clone();
+        rules.iter().all(|rule| rule["health"] != "unknown").then_some(rules)
+    });
+    let rules = rules.await;
+    assert_eq!(rules.len(), alerts().len());
+    assert!(rules.iter().all(|rule| rule["health"] == "ok"), "{rules:?}");
+    assert!(prometheus.query("sync_no_such_metric").await.is_empty(), "what is not there is not found");
+
+    lint(&get(metrics, "/metrics").await.unwrap().1);
+}
