@@ -246,8 +246,34 @@ fn gauge(value: u64) -> Gauge {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// What every metric has a value of. The rest is counted once for all tests of this process.
+    pub(crate) fn everything() -> Metrics {
+        static COUNTED: LazyLock<()> = LazyLock::new(|| {
+            skipped("Deadline", 2);
+            SCHEDULE_SKEW.observe(0.2);
+            http("/jobs", 200, Duration::from_millis(3));
+            run_ended(SyncType::User, false, "DeadlineExceeded", Some(Duration::from_secs(70)));
+            reconciled("SyncJob", true, Duration::from_millis(2));
+            status_written("SyncJob", false);
+            batch(SyncType::Issue, [("updated", 99), ("unchanged", 0), ("failed", 1)], Duration::from_millis(20));
+            source_asked(true, Duration::from_millis(20));
+            claimed(Duration::from_secs(3));
+            lease_lost();
+            recovered(3);
+        });
+        LazyLock::force(&COUNTED);
+        let oldest = Duration::from_millis(1500);
+        Metrics {
+            leading: Some(true),
+            serving: true,
+            workers: Some(Workers { slots: 4, busy: 2 }),
+            queue: Some(Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5, oldest }),
+            schedules: Some([("ok", 9), ("overdue", 1), ("suspended", 0), ("invalid", 0)]),
+        }
+    }
 
     #[test]
     fn a_process_without_controllers_says_nothing_about_the_leader() {
@@ -258,21 +284,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_documentation() {
-        skipped("Deadline", 2);
-        SCHEDULE_SKEW.observe(0.2);
-        http("/jobs", 200, Duration::from_millis(3));
-        run_ended(SyncType::User, false, "DeadlineExceeded", Some(Duration::from_secs(70)));
-        reconciled("SyncJob", true, Duration::from_millis(2));
-        status_written("SyncJob", false);
-        batch(SyncType::Issue, [("updated", 99), ("unchanged", 0), ("failed", 1)], Duration::from_millis(20));
-        claimed(Duration::from_secs(3));
-        lease_lost();
-        recovered(3);
-        let oldest = Duration::from_millis(1500);
-        let queue = Some(Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5, oldest });
-        let schedules = Some([("ok", 9), ("overdue", 1), ("suspended", 0), ("invalid", 0)]);
-        let workers = Some(Workers { slots: 4, busy: 2 });
-        let text = Metrics { leading: Some(true), serving: true, workers, queue, schedules }.encode();
+        let text = everything().encode();
         for line in [
             "sync_runs_total{type=\"User\",result=\"Failed\",reason=\"DeadlineExceeded\"} 1\n",
             "sync_runs_total{type=\"Pipeline\",result=\"Failed\",reason=\"TooManyFailed\"} 0\n",
