@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     operator::{apply_schedule, get},
-    replicas::probe_port,
+    replicas::{probe_port, replicas},
     support::{World, eventually, free_port, unique, variable},
 };
 
@@ -215,4 +215,36 @@ async fn a_prometheus_finds_what_the_dashboard_and_the_alerts_ask_for() {
     assert!(prometheus.query("sync_no_such_metric").await.is_empty(), "what is not there is not found");
 
     lint(&get(metrics, "/metrics").await.unwrap().1);
+}
+
+/// The value of a metric without labels, or with those that are given.
+fn value(text: &str, metric: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[tokio::test]
+async fn a_schedule_without_workers_is_overdue_until_there_are_some() {
+    let world = World::new().await;
+    let replicas = replicas(&world, &["--workers", "0"]).await;
+    apply_schedule(&world, "users", json!({"interval": "2s", "immediate": true})).await;
+    let leader = replicas[0].port;
+    let overdue = r#"sync_schedules{state="overdue"}"#;
+    let waits = eventually("the schedule is overdue, and its run waits", async || {
+        let text = get(leader, "/metrics").await?.1;
+        let waits = value(&text, "sync_queue_oldest_waiting_seconds")?;
+        (value(&text, overdue)? > 0.5 && waits > 3.0).then_some(waits)
+    })
+    .await;
+    let standby = get(replicas[1].port, "/metrics").await.unwrap().1;
+    assert!(!standby.contains("sync_schedules") && standby.contains("sync_queue_oldest"), "{standby}");
+
+    let worker = world.operator("worker", &[]);
+    let port = probe_port(&worker).await;
+    eventually("the schedule is not overdue any more", async || {
+        (value(&get(leader, "/metrics").await?.1, overdue)? < 0.5).then_some(())
+    })
+    .await;
+    let text = get(port, "/metrics").await.unwrap().1;
+    assert!(value(&text, "sync_queue_claim_latency_seconds_sum").unwrap() > waits, "{text}");
+    assert_eq!(value(&text, "sync_worker_slots"), Some(4.0));
 }
