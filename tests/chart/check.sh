@@ -113,6 +113,8 @@ alerts() {
   render helm everything "${kubernetes_versions[1]}" >"$work/everything.yaml"
   rules_of "$work/everything.yaml" >"$work/rules.yaml"
   "$prometheus/promtool" check rules --lint-fatal "$work/rules.yaml"
+  ! grep -nE 'namespace(=|: )"?sync-operator|sync-operator-metrics' "$work/rules.yaml" ||
+    { echo "these are the names of a release by default: templates/prometheusrule.yaml"; return 1; }
 }
 
 wanted() { [[ " $only " == *" $1 "* ]]; }

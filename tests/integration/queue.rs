@@ -56,8 +56,9 @@ struct Raw {
 impl Raw {
     async fn of(queue: &str) -> Self {
         let client = redis::Client::open(variable("REDIS_URL")).unwrap();
-        // By default it waits for half a second, which a busy machine exceeds.
-        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        // By default it waits for a second or half of one, which a busy machine exceeds.
+        let patient = AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE));
+        let patient = patient.set_response_timeout(Some(PATIENCE));
         let connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         Self { connection, prefix: format!("{{sync:{queue}}}") }
     }

@@ -1,7 +1,6 @@
 -- Returns how many runs wait, are delayed, active and parked, how many workers live, and the milliseconds since the run was
 -- due that has waited for a worker the longest (0: none).
 local now = clock()
-local waiting = redis.call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2] or now
-local delayed = redis.call('ZRANGEBYSCORE', SETS.delayed, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1)[2] or now
+local function first(set) return redis.call('ZRANGEBYSCORE', set, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1)[2] or now end
 return { redis.call('ZCARD', SETS.waiting), redis.call('ZCARD', SETS.delayed), redis.call('ZCARD', SETS.active),
-  redis.call('ZCARD', SETS.parked), redis.call('ZCOUNT', WORKERS, now, '+inf'), math.max(0, now - math.min(waiting, delayed)) }
+  redis.call('ZCARD', SETS.parked), redis.call('ZCOUNT', WORKERS, now, '+inf'), now - math.min(first(DUE), first(SETS.delayed)) }
