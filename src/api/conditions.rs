@@ -33,6 +33,8 @@ pub mod reasons {
     pub const RUNNING: &str = "Running";
     /// An attempt failed; the next one is due after the backoff.
     pub const RETRYING: &str = "Retrying";
+    /// The run has failed; its documents are put back as they were.
+    pub const ROLLING_BACK: &str = "RollingBack";
     /// The run did all its work.
     pub const COMPLETED: &str = "Completed";
     /// The last allowed attempt failed too.

@@ -48,6 +48,7 @@ use super::{
     validation = rules::immutable_optional("source"),
     validation = rules::immutable_optional("mapping"),
     validation = rules::immutable("transaction"),
+    validation = rules::immutable("onFailure"),
     validation = rules::immutable("dryRun"),
     validation = Rule::new("!oldSelf.spec.cancelled || self.spec.cancelled").message("spec.cancelled cannot be set back to false: create a new SyncJob instead")
 )]
@@ -55,6 +56,7 @@ use super::{
 #[x_kube(
     validation = Rule::new("has(self.source) || !has(self.mapping)").message("mapping needs source: remove it, or set source").field_path(".mapping"),
     validation = Rule::new("has(self.source) || self.transaction == 'None'").message("transaction Batch needs source: remove it, or set source").field_path(".transaction"),
+    validation = Rule::new("self.transaction == 'Batch' || self.onFailure == 'Keep'").message("onFailure Rollback needs transaction Batch: set both, or neither").field_path(".onFailure"),
     validation = Rule::new("!has(self.source) || self.source.graphQL.batching != 'Pages' || self.syncType == 'Full'").message("source.graphQL.batching Pages needs syncType Full: set it, or ask PerBatch or PerUser").field_path(".source.graphQL.batching")
 )]
 pub struct SyncJobSpec {
@@ -144,6 +146,12 @@ pub struct SyncJobSpec {
     #[serde(default)]
     pub transaction: Transaction,
 
+    /// Rollback puts every document back as it was when the run fails or is cancelled, but for what others changed meanwhile.
+    /// What stood there is kept in the collection `sync_journal.<uid of the SyncJob>` until the run has ended, for 30 days
+    /// at most. Needs `transaction: Batch`. Deleting a SyncJob that has not ended puts nothing back: cancel it first.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+
     /// True writes nothing: `status.counts.updated` says how many documents would be written, and `status.changes` which.
     #[serde(default)]
     pub dry_run: bool,
@@ -169,6 +177,7 @@ impl Default for SyncJobSpec {
             source: None,
             mapping: Vec::new(),
             transaction: Transaction::default(),
+            on_failure: OnFailure::default(),
             dry_run: false,
         }
     }
@@ -277,7 +286,7 @@ pub struct Target {
 
     /// Collection. Default: by `type`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self.matches('^[^$]{1,200}$') && !self.startsWith('system.')").message("target.collection must be a collection name without $ that does not start with system."))]
+    #[x_kube(validation = Rule::new("self.matches('^[^$]{1,200}$') && !self.startsWith('system.') && !self.startsWith('sync_journal.')").message("target.collection must be a collection name without $ that starts neither with system. nor with sync_journal."))]
     #[schemars(length(max = 200))]
     pub collection: Option<String>,
 
@@ -442,6 +451,8 @@ pub enum Phase {
     Retrying,
     /// Parked by `spec.suspended`.
     Suspended,
+    /// Has failed, and puts the documents back as they were.
+    RollingBack,
     /// Done.
     Complete,
     /// Ended without finishing.
@@ -459,6 +470,17 @@ pub enum Transaction {
     Batch,
 }
 
+/// What becomes of the documents of a run that fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum OnFailure {
+    /// They stay as the run left them.
+    #[default]
+    Keep,
+    /// They are put back as they were.
+    Rollback,
+}
+
 /// Documents by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -474,6 +496,9 @@ pub struct Counts {
     pub unchanged: i64,
     /// Documents that MongoDB refused to update, or for which the source gave nothing that could be written.
     pub failed: i64,
+    /// With `onFailure: Rollback`: documents that are as before the run again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<i64>,
 }
 
 /// A document that could not be updated.

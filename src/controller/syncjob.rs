@@ -17,7 +17,7 @@ use crate::{
     domain::{
         conditions as merged, elapsed,
         job::{self, Plan},
-        run::{Payload, Run, Wanted},
+        run::{Payload, Run, RunSpec, Wanted},
     },
     queue::{self, Control, Entry, NewRun},
     telemetry::{metrics, note_write},
@@ -149,6 +149,7 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
             let parked = merged::find(&status.conditions, conditions::SUSPENDED);
             parked.map_or_else(Timestamp::now, |condition| condition.last_transition_time.0)
         }),
+        rollback: RunSpec::parse(&live.spec).is_ok_and(|spec| spec.rollback),
     };
     let enqueued = context.queue.enqueue(&run).await;
     note_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));

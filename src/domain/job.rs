@@ -8,7 +8,7 @@ use kube::ResourceExt;
 
 use super::{
     Note, conditions, elapsed, from_seconds,
-    run::{Outcome, Run, RunSpec, State, Wanted, progress},
+    run::{MAX_FAILURES, Outcome, Run, RunSpec, State, Wanted, progress},
 };
 use crate::api::{
     GoDuration, REPLACED_BY_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule,
@@ -63,8 +63,11 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     let generation = job.metadata.generation;
 
     let wanted = Wanted::from(&job.spec);
-    let enqueue = match (run, RunSpec::parse(&job.spec)) {
-        (None, _) if wanted.cancelled => {
+    let parsed = RunSpec::parse(&job.spec);
+    // Redis lost a run that had begun: its worker rolls it back, and learns from the queue that it is cancelled.
+    let has_to_roll_back = parsed.as_ref().is_ok_and(|spec| spec.rollback) && old.start_time.is_some();
+    let enqueue = match (run, parsed) {
+        (None, _) if wanted.cancelled && !has_to_roll_back => {
             fail(&mut status, &cancelled(job), generation, now);
             false
         }
@@ -97,8 +100,8 @@ fn with_warning(message: String, run: &Run) -> String {
 
 /// Tells once what makes a run slow: the conditions say from then on that it was told.
 fn slow(old: &SyncJobStatus, run: &Run) -> Option<Note> {
-    let warning =
-        run.checkpoint.warning.as_deref().filter(|_| matches!(run.state, State::Active | State::Completed))?;
+    let is_at_work = matches!(run.state, State::Active | State::Completed) && run.outcome.is_none();
+    let warning = run.checkpoint.warning.as_deref().filter(|_| is_at_work)?;
     let told = old.conditions.iter().any(|condition| condition.message.contains(warning));
     (!told).then(|| Note::warning("KeyNotIndexed", warning))
 }
@@ -166,6 +169,14 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
         status.progress = Some(progress(&run.checkpoint.counts, complete).max(reached));
     }
 
+    if let Some(outcome) = run.outcome.as_ref().filter(|_| run.finished.is_none()) {
+        status.phase = Some(Phase::RollingBack);
+        conditions::clear(&mut status.conditions, SUSPENDED);
+        let message = format!("Puts the documents back, since the run has failed: {}", outcome.message);
+        let message = with_warning(message, run);
+        conditions::set(&mut status.conditions, RECONCILING, true, reasons::ROLLING_BACK, message, generation, now);
+        return;
+    }
     if run.state == State::Parked {
         let message = "Put aside with its progress kept; goes on when spec.suspended is false";
         status.phase = Some(Phase::Suspended);
@@ -197,6 +208,12 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
             let counts = run.checkpoint.counts;
             let message =
                 format!("{} of {} documents updated, {} failed", counts.updated, counts.processed, counts.failed);
+            let message = match &run.checkpoint.paging {
+                Some(paging) if paging.is_unsure => format!(
+                    "{message}. More than {MAX_FAILURES} of the source's results failed, so no document was taken to be missing there"
+                ),
+                _ => message,
+            };
             let message = with_warning(message, run);
             status.phase = Some(Phase::Complete);
             finish(status, run.finished.unwrap_or(now));
@@ -236,11 +253,14 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
     if old.phase == new.phase {
         return None;
     }
+    if new.phase == Some(Phase::RollingBack) {
+        return Some(Note::normal("RunRollingBack", truncate(&message(RECONCILING))));
+    }
     if old.phase == Some(Phase::Suspended) && conditions::is_true(&new.conditions, RECONCILING) {
         return Some(Note::normal("RunResumed", "Goes on from its last checkpoint"));
     }
     Some(match new.phase? {
-        Phase::Pending => return None,
+        Phase::Pending | Phase::RollingBack => return None,
         Phase::Queued => Note::normal("RunQueued", "Waiting for a worker"),
         Phase::Running => {
             Note::normal("RunStarted", format!("Started by worker {}", new.worker.as_deref().unwrap_or("?")))
@@ -456,6 +476,37 @@ mod tests {
         let plan = decide(&job, Some(&slow(State::Completed)), at(160));
         assert_eq!(reasons_of(&plan), ["RunCompleted"]);
         assert!(conditions::find(&plan.status.conditions, COMPLETE).unwrap().message.contains("has no index"));
+    }
+
+    #[test]
+    fn a_run_that_is_rolled_back_shows_why_wherever_it_is() {
+        let mut job = job(serde_json::json!({}));
+        job.status = Some(decide(&job, Some(&run(State::Parked, 10)), at(120)).status);
+        let outcome =
+            Some(Outcome { reason: reasons::CANCELLED.to_owned(), message: "spec.cancelled was set".to_owned() });
+        for state in [State::Waiting, State::Delayed, State::Active] {
+            let plan = decide(&job, Some(&Run { outcome: outcome.clone(), ..run(state, 10) }), at(140));
+            assert_eq!((plan.status.phase, reasons_of(&plan)), (Some(Phase::RollingBack), vec!["RunRollingBack"]));
+            let told = conditions::find(&plan.status.conditions, RECONCILING).unwrap();
+            assert!(told.message.ends_with("spec.cancelled was set") && !has_ended(&plan.status), "{told:?}");
+            assert!(!conditions::is_true(&plan.status.conditions, SUSPENDED));
+        }
+    }
+
+    #[test]
+    fn a_cancelled_run_that_redis_lost_is_enqueued_when_it_has_to_be_rolled_back() {
+        let spec = |on_failure| {
+            serde_json::json!({"cancelled": true, "transaction": "Batch", "onFailure": on_failure,
+                "source": {"graphQL": {"endpoint": "https://api.example/", "query": "q", "resultPath": ""}}})
+        };
+        for (on_failure, started, enqueue) in
+            [("Rollback", true, true), ("Rollback", false, false), ("Keep", true, false)]
+        {
+            let mut job = job(spec(on_failure));
+            let start_time = started.then(|| MicroTime(at(100)));
+            job.status = Some(SyncJobStatus { start_time, ..SyncJobStatus::default() });
+            assert_eq!(decide(&job, None, at(140)).enqueue, enqueue, "{on_failure} {started}");
+        }
     }
 
     #[test]

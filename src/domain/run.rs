@@ -14,7 +14,7 @@ use crate::api::{
     GoDuration, SyncJobSpec,
     duration::InvalidDuration,
     source::MappedField,
-    syncjob::{Attempt, Counts, DocumentFailure, SyncMode, Transaction},
+    syncjob::{Attempt, Counts, DocumentFailure, OnFailure, SyncMode, Transaction},
 };
 
 /// Per-user failures kept in a status.
@@ -23,6 +23,8 @@ pub const MAX_FAILURES: usize = 20;
 pub const MAX_CHANGES: usize = 20;
 /// Failed attempts kept in a status.
 pub const MAX_ATTEMPTS: usize = 10;
+/// Collections that hold what runs may have to put back start with this; a run's uid follows.
+pub const JOURNALS: &str = "sync_journal.";
 /// `staleAfter` of an Incremental run that no schedule made.
 const DEFAULT_STALE_AFTER: Duration = Duration::from_mins(10);
 
@@ -70,6 +72,9 @@ pub struct Paging {
     pub results: u64,
     /// Those that failed, which are the first of the run's failures.
     pub failed: u64,
+    /// Too many failed to tell them from documents that are missing in the source.
+    #[serde(default)]
+    pub is_unsure: bool,
 }
 
 /// Why a run, or one attempt, ended.
@@ -137,7 +142,7 @@ pub struct Run {
     pub checkpoint: Checkpoint,
     /// Attempts that failed, oldest first.
     pub history: Vec<Attempt>,
-    /// Why it ended; for [`State::Failed`].
+    /// Why it ended, for [`State::Failed`], or why it will, once it is rolled back.
     pub outcome: Option<Outcome>,
     /// What the queue knows of people's wishes.
     pub wanted: Wanted,
@@ -176,6 +181,8 @@ pub struct RunSpec {
     pub mapping: Vec<MappedField>,
     /// A batch is written as a whole.
     pub transaction: bool,
+    /// When the run fails, its documents are put back as they were.
+    pub rollback: bool,
     /// Nothing is written.
     pub dry_run: bool,
 }
@@ -216,7 +223,7 @@ pub enum SpecError {
     #[error("target.filter: {0} runs code on the server and is not allowed; use query operators such as $eq, $in, $gt")]
     ServerCode(&'static str),
     /// A database or collection that must not be touched.
-    #[error("{field}: {name:?} is reserved by MongoDB: name another one")]
+    #[error("{field}: {name:?} is reserved: name another one")]
     Reserved {
         /// Path in the spec.
         field: &'static str,
@@ -247,6 +254,9 @@ pub enum SpecError {
         "mapping[].to {0} and {1} overlap: map one of them, and neither target.keyField nor target.lastSyncedField"
     )]
     Overlap(String, String),
+    /// A mark that would overwrite what tells documents apart.
+    #[error("source.graphQL.missingField must not be a part of {0}, nor the reverse: name a field of its own")]
+    Mark(String),
 }
 
 /// Reads a duration field.
@@ -272,7 +282,7 @@ impl RunSpec {
             return Err(SpecError::ServerCode(operator));
         }
         let collection = target.collection.clone().unwrap_or_else(|| spec.type_.collection().to_owned());
-        if collection.starts_with("system.") {
+        if collection.starts_with("system.") || collection.starts_with(JOURNALS) {
             return Err(SpecError::Reserved { field: "target.collection", name: collection });
         }
         if let Some(name @ ("admin" | "config" | "local")) = target.database.as_deref() {
@@ -316,6 +326,13 @@ impl RunSpec {
                 (Transaction::None, _) => false,
                 (Transaction::Batch, Some(_)) => true,
                 (Transaction::Batch, None) => return Err(SpecError::Needs("transaction Batch", "source")),
+            },
+            rollback: match (spec.on_failure, spec.transaction) {
+                (OnFailure::Keep, _) => false,
+                (OnFailure::Rollback, Transaction::Batch) => !spec.dry_run,
+                (OnFailure::Rollback, Transaction::None) => {
+                    return Err(SpecError::Needs("onFailure Rollback", "transaction Batch"));
+                }
             },
             dry_run: spec.dry_run,
         })
@@ -367,6 +384,8 @@ mod tests {
             (json!({"activeDeadline": "soon"}), "activeDeadline: \"soon\" is no duration"),
             (json!({"target": {"database": "admin"}}), "target.database: \"admin\" is reserved"),
             (json!({"target": {"collection": "system.users"}}), "target.collection: \"system.users\" is reserved"),
+            (json!({"target": {"collection": "sync_journal.a"}}), "target.collection: \"sync_journal.a\" is reserved"),
+            (json!({"onFailure": "Rollback"}), "onFailure Rollback needs transaction Batch"),
             (json!({"target": {"keyField": "$a"}}), "target.keyField must be a field path without $"),
             (json!({"target": {"filter": {"$and": [{"$where": "1"}]}}}), "target.filter: $where runs code"),
         ] {

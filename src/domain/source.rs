@@ -113,6 +113,9 @@ pub(super) fn parse(spec: &SyncJobSpec) -> Result<Option<SourceSpec>, SpecError>
     }
     let missing_field = (source.on_missing == OnMissing::Mark).then_some(source.missing_field.as_str());
     let reserved = [&*spec.target.key_field, &*spec.target.last_synced_field];
+    if let Some(other) = missing_field.and_then(|field| reserved.into_iter().find(|other| overlap(field, other))) {
+        return Err(SpecError::Mark(other.to_owned()));
+    }
     let reserved: Vec<&str> = reserved.into_iter().chain(missing_field).collect();
     check_paths(&spec.mapping, &reserved)?;
     let concurrency = range("source.graphQL.concurrency", source.concurrency, 1, 64)? as usize;
@@ -176,7 +179,6 @@ fn pointer(field: &'static str, text: &str) -> Result<String, SpecError> {
 
 /// MongoDB refuses an update that writes a field and a part of it. The key, the stamp and the mark are not for the mapping.
 fn check_paths(mapping: &[MappedField], reserved: &[&str]) -> Result<(), SpecError> {
-    let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'));
     for (at, field) in mapping.iter().enumerate() {
         let to = field.to.as_str();
         if to.is_empty() || to.contains('$') || to.starts_with('.') {
@@ -187,11 +189,17 @@ fn check_paths(mapping: &[MappedField], reserved: &[&str]) -> Result<(), SpecErr
         }
         pointer("mapping[].from", field.from.as_deref().unwrap_or_default())?;
         let others = mapping[..at].iter().map(|other| other.to.as_str()).chain(reserved.iter().copied()).chain(["_id"]);
-        if let Some(other) = others.into_iter().find(|other| *other == to || within(to, other) || within(other, to)) {
+        if let Some(other) = others.into_iter().find(|other| overlap(to, other)) {
             return Err(SpecError::Overlap(to.to_owned(), other.to_owned()));
         }
     }
     Ok(())
+}
+
+/// True when one of these paths is the other, or a part of it.
+fn overlap(a: &str, b: &str) -> bool {
+    let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'));
+    a == b || within(a, b) || within(b, a)
 }
 
 #[cfg(test)]
@@ -247,6 +255,11 @@ mod tests {
                 json!({"onMissing": "Mark", "batching": "PerUser"}),
                 json!([{"from": "/a", "to": "missingSince"}]),
                 "mapping[].to missingSince and missingSince overlap",
+            ),
+            (
+                json!({"onMissing": "Mark", "batching": "PerUser", "missingField": "_id.gone"}),
+                json!([]),
+                "source.graphQL.missingField must not be a part of _id",
             ),
             (json!({"concurrency": 65}), json!([]), "source.graphQL.concurrency must be from 1 to 64"),
             (json!({}), json!([{"to": "a"}]), "mapping[].to a needs either from"),

@@ -198,7 +198,11 @@ impl Queue {
         let millis = |at: Option<Timestamp>| at.map_or_else(String::new, |at| at.as_millisecond().to_string());
         let mut call = self.script_on(&scripts::ENQUEUE, run.uid);
         call.arg(FORMAT).arg(keep_finished()).arg(run.payload).arg(run.priority).arg(millis(run.started));
-        call.arg(run.attempts).arg(run.recoveries).arg(run.history).arg(millis(run.suspended));
+        call.arg(run.attempts)
+            .arg(run.recoveries)
+            .arg(run.history)
+            .arg(millis(run.suspended))
+            .arg(u8::from(run.rollback));
         let existing: Option<String> = self.call(&call, "enqueue a run").await?;
         Ok(existing.is_none())
     }
@@ -325,7 +329,8 @@ impl Queue {
     }
 
     /// Returns runs whose lease has ended to their place in the queue. A run that keeps losing its worker
-    /// without getting any further ends as failed, with `stalled` as its outcome. Returns how many were found.
+    /// without getting any further ends as failed, with `stalled` as its outcome; while it is rolled back, it waits for
+    /// a minute instead. Returns how many were found.
     ///
     /// # Errors
     /// When Redis does not answer.

@@ -42,14 +42,25 @@ pub struct NewRun<'a> {
     pub history: &'a str,
     /// Since when it is suspended, when it is.
     pub suspended: Option<Timestamp>,
+    /// Before it ends as failed, for whatever reason, a worker claims it once more to roll it back: see [`Entry::outcome`].
+    pub rollback: bool,
 }
 
 impl<'a> NewRun<'a> {
     /// A run that was never in the queue, with priority 0.
     #[must_use]
     pub fn new(uid: &'a str, payload: &'a str) -> Self {
-        let history = "[]";
-        Self { uid, payload, priority: 0, started: None, attempts: 0, recoveries: 0, history, suspended: None }
+        Self {
+            uid,
+            payload,
+            priority: 0,
+            started: None,
+            attempts: 0,
+            recoveries: 0,
+            history: "[]",
+            suspended: None,
+            rollback: false,
+        }
     }
 }
 
@@ -119,7 +130,7 @@ pub struct Entry {
     pub checkpoint: Option<String>,
     /// Attempts that failed, as JSON.
     pub history: String,
-    /// Why it ended, as JSON.
+    /// Why it ended, as JSON. Of a run that has not ended: why it will end as failed, once it is rolled back.
     pub outcome: Option<String>,
     /// It is to be, or is, put aside.
     pub suspended: bool,
@@ -168,7 +179,8 @@ pub struct LetGo {
 pub enum Ending {
     /// Its work is done.
     Completed,
-    /// It ends without; holds why, as JSON.
+    /// It ends without; holds why, as JSON. One that is to be rolled back is claimed once more, and ends when it is let go
+    /// of like this again.
     Failed(String),
     /// It is put aside until its backoff has passed. One that is suspended or cancelled meanwhile is that instead.
     Retry(Duration),

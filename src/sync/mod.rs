@@ -3,9 +3,10 @@
 mod error;
 mod keys;
 mod mapping;
+mod restore;
 mod source;
 mod target;
 
 pub use error::{Error, Unavailable};
 pub use source::{Egress, Found, Page, Reply, Secrets, Source};
-pub use target::{Batch, Databases, Outcome, PageEnd, Target};
+pub use target::{Batch, Databases, FoundJournal, Outcome, PageEnd, PutBack, Target};

@@ -79,7 +79,55 @@ impl Attempt {
         }
     }
 
+    /// Puts the documents back as they were before the run, which has failed with this outcome. There is no deadline. After
+    /// a recall the documents in flight are finished.
+    pub async fn roll_back(&mut self, outcome: Outcome, queue: &Queue, signals: &Signals) -> End {
+        self.checkpoint.warning = None;
+        let rolled_back = signals.lost.run_until_cancelled(self.put_back(outcome, queue, &signals.recalled)).await;
+        match rolled_back {
+            None => End::Lost,
+            Some(Ok(end)) => end,
+            Some(Err(error)) => {
+                let outcome = error.outcome();
+                self.checkpoint.warning = Some(format!("It waits meanwhile: {}", outcome.message));
+                End::Retry(outcome)
+            }
+        }
+    }
+
+    async fn put_back(&mut self, outcome: Outcome, queue: &Queue, recalled: &CancellationToken) -> Result<End, Error> {
+        self.target.open_rollback().await?;
+        let (mut last, mut left) = (None, 0);
+        while let Some(put_back) = self.target.put_back(last.as_ref()).await? {
+            let Checkpoint { counts, failures, .. } = &mut self.checkpoint;
+            *counts.rolled_back.get_or_insert(0) += put_back.documents;
+            left += put_back.failures.len();
+            failures.extend(put_back.failures.into_iter().take(MAX_FAILURES.saturating_sub(failures.len())));
+            last = Some(put_back.last);
+            // It cannot be recalled by anybody: what counts is the stop of this process.
+            if self.save(queue).await == Lease::Lost {
+                return Ok(End::Lost);
+            }
+            if recalled.is_cancelled() {
+                return Ok(End::Released);
+            }
+        }
+        let back =
+            format!("{}; {} documents were put back", outcome.message, self.checkpoint.counts.rolled_back.unwrap_or(0));
+        let message = if left == 0 {
+            self.target.drop_journal().await?;
+            back
+        } else {
+            let journal = self.target.keep_journal().await?;
+            format!("{back}, {left} could not be: what they were stays in the collection {journal} for 30 days")
+        };
+        Ok(End::Failed(Outcome { message, ..outcome }))
+    }
+
     async fn work(&mut self, queue: &Queue, Signals { recalled, .. }: &Signals) -> End {
+        if let Err(error) = self.target.open_journal().await {
+            return ended(&error);
+        }
         match recalled.run_until_cancelled(self.target.count()).await {
             Some(Ok(total)) => self.checkpoint.counts.total = total.max(self.checkpoint.counts.processed),
             Some(Err(error)) => return ended(&error),
@@ -185,7 +233,7 @@ impl Attempt {
             }));
         }
         if paging.failed > MAX_FAILURES as u64 {
-            tracing::warn!(uid = self.uid, failed = paging.failed, "too many results failed to tell what is missing");
+            self.checkpoint.paging = Some(Paging { is_unsure: true, ..paging });
             return None;
         }
         // They are not missing, although they do not carry this run's stamp.
@@ -252,7 +300,7 @@ impl Attempt {
             self.seen.extend(seen);
             let before = paging.take().unwrap_or_default();
             let failed = before.failed + outcome.failures.len() as u64;
-            *paging = Some(Paging { next, results: before.results + results as u64, failed });
+            *paging = Some(Paging { next, results: before.results + results as u64, failed, ..before });
         }
         counts.processed += processed;
         counts.updated += outcome.updated;

@@ -19,10 +19,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    api::conditions::reasons,
-    domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec},
-    queue::{Attempts, Candidates, Claim, Ending, Fenced, LetGo, Queue},
-    sync::Databases,
+    api::{conditions::reasons, syncjob::Counts},
+    domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec, State},
+    queue::{Attempts, Candidates, Claim, Ending, Entry, Fenced, LetGo, Queue},
+    sync::{Databases, Error, Target},
     telemetry::{REDIS, metrics, note_write},
 };
 use attempt::{Attempt, End, ended};
@@ -36,6 +36,8 @@ pub use sources::Sources;
 
 /// Longest wait for a ring of the doorbell before looking for runs anyway.
 const IDLE: Duration = Duration::from_secs(5);
+/// Pause between two attempts to roll a run back.
+const ROLLBACK_PAUSE: Duration = Duration::from_secs(5);
 /// Pause after an error of Redis.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -193,50 +195,27 @@ impl Worker {
         tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, "run claimed");
 
         let clock = Clock { at: claim.at, since: Instant::now() };
-        let (end, checkpoint) = match self.begin(&claim, payload.as_ref().ok(), clock).await {
-            Ok(mut attempt) => {
+        let mut target = None;
+        let (end, checkpoint) = match (self.begin(&claim, payload.as_ref().ok(), clock).await, failed_with(&claim)) {
+            (Ok(mut attempt), None) => {
                 let end = attempt.drive(&self.queue, &signals).await;
+                target = Some(attempt.target);
                 (end, attempt.checkpoint)
             }
-            Err(end) => (end, read_checkpoint(&claim)),
+            (Ok(mut attempt), Some(outcome)) => {
+                let end = attempt.roll_back(outcome, &self.queue, &signals).await;
+                (end, attempt.checkpoint)
+            }
+            (Err(end), None) => (end, read_checkpoint(&claim)),
+            (Err(end), Some(outcome)) => (not_rolled_back(end, outcome), read_checkpoint(&claim)),
         };
         drop(slot);
-        match &end {
-            End::Completed => {
-                let counts = checkpoint.counts;
-                tracing::info!(
-                    namespace,
-                    name,
-                    uid = claim.uid,
-                    epoch,
-                    processed = counts.processed,
-                    failed = counts.failed,
-                    "run completed"
-                );
-            }
-            End::Failed(outcome) | End::Retry(outcome) => {
-                let again = matches!(end, End::Retry(_));
-                tracing::warn!(
-                    namespace,
-                    name,
-                    uid = claim.uid,
-                    attempt,
-                    epoch,
-                    reason = outcome.reason,
-                    error = outcome.message,
-                    again,
-                    "attempt failed"
-                );
-            }
-            End::Released => tracing::info!(namespace, name, uid = claim.uid, epoch, "run given back"),
-            End::Lost => {
-                metrics::lease_lost();
-                tracing::warn!(namespace, name, uid = claim.uid, epoch, "lease lost; the run goes on elsewhere");
-            }
-        }
+        log_end(&claim, (namespace, name), &end, &checkpoint);
         if let Some(run) = let_go(&claim, &end, &checkpoint, payload.as_ref().ok()) {
             let recorded = signals.lost.run_until_cancelled(self.recorder.record(run)).await;
-            if recorded != Some(Fenced::Done) {
+            if recorded == Some(Fenced::Done) {
+                self.forget(target.filter(|_| end == End::Completed)).await;
+            } else {
                 metrics::lease_lost();
                 tracing::warn!(
                     namespace,
@@ -249,15 +228,46 @@ impl Worker {
         }
     }
 
+    /// A journal that outlives its run is dropped by a later run.
+    async fn forget(&self, completed: Option<Target>) {
+        let Some(target) = completed else { return };
+        if let Err(error) = target.drop_journal().await {
+            tracing::debug!(%error, "journal not dropped yet");
+        }
+    }
+
+    /// Drops journals whose runs have ended, or that nobody knows any more.
+    async fn sweep_journals(&self, target: &Target) -> Result<(), Error> {
+        for journal in self.databases.journals(target).await? {
+            let has_ended = match self.queue.get(&journal.uid).await {
+                Ok(Some(Entry { state, .. })) => matches!(state, State::Completed | State::Failed),
+                Ok(None) => journal.is_old,
+                Err(_) => false,
+            };
+            if has_ended && (journal.is_old || !journal.is_kept) {
+                target.clone().journalled(&journal.uid, 0).drop_journal().await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn begin(&self, claim: &Claim, payload: Option<&Payload>, clock: Clock) -> Result<Attempt, End> {
         let invalid = |message: String| End::Failed(Outcome { reason: reasons::INVALID_TARGET.to_owned(), message });
         let payload = payload.ok_or_else(|| invalid("the run's description in Redis is not readable".to_owned()))?;
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let started = claim.entry.started.unwrap_or(claim.at);
-        let target = self.databases.target(&spec, started).map_err(|error| ended(&error))?;
+        let mut target = self.databases.target(&spec, started).map_err(|error| ended(&error))?;
+        if spec.rollback {
+            if claim.entry.checkpoint.is_none() {
+                self.sweep_journals(&target).await.map_err(|error| ended(&error))?;
+            }
+            target = target.journalled(&claim.uid, claim.entry.epoch);
+        }
         let source = match &spec.source {
-            Some(source) => Some(self.sources.open(&payload.namespace, source).await.map_err(|error| ended(&error))?),
-            None => None,
+            Some(source) if failed_with(claim).is_none() => {
+                Some(self.sources.open(&payload.namespace, source).await.map_err(|error| ended(&error))?)
+            }
+            _ => None,
         };
         let age = crate::domain::elapsed(started, claim.at).saturating_sub(claim.entry.parked_for);
         Ok(Attempt {
@@ -274,10 +284,40 @@ impl Worker {
     }
 }
 
+fn log_end(claim: &Claim, (namespace, name): (&str, &str), end: &End, checkpoint: &Checkpoint) {
+    let (uid, epoch, attempt, counts) = (&claim.uid, claim.entry.epoch, claim.entry.attempts + 1, checkpoint.counts);
+    let is_rollback = claim.entry.outcome.is_some();
+    match end {
+        End::Completed => {
+            let Counts { processed, failed, .. } = counts;
+            tracing::info!(namespace, name, uid, epoch, processed, failed, "run completed");
+        }
+        End::Failed(Outcome { reason, message }) if is_rollback => {
+            let rolled_back = counts.rolled_back.unwrap_or(0);
+            tracing::info!(namespace, name, uid, epoch, reason, error = message, rolled_back, "rollback ended");
+        }
+        End::Retry(Outcome { reason, message }) if is_rollback => {
+            tracing::warn!(namespace, name, uid, epoch, reason, error = message, "rollback waits");
+        }
+        End::Failed(Outcome { reason, message }) | End::Retry(Outcome { reason, message }) => {
+            let again = matches!(end, End::Retry(_));
+            tracing::warn!(namespace, name, uid, attempt, epoch, reason, error = message, again, "attempt failed");
+        }
+        End::Released => tracing::info!(namespace, name, uid, epoch, "run given back"),
+        End::Lost => {
+            metrics::lease_lost();
+            tracing::warn!(namespace, name, uid, epoch, "lease lost; the run goes on elsewhere");
+        }
+    }
+}
+
 /// What is to be recorded of how a claim ended.
 fn let_go(claim: &Claim, end: &End, checkpoint: &Checkpoint, payload: Option<&Payload>) -> Option<LetGo> {
+    let rolling_back = failed_with(claim).is_some();
     let (ending, attempts) = match end {
         End::Lost => return None,
+        End::Failed(outcome) if rolling_back => (Ending::Failed(json(outcome)), None),
+        End::Retry(_) if rolling_back => (Ending::Retry(ROLLBACK_PAUSE), None),
         End::Released => (Ending::Released, None),
         End::Completed => (Ending::Completed, None),
         End::Failed(outcome) | End::Retry(outcome) => {
@@ -291,6 +331,24 @@ fn let_go(claim: &Claim, end: &End, checkpoint: &Checkpoint, payload: Option<&Pa
         }
     };
     Some(LetGo { uid: claim.uid.clone(), epoch: claim.entry.epoch, ending, checkpoint: json(checkpoint), attempts })
+}
+
+/// How a run that is to be rolled back has failed.
+fn failed_with(claim: &Claim) -> Option<Outcome> {
+    let outcome = claim.entry.outcome.as_deref()?;
+    let unreadable = |_| Outcome { reason: reasons::STALLED.to_owned(), message: String::new() };
+    Some(serde_json::from_str(outcome).unwrap_or_else(unreadable))
+}
+
+/// What makes a rollback impossible does not hide how the run failed.
+fn not_rolled_back(end: End, outcome: Outcome) -> End {
+    match end {
+        End::Failed(why) => {
+            let message = format!("{}; not rolled back: {}", outcome.message, why.message);
+            End::Failed(Outcome { message, ..outcome })
+        }
+        end => end,
+    }
 }
 
 /// How long until the next attempt, or why there is none.

@@ -218,7 +218,9 @@ launch() { # COMPONENT
     mongodb | mongodb[1-3])
       # By default a primary stays up for 15 s after SIGTERM, so that others may take over, and a checkpoint is made once
       # a minute: one that was killed has to do again all that came after it.
+      # A worker that is killed in the middle of a transaction leaves it open, for a minute by default.
       spawn "$1" "$mongod" --bind_ip 127.0.0.1 --port "$port" --dbpath "$dir/$1" --replSet rs0 \
+        --setParameter transactionLifetimeLimitSeconds=10 \
         --syncdelay 2 --wiredTigerCacheSizeGB 0.5 --nounixsocket --setParameter diagnosticDataCollectionEnabled=false \
         --setParameter shutdownTimeoutMillisForSignaledShutdown=100
       ;;

@@ -34,22 +34,27 @@ const USERS: i32 = 25;
 const SIDE_BY_SIDE: usize = 6;
 
 /// What the proxies of one process let through.
-struct Wire {
+pub struct Wire {
     /// Requests that may still pass.
     left: AtomicUsize,
-    cut: Notify,
+    pub cut: Notify,
 }
 
 impl Wire {
-    const OPEN: usize = usize::MAX / 2;
+    pub const OPEN: usize = usize::MAX / 2;
 
-    fn new() -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         Arc::new(Self { left: AtomicUsize::new(Self::OPEN), cut: Notify::new() })
     }
 
     /// From now on, so many requests pass.
-    fn allow(&self, requests: usize) {
+    pub fn allow(&self, requests: usize) {
         self.left.store(requests, Ordering::SeqCst);
+    }
+
+    /// How many passed of those that were allowed.
+    pub fn passed(&self, allowed: usize) -> usize {
+        allowed - self.left.load(Ordering::SeqCst)
     }
 
     /// Takes one of those that may pass. The one that takes the last tells.
@@ -93,7 +98,7 @@ impl Wire {
     }
 
     /// The servers, seen through proxies.
-    async fn before(self: &Arc<Self>, servers: &Servers) -> Servers {
+    pub async fn before(self: &Arc<Self>, servers: &Servers) -> Servers {
         let kubeconfig = fs::read_to_string(&servers.kubeconfig).unwrap();
         let api = address_in(&kubeconfig, "https://");
         let file = std::env::temp_dir().join(unique("kubeconfig"));
@@ -139,7 +144,7 @@ async fn round(requests: usize) -> usize {
     world.schedules().create(&kube::api::PostParams::default(), &schedule).await.unwrap();
     let used = select! {
         () = wire.cut.notified() => requests,
-        _ = succeeded(&world) => requests - wire.left.load(Ordering::SeqCst),
+        _ = succeeded(&world) => wire.passed(requests),
     };
     first.kill();
     fs::remove_file(&servers.kubeconfig).ok();

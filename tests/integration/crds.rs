@@ -152,6 +152,8 @@ async fn a_wrong_source_is_refused_with_field_and_fix_also_in_a_template() {
     for (spec, field, advice) in [
         (json!({"mapping": [mapped(json!({}))]}), "mapping", "needs"),
         (json!({"transaction": "Batch"}), "transaction", "needs"),
+        (json!({"onFailure": "Rollback"}), "onFailure", "needs transaction Batch"),
+        (json!({"target": {"collection": "sync_journal.a"}}), "target.collection", "starts neither"),
         (json!({"transaction": "Run"}), "transaction", "\"Batch\""),
         (source(json!({"endpoint": "gitlab.com"})), "source.graphQL.endpoint", "must be an http or https URL"),
         (source(json!({"endpoint": "https://me:secret@gitlab.com/"})), "source.graphQL.endpoint", "tokenSecretRef"),
@@ -218,6 +220,7 @@ fn full_job() -> Value {
         "cancelled": true,
         "failurePolicy": {"maxFailedPercent": 1},
         "transaction": "Batch",
+        "onFailure": "Rollback",
         "dryRun": true,
         "source": {"graphQL": {
             "endpoint": "https://gitlab.example.com:8443/api/graphql?a=b",
@@ -304,6 +307,7 @@ async fn an_empty_spec_gets_every_documented_default() {
         "cancelled": false,
         "failurePolicy": {"maxFailedPercent": 100},
         "transaction": "None",
+        "onFailure": "Keep",
         "dryRun": false,
         "target": {"keyField": "_id", "lastSyncedField": "lastSynced"},
     });
@@ -368,6 +372,7 @@ async fn only_four_fields_of_a_job_can_be_changed() {
         (json!({"target": {"filter": {"$or": [{"a": 1}]}}}), "target"),
         (json!({"target": {"filter": nothing}}), "target"),
         (json!({"transaction": "Batch"}), "transaction"),
+        (json!({"onFailure": "Rollback"}), "onFailure"),
         (json!({"dryRun": true}), "dryRun"),
         (json!({"source": {"graphQL": {"endpoint": "https://elsewhere.example/"}}}), "source"),
         (json!({"source": {"graphQL": {"variables": {"a": 2}}}}), "source"),

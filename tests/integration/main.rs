@@ -24,6 +24,7 @@ mod queue;
 mod redis_faults;
 mod redis_kinds;
 mod replicas;
+mod rollback;
 mod schedules;
 mod sources;
 mod support;

@@ -469,6 +469,54 @@ async fn a_run_that_keeps_losing_its_worker_ends_as_failed() {
 }
 
 #[tokio::test]
+async fn a_run_that_is_rolled_back_ends_only_when_its_worker_says_so_again() {
+    let name = unique("rollback");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    for (uid, end) in [("failed", Ending::Failed("why".to_owned())), ("cancelled", Ending::Released)] {
+        queue.enqueue(&NewRun { rollback: true, ..NewRun::new(uid, "{}") }).await.unwrap();
+        let first = claim(&queue, "w").await;
+        assert_eq!(first.entry.outcome, None);
+        if uid == "cancelled" {
+            let control = Control { suspended: true, cancelled: Some("why"), priority: 0 };
+            assert!(queue.control(uid, control).await.unwrap());
+        }
+        assert_eq!(queue.finish(uid, first.entry.epoch, end, NOTHING).await.unwrap(), Fenced::Done);
+        let waiting = entry(&queue, uid).await;
+        assert_eq!((waiting.state, waiting.outcome.as_deref()), (State::Waiting, Some("why")));
+        // Neither can anybody stop that, nor does a lost worker.
+        let control = Control { suspended: true, cancelled: Some("else"), priority: 0 };
+        assert!(queue.control(uid, control).await.unwrap());
+        for lost in 1..=7 {
+            let again = claim(&queue, "w").await;
+            assert_eq!((again.entry.outcome.as_deref(), again.entry.recoveries), (Some("why"), lost - 1));
+            assert_eq!(queue.checkpoint(uid, again.entry.epoch, "c").await.unwrap(), Lease::Held);
+            raw.set(uid, "stalls", i64::from(lost)).await;
+            raw.set_score("active", uid, 1).await;
+            assert_eq!(queue.reap("stalled").await.unwrap(), 1);
+            let state = entry(&queue, uid).await.state;
+            assert_eq!(state, if lost > 4 { State::Delayed } else { State::Waiting });
+            if state == State::Delayed {
+                raw.set_score("delayed", uid, 1).await;
+            }
+        }
+        let last = claim(&queue, "w").await;
+        let ending = Ending::Failed("why, and put back".to_owned());
+        assert_eq!(queue.finish(uid, last.entry.epoch, ending, NOTHING).await.unwrap(), Fenced::Done);
+        let ended = entry(&queue, uid).await;
+        assert_eq!((ended.state, ended.outcome.as_deref()), (State::Failed, Some("why, and put back")));
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_never_began_is_not_rolled_back() {
+    let queue = queue(LEASE);
+    queue.enqueue(&NewRun { rollback: true, ..NewRun::new("a", "{}") }).await.unwrap();
+    let control = Control { suspended: false, cancelled: Some("why"), priority: 0 };
+    assert!(queue.control("a", control).await.unwrap());
+    assert_eq!(entry(&queue, "a").await.state, State::Failed);
+}
+
+#[tokio::test]
 async fn a_run_that_gets_further_may_lose_any_number_of_workers() {
     let queue = queue(Duration::from_millis(200));
     enqueue(&queue, "a", 0).await;
@@ -1089,6 +1137,7 @@ enum Operation {
     Enqueue {
         run: usize,
         priority: i32,
+        rollback: bool,
     },
     Claim {
         worker: usize,
@@ -1139,7 +1188,8 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         1 => Just(How::Failed),
     ];
     let operation = prop_oneof![
-        4 => (run(), -1..=1).prop_map(|(run, priority)| Operation::Enqueue { run, priority }),
+        4 => (run(), -1..=1, any::<bool>())
+            .prop_map(|(run, priority, rollback)| Operation::Enqueue { run, priority, rollback }),
         6 => (0..WORKERS.len()).prop_map(|worker| Operation::Claim { worker }),
         2 => (run(), age()).prop_map(|(run, age)| Operation::Checkpoint { run, age }),
         5 => proptest::collection::vec((run(), age(), how), 1..4).prop_map(|runs| Operation::LetGo { runs }),
@@ -1177,12 +1227,18 @@ struct ModelRun {
     cancelled: bool,
     /// Its backoff is not over.
     backing_off: bool,
+    /// Before it ends as failed, it is claimed once more to be rolled back.
+    rollback: bool,
+    /// It has failed but for that.
+    rolled_back: bool,
+    /// It was claimed.
+    started: bool,
     /// It is in the set of its state.
     placed: bool,
 }
 
 impl ModelRun {
-    fn new(rank: (i32, u64)) -> Self {
+    fn new(rank: (i32, u64), rollback: bool) -> Self {
         Self {
             state: State::Waiting,
             rank,
@@ -1193,7 +1249,27 @@ impl ModelRun {
             suspended: false,
             cancelled: false,
             backing_off: false,
+            rollback,
+            rolled_back: false,
+            started: false,
             placed: true,
+        }
+    }
+
+    /// Its worker is to let go of it.
+    fn is_recalled(&self) -> bool {
+        (self.suspended || self.cancelled) && !self.rolled_back
+    }
+
+    fn fail(&mut self) {
+        self.placed = true;
+        if self.rollback && self.started && !self.rolled_back {
+            self.rolled_back = true;
+            self.backing_off = false;
+            self.stalls = 0;
+            self.settle();
+        } else {
+            self.state = State::Failed;
         }
     }
 
@@ -1204,9 +1280,10 @@ impl ModelRun {
     /// Where a run belongs that no worker holds.
     fn settle(&mut self) {
         self.placed = true;
-        self.state = if self.cancelled {
-            State::Failed
-        } else if self.suspended {
+        if self.cancelled && !self.rolled_back {
+            return self.fail();
+        }
+        self.state = if self.suspended && !self.rolled_back {
             State::Parked
         } else if self.backing_off {
             State::Delayed
@@ -1238,11 +1315,12 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
     let text = step.to_string();
     let progress = Progress { checkpoint: &text, history: "[]", attempts: step as u32 };
     match operation {
-        Operation::Enqueue { run, priority } => {
-            assert_eq!(enqueue(queue, UIDS[run], priority).await, model.runs[run].is_none());
+        Operation::Enqueue { run, priority, rollback } => {
+            let new = NewRun { priority, rollback, ..NewRun::new(UIDS[run], "{}") };
+            assert_eq!(queue.enqueue(&new).await.unwrap(), model.runs[run].is_none());
             model.arrivals += 1;
             let rank = (-priority, model.arrivals);
-            model.runs[run].get_or_insert(ModelRun::new(rank));
+            model.runs[run].get_or_insert(ModelRun::new(rank, rollback));
         }
         Operation::Claim { worker } => {
             let claimed = claim_one(queue, WORKERS[worker]).await.unwrap();
@@ -1252,7 +1330,8 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 assert_eq!(claim.entry.worker.as_deref(), Some(WORKERS[worker]));
                 assert_eq!(claim.entry, entry(queue, UIDS[run]).await, "a claim tells what stands in Redis");
                 model.epochs[run].push(claim.entry.epoch);
-                model.runs[run].as_mut().unwrap().state = State::Active;
+                let run = model.runs[run].as_mut().unwrap();
+                (run.state, run.started) = (State::Active, true);
             }
         }
         Operation::Remove { run } => {
@@ -1262,7 +1341,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
         Operation::Renew { run, age } => {
             let (epoch, held) = model.epoch(run, age);
             let renewed = queue.renew(WORKERS[0], &[(UIDS[run].to_owned(), epoch)]).await.unwrap();
-            let recalled = held && model.runs[run].is_some_and(|run| run.suspended || run.cancelled);
+            let recalled = held && model.runs[run].is_some_and(|run| run.is_recalled());
             assert_eq!((renewed.lost.is_empty(), !renewed.recalled.is_empty()), (held, recalled));
             if let Some(run) = model.runs[run].as_mut().filter(|_| held) {
                 run.placed = true;
@@ -1275,7 +1354,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 assert_eq!(answer, Lease::Lost);
                 return;
             };
-            assert_eq!(answer, if run.suspended || run.cancelled { Lease::Recalled } else { Lease::Held });
+            assert_eq!(answer, if run.is_recalled() { Lease::Recalled } else { Lease::Held });
             run.checkpoint = Some(step);
             run.stalls = 0;
         }
@@ -1318,9 +1397,12 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             if let Some(run) = held {
                 run.recoveries += 1;
                 run.stalls += 1;
-                run.settle();
-                if run.stalls > 5 && !run.suspended {
-                    run.state = State::Failed;
+                let is_stalled = run.stalls > 5;
+                run.backing_off = is_stalled && run.rolled_back;
+                if is_stalled && !run.rolled_back && !run.is_recalled() {
+                    run.fail();
+                } else {
+                    run.settle();
                 }
             }
         }
@@ -1353,11 +1435,10 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 let Some(run) = model.runs[run].as_mut().filter(|_| held) else { continue };
                 run.checkpoint = Some(step);
                 run.backing_off = how == How::Retry;
-                run.settle();
                 match how {
-                    How::Completed => run.state = State::Completed,
-                    How::Failed => run.state = State::Failed,
-                    How::Retry | How::Release => {}
+                    How::Completed => (run.state, run.placed) = (State::Completed, true),
+                    How::Failed => run.fail(),
+                    How::Retry | How::Release => run.settle(),
                 }
                 if how != How::Release {
                     run.attempts = step as u32;
@@ -1383,6 +1464,7 @@ async fn assert_same(raw: &mut Raw, model: &Model) {
         let number = |name: &str| text(name).unwrap().parse().unwrap();
         let found = (!hash.is_empty()).then(|| {
             let (suspended, cancelled) = (text("suspended") == Some("1"), text("cancelled").is_some());
+            assert_eq!(text("outcome").is_some(), expected.is_some_and(|run| run.rolled_back || run.has_ended()));
             (
                 text("state"),
                 number("attempts"),

@@ -23,7 +23,7 @@ use crate::{
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
-const ALLOWED: [&str; 2] = ["--source-allowed-cidrs", "127.0.0.0/8"];
+pub const ALLOWED: [&str; 2] = ["--source-allowed-cidrs", "127.0.0.0/8"];
 const LIST: &str = "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id name createdAt } } }";
 const ONE: &str = "query ($id: UserID!) { user(id: $id) { name createdAt } }";
 
@@ -43,7 +43,7 @@ fn spec(upstream: &Upstream) -> Value {
 }
 
 /// The same with changes to the source.
-fn with(upstream: &Upstream, changes: &Value) -> Value {
+pub fn with(upstream: &Upstream, changes: &Value) -> Value {
     let mut spec = spec(upstream);
     spec["source"]["graphQL"].as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
     spec
@@ -54,18 +54,18 @@ async fn run(world: &World, name: &str, spec: Value) -> SyncJobStatus {
     finished(world, name).await.status.unwrap()
 }
 
-fn ended(status: &SyncJobStatus) -> (&str, &str) {
+pub fn ended(status: &SyncJobStatus) -> (&str, &str) {
     let end = status.conditions.iter().find(|condition| matches!(condition.type_.as_str(), "Complete" | "Failed"));
     let end = end.filter(|condition| condition.status == "True").unwrap();
     (&end.reason, &end.message)
 }
 
-fn counts(status: &SyncJobStatus) -> (i64, i64, i64) {
+pub fn counts(status: &SyncJobStatus) -> (i64, i64, i64) {
     let counts = status.counts.unwrap();
     (counts.updated, counts.unchanged, counts.failed)
 }
 
-fn failures(status: &SyncJobStatus) -> Vec<(&str, &str)> {
+pub fn failures(status: &SyncJobStatus) -> Vec<(&str, &str)> {
     status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect()
 }
 
@@ -521,7 +521,7 @@ async fn only_what_is_surely_gone_is_deleted() {
     let told = run(&world, "dry", dry).await;
     assert_eq!((counts(&told), told.changes.clone()), ((3, 0, 1), [1, 3, 4].map(project).to_vec()));
 
-    let status = run(&world, "real", deleting).await;
+    let status = run(&world, "real", deleting.clone()).await;
     assert_eq!(counts(&status), (3, 0, 1), "one is updated, two are deleted, one has failed");
     let mut left = projects.find(doc! {}).sort(doc! {"gitlabId": 1}).await.unwrap();
     let mut ids = Vec::new();
@@ -529,6 +529,16 @@ async fn only_what_is_surely_gone_is_deleted() {
         ids.push(left.current().get_str("gitlabId").unwrap().to_owned());
     }
     assert_eq!(ids, [project(1), project(2)], "9 is new, and new ones are not made");
+
+    upstream.books().projects = (1..=30).collect();
+    upstream.books().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
+    let more = (3..=31).map(|number| doc! {"gitlabId": project(number)});
+    projects.insert_many(more).await.unwrap();
+    let unsure = run(&world, "unsure", deleting).await;
+    assert_eq!(counts(&unsure), (8, 1, 21), "31 is not listed");
+    let told = "More than 20 of the source's results failed, so no document was taken to be missing there";
+    assert!(ended(&unsure).1.ends_with(told), "{:?}", ended(&unsure));
+    assert_eq!(projects.count_documents(doc! {"gitlabId": project(31)}).await.unwrap(), 1);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use sync_operator::{
     sync::{Batch, Databases, Error, Found, Outcome, Target},
 };
 
-use crate::support::{unique, variable};
+use crate::support::{eventually, unique, variable};
 
 struct Sums {
     processed: i64,
@@ -737,8 +737,8 @@ async fn what_is_refused_is_left_out_of_a_transaction() {
     database.drop().await.unwrap();
 }
 
-#[tokio::test]
-async fn of_a_transaction_that_meets_another_one_nothing_is_written() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_waits_for_another_one_that_is_in_its_way() {
     let database = database().await;
     insert(&database, (0..20).map(|id| doc! {"_id": id}).collect()).await;
     let target = target(&database, whole(), 1000).await.unwrap();
@@ -748,11 +748,19 @@ async fn of_a_transaction_that_meets_another_one_nothing_is_written() {
     other.start_transaction().await.unwrap();
     users.update_one(doc! {"_id": 15}, doc! {"$set": {"mine": true}}).session(&mut other).await.unwrap();
     let at = Timestamp::from_millisecond(2000).unwrap();
-    let error = target.apply(batch.clone(), source(&batch, "new"), at).await.unwrap_err();
-    assert_eq!(error.outcome().reason, "WriteConflict");
+    let found = source(&batch, "new");
+    let writing = tokio::spawn(async move { target.apply(batch, found, at).await });
+    // Transactions of the other tests of this server end, sooner or later; of ours there are ever more that were aborted.
+    let aborted = async || {
+        let status = database.client().database("admin").run_command(doc! {"serverStatus": 1}).await.unwrap();
+        status.get_document("transactions").unwrap().get_i64("totalAborted").unwrap()
+    };
+    let before = aborted().await;
+    eventually("it was tried more than once", async || (aborted().await >= before + 3).then_some(())).await;
     assert_eq!(users.count_documents(doc! {"name": "new"}).await.unwrap(), 0);
+    assert!(!writing.is_finished());
     other.commit_transaction().await.unwrap();
-    let outcome = target.apply(batch.clone(), source(&batch, "new"), at).await.unwrap();
+    let outcome = writing.await.unwrap().unwrap();
     assert_eq!((outcome.updated, outcome.failures.len()), (20, 0));
     database.drop().await.unwrap();
 }

@@ -85,8 +85,13 @@ pub const PRIVATE: &str = "row 7 of table payroll";
 
 impl Upstream {
     pub async fn start() -> Self {
+        Self::start_on(0).await
+    }
+
+    /// The same on a port. 0: any that is free.
+    pub async fn start_on(port: u16) -> Self {
         let (books, router) = routes();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let url = format!("http://{}/api/graphql", listener.local_addr().unwrap());
         let server = tokio::spawn(async { axum::serve(listener, router).await.unwrap() });
         Self { url, books, server }

@@ -1,6 +1,6 @@
 -- ARGV keep (uid epoch ending detail checkpoint attempts history)...
 -- Takes runs from a worker that lets go of them: each is completed, failed (detail: why), delayed (detail: for how long)
--- or released. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0 when its lease is lost.
+-- or released. One that failed and was to be rolled back ends when its worker says so for the second time. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0 when its lease is lost.
 local keep, now, answers = ARGV[1], clock(), {}
 for _, state in ipairs({ 'completed', 'failed' }) do
   redis.call('ZREMRANGEBYSCORE', SETS[state], '-inf', now - keep)
@@ -11,8 +11,10 @@ for i = 2, #ARGV, 7 do
   if held then
     local fields = { 'checkpoint', ARGV[i + 4] }
     if ARGV[i + 5] ~= '' then fields = { 'checkpoint', ARGV[i + 4], 'attempts', ARGV[i + 5], 'history', ARGV[i + 6] } end
-    if ending == 'completed' or ending == 'failed' then
+    if ending == 'completed' then
       finish(uid, run, 'active', ending, detail, keep, now, unpack(fields))
+    elseif ending == 'failed' then
+      fail(uid, run, 'active', detail, keep, now, unpack(fields))
     else
       redis.call('HSET', run, unpack(fields))
       if ending == 'delayed' then

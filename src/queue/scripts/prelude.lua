@@ -23,10 +23,13 @@ local function is_held(run, epoch)
   return fields[1] == 'active' and fields[2] == epoch
 end
 
+-- True when the run has failed but for its rollback, which nothing puts aside or ends.
+local function is_rolled_back(run) return redis.call('HEXISTS', run, 'outcome') == 1 end
+
 -- True when the worker that holds the run is to let go of it.
 local function is_recalled(run)
   local fields = redis.call('HMGET', run, 'suspended', 'cancelled')
-  return fields[1] == '1' or (fields[2] or '') ~= ''
+  return (fields[1] == '1' or (fields[2] or '') ~= '') and not is_rolled_back(run)
 end
 
 local function forget(uid)
@@ -66,17 +69,33 @@ local function finish(uid, run, from, state, outcome, keep, now, ...)
   redis.call('PEXPIRE', run, keep)
 end
 
+local settle
+
+-- Ends a run as failed. One that is to be rolled back, and was ever claimed, is claimed once more before that: its
+-- outcome says so.
+local function fail(uid, run, from, outcome, keep, now, ...)
+  local fields = redis.call('HMGET', run, 'rollback', 'started')
+  if fields[1] == '1' and fields[2] and not is_rolled_back(run) then
+    redis.call('HSET', run, 'outcome', outcome, 'stalls', 0, ...)
+    redis.call('HDEL', run, 'retry_at')
+    settle(uid, run, keep, now)
+  else
+    finish(uid, run, from, 'failed', outcome, keep, now, ...)
+  end
+end
+
 -- Puts a run that no worker holds where it belongs: to the failed ones when it is cancelled, else aside while it
 -- is suspended or its backoff has not passed, else among those that wait.
-local function settle(uid, run, keep, now)
+settle = function(uid, run, keep, now)
   local fields = redis.call('HMGET', run, 'cancelled', 'suspended', 'parked_at', 'retry_at', 'rank', 'state')
   local cancelled, suspended, parked_at, retry_at, from = fields[1] or '', fields[2], fields[3], fields[4], fields[6]
+  if is_rolled_back(run) then cancelled, suspended = '', '0' end
   if parked_at and (suspended ~= '1' or cancelled ~= '') then
     redis.call('HINCRBY', run, 'parked_for', whole(math.max(0, now - parked_at)))
     redis.call('HDEL', run, 'parked_at')
   end
   if cancelled ~= '' then
-    finish(uid, run, from, 'failed', cancelled, keep, now)
+    fail(uid, run, from, cancelled, keep, now)
   elseif suspended == '1' then
     redis.call('HSETNX', run, 'parked_at', now)
     move(uid, run, from, 'parked', now)

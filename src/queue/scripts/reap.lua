@@ -1,6 +1,7 @@
 -- ARGV format keep max_stalls outcome uid...
 -- Takes back runs whose lease has ended. Those that lose one worker after the other without getting any further
--- end as failed. Returns how many were reaped.
+-- end as failed, or wait a while when it is their rollback. Returns how many were reaped.
+local REST = 60000
 local now, reaped = clock(), 0
 for i = 5, #ARGV do
   local uid, run = ARGV[i], run_key(i - 4)
@@ -12,8 +13,10 @@ for i = 5, #ARGV do
       forget(uid)
     else
       redis.call('HINCRBY', run, 'recoveries', 1)
-      if redis.call('HINCRBY', run, 'stalls', 1) > tonumber(ARGV[3]) and not is_recalled(run) then
-        finish(uid, run, 'active', 'failed', ARGV[4], ARGV[2], now)
+      local is_stalled = redis.call('HINCRBY', run, 'stalls', 1) > tonumber(ARGV[3])
+      if is_stalled and is_rolled_back(run) then redis.call('HSET', run, 'retry_at', now + REST) end
+      if is_stalled and not is_rolled_back(run) and not is_recalled(run) then
+        fail(uid, run, 'active', ARGV[4], ARGV[2], now)
       else
         settle(uid, run, ARGV[2], now)
       end

@@ -1,30 +1,24 @@
 //! Writes what a source has into the documents.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
 use bson::{Bson, DateTime, Document, doc};
 use jiff::Timestamp;
-use mongodb::{ClientSession, IndexModel, options::WriteConcern};
+use mongodb::{ClientSession, IndexModel};
 use serde_json::Value;
-use tokio::time::sleep;
 
-use super::{Batch, Outcome, PageEnd, Read, Stamped, Target, both, chunks, integer, size, within};
+use super::{
+    Batch, Outcome, PageEnd, Read, Stamped, Target, both, chunks, done, integer, size, transaction::Transaction, within,
+};
 use crate::{
     domain::source::Missing,
     sync::{
         Error, Found, Page,
-        error::{WRITE_CONFLICT, refusal},
+        error::refusal,
         keys,
         mapping::{self, Changes},
     },
 };
-
-/// How often a transaction that met another one is tried again, and after which time, more each time.
-const MAX_CONFLICTS: u32 = 5;
-const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
 /// A write that MongoDB refuses.
 struct Refused<'a> {
@@ -173,31 +167,49 @@ impl Target {
         deletes: &[&Bson],
         stamp: DateTime,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
-        let mut session = within(async { Ok(self.database.client().start_session().await?) }).await?;
-        let (mut left_out, mut conflicts) = (Vec::new(), 0);
+        let mut left_out = Vec::new();
+        let mut transaction = Transaction::new(self).await?;
         loop {
-            let begun = session.start_transaction().write_concern(WriteConcern::majority());
-            within(async { Ok(begun.await?) }).await?;
-            match self.write_all(&writes, deletes, stamp, Some(&mut session)).await {
-                Ok((updated, refused)) => match refused.into_iter().next() {
-                    None => {
-                        within(async { Ok(session.commit_transaction().await?) }).await?;
-                        return Ok((updated, left_out));
-                    }
-                    Some(refused) => {
-                        writes.remove(refused.at);
-                        left_out.push(refused);
-                    }
-                },
-                Err(Error::Attempt { reason: WRITE_CONFLICT, .. }) if conflicts < MAX_CONFLICTS => {
-                    conflicts += 1;
-                    sleep(CONFLICT_PAUSE * conflicts).await;
+            let written = self.write_and_note(&writes, deletes, stamp, transaction.begin().await?).await;
+            let written = written.map(|(updated, refused)| match refused.into_iter().next() {
+                None => Some(updated),
+                Some(refused) => {
+                    writes.remove(refused.at);
+                    left_out.push(refused);
+                    None
                 }
-                Err(error) => return Err(error),
+            });
+            if let Some(updated) = transaction.end(written).await? {
+                return Ok((updated, left_out));
             }
-            // The server may have ended it already.
-            within(async { Ok(session.abort_transaction().await?) }).await.ok();
         }
+    }
+
+    /// Writes in a transaction, and notes what that did, where there is a journal.
+    async fn write_and_note<'a>(
+        &self,
+        writes: &[Write<'a>],
+        deletes: &[&Bson],
+        stamp: DateTime,
+        session: &mut ClientSession,
+    ) -> Result<(i64, Vec<Refused<'a>>), Error> {
+        let Some(journal) = &self.journal else { return self.write_all(writes, deletes, stamp, Some(session)).await };
+        journal.check(session).await?;
+        let keys: Vec<Bson> = writes.iter().map(|write| write.key).chain(deletes.iter().copied()).cloned().collect();
+        let these = doc! {&self.key: {"$in": keys}};
+        let before = self.whole(these.clone(), session).await?;
+        let (updated, mut refused) = self.write_all(writes, deletes, stamp, Some(&mut *session)).await?;
+        if refused.is_empty() {
+            let after = self.whole(these, session).await?;
+            if let Some(key) = self.note(journal, before, after, session).await? {
+                let why = ("DocumentTooLarge", "the document is too large for the journal".to_owned());
+                let Some(at) = writes.iter().position(|write| *write.key == key) else {
+                    return Err(Error::Attempt { reason: why.0, message: why.1 });
+                };
+                refused.push(Refused { at, key: writes[at].key, why: Some(why) });
+            }
+        }
+        Ok((updated, refused))
     }
 
     /// Returns how many documents were changed, and those that MongoDB refuses. In a transaction the first of these ends it.
@@ -265,7 +277,9 @@ impl Target {
             .map(|key| doc! {"q": self.guarded(doc! {&self.key: (*key).clone()}, stamp), "limit": 0})
             .collect();
         let command = doc! {"delete": self.collection.name(), "deletes": deletes, "ordered": false};
-        Ok(integer(&self.command(command, session).await?, "n"))
+        let reply = self.command(command, session).await?;
+        done(&reply)?;
+        Ok(integer(&reply, "n"))
     }
 
     /// A statement that makes one document what it should be, and stamps it.

@@ -1,6 +1,8 @@
 //! The MongoDB collection a run works on: counting, walking and stamping it.
 
 mod apply;
+mod journal;
+mod transaction;
 
 use std::{collections::HashSet, future::Future, path::Path, time::Duration};
 
@@ -15,6 +17,7 @@ use mongodb::{
 use serde_json::Value;
 use tokio::time::timeout;
 
+use self::journal::Journal;
 use super::{Error, Unavailable, error::refusal, keys};
 use crate::{
     api::{source::MappedField, syncjob::DocumentFailure, truncate},
@@ -28,6 +31,8 @@ const COUNT_LIMIT: Duration = Duration::from_secs(5);
 const SERVER_SELECTION: Duration = Duration::from_secs(5);
 /// Keys fetched in one answer, at least. Small batches share an answer.
 const FETCH: usize = 1000;
+
+pub use journal::{FoundJournal, PutBack};
 
 /// Largest update command, below the 16 MiB of a BSON document.
 const MAX_COMMAND: usize = 8 << 20;
@@ -62,6 +67,8 @@ pub struct Target {
     upsert: bool,
     /// A batch is written as a whole.
     transaction: bool,
+    /// What may have to be put back.
+    journal: Option<Journal>,
     dry_run: bool,
 }
 
@@ -201,6 +208,7 @@ impl Databases {
             missing: spec.source.as_ref().map_or(Missing::Fail, |source| source.missing.clone()),
             upsert: spec.source.as_ref().is_some_and(|source| source.upsert),
             transaction: spec.transaction,
+            journal: None,
             dry_run: spec.dry_run,
         })
     }
@@ -523,6 +531,15 @@ impl Batch {
     fn cursor(&self) -> Option<Value> {
         self.documents.last().map(|read| read.key.clone().into_canonical_extjson())
     }
+}
+
+fn first_error(reply: &Document) -> Option<&Document> {
+    reply.get_array("writeErrors").ok()?.first()?.as_document()
+}
+
+/// For what is no document's own mistake.
+fn done(reply: &Document) -> Result<(), Error> {
+    first_error(reply).map_or(Ok(()), |error| Err(Error::server(integer(error, "code") as i32, "", "")))
 }
 
 fn integer(document: &Document, field: &str) -> i64 {

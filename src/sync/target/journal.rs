@@ -1,0 +1,364 @@
+//! What a run may have to put back: each document it writes, as it was before and as the run left it. An entry is written
+//! in the transaction that writes the document, so there is one for every change and none without.
+//!
+//! A worker that lost its run may still have a transaction open. The journal's fence, its first entry, holds the epoch of
+//! the claim that may write, and each transaction reads it first. A rollback raises it, and then drops an index of the
+//! journal: MongoDB does that only when no transaction that has read the journal is open any more.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bson::{Binary, Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc, spec::BinarySubtype};
+use futures::TryStreamExt;
+use mongodb::{ClientSession, Collection, IndexModel, error::ErrorKind, options::IndexOptions};
+
+use super::{
+    Databases, MAX_COMMAND, NO_COLLECTION, Target, chunks, done, first_error, integer, size, transaction::Transaction,
+    within,
+};
+use crate::{
+    api::syncjob::DocumentFailure,
+    domain::run::JOURNALS,
+    sync::{
+        Error,
+        error::refusal,
+        keys,
+        restore::{Restored, restored},
+    },
+};
+
+/// How long an entry is kept at most: nobody may come back for it, when its SyncJob was deleted.
+const KEEP: Duration = Duration::from_hours(30 * 24);
+/// The index by which MongoDB forgets entries.
+const EXPIRY: &str = "expiry";
+/// Code of an answer about an index that does not exist.
+const NO_INDEX: i32 = 27;
+/// Largest entry, below the 16 MiB of a BSON document.
+const MAX_ENTRY: usize = 15 << 20;
+/// Documents put back together.
+const TOGETHER: i64 = 100;
+
+/// A run's journal.
+#[derive(Clone, Debug)]
+pub(super) struct Journal {
+    entries: Collection<RawDocumentBuf>,
+    /// Of the claim.
+    epoch: i64,
+}
+
+/// A document before a batch was written, and after.
+#[derive(Default)]
+struct Change {
+    before: Option<RawDocumentBuf>,
+    after: Option<RawDocumentBuf>,
+}
+
+/// Documents that were put back together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PutBack {
+    /// How many are as before the run again.
+    pub documents: i64,
+    /// Those that MongoDB does not take back.
+    pub failures: Vec<DocumentFailure>,
+    /// The last of their entries.
+    pub last: Bson,
+}
+
+/// A journal that stands in the database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundJournal {
+    /// Of the run.
+    pub uid: String,
+    /// It holds what could not be put back.
+    pub is_kept: bool,
+    /// Nobody has opened it for as long as its entries are kept.
+    pub is_old: bool,
+}
+
+impl Journal {
+    fn refuse_fenced(&self, fence: Option<&RawDocument>) -> Result<(), Error> {
+        let epoch = fence.and_then(|fence| fence.get_i64("epoch").ok());
+        if epoch == Some(self.epoch) { Ok(()) } else { Err(fenced()) }
+    }
+
+    /// Refuses to go on when another claim has the run, or the run has ended.
+    pub async fn check(&self, session: &mut ClientSession) -> Result<(), Error> {
+        let fence = within(async { Ok(self.entries.find_one(doc! {"_id": Bson::MinKey}).session(session).await?) });
+        self.refuse_fenced(fence.await?.as_deref())
+    }
+}
+
+fn fenced() -> Error {
+    Error::Attempt { reason: "Fenced", message: "another worker has taken over the run".to_owned() }
+}
+
+fn binary(document: &RawDocument) -> Bson {
+    Binary { subtype: BinarySubtype::Generic, bytes: document.as_bytes().to_vec() }.into()
+}
+
+fn document(entry: &RawDocument, field: &str) -> Option<Document> {
+    let bytes = entry.get_binary(field).ok()?.bytes;
+    bson::deserialize_from_slice(bytes).ok()
+}
+
+fn id(document: &RawDocument) -> Option<Bson> {
+    keys::at_path(document, "_id")
+}
+
+impl Databases {
+    /// Journals in a database, whatever has become of their runs.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer.
+    pub async fn journals(&self, target: &Target) -> Result<Vec<FoundJournal>, Error> {
+        let ours = doc! {"name": {"$regex": format!("^{}", JOURNALS.replace('.', "\\."))}};
+        let names = async { Ok(target.database.list_collection_names().filter(ours).await?) };
+        let mut found = Vec::new();
+        for name in within(names).await? {
+            let entries: Collection<RawDocumentBuf> = target.database.collection(&name);
+            let fence = within(async { Ok(entries.find_one(doc! {"_id": Bson::MinKey}).await?) }).await?;
+            let opened = fence.as_ref().and_then(|fence| fence.get_datetime("opened").ok());
+            let age = DateTime::now().timestamp_millis() - opened.map_or(0, DateTime::timestamp_millis);
+            found.push(FoundJournal {
+                uid: name[JOURNALS.len()..].to_owned(),
+                is_kept: fence.is_some_and(|fence| fence.get_bool("kept").unwrap_or(false)),
+                is_old: age > KEEP.as_millis() as i64,
+            });
+        }
+        Ok(found)
+    }
+}
+
+impl Target {
+    /// The same documents, with a journal of what becomes of them in a claim of a run.
+    #[must_use]
+    pub fn journalled(self, uid: &str, epoch: u64) -> Self {
+        let entries = self.database.collection(&format!("{JOURNALS}{uid}"));
+        Self { journal: Some(Journal { entries, epoch: epoch as i64 }), ..self }
+    }
+
+    /// Opens the journal, and keeps earlier claims of the run from writing. Nothing to do without a journal.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer, or a later claim has the run.
+    pub async fn open_journal(&self) -> Result<(), Error> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        self.expire(journal).await?;
+        self.raise_fence(journal, doc! {}).await
+    }
+
+    async fn expire(&self, journal: &Journal) -> Result<(), Error> {
+        let options = IndexOptions::builder().name(EXPIRY.to_owned()).expire_after(KEEP).build();
+        let index = IndexModel::builder().keys(doc! {"at": 1}).options(options).build();
+        within(async { Ok(journal.entries.create_index(index).await?) }).await.map(drop)
+    }
+
+    async fn raise_fence(&self, journal: &Journal, more: Document) -> Result<(), Error> {
+        let mut set = doc! {"epoch": journal.epoch, "opened": DateTime::now()};
+        set.extend(more);
+        let earlier = doc! {"_id": Bson::MinKey, "epoch": {"$not": {"$gt": journal.epoch}}};
+        let update = doc! {"q": earlier, "u": {"$set": set}, "upsert": true};
+        let reply = self.command(doc! {"update": journal.entries.name(), "updates": [update]}, None).await?;
+        // A fence with a later epoch is in the way of a new one.
+        if reply.get_array("writeErrors").is_ok() { Err(fenced()) } else { Ok(()) }
+    }
+
+    /// Keeps earlier claims of the run from writing, waits until none of them has a transaction open, and keeps the entries
+    /// from expiring. Goes before [`Target::put_back`].
+    ///
+    /// # Errors
+    /// When MongoDB does not answer, such a transaction is open for too long, or a later claim has the run.
+    pub async fn open_rollback(&self) -> Result<(), Error> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        self.raise_fence(journal, doc! {}).await?;
+        let dropped = async {
+            match journal.entries.drop_index(EXPIRY).await {
+                Err(error) if is_command(&error, &[NO_INDEX, NO_COLLECTION]) => Ok(()),
+                dropped => Ok(dropped?),
+            }
+        };
+        within(dropped).await
+    }
+
+    /// Forgets what was before the run.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer.
+    pub async fn drop_journal(&self) -> Result<(), Error> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        within(async { Ok(journal.entries.drop().await?) }).await
+    }
+
+    /// Keeps the entries of documents that could not be put back for 30 days, and returns where they are.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer, or a later claim has the run.
+    pub async fn keep_journal(&self) -> Result<&str, Error> {
+        let Some(journal) = &self.journal else { return Ok("") };
+        self.raise_fence(journal, doc! {"kept": true}).await?;
+        self.expire(journal).await?;
+        Ok(journal.entries.name())
+    }
+
+    /// Whole documents, by their ids, as a transaction sees them.
+    pub(super) async fn whole(&self, query: Document, session: &mut ClientSession) -> Result<Whole, Error> {
+        let mut cursor = within(async { Ok(self.collection.find(query).session(&mut *session).await?) }).await?;
+        let mut whole = BTreeMap::new();
+        while within(async { Ok(cursor.advance(session).await?) }).await? {
+            let found = cursor.current();
+            let Some(id) = id(found) else { continue };
+            whole.insert(identity(&id), (id, found.to_owned()));
+        }
+        Ok(Whole(whole))
+    }
+
+    /// Notes what a transaction has done to documents. Returns the key of one whose entry would be too large.
+    pub(super) async fn note(
+        &self,
+        journal: &Journal,
+        before: Whole,
+        after: Whole,
+        session: &mut ClientSession,
+    ) -> Result<Option<Bson>, Error> {
+        let now = DateTime::now();
+        let mut statements = Vec::new();
+        for (id, Change { before, after }) in before.changes(after) {
+            let length =
+                |document: &Option<RawDocumentBuf>| document.as_ref().map_or(0, |whole| whole.as_bytes().len());
+            if length(&before) + length(&after) > MAX_ENTRY {
+                return Ok(before.or(after).map(|whole| keys::at_path(&whole, &self.key).unwrap_or(Bson::Null)));
+            }
+            let mut update = doc! {"$set": {"at": now}};
+            if let Some(before) = &before {
+                // The run may have written it before, when others took its stamp away.
+                update.insert("$setOnInsert", doc! {"before": binary(before)});
+            }
+            match &after {
+                Some(after) => update.insert("$set", doc! {"at": now, "after": binary(after)}),
+                None => update.insert("$unset", doc! {"after": ""}),
+            };
+            statements.push(doc! {"q": {"_id": id}, "u": update, "upsert": true});
+        }
+        for chunk in chunks(&statements, size) {
+            let command = doc! {"update": journal.entries.name(), "updates": chunk.to_vec()};
+            done(&self.command(command, Some(&mut *session)).await?)?;
+        }
+        Ok(None)
+    }
+
+    /// Puts back documents whose entries come after `last`, all of them or none: at most 100. `None`: there are no more.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer, or another claim has the run. Documents that it does not take back are no error.
+    pub async fn put_back(&self, last: Option<&Bson>) -> Result<Option<PutBack>, Error> {
+        let Some(journal) = &self.journal else { return Ok(None) };
+        let mut entries = self.entries(journal, last.unwrap_or(&Bson::MinKey)).await?;
+        let Some(last) = entries.last().and_then(|entry| id(entry)) else { return Ok(None) };
+        let mut failures = Vec::new();
+        let mut transaction = Transaction::new(self).await?;
+        loop {
+            let done = self.put_all_back(journal, &entries, transaction.begin().await?).await;
+            let done = done.map(|done| match done {
+                Ok(documents) => Some(documents),
+                Err((at, failure)) => {
+                    entries.remove(at);
+                    failures.push(failure);
+                    None
+                }
+            });
+            if let Some(documents) = transaction.end(done).await? {
+                return Ok(Some(PutBack { documents, failures, last }));
+            }
+        }
+    }
+
+    async fn entries(&self, journal: &Journal, last: &Bson) -> Result<Vec<RawDocumentBuf>, Error> {
+        let find = journal.entries.find(keys::after("_id", last)).sort(doc! {"_id": 1}).limit(TOGETHER);
+        let mut cursor = within(async { Ok(find.await?) }).await?;
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        while bytes < MAX_COMMAND
+            && let Some(entry) = within(async { Ok(cursor.try_next().await?) }).await?
+        {
+            bytes += entry.as_bytes().len();
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    /// Returns how many are as before, or the first entry whose document MongoDB does not take back.
+    async fn put_all_back(
+        &self,
+        journal: &Journal,
+        entries: &[RawDocumentBuf],
+        session: &mut ClientSession,
+    ) -> Result<Result<i64, (usize, DocumentFailure)>, Error> {
+        journal.check(session).await?;
+        let ids: Vec<Bson> = entries.iter().filter_map(|entry| id(entry)).collect();
+        let now = self.whole(doc! {"_id": {"$in": ids.clone()}}, session).await?;
+        let (mut places, mut updates, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        for (at, (entry, id)) in entries.iter().zip(&ids).enumerate() {
+            let (before, after) = (document(entry, "before"), document(entry, "after"));
+            match restored(before.as_ref(), after.as_ref(), now.document(id).as_ref()) {
+                Restored::AsIs => {}
+                Restored::Is(document) => {
+                    places.push(at);
+                    updates.push(doc! {"q": {"_id": id}, "u": document, "upsert": true});
+                }
+                Restored::Gone => gone.push(id.clone()),
+            }
+        }
+        let name = self.collection.name();
+        let mut sent = 0;
+        for chunk in chunks(&updates, size) {
+            let reply = self.command(doc! {"update": name, "updates": chunk.to_vec()}, Some(&mut *session)).await?;
+            if let Some(error) = first_error(&reply) {
+                let at = places.get(sent + integer(error, "index") as usize).copied().unwrap_or_default();
+                return Ok(Err((at, self.not_put_back(&entries[at], error))));
+            }
+            sent += chunk.len();
+        }
+        done(&self.command(removal(name, &gone), Some(&mut *session)).await?)?;
+        done(&self.command(removal(journal.entries.name(), &ids), Some(session)).await?)?;
+        Ok(Ok((updates.len() + gone.len()) as i64))
+    }
+
+    fn not_put_back(&self, entry: &RawDocument, error: &Document) -> DocumentFailure {
+        let (reason, message) = refusal(error);
+        let whole = document(entry, "before").unwrap_or_default();
+        let key = whole.get(&self.key).map(keys::show).unwrap_or_default();
+        DocumentFailure { key, reason: reason.to_owned(), message: format!("could not be put back: {message}") }
+    }
+}
+
+/// Documents by their ids.
+pub(super) struct Whole(BTreeMap<Vec<u8>, (Bson, RawDocumentBuf)>);
+
+impl Whole {
+    fn changes(self, after: Self) -> impl Iterator<Item = (Bson, Change)> {
+        let mut changes: BTreeMap<Vec<u8>, (Bson, Change)> = BTreeMap::new();
+        for (identity, (id, whole)) in self.0 {
+            changes.insert(identity, (id, Change { before: Some(whole), after: None }));
+        }
+        for (identity, (id, whole)) in after.0 {
+            changes.entry(identity).or_insert_with(|| (id, Change::default())).1.after = Some(whole);
+        }
+        changes.into_values().filter(|(_, change)| change.before != change.after)
+    }
+
+    fn document(&self, id: &Bson) -> Option<Document> {
+        let (_, whole) = self.0.get(&identity(id))?;
+        Document::try_from(&**whole).ok()
+    }
+}
+
+/// Unlike a key's text, this tells 1 from "1".
+fn identity(id: &Bson) -> Vec<u8> {
+    bson::serialize_to_vec(&doc! {"": id.clone()}).unwrap_or_default()
+}
+
+fn is_command(error: &mongodb::error::Error, codes: &[i32]) -> bool {
+    matches!(&*error.kind, ErrorKind::Command(command) if codes.contains(&command.code))
+}
+
+fn removal(collection: &str, ids: &[Bson]) -> Document {
+    doc! {"delete": collection, "deletes": [{"q": {"_id": {"$in": ids}}, "limit": 0}]}
+}

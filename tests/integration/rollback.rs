@@ -1,0 +1,315 @@
+//! Runs that put back what they have written when they fail.
+
+use std::time::Duration;
+
+use bson::{DateTime, Document, RawDocumentBuf, doc};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+use sync_operator::{
+    api::syncjob::{Phase, SyncJobStatus},
+    domain::run::RunSpec,
+    sync::{Databases, Found, Target},
+};
+use tokio::select;
+
+use crate::{
+    control::phase,
+    crashes::Wire,
+    operator::{apply_job, event_reasons, finished, get},
+    sources::{ALLOWED, counts, ended, failures, with},
+    support::{Servers, World, eventually, free_port},
+    upstream::{Instead, Peculiar, Upstream},
+};
+
+/// A run that fails when the first document does, and that also takes fields away.
+fn failing(upstream: &Upstream, source: &Value) -> Value {
+    let mut spec = with(upstream, source);
+    spec["batchSize"] = json!(5);
+    spec["parallelism"] = json!(2);
+    spec["transaction"] = json!("Batch");
+    spec["onFailure"] = json!("Rollback");
+    spec["failurePolicy"] = json!({"maxFailedPercent": 1});
+    let mapping = spec["mapping"].as_array_mut().unwrap();
+    mapping.push(json!({"from": "/nothing", "to": "padding", "onNull": "Unset"}));
+    spec
+}
+
+/// What the pages of a source have: with documents that are made, and some that are removed.
+fn paged() -> Value {
+    json!({
+        "query": "query ($first: Int!, $after: String) { people(first: $first, after: $after) { nodes { id name createdAt } pageInfo { hasNextPage endCursor } } }",
+        "batching": "Pages",
+        "resultPath": "/data/people/nodes",
+        "pagination": {"by": "Cursor", "nextPath": "/data/people/pageInfo/endCursor", "morePath": "/data/people/pageInfo/hasNextPage"},
+        "upsert": true,
+        "onMissing": "Delete",
+        "keyType": "Int",
+    })
+}
+
+/// Users as no schema would have them.
+async fn seed(world: &World, count: i32) -> Vec<RawDocumentBuf> {
+    let users = world.database.collection::<Document>("users");
+    let odd = |id: i32| match id % 4 {
+        0 => doc! {"_id": id, "padding": "x", "profile": {"name": "old", "age": id}, "z": f64::NAN},
+        1 => doc! {"profile": {}, "_id": id, "padding": [1, {"a": null}], "lastSynced": null},
+        2 => doc! {"_id": id, "origin": 7_i64, "lastSynced": DateTime::from_millis(5), "joined": "1999"},
+        _ => doc! {"_id": id, "lastSynced": "never", "": {"$set": 1}},
+    };
+    users.insert_many((0..count).map(odd)).await.unwrap();
+    all(world).await
+}
+
+async fn all(world: &World) -> Vec<RawDocumentBuf> {
+    let users = world.database.collection::<RawDocumentBuf>("users");
+    users.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap()
+}
+
+/// Answers only so many requests within a minute.
+fn stall_after(upstream: &Upstream, requests: usize) {
+    let mut asked = 0;
+    upstream.books().mood = Some(Box::new(move || {
+        asked += 1;
+        (asked > requests).then_some(Instead::Silence(Duration::from_secs(60)))
+    }));
+}
+
+async fn journals(world: &World) -> Vec<String> {
+    let names = world.database.list_collection_names().await.unwrap();
+    names.into_iter().filter(|name| name.starts_with("sync_journal.")).collect()
+}
+
+async fn patch(world: &World, name: &str, spec: Value) {
+    let patch = Patch::Merge(json!({"spec": spec}));
+    world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+fn put_back(status: &SyncJobStatus) -> Option<i64> {
+    status.counts.unwrap().rolled_back
+}
+
+#[tokio::test]
+async fn a_failed_run_leaves_every_document_as_it_was() {
+    let (world, upstream) = (World::new().await, Upstream::with_people(30).await);
+    let before = seed(&world, 40).await;
+    upstream.books().users.insert("17".to_owned(), Peculiar::Broken);
+    let (_operator, _) = world.all(&ALLOWED);
+    for (name, source, written) in [("batches", json!({}), 39), ("pages", paged(), 39)] {
+        apply_job(&world, name, failing(&upstream, &source)).await;
+        let status = finished(&world, name).await.status.unwrap();
+        let (reason, message) = ended(&status);
+        assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(written)), "{name}: {message}");
+        assert!(message.ends_with(&format!("; {written} documents were put back")), "{message}");
+        assert_eq!(failures(&status), [("17", "SourceError")]);
+        assert_eq!((status.attempts, status.attempt_history.len()), (Some(1), 1), "a rollback is no attempt");
+        assert!(all(&world).await == before, "{name}");
+        assert_eq!(journals(&world).await, [""; 0]);
+        assert!(event_reasons(&world, name).await.contains("RunFailed"));
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_completes_keeps_what_it_wrote_and_no_journal() {
+    let (world, upstream) = (World::new().await, Upstream::with_people(50).await);
+    seed(&world, 40).await;
+    // Left behind: of a run that nobody knows, once for a moment and once for long.
+    for (uid, opened) in [("recent", DateTime::now()), ("old", DateTime::from_millis(0))] {
+        let journal = world.database.collection::<Document>(&format!("sync_journal.{uid}"));
+        journal.insert_one(doc! {"_id": bson::Bson::MinKey, "opened": opened}).await.unwrap();
+    }
+    let (_operator, _) = world.all(&ALLOWED);
+    apply_job(&world, "all", failing(&upstream, &paged())).await;
+    let status = finished(&world, "all").await.status.unwrap();
+    assert_eq!((counts(&status), put_back(&status)), ((50, 0, 0), None), "{status:?}");
+    assert_eq!(world.count(doc! {"origin": "gitlab", "padding": {"$exists": false}}).await, 50);
+    eventually("the journal is dropped", async || (journals(&world).await == ["sync_journal.recent"]).then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn a_cancelled_run_is_put_back_but_for_what_others_changed_meanwhile() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let before = seed(&world, 40).await;
+    stall_after(&upstream, 4);
+    let (_operator, _) = world.all(&ALLOWED);
+    apply_job(&world, "users", failing(&upstream, &json!({}))).await;
+    eventually("20 are written", async || (world.count(doc! {"origin": "gitlab"}).await == 20).then_some(())).await;
+    patch(&world, "users", json!({"suspended": true})).await;
+    phase(&world, "users", Phase::Suspended).await;
+    let users = world.database.collection::<Document>("users");
+    users.update_one(doc! {"_id": 0}, doc! {"$set": {"profile.age": 99, "mine": 1}}).await.unwrap();
+    users.update_one(doc! {"_id": 1}, doc! {"$set": {"origin": "mine"}}).await.unwrap();
+    users.delete_one(doc! {"_id": 2}).await.unwrap();
+
+    patch(&world, "users", json!({"cancelled": true})).await;
+    let status = finished(&world, "users").await.status.unwrap();
+    assert_eq!((ended(&status).0, put_back(&status)), ("Cancelled", Some(19)));
+    let after = all(&world).await;
+    assert!(after[2..] == before[3..], "nobody has touched these");
+    let mut first: Document = (&*before[0]).try_into().unwrap();
+    first.insert("mine", 1);
+    first.get_document_mut("profile").unwrap().insert("age", 99);
+    let mut second: Document = (&*before[1]).try_into().unwrap();
+    second.insert("origin", "mine");
+    let found: Vec<Document> = after[..2].iter().map(|found| (&**found).try_into().unwrap()).collect();
+    assert_eq!(format!("{found:?}"), format!("{:?}", [first, second]));
+}
+
+#[tokio::test]
+async fn what_mongodb_does_not_take_back_is_told_and_kept() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    seed(&world, 40).await;
+    upstream.books().users.insert("17".to_owned(), Peculiar::Gone);
+    // One that could not be made any more as it is.
+    let rule = doc! {"$or": [{"_id": {"$ne": 8}}, {"origin": "gitlab"}]};
+    world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
+    let (_operator, _) = world.all(&ALLOWED);
+    let job = apply_job(&world, "users", failing(&upstream, &json!({}))).await;
+    let status = finished(&world, "users").await.status.unwrap();
+    let journal = format!("sync_journal.{}", job.metadata.uid.unwrap());
+    let (reason, message) = ended(&status);
+    assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(38)), "{message}");
+    let told = format!(
+        "; 38 documents were put back, 1 could not be: what they were stays in the collection {journal} for 30 days"
+    );
+    assert!(message.ends_with(&told), "{message}");
+    assert_eq!(failures(&status), [("17", "NotReturned"), ("8", "ValidationFailed")]);
+    assert_eq!(world.count(doc! {"origin": "gitlab"}).await, 1);
+    let entries = world.database.collection::<Document>(&journal);
+    assert_eq!(entries.count_documents(doc! {"_id": 8, "before": {"$exists": true}}).await.unwrap(), 1);
+    assert!(entries.list_index_names().await.unwrap().contains(&"expiry".to_owned()));
+}
+
+#[tokio::test]
+async fn a_rollback_goes_on_after_redis_lost_the_run() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let before = seed(&world, 40).await;
+    stall_after(&upstream, 4);
+    let (mut operator, _) = world.all(&ALLOWED);
+    let job = apply_job(&world, "users", failing(&upstream, &json!({}))).await;
+    eventually("some are written", async || (world.count(doc! {"origin": "gitlab"}).await >= 10).then_some(())).await;
+    phase(&world, "users", Phase::Running).await;
+    operator.kill();
+    assert!(all(&world).await != before);
+    patch(&world, "users", json!({"cancelled": true})).await;
+    world.queue().remove(&job.metadata.uid.unwrap()).await.unwrap();
+    let (_second, _) = world.all(&ALLOWED);
+    let status = finished(&world, "users").await.status.unwrap();
+    assert_eq!(ended(&status).0, "Cancelled");
+    assert!(all(&world).await == before);
+    assert_eq!(journals(&world).await, [""; 0]);
+}
+
+async fn target(world: &World, epoch: u64) -> Target {
+    let spec = json!({
+        "syncType": "Full", "transaction": "Batch", "onFailure": "Rollback",
+        "source": {"graphQL": {"endpoint": "https://api.example/graphql", "query": "q", "resultPath": "/data/users"}},
+        "mapping": [{"from": "/name", "to": "name"}],
+    });
+    let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap();
+    let databases = Databases::new(&world.servers.mongodb, &world.name, &[], None).await.unwrap();
+    databases.target(&spec, Timestamp::from_millisecond(1000).unwrap()).unwrap().journalled("run", epoch)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback_has_begun() {
+    let world = World::new().await;
+    let before = seed(&world, 20).await;
+    let (lost, newer) = (target(&world, 1).await, target(&world, 2).await);
+    lost.open_journal().await.unwrap();
+    let write = async || {
+        let batch = lost.batches(None).boxed().try_next().await.unwrap().unwrap();
+        let found = batch.due().iter().map(|_| Found::Result(json!({"name": "new"}))).collect();
+        lost.apply(batch, found, Timestamp::from_millisecond(2000).unwrap()).await
+    };
+    assert_eq!(write().await.unwrap().updated, 20);
+
+    // A worker that stopped in the middle of a transaction.
+    let journal = world.database.collection::<Document>("sync_journal.run");
+    let mut open = world.database.client().start_session().await.unwrap();
+    open.start_transaction().await.unwrap();
+    journal.find_one(doc! {"_id": bson::Bson::MinKey}).session(&mut open).await.unwrap().unwrap();
+    let rollback = tokio::spawn({
+        let newer = newer.clone();
+        async move { newer.open_rollback().await }
+    });
+    eventually("the fence is raised", async || {
+        let fence = journal.find_one(doc! {"_id": bson::Bson::MinKey}).await.unwrap().unwrap();
+        (fence.get_i64("epoch").unwrap() == 2).then_some(())
+    })
+    .await;
+    let waits = doc! {"aggregate": 1, "cursor": {}, "pipeline": [
+    {"$currentOp": {}}, {"$match": {"command.dropIndexes": "sync_journal.run", "command.$db": world.name.as_str(), "waitingForLock": true}}]};
+    eventually("it waits for the transaction", async || {
+        let answer = world.database.client().database("admin").run_command(waits.clone()).await.unwrap();
+        (!answer.get_document("cursor").unwrap().get_array("firstBatch").unwrap().is_empty()).then_some(())
+    })
+    .await;
+    assert!(!rollback.is_finished());
+    open.abort_transaction().await.unwrap();
+    rollback.await.unwrap().unwrap();
+
+    let users = world.database.collection::<Document>("users");
+    users.update_many(doc! {}, doc! {"$unset": {"lastSynced": 1}}).await.unwrap();
+    assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced");
+    assert_eq!(lost.open_rollback().await.unwrap_err().outcome().reason, "Fenced");
+    assert_eq!(lost.put_back(None).await.unwrap_err().outcome().reason, "Fenced");
+    let put_back = newer.put_back(None).await.unwrap().unwrap();
+    assert_eq!((put_back.documents, put_back.failures.len()), (20, 0));
+    assert_eq!(newer.put_back(Some(&put_back.last)).await.unwrap(), None);
+    assert_eq!(world.count(doc! {"name": "new"}).await, 0);
+    newer.drop_journal().await.unwrap();
+    assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced", "nor after it has ended");
+    assert_eq!(all(&world).await.len(), before.len());
+}
+
+const USERS: i32 = 20;
+/// Rounds at a time: most of each is waiting for leases to end.
+const SIDE_BY_SIDE: usize = 8;
+
+/// Kills the operator after a number of requests, lets another one go on, and returns how many there were.
+async fn round(requests: usize) -> usize {
+    let (world, upstream) = (World::new().await, Upstream::with_people(15).await);
+    let before = seed(&world, USERS).await;
+    upstream.books().users.insert("11".to_owned(), Peculiar::Broken);
+    let (wire, port) = (Wire::new(), free_port());
+    let servers = wire.before(&Servers::shared()).await;
+    let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string(), "--lease-duration", "1s"];
+    let mut first = world.operator_on(&servers, "all", &[&http[..], &ALLOWED].concat());
+    eventually("the operator leads", async || {
+        let (_, body) = get(port, "/readyz").await?;
+        let told: Value = serde_json::from_str(&body).ok()?;
+        (told["ready"] == true && told["leading"] == true).then_some(())
+    })
+    .await;
+
+    wire.allow(requests);
+    apply_job(&world, "users", failing(&upstream, &paged())).await;
+    let used = select! {
+        () = wire.cut.notified() => requests,
+        _ = finished(&world, "users") => wire.passed(requests),
+    };
+    first.kill();
+    std::fs::remove_file(&servers.kubeconfig).ok();
+
+    let (_second, _) = world.all(&[&["--lease-duration", "1s"], &ALLOWED[..]].concat());
+    let status = finished(&world, "users").await.status.unwrap();
+    let at = format!("killed after {used} requests");
+    assert_eq!((ended(&status).0, put_back(&status)), ("TooManyFailed", Some(19)), "{at}");
+    assert!(all(&world).await == before, "{at}");
+    assert_eq!(journals(&world).await, [""; 0], "{at}");
+    world.database.drop().await.unwrap();
+    used
+}
+
+/// `KILL_EVERY=1` kills after each request, as opposed to each third one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_killed_after_any_request_leaves_every_document_as_it_was() {
+    let all = round(Wire::OPEN).await;
+    assert!(all > 20, "only {all} requests were seen");
+    eprintln!("{all} requests");
+    let step = std::env::var("KILL_EVERY").map_or(3, |every| every.parse().unwrap());
+    stream::iter((1..=all).step_by(step)).map(round).buffer_unordered(SIDE_BY_SIDE).collect::<Vec<_>>().await;
+}
