@@ -15,6 +15,9 @@ END
 
 CLUSTER=${CLUSTER:-local}
 rejected=3
+# What the source has of each kind.
+documents=100
+kinds=(users projects issues pipelines)
 run_limit=60
 state=${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}/demo-operator
 log=$state/log
@@ -68,42 +71,87 @@ use_servers() {
 
 # --- operator
 
-# Fails if it does not run.
-operator_pid() {
+# Fails if it does not run. $1: operator or gitlab.
+pid_of() {
   local pid started
-  read -r pid started 2>/dev/null <"$state/pid" || return 1
+  read -r pid started 2>/dev/null <"$state/$1.pid" || return 1
   [[ $started && $(start_time "$pid") == "$started" ]] && echo "$pid"
 }
 
-stop_operator() {
+# $1: operator or gitlab.
+stop() {
   local pid
-  pid=$(operator_pid 2>/dev/null) || return 0
+  pid=$(pid_of "$1" 2>/dev/null) || return 0
   kill "$pid" 2>/dev/null || return 0
-  # It lets the work in flight end, for 25 s at most.
-  await_end "$pid" 30 || { kill -KILL "$pid" && await_end "$pid" 5; } || fail "the operator (pid $pid) does not stop"
+  # The operator lets the work in flight end, for 25 s at most.
+  await_end "$pid" 30 || { kill -KILL "$pid" && await_end "$pid" 5; } || fail "the $1 (pid $pid) does not stop"
 }
 
-# Below the ports that outgoing connections get.
+# $1: operator or gitlab, $2: its pid.
+note_pid() {
+  disown "$2"
+  echo "$2 $(start_time "$2")" >"$state/$1.pid"
+}
+
+# Prints a port below those that outgoing connections get; the last one again if it is free. $1: operator or gitlab.
 pick_port() {
-  [[ -s $state/port ]] && port=$(<"$state/port") && ! port_is_taken "$port" && return
+  local port
+  port=$(cat "$state/$1.port" 2>/dev/null) && ! port_is_taken "$port" && echo "$port" && return
   while port=$((14000 + RANDOM % 6000)); port_is_taken "$port"; do :; done
-  echo "$port" >"$state/port"
+  echo "$port" | tee "$state/$1.port"
 }
 
 start_operator() {
   local pid end=$((SECONDS + 20))
-  pick_port
+  port=$(pick_port operator)
   setsid "$CARGO_TARGET_DIR/release/sync-operator" all --http-address 127.0.0.1 --http-port "$port" --metrics-address 127.0.0.1 --metrics-port 0 \
-    --queue-name demo --watch-namespace "$namespace" --workers 4 </dev/null >"$log" 2>&1 &
+    --queue-name demo --watch-namespace "$namespace" --workers 4 \
+    --source-allowed-cidrs 127.0.0.0/8 </dev/null >"$log" 2>&1 &
   pid=$!
-  disown "$pid"
-  echo "$pid $(start_time "$pid")" >"$state/pid"
+  note_pid operator "$pid"
   until curl -fs --noproxy '*' --max-time 5 -o /dev/null "http://127.0.0.1:$port/readyz"; do
     start_time "$pid" >/dev/null || fail_with_log "the operator ended"
     ((SECONDS < end)) || fail_with_log "the operator is not ready after 20 s"
     sleep 0.1
   done
   echo "pid $pid, http://127.0.0.1:$port, log $log"
+}
+
+# --- source
+
+# Sets gitlab, its address.
+start_gitlab() {
+  local port pid end=$((SECONDS + 20))
+  port=$(pick_port gitlab)
+  : >"$state/gitlab.log"
+  setsid "$CARGO_TARGET_DIR/release/examples/gitlab" "$port" "$documents" </dev/null >"$state/gitlab.log" 2>&1 &
+  pid=$!
+  note_pid gitlab "$pid"
+  until gitlab=$(head -n 1 "$state/gitlab.log") && [[ $gitlab == http* ]]; do
+    start_time "$pid" >/dev/null || { cat "$state/gitlab.log" >&2; fail "the GraphQL server ended"; }
+    ((SECONDS < end)) || fail "the GraphQL server does not answer after 20 s"
+    sleep 0.1
+  done
+  echo "pid $pid, $gitlab"
+}
+
+# The samples, but for the address and the collection.
+fetch_from_gitlab() {
+  local kind
+  k create secret generic gitlab --from-literal=token=glpat-demo --dry-run=client -o yaml | k apply -f - >/dev/null
+  k annotate --overwrite secret gitlab sync.codex.dev/hosts=127.0.0.1 >/dev/null
+  for kind in "${kinds[@]}"; do
+    sed -e "s#https://gitlab.com/api/graphql#$gitlab#" \
+      -e "s#^\( *\)keyField: gitlabId#&\n\1collection: gitlab_$kind#" \
+      -e 's#^  interval: .*#&\n  immediate: true#' "manifests/samples/gitlab/$kind.yaml" | k apply -f -
+  done
+  for kind in "${kinds[@]}"; do
+    k wait --for=jsonpath='{.status.runs.succeeded}=1' --timeout=120s "syncschedule/gitlab-$kind" >/dev/null || {
+      k describe "syncschedule/gitlab-$kind" >&2
+      fail_with_log "the run of gitlab-$kind has not succeeded after 120 s"
+    }
+  done
+  k get syncjobs -l "sync.codex.dev/schedule in ($(printf 'gitlab-%s,' "${kinds[@]}" | sed 's/,$//'))"
 }
 
 # --- what is shown
@@ -184,20 +232,25 @@ up() {
   choose_place
   use_servers
   step "Building the operator (release; about 10 minutes the first time)"
-  cargo build --release --bin sync-operator --example seed
+  cargo build --release --bin sync-operator --example seed --example gitlab
   step "Seeding ${USERS:-10000} users of 1 KB; a validator refuses updates of $rejected of them"
   "$CARGO_TARGET_DIR/release/examples/seed" "${USERS:-10000}" "$rejected"
   step "Installing the resources SyncSchedule and SyncJob"
   kubectl apply -f crds/
   kubectl wait --for=condition=Established --timeout=30s crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev
   step "Starting the operator"
-  k delete syncschedule user-sync --ignore-not-found
-  k delete syncjobs -l sync.codex.dev/schedule=user-sync
-  stop_operator
+  k delete syncschedule user-sync "${kinds[@]/#/gitlab-}" --ignore-not-found
+  k delete syncjobs -l sync.codex.dev/schedule
+  stop operator
   start_operator
   step "kubectl apply -f manifests/samples/user-sync.yaml; kubectl get syncjobs --watch"
   watch_run
   show_result
+  step "Starting a GraphQL server with a part of GitLab's schema; $documents documents of each kind know only their ids"
+  stop gitlab
+  start_gitlab
+  step "kubectl apply -f manifests/samples/gitlab/{$(IFS=,; echo "${kinds[*]}")}.yaml, with its address: each document gets what GitLab has"
+  fetch_from_gitlab
   show_how_to_go_on
 }
 
@@ -206,7 +259,8 @@ down() {
   CLUSTER=$(cat "$state/cluster" 2>/dev/null || echo "$CLUSTER")
   choose_place
   step "Stopping the operator"
-  stop_operator
+  stop operator
+  stop gitlab
   rm -rf "$state"
   if [[ $CLUSTER == local ]]; then
     step "Stopping the servers and deleting their data"
