@@ -327,12 +327,29 @@ pub struct Http {
     /// Requests at a time, of all callers. More are refused with 503. As many may listen to events.
     #[arg(long, env = "HTTP_REQUESTS_AT_A_TIME", help_heading = "HTTP", default_value = "256")]
     pub http_requests_at_a_time: NonZeroU32,
+    /// Serve the dashboard at /, for browsers.
+    #[arg(long, env = "DASHBOARD", help_heading = "HTTP", value_enum, default_value = "on")]
+    pub dashboard: Switch,
+    /// File with a secret of at least 32 bytes that the sessions of the dashboard are encrypted with. Processes with the
+    /// same one know each other's sessions. Default: a random one at each start. When it changes, the program stops, to
+    /// be started again with it.
+    #[arg(long, env = "DASHBOARD_KEY_FILE", help_heading = "HTTP")]
+    pub dashboard_key_file: Option<PathBuf>,
     /// File with a certificate in PEM: serve HTTPS. Read again when it changes.
     #[arg(long, env = "HTTP_TLS_CERT", help_heading = "HTTP", requires = "http_tls_key")]
     pub http_tls_cert: Option<PathBuf>,
     /// File with the certificate's private key in PEM.
     #[arg(long, env = "HTTP_TLS_KEY", help_heading = "HTTP", requires = "http_tls_cert")]
     pub http_tls_key: Option<PathBuf>,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// Where probes and metrics are served: `/livez`, `/readyz`, `/metrics`.

@@ -370,10 +370,16 @@ async fn add_http(
     id: &str,
 ) -> Result<(), Error> {
     let address = options.address().map_err(Error::Configuration)?;
+    let secret = options.dashboard_key_file.as_deref();
+    let secret = secret.map(|path| parts.files.read("DASHBOARD_KEY_FILE", path)).transpose()?;
+    let sessions = http::Sessions::new(secret.as_deref(), options.http_tls_cert.is_some());
+    let sessions = sessions.map_err(|error| Error::Configuration(format!("DASHBOARD_KEY_FILE: {error}")))?;
+    let dashboard = (options.dashboard == cli::Switch::On).then_some(sessions);
     let settings = http::Settings {
         reads: (!options.insecure_no_auth).then_some(options.read_access),
         requests_per_second: options.http_requests_per_second,
         requests_at_a_time: options.http_requests_at_a_time,
+        dashboard,
     };
     if options.insecure_no_auth {
         tracing::warn!("--insecure-no-auth: everyone on this machine may do everything");

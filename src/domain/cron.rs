@@ -79,6 +79,15 @@ impl Cron {
         Ok(cron)
     }
 
+    /// When it fires, in plain words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let zone = self.zone.iana_name().unwrap_or("UTC");
+        // The library says "At every 20 minutes."
+        let said = self.pattern.describe().replacen("At every", "Every", 1);
+        format!("{}, {zone}", said.trim_end_matches('.'))
+    }
+
     /// The first slot later than `after`. `None` at the end of the calendar.
     #[must_use]
     pub fn next(&self, after: Timestamp) -> Option<Timestamp> {

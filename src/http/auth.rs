@@ -1,6 +1,6 @@
 //! Who calls, and what they may do: a TokenReview, then a SubjectAccessReview of the caller.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::http::{HeaderMap, header::AUTHORIZATION};
 use k8s_openapi::api::{
@@ -21,6 +21,8 @@ const ALLOWED_FOR: Duration = Duration::from_mins(1);
 const DENIED_FOR: Duration = Duration::from_secs(10);
 /// Most answers kept, of each kind.
 const MAX_ANSWERS: u64 = 10_000;
+/// Namespaces that are looked through for a caller who has a right in some of them only.
+pub(super) const MAX_NAMESPACES: usize = 50;
 /// Longest token that is looked at. Those of service accounts have about 1 KiB.
 const MAX_TOKEN: usize = 16 * 1024;
 
@@ -167,6 +169,28 @@ impl Access {
         let Some(reviews) = &self.0 else { return Ok(true) };
         let asked = reviews.rights.try_get_with((caller.token, right.clone()), reviews.review_right(caller, right));
         asked.await.map_err(|problem| (*problem).clone())
+    }
+
+    /// Of some namespaces, those in which a caller has a right.
+    pub async fn among(
+        &self,
+        caller: &Caller,
+        right: &Right,
+        namespaces: BTreeSet<String>,
+    ) -> Result<BTreeSet<String>, Problem> {
+        let mut allowed = BTreeSet::new();
+        for namespace in namespaces.into_iter().take(MAX_NAMESPACES) {
+            let there = Right { namespace: Some(namespace.clone()), ..right.clone() };
+            if self.has(caller, &there).await? {
+                allowed.insert(namespace);
+            }
+        }
+        Ok(allowed)
+    }
+
+    /// Whether Kubernetes decides, so that callers have to say who they are.
+    pub fn is_locked(&self) -> bool {
+        self.0.is_some()
     }
 
     /// The name of a caller that was let in lately, without asking anybody.

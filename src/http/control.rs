@@ -16,7 +16,7 @@ use super::{
     jobs::{find, live},
     pause::{self, Change},
     problem::{Kind, Problem},
-    trigger::{Triggered, accepted, create},
+    trigger::{self, Triggered, accepted, create},
 };
 use crate::{
     api::{RETRY_OF_ANNOTATION, SyncJob},
@@ -48,10 +48,15 @@ pub(super) async fn cancel(
     By(caller): By,
     Path(place): Path<Place>,
 ) -> Result<Json<Controlled>, Problem> {
-    let job = unfinished(&app, &caller, &place).await?;
-    let change = pause::patch(&app, &*job, |job| job.spec.cancelled, json!({"cancelled": true})).await?;
+    end(&app, &caller, &place).await.map(Json)
+}
+
+/// Ends a run.
+pub(super) async fn end(app: &App, caller: &Caller, place: &Place) -> Result<Controlled, Problem> {
+    let job = unfinished(app, caller, place).await?;
+    let change = pause::patch(app, &*job, |job| job.spec.cancelled, json!({"cancelled": true})).await?;
     if change == Change::Made {
-        audit::note(&app, &caller, Deed::Cancelled, &*job, "Cancelled").await;
+        audit::note(app, caller, Deed::Cancelled, &*job, "Cancelled").await;
     }
     answer(&job, change)
 }
@@ -66,7 +71,7 @@ pub(super) async fn suspend(
     By(caller): By,
     Path(place): Path<Place>,
 ) -> Result<Json<Controlled>, Problem> {
-    set_suspended(&app, &caller, &place, true).await
+    set_suspended(&app, &caller, &place, true).await.map(Json)
 }
 
 /// Lets a run go on from its last checkpoint.
@@ -79,7 +84,7 @@ pub(super) async fn resume(
     By(caller): By,
     Path(place): Path<Place>,
 ) -> Result<Json<Controlled>, Problem> {
-    set_suspended(&app, &caller, &place, false).await
+    set_suspended(&app, &caller, &place, false).await.map(Json)
 }
 
 /// Makes a new SyncJob like one that failed.
@@ -94,21 +99,27 @@ pub(super) async fn retry(
     By(caller): By,
     Path(place): Path<Place>,
 ) -> Result<Response, Problem> {
-    let Place { namespace, name } = &place;
-    app.access.check(&caller, Right::new("create", "syncjobs", Some(namespace))).await?;
-    let cached = find(&app, &place)?;
+    let (job, replayed) = start_again(&app, &caller, &place).await?;
+    accepted(&job, replayed)
+}
+
+/// Makes a SyncJob like one that failed. True when that was done before.
+pub(super) async fn start_again(app: &App, caller: &Caller, place: &Place) -> Result<(SyncJob, bool), Problem> {
+    let Place { namespace, name } = place;
+    app.access.check(caller, trigger::right(Some(namespace))).await?;
+    let cached = find(app, place)?;
     if !is_finished(&cached) || is_complete(&cached) {
         let detail = format!("{name} has not failed; only a run that ended as Failed can be tried again");
         return Err(Problem::new(Kind::Conflict, detail));
     }
     // The cache does not keep everything of a run that has ended.
-    let failed = live(&app, &cached).await?;
-    let (job, replayed) = create(&app, &again(&failed)).await?;
+    let failed = live(app, &cached).await?;
+    let (job, replayed) = create(app, &again(&failed)).await?;
     if !replayed {
         let what = format!("Created SyncJob {}", job.name_any());
-        audit::note(&app, &caller, Deed::Retried, &failed, &what).await;
+        audit::note(app, caller, Deed::Retried, &failed, &what).await;
     }
-    accepted(&job, replayed)
+    Ok((job, replayed))
 }
 
 /// A SyncJob like one that failed.
@@ -124,21 +135,26 @@ fn again(failed: &SyncJob) -> SyncJob {
     job
 }
 
-async fn set_suspended(
+/// Puts a run aside, or lets it go on.
+pub(super) async fn set_suspended(
     app: &App,
     caller: &Caller,
     place: &Place,
     suspended: bool,
-) -> Result<Json<Controlled>, Problem> {
+) -> Result<Controlled, Problem> {
     let job = unfinished(app, caller, place).await?;
     let change = pause::suspend(app, caller, &*job, suspended).await?;
     answer(&job, change)
 }
 
+/// What changing a run takes.
+pub(super) fn right(Place { namespace, name }: &Place) -> Right {
+    Right::new("patch", "syncjobs", Some(namespace)).on(name)
+}
+
 /// The SyncJob, when the caller may change it and it can be changed still.
 async fn unfinished(app: &App, caller: &Caller, place: &Place) -> Result<Arc<SyncJob>, Problem> {
-    let Place { namespace, name } = place;
-    app.access.check(caller, Right::new("patch", "syncjobs", Some(namespace)).on(name)).await?;
+    app.access.check(caller, right(place)).await?;
     let job = find(app, place)?;
     if is_finished(&job) { Err(ended(&job)) } else { Ok(job) }
 }
@@ -147,12 +163,12 @@ fn ended(job: &SyncJob) -> Problem {
     Problem::new(Kind::Conflict, format!("{} has ended, and is never changed again", job.name_any()))
 }
 
-fn answer(job: &SyncJob, change: Change) -> Result<Json<Controlled>, Problem> {
+fn answer(job: &SyncJob, change: Change) -> Result<Controlled, Problem> {
     let changed = match change {
         Change::Made => true,
         Change::Needless => false,
         Change::Late => return Err(ended(job)),
     };
     let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-    Ok(Json(Controlled { namespace, name, job_id: job.uid().unwrap_or_default(), changed }))
+    Ok(Controlled { namespace, name, job_id: job.uid().unwrap_or_default(), changed })
 }

@@ -32,34 +32,34 @@ const PAGE: (usize, usize) = (100, 500);
 #[into_params(parameter_in = Query)]
 pub(super) struct Selection {
     /// Of this namespace.
-    namespace: Option<String>,
+    pub namespace: Option<String>,
     /// Of the SyncSchedule of this name.
-    schedule: Option<String>,
+    pub schedule: Option<String>,
     /// In this phase.
     #[param(inline)]
-    phase: Option<Phase>,
+    pub phase: Option<Phase>,
     /// Of this type.
     #[serde(rename = "type")]
     #[param(inline)]
-    type_: Option<SyncType>,
+    pub type_: Option<SyncType>,
     /// With this text in the name.
-    text: Option<String>,
+    pub text: Option<String>,
     /// Most runs in the answer. Default: 100.
     #[param(minimum = 1, maximum = 500)]
-    limit: Option<usize>,
+    pub limit: Option<usize>,
     /// `nextCursor` of the page before.
     #[param(pattern = "^-?[0-9]{1,18}~[^~]*~[^~]*$")]
-    cursor: Option<String>,
+    pub cursor: Option<String>,
 }
 
 /// A page of runs, the newest first.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Page {
-    items: Vec<Job>,
+    pub items: Vec<Job>,
     /// For `?cursor=` of the next page. Absent on the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    next_cursor: Option<String>,
+    pub next_cursor: Option<String>,
 }
 
 /// Where a run stands in the list: the newest first.
@@ -76,7 +76,8 @@ pub(super) async fn list(
     page(&app.listed()?.jobs.state(), &selection).map(Json)
 }
 
-fn page(jobs: &[Arc<SyncJob>], selection: &Selection) -> Result<Page, Problem> {
+/// The runs that fit.
+pub(super) fn page(jobs: &[Arc<SyncJob>], selection: &Selection) -> Result<Page, Problem> {
     let limit = selection.limit.unwrap_or(PAGE.0);
     if !(1..=PAGE.1).contains(&limit) {
         return Err(Problem::new(Kind::BadRequest, format!("limit must be from 1 to {}", PAGE.1)));
@@ -141,12 +142,14 @@ pub(super) async fn read(
     Path(place): Path<Place>,
 ) -> Result<Json<JobDetails>, Problem> {
     app.access.check_read(&reader, Some(&place.namespace)).await?;
-    let job = find(&app, &place)?;
-    if !is_finished(&job) {
-        return Ok(Json((&*job).into()));
-    }
+    Ok(Json((&*whole(&app, &place).await?).into()))
+}
+
+/// A SyncJob with all that is known of it.
+pub(super) async fn whole(app: &App, place: &Place) -> Result<Arc<SyncJob>, Problem> {
+    let job = find(app, place)?;
     // The cache does not keep everything of a run that has ended.
-    Ok(Json((&live(&app, &job).await?).into()))
+    if is_finished(&job) { live(app, &job).await.map(Arc::new) } else { Ok(job) }
 }
 
 /// A SyncJob as last seen.

@@ -5,6 +5,7 @@ mod audit;
 mod auth;
 mod cleanup;
 mod control;
+mod dashboard;
 mod events;
 mod extract;
 mod health;
@@ -41,6 +42,7 @@ use limits::Limits;
 use problem::{Kind, Problem};
 
 pub use auth::{AUDIENCE, ReadAccess};
+pub use dashboard::{Sessions, WeakSecret};
 pub use objects::Objects;
 pub use server::{Certificate, CertificateError, serve};
 
@@ -92,7 +94,7 @@ impl State {
 }
 
 /// Settings of the sidecar.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Who may read. `None`: anyone may do anything.
     pub reads: Option<ReadAccess>,
@@ -100,6 +102,8 @@ pub struct Settings {
     pub requests_per_second: NonZeroU32,
     /// Requests at a time, of all callers, and as many listeners to events besides.
     pub requests_at_a_time: NonZeroU32,
+    /// Who is logged in to the dashboard. `None`: there is none.
+    pub dashboard: Option<Sessions>,
 }
 
 /// What the sidecar's handlers share. Cheap to clone.
@@ -150,13 +154,24 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
     }));
     let (router, document) = documented().split_for_parts();
     let document = openapi::finish(document);
+    let dashboard = settings.dashboard;
+    let router = if dashboard.is_some() { router.merge(dashboard::routes()) } else { router };
     let router = router
         .route("/openapi.json", get(async || openapi::answer(document)))
-        .fallback(async |uri: Uri| Problem::new(Kind::NotFound, format!("there is no {}", uri.path())))
+        .fallback(async |uri: Uri| nowhere(&uri))
         .method_not_allowed_fallback(async || {
             Problem::new(Kind::MethodNotAllowed, "the header Allow says which methods it has")
         });
-    limits::layer(router, &app).with_state(app)
+    let router = limits::layer(router, &app).with_state(app.clone());
+    match dashboard {
+        Some(sessions) => dashboard::layer(router, &app, sessions),
+        None => router,
+    }
+}
+
+/// There is no such path.
+fn nowhere(uri: &Uri) -> Problem {
+    Problem::new(Kind::NotFound, format!("there is no {}", uri.path()))
 }
 
 /// The routes that the OpenAPI document tells of.

@@ -91,11 +91,11 @@ pub(super) async fn resume(
     set(&app, &caller, &cover, false).await.map(Json)
 }
 
-async fn set(app: &App, caller: &Caller, cover: &Cover, suspended: bool) -> Result<Changed, Problem> {
-    let patch = |resource| Right::new("patch", resource, cover.namespace.as_deref());
-    let schedules = patch("syncschedules");
-    app.access.check(caller, Right { name: cover.schedule.clone(), ..schedules }).await?;
-    app.access.check(caller, patch("syncjobs")).await?;
+/// Suspends what is covered, or lets it go on.
+pub(super) async fn set(app: &App, caller: &Caller, cover: &Cover, suspended: bool) -> Result<Changed, Problem> {
+    for right in rights(cover) {
+        app.access.check(caller, right).await?;
+    }
     let objects = app.listed()?;
     let mut schedules = objects.schedules.state();
     schedules.retain(|schedule| cover.takes_schedule(schedule));
@@ -109,6 +109,12 @@ async fn set(app: &App, caller: &Caller, cover: &Cover, suspended: bool) -> Resu
     let jobs = suspend_all(app, caller, jobs, suspended).await?;
     let unchanged = schedules.unchanged + jobs.unchanged;
     Ok(Changed { paused: suspended, schedules: schedules.changed, jobs: jobs.changed, unchanged })
+}
+
+/// What suspending takes.
+pub(super) fn rights(cover: &Cover) -> [Right; 2] {
+    let patch = |resource| Right::new("patch", resource, cover.namespace.as_deref());
+    [Right { name: cover.schedule.clone(), ..patch("syncschedules") }, patch("syncjobs")]
 }
 
 /// What became of the objects of one kind.

@@ -143,6 +143,22 @@ impl Problem {
         Self { kind, detail: detail.into(), retry_after_s, candidates: Vec::new() }
     }
 
+    /// What is wrong, for programs.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What is wrong, for people.
+    pub fn title(&self) -> (StatusCode, &'static str) {
+        let (_, status, title) = self.kind.parts();
+        (status, title)
+    }
+
+    /// What is wrong in this case, and what to do about it.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Says when to try again, in seconds.
     pub fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after_s: Some(seconds), ..self }
@@ -184,6 +200,7 @@ impl From<cluster::Error> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (word, status, title) = self.kind.parts();
+        let problem = self.clone();
         let document = Document {
             type_: format!("{TYPE_PREFIX}{word}"),
             title,
@@ -194,12 +211,14 @@ impl IntoResponse for Problem {
         let mut response = (status, Json(document)).into_response();
         let mut set = |name: HeaderName, value: HeaderValue| response.headers_mut().insert(name, value);
         set(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        if self.kind == Kind::Unauthenticated {
+        if problem.kind == Kind::Unauthenticated {
             set(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(seconds) = self.retry_after_s {
             set(RETRY_AFTER, HeaderValue::from(seconds));
         }
+        // The dashboard shows it as a page.
+        response.extensions_mut().insert(problem);
         response
     }
 }

@@ -20,7 +20,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App,
     audit::{self, Deed},
-    auth::{Caller, Right},
+    auth::{Caller, MAX_NAMESPACES, Right},
     extract::{Body, By, Path, Query},
     problem::{Candidate, Kind, Problem},
     view::Mode,
@@ -37,8 +37,6 @@ use crate::{
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const MAX_KEY: usize = 255;
-/// Namespaces whose schedules are looked through for a caller who may not create SyncJobs in all of them.
-const MAX_NAMESPACES: usize = 50;
 
 /// The type of the runs, in the words of the Node service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
@@ -79,9 +77,9 @@ pub(super) struct Trigger {
 #[into_params(parameter_in = Query)]
 pub(super) struct Choice {
     /// One of this namespace.
-    namespace: Option<String>,
+    pub namespace: Option<String>,
     /// The one of this name.
-    schedule: Option<String>,
+    pub schedule: Option<String>,
 }
 
 /// The run that was made.
@@ -123,17 +121,35 @@ pub(super) async fn trigger(
     Body(Trigger { sync_type }): Body<Trigger>,
 ) -> Result<Response, Problem> {
     let key = idempotency_key(&headers)?;
-    let schedule = choose(&app, &caller, sync.into(), &choice).await?;
-    let job = build(&schedule, &caller, key.as_deref(), sync_type);
-    let (job, replayed) = create(&app, &job).await?;
-    if replayed && !is_same(&job, &caller, key.as_deref(), sync_type) {
+    let (job, replayed) = start(&app, &caller, sync.into(), &choice, key.as_deref(), sync_type).await?;
+    accepted(&job, replayed)
+}
+
+/// Makes a run. True when the key was used for it before.
+pub(super) async fn start(
+    app: &App,
+    caller: &Caller,
+    type_: SyncType,
+    choice: &Choice,
+    key: Option<&str>,
+    mode: Mode,
+) -> Result<(SyncJob, bool), Problem> {
+    let schedule = choose(app, caller, type_, choice).await?;
+    let job = build(&schedule, caller, key, mode);
+    let (job, replayed) = create(app, &job).await?;
+    if replayed && !is_same(&job, caller, key, mode) {
         return Err(Problem::new(Kind::KeyReused, "use another Idempotency-Key for another run"));
     }
     if !replayed {
         let what = format!("Created SyncJob {}", job.name_any());
-        audit::note(&app, &caller, Deed::Triggered, &*schedule, &what).await;
+        audit::note(app, caller, Deed::Triggered, &*schedule, &what).await;
     }
-    accepted(&job, replayed)
+    Ok((job, replayed))
+}
+
+/// What making runs in a namespace takes, or in all of them.
+pub(super) fn right(namespace: Option<&str>) -> Right {
+    Right::new("create", "syncjobs", namespace)
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
@@ -150,18 +166,12 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 
 /// The one SyncSchedule that fits, in a namespace where the caller may create SyncJobs.
 async fn choose(app: &App, caller: &Caller, type_: SyncType, choice: &Choice) -> Result<Arc<SyncSchedule>, Problem> {
-    let right = |namespace: Option<&str>| Right::new("create", "syncjobs", namespace);
     let mut fitting = app.listed()?.schedules.state();
     fitting.retain(|schedule| choice.fits(schedule, type_));
     let asked = right(choice.namespace.as_deref());
     if !app.access.has(caller, &asked).await? {
         let namespaces: BTreeSet<_> = fitting.iter().filter_map(|schedule| schedule.namespace()).collect();
-        let mut allowed = BTreeSet::new();
-        for namespace in namespaces.into_iter().take(MAX_NAMESPACES) {
-            if app.access.has(caller, &right(Some(&namespace))).await? {
-                allowed.insert(namespace);
-            }
-        }
+        let allowed = app.access.among(caller, &asked, namespaces).await?;
         fitting.retain(|schedule| schedule.namespace().is_some_and(|namespace| allowed.contains(&namespace)));
         if fitting.is_empty() {
             app.access.check(caller, asked).await?;

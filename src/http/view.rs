@@ -54,33 +54,33 @@ pub(super) struct Job {
     pub uid: String,
     /// The SyncSchedule it belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
-    schedule: Option<String>,
+    pub schedule: Option<String>,
     #[serde(rename = "type")]
-    type_: SyncType,
-    sync_type: Mode,
-    phase: Phase,
+    pub type_: SyncType,
+    pub sync_type: Mode,
+    pub phase: Phase,
     /// Per cent done.
     #[schema(minimum = 0, maximum = 100)]
-    progress: i32,
-    counts: Counts,
+    pub progress: i32,
+    pub counts: Counts,
     /// Attempts that failed.
-    attempts_made: i32,
+    pub attempts_made: i32,
     /// How often it went on elsewhere after its worker was lost.
-    recoveries: i32,
-    priority: i32,
-    suspended: bool,
+    pub recoveries: i32,
+    pub priority: i32,
+    pub suspended: bool,
     /// What it waits for, or how it ended, in one CamelCase word.
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+    pub reason: Option<String>,
     /// The same in a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<String>,
-    created_at: Option<Timestamp>,
-    started_at: Option<Timestamp>,
-    finished_at: Option<Timestamp>,
+    pub message: Option<String>,
+    pub created_at: Option<Timestamp>,
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
     /// From the start to the end, such as `1m30s`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    duration: Option<String>,
+    pub duration: Option<String>,
 }
 
 impl From<&SyncJob> for Job {
@@ -118,14 +118,14 @@ impl From<&SyncJob> for Job {
 #[serde(rename_all = "camelCase")]
 pub(super) struct JobDetails {
     #[serde(flatten)]
-    job: Job,
+    pub job: Job,
     /// The worker that has, or last had, it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    worker: Option<String>,
+    pub worker: Option<String>,
     /// Attempts that failed, the last 10, oldest first.
-    attempts: Vec<Attempt>,
+    pub attempts: Vec<Attempt>,
     /// Documents that MongoDB refused, the first 20.
-    failures: Vec<DocumentFailure>,
+    pub failures: Vec<DocumentFailure>,
 }
 
 impl From<&SyncJob> for JobDetails {

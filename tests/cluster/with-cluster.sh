@@ -2,7 +2,9 @@
 # Runs a command against servers of its own, with the CRDs installed, and stops them afterwards:
 # with-cluster.sh COMMAND [ARGS...]
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
+export AXE=$axe
 name="test-$$"
 cluster() { "$here/cluster.sh" --name "$name" "$@"; }
 
@@ -11,7 +13,7 @@ command=
 trap '[[ -z $command ]] || kill "$command" 2>/dev/null || true; cluster down' EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
-"$here/install.sh" faketime schemathesis prometheus
+"$here/install.sh" faketime schemathesis prometheus chromium
 cluster up
 eval "$(cluster env)"
 kubectl apply -f "$here/../../crds" >/dev/null

@@ -49,6 +49,15 @@ impl Parsed {
         })
     }
 
+    /// When it is due, in plain words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match &self.grid {
+            Grid::Cron(cron) => cron.words(),
+            Grid::Every(seconds) => every(*seconds),
+        }
+    }
+
     /// `staleAfter` of SyncJobs whose template has none: half the least time from one slot to the next.
     #[must_use]
     pub fn stale_after(&self) -> GoDuration {
@@ -64,6 +73,15 @@ impl Parsed {
     #[must_use]
     pub fn slots(&self, uid: &str) -> Slots<'_> {
         Slots::new(&self.grid, stable_offset(uid, self.jitter))
+    }
+}
+
+fn every(seconds: i64) -> String {
+    let units = [(86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second")];
+    let (size, unit) = units.into_iter().find(|(size, _)| seconds % size == 0).unwrap_or((1, "second"));
+    match seconds / size {
+        1 => format!("Every {unit}"),
+        number => format!("Every {number} {unit}s"),
     }
 }
 

@@ -457,3 +457,20 @@ proptest! {
         prop_assert_eq!(made.len(), times, "no slot is made twice");
     }
 }
+
+#[test]
+fn a_schedule_says_in_plain_words_when_it_is_due() {
+    for (spec, words) in [
+        (json!({}), "Every 20 minutes"),
+        (json!({"interval": "1h"}), "Every hour"),
+        (json!({"interval": "90s"}), "Every 90 seconds"),
+        (json!({"interval": "48h"}), "Every 2 days"),
+        (json!({"schedule": "0 3 * * *"}), "At 03:00, UTC"),
+        (json!({"schedule": "*/20 * * * *", "timeZone": "Europe/Berlin"}), "Every 20 minutes, Europe/Berlin"),
+        (json!({"schedule": "@daily"}), "At 00:00, UTC"),
+        (json!({"schedule": "30 6 * * 1"}), "At 06:30, on Monday, UTC"),
+    ] {
+        let spec = serde_json::from_value(spec).unwrap();
+        assert_eq!(Parsed::new(&spec).unwrap().words(), words);
+    }
+}

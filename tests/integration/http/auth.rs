@@ -45,7 +45,7 @@ fn rules(verbs: &[&str]) -> Value {
 }
 
 /// A service account with rights in its namespace only, and its token.
-async fn with_rights(world: &World, name: &str, verbs: &[&str]) -> String {
+pub async fn with_rights(world: &World, name: &str, verbs: &[&str]) -> String {
     account(world, name).await;
     let roles: Api<Role> = Api::namespaced(world.client.clone(), &world.name);
     let role = json!({"metadata": {"name": name}, "rules": rules(verbs)});

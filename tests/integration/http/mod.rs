@@ -1,7 +1,9 @@
 //! The HTTP sidecar: its router without sockets, on a real API server and Redis; and whole processes under stress.
 
 mod auth;
+mod browser;
 mod calls;
+mod dashboard;
 mod events;
 mod outages;
 mod reference;
@@ -17,7 +19,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use serde_json::Value;
-use sync_operator::http::{Objects, ReadAccess, Settings, State, router};
+use sync_operator::http::{Objects, ReadAccess, Sessions, Settings, State, router};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -54,7 +56,8 @@ impl Sidecar {
     pub async fn new(world: &World, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
         let requests_at_a_time = 64.try_into().unwrap();
         let requests_per_second = requests_per_second.try_into().unwrap();
-        Self::with(world, Settings { reads, requests_per_second, requests_at_a_time }).await
+        let dashboard = Some(Sessions::new(None, false).unwrap());
+        Self::with(world, Settings { reads, requests_per_second, requests_at_a_time, dashboard }).await
     }
 
     pub async fn with(world: &World, settings: Settings) -> Self {

@@ -1,0 +1,137 @@
+//! What the buttons do: the calls, and then a page.
+
+use std::time::Duration;
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Redirect, Response},
+};
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+
+use super::{Sent, session::local};
+use crate::{
+    api::{SyncJob, SyncSchedule},
+    http::{
+        App, control,
+        extract::{By, Path, Place},
+        jobs, pause,
+        problem::{Kind, Problem},
+        trigger::{self, Choice},
+        view::Mode,
+    },
+};
+
+/// For the cache to show what was done, so that the next page does. Usually it takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// An object, and what is to become of it.
+#[derive(Deserialize)]
+pub(super) struct Deed<A> {
+    namespace: String,
+    name: String,
+    action: A,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OnSchedule {
+    Suspend,
+    Resume,
+    Run,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OnRun {
+    Cancel,
+    Suspend,
+    Resume,
+    Retry,
+}
+
+/// What a button sends besides.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Fields {
+    /// Where to go afterwards.
+    #[serde(default)]
+    next: String,
+    #[serde(default)]
+    sync_type: Mode,
+    /// A button that is pressed twice starts one run.
+    key: Option<String>,
+}
+
+/// A button of a schedule.
+pub(super) async fn on_schedule(
+    State(app): State<App>,
+    By(caller): By,
+    Path(Deed { namespace, name, action }): Path<Deed<OnSchedule>>,
+    Sent(fields): Sent<Fields>,
+) -> Result<Response, Problem> {
+    let place = ObjectRef::<SyncSchedule>::new(&name).within(&namespace);
+    let schedules = &app.listed()?.schedules;
+    if action == OnSchedule::Run {
+        // Asked again below. Who may not even know what there is, is not told.
+        app.access.check(&caller, trigger::right(Some(&namespace))).await?;
+        let schedule = schedules.get(&place);
+        let schedule =
+            schedule.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {name}")))?;
+        let choice = Choice { namespace: Some(namespace), schedule: Some(name) };
+        let type_ = schedule.spec.job_template.spec.type_;
+        let key = fields.key.as_deref();
+        let (job, _) = trigger::start(&app, &caller, type_, &choice, key, fields.sync_type).await?;
+        return Ok(to_run(&job));
+    }
+    let suspended = action == OnSchedule::Suspend;
+    let cover = pause::Cover { namespace: Some(namespace), schedule: Some(name) };
+    pause::set(&app, &caller, &cover, suspended).await?;
+    shown(|| schedules.get(&place).is_none_or(|schedule| schedule.spec.suspended == suspended)).await;
+    Ok(Redirect::to(local(&fields.next)).into_response())
+}
+
+/// A button of a run.
+pub(super) async fn on_run(
+    State(app): State<App>,
+    By(caller): By,
+    Path(Deed { namespace, name, action }): Path<Deed<OnRun>>,
+) -> Result<Response, Problem> {
+    let place = Place { namespace, name };
+    if action == OnRun::Retry {
+        let (job, _) = control::start_again(&app, &caller, &place).await?;
+        return Ok(to_run(&job));
+    }
+    let shows = |is_so: fn(&SyncJob) -> bool| {
+        let (app, place) = (&app, &place);
+        shown(move || jobs::find(app, place).is_ok_and(|job| is_so(&job)))
+    };
+    match action {
+        OnRun::Cancel => {
+            control::end(&app, &caller, &place).await?;
+            shows(|job| job.spec.cancelled).await;
+        }
+        OnRun::Suspend => {
+            control::set_suspended(&app, &caller, &place, true).await?;
+            shows(|job| job.spec.suspended).await;
+        }
+        OnRun::Resume | OnRun::Retry => {
+            control::set_suspended(&app, &caller, &place, false).await?;
+            shows(|job| !job.spec.suspended).await;
+        }
+    }
+    Ok(Redirect::to(&format!("/ui/runs/{}/{}", place.namespace, place.name)).into_response())
+}
+
+fn to_run(job: &SyncJob) -> Response {
+    Redirect::to(&format!("/ui/runs/{}/{}", job.namespace().unwrap_or_default(), job.name_any())).into_response()
+}
+
+async fn shown(is_so: impl Fn() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() && Instant::now() < until {
+        sleep(LOOK).await;
+    }
+}

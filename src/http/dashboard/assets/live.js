@@ -1,0 +1,54 @@
+// Fetches the page's main part anew when /ui/events tells of something, at most once a second. Where there are no events,
+// and for what they do not tell (schedules, and how long ago something was), it looks every few seconds.
+"use strict";
+const LEAST = 1000, WITH_EVENTS = 10000, WITHOUT = 5000;
+const sign = document.getElementById("live");
+let events = null, live = false, last = Date.now(), waiting = null;
+
+const main = () => document.getElementById("main");
+
+function refresh() {
+  waiting = null;
+  // Nobody looks, or somebody is about to choose or to type.
+  const field = document.activeElement;
+  const typing = field?.matches("main input") && field.value !== field.defaultValue;
+  if (document.hidden || typing || field?.matches("main select")) return;
+  last = Date.now();
+  htmx.trigger(main(), "refresh");
+}
+
+function soon() {
+  waiting ??= setTimeout(refresh, Math.max(0, last + LEAST - Date.now()));
+}
+
+function say() {
+  sign.textContent = live ? "live" : "every 5 s";
+  sign.className = live ? "on" : "";
+}
+
+function listen() {
+  const url = main().dataset.events;
+  if (!url) return;
+  // It comes back by itself, with the id of the last event, unless it was refused.
+  events = new EventSource(url);
+  const set = (now) => () => { live = now; say(); };
+  events.addEventListener("open", set(true));
+  events.addEventListener("error", set(false));
+  for (const kind of ["job", "deleted", "reset"]) events.addEventListener(kind, soon);
+}
+
+function look() {
+  // Browsers keep few connections to a host, so pages that nobody sees hold none.
+  events?.close();
+  live = false;
+  if (document.hidden) return;
+  listen();
+  soon();
+}
+
+if (main().hasAttribute("data-live")) {
+  say();
+  listen();
+  setInterval(() => { if (Date.now() - last >= (live ? WITH_EVENTS : WITHOUT)) refresh(); }, 1000);
+  document.addEventListener("visibilitychange", look);
+}

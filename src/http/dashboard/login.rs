@@ -1,0 +1,95 @@
+//! Logging in with a Kubernetes token, and out.
+
+use askama::Template;
+use axum::{
+    Extension,
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode, header::AUTHORIZATION, header::SET_COOKIE},
+    response::{IntoResponse, Redirect, Response},
+};
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::{
+    Filled, Frame, Sent, page,
+    session::{self, Sessions, Way, local},
+};
+use crate::http::{
+    App,
+    auth::AUDIENCE,
+    problem::{Kind, Problem},
+};
+
+/// Where to go afterwards.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Target {
+    next: String,
+}
+
+/// What is sent.
+#[derive(Deserialize)]
+pub(super) struct Credentials {
+    token: String,
+    #[serde(default)]
+    next: String,
+}
+
+#[derive(Template)]
+#[template(path = "login.html")]
+struct Page<'a> {
+    frame: Frame,
+    next: &'a str,
+    audience: &'static str,
+    /// The token would be readable on its way.
+    open: bool,
+    wrong: Option<&'a str>,
+}
+
+/// The form.
+pub(super) async fn read(
+    State(app): State<App>,
+    Extension(way): Extension<Way>,
+    Filled(target): Filled<Target>,
+) -> Result<Response, Problem> {
+    if app.access.is_locked() { form(way, &target.next, None) } else { Ok(Redirect::to("/").into_response()) }
+}
+
+fn form(way: Way, next: &str, wrong: Option<&str>) -> Result<Response, Problem> {
+    let frame = Frame { user: None, locked: true, section: "login", events: None, path: String::new() };
+    let open = way == Way::Open;
+    page(&Page { frame, next: local(next), audience: AUDIENCE, open, wrong })
+}
+
+/// Begins a session, another one each time.
+pub(super) async fn login(
+    State(app): State<App>,
+    Extension(way): Extension<Way>,
+    Extension(sessions): Extension<Sessions>,
+    Sent(Credentials { token, next }): Sent<Credentials>,
+) -> Result<Response, Problem> {
+    if way == Way::Open {
+        return Err(Problem::new(Kind::Forbidden, "the token would be readable on its way here: use HTTPS"));
+    }
+    let token = token.trim();
+    let refused = |why| form(way, &next, Some(why)).map(|page| (StatusCode::UNAUTHORIZED, page).into_response());
+    let Ok(bearer) = HeaderValue::try_from(format!("Bearer {token}")) else {
+        return refused("That is no token.");
+    };
+    match app.access.caller(&HeaderMap::from_iter([(AUTHORIZATION, bearer)])).await {
+        Ok(caller) => tracing::info!(caller = caller.name, "logged in to the dashboard"),
+        Err(problem) if problem.kind() == Kind::Unauthenticated => {
+            return refused("Kubernetes does not accept this token. It may have expired, or be for another audience.");
+        }
+        Err(problem) => return Err(problem),
+    }
+    let Some(cookie) = sessions.begin(token, way, Timestamp::now()) else {
+        return refused("The token is too long for a cookie: use one of a service account.");
+    };
+    Ok(([(SET_COOKIE, cookie)], Redirect::to(local(&next))).into_response())
+}
+
+/// Ends the session in this browser.
+pub(super) async fn logout(Extension(way): Extension<Way>) -> Response {
+    ([(SET_COOKIE, session::end(way))], Redirect::to("/ui/login")).into_response()
+}

@@ -1,0 +1,307 @@
+//! The dashboard: the calls as pages. Each page asks and does what a call asks and does, as the person who is logged in;
+//! here are only the way in and the way things look.
+
+mod actions;
+mod assets;
+mod login;
+mod overview;
+mod runs;
+mod schedules;
+mod session;
+mod words;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use askama::Template;
+use axum::{
+    Form, Router,
+    extract::{FromRequest, FromRequestParts, Query, Request, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
+        header::{
+            ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, RETRY_AFTER,
+            X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+        },
+        request::Parts,
+    },
+    middleware::{self, Next},
+    response::{Html, IntoResponse, Redirect, Response},
+    routing::{get, post},
+};
+use jiff::Timestamp;
+use kube::ResourceExt;
+use serde::de::DeserializeOwned;
+
+use super::{
+    App,
+    auth::{Caller, Right},
+    events, nowhere,
+    objects::Objects,
+    problem::{Kind, Problem},
+    view::Job,
+};
+pub use session::{Sessions, WeakSecret};
+use words::Moment;
+
+/// Everything comes from here, nothing is inline, and no other page may hold one of these.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
+
+/// The routes, inside the limits of the calls.
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/", get(overview::read))
+        .route("/ui/schedules", get(schedules::list))
+        .route("/ui/schedules/{namespace}/{name}", get(schedules::read))
+        .route("/ui/schedules/{namespace}/{name}/{action}", post(actions::on_schedule))
+        .route("/ui/runs", get(runs::list))
+        .route("/ui/runs/{namespace}/{name}", get(runs::read))
+        .route("/ui/runs/{namespace}/{name}/{action}", post(actions::on_run))
+        .route("/ui/events", get(events::events))
+        .route("/ui/login", get(login::read).post(login::login))
+        .route("/ui/logout", post(login::logout))
+        .route("/ui/static/{file}", get(assets::serve))
+}
+
+/// Puts the dashboard's manners around everything, also around the limits: they know callers by their token.
+pub(super) fn layer(router: Router, app: &App, sessions: Sessions) -> Router {
+    router.layer(middleware::from_fn_with_state((app.clone(), sessions), around))
+}
+
+/// Gives a request the token of its session, refuses forms of other sites, and shows problems as pages.
+async fn around(State((app, sessions)): State<(App, Sessions)>, mut request: Request, next: Next) -> Response {
+    let uri = request.uri().clone();
+    let html = wants_html(request.headers());
+    let ours = uri.path().starts_with("/ui/") || (uri.path() == "/" && html);
+    if !ours {
+        return next.run(request).await;
+    }
+    let way = sessions.way(&request);
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let token = sessions.token(request.headers(), way, Timestamp::now());
+    let bearer = token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok());
+    if let Some(mut bearer) = bearer
+        && !request.headers().contains_key(AUTHORIZATION)
+    {
+        bearer.set_sensitive(true);
+        request.headers_mut().insert(AUTHORIZATION, bearer);
+    }
+    request.extensions_mut().insert(way);
+    request.extensions_mut().insert(sessions);
+    let mut response = if reads || session::is_same_origin(request.headers()) {
+        next.run(request).await
+    } else {
+        Problem::new(Kind::Forbidden, "the form was not sent by a page of this dashboard").into_response()
+    };
+    if html && let Some(problem) = response.extensions().get::<Problem>().cloned() {
+        let back = if reads { uri.path_and_query().map_or("/", |path| path.as_str()) } else { "/" };
+        let retry_after = response.headers_mut().remove(RETRY_AFTER);
+        response = failure(&app, &problem, back);
+        response.headers_mut().extend(retry_after.map(|after| (RETRY_AFTER, after)));
+    }
+    let headers = response.headers_mut();
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    // With no-referrer, browsers do not tell the origin of a form either.
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(OPENER_POLICY, HeaderValue::from_static("same-origin"));
+    response
+}
+
+/// Programs ask for `*/*`, and get the answers they always got.
+fn wants_html(headers: &HeaderMap) -> bool {
+    headers.get(ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|accept| accept.contains("text/html"))
+}
+
+/// What a person sees instead of a problem document.
+fn failure(app: &App, problem: &Problem, back: &str) -> Response {
+    if problem.kind() == Kind::Unauthenticated {
+        let next = askama::filters::urlencode_strict(back).map(|next| next.to_string()).unwrap_or_default();
+        return Redirect::to(&format!("/ui/login?next={next}")).into_response();
+    }
+    let (status, title) = problem.title();
+    let frame = Frame { user: None, locked: app.access.is_locked(), section: "", events: None, path: String::new() };
+    let page = Failure { frame, title, detail: problem.detail() };
+    page.render().map_or_else(|_| status.into_response(), |text| (status, Html(text)).into_response())
+}
+
+#[derive(Template)]
+#[template(path = "failure.html")]
+struct Failure<'a> {
+    frame: Frame,
+    title: &'static str,
+    detail: &'a str,
+}
+
+/// What stands around each page.
+struct Frame {
+    /// Who is logged in. `None` where nobody has to be.
+    user: Option<String>,
+    /// Whether people have to log in.
+    locked: bool,
+    section: &'static str,
+    /// Where to be told of changes. `None`: the page looks again by itself.
+    events: Option<String>,
+    /// Where the page is.
+    path: String,
+}
+
+/// A page.
+fn page(template: &impl Template) -> Result<Response, Problem> {
+    let text = template.render().map_err(|error| {
+        tracing::error!(%error, "a page could not be made");
+        Problem::new(Kind::Internal, "the page could not be made")
+    })?;
+    Ok((StatusCode::OK, Html(text)).into_response())
+}
+
+/// A request of a browser. For programs there is no page.
+struct FromBrowser;
+
+impl FromRequestParts<App> for FromBrowser {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
+        if wants_html(&parts.headers) { Ok(Self) } else { Err(nowhere(&parts.uri)) }
+    }
+}
+
+/// Somebody who looks at a page.
+struct Visitor {
+    caller: Arc<Caller>,
+    path: String,
+    locked: bool,
+}
+
+impl FromRequestParts<App> for Visitor {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        Ok(Self { caller: app.access.caller(&parts.headers).await?, path, locked: app.access.is_locked() })
+    }
+}
+
+impl Visitor {
+    /// Where a visitor may list the objects of a kind: in all namespaces, or in some. One that is asked for must be
+    /// among them.
+    async fn scope(&self, app: &App, resource: &'static str, namespace: Option<&str>) -> Result<Scope, Problem> {
+        let right = Right::new("list", resource, namespace);
+        if app.access.has(&self.caller, &right).await? {
+            return Ok(Scope(namespace.map(|namespace| BTreeSet::from([namespace.to_owned()]))));
+        }
+        let allowed = match namespace {
+            Some(_) => BTreeSet::new(),
+            None => app.access.among(&self.caller, &right, namespaces(app.listed()?)).await?,
+        };
+        if allowed.is_empty() {
+            app.access.check(&self.caller, right).await?;
+        }
+        Ok(Scope(Some(allowed)))
+    }
+
+    /// Whether a visitor has all of some rights: what they may not do is not shown.
+    async fn may(&self, app: &App, rights: &[Right]) -> Result<bool, Problem> {
+        for right in rights {
+            // One answer for a whole list, where the right is not one on single objects.
+            let everywhere = Right { name: None, ..right.clone() };
+            if !app.access.has(&self.caller, &everywhere).await? && !app.access.has(&self.caller, right).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn frame(self, section: &'static str, scope: &Scope) -> Frame {
+        let user = self.locked.then(|| self.caller.name.clone());
+        Frame { user, locked: self.locked, section, events: scope.events(), path: self.path }
+    }
+}
+
+fn namespaces(objects: &Objects) -> BTreeSet<String> {
+    let schedules = objects.schedules.state();
+    let jobs = objects.jobs.state();
+    let all = schedules.iter().filter_map(|it| it.namespace()).chain(jobs.iter().filter_map(|it| it.namespace()));
+    all.collect()
+}
+
+/// Namespaces whose objects are shown. `None`: all of them.
+struct Scope(Option<BTreeSet<String>>);
+
+impl Scope {
+    fn takes(&self, object: &impl ResourceExt) -> bool {
+        let Some(namespaces) = &self.0 else { return true };
+        object.meta().namespace.as_ref().is_some_and(|namespace| namespaces.contains(namespace))
+    }
+
+    /// The stream that tells of these, when one does.
+    fn events(&self) -> Option<String> {
+        match &self.0 {
+            None => Some("/ui/events".to_owned()),
+            Some(some) if some.len() == 1 => some.first().map(|only| format!("/ui/events?namespace={only}")),
+            Some(_) => None,
+        }
+    }
+}
+
+/// Parameters after the `?`. Fields that were left empty in a form do not count.
+struct Filled<T>(T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Filled<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        let filled: Vec<_> = query.split('&').filter(|pair| !pair.ends_with('=')).collect();
+        let unreadable = |error: String| Problem::new(Kind::BadRequest, format!("the query: {error}"));
+        let uri: Uri = format!("/?{}", filled.join("&")).parse().map_err(|_| unreadable("it is no text".to_owned()))?;
+        Query::try_from_uri(&uri).map(|Query(query)| Self(query)).map_err(|error| unreadable(error.body_text()))
+    }
+}
+
+/// Fields of a form.
+struct Sent<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        match Form::from_request(request, state).await {
+            Ok(Form(fields)) => Ok(Self(fields)),
+            Err(error) => Err(Problem::new(Kind::BadRequest, format!("the form: {}", error.body_text()))),
+        }
+    }
+}
+
+/// A run in a list.
+struct Line {
+    job: Job,
+    created: Option<Moment>,
+    finished: Option<Moment>,
+}
+
+impl Line {
+    fn new(job: Job, now: Timestamp) -> Self {
+        let moment = |at: Option<Timestamp>| at.map(|at| Moment::new(at, now));
+        Self { created: moment(job.created_at), finished: moment(job.finished_at), job }
+    }
+
+    /// What it waits for, or how it ended, where that says more than its phase.
+    fn reason(&self) -> Option<&str> {
+        let phase = format!("{:?}", self.job.phase);
+        self.job.reason.as_deref().filter(|reason| !reason.starts_with(&phase))
+    }
+
+    /// Its page.
+    fn path(&self) -> String {
+        format!("/ui/runs/{}/{}", self.job.namespace, self.job.name)
+    }
+
+    fn schedule_path(&self) -> Option<String> {
+        let schedule = self.job.schedule.as_ref()?;
+        Some(format!("/ui/schedules/{}/{schedule}", self.job.namespace))
+    }
+}

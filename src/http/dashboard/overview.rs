@@ -1,0 +1,177 @@
+//! `/`: what is going on.
+
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+
+use askama::Template;
+use axum::{extract::State, response::Response};
+use jiff::Timestamp;
+use kube::ResourceExt;
+use serde::Deserialize;
+
+use super::{
+    Filled, Frame, FromBrowser, Line, Visitor, page,
+    words::{Moment, PHASES, filters},
+};
+use crate::{
+    api::{SyncJob, SyncSchedule, syncjob::Phase},
+    cluster,
+    domain::job::is_replaced,
+    http::{App, problem::Problem},
+    queue::Depth,
+};
+
+/// Of each list at most so many.
+const SHOWN: usize = 8;
+
+/// What to look at.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Where {
+    namespace: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "overview.html")]
+struct Overview {
+    frame: Frame,
+    facts: Facts,
+    redis: Option<Depth>,
+    stale: Option<Moment>,
+}
+
+/// What follows from the objects.
+struct Facts {
+    counts: Vec<(Phase, i64)>,
+    schedules: usize,
+    suspended: usize,
+    oldest: Option<Line>,
+    slots: Vec<Slot>,
+    failures: Vec<Line>,
+    workers: Vec<(String, Vec<Line>)>,
+}
+
+/// When a schedule is due.
+struct Slot {
+    namespace: String,
+    name: String,
+    at: Moment,
+}
+
+/// The page.
+pub(super) async fn read(
+    State(app): State<App>,
+    _: FromBrowser,
+    visitor: Visitor,
+    Filled(Where { namespace }): Filled<Where>,
+) -> Result<Response, Problem> {
+    let objects = app.listed()?;
+    let scope = visitor.scope(&app, "syncjobs", namespace.as_deref()).await?;
+    let mut jobs = objects.jobs.state();
+    jobs.retain(|job| scope.takes(&**job));
+    let mut schedules = objects.schedules.state();
+    match visitor.scope(&app, "syncschedules", namespace.as_deref()).await {
+        Ok(scope) => schedules.retain(|schedule| scope.takes(&**schedule)),
+        Err(_) => schedules.clear(),
+    }
+    let redis = app.state.depth().await;
+    let now = Timestamp::now();
+    let stale = cluster::stale_since().map(|at| Moment::new(at, now));
+    page(&Overview { frame: visitor.frame("overview", &scope), facts: facts(&schedules, &jobs, now), redis, stale })
+}
+
+fn phase(job: &SyncJob) -> Phase {
+    job.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending)
+}
+
+fn facts(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], now: Timestamp) -> Facts {
+    let line = |job: &Arc<SyncJob>| Line::new((&**job).into(), now);
+    let in_phase = |wanted: Phase| jobs.iter().filter(move |job| phase(job) == wanted);
+    let waiting = in_phase(Phase::Pending).chain(in_phase(Phase::Queued));
+    let oldest = waiting.min_by_key(|job| job.metadata.creation_timestamp.as_ref().map(|time| time.0));
+    let mut failures: Vec<_> = in_phase(Phase::Failed).filter(|job| !is_replaced(job)).collect();
+    let ended = |job: &SyncJob| job.status.as_ref()?.completion_time.as_ref().map(|time| time.0);
+    failures.sort_by_cached_key(|job| Reverse(ended(job)));
+    let mut workers: BTreeMap<String, Vec<Line>> = BTreeMap::new();
+    for job in in_phase(Phase::Running) {
+        let worker = job.status.as_ref().and_then(|status| status.worker.clone()).unwrap_or_default();
+        workers.entry(worker).or_default().push(line(job));
+    }
+    let next = |schedule: &SyncSchedule| Some(schedule.status.as_ref()?.next_schedule_time.as_ref()?.0);
+    let mut slots: Vec<_> = schedules.iter().filter_map(|schedule| Some((next(schedule)?, schedule))).collect();
+    slots.sort_unstable_by_key(|(at, _)| *at);
+    let slot = |(at, schedule): &(Timestamp, &Arc<SyncSchedule>)| Slot {
+        namespace: schedule.namespace().unwrap_or_default(),
+        name: schedule.name_any(),
+        at: Moment::new(*at, now),
+    };
+    Facts {
+        counts: PHASES.into_iter().map(|phase| (phase, in_phase(phase).count() as i64)).collect(),
+        schedules: schedules.len(),
+        suspended: schedules.iter().filter(|schedule| schedule.spec.suspended).count(),
+        oldest: oldest.map(line),
+        slots: slots.iter().take(SHOWN).map(slot).collect(),
+        failures: failures.into_iter().take(SHOWN).map(line).collect(),
+        workers: workers.into_iter().take(SHOWN).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, from_value, json};
+
+    fn job(name: &str, created: &str, status: &Value) -> Arc<SyncJob> {
+        let job = json!({
+            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {}, "status": status,
+            "metadata": {"name": name, "namespace": "a", "creationTimestamp": created},
+        });
+        Arc::new(from_value(job).unwrap())
+    }
+
+    fn schedule(name: &str, next: Option<&str>) -> Arc<SyncSchedule> {
+        let schedule = json!({
+            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "metadata": {"name": name, "namespace": "a"},
+            "spec": {"suspended": next.is_none()}, "status": {"nextScheduleTime": next},
+        });
+        Arc::new(from_value(schedule).unwrap())
+    }
+
+    fn failed(at: &str, reason: &str) -> Value {
+        let condition =
+            json!({"type": "Failed", "status": "True", "reason": reason, "message": "", "lastTransitionTime": at});
+        json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})
+    }
+
+    fn names(lines: &[Line]) -> Vec<&str> {
+        lines.iter().map(|line| line.job.name.as_str()).collect()
+    }
+
+    #[test]
+    fn the_overview_tells_what_waits_longest_runs_where_failed_last_and_is_due_next() {
+        let jobs = [
+            job("new", "2026-11-25T10:03:00Z", &json!({"phase": "Queued"})),
+            job("old", "2026-11-25T10:01:00Z", &json!({"phase": "Queued"})),
+            job("unseen", "2026-11-25T10:02:00Z", &json!({})),
+            job("one", "2026-11-25T10:00:00Z", &json!({"phase": "Running", "worker": "w2"})),
+            job("two", "2026-11-25T10:00:00Z", &json!({"phase": "Running", "worker": "w1"})),
+            job("three", "2026-11-25T10:00:00Z", &json!({"phase": "Running", "worker": "w2"})),
+            job("first", "2026-11-25T10:00:00Z", &failed("2026-11-25T10:01:00Z", "Test")),
+            job("last", "2026-11-25T10:00:00Z", &failed("2026-11-25T10:02:00Z", "Test")),
+            job("replaced", "2026-11-25T10:00:00Z", &failed("2026-11-25T10:03:00Z", "Replaced")),
+        ];
+        let schedules = [
+            schedule("b", Some("2026-11-25T10:20:00Z")),
+            schedule("a", Some("2026-11-25T10:10:00Z")),
+            schedule("c", None),
+        ];
+        let facts = facts(&schedules, &jobs, "2026-11-25T10:05:00Z".parse().unwrap());
+        assert_eq!(facts.oldest.unwrap().job.name, "old");
+        assert_eq!(names(&facts.failures), ["last", "first"], "a run that gave way has not failed");
+        let workers: Vec<_> = facts.workers.iter().map(|(worker, lines)| (worker.as_str(), names(lines))).collect();
+        assert_eq!(workers, [("w1", vec!["two"]), ("w2", vec!["one", "three"])]);
+        let slots: Vec<_> = facts.slots.iter().map(|slot| slot.name.as_str()).collect();
+        assert_eq!((slots, facts.schedules, facts.suspended), (vec!["a", "b"], 3, 1));
+        let counts: Vec<_> = facts.counts.iter().map(|(_, count)| *count).collect();
+        assert_eq!(counts, [1, 2, 3, 0, 0, 0, 3]);
+    }
+}

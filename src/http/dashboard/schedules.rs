@@ -1,0 +1,285 @@
+//! `/ui/schedules` and one schedule.
+
+use std::{cmp::Reverse, collections::HashMap, sync::Arc};
+
+use askama::Template;
+use axum::{extract::State, response::Response};
+use jiff::Timestamp;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use serde::Deserialize;
+
+use super::{
+    Filled, Frame, Line, Visitor, page,
+    words::{Moment, filters},
+};
+use crate::{
+    api::{SCHEDULE_LABEL, SyncJob, SyncSchedule, conditions::READY, syncjob::SyncType},
+    domain::{conditions, schedule::Parsed},
+    http::{
+        App,
+        extract::{self, Path},
+        pause::{self, Cover},
+        problem::{Kind, Problem},
+        trigger,
+        view::{Job, Mode},
+    },
+};
+
+/// Schedules on a page.
+const PAGE: usize = 25;
+/// Runs in the strip of a schedule, and slots to come that are told.
+const STRIP: usize = 20;
+const SLOTS: usize = 5;
+
+/// Which schedules to list.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Selection {
+    namespace: Option<String>,
+    /// With this text in the name.
+    text: Option<String>,
+    suspended: Option<bool>,
+    /// The last one of the page before: namespace and name.
+    after: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "schedules.html")]
+struct List {
+    frame: Frame,
+    selection: Selection,
+    rows: Vec<Row>,
+    total: usize,
+    next: Option<String>,
+}
+
+/// A schedule as it is shown.
+struct Row {
+    namespace: String,
+    name: String,
+    type_: SyncType,
+    mode: Mode,
+    words: String,
+    suspended: bool,
+    next: Option<Moment>,
+    /// Why it does not do its work.
+    problem: Option<String>,
+    /// The last runs, the newest first.
+    strip: Vec<Line>,
+    may_pause: bool,
+    may_run: bool,
+    /// Names the run that a button starts.
+    key: String,
+}
+
+impl Row {
+    fn path(&self) -> String {
+        format!("/ui/schedules/{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Schedules that fit the filters in the address, by name.
+pub(super) async fn list(
+    State(app): State<App>,
+    visitor: Visitor,
+    Filled(selection): Filled<Selection>,
+) -> Result<Response, Problem> {
+    let objects = app.listed()?;
+    let scope = visitor.scope(&app, "syncschedules", selection.namespace.as_deref()).await?;
+    let mut schedules = objects.schedules.state();
+    schedules.retain(|schedule| scope.takes(&**schedule) && selection.takes(schedule));
+    let total = schedules.len();
+    let (schedules, next) = selection.page(schedules);
+    let now = Timestamp::now();
+    let jobs = objects.jobs.state();
+    let mut strips = strips(&schedules, &jobs);
+    let mut rows = Vec::new();
+    for schedule in &schedules {
+        let strip = strips.remove(&place(schedule)).unwrap_or_default();
+        rows.push(row(&app, &visitor, schedule, strip, now).await?);
+    }
+    page(&List { frame: visitor.frame("schedules", &scope), selection, rows, total, next })
+}
+
+impl Selection {
+    fn takes(&self, schedule: &SyncSchedule) -> bool {
+        self.suspended.is_none_or(|wanted| wanted == schedule.spec.suspended)
+            && self.text.as_ref().is_none_or(|text| place(schedule).1.contains(text.as_str()))
+    }
+
+    fn page(&self, mut found: Vec<Arc<SyncSchedule>>) -> (Vec<Arc<SyncSchedule>>, Option<String>) {
+        if let Some(after) = self.after.as_ref().and_then(|after| after.split_once('/')) {
+            found.retain(|schedule| place(schedule) > after);
+        }
+        let by_place = |a: &Arc<SyncSchedule>, b: &Arc<SyncSchedule>| place(a).cmp(&place(b));
+        let more = found.len() > PAGE;
+        if more {
+            found.select_nth_unstable_by(PAGE, by_place);
+            found.truncate(PAGE);
+        }
+        found.sort_unstable_by(by_place);
+        let next = found.last().filter(|_| more).map(|last| place(last));
+        let next = next.map(|(namespace, name)| format!("{namespace}/{name}"));
+        (found, next)
+    }
+}
+
+/// Namespace and name.
+type Place<'a> = (&'a str, &'a str);
+
+fn place(schedule: &SyncSchedule) -> Place<'_> {
+    let metadata = &schedule.metadata;
+    (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
+}
+
+/// The last runs of some schedules, the newest first.
+fn strips<'a>(schedules: &'a [Arc<SyncSchedule>], jobs: &'a [Arc<SyncJob>]) -> HashMap<Place<'a>, Vec<Job>> {
+    let mut found: HashMap<Place<'a>, Vec<&SyncJob>> = schedules.iter().map(|it| (place(it), Vec::new())).collect();
+    for job in jobs {
+        let place = (job.metadata.namespace.as_deref(), job.labels().get(SCHEDULE_LABEL));
+        if let (Some(namespace), Some(schedule)) = place
+            && let Some(jobs) = found.get_mut(&(namespace, schedule.as_str()))
+        {
+            jobs.push(job);
+        }
+    }
+    let newest = |mut jobs: Vec<&SyncJob>| {
+        jobs.sort_by_cached_key(|job| (Reverse(job.creation_timestamp().map(|time| time.0)), job.name_any()));
+        jobs.into_iter().take(STRIP).map(Job::from).collect()
+    };
+    found.into_iter().map(|(place, jobs)| (place, newest(jobs))).collect()
+}
+
+async fn row(
+    app: &App,
+    visitor: &Visitor,
+    schedule: &SyncSchedule,
+    strip: Vec<Job>,
+    now: Timestamp,
+) -> Result<Row, Problem> {
+    let (namespace, name) = place(schedule);
+    let (namespace, name) = (namespace.to_owned(), name.to_owned());
+    let cover = Cover { namespace: Some(namespace.clone()), schedule: Some(name.clone()) };
+    let may_pause = visitor.may(app, &pause::rights(&cover)).await?;
+    let may_run = visitor.may(app, &[trigger::right(Some(&namespace))]).await?;
+    // Runs are another right.
+    let sees_runs = visitor.scope(app, "syncjobs", Some(&namespace)).await.is_ok();
+    let strip = strip.into_iter().filter(|_| sees_runs).map(|job| Line::new(job, now)).collect();
+    let status = schedule.status.as_ref();
+    let next = status.and_then(|status| status.next_schedule_time.as_ref());
+    let ready = status.and_then(|status| conditions::find(&status.conditions, READY));
+    let problem = ready.filter(|ready| ready.status == "False" && !schedule.spec.suspended);
+    let template = &schedule.spec.job_template.spec;
+    Ok(Row {
+        words: Parsed::new(&schedule.spec).map_or_else(|error| error.to_string(), |parsed| parsed.words()),
+        type_: template.type_,
+        mode: template.sync_type.into(),
+        suspended: schedule.spec.suspended,
+        next: next.map(|next| Moment::new(next.0, now)),
+        problem: problem.map(|ready| ready.message.clone()),
+        strip,
+        may_pause,
+        may_run,
+        key: format!("dashboard-{:016x}", rand::random::<u64>()),
+        namespace,
+        name,
+    })
+}
+
+#[derive(Template)]
+#[template(path = "schedule.html")]
+struct One {
+    frame: Frame,
+    row: Row,
+    slots: Vec<Moment>,
+    runs: crate::api::syncschedule::RunCounters,
+    skip: Option<(String, Moment)>,
+    spec: String,
+}
+
+/// One schedule.
+pub(super) async fn read(
+    State(app): State<App>,
+    visitor: Visitor,
+    Path(extract::Place { namespace, name }): Path<extract::Place>,
+) -> Result<Response, Problem> {
+    let objects = app.listed()?;
+    let scope = visitor.scope(&app, "syncschedules", Some(&namespace)).await?;
+    let schedule = objects.schedules.get(&ObjectRef::new(&name).within(&namespace));
+    let schedule =
+        schedule.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))?;
+    let now = Timestamp::now();
+    let strip =
+        strips(std::slice::from_ref(&schedule), &objects.jobs.state()).remove(&place(&schedule)).unwrap_or_default();
+    let row = row(&app, &visitor, &schedule, strip, now).await?;
+    let status = schedule.status.clone().unwrap_or_default();
+    page(&One {
+        frame: visitor.frame("schedules", &scope),
+        slots: if row.suspended { Vec::new() } else { slots(&schedule, now) },
+        row,
+        runs: status.runs,
+        skip: status.last_skip.map(|skip| (skip.reason, Moment::new(skip.time.0, now))),
+        spec: serde_yaml_ng::to_string(&schedule.spec).unwrap_or_default(),
+    })
+}
+
+/// The next slots, when the schedule can be read.
+fn slots(schedule: &SyncSchedule, now: Timestamp) -> Vec<Moment> {
+    let Ok(parsed) = Parsed::new(&schedule.spec) else { return Vec::new() };
+    let slots = parsed.slots(schedule.metadata.uid.as_deref().unwrap_or_default());
+    let following = std::iter::successors(slots.next(now, now), |slot| slots.next(*slot, now));
+    following.take(SLOTS).map(|slot| Moment::new(slots.start(slot), now)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::SyncJobSpec;
+
+    fn schedule(namespace: &str, name: &str) -> Arc<SyncSchedule> {
+        let mut schedule = SyncSchedule::new(name, serde_json::from_str("{}").unwrap());
+        schedule.metadata.namespace = Some(namespace.to_owned());
+        Arc::new(schedule)
+    }
+
+    fn job(namespace: &str, schedule: &str, number: i64) -> Arc<SyncJob> {
+        let mut job = SyncJob::new(&format!("{schedule}-{number:03}"), SyncJobSpec::default());
+        job.metadata.namespace = Some(namespace.to_owned());
+        job.metadata.creation_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(crate::domain::from_seconds(number)));
+        job.labels_mut().insert(SCHEDULE_LABEL.to_owned(), schedule.to_owned());
+        Arc::new(job)
+    }
+
+    #[test]
+    fn a_strip_has_the_last_runs_of_its_schedule_the_newest_first() {
+        let mut jobs: Vec<_> = (0..100).map(|i| job("a", "users", i * 37 % 100)).collect();
+        jobs.push(job("b", "users", 1000));
+        jobs.push(job("a", "others", 1000));
+        let schedules = [schedule("a", "users")];
+        let strips = strips(&schedules, &jobs);
+        let names: Vec<_> = strips[&("a", "users")].iter().map(|job| job.name.as_str()).collect();
+        assert_eq!((strips.len(), names.len()), (1, STRIP));
+        assert_eq!(names[..3], ["users-099", "users-098", "users-097"]);
+    }
+
+    #[test]
+    fn pages_of_schedules_follow_each_other() {
+        let all: Vec<_> = (0..60).map(|i| schedule(["b", "a"][i % 2], &format!("s{:02}", i * 7 % 60))).collect();
+        let (mut seen, mut selection) = (Vec::new(), Selection::default());
+        loop {
+            let (page, next) = selection.page(all.clone());
+            seen.extend(page);
+            selection.after = next;
+            if selection.after.is_none() {
+                break;
+            }
+        }
+        let places = |schedules: &[Arc<SyncSchedule>]| -> Vec<String> {
+            schedules.iter().map(|schedule| format!("{:?}", place(schedule))).collect()
+        };
+        let mut expected = places(&all);
+        expected.sort();
+        assert_eq!(places(&seen), expected);
+    }
+}

@@ -1,0 +1,237 @@
+//! Who is logged in: the Kubernetes token of a person, encrypted in a cookie. Nothing is kept here, so that every replica
+//! with the same key knows every session, and the token decides about each request as it does for the API.
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use axum::{
+    extract::{ConnectInfo, Request},
+    http::{HeaderMap, HeaderValue, header::COOKIE},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use jiff::{SignedDuration, Timestamp};
+use ring::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    hkdf,
+};
+
+/// A session ends after this time, whatever happens in it.
+const LIFE: SignedDuration = SignedDuration::from_hours(8);
+/// Longest value that browsers are sure to keep.
+const MAX_VALUE: usize = 3800;
+/// Fewest bytes of a secret.
+const MIN_SECRET: usize = 32;
+/// Bytes of the time at which a session ends.
+const TIME: usize = 8;
+
+/// What sessions are encrypted with, and whether this process itself serves HTTPS. Cheap to clone.
+#[derive(Clone)]
+pub struct Sessions {
+    key: Arc<LessSafeKey>,
+    https: bool,
+}
+
+/// The secret is too short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the secret of sessions must have at least {MIN_SECRET} bytes")]
+pub struct WeakSecret;
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").field("https", &self.https).finish_non_exhaustive()
+    }
+}
+
+impl Sessions {
+    /// Sessions that all processes with the same secret know; without any, this process alone.
+    ///
+    /// # Errors
+    /// When the secret is too short.
+    pub fn new(secret: Option<&[u8]>, https: bool) -> Result<Self, WeakSecret> {
+        let random: [u8; MIN_SECRET] = rand::random();
+        let secret = secret.unwrap_or(&random);
+        if secret.len() < MIN_SECRET {
+            return Err(WeakSecret);
+        }
+        // The secret may be in use for something else, too.
+        let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, b"sync-operator dashboard").extract(secret);
+        let key = derived.expand(&[b"session"], &AES_256_GCM).map(UnboundKey::from).map_err(|_| WeakSecret)?;
+        Ok(Self { key: Arc::new(LessSafeKey::new(key)), https })
+    }
+
+    /// How a request came here.
+    pub(super) fn way(&self, request: &Request) -> Way {
+        let forwarded = request.headers().get("x-forwarded-proto").map(HeaderValue::as_bytes);
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        // Who claims HTTPS without having it gets a cookie that their browser does not send: that harms only them.
+        match forwarded {
+            _ if self.https => Way::Https,
+            Some(b"https") => Way::Https,
+            None if peer.is_some_and(|ip| ip.to_canonical().is_loopback()) => Way::Loopback,
+            _ => Way::Open,
+        }
+    }
+
+    /// The cookie of a new session. `None` when the token is too long for one.
+    pub(super) fn begin(&self, token: &str, way: Way, now: Timestamp) -> Option<String> {
+        let end = now.checked_add(LIFE).ok()?;
+        let mut sealed = [&end.as_second().to_be_bytes(), token.as_bytes()].concat();
+        let nonce: [u8; NONCE_LEN] = rand::random();
+        let name = way.cookie();
+        let aad = Aad::from(name.as_bytes());
+        self.key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut sealed).ok()?;
+        let value = BASE64.encode([&nonce[..], &sealed].concat());
+        (value.len() <= MAX_VALUE).then(|| set_cookie(way, &value, LIFE.as_secs()))
+    }
+
+    /// The token of a request's session, when it has one that has not ended.
+    pub(super) fn token(&self, headers: &HeaderMap, way: Way, now: Timestamp) -> Option<String> {
+        let name = way.cookie();
+        let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let mut pairs = cookies.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        let (_, value) = pairs.find(|(found, _)| *found == name)?;
+        let mut sealed = BASE64.decode(value).ok()?;
+        let (nonce, sealed) = sealed.split_at_mut_checked(NONCE_LEN)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let opened = self.key.open_in_place(nonce, Aad::from(name.as_bytes()), sealed).ok()?;
+        let (end, token) = opened.split_first_chunk::<TIME>()?;
+        (i64::from_be_bytes(*end) > now.as_second()).then(|| String::from_utf8(token.to_vec()).ok())?
+    }
+}
+
+/// The cookie that ends a session.
+pub(super) fn end(way: Way) -> String {
+    set_cookie(way, "", 0)
+}
+
+fn set_cookie(way: Way, value: &str, seconds: i64) -> String {
+    let secure = if way == Way::Https { "; Secure" } else { "" };
+    format!("{}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}", way.cookie())
+}
+
+/// How a request came here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Encrypted, here or up to a proxy.
+    Https,
+    /// From this machine, such as by `kubectl port-forward`.
+    Loopback,
+    /// Readable on its way. Nobody can log in.
+    Open,
+}
+
+impl Way {
+    /// The prefix keeps other hosts of the domain from setting it.
+    fn cookie(self) -> &'static str {
+        if self == Self::Https { "__Host-sync-operator" } else { "sync-operator" }
+    }
+}
+
+/// A path of the dashboard to go to after a form, or `/` for anything else.
+pub(super) fn local(path: &str) -> &str {
+    let ours = path == "/" || path.starts_with("/?") || path.starts_with("/ui/");
+    // Browsers take a backslash for a slash, and leave out tabs and line breaks.
+    if ours && !path.contains(|c: char| c == '\\' || !c.is_ascii() || c.is_ascii_control()) { path } else { "/" }
+}
+
+/// Whether a page of this host sent a form. Old browsers, and any on plain HTTP, say so with `Origin` only.
+pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    match (text("sec-fetch-site"), text("origin"), text("host")) {
+        (Some(site), _, _) => site == "same-origin",
+        (None, Some(origin), Some(host)) => origin.split_once("://").is_some_and(|(_, from)| from == host),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sessions() -> Sessions {
+        Sessions::new(Some(&[7; 32]), false).unwrap()
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_795_000_000).unwrap()
+    }
+
+    fn sent(cookie: &str) -> HeaderMap {
+        let pair = cookie.split(';').next().unwrap();
+        HeaderMap::from_iter([(COOKIE, format!("other=1; {pair}; last=2").parse().unwrap())])
+    }
+
+    #[test]
+    fn a_session_gives_its_token_back_to_processes_with_the_same_secret_until_it_ends() {
+        let cookie = sessions().begin("a.b.c", Way::Https, now()).unwrap();
+        assert!(cookie.starts_with("__Host-sync-operator="), "{cookie}");
+        assert!(cookie.ends_with("; Path=/; Max-Age=28800; HttpOnly; SameSite=Strict; Secure"), "{cookie}");
+        assert!(!cookie.contains("a.b.c") && !cookie.contains(&BASE64.encode("a.b.c")));
+        let headers = sent(&cookie);
+        assert_eq!(sessions().token(&headers, Way::Https, now()).as_deref(), Some("a.b.c"));
+        assert_eq!(sessions().token(&headers, Way::Https, now() + LIFE), None);
+        assert_eq!(Sessions::new(Some(&[8; 32]), false).unwrap().token(&headers, Way::Https, now()), None);
+        assert_eq!(Sessions::new(None, false).unwrap().token(&headers, Way::Https, now()), None);
+    }
+
+    #[test]
+    fn a_cookie_that_was_tampered_with_or_renamed_is_none() {
+        let cookie = sessions().begin("a.b.c", Way::Loopback, now()).unwrap();
+        assert!(!cookie.contains("Secure"));
+        for changed in [
+            cookie.replacen("sync-operator=", "sync-operator=A", 1),
+            cookie.replacen("sync-operator=", "__Host-sync-operator=", 1),
+            "sync-operator=".to_owned(),
+            "sync-operator=AAAA".to_owned(),
+            "sync-operator=!".to_owned(),
+        ] {
+            for way in [Way::Loopback, Way::Https] {
+                assert_eq!(sessions().token(&sent(&changed), way, now()), None, "{changed}");
+            }
+        }
+        assert_ne!(cookie, sessions().begin("a.b.c", Way::Loopback, now()).unwrap(), "each login has another one");
+    }
+
+    #[test]
+    fn a_secret_must_be_long_and_a_token_must_not() {
+        assert_eq!(Sessions::new(Some(b"short"), false).err(), Some(WeakSecret));
+        assert!(sessions().begin(&"x".repeat(2700), Way::Https, now()).is_some());
+        assert!(sessions().begin(&"x".repeat(2900), Way::Https, now()).is_none());
+    }
+
+    #[test]
+    fn only_paths_of_the_dashboard_are_gone_to() {
+        for path in ["/", "/?namespace=a", "/ui/runs?phase=Failed", "/ui/runs/a/b"] {
+            assert_eq!(local(path), path);
+        }
+        for path in
+            ["", "//evil", "/\\evil", "https://evil", "/ui/\\evil", "/ui/\n", "/jobs", "ui/", "javascript:1", "/ui/ä"]
+        {
+            assert_eq!(local(path), "/", "{path}");
+        }
+    }
+
+    #[test]
+    fn forms_of_other_sites_are_known_by_their_headers() {
+        let headers = |pairs: &[(&'static str, &'static str)]| -> HeaderMap {
+            pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
+        };
+        for pairs in [
+            &[("sec-fetch-site", "same-origin"), ("origin", "null")][..],
+            &[("origin", "http://a:4000"), ("host", "a:4000")],
+        ] {
+            assert!(is_same_origin(&headers(pairs)), "{pairs:?}");
+        }
+        for pairs in [
+            &[][..],
+            &[("host", "a")],
+            &[("sec-fetch-site", "cross-site"), ("origin", "http://a"), ("host", "a")],
+            &[("sec-fetch-site", "same-site")],
+            &[("sec-fetch-site", "none")],
+            &[("origin", "http://evil"), ("host", "a")],
+            &[("origin", "null"), ("host", "a")],
+            &[("origin", "http://a.evil"), ("host", "a")],
+        ] {
+            assert!(!is_same_origin(&headers(pairs)), "{pairs:?}");
+        }
+    }
+}

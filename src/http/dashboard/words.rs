@@ -1,0 +1,141 @@
+//! How things are said.
+
+use std::fmt;
+
+use askama::filters::HtmlSafe;
+use jiff::{Timestamp, tz::TimeZone};
+
+use crate::api::syncjob::Phase;
+
+/// A time as people say it. As HTML, with the time itself for programs and for those who point at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moment {
+    at: Timestamp,
+    now: Timestamp,
+}
+
+impl Moment {
+    pub fn new(at: Timestamp, now: Timestamp) -> Self {
+        Self { at, now }
+    }
+
+    /// The time itself.
+    pub fn exact(&self) -> String {
+        self.at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+    }
+}
+
+/// Nothing of it comes from a user.
+impl HtmlSafe for Moment {}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let machine = self.at.strftime("%Y-%m-%dT%H:%M:%SZ");
+        write!(f, "<time datetime=\"{machine}\" title=\"{}\">{}</time>", self.exact(), relative(self.at, self.now))
+    }
+}
+
+fn relative(at: Timestamp, now: Timestamp) -> String {
+    let seconds = at.as_second() - now.as_second();
+    let (number, unit) = match seconds.unsigned_abs() {
+        0..=2 => return "now".to_owned(),
+        few @ ..60 => (few, "s"),
+        few @ ..3600 => (few / 60, "min"),
+        few @ ..172_800 => (few / 3600, "h"),
+        many => (many / 86_400, "days"),
+    };
+    if seconds > 0 { format!("in {number} {unit}") } else { format!("{number} {unit} ago") }
+}
+
+/// A phase in the order of a run's life.
+pub(super) const PHASES: [Phase; 7] =
+    [Phase::Pending, Phase::Queued, Phase::Running, Phase::Retrying, Phase::Suspended, Phase::Complete, Phase::Failed];
+
+/// What templates put after a `|`.
+pub(super) mod filters {
+    #![allow(
+        clippy::inline_always,
+        clippy::trivially_copy_pass_by_ref,
+        clippy::unnecessary_wraps,
+        clippy::unused_self,
+        clippy::wildcard_imports,
+        reason = "the shape that the library gives filters"
+    )]
+
+    use std::fmt::Debug;
+
+    use askama::{Result, Values, filter_fn};
+
+    use crate::api::syncjob::Phase;
+
+    /// One of our words, as it stands in the API.
+    #[filter_fn]
+    pub fn word(value: impl Debug, _: &dyn Values) -> Result<String> {
+        Ok(format!("{value:?}"))
+    }
+
+    /// For those who do not see the colours.
+    #[filter_fn]
+    pub fn sign(phase: &Phase, _: &dyn Values) -> Result<&'static str> {
+        Ok(match phase {
+            Phase::Pending | Phase::Queued => "·",
+            Phase::Running => "▸",
+            Phase::Retrying => "↻",
+            Phase::Suspended => "‖",
+            Phase::Complete => "✓",
+            Phase::Failed => "✕",
+        })
+    }
+
+    /// A number with groups of three digits.
+    #[filter_fn]
+    pub fn grouped(number: &i64, _: &dyn Values) -> Result<String> {
+        Ok(super::grouped(*number))
+    }
+}
+
+fn grouped(number: i64) -> String {
+    let digits = number.unsigned_abs().to_string();
+    let mut text = if number < 0 { "-".to_owned() } else { String::new() };
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_as_people_say_them() {
+        let now = Timestamp::from_second(1_795_000_000).unwrap();
+        for (seconds, said) in [
+            (0, "now"),
+            (-2, "now"),
+            (-3, "3 s ago"),
+            (59, "in 59 s"),
+            (-60, "1 min ago"),
+            (7199, "in 1 h"),
+            (-172_799, "47 h ago"),
+            (-172_800, "2 days ago"),
+        ] {
+            let at = Timestamp::from_second(1_795_000_000 + seconds).unwrap();
+            assert_eq!(relative(at, now), said);
+        }
+        assert_eq!(
+            Moment::new(now, now).to_string(),
+            "<time datetime=\"2026-11-18T11:06:40Z\" title=\"2026-11-18 11:06:40 UTC\">now</time>"
+        );
+    }
+
+    #[test]
+    fn long_numbers_have_groups() {
+        for (number, said) in [(0, "0"), (999, "999"), (1000, "1,000"), (-1_234_567, "-1,234,567")] {
+            assert_eq!(grouped(number), said);
+        }
+    }
+}

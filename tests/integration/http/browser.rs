@@ -1,0 +1,275 @@
+//! The dashboard in Debian's Chromium, before a whole operator process. Screenshots stay in `SCREENSHOTS`, or else in
+//! cargo's folder for files of tests.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use serde_json::{Value, json};
+
+use super::auth::administrator;
+use crate::{
+    operator::apply_schedule,
+    support::{World, eventually, free_port, variable},
+};
+
+/// What an element is called in WebDriver's answers. <https://www.w3.org/TR/webdriver2/#elements>
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+/// A browser without a window. Ends with its driver when dropped.
+struct Chromium {
+    driver: Child,
+    session: String,
+    http: reqwest::Client,
+}
+
+impl Chromium {
+    async fn start() -> Self {
+        assert!(
+            Path::new("/usr/bin/chromedriver").exists(),
+            "chromium is not installed: run tests/cluster/install.sh chromium"
+        );
+        let port = free_port();
+        let mut driver = Command::new("/usr/bin/chromedriver");
+        let driver = driver.arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let http = reqwest::Client::new();
+        let options = json!({"capabilities": {"alwaysMatch": {
+            "goog:chromeOptions": {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }}});
+        let sessions = format!("http://127.0.0.1:{port}/session");
+        let session = eventually("the browser starts", async || {
+            let answer = http.post(&sessions).body(options.to_string()).send().await.ok()?;
+            let answer: Value = serde_json::from_str(&answer.text().await.ok()?).ok()?;
+            Some(format!("{sessions}/{}", answer["value"]["sessionId"].as_str()?))
+        })
+        .await;
+        Self { driver, session, http }
+    }
+
+    async fn command(&self, path: &str, body: Value) -> Result<Value, String> {
+        let url = format!("{}/{path}", self.session);
+        let answer = self.http.post(url).body(body.to_string()).send().await.unwrap().text().await.unwrap();
+        let value = serde_json::from_str::<Value>(&answer).unwrap()["value"].take();
+        if value["error"].is_string() { Err(value["message"].to_string()) } else { Ok(value) }
+    }
+
+    async fn open(&self, url: &str) {
+        self.command("url", json!({"url": url})).await.unwrap();
+    }
+
+    async fn script(&self, script: &str) -> Value {
+        self.command("execute/sync", json!({"script": script, "args": []})).await.unwrap()
+    }
+
+    async fn text(&self, selector: &str) -> String {
+        let text = self.script(&format!("return document.querySelector({selector:?})?.textContent ?? ''")).await;
+        text.as_str().unwrap().trim().to_owned()
+    }
+
+    async fn path(&self) -> String {
+        self.script("return location.pathname + location.search").await.as_str().unwrap().to_owned()
+    }
+
+    /// Clicks as a person does: the element is there, can be seen, and nothing lies on it.
+    async fn click(&self, selector: &str) {
+        eventually(&format!("{selector} can be clicked"), async || {
+            let found = self.command("element", json!({"using": "css selector", "value": selector})).await.ok()?;
+            let element = found[ELEMENT].as_str()?.to_owned();
+            self.command(&format!("element/{element}/click"), json!({})).await.ok()
+        })
+        .await;
+    }
+
+    async fn type_into(&self, selector: &str, text: &str) {
+        let found = self.command("element", json!({"using": "css selector", "value": selector})).await.unwrap();
+        let element = found[ELEMENT].as_str().unwrap();
+        self.command(&format!("element/{element}/value"), json!({"text": text})).await.unwrap();
+    }
+
+    /// Presses a key: <https://www.w3.org/TR/webdriver2/#keyboard-actions> lists those without a letter.
+    async fn press(&self, key: &str) {
+        let actions = [json!({"type": "keyDown", "value": key}), json!({"type": "keyUp", "value": key})];
+        let keyboard = json!({"type": "key", "id": "keyboard", "actions": actions});
+        self.command("actions", json!({"actions": [keyboard]})).await.unwrap();
+    }
+
+    async fn shows(&self, selector: &str, text: &str) {
+        eventually(&format!("{selector} shows {text:?}"), async || {
+            self.text(selector).await.contains(text).then_some(())
+        })
+        .await;
+    }
+
+    async fn chrome(&self, method: &str, params: Value) {
+        self.command("goog/cdp/execute", json!({"cmd": method, "params": params})).await.unwrap();
+    }
+
+    /// Takes a page at the sizes of a desk and of a phone, light and dark. Nothing sticks out, and everyone can use it.
+    async fn screenshots(&self, name: &str) {
+        for (size, width, height) in [("desktop", 1280, 860), ("phone", 390, 844)] {
+            let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"});
+            self.chrome("Emulation.setDeviceMetricsOverride", metrics).await;
+            for scheme in ["light", "dark"] {
+                let feature = json!({"name": "prefers-color-scheme", "value": scheme});
+                self.chrome("Emulation.setEmulatedMedia", json!({"features": [feature]})).await;
+                let wide = self.script("return document.documentElement.scrollWidth - innerWidth").await;
+                assert!(wide.as_i64().unwrap() <= 0, "{name} is {wide} px too wide for a {size}");
+                assert_eq!(self.violations().await, json!([]), "{name} for a {size}, {scheme}");
+                let url = format!("{}/screenshot", self.session);
+                let answer: Value =
+                    serde_json::from_str(&self.http.get(url).send().await.unwrap().text().await.unwrap()).unwrap();
+                let image = BASE64.decode(answer["value"].as_str().unwrap()).unwrap();
+                fs::write(screenshots().join(format!("{name}-{size}-{scheme}.png")), image).unwrap();
+            }
+        }
+        self.chrome("Emulation.clearDeviceMetricsOverride", json!({})).await;
+    }
+
+    /// What keeps some people from using a page. <https://github.com/dequelabs/axe-core>
+    async fn violations(&self) -> Value {
+        let axe = fs::read_to_string(variable("AXE")).unwrap();
+        let script = format!(
+            "{axe}; axe.run().then(({{violations}}) => arguments[0](violations.map(({{help, nodes}}) => \
+             [help, ...nodes.map(({{html, failureSummary}}) => html + failureSummary)])))"
+        );
+        self.command("execute/async", json!({"script": script, "args": []})).await.unwrap()
+    }
+
+    /// What the browser had to complain about: scripts that failed, and what the policy of the pages stopped.
+    async fn complaints(&self) -> Vec<String> {
+        let log = self.command("se/log", json!({"type": "browser"})).await.unwrap();
+        let severe = log.as_array().unwrap().iter().filter(|entry| entry["level"] == "SEVERE");
+        severe.map(|entry| entry["message"].to_string()).collect()
+    }
+}
+
+impl Drop for Chromium {
+    fn drop(&mut self) {
+        // The browser ends with it.
+        Command::new("kill").arg(self.driver.id().to_string()).status().ok();
+        self.driver.wait().ok();
+    }
+}
+
+fn screenshots() -> PathBuf {
+    let folder = env::var_os("SCREENSHOTS")
+        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("screenshots"), PathBuf::from);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn a_person_watches_and_controls_runs() {
+    let world = World::new().await;
+    world.seed(30_000, 3).await;
+    // Slow enough to be watched.
+    let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});
+    apply_schedule(&world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
+    apply_schedule(&world, "projects", json!({"interval": "20m", "jobTemplate": {"spec": {"type": "Project"}}})).await;
+    // Something to look at beside it: one that is soon done each time, and one that cannot work.
+    let soon = json!({"spec": {"type": "Issue", "target": {"collection": "issues"}}});
+    apply_schedule(&world, "issues", json!({"interval": "2s", "jobTemplate": soon})).await;
+    let wrong = json!({"spec": {"type": "Pipeline", "backoffLimit": 0, "target": {"database": "elsewhere"}}});
+    apply_schedule(&world, "pipelines", json!({"interval": "7s", "jobTemplate": wrong})).await;
+    let port = free_port();
+    let _operator = world.operator("all", &["--http-port", &port.to_string()]);
+    let token = administrator(&world).await;
+    let browser = Chromium::start().await;
+    let site = format!("http://localhost:{port}");
+
+    eventually("the operator serves", async || reqwest::get(format!("{site}/ui/login")).await.ok()).await;
+    browser.open(&format!("{site}/ui/schedules?text=user")).await;
+    browser.shows("h1", "Log in").await;
+    browser.screenshots("login").await;
+    browser.type_into("#token", &token).await;
+    browser.click("main button").await;
+    browser.shows("h1", "Schedules").await;
+    assert_eq!(browser.path().await, "/ui/schedules?text=user");
+    browser.shows(".card p", "At 03:00, UTC").await;
+    let page = format!("{site}/ui/schedules/{}/users", world.name);
+
+    // Run now; its progress moves on a page that is not loaded again.
+    browser.click("button[aria-label='Run full: users']").await;
+    browser.shows("#phase", "Running").await;
+    browser.script("window.same = true").await;
+    let seen = browser.text("#processed").await;
+    for _ in 0..3 {
+        eventually("progress moves", async || (browser.text("#processed").await != seen).then_some(())).await;
+    }
+    browser.shows("#live", "live").await;
+    browser.screenshots("run").await;
+    browser.click("#spec summary").await;
+    let seen = browser.text("#processed").await;
+    eventually("progress moves on", async || (browser.text("#processed").await != seen).then_some(())).await;
+    assert_eq!(browser.script("return [window.same, document.querySelector('#spec').open]").await, json!([true, true]));
+    let first = browser.path().await;
+
+    browser.click("form[action$='/suspend'] button").await;
+    browser.shows("#phase", "Suspended").await;
+    browser.click("form[action$='/resume'] button").await;
+    browser.shows("#phase", "Running").await;
+    browser.open(&site).await;
+    browser.shows(".columns", "users-t").await;
+    browser.shows(".columns", "InvalidTarget").await;
+    browser.screenshots("overview").await;
+    browser.open(&format!("{site}{first}")).await;
+    browser.click("#cancel summary").await;
+    browser.screenshots("cancel").await;
+    let seen = browser.text("#processed").await;
+    eventually("progress moves while one thinks", async || (browser.text("#processed").await != seen).then_some(()))
+        .await;
+    browser.click("form[action$='/cancel'] button").await;
+    browser.shows("#phase", "Cancelled").await;
+    browser.click("form[action$='/retry'] button").await;
+    eventually("the page of the new run", async || (browser.path().await != first).then_some(())).await;
+    browser.shows("#phase", "Running").await;
+    browser.shows(".facts", "Tries again").await;
+
+    browser.open(&format!("{site}/ui/schedules")).await;
+    browser.click("button[aria-label='Suspend: projects']").await;
+    browser.shows(".card.dim", "Suspended").await;
+    assert!(world.schedules().get("projects").await.unwrap().spec.suspended);
+    browser.screenshots("schedules").await;
+    browser.click("button[aria-label='Resume: projects']").await;
+    eventually("it goes on", async || browser.text(".card.dim").await.is_empty().then_some(())).await;
+    browser.open(&page).await;
+    browser.shows(".slots", "in").await;
+    browser.screenshots("schedule").await;
+
+    // With the keyboard alone: the first key shows a way past the header.
+    browser.press("\u{E004}").await;
+    let seen = "const skip = document.activeElement; return [skip.className, skip.getBoundingClientRect().left >= 0]";
+    assert_eq!(browser.script(seen).await, json!(["skip", true]));
+    browser.press("\u{E007}").await;
+    assert_eq!(browser.script("return document.activeElement.id").await, "main");
+
+    // Filters find while one types, stay in the address, and keep the cursor where it is.
+    browser.open(&format!("{site}/ui/runs")).await;
+    browser.screenshots("runs").await;
+    browser.script("window.same = true").await;
+    browser.type_into("#text", "nothing").await;
+    browser.shows("main", "No run fits.").await;
+    assert!(browser.path().await.contains("text=nothing"), "{}", browser.path().await);
+    assert_eq!(browser.script("return [window.same, document.activeElement.id]").await, json!([true, "text"]));
+
+    assert_eq!(browser.complaints().await, [""; 0]);
+
+    // Where no events come through, the page looks by itself.
+    browser.chrome("Network.enable", json!({})).await;
+    browser.chrome("Network.setBlockedURLs", json!({"urls": ["*/ui/events*"]})).await;
+    browser.open(&page).await;
+    browser.click("button[aria-label='Run full: users']").await;
+    browser.shows("#live", "every 5 s").await;
+    let seen = browser.text("#processed").await;
+    eventually("progress moves", async || (browser.text("#processed").await != seen).then_some(())).await;
+    browser.shows("#live", "every 5 s").await;
+
+    browser.click(".who button").await;
+    browser.shows("h1", "Log in").await;
+    browser.open(&site).await;
+    browser.shows("h1", "Log in").await;
+}
