@@ -9,6 +9,7 @@ mod dashboard;
 mod events;
 mod extract;
 mod health;
+mod host;
 mod jobs;
 mod limits;
 mod objects;
@@ -163,10 +164,11 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
             Problem::new(Kind::MethodNotAllowed, "the header Allow says which methods it has")
         });
     let router = limits::layer(router, &app).with_state(app.clone());
-    match dashboard {
+    let router = match dashboard {
         Some(sessions) => dashboard::layer(router, &app, sessions),
         None => router,
-    }
+    };
+    if app.access.is_locked() { router } else { host::layer(router) }
 }
 
 /// There is no such path.

@@ -92,7 +92,7 @@ fn facts(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], now: Timestamp)
     let ended = |job: &SyncJob| job.status.as_ref()?.completion_time.as_ref().map(|time| time.0);
     failures.sort_by_cached_key(|job| Reverse(ended(job)));
     let mut workers: BTreeMap<String, Vec<Line>> = BTreeMap::new();
-    for job in in_phase(Phase::Running) {
+    for job in in_phase(Phase::Running).chain(in_phase(Phase::RollingBack)) {
         let worker = job.status.as_ref().and_then(|status| status.worker.clone()).unwrap_or_default();
         workers.entry(worker).or_default().push(line(job));
     }
@@ -172,6 +172,6 @@ mod tests {
         let slots: Vec<_> = facts.slots.iter().map(|slot| slot.name.as_str()).collect();
         assert_eq!((slots, facts.schedules, facts.suspended), (vec!["a", "b"], 3, 1));
         let counts: Vec<_> = facts.counts.iter().map(|(_, count)| *count).collect();
-        assert_eq!(counts, [1, 2, 3, 0, 0, 0, 3]);
+        assert_eq!(counts, [1, 2, 3, 0, 0, 0, 0, 3]);
     }
 }

@@ -94,8 +94,10 @@ pub(super) async fn read(
     let now = Timestamp::now();
     let queued = queued(&app, &job, now).await;
     let is_open = !is_finished(&job);
-    let is_being_cancelled = is_open && job.spec.cancelled;
-    let may_change = is_open && !job.spec.cancelled && visitor.may(&app, &[control::right(&place)]).await?;
+    let is_rolled_back = job.status.as_ref().is_some_and(|status| status.phase == Some(Phase::RollingBack));
+    let is_being_cancelled = is_open && job.spec.cancelled && !is_rolled_back;
+    let is_changeable = is_open && !job.spec.cancelled && !is_rolled_back;
+    let may_change = is_changeable && visitor.may(&app, &[control::right(&place)]).await?;
     let may_retry =
         !is_open && !is_complete(&job) && visitor.may(&app, &[trigger::right(Some(&place.namespace))]).await?;
     let details = JobDetails::from(&*job);

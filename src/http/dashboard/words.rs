@@ -48,8 +48,16 @@ fn relative(at: Timestamp, now: Timestamp) -> String {
 }
 
 /// A phase in the order of a run's life.
-pub(super) const PHASES: [Phase; 7] =
-    [Phase::Pending, Phase::Queued, Phase::Running, Phase::Retrying, Phase::Suspended, Phase::Complete, Phase::Failed];
+pub(super) const PHASES: [Phase; 8] = [
+    Phase::Pending,
+    Phase::Queued,
+    Phase::Running,
+    Phase::Retrying,
+    Phase::Suspended,
+    Phase::RollingBack,
+    Phase::Complete,
+    Phase::Failed,
+];
 
 /// What templates put after a `|`.
 pub(super) mod filters {
@@ -81,6 +89,7 @@ pub(super) mod filters {
             Phase::Pending | Phase::Queued => "·",
             Phase::Running => "▸",
             Phase::Retrying => "↻",
+            Phase::RollingBack => "↺",
             Phase::Suspended => "‖",
             Phase::Complete => "✓",
             Phase::Failed => "✕",

@@ -87,7 +87,7 @@ impl<'a> Browser<'a> {
     }
 
     async fn send(&self, mut request: axum::http::request::Builder, body: Body, headers: &[(&str, &str)]) -> Seen {
-        request = request.header("accept", "text/html,application/xhtml+xml").header("host", "dashboard");
+        request = request.header("accept", "text/html,application/xhtml+xml").header("host", "localhost");
         if let Some(cookie) = &self.cookie {
             request = request.header("cookie", cookie);
         }
@@ -288,7 +288,7 @@ async fn forms_of_other_sites_do_nothing() {
     for headers in [
         &[][..],
         &[("sec-fetch-site", "cross-site")],
-        &[("sec-fetch-site", "same-site"), ("origin", "https://dashboard")],
+        &[("sec-fetch-site", "same-site"), ("origin", "https://localhost")],
         &[("origin", "https://evil.example")],
         &[("origin", "null")],
     ] {
@@ -299,7 +299,7 @@ async fn forms_of_other_sites_do_nothing() {
     }
     assert!(!world.jobs().get("open").await.unwrap().spec.cancelled);
     assert!(world.schedules().get("users").await.unwrap().spec.suspended);
-    let answer = browser.post(&cancel, "", &[("origin", "https://dashboard")]).await;
+    let answer = browser.post(&cancel, "", &[("origin", "https://localhost")]).await;
     assert_eq!(answer.code, 303, "an old browser, on its own host");
     // The calls know no sessions, so they need no such check.
     let pause = browser.post("/jobs/pause", "", &[("sec-fetch-site", "cross-site")]).await;
@@ -373,6 +373,8 @@ async fn programs_get_what_they_always_got() {
     let page = browser.get("/").await;
     assert!(page.code == 200 && !page.text.contains("Log out"), "{}", page.text);
     assert_eq!(browser.get("/ui/login").await.location(), "/");
+    let rebound = Request::get("/jobs").header("host", "evil.example").body(Body::empty()).unwrap();
+    assert_eq!(open.call(rebound).await.problem(), (403, "forbidden"), "a name that was made to point here");
     let answer = browser.press(&format!("/ui/schedules/{}/users/resume", world.name), "next=/ui/schedules").await;
     assert_eq!((answer.code.as_u16(), answer.location()), (303, "/ui/schedules"));
     let answer = browser.post(&format!("/ui/runs/{}/open/cancel", world.name), "", &[]).await;

@@ -133,7 +133,7 @@ async fn a_call_under_way_is_answered_when_the_process_stops() {
     let (mut operator, port) = world.all(&[]);
     serving(port).await;
     let mut call = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let head = "POST /jobs/cleanup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n";
+    let head = "POST /jobs/cleanup HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n";
     call.write_all(format!("{head}{{\"dryRun\":").as_bytes()).await.unwrap();
     operator.signal("TERM");
     eventually("the process stops", async || operator.log().contains("stopping").then_some(())).await;
