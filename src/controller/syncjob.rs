@@ -141,7 +141,8 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
         uid,
         payload: &serde_json::to_string(&payload).unwrap_or_default(),
         priority: live.spec.priority,
-        started: status.start_time.map(|start| start.0),
+        // A cancelled one is enqueued to be rolled back, and only one that has begun is.
+        started: status.start_time.map(|start| start.0).or_else(|| live.spec.cancelled.then(Timestamp::now)),
         attempts: status.attempts.unwrap_or(0) as u32,
         recoveries: status.recoveries.unwrap_or(0) as u32,
         history: &serde_json::to_string(&status.attempt_history).unwrap_or_default(),

@@ -64,8 +64,8 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
 
     let wanted = Wanted::from(&job.spec);
     let parsed = RunSpec::parse(&job.spec);
-    // Redis lost a run that had begun: its worker rolls it back, and learns from the queue that it is cancelled.
-    let has_to_roll_back = parsed.as_ref().is_ok_and(|spec| spec.rollback) && old.start_time.is_some();
+    // Redis may have lost a run that had begun: it learns from the queue that it is cancelled, and is rolled back.
+    let has_to_roll_back = parsed.as_ref().is_ok_and(|spec| spec.rollback);
     let enqueue = match (run, parsed) {
         (None, _) if wanted.cancelled && !has_to_roll_back => {
             fail(&mut status, &cancelled(job), generation, now);
@@ -499,13 +499,8 @@ mod tests {
             serde_json::json!({"cancelled": true, "transaction": "Batch", "onFailure": on_failure,
                 "source": {"graphQL": {"endpoint": "https://api.example/", "query": "q", "resultPath": ""}}})
         };
-        for (on_failure, started, enqueue) in
-            [("Rollback", true, true), ("Rollback", false, false), ("Keep", true, false)]
-        {
-            let mut job = job(spec(on_failure));
-            let start_time = started.then(|| MicroTime(at(100)));
-            job.status = Some(SyncJobStatus { start_time, ..SyncJobStatus::default() });
-            assert_eq!(decide(&job, None, at(140)).enqueue, enqueue, "{on_failure} {started}");
+        for (on_failure, enqueue) in [("Rollback", true), ("Keep", false)] {
+            assert_eq!(decide(&job(spec(on_failure)), None, at(140)).enqueue, enqueue, "{on_failure}");
         }
     }
 

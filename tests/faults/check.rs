@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use bson::{Bson, DateTime, Document, doc};
-use futures::StreamExt;
+use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
+use futures::{StreamExt, TryStreamExt};
 use kube::{ResourceExt, runtime::watcher};
 use redis::AsyncCommands;
 use sync_operator::{
@@ -18,8 +18,8 @@ use sync_operator::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    LEASE, LIMIT, REJECTED, RUNS, USERS,
-    round::{History, Round},
+    LEASE, LIMIT, REJECTED, ROLLED_BACK, RUNS, USERS,
+    round::{History, Round, rolled_back},
     support::World,
     upstream,
 };
@@ -30,7 +30,13 @@ impl Round<'_> {
         let (unfinished, jobs) = self.all_ended().await;
         self.history.note("all runs have ended");
         for job in &jobs {
-            if job.spec.source.is_some() { self.check_fetching_run(job).await } else { self.check_run(job).await }
+            if job.name_any() == "rolled-back" {
+                self.check_rolled_back(job).await;
+            } else if job.spec.source.is_some() {
+                self.check_fetching_run(job).await;
+            } else {
+                self.check_run(job).await;
+            }
         }
         self.no_name_is_older_than_its_stamp().await;
         one_job_for_each_slot(&jobs);
@@ -59,6 +65,20 @@ impl Round<'_> {
         let start = DateTime::from_millis(status.start_time.as_ref().unwrap().0.as_millisecond());
         let fetched = self.count(doc! {"_id": {"$lt": matched(job)}, "fetched": {"$gte": start}}).await;
         assert!(fetched >= counts.processed - counts.failed, "{name}: {fetched} fetched since {start}, {counts:?}");
+    }
+
+    async fn check_rolled_back(&self, job: &SyncJob) {
+        let conditions = &job.status.as_ref().unwrap().conditions;
+        let failed = conditions.iter().find(|found| found.type_ == "Failed" && found.status == "True").unwrap();
+        let expected = matches!(failed.reason.as_str(), "TooManyFailed" | "InvalidSource");
+        assert!(expected && !failed.message.contains("could not be"), "rolled-back: {}", failed.message);
+        let documents = self.world.database.collection::<RawDocumentBuf>("rolled");
+        let found: Vec<_> = documents.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap();
+        let before = (0..ROLLED_BACK).map(|id| RawDocumentBuf::try_from(&rolled_back(id)).unwrap());
+        let wrong: Vec<_> = found.iter().zip(before.clone()).filter(|(found, before)| *found != before).collect();
+        assert!(wrong.is_empty() && found.len() == before.len(), "rolled-back: {} {wrong:?}", found.len());
+        let names = self.world.database.list_collection_names().await.unwrap();
+        assert!(!names.iter().any(|name| name.starts_with("sync_journal.")), "rolled-back: {names:?}");
     }
 
     /// What was asked for at a time is at least as new as what there was then.

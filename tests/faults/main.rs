@@ -38,6 +38,8 @@ const FETCHING: [Batching; 3] = [Batching::PerBatch, Batching::PerUser, Batching
 const USERS: i32 = 2000;
 /// Of them, those the collection's validator refuses.
 const REJECTED: i32 = 3;
+/// Documents of the run that is rolled back; as many of them as above are refused.
+const ROLLED_BACK: i32 = 200;
 const LEASE: Duration = Duration::from_secs(1);
 /// Once faults are over, everything must have ended within this time.
 const LIMIT: Duration = Duration::from_secs(60);

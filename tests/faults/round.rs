@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use crate::{
-    FETCHING, LEASE, LIMIT, OPERATORS, REJECTED, RUNS, USERS,
+    FETCHING, LEASE, LIMIT, OPERATORS, REJECTED, ROLLED_BACK, RUNS, USERS,
     check::Statuses,
     ground::{Ground, MEMBERS},
     schedule::{Fault, schedule},
@@ -120,6 +120,12 @@ fn start(ground: &Ground, world: &World, logs: &Path, operator: usize) -> Operat
     started
 }
 
+/// A document of the run that is rolled back.
+pub fn rolled_back(id: i32) -> Document {
+    let email = if id < REJECTED { "nobody" } else { "a@b" };
+    doc! {"_id": id, "email": email, "profile": {"age": id, "name": "before"}, "fetched": "never"}
+}
+
 /// Of ten requests one goes wrong, each time in another way.
 fn bad_day(mut random: StdRng) -> Box<dyn FnMut() -> Option<Instead> + Send> {
     Box::new(move || match random.random_range(0..100) {
@@ -188,6 +194,7 @@ impl Round<'_> {
             };
             self.make_run(&format!("run-{run}"), &spec).await;
         }
+        self.make_rolled_back().await;
     }
 
     /// A run that fetches users' names: by the batch, one by one for some of them, or from pages with all.
@@ -221,6 +228,22 @@ impl Round<'_> {
             "source": {"graphQL": source},
             "mapping": [{"from": "/name", "to": "profile.name", "type": "String"}],
         })
+    }
+
+    /// A run that fails in the end, whatever happens before, and leaves no trace in its collection.
+    async fn make_rolled_back(&self) {
+        let database = &self.world.database;
+        let documents = (0..ROLLED_BACK).map(rolled_back);
+        self.world.database.collection("rolled").insert_many(documents).await.unwrap();
+        let rule = doc! {"email": {"$regex": "@"}};
+        database.run_command(doc! {"collMod": "rolled", "validator": rule}).await.unwrap();
+        let mut spec = self.fetching(Batching::PerBatch);
+        spec["batchSize"] = json!(10);
+        spec["transaction"] = json!("Batch");
+        spec["onFailure"] = json!("Rollback");
+        spec["failurePolicy"] = json!({"maxFailedPercent": 1});
+        spec["target"]["collection"] = json!("rolled");
+        self.make_run("rolled-back", &spec).await;
     }
 
     pub async fn make_run(&self, name: &str, spec: &Value) {
