@@ -96,11 +96,13 @@ impl Attempt {
     }
 
     async fn put_back(&mut self, outcome: Outcome, queue: &Queue, recalled: &CancellationToken) -> Result<End, Error> {
-        self.target.open_rollback().await?;
+        // Of both the larger one counts: the one in the checkpoint may be older, and the one in the journal goes with it.
+        let before = self.target.open_rollback().await?.max(self.checkpoint.counts.rolled_back.unwrap_or(0));
+        self.checkpoint.counts.rolled_back = Some(before);
         let (mut last, mut left) = (None, 0);
         while let Some(put_back) = self.target.put_back(last.as_ref()).await? {
             let Checkpoint { counts, failures, .. } = &mut self.checkpoint;
-            *counts.rolled_back.get_or_insert(0) += put_back.documents;
+            counts.rolled_back = Some(put_back.documents);
             left += put_back.failures.len();
             failures.extend(put_back.failures.into_iter().take(MAX_FAILURES.saturating_sub(failures.len())));
             last = Some(put_back.last);

@@ -238,7 +238,7 @@ impl Worker {
 
     /// Drops journals whose runs have ended, or that nobody knows any more.
     async fn sweep_journals(&self, target: &Target) -> Result<(), Error> {
-        for journal in self.databases.journals(target).await? {
+        for journal in target.journals().await? {
             let has_ended = match self.queue.get(&journal.uid).await {
                 Ok(Some(Entry { state, .. })) => matches!(state, State::Completed | State::Failed),
                 Ok(None) => journal.is_old,

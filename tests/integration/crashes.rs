@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     operator::get,
     own::address_in,
-    support::{Servers, World, eventually, free_port, unique},
+    support::{Operator, Servers, World, eventually, free_port, unique},
 };
 
 const USERS: i32 = 25;
@@ -113,6 +113,22 @@ impl Wire {
     }
 }
 
+/// An operator that finds all its servers behind a wire, once it leads.
+pub async fn leading_behind(wire: &Arc<Wire>, world: &World, args: &[&str]) -> Operator {
+    let servers = wire.before(&Servers::shared()).await;
+    let port = free_port();
+    let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
+    let operator = world.operator_on(&servers, "all", &[&http, args].concat());
+    eventually("the operator leads", async || {
+        let (_, body) = get(port, "/readyz").await?;
+        let told: Value = serde_json::from_str(&body).ok()?;
+        (told["ready"] == true && told["leading"] == true).then_some(())
+    })
+    .await;
+    fs::remove_file(&servers.kubeconfig).ok();
+    operator
+}
+
 async fn succeeded(world: &World) -> SyncSchedule {
     eventually("the run succeeded", async || {
         let schedule = world.schedules().get("users").await.ok()?;
@@ -125,16 +141,8 @@ async fn succeeded(world: &World) -> SyncSchedule {
 async fn round(requests: usize) -> usize {
     let world = World::new().await;
     world.seed(USERS, 1).await;
-    let (wire, port) = (Wire::new(), free_port());
-    let servers = wire.before(&Servers::shared()).await;
-    let args = ["--http-address", "127.0.0.1", "--http-port", &port.to_string(), "--lease-duration", "1s"];
-    let mut first = world.operator_on(&servers, "all", &args);
-    eventually("the operator leads", async || {
-        let (_, body) = get(port, "/readyz").await?;
-        let told: Value = serde_json::from_str(&body).ok()?;
-        (told["ready"] == true && told["leading"] == true).then_some(())
-    })
-    .await;
+    let wire = Wire::new();
+    let mut first = leading_behind(&wire, &world, &["--lease-duration", "1s"]).await;
 
     wire.allow(requests);
     let spec =
@@ -147,7 +155,6 @@ async fn round(requests: usize) -> usize {
         _ = succeeded(&world) => wire.passed(requests),
     };
     first.kill();
-    fs::remove_file(&servers.kubeconfig).ok();
 
     let (_second, _) = world.all(&["--lease-duration", "1s"]);
     let runs = succeeded(&world).await.status.unwrap().runs;

@@ -16,10 +16,10 @@ use tokio::select;
 
 use crate::{
     control::phase,
-    crashes::Wire,
-    operator::{apply_job, event_reasons, finished, get},
+    crashes::{Wire, leading_behind},
+    operator::{apply_job, event_reasons, finished},
     sources::{ALLOWED, counts, ended, failures, with},
-    support::{Servers, World, eventually, free_port},
+    support::{World, eventually},
     upstream::{Instead, Peculiar, Upstream},
 };
 
@@ -274,16 +274,9 @@ async fn round(requests: usize) -> usize {
     let (world, upstream) = (World::new().await, Upstream::with_people(15).await);
     let before = seed(&world, USERS).await;
     upstream.books().users.insert("11".to_owned(), Peculiar::Broken);
-    let (wire, port) = (Wire::new(), free_port());
-    let servers = wire.before(&Servers::shared()).await;
-    let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string(), "--lease-duration", "1s"];
-    let mut first = world.operator_on(&servers, "all", &[&http[..], &ALLOWED].concat());
-    eventually("the operator leads", async || {
-        let (_, body) = get(port, "/readyz").await?;
-        let told: Value = serde_json::from_str(&body).ok()?;
-        (told["ready"] == true && told["leading"] == true).then_some(())
-    })
-    .await;
+    let wire = Wire::new();
+    let args = [&["--lease-duration", "1s"], &ALLOWED[..]].concat();
+    let mut first = leading_behind(&wire, &world, &args).await;
 
     wire.allow(requests);
     apply_job(&world, "users", failing(&upstream, &paged())).await;
@@ -292,9 +285,8 @@ async fn round(requests: usize) -> usize {
         _ = finished(&world, "users") => wire.passed(requests),
     };
     first.kill();
-    std::fs::remove_file(&servers.kubeconfig).ok();
 
-    let (_second, _) = world.all(&[&["--lease-duration", "1s"], &ALLOWED[..]].concat());
+    let (_second, _) = world.all(&args);
     let status = finished(&world, "users").await.status.unwrap();
     let at = format!("killed after {used} requests");
     assert_eq!((ended(&status).0, put_back(&status)), ("TooManyFailed", Some(19)), "{at}");
@@ -304,12 +296,12 @@ async fn round(requests: usize) -> usize {
     used
 }
 
-/// `KILL_EVERY=1` kills after each request, as opposed to each third one.
+/// `KILL_EVERY=1` kills after each request, as opposed to each sixth one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_killed_after_any_request_leaves_every_document_as_it_was() {
     let all = round(Wire::OPEN).await;
     assert!(all > 20, "only {all} requests were seen");
     eprintln!("{all} requests");
-    let step = std::env::var("KILL_EVERY").map_or(3, |every| every.parse().unwrap());
+    let step = std::env::var("KILL_EVERY").map_or(6, |every| every.parse().unwrap());
     stream::iter((1..=all).step_by(step)).map(round).buffer_unordered(SIDE_BY_SIDE).collect::<Vec<_>>().await;
 }

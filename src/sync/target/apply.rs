@@ -194,7 +194,7 @@ impl Target {
         session: &mut ClientSession,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
         let Some(journal) = &self.journal else { return self.write_all(writes, deletes, stamp, Some(session)).await };
-        journal.check(session).await?;
+        journal.check(Some(&mut *session)).await?;
         let keys: Vec<Bson> = writes.iter().map(|write| write.key).chain(deletes.iter().copied()).cloned().collect();
         let these = doc! {&self.key: {"$in": keys}};
         let before = self.whole(these.clone(), session).await?;

@@ -12,8 +12,7 @@ use futures::TryStreamExt;
 use mongodb::{ClientSession, Collection, IndexModel, error::ErrorKind, options::IndexOptions};
 
 use super::{
-    Databases, MAX_COMMAND, NO_COLLECTION, Target, chunks, done, first_error, integer, size, transaction::Transaction,
-    within,
+    MAX_COMMAND, NO_COLLECTION, Target, chunks, done, first_error, integer, size, transaction::Transaction, within,
 };
 use crate::{
     api::syncjob::DocumentFailure,
@@ -55,7 +54,7 @@ struct Change {
 /// Documents that were put back together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PutBack {
-    /// How many are as before the run again.
+    /// How many are as before the run again, those of earlier calls included.
     pub documents: i64,
     /// Those that MongoDB does not take back.
     pub failures: Vec<DocumentFailure>,
@@ -75,15 +74,17 @@ pub struct FoundJournal {
 }
 
 impl Journal {
-    fn refuse_fenced(&self, fence: Option<&RawDocument>) -> Result<(), Error> {
-        let epoch = fence.and_then(|fence| fence.get_i64("epoch").ok());
-        if epoch == Some(self.epoch) { Ok(()) } else { Err(fenced()) }
-    }
-
-    /// Refuses to go on when another claim has the run, or the run has ended.
-    pub async fn check(&self, session: &mut ClientSession) -> Result<(), Error> {
-        let fence = within(async { Ok(self.entries.find_one(doc! {"_id": Bson::MinKey}).session(session).await?) });
-        self.refuse_fenced(fence.await?.as_deref())
+    /// Refuses to go on when another claim has the run, or the run has ended. Returns how many documents were put back.
+    pub async fn check(&self, session: Option<&mut ClientSession>) -> Result<i64, Error> {
+        let find = self.entries.find_one(doc! {"_id": Bson::MinKey});
+        let fence = within(async {
+            Ok(match session {
+                Some(session) => find.session(session).await?,
+                None => find.await?,
+            })
+        });
+        let fence = fence.await?.filter(|fence| fence.get_i64("epoch").ok() == Some(self.epoch)).ok_or_else(fenced)?;
+        Ok(fence.get_i64("putBack").unwrap_or(0))
     }
 }
 
@@ -104,17 +105,17 @@ fn id(document: &RawDocument) -> Option<Bson> {
     keys::at_path(document, "_id")
 }
 
-impl Databases {
-    /// Journals in a database, whatever has become of their runs.
+impl Target {
+    /// Journals in the database, whatever has become of their runs.
     ///
     /// # Errors
     /// When MongoDB does not answer.
-    pub async fn journals(&self, target: &Target) -> Result<Vec<FoundJournal>, Error> {
+    pub async fn journals(&self) -> Result<Vec<FoundJournal>, Error> {
         let ours = doc! {"name": {"$regex": format!("^{}", JOURNALS.replace('.', "\\."))}};
-        let names = async { Ok(target.database.list_collection_names().filter(ours).await?) };
+        let names = async { Ok(self.database.list_collection_names().filter(ours).await?) };
         let mut found = Vec::new();
         for name in within(names).await? {
-            let entries: Collection<RawDocumentBuf> = target.database.collection(&name);
+            let entries: Collection<RawDocumentBuf> = self.database.collection(&name);
             let fence = within(async { Ok(entries.find_one(doc! {"_id": Bson::MinKey}).await?) }).await?;
             let opened = fence.as_ref().and_then(|fence| fence.get_datetime("opened").ok());
             let age = DateTime::now().timestamp_millis() - opened.map_or(0, DateTime::timestamp_millis);
@@ -126,9 +127,7 @@ impl Databases {
         }
         Ok(found)
     }
-}
 
-impl Target {
     /// The same documents, with a journal of what becomes of them in a claim of a run.
     #[must_use]
     pub fn journalled(self, uid: &str, epoch: u64) -> Self {
@@ -143,7 +142,7 @@ impl Target {
     pub async fn open_journal(&self) -> Result<(), Error> {
         let Some(journal) = &self.journal else { return Ok(()) };
         self.expire(journal).await?;
-        self.raise_fence(journal, doc! {}).await
+        self.raise_fence(journal, doc! {"putBack": 0_i64}).await
     }
 
     async fn expire(&self, journal: &Journal) -> Result<(), Error> {
@@ -163,12 +162,12 @@ impl Target {
     }
 
     /// Keeps earlier claims of the run from writing, waits until none of them has a transaction open, and keeps the entries
-    /// from expiring. Goes before [`Target::put_back`].
+    /// from expiring. Goes before [`Target::put_back`]. Returns how many documents were put back before.
     ///
     /// # Errors
     /// When MongoDB does not answer, such a transaction is open for too long, or a later claim has the run.
-    pub async fn open_rollback(&self) -> Result<(), Error> {
-        let Some(journal) = &self.journal else { return Ok(()) };
+    pub async fn open_rollback(&self) -> Result<i64, Error> {
+        let Some(journal) = &self.journal else { return Ok(0) };
         self.raise_fence(journal, doc! {}).await?;
         let dropped = async {
             match journal.entries.drop_index(EXPIRY).await {
@@ -176,7 +175,8 @@ impl Target {
                 dropped => Ok(dropped?),
             }
         };
-        within(dropped).await
+        within(dropped).await?;
+        journal.check(None).await
     }
 
     /// Forgets what was before the run.
@@ -291,7 +291,7 @@ impl Target {
         entries: &[RawDocumentBuf],
         session: &mut ClientSession,
     ) -> Result<Result<i64, (usize, DocumentFailure)>, Error> {
-        journal.check(session).await?;
+        let before = journal.check(Some(&mut *session)).await?;
         let ids: Vec<Bson> = entries.iter().filter_map(|entry| id(entry)).collect();
         let now = self.whole(doc! {"_id": {"$in": ids.clone()}}, session).await?;
         let (mut places, mut updates, mut gone) = (Vec::new(), Vec::new(), Vec::new());
@@ -316,9 +316,15 @@ impl Target {
             }
             sent += chunk.len();
         }
-        done(&self.command(removal(name, &gone), Some(&mut *session)).await?)?;
-        done(&self.command(removal(journal.entries.name(), &ids), Some(session)).await?)?;
-        Ok(Ok((updates.len() + gone.len()) as i64))
+        if !gone.is_empty() {
+            done(&self.command(removal(name, &gone), Some(&mut *session)).await?)?;
+        }
+        done(&self.command(removal(journal.entries.name(), &ids), Some(&mut *session)).await?)?;
+        let documents = before + (updates.len() + gone.len()) as i64;
+        let counted = doc! {"q": {"_id": Bson::MinKey}, "u": {"$set": {"putBack": documents}}};
+        let command = doc! {"update": journal.entries.name(), "updates": [counted]};
+        done(&self.command(command, Some(session)).await?)?;
+        Ok(Ok(documents))
     }
 
     fn not_put_back(&self, entry: &RawDocument, error: &Document) -> DocumentFailure {

@@ -3,6 +3,7 @@
 
 use std::{
     env, fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -34,7 +35,9 @@ impl Chromium {
         );
         let port = free_port();
         let mut driver = Command::new("/usr/bin/chromedriver");
-        let driver = driver.arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // In a group of their own, for both to be ended.
+        driver.arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let driver = driver.spawn().unwrap();
         let http = reqwest::Client::new();
         let options = json!({"capabilities": {"alwaysMatch": {
             "goog:chromeOptions": {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]},
@@ -149,9 +152,12 @@ impl Chromium {
 
 impl Drop for Chromium {
     fn drop(&mut self) {
-        // The browser ends with it.
-        Command::new("kill").arg(self.driver.id().to_string()).status().ok();
+        let kill = |arguments: &[&str]| Command::new("kill").args(arguments).stderr(Stdio::null()).status().ok();
+        let driver = self.driver.id().to_string();
+        kill(&[&driver]);
         self.driver.wait().ok();
+        // Sometimes it leaves the browser behind.
+        kill(&["-KILL", "--", &format!("-{driver}")]);
     }
 }
 
