@@ -62,6 +62,14 @@ pub struct Checkpoint {
     pub warning: Option<String>,
 }
 
+impl Checkpoint {
+    /// Keeps the first failures of a run, up to [`MAX_FAILURES`].
+    pub fn add_failures(&mut self, failures: Vec<DocumentFailure>) {
+        let room = MAX_FAILURES.saturating_sub(self.failures.len());
+        self.failures.extend(failures.into_iter().take(room));
+    }
+}
+
 /// How far a walk through pages has come.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Paging {

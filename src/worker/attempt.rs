@@ -101,10 +101,9 @@ impl Attempt {
         self.checkpoint.counts.rolled_back = Some(before);
         let (mut last, mut left) = (None, 0);
         while let Some(put_back) = self.target.put_back(last.as_ref()).await? {
-            let Checkpoint { counts, failures, .. } = &mut self.checkpoint;
-            counts.rolled_back = Some(put_back.documents);
+            self.checkpoint.counts.rolled_back = Some(put_back.documents);
             left += put_back.failures.len();
-            failures.extend(put_back.failures.into_iter().take(MAX_FAILURES.saturating_sub(failures.len())));
+            self.checkpoint.add_failures(put_back.failures);
             last = Some(put_back.last);
             // It cannot be recalled by anybody: what counts is the stop of this process.
             if self.save(queue).await == Lease::Lost {
@@ -296,7 +295,7 @@ impl Attempt {
     }
 
     fn add(&mut self, outcome: Stamped) {
-        let Checkpoint { cursor, counts, failures, changes, paging, .. } = &mut self.checkpoint;
+        let Checkpoint { cursor, counts, changes, paging, .. } = &mut self.checkpoint;
         let processed = outcome.processed();
         if let Some(PageEnd { next, results, seen }) = outcome.page {
             self.seen.extend(seen);
@@ -309,10 +308,9 @@ impl Attempt {
         counts.unchanged += outcome.unchanged;
         counts.failed += outcome.failures.len() as i64;
         counts.total = counts.total.max(counts.processed);
-        let room = MAX_FAILURES.saturating_sub(failures.len());
-        failures.extend(outcome.failures.into_iter().take(room));
         changes.extend(outcome.changes.into_iter().take(MAX_CHANGES.saturating_sub(changes.len())));
         *cursor = outcome.cursor.or(cursor.take());
+        self.checkpoint.add_failures(outcome.failures);
     }
 
     /// Records the checkpoint. While Redis is away the work goes on: the lease decides for how long.

@@ -9,10 +9,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bson::{Binary, Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc, spec::BinarySubtype};
 use futures::TryStreamExt;
-use mongodb::{ClientSession, Collection, IndexModel, error::ErrorKind, options::IndexOptions};
+use mongodb::{ClientSession, Collection, IndexModel, options::IndexOptions};
 
 use super::{
-    MAX_COMMAND, NO_COLLECTION, Target, chunks, done, first_error, integer, size, transaction::Transaction, within,
+    MAX_COMMAND, NO_COLLECTION, Target, chunks, done, first_error, integer, is_command, size, transaction::Transaction,
+    within,
 };
 use crate::{
     api::syncjob::DocumentFailure,
@@ -359,10 +360,6 @@ impl Whole {
 /// Unlike a key's text, this tells 1 from "1".
 fn identity(id: &Bson) -> Vec<u8> {
     bson::serialize_to_vec(&doc! {"": id.clone()}).unwrap_or_default()
-}
-
-fn is_command(error: &mongodb::error::Error, codes: &[i32]) -> bool {
-    matches!(&*error.kind, ErrorKind::Command(command) if codes.contains(&command.code))
 }
 
 fn removal(collection: &str, ids: &[Bson]) -> Document {

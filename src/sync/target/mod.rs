@@ -277,9 +277,7 @@ impl Target {
         let listed = async {
             match self.collection.list_indexes().await {
                 Ok(indexes) => Ok(Some(indexes.try_collect::<Vec<_>>().await?)),
-                Err(error) if matches!(&*error.kind, ErrorKind::Command(command) if command.code == NO_COLLECTION) => {
-                    Ok(None)
-                }
+                Err(error) if is_command(&error, &[NO_COLLECTION]) => Ok(None),
                 Err(error) => Err(error.into()),
             }
         };
@@ -531,6 +529,10 @@ impl Batch {
     fn cursor(&self) -> Option<Value> {
         self.documents.last().map(|read| read.key.clone().into_canonical_extjson())
     }
+}
+
+fn is_command(error: &mongodb::error::Error, codes: &[i32]) -> bool {
+    matches!(&*error.kind, ErrorKind::Command(command) if codes.contains(&command.code))
 }
 
 fn first_error(reply: &Document) -> Option<&Document> {
