@@ -665,6 +665,63 @@ async fn a_late_answer_never_replaces_a_newer_one() {
     database.drop().await.unwrap();
 }
 
+/// Ten users whose name is as it should be, as two batches of a run before left them.
+async fn unchanged(database: &Database) {
+    let before = |id: i32| DateTime::from_millis(if id < 6 { 500 } else { 600 });
+    insert(database, (0..10).map(|id| doc! {"_id": id, "name": "same", "lastSynced": before(id)}).collect()).await;
+}
+
+async fn apply_same(target: &Target, batch: &Batch) -> sync_operator::sync::Outcome {
+    target.apply(batch.clone(), source(batch, "same"), Timestamp::from_millisecond(3000).unwrap()).await.unwrap()
+}
+
+#[tokio::test]
+async fn documents_that_are_as_they_should_be_are_stamped_with_one_command() {
+    let database = database().await;
+    unchanged(&database).await;
+    let target = target(&database, fetching(), 1000).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    database.run_command(doc! {"profile": 2}).await.unwrap();
+    let outcome = apply_same(&target, &batch).await;
+    database.run_command(doc! {"profile": 0}).await.unwrap();
+    assert_eq!((outcome.updated, outcome.unchanged, outcome.failures.len()), (0, 10, 0));
+    assert_eq!(stamped(&database, 3000).await, 10);
+    let profile = database.collection::<Document>("system.profile");
+    let statements = profile.count_documents(doc! {"op": "update"}).await.unwrap();
+    assert_eq!(statements, 2, "one for each stamp that was read");
+    database.drop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_document_that_another_run_wrote_meanwhile_is_written_although_it_was_as_it_should_be() {
+    let database = database().await;
+    unchanged(&database).await;
+    let target = target(&database, fetching(), 1000).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    let users = database.collection::<Document>("users");
+    let other = doc! {"$set": {"name": "older", "lastSynced": DateTime::from_millis(2000)}};
+    users.update_one(doc! {"_id": 4}, other).await.unwrap();
+    let outcome = apply_same(&target, &batch).await;
+    assert_eq!(outcome.failures.len(), 0);
+    let same = doc! {"name": "same", "lastSynced": DateTime::from_millis(3000)};
+    assert_eq!(users.count_documents(same).await.unwrap(), 10);
+    database.drop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_document_is_named_among_those_that_are_as_they_should_be() {
+    let database = database().await;
+    unchanged(&database).await;
+    validate(&database, doc! {"_id": {"$ne": 4}}).await;
+    let target = target(&database, fetching(), 1000).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    let outcome = apply_same(&target, &batch).await;
+    let failed: Vec<_> = outcome.failures.iter().map(|failure| failure.key.as_str()).collect();
+    assert_eq!((outcome.unchanged, failed), (9, vec!["4"]));
+    assert_eq!(stamped(&database, 3000).await, 9);
+    database.drop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_document_that_is_gone_or_left_the_filter_meanwhile_is_not_written() {
     let database = database().await;

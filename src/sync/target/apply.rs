@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use bson::{Bson, DateTime, Document, doc};
+use futures::try_join;
 use jiff::Timestamp;
 use mongodb::{ClientSession, IndexModel};
 use serde_json::Value;
@@ -34,6 +35,8 @@ struct Write<'a> {
     key: &'a Bson,
     /// It makes the document.
     is_new: bool,
+    /// The stamp that was read.
+    stamped: Option<DateTime>,
     /// Something else than the stamp changes.
     differs: bool,
     statement: Document,
@@ -133,6 +136,7 @@ impl Target {
                 Ok(changes) => writes.push(Write {
                     key: &read.key,
                     is_new: read.fields.is_none(),
+                    stamped: self.stamp_of(read),
                     differs: !read.fields.as_ref().is_some_and(|fields| changes.are_in(fields)),
                     statement: self.change(read, changes, stamp),
                 }),
@@ -147,7 +151,7 @@ impl Target {
             let (updated, refused) = if self.transaction {
                 self.write_as_a_whole(writes, &deletes, stamp).await?
             } else {
-                self.write_all(&writes, &deletes, stamp, None).await?
+                self.write_apart(writes, &deletes, stamp).await?
             };
             outcome.updated = updated;
             for Refused { key, why, .. } in refused {
@@ -158,6 +162,41 @@ impl Target {
         }
         outcome.unchanged = (batch.documents.len() as i64 - outcome.updated - outcome.failures.len() as i64).max(0);
         Ok(outcome)
+    }
+
+    /// Writes what differs document by document, and the others together.
+    async fn write_apart<'a>(
+        &self,
+        writes: Vec<Write<'a>>,
+        deletes: &[&Bson],
+        stamp: DateTime,
+    ) -> Result<(i64, Vec<Refused<'a>>), Error> {
+        let is_same = |write: &Write| !write.differs && write.stamped.is_some();
+        let (same, other): (Vec<_>, Vec<_>) = writes.into_iter().partition(is_same);
+        let (refused, (updated, more)) =
+            try_join!(self.stamp_same(&same, stamp), self.write_all(&other, deletes, stamp, None))?;
+        Ok((updated, refused.into_iter().chain(more).collect()))
+    }
+
+    /// Stamps documents that are as they should be, with one statement for all that carry the same stamp. A document
+    /// with another stamp than the one that was read may have been changed by another run, and is written by itself.
+    async fn stamp_same<'a>(&self, same: &[Write<'a>], stamp: DateTime) -> Result<Vec<Refused<'a>>, Error> {
+        let mut refused = Vec::new();
+        for chunk in chunks(same, |write| size(&doc! {"": write.key.clone()})) {
+            let mut by_stamp: HashMap<_, Vec<_>> = HashMap::new();
+            for write in chunk {
+                by_stamp.entry(write.stamped).or_default().push(write.key.clone());
+            }
+            let together = |(stamped, keys): (Option<DateTime>, Vec<Bson>)| {
+                let these = doc! {&self.key: {"$in": keys}, &self.stamp_field: stamped};
+                self.statement(these, doc! {"$set": {&self.stamp_field: stamp}}, stamp)
+            };
+            let reply = self.update(by_stamp.into_iter().map(together).collect(), None).await?;
+            if integer(&reply, "n") < chunk.len() as i64 {
+                refused.extend(self.write_all(chunk, &[], stamp, None).await?.1);
+            }
+        }
+        Ok(refused)
     }
 
     /// Writes in one transaction. What MongoDB refuses ends it, and is left out of the next try.
@@ -259,6 +298,13 @@ impl Target {
         // The others are gone, or were fetched later by somebody else.
         let absent = (writes.len() as i64 - refused.len() as i64 - integer(&reply, "n")).max(0);
         Ok(((differing - absent).max(0), refused))
+    }
+
+    fn stamp_of(&self, read: &Read) -> Option<DateTime> {
+        match keys::at_path(read.fields.as_ref()?, &self.stamp_field) {
+            Some(Bson::DateTime(at)) => Some(at),
+            _ => None,
+        }
     }
 
     /// What a result makes of its document.
