@@ -3,11 +3,12 @@
 //! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
 
 mod leader;
+mod news;
 mod pace;
 mod syncjob;
 mod syncschedule;
 
-use std::{collections::HashSet, future::Future, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{collections::HashSet, future::Future, num::NonZeroU32, pin::pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
@@ -34,12 +35,13 @@ use crate::{
     telemetry::{REDIS, events::Events, metrics},
 };
 use leader::Elector;
+use news::News;
 use pace::Pace;
 
 pub use leader::{Leadership, Settings as Election};
 
-/// Objects reconciled at a time, for each kind. Many, because most of them wait for their turn to write, and must not
-/// hold up a run that is due. Requests at a time are limited by themselves.
+/// Objects reconciled at a time, for each kind. Many, because those that start a run wait here for their turn to write;
+/// of those that report, only a few do ([`Pace::turn`]). Requests at a time are limited by themselves.
 const CONCURRENCY: u16 = 1024;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
@@ -49,6 +51,8 @@ const SWEEPS_PER_REPAIR: u32 = 10;
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
 /// Seconds in one look by which the clock is off when it was set, as opposed to led slowly to the right time.
 const CLOCK_STEP: f64 = 0.5;
+/// How long events may take that wait when the process ends.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
 const AFTER_ERROR: Duration = Duration::from_secs(5);
 const AFTER_CONFLICT: Duration = Duration::from_millis(250);
 
@@ -73,7 +77,7 @@ pub struct Settings {
 struct Context {
     cluster: Cluster,
     queue: Queue,
-    events: Events,
+    news: News,
     queue_available: watch::Receiver<bool>,
     pace: Pace,
     made: syncschedule::Made,
@@ -106,19 +110,15 @@ impl Context {
     }
 
     /// Waits until a status may be written that starts no run. Look again after it: what happened meanwhile can be told
-    /// in the same write.
-    async fn report_turn(&self) -> Turn<'_> {
-        self.pace.turn().await;
-        self.cluster.turn(Lane::Reports).await
+    /// in the same write. When too many wait, says how long to stay away.
+    async fn report_turn(&self) -> Result<Turn<'_>, Duration> {
+        let _place = self.pace.turn().await?;
+        Ok(self.cluster.turn(Lane::Reports).await)
     }
 
-    async fn tell<K: Resource<DynamicType = ()>>(&self, object: &K, notes: &[Note]) {
-        if notes.is_empty() {
-            return;
-        }
-        let _turn = self.cluster.turn(Lane::Reports).await;
-        if self.leadership.is_held() {
-            self.events.publish(object, notes).await;
+    fn tell<K: Resource<DynamicType = ()>>(&self, object: &K, notes: Vec<Note>) {
+        for note in notes {
+            self.news.tell(object, note);
         }
     }
 }
@@ -167,10 +167,12 @@ pub async fn run(
     let (mut elector, leadership) = Elector::new(settings.election, client.clone(), stop.clone());
     share(cluster.clone(), leadership.clone());
     let (availability, queue_available) = watch::channel(true);
+    let (news, waiting) = news::channel();
+    let mut events = pin!(waiting.send(Events::new(client, &settings.instance), cluster.clone(), leadership.clone()));
     let context = Arc::new(Context {
         cluster: cluster.clone(),
         queue: queue.clone(),
-        events: Events::new(client, &settings.instance),
+        news,
         queue_available: queue_available.clone(),
         pace: Pace::new(settings.status_interval, settings.status_writes_per_second),
         made: syncschedule::Made::default(),
@@ -211,10 +213,13 @@ pub async fn run(
         ((), ()) = async { tokio::join!(schedules, jobs) } => {}
         () = elector.run() => {}
         () = watches => {}
+        () = &mut events => {}
         () = ask_for_signs_of_life(&queue, &availability) => {}
         () = sweep(&cluster, &queue, &leadership, settings.resync) => {}
         () = forget(feeds.over, &queue, &context) => {}
     }
+    drop(context);
+    timeout(LAST_EVENTS, events).await.ok();
     elector.give_up().await;
     tracing::info!("controllers stopped");
 }

@@ -8,13 +8,22 @@ use std::{
 };
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock};
-use tokio::time::Instant;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 /// Writes of progress leave this share of the limit, one in so many, to changes of state.
 const RESERVED: u32 = 5;
 
 /// A run that was only just seen may be over in a moment: its first status waits so long, and then has more to tell.
 const SETTLE: Duration = Duration::from_millis(500);
+
+/// Changes of state that wait for their turn at a time. Each keeps a reconciliation open, and those are needed for runs
+/// that are due.
+const LINE: usize = 64;
+/// How long to stay away when the line is full, at least and at most.
+const STAY_AWAY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
 /// Decides when a status may be written. A change of state waits for its turn; progress is put off, because a
 /// newer one replaces it.
@@ -25,6 +34,10 @@ pub(super) struct Pace {
     marks: Mutex<HashMap<String, Mark>>,
     all: DefaultDirectRateLimiter,
     progress: DefaultDirectRateLimiter,
+    line: Semaphore,
+    /// When the last one that was sent away is to come again.
+    last: Mutex<Instant>,
+    spacing: Duration,
 }
 
 struct Mark {
@@ -46,17 +59,30 @@ impl Pace {
             marks: Mutex::default(),
             all: RateLimiter::direct(Quota::per_second(per_second)),
             progress: RateLimiter::direct(Quota::per_second(progress)),
+            line: Semaphore::new(LINE),
+            last: Mutex::new(Instant::now()),
+            spacing: Duration::from_secs(1) / per_second.get(),
         }
     }
 
-    /// Waits until a change of state may be written.
-    pub async fn turn(&self) {
+    /// Waits until a change of state may be written. Keep the place until it can be sent. When too many wait, says how
+    /// long to stay away: those that are sent away come again one after the other.
+    pub async fn turn(&self) -> Result<SemaphorePermit<'_>, Duration> {
+        let place = self.line.try_acquire().map_err(|_| self.stay_away(Instant::now()))?;
         self.all.until_ready().await;
+        Ok(place)
+    }
+
+    fn stay_away(&self, now: Instant) -> Duration {
+        let (least, most) = STAY_AWAY;
+        let mut last = lock(&self.last);
+        *last = (*last).clamp(now + least, now + most) + self.spacing;
+        last.duration_since(now)
     }
 
     /// How long the first status of a SyncJob has to wait. `None`: it may be written now, or was already.
     pub fn first(&self, uid: &str) -> Option<Duration> {
-        let mut marks = self.lock();
+        let mut marks = lock(&self.marks);
         let mark = marks.entry(uid.to_owned()).or_insert_with(Mark::new);
         let wait = SETTLE.checked_sub(mark.seen.elapsed()).filter(|wait| !wait.is_zero());
         wait.filter(|_| mark.written.is_none())
@@ -64,7 +90,7 @@ impl Pace {
 
     /// How long the progress of a SyncJob has to wait. `None`: it may be written now.
     pub fn progress(&self, uid: &str) -> Option<Duration> {
-        let last = self.lock().get(uid).and_then(|mark| mark.written);
+        let last = lock(&self.marks).get(uid).and_then(|mark| mark.written);
         let early = last.and_then(|last| self.interval.checked_sub(last.elapsed()));
         if let Some(wait) = early.filter(|wait| !wait.is_zero()) {
             return Some(wait);
@@ -78,16 +104,16 @@ impl Pace {
     }
 
     pub fn wrote(&self, uid: &str) {
-        self.lock().entry(uid.to_owned()).or_insert_with(Mark::new).written = Some(Instant::now());
+        lock(&self.marks).entry(uid.to_owned()).or_insert_with(Mark::new).written = Some(Instant::now());
     }
 
     pub fn forget(&self, uid: &str) {
-        self.lock().remove(uid);
+        lock(&self.marks).remove(uid);
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Mark>> {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -118,6 +144,18 @@ mod tests {
         assert_eq!(pace.first("a"), None);
         pace.wrote("b");
         assert_eq!(pace.first("b"), None, "another reason was found to write it");
+    }
+
+    #[tokio::test]
+    async fn those_that_find_a_long_line_come_again_one_after_the_other_and_soon() {
+        let pace = pace(Duration::ZERO, 100);
+        let line: Vec<_> = (0..LINE).map(|_| pace.line.try_acquire().unwrap()).collect();
+        assert!(pace.turn().await.is_err());
+        let now = Instant::now() + Duration::from_secs(60);
+        let waits: Vec<_> = (0..2000).map(|_| pace.stay_away(now).as_millis()).collect();
+        assert_eq!((&waits[..3], waits.iter().max()), (&[260, 270, 280][..], Some(&10_010)));
+        drop(line);
+        assert!(pace.turn().await.is_ok());
     }
 
     #[tokio::test]

@@ -74,7 +74,10 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         }
         (plan, context.cluster.turn(Lane::Reports).await)
     } else {
-        let turn = context.report_turn().await;
+        let turn = match context.report_turn().await {
+            Ok(turn) => turn,
+            Err(later) => return Ok(Action::requeue(later)),
+        };
         (look(&job, &uid, &context, Timestamp::now()).await?, turn)
     };
     if plan.enqueue {
@@ -82,7 +85,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     }
     write_status(&job, &uid, plan.status, &turn, &context).await?;
     drop(turn);
-    context.tell(&*job, &plan.notes).await;
+    context.tell(&*job, plan.notes);
     Ok(Action::await_change())
 }
 
@@ -105,7 +108,10 @@ async fn wait_for_queue(
     let (reason, message) = unknown(error);
     let status = job::unknown(job, reason, &message, now);
     if job.status.as_ref() != Some(&status) {
-        let turn = context.report_turn().await;
+        let turn = match context.report_turn().await {
+            Ok(turn) => turn,
+            Err(later) => return Ok(Action::requeue(later)),
+        };
         write_status(job, uid, status, &turn, context).await?;
     }
     Ok(Action::requeue(QUEUE_AWAY))

@@ -37,8 +37,11 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     if schedule.status.as_ref() != Some(&plan.status) {
         let turn = if plan.create.is_empty() && plan.cancel.is_empty() {
             // The next slot does not wait behind what this one has to tell.
-            let Ok(turn) = timeout(plan.requeue.unwrap_or(Duration::MAX), context.report_turn()).await else {
-                return Ok(Action::requeue(Duration::ZERO));
+            let next = plan.requeue.unwrap_or(Duration::MAX);
+            let turn = match timeout(next, context.report_turn()).await {
+                Ok(Ok(turn)) => turn,
+                Ok(Err(later)) => return Ok(Action::requeue(later.min(next))),
+                Err(_) => return Ok(Action::requeue(Duration::ZERO)),
             };
             let newest = context.cluster.schedules.get(&ObjectRef::from_obj(&*schedule));
             schedule = newest.filter(|newest| newest.uid() == schedule.uid()).unwrap_or(schedule);
@@ -49,7 +52,7 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
         };
         written = write_status(&schedule, plan.status, &turn, &context).await?;
     }
-    context.tell(&*schedule, &plan.notes).await;
+    context.tell(&*schedule, plan.notes);
     for (reason, count) in plan.skipped {
         metrics::skipped(reason, count as u64);
     }
@@ -66,7 +69,7 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
             written = write_status(&written, status, &turn, &context).await?;
             drop(turn);
             let text = format!("A SyncJob {} exists that is not this schedule's: the slot was skipped", run.name);
-            context.tell(&*schedule, &[Note::warning("NameCollision", text)]).await;
+            context.news.tell(&*schedule, Note::warning("NameCollision", text));
             metrics::skipped(schedule::skips::NAME_COLLISION, 1);
         }
     }
@@ -123,7 +126,7 @@ async fn create(
             context.made.note(schedule, &run.name);
             note_skew(schedule, parsed, run);
             let text = format!("Created SyncJob {}", run.name);
-            context.tell(schedule, &[Note::normal("RunCreated", text)]).await;
+            context.news.tell(schedule, Note::normal("RunCreated", text));
             Ok(true)
         }
         Err(Error::Cluster(error)) if error.is_already_exists() => {
@@ -160,7 +163,7 @@ async fn cancel(
     match context.write(Lane::Starts, "cancel a SyncJob", api.patch(name, &PatchParams::default(), &patch)).await {
         Ok(_) => {
             let text = format!("Cancelled SyncJob {name}: {replacement} replaces it");
-            context.tell(schedule, &[Note::normal("RunReplaced", text)]).await;
+            context.news.tell(schedule, Note::normal("RunReplaced", text));
             Ok(())
         }
         Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),

@@ -1,5 +1,6 @@
 //! Each change that a call makes leaves a log line and an event: who, what, on which object.
 
+use jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 
 use super::{App, auth::Caller};
@@ -40,5 +41,6 @@ pub(super) async fn note<K: Resource<DynamicType = ()>>(
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let (kind, reason) = (K::kind(&()), deed.reason());
     tracing::info!(namespace, name, kind = &*kind, caller = caller.name, reason, "{what}");
-    app.events.publish(object, &[Note::normal(reason, format!("{what}, by {} over HTTP", caller.name))]).await;
+    let note = Note::normal(reason, format!("{what}, by {} over HTTP", caller.name));
+    app.events.publish(&object.object_ref(&()), &note, Timestamp::now()).await;
 }

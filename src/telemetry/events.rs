@@ -1,9 +1,12 @@
 //! Kubernetes events on the objects.
 
 use jiff::Timestamp;
-use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::MicroTime};
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
 use kube::{
-    Api, Client, Resource,
+    Api, Client,
     api::{ObjectMeta, PostParams},
 };
 use tokio::time::timeout;
@@ -34,25 +37,23 @@ impl Events {
         Self { client, instance: instance.to_owned() }
     }
 
-    /// Publishes what there is to tell about an object. Failures are logged and otherwise ignored.
-    pub async fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, notes: &[Note]) {
-        let namespace = object.meta().namespace.as_deref().unwrap_or("default");
+    /// Publishes what there was to tell about an object. Failures are logged and otherwise ignored.
+    pub async fn publish(&self, object: &ObjectReference, note: &Note, at: Timestamp) {
+        let namespace = object.namespace.as_deref().unwrap_or("default");
         let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-        for note in notes {
-            let event = self.event(object, namespace, note, Timestamp::now());
-            match timeout(LIMIT, events.create(&PostParams::default(), &event)).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::debug!(%error, reason = note.reason, "event not written"),
-                Err(_) => tracing::debug!(reason = note.reason, "event not written in time"),
-            }
+        let event = self.event(object, namespace, note, at);
+        match timeout(LIMIT, events.create(&PostParams::default(), &event)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, reason = note.reason, "event not written"),
+            Err(_) => tracing::debug!(reason = note.reason, "event not written in time"),
         }
     }
 
-    fn event<K: Resource<DynamicType = ()>>(&self, object: &K, namespace: &str, note: &Note, now: Timestamp) -> Event {
-        let name = object.meta().name.as_deref().unwrap_or_default();
+    fn event(&self, object: &ObjectReference, namespace: &str, note: &Note, at: Timestamp) -> Event {
+        let name = object.name.as_deref().unwrap_or_default();
         Event {
             metadata: ObjectMeta {
-                name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+                name: Some(format!("{name}.{:x}", at.as_nanosecond())),
                 namespace: Some(namespace.to_owned()),
                 ..ObjectMeta::default()
             },
@@ -60,8 +61,8 @@ impl Events {
             reason: Some(note.reason.to_owned()),
             note: Some(note.text.clone()),
             type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
-            event_time: Some(MicroTime(now)),
-            regarding: Some(object.object_ref(&())),
+            event_time: Some(MicroTime(at)),
+            regarding: Some(object.clone()),
             reporting_controller: Some("sync-operator".to_owned()),
             reporting_instance: Some(self.instance.clone()),
             ..Event::default()
