@@ -102,6 +102,9 @@ pub struct Api {
     /// HTTP.
     #[command(flatten)]
     pub http: Http,
+    /// A copy for BullMQ's tools.
+    #[command(flatten)]
+    pub mirror: Mirror,
     /// Probes and metrics.
     #[command(flatten)]
     pub probes: Probes,
@@ -128,6 +131,9 @@ pub struct All {
     /// HTTP.
     #[command(flatten)]
     pub http: Http,
+    /// A copy for BullMQ's tools.
+    #[command(flatten)]
+    pub mirror: Mirror,
 }
 
 /// Options of the controllers.
@@ -343,6 +349,16 @@ pub struct Http {
     pub http_tls_key: Option<PathBuf>,
 }
 
+/// A copy of runs and schedules that BullMQ's tools can read.
+#[derive(Clone, Debug, Args)]
+#[group(id = "mirror_options")]
+pub struct Mirror {
+    /// Show runs and schedules as a queue of BullMQ under this prefix, for Bull Board and the like. The queue has the name
+    /// of ours. Nothing that is done to it has any effect. In a Redis Cluster with braces: {bull}.
+    #[arg(long, env = "BULLMQ_MIRROR", help_heading = "BullMQ", value_name = "PREFIX", value_parser = key_prefix)]
+    pub bullmq_mirror: Option<String>,
+}
+
 /// Whether something is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
@@ -448,6 +464,11 @@ fn queue_name(text: &str) -> Result<String, String> {
     if valid { Ok(text.to_owned()) } else { Err("must consist of letters, digits, -, _ and .".to_owned()) }
 }
 
+fn key_prefix(text: &str) -> Result<String, String> {
+    let valid = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:{}".contains(c));
+    if valid { Ok(text.to_owned()) } else { Err("must consist of letters, digits, -, _, ., : and braces".to_owned()) }
+}
+
 fn database_name(text: &str) -> Result<String, String> {
     let valid = !text.is_empty()
         && text.len() < 64
@@ -482,6 +503,7 @@ mod tests {
             ([&["worker", "--workers", "1000"], &mongodb[..]].concat(), "1000 is not in 0..=256"),
             (vec!["worker", "--mongodb-uri", "mongodb://x", "--mongodb-database", "admin"], "reserved by MongoDB"),
             ([&["worker", "--queue-name", "a b"], &mongodb[..]].concat(), "letters, digits"),
+            (vec!["api", "--bullmq-mirror", ""], "letters, digits"),
         ] {
             let error = parse(&args).err().unwrap();
             assert!(error.contains(message), "{args:?}: {error}");

@@ -193,6 +193,7 @@ async fn start(command: Command) -> Result<(), Error> {
             let objects = watch_objects(&mut parts, connect().await?, &options.kubernetes);
             let state = http::State { cluster: None, objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
+            add_mirror(&mut parts, options.mirror, &objects, &queue, &id)?;
             add_http(&mut parts, options.http, state, objects, &id).await?;
         }
         Command::All(options) => {
@@ -201,6 +202,7 @@ async fn start(command: Command) -> Result<(), Error> {
             let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
             let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
+            add_mirror(&mut parts, options.mirror, &objects, &queue, &id)?;
             add_http(&mut parts, options.http, state, objects, &id).await?;
             add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, Some(client.clone()), &view)
                 .await?;
@@ -360,6 +362,24 @@ fn watch_objects(parts: &mut Parts, client: Client, options: &cli::Kubernetes) -
         Ok(())
     });
     objects
+}
+
+fn add_mirror(
+    parts: &mut Parts,
+    options: cli::Mirror,
+    objects: &http::Objects,
+    queue: &Queue,
+    id: &str,
+) -> Result<(), Error> {
+    let Some(prefix) = options.bullmq_mirror else { return Ok(()) };
+    let mirror = http::Mirror::new(objects.clone(), queue.clone(), &prefix, id)
+        .map_err(|error| Error::Configuration(format!("BULLMQ_MIRROR: {error}")))?;
+    let stop = parts.stop.clone();
+    parts.add(async move {
+        stop.run_until_cancelled(mirror.run()).await;
+        Ok(())
+    });
+    Ok(())
 }
 
 async fn add_http(

@@ -12,6 +12,7 @@ mod health;
 mod host;
 mod jobs;
 mod limits;
+mod mirror;
 mod objects;
 mod openapi;
 mod pause;
@@ -44,6 +45,7 @@ use problem::{Kind, Problem};
 
 pub use auth::{AUDIENCE, ReadAccess};
 pub use dashboard::{Sessions, WeakSecret};
+pub use mirror::{Mirror, NoHashTag};
 pub use objects::Objects;
 pub use server::{Certificate, CertificateError, serve};
 

@@ -1,9 +1,10 @@
 //! SyncSchedules and SyncJobs as the sidecar sees them: all of them, also those that have ended, and what happens to them.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, HashSet, VecDeque},
     future::Future,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    mem::take,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -46,6 +47,8 @@ pub struct Objects {
     pub(super) jobs: Store<SyncJob>,
     news: Arc<RwLock<News>>,
     changes: broadcast::Sender<Change>,
+    /// For one who looks from time to time; `None` when there is nobody.
+    marks: Arc<Mutex<Option<Marks>>>,
     requests: Arc<Semaphore>,
     /// Kinds that were listed once.
     listed: watch::Receiver<usize>,
@@ -60,6 +63,16 @@ pub(super) enum Change {
     Gone(Arc<Gone>),
     /// All of them were listed anew: single changes may have been missed.
     Listed,
+}
+
+/// What changed since somebody looked last. Never more than there are objects, however long that was ago.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    /// All of a kind were listed anew: any of them may have changed, or be gone.
+    pub all: bool,
+    pub schedules: HashSet<ObjectRef<SyncSchedule>>,
+    /// By uid: one of the same name may be another one.
+    pub jobs: HashMap<String, ObjectRef<SyncJob>>,
 }
 
 /// A SyncJob that was deleted.
@@ -105,13 +118,15 @@ impl Objects {
             jobs,
             news: Arc::default(),
             changes: broadcast::channel(REMEMBERED).0,
+            marks: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             listed,
         };
         let noting = objects.clone();
         let driver = async move {
+            let note_schedule = |event: &Event<SyncSchedule>| noting.note_schedule(event);
             let note = |event: &Event<SyncJob>| noting.note(event);
-            join(drain(schedule_changes, &listing, |_| {}), drain(job_changes, &listing, note)).await;
+            join(drain(schedule_changes, &listing, note_schedule), drain(job_changes, &listing, note)).await;
         };
         (objects, driver)
     }
@@ -164,6 +179,16 @@ impl Objects {
         self.changes.subscribe()
     }
 
+    /// From now on, changes are marked.
+    pub(super) fn mark(&self) {
+        *self.lock_marks() = Some(Marks::default());
+    }
+
+    /// What was marked since this was asked last.
+    pub(super) fn take_marks(&self) -> Marks {
+        self.lock_marks().as_mut().map(take).unwrap_or_default()
+    }
+
     /// Names the last time that all SyncJobs were listed.
     pub(super) fn listing(&self) -> u64 {
         self.read_news().listing
@@ -176,7 +201,28 @@ impl Objects {
         known.then(|| news.gone.iter().filter(|gone| gone.version > version).cloned().collect())
     }
 
+    fn note_schedule(&self, event: &Event<SyncSchedule>) {
+        if let Some(marks) = self.lock_marks().as_mut() {
+            match event {
+                Event::Apply(schedule) | Event::Delete(schedule) => {
+                    marks.schedules.insert(ObjectRef::from_obj(schedule));
+                }
+                Event::InitDone => marks.all = true,
+                Event::Init | Event::InitApply(_) => {}
+            }
+        }
+    }
+
     fn note(&self, event: &Event<SyncJob>) {
+        if let Some(marks) = self.lock_marks().as_mut() {
+            match event {
+                Event::Apply(job) | Event::Delete(job) => {
+                    marks.jobs.insert(job.uid().unwrap_or_default(), ObjectRef::from_obj(job));
+                }
+                Event::InitDone => marks.all = true,
+                Event::Init | Event::InitApply(_) => {}
+            }
+        }
         let change = match event {
             Event::Init => {
                 *self.write_news() = News { listing: rand::random(), ..News::default() };
@@ -189,6 +235,10 @@ impl Objects {
         };
         // Fails when nobody listens.
         self.changes.send(change).ok();
+    }
+
+    fn lock_marks(&self) -> MutexGuard<'_, Option<Marks>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_news(&self) -> RwLockReadGuard<'_, News> {

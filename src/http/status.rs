@@ -48,19 +48,19 @@ struct AsOf {
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-struct Repeatable {
-    name: String,
+pub(super) struct Repeatable {
+    pub name: String,
     namespace: String,
     /// Interval in milliseconds. Absent for a cron schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
-    every: Option<u64>,
+    pub every: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    cron: Option<String>,
+    pub cron: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tz: Option<String>,
+    pub tz: Option<String>,
     /// Next slot. `null` while suspended.
-    next: Option<Timestamp>,
-    suspended: bool,
+    pub next: Option<Timestamp>,
+    pub suspended: bool,
 }
 
 /// Active, waiting, delayed and paused runs as Redis has them (`null` when it has never answered), and the
@@ -149,7 +149,7 @@ async fn make(app: &App, last: &mut Option<(Depth, Timestamp)>) -> Result<Bytes,
 fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<Depth>, as_of: AsOf) -> Status {
     let in_phase =
         |phase| jobs.iter().filter(move |job| job.status.as_ref().and_then(|status| status.phase) == Some(phase));
-    let mut repeatable: Vec<_> = schedules.iter().map(|schedule| repeatable(schedule)).collect();
+    let mut repeatable: Vec<_> = schedules.iter().map(|schedule| Repeatable::from(&**schedule)).collect();
     repeatable.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     let mut active_jobs: Vec<_> = in_phase(Phase::Running).map(|job| active_job(job)).collect();
     active_jobs.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
@@ -169,16 +169,18 @@ fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<D
     }
 }
 
-fn repeatable(schedule: &SyncSchedule) -> Repeatable {
-    let interval = schedule.spec.schedule.is_none().then(|| interval(&schedule.spec).ok()).flatten();
-    Repeatable {
-        name: schedule.name_any(),
-        namespace: schedule.namespace().unwrap_or_default(),
-        every: interval.map(|interval| interval.as_millis() as u64),
-        cron: schedule.spec.schedule.clone(),
-        tz: schedule.spec.time_zone.clone(),
-        next: schedule.status.as_ref().and_then(|status| status.next_schedule_time.as_ref()).map(|time| time.0),
-        suspended: schedule.spec.suspended,
+impl From<&SyncSchedule> for Repeatable {
+    fn from(schedule: &SyncSchedule) -> Self {
+        let interval = schedule.spec.schedule.is_none().then(|| interval(&schedule.spec).ok()).flatten();
+        Self {
+            name: schedule.name_any(),
+            namespace: schedule.namespace().unwrap_or_default(),
+            every: interval.map(|interval| interval.as_millis() as u64),
+            cron: schedule.spec.schedule.clone(),
+            tz: schedule.spec.time_zone.clone(),
+            next: schedule.status.as_ref().and_then(|status| status.next_schedule_time.as_ref()).map(|time| time.0),
+            suspended: schedule.spec.suspended,
+        }
     }
 }
 

@@ -36,6 +36,7 @@ impl std::fmt::Debug for Kind {
 }
 
 /// How to connect to a server that others name.
+#[derive(Clone)]
 struct Node {
     ca: Option<Vec<u8>>,
     scheme: &'static str,
@@ -103,6 +104,12 @@ impl Place {
         }
         let node = Node { ca, scheme, credentials, db: db.to_owned() };
         Ok(Self(Arc::new(Kind::Sentinel { sentinels, master: master.to_owned(), node })))
+    }
+
+    /// Where another key lives, when that may be another server.
+    pub fn of(&self, key: &str) -> Option<Self> {
+        let Kind::Cluster { seeds, node, .. } = &*self.0 else { return None };
+        Some(Self(Arc::new(Kind::Cluster { seeds: seeds.clone(), key: key.to_owned(), node: node.clone() })))
     }
 
     /// A new connection to the server that has the queue now. `limit`: longest wait for an answer.
@@ -175,7 +182,7 @@ async fn ask_cluster(seed: &Client, seed_host: &str, key: &str) -> RedisResult<O
 /// The shared connection: made when first used, and again after it broke or its server is no longer the right one.
 /// Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     place: Place,
     current: Arc<Mutex<Current>>,
 }
@@ -188,7 +195,7 @@ struct Current {
 }
 
 impl Connection {
-    pub fn new(place: Place) -> Self {
+    pub(super) fn new(place: Place) -> Self {
         Self { place, current: Arc::default() }
     }
 

@@ -28,6 +28,11 @@ impl Keys {
         Self { shared: names.map(|name| format!("{prefix}:{name}")), prefix }
     }
 
+    /// The queue's name.
+    pub fn name(&self) -> &str {
+        self.prefix.trim_start_matches("{sync:").trim_end_matches('}')
+    }
+
     /// The list that wakes waiting workers.
     pub fn wake(&self) -> &str {
         &self.shared[7]
@@ -51,5 +56,24 @@ impl Keys {
     /// The hash of a run.
     pub fn run(&self, uid: &str) -> String {
         format!("{}:run:{uid}", self.prefix)
+    }
+}
+
+/// Which slot of a Cluster has a key is decided by a part of it, in braces.
+/// <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags>
+pub(super) fn has_tag(key: &str) -> bool {
+    key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).is_some_and(|(tag, _)| !tag.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_tag_is_the_first_pair_of_braces_when_something_is_in_it() {
+        for (key, tagged) in [("{bull}:a", true), ("a{b}c", true), ("bull:a", false), ("{}a{b}", false), ("}a{", false)]
+        {
+            assert_eq!(has_tag(key), tagged, "{key}");
+        }
     }
 }

@@ -20,7 +20,9 @@ use jiff::Timestamp;
 use redis::{AsyncCommands, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, Value, from_redis_value};
 
 pub use blocking::{Changes, Doorbell};
+pub(crate) use connection::Connection;
 pub use gate::Turn;
+pub(crate) use scripts::Call;
 pub use types::{
     Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, Lease, LetGo, NewRun, Renewed, Repaired,
 };
@@ -29,9 +31,8 @@ use crate::{
     domain::from_millis,
     network::{self, LOGIN},
 };
-use connection::{Connection, Place};
+use connection::Place;
 use keys::Keys;
-use scripts::Call;
 
 /// Version of what stands in a run's hash. A run of another version is left alone.
 const FORMAT: &str = "1";
@@ -107,7 +108,7 @@ fn keep_finished() -> u64 {
     KEEP_FINISHED.as_millis() as u64
 }
 
-fn unavailable(action: &'static str) -> impl FnOnce(RedisError) -> Error {
+pub(crate) fn unavailable(action: &'static str) -> impl FnOnce(RedisError) -> Error {
     move |source| Error::Unavailable { action, source }
 }
 
@@ -148,6 +149,21 @@ impl Queue {
         let keys = Keys::new(name);
         let place = Place::parse(url, ca, keys.wake())?;
         Ok(Self { connection: Connection::new(place.clone()), place, keys, lease })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.keys.name()
+    }
+
+    /// A connection to the server that has other keys than the queue's. `key`: any of them; in a Cluster it needs a hash tag,
+    /// so that they are all on one server.
+    pub(crate) fn connection_for(&self, key: &str) -> Option<Connection> {
+        match self.place.of(key) {
+            None => Some(self.connection.clone()),
+            Some(place) => keys::has_tag(key).then(|| Connection::new(place)),
+        }
     }
 
     /// How long a claim holds without being renewed.

@@ -30,7 +30,7 @@ scripts! {
 /// The cache may be emptied again between loading a script and calling it.
 const TRIES: usize = 5;
 
-pub(super) trait Call {
+pub(crate) trait Call {
     async fn call<T: FromRedisValue>(&self, connection: &mut impl ConnectionLike) -> RedisResult<T>;
 }
 

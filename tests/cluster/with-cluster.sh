@@ -4,7 +4,7 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
-export AXE=$axe
+export AXE=$axe BULLMQ_READERS=$readers
 name="test-$$"
 cluster() { "$here/cluster.sh" --name "$name" "$@"; }
 
@@ -13,7 +13,7 @@ command=
 trap '[[ -z $command ]] || kill "$command" 2>/dev/null || true; cluster down' EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
-"$here/install.sh" faketime schemathesis prometheus chromium
+"$here/install.sh" faketime schemathesis prometheus chromium bullmq
 cluster up
 eval "$(cluster env)"
 kubectl apply -f "$here/../../crds" >/dev/null

@@ -15,6 +15,7 @@ mod control;
 mod crashes;
 mod crds;
 mod http;
+mod mirror;
 mod mongodb_faults;
 mod operator;
 mod outages;

@@ -1,0 +1,282 @@
+//! What a run and a schedule look like to BullMQ: the fields that bullmq 6.7.0 reads, and where it looks for the id.
+
+use jiff::Timestamp;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use serde::Serialize;
+use serde_json::{json, to_string};
+
+use super::path;
+use crate::{
+    api::{SyncJob, SyncSchedule, syncjob::Phase},
+    http::{status::Repeatable, view::Job},
+};
+
+/// The score of a schedule that has no next slot. BullMQ makes `null` of an infinite one.
+pub const NEVER: i64 = i64::MAX;
+/// BullMQ's scores of delayed jobs have room for as many jobs in one millisecond.
+const PER_MILLISECOND: i64 = 0x1000;
+/// A step of priority weighs more than any time in milliseconds, and a thousand of them are still exact in a score.
+const PRIORITY: i64 = 4_000_000_000_000;
+
+/// Where BullMQ keeps the ids of jobs, by state, and those of job schedulers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Wait,
+    Active,
+    Paused,
+    Delayed,
+    Completed,
+    Failed,
+    Repeat,
+}
+
+impl Place {
+    pub const ALL: [Self; 7] =
+        [Self::Wait, Self::Active, Self::Paused, Self::Delayed, Self::Completed, Self::Failed, Self::Repeat];
+
+    /// The key's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wait => "wait",
+            Self::Active => "active",
+            Self::Paused => "paused",
+            Self::Delayed => "delayed",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Repeat => "repeat",
+        }
+    }
+
+    /// It is a list, newest first, as opposed to a sorted set.
+    pub fn is_list(self) -> bool {
+        matches!(self, Self::Wait | Self::Active | Self::Paused)
+    }
+
+    /// Only so many are kept in it.
+    pub fn is_history(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed)
+    }
+
+    /// The name of an id's hash.
+    pub fn key(self, id: &str) -> String {
+        if self == Self::Repeat { format!("repeat:{id}") } else { id.to_owned() }
+    }
+}
+
+/// A job or a job scheduler of BullMQ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub id: String,
+    pub place: Place,
+    /// Its order there.
+    pub score: i64,
+    /// A schedule that is suspended.
+    pub is_suspended: bool,
+    /// Its hash.
+    pub fields: Vec<(&'static str, String)>,
+}
+
+/// The id of a schedule's job scheduler.
+pub fn place_of(schedule: &ObjectRef<SyncSchedule>) -> String {
+    path(schedule)
+}
+
+/// A schedule, as a job scheduler. Its data is what `/jobs/status` tells of it.
+pub fn schedule(schedule: &SyncSchedule) -> Record {
+    let shown = Repeatable::from(schedule);
+    let runs = schedule.status.as_ref().map_or(0, |status| status.runs.total);
+    let mut fields = vec![("name", shown.name.clone()), ("ic", runs.to_string()), ("data", text(&shown))];
+    fields.extend(shown.cron.clone().map(|cron| ("pattern", cron)));
+    fields.extend(shown.tz.clone().map(|zone| ("tz", zone)));
+    fields.extend(shown.every.map(|every| ("every", every.to_string())));
+    Record {
+        id: place_of(&ObjectRef::from_obj(schedule)),
+        place: Place::Repeat,
+        score: shown.next.map_or(NEVER, Timestamp::as_millisecond),
+        is_suspended: shown.suspended,
+        fields,
+    }
+}
+
+/// A run, as a job whose id is its uid. Its data is what `/jobs` tells of it. `retry_at`: when its backoff ends. `None` for
+/// one that is not in the queue yet.
+pub fn job(job: &SyncJob, retry_at: Option<Timestamp>) -> Option<Record> {
+    let shown = Job::from(job);
+    let status = job.status.as_ref();
+    let millis = |at: Option<Timestamp>| at.map_or(0, Timestamp::as_millisecond);
+    let created = millis(shown.created_at);
+    let failures = status.map(|status| status.attempt_history.as_slice()).unwrap_or_default();
+    let retry = millis(retry_at.or(failures.last().map(|attempt| attempt.end.0))).max(created);
+    let (place, score) = match shown.phase {
+        Phase::Pending => return None,
+        Phase::Queued => (Place::Wait, created - i64::from(shown.priority) * PRIORITY),
+        Phase::Running | Phase::RollingBack => (Place::Active, millis(shown.started_at)),
+        Phase::Suspended => (Place::Paused, created),
+        Phase::Retrying => (Place::Delayed, retry * PER_MILLISECOND),
+        Phase::Complete => (Place::Completed, millis(shown.finished_at)),
+        Phase::Failed => (Place::Failed, millis(shown.finished_at)),
+    };
+    let delay = if place == Place::Delayed { retry - created } else { 0 };
+    let mut fields = vec![
+        ("name", shown.name.clone()),
+        ("data", text(&shown)),
+        ("opts", json!({"jobId": shown.uid, "attempts": job.spec.backoff_limit + 1}).to_string()),
+        ("timestamp", created.to_string()),
+        ("delay", delay.to_string()),
+        // The order of those that wait has it already, and to BullMQ a lower number goes first.
+        ("priority", "0".to_owned()),
+        ("progress", shown.progress.to_string()),
+        ("atm", shown.attempts_made.to_string()),
+        ("stc", shown.recoveries.to_string()),
+    ];
+    let because = |reason: &str, message: &str| format!("{reason}: {message}");
+    let time = |at: Option<Timestamp>| at.map(|at| at.as_millisecond().to_string());
+    fields.extend(time(shown.started_at).map(|at| ("processedOn", at)));
+    fields.extend(time(shown.finished_at).map(|at| ("finishedOn", at)));
+    fields.extend(status.and_then(|status| status.worker.clone()).map(|worker| ("pb", worker)));
+    fields.extend(shown.schedule.as_ref().map(|schedule| ("rjk", format!("{}/{schedule}", shown.namespace))));
+    let traces: Vec<_> = failures.iter().map(|attempt| because(&attempt.reason, &attempt.message)).collect();
+    match place {
+        Place::Completed => fields.push(("returnvalue", text(&shown.counts))),
+        Place::Failed => {
+            let (reason, message) = (shown.reason.as_deref(), shown.message.as_deref());
+            fields.push(("failedReason", because(reason.unwrap_or_default(), message.unwrap_or_default())));
+        }
+        _ => {
+            fields.extend(traces.last().map(|last| ("failedReason", last.clone())));
+            fields.push(("stacktrace", text(&traces)));
+        }
+    }
+    Some(Record { id: job.uid()?, place, score, is_suspended: false, fields })
+}
+
+/// JSON of what is always JSON.
+fn text(value: &impl Serialize) -> String {
+    to_string(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, from_value};
+
+    /// 2026-11-23T12:00:00Z
+    const NOON: i64 = 1_795_435_200_000;
+
+    fn run(spec: Value, status: Value) -> SyncJob {
+        from_value(json!({
+            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob",
+            "metadata": {"name": "users-1", "namespace": "team", "uid": "u-1", "creationTimestamp": "2026-11-23T12:00:00Z",
+                         "labels": {"sync.codex.dev/schedule": "users"}},
+            "spec": spec, "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn field<'a>(record: &'a Record, name: &str) -> Option<&'a str> {
+        record.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value.as_str())
+    }
+
+    #[test]
+    fn each_phase_has_its_place_and_its_order_there() {
+        let retry = Timestamp::from_millisecond(NOON + 90_000).unwrap();
+        for (phase, priority, place, score) in [
+            ("Queued", 0, Place::Wait, NOON),
+            ("Queued", 1, Place::Wait, NOON - PRIORITY),
+            ("Queued", -1000, Place::Wait, NOON + 1000 * PRIORITY),
+            ("Running", 5, Place::Active, NOON + 10_250),
+            ("RollingBack", 0, Place::Active, NOON + 10_250),
+            ("Suspended", 5, Place::Paused, NOON),
+            ("Retrying", 5, Place::Delayed, (NOON + 90_000) * 4096),
+            ("Complete", 5, Place::Completed, NOON + 60_000),
+            ("Failed", 5, Place::Failed, NOON + 60_000),
+        ] {
+            let status = json!({
+                "phase": phase, "startTime": "2026-11-23T12:00:10.250000Z", "completionTime": "2026-11-23T12:01:00Z"
+            });
+            let found = job(&run(json!({"priority": priority}), status), Some(retry)).unwrap();
+            assert_eq!((found.place, found.score), (place, score), "{phase} {priority}");
+            // A score is a float to Redis.
+            assert_eq!((score as f64) as i64, score);
+        }
+        assert_eq!(job(&run(json!({}), json!({"phase": "Pending"})), None), None, "it is not in the queue");
+        assert_eq!(job(&run(json!({}), json!({})), None), None);
+    }
+
+    #[test]
+    fn a_failed_run_has_the_fields_that_bullmq_reads_and_nothing_of_its_target() {
+        let spec = json!({"backoffLimit": 2, "target": {"filter": {"secret": "42"}}});
+        let failed = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": "7 of 9 failed",
+                            "lastTransitionTime": "2026-11-23T12:01:00Z"});
+        let status = json!({
+            "phase": "Failed", "startTime": "2026-11-23T12:00:10.250000Z", "completionTime": "2026-11-23T12:01:00Z", "progress": 90,
+            "attempts": 1, "recoveries": 3, "worker": "w-1", "conditions": [failed],
+        });
+        let job = run(spec, status);
+        let found = super::job(&job, None).unwrap();
+        assert_eq!(found.id, "u-1");
+        for (name, value) in [
+            ("name", "users-1"),
+            ("opts", r#"{"jobId":"u-1","attempts":3}"#),
+            ("timestamp", "1795435200000"),
+            ("delay", "0"),
+            ("priority", "0"),
+            ("progress", "90"),
+            ("atm", "1"),
+            ("stc", "3"),
+            ("processedOn", "1795435210250"),
+            ("finishedOn", "1795435260000"),
+            ("pb", "w-1"),
+            ("rjk", "team/users"),
+            ("failedReason", "TooManyFailed: 7 of 9 failed"),
+            ("data", &serde_json::to_string(&Job::from(&job)).unwrap()),
+        ] {
+            assert_eq!(field(&found, name), Some(value), "{name}");
+        }
+        assert_eq!(found.fields.len(), 14);
+        assert!(!format!("{found:?}").contains("42"));
+    }
+
+    #[test]
+    fn a_run_that_waits_for_its_next_attempt_tells_when_and_why() {
+        let attempt = |number: i32| {
+            json!({"number": number, "start": "2026-11-23T12:00:00Z", "end": "2026-11-23T12:00:30Z", "reason": "SourceUnavailable",
+                   "message": format!("no answer, {number}")})
+        };
+        let job =
+            run(json!({}), json!({"phase": "Retrying", "attempts": 2, "attemptHistory": [attempt(1), attempt(2)]}));
+        let later = Timestamp::from_millisecond(NOON + 75_000).unwrap();
+        for (retry_at, delay) in [(Some(later), "75000"), (None, "30000")] {
+            let found = super::job(&job, retry_at).unwrap();
+            assert_eq!(field(&found, "delay"), Some(delay), "{retry_at:?}");
+            assert_eq!(field(&found, "failedReason"), Some("SourceUnavailable: no answer, 2"));
+            let trace = r#"["SourceUnavailable: no answer, 1","SourceUnavailable: no answer, 2"]"#;
+            assert_eq!(field(&found, "stacktrace"), Some(trace));
+        }
+    }
+
+    #[test]
+    fn a_schedule_is_a_job_scheduler() {
+        for (spec, next, score, told) in [
+            (json!({"interval": "20m"}), Some("2026-11-23T12:20:00Z"), NOON + 1_200_000, [Some("1200000"), None, None]),
+            (json!({}), None, NEVER, [Some("1200000"), None, None]),
+            (
+                json!({"schedule": "0 3 * * *", "timeZone": "Europe/Berlin", "suspended": true}),
+                None,
+                NEVER,
+                [None, Some("0 3 * * *"), Some("Europe/Berlin")],
+            ),
+        ] {
+            let schedule: SyncSchedule = from_value(json!({
+                "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "metadata": {"name": "users", "namespace": "team"},
+                "spec": spec, "status": {"nextScheduleTime": next, "runs": {"total": 7}},
+            }))
+            .unwrap();
+            let found = super::schedule(&schedule);
+            assert_eq!((found.id.as_str(), found.place, found.score), ("team/users", Place::Repeat, score));
+            assert_eq!(["every", "pattern", "tz"].map(|name| field(&found, name)), told);
+            assert_eq!((field(&found, "name"), field(&found, "ic")), (Some("users"), Some("7")));
+            assert_eq!(found.is_suspended, schedule.spec.suspended);
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! The mirror for BullMQ, as BullMQ's own getters and Bull Board read it, beside the calls.
+
+use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
+
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ListParams},
+};
+use redis::{AsyncCommands, aio::MultiplexedConnection};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::{
+    operator::{apply_job, apply_schedule, finished, get},
+    own::Redis,
+    sources::{ALLOWED, with},
+    support::{Operator, Servers, World, eventually, unique, variable},
+    upstream::{Instead, Upstream},
+};
+
+/// Runs a script of `tests/bullmq` on a mirror.
+fn script(name: &str, world: &World, prefix: &str) -> String {
+    let folder = variable("BULLMQ_READERS");
+    let mut node = Command::new(Path::new(&folder).join("node"));
+    node.current_dir(&folder).arg(name).args([&world.servers.redis, prefix, &world.name]);
+    let output = node.output().unwrap();
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn told(world: &World, prefix: &str) -> Value {
+    serde_json::from_str(&script("read.mjs", world, prefix)).unwrap()
+}
+
+async fn ask(port: u16, path: &str) -> Value {
+    let (code, body) = eventually("the call is answered", async || get(port, path).await).await;
+    assert_eq!(code, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
+async fn connect(world: &World) -> MultiplexedConnection {
+    let client = redis::Client::open(world.servers.redis.as_str()).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+/// Every key below a prefix, with the time it has left in milliseconds and what it holds.
+async fn keys(redis: &mut MultiplexedConnection, prefix: &str) -> BTreeMap<String, (i64, Vec<u8>)> {
+    let names: Vec<String> = redis.keys(format!("{prefix}:*")).await.unwrap();
+    let mut found = BTreeMap::new();
+    for name in names {
+        let left = redis.pttl(&name).await.unwrap();
+        let held: Option<Vec<u8>> = redis::cmd("DUMP").arg(&name).query_async(redis).await.unwrap();
+        if let Some(held) = held {
+            found.insert(name, (left, held));
+        }
+    }
+    found
+}
+
+fn texts<'a>(items: &'a Value, field: &str) -> Vec<&'a str> {
+    items.as_array().unwrap().iter().map(|item| item[field].as_str().unwrap()).collect()
+}
+
+fn millis(time: &Value) -> i64 {
+    time.as_str().unwrap().parse::<Timestamp>().unwrap().as_millisecond()
+}
+
+/// The counts of `/jobs/status` in BullMQ's words.
+fn counts(status: &Value) -> Value {
+    let counts = &status["counts"];
+    json!({
+        "waiting": counts["waiting"], "active": counts["active"], "delayed": counts["delayed"],
+        "completed": counts["completed"], "failed": counts["failed"], "paused": counts["paused"],
+    })
+}
+
+/// Waits until the mirror counts as `/jobs/status` does, with so many runs of each kind.
+async fn agreed(world: &World, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
+    eventually(&format!("the mirror shows {wanted}"), async || {
+        let (status, told) = (ask(port, "/jobs/status").await, told(world, prefix));
+        let agree = told["counts"] == counts(&status) && told["counts"] == *wanted;
+        agree.then_some((status, told))
+    })
+    .await
+}
+
+/// A run in each state: five complete, one failed, one in backoff, one suspended, one halfway and two waiting, in this order.
+async fn runs(world: &World, stuck: &Upstream, broken: &Upstream) {
+    let source = |upstream: &Upstream, batch: i32| {
+        let mut spec = with(upstream, &json!({"timeout": "10m"}));
+        spec["batchSize"] = batch.into();
+        spec["parallelism"] = 1.into();
+        spec
+    };
+    broken.books().mood = Some(Box::new(|| Some(Instead::Status(500, Vec::new()))));
+    for number in 0..5 {
+        let name = format!("complete-{number}");
+        apply_job(world, &name, json!({"syncType": "Full", "target": {"filter": {"_id": {"$lt": number}}}})).await;
+        finished(world, &name).await;
+    }
+    let mut failing = source(broken, 10);
+    failing["backoffLimit"] = 0.into();
+    apply_job(world, "failed", failing.clone()).await;
+    finished(world, "failed").await;
+    failing["backoffLimit"] = 5.into();
+    failing["backoff"] = json!({"initial": "1h", "max": "1h"});
+    apply_job(world, "delayed", failing).await;
+    phase(world, "delayed", "Retrying").await;
+    apply_job(world, "suspended", json!({"suspended": true})).await;
+    phase(world, "suspended", "Suspended").await;
+    let mut answers = 0;
+    stuck.books().mood = Some(Box::new(move || {
+        answers += 1;
+        (answers > 2).then_some(Instead::Silence(Duration::from_secs(3600)))
+    }));
+    apply_job(world, "active", source(stuck, 10)).await;
+    eventually("half of it is done", async || {
+        let job = world.jobs().get("active").await.unwrap();
+        (job.status?.progress? > 0).then_some(())
+    })
+    .await;
+    for (name, priority) in [("later", 0), ("sooner", 5)] {
+        apply_job(world, name, json!({"priority": priority})).await;
+        phase(world, name, "Queued").await;
+    }
+}
+
+async fn phase(world: &World, name: &str, wanted: &str) {
+    eventually(&format!("{name} is {wanted}"), async || {
+        let status = world.jobs().get(name).await.unwrap().status?;
+        (format!("{:?}", status.phase?) == wanted).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_bullmq_and_bull_board_read_is_what_the_calls_tell() {
+    let (world, stuck, broken) = (World::new().await, Upstream::start().await, Upstream::start().await);
+    let (prefix, mut redis) = (unique("bull"), connect(&world).await);
+    world.seed(40, 0).await;
+    // A board that was there first leaves a mark.
+    let before = told(&world, &prefix);
+    assert_eq!((&before["schedulers"], &before["paused"]), (&json!([]), &json!(false)));
+    let (operator, port) = world.all(&[&ALLOWED[..], &["--workers", "1", "--bullmq-mirror", &prefix]].concat());
+    apply_schedule(&world, "off", json!({"interval": "1h", "suspended": true})).await;
+    let paused = json!({"waiting": 0, "active": 0, "delayed": 0, "completed": 0, "failed": 0, "paused": 0});
+    eventually("all schedules are suspended, so the queue is paused", async || {
+        (told(&world, &prefix)["paused"] == true).then_some(())
+    })
+    .await;
+    assert_eq!(agreed(&world, &prefix, port, &paused).await.0["paused"], true);
+    apply_schedule(&world, "twenty", json!({"interval": "20m", "jitter": "0s", "startingDeadline": "1s"})).await;
+    apply_schedule(&world, "daily", json!({"schedule": "59 23 31 12 *", "timeZone": "Europe/Berlin"})).await;
+    runs(&world, &stuck, &broken).await;
+
+    let wanted = json!({"waiting": 2, "active": 1, "delayed": 1, "completed": 5, "failed": 1, "paused": 1});
+    let (status, told_first) = agreed(&world, &prefix, port, &wanted).await;
+    let jobs = ask(port, "/jobs?limit=500").await;
+    check_schedules(&status, &told_first);
+    check_jobs(&world, &status, &jobs, &told_first).await;
+    check_pages(&told_first);
+    assert_eq!(told_first["taken"], Value::Null, "no worker of BullMQ is given a run");
+    let held = keys(&mut redis, &prefix).await;
+    let hashes = 11 + 3;
+    // Seven sets, and meta.
+    assert_eq!(held.len(), hashes + 8, "{:?}", held.keys());
+    for (key, (left, held)) in &held {
+        assert!((1..=3_600_000).contains(left), "{key} ends by itself: {left} ms");
+        assert!(!String::from_utf8_lossy(held).contains("$lt"), "{key} tells of the target");
+    }
+
+    for lost in [format!("{prefix}:{}:completed", world.name), format!("{prefix}:*")] {
+        let lost_keys: Vec<String> = redis.keys(&lost).await.unwrap();
+        redis.del::<_, ()>(lost_keys).await.unwrap();
+        let (_, again) = agreed(&world, &prefix, port, &wanted).await;
+        assert_eq!(again["jobs"], told_first["jobs"], "{lost} is there again");
+        assert_eq!(again["schedulers"], told_first["schedulers"]);
+        assert_eq!(
+            keys(&mut redis, &prefix).await.into_keys().collect::<Vec<_>>(),
+            held.keys().cloned().collect::<Vec<_>>()
+        );
+    }
+
+    let gone = world.jobs().get("complete-0").await.unwrap().uid().unwrap();
+    for name in ["complete-0", "failed", "delayed"] {
+        world.jobs().delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    world.schedules().delete("off", &DeleteParams::default()).await.unwrap();
+    let wanted = json!({"waiting": 2, "active": 1, "delayed": 0, "completed": 4, "failed": 0, "paused": 1});
+    let (status, told_last) = agreed(&world, &prefix, port, &wanted).await;
+    check_schedules(&status, &told_last);
+    assert!(!texts(&told_last["jobs"]["completed"], "id").contains(&gone.as_str()));
+    eventually("nothing is left of what is gone", async || {
+        (keys(&mut redis, &prefix).await.len() == 8 + 2 + 6).then_some(())
+    })
+    .await;
+    assert!(!operator.log().contains("BullMQ is away"), "{}", operator.log());
+}
+
+/// Each scheduler is what `/jobs/status` calls repeatable.
+fn check_schedules(status: &Value, told: &Value) {
+    let ours = status["repeatable"].as_array().unwrap();
+    let mut shown: Vec<_> = told["schedulers"].as_array().unwrap().iter().collect();
+    assert_eq!(told["oneScheduler"], *shown[0]);
+    shown.sort_by_key(|scheduler| scheduler["key"].as_str());
+    let by_id = |scheduler: &&Value| scheduler["id"].as_str().unwrap().to_owned();
+    let mut boards: Vec<_> = told["boardSchedulers"].as_array().unwrap().iter().collect();
+    boards.sort_by_key(by_id);
+    assert_eq!((shown.len(), boards.len()), (ours.len(), ours.len()));
+    for ((ours, shown), board) in ours.iter().zip(shown).zip(boards) {
+        let key = format!("{}/{}", ours["namespace"].as_str().unwrap(), ours["name"].as_str().unwrap());
+        assert_eq!((shown["key"].as_str(), board["id"].as_str()), (Some(key.as_str()), Some(key.as_str())));
+        let next = if ours["next"].is_null() { Value::Null } else { millis(&ours["next"]).into() };
+        for theirs in [shown, board] {
+            for (field, their_field) in [("name", "name"), ("every", "every"), ("cron", "pattern"), ("tz", "tz")] {
+                assert_eq!(theirs[their_field], ours[field], "{key}: {field}");
+            }
+            assert_eq!(theirs["next"], next, "{key}");
+            assert_eq!(theirs["template"]["data"], *ours, "{key}");
+        }
+    }
+}
+
+async fn check_jobs(world: &World, status: &Value, jobs: &Value, told: &Value) {
+    let ours: BTreeMap<_, _> =
+        jobs["items"].as_array().unwrap().iter().map(|job| (job["jobId"].as_str(), job)).collect();
+    let in_state = |state: &str| told["jobs"][state].as_array().unwrap();
+    for (state, phase, shown_as) in [
+        ("waiting", "Queued", "waiting"),
+        ("active", "Running", "active"),
+        ("delayed", "Retrying", "delayed"),
+        ("completed", "Complete", "completed"),
+        ("failed", "Failed", "failed"),
+        ("paused", "Suspended", "waiting"),
+    ] {
+        for theirs in in_state(state) {
+            let ours = ours[&theirs["id"].as_str()];
+            assert_eq!((ours["phase"].as_str(), theirs["state"].as_str()), (Some(phase), Some(shown_as)));
+            assert_eq!((&theirs["data"], &theirs["name"]), (ours, &ours["name"]));
+            assert_eq!((&theirs["progress"], &theirs["attemptsMade"]), (&ours["progress"], &ours["attemptsMade"]));
+            assert_eq!(theirs["timestamp"], millis(&ours["createdAt"]));
+            for (field, their_field) in [("startedAt", "processedOn"), ("finishedAt", "finishedOn")] {
+                let at = if ours[field].is_null() { Value::Null } else { millis(&ours[field]).into() };
+                assert_eq!(theirs[their_field], at, "{field} of {}", ours["name"]);
+            }
+        }
+    }
+    let (active, theirs) = (&status["activeJobs"][0], &in_state("active")[0]);
+    assert_eq!((&theirs["name"], &theirs["progress"]), (&active["name"], &active["progress"]));
+    assert_eq!(theirs["data"]["counts"]["processed"], active["processed"]);
+    assert!((1..100).contains(&active["progress"].as_i64().unwrap()), "{active}");
+    let reason = |ours: &Value| format!("{}: {}", ours["reason"].as_str().unwrap(), ours["message"].as_str().unwrap());
+    let failed = &in_state("failed")[0];
+    assert_eq!(failed["failedReason"], reason(&failed["data"]));
+    assert!(failed["failedReason"].as_str().unwrap().starts_with("BackoffLimitExceeded: "), "{failed}");
+    for completed in in_state("completed") {
+        assert_eq!(completed["returnvalue"], completed["data"]["counts"]);
+    }
+    let delayed = &in_state("delayed")[0];
+    let due = delayed["timestamp"].as_i64().unwrap() + delayed["delay"].as_i64().unwrap();
+    let entry = world.queue().get(delayed["id"].as_str().unwrap()).await.unwrap().unwrap();
+    assert_eq!(due, entry.retry_at.unwrap().as_millisecond());
+    assert!(
+        delayed["data"]["message"]
+            .as_str()
+            .unwrap()
+            .ends_with(delayed["failedReason"].as_str().unwrap().split_once(": ").unwrap().1),
+        "{delayed}"
+    );
+    assert_eq!(delayed["stacktrace"], json!([delayed["failedReason"]]));
+}
+
+/// Pages of two follow each other and leave nothing out, and Bull Board shows the same.
+fn check_pages(told: &Value) {
+    let names = |state: &str| texts(&told["jobs"][state], "name");
+    // As BullMQ has it: the newest first, so that the next one to be worked on is the last.
+    assert_eq!(names("waiting"), ["later", "sooner"]);
+    let mut completed: Vec<_> = told["jobs"]["completed"].as_array().unwrap().iter().collect();
+    completed.sort_by_key(|job| (job["finishedOn"].as_i64(), job["id"].as_str()));
+    let completed: Vec<_> = completed.into_iter().rev().map(|job| job["id"].as_str().unwrap()).collect();
+    assert_eq!(texts(&told["jobs"]["completed"], "id"), completed);
+    for (state, pages) in told["pages"].as_object().unwrap() {
+        let paged: Vec<_> = pages.as_array().unwrap().iter().flat_map(|page| page.as_array().unwrap()).collect();
+        assert_eq!(paged, texts(&told["jobs"][state], "id"), "{state}");
+    }
+    for (state, pages) in told["board"].as_object().unwrap() {
+        let pages = pages.as_array().unwrap();
+        let shown: Vec<_> = pages.iter().flat_map(|page| texts(&page["jobs"], "id")).collect();
+        assert_eq!(shown, texts(&told["jobs"][state], "id"), "{state}");
+        for page in pages {
+            assert_eq!((&page["readOnlyMode"], &page["isPaused"]), (&json!(true), &json!(false)));
+            assert_eq!(page["counts"]["completed"], told["counts"]["completed"]);
+            assert_eq!(page["jobSchedulerCount"], 3);
+        }
+    }
+    let failed = &told["board"]["failed"][0]["jobs"][0];
+    assert_eq!(
+        (&failed["isFailed"], &failed["failedReason"]),
+        (&json!(true), &told["jobs"]["failed"][0]["failedReason"])
+    );
+    assert_eq!(told["boardJob"]["job"]["id"], told["jobs"]["waiting"][0]["id"]);
+}
+
+#[tokio::test]
+async fn a_queue_that_somebody_uses_is_left_alone() {
+    let (world, prefix) = (World::new().await, unique("bull"));
+    let mut redis = connect(&world).await;
+    script("add.mjs", &world, &prefix);
+    let theirs = keys(&mut redis, &prefix).await;
+    assert!(theirs.contains_key(&format!("{prefix}:{}:wait", world.name)), "{:?}", theirs.keys());
+    apply_schedule(&world, "every", json!({"interval": "20m"})).await;
+    let (operator, port) = world.all(&["--workers", "0", "--bullmq-mirror", &prefix]);
+    eventually("the operator says why it writes nothing", async || {
+        operator.log().contains(&format!("{prefix}:{}:id belongs to a queue of BullMQ", world.name)).then_some(())
+    })
+    .await;
+    assert_eq!(keys(&mut redis, &prefix).await, theirs);
+    redis.del::<_, ()>(theirs.into_keys().collect::<Vec<_>>()).await.unwrap();
+    eventually("the mirror is written once the queue is gone", async || {
+        (told(&world, &prefix)["schedulers"][0]["name"] == "every").then_some(())
+    })
+    .await;
+    assert_eq!(get(port, "/readyz").await.unwrap().0, 200);
+
+    // Somebody begins to use it as a queue of their own.
+    script("add.mjs", &world, &prefix);
+    eventually("the operator stops writing", async || {
+        (operator.log().matches("belongs to a queue of BullMQ").count() == 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_sidecar_writes_and_another_one_takes_over() {
+    let (world, prefix) = (World::new().await, unique("bull"));
+    let mut redis = connect(&world).await;
+    apply_schedule(&world, "every", json!({"interval": "20m"})).await;
+    let start = || world.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", &prefix]);
+    let meta = format!("{prefix}:{}:meta", world.name);
+    let mut first = start();
+    let writer: String =
+        eventually("the first one writes", async || redis.hget(&meta, "sync-operator").await.ok()).await;
+    let second = start();
+    eventually("the second one has asked", async || second.log().contains("stands by").then_some(())).await;
+    assert_eq!(redis.hget::<_, _, String>(&meta, "sync-operator").await.unwrap(), writer);
+    first.kill();
+    apply_schedule(&world, "new", json!({"interval": "1h"})).await;
+    eventually("the second one writes what is new", async || {
+        (told(&world, &prefix)["schedulers"].as_array().unwrap().len() == 2).then_some(())
+    })
+    .await;
+    assert_ne!(redis.hget::<_, _, String>(&meta, "sync-operator").await.unwrap(), writer);
+}
+
+#[tokio::test]
+async fn in_a_cluster_the_mirror_is_where_its_slot_is() {
+    let owner = Redis::start(&["--cluster-enabled", "yes"]);
+    owner.connect().await;
+    let slots: Vec<_> = (0..16384).map(|slot| slot.to_string()).collect();
+    owner.ask::<()>(&format!("CLUSTER ADDSLOTS {}", slots.join(" "))).await;
+    eventually("the cluster is whole", async || {
+        owner.ask::<String>("CLUSTER INFO").await.contains("cluster_state:ok").then_some(())
+    })
+    .await;
+    let redis = format!("redis+cluster://127.0.0.1:{}", owner.port);
+    let world = World::on(Servers { redis, ..Servers::shared() }).await;
+    apply_schedule(&world, "every", json!({"interval": "20m"})).await;
+    let api =
+        |prefix: &str| world.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", prefix]);
+    let mut refused = api("bull");
+    eventually("a prefix without braces is refused", async || (!refused.is_running()).then_some(())).await;
+    assert!(refused.log().contains("BULLMQ_MIRROR: in a Redis Cluster"), "{}", refused.log());
+    let _operator = api("{bull}");
+    let key = format!("{{bull}}:{}:repeat:{}/every", world.name, world.name);
+    eventually("the schedule is there", async || {
+        (owner.ask::<Option<String>>(&format!("HGET {key} name")).await.as_deref() == Some("every")).then_some(())
+    })
+    .await;
+}
+
+/// What the mirror adds to the CPU of a sidecar, beside what the controller spends: `SCHEDULES` (10000) at rest, then `RUNS` (500).
+#[tokio::test]
+#[ignore = "measures for minutes: docs/operations/performance.md"]
+async fn cost() {
+    const REST: Duration = Duration::from_secs(60);
+    let setting = |name: &str, default: usize| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (schedules, runs) = (setting("SCHEDULES", 10_000), setting("RUNS", 500));
+    let (world, prefix) = (World::new().await, unique("bull"));
+    world.seed(10, 0).await;
+    let make = |number: usize| {
+        let spec = json!({"schedule": "59 23 31 12 *"});
+        let world = &world;
+        async move { drop(apply_schedule(world, &format!("s{number:05}"), spec).await) }
+    };
+    stream::iter(0..schedules).map(make).buffer_unordered(32).collect::<()>().await;
+    let controller = world.operator("controller", &["--status-writes-per-second", "200"]);
+    eventually("every schedule was looked at", async || {
+        let all = world.schedules().list(&ListParams::default()).await.ok()?.items;
+        all.iter()
+            .all(|schedule| schedule.status.as_ref().is_some_and(|status| status.next_schedule_time.is_some()))
+            .then_some(())
+    })
+    .await;
+    let api = |args: &[&str]| world.operator("api", &[&["--insecure-no-auth", "--http-port", "0"], args].concat());
+    let (plain, mirror) = (api(&[]), api(&["--bullmq-mirror", &prefix]));
+    let mut redis = connect(&world).await;
+    let repeat = format!("{prefix}:{}:repeat", world.name);
+    eventually("all of it is written", async || {
+        (redis.zcard::<_, usize>(&repeat).await.ok()? == schedules).then_some(())
+    })
+    .await;
+    let spent = || [&controller, &plain, &mirror].map(Operator::cpu_seconds);
+    let tell = |what: &str, from: [f64; 3]| {
+        let [controller, plain, mirror] = std::array::from_fn(|i| spent()[i] - from[i]);
+        println!("{what}: controller {controller:.2} s, sidecar {plain:.2} s, with the mirror {mirror:.2} s");
+    };
+    tell("from the start until it is written", [spent()[0], 0.0, 0.0]);
+    let from = spent();
+    sleep(REST).await;
+    tell(&format!("{schedules} schedules at rest for {REST:?}"), from);
+    let from = spent();
+    let make = |number: usize| {
+        let world = &world;
+        async move { drop(apply_job(world, &format!("run-{number}"), json!({"syncType": "Full"})).await) }
+    };
+    stream::iter(0..runs).map(make).buffer_unordered(8).collect::<()>().await;
+    let completed = format!("{prefix}:{}:completed", world.name);
+    eventually("all runs are shown", async || (redis.zcard::<_, usize>(&completed).await.ok()? == runs).then_some(()))
+        .await;
+    tell(&format!("{runs} runs"), from);
+}
