@@ -57,6 +57,11 @@ impl Books {
         self.sets.each_ref().map(BTreeSet::len)
     }
 
+    /// Only something newer than all that is there is still taken.
+    pub fn is_full(&self, place: Place) -> bool {
+        place.is_history() && self.sets[place as usize].len() >= HISTORY
+    }
+
     /// Things to be written.
     pub fn pending(&self) -> usize {
         self.writes.len()
@@ -65,7 +70,7 @@ impl Books {
     /// Enters something new or changed. One that ended before all those that are kept is left out.
     pub fn put(&mut self, record: Record) {
         let Record { id, place, score, is_suspended, fields } = record;
-        if place.is_history() && !self.make_room(place, &id, score) {
+        if !self.make_room(place, &id, score) {
             return self.remove(&id);
         }
         let mut hasher = DefaultHasher::new();
@@ -136,12 +141,11 @@ impl Books {
 
     /// Drops the oldest when there is no room for one more. False when the new one is older than all of them.
     fn make_room(&mut self, place: Place, id: &str, score: i64) -> bool {
-        let set = &self.sets[place as usize];
         let is_there = self.entries.get(id).is_some_and(|entry| entry.place == place);
-        if is_there || set.len() < HISTORY {
+        if is_there || !self.is_full(place) {
             return true;
         }
-        let Some((oldest, oldest_id)) = set.first().cloned() else { return true };
+        let Some((oldest, oldest_id)) = self.sets[place as usize].first().cloned() else { return true };
         let is_newer = (score, id) > (oldest, oldest_id.as_str());
         if is_newer {
             self.remove(&oldest_id);

@@ -118,6 +118,9 @@ impl Mirror {
         // The books have room for so many of those that have ended, and the newest are wanted.
         jobs.sort_by_cached_key(|job| Reverse(job.status.as_ref().and_then(|status| status.completion_time.clone())));
         for job in jobs {
+            if record::place(&job).is_some_and(|place| books.is_full(place)) {
+                continue;
+            }
             if let Some(record) = run(&self.queue, &job).await? {
                 books.put(record);
                 self.flush(&mut books).await?;

@@ -98,23 +98,35 @@ pub fn schedule(schedule: &SyncSchedule) -> Record {
     }
 }
 
+/// Where a run is. `None` for one that is not in the queue yet.
+pub fn place(job: &SyncJob) -> Option<Place> {
+    Some(match job.status.as_ref()?.phase? {
+        Phase::Pending => return None,
+        Phase::Queued => Place::Wait,
+        Phase::Running | Phase::RollingBack => Place::Active,
+        Phase::Suspended => Place::Paused,
+        Phase::Retrying => Place::Delayed,
+        Phase::Complete => Place::Completed,
+        Phase::Failed => Place::Failed,
+    })
+}
+
 /// A run, as a job whose id is its uid. Its data is what `/jobs` tells of it. `retry_at`: when its backoff ends. `None` for
-/// one that is not in the queue yet.
+/// one that has no place.
 pub fn job(job: &SyncJob, retry_at: Option<Timestamp>) -> Option<Record> {
+    let place = place(job)?;
     let shown = Job::from(job);
     let status = job.status.as_ref();
     let millis = |at: Option<Timestamp>| at.map_or(0, Timestamp::as_millisecond);
     let created = millis(shown.created_at);
     let failures = status.map(|status| status.attempt_history.as_slice()).unwrap_or_default();
     let retry = millis(retry_at.or(failures.last().map(|attempt| attempt.end.0))).max(created);
-    let (place, score) = match shown.phase {
-        Phase::Pending => return None,
-        Phase::Queued => (Place::Wait, created - i64::from(shown.priority) * PRIORITY),
-        Phase::Running | Phase::RollingBack => (Place::Active, millis(shown.started_at)),
-        Phase::Suspended => (Place::Paused, created),
-        Phase::Retrying => (Place::Delayed, retry * PER_MILLISECOND),
-        Phase::Complete => (Place::Completed, millis(shown.finished_at)),
-        Phase::Failed => (Place::Failed, millis(shown.finished_at)),
+    let score = match place {
+        Place::Wait => created - i64::from(shown.priority) * PRIORITY,
+        Place::Active => millis(shown.started_at),
+        Place::Paused | Place::Repeat => created,
+        Place::Delayed => retry * PER_MILLISECOND,
+        Place::Completed | Place::Failed => millis(shown.finished_at),
     };
     let delay = if place == Place::Delayed { retry - created } else { 0 };
     let mut fields = vec![
