@@ -32,6 +32,11 @@ pub struct Cli {
     /// What is logged: error, warn, info, debug or trace, for everything or by module.
     #[arg(long, global = true, env = "RUST_LOG", default_value = "warn,sync_operator=info")]
     pub log_level: String,
+
+    /// File with one line like that, which goes before it. Read again when it changes, and at once on SIGHUP. One that
+    /// is empty or not there says nothing.
+    #[arg(long, global = true, env = "LOG_FILTER_FILE")]
+    pub log_filter_file: Option<PathBuf>,
 }
 
 /// What to run.

@@ -65,16 +65,22 @@ pub fn main(cli: Cli) -> ExitCode {
         }
         _ => {}
     }
-    if let Err(error) = logs::init(cli.log_format, &cli.log_level) {
-        return finish(Err(Error::Configuration(error)));
-    }
+    let filter = match logs::init(cli.log_format, cli.log_level, cli.log_filter_file) {
+        Ok(filter) => filter,
+        Err(error) => return finish(Err(Error::Configuration(error))),
+    };
     // kube, redis and mongodb share one TLS implementation; it has to be named before the first connection.
     rustls::crypto::ring::default_provider().install_default().ok();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    finish(match runtime {
-        Ok(runtime) => runtime.block_on(start(cli.command)),
+    let id = worker::new_id();
+    let result = match runtime {
+        Ok(runtime) => {
+            runtime.spawn(filter.follow());
+            runtime.block_on(start(cli.command, &id))
+        }
         Err(error) => Err(Error::Failed(format!("could not start: {error}"))),
-    })
+    };
+    finish(result)
 }
 
 fn finish(result: Result<(), Error>) -> ExitCode {
@@ -153,11 +159,10 @@ fn flatten(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(
 }
 
 /// Checks all of the configuration, then starts the parts.
-async fn start(command: Command) -> Result<(), Error> {
+async fn start(command: Command, id: &str) -> Result<(), Error> {
     let stop = CancellationToken::new();
     let mut parts = Parts { tasks: JoinSet::new(), stop, files: Files::default() };
     let view = View::default();
-    let id = worker::new_id();
     match command {
         Command::Crd(_) | Command::Openapi => {}
         Command::Verify(options) => {
@@ -169,9 +174,8 @@ async fn start(command: Command) -> Result<(), Error> {
             let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
             add_probes(&mut parts, options.probes, view.state(&queue)).await?;
-            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, Some(client.clone()), &view)
-                .await?;
-            add_controllers(&mut parts, options.controllers, &id, client, queue, view);
+            add_workers(&mut parts, options.workers, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
+            add_controllers(&mut parts, options.controllers, id, client, queue, view);
         }
         Command::Worker(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
@@ -180,7 +184,7 @@ async fn start(command: Command) -> Result<(), Error> {
             add_workers(
                 &mut parts,
                 options.workers,
-                &id,
+                id,
                 &queue,
                 &options.mongodb,
                 cluster::connect().await.ok(),
@@ -193,8 +197,8 @@ async fn start(command: Command) -> Result<(), Error> {
             let objects = watch_objects(&mut parts, connect().await?, &options.kubernetes);
             let state = http::State { cluster: None, objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
-            add_mirror(&mut parts, options.mirror, &objects, &queue, &id)?;
-            add_http(&mut parts, options.http, state, objects, &id).await?;
+            add_mirror(&mut parts, options.mirror, &objects, &queue, id)?;
+            add_http(&mut parts, options.http, state, objects, id).await?;
         }
         Command::All(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
@@ -202,11 +206,10 @@ async fn start(command: Command) -> Result<(), Error> {
             let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
             let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
-            add_mirror(&mut parts, options.mirror, &objects, &queue, &id)?;
-            add_http(&mut parts, options.http, state, objects, &id).await?;
-            add_workers(&mut parts, options.workers, &id, &queue, &options.mongodb, Some(client.clone()), &view)
-                .await?;
-            add_controllers(&mut parts, options.controllers, &id, client, queue, view);
+            add_mirror(&mut parts, options.mirror, &objects, &queue, id)?;
+            add_http(&mut parts, options.http, state, objects, id).await?;
+            add_workers(&mut parts, options.workers, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
+            add_controllers(&mut parts, options.controllers, id, client, queue, view);
         }
     }
     parts.run().await

@@ -1,8 +1,20 @@
-//! The log: one event a line, on standard error.
+//! The log: one event a line, on standard error. What is logged can change while the program runs.
 
-use std::io::IsTerminal;
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    path::PathBuf,
+    time::Duration,
+};
 
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval},
+};
+use tracing_subscriber::{EnvFilter, Registry, fmt as lines, layer::SubscriberExt, reload, util::SubscriberInitExt};
+
+/// How often the file with the filter is looked at. A kubelet brings a changed ConfigMap within about a minute.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -14,29 +26,96 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging at the levels of `filter`, such as `info` or `sync_operator=debug,warn`.
+/// What is logged: a filter that was given, such as `info` or `sync_operator=debug,warn`, unless a file says otherwise.
+pub struct Filter {
+    given: String,
+    file: Option<PathBuf>,
+    /// What the file said when it was last read.
+    said: Option<String>,
+    handle: reload::Handle<EnvFilter, Registry>,
+}
+
+/// Starts logging.
 ///
 /// # Errors
 /// When the filter cannot be read, or logging was started before.
-pub fn init(format: Format, filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("--log-level: {error}"))?;
+pub fn init(format: Format, given: String, file: Option<PathBuf>) -> Result<Filter, String> {
+    let filter = EnvFilter::try_new(&given).map_err(|error| format!("--log-level: {error}"))?;
+    let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
         Format::Text => registry
-            .with(
-                fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).with_target(false),
-            )
+            .with(lines::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).with_target(false))
             .try_init(),
         Format::Json => registry
             .with(
-                fmt::layer()
+                lines::layer()
                     .json()
                     .flatten_event(true)
                     .with_current_span(false)
                     .with_span_list(false)
-                    .with_writer(std::io::stderr),
+                    .with_writer(io::stderr),
             )
             .try_init(),
     };
-    started.map_err(|error| error.to_string())
+    started.map_err(|error| error.to_string())?;
+    let mut filter = Filter { given, file, said: None, handle };
+    filter.look();
+    Ok(filter)
+}
+
+impl Filter {
+    /// Goes by the file: when it changes, and at once on SIGHUP, which does not end the program. Returns only when no
+    /// signals can be listened for, which is logged. Can be cancelled at any time.
+    pub async fn follow(mut self) {
+        let mut hangup = match signal(SignalKind::hangup()) {
+            Ok(hangup) => hangup,
+            Err(error) => return tracing::warn!(%error, "the log filter stays as it is"),
+        };
+        let mut ticks = interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {}
+                _ = ticks.tick() => {}
+            }
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        let Some(file) = &self.file else { return };
+        // One that is not there, or is no text, says nothing.
+        let said = fs::read_to_string(file).ok().and_then(|text| line(&text));
+        if said == self.said {
+            return;
+        }
+        let wanted = said.as_deref().unwrap_or(&self.given);
+        match EnvFilter::try_new(wanted) {
+            Ok(filter) => self.change(wanted, filter),
+            Err(error) => {
+                tracing::warn!(filter = wanted, %error, "LOG_FILTER_FILE: no log filter; the one before stays");
+            }
+        }
+        self.said = said;
+    }
+
+    /// The change is told by whichever of the two filters lets it through.
+    fn change(&self, wanted: &str, filter: EnvFilter) {
+        let tell = || tracing::info!(filter = wanted, "log filter changed");
+        let is_told = tracing::enabled!(tracing::Level::INFO);
+        if is_told {
+            tell();
+        }
+        if let Err(error) = self.handle.reload(filter) {
+            tracing::warn!(%error, "log filter not changed");
+        } else if !is_told {
+            tell();
+        }
+    }
+}
+
+/// What a file says, when it says anything.
+fn line(text: &str) -> Option<String> {
+    Some(text.trim()).filter(|line| !line.is_empty()).map(str::to_owned)
 }

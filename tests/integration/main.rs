@@ -16,6 +16,7 @@ mod crashes;
 mod crds;
 mod http;
 mod mirror;
+mod logs;
 mod mongodb_faults;
 mod operator;
 mod outages;

@@ -1,0 +1,34 @@
+//! What a process logs.
+
+use std::{env, fs};
+
+use crate::{
+    replicas::probe_port,
+    support::{World, eventually, unique},
+};
+
+#[tokio::test]
+async fn what_is_logged_changes_with_a_file_and_on_sighup() {
+    let world = World::new().await;
+    let file = env::temp_dir().join(unique("filter"));
+    let name = file.to_str().unwrap();
+    let mut worker = world.operator("worker", &["--log-filter-file", name]);
+    probe_port(&worker).await;
+    let told = async |what: &str| {
+        eventually(what, async || {
+            let log = worker.log();
+            log.lines().any(|line| line.contains(what)).then_some(())
+        })
+        .await;
+    };
+    fs::write(&file, "warn,sync_operator=trace\n").unwrap();
+    worker.signal("HUP");
+    told(r#"log filter changed filter="warn,sync_operator=trace""#).await;
+    fs::write(&file, "sync_operator=loud").unwrap();
+    told(r#"the one before stays filter="sync_operator=loud""#).await;
+    fs::write(&file, "error").unwrap();
+    told(r#"log filter changed filter="error""#).await;
+    fs::remove_file(&file).unwrap();
+    told(r#"log filter changed filter="warn,sync_operator=info""#).await;
+    assert!(worker.is_running());
+}
