@@ -24,7 +24,7 @@ use crate::{
     http,
     queue::Queue,
     sync::Databases,
-    telemetry::{MONGODB, logs},
+    telemetry::{MONGODB, logs, traces},
     verify,
     worker::{self, Pulse, Sources},
 };
@@ -73,6 +73,9 @@ pub fn main(cli: Cli) -> ExitCode {
     rustls::crypto::ring::default_provider().install_default().ok();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let id = worker::new_id();
+    if let Err(error) = traces::init(&id) {
+        return finish(Err(Error::Configuration(error.to_string())));
+    }
     let result = match runtime {
         Ok(runtime) => {
             runtime.spawn(filter.follow());
@@ -80,6 +83,7 @@ pub fn main(cli: Cli) -> ExitCode {
         }
         Err(error) => Err(Error::Failed(format!("could not start: {error}"))),
     };
+    traces::shutdown();
     finish(result)
 }
 

@@ -26,6 +26,8 @@ pub const REPLACED_BY_ANNOTATION: &str = "sync.codex.dev/replaced-by";
 pub const TRIGGER_ANNOTATION: &str = "sync.codex.dev/trigger";
 /// Annotation on a SyncJob that a call made: who called.
 pub const TRIGGERED_BY_ANNOTATION: &str = "sync.codex.dev/triggered-by";
+/// Annotation on a SyncJob with a place in the trace of whoever made it, as a `traceparent` of W3C Trace Context.
+pub const TRACEPARENT_ANNOTATION: &str = "sync.codex.dev/traceparent";
 /// Annotation on a SyncJob that was made like one that failed: the name of that one.
 pub const RETRY_OF_ANNOTATION: &str = "sync.codex.dev/retry-of";
 

@@ -7,6 +7,7 @@ mod news;
 mod pace;
 mod syncjob;
 mod syncschedule;
+mod trace;
 
 use std::{collections::HashSet, future::Future, num::NonZeroU32, pin::pin, sync::Arc, time::Duration};
 

@@ -9,7 +9,7 @@ use kube::{
     runtime::controller::Action,
 };
 
-use super::{Context, Error};
+use super::{Context, Error, trace};
 use crate::{
     api::conditions::{self, reasons},
     api::{SyncJob, SyncJobStatus},
@@ -142,6 +142,7 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
     }
     let payload =
         Payload { namespace: job.namespace().unwrap_or_default(), name: job.name_any(), spec: live.spec.clone() };
+    let trace = trace::root_of(job);
     let status = live.status.unwrap_or_default();
     let run = NewRun {
         uid,
@@ -157,11 +158,13 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
             parked.map_or_else(Timestamp::now, |condition| condition.last_transition_time.0)
         }),
         rollback: RunSpec::parse(&live.spec).is_ok_and(|spec| spec.rollback),
+        traceparent: trace.map(|root| root.span.to_string()),
     };
     let enqueued = context.queue.enqueue(&run).await;
     note_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
     if enqueued? {
-        tracing::info!(namespace = payload.namespace, name = payload.name, uid, "run enqueued");
+        let trace_id = trace::id(trace);
+        tracing::info!(namespace = payload.namespace, name = payload.name, uid, trace_id, "run enqueued");
     }
     // It may have been deleted in between, and its run forgotten before it was there.
     if !context.cluster.has_job(uid) {
@@ -202,7 +205,9 @@ fn note_end(job: &SyncJob) {
     let condition = if complete { conditions::COMPLETE } else { conditions::FAILED };
     let reason = merged::find(&status.conditions, condition).map_or("", |condition| condition.reason.as_str());
     let took = status.duration.as_ref().and_then(|duration| duration.parse().ok());
-    metrics::run_ended(job.spec.type_, complete, reason, took);
+    let trace = trace::root_of(job);
+    trace::send(trace, job, status, (!complete).then_some(reason));
+    metrics::run_ended(job.spec.type_, complete, reason, took, trace::id(trace));
 }
 
 /// True when a newer status could replace this one without anything getting lost.

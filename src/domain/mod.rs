@@ -11,6 +11,7 @@ pub mod run;
 pub mod schedule;
 pub mod slots;
 pub mod source;
+pub mod trace;
 
 use jiff::Timestamp;
 

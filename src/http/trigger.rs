@@ -27,15 +27,18 @@ use super::{
 };
 use crate::{
     api::{
-        SyncJob, SyncSchedule, TRIGGER_ANNOTATION, TRIGGERED_BY_ANNOTATION, syncjob::SyncType, syncschedule::ActiveRun,
+        SyncJob, SyncSchedule, TRACEPARENT_ANNOTATION, TRIGGER_ANNOTATION, TRIGGERED_BY_ANNOTATION, syncjob::SyncType,
+        syncschedule::ActiveRun,
     },
     cluster::controller_of,
-    domain::{from_seconds, names, schedule},
+    domain::{from_seconds, names, schedule, trace::TraceParent},
 };
 
 /// Names a trigger that must not act twice.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// Where in a trace the caller is: W3C Trace Context.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const MAX_KEY: usize = 255;
 
 /// The type of the runs, in the words of the Node service.
@@ -106,6 +109,7 @@ pub(super) struct Triggered {
         Choice,
         ("Idempotency-Key" = Option<String>, Header, description = "The same key of the same caller gives the same SyncJob again, as long as that exists",
             min_length = 1, max_length = 255, pattern = "^[!-~]+$"),
+        ("traceparent" = Option<String>, Header, description = "The caller's place in a trace (W3C Trace Context), in which the run is shown. One that is not valid is ignored"),
     ),
     request_body(content = Option<Trigger>),
     responses((status = 202, body = Triggered, description = "The SyncJob exists",
@@ -121,7 +125,8 @@ pub(super) async fn trigger(
     Body(Trigger { sync_type }): Body<Trigger>,
 ) -> Result<Response, Problem> {
     let key = idempotency_key(&headers)?;
-    let (job, replayed) = start(&app, &caller, sync.into(), &choice, key.as_deref(), sync_type).await?;
+    let traceparent = traceparent(&headers);
+    let (job, replayed) = start(&app, &caller, sync.into(), &choice, key.as_deref(), sync_type, traceparent).await?;
     accepted(&job, replayed)
 }
 
@@ -133,9 +138,13 @@ pub(super) async fn start(
     choice: &Choice,
     key: Option<&str>,
     mode: Mode,
+    traceparent: Option<&str>,
 ) -> Result<(SyncJob, bool), Problem> {
     let schedule = choose(app, caller, type_, choice).await?;
-    let job = build(&schedule, caller, key, mode);
+    let mut job = build(&schedule, caller, key, mode);
+    if let Some(traceparent) = traceparent {
+        job.annotations_mut().insert(TRACEPARENT_ANNOTATION.to_owned(), traceparent.to_owned());
+    }
     let (job, replayed) = create(app, &job).await?;
     if replayed && !is_same(&job, caller, key, mode) {
         return Err(Problem::new(Kind::KeyReused, "use another Idempotency-Key for another run"));
@@ -150,6 +159,10 @@ pub(super) async fn start(
 /// What making runs in a namespace takes, or in all of them.
 pub(super) fn right(namespace: Option<&str>) -> Right {
     Right::new("create", "syncjobs", namespace)
+}
+
+fn traceparent(headers: &HeaderMap) -> Option<&str> {
+    headers.get(TRACEPARENT)?.to_str().ok().filter(|text| TraceParent::parse(text).is_some())
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {

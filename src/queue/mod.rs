@@ -218,7 +218,8 @@ impl Queue {
             .arg(run.recoveries)
             .arg(run.history)
             .arg(millis(run.suspended))
-            .arg(u8::from(run.rollback));
+            .arg(u8::from(run.rollback))
+            .arg(run.traceparent.as_deref().unwrap_or_default());
         let existing: Option<String> = self.call(&call, "enqueue a run").await?;
         Ok(existing.is_none())
     }

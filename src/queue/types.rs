@@ -44,6 +44,8 @@ pub struct NewRun<'a> {
     pub suspended: Option<Timestamp>,
     /// Before it ends as failed, for whatever reason, a worker claims it once more to roll it back: see [`Entry::outcome`].
     pub rollback: bool,
+    /// Its place in a trace, for those who work on it.
+    pub traceparent: Option<String>,
 }
 
 impl<'a> NewRun<'a> {
@@ -60,6 +62,7 @@ impl<'a> NewRun<'a> {
             history: "[]",
             suspended: None,
             rollback: false,
+            traceparent: None,
         }
     }
 }
@@ -140,6 +143,8 @@ pub struct Entry {
     pub priority: i32,
     /// How long it was put aside altogether.
     pub parked_for: Duration,
+    /// Its place in a trace.
+    pub traceparent: Option<String>,
 }
 
 /// Runs that could be claimed when Redis was last asked.
@@ -216,7 +221,7 @@ pub struct Depth {
 }
 
 /// The fields of a run's hash that make an [`Entry`], in the order in which `scripts/claim.lua` answers with them.
-pub(super) const FIELDS: [&str; 17] = [
+pub(super) const FIELDS: [&str; 18] = [
     "format",
     "state",
     "epoch",
@@ -234,6 +239,7 @@ pub(super) const FIELDS: [&str; 17] = [
     "suspended",
     "cancelled",
     "parked_for",
+    "traceparent",
 ];
 
 impl Entry {
@@ -274,6 +280,7 @@ impl Entry {
             cancelled: text("cancelled").is_some(),
             priority: number("priority").unwrap_or(0) as i32,
             parked_for: Duration::from_millis(number("parked_for").unwrap_or(0) as u64),
+            traceparent: text("traceparent"),
         })
     }
 }

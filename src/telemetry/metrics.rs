@@ -2,7 +2,7 @@
 
 use std::{
     sync::{LazyLock, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 };
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, exemplar::HistogramWithExemplars, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
 
@@ -24,6 +24,8 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 type Labels = Vec<(&'static str, &'static str)>;
 /// Values come from few: routes, codes, and the reasons of conditions.
 type OwnedLabels = Vec<(&'static str, String)>;
+/// Shows for each bucket the trace of one run that fell into it, where there are traces.
+type Traced = HistogramWithExemplars<OwnedLabels>;
 
 static SKIPPED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 
@@ -44,25 +46,36 @@ static RUNS: LazyLock<Family<OwnedLabels, Counter>> = LazyLock::new(|| {
     }
     runs
 });
-static RUN_DURATION: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| {
-    Family::new_with_constructor(|| Histogram::new([0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0]))
+static RUN_DURATION: LazyLock<Family<Labels, Traced>> = LazyLock::new(|| {
+    Family::new_with_constructor(|| {
+        Traced::new([0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0].into_iter())
+    })
 });
 static RECONCILED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 static RECONCILE_DURATION: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(quick));
 static STATUS_WRITES: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 
 static USERS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
-static BATCH_DURATION: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(quick));
+static BATCH_DURATION: LazyLock<Family<Labels, Traced>> =
+    LazyLock::new(|| Family::new_with_constructor(|| Traced::new(QUICK.into_iter())));
 static SOURCE_REQUESTS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 static SOURCE_DURATION: LazyLock<Histogram> = LazyLock::new(quick);
-static CLAIM_LATENCY: LazyLock<Histogram> =
-    LazyLock::new(|| Histogram::new([0.005, 0.025, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 1800.0]));
+static CLAIM_LATENCY: LazyLock<Traced> =
+    LazyLock::new(|| Traced::new([0.005, 0.025, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 1800.0].into_iter()));
 static LEASES_LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
 static RECOVERIES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Of what takes milliseconds, most of the time.
+const QUICK: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0];
+
 fn quick() -> Histogram {
-    Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0])
+    Histogram::new(QUICK)
+}
+
+fn observe(histogram: &Traced, took: Duration, trace_id: Option<String>) {
+    let exemplar = trace_id.map(|id| vec![("trace_id", id)]);
+    let at = exemplar.is_some().then(SystemTime::now);
+    histogram.observe(took.as_secs_f64(), exemplar, at);
 }
 
 fn type_label(type_: SyncType) -> &'static str {
@@ -78,12 +91,13 @@ fn run_labels(type_: SyncType, result: &str, reason: &str) -> OwnedLabels {
     vec![("type", type_label(type_).to_owned()), ("result", result.to_owned()), ("reason", reason.to_owned())]
 }
 
-/// Counts a run whose end was told. `reason`: of its condition.
-pub fn run_ended(type_: SyncType, complete: bool, reason: &str, took: Option<Duration>) {
+/// Counts a run whose end was told. `reason`: of its condition. `trace_id`: where the run is traced.
+pub fn run_ended(type_: SyncType, complete: bool, reason: &str, took: Option<Duration>, trace_id: Option<String>) {
     let result = if complete { COMPLETE } else { FAILED };
     RUNS.get_or_create(&run_labels(type_, result, reason)).inc();
     if let Some(took) = took {
-        RUN_DURATION.get_or_create(&vec![("type", type_label(type_)), ("result", result)]).observe(took.as_secs_f64());
+        let labels = vec![("type", type_label(type_)), ("result", result)];
+        observe(&RUN_DURATION.get_or_create(&labels), took, trace_id);
     }
 }
 
@@ -103,12 +117,12 @@ fn result_label(well: bool) -> &'static str {
 }
 
 /// Counts the documents of a batch, by what became of them, and the time it took to write them.
-pub fn batch(type_: SyncType, outcomes: [(&'static str, u64); 3], took: Duration) {
+pub fn batch(type_: SyncType, outcomes: [(&'static str, u64); 3], took: Duration, trace_id: Option<String>) {
     let type_ = type_label(type_);
     for (outcome, count) in outcomes {
         USERS.get_or_create(&vec![("type", type_), ("outcome", outcome)]).inc_by(count);
     }
-    BATCH_DURATION.get_or_create(&vec![("type", type_)]).observe(took.as_secs_f64());
+    observe(&BATCH_DURATION.get_or_create(&vec![("type", type_)]), took, trace_id);
 }
 
 /// Counts a request to a source.
@@ -118,8 +132,8 @@ pub fn source_asked(well: bool, took: Duration) {
 }
 
 /// Notes for how long a run that a worker of this process claimed could have been claimed before.
-pub fn claimed(waited: Duration) {
-    CLAIM_LATENCY.observe(waited.as_secs_f64());
+pub fn claimed(waited: Duration, trace_id: Option<String>) {
+    observe(&CLAIM_LATENCY, waited, trace_id);
 }
 
 /// Counts a run that a worker of this process lost, since it could not renew its lease in time.
@@ -255,12 +269,13 @@ pub(crate) mod tests {
             skipped("Deadline", 2);
             SCHEDULE_SKEW.observe(0.2);
             http("/jobs", 200, Duration::from_millis(3));
-            run_ended(SyncType::User, false, "DeadlineExceeded", Some(Duration::from_secs(70)));
+            let trace = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());
+            run_ended(SyncType::User, false, "DeadlineExceeded", Some(Duration::from_secs(70)), trace);
             reconciled("SyncJob", true, Duration::from_millis(2));
             status_written("SyncJob", false);
-            batch(SyncType::Issue, [("updated", 99), ("unchanged", 0), ("failed", 1)], Duration::from_millis(20));
+            batch(SyncType::Issue, [("updated", 99), ("unchanged", 0), ("failed", 1)], Duration::from_millis(20), None);
             source_asked(true, Duration::from_millis(20));
-            claimed(Duration::from_secs(3));
+            claimed(Duration::from_secs(3), None);
             lease_lost();
             recovered(3);
         });
@@ -294,6 +309,7 @@ pub(crate) mod tests {
             "sync_status_patches_total{kind=\"SyncJob\",result=\"error\"} 1\n",
             "sync_users_total{type=\"Issue\",outcome=\"updated\"} 99\n",
             "sync_batch_duration_seconds_count{type=\"Issue\"} 1\n",
+            "sync_run_duration_seconds_bucket{le=\"300.0\",type=\"User\",result=\"Failed\"} 1 # {trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\"} 70.0 ",
             "sync_lease_lost_total 1\n",
             "sync_recoveries_total 3\n",
             "sync_worker_slots 4\n",

@@ -1,8 +1,9 @@
-//! Logs and events.
+//! Logs, metrics, traces and events.
 
 pub mod events;
 pub mod logs;
 pub mod metrics;
 mod outage;
+pub mod traces;
 
 pub use outage::{MONGODB, Outage, REDIS, note_write};

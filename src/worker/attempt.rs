@@ -21,7 +21,10 @@ use crate::{
     },
     queue::{Lease, Queue},
     sync::{Error, Found, Outcome as Stamped, PageEnd, Target},
-    telemetry::metrics,
+    telemetry::{
+        metrics,
+        traces::{Parent, Span},
+    },
 };
 
 use super::{fetch::Fetch, leases::Signals};
@@ -42,6 +45,8 @@ pub(super) struct Attempt {
     /// Where to fetch what the documents should be.
     pub source: Option<Arc<Fetch>>,
     pub checkpoint: Checkpoint,
+    /// Where the spans of its batches belong.
+    pub trace: Parent,
     /// Keys of what a dry run found on the pages it walked.
     pub seen: HashSet<String>,
     /// The run is over by then.
@@ -164,7 +169,7 @@ impl Attempt {
         queue: &Queue,
         recalled: &CancellationToken,
     ) -> Option<End> {
-        let (target, type_) = (self.target.clone(), self.type_);
+        let (target, type_, trace) = (self.target.clone(), self.type_, self.trace);
         let parallelism = self.spec.parallelism;
         let (turns, writes) = (Semaphore::new(parallelism), Semaphore::new(parallelism));
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
@@ -180,13 +185,13 @@ impl Attempt {
                         Ok(batch) => batch,
                         Err(error) => return Some(Err(error)),
                     };
-                    let Some(source) = source else { return Some(timed(type_, target.write(batch)).await) };
+                    let Some(source) = source else { return Some(timed(type_, trace, target.write(batch)).await) };
                     let fetched = source.fetch(batch.due().into_iter().cloned().collect()).await;
                     // The next batch is asked for while this one is written.
                     drop(turn);
                     let _write = writes.acquire().await;
                     Some(match fetched {
-                        Ok((found, at)) => timed(type_, target.apply(batch, found, at)).await,
+                        Ok((found, at)) => timed(type_, trace, target.apply(batch, found, at)).await,
                         Err(error) => Err(error),
                     })
                 }
@@ -212,13 +217,13 @@ impl Attempt {
             self.checkpoint =
                 Checkpoint { counts: Counts { total, ..Counts::default() }, warning, ..Checkpoint::default() };
         }
-        let (target, type_, size) = (self.target.clone(), self.type_, self.spec.batch_size);
+        let (target, type_, trace, size) = (self.target.clone(), self.type_, self.trace, self.spec.batch_size);
         let next = self.checkpoint.paging.as_ref().map_or_else(|| Some(pages.first()), |paging| paging.next.clone());
         let asked = Arc::clone(source).walk(pages.clone(), next, size);
         let written = asked.take_until(recalled.cancelled()).map(|page| async {
             match page {
                 _ if recalled.is_cancelled() => None,
-                Ok((page, at)) => Some(timed(type_, target.apply_page(page, at)).await),
+                Ok((page, at)) => Some(timed(type_, trace, target.apply_page(page, at)).await),
                 Err(error) => Some(Err(error)),
             }
         });
@@ -249,7 +254,7 @@ impl Attempt {
                 Ok(batch) => {
                     let batch = batch.without(&unstamped);
                     let missing = batch.due().iter().map(|_| Found::Missing).collect();
-                    Some(timed(type_, left.apply(batch, missing, source.now())).await)
+                    Some(timed(type_, trace, left.apply(batch, missing, source.now())).await)
                 }
                 Err(error) => Some(Err(error)),
             }
@@ -326,15 +331,35 @@ impl Attempt {
     }
 }
 
-async fn timed(type_: SyncType, write: impl Future<Output = Result<Stamped, Error>>) -> Result<Stamped, Error> {
-    let began = Instant::now();
+/// Writes a batch, and tells how that went.
+async fn timed(
+    type_: SyncType,
+    trace: Parent,
+    write: impl Future<Output = Result<Stamped, Error>>,
+) -> Result<Stamped, Error> {
+    let (began, span) = (Instant::now(), trace.begin("sync.batch").asking());
     let written = write.await;
+    end_batch(span, &written);
     if let Ok(Stamped { updated, unchanged, failures, .. }) = &written {
         let outcomes =
             [("updated", *updated as u64), ("unchanged", *unchanged as u64), ("failed", failures.len() as u64)];
-        metrics::batch(type_, outcomes, began.elapsed());
+        metrics::batch(type_, outcomes, began.elapsed(), trace.trace_id());
     }
     written
+}
+
+fn end_batch(mut span: Span, written: &Result<Stamped, Error>) {
+    span.set("db.system.name", "mongodb");
+    match written {
+        Ok(Stamped { updated, unchanged, failures, .. }) => {
+            let counts = [("updated", *updated), ("unchanged", *unchanged), ("failed", failures.len() as i64)];
+            for (key, count) in counts {
+                span.set(key, count);
+            }
+        }
+        Err(error) => span.fail(&error.outcome().reason),
+    }
+    span.end();
 }
 
 pub(super) fn ended(error: &Error) -> End {

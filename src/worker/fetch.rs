@@ -13,7 +13,10 @@ use crate::{
     domain::source::{Asking, Pace, Pages},
     queue::{Queue, Turn},
     sync::{Error, Found, Page, Reply, Source},
-    telemetry::metrics,
+    telemetry::{
+        metrics,
+        traces::{Parent, Span},
+    },
 };
 
 /// Pause while Redis, which keeps the rate, is away. The lease decides for how long.
@@ -27,6 +30,7 @@ pub(super) struct Fetch {
     queue: Queue,
     gate: String,
     clock: Clock,
+    trace: Parent,
 }
 
 /// The time of the Redis server, which all workers share, as it went on since a claim.
@@ -43,15 +47,22 @@ impl Clock {
 }
 
 impl Fetch {
-    pub fn new(source: Source, queue: Queue, clock: Clock) -> Self {
+    pub fn new(source: Source, queue: Queue, clock: Clock, trace: Parent) -> Self {
         let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
         let gate = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
         let gate = gate.unwrap_or_default();
-        Self { source, queue, gate, clock }
+        Self { source, queue, gate, clock, trace }
     }
 
     /// What there is for each of the keys, and when it was asked for.
     pub async fn fetch(&self, keys: Vec<Bson>) -> Result<(Vec<Found>, Timestamp), Error> {
+        let span = self.trace.begin("sync.fetch").asking();
+        let fetched = self.fetch_all(keys).await;
+        end_fetch(span, fetched.as_ref().map(|(found, _)| found.len()));
+        fetched
+    }
+
+    async fn fetch_all(&self, keys: Vec<Bson>) -> Result<(Vec<Found>, Timestamp), Error> {
         // Of several answers the first question counts: none of them is older.
         let asked = self.clock.now();
         let Asking::PerUser(in_flight) = self.source.spec().asking else { return self.ask(&keys).await };
@@ -69,7 +80,9 @@ impl Fetch {
     ) -> impl Stream<Item = Result<(Page, Timestamp), Error>> + Send {
         stream::unfold((self, pages, next), move |(fetch, pages, next)| async move {
             let at = next?;
+            let span = fetch.trace.begin("sync.fetch").asking();
             let page = fetch.insist(|| fetch.source.page(&pages, &at, size)).await;
+            end_fetch(span, page.as_ref().map(|(page, _)| page.results.len()));
             let next = page.as_ref().ok().and_then(|(page, _)| page.next.clone());
             Some((page, (fetch, pages, next)))
         })
@@ -140,4 +153,12 @@ impl Fetch {
             sleep(rest.min(PAUSE)).await;
         }
     }
+}
+
+fn end_fetch(mut span: Span, fetched: Result<usize, &Error>) {
+    match fetched {
+        Ok(documents) => span.set("documents", documents as i64),
+        Err(error) => span.fail(&error.outcome().reason),
+    }
+    span.end();
 }

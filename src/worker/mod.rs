@@ -6,6 +6,7 @@ mod leases;
 mod pulse;
 mod recorder;
 mod sources;
+mod spans;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -23,7 +24,7 @@ use crate::{
     domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec, State},
     queue::{Attempts, Candidates, Claim, Ending, Entry, Fenced, LetGo, Queue},
     sync::{Databases, Error, Target},
-    telemetry::{REDIS, metrics, note_write},
+    telemetry::{REDIS, metrics, note_write, traces::Parent},
 };
 use attempt::{Attempt, End, ended};
 use fetch::{Clock, Fetch};
@@ -144,7 +145,6 @@ impl Worker {
             match claimed {
                 Ok(Ok(claims)) => {
                     for claim in claims {
-                        metrics::claimed(claim.waited);
                         let (worker, stop, slot) = (Arc::clone(self), stop.clone(), self.beat.busy(permits.split(1)));
                         runs.spawn(async move { worker.handle(claim, slot, &stop).await });
                     }
@@ -192,25 +192,31 @@ impl Worker {
         let (namespace, name) =
             payload.as_ref().map_or(("?", "?"), |payload| (payload.namespace.as_str(), payload.name.as_str()));
         let attempt = claim.entry.attempts + 1;
-        tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, "run claimed");
+        let root = Parent::of_run(&claim.uid, claim.entry.traceparent.as_deref());
+        let trace_id = root.trace_id();
+        metrics::claimed(claim.waited, trace_id.clone());
+        tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, trace_id, "run claimed");
+        let span = spans::claimed(root, &claim, &self.id);
 
         let clock = Clock { at: claim.at, since: Instant::now() };
         let mut target = None;
-        let (end, checkpoint) = match (self.begin(&claim, payload.as_ref().ok(), clock).await, failed_with(&claim)) {
-            (Ok(mut attempt), None) => {
-                let end = attempt.drive(&self.queue, &signals).await;
-                target = Some(attempt.target);
-                (end, attempt.checkpoint)
-            }
-            (Ok(mut attempt), Some(outcome)) => {
-                let end = attempt.roll_back(outcome, &self.queue, &signals).await;
-                (end, attempt.checkpoint)
-            }
-            (Err(end), None) => (end, read_checkpoint(&claim)),
-            (Err(end), Some(outcome)) => (not_rolled_back(end, outcome), read_checkpoint(&claim)),
-        };
+        let (end, checkpoint) =
+            match (self.begin(&claim, payload.as_ref().ok(), clock, span.parent()).await, failed_with(&claim)) {
+                (Ok(mut attempt), None) => {
+                    let end = attempt.drive(&self.queue, &signals).await;
+                    target = Some(attempt.target);
+                    (end, attempt.checkpoint)
+                }
+                (Ok(mut attempt), Some(outcome)) => {
+                    let end = attempt.roll_back(outcome, &self.queue, &signals).await;
+                    (end, attempt.checkpoint)
+                }
+                (Err(end), None) => (end, read_checkpoint(&claim)),
+                (Err(end), Some(outcome)) => (not_rolled_back(end, outcome), read_checkpoint(&claim)),
+            };
         drop(slot);
-        log_end(&claim, (namespace, name), &end, &checkpoint);
+        spans::end(span, &end, &checkpoint.counts);
+        log_end(&claim, (namespace, name), trace_id.as_deref(), &end, &checkpoint);
         if let Some(run) = let_go(&claim, &end, &checkpoint, payload.as_ref().ok()) {
             let recorded = signals.lost.run_until_cancelled(self.recorder.record(run)).await;
             if recorded == Some(Fenced::Done) {
@@ -222,6 +228,7 @@ impl Worker {
                     name,
                     uid = claim.uid,
                     epoch,
+                    trace_id,
                     "lease lost before the end of the run was recorded"
                 );
             }
@@ -251,7 +258,13 @@ impl Worker {
         Ok(())
     }
 
-    async fn begin(&self, claim: &Claim, payload: Option<&Payload>, clock: Clock) -> Result<Attempt, End> {
+    async fn begin(
+        &self,
+        claim: &Claim,
+        payload: Option<&Payload>,
+        clock: Clock,
+        trace: Parent,
+    ) -> Result<Attempt, End> {
         let invalid = |message: String| End::Failed(Outcome { reason: reasons::INVALID_TARGET.to_owned(), message });
         let payload = payload.ok_or_else(|| invalid("the run's description in Redis is not readable".to_owned()))?;
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
@@ -275,38 +288,60 @@ impl Worker {
             epoch: claim.entry.epoch,
             type_: payload.spec.type_,
             deadline: clock.since + spec.active_deadline.saturating_sub(age),
-            source: source.map(|source| Arc::new(Fetch::new(source, self.queue.clone(), clock))),
+            source: source.map(|source| Arc::new(Fetch::new(source, self.queue.clone(), clock, trace))),
             target,
             spec,
             checkpoint: read_checkpoint(claim),
+            trace,
             seen: HashSet::new(),
         })
     }
 }
 
-fn log_end(claim: &Claim, (namespace, name): (&str, &str), end: &End, checkpoint: &Checkpoint) {
+fn log_end(claim: &Claim, (namespace, name): (&str, &str), trace_id: Option<&str>, end: &End, checkpoint: &Checkpoint) {
     let (uid, epoch, attempt, counts) = (&claim.uid, claim.entry.epoch, claim.entry.attempts + 1, checkpoint.counts);
     let is_rollback = claim.entry.outcome.is_some();
     match end {
         End::Completed => {
             let Counts { processed, failed, .. } = counts;
-            tracing::info!(namespace, name, uid, epoch, processed, failed, "run completed");
+            tracing::info!(namespace, name, uid, epoch, trace_id, processed, failed, "run completed");
         }
         End::Failed(Outcome { reason, message }) if is_rollback => {
             let rolled_back = counts.rolled_back.unwrap_or(0);
-            tracing::info!(namespace, name, uid, epoch, reason, error = message, rolled_back, "rollback ended");
+            tracing::info!(
+                namespace,
+                name,
+                uid,
+                epoch,
+                trace_id,
+                reason,
+                error = message,
+                rolled_back,
+                "rollback ended"
+            );
         }
         End::Retry(Outcome { reason, message }) if is_rollback => {
-            tracing::warn!(namespace, name, uid, epoch, reason, error = message, "rollback waits");
+            tracing::warn!(namespace, name, uid, epoch, trace_id, reason, error = message, "rollback waits");
         }
         End::Failed(Outcome { reason, message }) | End::Retry(Outcome { reason, message }) => {
             let again = matches!(end, End::Retry(_));
-            tracing::warn!(namespace, name, uid, attempt, epoch, reason, error = message, again, "attempt failed");
+            tracing::warn!(
+                namespace,
+                name,
+                uid,
+                attempt,
+                epoch,
+                trace_id,
+                reason,
+                error = message,
+                again,
+                "attempt failed"
+            );
         }
-        End::Released => tracing::info!(namespace, name, uid, epoch, "run given back"),
+        End::Released => tracing::info!(namespace, name, uid, epoch, trace_id, "run given back"),
         End::Lost => {
             metrics::lease_lost();
-            tracing::warn!(namespace, name, uid, epoch, "lease lost; the run goes on elsewhere");
+            tracing::warn!(namespace, name, uid, epoch, trace_id, "lease lost; the run goes on elsewhere");
         }
     }
 }

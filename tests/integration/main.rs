@@ -23,6 +23,7 @@ mod outages;
 mod own;
 mod prometheus;
 mod queue;
+mod receiver;
 mod redis_faults;
 mod redis_kinds;
 mod replicas;
@@ -31,6 +32,7 @@ mod schedules;
 mod sources;
 mod support;
 mod target;
+mod traces;
 #[allow(dead_code, reason = "the random faults use it too")]
 mod upstream;
 mod views;

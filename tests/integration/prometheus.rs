@@ -11,7 +11,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    operator::{apply_schedule, get},
+    operator::{apply_job, apply_schedule, get},
+    receiver::Receiver,
     replicas::{probe_port, replicas},
     support::{World, eventually, free_port, unique, variable},
 };
@@ -43,6 +44,7 @@ impl Prometheus {
         fs::write(&file, serde_yaml_ng::to_string(&config).unwrap()).unwrap();
         let process = Command::new(Path::new(&variable("PROMETHEUS")).join("prometheus"))
             .arg(format!("--config.file={}", file.display()))
+            .arg("--enable-feature=exemplar-storage")
             .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
             .stdout(Stdio::null())
@@ -149,6 +151,8 @@ fn lint(text: &str) {
     let counters: Vec<_> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
     let older = text.lines().map(|line| {
+        // It knows no exemplars.
+        let line = line.split(" # {").next().unwrap_or_default();
         let mut words = line.splitn(4, ' ');
         match (words.next(), words.next(), words.next(), words.next()) {
             (Some("#"), Some(kind @ ("HELP" | "TYPE")), Some(name), Some(rest)) if counters.contains(&name) => {
@@ -215,6 +219,28 @@ async fn a_prometheus_finds_what_the_dashboard_and_the_alerts_ask_for() {
     assert!(prometheus.query("sync_no_such_metric").await.is_empty(), "what is not there is not found");
 
     lint(&get(metrics, "/metrics").await.unwrap().1);
+}
+
+#[tokio::test]
+async fn a_prometheus_leads_from_a_slow_run_to_its_trace() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let receiver = Receiver::start().await;
+    let operator = world.operator_with("controller", &[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.url)]);
+    let port = probe_port(&operator).await;
+    let prometheus = Prometheus::scraping(port);
+    let job = apply_job(&world, "run", json!({"syncType": "Full"})).await;
+    let trace = job.metadata.uid.unwrap().replace('-', "");
+    for metric in ["sync_run_duration_seconds", "sync_batch_duration_seconds", "sync_queue_claim_latency_seconds"] {
+        let query = format!("{metric}_bucket");
+        eventually(&format!("the trace stands at {metric}"), async || {
+            let found = prometheus.ask("query_exemplars", &[("query", &query), ("start", "0"), ("end", "4e9")]).await?;
+            let exemplar = &found.as_array()?.first()?["exemplars"][0];
+            (exemplar["labels"]["trace_id"] == trace.as_str()).then_some(())
+        })
+        .await;
+    }
+    lint(&get(port, "/metrics").await.unwrap().1);
 }
 
 /// The value of a metric without labels, or with those that are given.

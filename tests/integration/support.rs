@@ -144,6 +144,14 @@ impl World {
         Operator::start(self.process(servers, command, args), &self.name)
     }
 
+    /// The same, with more variables in its environment.
+    #[allow(dead_code, reason = "random faults need none")]
+    pub fn operator_with(&self, command: &str, args: &[&str], variables: &[(&str, &str)]) -> Operator {
+        let mut process = self.process(&self.servers, command, args);
+        process.envs(variables.iter().copied());
+        Operator::start(process, &self.name)
+    }
+
     /// The same, but its clock is off by the seconds that stand in a file.
     pub fn operator_with_clock(&self, servers: &Servers, command: &str, args: &[&str], offset: &Path) -> Operator {
         let library = Path::new("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1");

@@ -83,7 +83,7 @@ pub(super) async fn on_schedule(
         let choice = Choice { namespace: Some(namespace), schedule: Some(name) };
         let type_ = schedule.spec.job_template.spec.type_;
         let key = fields.key.as_deref();
-        let (job, _) = trigger::start(&app, &caller, type_, &choice, key, fields.sync_type).await?;
+        let (job, _) = trigger::start(&app, &caller, type_, &choice, key, fields.sync_type, None).await?;
         return Ok(to_run(&job));
     }
     let suspended = action == OnSchedule::Suspend;

@@ -1,4 +1,4 @@
--- ARGV uid format keep payload priority started attempts recoveries history suspended_since rollback
+-- ARGV uid format keep payload priority started attempts recoveries history suspended_since rollback traceparent
 -- Returns the state of a run that exists, or false when it was added.
 local uid, run, now = ARGV[1], run_key(1), clock()
 local state = redis.call('HGET', run, 'state')
@@ -11,5 +11,6 @@ redis.call('HSET', run, 'format', ARGV[2], 'payload', ARGV[4], 'priority', ARGV[
   'epoch', epoch, 'stalls', 0, 'releases', 0, 'attempts', ARGV[7], 'recoveries', ARGV[8], 'history', ARGV[9], 'rollback', ARGV[11])
 if ARGV[6] ~= '' then redis.call('HSET', run, 'started', ARGV[6]) end
 if ARGV[10] ~= '' then redis.call('HSET', run, 'suspended', 1, 'parked_at', ARGV[10]) end
+if ARGV[12] ~= '' then redis.call('HSET', run, 'traceparent', ARGV[12]) end
 settle(uid, run, ARGV[3], now)
 return false

@@ -1,0 +1,46 @@
+//! The spans of a claim: how long the run waited for it, and what is done about the run.
+
+use super::attempt::End;
+use crate::{
+    api::syncjob::Counts,
+    domain::run::Outcome,
+    queue::Claim,
+    telemetry::traces::{Parent, Span},
+};
+
+/// Sends the span of the wait that the claim ended, and begins that of the attempt, or the rollback.
+pub(super) fn claimed(root: Parent, claim: &Claim, worker: &str) -> Span {
+    let waiting = root.begin("sync.queue");
+    if let Ok(since) = claim.at.checked_sub(claim.waited) {
+        waiting.since(since).end_at(claim.at);
+    }
+    let is_rollback = claim.entry.outcome.is_some();
+    let mut span = root.begin(if is_rollback { "sync.rollback" } else { "sync.attempt" });
+    if span.is_nothing() {
+        return span;
+    }
+    span.set("uid", claim.uid.clone());
+    span.set("worker", worker.to_owned());
+    span.set("attempt", i64::from(claim.entry.attempts) + 1);
+    span.set("recoveries", i64::from(claim.entry.recoveries));
+    span.set("epoch", claim.entry.epoch as i64);
+    span
+}
+
+/// Sends the span of the attempt, or the rollback, with how it ended and how far the run has come.
+pub(super) fn end(mut span: Span, end: &End, counts: &Counts) {
+    let Counts { processed, updated, failed, rolled_back, .. } = *counts;
+    for (key, count) in [("processed", processed), ("updated", updated), ("failed", failed)] {
+        span.set(key, count);
+    }
+    if let Some(rolled_back) = rolled_back {
+        span.set("rolled_back", rolled_back);
+    }
+    match end {
+        End::Completed => span.set("end", "Completed"),
+        End::Released => span.set("end", "Released"),
+        End::Lost => span.fail("LeaseLost"),
+        End::Failed(Outcome { reason, .. }) | End::Retry(Outcome { reason, .. }) => span.fail(reason),
+    }
+    span.end();
+}
