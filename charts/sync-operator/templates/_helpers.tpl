@@ -225,8 +225,26 @@ topologySpreadConstraints:
 {{- define "sync-operator.logEnv" -}}
 - {name: LOG_FORMAT, value: {{ .Values.log.format }}}
 - {name: RUST_LOG, value: {{ .Values.log.level | quote }}}
+- {name: LOG_FILTER_FILE, value: /etc/sync-operator/log/filter}
 - name: HOSTNAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
+{{- end -}}
+
+{{- define "sync-operator.logMount" -}}
+- {name: log, mountPath: /etc/sync-operator/log, readOnly: true}
+{{- end -}}
+
+{{/* Not in the checksum of the pods: what is logged changes without a restart. */}}
+{{- define "sync-operator.logVolume" -}}
+- name: log
+  configMap: {name: {{ include "sync-operator.fullname" . }}-log, defaultMode: 0444}
+{{- end -}}
+
+{{- define "sync-operator.tracesEnv" -}}
+{{- with .Values.traces.endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+- {name: OTEL_RESOURCE_ATTRIBUTES, value: "k8s.namespace.name={{ $.Release.Namespace }},k8s.pod.name=$(HOSTNAME)"}
+{{- end }}
 {{- end -}}
 
 {{- define "sync-operator.redisEnv" -}}
