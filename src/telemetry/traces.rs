@@ -25,6 +25,8 @@ use crate::domain::trace::{Root, Sampler, TraceParent, root};
 
 /// Longest wait, when the program stops, for what is not sent yet. Kubernetes waits for 30 s, most of which runs may take.
 const FLUSH: Duration = Duration::from_secs(3);
+/// Either names the receiver.
+const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 /// Where a pod finds its namespace.
 const NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
@@ -40,8 +42,13 @@ struct Traces {
 /// Traces cannot be sent as the environment asks for.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A variable of the exporter has a value that cannot be used. Its text holds no values of headers.
-    #[error("OTEL_EXPORTER_OTLP_*: {0}")]
+    /// The address of the receiver is none.
+    #[error("{0}: must begin with http:// or https://, such as http://collector:4318")]
+    Endpoint(&'static str),
+    /// The exporter cannot be made as the environment says. What exactly is wrong could hold a password.
+    #[error(
+        "OTEL_EXPORTER_OTLP_*: no traces can be sent so: is the endpoint a valid address, and no compression asked for?"
+    )]
     Exporter(#[from] ExporterBuildError),
     /// The sampler is not known, or its argument is no share.
     #[error("OTEL_TRACES_SAMPLER: not known, or OTEL_TRACES_SAMPLER_ARG is no number from 0 to 1")]
@@ -56,13 +63,19 @@ pub fn init(instance: &str) -> Result<(), Error> {
     if !is_wanted(variable) {
         return Ok(());
     }
+    for name in ENDPOINTS {
+        let is_address = |value: &String| ["http://", "https://"].iter().any(|scheme| value.starts_with(scheme));
+        if variable(name).is_some_and(|value| !is_address(&value)) {
+            return Err(Error::Endpoint(name));
+        }
+    }
     let sampler = match variable("OTEL_TRACES_SAMPLER") {
         Some(name) => Sampler::parse(&name, variable("OTEL_TRACES_SAMPLER_ARG").as_deref()).ok_or(Error::Sampler)?,
         None => Sampler::default(),
     };
     let exporter = SpanExporter::builder().with_http().build()?;
     let mut processor = BatchSpanProcessor::builder(Noted(exporter)).build();
-    processor.set_resource(&resource(instance));
+    processor.set_resource(&resource(instance, variable("OTEL_SERVICE_NAME")));
     let scope = InstrumentationScope::builder(env!("CARGO_PKG_NAME")).with_version(env!("CARGO_PKG_VERSION")).build();
     if TRACES.set(Traces { processor, sampler, scope }).is_ok() {
         tracing::info!("sending traces");
@@ -84,14 +97,13 @@ fn variable(name: &str) -> Option<String> {
 
 fn is_wanted(variable: impl Fn(&str) -> Option<String>) -> bool {
     let is = |name, value: &str| variable(name).is_some_and(|given| given.eq_ignore_ascii_case(value));
-    let has_receiver = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
-    has_receiver.into_iter().any(|name| variable(name).is_some())
+    ENDPOINTS.into_iter().any(|name| variable(name).is_some())
         && !is("OTEL_SDK_DISABLED", "true")
         && !is("OTEL_TRACES_EXPORTER", "none")
 }
 
 /// What all spans of this process have in common. What the environment says goes before what is known otherwise.
-fn resource(instance: &str) -> Resource {
+fn resource(instance: &str, name: Option<String>) -> Resource {
     let namespace = std::fs::read_to_string(NAMESPACE).ok();
     let pod = namespace.as_ref().and_then(|_| variable("HOSTNAME"));
     let known = [
@@ -102,11 +114,10 @@ fn resource(instance: &str) -> Resource {
         ("k8s.pod.name", pod),
     ];
     let known = known.into_iter().filter_map(|(key, value)| Some(KeyValue::new(key, value?)));
-    let named = variable("OTEL_SERVICE_NAME").map(|name| KeyValue::new("service.name", name));
     Resource::builder_empty()
         .with_attributes(known)
         .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())])
-        .with_attributes(named)
+        .with_attributes(name.map(|name| KeyValue::new("service.name", name)))
         .build()
 }
 
@@ -299,10 +310,12 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_names_the_service_when_it_wants_to() {
-        let resource = resource("worker-1");
-        let of = |key: &'static str| resource.get(&key.into()).map(|value| value.to_string());
-        assert_eq!(of("service.name").as_deref(), Some("sync-operator"));
-        assert_eq!(of("service.instance.id").as_deref(), Some("worker-1"));
+    fn spans_say_which_process_sent_them() {
+        for (name, expected) in [(None, "sync-operator"), (Some("mine".to_owned()), "mine")] {
+            let resource = resource("worker-1", name);
+            let of = |key: &'static str| resource.get(&key.into()).map(|value| value.to_string());
+            assert_eq!(of("service.name").as_deref(), Some(expected));
+            assert_eq!(of("service.instance.id").as_deref(), Some("worker-1"));
+        }
     }
 }
