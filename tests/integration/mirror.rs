@@ -80,7 +80,10 @@ fn counts(status: &Value) -> Value {
 async fn agreed(world: &World, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
     eventually(&format!("the mirror shows {wanted}"), async || {
         let (status, told) = (ask(port, "/jobs/status").await, told(world, prefix));
-        let agree = told["counts"] == counts(&status) && told["counts"] == *wanted;
+        let schedules = |all: &Value| all.as_array().map(Vec::len);
+        let agree = told["counts"] == counts(&status)
+            && told["counts"] == *wanted
+            && schedules(&told["schedulers"]) == schedules(&status["repeatable"]);
         agree.then_some((status, told))
     })
     .await
