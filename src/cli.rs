@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     api::GoDuration,
     credentials::{self, Files},
-    http::ReadAccess,
+    http::{LogsUrl, ReadAccess},
     sync::Egress,
     telemetry::logs::Format,
 };
@@ -346,6 +346,10 @@ pub struct Http {
     /// be started again with it.
     #[arg(long, env = "DASHBOARD_KEY_FILE", help_heading = "HTTP")]
     pub dashboard_key_file: Option<PathBuf>,
+    /// Where the logs of a run are, for a link on its page: an address with {uid}, {namespace}, {name}, {schedule},
+    /// {worker}, {pod}, {from} or {to} in it. Times are in milliseconds since 1970.
+    #[arg(long, env = "DASHBOARD_LOGS_URL", help_heading = "HTTP")]
+    pub dashboard_logs_url: Option<LogsUrl>,
     /// File with a certificate in PEM: serve HTTPS. Read again when it changes.
     #[arg(long, env = "HTTP_TLS_CERT", help_heading = "HTTP", requires = "http_tls_key")]
     pub http_tls_cert: Option<PathBuf>,

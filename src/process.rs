@@ -407,6 +407,7 @@ async fn add_http(
         requests_per_second: options.http_requests_per_second,
         requests_at_a_time: options.http_requests_at_a_time,
         dashboard,
+        logs: options.dashboard_logs_url,
     };
     if options.insecure_no_auth {
         tracing::warn!("--insecure-no-auth: everyone on this machine may do everything");

@@ -48,10 +48,12 @@ pub(super) struct Caller {
 /// Tokens are kept as hashes only.
 type TokenHash = [u8; 32];
 
-/// A right that Kubernetes gives: a verb on one of our kinds.
+/// A right that Kubernetes gives: a verb on a kind, nearly always one of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Right {
     pub verb: &'static str,
+    /// Its API group.
+    pub group: &'static str,
     /// `syncjobs` or `syncschedules`.
     pub resource: &'static str,
     /// `None`: in all namespaces.
@@ -62,7 +64,7 @@ pub(super) struct Right {
 
 impl Right {
     pub fn new(verb: &'static str, resource: &'static str, namespace: Option<&str>) -> Self {
-        Self { verb, resource, namespace: namespace.map(str::to_owned), name: None }
+        Self { verb, group: GROUP, resource, namespace: namespace.map(str::to_owned), name: None }
     }
 
     pub fn on(self, name: &str) -> Self {
@@ -72,7 +74,7 @@ impl Right {
 
 impl std::fmt::Display for Right {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}.{GROUP}", self.verb, self.resource)?;
+        write!(f, "{} {}.{}", self.verb, self.resource, self.group)?;
         match &self.namespace {
             Some(namespace) => write!(f, " in namespace {namespace}"),
             None => f.write_str(" in all namespaces"),
@@ -227,7 +229,7 @@ impl Reviews {
                 uid,
                 extra,
                 resource_attributes: Some(ResourceAttributes {
-                    group: Some(GROUP.to_owned()),
+                    group: Some(right.group.to_owned()),
                     resource: Some(right.resource.to_owned()),
                     verb: Some(right.verb.to_owned()),
                     namespace: right.namespace.clone(),

@@ -93,7 +93,7 @@ fn ended_before(job: &SyncJob, time: Timestamp) -> bool {
 }
 
 /// Its schedule has not counted it yet.
-fn is_in_books(job: &SyncJob, objects: &Objects) -> bool {
+pub(super) fn is_in_books(job: &SyncJob, objects: &Objects) -> bool {
     let schedule = schedule_of(job, objects);
     let status = schedule.as_ref().and_then(|schedule| schedule.status.as_ref());
     status.is_some_and(|status| status.active.iter().any(|run| run.name == job.name_any()))
@@ -116,12 +116,12 @@ async fn delete_all(
     while let (Some(deletion), Ok(())) = (deletions.next().await, &result) {
         result = deletion.map(|job| deleted.extend(job));
     }
-    note(app, caller, objects, &deleted).await;
+    note(app, caller, &deleted).await;
     result.map(|()| deleted)
 }
 
 /// Deletes a SyncJob. `None` when it was gone.
-async fn delete(objects: &Objects, job: Arc<SyncJob>) -> Result<Option<Arc<SyncJob>>, Problem> {
+pub(super) async fn delete(objects: &Objects, job: Arc<SyncJob>) -> Result<Option<Arc<SyncJob>>, Problem> {
     let preconditions = Preconditions { uid: job.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
     let jobs = objects.beside::<SyncJob>(&job.metadata);
@@ -133,10 +133,10 @@ async fn delete(objects: &Objects, job: Arc<SyncJob>) -> Result<Option<Arc<SyncJ
 }
 
 /// One event on each schedule, and one on each SyncJob without any.
-async fn note(app: &App, caller: &Caller, objects: &Objects, deleted: &[Arc<SyncJob>]) {
+pub(super) async fn note(app: &App, caller: &Caller, deleted: &[Arc<SyncJob>]) {
     let mut by_schedule: BTreeMap<(String, String), (Arc<SyncSchedule>, usize)> = BTreeMap::new();
     for job in deleted {
-        match schedule_of(job, objects) {
+        match schedule_of(job, &app.objects) {
             Some(schedule) => {
                 let place = (schedule.namespace().unwrap_or_default(), schedule.name_any());
                 by_schedule.entry(place).or_insert((schedule, 0)).1 += 1;

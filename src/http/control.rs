@@ -35,7 +35,7 @@ pub(super) struct Controlled {
     /// The SyncJob's uid.
     job_id: String,
     /// False when it was so already.
-    changed: bool,
+    pub changed: bool,
 }
 
 /// Ends a run as Failed, reason Cancelled, at its next batch boundary. Cannot be taken back.

@@ -1,22 +1,23 @@
 //! `GET /jobs` and `GET /jobs/{namespace}/{name}`.
 
-use std::{cmp::Reverse, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
 
 use axum::{Json, extract::State};
-use jiff::Timestamp;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App,
-    extract::{Path, Place, Query, Reader},
+    extract::{self, Path, Place, Reader},
+    objects::Objects,
     problem::{Kind, Problem},
+    search::{Index, Query, Rank},
     view::{Job, JobDetails},
 };
 use crate::{
     api::{
-        SCHEDULE_LABEL, SyncJob,
+        SyncJob,
         syncjob::{Phase, SyncType},
     },
     cluster,
@@ -44,6 +45,10 @@ pub(super) struct Selection {
     pub type_: Option<SyncType>,
     /// With this text in the name.
     pub text: Option<String>,
+    /// With words that begin so in an error: of the run, its attempts or its documents. All of them must be found.
+    pub error: Option<String>,
+    /// With a failed document whose key begins so. Of each run the first 20 are known.
+    pub key: Option<String>,
     /// Most runs in the answer. Default: 100.
     #[param(minimum = 1, maximum = 500)]
     pub limit: Option<usize>,
@@ -62,72 +67,72 @@ pub(super) struct Page {
     pub next_cursor: Option<String>,
 }
 
-/// Where a run stands in the list: the newest first.
-type Rank = (Reverse<i64>, String, String);
-
 /// Lists runs.
 #[utoipa::path(get, path = "/jobs", tag = "jobs", params(Selection), responses((status = 200, body = Page)))]
 pub(super) async fn list(
     State(app): State<App>,
     Reader(reader): Reader,
-    Query(selection): Query<Selection>,
+    extract::Query(selection): extract::Query<Selection>,
 ) -> Result<Json<Page>, Problem> {
     app.access.check_read(&reader, selection.namespace.as_deref()).await?;
-    page(&app.listed()?.jobs.state(), &selection).map(Json)
+    page(app.listed()?, &selection, None).map(Json)
 }
 
-/// The runs that fit.
-pub(super) fn page(jobs: &[Arc<SyncJob>], selection: &Selection) -> Result<Page, Problem> {
+/// The runs that fit, in these namespaces only.
+pub(super) fn page(
+    objects: &Objects,
+    selection: &Selection,
+    namespaces: Option<&BTreeSet<String>>,
+) -> Result<Page, Problem> {
+    let (found, next_cursor) = search(&objects.index(), selection, namespaces)?;
+    let jobs = found.iter().filter_map(|rank| objects.jobs.get(&rank.place()));
+    Ok(Page { items: jobs.map(|job| Job::from(&*job)).collect(), next_cursor })
+}
+
+fn search(
+    index: &Index,
+    selection: &Selection,
+    namespaces: Option<&BTreeSet<String>>,
+) -> Result<(Vec<Rank>, Option<String>), Problem> {
     let limit = selection.limit.unwrap_or(PAGE.0);
     if !(1..=PAGE.1).contains(&limit) {
         return Err(Problem::new(Kind::BadRequest, format!("limit must be from 1 to {}", PAGE.1)));
     }
     let after = selection.cursor.as_deref().map(read_cursor).transpose()?;
-    let mut found: Vec<_> = jobs
-        .iter()
-        .filter(|job| selection.takes(job))
-        .map(|job| (rank(job), job))
-        .filter(|(rank, _)| after.as_ref().is_none_or(|after| rank > after))
-        .collect();
+    let query = selection.query(namespaces);
+    let mut found = index.find(&query, after.as_ref(), limit + 1);
     let more = found.len() > limit;
-    if more {
-        found.select_nth_unstable_by(limit, |(a, _), (b, _)| a.cmp(b));
-        found.truncate(limit);
-    }
-    found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-    let next_cursor = found.last().filter(|_| more).map(|(rank, _)| write_cursor(rank));
-    Ok(Page { items: found.into_iter().map(|(_, job)| Job::from(&**job)).collect(), next_cursor })
+    found.truncate(limit);
+    let next_cursor = found.last().filter(|_| more).map(write_cursor);
+    Ok((found, next_cursor))
 }
 
 impl Selection {
-    fn takes(&self, job: &SyncJob) -> bool {
-        let fits = |wanted: &Option<String>, found: Option<&String>| {
-            wanted.as_ref().is_none_or(|wanted| found.is_some_and(|found| found == wanted))
-        };
-        let phase = job.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending);
-        fits(&self.namespace, job.metadata.namespace.as_ref())
-            && fits(&self.schedule, job.labels().get(SCHEDULE_LABEL))
-            && self.phase.is_none_or(|wanted| wanted == phase)
-            && self.type_.is_none_or(|wanted| wanted == job.spec.type_)
-            && self.text.as_ref().is_none_or(|text| job.name_any().contains(text.as_str()))
+    /// What it asks of the index, in these namespaces only.
+    pub fn query<'a>(&'a self, namespaces: Option<&'a BTreeSet<String>>) -> Query<'a> {
+        Query {
+            namespaces,
+            namespace: self.namespace.as_deref(),
+            schedule: self.schedule.as_deref(),
+            phases: self.phase.as_ref().map(std::slice::from_ref),
+            type_: self.type_,
+            text: self.text.as_deref(),
+            error: self.error.as_deref(),
+            key: self.key.as_deref(),
+        }
     }
 }
 
-fn rank(job: &SyncJob) -> Rank {
-    let created = job.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0);
-    (Reverse(created.as_second()), job.namespace().unwrap_or_default(), job.name_any())
-}
-
 /// No part of it has a `~`, and none needs to be escaped in a URL.
-fn write_cursor((created, namespace, name): &Rank) -> String {
+pub(super) fn write_cursor(Rank { created, namespace, name }: &Rank) -> String {
     format!("{}~{namespace}~{name}", created.0)
 }
 
-fn read_cursor(text: &str) -> Result<Rank, Problem> {
+pub(super) fn read_cursor(text: &str) -> Result<Rank, Problem> {
     let rank = || {
         let (created, object) = text.split_once('~')?;
         let (namespace, name) = object.split_once('~')?;
-        Some((Reverse(created.parse().ok()?), namespace.to_owned(), name.to_owned()))
+        Some(Rank { created: Reverse(created.parse().ok()?), namespace: namespace.into(), name: name.into() })
     };
     rank().ok_or_else(|| Problem::new(Kind::BadRequest, "cursor must be the nextCursor of an earlier page"))
 }
@@ -167,6 +172,7 @@ pub(super) async fn live(app: &App, job: &SyncJob) -> Result<SyncJob, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::Timestamp;
     use serde_json::{from_value, json};
 
     fn job(name: &str, created: i64, phase: &str) -> Arc<SyncJob> {
@@ -182,8 +188,16 @@ mod tests {
         )
     }
 
-    fn names(page: &Page) -> Vec<&str> {
-        page.items.iter().map(|job| job.name.as_str()).collect()
+    fn index(jobs: &[Arc<SyncJob>]) -> Index {
+        let mut index = Index::default();
+        for job in jobs {
+            index.apply(job);
+        }
+        index
+    }
+
+    fn names(found: &[Rank]) -> Vec<String> {
+        found.iter().map(|rank| rank.name.to_string()).collect()
     }
 
     #[test]
@@ -192,9 +206,9 @@ mod tests {
         let mut seen = Vec::new();
         let mut selection = Selection { limit: Some(3), ..Selection::default() };
         loop {
-            let page = page(&jobs, &selection).unwrap();
-            seen.extend(names(&page).into_iter().map(str::to_owned));
-            let Some(next) = page.next_cursor else { break };
+            let (found, next) = search(&index(&jobs), &selection, None).unwrap();
+            seen.extend(names(&found));
+            let Some(next) = next else { break };
             selection.cursor = Some(next);
             jobs.push(job(&format!("new-{}", jobs.len()), 1000, "Running"));
             jobs.retain(|job| job.name_any() != seen[0]);
@@ -206,8 +220,7 @@ mod tests {
     fn each_filter_leaves_out_what_does_not_fit() {
         let jobs = [job("a-1", 1, "Complete"), job("b-2", 2, "Running"), job("b-3", 3, "Complete")];
         let found = |selection: serde_json::Value| -> Vec<String> {
-            let page = page(&jobs, &from_value(selection).unwrap()).unwrap();
-            names(&page).into_iter().map(str::to_owned).collect()
+            names(&search(&index(&jobs), &from_value(selection).unwrap(), None).unwrap().0)
         };
         assert_eq!(found(json!({})), ["b-3", "b-2", "a-1"]);
         assert_eq!(found(json!({"phase": "Complete"})), ["b-3", "a-1"]);
@@ -222,7 +235,7 @@ mod tests {
         for text in ["", "x", "1~a", "x~a~b"] {
             assert!(read_cursor(text).is_err(), "{text}");
         }
-        let rank = (Reverse(5), "a".to_owned(), "b".to_owned());
+        let rank = Rank { created: Reverse(5), namespace: "a".into(), name: "b".into() };
         assert_eq!(read_cursor(&write_cursor(&rank)), Ok(rank));
     }
 }

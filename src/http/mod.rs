@@ -18,6 +18,8 @@ mod openapi;
 mod pause;
 mod probes;
 mod problem;
+mod samples;
+mod search;
 mod server;
 mod status;
 mod trigger;
@@ -44,7 +46,7 @@ use limits::Limits;
 use problem::{Kind, Problem};
 
 pub use auth::{AUDIENCE, ReadAccess};
-pub use dashboard::{Sessions, WeakSecret};
+pub use dashboard::{LogsUrl, LogsUrlError, Sessions, WeakSecret};
 pub use mirror::{Mirror, NoHashTag};
 pub use objects::Objects;
 pub use server::{Certificate, CertificateError, serve};
@@ -107,6 +109,8 @@ pub struct Settings {
     pub requests_at_a_time: NonZeroU32,
     /// Who is logged in to the dashboard. `None`: there is none.
     pub dashboard: Option<Sessions>,
+    /// Where the dashboard says that the logs of a run are.
+    pub logs: Option<LogsUrl>,
 }
 
 /// What the sidecar's handlers share. Cheap to clone.
@@ -120,6 +124,8 @@ struct Parts {
     events: Events,
     limits: Limits,
     status: status::Kept,
+    notes: dashboard::Notes,
+    logs: Option<LogsUrl>,
     stop: CancellationToken,
 }
 
@@ -153,6 +159,8 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
         events: Events::new(client, instance),
         limits: Limits::new(settings.requests_per_second, settings.requests_at_a_time),
         status: status::Kept::default(),
+        notes: dashboard::Notes::default(),
+        logs: settings.logs,
         stop,
     }));
     let (router, document) = documented().split_for_parts();

@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join;
+use futures::{StreamExt, future::join};
+use jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::ObjectMeta,
@@ -16,7 +17,7 @@ use kube::{
     runtime::{
         WatchStreamExt,
         reflector::{self, ObjectRef, Store},
-        watcher::Event,
+        watcher::{self, Event},
     },
 };
 use tokio::{
@@ -24,6 +25,10 @@ use tokio::{
     time::timeout,
 };
 
+use super::{
+    samples::{Sample, Samples},
+    search::Index,
+};
 use crate::{
     api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
     cluster::{self, api, drain},
@@ -46,6 +51,8 @@ pub struct Objects {
     /// Every SyncJob.
     pub(super) jobs: Store<SyncJob>,
     news: Arc<RwLock<News>>,
+    samples: Arc<RwLock<Samples>>,
+    index: Arc<RwLock<Index>>,
     changes: broadcast::Sender<Change>,
     /// For one who looks from time to time; `None` when there is nobody.
     marks: Arc<Mutex<Option<Marks>>>,
@@ -111,12 +118,17 @@ impl Objects {
         let (jobs, job_writer) = reflector::store();
         let (listing, listed) = watch::channel(0);
         let schedule_changes = cluster::changes(api(&client, namespace)).reflect(schedule_writer);
-        let job_changes = cluster::changes(api(&client, namespace)).modify(slim).reflect(job_writer);
+        let index: Arc<RwLock<Index>> = Arc::default();
+        // Before what lists do not show is dropped: searches ask for it.
+        let job_changes = cluster::changes(api(&client, namespace)).inspect(keep(Arc::clone(&index)));
+        let job_changes = job_changes.modify(slim).reflect(job_writer);
         let objects = Self {
             client,
             schedules,
             jobs,
             news: Arc::default(),
+            samples: Arc::default(),
+            index: Arc::clone(&index),
             changes: broadcast::channel(REMEMBERED).0,
             marks: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
@@ -129,6 +141,39 @@ impl Objects {
             join(drain(schedule_changes, &listing, note_schedule), drain(job_changes, &listing, note)).await;
         };
         (objects, driver)
+    }
+
+    /// These objects, watched by nobody.
+    #[cfg(test)]
+    pub(super) fn of(client: Client, schedules: Vec<SyncSchedule>, jobs: Vec<SyncJob>) -> Self {
+        fn events<K>(objects: Vec<K>) -> impl Iterator<Item = Event<K>> {
+            let objects = objects.into_iter().map(Event::InitApply);
+            std::iter::once(Event::Init).chain(objects).chain(std::iter::once(Event::InitDone))
+        }
+        let (schedule_store, mut schedule_writer) = reflector::store();
+        let (job_store, mut job_writer) = reflector::store();
+        let index: Arc<RwLock<Index>> = Arc::default();
+        let mut keeping = keep(Arc::clone(&index));
+        for event in events(schedules) {
+            schedule_writer.apply_watcher_event(&event);
+        }
+        for event in events(jobs) {
+            let event = Ok(event);
+            keeping(&event);
+            event.map(|event| job_writer.apply_watcher_event(&event.modify(slim))).unwrap();
+        }
+        Self {
+            client,
+            schedules: schedule_store,
+            jobs: job_store,
+            news: Arc::default(),
+            samples: Arc::default(),
+            index,
+            changes: broadcast::channel(REMEMBERED).0,
+            marks: Arc::default(),
+            requests: Arc::new(Semaphore::new(REQUESTS)),
+            listed: watch::channel(2).1,
+        }
     }
 
     /// True when both kinds were listed once.
@@ -213,6 +258,26 @@ impl Objects {
         }
     }
 
+    /// Finds SyncJobs. It may be a moment ahead of `jobs`.
+    pub(super) fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far a run had come when, as far as this process saw it.
+    pub(super) fn samples_of(&self, job: &SyncJob) -> Vec<Sample> {
+        let samples = self.samples.read().unwrap_or_else(PoisonError::into_inner);
+        job.metadata.uid.as_deref().map(|uid| samples.of(uid)).unwrap_or_default()
+    }
+
+    fn sample(&self, event: &Event<SyncJob>) {
+        let mut samples = self.samples.write().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Apply(job) | Event::InitApply(job) => samples.note(job, Timestamp::now()),
+            Event::Delete(job) => samples.forget(job),
+            Event::Init | Event::InitDone => {}
+        }
+    }
+
     fn note(&self, event: &Event<SyncJob>) {
         if let Some(marks) = self.lock_marks().as_mut() {
             match event {
@@ -223,6 +288,7 @@ impl Objects {
                 Event::Init | Event::InitApply(_) => {}
             }
         }
+        self.sample(event);
         let change = match event {
             Event::Init => {
                 *self.write_news() = News { listing: rand::random(), ..News::default() };
@@ -264,6 +330,24 @@ impl News {
             self.forgotten = self.gone.pop_front().map_or(self.forgotten, |oldest| oldest.version);
         }
         gone
+    }
+}
+
+/// Keeps an index up to date. While all SyncJobs are listed anew, the old one answers.
+fn keep(index: Arc<RwLock<Index>>) -> impl FnMut(&watcher::Result<Event<SyncJob>>) + Send {
+    let mut fresh = Index::default();
+    let write =
+        move |change: &mut dyn FnMut(&mut Index)| change(&mut index.write().unwrap_or_else(PoisonError::into_inner));
+    move |event| match event {
+        Ok(Event::Init) => fresh = Index::default(),
+        Ok(Event::InitApply(job)) => fresh.apply(job),
+        Ok(Event::InitDone) => {
+            write(&mut |index| std::mem::swap(index, &mut fresh));
+            fresh = Index::default();
+        }
+        Ok(Event::Apply(job)) => write(&mut |index| index.apply(job)),
+        Ok(Event::Delete(job)) => write(&mut |index| index.remove(job)),
+        Err(_) => {}
     }
 }
 

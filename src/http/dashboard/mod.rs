@@ -3,11 +3,20 @@
 
 mod actions;
 mod assets;
+mod bulk;
+mod curve;
+mod failures;
 mod login;
+mod logs;
+mod notes;
 mod overview;
+mod run;
 mod runs;
 mod schedules;
 mod session;
+#[cfg(test)]
+mod speed;
+mod timeline;
 mod words;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -40,6 +49,8 @@ use super::{
     problem::{Kind, Problem},
     view::Job,
 };
+pub use logs::{LogsUrl, LogsUrlError};
+pub(super) use notes::Notes;
 pub use session::{Sessions, WeakSecret};
 use words::Moment;
 
@@ -56,8 +67,11 @@ pub(super) fn routes() -> Router<App> {
         .route("/ui/schedules/{namespace}/{name}", get(schedules::read))
         .route("/ui/schedules/{namespace}/{name}/{action}", post(actions::on_schedule))
         .route("/ui/runs", get(runs::list))
-        .route("/ui/runs/{namespace}/{name}", get(runs::read))
+        .route("/ui/runs/{namespace}/{name}", get(run::read))
+        .route("/ui/runs/{namespace}/{name}/failures.csv", get(failures::download))
         .route("/ui/runs/{namespace}/{name}/{action}", post(actions::on_run))
+        .route("/ui/bulk", post(bulk::ask))
+        .route("/ui/bulk/{deed}", post(bulk::carry_out))
         .route("/ui/events", get(events::events))
         .route("/ui/login", get(login::read).post(login::login))
         .route("/ui/logout", post(login::logout))
@@ -223,9 +237,8 @@ impl Visitor {
 
 fn namespaces(objects: &Objects) -> BTreeSet<String> {
     let schedules = objects.schedules.state();
-    let jobs = objects.jobs.state();
-    let all = schedules.iter().filter_map(|it| it.namespace()).chain(jobs.iter().filter_map(|it| it.namespace()));
-    all.collect()
+    let schedules = schedules.iter().filter_map(|schedule| schedule.namespace());
+    schedules.chain(objects.index().namespaces().map(str::to_owned)).collect()
 }
 
 /// Namespaces whose objects are shown. `None`: all of them.
@@ -254,12 +267,15 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Filled<
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let query = parts.uri.query().unwrap_or_default();
-        let filled: Vec<_> = query.split('&').filter(|pair| !pair.ends_with('=')).collect();
-        let unreadable = |error: String| Problem::new(Kind::BadRequest, format!("the query: {error}"));
-        let uri: Uri = format!("/?{}", filled.join("&")).parse().map_err(|_| unreadable("it is no text".to_owned()))?;
-        Query::try_from_uri(&uri).map(|Query(query)| Self(query)).map_err(|error| unreadable(error.body_text()))
+        read_query(parts.uri.query().unwrap_or_default()).map(Self)
     }
+}
+
+fn read_query<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
+    let filled: Vec<_> = query.split('&').filter(|pair| !pair.ends_with('=')).collect();
+    let unreadable = |error: String| Problem::new(Kind::BadRequest, format!("the query: {error}"));
+    let uri: Uri = format!("/?{}", filled.join("&")).parse().map_err(|_| unreadable("it is no text".to_owned()))?;
+    Query::try_from_uri(&uri).map(|Query(query)| query).map_err(|error| unreadable(error.body_text()))
 }
 
 /// Fields of a form.

@@ -1,31 +1,21 @@
-//! `/ui/runs` and one run.
+//! `/ui/runs`: runs that fit.
 
 use askama::Template;
 use axum::{extract::State, response::Response};
 use jiff::Timestamp;
-use kube::ResourceExt;
-use tokio::time::timeout;
 
 use super::{
-    Filled, Frame, Line, Visitor, page,
-    words::{Moment, PHASES, filters},
+    Filled, Frame, Line, Visitor,
+    bulk::Deed,
+    page,
+    words::{PHASES, filters},
 };
 use crate::{
-    api::{
-        RETRY_OF_ANNOTATION, SyncJob, TRIGGERED_BY_ANNOTATION,
-        syncjob::{Attempt, DocumentFailure, Phase, SyncType},
-    },
-    domain::{
-        job::{is_complete, is_finished},
-        run::Checkpoint,
-    },
+    api::syncjob::SyncType,
     http::{
-        App, LIMIT, control,
-        extract::{Path, Place},
+        App,
         jobs::{self, Selection},
         problem::Problem,
-        trigger,
-        view::JobDetails,
     },
 };
 
@@ -39,6 +29,14 @@ struct List {
     frame: Frame,
     selection: Selection,
     lines: Vec<Line>,
+    /// How many fit.
+    total: usize,
+    /// Whether errors and keys of all runs can be searched.
+    is_whole: bool,
+    /// What the visitor may do to runs, somewhere among those that fit.
+    deeds: Vec<Deed>,
+    /// The filters, as they stand in the address.
+    filter: String,
     next: Option<String>,
 }
 
@@ -49,88 +47,60 @@ pub(super) async fn list(
     Filled(mut selection): Filled<Selection>,
 ) -> Result<Response, Problem> {
     let scope = visitor.scope(&app, "syncjobs", selection.namespace.as_deref()).await?;
-    let mut jobs = app.listed()?.jobs.state();
-    jobs.retain(|job| scope.takes(&**job));
+    let objects = app.listed()?;
     selection.limit.get_or_insert(PAGE);
-    let found = jobs::page(&jobs, &selection)?;
+    let found = jobs::page(objects, &selection, scope.0.as_ref())?;
+    let (total, is_whole) = {
+        let index = objects.index();
+        let asks = selection.error.is_some() || selection.key.is_some();
+        (index.count(&selection.query(scope.0.as_ref()), None), !asks || index.is_whole())
+    };
+    let mut deeds = Vec::new();
+    for deed in Deed::ALL {
+        let reach = visitor.reach(&app, deed, selection.namespace.as_deref()).await?;
+        deeds.extend(reach.0.is_none_or(|some| !some.is_empty()).then_some(deed));
+    }
     let now = Timestamp::now();
     let lines = found.items.into_iter().map(|job| Line::new(job, now)).collect();
-    page(&List { frame: visitor.frame("runs", &scope), selection, lines, next: found.next_cursor })
+    let (filter, next) = (selection.address(), found.next_cursor);
+    page(&List { frame: visitor.frame("runs", &scope), selection, lines, total, is_whole, deeds, filter, next })
 }
 
-#[derive(Template)]
-#[template(path = "run.html")]
-struct Run {
-    frame: Frame,
-    line: Line,
-    worker: Option<String>,
-    attempts: Vec<(Attempt, Moment)>,
-    failures: Vec<DocumentFailure>,
-    started: Option<Moment>,
-    triggered_by: Option<String>,
-    retry_of: Option<String>,
-    queued: Option<Queued>,
-    spec: String,
-    is_being_cancelled: bool,
-    may_change: bool,
-    may_retry: bool,
+impl Selection {
+    /// Its filters, as they stand in an address after the `?`.
+    pub(super) fn address(&self) -> String {
+        let (phase, type_) =
+            (self.phase.map(|phase| format!("{phase:?}")), self.type_.map(|type_| format!("{type_:?}")));
+        let fields = [
+            ("text", &self.text),
+            ("namespace", &self.namespace),
+            ("schedule", &self.schedule),
+            ("error", &self.error),
+            ("key", &self.key),
+            ("phase", &phase),
+            ("type", &type_),
+        ];
+        let pair = |(name, value): (&str, &Option<String>)| {
+            let value = askama::filters::urlencode_strict(value.as_ref()?).ok()?;
+            Some(format!("{name}={value}"))
+        };
+        fields.into_iter().filter_map(pair).collect::<Vec<_>>().join("&")
+    }
 }
 
-/// What the queue knows of a run.
-struct Queued {
-    epoch: u64,
-    checkpoint: Option<i64>,
-    retry_at: Option<Moment>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::dashboard::read_query;
 
-/// One run.
-pub(super) async fn read(
-    State(app): State<App>,
-    visitor: Visitor,
-    Path(place): Path<Place>,
-) -> Result<Response, Problem> {
-    let scope = visitor.scope(&app, "syncjobs", Some(&place.namespace)).await?;
-    let job = jobs::whole(&app, &place).await?;
-    let now = Timestamp::now();
-    let queued = queued(&app, &job, now).await;
-    let is_open = !is_finished(&job);
-    let is_rolled_back = job.status.as_ref().is_some_and(|status| status.phase == Some(Phase::RollingBack));
-    let is_being_cancelled = is_open && job.spec.cancelled && !is_rolled_back;
-    let is_changeable = is_open && !job.spec.cancelled && !is_rolled_back;
-    let may_change = is_changeable && visitor.may(&app, &[control::right(&place)]).await?;
-    let may_retry =
-        !is_open && !is_complete(&job) && visitor.may(&app, &[trigger::right(Some(&place.namespace))]).await?;
-    let details = JobDetails::from(&*job);
-    let annotation = |name: &str| job.annotations().get(name).cloned();
-    let attempt = |attempt: Attempt| {
-        let end = Moment::new(attempt.end.0, now);
-        (attempt, end)
-    };
-    page(&Run {
-        frame: visitor.frame("runs", &scope),
-        started: details.job.started_at.map(|at| Moment::new(at, now)),
-        line: Line::new(details.job, now),
-        worker: details.worker,
-        attempts: details.attempts.into_iter().rev().map(attempt).collect(),
-        failures: details.failures,
-        triggered_by: annotation(TRIGGERED_BY_ANNOTATION),
-        retry_of: annotation(RETRY_OF_ANNOTATION),
-        queued,
-        spec: serde_yaml_ng::to_string(&job.spec).unwrap_or_default(),
-        is_being_cancelled,
-        may_change,
-        may_retry,
-    })
-}
-
-/// `None` when Redis does not have the run, or does not answer.
-async fn queued(app: &App, job: &SyncJob, now: Timestamp) -> Option<Queued> {
-    let uid = job.metadata.uid.as_deref()?;
-    let entry = timeout(LIMIT, app.state.queue.get(uid)).await.ok()?.ok()??;
-    let checkpoint: Option<Checkpoint> = entry.checkpoint.and_then(|text| serde_json::from_str(&text).ok());
-    Some(Queued {
-        epoch: entry.epoch,
-        checkpoint: checkpoint.map(|checkpoint| checkpoint.counts.processed),
-        retry_at: entry.retry_at.map(|at| Moment::new(at, now)),
-    })
+    #[test]
+    fn filters_stand_in_the_address_and_are_read_from_it() {
+        let address =
+            "text=a%26b&namespace=team%2Da&schedule=users&error=%3Cb%3E%20x&key=%C3%BC&phase=Failed&type=User";
+        let selection: Selection = read_query(address).unwrap();
+        assert_eq!((selection.text.as_deref(), selection.error.as_deref()), (Some("a&b"), Some("<b> x")));
+        let again: Selection = read_query(&selection.address()).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{selection:?}"));
+        assert_eq!(read_query::<Selection>("").unwrap().address(), "");
+    }
 }

@@ -47,6 +47,16 @@ fn relative(at: Timestamp, now: Timestamp) -> String {
     if seconds > 0 { format!("in {number} {unit}") } else { format!("{number} {unit} ago") }
 }
 
+/// How long something took.
+pub(super) fn lasted(seconds: i64) -> String {
+    match seconds.max(0) {
+        few @ ..60 => format!("{few} s"),
+        few @ ..3600 if few % 60 == 0 => format!("{} min", few / 60),
+        few @ ..3600 => format!("{} min {} s", few / 60, few % 60),
+        many => format!("{} h {} min", many / 3600, many % 3600 / 60),
+    }
+}
+
 /// A phase in the order of a run's life.
 pub(super) const PHASES: [Phase; 8] = [
     Phase::Pending,
@@ -96,6 +106,12 @@ pub(super) mod filters {
         })
     }
 
+    /// How long something took, of seconds.
+    #[filter_fn]
+    pub fn lasted(seconds: &i64, _: &dyn Values) -> Result<String> {
+        Ok(super::lasted(*seconds))
+    }
+
     /// A number with groups of three digits.
     #[filter_fn]
     pub fn grouped(number: &i64, _: &dyn Values) -> Result<String> {
@@ -139,6 +155,15 @@ mod tests {
             Moment::new(now, now).to_string(),
             "<time datetime=\"2026-11-18T11:06:40Z\" title=\"2026-11-18 11:06:40 UTC\">now</time>"
         );
+    }
+
+    #[test]
+    fn times_that_things_took_are_said_as_people_say_them() {
+        for (seconds, said) in
+            [(-1, "0 s"), (0, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min 59 s"), (7265, "2 h 1 min")]
+        {
+            assert_eq!(lasted(seconds), said);
+        }
     }
 
     #[test]

@@ -60,6 +60,21 @@ pub async fn with_rights(world: &World, name: &str, verbs: &[&str]) -> String {
     token(world, name, AUDIENCE).await
 }
 
+/// Lets an account list events, too.
+pub async fn show_events(world: &World, account: &str) {
+    let name = format!("{account}-events");
+    let rules = json!([{"apiGroups": [""], "resources": ["events"], "verbs": ["list"]}]);
+    let role = serde_json::from_value::<Role>(json!({"metadata": {"name": name}, "rules": rules})).unwrap();
+    Api::namespaced(world.client.clone(), &world.name).create(&PostParams::default(), &role).await.unwrap();
+    let binding = serde_json::from_value::<RoleBinding>(json!({
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": world.name}],
+    }));
+    let bindings: Api<RoleBinding> = Api::namespaced(world.client.clone(), &world.name);
+    bindings.create(&PostParams::default(), &binding.unwrap()).await.unwrap();
+}
+
 /// The same with rights everywhere.
 pub async fn administrator(world: &World) -> String {
     account(world, "admin").await;

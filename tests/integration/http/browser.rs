@@ -1,6 +1,8 @@
 //! The dashboard in Debian's Chromium, before a whole operator process. Screenshots stay in `SCREENSHOTS`, or else in
 //! cargo's folder for files of tests.
 
+mod runs;
+
 use std::{
     env, fs,
     os::unix::process::CommandExt,

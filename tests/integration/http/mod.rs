@@ -57,7 +57,7 @@ impl Sidecar {
         let requests_at_a_time = 64.try_into().unwrap();
         let requests_per_second = requests_per_second.try_into().unwrap();
         let dashboard = Some(Sessions::new(None, false).unwrap());
-        Self::with(world, Settings { reads, requests_per_second, requests_at_a_time, dashboard }).await
+        Self::with(world, Settings { reads, requests_per_second, requests_at_a_time, dashboard, logs: None }).await
     }
 
     pub async fn with(world: &World, settings: Settings) -> Self {

@@ -12,7 +12,8 @@ function refresh() {
   // Nobody looks, or somebody is about to choose or to type.
   const field = document.activeElement;
   const typing = field?.matches("main input") && field.value !== field.defaultValue;
-  if (document.hidden || typing || field?.matches("main select")) return;
+  const choosing = field?.matches("main select") || main().querySelector("input:checked");
+  if (document.hidden || typing || choosing) return;
   last = Date.now();
   htmx.trigger(main(), "refresh");
 }

@@ -1,0 +1,306 @@
+//! One deed on many runs: those that were chosen, or all that fit the filters. First a page that says how many, and asks;
+//! then so many at a time.
+
+mod deeds;
+
+use std::collections::{BTreeSet, HashSet};
+
+use askama::Template;
+use axum::{extract::State, response::Response};
+
+use super::{Frame, Scope, Sent, Visitor, namespaces, page, read_query, words::filters};
+use crate::{
+    api::syncjob::Phase,
+    http::{
+        App,
+        auth::Right,
+        extract::{Path, Place},
+        jobs::{self, Selection, read_cursor, write_cursor},
+        problem::Problem,
+        search::{Index, Query, Rank},
+    },
+};
+pub(super) use deeds::Deed;
+use deeds::Outcome;
+
+/// Most runs that one request does something to: some seconds of work.
+const MOST: usize = 200;
+/// Names on the page that asks, and failures on the one that tells.
+const SHOWN: usize = 10;
+
+/// What a form sends.
+#[derive(Debug, Default, PartialEq)]
+struct Fields {
+    action: String,
+    /// Runs that were chosen: namespace and name.
+    runs: Vec<(String, String)>,
+    /// Take all that fit the filters instead.
+    all: bool,
+    /// The filters, as they stand in the address of the list.
+    filter: String,
+    /// Where to go on.
+    from: Option<String>,
+}
+
+impl Fields {
+    fn new(pairs: Vec<(String, String)>) -> Self {
+        let mut fields = Self::default();
+        for (name, value) in pairs {
+            match name.as_str() {
+                "action" => fields.action = value,
+                "run" => {
+                    let place = value.split_once('/');
+                    fields.runs.extend(place.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
+                }
+                "all" => fields.all = true,
+                "filter" => fields.filter = value,
+                "from" => fields.from = Some(value),
+                _ => {}
+            }
+        }
+        fields
+    }
+}
+
+/// Runs that a deed suits, and that the visitor may see and do it to.
+enum Chosen {
+    These(Vec<Rank>),
+    Fitting(Fitting),
+}
+
+/// All that fit the filters and come after a rank.
+struct Fitting {
+    selection: Selection,
+    phases: Vec<Phase>,
+    scope: Scope,
+    from: Rank,
+}
+
+/// What the next form sends.
+struct Again {
+    runs: Vec<Rank>,
+    filter: Option<String>,
+    from: String,
+}
+
+#[derive(Template)]
+#[template(path = "bulk.html")]
+struct Asked {
+    frame: Frame,
+    deed: Deed,
+    count: usize,
+    /// The first of them.
+    shown: Vec<Rank>,
+    /// Of those that were chosen one by one, those that it cannot be done to.
+    left_out: usize,
+    again: Again,
+}
+
+#[derive(Template)]
+#[template(path = "bulk_done.html")]
+struct Told {
+    frame: Frame,
+    deed: Deed,
+    done: usize,
+    needless: usize,
+    failed: usize,
+    /// The first of those that failed, and why.
+    failures: Vec<(Rank, String)>,
+    /// Why it stopped before its time.
+    stopped: Option<String>,
+    left: usize,
+    again: Again,
+}
+
+/// Says how many runs it is about, and asks.
+pub(super) async fn ask(
+    State(app): State<App>,
+    visitor: Visitor,
+    Sent(pairs): Sent<Vec<(String, String)>>,
+) -> Result<Response, Problem> {
+    let fields = Fields::new(pairs);
+    let deed: Deed = fields.action.parse()?;
+    let chosen = choose(&app, &visitor, deed, &fields).await?;
+    let (count, shown) = {
+        let index = app.listed()?.index();
+        (chosen.count(&index), chosen.first(&index, SHOWN))
+    };
+    let left_out = if fields.all { 0 } else { fields.runs.len().saturating_sub(count) };
+    page(&Asked { frame: still(visitor), deed, count, shown, left_out, again: chosen.again() })
+}
+
+/// Does it to the next ones.
+pub(super) async fn carry_out(
+    State(app): State<App>,
+    visitor: Visitor,
+    Path(deed): Path<Deed>,
+    Sent(pairs): Sent<Vec<(String, String)>>,
+) -> Result<Response, Problem> {
+    let chosen = choose(&app, &visitor, deed, &Fields::new(pairs)).await?;
+    let batch = chosen.first(&app.listed()?.index(), MOST);
+    let (outcomes, stopped) = deeds::carry_out(&app, &visitor.caller, deed, &batch).await;
+    let chosen = chosen.after(&batch[..outcomes.len()]);
+    let count = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|outcome| wanted(outcome)).count();
+    let failures = batch.iter().zip(&outcomes).filter_map(|(rank, outcome)| match outcome {
+        Outcome::Failed(problem) => Some((rank.clone(), problem.detail().to_owned())),
+        _ => None,
+    });
+    page(&Told {
+        frame: still(visitor),
+        deed,
+        done: count(|outcome| matches!(outcome, Outcome::Done)),
+        needless: count(|outcome| matches!(outcome, Outcome::Needless)),
+        failed: count(|outcome| matches!(outcome, Outcome::Failed(_))),
+        failures: failures.take(SHOWN).collect(),
+        stopped: stopped.map(|problem| problem.detail().to_owned()),
+        left: chosen.count(&app.listed()?.index()),
+        again: chosen.again(),
+    })
+}
+
+/// Around a page that does not follow what happens.
+fn still(visitor: Visitor) -> Frame {
+    Frame { path: String::new(), events: None, ..visitor.frame("runs", &Scope(None)) }
+}
+
+async fn choose(app: &App, visitor: &Visitor, deed: Deed, fields: &Fields) -> Result<Chosen, Problem> {
+    if !fields.all {
+        return these(app, visitor, deed, &fields.runs).await.map(Chosen::These);
+    }
+    let selection: Selection = read_query(&fields.filter)?;
+    let scope = visitor.reach(app, deed, selection.namespace.as_deref()).await?;
+    if scope.0.as_ref().is_some_and(BTreeSet::is_empty) {
+        app.access.check(&visitor.caller, deed.right(selection.namespace.as_deref())).await?;
+    }
+    let mut phases = deed.phases().to_vec();
+    phases.retain(|phase| selection.phase.is_none_or(|wanted| wanted == *phase));
+    let from = fields.from.as_deref().map(read_cursor).transpose()?;
+    let fitting = Fitting { selection, phases, scope, from: from.unwrap_or_else(Rank::first) };
+    Ok(Chosen::Fitting(if fields.from.is_some() { fitting } else { fitting.as_now(&app.listed()?.index()) }))
+}
+
+/// Of the runs that were chosen one by one, those that it can be done to.
+async fn these(app: &App, visitor: &Visitor, deed: Deed, runs: &[(String, String)]) -> Result<Vec<Rank>, Problem> {
+    let (mut seen, mut found, mut refused) = (HashSet::new(), Vec::new(), Vec::new());
+    for (namespace, name) in runs {
+        let rights = [Right::new("list", "syncjobs", Some(namespace)), deed.right(Some(namespace)).on(name)];
+        if !seen.insert((namespace, name)) {
+            continue;
+        }
+        if !visitor.may(app, &rights).await? {
+            refused.extend(rights);
+            continue;
+        }
+        let job = jobs::find(app, &Place { namespace: namespace.clone(), name: name.clone() }).ok();
+        found.extend(job.filter(|job| deed.suits(job)).map(|job| Rank::of(&job)));
+    }
+    // Who may do nothing of it is told so.
+    for right in refused.into_iter().filter(|_| found.is_empty()) {
+        app.access.check(&visitor.caller, right).await?;
+    }
+    Ok(found)
+}
+
+impl Visitor {
+    /// Where a visitor may see runs and do something to all of them.
+    pub(super) async fn reach(&self, app: &App, deed: Deed, namespace: Option<&str>) -> Result<Scope, Problem> {
+        let seen = self.scope(app, "syncjobs", namespace).await?;
+        let right = deed.right(namespace);
+        if app.access.has(&self.caller, &right).await? {
+            return Ok(seen);
+        }
+        let some = match seen.0 {
+            _ if namespace.is_some() => BTreeSet::new(),
+            Some(some) => some,
+            None => namespaces(app.listed()?),
+        };
+        Ok(Scope(Some(app.access.among(&self.caller, &right, some).await?)))
+    }
+}
+
+impl Fitting {
+    fn query(&self) -> Query<'_> {
+        Query { phases: Some(&self.phases), ..self.selection.query(self.scope.0.as_ref()) }
+    }
+
+    /// Without what is made from the next second on: it was not counted. By the clock of Kubernetes.
+    fn as_now(self, index: &Index) -> Self {
+        let newest = index.find(&self.query(), None, 1).pop();
+        let from = newest.map_or_else(Rank::first, |newest| Rank { created: newest.created, ..Rank::first() });
+        Self { from, ..self }
+    }
+}
+
+impl Chosen {
+    fn count(&self, index: &Index) -> usize {
+        match self {
+            Self::These(ranks) => ranks.len(),
+            Self::Fitting(fitting) => index.count(&fitting.query(), Some(&fitting.from)),
+        }
+    }
+
+    fn first(&self, index: &Index, count: usize) -> Vec<Rank> {
+        match self {
+            Self::These(ranks) => ranks.iter().take(count).cloned().collect(),
+            Self::Fitting(fitting) => index.find(&fitting.query(), Some(&fitting.from), count),
+        }
+    }
+
+    /// Those that are left when the first ones have had their turn.
+    fn after(self, passed: &[Rank]) -> Self {
+        match self {
+            Self::These(ranks) => Self::These(ranks.into_iter().skip(passed.len()).collect()),
+            Self::Fitting(fitting) => {
+                let from = passed.last().cloned().unwrap_or_else(|| fitting.from.clone());
+                Self::Fitting(Fitting { from, ..fitting })
+            }
+        }
+    }
+
+    fn again(self) -> Again {
+        match self {
+            Self::These(runs) => Again { runs, filter: None, from: String::new() },
+            Self::Fitting(Fitting { selection, from, .. }) => {
+                Again { runs: Vec::new(), filter: Some(selection.address()), from: write_cursor(&from) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cmp::Reverse;
+
+    #[test]
+    fn a_form_names_runs_or_takes_all_that_fit() {
+        let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let sent = [
+            ("run", "a/b"),
+            ("run", "none"),
+            ("run", "c/d/e"),
+            ("action", "cancel"),
+            ("filter", "text=x"),
+            ("other", "1"),
+        ];
+        let place = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        let expected = Fields {
+            action: "cancel".to_owned(),
+            runs: vec![place("a", "b"), place("c", "d/e")],
+            filter: "text=x".to_owned(),
+            ..Fields::default()
+        };
+        assert_eq!(Fields::new(sent.map(pair).to_vec()), expected);
+        let all = Fields::new([("all", "true"), ("from", "5~a~b")].map(pair).to_vec());
+        assert_eq!((all.all, all.from.as_deref()), (true, Some("5~a~b")));
+    }
+
+    #[test]
+    fn after_some_had_their_turn_the_others_are_left() {
+        let rank = |name: &str| Rank { created: Reverse(5), namespace: "a".into(), name: name.into() };
+        let chosen = Chosen::These(vec![rank("a"), rank("b"), rank("c")]);
+        let index = Index::default();
+        let first = chosen.first(&index, 2);
+        assert_eq!(chosen.after(&first).first(&index, 9), [rank("c")]);
+    }
+}

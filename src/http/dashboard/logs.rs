@@ -1,0 +1,163 @@
+//! Where the logs of a run are: an address that the operator's people give, with the run in it.
+
+use std::str::FromStr;
+
+use jiff::Timestamp;
+
+use crate::http::view::JobDetails;
+
+/// An address with places for what belongs to a run, such as `https://logs.example.com/?q={uid}&from={from}&to={to}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogsUrl(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Place(Place),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Uid,
+    Namespace,
+    Name,
+    Schedule,
+    Worker,
+    Pod,
+    From,
+    To,
+}
+
+const PLACES: [(&str, Place); 8] = [
+    ("uid", Place::Uid),
+    ("namespace", Place::Namespace),
+    ("name", Place::Name),
+    ("schedule", Place::Schedule),
+    ("worker", Place::Worker),
+    ("pod", Place::Pod),
+    ("from", Place::From),
+    ("to", Place::To),
+];
+
+/// The address of logs cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LogsUrlError {
+    /// Browsers would not go there, or would run it.
+    #[error("it must begin with https:// or http://")]
+    Scheme,
+    /// A brace that stands for nothing.
+    #[error(
+        "{0:?} is none of {{uid}}, {{namespace}}, {{name}}, {{schedule}}, {{worker}}, {{pod}}, {{from}} and {{to}}; write a brace of the address itself as %7B or %7D"
+    )]
+    Place(String),
+}
+
+impl FromStr for LogsUrl {
+    type Err = LogsUrlError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if !text.starts_with("https://") && !text.starts_with("http://") {
+            return Err(LogsUrlError::Scheme);
+        }
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some(brace) = rest.find(['{', '}']) {
+            let (before, from) = rest.split_at(brace);
+            let end = from.find('}').filter(|_| from.starts_with('{'));
+            let name = end.map_or(from, |end| &from[..=end]);
+            let place = PLACES
+                .iter()
+                .find(|(known, _)| name.strip_prefix('{').and_then(|name| name.strip_suffix('}')) == Some(known));
+            let (_, place) = place.ok_or_else(|| LogsUrlError::Place(name.to_owned()))?;
+            parts.extend([Part::Text(before.to_owned()), Part::Place(*place)]);
+            rest = &from[name.len()..];
+        }
+        parts.push(Part::Text(rest.to_owned()));
+        Ok(Self(parts))
+    }
+}
+
+impl LogsUrl {
+    /// The address of a run's logs. What is put into it is encoded, so that it stays in its place.
+    pub(super) fn of(&self, run: &JobDetails, now: Timestamp) -> String {
+        let text = |part: &Part| match part {
+            Part::Text(text) => text.clone(),
+            Part::Place(place) => {
+                let value = place.of(run, now);
+                askama::filters::urlencode_strict(&value).map(|value| value.to_string()).unwrap_or_default()
+            }
+        };
+        self.0.iter().map(text).collect()
+    }
+}
+
+impl Place {
+    fn of(self, run: &JobDetails, now: Timestamp) -> String {
+        let job = &run.job;
+        let worker = run.worker.as_deref().unwrap_or_default();
+        match self {
+            Self::Uid => job.uid.clone(),
+            Self::Namespace => job.namespace.clone(),
+            Self::Name => job.name.clone(),
+            Self::Schedule => job.schedule.clone().unwrap_or_default(),
+            Self::Worker => worker.to_owned(),
+            // A worker's id is the name of its pod and a random number.
+            Self::Pod => worker.rsplit_once('-').map_or(worker, |(pod, _)| pod).to_owned(),
+            Self::From => milliseconds(job.created_at.unwrap_or(now)),
+            Self::To => milliseconds(job.finished_at.unwrap_or(now)),
+        }
+    }
+}
+
+fn milliseconds(at: Timestamp) -> String {
+    at.as_millisecond().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{from_value, json};
+
+    fn run() -> JobDetails {
+        let job = json!({
+            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {},
+            "metadata": {"name": "users-1", "namespace": "a", "uid": "1-2-3", "creationTimestamp": "2026-11-25T10:00:00Z",
+                         "labels": {"sync.codex.dev/schedule": "users"}},
+            "status": {"worker": "pod-7f&x=1-0badcafe", "completionTime": "2026-11-25T10:00:30Z"},
+        });
+        JobDetails::from(&from_value::<crate::api::SyncJob>(job).unwrap())
+    }
+
+    #[test]
+    fn a_runs_data_are_encoded_into_their_places() {
+        let now = "2026-11-25T11:00:00Z".parse().unwrap();
+        for (template, expected) in [
+            ("https://logs/?uid={uid}&pod={pod}&to=", "https://logs/?uid=1-2-3&pod=pod-7f%26x%3D1&to="),
+            (
+                "http://logs/{namespace}/{name}/{schedule}?w={worker}",
+                "http://logs/a/users-1/users?w=pod-7f%26x%3D1-0badcafe",
+            ),
+            ("https://logs/?from={from}&to={to}", "https://logs/?from=1795600800000&to=1795600830000"),
+            ("https://logs/?q=%7Bpod%7D#top", "https://logs/?q=%7Bpod%7D#top"),
+        ] {
+            assert_eq!(template.parse::<LogsUrl>().unwrap().of(&run(), now), expected);
+        }
+        let unfinished = JobDetails { job: crate::http::view::Job { finished_at: None, ..run().job }, ..run() };
+        assert_eq!("https://logs/{to}".parse::<LogsUrl>().unwrap().of(&unfinished, now), "https://logs/1795604400000");
+    }
+
+    #[test]
+    fn what_is_no_address_with_known_places_is_refused() {
+        for text in ["", "logs", "javascript:alert({uid})", "//logs/{uid}", "/logs"] {
+            assert_eq!(text.parse::<LogsUrl>(), Err(LogsUrlError::Scheme), "{text}");
+        }
+        for (text, place) in [
+            ("https://a/{user}", "{user}"),
+            ("https://a/{uid", "{uid"),
+            ("https://a/}{uid}", "}{uid}"),
+            ("https://a/{}", "{}"),
+        ] {
+            assert_eq!(text.parse::<LogsUrl>(), Err(LogsUrlError::Place(place.to_owned())), "{text}");
+        }
+    }
+}

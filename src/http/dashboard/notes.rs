@@ -1,0 +1,95 @@
+//! The events of an object, for those who may list events.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::api::events::v1::Event;
+use kube::{Api, api::ListParams};
+use moka::future::Cache;
+use tokio::time::timeout;
+
+use super::{Visitor, words::Moment};
+use crate::{
+    api::SyncJob,
+    cluster,
+    http::{App, LIMIT, auth::Right, problem::Problem},
+};
+
+/// Most events that are asked for, and shown.
+const MOST: u32 = 50;
+/// How long an answer holds. A page that is looked at asks every second, and Kubernetes has no index for this question.
+const HOLD: Duration = Duration::from_secs(10);
+/// Objects whose events are kept at a time.
+const OBJECTS: u64 = 200;
+
+/// Events that were just read, by the object's uid. Cheap to clone.
+#[derive(Clone)]
+pub(in crate::http) struct Notes(Cache<String, Arc<Vec<Told>>>);
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self(Cache::builder().max_capacity(OBJECTS).time_to_live(HOLD).build())
+    }
+}
+
+/// An event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    at: Timestamp,
+    pub reason: String,
+    pub text: String,
+    pub is_warning: bool,
+}
+
+impl Told {
+    fn new(event: Event) -> Option<Self> {
+        let created = event.metadata.creation_timestamp.map(|time| time.0);
+        Some(Self {
+            at: event.event_time.map(|time| time.0).or(created)?,
+            reason: event.reason.unwrap_or_default(),
+            text: event.note.unwrap_or_default(),
+            is_warning: event.type_.as_deref() == Some("Warning"),
+        })
+    }
+
+    pub fn at(&self, now: &Timestamp) -> Moment {
+        Moment::new(self.at, *now)
+    }
+}
+
+/// What is told of an object.
+pub(super) enum Events {
+    /// The visitor may not list events there.
+    Hidden,
+    /// Kubernetes did not answer in time, or this process may not list events.
+    Unknown,
+    /// The newest first.
+    Known(Arc<Vec<Told>>),
+}
+
+/// The events of a SyncJob, as far as the visitor may see them.
+pub(super) async fn of(app: &App, visitor: &Visitor, job: &SyncJob) -> Result<Events, Problem> {
+    let right = Right { group: "", ..Right::new("list", "events", job.metadata.namespace.as_deref()) };
+    if !app.access.has(&visitor.caller, &right).await? {
+        return Ok(Events::Hidden);
+    }
+    let uid = job.metadata.uid.clone().unwrap_or_default();
+    let read = app.notes.0.try_get_with(uid.clone(), read(app, job, &uid));
+    Ok(match timeout(LIMIT, read).await {
+        Ok(Ok(told)) => Events::Known(told),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "events not read");
+            Events::Unknown
+        }
+        Err(_) => Events::Unknown,
+    })
+}
+
+async fn read(app: &App, job: &SyncJob, uid: &str) -> Result<Arc<Vec<Told>>, cluster::Error> {
+    let events: Api<Event> = app.objects.beside(&job.metadata);
+    let params = ListParams::default().fields(&format!("regarding.uid={uid}")).limit(MOST);
+    let found = app.objects.ask("list events", events.list(&params)).await?;
+    let mut told: Vec<_> = found.items.into_iter().filter_map(Told::new).collect();
+    told.sort_by_key(|told| std::cmp::Reverse(told.at));
+    Ok(Arc::new(told))
+}

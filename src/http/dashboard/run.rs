@@ -1,0 +1,132 @@
+//! `/ui/runs/{namespace}/{name}`: one run.
+
+use askama::Template;
+use axum::{extract::State, response::Response};
+use jiff::Timestamp;
+use kube::ResourceExt;
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::{
+    Filled, Frame, Line, Visitor,
+    bulk::Deed,
+    curve::{Curve, curve},
+    failures::Part,
+    notes::{self, Events},
+    page,
+    timeline::{Step, timeline},
+    words::{Moment, filters},
+};
+use crate::{
+    api::{RETRY_OF_ANNOTATION, SyncJob, TRIGGERED_BY_ANNOTATION, syncjob::Phase},
+    domain::{
+        job::{is_complete, is_finished},
+        run::Checkpoint,
+    },
+    http::{
+        App, LIMIT, control,
+        extract::{Path, Place},
+        jobs,
+        problem::Problem,
+        trigger,
+        view::JobDetails,
+    },
+};
+
+/// What of the run is looked at.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Look {
+    /// The page of its failures, from 1.
+    failures: usize,
+}
+
+#[derive(Template)]
+#[template(path = "run.html")]
+struct Run {
+    frame: Frame,
+    line: Line,
+    worker: Option<String>,
+    steps: Vec<Step>,
+    failures: Part,
+    curve: Option<Curve>,
+    events: Events,
+    started: Option<Moment>,
+    triggered_by: Option<String>,
+    retry_of: Option<String>,
+    queued: Option<Queued>,
+    logs: Option<String>,
+    spec: String,
+    is_being_cancelled: bool,
+    may: May,
+    now: Timestamp,
+}
+
+/// What the visitor may do to the run as it is.
+struct May {
+    change: bool,
+    retry: bool,
+    delete: bool,
+}
+
+/// What the queue knows of a run.
+struct Queued {
+    epoch: u64,
+    checkpoint: Option<i64>,
+    retry_at: Option<Timestamp>,
+}
+
+/// The page.
+pub(super) async fn read(
+    State(app): State<App>,
+    visitor: Visitor,
+    Path(place): Path<Place>,
+    Filled(look): Filled<Look>,
+) -> Result<Response, Problem> {
+    let scope = visitor.scope(&app, "syncjobs", Some(&place.namespace)).await?;
+    let job = jobs::whole(&app, &place).await?;
+    let now = Timestamp::now();
+    let (queued, events) = tokio::join!(queued(&app, &job), notes::of(&app, &visitor, &job));
+    let is_open = !is_finished(&job);
+    let is_rolled_back = job.status.as_ref().is_some_and(|status| status.phase == Some(Phase::RollingBack));
+    let is_being_cancelled = is_open && job.spec.cancelled && !is_rolled_back;
+    let is_changeable = is_open && !job.spec.cancelled && !is_rolled_back;
+    let delete = Deed::Delete.right(Some(&place.namespace)).on(&place.name);
+    let may = May {
+        change: is_changeable && visitor.may(&app, &[control::right(&place)]).await?,
+        retry: !is_open && !is_complete(&job) && visitor.may(&app, &[trigger::right(Some(&place.namespace))]).await?,
+        delete: !is_open && visitor.may(&app, &[delete]).await?,
+    };
+    let details = JobDetails::from(&*job);
+    let annotation = |name: &str| job.annotations().get(name).cloned();
+    page(&Run {
+        frame: visitor.frame("runs", &scope),
+        started: details.job.started_at.map(|at| Moment::new(at, now)),
+        steps: timeline(&details, queued.as_ref().and_then(|queued| queued.retry_at), now),
+        logs: app.logs.as_ref().map(|logs| logs.of(&details, now)),
+        failures: Part::new(details.failures, details.job.counts.failed, look.failures),
+        curve: curve(&app.objects.samples_of(&job)),
+        line: Line::new(details.job, now),
+        worker: details.worker,
+        events: events?,
+        triggered_by: annotation(TRIGGERED_BY_ANNOTATION),
+        retry_of: annotation(RETRY_OF_ANNOTATION),
+        queued,
+        spec: serde_yaml_ng::to_string(&job.spec).unwrap_or_default(),
+        is_being_cancelled,
+        may,
+        now,
+    })
+}
+
+/// `None` when Redis does not have the run, or does not answer.
+async fn queued(app: &App, job: &SyncJob) -> Option<Queued> {
+    let uid = job.metadata.uid.as_deref()?;
+    let entry = timeout(LIMIT, app.state.queue.get(uid)).await.ok()?.ok()??;
+    let checkpoint: Option<Checkpoint> = entry.checkpoint.and_then(|text| serde_json::from_str(&text).ok());
+    Some(Queued {
+        epoch: entry.epoch,
+        checkpoint: checkpoint.map(|checkpoint| checkpoint.counts.processed),
+        retry_at: entry.retry_at,
+    })
+}

@@ -1,0 +1,163 @@
+//! How far runs had come when, as the watch told of them. Nothing else keeps that; it is lost with the process.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+
+use crate::api::SyncJob;
+
+/// Most samples of a run. When it has as many, every second one is left out.
+const MOST: usize = 120;
+/// Most runs whose samples are kept. The ones told of longest ago give way.
+const RUNS: usize = 2000;
+
+/// So many documents were processed at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sample {
+    pub at: Timestamp,
+    pub processed: i64,
+}
+
+/// The samples of runs, by uid.
+#[derive(Debug, Default)]
+pub(super) struct Samples(HashMap<String, Vec<Sample>>);
+
+impl Samples {
+    /// Takes down what a SyncJob tells. Of one that had ended when it was first seen nothing is known.
+    pub fn note(&mut self, job: &SyncJob, now: Timestamp) {
+        let (Some(uid), Some(status)) = (&job.metadata.uid, &job.status) else { return };
+        let (Some(start), Some(counts)) = (&status.start_time, &status.counts) else { return };
+        let ended = status.completion_time.as_ref().map(|ended| ended.0);
+        if !self.0.contains_key(uid) {
+            if ended.is_some() {
+                return;
+            }
+            self.make_room();
+            self.0.insert(uid.clone(), vec![Sample { at: start.0, processed: 0 }]);
+        }
+        if let Some(samples) = self.0.get_mut(uid) {
+            add(samples, Sample { at: ended.unwrap_or(now), processed: counts.processed });
+        }
+    }
+
+    /// Forgets a SyncJob that was deleted.
+    pub fn forget(&mut self, job: &SyncJob) {
+        if let Some(uid) = &job.metadata.uid {
+            self.0.remove(uid);
+        }
+    }
+
+    /// What is known of a run, oldest first. Empty when nothing is.
+    pub fn of(&self, uid: &str) -> Vec<Sample> {
+        self.0.get(uid).cloned().unwrap_or_default()
+    }
+
+    fn make_room(&mut self) {
+        if self.0.len() < RUNS {
+            return;
+        }
+        let last = |samples: &Vec<Sample>| samples.last().map(|sample| sample.at);
+        let oldest = self.0.iter().min_by_key(|(_, samples)| last(samples)).map(|(uid, _)| uid.clone());
+        if let Some(uid) = oldest {
+            self.0.remove(&uid);
+        }
+    }
+}
+
+/// Adds a sample, unless it is no later than the last one: the clocks of two machines.
+fn add(samples: &mut Vec<Sample>, sample: Sample) {
+    if samples.last().is_some_and(|last| sample.at <= last.at) {
+        return;
+    }
+    if samples.len() >= MOST {
+        let mut index = 0;
+        samples.retain(|_| {
+            index += 1;
+            index % 2 == 1
+        });
+    }
+    samples.push(sample);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::from_seconds;
+    use proptest::prelude::*;
+    use serde_json::{from_value, json};
+
+    fn job(uid: &str, processed: i64, ended: Option<i64>) -> SyncJob {
+        let status = json!({
+            "startTime": "2026-11-25T10:00:00.000000Z", "counts": {"total": 1000, "processed": processed},
+            "completionTime": ended.map(|second| from_seconds(start() + second)),
+        });
+        from_value(json!({
+            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": uid, "uid": uid},
+            "spec": {}, "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn start() -> i64 {
+        "2026-11-25T10:00:00Z".parse::<Timestamp>().unwrap().as_second()
+    }
+
+    fn at(second: i64) -> Timestamp {
+        from_seconds(start() + second)
+    }
+
+    fn seen(samples: &Samples, uid: &str) -> Vec<(i64, i64)> {
+        samples.of(uid).iter().map(|sample| (sample.at.as_second() - start(), sample.processed)).collect()
+    }
+
+    #[test]
+    fn a_run_that_is_watched_has_samples_from_its_start_to_its_end() {
+        let mut samples = Samples::default();
+        samples.note(&job("a", 100, None), at(2));
+        samples.note(&job("a", 200, None), at(4));
+        samples.note(&job("a", 200, None), at(4));
+        samples.note(&job("a", 300, Some(5)), at(60));
+        assert_eq!(seen(&samples, "a"), [(0, 0), (2, 100), (4, 200), (5, 300)]);
+        samples.forget(&job("a", 300, Some(5)));
+        assert_eq!(seen(&samples, "a"), []);
+    }
+
+    #[test]
+    fn of_a_run_that_ended_unseen_or_has_not_begun_nothing_is_known() {
+        let mut samples = Samples::default();
+        samples.note(&job("a", 300, Some(5)), at(60));
+        let mut pending = job("b", 0, None);
+        pending.status = None;
+        samples.note(&pending, at(1));
+        assert_eq!((seen(&samples, "a"), seen(&samples, "b")), (vec![], vec![]));
+    }
+
+    #[test]
+    fn of_too_many_runs_the_one_told_of_longest_ago_gives_way() {
+        let mut samples = Samples::default();
+        for i in 0..=RUNS {
+            samples.note(&job(&format!("run-{i}"), 1, None), at(1 + i as i64));
+        }
+        assert_eq!((samples.0.len(), seen(&samples, "run-0")), (RUNS, vec![]));
+        assert_eq!(seen(&samples, &format!("run-{RUNS}")).len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn samples_stay_few_and_in_order_and_span_the_whole_run(steps in prop::collection::vec((-2..50_i64, 0..100_i64), 1..600)) {
+            let mut samples = vec![Sample { at: at(0), processed: 0 }];
+            let (mut clock, mut last) = (0, samples[0]);
+            for (step, processed) in steps {
+                clock += step;
+                let sample = Sample { at: at(clock), processed: last.processed + processed };
+                if sample.at > last.at {
+                    last = sample;
+                }
+                add(&mut samples, sample);
+            }
+            prop_assert!(samples.len() <= MOST);
+            prop_assert!(samples.windows(2).all(|pair| pair[0].at < pair[1].at && pair[0].processed <= pair[1].processed));
+            prop_assert_eq!((samples[0].at, *samples.last().unwrap()), (at(0), last));
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Which runs fit: an index over all SyncJobs, kept up to date with the cache. No search looks at every object.
+//!
+//! Names are found by any part, errors by the beginnings of their words, documents by the beginning of their key. Of a run
+//! that has ended the cache keeps no errors; what is known of them is here.
+
+mod names;
+mod words;
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+
+use crate::{
+    api::{
+        SCHEDULE_LABEL, SyncJob,
+        conditions::{FAILED, STALLED},
+        syncjob::{Phase, SyncType},
+    },
+    domain::conditions,
+};
+use names::Names;
+use words::Words;
+
+/// Of so many candidates, all are looked at and put in order; of more, the newest runs are gone through until a page is full.
+const MANY: usize = 4096;
+/// Most words of a run's errors that are kept.
+const WORDS: usize = 64;
+
+/// Names a run within the index.
+type Id = u32;
+
+/// Where a run stands in the list: the newest first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    /// When it was made, in seconds since 1970.
+    pub created: Reverse<i64>,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl Rank {
+    /// Before every SyncJob.
+    pub fn first() -> Self {
+        Self { created: Reverse(i64::MAX), namespace: "".into(), name: "".into() }
+    }
+
+    /// Where a SyncJob stands.
+    pub fn of(job: &SyncJob) -> Self {
+        let created = job.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0);
+        let (namespace, name) = (job.metadata.namespace.as_deref(), job.metadata.name.as_deref());
+        Self {
+            created: Reverse(created.as_second()),
+            namespace: namespace.unwrap_or_default().into(),
+            name: name.unwrap_or_default().into(),
+        }
+    }
+
+    /// Where the object is.
+    pub fn place(&self) -> ObjectRef<SyncJob> {
+        ObjectRef::new(&self.name).within(&self.namespace)
+    }
+}
+
+/// Which runs to find. What is not given does not matter.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Query<'a> {
+    /// In one of these namespaces.
+    pub namespaces: Option<&'a BTreeSet<String>>,
+    pub namespace: Option<&'a str>,
+    pub schedule: Option<&'a str>,
+    /// In one of these phases.
+    pub phases: Option<&'a [Phase]>,
+    pub type_: Option<SyncType>,
+    /// Part of the name.
+    pub text: Option<&'a str>,
+    /// Words of an error, or their beginnings.
+    pub error: Option<&'a str>,
+    /// The key of a document that failed, or its beginning.
+    pub key: Option<&'a str>,
+}
+
+/// The runs, in several orders.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    runs: Vec<Option<Run>>,
+    free: Vec<Id>,
+    newest: BTreeMap<Rank, Id>,
+    namespaces: HashMap<Arc<str>, Vec<Id>>,
+    schedules: HashMap<Arc<str>, Vec<Id>>,
+    phases: HashMap<u8, Vec<Id>>,
+    names: Names,
+    errors: Words,
+    keys: Words,
+}
+
+#[derive(Debug)]
+struct Run {
+    rank: Rank,
+    schedule: Option<Arc<str>>,
+    phase: Phase,
+    type_: SyncType,
+    words: Vec<Arc<str>>,
+    keys: Vec<Arc<str>>,
+}
+
+/// Runs that may fit.
+enum Candidates<'a> {
+    Listed(&'a [Id]),
+    Collected(Bits),
+}
+
+/// A set of runs.
+#[derive(Debug, Default)]
+struct Bits {
+    words: Vec<u64>,
+    count: usize,
+}
+
+impl Index {
+    /// Takes in a SyncJob, or what has changed of it.
+    pub fn apply(&mut self, job: &SyncJob) {
+        let rank = Rank::of(job);
+        let rank = Rank { namespace: shared(&self.namespaces, &rank.namespace), ..rank };
+        let known = self.newest.get(&rank).copied();
+        let (words, keys) = (words_of(job), keys_of(job));
+        let id = known.unwrap_or_else(|| self.free.pop().unwrap_or(self.runs.len() as Id));
+        let before = self.runs.get_mut(id as usize).and_then(Option::take);
+        let schedule = job.labels().get(SCHEDULE_LABEL);
+        let schedule = schedule.map(|name| shared(&self.schedules, name));
+        let phase = phase_of(job);
+        if before.is_none() {
+            self.newest.insert(rank.clone(), id);
+            add(self.namespaces.entry(Arc::clone(&rank.namespace)).or_default(), id);
+            self.names.add(&rank.name, id);
+        }
+        let (had, had_words, had_keys) =
+            before.map_or_else(Default::default, |run| (Some((run.phase, run.schedule)), run.words, run.keys));
+        if let Some((had_phase, had_schedule)) = had {
+            take(&mut self.phases, &(had_phase as u8), id);
+            if let Some(name) = &had_schedule {
+                take(&mut self.schedules, name, id);
+            }
+        }
+        add(self.phases.entry(phase as u8).or_default(), id);
+        if let Some(name) = &schedule {
+            add(self.schedules.entry(Arc::clone(name)).or_default(), id);
+        }
+        let words = self.errors.replace(had_words, words, id);
+        let keys = self.keys.replace(had_keys, keys, id);
+        let run = Run { rank, schedule, phase, type_: job.spec.type_, words, keys };
+        if let Some(place) = self.runs.get_mut(id as usize) {
+            *place = Some(run);
+        } else {
+            self.runs.push(Some(run));
+        }
+    }
+
+    /// Forgets a SyncJob that was deleted.
+    pub fn remove(&mut self, job: &SyncJob) {
+        let rank = Rank::of(job);
+        let Some(id) = self.newest.remove(&rank) else { return };
+        let Some(run) = self.runs.get_mut(id as usize).and_then(Option::take) else { return };
+        take(&mut self.namespaces, &rank.namespace, id);
+        self.names.remove(&rank.name, id);
+        take(&mut self.phases, &(run.phase as u8), id);
+        if let Some(name) = run.schedule {
+            take(&mut self.schedules, &name, id);
+        }
+        self.errors.replace(run.words, BTreeSet::new(), id);
+        self.keys.replace(run.keys, BTreeSet::new(), id);
+        self.free.push(id);
+    }
+
+    /// The namespaces that have runs.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.keys().map(|name| &**name)
+    }
+
+    /// Whether no error or key had to be left out for want of room.
+    pub fn is_whole(&self) -> bool {
+        self.errors.is_whole() && self.keys.is_whole()
+    }
+
+    /// The newest runs that fit and come after a rank, at most so many.
+    pub fn find(&self, query: &Query<'_>, after: Option<&Rank>, limit: usize) -> Vec<Rank> {
+        let Some(plan) = self.plan(query) else { return Vec::new() };
+        let comes_after = |run: &Run| after.is_none_or(|after| run.rank > *after);
+        if let Some(few) = plan.least().filter(|least| least.len() <= MANY) {
+            let fitting = |id| self.run(id).filter(|run| comes_after(run) && plan.fits(id, run));
+            let mut found: Vec<_> = few.ids().filter_map(fitting).map(|run| &run.rank).collect();
+            if found.len() > limit {
+                found.select_nth_unstable(limit);
+                found.truncate(limit);
+            }
+            found.sort_unstable();
+            return found.into_iter().cloned().collect();
+        }
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let newest = self.newest.range::<Rank, _>((from, Bound::Unbounded));
+        let fitting = newest.filter(|(_, id)| self.run(**id).is_some_and(|run| plan.fits(**id, run)));
+        fitting.take(limit).map(|(rank, _)| rank.clone()).collect()
+    }
+
+    /// How many runs fit and come after a rank.
+    pub fn count(&self, query: &Query<'_>, after: Option<&Rank>) -> usize {
+        let Some(plan) = self.plan(query) else { return 0 };
+        let fits =
+            |id: Id| self.run(id).is_some_and(|run| after.is_none_or(|after| run.rank > *after) && plan.fits(id, run));
+        match plan.least() {
+            Some(least) => least.ids().filter(|id| fits(*id)).count(),
+            None if after.is_none() && plan.takes_all() => self.newest.len(),
+            None => self.newest.values().filter(|id| fits(**id)).count(),
+        }
+    }
+
+    fn run(&self, id: Id) -> Option<&Run> {
+        self.runs.get(id as usize)?.as_ref()
+    }
+
+    /// What a query asks of a run. `None` when nothing fits.
+    fn plan<'a>(&'a self, query: &Query<'a>) -> Option<Plan<'a>> {
+        let mut sets = Vec::new();
+        for (list, name) in [(&self.namespaces, query.namespace), (&self.schedules, query.schedule)] {
+            if let Some(name) = name {
+                sets.push(Candidates::Listed(list.get(name)?));
+            }
+        }
+        if let Some(phases) = query.phases {
+            let lists = phases.iter().filter_map(|phase| self.phases.get(&(*phase as u8)));
+            sets.push(union(lists)?);
+        }
+        let text = query.text.map(str::to_lowercase).filter(|text| !text.is_empty());
+        if let Some(text) = &text {
+            sets.push(self.names.candidates(text)?);
+        }
+        for word in query.error.map(words::split).unwrap_or_default() {
+            sets.push(union(self.errors.beginning_with(&word))?);
+        }
+        if let Some(key) = query.key {
+            sets.push(union(self.keys.beginning_with(&words::cut(key)))?);
+        }
+        Some(Plan { sets, text, namespaces: query.namespaces, type_: query.type_ })
+    }
+}
+
+/// What a query asks of a run.
+struct Plan<'a> {
+    sets: Vec<Candidates<'a>>,
+    text: Option<String>,
+    namespaces: Option<&'a BTreeSet<String>>,
+    type_: Option<SyncType>,
+}
+
+impl Plan<'_> {
+    fn least(&self) -> Option<&Candidates<'_>> {
+        self.sets.iter().min_by_key(|set| set.len())
+    }
+
+    fn takes_all(&self) -> bool {
+        self.sets.is_empty() && self.namespaces.is_none() && self.type_.is_none()
+    }
+
+    fn fits(&self, id: Id, run: &Run) -> bool {
+        self.type_.is_none_or(|wanted| wanted == run.type_)
+            && self.sets.iter().all(|set| set.has(id))
+            && self.namespaces.is_none_or(|namespaces| namespaces.contains(&*run.rank.namespace))
+            && self.text.as_ref().is_none_or(|text| run.rank.name.contains(text.as_str()))
+    }
+}
+
+impl Candidates<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Listed(ids) => ids.len(),
+            Self::Collected(bits) => bits.count,
+        }
+    }
+
+    fn has(&self, id: Id) -> bool {
+        match self {
+            Self::Listed(ids) => ids.binary_search(&id).is_ok(),
+            Self::Collected(bits) => bits.has(id),
+        }
+    }
+
+    fn ids(&self) -> Box<dyn Iterator<Item = Id> + '_> {
+        match self {
+            Self::Listed(ids) => Box::new(ids.iter().copied()),
+            Self::Collected(bits) => Box::new(bits.ids()),
+        }
+    }
+}
+
+impl Bits {
+    fn add(&mut self, id: Id) {
+        let (word, bit) = (id as usize / 64, 1 << (id % 64));
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
+        }
+        if self.words[word] & bit == 0 {
+            self.words[word] |= bit;
+            self.count += 1;
+        }
+    }
+
+    fn has(&self, id: Id) -> bool {
+        self.words.get(id as usize / 64).is_some_and(|word| word & (1 << (id % 64)) != 0)
+    }
+
+    fn ids(&self) -> impl Iterator<Item = Id> {
+        let bits = |(index, word): (usize, &u64)| {
+            let word = *word;
+            (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| index as Id * 64 + bit)
+        };
+        self.words.iter().enumerate().filter(|(_, word)| **word != 0).flat_map(bits)
+    }
+}
+
+/// The runs of several lists together. `None` when there are none.
+fn union<'a>(lists: impl Iterator<Item = &'a Vec<Id>>) -> Option<Candidates<'a>> {
+    let mut lists = lists.peekable();
+    let first = lists.next()?;
+    if lists.peek().is_none() {
+        return Some(Candidates::Listed(first));
+    }
+    let mut bits = Bits::default();
+    for list in std::iter::once(first).chain(lists) {
+        for id in list {
+            bits.add(*id);
+        }
+    }
+    Some(Candidates::Collected(bits))
+}
+
+/// Adds a run to a list in the order of ids.
+fn add(list: &mut Vec<Id>, id: Id) {
+    if let Err(place) = list.binary_search(&id) {
+        list.insert(place, id);
+    }
+}
+
+/// Takes a run out of a list, and an empty list away.
+fn take<K: std::hash::Hash + Eq>(lists: &mut HashMap<K, Vec<Id>>, key: &K, id: Id) {
+    let Some(list) = lists.get_mut(key) else { return };
+    if let Ok(place) = list.binary_search(&id) {
+        list.remove(place);
+    }
+    if list.is_empty() {
+        lists.remove(key);
+    }
+}
+
+/// The text of a key that is there already, or a new one.
+fn shared(lists: &HashMap<Arc<str>, Vec<Id>>, text: &str) -> Arc<str> {
+    lists.get_key_value(text).map_or_else(|| text.into(), |(key, _)| Arc::clone(key))
+}
+
+fn phase_of(job: &SyncJob) -> Phase {
+    job.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending)
+}
+
+/// The words of what went wrong: how the run ended, its attempts, and its documents.
+fn words_of(job: &SyncJob) -> BTreeSet<String> {
+    let Some(status) = &job.status else { return BTreeSet::new() };
+    let ends = [FAILED, STALLED].into_iter().filter_map(|kind| conditions::find(&status.conditions, kind));
+    let ends = ends.filter(|end| end.status == "True").map(|end| (&end.reason, &end.message));
+    let attempts = status.attempt_history.iter().map(|attempt| (&attempt.reason, &attempt.message));
+    let documents = status.failures.iter().map(|failure| (&failure.reason, &failure.message));
+    let mut found = BTreeSet::new();
+    for (reason, message) in ends.chain(attempts).chain(documents) {
+        for word in words::split(reason).into_iter().chain(words::split(message)) {
+            if found.len() < WORDS {
+                found.insert(word);
+            }
+        }
+    }
+    found
+}
+
+fn keys_of(job: &SyncJob) -> BTreeSet<String> {
+    let failures = job.status.as_ref().map(|status| status.failures.as_slice()).unwrap_or_default();
+    failures.iter().map(|failure| words::cut(&failure.key)).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! Texts by their beginning, with the runs that have them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+};
+
+use super::{Id, add};
+
+/// Most texts that runs have, each counted as often as a run has it. Bounds the memory.
+const MOST: usize = 1_000_000;
+/// Characters of a text that count.
+const LONGEST: usize = 48;
+
+#[derive(Debug)]
+pub(super) struct Words {
+    runs: BTreeMap<Arc<str>, Vec<Id>>,
+    count: usize,
+    room: usize,
+    /// Texts for which there was no room.
+    left_out: bool,
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self::with_room(MOST)
+    }
+}
+
+impl Words {
+    /// With room for so many texts.
+    pub fn with_room(room: usize) -> Self {
+        Self { runs: BTreeMap::new(), count: 0, room, left_out: false }
+    }
+
+    /// Gives a run other texts, and says which it has now: fewer when there is no more room.
+    pub fn replace(&mut self, before: Vec<Arc<str>>, now: BTreeSet<String>, id: Id) -> Vec<Arc<str>> {
+        if before.len() == now.len() && before.iter().zip(&now).all(|(before, now)| **before == **now) {
+            return before;
+        }
+        for text in before.iter().filter(|text| !now.contains(&***text)) {
+            self.take(text, id);
+        }
+        let had: BTreeSet<_> = before.into_iter().collect();
+        let mut has = Vec::with_capacity(now.len());
+        for text in now {
+            if let Some(text) = had.get(text.as_str()) {
+                has.push(Arc::clone(text));
+            } else if self.count < self.room {
+                has.push(self.give(&text, id));
+            } else {
+                self.left_out = true;
+            }
+        }
+        has
+    }
+
+    pub fn is_whole(&self) -> bool {
+        !self.left_out
+    }
+
+    /// The runs of each text that begins so.
+    pub fn beginning_with<'a>(&'a self, beginning: &str) -> impl Iterator<Item = &'a Vec<Id>> {
+        let from = (Bound::Included(beginning), Bound::Unbounded);
+        let texts = self.runs.range::<str, _>(from).take_while(move |(text, _)| text.starts_with(beginning));
+        texts.map(|(_, runs)| runs)
+    }
+
+    fn give(&mut self, text: &str, id: Id) -> Arc<str> {
+        self.count += 1;
+        let key = self.runs.get_key_value(text).map_or_else(|| text.into(), |(key, _)| Arc::clone(key));
+        add(self.runs.entry(Arc::clone(&key)).or_default(), id);
+        key
+    }
+
+    fn take(&mut self, text: &str, id: Id) {
+        let Some(runs) = self.runs.get_mut(text) else { return };
+        if let Ok(place) = runs.binary_search(&id) {
+            runs.remove(place);
+            self.count -= 1;
+        }
+        if runs.is_empty() {
+            self.runs.remove(text);
+        }
+    }
+}
+
+/// The words of a text, in small letters.
+pub(super) fn split(text: &str) -> Vec<String> {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(cut).collect()
+}
+
+/// What counts of a word or a key.
+pub(super) fn cut(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).take(LONGEST).collect()
+}

@@ -1,0 +1,142 @@
+//! Runs: how one went, and deeds on many.
+
+use super::*;
+use crate::{
+    http::auth::{show_events, with_rights},
+    operator::{apply_job, finished},
+    support::Operator,
+};
+
+const EDIT: [&str; 6] = ["get", "list", "watch", "create", "patch", "delete"];
+const LOOK: [&str; 3] = ["get", "list", "watch"];
+
+impl Chromium {
+    async fn log_in(&self, site: &str, token: &str) {
+        self.open(&format!("{site}/ui/login")).await;
+        self.type_into("#token", token).await;
+        self.click("main button").await;
+        self.shows("h1", "Overview").await;
+    }
+
+    async fn sees(&self, selector: &str) -> bool {
+        self.script(&format!("return !!document.querySelector({selector:?})")).await == json!(true)
+    }
+}
+
+/// An operator with a schedule whose runs can be watched and one whose runs fail, and where its dashboard is.
+async fn operator(world: &World) -> (Operator, String) {
+    world.seed(3_000, 30).await;
+    let slow = json!({"spec": {"batchSize": 10, "parallelism": 1}});
+    apply_schedule(world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
+    let wrong = json!({"spec": {"type": "Pipeline", "backoffLimit": 0, "target": {"database": "elsewhere"}}});
+    apply_schedule(world, "pipelines", json!({"schedule": "0 4 * * *", "jobTemplate": wrong})).await;
+    let port = free_port().to_string();
+    let logs = "https://logs.example/?q={uid}&pod={pod}&from={from}&to={to}";
+    let settings = ["--http-port", &port, "--dashboard-logs-url", logs, "--status-interval", "200ms"];
+    let operator = world.operator("all", &settings);
+    let site = format!("http://localhost:{port}");
+    eventually("the operator serves", async || reqwest::get(format!("{site}/ui/login")).await.ok()).await;
+    (operator, site)
+}
+
+#[tokio::test]
+async fn a_person_sees_how_a_run_went() {
+    let world = World::new().await;
+    let (_operator, site) = operator(&world).await;
+    let editor = with_rights(&world, "editor", &EDIT).await;
+    show_events(&world, "editor").await;
+    let browser = Chromium::start().await;
+    browser.log_in(&site, &editor).await;
+    browser.open(&format!("{site}/ui/schedules/{}/users", world.name)).await;
+    browser.click("button[aria-label='Run full: users']").await;
+    browser.shows("#phase", "Complete").await;
+    let run = browser.path().await;
+    browser.shows(".timeline", "Complete").await;
+    browser.shows("h2:has(+ svg.curve)", "Documents a second").await;
+    browser.shows("#failures", "30 failed. A run keeps the first 20").await;
+    eventually("the event of its end", async || {
+        browser.open(&format!("{site}{run}")).await;
+        browser.text("#events").await.contains("RunCompleted").then_some(())
+    })
+    .await;
+    let link = browser.script("return document.querySelector('a[rel=noreferrer]').href").await;
+    assert!(link.as_str().unwrap().starts_with("https://logs.example/?q="), "{link}");
+    browser.screenshots("run-ended").await;
+    browser.script("document.querySelector('#failures').scrollIntoView()").await;
+    browser.screenshots("run-failures").await;
+    browser.click("#failures .pages a").await;
+    browser.shows("#failures h2", "11 to 20 of 20").await;
+    browser.open(&format!("{site}/ui/schedules/{}/pipelines", world.name)).await;
+    browser.click("button[aria-label='Run full: pipelines']").await;
+    browser.shows("#phase", "Failed").await;
+    browser.screenshots("run-failed").await;
+
+    // Who may look only sees no events, and nothing to press.
+    browser.click(".who button").await;
+    browser.log_in(&site, &with_rights(&world, "viewer", &LOOK).await).await;
+    browser.open(&format!("{site}{run}")).await;
+    browser.shows(".timeline", "Complete").await;
+    assert!(!browser.sees("#events").await && !browser.sees("main form").await);
+    browser.open(&format!("{site}/ui/runs")).await;
+    browser.shows("#bulk [role=status]", "runs fit.").await;
+    assert!(!browser.sees("#bulk input[type=checkbox]").await && !browser.sees("#bulk button").await);
+    assert_eq!(browser.complaints().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_person_finds_runs_and_does_things_to_many() {
+    let world = World::new().await;
+    let (_operator, site) = operator(&world).await;
+    let browser = Chromium::start().await;
+    browser.log_in(&site, &with_rights(&world, "editor", &EDIT).await).await;
+    for _ in 0..3 {
+        browser.open(&format!("{site}/ui/schedules/{}/pipelines", world.name)).await;
+        browser.click("button[aria-label='Run full: pipelines']").await;
+        browser.shows("#phase", "Failed").await;
+    }
+    browser.open(&format!("{site}/ui/runs")).await;
+    browser.type_into("#error", "invalidtarget").await;
+    browser.shows("#bulk [role=status]", "3 runs fit.").await;
+    assert!(browser.path().await.contains("error=invalidtarget"));
+    browser.screenshots("runs-found").await;
+
+    // Ticked with the keyboard. When something happens, the page does not take that back.
+    browser.open(&format!("{site}/ui/runs?phase=Failed")).await;
+    browser.script("document.querySelector('td.check input').focus()").await;
+    browser.press(" ").await;
+    let ticked = "return document.querySelectorAll('td.check input:checked').length";
+    let rows = "return document.querySelectorAll('tbody tr').length";
+    assert_eq!(browser.script(ticked).await, json!(1));
+    apply_job(&world, "late", json!({"target": {"database": "elsewhere"}, "backoffLimit": 0})).await;
+    finished(&world, "late").await;
+    browser.script("window.began = Date.now()").await;
+    let waited = async || browser.script("return Date.now() - window.began").await.as_i64();
+    eventually("time for some refreshes", async || waited().await.filter(|waited| *waited > 3000)).await;
+    assert_eq!([browser.script(ticked).await, browser.script(rows).await], [json!(1), json!(3)]);
+    browser.screenshots("runs-chosen").await;
+    browser.click("button[value=retry]").await;
+    browser.shows("h1", "Try again: 1 run?").await;
+    browser.screenshots("bulk-one").await;
+    browser.click("main form button").await;
+    browser.shows("h1", "1 run tried again").await;
+    browser.shows("main", "None is left.").await;
+
+    // All that fit.
+    browser.open(&format!("{site}/ui/runs?phase=Failed&schedule=pipelines")).await;
+    browser.shows("#bulk [role=status]", "4 runs fit.").await;
+    browser.click("#all").await;
+    browser.click("button[value=delete]").await;
+    browser.shows("h1", "Delete: 4 runs?").await;
+    browser.screenshots("bulk-all").await;
+    browser.click("main form button").await;
+    browser.shows("h1", "runs deleted").await;
+    browser.screenshots("bulk-done").await;
+    browser.open(&format!("{site}/ui/runs?phase=Failed&schedule=pipelines")).await;
+    browser.shows("main", "No run fits.").await;
+    browser.open(&format!("{site}/ui/runs")).await;
+    browser.click("#all").await;
+    browser.click("button[value=cancel]").await;
+    browser.shows("h1", "No run to cancel").await;
+    browser.screenshots("bulk-none").await;
+    assert_eq!(browser.complaints().await, [""; 0]);
+}

@@ -1,0 +1,323 @@
+//! Runs in the dashboard: one of them, searches, and deeds on many.
+
+use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use kube::{Api, Resource, api::DeleteParams};
+
+use super::*;
+use crate::http::auth::show_events;
+
+/// Makes a run one that has failed, with documents that failed.
+async fn fail(world: &World, name: &str, message: &str, failures: &Value, failed: i64) {
+    let at = "2026-11-25T10:00:00Z";
+    let condition = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": message, "lastTransitionTime": at});
+    let status = json!({
+        "phase": "Failed", "completionTime": at, "startTime": "2026-11-25T09:59:00.000000Z", "conditions": [condition],
+        "counts": {"total": 100, "processed": 100, "failed": failed}, "failures": failures, "attempts": 1,
+        "attemptHistory": [{"number": 1, "start": "2026-11-25T09:59:00Z", "end": at, "reason": "TooManyFailed", "message": message}],
+    });
+    let patch = Patch::Merge(json!({"status": status}));
+    world.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+fn documents(count: usize, message: &str) -> Value {
+    let failure = |i| json!({"key": format!("=user-{i}"), "reason": "Rejected", "message": message});
+    (1..=count).map(failure).collect()
+}
+
+async fn tell(world: &World, job: &SyncJob, note: &str) {
+    let event = Event {
+        metadata: kube::api::ObjectMeta { generate_name: Some(format!("{}.", job.name_any())), ..Default::default() },
+        action: Some("Test".to_owned()),
+        reason: Some("TestHappened".to_owned()),
+        note: Some(note.to_owned()),
+        type_: Some("Warning".to_owned()),
+        event_time: Some(MicroTime(Timestamp::now())),
+        regarding: Some(job.object_ref(&())),
+        reporting_controller: Some("test".to_owned()),
+        reporting_instance: Some("test".to_owned()),
+        ..Event::default()
+    };
+    let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
+    events.create(&PostParams::default(), &event).await.unwrap();
+}
+
+async fn seen(sidecar: &Sidecar, query: &str, count: usize) {
+    eventually(&format!("the sidecar sees {count} runs of {query}"), async || {
+        let runs = sidecar.get(&format!("/jobs?limit=500&{query}")).await.body;
+        (runs["items"].as_array()?.len() == count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_tells_its_attempts_its_failures_its_events_and_where_its_logs_are() {
+    let world = World::new().await;
+    let logs = "https://logs.example/?q={uid}&name={name}".parse().unwrap();
+    let sessions = Sessions::new(None, false).unwrap();
+    let sidecar = Sidecar::with(&world, Settings { logs: Some(logs), ..settings(Some(sessions)) }).await;
+    let here = &world.name;
+    let job = apply_job(&world, "failed", json!({"priority": 7})).await;
+    let other = apply_job(&world, "other", json!({})).await;
+    fail(&world, "failed", "too many users failed", &documents(20, "the email has no @"), 57).await;
+    tell(&world, &job, MARKUP).await;
+    tell(&world, &other, "about another run").await;
+    seen(&sidecar, "phase=Failed", 1).await;
+    let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
+    let path = format!("/ui/runs/{here}/failed");
+    let page = viewer.get(&path).await.text;
+    for told in [
+        "Attempt 1 failed: TooManyFailed",
+        "took 1 min",
+        "Ended as failed: TooManyFailed",
+        "57 failed. A run keeps the first 20; of the others nothing more is known.",
+        "1 to 10 of 20",
+        "=user-10<",
+        "the email has no @",
+        "priority: 7",
+        &format!("https://logs.example/?q={}&#38;name=failed", job.metadata.uid.clone().unwrap()),
+    ] {
+        assert!(page.contains(told), "{told}: {page}");
+    }
+    assert!(
+        !page.contains("=user-11<") && !page.contains("id=\"events\"") && !page.contains("class=\"curve\""),
+        "{page}"
+    );
+    let second = viewer.get(&format!("{path}?failures=2")).await.text;
+    assert!(second.contains("11 to 20 of 20") && second.contains("=user-20<") && !second.contains("=user-10<"));
+
+    let file = viewer.get(&format!("{path}/failures.csv")).await;
+    assert_eq!(file.headers["content-type"], "text/csv; charset=utf-8");
+    assert_eq!(file.headers["content-disposition"], "attachment; filename=\"failed-failures.csv\"");
+    let lines: Vec<_> = file.text.split("\r\n").collect();
+    assert_eq!((lines.len(), lines[0]), (22, "key,reason,message"));
+    assert_eq!(lines[1], "\"'=user-1\",\"Rejected\",\"the email has no @\"", "no formula");
+    assert_eq!(viewer.get(&format!("/ui/runs/{here}/other/failures.csv")).await.code, 404);
+
+    let reader = with_rights(&world, "reader", &["list"]).await;
+    show_events(&world, "reader").await;
+    let reader = Browser::with_token(&sidecar, &reader).await;
+    let page = reader.get(&path).await.text;
+    let events = page.split("id=\"events\"").nth(1).unwrap();
+    assert!(events.contains("TestHappened") && events.contains("&#60;script&#62;"), "{events}");
+    assert!(!page.contains("about another run") && !page.contains("<script>"), "{page}");
+    let nobody = Browser::with_token(&sidecar, &with_rights(&world, "nobody", &["get"]).await).await;
+    assert_eq!(nobody.get(&format!("{path}/failures.csv")).await.code, 403);
+}
+
+#[tokio::test]
+async fn runs_are_found_by_errors_and_keys_that_the_cache_does_not_keep() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    for name in ["a-one", "b-two", "c-three"] {
+        apply_job(&world, name, json!({})).await;
+    }
+    fail(&world, "a-one", "E11000 duplicate key error", &json!([]), 0).await;
+    fail(
+        &world,
+        "b-two",
+        "away",
+        &json!([{"key": "65f0c0ffee", "reason": "Rejected", "message": "no <b>mail</b>"}]),
+        1,
+    )
+    .await;
+    seen(&sidecar, "phase=Failed", 2).await;
+    let browser = Browser::new(&sidecar);
+    for (query, expected) in [
+        ("error=dupl+e110", &["a-one"][..]),
+        ("error=toomanyfailed", &["a-one", "b-two"]),
+        ("error=%3Cb%3Email", &["b-two"]),
+        ("key=65F0", &["b-two"]),
+        ("key=65f0&phase=Complete", &[]),
+        ("text=t", &["b-two", "c-three"]),
+        ("text=TWO", &["b-two"]),
+        ("text=e-t", &[]),
+        ("error=nothing", &[]),
+    ] {
+        let calls = sidecar.get(&format!("/jobs?{query}")).await.body;
+        let mut names: Vec<_> =
+            calls["items"].as_array().unwrap().iter().map(|run| run["name"].as_str().unwrap()).collect();
+        names.sort_unstable();
+        assert_eq!(names, expected, "{query}");
+        let page = browser.get(&format!("/ui/runs?{query}")).await.text;
+        for name in ["a-one", "b-two", "c-three"] {
+            let shown = page.contains(&format!("href=\"/ui/runs/{}/{name}\"", world.name));
+            assert_eq!(shown, expected.contains(&name), "{query} {name}");
+        }
+        let told = if expected.is_empty() { "No run fits." } else { &format!("{} run", expected.len()) };
+        assert!(page.contains(told), "{query}: {page}");
+    }
+    world.jobs().delete("b-two", &DeleteParams::default()).await.unwrap();
+    seen(&sidecar, "key=65f0", 0).await;
+}
+
+/// Presses a button of the list, and then the one that confirms.
+async fn through(browser: &Browser<'_>, action: &str, form: &str) -> (Seen, Seen) {
+    let asked = browser.press("/ui/bulk", &format!("action={action}&{form}")).await;
+    let done = browser.press(&format!("/ui/bulk/{action}"), form).await;
+    (asked, done)
+}
+
+#[tokio::test]
+async fn many_runs_are_cancelled_tried_again_and_deleted_by_those_who_may() {
+    let world = World::new().await;
+    let sidecar = scene(&world).await;
+    let here = &world.name;
+    let both = format!("run={here}/open&run={here}/failed&run={here}/none&run=elsewhere/open");
+    for (name, verbs) in [
+        ("nobody", &["get"][..]),
+        ("viewer", &["list"]),
+        ("starter", &["list", "create"]),
+        ("cleaner", &["list", "delete"]),
+        ("editor", &["list", "create", "patch", "delete"]),
+    ] {
+        let browser = Browser::with_token(&sidecar, &with_rights(&world, name, verbs).await).await;
+        let list = browser.get("/ui/runs").await.text;
+        let all = format!("all=true&filter=namespace%3D{here}");
+        for (action, verb, was) in
+            [("cancel", "patch", "open"), ("retry", "create", "failed"), ("delete", "delete", "failed")]
+        {
+            let may = verbs.contains(&verb) && verbs.contains(&"list");
+            let button = format!("name=\"action\" value=\"{action}\"");
+            assert_eq!(list.contains(&button), may, "{name} {action}: {list}");
+            for form in [&both, &all] {
+                let (asked, done) = if may && name != "editor" && action != "retry" {
+                    let asked = browser.press("/ui/bulk", &format!("action={action}&{form}")).await;
+                    (asked, None)
+                } else {
+                    let (asked, done) = through(&browser, action, form).await;
+                    (asked, Some(done))
+                };
+                assert_eq!(asked.code.as_u16(), if may { 200 } else { 403 }, "{name} {action} {form}: {}", asked.text);
+                if let Some(done) = done {
+                    assert_eq!(
+                        done.code.as_u16(),
+                        if may { 200 } else { 403 },
+                        "{name} {action} {form}: {}",
+                        done.text
+                    );
+                }
+                if may && name != "editor" {
+                    assert!(
+                        asked.text.contains(&format!("/ui/runs/{here}/{was}\"")),
+                        "{name} {action} {form}: {}",
+                        asked.text
+                    );
+                    assert!(asked.text.contains(": 1 run"), "{name} {action} {form}: {}", asked.text);
+                }
+            }
+        }
+        assert_eq!(list.contains("type=\"checkbox\""), verbs.len() > 1, "{name}");
+    }
+    assert!(world.jobs().get("open").await.unwrap().spec.cancelled);
+    assert!(world.jobs().get_opt("failed").await.unwrap().is_none());
+    let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+    assert_eq!(
+        jobs.len(),
+        2,
+        "the open run, and one retry of the failed one: {:?}",
+        jobs.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
+    );
+    eventually("each deed has its event", async || {
+        let events: Api<Event> = Api::namespaced(world.client.clone(), here);
+        let events = events.list(&ListParams::default()).await.ok()?.items;
+        let by = |reason: &str, who: &str| {
+            let who = format!("by system:serviceaccount:{here}:{who} over HTTP");
+            events.iter().any(|event| {
+                event.reason.as_deref() == Some(reason) && event.note.as_ref().is_some_and(|note| note.ends_with(&who))
+            })
+        };
+        (by("CancelledByCall", "editor") && by("RetriedByCall", "starter") && by("CleanedUpByCall", "editor"))
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn all_that_fit_are_done_in_steps_and_none_that_was_made_after_the_question() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    let create = async |name: String| apply_job(&world, &name, json!({"suspended": true})).await;
+    futures::stream::iter(0..210).for_each_concurrent(16, async |i| drop(create(format!("many-{i:03}")).await)).await;
+    let other = create("other".to_owned()).await;
+    seen(&sidecar, "text=many", 210).await;
+    let browser = Browser::new(&sidecar);
+    let list = browser.get("/ui/runs?text=many").await.text;
+    assert!(
+        list.contains("210 runs fit.") && list.contains("all 210 that fit") && list.contains("value=\"text=many\""),
+        "{list}"
+    );
+    let asked = browser.press("/ui/bulk", "action=cancel&all=true&filter=text%3Dmany").await.text;
+    assert!(asked.contains("Cancel: 210 runs") && asked.contains("and 200 more"), "{asked}");
+    let value = |page: &str, name: &str| {
+        let rest = page.split(&format!("name=\"{name}\" value=\"")).nth(1).unwrap();
+        rest.split('"').next().unwrap().to_owned()
+    };
+    let last = other.creation_timestamp().unwrap().0.as_second();
+    eventually("another second", async || (Timestamp::now().as_second() > last + 1).then_some(())).await;
+    create("many-late".to_owned()).await;
+    seen(&sidecar, "text=many", 211).await;
+    let step = async |page: &str| {
+        let form =
+            format!("all=true&filter={}&from={}", value(page, "filter").replace('=', "%3D"), value(page, "from"));
+        browser.press("/ui/bulk/cancel", &form).await.text
+    };
+    let first = step(&asked).await;
+    assert!(
+        first.contains("200 runs cancelled") && first.contains("10 are left.") && first.contains("Go on with 10"),
+        "{first}"
+    );
+    let second = step(&first).await;
+    assert!(second.contains("10 runs cancelled") && second.contains("None is left."), "{second}");
+    let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+    let spared: Vec<_> = jobs.iter().filter(|job| !job.spec.cancelled).map(ResourceExt::name_any).collect();
+    assert_eq!(spared, ["many-late", "other"]);
+}
+
+#[tokio::test]
+async fn other_sites_and_markup_do_nothing_to_many_runs() {
+    let world = World::new().await;
+    let sidecar = scene(&world).await;
+    let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
+    let form = format!("action=cancel&run={}/open", world.name);
+    for headers in [
+        &[][..],
+        &[("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "same-site"), ("origin", "https://localhost")],
+        &[("origin", "https://evil.example")],
+    ] {
+        for path in ["/ui/bulk", "/ui/bulk/cancel"] {
+            assert_eq!(browser.post(path, &form, headers).await.code, 403, "{path} {headers:?}");
+        }
+    }
+    assert!(!world.jobs().get("open").await.unwrap().spec.cancelled);
+    let quoted = "%3Cscript%3Ealert(1)%3C%2Fscript%3E%22'%3E%3Cimg%20src%3Dx%20onerror%3Dalert(2)%3E";
+    for (path, form) in [
+        ("/ui/bulk", format!("action={quoted}&run=a/b")),
+        ("/ui/bulk", format!("action=cancel&run={quoted}/{quoted}")),
+        ("/ui/bulk", format!("action=cancel&all=true&filter=text%3D{}", quoted.replace('%', "%25"))),
+        ("/ui/bulk", format!("action=cancel&all=true&filter={quoted}")),
+        ("/ui/bulk/delete", format!("all=true&from={quoted}&filter=error%3D{}", quoted.replace('%', "%25"))),
+        ("/ui/bulk/retry", format!("run={quoted}/{quoted}")),
+    ] {
+        let page = browser.press(path, &form).await;
+        assert!(page.text.contains("<!doctype html>"), "{form}: {}", page.text);
+        assert!(!page.text.contains("<script>") && !page.text.contains("<img"), "{form}: {}", page.text);
+    }
+    for path in [
+        format!("/ui/runs?error={quoted}"),
+        format!("/ui/runs?key={quoted}"),
+        format!("/ui/runs/{}/failed?failures={quoted}", world.name),
+    ] {
+        let page = browser.get(&path).await.text;
+        assert!(
+            page.contains("<!doctype html>") && !page.contains("<script>") && !page.contains("<img"),
+            "{path}: {page}"
+        );
+    }
+    // Nobody is logged in: nothing but the way to the login.
+    let stranger = Browser::new(&sidecar);
+    for path in ["/ui/bulk", "/ui/bulk/cancel"] {
+        let answer = stranger.press(path, &format!("action=cancel&run={}/open", world.name)).await;
+        assert_eq!((answer.code.as_u16(), answer.location()), (303, "/ui/login?next=%2F"), "{path}");
+    }
+}
