@@ -1,6 +1,27 @@
-//! Condition types and reasons of both kinds. `kstatus` (Flux, `helm --wait`) reads the types.
+//! Condition types and reasons of all kinds. `kstatus` (Flux, `helm --wait`) reads the types.
 
-/// Present on a SyncSchedule always. True: runs are started as scheduled, or would be were it not suspended.
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON};
+use serde_json::json;
+
+/// Makes a new object of a kind Ready=Unknown until a controller has looked at it: with no status at all, kstatus takes it
+/// for ready, and `helm --wait` would not wait.
+pub(super) fn unseen(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    let unseen = json!({"conditions": [{
+        "type": READY, "status": "Unknown", "reason": reasons::PENDING,
+        "message": "No controller has looked at it yet", "lastTransitionTime": "1970-01-01T00:00:00Z",
+    }]});
+    for version in &mut definition.spec.versions {
+        let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        let status = schema.and_then(|schema| schema.properties.as_mut()?.get_mut("status"));
+        if let Some(status) = status {
+            status.default = Some(JSON(unseen.clone()));
+        }
+    }
+    definition
+}
+
+/// Present on a SyncSchedule and a SyncAlert always. True: runs are started as scheduled, or would be were it not suspended;
+/// sinks take messages.
 pub const READY: &str = "Ready";
 /// True while the controller is not yet done with the object: a run under way, or a dependency that is away.
 pub const RECONCILING: &str = "Reconciling";
@@ -55,6 +76,17 @@ pub mod reasons {
     pub const UNKNOWN_FORMAT: &str = "UnknownFormat";
     /// The run lost its worker again and again without getting any further.
     pub const STALLED: &str = "Stalled";
+
+    /// Every sink of the alert takes its messages, as far as is known.
+    pub const DELIVERING: &str = "Delivering";
+    /// The sink took a message.
+    pub const DELIVERED: &str = "Delivered";
+    /// The sink refuses messages as the spec or a Secret has it.
+    pub const INVALID_SINK: &str = "InvalidSink";
+    /// The sink does not answer, or says that it cannot take messages now.
+    pub const SINK_UNAVAILABLE: &str = "SinkUnavailable";
+    /// The template cannot be used; messages are worded as without one.
+    pub const INVALID_TEMPLATE: &str = "InvalidTemplate";
 
     /// Why a run can fail that nobody ended.
     pub const FAILURES: [&str; 7] = [

@@ -3,19 +3,14 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use super::{
-    GoDuration, SyncJobSpec,
-    conditions::{READY, reasons},
-    rules,
-};
+use super::{GoDuration, SyncJobSpec, conditions, rules};
 
 /// When runs are made, and from which template.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,23 +106,10 @@ pub struct SyncScheduleSpec {
 }
 
 impl SyncSchedule {
-    /// The CustomResourceDefinition. A new object is Ready=Unknown until a controller has looked at it: with no status at
-    /// all, kstatus takes it for ready, and `helm --wait` would not wait.
+    /// The CustomResourceDefinition.
     #[must_use]
     pub fn definition() -> CustomResourceDefinition {
-        let mut definition = Self::crd();
-        let unseen = json!({"conditions": [{
-            "type": READY, "status": "Unknown", "reason": reasons::PENDING,
-            "message": "No controller has looked at it yet", "lastTransitionTime": "1970-01-01T00:00:00Z",
-        }]});
-        for version in &mut definition.spec.versions {
-            let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
-            let status = schema.and_then(|schema| schema.properties.as_mut()?.get_mut("status"));
-            if let Some(status) = status {
-                status.default = Some(JSON(unseen.clone()));
-            }
-        }
-        definition
+        conditions::unseen(Self::crd())
     }
 }
 
@@ -225,6 +207,9 @@ pub struct SyncScheduleStatus {
     /// Runs that failed, newest first: the last 20 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failure_history: Vec<RunFailure>,
+    /// How the run ended that ended last, but for cancelled and replaced ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_result: Option<RunResult>,
     /// The trigger token that was handled last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handled_trigger: Option<String>,
@@ -288,6 +273,25 @@ pub struct RunFailure {
     pub reason: String,
     /// Why, in a sentence.
     pub message: String,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunResult {
+    /// The SyncJob's name.
+    pub job: String,
+    /// When it ended.
+    pub time: Time,
+    /// Why it failed, in one CamelCase word. Absent when it completed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Documents handled.
+    pub processed: i64,
+    /// Documents that were refused.
+    pub failed: i64,
+    /// How often it lost its worker and went on elsewhere.
+    pub recoveries: i32,
 }
 
 fn default_jitter() -> GoDuration {

@@ -15,7 +15,7 @@ use crate::{
     api::{
         GoDuration, SyncJob, SyncJobSpec, SyncJobStatus, SyncSchedule,
         conditions::{COMPLETE, FAILED},
-        syncjob::Phase,
+        syncjob::{Counts, Phase},
     },
     domain::{
         conditions,
@@ -73,6 +73,9 @@ struct Ended {
     name: Box<str>,
     at: Option<Timestamp>,
     duration: Option<GoDuration>,
+    /// Documents handled, and those of them that were refused.
+    counts: (i64, i64),
+    recoveries: i32,
     /// Reason and message. `None` when it completed.
     failure: Option<Box<(String, String)>>,
 }
@@ -178,10 +181,13 @@ impl State {
         }
         let status = job.status.as_ref();
         let failed = status.and_then(|status| conditions::find(&status.conditions, FAILED));
+        let counts = status.and_then(|status| status.counts);
         Self::Ended(Ended {
             name: job.name_any().into(),
             at: status.and_then(|status| status.completion_time.as_ref()).map(|time| time.0),
             duration: status.and_then(|status| status.duration.clone()),
+            counts: counts.map_or((0, 0), |counts| (counts.processed, counts.failed)),
+            recoveries: status.and_then(|status| status.recoveries).unwrap_or_default(),
             failure: failed
                 .filter(|_| !is_complete(job))
                 .map(|condition| Box::new((condition.reason.clone(), condition.message.clone()))),
@@ -202,6 +208,8 @@ impl Ended {
             phase: Some(if self.failure.is_some() { Phase::Failed } else { Phase::Complete }),
             completion_time: self.at.map(Time),
             duration: self.duration.clone(),
+            counts: Some(Counts { processed: self.counts.0, failed: self.counts.1, ..Counts::default() }),
+            recoveries: Some(self.recoveries),
             ..SyncJobStatus::default()
         };
         let at = self.at.unwrap_or(Timestamp::UNIX_EPOCH);
@@ -230,7 +238,8 @@ mod tests {
     }
 
     fn ended(type_: &str) -> Value {
-        json!({"completionTime": "2026-11-24T10:00:00Z", "duration": "12ms", "conditions": [
+        json!({"completionTime": "2026-11-24T10:00:00Z", "duration": "12ms", "recoveries": 2,
+               "counts": {"processed": 9, "failed": 3}, "conditions": [
             {"type": type_, "status": "True", "reason": "Why", "message": "because", "lastTransitionTime": "2026-11-24T10:00:00Z"},
         ]})
     }
@@ -256,6 +265,8 @@ mod tests {
             let status = job.status.as_ref().unwrap();
             assert_eq!(status.completion_time.as_ref().unwrap().0.to_string(), "2026-11-24T10:00:00Z");
             assert_eq!(status.duration.as_ref().unwrap().as_str(), "12ms");
+            let counts = status.counts.unwrap();
+            assert_eq!((counts.processed, counts.failed, status.recoveries), (9, 3, Some(2)));
             assert!(job.metadata.uid.is_some());
         }
         assert!(index.has("uid-1") && index.under_way("uid-1").is_none());

@@ -24,10 +24,10 @@ use super::{
     run::SpecError,
 };
 use crate::api::{
-    SLOT_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
+    SLOT_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
     conditions::{FAILED, READY, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::SyncMode,
-    syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, RunFailure, Skip},
+    syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, RunFailure, RunResult, Skip},
     truncate,
 };
 
@@ -192,6 +192,7 @@ fn slot_of(job: &SyncJob) -> Time {
 fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     let Some(result) = &finished.status else { return };
     status.last_duration.clone_from(&result.duration);
+    note_result(status, finished, result);
     if job::is_complete(finished) {
         status.runs.succeeded += 1;
         if result.completion_time > status.last_successful_time {
@@ -214,6 +215,26 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     status.failure_history.insert(0, failure);
     status.failure_history.sort_by(|a, b| b.time.cmp(&a.time));
     status.failure_history.truncate(MAX_FAILURE_HISTORY);
+}
+
+/// Notes how a run ended, unless somebody ended it, or a later one is noted.
+fn note_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &SyncJobStatus) {
+    let reason = conditions::find(&result.conditions, FAILED).map(|condition| condition.reason.clone());
+    let reason = reason.filter(|_| !job::is_complete(finished));
+    let time = result.completion_time.clone().unwrap_or(Time(Timestamp::UNIX_EPOCH));
+    let is_ended_by_somebody = matches!(reason.as_deref(), Some(reasons::CANCELLED | reasons::REPLACED));
+    if is_ended_by_somebody || status.last_result.as_ref().is_some_and(|last| last.time > time) {
+        return;
+    }
+    let counts = result.counts.unwrap_or_default();
+    status.last_result = Some(RunResult {
+        job: finished.name_any(),
+        time,
+        reason,
+        processed: counts.processed,
+        failed: counts.failed,
+        recoveries: result.recoveries.unwrap_or_default(),
+    });
 }
 
 /// Starts the run that the trigger annotation asks for, once for each token. Tells what it waits for.

@@ -474,3 +474,25 @@ fn a_schedule_says_in_plain_words_when_it_is_due() {
         assert_eq!(Parsed::new(&spec).unwrap().words(), words);
     }
 }
+
+#[test]
+fn how_the_last_run_ended_is_kept_unless_somebody_ended_it() {
+    let mut world = World::new(json!({"interval": "10s"}));
+    for (slot, condition, reason, expected) in [
+        (1_000_010, FAILED, "TooManyFailed", ("user-sync-1000010", Some("TooManyFailed"))),
+        (1_000_020, FAILED, reasons::CANCELLED, ("user-sync-1000010", Some("TooManyFailed"))),
+        (1_000_030, FAILED, reasons::REPLACED, ("user-sync-1000010", Some("TooManyFailed"))),
+        (1_000_040, COMPLETE, "Completed", ("user-sync-1000040", None)),
+    ] {
+        world.pass(slot);
+        let name = format!("user-sync-{slot}");
+        let job = world.jobs.iter_mut().find(|job| job.name_any() == name).unwrap();
+        let mut status = SyncJobStatus { completion_time: Some(Time(at(slot + 2))), ..SyncJobStatus::default() };
+        status.recoveries = Some(2);
+        conditions::set(&mut status.conditions, condition, true, reason, "because", Some(1), at(slot + 2));
+        Arc::make_mut(job).status = Some(status);
+        world.pass(slot + 2);
+        let last = world.status().last_result.as_ref().unwrap();
+        assert_eq!((last.job.as_str(), last.reason.as_deref(), last.recoveries), (expected.0, expected.1, 2));
+    }
+}
