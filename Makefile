@@ -66,7 +66,7 @@ bench-sources: ## Measure runs that fetch from a GraphQL server: rate limit and 
 generate: ## Write the generated files
 	cargo build --quiet
 	operator=$$CARGO_TARGET_DIR/debug/sync-operator
-	for kind in syncschedule syncjob; do "$$operator" crd $$kind > crds/$${kind}s.yaml; done
+	for kind in syncschedule syncjob syncalert; do "$$operator" crd $$kind > crds/$${kind}s.yaml; done
 	"$$operator" openapi > docs/reference/openapi.json
 	tests/chart/generate.sh
 
@@ -74,7 +74,7 @@ check-generated: ## Fail when a generated file is stale
 	cargo build --quiet
 	operator=$$CARGO_TARGET_DIR/debug/sync-operator
 	fresh() { diff -u "$$1" - || { echo "$$1 is stale: run make generate" >&2; exit 1; }; }
-	for kind in syncschedule syncjob; do "$$operator" crd $$kind | fresh crds/$${kind}s.yaml; done
+	for kind in syncschedule syncjob syncalert; do "$$operator" crd $$kind | fresh crds/$${kind}s.yaml; done
 	"$$operator" openapi | fresh docs/reference/openapi.json
 	tests/chart/generate.sh --check
 

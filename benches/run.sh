@@ -31,7 +31,7 @@ if [[ $which == scale ]]; then
   cluster up
   eval "$(cluster env)"
   kubectl apply -f crds >&2
-  kubectl wait --for condition=established --timeout 60s crd/syncjobs.sync.codex.dev crd/syncschedules.sync.codex.dev >&2
+  kubectl wait --for condition=established --timeout 60s crd/syncjobs.sync.codex.dev crd/syncschedules.sync.codex.dev crd/syncalerts.sync.codex.dev >&2
   cargo bench --quiet --bench scale
   exit
 fi

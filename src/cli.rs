@@ -187,6 +187,9 @@ pub enum Kind {
     /// SyncJob.
     #[value(name = "syncjob")]
     SyncJob,
+    /// SyncAlert.
+    #[value(name = "syncalert")]
+    SyncAlert,
 }
 
 /// Which part of the cluster is worked on. The cluster itself comes from KUBECONFIG, ~/.kube/config, or the
@@ -286,10 +289,10 @@ pub struct Workers {
     /// Runs worked on at a time in this process, 0 to 256.
     #[arg(long, env = "WORKERS", help_heading = "Workers", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub workers: u16,
-    /// Hosts that sources may be at, whatever their address, and without TLS. *.example.com stands for all below it.
+    /// Hosts that sources, and sinks of alerts, may be at, whatever their address, and without TLS. *.example.com stands for all below it.
     #[arg(long, env = "SOURCE_ALLOWED_HOSTS", help_heading = "Workers", value_delimiter = ',')]
     pub source_allowed_hosts: Vec<String>,
-    /// Networks beside the public internet that sources may be in, such as 10.0.0.0/8.
+    /// Networks beside the public internet that sources, and sinks of alerts, may be in, such as 10.0.0.0/8.
     #[arg(long, env = "SOURCE_ALLOWED_CIDRS", help_heading = "Workers", value_delimiter = ',')]
     pub source_allowed_cidrs: Vec<ipnet::IpNet>,
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt, future::join};
+use futures::{Stream, StreamExt, future::join3};
 use jiff::Timestamp;
 use kube::{
     Api, Client, Config, Resource,
@@ -29,7 +29,7 @@ use tokio::{
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
-    api::{SyncJob, SyncSchedule},
+    api::{SyncAlert, SyncJob, SyncSchedule},
     telemetry::Outage,
 };
 use index::{Index, is_history, schedule_of};
@@ -52,7 +52,13 @@ const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration:
 /// Code of a watch that asks for changes which are no longer kept.
 const EXPIRED: u16 = 410;
 
+/// Codes of a kind that is not installed, or that the operator has no right to: nobody is told of anything then, and all
+/// else goes on.
+const ABSENT: [u16; 2] = [403, 404];
+
 static API_SERVER: Outage = Outage::new("the Kubernetes API");
+
+static ALERTS: Outage = Outage::new("the kind SyncAlert, or the right to read it,");
 
 /// A request the API server did not carry out.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +147,7 @@ pub async fn connect() -> kube::Result<Client> {
     Client::try_from(config)
 }
 
-/// Both kinds, as last seen. Cheap to clone.
+/// All kinds, as last seen. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
     /// For requests.
@@ -150,11 +156,13 @@ pub struct Cluster {
     pub schedules: Store<SyncSchedule>,
     /// Every SyncJob that something is still to be done about: all but those that have ended and stay.
     pub jobs: Store<SyncJob>,
+    /// Every SyncAlert.
+    pub alerts: Store<SyncAlert>,
     index: Arc<RwLock<Index>>,
     requests: Arc<Semaphore>,
     reports: Arc<Semaphore>,
     namespace: Option<String>,
-    /// Kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
+    /// Of SyncSchedules and SyncJobs, the kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
     listed: watch::Receiver<usize>,
 }
 
@@ -164,6 +172,10 @@ pub struct Feeds {
     pub schedules: UnboundedReceiverStream<Arc<SyncSchedule>>,
     /// Changes of SyncJobs that something is still to be done about.
     pub jobs: UnboundedReceiverStream<Arc<SyncJob>>,
+    /// Changes of SyncAlerts.
+    pub alerts: UnboundedReceiverStream<Arc<SyncAlert>>,
+    /// SyncAlerts in whose namespace a SyncSchedule was made, changed or deleted.
+    pub watching: mpsc::UnboundedReceiver<ObjectRef<SyncAlert>>,
     /// SyncSchedules one of whose SyncJobs was made, has ended or was deleted.
     pub owners: mpsc::UnboundedReceiver<ObjectRef<SyncSchedule>>,
     /// SyncJobs with which it is over. One deleted while the watch was away is not told.
@@ -200,6 +212,8 @@ pub struct Turn<'a> {
 struct News {
     schedules: mpsc::UnboundedSender<Arc<SyncSchedule>>,
     jobs: mpsc::UnboundedSender<Arc<SyncJob>>,
+    alerts: mpsc::UnboundedSender<Arc<SyncAlert>>,
+    watching: mpsc::UnboundedSender<ObjectRef<SyncAlert>>,
     owners: mpsc::UnboundedSender<ObjectRef<SyncSchedule>>,
     over: mpsc::UnboundedSender<Over>,
 }
@@ -220,19 +234,56 @@ where
     }
 }
 
+/// Tells which SyncAlerts may watch the SyncSchedules that a change is about.
+fn tell_watching(
+    reader: &mpsc::UnboundedSender<ObjectRef<SyncAlert>>,
+    alerts: &Store<SyncAlert>,
+    event: &watcher::Event<SyncSchedule>,
+) {
+    let namespace = match event {
+        watcher::Event::Apply(schedule) | watcher::Event::Delete(schedule) => Some(&schedule.metadata.namespace),
+        watcher::Event::InitDone => None,
+        _ => return,
+    };
+    let alerts = alerts.state();
+    let watching =
+        alerts.iter().filter(|alert| namespace.is_none_or(|namespace| *namespace == alert.metadata.namespace));
+    // The reader is gone only when the process ends.
+    for alert in watching {
+        reader.send(ObjectRef::from_obj(&**alert)).ok();
+    }
+}
+
 impl Cluster {
-    /// Watches both kinds in one namespace, or in all. The future drives the watches and never ends.
+    /// Watches all kinds in one namespace, or in all. The future drives the watches and never ends.
     pub fn watch(client: Client, namespace: Option<String>) -> (Self, Feeds, impl Future<Output = ()> + Send) {
         let (schedules, schedule_writer) = reflector::store();
         let (jobs, job_writer) = reflector::store();
+        let (alerts, alert_writer) = reflector::store();
+        let ((tell_alerts, changed_alerts), (tell_watching, watching)) =
+            (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (tell_schedules, changed_schedules) = mpsc::unbounded_channel();
         let (tell_jobs, changed_jobs) = mpsc::unbounded_channel();
         let ((tell_owners, owners), (tell_over, over)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let news = News { schedules: tell_schedules, jobs: tell_jobs, owners: tell_owners, over: tell_over };
-        let feeds = Feeds { schedules: changed_schedules.into(), jobs: changed_jobs.into(), owners, over };
+        let news = News {
+            schedules: tell_schedules,
+            jobs: tell_jobs,
+            alerts: tell_alerts,
+            watching: tell_watching,
+            owners: tell_owners,
+            over: tell_over,
+        };
+        let feeds = Feeds {
+            schedules: changed_schedules.into(),
+            jobs: changed_jobs.into(),
+            alerts: changed_alerts.into(),
+            watching,
+            owners,
+            over,
+        };
         let (listing, listed) = watch::channel(0);
-        let cluster = Self::new(client, schedules, jobs, namespace, listed);
-        let driver = cluster.drive(schedule_writer, job_writer, listing, news);
+        let cluster = Self::new(client, schedules, jobs, alerts, namespace, listed);
+        let driver = cluster.drive(schedule_writer, job_writer, alert_writer, listing, news);
         (cluster, feeds, driver)
     }
 
@@ -240,30 +291,40 @@ impl Cluster {
         client: Client,
         schedules: Store<SyncSchedule>,
         jobs: Store<SyncJob>,
+        alerts: Store<SyncAlert>,
         namespace: Option<String>,
         listed: watch::Receiver<usize>,
     ) -> Self {
         let (requests, reports) = (Arc::new(Semaphore::new(REQUESTS)), Arc::new(Semaphore::new(REPORTS)));
-        Self { client, schedules, jobs, index: Arc::default(), requests, reports, namespace, listed }
+        Self { client, schedules, jobs, alerts, index: Arc::default(), requests, reports, namespace, listed }
     }
 
     fn drive(
         &self,
         schedules: Writer<SyncSchedule>,
         jobs: Writer<SyncJob>,
+        alerts: Writer<SyncAlert>,
         listing: watch::Sender<usize>,
         news: News,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (index, news) = (Arc::clone(&self.index), Arc::new(news));
         let (schedule_store, job_store, telling) = (self.schedules.clone(), self.jobs.clone(), Arc::clone(&news));
+        let alert_store = self.alerts.clone();
         let schedules = changes(self.api()).reflect(schedules);
         let jobs = changes(self.api())
             .filter_map(move |event| ready(event.map(|event| sort(event, &index, &news)).transpose()))
             .reflect(jobs);
+        let alerts = changes_of_alerts(self.api()).reflect(alerts);
         async move {
-            let schedules = drain(schedules, &listing, |event| tell(&telling.schedules, &schedule_store, event));
+            let schedules = drain(schedules, &listing, |event| {
+                tell(&telling.schedules, &schedule_store, event);
+                tell_watching(&telling.watching, &alert_store, event);
+            });
             let jobs = drain(jobs, &listing, |event| tell(&telling.jobs, &job_store, event));
-            join(schedules, jobs).await;
+            // Nobody waits for them.
+            let unheard = watch::Sender::new(0);
+            let alerts = drain(alerts, &unheard, |event| tell(&telling.alerts, &alert_store, event));
+            join3(schedules, jobs, alerts).await;
         }
     }
 
@@ -290,13 +351,13 @@ impl Cluster {
         ask(action, request).await
     }
 
-    /// Waits until both kinds were listed once.
+    /// Waits until SyncSchedules and SyncJobs were listed once.
     pub async fn ready(&self) {
         // Fails only when the watches were dropped, and then the process ends anyway.
         self.listed.clone().wait_for(|kinds| *kinds >= 2).await.ok();
     }
 
-    /// True when both kinds were listed once.
+    /// True when SyncSchedules and SyncJobs were listed once.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         *self.listed.borrow() >= 2
@@ -423,26 +484,51 @@ where
     }
 }
 
+/// The changes of SyncAlerts. A cluster that has no such kind yet, as in the middle of an upgrade, is no outage.
+fn changes_of_alerts(api: Api<SyncAlert>) -> impl Stream<Item = watcher::Result<watcher::Event<SyncAlert>>> + Send {
+    let is_absent = |event: &watcher::Result<watcher::Event<SyncAlert>>| match event {
+        Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) => ABSENT.contains(&status.code),
+        _ => false,
+    };
+    bare(watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0)).inspect(move |event| {
+        if is_absent(event) || matches!(event, Ok(watcher::Event::InitDone)) {
+            ALERTS.note(event);
+        } else {
+            note_answer(event);
+        }
+    }))
+}
+
 /// The changes of a kind, without what nobody asks.
 pub fn changes<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    watcher(api, watcher::Config::default().timeout(WATCH))
-        .backoff(Retry(WATCH_RETRY.0))
-        .inspect(|event| match event {
-            // They say that a list is about to be asked for: the API server answered, and that is all.
-            Ok(watcher::Event::Init) => {}
-            Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
-            _ => API_SERVER.note(event),
-        })
-        .modify(|object: &mut K| {
-            let meta = object.meta_mut();
-            meta.managed_fields = None;
-            if let Some(annotations) = &mut meta.annotations {
-                annotations.remove(LAST_APPLIED);
-            }
-        })
+    bare(watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0)).inspect(note_answer))
+}
+
+fn note_answer<K>(event: &watcher::Result<watcher::Event<K>>) {
+    match event {
+        // They say that a list is about to be asked for: the API server answered, and that is all.
+        Ok(watcher::Event::Init) => {}
+        Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
+        _ => API_SERVER.note(event),
+    }
+}
+
+fn bare<K>(
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+where
+    K: Resource<DynamicType = ()>,
+{
+    events.modify(|object: &mut K| {
+        let meta = object.meta_mut();
+        meta.managed_fields = None;
+        if let Some(annotations) = &mut meta.annotations {
+            annotations.remove(LAST_APPLIED);
+        }
+    })
 }
 
 /// Since when the API server has not answered the watches. `None` while it does: the caches are up to date.
@@ -512,7 +598,8 @@ mod tests {
         let index = RwLock::default();
         let ((owners, mut told), (over, mut ended)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (schedules, jobs) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
-        let news = News { schedules, jobs, owners, over };
+        let (alerts, watching) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
+        let news = News { schedules, jobs, alerts, watching, owners, over };
         let over = |deleted| Ok(Over { uid: "uid-job".to_owned(), deleted });
         let mut pass = |event, expected_news: bool, expected_over| {
             let kept = sort(event, &index, &news);

@@ -2,6 +2,7 @@
 //!
 //! `docs/architecture.md` tells how the parts fit together.
 
+pub mod alerts;
 pub mod api;
 pub mod cli;
 pub mod cluster;
@@ -14,6 +15,7 @@ pub mod http;
 mod network;
 pub mod process;
 pub mod queue;
+mod secrets;
 pub mod sync;
 pub mod telemetry;
 pub mod verify;

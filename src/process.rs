@@ -16,14 +16,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{SyncJob, SyncSchedule},
+    api::{SyncAlert, SyncJob, SyncSchedule},
     cli::{self, Cli, Command, Kind},
     cluster::{self, Cluster},
     controller::{self, Election, Leadership},
     credentials::{self, Files},
     http,
     queue::Queue,
-    sync::Databases,
+    sync::{Databases, Egress},
     telemetry::{MONGODB, logs, traces},
     verify,
     worker::{self, Pulse, Sources},
@@ -102,7 +102,11 @@ fn finish(result: Result<(), Error>) -> ExitCode {
 }
 
 fn print_crds(kind: Option<Kind>) -> Result<(), Error> {
-    let crds = [(Kind::SyncSchedule, SyncSchedule::definition()), (Kind::SyncJob, SyncJob::crd())];
+    let crds = [
+        (Kind::SyncSchedule, SyncSchedule::definition()),
+        (Kind::SyncJob, SyncJob::crd()),
+        (Kind::SyncAlert, SyncAlert::definition()),
+    ];
     for (_, crd) in crds.into_iter().filter(|(of, _)| kind.is_none_or(|kind| kind == *of)) {
         let yaml = serde_yaml_ng::to_string(&crd).map_err(|error| Error::Failed(error.to_string()))?;
         print!("---\n{yaml}");
@@ -177,9 +181,10 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
         Command::Controller(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
+            let egress = options.workers.egress();
             add_probes(&mut parts, options.probes, view.state(&queue)).await?;
             add_workers(&mut parts, options.workers, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
-            add_controllers(&mut parts, options.controllers, id, client, queue, view);
+            add_controllers(&mut parts, (options.controllers, egress), id, client, queue, view);
         }
         Command::Worker(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
@@ -207,13 +212,14 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
         Command::All(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
+            let egress = options.workers.egress();
             let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
             let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
             add_mirror(&mut parts, options.mirror, &objects, &queue, id)?;
             add_http(&mut parts, options.http, state, objects, id).await?;
             add_workers(&mut parts, options.workers, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
-            add_controllers(&mut parts, options.controllers, id, client, queue, view);
+            add_controllers(&mut parts, (options.controllers, egress), id, client, queue, view);
         }
     }
     parts.run().await
@@ -330,13 +336,21 @@ async fn first_answer(databases: &Databases) {
     }
 }
 
-fn add_controllers(parts: &mut Parts, options: cli::Controllers, id: &str, client: Client, queue: Queue, view: View) {
+fn add_controllers(
+    parts: &mut Parts,
+    (options, egress): (cli::Controllers, Egress),
+    id: &str,
+    client: Client,
+    queue: Queue,
+    view: View,
+) {
     let cli::Controllers { kubernetes, leader_election: election, times } = options;
     let settings = controller::Settings {
         resync: times.resync_interval,
         status_interval: times.status_interval,
         status_writes_per_second: times.status_writes_per_second,
         instance: id.to_owned(),
+        egress,
         election: Election {
             identity: id.to_owned(),
             namespace: election.leader_lease_namespace,

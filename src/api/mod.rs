@@ -1,4 +1,4 @@
-//! The custom resources `SyncSchedule` and `SyncJob`: types, defaults and validation rules. No I/O.
+//! The custom resources `SyncSchedule`, `SyncJob` and `SyncAlert`: types, defaults and validation rules. No I/O.
 //!
 //! The `///` texts of spec and status fields are the users' reference: they become the
 //! descriptions in the CRDs that `kubectl explain` shows.
@@ -7,14 +7,16 @@ pub mod conditions;
 pub mod duration;
 mod rules;
 pub mod source;
+pub mod syncalert;
 pub mod syncjob;
 pub mod syncschedule;
 
 pub use duration::GoDuration;
+pub use syncalert::{SyncAlert, SyncAlertSpec, SyncAlertStatus};
 pub use syncjob::{SyncJob, SyncJobSpec, SyncJobStatus};
 pub use syncschedule::{SyncSchedule, SyncScheduleSpec, SyncScheduleStatus};
 
-/// API group of both kinds.
+/// API group of all kinds.
 pub const GROUP: &str = "sync.codex.dev";
 /// Label on a SyncJob that names the SyncSchedule it belongs to.
 pub const SCHEDULE_LABEL: &str = "sync.codex.dev/schedule";
@@ -31,7 +33,9 @@ pub const TRACEPARENT_ANNOTATION: &str = "sync.codex.dev/traceparent";
 /// Annotation on a SyncJob that was made like one that failed: the name of that one.
 pub const RETRY_OF_ANNOTATION: &str = "sync.codex.dev/retry-of";
 
-/// Annotation on a Secret with the hosts, separated by commas, that a source may send it to.
+/// Annotation on a SyncAlert that asks for a test message: any new token.
+pub const TEST_ANNOTATION: &str = "sync.codex.dev/test";
+/// Annotation on a Secret with the hosts, separated by commas, that it may be sent to.
 pub const HOSTS_ANNOTATION: &str = "sync.codex.dev/hosts";
 
 /// Longest text in a status field, in bytes of its JSON.

@@ -29,6 +29,13 @@ pub(super) fn pointer(field: &str, example: &str) -> Rule {
         .message(&*format!("{field} must be a JSON pointer, which starts with /, such as {example}"))
 }
 
+/// An http or https URL without user, password and fragment. `field` is named in the message.
+pub(super) fn url(field: &str, example: &str) -> Rule {
+    Rule::new("self.matches('^https?://[^/?#@ ]+([/?][^# ]*)?$')").message(&*format!(
+        "{field} must be an http or https URL without user, password and fragment, such as {example}: secrets belong into Secrets"
+    ))
+}
+
 /// A field of `spec` that cannot be changed once the object exists. For fields that always have a value.
 pub(super) fn immutable(field: &str) -> Rule {
     immutable_rule(field, &format!("self.spec.{field} == oldSelf.spec.{field}"))

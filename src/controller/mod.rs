@@ -5,6 +5,7 @@
 mod leader;
 mod news;
 mod pace;
+mod syncalert;
 mod syncjob;
 mod syncschedule;
 mod trace;
@@ -29,10 +30,12 @@ use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    alerts::Courier,
     api::SyncJob,
     cluster::{self, Cluster, Lane, Over, Turn},
     domain::Note,
     queue::{self, Queue, Repaired},
+    sync::Egress,
     telemetry::{REDIS, events::Events, metrics},
 };
 use leader::Elector;
@@ -72,6 +75,8 @@ pub struct Settings {
     pub instance: String,
     /// How the one that reconciles is found among several controllers.
     pub election: Election,
+    /// Which addresses sinks of alerts may be at.
+    pub egress: Egress,
 }
 
 /// What reconcilers work with.
@@ -82,6 +87,8 @@ struct Context {
     queue_available: watch::Receiver<bool>,
     pace: Pace,
     made: syncschedule::Made,
+    outbox: syncalert::Outbox,
+    courier: Courier,
     leadership: Leadership,
 }
 
@@ -155,7 +162,7 @@ async fn led(
     }
 }
 
-/// Runs both controllers until `stop`, then lets reconciliations under way end and gives the Lease up. They do
+/// Runs the controllers until `stop`, then lets reconciliations under way end and gives the Lease up. They do
 /// nothing while another process leads. The cluster's caches, and who leads, are handed out for others to read.
 pub async fn run(
     settings: Settings,
@@ -169,7 +176,9 @@ pub async fn run(
     share(cluster.clone(), leadership.clone());
     let (availability, queue_available) = watch::channel(true);
     let (news, waiting) = news::channel();
-    let mut events = pin!(waiting.send(Events::new(client, &settings.instance), cluster.clone(), leadership.clone()));
+    let mut events =
+        pin!(waiting.send(Events::new(client.clone(), &settings.instance), cluster.clone(), leadership.clone()));
+    let (outbox, delivered) = syncalert::Outbox::new();
     let context = Arc::new(Context {
         cluster: cluster.clone(),
         queue: queue.clone(),
@@ -177,18 +186,22 @@ pub async fn run(
         queue_available: queue_available.clone(),
         pace: Pace::new(settings.status_interval, settings.status_writes_per_second),
         made: syncschedule::Made::default(),
+        outbox,
+        courier: Courier::new(client, settings.egress),
         leadership: leadership.clone(),
     });
     let config = || Config::default().concurrency(CONCURRENCY);
-    let recovered = stream::select(
-        WatchStream::from_changes(queue_available).map(drop),
-        WatchStream::from_changes(leadership.changes()).map(drop),
-    );
-    let upset = stream::select(recovered, clock_steps());
+    let upset = || {
+        let recovered = stream::select(
+            WatchStream::from_changes(queue_available.clone()).map(drop),
+            WatchStream::from_changes(leadership.changes()).map(drop),
+        );
+        stream::select(recovered, clock_steps())
+    };
 
     let schedules = Controller::for_shared_stream(feeds.schedules, cluster.schedules.clone())
         .reconcile_on(UnboundedReceiverStream::new(feeds.owners))
-        .reconcile_all_on(upset)
+        .reconcile_all_on(upset())
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
@@ -209,14 +222,27 @@ pub async fn run(
         )
         .for_each(|result| async move { tracing::trace!(?result, "job reconciled") });
 
+    let alerts = Controller::for_shared_stream(feeds.alerts, cluster.alerts.clone())
+        .reconcile_on(UnboundedReceiverStream::new(feeds.watching))
+        .reconcile_on(UnboundedReceiverStream::new(delivered))
+        .reconcile_all_on(upset())
+        .with_config(config())
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(
+            |object, context| led("SyncAlert", Arc::clone(&context), syncalert::reconcile(object, context)),
+            |_, error, _| after(error),
+            Arc::clone(&context),
+        )
+        .for_each(|result| async move { tracing::trace!(?result, "alert reconciled") });
+
     tracing::info!(namespace = settings.namespace.as_deref().unwrap_or("all"), "controllers started");
     select! {
-        ((), ()) = async { tokio::join!(schedules, jobs) } => {}
+        ((), (), ()) = async { tokio::join!(schedules, jobs, alerts) } => {}
         () = elector.run() => {}
         () = watches => {}
         () = &mut events => {}
         () = ask_for_signs_of_life(&queue, &availability) => {}
-        () = sweep(&cluster, &queue, &leadership, settings.resync) => {}
+        () = sweep(&context, settings.resync) => {}
         () = forget(feeds.over, &queue, &context) => {}
     }
     drop(context);
@@ -306,7 +332,8 @@ async fn ask_for_signs_of_life(queue: &Queue, availability: &watch::Sender<bool>
 }
 
 /// Forgets runs whose SyncJob is gone. A worker that has one stops at its next checkpoint.
-async fn sweep(cluster: &Cluster, queue: &Queue, leadership: &Leadership, every: Duration) {
+async fn sweep(context: &Context, every: Duration) {
+    let Context { cluster, queue, leadership, .. } = context;
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     cluster.ready().await;
@@ -322,6 +349,18 @@ async fn sweep(cluster: &Cluster, queue: &Queue, leadership: &Leadership, every:
         }
         if all {
             repair(queue).await;
+        }
+        forget_alerts(context).await;
+    }
+}
+
+/// Forgets SyncAlerts that were deleted. What is missed here, Redis forgets by itself in time.
+async fn forget_alerts(context: &Context) {
+    let alerts = context.cluster.alerts.state();
+    let has = |uid: &str| alerts.iter().any(|alert| alert.metadata.uid.as_deref() == Some(uid));
+    for uid in context.outbox.sweep(has) {
+        if let Err(error) = context.queue.forget_alert(&uid).await {
+            tracing::debug!(uid, %error, "what is kept of a deleted SyncAlert not removed yet");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Pure decisions: no clients, and the clock is an argument.
 
+pub mod alert;
 pub mod backoff;
 pub mod conditions;
 pub mod cron;

@@ -53,6 +53,11 @@ impl Keys {
         format!("{}:gate:{name}", self.prefix)
     }
 
+    /// The hash of what is kept of an alert.
+    pub fn alert(&self, uid: &str) -> String {
+        format!("{}:alert:{uid}", self.prefix)
+    }
+
     /// The hash of a run.
     pub fn run(&self, uid: &str) -> String {
         format!("{}:run:{uid}", self.prefix)

@@ -4,6 +4,7 @@
 //! later write of the worker that claimed it gives the epoch and is refused once it is not the current one.
 //! Time is the Redis server's, so the clocks of the pods do not matter.
 
+mod alerts;
 mod blocking;
 mod connection;
 mod gate;

@@ -25,6 +25,7 @@ scripts! {
     REPAIR = "repair.lua",
     DEPTH = "depth.lua",
     GATE = "gate.lua",
+    KEEP = "keep.lua",
 }
 
 /// The cache may be emptied again between loading a script and calling it.

@@ -4,7 +4,7 @@ mod error;
 mod keys;
 mod mapping;
 mod restore;
-mod source;
+pub(crate) mod source;
 mod target;
 
 pub use error::{Error, Unavailable};

@@ -55,6 +55,8 @@ static RECONCILED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::def
 static RECONCILE_DURATION: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(quick));
 static STATUS_WRITES: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 
+static ALERT_MESSAGES: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
+
 static USERS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 static BATCH_DURATION: LazyLock<Family<Labels, Traced>> =
     LazyLock::new(|| Family::new_with_constructor(|| Traced::new(QUICK.into_iter())));
@@ -110,6 +112,11 @@ pub fn reconciled(kind: &'static str, well: bool, took: Duration) {
 /// Counts a status that was written, or could not be.
 pub fn status_written(kind: &'static str, well: bool) {
     STATUS_WRITES.get_or_create(&vec![("kind", kind), ("result", result_label(well))]).inc();
+}
+
+/// Counts a message to a sink of an alert. `sink` is the kind.
+pub fn alert_sent(sink: &'static str, well: bool) {
+    ALERT_MESSAGES.get_or_create(&vec![("sink", sink), ("result", result_label(well))]).inc();
 }
 
 fn result_label(well: bool) -> &'static str {
@@ -201,6 +208,8 @@ impl Metrics {
             registry.register("sync_runs", "Runs whose end was told, by type, result and reason", RUNS.clone());
             let help = "Time from the start of a run to its end";
             registry.register_with_unit("sync_run_duration", help, Unit::Seconds, RUN_DURATION.clone());
+            let help = "Messages to the sinks of alerts, by kind of sink and result";
+            registry.register("sync_alert_messages", help, ALERT_MESSAGES.clone());
             registry.register("sync_reconcile", "Reconciliations, by kind and result", RECONCILED.clone());
             let help = "Time that a reconciliation took, waiting for its turn included";
             registry.register_with_unit("sync_reconcile_duration", help, Unit::Seconds, RECONCILE_DURATION.clone());
@@ -271,6 +280,7 @@ pub(crate) mod tests {
             http("/jobs", 200, Duration::from_millis(3));
             let trace = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());
             run_ended(SyncType::User, false, "DeadlineExceeded", Some(Duration::from_secs(70)), trace);
+            alert_sent("slack", true);
             reconciled("SyncJob", true, Duration::from_millis(2));
             status_written("SyncJob", false);
             batch(SyncType::Issue, [("updated", 99), ("unchanged", 0), ("failed", 1)], Duration::from_millis(20), None);
@@ -304,6 +314,7 @@ pub(crate) mod tests {
             "sync_runs_total{type=\"User\",result=\"Failed\",reason=\"DeadlineExceeded\"} 1\n",
             "sync_runs_total{type=\"Pipeline\",result=\"Failed\",reason=\"TooManyFailed\"} 0\n",
             "sync_run_duration_seconds_count{type=\"User\",result=\"Failed\"} 1\n",
+            "sync_alert_messages_total{sink=\"slack\",result=\"ok\"} 1\n",
             "sync_reconcile_total{kind=\"SyncJob\",result=\"ok\"} 1\n",
             "sync_reconcile_duration_seconds_count{kind=\"SyncJob\"} 1\n",
             "sync_status_patches_total{kind=\"SyncJob\",result=\"error\"} 1\n",

@@ -36,7 +36,7 @@ made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
 "$chart_tests/install.sh" helm helm-docs python
 mkdir -p "$chart/files/crds"
-for kind in syncjobs syncschedules; do
+for kind in syncalerts syncjobs syncschedules; do
   generate "charts/sync-operator/files/crds/$kind.yaml" cat "$root/crds/$kind.yaml"
 done
 generate charts/sync-operator/values.schema.json with_python "$chart_tests/values_schema.py" "$chart/values.yaml"

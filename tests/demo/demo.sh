@@ -238,9 +238,9 @@ up() {
   cargo build --release --bin sync-operator --example seed --example gitlab
   step "Seeding ${USERS:-10000} users of 1 KB; a validator refuses updates of $rejected of them"
   "$CARGO_TARGET_DIR/release/examples/seed" "${USERS:-10000}" "$rejected"
-  step "Installing the resources SyncSchedule and SyncJob"
+  step "Installing the resources SyncSchedule, SyncJob and SyncAlert"
   kubectl apply -f crds/
-  kubectl wait --for=condition=Established --timeout=30s crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev
+  kubectl wait --for=condition=Established --timeout=30s crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev crd/syncalerts.sync.codex.dev
   step "Starting the operator"
   k delete syncschedule user-sync "${kinds[@]/#/gitlab-}" --ignore-not-found
   k delete syncjobs -l sync.codex.dev/schedule

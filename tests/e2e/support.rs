@@ -106,7 +106,7 @@ fn everything_in(namespace: &str) -> String {
     };
     tell(&format!("get all --namespace {namespace} -o wide"));
     tell(&format!("get events --namespace {namespace} --sort-by=.lastTimestamp"));
-    tell(&format!("get syncschedules,syncjobs --namespace {namespace} -o yaml"));
+    tell(&format!("get syncschedules,syncjobs,syncalerts --namespace {namespace} -o yaml"));
     let pods = get(&format!("pods --namespace {namespace}"));
     for pod in pods["items"].as_array().into_iter().flatten() {
         let name = pod["metadata"]["name"].as_str().unwrap();

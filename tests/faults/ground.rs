@@ -48,7 +48,7 @@ impl Ground {
             }
         }
         ground.cluster(&["kubectl", "apply", "-f", "crds"]);
-        for kind in ["syncschedules", "syncjobs"] {
+        for kind in ["syncschedules", "syncjobs", "syncalerts"] {
             ground.cluster(&["kubectl", "wait", "--for=condition=Established", &format!("crd/{kind}.sync.codex.dev")]);
         }
         ground.cluster(&["stop", "controller-manager"]);

@@ -15,6 +15,7 @@ use crate::support::World;
 
 const JOB: &str = "SyncJob";
 const SCHEDULE: &str = "SyncSchedule";
+const ALERT: &str = "SyncAlert";
 
 fn api(world: &World, kind: &str) -> (Api<DynamicObject>, ApiResource) {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("sync.codex.dev", "v1alpha1", kind));
@@ -498,7 +499,9 @@ async fn conditions_are_told_apart_by_their_type() {
 async fn short_names_and_the_category_are_known_to_kubectl() {
     let world = World::new().await;
     let resources = world.client.list_api_group_resources("sync.codex.dev/v1alpha1").await.unwrap().resources;
-    for (plural, kind, short) in [("syncschedules", SCHEDULE, "ssched"), ("syncjobs", JOB, "sjob")] {
+    for (plural, kind, short) in
+        [("syncschedules", SCHEDULE, "ssched"), ("syncjobs", JOB, "sjob"), ("syncalerts", ALERT, "salert")]
+    {
         let found: &APIResource = resources.iter().find(|resource| resource.name == plural).unwrap();
         assert_eq!((found.kind.as_str(), found.namespaced), (kind, true));
         assert_eq!(found.short_names.as_deref(), Some(&[short.to_owned()][..]));
@@ -516,6 +519,7 @@ async fn kubectl_get_shows_the_documented_columns() {
             "syncjobs.sync.codex.dev",
             &["Schedule", "Type", "Status", "Progress", "Processed", "Failed", "Attempts", "Duration", "Age"][..],
         ),
+        ("syncalerts.sync.codex.dev", &["Firing", "Last Sent", "Ready", "Age"][..]),
     ] {
         let [version] = <[_; 1]>::try_from(crds.get(crd).await.unwrap().spec.versions).unwrap();
         let columns = version.additional_printer_columns.unwrap();
@@ -538,7 +542,11 @@ async fn jobs_can_be_listed_by_type() {
 /// The YAML blocks of a page that are objects, or the spec of the kind the page is about.
 fn examples(page: &str) -> Vec<(&'static str, Value)> {
     let text = std::fs::read_to_string(page).unwrap();
-    let of_page = if page.ends_with("syncjob.md") || page.ends_with("sources.md") { JOB } else { SCHEDULE };
+    let of_page = match page.rsplit('/').next() {
+        Some("syncjob.md" | "sources.md") => JOB,
+        Some("syncalert.md" | "alerts.md" | "alert.yaml") => ALERT,
+        _ => SCHEDULE,
+    };
     let blocks = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let objects = blocks.flat_map(serde_yaml_ng::Deserializer::from_str).map(|document| {
         <Value as serde::Deserialize>::deserialize(document).unwrap_or_else(|error| panic!("{page}: {error}"))
@@ -546,6 +554,7 @@ fn examples(page: &str) -> Vec<(&'static str, Value)> {
     let kind = |object: &Value| match object["kind"].as_str() {
         Some("SyncJob") => JOB,
         Some("SyncSchedule") => SCHEDULE,
+        Some("SyncAlert") => ALERT,
         _ => of_page,
     };
     objects
@@ -571,11 +580,54 @@ fn assert_contains(whole: &Value, part: &Value, place: &str) {
 }
 
 #[tokio::test]
+async fn a_wrong_alert_is_refused_with_field_and_fix() {
+    let world = World::new().await;
+    let slack = || json!({"name": "a", "slack": {"urlSecretRef": {"name": "s", "key": "url"}}});
+    let spec = |part: Value| with(json!({"when": [{"type": "RunFailed"}], "sinks": [slack()]}), &part);
+    let sink = |part: Value| spec(json!({"sinks": [with(json!({"name": "a"}), &part)]}));
+    let smtp = |part: Value| {
+        let whole = json!({"host": "smtp.example.com", "from": "a@example.com", "to": ["b@example.com"]});
+        sink(json!({"smtp": with(whole, &part)}))
+    };
+    let hook = |url: &str| sink(json!({"webhook": {"url": url, "hmacSecretRef": {"name": "s", "key": "key"}}}));
+    let entry = json!({"name": "s", "key": "k"});
+    for (spec, field, advice) in [
+        (spec(json!({"when": []})), "spec.when", "at least 1"),
+        (spec(json!({"when": [{"type": "Test"}]})), "type", "\"RunFailed\""),
+        (spec(json!({"when": [{"type": "RunFailed"}, {"type": "RunFailed"}]})), "spec.when", "Duplicate"),
+        (spec(json!({"when": [{"type": "FailedUsersAbove"}]})), "when[].percent", "set both"),
+        (spec(json!({"when": [{"type": "RunFailed", "percent": 5}]})), "when[].percent", "remove percent"),
+        (spec(json!({"when": [{"type": "FailedUsersAbove", "percent": 100}]})), "when[].percent", "from 0 to 99"),
+        (spec(json!({"when": [{"type": "NoSuccessFor"}]})), "when[].duration", "set both"),
+        (spec(json!({"when": [{"type": "NoSuccessFor", "duration": "soon"}]})), "when[].duration", "such as 2h"),
+        (spec(json!({"sinks": []})), "spec.sinks", "at least 1"),
+        (spec(json!({"sinks": [slack(), slack()]})), "spec.sinks", "Duplicate"),
+        (spec(json!({"groupWindow": "2h"})), "groupWindow", "from 0s to 1h"),
+        (spec(json!({"repeatInterval": "1s"})), "repeatInterval", "from 10s"),
+        (spec(json!({"template": {"title": "x".repeat(2000)}})), "template.title", "1024"),
+        (sink(json!({})), "sinks[]", "exactly one of"),
+        (sink(with(slack(), &json!({"cloudEvents": {"url": "https://a/"}}))), "sinks[]", "exactly one of"),
+        (sink(json!({"name": "A b", "cloudEvents": {"url": "https://a/"}})), "sinks[].name", "such as on-call"),
+        (hook("ftp://a/"), "sinks[].webhook.url", "http or https URL"),
+        (hook("https://user:password@a/"), "sinks[].webhook.url", "secrets belong into Secrets"),
+        (sink(json!({"cloudEvents": {"url": "a"}})), "sinks[].cloudEvents.url", "http or https URL"),
+        (smtp(json!({"host": "a/b"})), "sinks[].smtp.host", "such as smtp.example.com"),
+        (smtp(json!({"port": 0})), "sinks[].smtp.port", "from 1"),
+        (smtp(json!({"tls": "Maybe"})), "tls", "\"StartTls\""),
+        (smtp(json!({"to": []})), "smtp.to", "at least 1"),
+        (smtp(json!({"passwordSecretRef": entry})), "usernameSecretRef", "set both, or neither"),
+    ] {
+        assert_refused(&world, ALERT, spec, field, advice).await;
+    }
+}
+
+#[tokio::test]
 async fn every_example_of_the_docs_is_accepted_as_it_stands() {
     let world = World::new().await;
     let mut count = 0;
-    let references = ["docs/reference/syncschedule.md", "docs/reference/syncjob.md"];
-    let guides = ["README.md", "docs/quickstart.md", "docs/sources.md", "docs/guide/graphql.md"];
+    let references = ["docs/reference/syncschedule.md", "docs/reference/syncjob.md", "docs/reference/syncalert.md"];
+    let guides =
+        ["README.md", "docs/quickstart.md", "docs/sources.md", "docs/guide/graphql.md", "docs/guide/alerts.md"];
     for page in guides.into_iter().chain(references) {
         for (kind, spec) in examples(page) {
             count += 1;
@@ -585,4 +637,11 @@ async fn every_example_of_the_docs_is_accepted_as_it_stands() {
         }
     }
     assert!(count >= 13, "only {count} examples were found");
+}
+
+#[tokio::test]
+async fn the_sample_alert_is_accepted() {
+    let sample = std::fs::read_to_string("manifests/samples/alert.yaml").unwrap();
+    let sample: Value = serde_yaml_ng::from_str(&sample).unwrap();
+    create(&World::new().await, ALERT, "sample", sample["spec"].clone()).await.unwrap();
 }

@@ -11,6 +11,7 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod alerts;
 mod control;
 mod crashes;
 mod crds;
@@ -29,6 +30,7 @@ mod redis_kinds;
 mod replicas;
 mod rollback;
 mod schedules;
+mod sinks;
 mod sources;
 mod support;
 mod target;

@@ -56,6 +56,7 @@ impl Own {
             "--for=condition=Established",
             "crd/syncschedules.sync.codex.dev",
             "crd/syncjobs.sync.codex.dev",
+            "crd/syncalerts.sync.codex.dev",
         ]);
     }
 

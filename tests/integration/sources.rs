@@ -69,7 +69,7 @@ pub fn failures(status: &SyncJobStatus) -> Vec<(&str, &str)> {
     status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect()
 }
 
-async fn secret(world: &World, name: &str, entries: &[(&str, &str)], hosts: &str) {
+pub async fn secret(world: &World, name: &str, entries: &[(&str, &str)], hosts: &str) {
     let data: BTreeMap<_, _> =
         entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect();
     let mut secret = Secret { data: Some(data), ..Secret::default() };

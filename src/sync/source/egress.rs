@@ -1,10 +1,20 @@
-//! Which addresses a source may be at. Whoever may create SyncJobs names them, and must not reach through the operator
-//! what they cannot reach themselves.
+//! Which addresses sources, and sinks of alerts, may be at. Whoever may create SyncJobs and SyncAlerts names them, and must
+//! not reach through the operator what they cannot reach themselves.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use ipnet::IpNet;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{
+    Certificate, ClientBuilder, Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+    redirect::Policy,
+};
+
+const CONNECT: Duration = Duration::from_secs(5);
 
 #[allow(clippy::ip_constant)] // a network, not an address
 /// Networks that are not the public internet's
@@ -40,10 +50,52 @@ pub struct Egress {
 /// The host is at an address that is not allowed.
 #[derive(Debug, thiserror::Error)]
 #[error("its address is not allowed")]
-pub(super) struct NotAllowed;
+pub(crate) struct NotAllowed;
+
+/// Why a URL may not be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// Its address is not allowed.
+    Address,
+    /// It is not https, and its host is none that the operator names.
+    PlainText,
+}
 
 impl Egress {
-    pub(super) fn allows_host(&self, host: &str) -> bool {
+    /// Checks what can be seen of a URL. The addresses of its host are checked when they are found.
+    pub(crate) fn admit(&self, url: &Url) -> Result<(), Denied> {
+        let host = url.host_str().unwrap_or_default();
+        let address = literal(host);
+        if address.is_some_and(|address| !self.allows(address) && !self.allows_host(host)) {
+            return Err(Denied::Address);
+        }
+        let is_named = self.allows_host(host) || address.is_some_and(|address| self.names(address));
+        if url.scheme() != "https" && !is_named { Err(Denied::PlainText) } else { Ok(()) }
+    }
+
+    /// A client that reaches allowed addresses only, and trusts the authorities of these certificates (PEM) instead of the
+    /// well-known ones. `None`: they are none.
+    pub(crate) fn client(&self, ca: Option<&[u8]>) -> Option<ClientBuilder> {
+        let client = ClientBuilder::new()
+            .tls_backend_rustls()
+            .dns_resolver(self.clone())
+            .redirect(Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT)
+            .user_agent(concat!("sync-operator/", env!("CARGO_PKG_VERSION")));
+        let Some(pem) = ca else { return Some(client) };
+        let authorities = Certificate::from_pem_bundle(pem).ok().filter(|found| !found.is_empty());
+        authorities.map(|authorities| client.tls_certs_only(authorities))
+    }
+
+    /// The allowed addresses of a host. Empty when it has others only.
+    pub(crate) async fn find(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let any = self.allows_host(host);
+        let found = tokio::net::lookup_host((host, port)).await?;
+        Ok(found.filter(|address| any || self.allows(address.ip())).collect())
+    }
+
+    pub(crate) fn allows_host(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         self.hosts.iter().any(|allowed| match allowed.strip_prefix('*') {
             Some(below) => host.ends_with(below) && host.len() > below.len(),
@@ -51,11 +103,11 @@ impl Egress {
         })
     }
 
-    pub(super) fn names(&self, address: IpAddr) -> bool {
+    pub(crate) fn names(&self, address: IpAddr) -> bool {
         self.networks.iter().any(|network| network.contains(&address.to_canonical()))
     }
 
-    pub(super) fn allows(&self, address: IpAddr) -> bool {
+    pub(crate) fn allows(&self, address: IpAddr) -> bool {
         self.names(address) || is_public(address)
     }
 }
@@ -85,17 +137,14 @@ impl Resolve for Egress {
     fn resolve(&self, name: Name) -> Resolving {
         let egress = self.clone();
         Box::pin(async move {
-            let host = name.as_str();
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
-            let any = egress.allows_host(host);
-            let allowed: Vec<_> = found.into_iter().filter(|address| any || egress.allows(address.ip())).collect();
+            let allowed = egress.find(name.as_str(), 0).await?;
             if allowed.is_empty() { Err(NotAllowed.into()) } else { Ok(Box::new(allowed.into_iter()) as Addrs) }
         })
     }
 }
 
 /// The address a URL names itself.
-pub(super) fn literal(host: &str) -> Option<IpAddr> {
+fn literal(host: &str) -> Option<IpAddr> {
     let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     inner.map_or_else(|| host.parse().ok(), |inner| inner.parse::<Ipv6Addr>().ok().map(IpAddr::V6))
 }

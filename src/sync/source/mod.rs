@@ -1,16 +1,15 @@
 //! Fetches what documents should be, from a GraphQL API.
 
 mod answer;
-mod egress;
+pub(crate) mod egress;
 
 use std::time::Duration;
 
 use bson::Bson;
 use jiff::{Timestamp, fmt::rfc2822};
 use reqwest::{
-    Certificate, Client, Response, StatusCode, Url,
+    Client, Response, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
-    redirect::Policy,
 };
 use serde_json::{Map, Value};
 
@@ -21,11 +20,10 @@ use crate::{
 };
 pub use answer::Page;
 pub use egress::Egress;
-use egress::{NotAllowed, literal};
+use egress::{Denied, NotAllowed};
 
 /// Longest answer, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
-const CONNECT: Duration = Duration::from_secs(5);
 /// Longest rest a server can ask for.
 const MAX_REST: Duration = Duration::from_hours(1);
 
@@ -88,32 +86,18 @@ impl Source {
     /// # Errors
     /// When the endpoint is not allowed, or a secret cannot be used.
     pub fn new(spec: &SourceSpec, secrets: &Secrets, egress: &Egress) -> Result<Self, Error> {
-        let (endpoint, host) = endpoint(spec)?;
-        let address = literal(&host);
-        if address.is_some_and(|address| !egress.allows(address) && !egress.allows_host(&host)) {
-            return Err(not_allowed());
-        }
-        let is_named = egress.allows_host(&host) || address.is_some_and(|address| egress.names(address));
-        if endpoint.scheme() != "https" && !is_named {
-            return Err(rejected(
+        let (endpoint, _) = endpoint(spec)?;
+        egress.admit(&endpoint).map_err(|denied| match denied {
+            Denied::Address => not_allowed(),
+            Denied::PlainText => rejected(
                 "source.graphQL.endpoint must be https, or its host be named by the operator's --source-allowed-hosts",
-            ));
-        }
-        let mut client = Client::builder()
-            .tls_backend_rustls()
-            .dns_resolver(egress.clone())
-            .redirect(Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT)
+            ),
+        })?;
+        let client = egress
+            .client(secrets.ca.as_deref())
+            .ok_or_else(|| rejected("source.graphQL.caSecretRef holds no certificate in PEM"))?
             .timeout(spec.timeout)
-            .user_agent(concat!("sync-operator/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers(&secrets.headers)?);
-        if let Some(pem) = &secrets.ca {
-            let authorities = Certificate::from_pem_bundle(pem).ok().filter(|found| !found.is_empty());
-            client = client.tls_certs_only(
-                authorities.ok_or_else(|| rejected("source.graphQL.caSecretRef holds no certificate in PEM"))?,
-            );
-        }
         let client = client.build().map_err(|_| rejected("source.graphQL.caSecretRef holds no usable certificate"))?;
         Ok(Self { client, endpoint, spec: spec.clone() })
     }
@@ -257,7 +241,7 @@ async fn receive(mut response: Response) -> Result<Value, Error> {
 /// For how long a server wants no more requests: `Retry-After`, in seconds or as a date, or, once no more are left,
 /// until the time in the headers of GitLab (`RateLimit-…`) and GitHub (`X-RateLimit-…`), which are seconds since the
 /// epoch.
-fn rest(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub(crate) fn rest(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |name: &str| text(name)?.parse::<i64>().ok();
     let date = |name: &str| Some(rfc2822::parse(text(name)?).ok()?.timestamp().as_second() - now.as_second());

@@ -1,0 +1,139 @@
+//! Posts to a URL, and judges the answer.
+
+use std::error::Error;
+
+use jiff::Timestamp;
+use reqwest::{
+    StatusCode, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+};
+
+use super::{Courier, mistake, outage, silence};
+use crate::{
+    domain::alert::Refusal,
+    network,
+    sync::source::{
+        egress::{Denied, NotAllowed},
+        rest,
+    },
+};
+
+/// What is posted where.
+pub(super) struct Post {
+    pub url: Url,
+    pub content_type: &'static str,
+    /// Further headers. Their values are not shown anywhere.
+    pub headers: Vec<(&'static str, String)>,
+    pub body: String,
+    /// Authorities, as PEM.
+    pub ca: Option<Vec<u8>>,
+}
+
+/// A URL, and the host that must be allowed to receive secrets. `what` names it in errors, which do not show it.
+pub(super) fn url(text: &str, what: &str) -> Result<(Url, String), Refusal> {
+    let url = Url::parse(text.trim()).ok();
+    let found = url.and_then(|url| url.host_str().map(str::to_owned).map(|host| (url, host)));
+    found
+        .filter(|(url, _)| matches!(url.scheme(), "http" | "https"))
+        .ok_or_else(|| mistake(format!("{what} is no http or https URL: correct it")))
+}
+
+const NOT_ALLOWED: &str = "it is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs";
+
+impl Courier {
+    pub(super) async fn post(&self, post: Post) -> Result<(), Refusal> {
+        self.egress.admit(&post.url).map_err(|denied| match denied {
+            Denied::Address => mistake(NOT_ALLOWED),
+            Denied::PlainText => {
+                mistake("its URL must be https, or its host be named by the operator's --source-allowed-hosts")
+            }
+        })?;
+        let unusable = || mistake("caSecretRef holds no usable certificate in PEM");
+        let client = self.egress.client(post.ca.as_deref()).ok_or_else(unusable)?;
+        let client = client.build().map_err(|_| unusable())?;
+        let request = client.post(post.url).headers(headers(&post.headers)?).header(CONTENT_TYPE, post.content_type);
+        // The status says it all; the body is not read.
+        let response = request.body(post.body).send().await.map_err(|error| unreached(&error))?;
+        judge(response.status(), response.headers())
+    }
+}
+
+fn headers(given: &[(&'static str, String)]) -> Result<HeaderMap, Refusal> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in given {
+        let unusable = |_| mistake(format!("the Secret's value for the header {name} cannot be sent in a header"));
+        let mut value = HeaderValue::from_str(value).map_err(unusable)?;
+        value.set_sensitive(true);
+        headers.insert(HeaderName::from_static(name), value);
+    }
+    Ok(headers)
+}
+
+fn judge(status: StatusCode, headers: &HeaderMap) -> Result<(), Refusal> {
+    let code = status.as_u16();
+    let rest = rest(headers, Timestamp::now());
+    match code {
+        200..=299 => Ok(()),
+        429 => Err(Refusal { rest, ..outage("it wants fewer messages (429)") }),
+        408 | 500..=599 => Err(Refusal { rest, ..outage(format!("it answered with {code}")) }),
+        300..=399 => Err(mistake(format!(
+            "it answered with {code}, a redirect, which is not followed: set its URL to the destination"
+        ))),
+        401 | 403 => Err(mistake(format!("it refuses with {code}: check its Secret, and its rights"))),
+        _ => Err(mistake(format!("it refuses messages with {code}: check its URL, and what it expects"))),
+    }
+}
+
+fn unreached(error: &reqwest::Error) -> Refusal {
+    let mut causes = String::new();
+    let mut cause = Error::source(error);
+    while let Some(inner) = cause {
+        if inner.is::<NotAllowed>() {
+            return mistake(NOT_ALLOWED);
+        }
+        causes += &format!("{inner}; ");
+        cause = inner.source();
+    }
+    match network::cause(&causes) {
+        Some(cause) => outage(format!("it could not be reached: {cause}")),
+        None if error.is_timeout() => outage("it could not be reached: no answer in time"),
+        None => silence("the connection to it broke"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_somebody_must_correct_is_told_from_what_time_cures() {
+        let waiting = HeaderMap::from_iter([(reqwest::header::RETRY_AFTER, HeaderValue::from_static("7"))]);
+        for (code, expected) in [
+            (200, None),
+            (204, None),
+            (302, Some((true, None))),
+            (400, Some((true, None))),
+            (403, Some((true, None))),
+            (404, Some((true, None))),
+            (408, Some((false, Some(7)))),
+            (429, Some((false, Some(7)))),
+            (500, Some((false, Some(7)))),
+            (503, Some((false, Some(7)))),
+        ] {
+            let refusal = judge(StatusCode::from_u16(code).unwrap(), &waiting).err();
+            let told = refusal.map(|refusal| (refusal.is_mistake, refusal.rest.as_ref().map(Duration::as_secs)));
+            assert_eq!(told, expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_is_wrong_is_not_shown() {
+        for text in ["", "hooks.slack.com/services/T0/B0/secret", "ftp://h/secret", "https:///secret"] {
+            let error = url(text, "the Secret's value");
+            let told = error.as_ref().map_or_else(ToString::to_string, |(url, _)| url.to_string());
+            assert!(error.is_err() || text == "https:///secret", "{text}: {told}");
+            assert!(error.is_ok() || !told.contains("secret"), "{told}");
+        }
+    }
+}

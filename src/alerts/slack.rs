@@ -1,0 +1,44 @@
+//! Slack's incoming webhooks, and those of what speaks as Slack does.
+
+use serde_json::json;
+
+use super::{
+    Courier, mistake,
+    post::{Post, url},
+    wording::Wording,
+};
+use crate::{api::syncalert::Slack, domain::alert::Refusal, secrets};
+
+impl Courier {
+    pub(super) async fn slack(&self, namespace: &str, sink: &Slack, wording: &Wording) -> Result<(), Refusal> {
+        let secret = secrets::get(self.client.clone(), namespace, &sink.url_secret_ref).await?;
+        let what = format!("the value in Secret {}", sink.url_secret_ref.name);
+        let text = str::from_utf8(&secret.value).map_err(|_| mistake(format!("{what} is no text")))?;
+        let (url, host) = url(text, &what)?;
+        secret.may_go_to(&host)?;
+        let text = format!("*{}*\n{}", escape(&wording.title), escape(&wording.text));
+        self.post(Post {
+            url,
+            content_type: "application/json",
+            headers: Vec::new(),
+            body: json!({"text": text}).to_string(),
+            ca: self.ca(namespace, sink.ca_secret_ref.as_ref()).await?,
+        })
+        .await
+    }
+}
+
+/// As Slack wants it: otherwise a text could call everybody in a channel.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_called_by_a_text() {
+        assert_eq!(escape("<!channel> a & b"), "&lt;!channel&gt; a &amp; b");
+    }
+}

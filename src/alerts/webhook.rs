@@ -1,0 +1,42 @@
+//! JSON that is signed, so that who gets it knows where it is from.
+
+use ring::hmac;
+use serde_json::Value;
+
+use super::{
+    Courier,
+    post::{Post, url},
+};
+use crate::{api::syncalert::Webhook, domain::alert::Refusal};
+
+impl Courier {
+    pub(super) async fn webhook(&self, namespace: &str, sink: &Webhook, payload: &Value) -> Result<(), Refusal> {
+        let (url, host) = url(&sink.url, "webhook.url")?;
+        let key = self.secret(namespace, &sink.hmac_secret_ref, &host).await?;
+        let body = payload.to_string();
+        self.post(Post {
+            url,
+            content_type: "application/json",
+            headers: vec![("x-signature", signature(&key, &body))],
+            body,
+            ca: self.ca(namespace, sink.ca_secret_ref.as_ref()).await?,
+        })
+        .await
+    }
+}
+
+fn signature(key: &[u8], body: &str) -> String {
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), body.as_bytes());
+    tag.as_ref().iter().fold("sha256=".to_owned(), |text, byte| format!("{text}{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_signature_is_that_of_rfc_4231() {
+        let expected = "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
+        assert_eq!(signature(b"Jefe", "what do ya want for nothing?"), expected);
+    }
+}

@@ -1,0 +1,375 @@
+//! `SyncAlert`: who is told when something is wrong with schedules.
+
+use k8s_openapi::{
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time},
+};
+use kube::{CustomResource, CustomResourceExt, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{GoDuration, conditions, rules, source::SecretKey};
+
+/// Which schedules are watched, for what, and who is told.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "sync.codex.dev",
+    version = "v1alpha1",
+    kind = "SyncAlert",
+    plural = "syncalerts",
+    shortname = "salert",
+    category = "sync",
+    namespaced,
+    status = "SyncAlertStatus",
+    derive = "PartialEq",
+    doc = "A SyncAlert tells people or programs when something is wrong with SyncSchedules of its namespace, and when it is right again.",
+    printcolumn(
+        name = "Firing",
+        type_ = "integer",
+        json_path = ".status.firing",
+        description = "Problems there are now"
+    ),
+    printcolumn(
+        name = "Last Sent",
+        type_ = "date",
+        json_path = ".status.lastSentTime",
+        description = "Time since a message was last delivered"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].message",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncAlertSpec {
+    /// Labels of the SyncSchedules that are watched. Default: all of the namespace.
+    #[serde(default)]
+    pub selector: LabelSelector,
+
+    /// What is told.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(min = 1, max = 6))]
+    pub when: Vec<Trigger>,
+
+    /// Who is told.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(min = 1, max = 8))]
+    pub sinks: Vec<Sink>,
+
+    /// How long a message waits for more to tell, 0s to 1h. What is over before is not told.
+    #[serde(default = "default_group_window")]
+    #[x_kube(validation = rules::duration("groupWindow", "0s", "1h", "30s"))]
+    pub group_window: GoDuration,
+
+    /// A problem that lasts is told again after this time, 10s to 168h.
+    #[serde(default = "default_repeat_interval")]
+    #[x_kube(validation = rules::duration("repeatInterval", "10s", "168h", "4h"))]
+    pub repeat_interval: GoDuration,
+
+    /// Also tell when a problem is over. Only those are told that were told of the problem.
+    #[serde(default = "default_send_resolved")]
+    pub send_resolved: bool,
+
+    /// How messages are worded. Default: a line for each problem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<Template>,
+}
+
+impl SyncAlert {
+    /// The CustomResourceDefinition.
+    #[must_use]
+    pub fn definition() -> CustomResourceDefinition {
+        conditions::unseen(Self::crd())
+    }
+}
+
+/// Something to tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.type == 'FailedUsersAbove') == has(self.percent)").message("when[].percent and type FailedUsersAbove go together: set both, or remove percent"),
+    validation = Rule::new("(self.type == 'NoSuccessFor') == has(self.duration)").message("when[].duration and type NoSuccessFor go together: set both, or remove duration")
+)]
+pub struct Trigger {
+    /// What it is about.
+    #[serde(rename = "type")]
+    pub type_: AlertType,
+    /// For FailedUsersAbove: 0 to 99 per cent of the documents that a run handled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::range("when[].percent", 0, 99))]
+    pub percent: Option<i32>,
+    /// For NoSuccessFor: time since a run last completed, 1s to 8760h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::duration("when[].duration", "1s", "8760h", "2h"))]
+    pub duration: Option<GoDuration>,
+}
+
+/// What can be told of a schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum AlertType {
+    /// The run that ended last failed. Over when one completes.
+    RunFailed,
+    /// A run lost its worker and went on elsewhere. Told once, when the run has ended.
+    RunRecovered,
+    /// A slot was skipped. Told once.
+    RunSkipped,
+    /// The schedule is Stalled: its spec has a mistake, so it starts nothing. Over when it is corrected.
+    ScheduleStalled,
+    /// More documents than `percent` of those that the last run handled were refused. Over when fewer are.
+    FailedUsersAbove,
+    /// No run completed for `duration`, in which the schedule was not suspended. Over when one does.
+    NoSuccessFor,
+    /// Somebody asked for a test with an annotation.
+    #[schemars(skip)]
+    Test,
+}
+
+/// Somebody to tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("[has(self.slack), has(self.smtp), has(self.webhook), has(self.cloudEvents)].filter(set, set).size() == 1").message("sinks[] needs exactly one of slack, smtp, webhook and cloudEvents"))]
+pub struct Sink {
+    /// Names it in the status.
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')").message("sinks[].name must be lower-case letters, digits and -, such as on-call"))]
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// An incoming webhook of Slack, or of what speaks as Slack does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slack: Option<Slack>,
+    /// A mail server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smtp: Option<Smtp>,
+    /// A URL that gets signed JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
+    /// A URL that gets CloudEvents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_events: Option<CloudEvents>,
+}
+
+/// An incoming webhook of Slack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Slack {
+    /// Secret of the same namespace with the URL, which is the password as well. It has to name the host that may
+    /// receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=hooks.slack.com`.
+    pub url_secret_ref: SecretKey,
+    /// Secret with the certificates (PEM) of the authorities that vouch for the server, instead of the well-known ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
+}
+
+/// A mail server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.usernameSecretRef) == has(self.passwordSecretRef)").message("sinks[].smtp.usernameSecretRef and passwordSecretRef go together: set both, or neither"))]
+pub struct Smtp {
+    /// Its host, such as `smtp.example.com`. Addresses of private networks only where the operator's
+    /// `--source-allowed-hosts` or `--source-allowed-cidrs` allow them.
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9.-]+$')").message("sinks[].smtp.host must be a host name, such as smtp.example.com"))]
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+    /// Its port. Default: 587, and 465 with `tls: Tls`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::range("sinks[].smtp.port", 1, 65535))]
+    pub port: Option<i32>,
+    /// StartTls begins in plain text and then must be encrypted. Tls is encrypted from the start. None is not encrypted,
+    /// for hosts that the operator's `--source-allowed-hosts` or `--source-allowed-cidrs` name.
+    #[serde(default)]
+    pub tls: SmtpTls,
+    /// Who the mail is from, such as `Sync <sync@example.com>`.
+    #[schemars(length(min = 3, max = 320))]
+    pub from: String,
+    /// Who gets it.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 320)))]
+    pub to: Vec<String>,
+    /// Secret of the same namespace with the user. It has to name the server's host, as the password's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username_secret_ref: Option<SecretKey>,
+    /// Secret of the same namespace with the password. It has to name the host that may receive it:
+    /// `kubectl annotate secret NAME sync.codex.dev/hosts=smtp.example.com`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_secret_ref: Option<SecretKey>,
+    /// Secret with the certificates (PEM) of the authorities that vouch for the server, instead of the well-known ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
+}
+
+/// How a connection to a mail server is encrypted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum SmtpTls {
+    /// After the command STARTTLS.
+    #[default]
+    StartTls,
+    /// From the start.
+    Tls,
+    /// Not at all.
+    None,
+}
+
+/// A URL that gets signed JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Webhook {
+    /// Where the JSON is posted to. Addresses of private networks, and `http://`, only where the operator's
+    /// `--source-allowed-hosts` or `--source-allowed-cidrs` allow them. Redirects are not followed.
+    #[x_kube(validation = rules::url("sinks[].webhook.url", "https://alerts.example.com/hook"))]
+    #[schemars(length(max = 1024))]
+    pub url: String,
+    /// Secret of the same namespace with the key that messages are signed with: `X-Signature` is `sha256=` and the
+    /// HMAC-SHA256 of the body, in hexadecimal. The Secret has to name the host:
+    /// `kubectl annotate secret NAME sync.codex.dev/hosts=alerts.example.com`.
+    pub hmac_secret_ref: SecretKey,
+    /// Secret with the certificates (PEM) of the authorities that vouch for the server, instead of the well-known ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
+}
+
+/// A URL that gets CloudEvents 1.0, as JSON in structured mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CloudEvents {
+    /// Where events are posted to. Addresses as for webhooks.
+    #[x_kube(validation = rules::url("sinks[].cloudEvents.url", "https://broker.example.com/default"))]
+    #[schemars(length(max = 1024))]
+    pub url: String,
+    /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. It has to name the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<SecretKey>,
+    /// Secret with the certificates (PEM) of the authorities that vouch for the server, instead of the well-known ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
+}
+
+/// How messages are worded, in the language of Jinja templates: values, filters (default, first, join, length, lower,
+/// upper), `if`, `for` and `set`. Nothing can be included.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Template {
+    /// The subject of mails, and the first line elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub title: Option<String>,
+    /// The rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8192))]
+    pub text: Option<String>,
+}
+
+/// What there is to tell, and who was told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncAlertStatus {
+    /// The `metadata.generation` this status was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, and, while it holds, Stalled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// Problems there are now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firing: Option<i32>,
+    /// When a message was last delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_sent_time: Option<Time>,
+    /// How each sink does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub sinks: Vec<SinkStatus>,
+    /// What there is to tell, with those who were told: the first 30 of them. The rest is kept in Redis.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alerts: Vec<Alert>,
+    /// The test that was handled last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_handled_test: Option<String>,
+    /// Counts changes, so that the newer of this and what is kept in Redis is known.
+    #[serde(default)]
+    pub revision: i64,
+}
+
+/// How a sink does.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SinkStatus {
+    /// Its name.
+    pub name: String,
+    /// Ready: the last message was delivered. Absent before the first one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// When a message was last delivered to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_sent_time: Option<Time>,
+    /// When a message last could not be delivered to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error_time: Option<Time>,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// Tries since then that failed.
+    #[serde(default)]
+    pub failed_tries: i32,
+    /// Not tried again before. Absent when the last try succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try_time: Option<Time>,
+}
+
+/// Something that is told of a schedule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Alert {
+    /// Name of the SyncSchedule. Empty for a test.
+    pub schedule: String,
+    /// What it is about.
+    #[serde(rename = "type")]
+    #[schemars(with = "String")]
+    pub type_: AlertType,
+    /// What it began with: a SyncJob, a slot or a time. With the two above, it tells alerts apart.
+    pub occurrence: String,
+    /// Since when the schedule is so.
+    pub since: Time,
+    /// When it was noticed.
+    pub noticed: Time,
+    /// When it was over; when everybody was told, for what is told once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved: Option<Time>,
+    /// How it stands, in a sentence.
+    pub message: String,
+    /// Who was told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub told: Vec<Told>,
+}
+
+/// A sink that was told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Told {
+    /// Its name.
+    pub sink: String,
+    /// When last.
+    pub time: Time,
+    /// Also that it is over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resolved: bool,
+    /// A message was sent, and it is not known whether it arrived. Only in Redis.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(skip)]
+    pub unsure: bool,
+}
+
+fn default_group_window() -> GoDuration {
+    GoDuration::new("30s")
+}
+fn default_repeat_interval() -> GoDuration {
+    GoDuration::new("4h")
+}
+fn default_send_resolved() -> bool {
+    true
+}

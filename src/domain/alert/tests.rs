@@ -1,0 +1,480 @@
+use super::*;
+use crate::api::syncschedule::{RunResult, Skip};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const CREATED: i64 = 1_000_000;
+const WINDOW: i64 = 30;
+const REPEAT: i64 = 300;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(CREATED + seconds).unwrap()
+}
+
+fn time(seconds: i64) -> Time {
+    Time(at(seconds))
+}
+
+/// A SyncAlert with its schedules, and a controller with sinks whose answers a test decides on.
+struct World {
+    alert: SyncAlert,
+    schedules: Vec<Arc<SyncSchedule>>,
+    kept: SyncAlertStatus,
+    ended: Vec<Delivery>,
+    /// Messages that were sent and not answered.
+    under_way: Vec<Message>,
+    /// What arrived: when, at which sink, and what.
+    arrived: Vec<(i64, String, String)>,
+    notes: Vec<&'static str>,
+}
+
+impl World {
+    fn new(spec: &Value) -> Self {
+        let mut whole = json!({"sinks": [{"name": "a", "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}],
+            "groupWindow": "30s", "repeatInterval": "5m"});
+        whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        let mut alert = SyncAlert::new("team", serde_json::from_value(whole).unwrap());
+        alert.metadata.uid = Some("uid".into());
+        alert.metadata.namespace = Some("default".into());
+        alert.metadata.generation = Some(1);
+        alert.metadata.creation_timestamp = Some(time(0));
+        Self {
+            alert,
+            schedules: Vec::new(),
+            kept: SyncAlertStatus::default(),
+            ended: Vec::new(),
+            under_way: Vec::new(),
+            arrived: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    fn on(type_: &str) -> Self {
+        Self::new(&json!({"when": [{"type": type_}]}))
+    }
+
+    /// The schedule of a name, made when it is first asked for.
+    fn schedule(&mut self, name: &str) -> &mut SyncSchedule {
+        let index = self.schedules.iter().position(|schedule| schedule.name_any() == name);
+        let index = index.unwrap_or_else(|| {
+            let mut schedule = SyncSchedule::new(name, serde_json::from_value(json!({})).unwrap());
+            schedule.metadata.creation_timestamp = Some(time(0));
+            schedule.status = Some(crate::api::SyncScheduleStatus::default());
+            self.schedules.push(Arc::new(schedule));
+            self.schedules.len() - 1
+        });
+        Arc::make_mut(&mut self.schedules[index])
+    }
+
+    fn status(&mut self, name: &str) -> &mut crate::api::SyncScheduleStatus {
+        self.schedule(name).status.get_or_insert_default()
+    }
+
+    fn run(&mut self, name: &str, job: &str, now: i64, reason: Option<&str>) {
+        let result = RunResult {
+            job: job.to_owned(),
+            time: time(now),
+            reason: reason.map(str::to_owned),
+            processed: 100,
+            failed: 0,
+            recoveries: 0,
+        };
+        let status = self.status(name);
+        if reason.is_none() {
+            status.last_successful_time = Some(time(now));
+        }
+        status.last_result = Some(result);
+    }
+
+    fn pass(&mut self, now: i64) -> Plan {
+        let busy: Vec<_> = self.under_way.iter().map(|message| message.sink.clone()).collect();
+        let ended = std::mem::take(&mut self.ended);
+        // As it comes back from Redis.
+        let kept = serde_json::from_str(&serde_json::to_string(&self.kept).unwrap()).unwrap();
+        let plan = decide(
+            Observed {
+                alert: &self.alert,
+                kept,
+                schedules: &self.schedules,
+                ended: &ended,
+                busy: &busy,
+                unusable_template: None,
+            },
+            at(now),
+        );
+        self.kept = plan.status.clone();
+        self.notes.extend(plan.notes.iter().map(|note| note.reason));
+        self.under_way.extend(plan.messages.clone());
+        plan
+    }
+
+    /// Answers what is under way. What is taken has arrived.
+    fn answer(&mut self, now: i64, result: &Result<(), Refusal>) {
+        for message in std::mem::take(&mut self.under_way) {
+            if result.is_ok() {
+                let kinds = message.firing.iter().map(|item| (item, "firing"));
+                for (item, what) in kinds.chain(message.resolved.iter().map(|item| (item, "resolved"))) {
+                    let text = format!("{what} {} {:?} {}", item.schedule, item.type_, item.occurrence);
+                    self.arrived.push((now, message.sink.clone(), text));
+                }
+            }
+            let Message { sink, told, .. } = message;
+            self.ended.push(Delivery { sink, told, result: result.clone(), at: at(now) });
+        }
+    }
+
+    /// Lets time pass, with sinks that take everything at once.
+    fn until(&mut self, from: i64, to: i64) {
+        for now in from..=to {
+            self.pass(now);
+            self.answer(now, &Ok(()));
+        }
+    }
+
+    fn told(&self) -> Vec<(i64, &str)> {
+        self.arrived.iter().map(|(now, _, what)| (*now, what.as_str())).collect()
+    }
+}
+
+fn away() -> Result<(), Refusal> {
+    Err(Refusal { is_mistake: false, message: "it answered with 500".to_owned(), rest: None, may_have_arrived: false })
+}
+
+#[test]
+fn a_failure_is_told_after_the_window_repeated_and_resolved() {
+    let mut world = World::on("RunFailed");
+    world.run("s", "s-1", 10, Some("TooManyFailed"));
+    world.until(10, 400);
+    world.run("s", "s-2", 400, Some("TooManyFailed"));
+    world.until(401, 500);
+    world.run("s", "s-3", 500, None);
+    world.until(501, 1000);
+    let expected = [
+        (10 + WINDOW, "firing s RunFailed s-1"),
+        (10 + WINDOW + REPEAT, "firing s RunFailed s-1"),
+        (501 + WINDOW, "resolved s RunFailed s-1"),
+    ];
+    assert_eq!(world.told(), expected);
+    assert!(world.kept.alerts.is_empty() && world.kept.firing == Some(0));
+}
+
+#[test]
+fn what_is_over_before_the_window_ends_is_not_told() {
+    let mut world = World::on("RunFailed");
+    world.run("s", "s-1", 10, Some("TooManyFailed"));
+    world.until(10, 20);
+    world.run("s", "s-2", 21, None);
+    world.until(21, 500);
+    assert_eq!(world.told(), []);
+}
+
+#[test]
+fn what_comes_within_the_window_goes_in_one_message() {
+    let mut world = World::on("RunFailed");
+    world.run("s", "s-1", 10, Some("TooManyFailed"));
+    world.until(10, 20);
+    world.run("t", "t-1", 21, Some("TooManyFailed"));
+    world.until(21, 39);
+    let plan = world.pass(40);
+    let firing: Vec<_> = plan.messages[0].firing.iter().map(|item| item.schedule.as_str()).collect();
+    assert_eq!((plan.messages.len(), firing.len()), (1, 2), "{firing:?}");
+}
+
+#[test]
+fn each_condition_begins_and_ends_as_documented() {
+    type Change = fn(&mut World);
+    let rows: [(Value, Change, &[&str], Change, &[&str]); 5] = [
+        (
+            json!({"type": "RunFailed"}),
+            |world| world.run("s", "s-1", 5, Some("Stalled")),
+            &["firing s RunFailed s-1"],
+            |world| world.run("s", "s-2", 100, None),
+            &["resolved s RunFailed s-1"],
+        ),
+        (
+            json!({"type": "FailedUsersAbove", "percent": 5}),
+            |world| {
+                world.run("s", "s-1", 5, None);
+                world.status("s").last_result.as_mut().unwrap().failed = 6;
+            },
+            &["firing s FailedUsersAbove s-1"],
+            |world| {
+                world.run("s", "s-2", 100, None);
+                world.status("s").last_result.as_mut().unwrap().failed = 5;
+            },
+            &["resolved s FailedUsersAbove s-1"],
+        ),
+        (
+            json!({"type": "ScheduleStalled"}),
+            |world| {
+                conditions::set(&mut world.status("s").conditions, STALLED, true, "InvalidSpec", "why", None, at(5));
+            },
+            &["firing s ScheduleStalled 1970-01-12T13:46:45Z"],
+            |world| conditions::clear(&mut world.status("s").conditions, STALLED),
+            &["resolved s ScheduleStalled 1970-01-12T13:46:45Z"],
+        ),
+        (
+            json!({"type": "RunSkipped"}),
+            |world| world.status("s").last_skip = Some(Skip { time: time(5), reason: "Active".to_owned() }),
+            &["firing s RunSkipped 1970-01-12T13:46:45Z"],
+            |world| world.status("s").last_skip = Some(Skip { time: time(100), reason: "Active".to_owned() }),
+            &["firing s RunSkipped 1970-01-12T13:48:20Z"],
+        ),
+        (
+            json!({"type": "RunRecovered"}),
+            |world| {
+                world.run("s", "s-1", 5, None);
+                world.status("s").last_result.as_mut().unwrap().recoveries = 1;
+            },
+            &["firing s RunRecovered s-1"],
+            |world| world.run("s", "s-2", 100, None),
+            &[],
+        ),
+    ];
+    for (trigger, begin, begun, end, ended) in rows {
+        let mut world = World::new(&json!({"when": [trigger]}));
+        world.schedule("s");
+        world.until(0, 4);
+        begin(&mut world);
+        world.until(5, 99);
+        let told: Vec<_> = world.told().into_iter().map(|(_, what)| what).collect();
+        assert_eq!(told, begun, "{trigger}");
+        world.arrived.clear();
+        end(&mut world);
+        world.until(100, 200);
+        let told: Vec<_> = world.told().into_iter().map(|(_, what)| what).collect();
+        assert_eq!(told, ended, "{trigger}");
+    }
+}
+
+#[test]
+fn no_success_for_a_time_is_noticed_without_being_asked() {
+    let mut world = World::new(&json!({"when": [{"type": "NoSuccessFor", "duration": "10m"}], "groupWindow": "0s"}));
+    world.run("s", "s-1", 50, None);
+    let plan = world.pass(60);
+    assert_eq!((plan.status.firing, plan.requeue), (Some(0), Some(Duration::from_secs(590))));
+    assert_eq!(world.pass(650).messages[0].firing[0].type_, AlertType::NoSuccessFor);
+    world.answer(650, &Ok(()));
+    world.schedule("s").spec.suspended = true;
+    world.until(651, 652);
+    assert!(world.told()[1].1.starts_with("resolved s NoSuccessFor"), "{:?}", world.told());
+}
+
+#[test]
+fn a_sink_that_fails_is_tried_again_later_and_later_and_holds_back_no_other() {
+    let sink = |name: &str| json!({"name": name, "slack": {"urlSecretRef": {"name": "s", "key": "url"}}});
+    let mut world = World::new(&json!({"when": [{"type": "RunFailed"}], "sinks": [sink("a"), sink("b")]}));
+    world.run("s", "s-1", 0, Some("Stalled"));
+    let mut tries = Vec::new();
+    for now in 0..600 {
+        world.pass(now);
+        for message in std::mem::take(&mut world.under_way) {
+            let result = if message.sink == "a" { away() } else { Ok(()) };
+            if message.sink == "a" {
+                tries.push(now);
+            } else {
+                assert_eq!((now - WINDOW) % REPEAT, 0, "b is told, and told again");
+            }
+            world.ended.push(Delivery { sink: message.sink, told: message.told, result, at: at(now) });
+        }
+    }
+    let waits: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(waits.len() >= 5 && waits.is_sorted() && (4..=7).contains(&waits[0]), "{waits:?}");
+    let ready = conditions::find(&world.kept.conditions, READY).unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "SinkUnavailable"));
+    assert_eq!(world.notes, ["SinkFailing"]);
+    world.run("s", "s-2", 600, None);
+    world.until(600, 1000);
+    assert!(world.arrived.iter().all(|(_, sink, _)| sink == "b"), "a never heard of it: {:?}", world.arrived);
+}
+
+#[test]
+fn a_rest_that_a_sink_asks_for_is_heeded() {
+    let mut world = World::on("RunFailed");
+    world.run("s", "s-1", 0, Some("Stalled"));
+    world.pass(0);
+    world.pass(WINDOW);
+    let rest = Some(Duration::from_secs(120));
+    world.answer(WINDOW, &Err(Refusal { is_mistake: false, message: "429".to_owned(), rest, may_have_arrived: false }));
+    let plan = world.pass(WINDOW);
+    assert_eq!(plan.requeue, Some(Duration::from_secs(120)));
+    assert!(world.pass(WINDOW + 119).messages.is_empty());
+    assert_eq!(world.pass(WINDOW + 120).messages.len(), 1);
+}
+
+#[test]
+fn a_mistake_is_tried_seldom_until_the_spec_is_changed_or_a_test_is_asked_for() {
+    let mut world = World::on("RunFailed");
+    world.run("s", "s-1", 0, Some("Stalled"));
+    world.pass(0);
+    world.pass(WINDOW);
+    let mistake = Err(Refusal {
+        is_mistake: true,
+        message: "it refuses with 404".to_owned(),
+        rest: None,
+        may_have_arrived: false,
+    });
+    world.answer(WINDOW, &mistake);
+    assert!(world.pass(WINDOW + 50).messages.is_empty());
+    world.alert.metadata.generation = Some(2);
+    assert_eq!(world.pass(WINDOW + 51).messages.len(), 1);
+    world.answer(WINDOW + 51, &mistake);
+    assert!(world.pass(WINDOW + 52).messages.is_empty());
+    world.alert.annotations_mut().insert(TEST_ANNOTATION.to_owned(), "1".to_owned());
+    let plan = world.pass(WINDOW + 53);
+    assert_eq!(plan.messages[0].firing.len(), 2, "the test and what waits");
+    world.answer(WINDOW + 53, &Ok(()));
+    world.until(WINDOW + 54, WINDOW + 200);
+    assert_eq!(world.arrived.len(), 2, "the same token sends one test: {:?}", world.arrived);
+    assert_eq!(world.notes, ["SinkFailing", "SinkRecovered", "TestDelivered"]);
+    assert_eq!(world.kept.last_handled_test.as_deref(), Some("1"));
+}
+
+#[test]
+fn news_that_waits_for_a_sink_becomes_the_newest_of_its_kind() {
+    let mut world = World::on("RunSkipped");
+    for slot in 1..=50 {
+        world.status("s").last_skip = Some(Skip { time: time(slot * 10), reason: "Active".to_owned() });
+        world.pass(slot * 10);
+        world.answer(slot * 10, &away());
+    }
+    assert_eq!(world.kept.alerts.len(), 1);
+    world.until(501, 900);
+    assert_eq!(world.arrived.len(), 1);
+    assert!(world.arrived[0].2.ends_with("1970-01-12T13:55:00Z"), "{:?}", world.arrived);
+}
+
+#[test]
+fn only_schedules_that_are_selected_are_looked_at() {
+    let mut world = World::new(&json!({"when": [{"type": "RunFailed"}], "selector": {"matchLabels": {"team": "a"}}}));
+    world.run("s", "s-1", 0, Some("Stalled"));
+    world.until(0, 100);
+    assert_eq!(world.told(), []);
+    world.schedule("s").labels_mut().insert("team".to_owned(), "a".to_owned());
+    world.until(101, 200);
+    assert_eq!(world.told(), [(101 + WINDOW, "firing s RunFailed s-1")]);
+    world.schedules.clear();
+    world.until(201, 300);
+    assert_eq!(world.told()[1], (201 + WINDOW, "resolved s RunFailed s-1"));
+}
+
+#[test]
+fn a_selector_with_a_mistake_stalls_the_alert_and_resolves_nothing() {
+    let mut world = World::on("RunFailed");
+    world.run("s", "s-1", 0, Some("Stalled"));
+    world.until(0, 100);
+    let wrong = json!({"matchExpressions": [{"key": "a", "operator": "Near", "values": ["b"]}]});
+    world.alert.spec.selector = serde_json::from_value(wrong).unwrap();
+    world.until(101, 300);
+    assert_eq!(world.told().len(), 1);
+    assert!(conditions::is_true(&world.kept.conditions, STALLED));
+    assert!(!conditions::is_true(&world.kept.conditions, READY));
+}
+
+#[test]
+fn the_status_stays_small_with_a_thousand_problems() {
+    let mut world = World::on("RunFailed");
+    for number in 0..1000 {
+        world.run(&format!("{}{number}", "s".repeat(40)), &"j".repeat(63), 0, Some("Stalled"));
+        let name = format!("{}{number}", "s".repeat(40));
+        let failure = json!({"job": "j".repeat(63), "time": time(0), "reason": "Stalled", "message": "\"".repeat(500)});
+        world.status(&name).failure_history.push(serde_json::from_value(failure).unwrap());
+    }
+    world.pass(0);
+    world.until(WINDOW, WINDOW + 20);
+    assert_eq!((world.arrived.len(), world.kept.alerts.len()), (1000, 1000));
+    let status = bounded(world.kept.clone());
+    assert_eq!((status.alerts.len(), status.firing), (MAX_ALERTS, Some(1000)));
+    let size = serde_json::to_vec(&status).unwrap().len();
+    assert!(size < 32 << 10, "{size} bytes");
+}
+
+/// What may happen in a second.
+#[derive(Clone, Debug)]
+enum Step {
+    Fails(u8),
+    Completes(u8),
+    /// Messages under way are taken, or not.
+    Answer(bool),
+    /// The process is killed: answers it did not look at, and what is under way, are lost. Of the latter, some had arrived.
+    Killed {
+        arrived: bool,
+    },
+    Wait(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        (0..3u8).prop_map(Step::Fails),
+        (0..3u8).prop_map(Step::Completes),
+        any::<bool>().prop_map(Step::Answer),
+        any::<bool>().prop_map(|arrived| Step::Killed { arrived }),
+        (1..100u8).prop_map(Step::Wait),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+proptest! {
+    #[test]
+    fn each_problem_arrives_once_but_for_crashes_and_never_after_it_was_told_to_be_over(steps in steps()) {
+        let mut world = World::on("RunFailed");
+        let (mut now, mut crashes, mut run) = (0, 0, 0);
+        for step in steps {
+            now += 1;
+            run += 1;
+            let name = |number: u8| format!("s{number}");
+            match step {
+                Step::Fails(number) => world.run(&name(number), &format!("job-{run}"), now, Some("Stalled")),
+                Step::Completes(number) => world.run(&name(number), &format!("job-{run}"), now, None),
+                Step::Answer(true) => world.answer(now, &Ok(())),
+                Step::Answer(false) => world.answer(now, &away()),
+                Step::Killed { arrived } => {
+                    if arrived {
+                        world.answer(now, &Ok(()));
+                    }
+                    world.under_way.clear();
+                    world.ended.clear();
+                    crashes += 1;
+                }
+                Step::Wait(seconds) => now += i64::from(seconds),
+            }
+            world.pass(now);
+        }
+        // In the end all is well but for one, the sink takes messages, and time passes.
+        for number in 0..3 {
+            let reason = (number == 0).then_some("Stalled");
+            world.run(&format!("s{number}"), &format!("last-{number}"), now, reason);
+        }
+        world.answer(now, &away());
+        for later in (0..1000).step_by(20) {
+            world.until(now + later, now + later);
+        }
+        let is_told = |alert: &Alert| alert.told.iter().any(|told| told.sink == "a" && !told.resolved);
+        let open: Vec<_> = world.kept.alerts.iter().filter(|alert| alert.resolved.is_none()).collect();
+        prop_assert!(open.len() == 1 && is_told(open[0]), "lost: {:?}", world.kept.alerts);
+        prop_assert_eq!(world.kept.alerts.len(), 1, "nothing is left over");
+
+        let mut told: HashMap<String, (Option<i64>, bool)> = HashMap::new();
+        let mut doubles = 0;
+        for (now, _, what) in &world.arrived {
+            let (kind, alert) = what.split_once(' ').unwrap();
+            let (last, is_over) = told.entry(alert.to_owned()).or_default();
+            match kind {
+                "firing" => {
+                    prop_assert!(!*is_over, "told again after it was over: {what}");
+                    doubles += u32::from(last.is_some_and(|last| now - last < REPEAT));
+                    *last = Some(*now);
+                }
+                _ => {
+                    prop_assert!(last.is_some() || crashes > 0, "over before it was told: {what}");
+                    doubles += u32::from(*is_over);
+                    *is_over = true;
+                }
+            }
+        }
+        let open = format!("s0 RunFailed {}", world.kept.alerts[0].occurrence);
+        let unended: Vec<_> = told.iter().filter(|(alert, (_, is_over))| !is_over && **alert != open).collect();
+        prop_assert!(unended.is_empty(), "never heard that it is over: {unended:?}");
+        prop_assert!(doubles <= crashes * 3, "{doubles} doubles after {crashes} crashes: {:?}", world.arrived);
+    }
+}

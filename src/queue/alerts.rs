@@ -1,0 +1,40 @@
+//! What is kept of alerts: who was told of what.
+
+use std::time::Duration;
+
+use redis::AsyncCommands;
+
+use super::{Error, Queue, scripts, unavailable};
+
+/// How long it is kept when nothing changes. A problem that lasts is told again sooner than that.
+const KEEP_ALERT: Duration = Duration::from_hours(30 * 24);
+
+impl Queue {
+    /// Keeps what is known of an alert, unless something newer is kept. False when there is.
+    ///
+    /// # Errors
+    /// When Redis does not answer; it may or may not be kept.
+    pub async fn keep_alert(&self, uid: &str, revision: i64, value: &str) -> Result<bool, Error> {
+        let mut call = self.script(&scripts::KEEP);
+        call.key(self.keys.alert(uid)).arg(revision).arg(value).arg(KEEP_ALERT.as_millis() as u64);
+        self.call(&call, "keep what is known of an alert").await
+    }
+
+    /// What is kept of an alert.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn kept_alert(&self, uid: &str) -> Result<Option<String>, Error> {
+        let mut connection = self.connection.clone();
+        connection.hget(self.keys.alert(uid), "value").await.map_err(unavailable("read what is kept of an alert"))
+    }
+
+    /// Forgets an alert.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn forget_alert(&self, uid: &str) -> Result<(), Error> {
+        let mut connection = self.connection.clone();
+        connection.del(self.keys.alert(uid)).await.map_err(unavailable("forget an alert"))
+    }
+}

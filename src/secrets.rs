@@ -1,0 +1,76 @@
+//! Reads Secrets, when their owners let them be sent where they are to go.
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client, ResourceExt};
+
+use crate::{
+    api::{HOSTS_ANNOTATION, source::SecretKey},
+    cluster::ask,
+};
+
+/// An entry of a Secret that cannot be used. The texts hold nothing of what is in it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody has to correct something.
+    #[error("{0}")]
+    Invalid(String),
+    /// Worth another try.
+    #[error("could not read the Secret {0}: the Kubernetes API did not answer as it should")]
+    Unavailable(String),
+}
+
+/// Reads one entry of a Secret. `host`: where it is to be sent, which its annotation must allow. Whoever may create objects
+/// that name Secrets may not always read them, and could have them sent to a host of their own.
+///
+/// # Errors
+/// When it is not there, may not be read, or may not be sent there.
+pub async fn read(client: Client, namespace: &str, entry: &SecretKey, host: Option<&str>) -> Result<Vec<u8>, Error> {
+    let found = get(client, namespace, entry).await?;
+    host.map_or(Ok(()), |host| found.may_go_to(host))?;
+    Ok(found.value)
+}
+
+/// One entry of a Secret, and where it may be sent.
+pub struct Found {
+    name: String,
+    hosts: String,
+    /// What stands there.
+    pub value: Vec<u8>,
+}
+
+impl Found {
+    /// Fails when the Secret's annotation does not name the host.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn may_go_to(&self, host: &str) -> Result<(), Error> {
+        let Self { name, hosts, .. } = self;
+        if hosts.split(',').any(|allowed| allowed.trim().eq_ignore_ascii_case(host)) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "Secret {name} may not be sent to {host}: its owner has to allow it with kubectl annotate secret {name} {HOSTS_ANNOTATION}={host}"
+        )))
+    }
+}
+
+/// Reads one entry of a Secret that says itself where it goes: ask [`Found::may_go_to`] before it is sent.
+///
+/// # Errors
+/// When it is not there, or may not be read.
+pub async fn get(client: Client, namespace: &str, entry: &SecretKey) -> Result<Found, Error> {
+    let SecretKey { name, key } = entry;
+    let secrets = Api::<Secret>::namespaced(client, namespace);
+    let secret = ask("read a Secret", secrets.get_opt(name)).await.map_err(|error| match error.status() {
+        Some(status) if status.code == 403 => Error::Invalid(format!(
+            "the operator may not read Secret {name} in namespace {namespace}: give its service account a Role with get on it"
+        )),
+        _ => Error::Unavailable(name.clone()),
+    })?;
+    let missing = || Error::Invalid(format!("there is no Secret {name} in namespace {namespace}: create it"));
+    let secret = secret.ok_or_else(missing)?;
+    let hosts = secret.annotations().get(HOSTS_ANNOTATION).cloned().unwrap_or_default();
+    let value = secret.data.and_then(|mut data| data.remove(key));
+    let lacking = || Error::Invalid(format!("Secret {name} has no key {key}: add it, or name another one"));
+    Ok(Found { name: name.clone(), hosts, value: value.ok_or_else(lacking)?.0 })
+}

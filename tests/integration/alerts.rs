@@ -1,0 +1,354 @@
+//! SyncAlerts, with real sinks.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use ring::hmac;
+use serde_json::{Value, json};
+use sync_operator::api::{SyncAlert, SyncAlertStatus};
+
+use crate::{
+    operator::{apply_schedule, event_reasons},
+    own::Own,
+    sinks::{HttpSink, Instead, MailSink, PASSWORD, Taken, USER},
+    sources::{ALLOWED, secret},
+    support::{Operator, World, eventually},
+};
+
+const HOOK: &str = "/hook";
+const KEY: &str = "a key to sign with";
+
+fn alerts(world: &World) -> Api<SyncAlert> {
+    Api::namespaced(world.client.clone(), &world.name)
+}
+
+/// A webhook of the server, at a path that names it.
+fn webhook(http: &HttpSink, path: &str) -> Value {
+    let hook = json!({"url": format!("{}{path}", http.url), "hmacSecretRef": {"name": "hmac", "key": "key"}});
+    json!({"name": path.trim_matches('/'), "webhook": hook})
+}
+
+/// A SyncAlert that tells of failed runs at once.
+async fn apply_alert(world: &World, sinks: Value, further: Value) {
+    let mut spec = json!({"when": [{"type": "RunFailed"}], "sinks": sinks, "groupWindow": "0s"});
+    spec.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
+    let alert = SyncAlert::new("team", serde_json::from_value(spec).unwrap());
+    alerts(world).create(&PostParams::default(), &alert).await.unwrap();
+}
+
+async fn status(world: &World) -> SyncAlertStatus {
+    alerts(world).get("team").await.unwrap().status.unwrap_or_default()
+}
+
+/// A schedule whose only run fails.
+async fn fail(world: &World, name: &str) {
+    let template = json!({"spec": {"syncType": "Full", "target": {"filter": {"age": {"$bigger": 3}}}}});
+    apply_schedule(world, name, json!({"interval": "8000h", "immediate": true, "jobTemplate": template})).await;
+}
+
+/// Lets the schedule run once more, with or without success.
+async fn run_again(world: &World, name: &str, token: &str, is_wrong: bool) {
+    let filter = if is_wrong { json!({"age": {"$bigger": 3}}) } else { json!({}) };
+    let template = json!({"spec": {"target": {"filter": Value::Null}}});
+    let clear = json!({"spec": {"jobTemplate": template}});
+    let patch = json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}},
+        "spec": {"jobTemplate": {"spec": {"target": {"filter": filter}}}}});
+    for patch in [clear, patch] {
+        world.schedules().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+}
+
+/// A world with users, and the Secret that webhooks sign with.
+async fn world_on(world: World) -> World {
+    world.seed(10, 0).await;
+    secret(&world, "hmac", &[("key", KEY)], "127.0.0.1").await;
+    world
+}
+
+async fn world() -> World {
+    world_on(World::new().await).await
+}
+
+fn assert_signed(taken: &Taken) {
+    let given = taken.headers["x-signature"].to_str().unwrap().strip_prefix("sha256=").unwrap();
+    let tag: Vec<u8> =
+        (0..given.len()).step_by(2).map(|at| u8::from_str_radix(&given[at..at + 2], 16).unwrap()).collect();
+    hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, KEY.as_bytes()), taken.body.as_bytes(), &tag).unwrap();
+}
+
+#[tokio::test]
+async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
+    let (world, http, mail) = (world().await, HttpSink::start().await, MailSink::start().await);
+    secret(&world, "slack", &[("url", &format!("{}/services/T0/secret-path", http.url))], "127.0.0.1").await;
+    secret(&world, "token", &[("token", "secret-token")], "127.0.0.1").await;
+    secret(&world, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority)], "localhost").await;
+    let entry = |name: &str, key: &str| json!({"name": name, "key": key});
+    let sinks = json!([
+        webhook(&http, HOOK),
+        {"name": "slack", "slack": {"urlSecretRef": entry("slack", "url")}},
+        {"name": "events", "cloudEvents": {"url": format!("{}/events", http.url), "tokenSecretRef": entry("token", "token")}},
+        {"name": "mail", "smtp": {"host": "localhost", "port": mail.port, "from": "Sync <sync@example.com>",
+            "to": ["ops@example.com", "Ada <ada@example.com>"], "caSecretRef": entry("mail", "ca.crt"),
+            "usernameSecretRef": entry("mail", "user"), "passwordSecretRef": entry("mail", "password")}},
+    ]);
+    let template = json!({"template": {"title": "{{ firing|length }} at {{ name|upper }}"}});
+    apply_alert(&world, sinks, template).await;
+    let (operator, _) = world.all(&ALLOWED);
+    fail(&world, "user-sync").await;
+
+    let taken = http.takes(HOOK, 1).await;
+    assert_signed(&taken[0]);
+    let body = taken[0].json();
+    assert_eq!((&body["title"], &body["namespace"]), (&json!("1 at TEAM"), &json!(world.name)));
+    let alert = &body["firing"][0];
+    assert_eq!((&alert["type"], &alert["schedule"]), (&json!("RunFailed"), &json!("user-sync")));
+    assert!(alert["message"].as_str().unwrap().contains("InvalidTarget"), "{alert}");
+    let slack = http.takes("/services/T0/secret-path", 1).await[0].json();
+    assert!(slack["text"].as_str().unwrap().starts_with("*1 at TEAM*\nFIRING RunFailed user-sync"), "{slack}");
+    let event = &http.takes("/events", 1).await[0];
+    assert_eq!(event.headers["authorization"], "Bearer secret-token");
+    assert!(event.headers["content-type"].to_str().unwrap().starts_with("application/cloudevents+json"));
+    let event = event.json();
+    assert_eq!((&event["specversion"], &event["type"]), (&json!("1.0"), &json!("dev.codex.sync.alert.v1")));
+    assert_eq!(event["data"]["firing"][0]["id"], alert["id"]);
+    let mails = mail.takes(1).await;
+    for part in ["To: ops@example.com,ada@example.com", "Subject: 1 at TEAM", "FIRING RunFailed user-sync"] {
+        assert!(mails[0].contains(part), "{part}: {}", mails[0]);
+    }
+
+    run_again(&world, "user-sync", "1", false).await;
+    http.takes("/services/T0/secret-path", 2).await;
+    http.takes("/events", 2).await;
+    assert_signed(&http.takes(HOOK, 2).await[1]);
+    assert_eq!(http.told(HOOK), ["firing RunFailed user-sync", "resolved RunFailed user-sync"]);
+    assert!(mail.takes(2).await[1].contains("RESOLVED RunFailed user-sync"));
+
+    let status = eventually("nothing is left to tell", async || {
+        Some(status(&world).await).filter(|status| status.alerts.is_empty() && status.firing == Some(0))
+    });
+    let status = status.await;
+    assert!(
+        status.last_sent_time.is_some()
+            && status.conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True")
+    );
+    for sink in &status.sinks {
+        let ready = sink.conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
+        assert!(ready.status == "True" && sink.last_sent_time.is_some() && sink.last_error.is_none(), "{sink:?}");
+    }
+    let shown = format!("{}{}", operator.log(), serde_json::to_string(&status).unwrap());
+    for secret in ["secret-path", "secret-token", PASSWORD, KEY] {
+        assert!(!shown.contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test]
+async fn a_sink_that_fails_stalls_and_wants_fewer_messages_gets_each_alert_once_and_holds_back_no_other() {
+    let (world, http) = (world().await, HttpSink::start().await);
+    http.answer("/bad", [Instead::Status(500), Instead::Silence(Duration::from_secs(40)), Instead::Wait(3)]);
+    apply_alert(&world, json!([webhook(&http, "/bad"), webhook(&http, "/good")]), json!({})).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    fail(&world, "first").await;
+    eventually("the bad sink stalls", async || {
+        (http.books().requests.iter().filter(|path| *path == "/bad").count() == 2).then_some(())
+    })
+    .await;
+    fail(&world, "second").await;
+    http.takes("/good", 2).await;
+    assert!(http.taken("/bad").is_empty());
+    let failing = status(&world).await;
+    let bad = &failing.sinks[0];
+    assert_eq!((bad.name.as_str(), bad.last_error.as_deref()), ("bad", Some("it answered with 500")));
+    assert!(event_reasons(&world, "team").await.contains("SinkFailing"));
+
+    http.takes("/bad", 1).await;
+    eventually("it is known to be told", async || {
+        let told = |alert: &sync_operator::api::syncalert::Alert| alert.told.len() == 2;
+        status(&world).await.alerts.iter().all(told).then_some(())
+    })
+    .await;
+    for path in ["/bad", "/good"] {
+        let mut told = http.told(path);
+        told.sort();
+        assert_eq!(told, ["firing RunFailed first", "firing RunFailed second"], "{path}");
+    }
+    assert!(event_reasons(&world, "team").await.contains("SinkRecovered"));
+}
+
+#[tokio::test]
+async fn a_mail_server_that_is_away_gets_the_mail_later_and_one_that_refuses_is_told_of() {
+    let (world, mail) = (world().await, MailSink::start().await);
+    secret(&world, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority)], "localhost").await;
+    secret(&world, "wrong", &[("user", USER), ("password", "wrong")], "localhost").await;
+    let entry = |name: &str, key: &str| json!({"name": name, "key": key});
+    let smtp = |name: &str, login: &str| {
+        json!({"name": name, "smtp": {"host": "localhost", "port": mail.port, "from": "sync@example.com",
+            "to": ["ops@example.com"], "caSecretRef": entry("mail", "ca.crt"),
+            "usernameSecretRef": entry(login, "user"), "passwordSecretRef": entry(login, "password")}})
+    };
+    mail.answer(Some("451 later"));
+    apply_alert(&world, json!([smtp("right", "mail"), smtp("wrong", "wrong")]), json!({})).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    fail(&world, "user-sync").await;
+    let failing = eventually("both sinks have failed", async || {
+        let status = status(&world).await;
+        status.sinks.iter().all(|sink| sink.last_error.is_some()).then_some(status.sinks)
+    });
+    let failing = failing.await;
+    let reasons: Vec<_> = failing.iter().map(|sink| sink.conditions[0].reason.as_str()).collect();
+    assert_eq!(reasons, ["SinkUnavailable", "InvalidSink"], "{failing:?}");
+    assert_eq!(failing[0].last_error.as_deref(), Some("it answered with 451"));
+    let refused = failing[1].last_error.clone().unwrap();
+    assert!(refused.contains("refuses the login"), "{refused}");
+    mail.answer(None);
+    mail.takes(1).await;
+    assert_eq!(mail.mails().len(), 1);
+}
+
+/// Waits until the operator has looked at the schedule's last run.
+async fn counted(world: &World, name: &str, runs: i64) {
+    eventually("the run is counted", async || {
+        let runs_so_far = world.schedules().get(name).await.ok()?.status?.runs;
+        (runs_so_far.succeeded + runs_so_far.failed >= runs).then_some(())
+    })
+    .await;
+}
+
+/// Waits until everything is told and kept, as far as the operator knows.
+async fn settled(world: &World, firing: i32) {
+    eventually("what is to be told was told", async || {
+        let status = status(world).await;
+        let is_told = status.alerts.iter().all(|alert| alert.resolved.is_none() && !alert.told.is_empty());
+        (status.firing == Some(firing) && is_told).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn operators_that_are_killed_tell_each_alert_at_most_twice_also_when_redis_is_emptied() {
+    let (redis, servers) = Own::up("redis");
+    let (world, http) = (world_on(World::on(servers).await).await, HttpSink::start().await);
+    http.answer(HOOK, [Instead::Status(503), Instead::Status(500)]);
+    apply_alert(&world, json!([webhook(&http, HOOK)]), json!({})).await;
+    let start = || -> Operator { world.all(&ALLOWED).0 };
+
+    // Killed while the sink is away: the alert is not lost.
+    let mut operator = start();
+    fail(&world, "user-sync").await;
+    eventually("the sink was asked", async || (!http.books().requests.is_empty()).then_some(())).await;
+    operator.kill();
+    // Killed at the moment in which the message has arrived.
+    let mut operator = start();
+    http.takes(HOOK, 1).await;
+    operator.kill();
+    let operator = start();
+    settled(&world, 1).await;
+    assert!(http.told(HOOK).len() <= 2, "{:?}", http.told(HOOK));
+
+    // What was told is known without Redis.
+    drop(operator);
+    redis.script(&["redis-cli", "FLUSHALL"]);
+    let firing = http.told(HOOK).len();
+    let operator = start();
+    run_again(&world, "user-sync", "1", true).await;
+    counted(&world, "user-sync", 2).await;
+    settled(&world, 1).await;
+    assert_eq!(http.told(HOOK).len(), firing, "a problem that lasts is not told anew");
+
+    run_again(&world, "user-sync", "2", false).await;
+    http.takes(HOOK, firing + 1).await;
+    drop(operator);
+    let _operator = start();
+    settled(&world, 0).await;
+    let told = http.told(HOOK);
+    let (before, after) = told.split_at(firing);
+    assert!(before.iter().all(|told| told == "firing RunFailed user-sync"), "{told:?}");
+    assert!(
+        (1..=2).contains(&after.len()) && after.iter().all(|told| told == "resolved RunFailed user-sync"),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_test_is_sent_once_when_it_is_asked_for() {
+    let (world, http) = (world().await, HttpSink::start().await);
+    apply_alert(&world, json!([webhook(&http, HOOK)]), json!({"groupWindow": "1h"})).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    let ask = async |token: &str| {
+        let patch = json!({"metadata": {"annotations": {"sync.codex.dev/test": token}}});
+        alerts(&world).patch("team", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        eventually("the test is handled", async || {
+            (status(&world).await.last_handled_test.as_deref() == Some(token)).then_some(())
+        })
+        .await;
+    };
+    ask("1").await;
+    http.takes(HOOK, 1).await;
+    ask("1").await;
+    ask("2").await;
+    http.takes(HOOK, 2).await;
+    assert_eq!(http.told(HOOK), ["firing Test ", "firing Test "]);
+    eventually("the test is told of", async || {
+        event_reasons(&world, "team").await.contains("TestDelivered").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_sink_stands_in_its_condition_without_secrets() {
+    let (world, http) = (world().await, HttpSink::start().await);
+    let path = "/services/secret-path";
+    secret(&world, "other-host", &[("url", &format!("{}{path}", http.url))], "hooks.slack.com").await;
+    secret(&world, "no-url", &[("url", "secret-path")], "127.0.0.1").await;
+    let slack = |name: &str, secret: &str, key: &str| json!({"name": name, "slack": {"urlSecretRef": {"name": secret, "key": key}}});
+    http.answer("/gone", std::iter::repeat_n(Instead::Status(404), 100));
+    let mut metadata_server = webhook(&http, "/inside");
+    metadata_server["webhook"]["url"] = json!("https://169.254.169.254/latest");
+    secret(&world, "inside", &[("key", KEY)], "169.254.169.254").await;
+    metadata_server["webhook"]["hmacSecretRef"]["name"] = json!("inside");
+    let sinks = json!([
+        slack("a", "other-host", "url"),
+        slack("b", "no-url", "url"),
+        slack("c", "nowhere", "url"),
+        slack("d", "no-url", "key"),
+        webhook(&http, "/gone"),
+        metadata_server,
+    ]);
+    apply_alert(&world, sinks, json!({"template": {"text": "{% include 'x' %}"}})).await;
+    let (operator, _) = world.all(&ALLOWED);
+    fail(&world, "user-sync").await;
+    let failed = eventually("every sink has failed", async || {
+        let status = status(&world).await;
+        status.sinks.iter().all(|sink| !sink.conditions.is_empty()).then_some(status)
+    });
+    let failed = failed.await;
+    for (sink, part) in failed.sinks.iter().zip([
+        "Secret other-host may not be sent to 127.0.0.1",
+        "the value in Secret no-url is no http or https URL",
+        "there is no Secret nowhere",
+        "Secret no-url has no key key",
+        "it refuses messages with 404",
+        "an address the operator does not allow",
+    ]) {
+        let ready = &sink.conditions[0];
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InvalidSink"), "{sink:?}");
+        assert!(ready.message.contains(part), "{part}: {}", ready.message);
+    }
+    let ready = failed.conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InvalidSink"));
+    let shown = format!("{}{}", operator.log(), serde_json::to_string(&failed).unwrap());
+    assert!(!shown.contains("secret-path"));
+    assert!(http.taken(path).is_empty());
+
+    // Once its owner allows it, a change of the spec, or a test, tries it at once.
+    let secrets: Api<Secret> = Api::namespaced(world.client.clone(), &world.name);
+    let allow = json!({"metadata": {"annotations": {"sync.codex.dev/hosts": "127.0.0.1"}}});
+    secrets.patch("other-host", &PatchParams::default(), &Patch::Merge(allow)).await.unwrap();
+    let change = json!({"spec": {"repeatInterval": "2h"}});
+    alerts(&world).patch("team", &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
+    let slack = http.takes(path, 1).await[0].json();
+    assert!(slack["text"].as_str().unwrap().contains("FIRING RunFailed user-sync"), "in the usual words: {slack}");
+}

@@ -1,0 +1,203 @@
+//! Real sinks of alerts: an HTTP server that has bad days, and a mail server.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use serde_json::Value;
+use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
+
+use crate::support::{eventually, free_port, unique, variable};
+
+/// An HTTP server that is up for as long as this is kept.
+pub struct HttpSink {
+    pub url: String,
+    books: Arc<Mutex<Books>>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Default)]
+pub struct Books {
+    /// Given to the next requests, by path, instead of taking their messages.
+    pub instead: Vec<(String, VecDeque<Instead>)>,
+    /// Messages that were taken.
+    pub taken: Vec<Taken>,
+    /// Paths of all requests.
+    pub requests: Vec<String>,
+}
+
+#[derive(Clone)]
+pub enum Instead {
+    Status(u16),
+    /// 429, with so many seconds to wait.
+    Wait(u32),
+    /// Nothing, for so long; then it is too late.
+    Silence(Duration),
+}
+
+#[derive(Clone)]
+pub struct Taken {
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Taken {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+impl HttpSink {
+    pub async fn start() -> Self {
+        let books = Arc::<Mutex<Books>>::default();
+        let router = Router::new().route("/{*path}", post(take)).with_state(books.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async { axum::serve(listener, router).await.unwrap() });
+        Self { url, books, server }
+    }
+
+    pub fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap()
+    }
+
+    pub fn answer(&self, path: &str, with: impl IntoIterator<Item = Instead>) {
+        self.books().instead.push((path.to_owned(), with.into_iter().collect()));
+    }
+
+    pub fn taken(&self, path: &str) -> Vec<Taken> {
+        self.books().taken.iter().filter(|taken| taken.path == path).cloned().collect()
+    }
+
+    /// Waits until so many messages were taken at a path.
+    pub async fn takes(&self, path: &str, count: usize) -> Vec<Taken> {
+        let what = format!("{count} messages were taken at {path}");
+        eventually(&what, async || Some(self.taken(path)).filter(|taken| taken.len() >= count)).await
+    }
+
+    /// What is told at a path: `firing RunFailed s`, one for each alert in each message.
+    pub fn told(&self, path: &str) -> Vec<String> {
+        let mut told = Vec::new();
+        for taken in self.taken(path) {
+            let body = taken.json();
+            for kind in ["firing", "resolved"] {
+                for alert in body[kind].as_array().unwrap() {
+                    let text = |field: &str| alert[field].as_str().unwrap().to_owned();
+                    told.push(format!("{kind} {} {}", text("type"), text("schedule")));
+                }
+            }
+        }
+        told
+    }
+}
+
+impl Drop for HttpSink {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn take(State(books): State<Arc<Mutex<Books>>>, uri: Uri, headers: HeaderMap, body: String) -> Response {
+    let path = uri.path().to_owned();
+    let instead = {
+        let mut books = books.lock().unwrap();
+        books.requests.push(path.clone());
+        let instead = books.instead.iter_mut().filter(|(at, _)| *at == path).find_map(|(_, next)| next.pop_front());
+        if instead.is_none() {
+            books.taken.push(Taken { path, headers, body });
+        }
+        instead
+    };
+    match instead {
+        None => "ok".into_response(),
+        Some(Instead::Status(code)) => StatusCode::from_u16(code).unwrap().into_response(),
+        Some(Instead::Wait(seconds)) => {
+            (StatusCode::TOO_MANY_REQUESTS, [("retry-after", seconds.to_string())]).into_response()
+        }
+        Some(Instead::Silence(time)) => {
+            sleep(time).await;
+            StatusCode::NO_CONTENT.into_response()
+        }
+    }
+}
+
+/// A mail server that is up for as long as this is kept. Wants STARTTLS, and then the login.
+pub struct MailSink {
+    pub port: u16,
+    pub authority: String,
+    folder: PathBuf,
+    server: Child,
+}
+
+pub const USER: &str = "mailer";
+pub const PASSWORD: &str = "pass word";
+
+impl MailSink {
+    pub async fn start() -> Self {
+        let folder = std::env::temp_dir().join(unique("mail"));
+        fs::create_dir(&folder).unwrap();
+        let new = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 1";
+        openssl(&folder, &format!("{new} -keyout ca.key -out ca.crt -subj /CN=ca"));
+        let server = "-addext subjectAltName=DNS:localhost -addext basicConstraints=CA:FALSE -CA ca.crt -CAkey ca.key";
+        openssl(&folder, &format!("{new} -keyout tls.key -out tls.crt -subj /CN=server {server}"));
+        let port = free_port();
+        let server = Command::new("python3")
+            .arg("tests/integration/smtp.py")
+            .arg(port.to_string())
+            .args([&folder, &folder.join("tls.crt"), &folder.join("tls.key")])
+            .args([USER, PASSWORD])
+            .env("PYTHONPATH", variable("AIOSMTPD"))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let authority = fs::read_to_string(folder.join("ca.crt")).unwrap();
+        let sink = Self { port, authority, folder, server };
+        eventually("the mail server is up", async || sink.folder.join("ready").exists().then_some(())).await;
+        sink
+    }
+
+    /// Refuses mails with this answer, or takes them again.
+    pub fn answer(&self, with: Option<&str>) {
+        let file = self.folder.join("answer");
+        match with {
+            Some(answer) => fs::write(file, answer).unwrap(),
+            None => fs::remove_file(file).unwrap(),
+        }
+    }
+
+    /// Waits until so many mails were taken.
+    pub async fn takes(&self, count: usize) -> Vec<String> {
+        eventually(&format!("{count} mails were taken"), async || Some(self.mails()).filter(|it| it.len() >= count))
+            .await
+    }
+
+    pub fn mails(&self) -> Vec<String> {
+        (0..).map_while(|number| fs::read_to_string(self.folder.join(format!("{number}.eml"))).ok()).collect()
+    }
+}
+
+impl Drop for MailSink {
+    fn drop(&mut self) {
+        self.server.kill().ok();
+        self.server.wait().ok();
+        fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+fn openssl(folder: &Path, args: &str) {
+    let made = Command::new("openssl").args(args.split_whitespace()).current_dir(folder).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
