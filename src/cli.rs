@@ -7,12 +7,14 @@ use std::{
     time::Duration,
 };
 
+use axum::http::HeaderName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 use crate::{
     api::GoDuration,
     credentials::{self, Files},
-    http::{LogsUrl, ReadAccess},
+    http::{LogsUrl, Prefix, Proxies, ReadAccess},
     sync::Egress,
     telemetry::logs::Format,
 };
@@ -110,6 +112,9 @@ pub struct Api {
     /// A copy for BullMQ's tools.
     #[command(flatten)]
     pub mirror: Mirror,
+    /// Which Lease tells who leads.
+    #[command(flatten)]
+    pub leader_election: LeaderElection,
     /// Probes and metrics.
     #[command(flatten)]
     pub probes: Probes,
@@ -294,7 +299,7 @@ pub struct Workers {
     pub source_allowed_hosts: Vec<String>,
     /// Networks beside the public internet that sources, and sinks of alerts, may be in, such as 10.0.0.0/8.
     #[arg(long, env = "SOURCE_ALLOWED_CIDRS", help_heading = "Workers", value_delimiter = ',')]
-    pub source_allowed_cidrs: Vec<ipnet::IpNet>,
+    pub source_allowed_cidrs: Vec<IpNet>,
 }
 
 impl Workers {
@@ -338,7 +343,8 @@ pub struct Http {
     /// Requests a second of one caller. More are refused with 429.
     #[arg(long, env = "HTTP_REQUESTS_PER_SECOND", help_heading = "HTTP", default_value = "100")]
     pub http_requests_per_second: NonZeroU32,
-    /// Requests at a time, of all callers. More are refused with 503. As many may listen to events.
+    /// Requests at a time, of all callers. More are refused with 503. As many may listen to events, and four times as many
+    /// pages of the dashboard may be open.
     #[arg(long, env = "HTTP_REQUESTS_AT_A_TIME", help_heading = "HTTP", default_value = "256")]
     pub http_requests_at_a_time: NonZeroU32,
     /// Serve the dashboard at /, for browsers.
@@ -353,6 +359,20 @@ pub struct Http {
     /// {worker}, {pod}, {from} or {to} in it. Times are in milliseconds since 1970.
     #[arg(long, env = "DASHBOARD_LOGS_URL", help_heading = "HTTP")]
     pub dashboard_logs_url: Option<LogsUrl>,
+    /// Path at which a proxy serves all of it, such as /sync, on a host that has other things too. Requests may come with
+    /// it or without it; links begin with it.
+    #[arg(long, env = "HTTP_PATH_PREFIX", help_heading = "HTTP")]
+    pub http_path_prefix: Option<Prefix>,
+    /// Networks of the proxies that log people in to the dashboard, such as 10.1.2.0/24, separated by commas. Everyone
+    /// there can be anyone: name the proxies alone. Default: none.
+    #[arg(long, env = "TRUSTED_PROXIES", help_heading = "HTTP", value_delimiter = ',')]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Header in which these proxies name the user.
+    #[arg(long, env = "PROXY_USER_HEADER", help_heading = "HTTP", default_value = "X-Forwarded-User")]
+    pub proxy_user_header: HeaderName,
+    /// Header in which they name the user's groups, separated by commas.
+    #[arg(long, env = "PROXY_GROUPS_HEADER", help_heading = "HTTP", default_value = "X-Forwarded-Groups")]
+    pub proxy_groups_header: HeaderName,
     /// File with a certificate in PEM: serve HTTPS. Read again when it changes.
     #[arg(long, env = "HTTP_TLS_CERT", help_heading = "HTTP", requires = "http_tls_key")]
     pub http_tls_cert: Option<PathBuf>,
@@ -405,6 +425,13 @@ impl Http {
             ));
         }
         Ok(SocketAddr::new(address, self.http_port))
+    }
+
+    /// Who else may say who is logged in to the dashboard.
+    #[must_use]
+    pub fn proxies(&self) -> Option<Proxies> {
+        let Self { trusted_proxies, proxy_user_header: user, proxy_groups_header: groups, .. } = self;
+        (!trusted_proxies.is_empty()).then(|| Proxies::new(trusted_proxies, user.clone(), groups.clone()))
     }
 }
 

@@ -206,8 +206,9 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             let objects = watch_objects(&mut parts, connect().await?, &options.kubernetes);
             let state = http::State { cluster: None, objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
+            let lease = lease_name(&options.leader_election, &options.kubernetes);
             add_mirror(&mut parts, options.mirror, &objects, &queue, id)?;
-            add_http(&mut parts, options.http, state, objects, id).await?;
+            add_http(&mut parts, options.http, state, objects, lease, id).await?;
         }
         Command::All(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
@@ -216,8 +217,9 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
             let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
+            let lease = lease_name(&options.controllers.leader_election, &options.controllers.kubernetes);
             add_mirror(&mut parts, options.mirror, &objects, &queue, id)?;
-            add_http(&mut parts, options.http, state, objects, id).await?;
+            add_http(&mut parts, options.http, state, objects, lease, id).await?;
             add_workers(&mut parts, options.workers, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
             add_controllers(&mut parts, (options.controllers, egress), id, client, queue, view);
         }
@@ -345,22 +347,14 @@ fn add_controllers(
     view: View,
 ) {
     let cli::Controllers { kubernetes, leader_election: election, times } = options;
+    let http::LeaseName { namespace, name } = lease_name(&election, &kubernetes);
     let settings = controller::Settings {
         resync: times.resync_interval,
         status_interval: times.status_interval,
         status_writes_per_second: times.status_writes_per_second,
         instance: id.to_owned(),
         egress,
-        election: Election {
-            identity: id.to_owned(),
-            namespace: election.leader_lease_namespace,
-            // Controllers of different namespaces do not stand in for each other.
-            name: election.leader_lease_name.unwrap_or_else(|| match &kubernetes.watch_namespace {
-                Some(namespace) => format!("sync-operator-{namespace}"),
-                None => "sync-operator".to_owned(),
-            }),
-            duration: election.leader_lease_duration,
-        },
+        election: Election { identity: id.to_owned(), namespace, name, duration: election.leader_lease_duration },
         namespace: kubernetes.watch_namespace,
     };
     let stop = parts.stop.clone();
@@ -372,6 +366,15 @@ fn add_controllers(
         controller::run(settings, client, queue, stop, share).await;
         Ok(())
     });
+}
+
+fn lease_name(election: &cli::LeaderElection, kubernetes: &cli::Kubernetes) -> http::LeaseName {
+    // Controllers of different namespaces do not stand in for each other.
+    let name = election.leader_lease_name.clone().unwrap_or_else(|| match &kubernetes.watch_namespace {
+        Some(namespace) => format!("sync-operator-{namespace}"),
+        None => "sync-operator".to_owned(),
+    });
+    http::LeaseName { namespace: election.leader_lease_namespace.clone(), name }
 }
 
 /// The sidecar's own watches: it shows every SyncJob, and controllers keep little of those that have ended.
@@ -408,6 +411,7 @@ async fn add_http(
     options: cli::Http,
     state: http::State,
     objects: http::Objects,
+    lease: http::LeaseName,
     id: &str,
 ) -> Result<(), Error> {
     let address = options.address().map_err(Error::Configuration)?;
@@ -421,8 +425,15 @@ async fn add_http(
         requests_per_second: options.http_requests_per_second,
         requests_at_a_time: options.http_requests_at_a_time,
         dashboard,
+        proxies: options.proxies(),
         logs: options.dashboard_logs_url,
+        prefix: options.http_path_prefix,
+        lease,
     };
+    if options.insecure_no_auth && settings.proxies.is_some() {
+        let advice = "TRUSTED_PROXIES: with --insecure-no-auth nobody has to log in: leave one of them out";
+        return Err(Error::Configuration(advice.to_owned()));
+    }
     if options.insecure_no_auth {
         tracing::warn!("--insecure-no-auth: everyone on this machine may do everything");
     }

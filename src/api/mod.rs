@@ -30,6 +30,8 @@ pub const TRIGGER_ANNOTATION: &str = "sync.codex.dev/trigger";
 pub const TRIGGERED_BY_ANNOTATION: &str = "sync.codex.dev/triggered-by";
 /// Annotation on a SyncJob with a place in the trace of whoever made it, as a `traceparent` of W3C Trace Context.
 pub const TRACEPARENT_ANNOTATION: &str = "sync.codex.dev/traceparent";
+/// Annotation on what is suspended: why, as somebody wrote who did it by the dashboard.
+pub const SUSPEND_NOTE_ANNOTATION: &str = "sync.codex.dev/suspend-note";
 /// Annotation on a SyncJob that was made like one that failed: the name of that one.
 pub const RETRY_OF_ANNOTATION: &str = "sync.codex.dev/retry-of";
 

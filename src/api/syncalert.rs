@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{GoDuration, conditions, rules, source::SecretKey};
 
 /// Which schedules are watched, for what, and who is told.
+#[allow(clippy::duplicated_attributes, reason = "columns of one type")]
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "sync.codex.dev",

@@ -15,6 +15,7 @@ pub(super) enum Deed {
     CleanedUp,
     Cancelled,
     Retried,
+    Rescheduled,
 }
 
 impl Deed {
@@ -26,6 +27,7 @@ impl Deed {
             Self::CleanedUp => "CleanedUpByCall",
             Self::Cancelled => "CancelledByCall",
             Self::Retried => "RetriedByCall",
+            Self::Rescheduled => "RescheduledByCall",
         }
     }
 }

@@ -42,11 +42,31 @@ pub(super) struct Caller {
     /// As Kubernetes knows them: `system:serviceaccount:NAMESPACE:NAME`.
     pub name: String,
     user: UserInfo,
-    token: TokenHash,
+    login: LoginHash,
 }
 
-/// Tokens are kept as hashes only.
-type TokenHash = [u8; 32];
+/// A caller whom a proxy that is believed has named. What comes before its headers.
+#[derive(Clone)]
+pub(super) struct Vouched(pub Arc<Caller>);
+
+/// By what somebody came in: a token, or the names that a proxy gave. Tokens are kept as hashes only.
+type LoginHash = [u8; 32];
+
+impl Caller {
+    /// Somebody who is known by their name and groups alone.
+    pub fn vouched(name: &str, groups: Vec<String>) -> Self {
+        // No token has a line break, so none has the same hash.
+        let login = hash(&format!("{name}\n{}", groups.join("\n")));
+        let user = UserInfo { username: Some(name.to_owned()), groups: Some(groups), ..UserInfo::default() };
+        Self { name: name.to_owned(), user, login }
+    }
+
+    /// Their groups, as Kubernetes knows them.
+    #[cfg(test)]
+    pub fn groups(&self) -> &[String] {
+        self.user.groups.as_deref().unwrap_or_default()
+    }
+}
 
 /// A right that Kubernetes gives: a verb on a kind, nearly always one of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -90,8 +110,8 @@ pub(super) struct Access(Option<Reviews>);
 struct Reviews {
     client: Client,
     reads: ReadAccess,
-    callers: Cache<TokenHash, Option<Arc<Caller>>>,
-    rights: Cache<(TokenHash, Right), bool>,
+    callers: Cache<LoginHash, Option<Arc<Caller>>>,
+    rights: Cache<(LoginHash, Right), bool>,
 }
 
 /// A yes is kept for longer than a no, so that a right that was just given soon counts.
@@ -169,7 +189,7 @@ impl Access {
     /// Whether a caller has a right.
     pub async fn has(&self, caller: &Caller, right: &Right) -> Result<bool, Problem> {
         let Some(reviews) = &self.0 else { return Ok(true) };
-        let asked = reviews.rights.try_get_with((caller.token, right.clone()), reviews.review_right(caller, right));
+        let asked = reviews.rights.try_get_with((caller.login, right.clone()), reviews.review_right(caller, right));
         asked.await.map_err(|problem| (*problem).clone())
     }
 
@@ -217,7 +237,7 @@ impl Reviews {
         }
         let user = status.user.unwrap_or_default();
         let name = user.username.clone().unwrap_or_default();
-        Ok(Some(Arc::new(Caller { name, user, token: hash(token) })))
+        Ok(Some(Arc::new(Caller { name, user, login: hash(token) })))
     }
 
     async fn review_right(&self, caller: &Caller, right: &Right) -> Result<bool, Problem> {
@@ -248,7 +268,7 @@ impl Reviews {
 }
 
 fn anonymous() -> Caller {
-    Caller { name: "anonymous".to_owned(), user: UserInfo::default(), token: [0; 32] }
+    Caller { name: "anonymous".to_owned(), user: UserInfo::default(), login: [0; 32] }
 }
 
 fn token(headers: &HeaderMap) -> Option<&str> {
@@ -258,6 +278,6 @@ fn token(headers: &HeaderMap) -> Option<&str> {
     usable.then_some(token)
 }
 
-fn hash(token: &str) -> TokenHash {
-    Sha256::digest(token).into()
+fn hash(login: &str) -> LoginHash {
+    Sha256::digest(login).into()
 }

@@ -35,12 +35,12 @@ use super::{
 use crate::{api::SyncJob, domain::job::is_finished};
 use throttle::Throttle;
 
-const LAST_EVENT_ID: &str = "last-event-id";
+pub(super) const LAST_EVENT_ID: &str = "last-event-id";
 /// A stream ends after this time; clients come back by themselves, and their right is looked at again.
-const LONGEST: Duration = Duration::from_mins(15);
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(super) const LONGEST: Duration = Duration::from_mins(15);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a client waits before it comes back.
-const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 /// A run that was deleted.
 #[derive(Debug, Serialize, ToSchema)]
@@ -151,6 +151,7 @@ impl Listener {
                         self.ready.extend(self.deleted(&gone));
                     }
                     Ok(Change::Listed) => self.reset(),
+                    Ok(Change::Schedule(_)) => {}
                     // It was too slow for single changes.
                     Err(broadcast::error::RecvError::Lagged(_)) => self.catch_up(self.id()),
                     Err(broadcast::error::RecvError::Closed) => return None,

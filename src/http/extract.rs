@@ -12,7 +12,7 @@ use utoipa::IntoParams;
 
 use super::{
     App,
-    auth::Caller,
+    auth::{Caller, Vouched},
     problem::{Kind, Problem},
 };
 
@@ -83,14 +83,22 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     }
 }
 
-/// Somebody with a valid token.
+/// Who calls: whom a proxy that is believed has named, or somebody with a valid token.
+pub(super) async fn caller(parts: &Parts, app: &App) -> Result<Arc<Caller>, Problem> {
+    match parts.extensions.get() {
+        Some(Vouched(caller)) => Ok(Arc::clone(caller)),
+        None => app.access.caller(&parts.headers).await,
+    }
+}
+
+/// Somebody who says who they are.
 pub(super) struct By(pub Arc<Caller>);
 
 impl FromRequestParts<App> for By {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        app.access.caller(&parts.headers).await.map(Self)
+        caller(parts, app).await.map(Self)
     }
 }
 

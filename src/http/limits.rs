@@ -3,7 +3,10 @@
 use std::{
     net::SocketAddr,
     num::NonZeroU32,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,6 +29,7 @@ use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLaye
 
 use super::{
     App,
+    auth::Vouched,
     extract::MAX_BODY,
     problem::{Kind, Problem},
 };
@@ -38,12 +42,16 @@ const BODY_PAUSE: Duration = Duration::from_secs(10);
 /// Callers whose rate has been even for a while are forgotten, once in so many calls.
 const FORGET_EVERY: u64 = 4096;
 
+/// Open pages of the dashboard for each listener to events: they cost little.
+const PAGES: usize = 4;
+
 /// How much this process takes. Of one caller, and of all.
 pub(super) struct Limits {
     rates: RateLimiter<String, HashMapStateStore<String>, DefaultClock>,
     calls: AtomicU64,
     at_a_time: Semaphore,
-    streams: std::sync::Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    pages: Arc<Semaphore>,
 }
 
 impl Limits {
@@ -53,13 +61,19 @@ impl Limits {
             rates: RateLimiter::hashmap(Quota::per_second(requests_per_second)),
             calls: AtomicU64::new(0),
             at_a_time: Semaphore::new(at_a_time),
-            streams: std::sync::Arc::new(Semaphore::new(at_a_time)),
+            streams: Arc::new(Semaphore::new(at_a_time)),
+            pages: Arc::new(Semaphore::new(at_a_time * PAGES)),
         }
     }
 
     /// Takes a place among those who listen to events.
     pub fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        std::sync::Arc::clone(&self.streams).try_acquire_owned().map_err(|_| busy())
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| busy())
+    }
+
+    /// Takes a place among the pages that are told of changes.
+    pub fn page(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.pages).try_acquire_owned().map_err(|_| busy())
     }
 
     fn check_rate(&self, caller: &String) -> Result<(), Problem> {
@@ -103,7 +117,11 @@ async fn bounded(State(app): State<App>, request: Request, next: Next) -> Respon
     }
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_string());
     // By name when it is known: behind a proxy all callers have one address.
-    let caller = app.access.known(request.headers()).await.or(address).unwrap_or_default();
+    let caller = match request.extensions().get() {
+        Some(Vouched(caller)) => Some(caller.name.clone()),
+        None => app.access.known(request.headers()).await,
+    };
+    let caller = caller.or(address).unwrap_or_default();
     if let Err(problem) = app.limits.check_rate(&caller) {
         return problem.into_response();
     }

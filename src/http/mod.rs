@@ -11,17 +11,20 @@ mod extract;
 mod health;
 mod host;
 mod jobs;
+mod leader;
 mod limits;
 mod mirror;
 mod objects;
 mod openapi;
 mod pause;
+mod prefix;
 mod probes;
 mod problem;
 mod samples;
 mod search;
 mod server;
 mod status;
+mod throughput;
 mod trigger;
 mod view;
 
@@ -42,13 +45,16 @@ use crate::{
     worker::Pulse,
 };
 use auth::Access;
+use leader::Leader;
 use limits::Limits;
 use problem::{Kind, Problem};
 
 pub use auth::{AUDIENCE, ReadAccess};
-pub use dashboard::{LogsUrl, LogsUrlError, Sessions, WeakSecret};
+pub use dashboard::{LogsUrl, LogsUrlError, Proxies, Sessions, WeakSecret};
+pub use leader::LeaseName;
 pub use mirror::{Mirror, NoHashTag};
 pub use objects::Objects;
+pub use prefix::{Prefix, PrefixError};
 pub use server::{Certificate, CertificateError, serve};
 
 /// Longest wait for Redis or the API server within one request.
@@ -105,12 +111,18 @@ pub struct Settings {
     pub reads: Option<ReadAccess>,
     /// Requests a second of one caller, and as many at once.
     pub requests_per_second: NonZeroU32,
-    /// Requests at a time, of all callers, and as many listeners to events besides.
+    /// Requests at a time, of all callers, and as many listeners to events besides; four times as many open pages.
     pub requests_at_a_time: NonZeroU32,
     /// Who is logged in to the dashboard. `None`: there is none.
     pub dashboard: Option<Sessions>,
     /// Where the dashboard says that the logs of a run are.
     pub logs: Option<LogsUrl>,
+    /// Who else may say who is logged in to it.
+    pub proxies: Option<Proxies>,
+    /// Where a proxy has all of it.
+    pub prefix: Option<Prefix>,
+    /// Where it stands which controller leads.
+    pub lease: LeaseName,
 }
 
 /// What the sidecar's handlers share. Cheap to clone.
@@ -123,6 +135,8 @@ struct Parts {
     access: Access,
     events: Events,
     limits: Limits,
+    feed: Arc<dashboard::Feed>,
+    leader: Leader,
     status: status::Kept,
     notes: dashboard::Notes,
     logs: Option<LogsUrl>,
@@ -152,21 +166,24 @@ impl App {
 /// Every route of the sidecar. Streams of events end at `stop`.
 pub fn router(state: State, objects: Objects, settings: Settings, instance: &str, stop: CancellationToken) -> Router {
     let client = objects.client.clone();
+    let leader = Leader::new(client.clone(), settings.lease);
     let app = App(Arc::new(Parts {
         state: Arc::new(State { objects: Some(objects.clone()), ..state }),
         objects,
         access: settings.reads.map_or_else(Access::anyone, |reads| Access::reviewed(client.clone(), reads)),
         events: Events::new(client, instance),
         limits: Limits::new(settings.requests_per_second, settings.requests_at_a_time),
+        feed: Arc::default(),
+        leader,
         status: status::Kept::default(),
         notes: dashboard::Notes::default(),
         logs: settings.logs,
         stop,
     }));
+    let Settings { dashboard, proxies, prefix, .. } = settings;
     let (router, document) = documented().split_for_parts();
-    let document = openapi::finish(document);
-    let dashboard = settings.dashboard;
-    let router = if dashboard.is_some() { router.merge(dashboard::routes()) } else { router };
+    let document = openapi::finish(document, prefix.as_ref());
+    let router = if dashboard.is_some() { router.merge(dashboard::routes(&app)) } else { router };
     let router = router
         .route("/openapi.json", get(async || openapi::answer(document)))
         .fallback(async |uri: Uri| nowhere(&uri))
@@ -175,10 +192,14 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
         });
     let router = limits::layer(router, &app).with_state(app.clone());
     let router = match dashboard {
-        Some(sessions) => dashboard::layer(router, &app, sessions),
+        Some(sessions) => dashboard::layer(router, &app, sessions.below(prefix.as_ref()), proxies),
         None => router,
     };
-    if app.access.is_locked() { router } else { host::layer(router) }
+    let router = if app.access.is_locked() { router } else { host::layer(router) };
+    match prefix {
+        Some(prefix) => prefix::layer(router, prefix),
+        None => router,
+    }
 }
 
 /// There is no such path.
@@ -209,7 +230,7 @@ fn documented() -> OpenApiRouter<App> {
 /// The OpenAPI document, as `/openapi.json` gives it.
 #[must_use]
 pub fn openapi_document() -> String {
-    openapi::finish(documented().into_openapi())
+    openapi::finish(documented().into_openapi(), None)
 }
 
 /// What every process serves for its cluster: probes and metrics.

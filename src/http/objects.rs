@@ -1,7 +1,7 @@
 //! SyncSchedules and SyncJobs as the sidecar sees them: all of them, also those that have ended, and what happens to them.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     future::Future,
     mem::take,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -28,6 +28,7 @@ use tokio::{
 use super::{
     samples::{Sample, Samples},
     search::Index,
+    throughput::{LastHour, Throughput},
 };
 use crate::{
     api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
@@ -53,6 +54,7 @@ pub struct Objects {
     news: Arc<RwLock<News>>,
     samples: Arc<RwLock<Samples>>,
     index: Arc<RwLock<Index>>,
+    throughput: Arc<RwLock<Throughput>>,
     changes: broadcast::Sender<Change>,
     /// For one who looks from time to time; `None` when there is nobody.
     marks: Arc<Mutex<Option<Marks>>>,
@@ -61,15 +63,17 @@ pub struct Objects {
     listed: watch::Receiver<usize>,
 }
 
-/// Something happened to SyncJobs, and the cache shows it.
+/// Something happened, and the cache shows it.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    /// One was created or changed; with its version.
+    /// A SyncJob was created or changed; with its version.
     Job(ObjectRef<SyncJob>, u64),
-    /// One was deleted.
+    /// A SyncJob was deleted.
     Gone(Arc<Gone>),
-    /// All of them were listed anew: single changes may have been missed.
+    /// All SyncJobs were listed anew: single changes may have been missed.
     Listed,
+    /// A SyncSchedule of this namespace was created, changed or deleted.
+    Schedule(String),
 }
 
 /// What changed since somebody looked last. Never more than there are objects, however long that was ago.
@@ -129,6 +133,7 @@ impl Objects {
             news: Arc::default(),
             samples: Arc::default(),
             index: Arc::clone(&index),
+            throughput: Arc::new(RwLock::new(Throughput::new(Timestamp::now()))),
             changes: broadcast::channel(REMEMBERED).0,
             marks: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
@@ -168,6 +173,7 @@ impl Objects {
             jobs: job_store,
             news: Arc::default(),
             samples: Arc::default(),
+            throughput: Arc::new(RwLock::new(Throughput::new(Timestamp::now()))),
             index,
             changes: broadcast::channel(REMEMBERED).0,
             marks: Arc::default(),
@@ -219,7 +225,7 @@ impl Objects {
         timeout(PATIENCE, shown).await.ok();
     }
 
-    /// Changes of SyncJobs from now on.
+    /// Changes from now on.
     pub(super) fn changes(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()
     }
@@ -256,11 +262,19 @@ impl Objects {
                 Event::Init | Event::InitApply(_) => {}
             }
         }
+        if let Event::Apply(schedule) | Event::Delete(schedule) = event {
+            self.changes.send(Change::Schedule(schedule.namespace().unwrap_or_default())).ok();
+        }
     }
 
     /// Finds SyncJobs. It may be a moment ahead of `jobs`.
     pub(super) fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What runs did in the last hour, in some namespaces or in all.
+    pub(super) fn last_hour(&self, namespaces: Option<&BTreeSet<String>>, now: Timestamp) -> LastHour {
+        self.throughput.read().unwrap_or_else(PoisonError::into_inner).last_hour(namespaces, now)
     }
 
     /// How far a run had come when, as far as this process saw it.
@@ -289,6 +303,7 @@ impl Objects {
             }
         }
         self.sample(event);
+        self.throughput.write().unwrap_or_else(PoisonError::into_inner).note(event, Timestamp::now());
         let change = match event {
             Event::Init => {
                 *self.write_news() = News { listing: rand::random(), ..News::default() };

@@ -11,15 +11,20 @@ use utoipa::{
         SecurityRequirement,
         path::{Operation, PathItem},
         security::{Http, HttpAuthScheme, SecurityScheme},
+        server::Server,
     },
 };
 
-use super::problem::{Candidate, Document, PROBLEM_JSON};
+use super::{
+    prefix::Prefix,
+    problem::{Candidate, Document, PROBLEM_JSON},
+};
 
 const TOKEN: &str = "token";
 
-/// The document as text.
-pub(super) fn finish(mut document: OpenApi) -> String {
+/// The document as text, of calls below a prefix or not.
+pub(super) fn finish(mut document: OpenApi, prefix: Option<&Prefix>) -> String {
+    document.servers = prefix.map(|prefix| vec![Server::new(prefix.as_str())]);
     document.info = InfoBuilder::new()
         .title("sync-operator")
         .version(env!("CARGO_PKG_VERSION"))

@@ -21,7 +21,7 @@ use super::{
     problem::{Candidate as Named, Kind, Problem},
 };
 use crate::{
-    api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
+    api::{SCHEDULE_LABEL, SUSPEND_NOTE_ANNOTATION, SyncJob, SyncSchedule},
     domain::job::is_finished,
 };
 
@@ -92,7 +92,18 @@ pub(super) async fn resume(
 }
 
 /// Suspends what is covered, or lets it go on.
-pub(super) async fn set(app: &App, caller: &Caller, cover: &Cover, suspended: bool) -> Result<Changed, Problem> {
+async fn set(app: &App, caller: &Caller, cover: &Cover, suspended: bool) -> Result<Changed, Problem> {
+    set_with_note(app, caller, cover, suspended, None).await
+}
+
+/// The same. What is suspended shows the note as long as it is.
+pub(super) async fn set_with_note(
+    app: &App,
+    caller: &Caller,
+    cover: &Cover,
+    suspended: bool,
+    note: Option<&str>,
+) -> Result<Changed, Problem> {
     for right in rights(cover) {
         app.access.check(caller, right).await?;
     }
@@ -102,11 +113,11 @@ pub(super) async fn set(app: &App, caller: &Caller, cover: &Cover, suspended: bo
     if let (Some(name), true) = (&cover.schedule, schedules.is_empty()) {
         return Err(Problem::new(Kind::NotFound, format!("there is no SyncSchedule {name} that fits")));
     }
-    let schedules = suspend_all(app, caller, schedules, suspended).await?;
+    let schedules = suspend_all(app, caller, schedules, suspended, note).await?;
     // Afterwards, so that those are seen that a schedule made meanwhile.
     let mut jobs = objects.jobs.state();
     jobs.retain(|job| cover.takes_job(job) && !is_finished(job));
-    let jobs = suspend_all(app, caller, jobs, suspended).await?;
+    let jobs = suspend_all(app, caller, jobs, suspended, note).await?;
     let unchanged = schedules.unchanged + jobs.unchanged;
     Ok(Changed { paused: suspended, schedules: schedules.changed, jobs: jobs.changed, unchanged })
 }
@@ -129,11 +140,12 @@ async fn suspend_all<K: Pausable>(
     caller: &Caller,
     objects: Vec<Arc<K>>,
     suspended: bool,
+    note: Option<&str>,
 ) -> Result<Outcome, Problem> {
     let objects = stream::iter(objects.into_iter().map(Ok::<_, Problem>));
     let changes = objects.map_ok(|object| async move {
         let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-        Ok((Named { namespace, name }, suspend(app, caller, &*object, suspended).await?))
+        Ok((Named { namespace, name }, suspend_with_note(app, caller, &*object, suspended, note).await?))
     });
     let mut outcome = Outcome::default();
     let mut changes = changes.try_buffer_unordered(AT_A_TIME);
@@ -196,11 +208,28 @@ pub(super) async fn suspend<K: Pausable>(
     object: &K,
     suspended: bool,
 ) -> Result<Change, Problem> {
-    let change =
-        patch(app, object, |object: &K| object.is_suspended() == suspended, json!({"suspended": suspended})).await?;
+    suspend_with_note(app, caller, object, suspended, None).await
+}
+
+async fn suspend_with_note<K: Pausable>(
+    app: &App,
+    caller: &Caller,
+    object: &K,
+    suspended: bool,
+    note: Option<&str>,
+) -> Result<Change, Problem> {
+    let is_so = |object: &K| {
+        let noted = object.annotations().get(SUSPEND_NOTE_ANNOTATION).map(String::as_str);
+        object.is_suspended() == suspended && (note.is_none() || noted == note)
+    };
+    // Without a note, an earlier one goes.
+    let annotations = json!({SUSPEND_NOTE_ANNOTATION: note});
+    let change = json!({"metadata": {"annotations": annotations}, "spec": {"suspended": suspended}});
+    let change = apply(app, object, is_so, change).await?;
     if change == Change::Made {
         let (deed, what) = if suspended { (Deed::Paused, "Suspended") } else { (Deed::Resumed, "Resumed") };
-        audit::note(app, caller, deed, object, what).await;
+        let what = note.map_or_else(|| what.to_owned(), |note| format!("{what}: {note}"));
+        audit::note(app, caller, deed, object, &what).await;
     }
     Ok(change)
 }
@@ -214,6 +243,15 @@ pub(super) async fn patch<K: Pausable>(
     is_so: impl FnOnce(&K) -> bool,
     spec: Value,
 ) -> Result<Change, Problem> {
+    apply(app, object, is_so, json!({"spec": spec})).await
+}
+
+async fn apply<K: Pausable>(
+    app: &App,
+    object: &K,
+    is_so: impl FnOnce(&K) -> bool,
+    mut change: Value,
+) -> Result<Change, Problem> {
     let objects = app.listed()?;
     let (api, name) = (objects.beside::<K>(object.meta()), object.name_any());
     let live = objects.ask("read an object", api.get_opt(&name)).await?;
@@ -224,8 +262,8 @@ pub(super) async fn patch<K: Pausable>(
         return Ok(Change::Needless);
     }
     // The uid makes this a conflict for another object of the same name.
-    let patch = Patch::Merge(json!({"metadata": {"uid": object.uid()}, "spec": spec}));
-    match objects.ask("change an object", api.patch(&name, &PatchParams::default(), &patch)).await {
+    change["metadata"]["uid"] = object.uid().into();
+    match objects.ask("change an object", api.patch(&name, &PatchParams::default(), &Patch::Merge(&change))).await {
         Ok(_) => Ok(Change::Made),
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(Change::Late),
         Err(error) => Err(error.into()),

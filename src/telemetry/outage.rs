@@ -31,6 +31,9 @@ pub static REDIS: Outage = Outage::new("Redis");
 /// MongoDB, before it first answers. Later, each attempt tells for itself.
 pub static MONGODB: Outage = Outage::new("MongoDB");
 
+/// The Lease by which the leader is found, for a process that only looks at it.
+pub static LEASE: Outage = Outage::new("the Lease");
+
 /// Redis, which answers, but refuses what is to be written: its memory is full, most likely.
 static REDIS_WRITES: Outage = Outage::new("writing to Redis");
 

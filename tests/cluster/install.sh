@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime, schemathesis, Prometheus, Chromium, BullMQ
-# and a mail server only when "faketime", "schemathesis", "prometheus", "chromium", "bullmq" and "aiosmtpd" are asked for. Needs root
-# only where a Debian package is missing.
+# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime, schemathesis, Prometheus, Chromium, BullMQ,
+# a mail server and nginx only when "faketime", "schemathesis", "prometheus", "chromium", "bullmq", "aiosmtpd" and "nginx" are asked
+# for. Needs root only where a Debian package is missing.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -26,6 +26,7 @@ need_packages() {
   command -v openssl >/dev/null || missing+=(openssl)
   command -v python3 >/dev/null || missing+=(python3)
   [[ ! $with_faketime || -e $faketime ]] || missing+=(libfaketime)
+  [[ ! $with_nginx ]] || ldconfig -p | grep -q 'libpcre2-8\.so\.0 ' || missing+=(libpcre2-8-0)
   [[ ! $with_chromium || -x $chromedriver ]] || missing+=(chromium chromium-driver fonts-dejavu-core)
   # redis-tools holds the server's program too, and unlike redis-server has no service that would start.
   command -v redis-cli >/dev/null && [[ -x /usr/bin/redis-check-rdb ]] || missing+=(redis-tools)
@@ -151,7 +152,7 @@ need_aiosmtpd() {
   mv "$tmp" "$aiosmtpd"
 }
 
-with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus='' with_chromium='' with_bullmq='' with_aiosmtpd=''
+with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus='' with_chromium='' with_bullmq='' with_aiosmtpd='' with_nginx=''
 [[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1
 [[ " $* " != *" faketime "* ]] || with_faketime=1
 [[ " $* " != *" schemathesis "* ]] || with_schemathesis=1
@@ -159,11 +160,13 @@ with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus='' with_
 [[ " $* " != *" chromium "* ]] || with_chromium=1
 [[ " $* " != *" bullmq "* ]] || with_bullmq=1
 [[ " $* " != *" aiosmtpd "* ]] || with_aiosmtpd=1
+[[ " $* " != *" nginx "* ]] || with_nginx=1
 
 installed() {
   [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) &&
     (! $with_schemathesis || -d $schemathesis) && (! $with_prometheus || -x $prometheus/promtool) &&
-    (! $with_chromium || -e $axe) && (! $with_bullmq || -d $readers) && (! $with_aiosmtpd || -d $aiosmtpd) ]]
+    (! $with_chromium || -e $axe) && (! $with_bullmq || -d $readers) && (! $with_aiosmtpd || -d $aiosmtpd) &&
+    (! $with_nginx || -x $nginx/nginx) ]]
 }
 
 if ! installed; then
@@ -182,4 +185,5 @@ if ! installed; then
   [[ ! $with_chromium ]] || need_axe
   [[ ! $with_bullmq ]] || need_readers
   [[ ! $with_aiosmtpd ]] || need_aiosmtpd
+  [[ ! $with_nginx ]] || need_unpacked nginx "0.5 MB" usr/sbin "$nginx"
 fi

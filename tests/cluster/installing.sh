@@ -56,16 +56,18 @@ install_packages() { # PACKAGE...
   slowly "apt-get install $*" 0 apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
 }
 
+need_prometheus() { need_unpacked prometheus "19 MB" usr/bin "$prometheus"; }
+
 # Unpacked, because Debian's package starts a service when it is installed.
-need_prometheus() {
-  local tmp=$prometheus.tmp
-  [[ ! -x $prometheus/promtool ]] || return 0
+need_unpacked() { # PACKAGE SIZE FOLDER PLACE
+  local tmp=$4.tmp
+  [[ ! -d $4 ]] || return 0
   rm -rf "$tmp"
   mkdir "$tmp"
   ((EUID != 0)) || update_packages
-  slowly "download prometheus (19 MB)" 0 env -C "$tmp" apt-get download prometheus
-  dpkg-deb --extract "$tmp"/prometheus_*.deb "$tmp"
-  mv "$tmp/usr/bin" "$prometheus"
+  slowly "download $1 ($2)" 0 env -C "$tmp" apt-get download "$1"
+  dpkg-deb --extract "$tmp/$1"_*.deb "$tmp"
+  mv "$tmp/$3" "$4"
   rm -rf "$tmp"
 }
 

@@ -21,6 +21,7 @@ kubernetes=$cache/kubernetes-$(source_key)
 mongod=$cache/mongod-6.0.5
 redis_server=$cache/redis-server
 prometheus=$cache/prometheus
+nginx=$cache/nginx
 faketime=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1
 chromedriver=/usr/bin/chromedriver
 # axe-core, which looks whether everyone can use a page.

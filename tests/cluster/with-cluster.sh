@@ -4,7 +4,7 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
-export AXE=$axe BULLMQ_READERS=$readers AIOSMTPD=$aiosmtpd
+export AXE=$axe BULLMQ_READERS=$readers AIOSMTPD=$aiosmtpd NGINX=$nginx/nginx
 name="test-$$"
 cluster() { "$here/cluster.sh" --name "$name" "$@"; }
 
@@ -13,7 +13,7 @@ command=
 trap '[[ -z $command ]] || kill "$command" 2>/dev/null || true; cluster down' EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
-"$here/install.sh" faketime schemathesis prometheus chromium bullmq aiosmtpd
+"$here/install.sh" faketime schemathesis prometheus chromium bullmq aiosmtpd nginx
 cluster up
 eval "$(cluster env)"
 kubectl apply -f "$here/../../crds" >/dev/null

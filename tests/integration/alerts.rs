@@ -33,7 +33,7 @@ fn webhook(http: &HttpSink, path: &str) -> Value {
 }
 
 /// A SyncAlert that tells of failed runs at once.
-async fn apply_alert(world: &World, sinks: Value, further: Value) {
+async fn apply_alert(world: &World, sinks: &Value, further: &Value) {
     let mut spec = json!({"when": [{"type": "RunFailed"}], "sinks": sinks, "groupWindow": "0s"});
     spec.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
     let alert = SyncAlert::new("team", serde_json::from_value(spec).unwrap());
@@ -96,7 +96,7 @@ async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
             "usernameSecretRef": entry("mail", "user"), "passwordSecretRef": entry("mail", "password")}},
     ]);
     let template = json!({"template": {"title": "{{ firing|length }} at {{ name|upper }}"}});
-    apply_alert(&world, sinks, template).await;
+    apply_alert(&world, &sinks, &template).await;
     let (operator, _) = world.all(&ALLOWED);
     fail(&world, "user-sync").await;
 
@@ -149,7 +149,7 @@ async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
 async fn a_sink_that_fails_stalls_and_wants_fewer_messages_gets_each_alert_once_and_holds_back_no_other() {
     let (world, http) = (world().await, HttpSink::start().await);
     http.answer("/bad", [Instead::Status(500), Instead::Silence(Duration::from_secs(40)), Instead::Wait(3)]);
-    apply_alert(&world, json!([webhook(&http, "/bad"), webhook(&http, "/good")]), json!({})).await;
+    apply_alert(&world, &json!([webhook(&http, "/bad"), webhook(&http, "/good")]), &json!({})).await;
     let (_operator, _) = world.all(&ALLOWED);
     fail(&world, "first").await;
     eventually("the bad sink stalls", async || {
@@ -190,7 +190,7 @@ async fn a_mail_server_that_is_away_gets_the_mail_later_and_one_that_refuses_is_
             "usernameSecretRef": entry(login, "user"), "passwordSecretRef": entry(login, "password")}})
     };
     mail.answer(Some("451 later"));
-    apply_alert(&world, json!([smtp("right", "mail"), smtp("wrong", "wrong")]), json!({})).await;
+    apply_alert(&world, &json!([smtp("right", "mail"), smtp("wrong", "wrong")]), &json!({})).await;
     let (_operator, _) = world.all(&ALLOWED);
     fail(&world, "user-sync").await;
     let failing = eventually("both sinks have failed", async || {
@@ -232,7 +232,7 @@ async fn operators_that_are_killed_tell_each_alert_at_most_twice_also_when_redis
     let (redis, servers) = Own::up("redis");
     let (world, http) = (world_on(World::on(servers).await).await, HttpSink::start().await);
     http.answer(HOOK, [Instead::Status(503), Instead::Status(500)]);
-    apply_alert(&world, json!([webhook(&http, HOOK)]), json!({})).await;
+    apply_alert(&world, &json!([webhook(&http, HOOK)]), &json!({})).await;
     let start = || -> Operator { world.all(&ALLOWED).0 };
 
     // Killed while the sink is away: the alert is not lost.
@@ -275,7 +275,7 @@ async fn operators_that_are_killed_tell_each_alert_at_most_twice_also_when_redis
 #[tokio::test]
 async fn a_test_is_sent_once_when_it_is_asked_for() {
     let (world, http) = (world().await, HttpSink::start().await);
-    apply_alert(&world, json!([webhook(&http, HOOK)]), json!({"groupWindow": "1h"})).await;
+    apply_alert(&world, &json!([webhook(&http, HOOK)]), &json!({"groupWindow": "1h"})).await;
     let (_operator, _) = world.all(&ALLOWED);
     let ask = async |token: &str| {
         let patch = json!({"metadata": {"annotations": {"sync.codex.dev/test": token}}});
@@ -317,7 +317,7 @@ async fn what_is_wrong_with_a_sink_stands_in_its_condition_without_secrets() {
         webhook(&http, "/gone"),
         metadata_server,
     ]);
-    apply_alert(&world, sinks, json!({"template": {"text": "{% include 'x' %}"}})).await;
+    apply_alert(&world, &sinks, &json!({"template": {"text": "{% include 'x' %}"}})).await;
     let (operator, _) = world.all(&ALLOWED);
     fail(&world, "user-sync").await;
     let failed = eventually("every sink has failed", async || {

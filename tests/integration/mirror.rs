@@ -414,7 +414,7 @@ async fn cost() {
         (redis.zcard::<_, usize>(&repeat).await.ok()? == schedules).then_some(())
     })
     .await;
-    let spent = || [&controller, &plain, &mirror].map(Operator::cpu_seconds);
+    let spent = || [&controller, &plain, &mirror].map(|operator| operator.cpu().as_secs_f64());
     let tell = |what: &str, from: [f64; 3]| {
         let [controller, plain, mirror] = std::array::from_fn(|i| spent()[i] - from[i]);
         println!("{what}: controller {controller:.2} s, sidecar {plain:.2} s, with the mirror {mirror:.2} s");

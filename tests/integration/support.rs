@@ -229,14 +229,13 @@ impl Operator {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
     }
 
-    /// Seconds of CPU spent since the start.
+    /// CPU time so far, of all threads.
     #[allow(dead_code, reason = "random faults do not measure")]
-    pub fn cpu_seconds(&self) -> f64 {
+    pub fn cpu(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // The name, in parentheses, may hold anything. <https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html>
-        let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks: f64 = [11, 12].map(|field| fields[field].parse::<f64>().unwrap()).iter().sum();
-        ticks / 100.0
+        // After the name in brackets; a hundred ticks are a second.
+        let times = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
+        Duration::from_millis(times.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
     }
 
     pub fn log(&self) -> String {

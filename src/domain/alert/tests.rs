@@ -231,19 +231,19 @@ fn each_condition_begins_and_ends_as_documented() {
             &[],
         ),
     ];
-    for (trigger, begin, begun, end, ended) in rows {
+    for (trigger, begin, first, end, second) in rows {
         let mut world = World::new(&json!({"when": [trigger]}));
         world.schedule("s");
         world.until(0, 4);
         begin(&mut world);
         world.until(5, 99);
         let told: Vec<_> = world.told().into_iter().map(|(_, what)| what).collect();
-        assert_eq!(told, begun, "{trigger}");
+        assert_eq!(told, first, "{trigger}");
         world.arrived.clear();
         end(&mut world);
         world.until(100, 200);
         let told: Vec<_> = world.told().into_iter().map(|(_, what)| what).collect();
-        assert_eq!(told, ended, "{trigger}");
+        assert_eq!(told, second, "{trigger}");
     }
 }
 

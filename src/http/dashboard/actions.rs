@@ -26,6 +26,8 @@ use crate::{
 /// For the cache to show what was done, so that the next page does. Usually it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
+/// Longest note, in bytes.
+const MAX_NOTE: usize = 256;
 
 /// An object, and what is to become of it.
 #[derive(Deserialize)]
@@ -63,6 +65,9 @@ pub(super) struct Fields {
     sync_type: Mode,
     /// A button that is pressed twice starts one run.
     key: Option<String>,
+    /// Why something is suspended.
+    #[serde(default)]
+    note: String,
 }
 
 /// A button of a schedule.
@@ -88,9 +93,20 @@ pub(super) async fn on_schedule(
     }
     let suspended = action == OnSchedule::Suspend;
     let cover = pause::Cover { namespace: Some(namespace), schedule: Some(name) };
-    pause::set(&app, &caller, &cover, suspended).await?;
+    let note = note(&fields.note)?.filter(|_| suspended);
+    pause::set_with_note(&app, &caller, &cover, suspended, note).await?;
     shown(|| schedules.get(&place).is_none_or(|schedule| schedule.spec.suspended == suspended)).await;
     Ok(Redirect::to(local(&fields.next)).into_response())
+}
+
+/// What somebody wrote, if anything.
+fn note(text: &str) -> Result<Option<&str>, Problem> {
+    let text = text.trim();
+    if text.len() > MAX_NOTE || text.contains(char::is_control) {
+        let detail = format!("the note may be one line of {MAX_NOTE} bytes");
+        return Err(Problem::new(Kind::BadRequest, detail));
+    }
+    Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
 /// A button of a run.
@@ -129,9 +145,27 @@ fn to_run(job: &SyncJob) -> Response {
     Redirect::to(&format!("/ui/runs/{}/{}", job.namespace().unwrap_or_default(), job.name_any())).into_response()
 }
 
-async fn shown(is_so: impl Fn() -> bool) {
+pub(super) async fn shown(is_so: impl Fn() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !is_so() && Instant::now() < until {
         sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_a_line() {
+        let long = "x".repeat(MAX_NOTE);
+        for (text, read) in
+            [("", None), ("  ", None), (" why ", Some("why")), ("<b>ä", Some("<b>ä")), (&long, Some(&*long))]
+        {
+            assert_eq!(note(text), Ok(read), "{text}");
+        }
+        for text in [format!("{long}x"), "a\nb".to_owned(), "a\0".to_owned()] {
+            assert_eq!(note(&text).map_err(|problem| problem.kind()), Err(Kind::BadRequest), "{text:?}");
+        }
     }
 }

@@ -36,6 +36,7 @@ pub(super) static STYLE: Asset = asset!("style", "css", "text/css; charset=utf-8
 pub(super) static LIVE: Asset = asset!("live", "js", "text/javascript; charset=utf-8");
 /// <https://htmx.org>, under the Zero-Clause BSD licence (`assets/htmx.LICENSE`).
 pub(super) static HTMX: Asset = asset!("htmx.min", "js", "text/javascript; charset=utf-8");
+pub(super) static ZONE: Asset = asset!("zone", "js", "text/javascript; charset=utf-8");
 pub(super) static ICON: Asset = asset!("icon", "svg", "image/svg+xml");
 
 fn path(name: &str, content: &str, extension: &str) -> String {
@@ -53,7 +54,8 @@ impl Asset {
 
 /// Answers with a file.
 pub(super) async fn serve(Path(name): Path<String>) -> Result<Response, Problem> {
-    let found = [&STYLE, &LIVE, &HTMX, &ICON].into_iter().find(|asset| asset.path().rsplit('/').next() == Some(&name));
+    let found =
+        [&STYLE, &LIVE, &HTMX, &ZONE, &ICON].into_iter().find(|asset| asset.path().rsplit('/').next() == Some(&name));
     let asset = found.ok_or_else(|| Problem::new(Kind::NotFound, "there is no such file"))?;
     let headers = [(CONTENT_TYPE, asset.content_type), (CACHE_CONTROL, "public, max-age=31536000, immutable")];
     Ok((headers, asset.content).into_response())

@@ -12,11 +12,11 @@ use serde::Deserialize;
 
 use super::{
     Filled, Frame, Sent, page,
-    session::{self, Sessions, Way, local},
+    session::{Sessions, Way, local},
 };
 use crate::http::{
     App,
-    auth::AUDIENCE,
+    auth::{AUDIENCE, Vouched},
     problem::{Kind, Problem},
 };
 
@@ -50,13 +50,15 @@ struct Page<'a> {
 pub(super) async fn read(
     State(app): State<App>,
     Extension(way): Extension<Way>,
+    vouched: Option<Extension<Vouched>>,
     Filled(target): Filled<Target>,
 ) -> Result<Response, Problem> {
-    if app.access.is_locked() { form(way, &target.next, None) } else { Ok(Redirect::to("/").into_response()) }
+    let may_log_in = app.access.is_locked() && vouched.is_none();
+    if may_log_in { form(way, &target.next, None) } else { Ok(Redirect::to("/").into_response()) }
 }
 
 fn form(way: Way, next: &str, wrong: Option<&str>) -> Result<Response, Problem> {
-    let frame = Frame { user: None, locked: true, section: "login", events: None, path: String::new() };
+    let frame = Frame { user: None, locked: true, vouched: false, section: "login", events: None, path: String::new() };
     let open = way == Way::Open;
     page(&Page { frame, next: local(next), audience: AUDIENCE, open, wrong })
 }
@@ -90,6 +92,6 @@ pub(super) async fn login(
 }
 
 /// Ends the session in this browser.
-pub(super) async fn logout(Extension(way): Extension<Way>) -> Response {
-    ([(SET_COOKIE, session::end(way))], Redirect::to("/ui/login")).into_response()
+pub(super) async fn logout(Extension(way): Extension<Way>, Extension(sessions): Extension<Sessions>) -> Response {
+    ([(SET_COOKIE, sessions.end(way))], Redirect::to("/ui/login")).into_response()
 }

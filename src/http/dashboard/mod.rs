@@ -5,11 +5,15 @@ mod actions;
 mod assets;
 mod bulk;
 mod curve;
+mod edit;
 mod failures;
+mod feed;
+mod hour;
 mod login;
 mod logs;
 mod notes;
 mod overview;
+mod proxy;
 mod run;
 mod runs;
 mod schedules;
@@ -19,12 +23,12 @@ mod speed;
 mod timeline;
 mod words;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use askama::Template;
 use axum::{
     Form, Router,
-    extract::{FromRequest, FromRequestParts, Query, Request, State},
+    extract::{ConnectInfo, FromRequest, FromRequestParts, Query, Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
         header::{
@@ -43,14 +47,18 @@ use serde::de::DeserializeOwned;
 
 use super::{
     App,
-    auth::{Caller, Right},
-    events, nowhere,
+    auth::{Caller, Right, Vouched},
+    extract, nowhere,
     objects::Objects,
     problem::{Kind, Problem},
     view::Job,
 };
+pub(super) use feed::Feed;
+use feed::Mark;
 pub use logs::{LogsUrl, LogsUrlError};
 pub(super) use notes::Notes;
+pub use proxy::Proxies;
+use session::Way;
 pub use session::{Sessions, WeakSecret};
 use words::Moment;
 
@@ -59,12 +67,15 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
-/// The routes, inside the limits of the calls.
-pub(super) fn routes() -> Router<App> {
+/// The routes, inside the limits of the calls. Begins to gather what changes for open pages.
+pub(super) fn routes(app: &App) -> Router<App> {
+    let (feed, objects, stop) = (Arc::clone(&app.feed), app.objects.clone(), app.stop.clone());
+    tokio::spawn(async move { stop.run_until_cancelled(feed.run(&objects)).await });
     Router::new()
         .route("/", get(overview::read))
         .route("/ui/schedules", get(schedules::list))
         .route("/ui/schedules/{namespace}/{name}", get(schedules::read))
+        .route("/ui/schedules/{namespace}/{name}/edit", get(edit::read).post(edit::save))
         .route("/ui/schedules/{namespace}/{name}/{action}", post(actions::on_schedule))
         .route("/ui/runs", get(runs::list))
         .route("/ui/runs/{namespace}/{name}", get(run::read))
@@ -72,46 +83,74 @@ pub(super) fn routes() -> Router<App> {
         .route("/ui/runs/{namespace}/{name}/{action}", post(actions::on_run))
         .route("/ui/bulk", post(bulk::ask))
         .route("/ui/bulk/{deed}", post(bulk::carry_out))
-        .route("/ui/events", get(events::events))
+        .route("/ui/events", get(feed::events))
         .route("/ui/login", get(login::read).post(login::login))
         .route("/ui/logout", post(login::logout))
         .route("/ui/static/{file}", get(assets::serve))
 }
 
 /// Puts the dashboard's manners around everything, also around the limits: they know callers by their token.
-pub(super) fn layer(router: Router, app: &App, sessions: Sessions) -> Router {
-    router.layer(middleware::from_fn_with_state((app.clone(), sessions), around))
+pub(super) fn layer(router: Router, app: &App, sessions: Sessions, proxies: Option<Proxies>) -> Router {
+    router.layer(middleware::from_fn_with_state(Door { app: app.clone(), sessions, proxies }, around))
 }
 
-/// Gives a request the token of its session, refuses forms of other sites, and shows problems as pages.
-async fn around(State((app, sessions)): State<(App, Sessions)>, mut request: Request, next: Next) -> Response {
+/// By what people come in.
+#[derive(Clone)]
+struct Door {
+    app: App,
+    sessions: Sessions,
+    proxies: Option<Proxies>,
+}
+
+impl Door {
+    /// Lets a request in, as somebody or nobody: whom a proxy names, or else whoever has a session.
+    async fn pass(&self, mut request: Request, next: Next) -> Response {
+        let way = self.sessions.way(&request);
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        let named = self.proxies.as_ref().map(|proxies| proxies.caller(peer, request.headers()));
+        match named.transpose() {
+            Ok(Some(Some(caller))) => {
+                request.extensions_mut().insert(Vouched(caller));
+            }
+            Ok(_) => self.take_up_session(&mut request, way),
+            Err(problem) => return problem.into_response(),
+        }
+        request.extensions_mut().insert(way);
+        request.extensions_mut().insert(self.sessions.clone());
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        if !reads && !session::is_same_origin(request.headers()) {
+            let detail = "the form was not sent by a page of this dashboard";
+            return Problem::new(Kind::Forbidden, detail).into_response();
+        }
+        next.run(request).await
+    }
+
+    fn take_up_session(&self, request: &mut Request, way: Way) {
+        let token = self.sessions.token(request.headers(), way, Timestamp::now());
+        let bearer = token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok());
+        if let Some(mut bearer) = bearer
+            && !request.headers().contains_key(AUTHORIZATION)
+        {
+            bearer.set_sensitive(true);
+            request.headers_mut().insert(AUTHORIZATION, bearer);
+        }
+    }
+}
+
+/// Lets people in, refuses forms of other sites, and shows problems as pages.
+async fn around(State(door): State<Door>, request: Request, next: Next) -> Response {
     let uri = request.uri().clone();
     let html = wants_html(request.headers());
     let ours = uri.path().starts_with("/ui/") || (uri.path() == "/" && html);
     if !ours {
         return next.run(request).await;
     }
-    let way = sessions.way(&request);
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let token = sessions.token(request.headers(), way, Timestamp::now());
-    let bearer = token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok());
-    if let Some(mut bearer) = bearer
-        && !request.headers().contains_key(AUTHORIZATION)
-    {
-        bearer.set_sensitive(true);
-        request.headers_mut().insert(AUTHORIZATION, bearer);
-    }
-    request.extensions_mut().insert(way);
-    request.extensions_mut().insert(sessions);
-    let mut response = if reads || session::is_same_origin(request.headers()) {
-        next.run(request).await
-    } else {
-        Problem::new(Kind::Forbidden, "the form was not sent by a page of this dashboard").into_response()
-    };
+    let mut response = door.pass(request, next).await;
     if html && let Some(problem) = response.extensions().get::<Problem>().cloned() {
         let back = if reads { uri.path_and_query().map_or("/", |path| path.as_str()) } else { "/" };
         let retry_after = response.headers_mut().remove(RETRY_AFTER);
-        response = failure(&app, &problem, back);
+        response = failure(&door, &problem, back);
         response.headers_mut().extend(retry_after.map(|after| (RETRY_AFTER, after)));
     }
     let headers = response.headers_mut();
@@ -131,13 +170,14 @@ fn wants_html(headers: &HeaderMap) -> bool {
 }
 
 /// What a person sees instead of a problem document.
-fn failure(app: &App, problem: &Problem, back: &str) -> Response {
+fn failure(door: &Door, problem: &Problem, back: &str) -> Response {
     if problem.kind() == Kind::Unauthenticated {
         let next = askama::filters::urlencode_strict(back).map(|next| next.to_string()).unwrap_or_default();
         return Redirect::to(&format!("/ui/login?next={next}")).into_response();
     }
     let (status, title) = problem.title();
-    let frame = Frame { user: None, locked: app.access.is_locked(), section: "", events: None, path: String::new() };
+    let (locked, vouched) = (door.app.access.is_locked(), door.proxies.is_some());
+    let frame = Frame { user: None, locked, vouched, section: "", events: None, path: String::new() };
     let page = Failure { frame, title, detail: problem.detail() };
     page.render().map_or_else(|_| status.into_response(), |text| (status, Html(text)).into_response())
 }
@@ -156,8 +196,10 @@ struct Frame {
     user: Option<String>,
     /// Whether people have to log in.
     locked: bool,
+    /// Whether a proxy does that, and logs them out.
+    vouched: bool,
     section: &'static str,
-    /// Where to be told of changes. `None`: the page looks again by itself.
+    /// Where to be told of changes. `None`: there are none.
     events: Option<String>,
     /// Where the page is.
     path: String,
@@ -188,6 +230,9 @@ struct Visitor {
     caller: Arc<Caller>,
     path: String,
     locked: bool,
+    vouched: bool,
+    /// What is known to whom looks now.
+    mark: Mark,
 }
 
 impl FromRequestParts<App> for Visitor {
@@ -195,7 +240,9 @@ impl FromRequestParts<App> for Visitor {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        Ok(Self { caller: app.access.caller(&parts.headers).await?, path, locked: app.access.is_locked() })
+        let vouched = parts.extensions.get::<Vouched>().is_some();
+        let (locked, mark) = (app.access.is_locked(), app.feed.mark());
+        Ok(Self { caller: extract::caller(parts, app).await?, path, locked, vouched, mark })
     }
 }
 
@@ -230,8 +277,14 @@ impl Visitor {
     }
 
     fn frame(self, section: &'static str, scope: &Scope) -> Frame {
+        let events = Some(scope.events(self.mark));
+        Frame { events, ..self.into_frame(section) }
+    }
+
+    fn into_frame(self, section: &'static str) -> Frame {
         let user = self.locked.then(|| self.caller.name.clone());
-        Frame { user, locked: self.locked, section, events: scope.events(), path: self.path }
+        let Self { locked, vouched, path, .. } = self;
+        Frame { user, locked, vouched, section, events: None, path }
     }
 }
 
@@ -250,12 +303,11 @@ impl Scope {
         object.meta().namespace.as_ref().is_some_and(|namespace| namespaces.contains(namespace))
     }
 
-    /// The stream that tells of these, when one does.
-    fn events(&self) -> Option<String> {
-        match &self.0 {
-            None => Some("/ui/events".to_owned()),
-            Some(some) if some.len() == 1 => some.first().map(|only| format!("/ui/events?namespace={only}")),
-            Some(_) => None,
+    /// The stream that tells of changes in these.
+    fn events(&self, mark: Mark) -> String {
+        match self.0.as_ref().filter(|some| some.len() == 1).and_then(BTreeSet::first) {
+            Some(only) => format!("/ui/events?namespace={only}&since={mark}"),
+            None => format!("/ui/events?since={mark}"),
         }
     }
 }

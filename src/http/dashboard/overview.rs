@@ -9,19 +9,23 @@ use kube::ResourceExt;
 use serde::Deserialize;
 
 use super::{
-    Filled, Frame, FromBrowser, Line, Visitor, page,
+    Filled, Frame, FromBrowser, Line, Visitor,
+    hour::{self, Hour},
+    page,
     words::{Moment, PHASES, filters},
 };
 use crate::{
     api::{SyncJob, SyncSchedule, syncjob::Phase},
     cluster,
     domain::job::is_replaced,
-    http::{App, problem::Problem},
+    http::{App, leader::Leads, problem::Problem},
     queue::Depth,
 };
 
 /// Of each list at most so many.
 const SHOWN: usize = 8;
+/// Reasons of attempts to which MongoDB gave no answer that could be used.
+const MONGODB_AWAY: [&str; 4] = ["Unreachable", "Timeout", "Unauthorized", "ServerError"];
 
 /// What to look at.
 #[derive(Default, Deserialize)]
@@ -35,8 +39,28 @@ pub(super) struct Where {
 struct Overview {
     frame: Frame,
     facts: Facts,
+    hour: Hour,
+    leader: Leader,
     redis: Option<Depth>,
     stale: Option<Moment>,
+}
+
+/// Who leads, as it is shown.
+enum Leader {
+    Process(String, Option<Moment>),
+    Nobody(Option<Moment>),
+    Unknown,
+}
+
+impl Leader {
+    fn new(leads: Leads, now: Timestamp) -> Self {
+        let moment = |at: Option<Timestamp>| at.map(|at| Moment::new(at, now));
+        match leads {
+            Leads::Process(name, since) => Self::Process(name, moment(since)),
+            Leads::Nobody(last) => Self::Nobody(moment(last)),
+            Leads::Unknown => Self::Unknown,
+        }
+    }
 }
 
 /// What follows from the objects.
@@ -48,6 +72,17 @@ struct Facts {
     slots: Vec<Slot>,
     failures: Vec<Line>,
     workers: Vec<(String, Vec<Line>)>,
+    mongodb: MongoDb,
+}
+
+/// How MongoDB is, as far as runs tell. The sidecar has no way to it.
+#[derive(Debug, PartialEq)]
+enum MongoDb {
+    /// So many runs wait since it did not answer them; why, as one of them says.
+    Away(usize, String),
+    /// A run ended well at that time.
+    There(Moment),
+    Unknown,
 }
 
 /// When a schedule is due.
@@ -73,10 +108,13 @@ pub(super) async fn read(
         Ok(scope) => schedules.retain(|schedule| scope.takes(&**schedule)),
         Err(_) => schedules.clear(),
     }
-    let redis = app.state.depth().await;
     let now = Timestamp::now();
+    let (redis, leads) = tokio::join!(app.state.depth(), app.leader.read(objects, now));
+    let leader = Leader::new(leads, now);
+    let hour = Hour::new(&objects.last_hour(scope.0.as_ref(), now), now);
     let stale = cluster::stale_since().map(|at| Moment::new(at, now));
-    page(&Overview { frame: visitor.frame("overview", &scope), facts: facts(&schedules, &jobs, now), redis, stale })
+    let facts = facts(&schedules, &jobs, now);
+    page(&Overview { frame: visitor.frame("overview", &scope), facts, hour, leader, redis, stale })
 }
 
 fn phase(job: &SyncJob) -> Phase {
@@ -112,7 +150,21 @@ fn facts(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], now: Timestamp)
         slots: slots.iter().take(SHOWN).map(slot).collect(),
         failures: failures.into_iter().take(SHOWN).map(line).collect(),
         workers: workers.into_iter().take(SHOWN).collect(),
+        mongodb: mongodb(jobs, now),
     }
+}
+
+fn mongodb(jobs: &[Arc<SyncJob>], now: Timestamp) -> MongoDb {
+    let last = |job: &SyncJob| job.status.as_ref()?.attempt_history.last().cloned();
+    let waiting = jobs.iter().filter(|job| phase(job) == Phase::Retrying).filter_map(|job| last(job));
+    let mut waiting = waiting.filter(|attempt| MONGODB_AWAY.contains(&attempt.reason.as_str())).peekable();
+    if let Some(first) = waiting.peek() {
+        let why = first.message.clone();
+        return MongoDb::Away(waiting.count(), why);
+    }
+    let ended = jobs.iter().filter(|job| phase(job) == Phase::Complete);
+    let ended = ended.filter_map(|job| job.status.as_ref()?.completion_time.as_ref().map(|time| time.0));
+    ended.max().map_or(MongoDb::Unknown, |at| MongoDb::There(Moment::new(at, now)))
 }
 
 #[cfg(test)]
@@ -144,6 +196,27 @@ mod tests {
 
     fn names(lines: &[Line]) -> Vec<&str> {
         lines.iter().map(|line| line.job.name.as_str()).collect()
+    }
+
+    #[test]
+    fn runs_tell_how_mongodb_is() {
+        let now = "2026-11-25T10:05:00Z".parse().unwrap();
+        let at = "2026-11-25T10:01:00Z";
+        let retrying = |reason: &str| {
+            let attempt = json!({"number": 1, "start": at, "end": at, "reason": reason, "message": "why"});
+            job("one", at, &json!({"phase": "Retrying", "attemptHistory": [attempt]}))
+        };
+        let complete = job("two", at, &json!({"phase": "Complete", "completionTime": at}));
+        let there = || MongoDb::There(Moment::new(at.parse().unwrap(), now));
+        for (jobs, expected) in [
+            (vec![], MongoDb::Unknown),
+            (vec![job("new", at, &json!({}))], MongoDb::Unknown),
+            (vec![complete.clone()], there()),
+            (vec![retrying("SourceUnreachable"), complete.clone()], there()),
+            (vec![retrying("Unreachable"), complete, retrying("Timeout")], MongoDb::Away(2, "why".to_owned())),
+        ] {
+            assert_eq!(mongodb(&jobs, now), expected);
+        }
     }
 
     #[test]

@@ -4,16 +4,19 @@ use std::{cmp::Reverse, collections::HashMap, sync::Arc};
 
 use askama::Template;
 use axum::{extract::State, response::Response};
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use serde::Deserialize;
 
 use super::{
     Filled, Frame, Line, Visitor, page,
-    words::{Moment, filters},
+    words::{Clock, Moment, filters},
 };
 use crate::{
-    api::{SCHEDULE_LABEL, SyncJob, SyncSchedule, conditions::READY, syncjob::SyncType},
+    api::{
+        SCHEDULE_LABEL, SUSPEND_NOTE_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleSpec, conditions::READY,
+        syncjob::SyncType,
+    },
     domain::{conditions, schedule::Parsed},
     http::{
         App,
@@ -61,15 +64,23 @@ struct Row {
     mode: Mode,
     words: String,
     suspended: bool,
+    /// Why.
+    note: Option<String>,
     next: Option<Moment>,
     /// Why it does not do its work.
     problem: Option<String>,
     /// The last runs, the newest first.
     strip: Vec<Line>,
-    may_pause: bool,
-    may_run: bool,
+    may: May,
     /// Names the run that a button starts.
     key: String,
+}
+
+/// What whoever looks may do with it.
+struct May {
+    pause: bool,
+    edit: bool,
+    run: bool,
 }
 
 impl Row {
@@ -160,8 +171,12 @@ async fn row(
     let (namespace, name) = place(schedule);
     let (namespace, name) = (namespace.to_owned(), name.to_owned());
     let cover = Cover { namespace: Some(namespace.clone()), schedule: Some(name.clone()) };
-    let may_pause = visitor.may(app, &pause::rights(&cover)).await?;
-    let may_run = visitor.may(app, &[trigger::right(Some(&namespace))]).await?;
+    let rights = pause::rights(&cover);
+    let may = May {
+        pause: visitor.may(app, &rights).await?,
+        edit: visitor.may(app, &rights[..1]).await?,
+        run: visitor.may(app, &[trigger::right(Some(&namespace))]).await?,
+    };
     // Runs are another right.
     let sees_runs = visitor.scope(app, "syncjobs", Some(&namespace)).await.is_ok();
     let strip = strip.into_iter().filter(|_| sees_runs).map(|job| Line::new(job, now)).collect();
@@ -175,11 +190,11 @@ async fn row(
         type_: template.type_,
         mode: template.sync_type.into(),
         suspended: schedule.spec.suspended,
+        note: schedule.annotations().get(SUSPEND_NOTE_ANNOTATION).filter(|_| schedule.spec.suspended).cloned(),
         next: next.map(|next| Moment::new(next.0, now)),
         problem: problem.map(|ready| ready.message.clone()),
         strip,
-        may_pause,
-        may_run,
+        may,
         key: format!("dashboard-{:016x}", rand::random::<u64>()),
         namespace,
         name,
@@ -191,7 +206,7 @@ async fn row(
 struct One {
     frame: Frame,
     row: Row,
-    slots: Vec<Moment>,
+    slots: Vec<Clock>,
     runs: crate::api::syncschedule::RunCounters,
     skip: Option<(String, Moment)>,
     spec: String,
@@ -213,9 +228,11 @@ pub(super) async fn read(
         strips(std::slice::from_ref(&schedule), &objects.jobs.state()).remove(&place(&schedule)).unwrap_or_default();
     let row = row(&app, &visitor, &schedule, strip, now).await?;
     let status = schedule.status.clone().unwrap_or_default();
+    let zone = zone_of(&schedule.spec);
+    let clocks = slots(&schedule, now).iter().map(|slot| slot.clock(&zone)).collect();
     page(&One {
         frame: visitor.frame("schedules", &scope),
-        slots: if row.suspended { Vec::new() } else { slots(&schedule, now) },
+        slots: if row.suspended { Vec::new() } else { clocks },
         row,
         runs: status.runs,
         skip: status.last_skip.map(|skip| (skip.reason, Moment::new(skip.time.0, now))),
@@ -224,11 +241,16 @@ pub(super) async fn read(
 }
 
 /// The next slots, when the schedule can be read.
-fn slots(schedule: &SyncSchedule, now: Timestamp) -> Vec<Moment> {
+pub(super) fn slots(schedule: &SyncSchedule, now: Timestamp) -> Vec<Moment> {
     let Ok(parsed) = Parsed::new(&schedule.spec) else { return Vec::new() };
     let slots = parsed.slots(schedule.metadata.uid.as_deref().unwrap_or_default());
     let following = std::iter::successors(slots.next(now, now), |slot| slots.next(*slot, now));
     following.take(SLOTS).map(|slot| Moment::new(slots.start(slot), now)).collect()
+}
+
+/// Where its clock is.
+pub(super) fn zone_of(spec: &SyncScheduleSpec) -> TimeZone {
+    spec.time_zone.as_deref().and_then(|name| TimeZone::get(name).ok()).unwrap_or(TimeZone::UTC)
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use ring::{
     hkdf,
 };
 
+use crate::http::prefix::Prefix;
+
 /// A session ends after this time, whatever happens in it.
 const LIFE: SignedDuration = SignedDuration::from_hours(8);
 /// Longest value that browsers are sure to keep.
@@ -22,12 +24,16 @@ const MAX_VALUE: usize = 3800;
 const MIN_SECRET: usize = 32;
 /// Bytes of the time at which a session ends.
 const TIME: usize = 8;
+/// The whole host.
+const ROOT: &str = "/";
 
-/// What sessions are encrypted with, and whether this process itself serves HTTPS. Cheap to clone.
+/// What sessions are encrypted with, whether this process itself serves HTTPS, and where. Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
     key: Arc<LessSafeKey>,
     https: bool,
+    /// Where the cookie counts.
+    path: Arc<str>,
 }
 
 /// The secret is too short.
@@ -55,7 +61,12 @@ impl Sessions {
         // The secret may be in use for something else, too.
         let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, b"sync-operator dashboard").extract(secret);
         let key = derived.expand(&[b"session"], &AES_256_GCM).map(UnboundKey::from).map_err(|_| WeakSecret)?;
-        Ok(Self { key: Arc::new(LessSafeKey::new(key)), https })
+        Ok(Self { key: Arc::new(LessSafeKey::new(key)), https, path: ROOT.into() })
+    }
+
+    /// The same for a dashboard below a path: what else its host serves gets no cookie of it.
+    pub(in crate::http) fn below(self, prefix: Option<&Prefix>) -> Self {
+        Self { path: prefix.map_or(ROOT, Prefix::as_str).into(), ..self }
     }
 
     /// How a request came here.
@@ -76,16 +87,16 @@ impl Sessions {
         let end = now.checked_add(LIFE).ok()?;
         let mut sealed = [&end.as_second().to_be_bytes(), token.as_bytes()].concat();
         let nonce: [u8; NONCE_LEN] = rand::random();
-        let name = way.cookie();
+        let name = self.cookie(way);
         let aad = Aad::from(name.as_bytes());
         self.key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut sealed).ok()?;
         let value = BASE64.encode([&nonce[..], &sealed].concat());
-        (value.len() <= MAX_VALUE).then(|| set_cookie(way, &value, LIFE.as_secs()))
+        (value.len() <= MAX_VALUE).then(|| self.set_cookie(way, &value, LIFE.as_secs()))
     }
 
     /// The token of a request's session, when it has one that has not ended.
     pub(super) fn token(&self, headers: &HeaderMap, way: Way, now: Timestamp) -> Option<String> {
-        let name = way.cookie();
+        let name = self.cookie(way);
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs = cookies.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
         let (_, value) = pairs.find(|(found, _)| *found == name)?;
@@ -96,16 +107,27 @@ impl Sessions {
         let (end, token) = opened.split_first_chunk::<TIME>()?;
         (i64::from_be_bytes(*end) > now.as_second()).then(|| String::from_utf8(token.to_vec()).ok())?
     }
-}
 
-/// The cookie that ends a session.
-pub(super) fn end(way: Way) -> String {
-    set_cookie(way, "", 0)
-}
+    /// The cookie that ends a session.
+    pub(super) fn end(&self, way: Way) -> String {
+        self.set_cookie(way, "", 0)
+    }
 
-fn set_cookie(way: Way, value: &str, seconds: i64) -> String {
-    let secure = if way == Way::Https { "; Secure" } else { "" };
-    format!("{}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}", way.cookie())
+    fn set_cookie(&self, way: Way, value: &str, seconds: i64) -> String {
+        let secure = if way == Way::Https { "; Secure" } else { "" };
+        let (name, path) = (self.cookie(way), &self.path);
+        format!("{name}={value}; Path={path}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
+    }
+
+    /// The prefixes keep others from setting it: other hosts of the domain, which browsers check for the whole host only,
+    /// and pages without HTTPS.
+    fn cookie(&self, way: Way) -> &'static str {
+        match way {
+            Way::Https if &*self.path == ROOT => "__Host-sync-operator",
+            Way::Https => "__Secure-sync-operator",
+            Way::Loopback | Way::Open => "sync-operator",
+        }
+    }
 }
 
 /// How a request came here.
@@ -117,13 +139,6 @@ pub(super) enum Way {
     Loopback,
     /// Readable on its way. Nobody can log in.
     Open,
-}
-
-impl Way {
-    /// The prefix keeps other hosts of the domain from setting it.
-    fn cookie(self) -> &'static str {
-        if self == Self::Https { "__Host-sync-operator" } else { "sync-operator" }
-    }
 }
 
 /// A path of the dashboard to go to after a form, or `/` for anything else.
@@ -189,6 +204,17 @@ mod tests {
             }
         }
         assert_ne!(cookie, sessions().begin("a.b.c", Way::Loopback, now()).unwrap(), "each login has another one");
+    }
+
+    #[test]
+    fn below_a_path_the_cookie_counts_there_only() {
+        let below = sessions().below(Some(&"/sync".parse().unwrap()));
+        let cookie = below.begin("a.b.c", Way::Https, now()).unwrap();
+        assert!(cookie.starts_with("__Secure-sync-operator=") && cookie.contains("; Path=/sync; "), "{cookie}");
+        assert_eq!(below.token(&sent(&cookie), Way::Https, now()).as_deref(), Some("a.b.c"));
+        let cookie = below.begin("a.b.c", Way::Loopback, now()).unwrap();
+        assert!(cookie.starts_with("sync-operator=") && cookie.contains("; Path=/sync; "), "{cookie}");
+        assert!(below.end(Way::Https).starts_with("__Secure-sync-operator=; Path=/sync; Max-Age=0"));
     }
 
     #[test]

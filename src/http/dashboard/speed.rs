@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::{
     api::{SyncJob, SyncSchedule},
-    http::{Objects, Settings, router},
+    http::{LeaseName, Objects, Settings, router},
     queue::Queue,
 };
 
@@ -73,7 +73,16 @@ async fn pages_of_runs() {
     };
     let many = 1_000_000.try_into().unwrap();
     let dashboard = Some(Sessions::new(None, false).unwrap());
-    let settings = Settings { reads: None, requests_per_second: many, requests_at_a_time: many, dashboard, logs: None };
+    let settings = Settings {
+        reads: None,
+        requests_per_second: many,
+        requests_at_a_time: many,
+        dashboard,
+        logs: None,
+        proxies: None,
+        prefix: None,
+        lease: LeaseName { namespace: None, name: "sync-operator".to_owned() },
+    };
     let router = router(state, objects, settings, "speed", CancellationToken::new());
     let send = async |path: &str, form: Option<&str>| {
         let request = if form.is_some() { Request::post(path) } else { Request::get(path) };

@@ -19,6 +19,11 @@ impl Moment {
         Self { at, now }
     }
 
+    /// What the clocks of a zone show then.
+    pub fn clock(&self, zone: &TimeZone) -> Clock {
+        Clock { at: *self, zone: zone.clone() }
+    }
+
     /// The time itself.
     pub fn exact(&self) -> String {
         self.at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
@@ -32,6 +37,32 @@ impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let machine = self.at.strftime("%Y-%m-%dT%H:%M:%SZ");
         write!(f, "<time datetime=\"{machine}\" title=\"{}\">{}</time>", self.exact(), relative(self.at, self.now))
+    }
+}
+
+/// What clocks show at a time. As HTML, with room for what those of whoever looks show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Clock {
+    at: Moment,
+    zone: TimeZone,
+}
+
+impl Clock {
+    /// The time as people say it.
+    pub fn relative(&self) -> String {
+        relative(self.at.at, self.at.now)
+    }
+}
+
+/// Names of zones come from the time-zone database.
+impl HtmlSafe for Clock {}
+
+impl fmt::Display for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let machine = self.at.at.strftime("%Y-%m-%dT%H:%M:%SZ");
+        let shown = self.at.at.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M %Z").to_string();
+        let exact = self.at.exact();
+        write!(f, "<time datetime=\"{machine}\" title=\"{exact}\">{shown}</time> <span class=\"yours\"></span>")
     }
 }
 
@@ -119,7 +150,7 @@ pub(super) mod filters {
     }
 }
 
-fn grouped(number: i64) -> String {
+pub(super) fn grouped(number: i64) -> String {
     let digits = number.unsigned_abs().to_string();
     let mut text = if number < 0 { "-".to_owned() } else { String::new() };
     for (i, digit) in digits.chars().enumerate() {
@@ -164,6 +195,14 @@ mod tests {
         {
             assert_eq!(lasted(seconds), said);
         }
+    }
+
+    #[test]
+    fn clocks_show_the_time_of_their_zone() {
+        let now = Timestamp::from_second(1_795_000_000).unwrap();
+        let clock = |zone: &str| Moment::new(now, now).clock(&TimeZone::get(zone).unwrap()).to_string();
+        assert!(clock("Europe/Berlin").contains(">2026-11-18 12:06 CET</time>"), "{}", clock("Europe/Berlin"));
+        assert!(clock("UTC").contains(">2026-11-18 11:06 UTC</time>"), "{}", clock("UTC"));
     }
 
     #[test]

@@ -23,14 +23,14 @@ use crate::{
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 /// A browser without a window. Ends with its driver when dropped.
-struct Chromium {
+pub struct Chromium {
     driver: Child,
     session: String,
     http: reqwest::Client,
 }
 
 impl Chromium {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         assert!(
             Path::new("/usr/bin/chromedriver").exists(),
             "chromium is not installed: run tests/cluster/install.sh chromium"
@@ -42,6 +42,7 @@ impl Chromium {
         let driver = driver.spawn().unwrap();
         let http = reqwest::Client::new();
         let options = json!({"capabilities": {"alwaysMatch": {
+            "acceptInsecureCerts": true,
             "goog:chromeOptions": {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]},
             "goog:loggingPrefs": {"browser": "ALL"},
         }}});
@@ -55,32 +56,32 @@ impl Chromium {
         Self { driver, session, http }
     }
 
-    async fn command(&self, path: &str, body: Value) -> Result<Value, String> {
+    pub async fn command(&self, path: &str, body: Value) -> Result<Value, String> {
         let url = format!("{}/{path}", self.session);
         let answer = self.http.post(url).body(body.to_string()).send().await.unwrap().text().await.unwrap();
         let value = serde_json::from_str::<Value>(&answer).unwrap()["value"].take();
         if value["error"].is_string() { Err(value["message"].to_string()) } else { Ok(value) }
     }
 
-    async fn open(&self, url: &str) {
+    pub async fn open(&self, url: &str) {
         self.command("url", json!({"url": url})).await.unwrap();
     }
 
-    async fn script(&self, script: &str) -> Value {
+    pub async fn script(&self, script: &str) -> Value {
         self.command("execute/sync", json!({"script": script, "args": []})).await.unwrap()
     }
 
-    async fn text(&self, selector: &str) -> String {
+    pub async fn text(&self, selector: &str) -> String {
         let text = self.script(&format!("return document.querySelector({selector:?})?.textContent ?? ''")).await;
         text.as_str().unwrap().trim().to_owned()
     }
 
-    async fn path(&self) -> String {
+    pub async fn path(&self) -> String {
         self.script("return location.pathname + location.search").await.as_str().unwrap().to_owned()
     }
 
     /// Clicks as a person does: the element is there, can be seen, and nothing lies on it.
-    async fn click(&self, selector: &str) {
+    pub async fn click(&self, selector: &str) {
         eventually(&format!("{selector} can be clicked"), async || {
             let found = self.command("element", json!({"using": "css selector", "value": selector})).await.ok()?;
             let element = found[ELEMENT].as_str()?.to_owned();
@@ -89,32 +90,32 @@ impl Chromium {
         .await;
     }
 
-    async fn type_into(&self, selector: &str, text: &str) {
+    pub async fn type_into(&self, selector: &str, text: &str) {
         let found = self.command("element", json!({"using": "css selector", "value": selector})).await.unwrap();
         let element = found[ELEMENT].as_str().unwrap();
         self.command(&format!("element/{element}/value"), json!({"text": text})).await.unwrap();
     }
 
     /// Presses a key: <https://www.w3.org/TR/webdriver2/#keyboard-actions> lists those without a letter.
-    async fn press(&self, key: &str) {
+    pub async fn press(&self, key: &str) {
         let actions = [json!({"type": "keyDown", "value": key}), json!({"type": "keyUp", "value": key})];
         let keyboard = json!({"type": "key", "id": "keyboard", "actions": actions});
         self.command("actions", json!({"actions": [keyboard]})).await.unwrap();
     }
 
-    async fn shows(&self, selector: &str, text: &str) {
+    pub async fn shows(&self, selector: &str, text: &str) {
         eventually(&format!("{selector} shows {text:?}"), async || {
             self.text(selector).await.contains(text).then_some(())
         })
         .await;
     }
 
-    async fn chrome(&self, method: &str, params: Value) {
+    pub async fn chrome(&self, method: &str, params: Value) {
         self.command("goog/cdp/execute", json!({"cmd": method, "params": params})).await.unwrap();
     }
 
     /// Takes a page at the sizes of a desk and of a phone, light and dark. Nothing sticks out, and everyone can use it.
-    async fn screenshots(&self, name: &str) {
+    pub async fn screenshots(&self, name: &str) {
         for (size, width, height) in [("desktop", 1280, 860), ("phone", 390, 844)] {
             let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"});
             self.chrome("Emulation.setDeviceMetricsOverride", metrics).await;
@@ -135,7 +136,7 @@ impl Chromium {
     }
 
     /// What keeps some people from using a page. <https://github.com/dequelabs/axe-core>
-    async fn violations(&self) -> Value {
+    pub async fn violations(&self) -> Value {
         let axe = fs::read_to_string(variable("AXE")).unwrap();
         let script = format!(
             "{axe}; axe.run().then(({{violations}}) => arguments[0](violations.map(({{help, nodes}}) => \
@@ -145,7 +146,7 @@ impl Chromium {
     }
 
     /// What the browser had to complain about: scripts that failed, and what the policy of the pages stopped.
-    async fn complaints(&self) -> Vec<String> {
+    pub async fn complaints(&self) -> Vec<String> {
         let log = self.command("se/log", json!({"type": "browser"})).await.unwrap();
         let severe = log.as_array().unwrap().iter().filter(|entry| entry["level"] == "SEVERE");
         severe.map(|entry| entry["message"].to_string()).collect()

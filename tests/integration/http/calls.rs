@@ -14,7 +14,7 @@ use sync_operator::{
     http::Settings,
 };
 
-use super::{Answer, Sidecar};
+use super::{Answer, Sidecar, settings};
 use crate::{
     operator::{apply_job, apply_schedule, event_reasons, finished},
     support::{World, eventually},
@@ -351,8 +351,7 @@ async fn more_calls_than_there_is_room_for_are_sent_away() {
     let world = World::new().await;
     let one = NonZeroU32::MIN;
     let many = NonZeroU32::new(1000).unwrap();
-    let settings =
-        Settings { reads: None, requests_per_second: many, requests_at_a_time: one, dashboard: None, logs: None };
+    let settings = Settings { requests_at_a_time: one, ..settings(None, many) };
     let sidecar = Sidecar::with(&world, settings).await;
     let (mut sender, body) = futures::channel::mpsc::channel::<Result<&str, std::io::Error>>(1);
     let slow = Request::post("/jobs/cleanup").header("content-type", "application/json");

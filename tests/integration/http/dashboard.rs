@@ -31,38 +31,38 @@ use crate::{
 };
 
 /// Markup that would run in a page that does not escape it.
-const MARKUP: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>";
+pub const MARKUP: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>";
 
 /// What a browser gets.
-struct Seen {
-    code: StatusCode,
-    headers: HeaderMap,
-    text: String,
+pub struct Seen {
+    pub code: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
 }
 
 impl Seen {
-    fn location(&self) -> &str {
+    pub fn location(&self) -> &str {
         self.headers["location"].to_str().unwrap()
     }
 
     /// Name and value of the cookie that was set.
-    fn cookie(&self) -> String {
+    pub fn cookie(&self) -> String {
         self.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned()
     }
 }
 
 /// A browser with or without a session.
-struct Browser<'a> {
-    sidecar: &'a Sidecar,
-    cookie: Option<String>,
+pub struct Browser<'a> {
+    pub sidecar: &'a Sidecar,
+    pub cookie: Option<String>,
 }
 
 impl<'a> Browser<'a> {
-    fn new(sidecar: &'a Sidecar) -> Self {
+    pub fn new(sidecar: &'a Sidecar) -> Self {
         Self { sidecar, cookie: None }
     }
 
-    async fn with_token(sidecar: &'a Sidecar, token: &str) -> Self {
+    pub async fn with_token(sidecar: &'a Sidecar, token: &str) -> Self {
         let mut browser = Self::new(sidecar);
         let answer = browser.log_in(token, "/").await;
         assert_eq!((answer.code.as_u16(), answer.location()), (303, "/"), "{}", answer.text);
@@ -70,20 +70,20 @@ impl<'a> Browser<'a> {
         browser
     }
 
-    async fn log_in(&self, token: &str, next: &str) -> Seen {
+    pub async fn log_in(&self, token: &str, next: &str) -> Seen {
         self.post("/ui/login", &format!("token={token}&next={next}"), &[("sec-fetch-site", "same-origin")]).await
     }
 
-    async fn get(&self, path: &str) -> Seen {
+    pub async fn get(&self, path: &str) -> Seen {
         self.send(Request::get(path), Body::empty(), &[]).await
     }
 
     /// Presses a button of a page.
-    async fn press(&self, path: &str, form: &str) -> Seen {
+    pub async fn press(&self, path: &str, form: &str) -> Seen {
         self.post(path, form, &[("sec-fetch-site", "same-origin")]).await
     }
 
-    async fn post(&self, path: &str, form: &str, headers: &[(&str, &str)]) -> Seen {
+    pub async fn post(&self, path: &str, form: &str, headers: &[(&str, &str)]) -> Seen {
         let request = Request::post(path).header("content-type", "application/x-www-form-urlencoded");
         self.send(request, form.to_owned().into(), headers).await
     }
@@ -103,8 +103,13 @@ impl<'a> Browser<'a> {
 }
 
 /// A suspended schedule `users`, a run `open` and one, `failed`, that has failed, seen by a sidecar.
-async fn scene(world: &World) -> Sidecar {
+pub async fn scene(world: &World) -> Sidecar {
     let sidecar = Sidecar::new(world, Some(ReadAccess::Open), 1000).await;
+    fill(world, &sidecar).await;
+    sidecar
+}
+
+pub async fn fill(world: &World, sidecar: &Sidecar) {
     apply_schedule(world, "users", json!({"suspended": true})).await;
     apply_job(world, "open", json!({})).await;
     apply_job(world, "failed", json!({})).await;
@@ -129,10 +134,9 @@ async fn scene(world: &World) -> Sidecar {
         lists.iter().all(|list| list.as_array().is_some_and(|list| list.len() == 1)).then_some(())
     })
     .await;
-    sidecar
 }
 
-fn pages(world: &World) -> [String; 6] {
+pub fn pages(world: &World) -> [String; 6] {
     let here = &world.name;
     [
         "/".to_owned(),
@@ -466,8 +470,7 @@ async fn older_runs_are_a_page_away_with_the_same_filters() {
 
 fn settings(dashboard: Option<Sessions>) -> Settings {
     let many = 1000.try_into().unwrap();
-    let reads = Some(ReadAccess::Open);
-    Settings { reads, requests_per_second: many, requests_at_a_time: many, dashboard, logs: None }
+    Settings { dashboard, ..super::settings(Some(ReadAccess::Open), many) }
 }
 
 /// Times and sizes with many objects. docs/testing.md says how to run it.

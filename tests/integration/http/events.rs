@@ -18,21 +18,21 @@ use crate::{
 };
 
 /// An open stream of events.
-struct Stream {
+pub struct Stream {
     body: BodyDataStream,
     text: String,
 }
 
 #[derive(Debug)]
-struct Event {
-    kind: String,
-    id: String,
+pub struct Event {
+    pub kind: String,
+    pub id: String,
     data: Value,
     at: Instant,
 }
 
 impl Stream {
-    async fn open(sidecar: &Sidecar, path: &str, last: Option<&str>) -> Self {
+    pub async fn open(sidecar: &Sidecar, path: &str, last: Option<&str>) -> Self {
         let mut request = Request::get(path);
         if let Some(last) = last {
             request = request.header("last-event-id", last);
@@ -43,12 +43,12 @@ impl Stream {
         Self { body: response.into_body().into_data_stream(), text: String::new() }
     }
 
-    async fn next(&mut self) -> Event {
+    pub async fn next(&mut self) -> Event {
         timeout(PATIENCE, self.read()).await.unwrap().unwrap()
     }
 
     /// `None` when the stream has ended.
-    async fn read(&mut self) -> Option<Event> {
+    pub async fn read(&mut self) -> Option<Event> {
         loop {
             while let Some(end) = self.text.find("\n\n") {
                 let rest = self.text.split_off(end + 2);

@@ -3,13 +3,16 @@
 mod auth;
 mod browser;
 mod calls;
+mod changes;
 mod dashboard;
 mod events;
+mod feed;
 mod outages;
+mod proxied;
 mod reference;
 mod stress;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, num::NonZeroU32};
 
 use axum::{
     Router,
@@ -19,7 +22,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use serde_json::Value;
-use sync_operator::http::{Objects, ReadAccess, Sessions, Settings, State, router};
+use sync_operator::http::{LeaseName, Objects, ReadAccess, Sessions, Settings, State, router};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -54,10 +57,9 @@ impl Sidecar {
     }
 
     pub async fn new(world: &World, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
-        let requests_at_a_time = 64.try_into().unwrap();
-        let requests_per_second = requests_per_second.try_into().unwrap();
         let dashboard = Some(Sessions::new(None, false).unwrap());
-        Self::with(world, Settings { reads, requests_per_second, requests_at_a_time, dashboard, logs: None }).await
+        let settings = settings(reads, requests_per_second.try_into().unwrap());
+        Self::with(world, Settings { dashboard, ..settings }).await
     }
 
     pub async fn with(world: &World, settings: Settings) -> Self {
@@ -77,8 +79,13 @@ impl Sidecar {
         Self { router, stop }
     }
 
-    pub async fn send(&self, mut request: Request<Body>) -> axum::response::Response {
-        request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([127, 0, 0, 1], 1))));
+    /// As if it came from this machine.
+    pub async fn send(&self, request: Request<Body>) -> axum::response::Response {
+        self.send_from([127, 0, 0, 1], request).await
+    }
+
+    pub async fn send_from(&self, peer: [u8; 4], mut request: Request<Body>) -> axum::response::Response {
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::from((peer, 1))));
         self.router.clone().oneshot(request).await.unwrap()
     }
 
@@ -109,6 +116,22 @@ impl Sidecar {
             request.header("content-type", "application/json").body(body.to_string().into())
         };
         self.call(request.unwrap()).await
+    }
+}
+
+/// Without a dashboard, at no special path.
+pub fn settings(reads: Option<ReadAccess>, requests_per_second: NonZeroU32) -> Settings {
+    let requests_at_a_time = 64.try_into().unwrap();
+    let lease = LeaseName { namespace: Some("default".to_owned()), name: "sync-operator".to_owned() };
+    Settings {
+        reads,
+        requests_per_second,
+        requests_at_a_time,
+        dashboard: None,
+        logs: None,
+        proxies: None,
+        prefix: None,
+        lease,
     }
 }
 

@@ -1,7 +1,7 @@
-// Fetches the page's main part anew when /ui/events tells of something, at most once a second. Where there are no events,
-// and for what they do not tell (schedules, and how long ago something was), it looks every few seconds.
+// Fetches the page's main part anew when /ui/events tells that something changed, at most once a second. Where there are no
+// events, and for what they do not tell (how long ago something was), it looks every few seconds.
 "use strict";
-const LEAST = 1000, WITH_EVENTS = 10000, WITHOUT = 5000;
+const LEAST = 1000, WITH_EVENTS = 30000, WITHOUT = 5000;
 const sign = document.getElementById("live");
 let events = null, live = false, last = Date.now(), waiting = null;
 
@@ -35,7 +35,7 @@ function listen() {
   const set = (now) => () => { live = now; say(); };
   events.addEventListener("open", set(true));
   events.addEventListener("error", set(false));
-  for (const kind of ["job", "deleted", "reset"]) events.addEventListener(kind, soon);
+  events.addEventListener("changed", soon);
 }
 
 function look() {

@@ -1,0 +1,22 @@
+// Says times in the zone of whoever looks, too. Without this script they are in UTC, and those of a schedule in its own zone.
+"use strict";
+const day = new Intl.DateTimeFormat("sv-SE", { dateStyle: "short", timeStyle: "short" });
+const zone = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
+
+function here(time) {
+  const at = new Date(time.dateTime);
+  const name = zone.formatToParts(at).find((part) => part.type === "timeZoneName").value;
+  return [day.format(at), name];
+}
+
+function say(time) {
+  const [said, name] = here(time), text = `${said} ${name}`;
+  if (!time.title.startsWith(text)) time.title = `${text}, ${time.title}`;
+  const yours = time.nextElementSibling;
+  if (!yours?.matches(".yours") || time.textContent.startsWith(said)) return;
+  if (yours.textContent !== text) yours.textContent = text;
+}
+
+const sayAll = () => document.querySelectorAll("time").forEach(say);
+new MutationObserver(sayAll).observe(document.body, { subtree: true, childList: true, characterData: true });
+sayAll();

@@ -1,0 +1,296 @@
+//! `/ui/events`: tells open pages that something changed, so that they look again.
+//!
+//! Changes are gathered once for all pages, at most once a second; a page costs a look at a number. The more pages are open, the
+//! less often each of them is told, so that what they fetch then stays bounded too.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    str::FromStr,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    extract::State,
+    http::HeaderMap,
+    response::{
+        IntoResponse, Sse,
+        sse::{Event, KeepAlive},
+    },
+};
+use futures::{Stream, StreamExt, stream};
+use serde::Deserialize;
+use tokio::{
+    select,
+    sync::{OwnedSemaphorePermit, broadcast, watch},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{Filled, Scope, Visitor};
+use crate::http::{
+    App,
+    events::{KEEP_ALIVE, LAST_EVENT_ID, LONGEST, RETRY},
+    objects::{Change, Objects},
+    problem::Problem,
+};
+
+/// Least time between two rounds, and between two events of a page.
+const ROUND: Duration = Duration::from_secs(1);
+/// Pages that are told within a second. Each of them fetches itself anew.
+const PAGES_A_SECOND: u32 = 100;
+/// Proxies such as nginx would keep events back until they have many.
+const UNBUFFERED: (&str, &str) = ("x-accel-buffering", "no");
+
+/// What changed when. Rounds are numbered from 1.
+pub(in crate::http) struct Feed {
+    /// Names this process: numbers of others say nothing.
+    process: u64,
+    round: watch::Sender<u64>,
+    changed: RwLock<Changed>,
+    pages: AtomicUsize,
+    began: Instant,
+}
+
+/// The round in which something changed last: in each namespace, and in all of them at once.
+#[derive(Default)]
+struct Changed {
+    namespaces: HashMap<String, u64>,
+    everywhere: u64,
+}
+
+impl Changed {
+    fn note(&mut self, change: Result<Change, broadcast::error::RecvError>, round: u64) {
+        let namespace = match change {
+            Ok(Change::Job(place, _)) => place.namespace,
+            Ok(Change::Gone(gone)) => Some(gone.namespace.clone()),
+            Ok(Change::Schedule(namespace)) => Some(namespace),
+            // Single changes are not known.
+            Ok(Change::Listed) | Err(_) => None,
+        };
+        match namespace {
+            Some(namespace) => {
+                self.namespaces.insert(namespace, round);
+            }
+            None => self.everywhere = round,
+        }
+    }
+
+    /// Whether a page that was told up to a round has something to see.
+    fn since(&self, round: u64, scope: &Scope) -> bool {
+        let newest = match &scope.0 {
+            None => self.namespaces.values().max(),
+            Some(namespaces) => namespaces.iter().filter_map(|namespace| self.namespaces.get(namespace)).max(),
+        };
+        newest.copied().unwrap_or(0).max(self.everywhere) > round
+    }
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self {
+            process: rand::random(),
+            round: watch::Sender::new(0),
+            changed: RwLock::default(),
+            pages: AtomicUsize::new(0),
+            began: Instant::now(),
+        }
+    }
+}
+
+impl Feed {
+    /// Gathers changes for as long as there are any.
+    pub async fn run(&self, objects: &Objects) {
+        let mut stream = objects.changes();
+        loop {
+            let first = stream.recv().await;
+            if matches!(first, Err(broadcast::error::RecvError::Closed)) {
+                return;
+            }
+            let round = *self.round.borrow() + 1;
+            {
+                let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
+                changed.note(first, round);
+                loop {
+                    match stream.try_recv() {
+                        Ok(change) => changed.note(Ok(change), round),
+                        Err(broadcast::error::TryRecvError::Lagged(_)) => changed.everywhere = round,
+                        Err(_) => break,
+                    }
+                }
+                // Who sees the changes sees the round.
+                self.round.send_replace(round);
+            }
+            sleep(ROUND).await;
+        }
+    }
+
+    /// Up to where a page knows that is made now.
+    pub(super) fn mark(&self) -> Mark {
+        Mark { process: self.process, round: *self.round.borrow() }
+    }
+
+    fn since(&self, round: u64, scope: &Scope) -> bool {
+        self.changed.read().unwrap_or_else(PoisonError::into_inner).since(round, scope)
+    }
+}
+
+/// Up to where a page knows what changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    process: u64,
+    round: u64,
+}
+
+impl std::fmt::Display for Mark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:x}-{}", self.process, self.round)
+    }
+}
+
+impl FromStr for Mark {
+    type Err = std::num::ParseIntError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (process, round) = text.split_once('-').unwrap_or_default();
+        Ok(Self { process: u64::from_str_radix(process, 16)?, round: round.parse()? })
+    }
+}
+
+/// What a page wants to be told of.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Wanted {
+    namespace: Option<String>,
+    /// What the page knew when it was made.
+    since: Option<String>,
+}
+
+/// Streams `changed` events.
+pub(super) async fn events(
+    State(app): State<App>,
+    visitor: Visitor,
+    Filled(wanted): Filled<Wanted>,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse, Problem> {
+    let scope = visitor.scope(&app, "syncjobs", wanted.namespace.as_deref()).await?;
+    let place = app.limits.page()?;
+    let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).or(wanted.since.as_deref());
+    let here = app.feed.mark();
+    // Of another process, or of none: what it knows is not known.
+    let seen = last.map_or(here.round, |last| {
+        last.parse().ok().filter(|mark: &Mark| mark.process == here.process).map_or(0, |mark| mark.round)
+    });
+    let page = Page::new(Arc::clone(&app.feed), scope, seen, place);
+    let stream = page.stream().take_until(app.stop.clone().cancelled_owned());
+    Ok(([UNBUFFERED], Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))))
+}
+
+/// An open page.
+struct Page {
+    feed: Arc<Feed>,
+    round: watch::Receiver<u64>,
+    scope: Scope,
+    seen: u64,
+    /// Its turn among the pages, from 0 to 1.
+    turn: f64,
+    greeted: bool,
+    until: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Page {
+    fn new(feed: Arc<Feed>, scope: Scope, seen: u64, place: OwnedSemaphorePermit) -> Self {
+        feed.pages.fetch_add(1, Ordering::Relaxed);
+        let (round, until) = (feed.round.subscribe(), Instant::now() + LONGEST);
+        Self { round, scope, seen, turn: rand::random(), greeted: false, until, _place: place, feed }
+    }
+
+    fn stream(self) -> impl Stream<Item = Result<Event, Infallible>> {
+        stream::unfold(self, |mut page| async {
+            let event = page.next().await?;
+            Some((Ok(event), page))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Event> {
+        if !std::mem::replace(&mut self.greeted, true) {
+            return Some(Event::default().retry(RETRY));
+        }
+        loop {
+            if self.feed.since(self.seen, &self.scope) {
+                let pages = self.feed.pages.load(Ordering::Relaxed);
+                sleep(until_turn(pages, self.feed.began.elapsed(), self.turn)).await;
+                let mark = self.feed.mark();
+                self.seen = mark.round;
+                return Some(Event::default().event("changed").id(mark.to_string()).data("{}"));
+            }
+            select! {
+                () = sleep_until(self.until) => return None,
+                changed = self.round.changed() => changed.ok()?,
+            }
+        }
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.feed.pages.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How long a page waits until it is told. Few pages do not; of many each has its turn once in a while.
+fn until_turn(pages: usize, elapsed: Duration, turn: f64) -> Duration {
+    let lap = Duration::from_secs(pages as u64) / PAGES_A_SECOND;
+    if lap <= ROUND {
+        return Duration::ZERO;
+    }
+    let passed = elapsed.as_secs_f64() / lap.as_secs_f64();
+    lap.mul_f64((turn - passed).rem_euclid(1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn scope(namespaces: &[&str]) -> Scope {
+        Scope(Some(namespaces.iter().map(|it| (*it).to_owned()).collect::<BTreeSet<_>>()))
+    }
+
+    #[test]
+    fn a_page_is_told_of_what_it_shows() {
+        let mut changed = Changed::default();
+        assert!(!changed.since(0, &Scope(None)));
+        changed.note(Ok(Change::Schedule("a".to_owned())), 3);
+        for (round, told) in [(2, true), (3, false)] {
+            assert_eq!(changed.since(round, &Scope(None)), told);
+            assert_eq!(changed.since(round, &scope(&["b", "a"])), told);
+            assert!(!changed.since(round, &scope(&["b"])));
+        }
+        changed.note(Err(broadcast::error::RecvError::Lagged(1)), 4);
+        assert!(changed.since(3, &scope(&["b"])), "what was missed may have been anywhere");
+    }
+
+    #[test]
+    fn many_pages_take_turns() {
+        let ms = Duration::from_millis;
+        assert_eq!(until_turn(100, ms(300), 0.7), Duration::ZERO, "few need not");
+        let wait = |elapsed, turn| (until_turn(500, elapsed, turn).as_secs_f64() * 1000.0).round() as u64;
+        assert_eq!(
+            [wait(ms(0), 0.5), wait(ms(5000), 0.5), wait(ms(2000), 0.5), wait(ms(3000), 0.5)],
+            [2500, 2500, 500, 4500]
+        );
+    }
+
+    #[test]
+    fn only_marks_of_our_own_are_read() {
+        let mark = Mark { process: 255, round: 12 };
+        assert_eq!((mark.to_string().as_str(), "ff-12".parse()), ("ff-12", Ok(mark)));
+        for text in ["", "-", "12", "x-1", "1-x"] {
+            assert!(text.parse::<Mark>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! People whom a proxy has logged in, such as oauth2-proxy: it says in headers who they are.
+//!
+//! For the dashboard only. A browser sends what the proxy knows people by with the forms of other sites too; the dashboard
+//! refuses these, and the calls could not.
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+
+use crate::http::{
+    auth::Caller,
+    problem::{Kind, Problem},
+};
+
+/// Names that Kubernetes keeps for itself begin so.
+const RESERVED: &str = "system:";
+/// The group that Kubernetes adds itself, to all whom it knows.
+const AUTHENTICATED: &str = "system:authenticated";
+
+/// Which proxies are believed, and by which headers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Proxies {
+    networks: Arc<[IpNet]>,
+    user: HeaderName,
+    groups: HeaderName,
+}
+
+impl Proxies {
+    /// Proxies in some networks. They name people in the header `user`, and their groups, separated by commas, in `groups`.
+    #[must_use]
+    pub fn new(networks: &[IpNet], user: HeaderName, groups: HeaderName) -> Self {
+        Self { networks: networks.into(), user, groups }
+    }
+
+    /// Whom a request is from. `None` where no proxy that is believed says so.
+    ///
+    /// What a proxy says twice is refused: it may have left in what somebody sent through it. So are names that Kubernetes
+    /// keeps for itself: who may choose a group's name would be an administrator by `system:masters`.
+    pub(super) fn caller(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<Option<Arc<Caller>>, Problem> {
+        let is_trusted = |peer: IpAddr| self.networks.iter().any(|network| network.contains(&peer.to_canonical()));
+        if !peer.is_some_and(is_trusted) {
+            return Ok(None);
+        }
+        let Some(user) = only(headers, &self.user)? else { return Ok(None) };
+        let groups = only(headers, &self.groups)?.unwrap_or_default();
+        let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty());
+        if let Some(name) = groups.clone().chain([user]).find(|name| name.starts_with(RESERVED)) {
+            let detail = format!("the proxy says {name}: names with {RESERVED} are those of Kubernetes itself");
+            return Err(Problem::new(Kind::Forbidden, detail));
+        }
+        let groups = groups.chain([AUTHENTICATED]).map(str::to_owned).collect();
+        Ok(Some(Arc::new(Caller::vouched(user, groups))))
+    }
+}
+
+/// The text of a header. `None` where it is missing or empty.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let (first, second) = (values.next(), values.next());
+    if second.is_some() {
+        return Err(Problem::new(Kind::BadRequest, format!("the proxy sends {name} more than once")));
+    }
+    let text = first.map(|value| std::str::from_utf8(value.as_bytes())).transpose();
+    let text = text.map_err(|_| Problem::new(Kind::BadRequest, format!("the proxy's {name} is no text")))?;
+    Ok(text.map(str::trim).filter(|text| !text.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(peer: &str, headers: &[(&'static str, &'static str)]) -> Result<Option<(String, Vec<String>)>, Kind> {
+        let networks = ["10.1.0.0/16", "fd00::/8"].map(|network| network.parse().unwrap());
+        let [user, groups] = ["x-forwarded-user", "x-forwarded-groups"].map(HeaderName::from_static);
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        let caller = Proxies::new(&networks, user, groups).caller(peer.parse().ok(), &map);
+        let caller = caller.map_err(|problem| problem.kind())?;
+        Ok(caller.map(|caller| (caller.name.clone(), caller.groups().to_vec())))
+    }
+
+    #[test]
+    fn only_a_trusted_address_is_believed() {
+        let alice = [("x-forwarded-user", "alice"), ("x-forwarded-groups", "a, b,,ops team")];
+        for peer in ["10.1.2.3", "::ffff:10.1.2.3", "fd00::1"] {
+            let groups = ["a", "b", "ops team", "system:authenticated"].map(str::to_owned).to_vec();
+            assert_eq!(said(peer, &alice), Ok(Some(("alice".to_owned(), groups))), "{peer}");
+        }
+        for peer in ["10.2.0.1", "127.0.0.1", "::1", "::ffff:10.2.0.1", "unknown"] {
+            assert_eq!(said(peer, &alice), Ok(None), "{peer}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_named_is_nobody() {
+        for headers in [&[][..], &[("x-forwarded-user", " ")], &[("x-forwarded-groups", "a")]] {
+            assert_eq!(said("10.1.2.3", headers), Ok(None), "{headers:?}");
+        }
+        let groups = vec!["system:authenticated".to_owned()];
+        assert_eq!(said("10.1.2.3", &[("x-forwarded-user", "bob")]), Ok(Some(("bob".to_owned(), groups))));
+    }
+
+    #[test]
+    fn reserved_and_repeated_names_are_refused() {
+        for (headers, kind) in [
+            (&[("x-forwarded-user", "system:admin")][..], Kind::Forbidden),
+            (&[("x-forwarded-user", "a"), ("x-forwarded-groups", "b,system:masters")], Kind::Forbidden),
+            (&[("x-forwarded-user", "a"), ("x-forwarded-user", "b")], Kind::BadRequest),
+            (&[("x-forwarded-user", "a"), ("x-forwarded-groups", "b"), ("x-forwarded-groups", "c")], Kind::BadRequest),
+        ] {
+            assert_eq!(said("10.1.2.3", headers), Err(kind), "{headers:?}");
+        }
+    }
+}

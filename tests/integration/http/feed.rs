@@ -1,0 +1,106 @@
+//! `GET /ui/events`: what keeps open pages up to date, and what that costs.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Sidecar, events::Stream};
+use crate::{
+    operator::{apply_job, apply_schedule},
+    support::{PATIENCE, World, eventually, free_port},
+};
+
+const PAGES: usize = 500;
+const RUNS: usize = 50;
+const TIME: Duration = Duration::from_secs(60);
+
+async fn told(stream: &mut Stream) -> String {
+    let event = stream.next().await;
+    assert_eq!(event.kind, "changed");
+    event.id
+}
+
+#[tokio::test]
+async fn an_open_page_is_told_that_something_changed_where_it_looks() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    let here = format!("/ui/events?namespace={}", world.name);
+    let mut all = Stream::open(&sidecar, "/ui/events", None).await;
+    let mut page = Stream::open(&sidecar, &here, None).await;
+    let mut elsewhere = Stream::open(&sidecar, "/ui/events?namespace=elsewhere", None).await;
+    apply_job(&world, "run", json!({})).await;
+    assert_eq!(told(&mut page).await, told(&mut all).await);
+    apply_schedule(&world, "users", json!({"suspended": true})).await;
+    let last = told(&mut page).await;
+    assert_eq!(told(&mut all).await, last);
+
+    // Who comes back knows up to where, and so does a page that was just made.
+    for (path, id) in [(here.clone(), Some(last.as_str())), (format!("{here}&since={last}"), None)] {
+        let mut back = Stream::open(&sidecar, &path, id).await;
+        timeout(Duration::from_millis(1500), back.next()).await.unwrap_err();
+        apply_job(&world, &format!("run-{}", path.len()), json!({})).await;
+        told(&mut back).await;
+    }
+    for path in [format!("{here}&since={last}"), format!("{here}&since=ff-1"), format!("{here}&since=x")] {
+        told(&mut Stream::open(&sidecar, &path, None).await).await;
+    }
+    timeout(Duration::from_millis(10), elsewhere.next()).await.unwrap_err();
+    sidecar.stop.cancel();
+    assert!(timeout(PATIENCE, elsewhere.read()).await.unwrap().is_none());
+}
+
+/// CPU and memory of a sidecar with many open pages, while runs progress. docs/testing.md says how to run it.
+#[tokio::test]
+#[ignore = "takes a minute"]
+async fn load() {
+    let world = World::new().await;
+    let port = free_port();
+    let http = ["--insecure-no-auth", "--http-requests-per-second", "100000", "--http-port", &port.to_string()];
+    let operator = world.operator("api", &http);
+    eventually("the sidecar serves", async || reqwest::get(format!("http://127.0.0.1:{port}/livez")).await.ok()).await;
+    for run in 0..RUNS {
+        apply_job(&world, &format!("run-{run}"), json!({})).await;
+    }
+    let (events, client) = (Arc::new(AtomicUsize::new(0)), reqwest::Client::new());
+    let mut pages = Vec::new();
+    for _ in 0..PAGES {
+        let request = client.get(format!("http://127.0.0.1:{port}/ui/events")).header("accept", "text/event-stream");
+        let mut answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let events = Arc::clone(&events);
+        pages.push(tokio::spawn(async move {
+            while let Ok(Some(bytes)) = answer.chunk().await {
+                let found = String::from_utf8_lossy(&bytes).matches("event: changed").count();
+                events.fetch_add(found, Ordering::Relaxed);
+            }
+        }));
+    }
+    let progressing = async {
+        for step in 1.. {
+            let status = json!({"status": {"phase": "Running", "progress": step / RUNS % 100}});
+            let name = format!("run-{}", step % RUNS);
+            world.jobs().patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        }
+    };
+    let measuring = async {
+        sleep(Duration::from_secs(5)).await;
+        let (cpu, resident, told) = (operator.cpu(), operator.resident_mib(), events.load(Ordering::Relaxed));
+        let began = Instant::now();
+        sleep(TIME).await;
+        let share = (operator.cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+        let per_page = (events.load(Ordering::Relaxed) - told) as f64 / PAGES as f64;
+        let after = operator.resident_mib();
+        println!("{:.1} % of a core, {resident} to {after} MiB, {per_page:.1} events a page", share * 100.0);
+        assert!(share < 0.2 && after <= resident + 3 && per_page > 5.0);
+    };
+    tokio::select! { () = progressing => {}, () = measuring => {} }
+    assert!(pages.iter().all(|page| !page.is_finished()));
+}

@@ -1,0 +1,275 @@
+//! The dashboard behind a proxy: below a path, and with people whom the proxy has logged in.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command},
+};
+
+use axum::{
+    body::Body,
+    http::{HeaderName, Request},
+};
+use http_body_util::BodyExt;
+use kube::{Api, api::PostParams};
+use serde_json::json;
+use sync_operator::{
+    api::GROUP,
+    http::{Proxies, ReadAccess, Sessions, Settings},
+};
+
+use super::{
+    Sidecar,
+    auth::administrator,
+    browser::Chromium,
+    dashboard::{Browser, fill, pages},
+    settings,
+};
+use crate::{
+    operator::{apply_schedule, event_reasons},
+    support::{World, eventually, free_port, variable},
+};
+
+const PROXY: [u8; 4] = [10, 1, 2, 3];
+
+async fn sidecar(world: &World, prefix: Option<&str>) -> Sidecar {
+    let [user, groups] = ["x-forwarded-user", "x-forwarded-groups"].map(HeaderName::from_static);
+    let proxies = Proxies::new(&["10.1.0.0/16".parse().unwrap()], user, groups);
+    let dashboard = Some(Sessions::new(None, false).unwrap());
+    let prefix = prefix.map(|prefix| prefix.parse().unwrap());
+    let settings = settings(Some(ReadAccess::Open), 1000.try_into().unwrap());
+    Sidecar::with(world, Settings { dashboard, proxies: Some(proxies), prefix, ..settings }).await
+}
+
+/// Gives a user or a group rights in the world's namespace.
+async fn allow(world: &World, kind: &str, subject: &str, verbs: &[&str]) {
+    let create = PostParams::default();
+    let rules = json!([{"apiGroups": [GROUP], "resources": ["syncjobs", "syncschedules"], "verbs": verbs}]);
+    let role = json!({"metadata": {"name": subject}, "rules": rules});
+    let roles: Api<k8s_openapi::api::rbac::v1::Role> = Api::namespaced(world.client.clone(), &world.name);
+    roles.create(&create, &serde_json::from_value(role).unwrap()).await.unwrap();
+    let binding = json!({
+        "metadata": {"name": subject},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": subject},
+        "subjects": [{"kind": kind, "name": subject, "apiGroup": "rbac.authorization.k8s.io"}],
+    });
+    let bindings: Api<k8s_openapi::api::rbac::v1::RoleBinding> = Api::namespaced(world.client.clone(), &world.name);
+    bindings.create(&create, &serde_json::from_value(binding).unwrap()).await.unwrap();
+}
+
+/// What a browser sends through a proxy. The code, and the page or where to go instead.
+async fn send(sidecar: &Sidecar, peer: [u8; 4], method: &str, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+    let mut request = Request::builder().method(method).uri(path).header("accept", "text/html");
+    request = request.header("host", "sync.example").header("content-type", "application/x-www-form-urlencoded");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let (head, body) = sidecar.send_from(peer, request.body(Body::empty()).unwrap()).await.into_parts();
+    let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    let location = head.headers.get("location").map(|location| location.to_str().unwrap().to_owned());
+    (head.status.as_u16(), location.unwrap_or(text))
+}
+
+#[tokio::test]
+async fn whom_a_proxy_names_may_do_what_kubernetes_lets_them() {
+    let world = World::new().await;
+    let sidecar = sidecar(&world, None).await;
+    apply_schedule(&world, "users", json!({"suspended": true})).await;
+    allow(&world, "User", "alice@example.com", &["list"]).await;
+    allow(&world, "Group", "team-a", &["list", "patch"]).await;
+    let page = format!("/ui/schedules/{}/users", world.name);
+    let resume = format!("{page}/resume");
+    let alice = ("x-forwarded-user", "alice@example.com");
+    let team = ("x-forwarded-groups", "others,team-a");
+    let form = ("sec-fetch-site", "same-origin");
+    eventually("the sidecar has seen it", async || {
+        (send(&sidecar, PROXY, "GET", &page, &[alice]).await.0 == 200).then_some(())
+    })
+    .await;
+
+    let (_, seen) = send(&sidecar, PROXY, "GET", &page, &[alice]).await;
+    assert!(seen.contains("alice@example.com") && !seen.contains("Log out") && !seen.contains(&resume), "{seen}");
+    assert_eq!(send(&sidecar, PROXY, "POST", &resume, &[alice, form]).await.0, 403);
+    assert_eq!(send(&sidecar, PROXY, "GET", &page, &[("x-forwarded-user", "bob")]).await.0, 403);
+    assert_eq!(
+        send(&sidecar, PROXY, "GET", "/ui/login", &[alice]).await,
+        (303, "/".to_owned()),
+        "nothing to log in to"
+    );
+
+    let (_, seen) = send(&sidecar, PROXY, "GET", &page, &[alice, team]).await;
+    assert!(seen.contains(&resume), "{seen}");
+    for other in [("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")] {
+        assert_eq!(send(&sidecar, PROXY, "POST", &resume, &[alice, team, other]).await.0, 403, "{other:?}");
+    }
+    assert!(world.schedules().get("users").await.unwrap().spec.suspended);
+    assert_eq!(send(&sidecar, PROXY, "POST", &resume, &[alice, team, form]).await.0, 303);
+    assert!(!world.schedules().get("users").await.unwrap().spec.suspended);
+    eventually("the event", async || event_reasons(&world, "users").await.contains("ResumedByCall").then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn who_is_no_trusted_proxy_is_not_believed() {
+    let world = World::new().await;
+    let sidecar = sidecar(&world, None).await;
+    allow(&world, "User", "alice", &["*"]).await;
+    let alice = [("x-forwarded-user", "alice"), ("x-forwarded-groups", "system:masters")];
+    for peer in [[10, 2, 0, 1], [127, 0, 0, 1]] {
+        let (code, location) = send(&sidecar, peer, "GET", "/ui/runs", &alice).await;
+        assert_eq!((code, location.as_str()), (303, "/ui/login?next=%2Fui%2Fruns"), "{peer:?}");
+        let forwarded = [("x-forwarded-for", "10.1.2.3"), alice[0]];
+        assert_eq!(send(&sidecar, peer, "GET", "/ui/runs", &forwarded).await.0, 303, "an address that is claimed");
+    }
+    // A proxy that passes on what somebody wrote has its people refused, not made administrators.
+    for headers in [&alice[..], &[("x-forwarded-user", "system:admin")]] {
+        let (code, page) = send(&sidecar, PROXY, "GET", "/ui/runs", headers).await;
+        assert!(code == 403 && page.contains("those of Kubernetes itself"), "{page}");
+    }
+    let twice = [("x-forwarded-user", "alice"), ("x-forwarded-user", "bob")];
+    assert_eq!(send(&sidecar, PROXY, "GET", "/ui/runs", &twice).await.0, 400);
+    // The calls have no check of the form's origin, so they take tokens only.
+    assert_eq!(send(&sidecar, PROXY, "POST", "/jobs/pause", &alice[..1]).await.0, 401);
+}
+
+#[tokio::test]
+async fn below_a_path_everything_that_leads_somewhere_leads_there() {
+    let world = World::new().await;
+    let sidecar = sidecar(&world, Some("/sync")).await;
+    let token = administrator(&world).await;
+    fill(&world, &sidecar).await;
+    let browser = Browser::new(&sidecar);
+    let answer = browser.get("/sync/ui/runs?phase=Failed").await;
+    assert_eq!(answer.location(), "/sync/ui/login?next=%2Fui%2Fruns%3Fphase%3DFailed");
+    let login = format!("token={token}&next=%2Fui%2Fruns%3Fphase%3DFailed");
+    let answer = browser.press("/sync/ui/login", &login).await;
+    assert_eq!(answer.location(), "/sync/ui/runs?phase=Failed");
+    assert!(answer.headers["set-cookie"].to_str().unwrap().contains("; Path=/sync; "));
+    let browser = Browser { cookie: Some(answer.cookie()), ..browser };
+    for path in pages(&world) {
+        // A proxy may take the path off.
+        for path in [format!("/sync{path}"), path] {
+            let page = browser.get(&path).await;
+            assert_eq!(page.code, 200, "{path}");
+            // Values of fields are not gone to as they are.
+            let page = page.text.replace("value=\"/", "");
+            let addresses: Vec<_> = page.split("=\"/").skip(1).collect();
+            assert!(addresses.len() > 5 && addresses.iter().all(|address| address.starts_with("sync/")), "{page}");
+        }
+    }
+    for next in ["//evil.example", "/%5Cevil.example", "https://evil.example"] {
+        let answer = browser.press("/sync/ui/login", &format!("token={token}&next={next}")).await;
+        assert_eq!(answer.location(), "/sync/", "{next}");
+    }
+    assert_eq!(browser.get("/sync//evil.example").await.code, 404);
+    let answer = browser.press("/sync/ui/logout", "").await;
+    assert_eq!(answer.location(), "/sync/ui/login");
+    assert!(answer.headers["set-cookie"].to_str().unwrap().contains("; Path=/sync; Max-Age=0"));
+    let document = sidecar.get("/sync/openapi.json").await.body;
+    assert_eq!(document["servers"], json!([{"url": "/sync"}]));
+}
+
+/// nginx of Debian with TLS. What it proxies has a path in front; at one of its ports, it names a user.
+struct Nginx {
+    process: Child,
+    folder: String,
+}
+
+impl Nginx {
+    async fn start(world: &World, tokens: u16, users: u16, to: u16) -> Self {
+        let folder = format!("{}/{}", env!("CARGO_TARGET_TMPDIR"), world.name);
+        fs::create_dir_all(&folder).unwrap();
+        let subject = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"];
+        let mut certificate = Command::new("openssl");
+        certificate.args(subject).args(["-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "cert.pem"]);
+        assert!(certificate.current_dir(&folder).output().unwrap().status.success());
+        let server = |port: u16, user: &str| {
+            format!(
+                "server {{ listen 127.0.0.1:{port} ssl; ssl_certificate cert.pem; ssl_certificate_key key.pem;
+                   location /sync {{ proxy_pass http://127.0.0.1:{to}; proxy_http_version 1.1;
+                     proxy_set_header Host $http_host; proxy_set_header X-Forwarded-Proto $scheme;
+                     proxy_set_header X-Forwarded-User '{user}'; proxy_set_header X-Forwarded-Groups ''; }}
+                   location / {{ return 418; }} }}"
+            )
+        };
+        let places = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|kind| format!("{kind}_temp_path tmp;"));
+        let configuration = format!(
+            "daemon off; pid nginx.pid; error_log stderr; events {{}}
+             http {{ access_log off; {} {} {} }}",
+            places.concat(),
+            server(tokens, ""),
+            server(users, "alice"),
+        );
+        fs::write(format!("{folder}/nginx.conf"), configuration).unwrap();
+        let program = variable("NGINX");
+        assert!(Path::new(&program).exists(), "nginx is not there: run tests/cluster/install.sh nginx");
+        let mut command = Command::new(program);
+        command.args(["-p", &folder, "-c", "nginx.conf", "-e", "stderr"]);
+        Self { process: command.spawn().unwrap(), folder }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        Command::new("kill").arg(self.process.id().to_string()).status().ok();
+        self.process.wait().ok();
+        fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+#[tokio::test]
+async fn a_person_works_below_a_path_of_a_proxy() {
+    let world = World::new().await;
+    world.seed(30_000, 3).await;
+    let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});
+    apply_schedule(&world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
+    allow(&world, "User", "alice", &["list"]).await;
+    let [port, tokens, users] = [free_port(), free_port(), free_port()];
+    let arguments =
+        ["--http-path-prefix", "/sync", "--trusted-proxies", "127.0.0.0/8", "--http-port", &port.to_string()];
+    let _operator = world.operator("all", &arguments);
+    let _nginx = Nginx::start(&world, tokens, users, port).await;
+    let token = administrator(&world).await;
+    let browser = Chromium::start().await;
+    let site = format!("https://localhost:{tokens}/sync");
+    eventually("the operator serves", async || {
+        reqwest::get(format!("http://127.0.0.1:{port}/sync/ui/login")).await.ok()
+    })
+    .await;
+
+    browser.open(&format!("{site}/ui/schedules?text=user")).await;
+    browser.shows("h1", "Log in").await;
+    browser.type_into("#token", &token).await;
+    browser.click("main button").await;
+    browser.shows("h1", "Schedules").await;
+    assert_eq!(browser.path().await, "/sync/ui/schedules?text=user");
+    browser.click("button[aria-label='Run full: users']").await;
+    browser.shows("#phase", "Running").await;
+    browser.shows("#live", "live").await;
+    browser.script("window.same = true").await;
+    let seen = browser.text("#processed").await;
+    eventually("progress moves", async || (browser.text("#processed").await != seen).then_some(())).await;
+    assert_eq!(browser.script("return window.same").await, json!(true));
+    browser.click("#cancel summary").await;
+    browser.click("form[action$='/cancel'] button").await;
+    browser.shows("#phase", "Cancelled").await;
+    browser.open(&format!("{site}/ui/runs")).await;
+    browser.type_into("#text", "nothing").await;
+    browser.shows("main", "No run fits.").await;
+    assert!(browser.path().await.starts_with("/sync/ui/runs?text=nothing"), "{}", browser.path().await);
+    browser.click(".brand").await;
+    browser.shows("h1", "Overview").await;
+    assert_eq!(browser.path().await, "/sync/");
+    browser.click(".who button").await;
+    browser.shows("h1", "Log in").await;
+    assert_eq!(browser.path().await, "/sync/ui/login");
+
+    // Whom the proxy has logged in need not do so again, and may do what they may.
+    browser.open(&format!("https://localhost:{users}/sync")).await;
+    browser.shows("h1", "Overview").await;
+    browser.shows(".user", "alice").await;
+    browser.open(&format!("https://localhost:{users}/sync/ui/schedules/{}/users", world.name)).await;
+    browser.shows("h1", "users").await;
+    assert_eq!(browser.script("return document.querySelectorAll('form').length").await, json!(0));
+    assert_eq!(browser.complaints().await, [""; 0]);
+}
