@@ -75,9 +75,9 @@ impl Pace {
 
     fn stay_away(&self, now: Instant) -> Duration {
         let (least, most) = STAY_AWAY;
-        let mut last = lock(&self.last);
-        *last = (*last).clamp(now + least, now + most) + self.spacing;
-        last.duration_since(now)
+        let mut before = lock(&self.last);
+        *before = (*before).clamp(now + least, now + most) + self.spacing;
+        before.duration_since(now)
     }
 
     /// How long the first status of a SyncJob has to wait. `None`: it may be written now, or was already.

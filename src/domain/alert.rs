@@ -140,7 +140,9 @@ pub fn decide(observed: Observed<'_>, now: Timestamp) -> Plan {
     status.observed_generation = alert.metadata.generation;
     set_conditions(&mut status, alert, selector.as_ref().err().map(ToString::to_string), unusable_template, at);
     let (messages, due) = messages(&status, alert, busy, at);
-    messages.iter().for_each(|message| note_sending(&mut status, message, at));
+    for message in &messages {
+        note_sending(&mut status, message, at);
+    }
     if status != kept {
         status.revision += 1;
     }

@@ -173,7 +173,7 @@ mod tests {
         let sampler = Sampler::parse("traceidratio", Some("0.1")).unwrap();
         // The bits of a UUID's version and variant are the same in all of them.
         let uids = (0..10_000).map(|_| rand::random::<u128>() & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62);
-        let sampled = uids.filter(|uid| sampler.takes(*uid)).count();
-        assert!((800..1200).contains(&sampled), "{sampled}");
+        let taken = uids.filter(|uid| sampler.takes(*uid)).count();
+        assert!((800..1200).contains(&taken), "{taken}");
     }
 }

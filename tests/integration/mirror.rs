@@ -16,7 +16,7 @@ use crate::{
     operator::{apply_job, apply_schedule, finished, get},
     own::Redis,
     sources::{ALLOWED, with},
-    support::{Operator, Servers, World, eventually, unique, variable},
+    support::{Servers, World, eventually, unique, variable},
     upstream::{Instead, Upstream},
 };
 

@@ -133,7 +133,7 @@ async fn take(State(received): State<Shared>, headers: HeaderMap, body: Bytes) -
 
 async fn stall(State(received): State<Shared>, _body: Bytes) {
     received.lock().unwrap().requests += 1;
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 fn read(attributes: &[KeyValue]) -> BTreeMap<String, String> {
@@ -147,5 +147,5 @@ fn read(attributes: &[KeyValue]) -> BTreeMap<String, String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }

@@ -183,7 +183,8 @@ fn what_comes_within_the_window_goes_in_one_message() {
 #[test]
 fn each_condition_begins_and_ends_as_documented() {
     type Change = fn(&mut World);
-    let rows: [(Value, Change, &[&str], Change, &[&str]); 5] = [
+    type Row = (Value, Change, &'static [&'static str], Change, &'static [&'static str]);
+    let rows: [Row; 5] = [
         (
             json!({"type": "RunFailed"}),
             |world| world.run("s", "s-1", 5, Some("Stalled")),
@@ -459,17 +460,14 @@ proptest! {
         for (now, _, what) in &world.arrived {
             let (kind, alert) = what.split_once(' ').unwrap();
             let (last, is_over) = told.entry(alert.to_owned()).or_default();
-            match kind {
-                "firing" => {
-                    prop_assert!(!*is_over, "told again after it was over: {what}");
-                    doubles += u32::from(last.is_some_and(|last| now - last < REPEAT));
-                    *last = Some(*now);
-                }
-                _ => {
-                    prop_assert!(last.is_some() || crashes > 0, "over before it was told: {what}");
-                    doubles += u32::from(*is_over);
-                    *is_over = true;
-                }
+            if kind == "firing" {
+                prop_assert!(!*is_over, "told again after it was over: {what}");
+                doubles += u32::from(last.is_some_and(|last| now - last < REPEAT));
+                *last = Some(*now);
+            } else {
+                prop_assert!(last.is_some() || crashes > 0, "over before it was told: {what}");
+                doubles += u32::from(*is_over);
+                *is_over = true;
             }
         }
         let open = format!("s0 RunFailed {}", world.kept.alerts[0].occurrence);

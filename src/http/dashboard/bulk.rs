@@ -65,7 +65,7 @@ impl Fields {
 /// Runs that a deed suits, and that the visitor may see and do it to.
 enum Chosen {
     These(Vec<Rank>),
-    Fitting(Fitting),
+    Fitting(Box<Fitting>),
 }
 
 /// All that fit the filters and come after a rank.
@@ -176,7 +176,8 @@ async fn choose(app: &App, visitor: &Visitor, deed: Deed, fields: &Fields) -> Re
     phases.retain(|phase| selection.phase.is_none_or(|wanted| wanted == *phase));
     let from = fields.from.as_deref().map(read_cursor).transpose()?;
     let fitting = Fitting { selection, phases, scope, from: from.unwrap_or_else(Rank::first) };
-    Ok(Chosen::Fitting(if fields.from.is_some() { fitting } else { fitting.as_now(&app.listed()?.index()) }))
+    let fitting = if fields.from.is_some() { fitting } else { fitting.up_to_now(&app.listed()?.index()) };
+    Ok(Chosen::Fitting(Box::new(fitting)))
 }
 
 /// Of the runs that were chosen one by one, those that it can be done to.
@@ -224,7 +225,7 @@ impl Fitting {
     }
 
     /// Without what is made from the next second on: it was not counted. By the clock of Kubernetes.
-    fn as_now(self, index: &Index) -> Self {
+    fn up_to_now(self, index: &Index) -> Self {
         let newest = index.find(&self.query(), None, 1).pop();
         let from = newest.map_or_else(Rank::first, |newest| Rank { created: newest.created, ..Rank::first() });
         Self { from, ..self }
@@ -252,7 +253,7 @@ impl Chosen {
             Self::These(ranks) => Self::These(ranks.into_iter().skip(passed.len()).collect()),
             Self::Fitting(fitting) => {
                 let from = passed.last().cloned().unwrap_or_else(|| fitting.from.clone());
-                Self::Fitting(Fitting { from, ..fitting })
+                Self::Fitting(Box::new(Fitting { from, ..*fitting }))
             }
         }
     }
@@ -260,7 +261,8 @@ impl Chosen {
     fn again(self) -> Again {
         match self {
             Self::These(runs) => Again { runs, filter: None, from: String::new() },
-            Self::Fitting(Fitting { selection, from, .. }) => {
+            Self::Fitting(fitting) => {
+                let Fitting { selection, from, .. } = *fitting;
                 Again { runs: Vec::new(), filter: Some(selection.address()), from: write_cursor(&from) }
             }
         }

@@ -69,13 +69,14 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::HeaderValue;
 
     fn said(peer: &str, headers: &[(&'static str, &'static str)]) -> Result<Option<(String, Vec<String>)>, Kind> {
         let networks = ["10.1.0.0/16", "fd00::/8"].map(|network| network.parse().unwrap());
         let [user, groups] = ["x-forwarded-user", "x-forwarded-groups"].map(HeaderName::from_static);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
-            map.append(*name, value.parse().unwrap());
+            map.append(*name, HeaderValue::from_static(value));
         }
         let caller = Proxies::new(&networks, user, groups).caller(peer.parse().ok(), &map);
         let caller = caller.map_err(|problem| problem.kind())?;

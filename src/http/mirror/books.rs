@@ -239,19 +239,16 @@ mod tests {
             let mut all: BTreeMap<usize, Record> = (0..first).map(|id| (id, make(id, id, 1, 0))).collect();
             let (mut redis, mut books) = Redis::anew(all.values().cloned());
             for (number, (id, change)) in changes.into_iter().enumerate() {
-                match change {
-                    Some((place, score, text)) => {
-                        // A schedule does not become a run.
-                        let is_schedule = all.get(&id).map(|record| record.place == Place::Repeat);
-                        let place = match is_schedule { Some(true) => 6, Some(false) => place % 6, None => place };
-                        let changed = make(id, place, score, text);
-                        all.insert(id, changed.clone());
-                        books.put(changed);
-                    }
-                    None => {
-                        all.remove(&id);
-                        books.remove(&id.to_string());
-                    }
+                if let Some((place, score, text)) = change {
+                    // A schedule does not become a run.
+                    let is_schedule = all.get(&id).map(|record| record.place == Place::Repeat);
+                    let place = match is_schedule { Some(true) => 6, Some(false) => place % 6, None => place };
+                    let changed = make(id, place, score, text);
+                    all.insert(id, changed.clone());
+                    books.put(changed);
+                } else {
+                    all.remove(&id);
+                    books.remove(&id.to_string());
                 }
                 if number % pause == 0 {
                     redis.write(books.take_writes());

@@ -175,7 +175,7 @@ mod tests {
     /// 2026-11-23T12:00:00Z
     const NOON: i64 = 1_795_435_200_000;
 
-    fn run(spec: Value, status: Value) -> SyncJob {
+    fn run(spec: &Value, status: &Value) -> SyncJob {
         from_value(json!({
             "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob",
             "metadata": {"name": "users-1", "namespace": "team", "uid": "u-1", "creationTimestamp": "2026-11-23T12:00:00Z",
@@ -206,13 +206,13 @@ mod tests {
             let status = json!({
                 "phase": phase, "startTime": "2026-11-23T12:00:10.250000Z", "completionTime": "2026-11-23T12:01:00Z"
             });
-            let found = job(&run(json!({"priority": priority}), status), Some(retry)).unwrap();
+            let found = job(&run(&json!({"priority": priority}), &status), Some(retry)).unwrap();
             assert_eq!((found.place, found.score), (place, score), "{phase} {priority}");
             // A score is a float to Redis.
             assert_eq!((score as f64) as i64, score);
         }
-        assert_eq!(job(&run(json!({}), json!({"phase": "Pending"})), None), None, "it is not in the queue");
-        assert_eq!(job(&run(json!({}), json!({})), None), None);
+        assert_eq!(job(&run(&json!({}), &json!({"phase": "Pending"})), None), None, "it is not in the queue");
+        assert_eq!(job(&run(&json!({}), &json!({})), None), None);
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
             "phase": "Failed", "startTime": "2026-11-23T12:00:10.250000Z", "completionTime": "2026-11-23T12:01:00Z", "progress": 90,
             "attempts": 1, "recoveries": 3, "worker": "w-1", "conditions": [failed],
         });
-        let job = run(spec, status);
+        let job = run(&spec, &status);
         let found = super::job(&job, None).unwrap();
         assert_eq!(found.id, "u-1");
         for (name, value) in [
@@ -256,7 +256,7 @@ mod tests {
                    "message": format!("no answer, {number}")})
         };
         let job =
-            run(json!({}), json!({"phase": "Retrying", "attempts": 2, "attemptHistory": [attempt(1), attempt(2)]}));
+            run(&json!({}), &json!({"phase": "Retrying", "attempts": 2, "attemptHistory": [attempt(1), attempt(2)]}));
         let later = Timestamp::from_millisecond(NOON + 75_000).unwrap();
         for (retry_at, delay) in [(Some(later), "75000"), (None, "30000")] {
             let found = super::job(&job, retry_at).unwrap();

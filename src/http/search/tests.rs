@@ -59,7 +59,7 @@ fn name() -> impl Strategy<Value = String> {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Apply(SyncJob),
+    Apply(Box<SyncJob>),
     Remove(String, i64),
 }
 
@@ -70,7 +70,7 @@ fn step() -> impl Strategy<Value = Step> {
     let apply = (name(), 0..3_i64, schedule, kind, text(), keys).prop_map(
         |(name, created, schedule, (phase, type_), error, key)| {
             let namespace = if created == 0 { "one" } else { "two" };
-            Step::Apply(job(&name, namespace, created, schedule, type_, &status(phase, &error, key)))
+            Step::Apply(Box::new(job(&name, namespace, created, schedule, type_, &status(phase, &error, key))))
         },
     );
     prop_oneof![4 => apply, 1 => (name(), 0..3_i64).prop_map(|(name, created)| Step::Remove(name, created))]
@@ -96,7 +96,7 @@ proptest! {
                 Step::Apply(job) => {
                     let created = job.creation_timestamp().unwrap().0.as_second();
                     index.apply(&job);
-                    jobs.insert((job.namespace().unwrap(), job.name_any(), created), job);
+                    jobs.insert((job.namespace().unwrap(), job.name_any(), created), *job);
                 }
                 Step::Remove(name, created) => {
                     let namespace = if created == 0 { "one" } else { "two" };

@@ -21,7 +21,7 @@ use crate::{
 
 /// Percent-encodes a field of a form.
 fn encoded(text: &str) -> String {
-    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+    text.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02X}"))
 }
 
 async fn notes(world: &World, reason: &str) -> Vec<String> {

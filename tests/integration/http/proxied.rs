@@ -176,7 +176,7 @@ struct Nginx {
 }
 
 impl Nginx {
-    async fn start(world: &World, tokens: u16, users: u16, to: u16) -> Self {
+    fn start(world: &World, tokens: u16, users: u16, to: u16) -> Self {
         let folder = format!("{}/{}", env!("CARGO_TARGET_TMPDIR"), world.name);
         fs::create_dir_all(&folder).unwrap();
         let subject = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"];
@@ -228,7 +228,7 @@ async fn a_person_works_below_a_path_of_a_proxy() {
     let arguments =
         ["--http-path-prefix", "/sync", "--trusted-proxies", "127.0.0.0/8", "--http-port", &port.to_string()];
     let _operator = world.operator("all", &arguments);
-    let _nginx = Nginx::start(&world, tokens, users, port).await;
+    let _nginx = Nginx::start(&world, tokens, users, port);
     let token = administrator(&world).await;
     let browser = Chromium::start().await;
     let site = format!("https://localhost:{tokens}/sync");

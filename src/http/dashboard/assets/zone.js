@@ -1,5 +1,6 @@
 // Says times in the zone of whoever looks, too. Without this script they are in UTC, and those of a schedule in its own zone.
 "use strict";
+{
 const day = new Intl.DateTimeFormat("sv-SE", { dateStyle: "short", timeStyle: "short" });
 const zone = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
 
@@ -20,3 +21,4 @@ function say(time) {
 const sayAll = () => document.querySelectorAll("time").forEach(say);
 new MutationObserver(sayAll).observe(document.body, { subtree: true, childList: true, characterData: true });
 sayAll();
+}

@@ -97,7 +97,8 @@ async fn a_person_finds_runs_and_does_things_to_many() {
     browser.open(&format!("{site}/ui/runs")).await;
     browser.type_into("#error", "invalidtarget").await;
     browser.shows("#bulk [role=status]", "3 runs fit.").await;
-    assert!(browser.path().await.contains("error=invalidtarget"));
+    let in_address = async || browser.path().await.contains("error=invalidtarget").then_some(());
+    eventually("the filter stands in the address", in_address).await;
     browser.screenshots("runs-found").await;
 
     // Ticked with the keyboard. When something happens, the page does not take that back.

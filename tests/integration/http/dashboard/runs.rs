@@ -4,7 +4,7 @@ use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Mic
 use kube::{Api, Resource, api::DeleteParams};
 
 use super::*;
-use crate::http::auth::show_events;
+use crate::{http::auth::show_events, support::unique};
 
 /// Makes a run one that has failed, with documents that failed.
 async fn fail(world: &World, name: &str, message: &str, failures: &Value, failed: i64) {
@@ -26,7 +26,10 @@ fn documents(count: usize, message: &str) -> Value {
 
 async fn tell(world: &World, job: &SyncJob, note: &str) {
     let event = Event {
-        metadata: kube::api::ObjectMeta { generate_name: Some(format!("{}.", job.name_any())), ..Default::default() },
+        metadata: kube::api::ObjectMeta {
+            name: Some(format!("{}.{}", job.name_any(), unique("e"))),
+            ..Default::default()
+        },
         action: Some("Test".to_owned()),
         reason: Some("TestHappened".to_owned()),
         note: Some(note.to_owned()),
