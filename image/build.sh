@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "$0")/tools.sh"
 exec 3>&1 >&2 # the path alone is for whoever called
 
-limit=$((25 << 20))
+limit=$((30 << 20))
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 name=sync-operator:$version
 folder=$cache/image
