@@ -708,6 +708,24 @@ async fn a_document_that_another_run_wrote_meanwhile_is_written_although_it_was_
     database.drop().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_largest_batch_is_stamped_although_each_document_had_its_own_stamp_and_the_filter_is_long() {
+    const USERS: i32 = 10_000;
+    let database = database().await;
+    let before = |id: i32| DateTime::from_millis(i64::from(id) - 20_000);
+    insert(&database, (0..USERS).map(|id| doc! {"_id": id, "name": "same", "lastSynced": before(id)}).collect()).await;
+    let names: Vec<String> = (0..200).map(|name| format!("some-name-{name}")).chain(["same".to_owned()]).collect();
+    let mut spec = fetching();
+    spec["batchSize"] = USERS.into();
+    spec["target"] = json!({"filter": {"name": {"$in": names}}});
+    let target = target(&database, spec, 1000).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    let outcome = apply_same(&target, &batch).await;
+    assert_eq!((outcome.unchanged, outcome.failures.len()), (10_000, 0));
+    assert_eq!(stamped(&database, 3000).await, 10_000);
+    database.drop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_refused_document_is_named_among_those_that_are_as_they_should_be() {
     let database = database().await;

@@ -191,8 +191,12 @@ impl Target {
                 let these = doc! {&self.key: {"$in": keys}, &self.stamp_field: stamped};
                 self.statement(these, doc! {"$set": {&self.stamp_field: stamp}}, stamp)
             };
-            let reply = self.update(by_stamp.into_iter().map(together).collect(), None).await?;
-            if integer(&reply, "n") < chunk.len() as i64 {
+            let statements: Vec<_> = by_stamp.into_iter().map(together).collect();
+            let mut stamped = 0;
+            for some in chunks(&statements, size) {
+                stamped += integer(&self.update(some.to_vec(), None).await?, "n");
+            }
+            if stamped < chunk.len() as i64 {
                 refused.extend(self.write_all(chunk, &[], stamp, None).await?.1);
             }
         }
