@@ -13,8 +13,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/../installing.sh"
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/artifacts.sh"
 
+has_program() { command -v "$1" >/dev/null; } # command -v succeeds with the first of several that it finds
+
 need_program() { # PROGRAM PACKAGE...
-  command -v "$1" >/dev/null || install_packages "${@:2}"
+  has_program "$1" || install_packages "${@:2}"
 }
 
 # go_install FILE WHAT PACKAGE...: FILE is the program that the first PACKAGE makes.
@@ -132,7 +134,7 @@ need_images() {
     --folder /data/db --argument=--bind_ip_all
 }
 
-has_engine() { command -v dockerd docker iptables >/dev/null; }
+has_engine() { has_program dockerd && has_program docker && has_program iptables; }
 has_kind() { [[ -x $kind/kind ]]; }
 has_node() { [[ -e $node_archive ]]; }
 has_images() { [[ -e $(redis_archive) && -e $(mongodb_archive) ]]; }
