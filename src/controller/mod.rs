@@ -44,9 +44,9 @@ use pace::Pace;
 
 pub use leader::{Leadership, Settings as Election};
 
-/// Objects reconciled at a time, for each kind. Many, because those that start a run wait here for their turn to write;
-/// of those that report, only a few do ([`Pace::turn`]). Requests at a time are limited by themselves.
-const CONCURRENCY: u16 = 1024;
+/// Objects reconciled at a time, for each kind. More than requests are sent at a time, since those that start a run wait here
+/// for their turn; of those that report, only a few do ([`Pace::turn`]). What does not find a place here costs less memory.
+const CONCURRENCY: u16 = 256;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
 /// The queue is repaired, and swept of runs that have ended, once in so many sweeps: that reads the whole key space.

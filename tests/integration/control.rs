@@ -19,7 +19,7 @@ use crate::{
     support::{World, eventually},
 };
 
-const USERS: i32 = 10_000;
+const USERS: i32 = 2_500;
 
 async fn patch(world: &World, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({ "spec": spec }));

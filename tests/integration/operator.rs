@@ -234,7 +234,7 @@ fn assert_all_done(job: &SyncJob, users: i64) {
 #[tokio::test]
 async fn a_stopped_worker_hands_its_run_over_without_spending_an_attempt() {
     let world = World::new().await;
-    world.seed(8_000, 0).await;
+    world.seed(3_000, 0).await;
     let (_controller, _) = world.all(&["--workers", "0"]);
     let first = world.operator("worker", &[]);
     apply_job(&world, "run", slow()).await;
@@ -243,7 +243,7 @@ async fn a_stopped_worker_hands_its_run_over_without_spending_an_attempt() {
     assert_eq!(first.stop().await, Some(0));
 
     let job = finished(&world, "run").await;
-    assert_all_done(&job, 8_000);
+    assert_all_done(&job, 3_000);
     let status = job.status.unwrap();
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
     assert!(second.log().contains("run claimed"));
@@ -252,7 +252,7 @@ async fn a_stopped_worker_hands_its_run_over_without_spending_an_attempt() {
 #[tokio::test]
 async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
     let world = World::new().await;
-    world.seed(8_000, 0).await;
+    world.seed(3_000, 0).await;
     let lease = ["--lease-duration", "2s"];
     let (_controller, _) = world.all(&[&lease[..], &["--workers", "0"]].concat());
     let first = world.operator("worker", &lease);
@@ -262,7 +262,7 @@ async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
     let _second = world.operator("worker", &lease);
 
     let job = finished(&world, "run").await;
-    assert_all_done(&job, 8_000);
+    assert_all_done(&job, 3_000);
     let status = job.status.unwrap();
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(1)));
     assert!(event_reasons(&world, "run").await.contains("RunRecovered"));
@@ -363,7 +363,7 @@ async fn long_errors_and_many_failures_keep_the_status_small() {
 #[tokio::test]
 async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
     let world = World::new().await;
-    world.seed(10_000, 0).await;
+    world.seed(3_000, 0).await;
     let (_operator, _) = world.all(&["--status-interval", "1s"]);
     let first = apply_job(&world, "run", slow()).await;
     let params = WatchParams::default().fields("metadata.name=run").timeout(200).disable_bookmarks();

@@ -22,7 +22,7 @@ use crate::{
 };
 
 const OUTAGE: Duration = Duration::from_secs(20);
-const USERS: i32 = 6_000;
+const USERS: i32 = 3_000;
 
 fn assert_complete(job: &SyncJob) {
     let status = job.status.as_ref().unwrap();

@@ -79,7 +79,7 @@ async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
 #[tokio::test]
 async fn a_run_that_lost_its_worker_goes_on_in_the_same_trace() {
     let world = World::new().await;
-    world.seed(8_000, 0).await;
+    world.seed(3_000, 0).await;
     let receiver = Receiver::start().await;
     let lease = ["--lease-duration", "2s"];
     let _controller = traced(&world, "controller", &[&lease[..], &["--workers", "0"]].concat(), &receiver.url);
