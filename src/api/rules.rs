@@ -29,6 +29,21 @@ pub(super) fn pointer(field: &str, example: &str) -> Rule {
         .message(&*format!("{field} must be a JSON pointer, which starts with /, such as {example}"))
 }
 
+/// A place to be filled in that `endpoint` has when, and only when, `holds` is true. `setting` says what that is.
+pub(super) fn place(name: &str, setting: &str, holds: &str) -> Rule {
+    Rule::new(format!("self.endpoint.contains('{{{name}}}') == ({holds})"))
+        .message(&*format!("endpoint with {{{name}}} and {setting} go together: set both, or remove {{{name}}}"))
+}
+
+/// For a source of this kind: walking through pages is for full runs.
+pub(super) fn full(kind: &str) -> Rule {
+    Rule::new(format!(
+        "!has(self.source) || !has(self.source.{kind}) || self.source.{kind}.batching != 'Pages' || self.syncType == 'Full'"
+    ))
+    .message(&*format!("source.{kind}.batching Pages needs syncType Full: set it, or ask PerBatch or PerUser"))
+    .field_path(format!(".source.{kind}.batching"))
+}
+
 /// An http or https URL without user, password and fragment. `field` is named in the message.
 pub(super) fn url(field: &str, example: &str) -> Rule {
     Rule::new("self.matches('^https?://[^/?#@ ]+([/?][^# ]*)?$')").message(&*format!(

@@ -10,25 +10,26 @@ use super::{GoDuration, rules};
 /// Where a run fetches what documents should be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.graphQL) != has(self.rest)").message("source needs either graphQL or rest: set one of them"))]
 pub struct Source {
     /// A GraphQL API over HTTP.
-    #[serde(rename = "graphQL")]
-    pub graph_ql: GraphQl,
+    #[serde(rename = "graphQL", default, skip_serializing_if = "Option::is_none")]
+    pub graph_ql: Option<GraphQl>,
+
+    /// An API that answers GET with JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<Rest>,
 }
 
 /// A GraphQL API over HTTP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("(self.batching == 'Pages') == has(self.pagination)").message("source.graphQL.pagination and batching Pages go together: set both, or remove pagination"),
-    validation = Rule::new("!self.upsert || self.batching == 'Pages'").message("source.graphQL.upsert needs batching Pages: other runs know only what is there"),
-    validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("source.graphQL.onMissing Mark and Delete need batching PerUser or Pages: what is missing in a list may only have been cut off")
-)]
+#[x_kube(validation = Rule::new("!has(self.pagination) || self.pagination.by != 'Link'").message("pagination.by Link is for rest: use Cursor or Number").field_path(".pagination.by"))]
 pub struct GraphQl {
     /// Address of the API, such as `https://gitlab.example.com/api/graphql`. Addresses of private networks, and
     /// `http://`, only where the operator's `--source-allowed-hosts` or `--source-allowed-cidrs` allow them.
     /// Redirects are not followed.
-    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ ]+([/?][^# ]*)?$')").message("source.graphQL.endpoint must be an http or https URL without user, password and fragment, such as https://gitlab.example.com/api/graphql: tokens belong into source.graphQL.tokenSecretRef"))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ ]+([/?][^# ]*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://gitlab.example.com/api/graphql: tokens belong into tokenSecretRef"))]
     #[schemars(length(max = 1024))]
     pub endpoint: String,
 
@@ -46,6 +47,57 @@ pub struct GraphQl {
     #[serde(default, skip_serializing_if = "Variables::is_empty")]
     pub variables: Variables,
 
+    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser), such
+    /// as `/data/users/nodes`.
+    #[x_kube(validation = rules::pointer("resultPath", "/data/users/nodes"))]
+    #[schemars(length(max = 256))]
+    pub result_path: String,
+
+    /// What it has in common with other APIs.
+    #[serde(flatten)]
+    pub http: Http,
+}
+
+/// An API that answers GET with JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = rules::place("id", "batching PerUser", "self.batching == 'PerUser'"),
+    validation = rules::place("ids", "batching PerBatch", "self.batching == 'PerBatch'"),
+    validation = rules::place("page", "pagination.by Number", "has(self.pagination) && self.pagination.by == 'Number'"),
+    validation = rules::place("after", "pagination.by Cursor", "has(self.pagination) && self.pagination.by == 'Cursor'"),
+    validation = Rule::new("!self.endpoint.contains('{first}') || self.batching == 'Pages'").message("endpoint with {first} needs batching Pages: remove it, or set batching Pages")
+)]
+pub struct Rest {
+    /// Address of what is asked for. In its path or query, `{id}` is the key of the document (PerUser), `{ids}` are those
+    /// of a batch, separated by commas (PerBatch). For Pages, `{page}` or `{after}` says which page, and `{first}` is
+    /// `batchSize`. Addresses of private networks, and `http://`, only where the operator's `--source-allowed-hosts` or
+    /// `--source-allowed-cidrs` allow them. Redirects are not followed.
+    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ {}]+([/?]([^# {}]|[{](id|ids|page|after|first)[}])*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://api.example.com/users/{id}, and with no other braces than {id}, {ids}, {page}, {after} and {first}, after its host: tokens belong into tokenSecretRef"))]
+    #[schemars(length(max = 1024))]
+    pub endpoint: String,
+
+    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser), such
+    /// as `/users`. Without it, the answer is that.
+    #[serde(default)]
+    #[x_kube(validation = rules::pointer("resultPath", "/users"))]
+    #[schemars(length(max = 256))]
+    pub result_path: String,
+
+    /// What it has in common with other APIs.
+    #[serde(flatten)]
+    pub http: Http,
+}
+
+/// What APIs over HTTP have in common.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.batching == 'Pages') == has(self.pagination)").message("pagination and batching Pages go together: set both, or remove pagination"),
+    validation = Rule::new("!self.upsert || self.batching == 'Pages'").message("upsert needs batching Pages: other runs know only what is there"),
+    validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("onMissing Mark and Delete need batching PerUser or Pages: what is missing in a list may only have been cut off")
+)]
+pub struct Http {
     /// PerBatch asks once for each batch, and expects a list. PerUser asks once for each document. Pages walks through all
     /// that the API has, page by page, and needs `syncType: Full`.
     #[serde(default)]
@@ -53,7 +105,7 @@ pub struct GraphQl {
 
     /// For PerUser: requests in flight at a time within one batch, 1 to 64.
     #[serde(default = "default_concurrency")]
-    #[x_kube(validation = rules::range("source.graphQL.concurrency", 1, 64))]
+    #[x_kube(validation = rules::range("concurrency", 1, 64))]
     pub concurrency: i32,
 
     /// For Pages: how the next page is asked for.
@@ -64,15 +116,9 @@ pub struct GraphQl {
     #[serde(default)]
     pub upsert: bool,
 
-    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser), such
-    /// as `/data/users/nodes`.
-    #[x_kube(validation = rules::pointer("source.graphQL.resultPath", "/data/users/nodes"))]
-    #[schemars(length(max = 256))]
-    pub result_path: String,
-
     /// JSON pointer, from one result, to the key of its document, such as `/id`. For PerBatch and Pages.
     #[serde(default = "default_key_path")]
-    #[x_kube(validation = rules::pointer("source.graphQL.keyPath", "/id"))]
+    #[x_kube(validation = rules::pointer("keyPath", "/id"))]
     #[schemars(length(max = 256))]
     pub key_path: String,
 
@@ -88,7 +134,7 @@ pub struct GraphQl {
 
     /// For `onMissing: Mark`: field with the time since which the API has no result. Removed when it has one again.
     #[serde(default = "default_missing_field")]
-    #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("source.graphQL.missingField must be a field path without $, such as missingSince, and not _id"))]
+    #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("missingField must be a field path without $, such as missingSince, and not _id"))]
     #[schemars(length(max = 128))]
     pub missing_field: String,
 
@@ -109,7 +155,7 @@ pub struct GraphQl {
 
     /// Longest wait for one answer, 1s to 10m.
     #[serde(default = "default_timeout")]
-    #[x_kube(validation = rules::duration("source.graphQL.timeout", "1s", "10m", "30s"))]
+    #[x_kube(validation = rules::duration("timeout", "1s", "10m", "30s"))]
     pub timeout: GoDuration,
 
     /// Most requests to this endpoint, of all runs on all workers together. Beside it, `Retry-After` and the headers
@@ -134,20 +180,24 @@ pub enum Batching {
 /// How the next page is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("(self.by == 'Cursor') == has(self.nextPath)").message("source.graphQL.pagination.nextPath and by Cursor go together: set both, or remove nextPath"))]
+#[x_kube(
+    validation = Rule::new("(self.by == 'Cursor') == has(self.nextPath)").message("pagination.nextPath and by Cursor go together: set both, or remove nextPath"),
+    validation = Rule::new("self.by != 'Link' || !has(self.morePath)").message("pagination.morePath and by Link exclude each other: keep one of them")
+)]
 pub struct Pagination {
-    /// Cursor sets the variable `$after`, which is null at first. Number sets `$page`, from 1 on.
+    /// Cursor sets `after`, which is null or empty at first. Number sets `page`, from 1 on. Link goes to the address that
+    /// the header `Link` of the answer before has with `rel="next"`; it is for `rest` only.
     #[serde(default)]
     pub by: PageBy,
     /// For Cursor: JSON pointer to the cursor of the next page, such as `/data/users/pageInfo/endCursor`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = rules::pointer("source.graphQL.pagination.nextPath", "/data/users/pageInfo/endCursor"))]
+    #[x_kube(validation = rules::pointer("pagination.nextPath", "/data/users/pageInfo/endCursor"))]
     #[schemars(length(max = 256))]
     pub next_path: Option<String>,
     /// JSON pointer to whether there are more pages, such as `/data/users/pageInfo/hasNextPage`. Without it, the last page
     /// is one without a cursor, or with Number one without results.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = rules::pointer("source.graphQL.pagination.morePath", "/data/users/pageInfo/hasNextPage"))]
+    #[x_kube(validation = rules::pointer("pagination.morePath", "/data/users/pageInfo/hasNextPage"))]
     #[schemars(length(max = 256))]
     pub more_path: Option<String>,
 }
@@ -161,6 +211,8 @@ pub enum PageBy {
     Cursor,
     /// Their number.
     Number,
+    /// Their address, in the header `Link` of the page before.
+    Link,
 }
 
 /// What to do about a document that the source does not know.
@@ -195,7 +247,7 @@ pub struct SecretKey {
 #[serde(rename_all = "camelCase")]
 pub struct HeaderFrom {
     /// Name of the header.
-    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9-]{1,64}$') && !(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection'])").message("source.graphQL.headersFrom[].name must be letters, digits and -, such as PRIVATE-TOKEN, and none of Host, Content-Length, Transfer-Encoding, Connection"))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9-]{1,64}$') && !(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection'])").message("headersFrom[].name must be letters, digits and -, such as PRIVATE-TOKEN, and none of Host, Content-Length, Transfer-Encoding, Connection"))]
     #[schemars(length(max = 64))]
     pub name: String,
     /// Where its value is.
@@ -207,11 +259,11 @@ pub struct HeaderFrom {
 #[serde(rename_all = "camelCase")]
 pub struct RateLimit {
     /// How many, 1 to 100000.
-    #[x_kube(validation = rules::range("source.graphQL.rateLimit.requests", 1, 100_000))]
+    #[x_kube(validation = rules::range("rateLimit.requests", 1, 100_000))]
     pub requests: i32,
     /// In which time, 1s to 24h.
     #[serde(default = "default_per")]
-    #[x_kube(validation = rules::duration("source.graphQL.rateLimit.per", "1s", "24h", "1s"))]
+    #[x_kube(validation = rules::duration("rateLimit.per", "1s", "24h", "1s"))]
     pub per: GoDuration,
 }
 

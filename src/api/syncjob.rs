@@ -57,7 +57,8 @@ use super::{
     validation = Rule::new("has(self.source) || !has(self.mapping)").message("mapping needs source: remove it, or set source").field_path(".mapping"),
     validation = Rule::new("has(self.source) || self.transaction == 'None'").message("transaction Batch needs source: remove it, or set source").field_path(".transaction"),
     validation = Rule::new("self.transaction == 'Batch' || self.onFailure == 'Keep'").message("onFailure Rollback needs transaction Batch: set both, or neither").field_path(".onFailure"),
-    validation = Rule::new("!has(self.source) || self.source.graphQL.batching != 'Pages' || self.syncType == 'Full'").message("source.graphQL.batching Pages needs syncType Full: set it, or ask PerBatch or PerUser").field_path(".source.graphQL.batching")
+    validation = rules::full("graphQL"),
+    validation = rules::full("rest")
 )]
 pub struct SyncJobSpec {
     /// What kind of record is synchronised. It presets `target.collection`: User means `users`, Project

@@ -12,6 +12,7 @@ pub mod run;
 pub mod schedule;
 pub mod slots;
 pub mod source;
+pub mod template;
 pub mod trace;
 
 use jiff::Timestamp;

@@ -246,11 +246,28 @@ pub enum SpecError {
         /// A value that would do.
         example: &'static str,
     },
+    /// No source, or two of them.
+    #[error("source needs either graphQL or rest: set one of them")]
+    OneSource,
+    /// A mistake in a source of this kind, whose text begins with the field.
+    #[error("source.{0}.{1}")]
+    Source(&'static str, Box<SpecError>),
     /// An endpoint that is no URL, or holds a password.
     #[error(
-        "source.graphQL.endpoint must be an http or https URL without user and password, such as https://gitlab.example.com/api/graphql"
+        "endpoint must be an http or https URL without user and password, such as https://gitlab.example.com/api/graphql"
     )]
     Endpoint,
+    /// An endpoint with places that cannot be filled in.
+    #[error(
+        "endpoint must be a URL such as https://api.example.com/users/{{id}}, with no other braces than {{id}}, {{ids}}, {{page}}, {{after}} and {{first}}, after its host, and without .. in its path"
+    )]
+    Places,
+    /// An endpoint that lacks a place, or has one that is not for it.
+    #[error("endpoint with {{{0}}} and {1} go together: set both, or remove {{{0}}}")]
+    Place(&'static str, &'static str),
+    /// Pages that only an answer's header tells apart.
+    #[error("pagination.by Link is for rest: use Cursor or Number")]
+    Link,
     /// A text that is no JSON pointer.
     #[error("{0} must be a JSON pointer, which starts with /, such as /data/users")]
     Pointer(&'static str),
@@ -263,7 +280,7 @@ pub enum SpecError {
     )]
     Overlap(String, String),
     /// A mark that would overwrite what tells documents apart.
-    #[error("source.graphQL.missingField must not be a part of {0}, nor the reverse: name a field of its own")]
+    #[error("missingField must not be a part of {0}, nor the reverse: name a field of its own")]
     Mark(String),
 }
 

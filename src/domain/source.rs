@@ -4,12 +4,21 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::run::{SpecError, duration, range};
+use super::{
+    run::{SpecError, duration, range},
+    template,
+};
 use crate::api::{
     SyncJobSpec,
-    source::{Batching, FieldType, HeaderFrom, MappedField, OnMissing, PageBy, Pagination, RateLimit, SecretKey},
+    source::{
+        Batching, FieldType, GraphQl, HeaderFrom, Http, MappedField, OnMissing, PageBy, Pagination, RateLimit, Rest,
+        SecretKey,
+    },
     syncjob::SyncMode,
 };
+
+const GRAPH_QL: &str = "graphQL";
+const REST: &str = "rest";
 
 /// Requests are spread over more than the time their limit allows, by one part in so many: they must keep to the limit
 /// when they arrive, and some travel faster than others.
@@ -27,14 +36,10 @@ pub struct Pace {
 /// Where a run fetches what documents should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceSpec {
-    /// Address of the API.
+    /// Address of the API. For REST, with places to be filled in.
     pub endpoint: String,
-    /// The query.
-    pub query: String,
-    /// Which operation of the query is meant.
-    pub operation_name: Option<String>,
-    /// Further variables.
-    pub variables: Map<String, Value>,
+    /// What is sent there.
+    pub request: Request,
     /// How documents are asked for.
     pub asking: Asking,
     /// Make documents for results that have none.
@@ -57,6 +62,31 @@ pub struct SourceSpec {
     pub headers: Vec<HeaderFrom>,
     /// Secret with authorities.
     pub ca: Option<SecretKey>,
+}
+
+impl SourceSpec {
+    /// Path of one of its fields in the spec, such as `source.rest.timeout`.
+    #[must_use]
+    pub fn field(&self, name: &str) -> String {
+        let kind = if self.request == Request::Rest { REST } else { GRAPH_QL };
+        format!("source.{kind}.{name}")
+    }
+}
+
+/// What is sent to a source.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// A query, with POST.
+    GraphQl {
+        /// The query.
+        query: String,
+        /// Which operation of it is meant.
+        operation_name: Option<String>,
+        /// Further variables.
+        variables: Map<String, Value>,
+    },
+    /// Nothing, with GET: the address says what is asked for.
+    Rest,
 }
 
 /// How documents are asked for.
@@ -83,20 +113,31 @@ pub enum Missing {
     Delete,
 }
 
-/// What tells pages apart.
+/// A walk through pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pages {
-    /// JSON pointer to the next one's cursor. `None`: they are numbered from 1 on.
-    pub next: Option<String>,
+    /// What tells them apart.
+    pub by: By,
     /// JSON pointer to whether there are more.
     pub more: Option<String>,
+}
+
+/// What tells pages apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum By {
+    /// A cursor, which the page before has at this JSON pointer.
+    Cursor(String),
+    /// Their number, from 1 on.
+    Number,
+    /// Their address, which the page before has in its header `Link`.
+    Link,
 }
 
 impl Pages {
     /// What the first one is asked for with.
     #[must_use]
     pub fn first(&self) -> Value {
-        if self.next.is_some() { Value::Null } else { Value::from(1) }
+        if self.by == By::Number { Value::from(1) } else { Value::Null }
     }
 }
 
@@ -105,71 +146,125 @@ pub(super) fn parse(spec: &SyncJobSpec) -> Result<Option<SourceSpec>, SpecError>
     let Some(source) = &spec.source else {
         return if spec.mapping.is_empty() { Ok(None) } else { Err(SpecError::Needs("mapping", "source")) };
     };
-    let source = &source.graph_ql;
-    let authority = ["https://", "http://"].iter().find_map(|scheme| source.endpoint.strip_prefix(scheme));
-    let authority = authority.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
-    if authority.is_empty() || authority.contains('@') {
-        return Err(SpecError::Endpoint);
-    }
-    let missing_field = (source.on_missing == OnMissing::Mark).then_some(source.missing_field.as_str());
+    let (kind, http, parsed) = match (&source.graph_ql, &source.rest) {
+        (Some(source), None) => (GRAPH_QL, &source.http, graph_ql(source, spec)),
+        (None, Some(source)) => (REST, &source.http, rest(source, spec)),
+        _ => return Err(SpecError::OneSource),
+    };
+    let parsed = parsed.map_err(|error| SpecError::Source(kind, Box::new(error)))?;
+    let missing_field = (http.on_missing == OnMissing::Mark).then_some(http.missing_field.as_str());
     let reserved = [&*spec.target.key_field, &*spec.target.last_synced_field];
-    if let Some(other) = missing_field.and_then(|field| reserved.into_iter().find(|other| overlap(field, other))) {
-        return Err(SpecError::Mark(other.to_owned()));
-    }
     let reserved: Vec<&str> = reserved.into_iter().chain(missing_field).collect();
     check_paths(&spec.mapping, &reserved)?;
-    let concurrency = range("source.graphQL.concurrency", source.concurrency, 1, 64)? as usize;
-    Ok(Some(SourceSpec {
-        endpoint: source.endpoint.clone(),
+    Ok(Some(parsed))
+}
+
+fn graph_ql(source: &GraphQl, spec: &SyncJobSpec) -> Result<SourceSpec, SpecError> {
+    let request = Request::GraphQl {
         query: source.query.clone(),
         operation_name: source.operation_name.clone(),
         variables: source.variables.0.clone(),
-        asking: match source.batching {
-            Batching::PerBatch if matches!(source.on_missing, OnMissing::Mark | OnMissing::Delete) => {
-                return Err(SpecError::Needs("source.graphQL.onMissing Mark or Delete", "batching PerUser or Pages"));
+    };
+    let parsed = common(&source.http, spec, &source.endpoint, request, &source.result_path)?;
+    match parsed.asking {
+        Asking::Pages(Pages { by: By::Link, .. }) => Err(SpecError::Link),
+        _ => Ok(parsed),
+    }
+}
+
+fn rest(source: &Rest, spec: &SyncJobSpec) -> Result<SourceSpec, SpecError> {
+    let parsed = common(&source.http, spec, &source.endpoint, Request::Rest, &source.result_path)?;
+    if !template::is_usable(&source.endpoint) {
+        return Err(SpecError::Places);
+    }
+    let by = if let Asking::Pages(pages) = &parsed.asking { Some(&pages.by) } else { None };
+    for (name, setting, is_set) in [
+        ("id", "batching PerUser", matches!(parsed.asking, Asking::PerUser(_))),
+        ("ids", "batching PerBatch", parsed.asking == Asking::PerBatch),
+        ("page", "pagination.by Number", by == Some(&By::Number)),
+        ("after", "pagination.by Cursor", matches!(by, Some(By::Cursor(_)))),
+    ] {
+        if template::has(&source.endpoint, name) != is_set {
+            return Err(SpecError::Place(name, setting));
+        }
+    }
+    if template::has(&source.endpoint, "first") && by.is_none() {
+        return Err(SpecError::Needs("endpoint with {first}", "batching Pages"));
+    }
+    Ok(parsed)
+}
+
+fn common(
+    http: &Http,
+    spec: &SyncJobSpec,
+    endpoint: &str,
+    request: Request,
+    result_path: &str,
+) -> Result<SourceSpec, SpecError> {
+    let authority = template::authority(endpoint);
+    if authority.is_empty() || authority.contains('@') {
+        return Err(SpecError::Endpoint);
+    }
+    let reserved = [&*spec.target.key_field, &*spec.target.last_synced_field];
+    if http.on_missing == OnMissing::Mark
+        && let Some(other) = reserved.into_iter().find(|other| overlap(&http.missing_field, other))
+    {
+        return Err(SpecError::Mark(other.to_owned()));
+    }
+    let concurrency = range("concurrency", http.concurrency, 1, 64)? as usize;
+    Ok(SourceSpec {
+        endpoint: endpoint.to_owned(),
+        request,
+        asking: match http.batching {
+            Batching::PerBatch if matches!(http.on_missing, OnMissing::Mark | OnMissing::Delete) => {
+                return Err(SpecError::Needs("onMissing Mark or Delete", "batching PerUser or Pages"));
             }
             Batching::PerBatch => Asking::PerBatch,
             Batching::PerUser => Asking::PerUser(concurrency),
             Batching::Pages if spec.sync_type != SyncMode::Full => {
-                return Err(SpecError::Needs("source.graphQL.batching Pages", "syncType Full"));
+                return Err(SpecError::Needs("batching Pages", "syncType Full"));
             }
-            Batching::Pages => Asking::Pages(pages(source.pagination.as_ref())?),
+            Batching::Pages => Asking::Pages(pages(http.pagination.as_ref())?),
         },
-        upsert: source.upsert && source.batching == Batching::Pages,
-        result: pointer("source.graphQL.resultPath", &source.result_path)?,
-        key: pointer("source.graphQL.keyPath", &source.key_path)?,
-        key_type: source.key_type,
-        missing: match source.on_missing {
+        upsert: http.upsert && http.batching == Batching::Pages,
+        result: pointer("resultPath", result_path)?,
+        key: pointer("keyPath", &http.key_path)?,
+        key_type: http.key_type,
+        missing: match http.on_missing {
             OnMissing::Fail => Missing::Fail,
             OnMissing::Ignore => Missing::Ignore,
-            OnMissing::Mark => Missing::Mark(source.missing_field.clone()),
+            OnMissing::Mark => Missing::Mark(http.missing_field.clone()),
             OnMissing::Delete => Missing::Delete,
         },
-        timeout: duration("source.graphQL.timeout", &source.timeout)?,
-        pace: source.rate_limit.as_ref().map(pace).transpose()?,
-        token: source.token_secret_ref.clone(),
-        headers: source.headers_from.clone(),
-        ca: source.ca_secret_ref.clone(),
-    }))
-}
-
-fn pages(pagination: Option<&Pagination>) -> Result<Pages, SpecError> {
-    let needs = |what| SpecError::Needs("source.graphQL.batching Pages", what);
-    let pagination = pagination.ok_or_else(|| needs("pagination"))?;
-    if pagination.by == PageBy::Cursor && pagination.next_path.is_none() {
-        return Err(needs("pagination.nextPath"));
-    }
-    let read = |field, path: &Option<String>| path.as_deref().map(|path| pointer(field, path)).transpose();
-    let next = read("source.graphQL.pagination.nextPath", &pagination.next_path)?;
-    Ok(Pages {
-        next: next.filter(|_| pagination.by == PageBy::Cursor),
-        more: read("source.graphQL.pagination.morePath", &pagination.more_path)?,
+        timeout: duration("timeout", &http.timeout)?,
+        pace: http.rate_limit.as_ref().map(pace).transpose()?,
+        token: http.token_secret_ref.clone(),
+        headers: http.headers_from.clone(),
+        ca: http.ca_secret_ref.clone(),
     })
 }
 
+fn pages(pagination: Option<&Pagination>) -> Result<Pages, SpecError> {
+    let needs = |what| SpecError::Needs("batching Pages", what);
+    let pagination = pagination.ok_or_else(|| needs("pagination"))?;
+    let read = |field, path: &Option<String>| path.as_deref().map(|path| pointer(field, path)).transpose();
+    let by = match pagination.by {
+        PageBy::Cursor => {
+            let next = read("pagination.nextPath", &pagination.next_path)?;
+            By::Cursor(next.ok_or_else(|| needs("pagination.nextPath"))?)
+        }
+        PageBy::Number => By::Number,
+        PageBy::Link if pagination.more_path.is_some() => {
+            return Err(SpecError::Exclusive("pagination.morePath", "by Link"));
+        }
+        PageBy::Link => By::Link,
+    };
+    Ok(Pages { by, more: read("pagination.morePath", &pagination.more_path)? })
+}
+
 fn pace(limit: &RateLimit) -> Result<Pace, SpecError> {
-    let requests = range("source.graphQL.rateLimit.requests", limit.requests, 1, 100_000)? as u32;
-    let per = duration("source.graphQL.rateLimit.per", &limit.per)?;
+    let requests = range("rateLimit.requests", limit.requests, 1, 100_000)? as u32;
+    let per = duration("rateLimit.per", &limit.per)?;
     Ok(Pace { every: (per + per / ROOM) / requests, slack: per / ROOM / 2 })
 }
 
@@ -234,6 +329,71 @@ mod tests {
         assert_eq!(pace(json!({"requests": 5000, "per": "1h"})), every(756_000, 90_000));
     }
 
+    fn rest(endpoint: &str, part: &Value) -> SyncJobSpec {
+        let mut source = json!({"endpoint": endpoint});
+        source.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        serde_json::from_value(json!({"syncType": "Full", "source": {"rest": source}})).unwrap()
+    }
+
+    #[test]
+    fn an_endpoint_has_the_places_that_its_requests_fill_in() {
+        let each = json!({"batching": "PerUser"});
+        let batch = json!({});
+        let paged = |by: Value| json!({"batching": "Pages", "pagination": by});
+        let (numbered, linked) = (paged(json!({"by": "Number"})), paged(json!({"by": "Link"})));
+        let cursor = paged(json!({"nextPath": "/next"}));
+        for (endpoint, part) in [
+            ("https://a/users/{id}", &each),
+            ("https://a/users?ids={ids}", &batch),
+            ("https://a/users?page={page}&n={first}", &numbered),
+            ("https://a/users?after={after}", &cursor),
+            ("https://a/users?n={first}", &linked),
+            ("https://a/users", &linked),
+        ] {
+            let spec = parse(&rest(endpoint, part)).unwrap().unwrap();
+            assert_eq!(
+                (spec.result.as_str(), spec.key.as_str(), spec.request),
+                ("", "/id", Request::Rest),
+                "{endpoint}"
+            );
+        }
+        for (endpoint, part, message) in [
+            ("https://a/users", &each, "endpoint with {id} and batching PerUser go together"),
+            ("https://a/users/{id}", &batch, "endpoint with {id} and batching PerUser go together"),
+            ("https://a/users", &batch, "endpoint with {ids} and batching PerBatch go together"),
+            ("https://a/users", &numbered, "endpoint with {page} and pagination.by Number go together"),
+            ("https://a/users?page={page}", &linked, "endpoint with {page} and pagination.by Number go together"),
+            ("https://a/users", &cursor, "endpoint with {after} and pagination.by Cursor go together"),
+            ("https://a/users/{id}?n={first}", &each, "endpoint with {first} needs batching Pages"),
+            ("https://{id}.a/users", &each, "endpoint must be a URL such as https://api.example.com/users/{id}, with"),
+            (
+                "https://a/users/{user}",
+                &each,
+                "endpoint must be a URL such as https://api.example.com/users/{id}, with",
+            ),
+            ("https://a/users/{id", &each, "endpoint must be a URL such as https://api.example.com/users/{id}, with"),
+            ("ftp://a/{id}", &each, "endpoint must be an http or https URL"),
+            (
+                "https://a/users",
+                &paged(json!({"by": "Link", "morePath": "/more"})),
+                "pagination.morePath and by Link exclude each other",
+            ),
+        ] {
+            let error = parse(&rest(endpoint, part)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("source.rest.{message}")), "{endpoint} {part}: {error}");
+        }
+    }
+
+    #[test]
+    fn there_is_one_source() {
+        let graph_ql = json!({"endpoint": "https://a/", "query": "q", "resultPath": ""});
+        let rest = json!({"endpoint": "https://a/{ids}"});
+        for source in [json!({}), json!({"graphQL": graph_ql, "rest": rest})] {
+            let spec = serde_json::from_value(json!({"source": source})).unwrap();
+            assert!(parse(&spec).unwrap_err().to_string().starts_with("source needs either graphQL or rest"));
+        }
+    }
+
     #[test]
     fn mistakes_are_named_with_field_and_fix() {
         let name = json!({"from": "/name", "to": "name"});
@@ -261,6 +421,8 @@ mod tests {
                 json!([]),
                 "source.graphQL.missingField must not be a part of _id",
             ),
+            (json!({"timeout": "soon"}), json!([]), "source.graphQL.timeout: "),
+            (json!({"rateLimit": {"requests": 0}}), json!([]), "source.graphQL.rateLimit.requests must be"),
             (json!({"concurrency": 65}), json!([]), "source.graphQL.concurrency must be from 1 to 64"),
             (json!({}), json!([{"to": "a"}]), "mapping[].to a needs either from"),
             (json!({}), json!([name, name]), "mapping[].to name and name overlap"),
@@ -272,6 +434,9 @@ mod tests {
             let error = parse(&spec(&source, &mapping)).unwrap_err().to_string();
             assert!(error.starts_with(message), "{source} {mapping}: {error}");
         }
+        let mut linked = spec(&json!({"batching": "Pages", "pagination": {"by": "Link"}}), &json!([]));
+        linked.sync_type = SyncMode::Full;
+        assert!(parse(&linked).unwrap_err().to_string().starts_with("source.graphQL.pagination.by Link is for rest"));
         let spec = serde_json::from_value(json!({"mapping": [name]})).unwrap();
         assert!(parse(&spec).unwrap_err().to_string().starts_with("mapping needs source"));
     }

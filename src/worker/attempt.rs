@@ -208,7 +208,7 @@ impl Attempt {
         queue: &Queue,
         recalled: &CancellationToken,
     ) -> Option<End> {
-        if let Err(error) = self.target.check_upsert().await {
+        if let Err(error) = self.target.check_upsert(&source.field("upsert")).await {
             return Some(ended(&error));
         }
         if self.spec.dry_run {

@@ -96,6 +96,11 @@ impl Fetch {
         }
     }
 
+    /// Path of one of the source's fields in the spec.
+    pub fn field(&self, name: &str) -> String {
+        self.source.spec().field(name)
+    }
+
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }

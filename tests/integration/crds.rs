@@ -156,6 +156,7 @@ async fn a_wrong_source_is_refused_with_field_and_fix_also_in_a_template() {
         (json!({"onFailure": "Rollback"}), "onFailure", "needs transaction Batch"),
         (json!({"target": {"collection": "sync_journal.a"}}), "target.collection", "starts neither"),
         (json!({"transaction": "Run"}), "transaction", "\"Batch\""),
+        (source(json!({"batching": "Pages", "pagination": {"by": "Link"}})), "source.graphQL", "by Link is for rest"),
         (source(json!({"endpoint": "gitlab.com"})), "source.graphQL.endpoint", "must be an http or https URL"),
         (source(json!({"endpoint": "https://me:secret@gitlab.com/"})), "source.graphQL.endpoint", "tokenSecretRef"),
         (
@@ -200,6 +201,60 @@ async fn a_wrong_source_is_refused_with_field_and_fix_also_in_a_template() {
         (both(json!({"to": "_id"})), "mapping[0].to", "not _id"),
         (both(json!({"to": "$set"})), "mapping[0].to", "without $"),
         (both(json!({"type": "Text"})), "mapping[0].type", "\"ObjectId\""),
+    ] {
+        assert_both_refuse(&world, &spec, field, advice).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_rest_source_is_refused_with_field_and_fix_also_in_a_template() {
+    let world = World::new().await;
+    let graph_ql = json!({"endpoint": "https://a/", "query": "q", "resultPath": ""});
+    let rest = |part: Value| {
+        let whole = json!({"endpoint": "https://api.example.com/users?ids={ids}"});
+        json!({"source": {"rest": with(whole, &part)}})
+    };
+    let at = |endpoint: &str| rest(json!({"endpoint": endpoint}));
+    let walk = |endpoint: &str, by: Value| {
+        let part = rest(json!({"endpoint": endpoint, "batching": "Pages", "pagination": by}));
+        with(part, &json!({"syncType": "Full"}))
+    };
+    let linked = json!({"batching": "Pages", "pagination": {"by": "Link"}});
+    for (spec, field, advice) in [
+        (json!({"source": {}}), "source", "either graphQL or rest"),
+        (
+            json!({"source": {"graphQL": graph_ql, "rest": {"endpoint": "https://a/{ids}"}}}),
+            "source",
+            "either graphQL or rest",
+        ),
+        (at("api.example.com/{ids}"), "source.rest.endpoint", "must be an http or https URL"),
+        (at("https://{ids}.example.com/"), "source.rest.endpoint", "after its host"),
+        (at("https://api.example.com:{ids}/"), "source.rest.endpoint", "after its host"),
+        (at("https://api.example.com/{ids}/{name}"), "source.rest.endpoint", "no other braces than {id}, {ids}"),
+        (at("https://api.example.com/{ids"), "source.rest.endpoint", "no other braces than {id}, {ids}"),
+        (at("https://me:secret@api.example.com/{ids}"), "source.rest.endpoint", "tokenSecretRef"),
+        (at("https://api.example.com/"), "source.rest", "{ids} and batching PerBatch go together"),
+        (rest(json!({"batching": "PerUser"})), "source.rest", "{id} and batching PerUser go together"),
+        (at("https://a/{ids}/{id}"), "source.rest", "{id} and batching PerUser go together"),
+        (at("https://a/{ids}?n={first}"), "source.rest", "{first} needs batching Pages"),
+        (walk("https://a/", json!({"by": "Number"})), "source.rest", "{page} and pagination.by Number go together"),
+        (walk("https://a/", json!({"nextPath": "/a"})), "source.rest", "{after} and pagination.by Cursor go together"),
+        (walk("https://a/{page}", json!({"by": "Link"})), "source.rest", "{page} and pagination.by Number go together"),
+        (
+            walk("https://a/", json!({"by": "Link", "morePath": "/a"})),
+            "source.rest.pagination",
+            "morePath and by Link exclude",
+        ),
+        (
+            walk("https://a/", json!({"by": "Link", "nextPath": "/a"})),
+            "source.rest.pagination",
+            "nextPath and by Cursor",
+        ),
+        (rest(with(linked, &json!({"endpoint": "https://a/"}))), "source.rest", "syncType Full"),
+        (rest(json!({"onMissing": "Delete"})), "source.rest", "need batching PerUser or Pages"),
+        (rest(json!({"upsert": true})), "source.rest", "needs batching Pages"),
+        (rest(json!({"resultPath": "users"})), "source.rest.resultPath", "such as /users"),
+        (rest(json!({"timeout": "1h"})), "source.rest.timeout", "to 10m"),
     ] {
         assert_both_refuse(&world, &spec, field, advice).await;
     }
@@ -289,6 +344,32 @@ async fn a_full_spec_is_stored_as_written() {
         spec.as_object_mut().unwrap().extend(timing.as_object().unwrap().clone());
         let schedule = create(&world, SCHEDULE, name, spec.clone()).await.unwrap();
         assert_eq!(schedule.data["spec"], spec);
+    }
+}
+
+#[tokio::test]
+async fn a_source_needs_little_and_gets_every_documented_default() {
+    let world = World::new().await;
+    let common = json!({
+        "concurrency": 8, "upsert": false, "keyPath": "/id", "keyType": "Any", "onMissing": "Fail",
+        "missingField": "missingSince", "timeout": "30s",
+    });
+    let rest = |endpoint: &str, part: Value| json!({"rest": with(json!({"endpoint": endpoint}), &part)});
+    let walk = |by: Value| json!({"batching": "Pages", "pagination": by});
+    let graph_ql = json!({"graphQL": {"endpoint": "https://a/", "query": "q", "resultPath": ""}});
+    for (name, source, defaults) in [
+        ("graph", graph_ql, json!({"batching": "PerBatch"})),
+        ("batch", rest("https://a/{ids}", json!({})), json!({"batching": "PerBatch", "resultPath": ""})),
+        ("each", rest("http://a/{id}?x={id}", json!({"batching": "PerUser"})), json!({"resultPath": ""})),
+        ("number", rest("https://a:1/?p={page}&n={first}", walk(json!({"by": "Number"}))), json!({})),
+        ("cursor", rest("https://a/{after}", walk(json!({"nextPath": "/a", "morePath": "/b"}))), json!({})),
+        ("link", rest("https://a/{first}", walk(json!({"by": "Link"}))), json!({"resultPath": ""})),
+    ] {
+        let spec = json!({"syncType": "Full", "source": source});
+        let stored = create(&world, JOB, name, spec.clone()).await.unwrap().data["spec"].clone();
+        assert_contains(&stored, &spec, name);
+        let kind = if name == "graph" { "graphQL" } else { "rest" };
+        assert_contains(&stored["source"][kind], &with(common.clone(), &defaults), name);
     }
 }
 

@@ -28,6 +28,7 @@ mod receiver;
 mod redis_faults;
 mod redis_kinds;
 mod replicas;
+mod rest_sources;
 mod rollback;
 mod schedules;
 mod sinks;

@@ -49,7 +49,7 @@ pub fn with(upstream: &Upstream, changes: &Value) -> Value {
     spec
 }
 
-async fn run(world: &World, name: &str, spec: Value) -> SyncJobStatus {
+pub async fn run(world: &World, name: &str, spec: Value) -> SyncJobStatus {
     apply_job(world, name, spec).await;
     finished(world, name).await.status.unwrap()
 }
@@ -682,7 +682,7 @@ async fn the_samples_and_the_guide_bring_what_gitlab_has() {
         };
         let schedule = schedule.unwrap();
         let mut spec = schedule.spec.job_template.spec.clone();
-        let source = &mut spec.source.as_mut().unwrap().graph_ql;
+        let source = spec.source.as_mut().unwrap().graph_ql.as_mut().unwrap();
         assert_eq!(source.endpoint, "https://gitlab.com/api/graphql");
         source.endpoint.clone_from(&upstream.url);
         let name = sample.replace(['/', '.'], "-");

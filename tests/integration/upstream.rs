@@ -1,4 +1,4 @@
-//! A GraphQL server with a part of GitLab's schema, and with bad days.
+//! A GraphQL server with a part of GitLab's schema, the same users by REST, and with bad days.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,14 +12,14 @@ use async_graphql::{Context, EmptyMutation, EmptySubscription, ID, NewType, Obje
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::State,
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    extract::{Query as Parameters, State},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::post,
 };
 use axum_server::tls_rustls::RustlsConfig;
 use futures::stream;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
 
 /// A server that is up for as long as this is kept.
@@ -48,6 +48,8 @@ pub struct Books {
     pub people: usize,
     /// Numbers of the projects of every group.
     pub projects: Vec<u32>,
+    /// Paths and queries that were asked for by REST.
+    pub addresses: Vec<String>,
     /// When requests came.
     pub seen: Vec<Instant>,
     /// Headers of the last one.
@@ -70,6 +72,8 @@ pub enum Instead {
     Silence(Duration),
     /// What was asked for, with another result for the first of the users.
     Twice,
+    /// What was asked for by REST, with this as the header `Link`.
+    Link(&'static str),
 }
 
 #[derive(Clone)]
@@ -125,6 +129,11 @@ impl Upstream {
         self.books().versions.push(SystemTime::now());
     }
 
+    /// An address of its REST API.
+    pub fn rest(&self, path: &str) -> String {
+        self.url.replace("/api/graphql", path)
+    }
+
     pub fn requests(&self) -> usize {
         self.books().seen.len()
     }
@@ -139,13 +148,19 @@ impl Drop for Upstream {
 fn routes() -> (Shared, Router) {
     let books = Shared::default();
     let schema = Schema::build(Query, EmptyMutation, EmptySubscription).data(books.clone()).finish();
-    (books.clone(), Router::new().route("/api/graphql", post(answer)).with_state((books, schema)))
+    let router = Router::new().route("/api/graphql", post(answer)).fallback(answer);
+    (books.clone(), router.with_state((books, schema)))
 }
 
 type Shared = Arc<Mutex<Books>>;
 type Gitlab = Schema<Query, EmptyMutation, EmptySubscription>;
 
-async fn answer(State((books, schema)): State<(Shared, Gitlab)>, headers: HeaderMap, body: String) -> Response {
+async fn answer(
+    State((books, schema)): State<(Shared, Gitlab)>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: String,
+) -> Response {
     let began = Instant::now();
     let (instead, delay, is_let_in) = {
         let mut books = books.lock().unwrap();
@@ -156,12 +171,16 @@ async fn answer(State((books, schema)): State<(Shared, Gitlab)>, headers: Header
             headers.get("authorization").is_some_and(|given| given.as_bytes() == format!("Bearer {token}").as_bytes())
         });
         books.headers = headers;
+        if body.is_empty() {
+            books.addresses.push(uri.to_string());
+        }
         let next = books.instead.pop_front();
         (next.or_else(|| books.mood.as_mut()?()), books.delay, is_let_in)
     };
     sleep(delay).await;
     let response = match instead {
         _ if !is_let_in => (StatusCode::UNAUTHORIZED, PRIVATE).into_response(),
+        None if body.is_empty() => rest(&books.lock().unwrap(), &uri),
         None => json(execute(&schema, &body).await.to_string()),
         Some(Instead::Twice) => {
             let mut answer = execute(&schema, &body).await;
@@ -170,6 +189,11 @@ async fn answer(State((books, schema)): State<(Shared, Gitlab)>, headers: Header
                 nodes.last_mut().into_iter().for_each(|last| last["name"] = "Nobody".into());
             }
             json(answer.to_string())
+        }
+        Some(Instead::Link(link)) => {
+            let mut response = rest(&books.lock().unwrap(), &uri);
+            response.headers_mut().insert("link", HeaderValue::from_static(link));
+            response
         }
         Some(Instead::Status(code, headers)) => {
             let builder = Response::builder().status(code);
@@ -207,6 +231,52 @@ async fn execute(schema: &Gitlab, body: &str) -> Value {
 
 fn json(body: String) -> Response {
     ([(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Users by id (`/users/7`) and by ids (`/users?ids=7,8`), and all people in pages: by number, by cursor, and by link.
+fn rest(books: &Books, uri: &Uri) -> Response {
+    let Parameters(given) = Parameters::<HashMap<String, String>>::try_from_uri(uri).unwrap();
+    let user = |id: &str| {
+        let name = match books.users.get(id) {
+            Some(Peculiar::Gone) => return None,
+            Some(Peculiar::Named(name)) => name.clone(),
+            _ => name(id, books.versions.len()),
+        };
+        let id = id.parse::<i64>().map_or_else(|_| json!(id), |id| json!(id));
+        let (username, at) = (format!("user{id}"), "2024-05-06T07:08:09Z");
+        Some(json!({"id": id, "username": username, "name": name, "state": "active", "created_at": at}))
+    };
+    let number = |name: &str| given.get(name).and_then(|text| text.parse::<usize>().ok()).unwrap_or(0);
+    let page = |from: usize| {
+        let to = books.people.min(from + number("n"));
+        let users: Vec<_> = (from..to).filter_map(|id| user(&id.to_string())).collect();
+        (users, (to < books.people).then_some(to))
+    };
+    let earlier = number("page").max(1) - 1;
+    match uri.path() {
+        "/users" => {
+            let ids = given.get("ids").map(String::as_str).unwrap_or_default();
+            json(ids.split(',').filter_map(user).collect::<Value>().to_string())
+        }
+        "/numbered" => json(json!({"users": page(earlier * number("n")).0}).to_string()),
+        "/after" => {
+            let (users, next) = page(number("after"));
+            json(json!({"users": users, "next": next.map(|next| next.to_string()).unwrap_or_default()}).to_string())
+        }
+        "/linked" => {
+            let (size, next) = (number("n"), earlier + 2);
+            let (users, more) = page(earlier * size);
+            let mut links = format!("</linked?page=1&n={size}>; rel=\"first\"");
+            if more.is_some() {
+                links += &format!(", <?page={next}&n={size}>; rel=\"next\"");
+            }
+            ([("link", links)], json(Value::from(users).to_string())).into_response()
+        }
+        path => match path.strip_prefix("/users/").and_then(user) {
+            Some(user) => json(user.to_string()),
+            None => (StatusCode::NOT_FOUND, PRIVATE).into_response(),
+        },
+    }
 }
 
 #[derive(NewType)]

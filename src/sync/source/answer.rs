@@ -1,4 +1,4 @@
-//! Which part of a GraphQL answer belongs to which document.
+//! Which part of an answer belongs to which document.
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Found, rejected};
 use crate::{
-    domain::source::{Asking, Pages, SourceSpec},
+    domain::source::{Asking, By, Pages, Request, SourceSpec},
     sync::{Error, keys, mapping},
 };
 
@@ -25,17 +25,27 @@ pub struct Page {
 
 /// Sorts an answer by the keys that were asked for. `Err`: the query was not carried out at all.
 pub(super) fn read(spec: &SourceSpec, keys: &[String], answer: &Value) -> Result<Vec<Found>, Error> {
-    let errors = errors_of(answer)?;
+    let errors = errors_of(spec, answer)?;
     let result = answer.pointer(&spec.result);
     match spec.asking {
+        // By HTTP, 404 says that there is nothing. That a part of the answer is not there is more likely a mistake.
+        Asking::PerUser(_) if result.is_none() && spec.request == Request::Rest => {
+            Err(unusable(&format!("it has nothing at {} {}", spec.field("resultPath"), spec.result)))
+        }
         Asking::PerUser(_) => Ok(vec![single(result, errors)]),
         _ => list(spec, keys, result, errors),
     }
 }
 
-/// Reads a page, `at` which it was asked for.
-pub(super) fn page(spec: &SourceSpec, pages: &Pages, at: &Value, answer: &Value) -> Result<Page, Error> {
-    let errors = errors_of(answer)?;
+/// Reads a page, `at` which it was asked for. `link` is the one that its headers name.
+pub(super) fn page(
+    spec: &SourceSpec,
+    pages: &Pages,
+    at: &Value,
+    answer: &Value,
+    link: Option<Value>,
+) -> Result<Page, Error> {
+    let errors = errors_of(spec, answer)?;
     let (items, broken) = items(spec, answer.pointer(&spec.result), errors)?;
     let mut results: Vec<(Bson, Found)> = Vec::with_capacity(items.len());
     let mut places = HashMap::new();
@@ -43,7 +53,7 @@ pub(super) fn page(spec: &SourceSpec, pages: &Pages, at: &Value, answer: &Value)
         // A result that cannot be told apart may be any document's: nothing could be said to be missing.
         let key = item.pointer(&spec.key).filter(|key| key.is_string() || key.is_number());
         let key = key.and_then(|key| mapping::convert(key, spec.key_type)).ok_or_else(|| {
-            unusable(&format!("it has a result without a usable key at source.graphQL.keyPath {}", spec.key))
+            unusable(&format!("it has a result without a usable key at {} {}", spec.field("keyPath"), spec.key))
         })?;
         let found = broken.get(&place).map_or_else(|| Found::Result(item.clone()), |error| failed(error));
         match places.entry(keys::text(&key)) {
@@ -55,29 +65,34 @@ pub(super) fn page(spec: &SourceSpec, pages: &Pages, at: &Value, answer: &Value)
             Entry::Occupied(_) => {}
         }
     }
-    Ok(Page { next: next(pages, at, answer, items.is_empty())?, results })
+    let next = if pages.by == By::Link { link } else { next(spec, pages, at, answer, items.is_empty())? };
+    Ok(Page { results, next })
 }
 
-fn next(pages: &Pages, at: &Value, answer: &Value, is_empty: bool) -> Result<Option<Value>, Error> {
+fn next(spec: &SourceSpec, pages: &Pages, at: &Value, answer: &Value, is_empty: bool) -> Result<Option<Value>, Error> {
     let more = match &pages.more {
         Some(path) => Some(answer.pointer(path).and_then(Value::as_bool).ok_or_else(|| {
-            unusable(&format!("it has neither true nor false at source.graphQL.pagination.morePath {path}"))
+            unusable(&format!("it has neither true nor false at {} {path}", spec.field("pagination.morePath")))
         })?),
         None => None,
     };
-    let Some(path) = &pages.next else {
+    let By::Cursor(path) = &pages.by else {
         return Ok(more.unwrap_or(!is_empty).then(|| Value::from(at.as_u64().unwrap_or(0) + 1)));
     };
-    let cursor = answer.pointer(path).filter(|cursor| !cursor.is_null());
+    // An empty one asks for the first page again.
+    let cursor = answer.pointer(path).filter(|cursor| !cursor.is_null() && *cursor != "");
     match (more, cursor) {
         (Some(false), _) | (None, None) => Ok(None),
         (_, Some(cursor)) if cursor != at => Ok(Some(cursor.clone())),
-        _ => Err(unusable(&format!("it has no new cursor at source.graphQL.pagination.nextPath {path}"))),
+        _ => Err(unusable(&format!("it has no new cursor at {} {path}", spec.field("pagination.nextPath")))),
     }
 }
 
-/// The errors of single results. `Err`: there are others.
-fn errors_of(answer: &Value) -> Result<&[Value], Error> {
+/// The errors of single results, which GraphQL has beside the data. `Err`: there are others.
+fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Error> {
+    if spec.request == Request::Rest {
+        return Ok(&[]);
+    }
     let errors = answer.get("errors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let has_path = |error: &&Value| error.get("path").and_then(Value::as_array).is_some_and(|path| !path.is_empty());
     // No data, and an error that is no field's: the server did not begin with it. Some leave data out, as
@@ -121,7 +136,7 @@ fn items<'a>(
         broken.entry(item as usize).or_insert(error);
     }
     let Some(items) = result.and_then(Value::as_array) else {
-        return Err(unusable(&format!("it has no list at source.graphQL.resultPath {}", spec.result)));
+        return Err(unusable(format!("it has no list at {} {}", spec.field("resultPath"), spec.result).trim_end()));
     };
     Ok((items, broken))
 }
@@ -147,7 +162,7 @@ fn list(spec: &SourceSpec, keys: &[String], result: Option<&Value>, errors: &[Va
 }
 
 /// A key as text, as documents' keys are compared with it.
-fn text(value: &Value) -> Option<String> {
+pub(super) fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
@@ -173,7 +188,7 @@ fn failed(error: &Value) -> Found {
     Found::Failed("SourceError", format!("the source has an error for it{}", describe(error)))
 }
 
-fn unusable(why: &str) -> Error {
+pub(super) fn unusable(why: &str) -> Error {
     Error::Attempt { reason: "BadAnswer", message: format!("the source's answer cannot be used: {why}") }
 }
 
@@ -200,6 +215,11 @@ mod tests {
     fn spec(batching: &str, result: &str) -> SourceSpec {
         let source = json!({"endpoint": "https://a", "query": "q", "resultPath": result, "batching": batching});
         let spec = serde_json::from_value(json!({"source": {"graphQL": source}})).unwrap();
+        RunSpec::parse(&spec).unwrap().source.unwrap()
+    }
+
+    fn rest(part: &Value) -> SourceSpec {
+        let spec = serde_json::from_value(json!({"syncType": "Full", "source": {"rest": part}})).unwrap();
         RunSpec::parse(&spec).unwrap().source.unwrap()
     }
 
@@ -290,14 +310,16 @@ mod tests {
 
     #[test]
     fn a_page_says_which_one_comes_next() {
-        let cursor = Pages { next: Some("/next".to_owned()), more: None };
+        let spec = spec("PerBatch", "/data/users");
+        let cursor = Pages { by: By::Cursor("/next".to_owned()), more: None };
         let flagged = Pages { more: Some("/more".to_owned()), ..cursor.clone() };
-        let numbered = Pages { next: None, more: None };
+        let numbered = Pages { by: By::Number, more: None };
         let unusable = Err(());
         for (pages, at, answer, is_empty, expected) in [
             (&cursor, json!(null), json!({"next": "b"}), false, Ok(Some(json!("b")))),
             (&cursor, json!("b"), json!({"next": null}), false, Ok(None)),
             (&cursor, json!("b"), json!({}), false, Ok(None)),
+            (&cursor, json!("b"), json!({"next": ""}), false, Ok(None)),
             (&cursor, json!("b"), json!({"next": "b"}), false, unusable.clone()),
             (&flagged, json!("b"), json!({"next": "c", "more": true}), true, Ok(Some(json!("c")))),
             (&flagged, json!("b"), json!({"next": "b", "more": false}), false, Ok(None)),
@@ -306,17 +328,17 @@ mod tests {
             (&numbered, json!(1), json!({}), false, Ok(Some(json!(2)))),
             (&numbered, json!(2), json!({}), true, Ok(None)),
         ] {
-            assert_eq!(next(pages, &at, &answer, is_empty).map_err(drop), expected, "{pages:?} {at} {answer}");
+            assert_eq!(next(&spec, pages, &at, &answer, is_empty).map_err(drop), expected, "{pages:?} {at} {answer}");
         }
     }
 
     #[test]
     fn a_page_has_each_document_once_and_none_that_cannot_be_told() {
         let spec = spec("PerBatch", "/data/users");
-        let pages = Pages { next: None, more: None };
+        let pages = Pages { by: By::Number, more: None };
         let read = |users: Value, errors: Value| {
             let answer = json!({"data": {"users": users}, "errors": errors});
-            page(&spec, &pages, &json!(1), &answer).map(|page| page.results).map_err(|error| error.to_string())
+            page(&spec, &pages, &json!(1), &answer, None).map(|page| page.results).map_err(|error| error.to_string())
         };
         let (one, other) = (json!({"id": "1"}), json!({"id": "1", "name": "x"}));
         let results = read(json!([one, one, {"id": "2"}]), json!([{"path": ["users", 2, "name"]}])).unwrap();
@@ -324,6 +346,31 @@ mod tests {
         assert_eq!(read(json!([one, other]), json!([])).unwrap(), [("1".into(), twice())]);
         for unusable in [json!([null]), json!([{"name": "x"}]), json!([{"id": null}])] {
             assert!(read(unusable, json!([])).unwrap_err().contains("without a usable key"));
+        }
+    }
+
+    #[test]
+    fn a_plain_answer_has_results_and_no_errors() {
+        let (one, all) =
+            (rest(&json!({"endpoint": "https://a/{id}", "batching": "PerUser"})), json!({"errors": ["x"]}));
+        assert_eq!(read(&one, &["1".to_owned()], &all).unwrap(), [Found::Result(all)]);
+        assert_eq!(read(&one, &["1".to_owned()], &Value::Null).unwrap(), [Found::Missing]);
+        let below = rest(&json!({"endpoint": "https://a/{id}", "batching": "PerUser", "resultPath": "/user"}));
+        let error = read(&below, &["1".to_owned()], &json!({"User": 1})).unwrap_err().to_string();
+        assert!(error.ends_with("it has nothing at source.rest.resultPath /user"), "{error}");
+
+        let list = rest(&json!({"endpoint": "https://a/?ids={ids}"}));
+        let keys = ["1", "2"].map(str::to_owned);
+        let found = read(&list, &keys, &json!([{"id": 2}])).unwrap();
+        assert_eq!(found, [Found::Missing, Found::Result(json!({"id": 2}))]);
+        let error = read(&list, &keys, &json!({"users": []})).unwrap_err().to_string();
+        assert!(error.ends_with("it has no list at source.rest.resultPath"), "{error}");
+
+        let walk = json!({"endpoint": "https://a/", "batching": "Pages", "pagination": {"by": "Link"}});
+        let pages = Pages { by: By::Link, more: None };
+        for link in [Some(json!("https://a/?page=2")), None] {
+            let page = page(&rest(&walk), &pages, &Value::Null, &json!([{"id": 1}]), link.clone()).unwrap();
+            assert_eq!((page.results.len(), page.next), (1, link));
         }
     }
 }

@@ -1,29 +1,36 @@
-//! Fetches what documents should be, from a GraphQL API.
+//! Fetches what documents should be, from an API over HTTP.
 
 mod answer;
 pub(crate) mod egress;
+mod links;
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use bson::Bson;
 use jiff::{Timestamp, fmt::rfc2822};
 use reqwest::{
-    Client, Response, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    Client, RequestBuilder, Response, StatusCode, Url,
+    header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
 };
 use serde_json::{Map, Value};
 
 use super::{Error, keys};
 use crate::{
-    domain::source::{Asking, Pages, SourceSpec},
+    domain::{
+        source::{Asking, By, Pages, Request, SourceSpec},
+        template,
+    },
     network,
 };
 pub use answer::Page;
+use answer::unusable;
 pub use egress::Egress;
 use egress::{Denied, NotAllowed};
 
 /// Longest answer, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
+/// Longest address that keys are put into, in bytes. Many servers take half of it.
+const MAX_ADDRESS: usize = 16 << 10;
 /// Longest rest a server can ask for.
 const MAX_REST: Duration = Duration::from_hours(1);
 
@@ -88,17 +95,21 @@ impl Source {
     pub fn new(spec: &SourceSpec, secrets: &Secrets, egress: &Egress) -> Result<Self, Error> {
         let (endpoint, _) = endpoint(spec)?;
         egress.admit(&endpoint).map_err(|denied| match denied {
-            Denied::Address => not_allowed(),
-            Denied::PlainText => rejected(
-                "source.graphQL.endpoint must be https, or its host be named by the operator's --source-allowed-hosts",
-            ),
+            Denied::Address => not_allowed(spec),
+            Denied::PlainText => {
+                let field = spec.field("endpoint");
+                rejected(&format!(
+                    "{field} must be https, or its host be named by the operator's --source-allowed-hosts"
+                ))
+            }
         })?;
+        let unusable = |what| rejected(&format!("{} holds no {what}", spec.field("caSecretRef")));
         let client = egress
             .client(secrets.ca.as_deref())
-            .ok_or_else(|| rejected("source.graphQL.caSecretRef holds no certificate in PEM"))?
+            .ok_or_else(|| unusable("certificate in PEM"))?
             .timeout(spec.timeout)
             .default_headers(headers(&secrets.headers)?);
-        let client = client.build().map_err(|_| rejected("source.graphQL.caSecretRef holds no usable certificate"))?;
+        let client = client.build().map_err(|_| unusable("usable certificate"))?;
         Ok(Self { client, endpoint, spec: spec.clone() })
     }
 
@@ -113,12 +124,36 @@ impl Source {
     /// When there is no usable answer.
     pub async fn ask(&self, keys: &[Bson]) -> Result<Reply<Vec<Found>>, Error> {
         let keys: Vec<String> = keys.iter().map(keys::text).collect();
-        let mut variables = self.spec.variables.clone();
+        let Request::GraphQl { variables, .. } = &self.spec.request else { return self.ask_by_address(&keys).await };
+        let mut variables = variables.clone();
         match (&self.spec.asking, keys.as_slice()) {
             (Asking::PerUser(_), [key]) => variables.insert("id".to_owned(), Value::from(key.as_str())),
             _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
         };
-        self.send(variables, |answer| answer::read(&self.spec, &keys, answer)).await
+        self.send(self.post(variables), None, |_, answer| answer::read(&self.spec, &keys, answer)).await
+    }
+
+    /// The same, with the keys in the address. Those that cannot stand there have failed: the address would be another
+    /// resource's.
+    async fn ask_by_address(&self, keys: &[String]) -> Result<Reply<Vec<Found>>, Error> {
+        let is_one = matches!(self.spec.asking, Asking::PerUser(_));
+        let fits = |key: &String| !key.is_empty() && (is_one || !key.contains(','));
+        let misfit = || Found::Failed("InvalidKey", "its key cannot stand in the address of a request".to_owned());
+        let encoded: Vec<String> = keys.iter().filter(|key| fits(key)).map(|key| template::encode(key)).collect();
+        let place = if is_one { "id" } else { "ids" };
+        let filled = template::fill(&self.spec.endpoint, &[(place, &encoded.join(","))]);
+        let Some(address) = filled.filter(|_| !encoded.is_empty()) else {
+            return Ok(Reply { found: Some(vec![misfit(); keys.len()]), rest: None });
+        };
+        if address.len() > MAX_ADDRESS {
+            return Err(too_long());
+        }
+        let gone = is_one.then(|| vec![Found::Missing]);
+        let read = |_: &HeaderMap, answer: &Value| {
+            let found = answer::read(&self.spec, keys, answer)?;
+            Ok(keys.iter().zip(found).map(|(key, found)| if fits(key) { found } else { misfit() }).collect())
+        };
+        self.send(self.get(self.parsed(&address)?), gone, read).await
     }
 
     /// Asks for a page of about `size` results.
@@ -126,47 +161,129 @@ impl Source {
     /// # Errors
     /// When there is no usable answer.
     pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<Page>, Error> {
-        let mut variables = self.spec.variables.clone();
+        let Request::GraphQl { variables, .. } = &self.spec.request else {
+            let asked = self.page_address(pages, at, size)?;
+            let read = |headers: &HeaderMap, answer: &Value| {
+                let link = if pages.by == By::Link { links::next(headers, &asked)? } else { None };
+                answer::page(&self.spec, pages, at, answer, link.map(|link| Value::from(link.as_str())))
+            };
+            return self.send(self.get(asked.clone()), None, read).await;
+        };
+        let mut variables = variables.clone();
         variables.insert("first".to_owned(), Value::from(size));
-        variables.insert(if pages.next.is_some() { "after" } else { "page" }.to_owned(), at.clone());
-        self.send(variables, |answer| answer::page(&self.spec, pages, at, answer)).await
+        variables.insert(if pages.by == By::Number { "page" } else { "after" }.to_owned(), at.clone());
+        self.send(self.post(variables), None, |_, answer| answer::page(&self.spec, pages, at, answer, None)).await
     }
 
-    async fn send<T>(
-        &self,
-        variables: Map<String, Value>,
-        read: impl FnOnce(&Value) -> Result<T, Error>,
-    ) -> Result<Reply<T>, Error> {
+    fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, Error> {
+        if let (By::Link, Value::String(link)) = (&pages.by, at) {
+            return links::follow(&self.endpoint, link);
+        }
+        let nowhere = || unusable("its cursor cannot stand in an address");
+        let at = if at.is_null() { String::new() } else { answer::text(at).ok_or_else(nowhere)? };
+        let (at, size) = (template::encode(&at), size.to_string());
+        let filled = template::fill(&self.spec.endpoint, &[("first", &size), ("page", &at), ("after", &at)]);
+        self.parsed(&filled.ok_or_else(nowhere)?)
+    }
+
+    fn parsed(&self, address: &str) -> Result<Url, Error> {
+        Url::parse(address).map_err(|_| no_url(&self.spec))
+    }
+
+    fn get(&self, address: Url) -> RequestBuilder {
+        self.client.get(address).header(ACCEPT, "application/json")
+    }
+
+    /// The query with these variables.
+    fn post(&self, variables: Map<String, Value>) -> RequestBuilder {
         let mut body = Map::new();
-        body.insert("query".to_owned(), Value::from(self.spec.query.as_str()));
-        body.insert("variables".to_owned(), Value::Object(variables));
-        if let Some(name) = &self.spec.operation_name {
-            body.insert("operationName".to_owned(), Value::from(name.as_str()));
+        if let Request::GraphQl { query, operation_name, .. } = &self.spec.request {
+            body.insert("query".to_owned(), Value::from(query.as_str()));
+            body.insert("variables".to_owned(), Value::Object(variables));
+            if let Some(name) = operation_name {
+                body.insert("operationName".to_owned(), Value::from(name.as_str()));
+            }
         }
         let request = self.client.post(self.endpoint.clone()).header(CONTENT_TYPE, "application/json");
-        let request = request.body(Value::Object(body).to_string());
-        let response = request.send().await.map_err(|error| unreached(&error))?;
+        request.body(Value::Object(body).to_string())
+    }
+
+    /// Sends a request, and reads headers and body of the answer. `gone`: what it means that there is nothing at the
+    /// address. `None`: that it is wrong.
+    async fn send<T>(
+        &self,
+        request: RequestBuilder,
+        gone: Option<T>,
+        read: impl FnOnce(&HeaderMap, &Value) -> Result<T, Error>,
+    ) -> Result<Reply<T>, Error> {
+        let mut response = request.send().await.map_err(|error| self.unreached(&error))?;
         let rest = rest(response.headers(), Timestamp::now());
-        match (response.status(), rest) {
-            (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, Some(_)) => {
+        match (response.status(), rest, gone) {
+            // GitHub says so with 403 too.
+            (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::FORBIDDEN, Some(_), _) => {
                 return Ok(Reply { found: None, rest });
             }
-            (status, _) => check(status)?,
+            (StatusCode::NOT_FOUND | StatusCode::GONE, _, Some(gone)) => return Ok(Reply { found: Some(gone), rest }),
+            (status, ..) => check(&self.spec, status)?,
         }
-        let answer = receive(response).await?;
-        match (read(&answer), rest) {
+        let headers = mem::take(response.headers_mut());
+        let answer = self.receive(response).await?;
+        match (read(&headers, &answer), rest) {
             (Ok(found), rest) => Ok(Reply { found: Some(found), rest }),
             // GitHub says so with status 200.
             (Err(_), Some(_)) => Ok(Reply { found: None, rest }),
             (Err(error), None) => Err(error),
         }
     }
+
+    fn unreached(&self, error: &reqwest::Error) -> Error {
+        let mut causes = String::new();
+        let mut cause = std::error::Error::source(error);
+        while let Some(inner) = cause {
+            if inner.is::<NotAllowed>() {
+                return not_allowed(&self.spec);
+            }
+            causes += &format!("{inner}; ");
+            cause = inner.source();
+        }
+        match network::cause(&causes) {
+            _ if error.is_timeout() => {
+                let field = self.spec.field("timeout");
+                attempt("SourceTimeout", format!("the source did not answer within {field}"))
+            }
+            Some(cause) => attempt("SourceUnreachable", format!("the source could not be reached: {cause}")),
+            None => attempt("SourceUnreachable", "the connection to the source broke"),
+        }
+    }
+
+    async fn receive(&self, mut response: Response) -> Result<Value, Error> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreached(&error))? {
+            if body.len() + chunk.len() > MAX_ANSWER {
+                let limit = MAX_ANSWER >> 20;
+                return Err(attempt(
+                    "BadAnswer",
+                    format!("the source's answer is longer than {limit} MiB: lower batchSize"),
+                ));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        serde_json::from_slice(&body).map_err(|_| attempt("BadAnswer", "the source's answer is no JSON"))
+    }
 }
 
 fn endpoint(spec: &SourceSpec) -> Result<(Url, String), Error> {
     let url = Url::parse(&spec.endpoint).ok();
     let found = url.and_then(|url| url.host_str().map(str::to_owned).map(|host| (url, host)));
-    found.ok_or_else(|| rejected("source.graphQL.endpoint is no URL with a host: correct it"))
+    found.ok_or_else(|| no_url(spec))
+}
+
+fn no_url(spec: &SourceSpec) -> Error {
+    rejected(&format!("{} is no URL with a host: correct it", spec.field("endpoint")))
+}
+
+fn too_long() -> Error {
+    rejected("the keys of a batch make the address of a request too long: lower batchSize, or ask PerUser")
 }
 
 fn headers(given: &[(String, String)]) -> Result<HeaderMap, Error> {
@@ -181,61 +298,42 @@ fn headers(given: &[(String, String)]) -> Result<HeaderMap, Error> {
     Ok(headers)
 }
 
-fn not_allowed() -> Error {
-    rejected(
-        "source.graphQL.endpoint is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs",
-    )
+fn not_allowed(spec: &SourceSpec) -> Error {
+    rejected(&format!(
+        "{} is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs",
+        spec.field("endpoint")
+    ))
 }
 
 /// What a status says. 400 and the like mean the request, which stays the same.
-fn check(status: StatusCode) -> Result<(), Error> {
+fn check(spec: &SourceSpec, status: StatusCode) -> Result<(), Error> {
     let code = status.as_u16();
     match code {
         200..=299 => Ok(()),
-        401 | 403 => Err(rejected(&format!(
-            "the source refuses with {code}: check the token in source.graphQL.tokenSecretRef or headersFrom, and its rights"
-        ))),
-        300..=399 => Err(rejected(&format!(
-            "the source answers with {code}, a redirect, which is not followed: set source.graphQL.endpoint to its destination"
-        ))),
-        429 => Err(attempt("RateLimited", "the source wants fewer requests (429): set source.graphQL.rateLimit")),
+        401 | 403 => {
+            let field = spec.field("tokenSecretRef");
+            Err(rejected(&format!(
+                "the source refuses with {code}: check the token in {field} or headersFrom, and its rights"
+            )))
+        }
+        300..=399 => {
+            let field = spec.field("endpoint");
+            Err(rejected(&format!(
+                "the source answers with {code}, a redirect, which is not followed: set {field} to its destination"
+            )))
+        }
+        429 => {
+            let field = spec.field("rateLimit");
+            Err(attempt("RateLimited", format!("the source wants fewer requests (429): set {field}")))
+        }
         408 | 500..=599 => Err(attempt("SourceError", format!("the source answered with {code}"))),
-        _ => Err(rejected(&format!(
-            "the source refuses the request with {code}: check source.graphQL.endpoint and query"
-        ))),
-    }
-}
-
-fn unreached(error: &reqwest::Error) -> Error {
-    let mut causes = String::new();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        if inner.is::<NotAllowed>() {
-            return not_allowed();
+        414 => Err(too_long()),
+        _ => {
+            let field = spec.field("endpoint");
+            let query = if spec.request == Request::Rest { "" } else { " and query" };
+            Err(rejected(&format!("the source refuses the request with {code}: check {field}{query}")))
         }
-        causes += &format!("{inner}; ");
-        cause = inner.source();
     }
-    match network::cause(&causes) {
-        _ if error.is_timeout() => attempt("SourceTimeout", "the source did not answer within source.graphQL.timeout"),
-        Some(cause) => attempt("SourceUnreachable", format!("the source could not be reached: {cause}")),
-        None => attempt("SourceUnreachable", "the connection to the source broke"),
-    }
-}
-
-async fn receive(mut response: Response) -> Result<Value, Error> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| unreached(&error))? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            let limit = MAX_ANSWER >> 20;
-            return Err(attempt(
-                "BadAnswer",
-                format!("the source's answer is longer than {limit} MiB: lower batchSize"),
-            ));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    serde_json::from_slice(&body).map_err(|_| attempt("BadAnswer", "the source's answer is no JSON"))
 }
 
 /// For how long a server wants no more requests: `Retry-After`, in seconds or as a date, or, once no more are left,
@@ -258,6 +356,8 @@ pub(crate) fn rest(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::run::RunSpec;
+    use serde_json::json;
 
     #[test]
     fn what_servers_say_of_their_limits_is_understood() {
@@ -283,10 +383,19 @@ mod tests {
 
     #[test]
     fn only_what_another_try_may_cure_is_tried_again() {
-        for (code, again) in
-            [(400, false), (401, false), (302, false), (404, false), (429, true), (500, true), (503, true)]
-        {
-            let error = check(StatusCode::from_u16(code).unwrap()).unwrap_err();
+        let spec = json!({"source": {"rest": {"endpoint": "https://a/{ids}"}}});
+        let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap().source.unwrap();
+        for (code, again) in [
+            (400, false),
+            (401, false),
+            (302, false),
+            (404, false),
+            (414, false),
+            (429, true),
+            (500, true),
+            (503, true),
+        ] {
+            let error = check(&spec, StatusCode::from_u16(code).unwrap()).unwrap_err();
             assert_eq!(matches!(error, Error::Attempt { .. }), again, "{code}");
         }
     }

@@ -43,11 +43,11 @@ struct Write<'a> {
 }
 
 impl Target {
-    /// Checks that documents can be made without ever making one twice.
+    /// Checks that documents can be made without ever making one twice. `field` is where that is asked for.
     ///
     /// # Errors
     /// When they cannot.
-    pub async fn check_upsert(&self) -> Result<(), Error> {
+    pub async fn check_upsert(&self, field: &str) -> Result<(), Error> {
         if !self.upsert || self.key == "_id" {
             return Ok(());
         }
@@ -61,7 +61,7 @@ impl Target {
         }
         let (key, collection) = (&self.key, self.collection.name());
         Err(Error::InvalidTarget(format!(
-            "source.graphQL.upsert needs a unique index on target.keyField: db.{collection}.createIndex({{\"{key}\": 1}}, {{unique: true}})"
+            "{field} needs a unique index on target.keyField: db.{collection}.createIndex({{\"{key}\": 1}}, {{unique: true}})"
         )))
     }
 

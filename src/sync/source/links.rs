@@ -1,0 +1,177 @@
+//! The page after this one, as the header `Link` of its answer tells (RFC 8288).
+
+use reqwest::{
+    Url,
+    header::{HeaderMap, LINK},
+};
+
+use super::answer::unusable;
+use crate::sync::Error;
+
+const BLANK: [char; 2] = [' ', '\t'];
+/// Longest address that is followed, in bytes: it stands in the run's checkpoint.
+const MAX_ADDRESS: usize = 8 << 10;
+
+/// The address of the first link with `rel="next"`. `None`: this is the last page.
+///
+/// # Errors
+/// When a header is malformed: pages after this one would be taken for not there. When the link leads elsewhere.
+pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Error> {
+    for header in headers.get_all(LINK) {
+        let links = header.to_str().ok().and_then(read).ok_or_else(|| unusable("its header Link cannot be read"))?;
+        if let Some(link) = links.iter().find(|link| link.is_next()) {
+            let next = follow(asked, link.target)?;
+            return if next == *asked { Err(unusable("its header Link leads to itself")) } else { Ok(Some(next)) };
+        }
+    }
+    Ok(None)
+}
+
+/// An address as seen from another one.
+///
+/// # Errors
+/// When it is not at the same scheme, host and port: the requests carry secrets.
+pub(super) fn follow(from: &Url, address: &str) -> Result<Url, Error> {
+    let stays = |url: &Url| url.origin() == from.origin() && url.username().is_empty() && url.password().is_none();
+    let mut url = from.join(address).ok().filter(stays).ok_or_else(|| {
+        unusable("its header Link leads to another scheme, host or port than source.rest.endpoint, or to none")
+    })?;
+    url.set_fragment(None);
+    let fits = url.as_str().len() <= MAX_ADDRESS;
+    if fits { Ok(url) } else { Err(unusable("its header Link has an address longer than 8 KiB")) }
+}
+
+#[derive(Debug, PartialEq)]
+struct Link<'a> {
+    target: &'a str,
+    /// Its relations, separated by blanks.
+    rel: String,
+    /// It is a link from somewhere else.
+    is_anchored: bool,
+}
+
+impl Link<'_> {
+    fn is_next(&self) -> bool {
+        !self.is_anchored && self.rel.split_ascii_whitespace().any(|rel| rel.eq_ignore_ascii_case("next"))
+    }
+}
+
+/// The links in a header. `None`: it is malformed.
+fn read(mut text: &str) -> Option<Vec<Link<'_>>> {
+    let mut links = Vec::new();
+    loop {
+        text = text.trim_start_matches([' ', '\t', ',']);
+        if text.is_empty() {
+            return Some(links);
+        }
+        let (target, mut rest) = text.strip_prefix('<')?.split_once('>')?;
+        let (mut rel, mut is_anchored) = (None, false);
+        while let Some(text) = rest.trim_start_matches(BLANK).strip_prefix(';') {
+            let (name, value, after) = parameter(text)?;
+            if name.eq_ignore_ascii_case("rel") {
+                // Of several the first counts.
+                rel.get_or_insert(value);
+            } else if name.eq_ignore_ascii_case("anchor") {
+                is_anchored = true;
+            }
+            rest = after;
+        }
+        text = rest.trim_start_matches(BLANK);
+        if !text.is_empty() && !text.starts_with(',') {
+            return None;
+        }
+        links.push(Link { target, rel: rel.unwrap_or_default(), is_anchored });
+    }
+}
+
+/// Name and value of a parameter, and what is after it. `None`: its quotation has no end.
+fn parameter(text: &str) -> Option<(&str, String, &str)> {
+    let (name, rest) = text.split_at(text.find(['=', ';', ',']).unwrap_or(text.len()));
+    let name = name.trim_matches(BLANK);
+    let Some(value) = rest.strip_prefix('=') else { return Some((name, String::new(), rest)) };
+    let value = value.trim_start_matches(BLANK);
+    let Some(quoted) = value.strip_prefix('"') else {
+        let (value, rest) = value.split_at(value.find([';', ',']).unwrap_or(value.len()));
+        return Some((name, value.trim_end_matches(BLANK).to_owned(), rest));
+    };
+    let (mut value, mut characters) = (String::new(), quoted.char_indices());
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return Some((name, value, &quoted[at + 1..])),
+            '\\' => value.push(characters.next()?.1),
+            _ => value.push(character),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::HeaderValue;
+
+    fn asked() -> Url {
+        Url::parse("https://a.example/v4/users?page=1").unwrap()
+    }
+
+    fn headers(given: &[&str]) -> HeaderMap {
+        given.iter().map(|header| (LINK, HeaderValue::from_str(header).unwrap())).collect()
+    }
+
+    fn found(given: &[&str]) -> Result<Option<String>, String> {
+        let next = next(&headers(given), &asked()).map_err(|error| error.to_string())?;
+        Ok(next.map(|url| url.as_str().trim_start_matches("https://a.example").to_owned()))
+    }
+
+    #[test]
+    fn the_next_page_is_found_in_all_ways_to_write_it() {
+        for (given, expected) in [
+            (&[][..], None),
+            (&[""], None),
+            (&[r#"<https://a.example/v4/users?page=2>; rel="next""#], Some("/v4/users?page=2")),
+            (&[r#"<https://A.example:443/2>; rel="next""#], Some("/2")),
+            (
+                &[
+                    r#"<https://a.example/1>; rel="prev", <https://a.example/3>; rel="next", <https://a.example/9>; rel="last""#,
+                ],
+                Some("/3"),
+            ),
+            (&[r#"<https://a.example/1>; rel="first""#, r#"<https://a.example/2>; rel="next""#], Some("/2")),
+            (&[r#"<https://a.example/1>; rel="first", <https://a.example/9>; rel="last""#], None),
+            (&["<?page=2>;rel=next"], Some("/v4/users?page=2")),
+            (&["</2>;rel=next"], Some("/2")),
+            (&["<2#top> ; rel = next , <3>;rel=last"], Some("/v4/2")),
+            (&[r#"</2>; title="a, b; c=\"d\" <e>; rel=last"; rel="last NEXT""#], Some("/2")),
+            (&["</2?a=1,2;3>; REL=Next; title=x"], Some("/2?a=1,2;3")),
+            (&["</2>; rel=prev; rel=next"], None),
+            (&["</2>; rel=nextish"], None),
+            (&["</2>; anchor=\"/other\"; rel=next, </3>; rel=next"], Some("/3")),
+            (&[", ,</2>; flag; ; rel=next,"], Some("/2")),
+        ] {
+            assert_eq!(found(given), Ok(expected.map(str::to_owned)), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_link_that_is_malformed_or_leads_elsewhere_is_not_the_end_of_the_walk() {
+        let long = format!("</{}>; rel=next", "x".repeat(8 << 10));
+        for (given, why) in [
+            ("https://a.example/2; rel=next", "cannot be read"),
+            ("<https://a.example/2; rel=next", "cannot be read"),
+            ("</2> rel=next", "cannot be read"),
+            (r#"</2>; rel="next"#, "cannot be read"),
+            ("</2>; rel=next, junk", "cannot be read"),
+            ("<https://b.example/2>; rel=next", "leads to another scheme, host or port than source.rest.endpoint"),
+            ("<//b.example/2>; rel=next", "leads to another scheme"),
+            ("<http://a.example/2>; rel=next", "leads to another scheme"),
+            ("<https://a.example:8443/2>; rel=next", "leads to another scheme"),
+            ("<https://me:pw@a.example/2>; rel=next", "leads to another scheme"),
+            ("<file:///etc/passwd>; rel=next", "leads to another scheme"),
+            ("<https://a.example/v4/users?page=1>; rel=next", "leads to itself"),
+            (&long, "longer than 8 KiB"),
+        ] {
+            let error = found(&[given]).unwrap_err();
+            assert!(error.contains(why) && !error.contains("b.example"), "{given}: {error}");
+        }
+    }
+}

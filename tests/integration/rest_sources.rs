@@ -1,0 +1,250 @@
+//! Runs that fetch what documents should be from a REST server.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use mongodb::Collection;
+use serde_json::{Value, json};
+use sync_operator::{api::syncjob::SyncJobStatus, domain::job::is_complete};
+
+use crate::{
+    operator::{apply_job, finished},
+    sources::{ALLOWED, counts, ended, failures, run, secret},
+    support::{World, eventually},
+    upstream::{Instead, PRIVATE, Peculiar, Upstream},
+};
+
+/// A full run with what the server has at this address.
+fn spec(upstream: &Upstream, path: &str, part: &Value) -> Value {
+    let mut source = json!({"endpoint": upstream.rest(path)});
+    source.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+    json!({
+        "syncType": "Full",
+        "batchSize": 100,
+        "backoff": {"initial": "100ms", "jitter": 0},
+        "source": {"rest": source},
+        "mapping": [{"from": "/name", "to": "profile.name", "type": "String"}],
+    })
+}
+
+/// A full run over all pages of people, which new ones are made from.
+fn walk(upstream: &Upstream, path: &str, part: &Value) -> Value {
+    let mut source = json!({"batching": "Pages", "upsert": true, "onMissing": "Mark"});
+    source.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+    let mut spec = spec(upstream, path, &source);
+    spec["batchSize"] = 10.into();
+    spec["target"] = json!({"collection": "people"});
+    spec
+}
+
+fn linked(upstream: &Upstream, part: &Value) -> Value {
+    let mut spec = walk(upstream, "/linked?n={first}", part);
+    spec["source"]["rest"]["pagination"] = json!({"by": "Link"});
+    spec
+}
+
+async fn people(world: &World, ids: &[i32]) -> Collection<Document> {
+    let people = world.database.collection::<Document>("people");
+    people.insert_many(ids.iter().map(|id| doc! {"_id": id, "team": "blue"})).await.unwrap();
+    people
+}
+
+fn reasons(status: &SyncJobStatus) -> Vec<(&str, &str)> {
+    status.attempt_history.iter().map(|attempt| (&*attempt.reason, &*attempt.message)).collect()
+}
+
+#[tokio::test]
+async fn users_are_asked_for_by_their_addresses_and_404_is_one_that_is_missing() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(40, 0).await;
+    upstream.books().users.insert("3".to_owned(), Peculiar::Gone);
+    let (operator, _) = world.all(&ALLOWED);
+    let gone = doc! {"missingSince": {"$exists": true}};
+    for (on_missing, expected, marked, left) in [
+        ("Fail", (39, 0, 1), 0, 40),
+        ("Ignore", (0, 40, 0), 0, 40),
+        ("Mark", (1, 39, 0), 1, 40),
+        ("Delete", (1, 39, 0), 0, 39),
+    ] {
+        let each = json!({"batching": "PerUser", "onMissing": on_missing});
+        let status = run(&world, &on_missing.to_lowercase(), spec(&upstream, "/users/{id}", &each)).await;
+        assert_eq!(counts(&status), expected, "{on_missing}: {:?}", ended(&status));
+        assert_eq!((world.count(gone.clone()).await, world.count(doc! {}).await), (marked, left), "{on_missing}");
+        assert_eq!(std::mem::take(&mut upstream.books().addresses).len(), 40, "{on_missing}");
+        let told = if on_missing == "Fail" { vec![("3", "NotReturned")] } else { vec![] };
+        assert_eq!(failures(&status), told);
+    }
+    assert_eq!(upstream.books().headers["accept"], "application/json");
+    assert!(!operator.log().contains(PRIVATE) && !operator.log().contains("/users/"));
+}
+
+#[tokio::test]
+async fn a_key_never_asks_for_anything_but_its_document() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let users = world.database.collection::<Document>("users");
+    let keys = ["", ".", "..", "../admin", "a,b", "x?y=1#z", "ü"];
+    users.insert_many(keys.map(|key| doc! {"_id": key})).await.unwrap();
+    let (operator, _) = world.all(&ALLOWED);
+
+    let each = json!({"batching": "PerUser", "concurrency": 1});
+    let mut one_by_one = spec(&upstream, "/users/{id}", &each);
+    one_by_one["dryRun"] = true.into();
+    let status = run(&world, "each", one_by_one).await;
+    assert_eq!(failures(&status), [("", "InvalidKey"), (".", "InvalidKey"), ("..", "InvalidKey")]);
+    assert_eq!(counts(&status), (4, 0, 3));
+    let asked = ["/users/..%2Fadmin", "/users/a%2Cb", "/users/x%3Fy%3D1%23z", "/users/%C3%BC"];
+    assert_eq!(std::mem::take(&mut upstream.books().addresses), asked);
+
+    let status = run(&world, "batch", spec(&upstream, "/users?ids={ids}", &json!({}))).await;
+    assert_eq!(failures(&status), [("", "InvalidKey"), ("a,b", "InvalidKey")]);
+    assert_eq!(counts(&status), (5, 0, 2));
+    assert_eq!(upstream.books().addresses, ["/users?ids=.,..,..%2Fadmin,x%3Fy%3D1%23z,%C3%BC"]);
+    assert!(!operator.log().contains("%2F"));
+}
+
+#[tokio::test]
+async fn a_batch_is_asked_for_by_one_address() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(250, 0).await;
+    upstream.books().users.insert("7".to_owned(), Peculiar::Gone);
+    let (_operator, _) = world.all(&ALLOWED);
+    let batches = spec(&upstream, "/users?ids={ids}", &json!({}));
+    let status = run(&world, "batches", batches.clone()).await;
+    assert_eq!((counts(&status), upstream.requests()), ((249, 0, 1), 3));
+    assert_eq!(failures(&status), [("7", "NotReturned")]);
+
+    let long = upstream.rest(&format!("/users?x={}&ids={{ids}}", "x".repeat(900)));
+    let mut wide = batches;
+    wide["source"]["rest"]["endpoint"] = long.into();
+    wide["target"] = json!({"collection": "wide"});
+    let keys = (0..100).map(|number| doc! {"_id": format!("{number}{}", "y".repeat(200))});
+    world.database.collection::<Document>("wide").insert_many(keys).await.unwrap();
+    let status = run(&world, "wide", wide).await;
+    assert!(
+        ended(&status).0 == "InvalidSource" && ended(&status).1.contains("lower batchSize"),
+        "{:?}",
+        ended(&status)
+    );
+    assert_eq!(upstream.requests(), 3);
+}
+
+#[tokio::test]
+async fn pages_are_walked_by_number_by_cursor_and_by_link() {
+    let (world, upstream) = (World::new().await, Upstream::with_people(25).await);
+    let people = people(&world, &[3, 99]).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    let number = json!({"resultPath": "/users", "pagination": {"by": "Number"}});
+    let cursor = json!({"resultPath": "/users", "pagination": {"nextPath": "/next"}});
+    for (name, spec, requests, expected) in [
+        ("link", linked(&upstream, &json!({})), 3, (26, 0, 0)),
+        ("number", walk(&upstream, "/numbered?page={page}&n={first}", &number), 4, (0, 26, 0)),
+        ("cursor", walk(&upstream, "/after?after={after}&n={first}", &cursor), 3, (0, 26, 0)),
+    ] {
+        let status = run(&world, name, spec).await;
+        assert_eq!(counts(&status), expected, "{name}: {:?}", ended(&status));
+        let addresses = std::mem::take(&mut upstream.books().addresses);
+        assert_eq!(addresses.len(), requests, "{name}: {addresses:?}");
+    }
+    assert_eq!(people.count_documents(doc! {"profile.name": {"$exists": true}}).await.unwrap(), 25);
+    let known = people.find_one(doc! {"_id": 3}).await.unwrap().unwrap();
+    let profile = known.get_document("profile").unwrap();
+    assert_eq!((known.get_str("team").unwrap(), profile.get_str("name").unwrap()), ("blue", "User 3"));
+    assert_eq!(people.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_link_that_cannot_be_followed_is_not_taken_for_the_last_page() {
+    let (world, upstream, elsewhere) = (World::new().await, Upstream::with_people(25).await, Upstream::start().await);
+    let people = people(&world, &(0..30).collect::<Vec<_>>()).await;
+    let (operator, _) = world.all(&ALLOWED);
+    let mut deleting = linked(&upstream, &json!({"onMissing": "Delete"}));
+    deleting["backoffLimit"] = 0.into();
+    let other: &'static str = format!("<{}>; rel=\"next\"", elsewhere.rest("/linked?page=2")).leak();
+    for (name, link, why) in [
+        ("elsewhere", other, "leads to another scheme, host or port than source.rest.endpoint"),
+        ("broken", "<https://a.example/2; rel=next", "its header Link cannot be read"),
+    ] {
+        upstream.books().instead.push_back(Instead::Link(link));
+        let status = run(&world, name, deleting.clone()).await;
+        let [(reason, message)] = reasons(&status)[..] else { panic!("{:?}", reasons(&status)) };
+        assert!(reason == "BadAnswer" && message.contains(why) && !message.contains("page=2"), "{reason}: {message}");
+        assert_eq!(people.count_documents(doc! {}).await.unwrap(), 30, "{name}");
+    }
+    assert_eq!(elsewhere.requests(), 0);
+    assert!(!operator.log().contains("page=2"));
+    let status = run(&world, "right", deleting).await;
+    assert_eq!(counts(&status), (30, 0, 0), "{:?}", ended(&status));
+    assert_eq!(people.count_documents(doc! {}).await.unwrap(), 25);
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_ends_the_run_and_what_may_pass_does_not() {
+    let (world, upstream, elsewhere) = (World::new().await, Upstream::start().await, Upstream::start().await);
+    world.seed(3, 0).await;
+    secret(&world, "right", &[("token", "t-1")], "127.0.0.1").await;
+    let (operator, _) = world.all(&ALLOWED);
+    let batch = spec(&upstream, "/users?ids={ids}", &json!({}));
+    for (name, instead, message) in [
+        ("none", Instead::Status(404, vec![]), "the source refuses the request with 404: check source.rest.endpoint"),
+        (
+            "redirect",
+            Instead::Status(302, vec![("location", elsewhere.rest("/users"))]),
+            "the source answers with 302, a redirect, which is not followed: set source.rest.endpoint",
+        ),
+        (
+            "refused",
+            Instead::Status(401, vec![]),
+            "the source refuses with 401: check the token in source.rest.tokenSecretRef",
+        ),
+        ("long", Instead::Status(414, vec![]), "the keys of a batch make the address of a request too long"),
+    ] {
+        upstream.books().instead.push_back(instead);
+        let status = run(&world, name, batch.clone()).await;
+        let (reason, told) = ended(&status);
+        assert!(reason == "InvalidSource" && told.starts_with(message), "{name}: {reason}: {told}");
+    }
+    assert_eq!((upstream.requests(), elsewhere.requests()), (4, 0));
+
+    upstream.books().instead.push_back(Instead::Body(r#"[{"id": 0, "na"#.to_owned()));
+    upstream.books().instead.push_back(Instead::Body(r#"{"users": []}"#.to_owned()));
+    let status = run(&world, "cut", batch.clone()).await;
+    let told = [
+        ("BadAnswer", "the source's answer is no JSON"),
+        ("BadAnswer", "the source's answer cannot be used: it has no list at source.rest.resultPath"),
+    ];
+    assert_eq!((reasons(&status), counts(&status)), (told.to_vec(), (3, 0, 0)));
+
+    for code in [429, 403] {
+        upstream.books().instead.push_back(Instead::Status(code, vec![("retry-after", "1".to_owned())]));
+        let status = run(&world, &format!("rests-{code}"), batch.clone()).await;
+        assert_eq!((counts(&status), status.attempts), ((0, 3, 0), Some(0)));
+    }
+
+    upstream.books().token = Some("t-1".to_owned());
+    let mut with_token = batch;
+    with_token["source"]["rest"]["tokenSecretRef"] = json!({"name": "right", "key": "token"});
+    let status = run(&world, "let-in", with_token).await;
+    assert_eq!(counts(&status), (0, 3, 0), "{:?}", ended(&status));
+    assert!(!operator.log().contains(PRIVATE) && !operator.log().contains("ids="));
+}
+
+#[tokio::test]
+async fn a_walk_by_links_goes_on_after_its_worker_was_killed() {
+    let (world, upstream) = (World::new().await, Upstream::with_people(1000).await);
+    let people = people(&world, &[5000, 5001]).await;
+    upstream.books().delay = Duration::from_millis(50);
+    let lease = ["--lease-duration", "1s"];
+    let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
+    let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
+    apply_job(&world, "run", linked(&upstream, &json!({}))).await;
+    eventually("some of it is done", async || (upstream.requests() > 30).then_some(())).await;
+    first.kill();
+    let _second = world.operator("worker", &[&lease[..], &ALLOWED].concat());
+    let job = finished(&world, "run").await;
+    assert!(is_complete(&job));
+    assert_eq!(people.count_documents(doc! {"profile.name": {"$exists": true}}).await.unwrap(), 1000);
+    assert_eq!(people.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
+    let (updated, unchanged, failed) = counts(&job.status.unwrap());
+    assert_eq!((updated + unchanged, failed), (1002, 0));
+    assert!(upstream.requests() < 130, "it began again: {} requests for 100 pages", upstream.requests());
+}
