@@ -707,8 +707,14 @@ async fn every_example_of_the_docs_is_accepted_as_it_stands() {
     let world = World::new().await;
     let mut count = 0;
     let references = ["docs/reference/syncschedule.md", "docs/reference/syncjob.md", "docs/reference/syncalert.md"];
-    let guides =
-        ["README.md", "docs/quickstart.md", "docs/sources.md", "docs/guide/graphql.md", "docs/guide/alerts.md"];
+    let guides = [
+        "README.md",
+        "docs/quickstart.md",
+        "docs/sources.md",
+        "docs/guide/graphql.md",
+        "docs/guide/rest.md",
+        "docs/guide/alerts.md",
+    ];
     for page in guides.into_iter().chain(references) {
         for (kind, spec) in examples(page) {
             count += 1;

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use bson::{Document, doc};
+use kube::api::PostParams;
 use mongodb::Collection;
 use serde_json::{Value, json};
-use sync_operator::{api::syncjob::SyncJobStatus, domain::job::is_complete};
+use sync_operator::{
+    api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus},
+    domain::job::is_complete,
+};
 
 use crate::{
     operator::{apply_job, finished},
@@ -247,4 +251,40 @@ async fn a_walk_by_links_goes_on_after_its_worker_was_killed() {
     let (updated, unchanged, failed) = counts(&job.status.unwrap());
     assert_eq!((updated + unchanged, failed), (1002, 0));
     assert!(upstream.requests() < 130, "it began again: {} requests for 100 pages", upstream.requests());
+}
+
+#[tokio::test]
+async fn the_sample_and_the_guide_bring_what_the_server_has() {
+    let (world, upstream) = (World::new().await, Upstream::with_people(3).await);
+    upstream.books().token = Some("glpat-1".to_owned());
+    secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
+    let users = world.database.collection::<Document>("users");
+    let (_operator, _) = world.all(&ALLOWED);
+    let guide = std::fs::read_to_string("docs/guide/rest.md").unwrap();
+    let blocks = guide.split("```yaml").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
+    let sample = std::fs::read_to_string("manifests/samples/rest/users.yaml").unwrap();
+    let schedules = blocks.chain([sample]).filter_map(|text| serde_yaml_ng::from_str::<SyncSchedule>(&text).ok());
+    let schedules: Vec<_> = schedules.filter(|schedule| schedule.spec.job_template.spec.source.is_some()).collect();
+    assert_eq!(schedules.len(), 3);
+    for (at, schedule) in schedules.into_iter().enumerate() {
+        users.delete_many(doc! {}).await.unwrap();
+        users.insert_one(doc! {"_id": 7, "gitlabId": 1, "team": "blue"}).await.unwrap();
+        let mut spec = schedule.spec.job_template.spec;
+        if spec.target.key_field != "_id" {
+            let index =
+                doc! {"createIndexes": "users", "indexes": [{"key": {"gitlabId": 1}, "name": "a", "unique": true}]};
+            world.database.run_command(index).await.unwrap();
+        }
+        let source = spec.source.as_mut().unwrap().rest.as_mut().unwrap();
+        let is_walk = source.http.pagination.is_some();
+        assert!(source.endpoint.starts_with("https://gitlab.com/api/v4/"), "{}", source.endpoint);
+        source.endpoint = upstream.rest(if is_walk { "/linked?n={first}" } else { "/users/{id}" });
+        let name = format!("run-{at}");
+        world.jobs().create(&PostParams::default(), &SyncJob::new(&name, spec)).await.unwrap();
+        let status = finished(&world, &name).await.status.unwrap();
+        assert_eq!(counts(&status), (if is_walk { 3 } else { 1 }, 0, 0), "{name}: {:?}", ended(&status));
+        let found = users.find_one(doc! {"gitlabId": 1}).await.unwrap().unwrap();
+        let of = |field| found.get_str(field).unwrap();
+        assert_eq!((of("username"), of("team")), ("user1", "blue"), "{name}");
+    }
 }
