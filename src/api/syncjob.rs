@@ -133,7 +133,7 @@ pub struct SyncJobSpec {
 
     /// Where to fetch what the documents should be. Without it, a run only stamps `target.lastSyncedField`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<Source>,
+    pub source: Option<Box<Source>>,
 
     /// What of a result of the source goes into which field of its document. Nothing else is written but
     /// `target.lastSyncedField`.

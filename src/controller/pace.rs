@@ -19,6 +19,9 @@ const RESERVED: u32 = 5;
 /// A run that was only just seen may be over in a moment: its first status waits so long, and then has more to tell.
 const SETTLE: Duration = Duration::from_millis(500);
 
+/// How long the watch may take to tell of a write. A write that was given up on its way may never be told of.
+const LAG: Duration = Duration::from_secs(5);
+
 /// Changes of state that wait for their turn at a time. Each keeps a reconciliation open, and those are needed for runs
 /// that are due.
 const LINE: usize = 64;
@@ -43,11 +46,13 @@ pub(super) struct Pace {
 struct Mark {
     seen: Instant,
     written: Option<Instant>,
+    /// The resource version that the last write replaced, and since when.
+    replaced: Option<(String, Instant)>,
 }
 
 impl Mark {
     fn new() -> Self {
-        Self { seen: Instant::now(), written: None }
+        Self { seen: Instant::now(), written: None, replaced: None }
     }
 }
 
@@ -103,8 +108,31 @@ impl Pace {
         None
     }
 
-    pub fn wrote(&self, uid: &str) {
-        lock(&self.marks).entry(uid.to_owned()).or_insert_with(Mark::new).written = Some(Instant::now());
+    /// Notes that a write is about to replace this resource version. To be told before it is sent: the watch may tell of it
+    /// before its answer comes.
+    pub fn writes(&self, uid: &str, replaced: Option<String>) {
+        lock(&self.marks).entry(uid.to_owned()).or_insert_with(Mark::new).replaced =
+            replaced.map(|version| (version, Instant::now()));
+    }
+
+    /// Notes what became of it.
+    pub fn wrote(&self, uid: &str, succeeded: bool) {
+        // There is none when the SyncJob has ended with this write, and the watch was faster.
+        let mut marks = lock(&self.marks);
+        match marks.get_mut(uid) {
+            Some(mark) if succeeded => mark.written = Some(Instant::now()),
+            Some(mark) => mark.replaced = None,
+            None => {}
+        }
+    }
+
+    /// How long to wait at most for the watch to tell of the last write, when this is the SyncJob as it was before: a write on
+    /// top of it would be refused. `None`: it is not.
+    pub fn behind(&self, uid: &str, version: Option<&str>, now: Instant) -> Option<Duration> {
+        let marks = lock(&self.marks);
+        let (replaced, since) = marks.get(uid)?.replaced.as_ref()?;
+        LAG.checked_sub(now.saturating_duration_since(*since))
+            .filter(|wait| !wait.is_zero() && version == Some(replaced))
     }
 
     pub fn forget(&self, uid: &str) {
@@ -128,7 +156,8 @@ mod tests {
     fn progress_of_one_job_waits_for_the_interval() {
         let pace = pace(Duration::from_secs(60), 1000);
         assert_eq!(pace.progress("a"), None);
-        pace.wrote("a");
+        pace.writes("a", None);
+        pace.wrote("a", true);
         assert!(pace.progress("a").unwrap() > Duration::from_secs(50));
         assert_eq!(pace.progress("b"), None);
         pace.forget("a");
@@ -142,8 +171,30 @@ mod tests {
         assert!(wait <= SETTLE);
         tokio::time::sleep(wait).await;
         assert_eq!(pace.first("a"), None);
-        pace.wrote("b");
+        pace.writes("b", None);
+        pace.wrote("b", true);
         assert_eq!(pace.first("b"), None, "another reason was found to write it");
+    }
+
+    #[test]
+    fn a_job_is_behind_until_the_watch_tells_of_the_last_write() {
+        let pace = pace(Duration::ZERO, 10);
+        let now = Instant::now();
+        let behind = |uid, version| pace.behind(uid, version, now).is_some();
+        assert!(!behind("a", Some("7")));
+        pace.writes("a", Some("7".to_owned()));
+        pace.wrote("a", true);
+        assert!(behind("a", Some("7")));
+        assert!(!behind("a", Some("8")) && !behind("b", Some("7")) && !behind("a", None));
+        let later = Instant::now() + LAG;
+        assert!(pace.behind("a", Some("7"), later).is_none(), "it may never be told of");
+        pace.writes("a", Some("8".to_owned()));
+        pace.wrote("a", false);
+        assert!(!behind("a", Some("8")), "a write that failed replaced nothing");
+        pace.writes("b", Some("7".to_owned()));
+        pace.forget("b");
+        pace.wrote("b", true);
+        assert!(lock(&pace.marks).get("b").is_none(), "nothing stays of one that has ended");
     }
 
     #[tokio::test]

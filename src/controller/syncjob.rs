@@ -8,6 +8,7 @@ use kube::{
     api::{DeleteParams, PostParams, Preconditions},
     runtime::controller::Action,
 };
+use tokio::time::Instant;
 
 use super::{Context, Error, trace};
 use crate::{
@@ -57,6 +58,9 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     // Status.
     if job.status.as_ref() == Some(&plan.status) {
         return Ok(Action::await_change());
+    }
+    if let Some(wait) = context.pace.behind(&uid, job.metadata.resource_version.as_deref(), Instant::now()) {
+        return Ok(Action::requeue(wait));
     }
     if context
         .cluster
@@ -186,14 +190,13 @@ async fn write_status(
     // Carries the resource version it was decided on, so an old decision is refused.
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
     let (action, name, params) = ("write a SyncJob's status", job.name_any(), PostParams::default());
+    context.pace.writes(uid, job.resource_version());
     let written = context.write_now(turn, action, jobs.replace_status(&name, &params, &next)).await;
+    context.pace.wrote(uid, written.is_ok());
     metrics::status_written("SyncJob", written.is_ok());
     written?;
     if ended {
         note_end(&next);
-        context.pace.forget(uid);
-    } else {
-        context.pace.wrote(uid);
     }
     Ok(())
 }

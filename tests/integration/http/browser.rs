@@ -142,11 +142,7 @@ impl Chromium {
         if self.script("return !window.axe").await == json!(true) {
             self.script(&fs::read_to_string(variable("AXE")).unwrap()).await;
         }
-        let only = if rules.is_empty() {
-            json!({})
-        } else {
-            json!({"type": "rule", "values": rules})
-        };
+        let only = if rules.is_empty() { json!({}) } else { json!({"type": "rule", "values": rules}) };
         let script = "const [only, done] = arguments; \
             axe.run({resultTypes: ['violations'], ...(only.type && {runOnly: only})}).then(({violations}) => \
             done(violations.map(({help, nodes}) => [help, ...nodes.map(({html, failureSummary}) => html + failureSummary)])))";
