@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use super::*;
 use crate::api::syncschedule::{RunResult, Skip};
 use proptest::prelude::*;
@@ -456,7 +458,7 @@ proptest! {
         prop_assert_eq!(world.kept.alerts.len(), 1, "nothing is left over");
 
         let mut told: HashMap<String, (Option<i64>, bool)> = HashMap::new();
-        let mut doubles: HashMap<&str, u32> = HashMap::new();
+        let (mut doubles, mut doubled) = (HashMap::<&str, usize>::new(), HashSet::new());
         for (now, _, what) in &world.arrived {
             let (kind, alert) = what.split_once(' ').unwrap();
             let (last, is_over) = told.entry(alert.to_owned()).or_default();
@@ -467,12 +469,16 @@ proptest! {
                 prop_assert!(last.is_some() || crashes > 0, "over before it was told: {what}");
                 std::mem::replace(is_over, true)
             };
-            *doubles.entry(what).or_default() += u32::from(is_double);
+            if is_double {
+                *doubles.entry(what).or_default() += 1;
+                doubled.insert(*now);
+            }
         }
         let open = format!("s0 RunFailed {}", world.kept.alerts[0].occurrence);
         let unended: Vec<_> = told.iter().filter(|(alert, (_, is_over))| !is_over && **alert != open).collect();
         prop_assert!(unended.is_empty(), "never heard that it is over: {unended:?}");
         // A message that a crash doubles may tell of several things.
+        prop_assert!(doubled.len() <= crashes, "doubled at {doubled:?} after {crashes} crashes: {:?}", world.arrived);
         let too_often: Vec<_> = doubles.iter().filter(|(_, doubles)| **doubles > crashes).collect();
         prop_assert!(too_often.is_empty(), "{too_often:?} doubles after {crashes} crashes: {:?}", world.arrived);
     }
