@@ -1,20 +1,15 @@
 //! Runs that fetch what documents should be from a REST server.
 
-use std::time::Duration;
-
 use bson::{Document, doc};
 use kube::api::PostParams;
 use mongodb::Collection;
 use serde_json::{Value, json};
-use sync_operator::{
-    api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus},
-    domain::job::is_complete,
-};
+use sync_operator::api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus};
 
 use crate::{
-    operator::{apply_job, finished},
-    sources::{ALLOWED, counts, ended, failures, run, secret},
-    support::{World, eventually},
+    operator::finished,
+    sources::{ALLOWED, counts, ended, failures, run, secret, without_its_worker},
+    support::World,
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
@@ -236,19 +231,10 @@ async fn what_the_server_refuses_ends_the_run_and_what_may_pass_does_not() {
 async fn a_walk_by_links_goes_on_after_its_worker_was_killed() {
     let (world, upstream) = (World::new().await, Upstream::with_people(1000).await);
     let people = people(&world, &[5000, 5001]).await;
-    upstream.books().delay = Duration::from_millis(50);
-    let lease = ["--lease-duration", "1s"];
-    let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
-    let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
-    apply_job(&world, "run", linked(&upstream, &json!({}))).await;
-    eventually("some of it is done", async || (upstream.requests() > 30).then_some(())).await;
-    first.kill();
-    let _second = world.operator("worker", &[&lease[..], &ALLOWED].concat());
-    let job = finished(&world, "run").await;
-    assert!(is_complete(&job));
+    let status = without_its_worker(&world, &upstream, linked(&upstream, &json!({})), || {}).await;
     assert_eq!(people.count_documents(doc! {"profile.name": {"$exists": true}}).await.unwrap(), 1000);
     assert_eq!(people.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
-    let (updated, unchanged, failed) = counts(&job.status.unwrap());
+    let (updated, unchanged, failed) = counts(&status);
     assert_eq!((updated + unchanged, failed), (1002, 0));
     assert!(upstream.requests() < 130, "it began again: {} requests for 100 pages", upstream.requests());
 }

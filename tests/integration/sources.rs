@@ -558,26 +558,39 @@ async fn documents_are_not_made_where_they_could_be_made_twice() {
     assert_eq!(upstream.requests(), 0);
 }
 
+/// Kills the worker of a run when some of it is done. What becomes of the run when another one goes on with it, after
+/// `meanwhile`.
+pub async fn without_its_worker(
+    world: &World,
+    upstream: &Upstream,
+    spec: Value,
+    meanwhile: impl FnOnce(),
+) -> SyncJobStatus {
+    upstream.books().delay = Duration::from_millis(50);
+    let lease = ["--lease-duration", "1s"];
+    let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
+    let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
+    apply_job(world, "run", spec).await;
+    eventually("some of it is done", async || (upstream.requests() > 30).then_some(())).await;
+    first.kill();
+    meanwhile();
+    let _second = world.operator("worker", &[&lease[..], &ALLOWED].concat());
+    let job = finished(world, "run").await;
+    assert!(is_complete(&job));
+    job.status.unwrap()
+}
+
 #[tokio::test]
 async fn a_walk_through_pages_goes_on_after_its_worker_was_killed() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     let projects = projects(&world, &[5000, 5001]).await;
     upstream.books().projects = (1..=1000).collect();
-    upstream.books().delay = Duration::from_millis(50);
-    let lease = ["--lease-duration", "1s"];
-    let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
-    let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
     let mut slow = group(&world, &upstream).await;
     slow["batchSize"] = 10.into();
-    apply_job(&world, "run", slow).await;
-    eventually("some of it is done", async || (upstream.requests() > 30).then_some(())).await;
-    first.kill();
-    let _second = world.operator("worker", &[&lease[..], &ALLOWED].concat());
-    let job = finished(&world, "run").await;
-    assert!(is_complete(&job));
+    let status = without_its_worker(&world, &upstream, slow, || {}).await;
     assert_eq!(projects.count_documents(doc! {"name": {"$exists": true}}).await.unwrap(), 1000);
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
-    let (updated, unchanged, failed) = counts(&job.status.unwrap());
+    let (updated, unchanged, failed) = counts(&status);
     assert_eq!((updated + unchanged, failed), (1002, 0));
     assert!(upstream.requests() < 130, "it began again: {} requests for 100 pages", upstream.requests());
 }
@@ -586,21 +599,11 @@ async fn a_walk_through_pages_goes_on_after_its_worker_was_killed() {
 async fn a_killed_workers_run_goes_on_elsewhere_and_every_document_is_right_in_the_end() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     world.seed(1000, 0).await;
-    upstream.books().delay = Duration::from_millis(50);
-    let lease = ["--lease-duration", "1s"];
-    let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
-    let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
     let mut slow = spec(&upstream);
     slow["batchSize"] = 10.into();
     slow["parallelism"] = 2.into();
-    apply_job(&world, "run", slow).await;
-    eventually("some of it is done", async || (upstream.requests() > 30).then_some(())).await;
-    first.kill();
-    upstream.books().users.insert("999".to_owned(), Peculiar::Named("Last".to_owned()));
-    let _second = world.operator("worker", &[&lease[..], &ALLOWED].concat());
-    let job = finished(&world, "run").await;
-    assert!(is_complete(&job));
-    let status = job.status.unwrap();
+    let rename = || drop(upstream.books().users.insert("999".to_owned(), Peculiar::Named("Last".to_owned())));
+    let status = without_its_worker(&world, &upstream, slow, rename).await;
     let (updated, unchanged, failed) = counts(&status);
     assert_eq!((updated + unchanged, failed, status.attempts), (1000, 0, Some(0)));
     assert_eq!(world.count(doc! {"origin": "gitlab", "lastSynced": {"$exists": true}}).await, 1000);
