@@ -35,6 +35,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
 const READ_AHEAD: usize = 8;
 /// How long batches in flight may take after a recall. Doing them again later does no harm.
 const LAST_BATCHES: Duration = Duration::from_secs(5);
+/// Documents that a source is asked about before it is believed that it has nothing for any of them.
+const PROBED: usize = 1000;
 
 pub(super) struct Attempt {
     pub uid: String,
@@ -169,6 +171,15 @@ impl Attempt {
         queue: &Queue,
         recalled: &CancellationToken,
     ) -> Option<End> {
+        if let Some(source) = source
+            && self.target.removes_missing()
+        {
+            match recalled.run_until_cancelled(self.check_source(source)).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Some(ended(&error)),
+                None => return Some(End::Released),
+            }
+        }
         let (target, type_, trace) = (self.target.clone(), self.type_, self.trace);
         let parallelism = self.spec.parallelism;
         let (turns, writes) = (Semaphore::new(parallelism), Semaphore::new(parallelism));
@@ -198,6 +209,37 @@ impl Attempt {
             })
             .buffered(parallelism + parallelism.min(READ_AHEAD));
         self.follow(stamped, queue, recalled).await
+    }
+
+    /// Makes sure that the source has something for one of the documents: at a wrong address, or where a right is missing,
+    /// it has nothing for any, and all would be taken for gone.
+    async fn check_source(&self, source: &Fetch) -> Result<(), Error> {
+        let known = self.target.known();
+        let mut batches = pin!(known.batches(None));
+        let mut keys = Vec::new();
+        while keys.len() < PROBED
+            && let Some(batch) = batches.next().await
+        {
+            keys.extend(batch?.keys().cloned());
+        }
+        keys.truncate(PROBED);
+        let (mut rest, mut size, mut missing) = (keys.as_slice(), 1, 0);
+        while !rest.is_empty() {
+            let (some, later) = rest.split_at(size.min(rest.len()));
+            let (found, _) = source.fetch(some.to_vec()).await?;
+            if found.iter().any(|found| matches!(found, Found::Result(_))) {
+                return Ok(());
+            }
+            missing += found.iter().filter(|found| **found == Found::Missing).count();
+            (rest, size) = (later, size * 2);
+        }
+        if missing == 0 {
+            return Ok(());
+        }
+        Err(empty_source(format!(
+            "the source has nothing for any of {} documents, so none is taken to be missing in it",
+            keys.len()
+        )))
     }
 
     /// Walks the source's pages, and then the documents that were on none of them.
@@ -233,10 +275,8 @@ impl Attempt {
         }
         let paging = self.checkpoint.paging.clone().unwrap_or_default();
         if paging.results == 0 {
-            return Some(ended(&Error::Attempt {
-                reason: "EmptySource",
-                message: "the source lists nothing at all, so nothing is taken to be missing in it".to_owned(),
-            }));
+            let message = "the source lists nothing at all, so nothing is taken to be missing in it";
+            return Some(ended(&empty_source(message.to_owned())));
         }
         if paging.failed > MAX_FAILURES as u64 {
             self.checkpoint.paging = Some(Paging { is_unsure: true, ..paging });
@@ -360,6 +400,10 @@ fn end_batch(mut span: Span, written: &Result<Stamped, Error>) {
         Err(error) => span.fail(&error.outcome().reason),
     }
     span.end();
+}
+
+fn empty_source(message: String) -> Error {
+    Error::Attempt { reason: "EmptySource", message }
 }
 
 pub(super) fn ended(error: &Error) -> End {

@@ -65,16 +65,58 @@ async fn users_are_asked_for_by_their_addresses_and_404_is_one_that_is_missing()
         ("Mark", (1, 39, 0), 1, 40),
         ("Delete", (1, 39, 0), 0, 39),
     ] {
+        // Whether the source has anything at all is asked before.
+        let asked = if expected.0 == 1 { 41 } else { 40 };
         let each = json!({"batching": "PerUser", "onMissing": on_missing});
         let status = run(&world, &on_missing.to_lowercase(), spec(&upstream, "/users/{id}", &each)).await;
         assert_eq!(counts(&status), expected, "{on_missing}: {:?}", ended(&status));
         assert_eq!((world.count(gone.clone()).await, world.count(doc! {}).await), (marked, left), "{on_missing}");
-        assert_eq!(std::mem::take(&mut upstream.books().addresses).len(), 40, "{on_missing}");
+        assert_eq!(std::mem::take(&mut upstream.books().addresses).len(), asked, "{on_missing}");
         let told = if on_missing == "Fail" { vec![("3", "NotReturned")] } else { vec![] };
         assert_eq!(failures(&status), told);
     }
     assert_eq!(upstream.books().headers["accept"], "application/json");
     assert!(!operator.log().contains(PRIVATE) && !operator.log().contains("/users/"));
+}
+
+#[tokio::test]
+async fn a_source_that_has_nothing_at_all_removes_nothing() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    world.seed(20, 0).await;
+    let (_operator, _) = world.all(&ALLOWED);
+    let users = |path, on_missing: &str, sync_type: &str| {
+        let each = json!({"batching": "PerUser", "onMissing": on_missing, "missingField": "gone"});
+        let mut spec = spec(&upstream, path, &each);
+        spec.as_object_mut()
+            .unwrap()
+            .extend(json!({"syncType": sync_type, "backoffLimit": 0}).as_object().unwrap().clone());
+        if on_missing == "Delete" {
+            spec["source"]["rest"].as_object_mut().unwrap().remove("missingField");
+        }
+        spec
+    };
+    for (on_missing, sync_type) in [("Mark", "Full"), ("Delete", "Full"), ("Delete", "Incremental")] {
+        let name = format!("{on_missing}-{sync_type}").to_lowercase();
+        let status = run(&world, &name, users("/nobody/{id}", on_missing, sync_type)).await;
+        assert_eq!(reasons(&status)[0].0, "EmptySource", "{name}: {:?}", ended(&status));
+        assert!(reasons(&status)[0].1.contains("for any of 20 documents"), "{:?}", reasons(&status));
+        assert_eq!(world.count(doc! {"gone": {"$exists": false}}).await, 20, "{name}");
+    }
+
+    // With one document that it has, the others are missing, however often the run is repeated.
+    let others = (0..19).map(|id| (id.to_string(), Peculiar::Gone));
+    upstream.books().users.extend(others);
+    for (name, left, expected) in [("first", 1, (20, 0, 0)), ("second", 1, (0, 20, 0))] {
+        let status = run(&world, name, users("/users/{id}", "Mark", "Full")).await;
+        assert_eq!(counts(&status), expected, "{name}: {:?}", ended(&status));
+        assert_eq!(world.count(doc! {"gone": {"$exists": false}}).await, left, "{name}");
+    }
+    // An Incremental run that only finds documents that are gone, asks about one of the others.
+    let users_in = world.database.collection::<Document>("users");
+    users_in.update_many(doc! {"_id": {"$ne": 19}}, doc! {"$unset": {"lastSynced": ""}}).await.unwrap();
+    let status = run(&world, "incremental", users("/users/{id}", "Delete", "Incremental")).await;
+    assert_eq!(counts(&status), (19, 0, 0), "{:?}", ended(&status));
+    assert_eq!(world.count(doc! {}).await, 1);
 }
 
 #[tokio::test]

@@ -72,6 +72,21 @@ impl Target {
         Self { selection: both(self.selection.clone(), untouched), ..self.clone() }
     }
 
+    /// All documents that the source is thought to know, also those that an Incremental run leaves out.
+    #[must_use]
+    pub fn known(&self) -> Self {
+        let selection = match &self.missing {
+            Missing::Mark(field) => both(self.filter.clone(), doc! {field: {"$exists": false}}),
+            _ => self.filter.clone(),
+        };
+        Self { selection, ..self.clone() }
+    }
+
+    /// True when documents that the source has nothing for are changed or deleted.
+    pub fn removes_missing(&self) -> bool {
+        matches!(self.missing, Missing::Mark(_) | Missing::Delete)
+    }
+
     /// True when nothing becomes of documents that the source has nothing for.
     pub fn ignores_missing(&self) -> bool {
         self.missing == Missing::Ignore

@@ -55,7 +55,9 @@ pub struct Target {
     collection: Collection<RawDocumentBuf>,
     key: String,
     stamp_field: String,
-    /// Documents the run has to handle, those it handled already included.
+    /// The documents that the spec is about.
+    filter: Document,
+    /// Those of them that the run has to handle, those it handled already included.
     selection: Document,
     /// Time the run started: what is stamped.
     stamp: DateTime,
@@ -201,7 +203,8 @@ impl Databases {
             database,
             key: spec.key_field.clone(),
             stamp_field: spec.last_synced_field.clone(),
-            selection: selection(filter, spec, DateTime::from_millis(started.as_millisecond())),
+            selection: selection(filter.clone(), spec, DateTime::from_millis(started.as_millisecond())),
+            filter,
             stamp: DateTime::from_millis(started.as_millisecond()),
             batch_size: spec.batch_size,
             mapping: spec.source.as_ref().map(|_| spec.mapping.clone()),
@@ -524,6 +527,11 @@ impl Batch {
     #[must_use]
     pub fn due(&self) -> Vec<&Bson> {
         self.due_documents().map(|read| &read.key).collect()
+    }
+
+    /// Keys of all its documents.
+    pub fn keys(&self) -> impl Iterator<Item = &Bson> {
+        self.documents.iter().map(|read| &read.key)
     }
 
     fn cursor(&self) -> Option<Value> {
