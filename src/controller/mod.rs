@@ -3,6 +3,7 @@
 //! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
 
 mod leader;
+mod line;
 mod news;
 mod pace;
 mod syncalert;
@@ -39,13 +40,13 @@ use crate::{
     telemetry::{REDIS, events::Events, metrics},
 };
 use leader::Elector;
+use line::{Line, Place, Writer};
 use news::News;
 use pace::Pace;
 
 pub use leader::{Leadership, Settings as Election};
 
-/// Objects reconciled at a time, for each kind. More than requests are sent at a time, since those that start a run wait here
-/// for their turn; of those that report, only a few do ([`Pace::turn`]). What does not find a place here costs less memory.
+/// Objects reconciled at a time, for each kind. More than there are places in both lines ([`Line`]).
 const CONCURRENCY: u16 = 256;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
@@ -86,6 +87,10 @@ struct Context {
     news: News,
     queue_available: watch::Receiver<bool>,
     pace: Pace,
+    /// Schedules that have a run to start.
+    starts: Line,
+    /// All that have something to report.
+    reports: Line,
     made: syncschedule::Made,
     outbox: syncalert::Outbox,
     courier: Courier,
@@ -118,10 +123,15 @@ impl Context {
     }
 
     /// Waits until a status may be written that starts no run. Look again after it: what happened meanwhile can be told
-    /// in the same write. When too many wait, says how long to stay away.
-    async fn report_turn(&self) -> Result<Turn<'_>, Duration> {
-        let _place = self.pace.turn().await?;
-        Ok(self.cluster.turn(Lane::Reports).await)
+    /// in the same write. `None` when others come first: `who` is reconciled again when it is its turn. `place`: what
+    /// [`Line::kept`] said in this reconciliation.
+    async fn report_turn(&self, who: Writer, place: Option<Place>) -> Option<Turn<'_>> {
+        let _place = match place {
+            Some(place) => place,
+            None => self.reports.enter(who)?,
+        };
+        self.pace.turn().await;
+        Some(self.cluster.turn(Lane::Reports).await)
     }
 
     fn tell<K: Resource<DynamicType = ()>>(&self, object: &K, notes: Vec<Note>) {
@@ -179,12 +189,16 @@ pub async fn run(
     let mut events =
         pin!(waiting.send(Events::new(client.clone(), &settings.instance), cluster.clone(), leadership.clone()));
     let (outbox, delivered) = syncalert::Outbox::new();
+    let (starts, call_starts, due) = Line::new();
+    let (reports, call_reports, heard) = Line::new();
     let context = Arc::new(Context {
         cluster: cluster.clone(),
         queue: queue.clone(),
         news,
         queue_available: queue_available.clone(),
         pace: Pace::new(settings.status_interval, settings.status_writes_per_second),
+        starts,
+        reports,
         made: syncschedule::Made::default(),
         outbox,
         courier: Courier::new(client, settings.egress),
@@ -201,6 +215,7 @@ pub async fn run(
 
     let schedules = Controller::for_shared_stream(feeds.schedules, cluster.schedules.clone())
         .reconcile_on(UnboundedReceiverStream::new(feeds.owners))
+        .reconcile_on(stream::select(due.schedules, heard.schedules))
         .reconcile_all_on(upset())
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
@@ -212,6 +227,7 @@ pub async fn run(
         .for_each(|result| async move { tracing::trace!(?result, "schedule reconciled") });
     let jobs = Controller::for_shared_stream(feeds.jobs, cluster.jobs.clone())
         .reconcile_on(changes(&cluster, &queue))
+        .reconcile_on(heard.jobs)
         .reconcile_on(unfinished(&cluster, settings.resync, &context))
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
@@ -225,6 +241,7 @@ pub async fn run(
     let alerts = Controller::for_shared_stream(feeds.alerts, cluster.alerts.clone())
         .reconcile_on(UnboundedReceiverStream::new(feeds.watching))
         .reconcile_on(UnboundedReceiverStream::new(delivered))
+        .reconcile_on(heard.alerts)
         .reconcile_all_on(upset())
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
@@ -240,6 +257,8 @@ pub async fn run(
         ((), (), ()) = async { tokio::join!(schedules, jobs, alerts) } => {}
         () = elector.run() => {}
         () = watches => {}
+        () = call_starts.call() => {}
+        () = call_reports.call() => {}
         () = &mut events => {}
         () = ask_for_signs_of_life(&queue, &availability) => {}
         () = sweep(&context, settings.resync) => {}

@@ -8,10 +8,7 @@ use std::{
 };
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock};
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 /// Writes of progress leave this share of the limit, one in so many, to changes of state.
 const RESERVED: u32 = 5;
@@ -22,12 +19,6 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// How long the watch may take to tell of a write. A write that was given up on its way may never be told of.
 const LAG: Duration = Duration::from_secs(5);
 
-/// Changes of state that wait for their turn at a time. Each keeps a reconciliation open, and those are needed for runs
-/// that are due.
-const LINE: usize = 64;
-/// How long to stay away when the line is full, at least and at most.
-const STAY_AWAY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-
 /// Decides when a status may be written. A change of state waits for its turn; progress is put off, because a
 /// newer one replaces it.
 pub(super) struct Pace {
@@ -37,10 +28,6 @@ pub(super) struct Pace {
     marks: Mutex<HashMap<String, Mark>>,
     all: DefaultDirectRateLimiter,
     progress: DefaultDirectRateLimiter,
-    line: Semaphore,
-    /// When the last one that was sent away is to come again.
-    last: Mutex<Instant>,
-    spacing: Duration,
 }
 
 struct Mark {
@@ -64,25 +51,12 @@ impl Pace {
             marks: Mutex::default(),
             all: RateLimiter::direct(Quota::per_second(per_second)),
             progress: RateLimiter::direct(Quota::per_second(progress)),
-            line: Semaphore::new(LINE),
-            last: Mutex::new(Instant::now()),
-            spacing: Duration::from_secs(1) / per_second.get(),
         }
     }
 
-    /// Waits until a change of state may be written. Keep the place until it can be sent. When too many wait, says how
-    /// long to stay away: those that are sent away come again one after the other.
-    pub async fn turn(&self) -> Result<SemaphorePermit<'_>, Duration> {
-        let place = self.line.try_acquire().map_err(|_| self.stay_away(Instant::now()))?;
+    /// Waits until a change of state may be written.
+    pub async fn turn(&self) {
         self.all.until_ready().await;
-        Ok(place)
-    }
-
-    fn stay_away(&self, now: Instant) -> Duration {
-        let (least, most) = STAY_AWAY;
-        let mut before = lock(&self.last);
-        *before = (*before).clamp(now + least, now + most) + self.spacing;
-        before.duration_since(now)
     }
 
     /// How long the first status of a SyncJob has to wait. `None`: it may be written now, or was already.
@@ -195,18 +169,6 @@ mod tests {
         pace.forget("b");
         pace.wrote("b", true);
         assert!(lock(&pace.marks).get("b").is_none(), "nothing stays of one that has ended");
-    }
-
-    #[tokio::test]
-    async fn those_that_find_a_long_line_come_again_one_after_the_other_and_soon() {
-        let pace = pace(Duration::ZERO, 100);
-        let line: Vec<_> = (0..LINE).map(|_| pace.line.try_acquire().unwrap()).collect();
-        assert!(pace.turn().await.is_err());
-        let now = Instant::now() + Duration::from_secs(60);
-        let waits: Vec<_> = (0..2000).map(|_| pace.stay_away(now).as_millis()).collect();
-        assert_eq!((&waits[..3], waits.iter().max()), (&[260, 270, 280][..], Some(&10_010)));
-        drop(line);
-        assert!(pace.turn().await.is_ok());
     }
 
     #[tokio::test]

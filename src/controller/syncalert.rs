@@ -14,7 +14,7 @@ use kube::{
 };
 use tokio::{select, sync::mpsc, time::Instant};
 
-use super::{AFTER_ERROR, Context, Error};
+use super::{AFTER_ERROR, Context, Error, line::Writer};
 use crate::{
     alerts::check_template,
     api::{SyncAlert, SyncAlertStatus},
@@ -36,6 +36,8 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
     if let Some(wait) = context.outbox.too_early(&uid) {
         return Ok(Action::requeue(wait));
     }
+    let who = Writer::Alert(ObjectRef::from_obj(&*alert));
+    let place = context.reports.kept(&who);
     // Observe. Without Redis, what this process remembers and the status are what there is.
     let kept = context.queue.kept_alert(&uid).await;
     let is_redis_away = kept.is_err();
@@ -52,15 +54,13 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
     let bounded = alert::bounded(status);
     let is_same =
         |written: &SyncAlertStatus| *written == SyncAlertStatus { revision: written.revision, ..bounded.clone() };
-    let mut later = None;
-    if !alert.status.as_ref().is_some_and(is_same) {
-        match context.report_turn().await {
-            Ok(turn) => write_status(&alert, bounded, &turn, &context).await?,
-            Err(wait) => later = Some(wait),
-        }
+    if !alert.status.as_ref().is_some_and(is_same)
+        && let Some(turn) = context.report_turn(who, place).await
+    {
+        write_status(&alert, bounded, &turn, &context).await?;
     }
     let retry = (!is_kept).then_some(AFTER_ERROR);
-    Ok(requeue.into_iter().chain(retry).chain(later).min().map_or_else(Action::await_change, Action::requeue))
+    Ok(requeue.into_iter().chain(retry).min().map_or_else(Action::await_change, Action::requeue))
 }
 
 /// Decides on the newest of what is kept. No waiting in here: what has ended is taken and noted at once.

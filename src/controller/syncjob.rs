@@ -6,11 +6,15 @@ use jiff::Timestamp;
 use kube::{
     ResourceExt,
     api::{DeleteParams, PostParams, Preconditions},
-    runtime::controller::Action,
+    runtime::{controller::Action, reflector::ObjectRef},
 };
 use tokio::time::Instant;
 
-use super::{Context, Error, trace};
+use super::{
+    Context, Error,
+    line::{Place, Writer},
+    trace,
+};
 use crate::{
     api::conditions::{self, reasons},
     api::{SyncJob, SyncJobStatus},
@@ -39,14 +43,16 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         context.pace.forget(&uid);
         return expire(&job, &context, now).await;
     }
+    let who = Writer::Job(ObjectRef::from_obj(&*job));
+    let place = context.reports.kept(&who);
     let plan = match look(&job, &uid, &context, now).await {
         Ok(plan) => plan,
-        Err(error) => return wait_for_queue(&job, &uid, &error, &context, now).await,
+        Err(error) => return wait_for_queue(&job, &uid, &error, place, &context, now).await,
     };
     // Act.
     if plan.enqueue {
         return match enqueue(&job, &uid, &context).await {
-            Err(Error::Queue(error)) => wait_for_queue(&job, &uid, &error, &context, now).await,
+            Err(Error::Queue(error)) => wait_for_queue(&job, &uid, &error, place, &context, now).await,
             enqueued => enqueued.map(|()| Action::await_change()),
         };
     }
@@ -78,10 +84,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         }
         (plan, context.cluster.turn(Lane::Reports).await)
     } else {
-        let turn = match context.report_turn().await {
-            Ok(turn) => turn,
-            Err(later) => return Ok(Action::requeue(later)),
-        };
+        let Some(turn) = context.report_turn(who, place).await else { return Ok(Action::await_change()) };
         (look(&job, &uid, &context, Timestamp::now()).await?, turn)
     };
     if plan.enqueue {
@@ -105,17 +108,17 @@ async fn wait_for_queue(
     job: &SyncJob,
     uid: &str,
     error: &queue::Error,
+    place: Option<Place>,
     context: &Context,
     now: Timestamp,
 ) -> Result<Action, Error> {
     tracing::debug!(uid, %error, "nothing is known of the run");
     let (reason, message) = unknown(error);
     let status = job::unknown(job, reason, &message, now);
-    if job.status.as_ref() != Some(&status) {
-        let turn = match context.report_turn().await {
-            Ok(turn) => turn,
-            Err(later) => return Ok(Action::requeue(later)),
-        };
+    let who = Writer::Job(ObjectRef::from_obj(job));
+    if job.status.as_ref() != Some(&status)
+        && let Some(turn) = context.report_turn(who, place).await
+    {
         write_status(job, uid, status, &turn, context).await?;
     }
     Ok(Action::requeue(QUEUE_AWAY))

@@ -15,7 +15,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{Context, Error};
+use super::{Context, Error, line::Writer};
 use crate::{
     api::{REPLACED_BY_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus, syncschedule::ActiveRun},
     cluster::{self, Lane, Turn},
@@ -30,25 +30,33 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     if schedule.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
+    let who = Writer::Schedule(ObjectRef::from_obj(&*schedule));
+    let (start, report) = (context.starts.kept(&who), context.reports.kept(&who));
     context.cluster.ready().await;
     let (mut jobs, mut plan) = look(&schedule, &context).await?;
+    let next = || plan.requeue.map_or_else(Action::await_change, Action::requeue);
+    let starts = !plan.create.is_empty() || !plan.cancel.is_empty();
+    let start = start.filter(|_| starts).or_else(|| starts.then(|| context.starts.enter(who.clone())).flatten());
+    if starts && start.is_none() {
+        return Ok(next());
+    }
     // Status. It comes first: a run is in the books before it exists, and out of them before it is deleted.
     let mut written = SyncSchedule::clone(&schedule);
     if schedule.status.as_ref() != Some(&plan.status) {
-        let turn = if plan.create.is_empty() && plan.cancel.is_empty() {
+        let turn = if starts {
+            context.cluster.turn(Lane::Starts).await
+        } else {
             // The next slot does not wait behind what this one has to tell.
-            let next = plan.requeue.unwrap_or(Duration::MAX);
-            let turn = match timeout(next, context.report_turn()).await {
-                Ok(Ok(turn)) => turn,
-                Ok(Err(later)) => return Ok(Action::requeue(later.min(next))),
+            let limit = plan.requeue.unwrap_or(Duration::MAX);
+            let turn = match timeout(limit, context.report_turn(who, report)).await {
+                Ok(Some(turn)) => turn,
+                Ok(None) => return Ok(next()),
                 Err(_) => return Ok(Action::requeue(Duration::ZERO)),
             };
             let newest = context.cluster.schedules.get(&ObjectRef::from_obj(&*schedule));
             schedule = newest.filter(|newest| newest.uid() == schedule.uid()).unwrap_or(schedule);
             (jobs, plan) = look(&schedule, &context).await?;
             turn
-        } else {
-            context.cluster.turn(Lane::Starts).await
         };
         written = write_status(&schedule, plan.status, &turn, &context).await?;
     }
