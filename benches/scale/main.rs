@@ -64,6 +64,7 @@ async fn main() -> Result<()> {
         return Err("the slot came before every schedule was seen: give a longer LEAD".into());
     }
     tell("CPU, schedules waiting", format!("{:.2} % of a core", idle(&operator).await?));
+    tell("CPU of a scrape", format!("{:.2} ms", scrape(&operator).await?));
     tell("memory, schedules waiting", memory(&operator)?);
     burst(&client, &operator, due, schedules, &log).await?;
     drop(operator);
@@ -181,6 +182,16 @@ async fn idle(operator: &Operator) -> Result<f64> {
     let before = operator.cpu_s()?;
     sleep(IDLE).await;
     Ok((operator.cpu_s()? - before) / IDLE.as_secs_f64() * 100.0)
+}
+
+/// Milliseconds of CPU that one takes.
+async fn scrape(operator: &Operator) -> Result<f64> {
+    const SCRAPES: u32 = 200;
+    let before = operator.cpu_s()?;
+    for _ in 0..SCRAPES {
+        get("/metrics").await?;
+    }
+    Ok((operator.cpu_s()? - before) * 1000.0 / f64::from(SCRAPES))
 }
 
 async fn burst(client: &Client, operator: &Operator, due: Timestamp, count: usize, log: &Path) -> Result<()> {

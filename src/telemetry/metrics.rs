@@ -270,6 +270,8 @@ fn gauge(value: u64) -> Gauge {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     /// What every metric has a value of. The rest is counted once for all tests of this process.
@@ -336,5 +338,29 @@ pub(crate) mod tests {
         ] {
             assert!(text.contains(line), "{text}");
         }
+    }
+
+    /// About what a controller counts of one run: `cargo test --release --lib -- --ignored --nocapture speed`.
+    #[test]
+    #[ignore = "measures: docs/operations/performance.md"]
+    fn speed() {
+        const RUNS: u32 = 10_000;
+        let (began, took) = (Instant::now(), Duration::from_millis(3));
+        for _ in 0..RUNS {
+            SCHEDULE_SKEW.observe(0.2);
+            run_ended(SyncType::User, true, "Completed", Some(took), None);
+            for kind in ["SyncSchedule", "SyncJob"] {
+                for _ in 0..5 {
+                    reconciled(kind, true, took);
+                    status_written(kind, true);
+                }
+            }
+        }
+        println!("what one run counts: {:.2?}", began.elapsed() / RUNS);
+        let (everything, began) = (everything(), Instant::now());
+        for _ in 0..RUNS {
+            assert!(everything.encode().len() > 1000);
+        }
+        println!("the text of a scrape: {:.2?}", began.elapsed() / RUNS);
     }
 }
