@@ -255,6 +255,7 @@ impl View {
             pulse: self.pulse.subscribe(),
             lacks_mongodb: self.lacks_mongodb.subscribe(),
             objects: None,
+            standings: http::Standings::default(),
         }
     }
 }

@@ -166,10 +166,10 @@ mod tests {
 
     /// A line whose places are all taken, and its callers' ends.
     fn full() -> (Line, Vec<Place>, Called) {
-        let (line, caller, called) = Line::new();
+        let (line, caller, turns) = Line::new();
         tokio::spawn(caller.call());
         let places = (0..PLACES).map(|number| line.enter(job(number)).unwrap()).collect();
-        (line, places, called)
+        (line, places, turns)
     }
 
     async fn called(from: &mut Called) -> Writer {

@@ -23,6 +23,7 @@ mod problem;
 mod samples;
 mod search;
 mod server;
+mod standings;
 mod status;
 mod throughput;
 mod trigger;
@@ -32,14 +33,17 @@ use std::{num::NonZeroU32, ops::Deref, sync::Arc, time::Duration};
 
 use axum::{Router, extract::FromRef, http::Uri, routing::get};
 use jiff::Timestamp;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     cluster::Cluster,
     controller::Leadership,
-    domain::schedule::{STANDINGS, count_standings},
+    domain::schedule::count_standings,
     queue::{Depth, Queue},
     telemetry::events::Events,
     worker::Pulse,
@@ -56,6 +60,8 @@ pub use mirror::{Mirror, NoHashTag};
 pub use objects::Objects;
 pub use prefix::{Prefix, PrefixError};
 pub use server::{Certificate, CertificateError, serve};
+use standings::Counts;
+pub use standings::Standings;
 
 /// Longest wait for Redis or the API server within one request.
 const LIMIT: Duration = Duration::from_millis(1500);
@@ -75,6 +81,8 @@ pub struct State {
     pub lacks_mongodb: watch::Receiver<bool>,
     /// What the calls are answered from. Absent in a process that serves none.
     pub objects: Option<Objects>,
+    /// How many schedules stand how.
+    pub standings: Standings,
 }
 
 impl State {
@@ -93,9 +101,10 @@ impl State {
     }
 
     /// How many schedules stand how. `None` until the controllers have listed them.
-    fn standings(&self) -> Option<[(&'static str, u64); STANDINGS.len()]> {
+    fn standings(&self) -> Option<Counts> {
         let cluster = self.cluster.as_ref()?.borrow().clone().filter(Cluster::is_ready)?;
-        Some(count_standings(cluster.schedules.state().iter().map(AsRef::as_ref), Timestamp::now()))
+        let count = || count_standings(cluster.schedules.state().iter().map(AsRef::as_ref), Timestamp::now());
+        Some(self.standings.get(Instant::now(), count))
     }
 
     /// What the queue holds. `None` when Redis does not answer in time.

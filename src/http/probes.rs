@@ -73,7 +73,7 @@ pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -
     let leading = state.leadership.borrow().as_ref().map(Leadership::is_held);
     let workers = state.pulse.borrow().as_ref().map(|pulse| Workers { slots: pulse.slots(), busy: pulse.busy() });
     let queue = state.depth().await;
-    let schedules = state.standings().filter(|_| leading == Some(true));
+    let schedules = (leading == Some(true)).then(|| state.standings()).flatten();
     let metrics = Metrics { leading, serving: state.objects.is_some(), workers, queue, schedules };
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
 }

@@ -22,7 +22,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use serde_json::Value;
-use sync_operator::http::{LeaseName, Objects, ReadAccess, Sessions, Settings, State, router};
+use sync_operator::http::{LeaseName, Objects, ReadAccess, Sessions, Settings, Standings, State, router};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -74,6 +74,7 @@ impl Sidecar {
             pulse: watch::channel(None).1,
             lacks_mongodb: watch::channel(false).1,
             objects: None,
+            standings: Standings::default(),
         };
         let router = router(state, objects, settings, "test", stop.clone());
         Self { router, stop }
