@@ -1,7 +1,6 @@
 //! How many schedules stand how, which takes long to count when there are many that wait for their runs.
 
 use std::{
-    fmt::Debug,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -29,15 +28,12 @@ impl Standings {
         if let Some((counts, _)) = last.filter(|(_, until)| now < *until) {
             return counts;
         }
-        let (counts, took) = timed(count);
+        let began = Instant::now();
+        let counts = count();
+        let took = began.elapsed();
         *last = Some((counts, now + took + (took * HOLDS).min(MOST)));
         counts
     }
-}
-
-fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let began = Instant::now();
-    (work(), began.elapsed())
 }
 
 #[cfg(test)]
