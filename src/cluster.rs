@@ -30,7 +30,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
     api::{SyncAlert, SyncJob, SyncSchedule},
-    telemetry::Outage,
+    telemetry::{Outage, Witness},
 };
 use index::{Index, is_history, schedule_of};
 
@@ -490,11 +490,16 @@ fn changes_of_alerts(api: Api<SyncAlert>) -> impl Stream<Item = watcher::Result<
         Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) => ABSENT.contains(&status.code),
         _ => false,
     };
+    let witness = API_SERVER.witness();
     bare(watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0)).inspect(move |event| {
-        if is_absent(event) || matches!(event, Ok(watcher::Event::InitDone)) {
+        let is_absent = is_absent(event);
+        if is_absent || matches!(event, Ok(watcher::Event::InitDone)) {
             ALERTS.note(event);
+        }
+        if is_absent {
+            witness.note(&Ok::<_, watcher::Error>(()));
         } else {
-            note_answer(event);
+            note_answer(&witness, event);
         }
     }))
 }
@@ -504,15 +509,17 @@ pub fn changes<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<watcher::Ev
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    bare(watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0)).inspect(note_answer))
+    let witness = API_SERVER.witness();
+    let watch = watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0));
+    bare(watch.inspect(move |event| note_answer(&witness, event)))
 }
 
-fn note_answer<K>(event: &watcher::Result<watcher::Event<K>>) {
+fn note_answer<K>(witness: &Witness, event: &watcher::Result<watcher::Event<K>>) {
     match event {
         // They say that a list is about to be asked for: the API server answered, and that is all.
         Ok(watcher::Event::Init) => {}
         Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
-        _ => API_SERVER.note(event),
+        _ => witness.note(event),
     }
 }
 
@@ -531,7 +538,7 @@ where
     })
 }
 
-/// Since when the API server has not answered the watches. `None` while it does: the caches are up to date.
+/// Since when the API server has not answered a watch. `None` while it answers all: the caches are up to date.
 #[must_use]
 pub fn stale_since() -> Option<Timestamp> {
     API_SERVER.since()

@@ -6,4 +6,4 @@ pub mod metrics;
 mod outage;
 pub mod traces;
 
-pub use outage::{LEASE, MONGODB, Outage, REDIS, note_write};
+pub use outage::{LEASE, MONGODB, Outage, REDIS, Witness, note_write};

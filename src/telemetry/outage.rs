@@ -2,8 +2,12 @@
 //! failed try.
 
 use std::{
+    collections::BTreeSet,
     fmt::Display,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use jiff::Timestamp;
@@ -16,11 +20,24 @@ const MAX_REASONS: usize = 5;
 pub struct Outage {
     what: &'static str,
     away: Mutex<Option<Away>>,
+    witnesses: AtomicUsize,
 }
+
+/// One of several who ask the same server, each for something else: it is back when all of them were answered.
+#[derive(Debug)]
+pub struct Witness {
+    outage: &'static Outage,
+    number: usize,
+}
+
+/// The witness who speaks for all who are not told apart.
+const ANYBODY: usize = 0;
 
 #[derive(Debug)]
 struct Away {
     since: Timestamp,
+    /// Who was not answered since.
+    unanswered: BTreeSet<usize>,
     /// The first reason is not always the one to act on: a server that starts refuses connections before passwords.
     told: Vec<String>,
 }
@@ -51,23 +68,40 @@ impl Outage {
     /// Watches over `what`, which is taken to be there.
     #[must_use]
     pub const fn new(what: &'static str) -> Self {
-        Self { what, away: Mutex::new(None) }
+        Self { what, away: Mutex::new(None), witnesses: AtomicUsize::new(ANYBODY + 1) }
+    }
+
+    /// One more who asks, and whose answers are told apart from all others'.
+    pub fn witness(&'static self) -> Witness {
+        Witness { outage: self, number: self.witnesses.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// Takes note of an answer, or its absence. Logs only what is news: that it is away, another reason, that it is back.
     pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
+        match result {
+            Ok(_) => self.answered(ANYBODY),
+            Err(error) => self.failed(ANYBODY, error),
+        }
+    }
+
+    fn answered(&self, witness: usize) {
         let mut away = self.lock();
-        match (result, away.as_mut()) {
-            (Ok(_), None) => {}
-            (Ok(_), Some(_)) => {
-                *away = None;
-                tracing::info!("{} is back", self.what);
-            }
-            (Err(error), None) => {
+        let Some(outage) = away.as_mut() else { return };
+        if outage.unanswered.remove(&witness) && outage.unanswered.is_empty() {
+            *away = None;
+            tracing::info!("{} is back", self.what);
+        }
+    }
+
+    fn failed(&self, witness: usize, error: &impl Display) {
+        match &mut *self.lock() {
+            away @ None => {
                 tracing::warn!(%error, "{} is away; trying again until it is back", self.what);
-                *away = Some(Away { since: Timestamp::now(), told: vec![error.to_string()] });
+                let (unanswered, told) = ([witness].into(), vec![error.to_string()]);
+                *away = Some(Away { since: Timestamp::now(), unanswered, told });
             }
-            (Err(error), Some(away)) => {
+            Some(away) => {
+                away.unanswered.insert(witness);
                 let error = error.to_string();
                 if away.told.len() < MAX_REASONS && !away.told.contains(&error) {
                     tracing::warn!(error, "{} is still away", self.what);
@@ -84,6 +118,23 @@ impl Outage {
 
     fn lock(&self) -> MutexGuard<'_, Option<Away>> {
         self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Witness {
+    /// As [`Outage::note`], for this one's own questions.
+    pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
+        match result {
+            Ok(_) => self.outage.answered(self.number),
+            Err(error) => self.outage.failed(self.number, error),
+        }
+    }
+}
+
+/// One who asks no more does not keep the others waiting.
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.outage.answered(self.number);
     }
 }
 
@@ -107,5 +158,23 @@ mod tests {
         assert_eq!((told().unwrap().len(), outage.since()), (MAX_REASONS, since));
         outage.note(&Ok::<_, &str>(()));
         assert_eq!((told(), outage.since()), (None, None));
+    }
+
+    #[test]
+    fn a_server_is_back_when_all_who_asked_were_answered() {
+        static OUTAGE: Outage = Outage::new("Test");
+        let [one, two, gone] = [OUTAGE.witness(), OUTAGE.witness(), OUTAGE.witness()];
+        for witness in [&one, &two, &gone, &one] {
+            witness.note(&Err::<(), _>("refused"));
+        }
+        let since = OUTAGE.since();
+        assert!(since.is_some());
+        one.note(&Ok::<_, &str>(()));
+        one.note(&Ok::<_, &str>(()));
+        assert_eq!(OUTAGE.since(), since, "two of them still have no answer");
+        drop(gone);
+        assert_eq!(OUTAGE.since(), since);
+        two.note(&Ok::<_, &str>(()));
+        assert_eq!(OUTAGE.since(), None);
     }
 }
