@@ -12,7 +12,7 @@ use std::{
 use futures::{Stream, StreamExt, future::join3};
 use jiff::Timestamp;
 use kube::{
-    Api, Client, Config, Resource,
+    Api, Client, Config, Resource, ResourceExt,
     api::ObjectMeta,
     runtime::{
         WatchStreamExt,
@@ -29,7 +29,7 @@ use tokio::{
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
-    api::{SyncAlert, SyncJob, SyncSchedule},
+    api::{SCHEDULE_LABEL, SyncAlert, SyncJob, SyncSchedule},
     telemetry::{Outage, Witness},
 };
 use index::{Index, is_history, schedule_of};
@@ -154,7 +154,8 @@ pub struct Cluster {
     pub client: Client,
     /// Every SyncSchedule.
     pub schedules: Store<SyncSchedule>,
-    /// Every SyncJob that something is still to be done about: all but those that have ended and stay.
+    /// Every SyncJob that something is still to be done about: all but those that have ended and stay. Without labels, when
+    /// it is a schedule's.
     pub jobs: Store<SyncJob>,
     /// Every SyncAlert.
     pub alerts: Store<SyncAlert>,
@@ -312,6 +313,7 @@ impl Cluster {
         let alert_store = self.alerts.clone();
         let schedules = changes(self.api()).reflect(schedules);
         let jobs = changes(self.api())
+            .modify(drop_labels)
             .filter_map(move |event| ready(event.map(|event| sort(event, &index, &news)).transpose()))
             .reflect(jobs);
         let alerts = changes_of_alerts(self.api()).reflect(alerts);
@@ -419,10 +421,24 @@ impl Cluster {
     }
 }
 
+/// A schedule's runs are found by their owner here, and their labels take a sixth of their memory.
+fn drop_labels(job: &mut SyncJob) {
+    if index::controller(job).is_some() {
+        job.metadata.labels = None;
+    }
+}
+
 /// The uid of the object that controls this one.
 #[must_use]
 pub fn controller_of(job: &SyncJob) -> Option<&str> {
     index::controller(job).map(|owner| owner.uid.as_str())
+}
+
+/// The name of the SyncSchedule that a SyncJob is a run of.
+#[must_use]
+pub fn schedule_name(job: &SyncJob) -> Option<&str> {
+    let owner = index::controller(job).map(|owner| owner.name.as_str());
+    owner.or_else(|| job.labels().get(SCHEDULE_LABEL).map(String::as_str))
 }
 
 /// Enters a change into the index and tells the news of it. Returns what the cache has to know: of those that have

@@ -196,10 +196,12 @@ async fn scrape(operator: &Operator) -> Result<f64> {
 
 async fn burst(client: &Client, operator: &Operator, due: Timestamp, count: usize, log: &Path) -> Result<()> {
     let (writes, cpu) = (api_writes(client).await?, operator.cpu_s()?);
-    until("every run was made", async || Ok(metric("sync_schedule_skew_seconds_count").await? as usize >= count))
-        .await?;
+    let reaches = async |name: &str| Ok(metric(name).await? as usize >= count);
+    until("every run was made", async || reaches("sync_schedule_skew_seconds_count").await).await?;
     let made = Timestamp::now().duration_since(due).as_secs_f64();
     let api: Api<SyncSchedule> = Api::namespaced(client.clone(), "scale");
+    // A list of all schedules is asked for only when most of them have counted theirs: it costs the API server much.
+    until("every run was told to have ended", async || reaches("sync_run_duration_seconds_count").await).await?;
     until("every run was counted", async || {
         sleep(Duration::from_secs(4)).await;
         let all = api.list(&ListParams::default()).await?.items;

@@ -140,10 +140,17 @@ fn unknown(error: &queue::Error) -> (&'static str, String) {
     }
 }
 
-/// Puts a run into the queue. The cache may be behind, and a finished SyncJob must never run again: ask first.
+/// Puts a run into the queue. The cache may be behind, and a finished SyncJob must never run again: ask first, but for one
+/// that was only just made.
 async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Error> {
-    let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-    let Some(live) = context.cluster.ask("read a SyncJob", jobs.get_opt(&job.name_any())).await? else { return Ok(()) };
+    let live = if context.made.is_new(job, Instant::now()) {
+        job.clone()
+    } else {
+        let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
+        let live = context.cluster.ask("read a SyncJob", jobs.get_opt(&job.name_any())).await?;
+        let Some(live) = live else { return Ok(()) };
+        live
+    };
     if live.uid().as_deref() != Some(uid) || job::is_finished(&live) || live.metadata.deletion_timestamp.is_some() {
         return Ok(());
     }

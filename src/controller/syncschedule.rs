@@ -13,7 +13,7 @@ use kube::{
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Context, Error, line::Writer};
 use crate::{
@@ -33,6 +33,9 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     let who = Writer::Schedule(ObjectRef::from_obj(&*schedule));
     let (start, report) = (context.starts.kept(&who), context.reports.kept(&who));
     context.cluster.ready().await;
+    if let Some(wait) = context.made.unseen(&schedule, &context, Instant::now()) {
+        return Ok(Action::requeue(wait));
+    }
     let (mut jobs, mut plan) = look(&schedule, &context).await?;
     let next = || plan.requeue.map_or_else(Action::await_change, Action::requeue);
     let starts = !plan.create.is_empty() || !plan.cancel.is_empty();
@@ -99,7 +102,7 @@ async fn look(schedule: &SyncSchedule, context: &Context) -> Result<(Vec<Arc<Syn
 }
 
 /// The schedule's SyncJobs. The cache may be behind, so those are asked for that it lacks of the books, and those that
-/// are unfinished there without being in the books.
+/// are unfinished there without being in the books. What this process made is waited for before, see [`Made::unseen`].
 async fn observe(schedule: &SyncSchedule, context: &Context) -> Result<Vec<Arc<SyncJob>>, Error> {
     let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
     let in_books = |job: &SyncJob| active.iter().any(|run| run.name == job.name_any());
@@ -130,8 +133,8 @@ async fn create(
     let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
     let (params, job) = (PostParams::default(), schedule::job_for(schedule, parsed, run));
     match context.write(Lane::Starts, "create a SyncJob", jobs.create(&params, &job)).await {
-        Ok(_) => {
-            context.made.note(schedule, &run.name);
+        Ok(created) => {
+            context.made.note(schedule, &created, Instant::now());
             note_skew(schedule, parsed, run);
             let text = format!("Created SyncJob {}", run.name);
             context.news.tell(schedule, Note::normal("RunCreated", text));
@@ -207,18 +210,51 @@ async fn write_status(
     written
 }
 
-/// Names of SyncJobs that this process made and that are not noted as seen yet. One of them that is gone was deleted by
-/// somebody, and is not made again.
+/// How long the watch may take to tell of a SyncJob that was made. One that is deleted at once may never be told of.
+const LAG: Duration = Duration::from_secs(5);
+
+/// SyncJobs that this process made and that are not noted as seen yet, by the uid of their schedule. One of them that is
+/// gone was deleted by somebody, and is not made again.
 #[derive(Default)]
-pub(super) struct Made(Mutex<HashMap<String, Vec<String>>>);
+pub(super) struct Made(Mutex<HashMap<String, Vec<MadeJob>>>);
+
+struct MadeJob {
+    name: String,
+    uid: Option<String>,
+    at: Instant,
+    /// Nothing was done about its run yet.
+    new: bool,
+}
 
 impl Made {
-    fn note(&self, schedule: &SyncSchedule, name: &str) {
-        self.lock().entry(schedule.uid().unwrap_or_default()).or_default().push(name.to_owned());
+    fn note(&self, schedule: &SyncSchedule, job: &SyncJob, at: Instant) {
+        let made = MadeJob { name: job.name_any(), uid: job.uid(), at, new: true };
+        self.lock().entry(schedule.uid().unwrap_or_default()).or_default().push(made);
+    }
+
+    /// How long to wait for the watch at most, which has not told of a SyncJob yet and makes its schedule come again when
+    /// it does. To ask for it instead would cost a request for each run.
+    fn unseen(&self, schedule: &SyncSchedule, context: &Context, now: Instant) -> Option<Duration> {
+        let made = self.lock();
+        let made = made.get(schedule.metadata.uid.as_deref().unwrap_or_default())?;
+        let known = context.cluster.jobs_of(schedule);
+        let unseen = made.iter().filter(|made| !known.iter().any(|job| job.name_any() == made.name));
+        let waits = unseen.filter_map(|made| LAG.checked_sub(now.saturating_duration_since(made.at)));
+        waits.filter(|wait| !wait.is_zero()).min()
+    }
+
+    /// True once for a SyncJob that was made a moment ago: nobody can have run it.
+    pub fn is_new(&self, job: &SyncJob, now: Instant) -> bool {
+        let mut made = self.lock();
+        let mut made = cluster::controller_of(job).and_then(|uid| made.get_mut(uid)).into_iter().flatten();
+        let made = made.find(|made| made.uid == job.metadata.uid);
+        made.is_some_and(|made| std::mem::take(&mut made.new) && now.saturating_duration_since(made.at) < LAG)
     }
 
     fn of(&self, schedule: &SyncSchedule) -> Vec<String> {
-        self.lock().get(schedule.metadata.uid.as_deref().unwrap_or_default()).cloned().unwrap_or_default()
+        let made = self.lock();
+        let made = made.get(schedule.metadata.uid.as_deref().unwrap_or_default()).into_iter().flatten();
+        made.map(|made| made.name.clone()).collect()
     }
 
     /// Forgets those that are not in the books any more, or are noted there as seen.
@@ -226,15 +262,15 @@ impl Made {
         let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
         let uid = schedule.metadata.uid.as_deref().unwrap_or_default();
         let mut made = self.lock();
-        if let Some(names) = made.get_mut(uid) {
-            names.retain(|name| active.iter().any(|run| run.uid.is_none() && run.name == *name));
-            if names.is_empty() {
+        if let Some(jobs) = made.get_mut(uid) {
+            jobs.retain(|made| active.iter().any(|run| run.uid.is_none() && run.name == made.name));
+            if jobs.is_empty() {
                 made.remove(uid);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<String>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<MadeJob>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

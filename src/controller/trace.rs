@@ -5,7 +5,8 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::{
-    api::{SCHEDULE_LABEL, SLOT_ANNOTATION, SyncJob, SyncJobStatus, TRACEPARENT_ANNOTATION},
+    api::{SLOT_ANNOTATION, SyncJob, SyncJobStatus, TRACEPARENT_ANNOTATION},
+    cluster,
     domain::trace::Root,
     telemetry::traces::{self, Parent, Span},
 };
@@ -30,8 +31,8 @@ pub(super) fn send(root: Option<Root>, job: &SyncJob, status: &SyncJobStatus, fa
     span.set("namespace", job.namespace().unwrap_or_default());
     span.set("name", job.name_any());
     span.set("uid", job.uid().unwrap_or_default());
-    if let Some(schedule) = job.labels().get(SCHEDULE_LABEL) {
-        span.set("schedule", schedule.clone());
+    if let Some(schedule) = cluster::schedule_name(job) {
+        span.set("schedule", schedule.to_owned());
     }
     span.set("attempts", i64::from(status.attempts.unwrap_or(0)));
     span.set("recoveries", i64::from(status.recoveries.unwrap_or(0)));
