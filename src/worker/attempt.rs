@@ -1,6 +1,6 @@
 //! One attempt at a run: count, walk, stamp, checkpoint.
 
-use std::{collections::HashSet, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
 use tokio::{
@@ -21,13 +21,14 @@ use crate::{
     },
     queue::{Lease, Queue},
     sync::{Error, Found, Outcome as Stamped, PageEnd, Target},
-    telemetry::{
-        metrics,
-        traces::{Parent, Span},
-    },
+    telemetry::traces::Parent,
 };
 
-use super::{fetch::Fetch, leases::Signals};
+use super::{
+    batch::{BatchWork, aside, timed},
+    fetch::{Fetch, Turn},
+    leases::Signals,
+};
 
 /// Shortest time between two checkpoints of a run.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
@@ -148,7 +149,7 @@ impl Attempt {
         let source = self.source.clone();
         let end = match source.as_ref().and_then(|source| Some((source, source.pages()?))) {
             Some((source, pages)) => self.walk_pages(source, pages, queue, recalled).await,
-            None => self.walk_documents(source.as_deref(), queue, recalled).await,
+            None => self.walk_documents(source.as_ref(), queue, recalled).await,
         };
         if let Some(end) = end {
             return end;
@@ -167,7 +168,7 @@ impl Attempt {
     /// Walks the documents, and asks the source for each batch.
     async fn walk_documents(
         &mut self,
-        source: Option<&Fetch>,
+        source: Option<&Arc<Fetch>>,
         queue: &Queue,
         recalled: &CancellationToken,
     ) -> Option<End> {
@@ -180,33 +181,20 @@ impl Attempt {
                 None => return Some(End::Released),
             }
         }
-        let (target, type_, trace) = (self.target.clone(), self.type_, self.trace);
         let parallelism = self.spec.parallelism;
-        let (turns, writes) = (Semaphore::new(parallelism), Semaphore::new(parallelism));
+        let work = BatchWork {
+            target: self.target.clone(),
+            source: source.cloned(),
+            turns: Arc::new(Semaphore::new(parallelism)),
+            writes: Arc::new(Semaphore::new(parallelism)),
+            recalled: recalled.clone(),
+            type_: self.type_,
+            trace: self.trace,
+        };
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
         let stamped = batches
             .take_until(recalled.cancelled())
-            .map(|batch| {
-                let (target, turns, writes) = (&target, &turns, &writes);
-                async move {
-                    // Turns come in the order of the batches: those before this one are written, or about to be.
-                    let turn = turns.acquire().await;
-                    let batch = match batch {
-                        _ if recalled.is_cancelled() => return None,
-                        Ok(batch) => batch,
-                        Err(error) => return Some(Err(error)),
-                    };
-                    let Some(source) = source else { return Some(timed(type_, trace, target.write(batch)).await) };
-                    let fetched = source.fetch(batch.due().into_iter().cloned().collect()).await;
-                    // The next batch is asked for while this one is written.
-                    drop(turn);
-                    let _write = writes.acquire().await;
-                    Some(match fetched {
-                        Ok((found, at)) => timed(type_, trace, target.apply(batch, found, at)).await,
-                        Err(error) => Err(error),
-                    })
-                }
-            })
+            .map(|batch| aside(work.clone().handle(batch)))
             .buffered(parallelism + parallelism.min(READ_AHEAD));
         self.follow(stamped, queue, recalled).await
     }
@@ -224,9 +212,10 @@ impl Attempt {
         }
         keys.truncate(PROBED);
         let (mut rest, mut size, mut missing) = (keys.as_slice(), 1, 0);
+        let turns = Semaphore::new(1);
         while !rest.is_empty() {
             let (some, later) = rest.split_at(size.min(rest.len()));
-            let (found, _) = source.fetch(some.to_vec()).await?;
+            let (found, _) = source.fetch(some.to_vec(), Turn::wait(&turns).await, None).await?;
             if found.iter().any(|found| matches!(found, Found::Result(_))) {
                 return Ok(());
             }
@@ -369,37 +358,6 @@ impl Attempt {
             }
         }
     }
-}
-
-/// Writes a batch, and tells how that went.
-async fn timed(
-    type_: SyncType,
-    trace: Parent,
-    write: impl Future<Output = Result<Stamped, Error>>,
-) -> Result<Stamped, Error> {
-    let (began, span) = (Instant::now(), trace.begin("sync.batch").asking());
-    let written = write.await;
-    end_batch(span, &written);
-    if let Ok(Stamped { updated, unchanged, failures, .. }) = &written {
-        let outcomes =
-            [("updated", *updated as u64), ("unchanged", *unchanged as u64), ("failed", failures.len() as u64)];
-        metrics::batch(type_, outcomes, began.elapsed(), trace.trace_id());
-    }
-    written
-}
-
-fn end_batch(mut span: Span, written: &Result<Stamped, Error>) {
-    span.set("db.system.name", "mongodb");
-    match written {
-        Ok(Stamped { updated, unchanged, failures, .. }) => {
-            let counts = [("updated", *updated), ("unchanged", *unchanged), ("failed", failures.len() as i64)];
-            for (key, count) in counts {
-                span.set(key, count);
-            }
-        }
-        Err(error) => span.fail(&error.outcome().reason),
-    }
-    span.end();
 }
 
 fn empty_source(message: String) -> Error {

@@ -1,17 +1,24 @@
 //! Asks a source for a batch, at the rate all workers keep together.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bson::Bson;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, sleep, sleep_until},
+};
 
 use crate::{
     domain::source::{Asking, Pace, Pages},
-    queue::{Queue, Turn},
+    queue::{Queue, Turn as GateTurn},
     sync::{Error, Found, Page, Reply, Source},
     telemetry::{
         metrics,
@@ -31,6 +38,41 @@ pub(super) struct Fetch {
     gate: String,
     clock: Clock,
     trace: Parent,
+    /// When this run last shut the gate.
+    shut: Mutex<Option<Instant>>,
+}
+
+/// The gate was open, a moment ago.
+pub(super) struct Open(Instant);
+
+/// One batch's right to ask. Given back as soon as the answer has come: another batch asks while it is being read.
+pub(super) struct Turn<'a> {
+    turns: &'a Semaphore,
+    held: Mutex<Option<SemaphorePermit<'a>>>,
+}
+
+impl<'a> Turn<'a> {
+    pub async fn wait(turns: &'a Semaphore) -> Self {
+        let turn = Self { turns, held: Mutex::default() };
+        turn.take().await;
+        turn
+    }
+
+    async fn take(&self) {
+        if self.held().is_none() {
+            // Fails only when the semaphore was closed, and nobody does that.
+            let permit = self.turns.acquire().await.ok();
+            *self.held() = permit;
+        }
+    }
+
+    fn give_back(&self) {
+        *self.held() = None;
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<SemaphorePermit<'a>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The time of the Redis server, which all workers share, as it went on since a claim.
@@ -51,23 +93,51 @@ impl Fetch {
         let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
         let gate = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
         let gate = gate.unwrap_or_default();
-        Self { source, queue, gate, clock, trace }
+        Self { source, queue, gate, clock, trace, shut: Mutex::default() }
+    }
+
+    /// Waits at the gate for a batch that has no turn yet, so that it can ask at once when it has one. `None` where each
+    /// request has to wait for itself: a rate counts when requests are sent.
+    pub async fn wait_ahead(&self) -> Option<Open> {
+        let spec = self.source.spec();
+        if spec.pace.is_some() || matches!(spec.asking, Asking::PerUser(_)) {
+            return None;
+        }
+        self.wait().await;
+        Some(Open(Instant::now()))
     }
 
     /// What there is for each of the keys, and when it was asked for.
-    pub async fn fetch(&self, keys: Vec<Bson>) -> Result<(Vec<Found>, Timestamp), Error> {
+    pub async fn fetch(
+        &self,
+        keys: Vec<Bson>,
+        turn: Turn<'_>,
+        open: Option<Open>,
+    ) -> Result<(Vec<Found>, Timestamp), Error> {
         let span = self.trace.begin("sync.fetch").asking();
-        let fetched = self.fetch_all(keys).await;
+        let fetched = self.fetch_all(keys, turn, open).await;
         end_fetch(span, fetched.as_ref().map(|(found, _)| found.len()));
         fetched
     }
 
-    async fn fetch_all(&self, keys: Vec<Bson>) -> Result<(Vec<Found>, Timestamp), Error> {
+    async fn fetch_all(
+        &self,
+        keys: Vec<Bson>,
+        turn: Turn<'_>,
+        open: Option<Open>,
+    ) -> Result<(Vec<Found>, Timestamp), Error> {
         // Of several answers the first question counts: none of them is older.
         let asked = self.clock.now();
-        let Asking::PerUser(in_flight) = self.source.spec().asking else { return self.ask(&keys).await };
-        let answers = stream::iter(keys).map(|key| async move { self.ask(&[key]).await }).buffered(in_flight);
-        let answers: Vec<_> = answers.try_collect().await?;
+        let Asking::PerUser(in_flight) = self.source.spec().asking else {
+            let again = || async {
+                turn.take().await;
+                self.source.ask(&keys, || turn.give_back()).await
+            };
+            return if keys.is_empty() { Ok((Vec::new(), asked)) } else { self.insist(open, again).await };
+        };
+        // Each of them has the turn until all are answered.
+        let ask = |key| async move { self.insist(None, || self.source.ask(std::slice::from_ref(&key), || ())).await };
+        let answers: Vec<_> = stream::iter(keys).map(ask).buffered(in_flight).try_collect().await?;
         Ok((answers.into_iter().flat_map(|(found, _)| found).collect(), asked))
     }
 
@@ -81,7 +151,7 @@ impl Fetch {
         stream::unfold((self, pages, next), move |(fetch, pages, next)| async move {
             let at = next?;
             let span = fetch.trace.begin("sync.fetch").asking();
-            let page = fetch.insist(|| fetch.source.page(&pages, &at, size)).await;
+            let page = fetch.insist(None, || fetch.source.page(&pages, &at, size)).await;
             end_fetch(span, page.as_ref().map(|(page, _)| page.results.len()));
             let next = page.as_ref().ok().and_then(|(page, _)| page.next.clone());
             Some((page, (fetch, pages, next)))
@@ -105,20 +175,15 @@ impl Fetch {
         self.clock.now()
     }
 
-    async fn ask(&self, keys: &[Bson]) -> Result<(Vec<Found>, Timestamp), Error> {
-        if keys.is_empty() {
-            return Ok((Vec::new(), self.clock.now()));
-        }
-        self.insist(|| self.source.ask(keys)).await
-    }
-
-    /// Asks when it is its turn, and again after a rest when the source wants one.
-    async fn insist<T, F>(&self, ask: impl Fn() -> F) -> Result<(T, Timestamp), Error>
+    /// Asks when the gate is open, and again after a rest when the source wants one.
+    async fn insist<T, F>(&self, mut open: Option<Open>, ask: impl Fn() -> F) -> Result<(T, Timestamp), Error>
     where
         F: Future<Output = Result<Reply<T>, Error>>,
     {
         loop {
-            self.wait().await;
+            if !open.take().is_some_and(|open| self.is_open_since(&open)) {
+                self.wait().await;
+            }
             let (asked, began) = (self.clock.now(), Instant::now());
             let reply = ask().await;
             metrics::source_asked(reply.is_ok(), began.elapsed());
@@ -136,14 +201,14 @@ impl Fetch {
         let Pace { every, slack } = self.source.spec().pace.unwrap_or_default();
         loop {
             match self.queue.turn(&self.gate, every).await {
-                Ok(Turn::In(wait)) => {
+                Ok(GateTurn::In(wait)) => {
                     let due = Instant::now() + wait;
                     sleep_until(due).await;
                     if every.is_zero() || due.elapsed() <= slack {
                         return;
                     }
                 }
-                Ok(Turn::Later(wait)) => sleep(wait.min(ASK_AGAIN)).await,
+                Ok(GateTurn::Later(wait)) => sleep(wait.min(ASK_AGAIN)).await,
                 Err(error) => {
                     tracing::debug!(%error, "no turn at the source's gate");
                     sleep(PAUSE).await;
@@ -152,7 +217,16 @@ impl Fetch {
         }
     }
 
+    fn is_open_since(&self, Open(at): &Open) -> bool {
+        self.last_shut().is_none_or(|shut| shut < *at)
+    }
+
+    fn last_shut(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.shut.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn shut(&self, rest: Duration) {
+        *self.last_shut() = Some(Instant::now());
         if let Err(error) = self.queue.shut(&self.gate, rest).await {
             tracing::debug!(%error, "the source's gate was not shut");
             sleep(rest.min(PAUSE)).await;

@@ -1,6 +1,7 @@
 //! Claims runs, keeps their leases, and drives them.
 
 mod attempt;
+mod batch;
 mod fetch;
 mod leases;
 mod pulse;

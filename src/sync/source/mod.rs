@@ -118,24 +118,28 @@ impl Source {
         &self.spec
     }
 
-    /// Asks what documents should be. In a batch of PerUser, one at a time.
+    /// Asks what documents should be. In a batch of PerUser, one at a time. `received` is called when the answer has come,
+    /// before it is read, which may take milliseconds.
     ///
     /// # Errors
     /// When there is no usable answer.
-    pub async fn ask(&self, keys: &[Bson]) -> Result<Reply<Vec<Found>>, Error> {
+    pub async fn ask(&self, keys: &[Bson], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Error> {
         let keys: Vec<String> = keys.iter().map(keys::text).collect();
-        let Request::GraphQl { variables, .. } = &self.spec.request else { return self.ask_by_address(&keys).await };
+        let Request::GraphQl { variables, .. } = &self.spec.request else {
+            return self.ask_by_address(&keys, received).await;
+        };
         let mut variables = variables.clone();
         match (&self.spec.asking, keys.as_slice()) {
             (Asking::PerUser(_), [key]) => variables.insert("id".to_owned(), Value::from(key.as_str())),
             _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
         };
-        self.send(self.post(variables), None, |_, answer| answer::read(&self.spec, &keys, answer)).await
+        let read = |_: &HeaderMap, answer: &Value| answer::read(&self.spec, &keys, answer);
+        self.send(self.post(variables), None, received, read).await
     }
 
     /// The same, with the keys in the address. Those that cannot stand there have failed: the address would be another
     /// resource's.
-    async fn ask_by_address(&self, keys: &[String]) -> Result<Reply<Vec<Found>>, Error> {
+    async fn ask_by_address(&self, keys: &[String], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Error> {
         let is_one = matches!(self.spec.asking, Asking::PerUser(_));
         let fits = |key: &String| !key.is_empty() && (is_one || !key.contains(','));
         let misfit = || Found::Failed("InvalidKey", "its key cannot stand in the address of a request".to_owned());
@@ -153,7 +157,7 @@ impl Source {
             let found = answer::read(&self.spec, keys, answer)?;
             Ok(keys.iter().zip(found).map(|(key, found)| if fits(key) { found } else { misfit() }).collect())
         };
-        self.send(self.get(self.parsed(&address)?), gone, read).await
+        self.send(self.get(self.parsed(&address)?), gone, received, read).await
     }
 
     /// Asks for a page of about `size` results.
@@ -167,12 +171,13 @@ impl Source {
                 let link = if pages.by == By::Link { links::next(headers, &asked)? } else { None };
                 answer::page(&self.spec, pages, at, answer, link.map(|link| Value::from(link.as_str())))
             };
-            return self.send(self.get(asked.clone()), None, read).await;
+            return self.send(self.get(asked.clone()), None, || (), read).await;
         };
         let mut variables = variables.clone();
         variables.insert("first".to_owned(), Value::from(size));
         variables.insert(if pages.by == By::Number { "page" } else { "after" }.to_owned(), at.clone());
-        self.send(self.post(variables), None, |_, answer| answer::page(&self.spec, pages, at, answer, None)).await
+        let read = |_: &HeaderMap, answer: &Value| answer::page(&self.spec, pages, at, answer, None);
+        self.send(self.post(variables), None, || (), read).await
     }
 
     fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, Error> {
@@ -214,6 +219,7 @@ impl Source {
         &self,
         request: RequestBuilder,
         gone: Option<T>,
+        received: impl FnOnce(),
         read: impl FnOnce(&HeaderMap, &Value) -> Result<T, Error>,
     ) -> Result<Reply<T>, Error> {
         let mut response = request.send().await.map_err(|error| self.unreached(&error))?;
@@ -227,7 +233,10 @@ impl Source {
             (status, ..) => check(&self.spec, status)?,
         }
         let headers = mem::take(response.headers_mut());
-        let answer = self.receive(response).await?;
+        let body = self.receive(response).await?;
+        received();
+        let answer =
+            serde_json::from_slice(&body).map_err(|_| attempt("BadAnswer", "the source's answer is no JSON"))?;
         match (read(&headers, &answer), rest) {
             (Ok(found), rest) => Ok(Reply { found: Some(found), rest }),
             // GitHub says so with status 200.
@@ -256,7 +265,7 @@ impl Source {
         }
     }
 
-    async fn receive(&self, mut response: Response) -> Result<Value, Error> {
+    async fn receive(&self, mut response: Response) -> Result<Vec<u8>, Error> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreached(&error))? {
             if body.len() + chunk.len() > MAX_ANSWER {
@@ -268,7 +277,7 @@ impl Source {
             }
             body.extend_from_slice(&chunk);
         }
-        serde_json::from_slice(&body).map_err(|_| attempt("BadAnswer", "the source's answer is no JSON"))
+        Ok(body)
     }
 }
 

@@ -1,0 +1,100 @@
+//! One batch of a walk: what its documents should be is fetched, and written.
+
+use std::{future::Future, panic::resume_unwind, sync::Arc};
+
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::fetch::{Fetch, Turn};
+use crate::{
+    api::syncjob::SyncType,
+    sync::{Batch, Error, Outcome as Stamped, Target},
+    telemetry::{
+        metrics,
+        traces::{Parent, Span},
+    },
+};
+
+/// What all batches of a walk share.
+#[derive(Clone)]
+pub(super) struct BatchWork {
+    pub target: Target,
+    pub source: Option<Arc<Fetch>>,
+    pub turns: Arc<Semaphore>,
+    pub writes: Arc<Semaphore>,
+    pub recalled: CancellationToken,
+    pub type_: SyncType,
+    pub trace: Parent,
+}
+
+impl BatchWork {
+    /// `None`: the run was recalled before it was this batch's turn.
+    pub async fn handle(self, batch: Result<Batch, Error>) -> Option<Result<Stamped, Error>> {
+        let Self { target, source, turns, writes, recalled, type_, trace } = self;
+        let open = match &source {
+            Some(source) => recalled.run_until_cancelled(source.wait_ahead()).await.flatten(),
+            None => None,
+        };
+        let turn = Turn::wait(&turns).await;
+        let batch = match batch {
+            _ if recalled.is_cancelled() => return None,
+            Ok(batch) => batch,
+            Err(error) => return Some(Err(error)),
+        };
+        let Some(source) = source else { return Some(timed(type_, trace, target.write(batch)).await) };
+        // The next batch is asked for while this one is read and written.
+        let fetched = source.fetch(batch.due().into_iter().cloned().collect(), turn, open).await;
+        let _write = writes.acquire().await;
+        Some(match fetched {
+            Ok((found, at)) => timed(type_, trace, target.apply(batch, found, at)).await,
+            Err(error) => Err(error),
+        })
+    }
+}
+
+/// Works in a task of its own, which ends with this future: what takes a processor for a while, as reading a long answer
+/// does, keeps no other batch waiting.
+pub(super) fn aside<T: Send + 'static>(
+    work: impl Future<Output = Option<T>> + Send + 'static,
+) -> impl Future<Output = Option<T>> {
+    let task = AbortOnDropHandle::new(tokio::spawn(work));
+    async {
+        match task.await {
+            Ok(outcome) => outcome,
+            Err(ended) if ended.is_panic() => resume_unwind(ended.into_panic()),
+            // The process ends.
+            Err(_) => None,
+        }
+    }
+}
+
+/// Writes a batch, and tells how that went.
+pub(super) async fn timed(
+    type_: SyncType,
+    trace: Parent,
+    write: impl Future<Output = Result<Stamped, Error>>,
+) -> Result<Stamped, Error> {
+    let (began, span) = (Instant::now(), trace.begin("sync.batch").asking());
+    let written = write.await;
+    end_batch(span, &written);
+    if let Ok(Stamped { updated, unchanged, failures, .. }) = &written {
+        let outcomes =
+            [("updated", *updated as u64), ("unchanged", *unchanged as u64), ("failed", failures.len() as u64)];
+        metrics::batch(type_, outcomes, began.elapsed(), trace.trace_id());
+    }
+    written
+}
+
+fn end_batch(mut span: Span, written: &Result<Stamped, Error>) {
+    span.set("db.system.name", "mongodb");
+    match written {
+        Ok(Stamped { updated, unchanged, failures, .. }) => {
+            let counts = [("updated", *updated), ("unchanged", *unchanged), ("failed", failures.len() as i64)];
+            for (key, count) in counts {
+                span.set(key, count);
+            }
+        }
+        Err(error) => span.fail(&error.outcome().reason),
+    }
+    span.end();
+}
