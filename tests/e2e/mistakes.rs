@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    release::{BUNDLED, CHART, Helm, only_the_kinds},
+    release::{CHART, Helm, only_the_kinds},
     servers::{Authority, mongodb, redis},
     support::{Forward, Namespace, eventually, get, kubectl, try_call, turn},
 };
@@ -34,9 +34,10 @@ fn helm_refuses_what_is_wrong_and_says_what_to_do() {
 
 /// Installs with values with which it cannot become ready, and returns the log of a controller and what its readiness
 /// misses. No container was started twice.
-fn not_ready(namespace: &Namespace, values: &[&str], missing: &str) -> String {
+fn not_ready(namespace: &Namespace, values: &[String], missing: &str) -> String {
     let own = ["namespaced=true", "crds.enabled=false", "log.format=text", "controller.replicas=1"];
-    let refused = Helm::V4.install_within("15s", &namespace.0, "mine", CHART, &[&own[..], values].concat());
+    let values: Vec<_> = own.into_iter().chain(values.iter().map(String::as_str)).collect();
+    let refused = Helm::V4.install_within("10s", &namespace.0, "mine", CHART, &values);
     assert!(refused.is_err(), "helm --wait does not wait for readiness");
     let pods = get(&format!("pods --namespace {namespace} -l app.kubernetes.io/component=controller"));
     let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
@@ -77,30 +78,28 @@ fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
     let address = kubectl(&format!("get pod redis --namespace {namespace} -o jsonpath={{.status.podIP}}"));
     with("redis-nowhere", "url", &format!("redis://{address}:6380"));
     with("mongodb-wrong", "uri", "mongodb://nobody:wrong@mongodb:27017/?tls=true");
-    let bundled_redis = &BUNDLED[..2];
-    let bundled_mongodb = &BUNDLED[2..4];
 
-    let redis_secret = |name: &'static str, ca: &'static str| {
+    let redis_secret = |name: &str, ca: &str| {
         let tls = format!("redis.tls.caSecret={ca}");
         let values = [format!("redis.existingSecret={name}"), "redis.urlKey=url".to_owned(), tls];
         values.into_iter().filter(|value| !value.ends_with('=')).collect::<Vec<_>>()
+    };
+    let mongodb_secret = |ca: &str| {
+        let tls = format!("mongodb.tls.caSecret={ca}");
+        vec!["mongodb.existingSecret=mongodb-wrong".to_owned(), "mongodb.database=sync".to_owned(), tls]
     };
     for (name, ca, said) in [
         ("redis-nowhere", "", "connection refused"),
         ("redis-wrong", "redis-ca", "password"),
         ("redis-right", "stranger", "certificate"),
     ] {
-        let values = redis_secret(name, ca);
-        let values: Vec<_> = bundled_mongodb.iter().copied().chain(values.iter().map(String::as_str)).collect();
-        let log = not_ready(&namespace, &values, "redis");
+        let log = not_ready(&namespace, &[redis_secret(name, ca), mongodb_secret("mongodb-ca")].concat(), "redis");
         let line = log.lines().filter(|line| line.contains("Redis is")).collect::<String>();
         assert!(line.contains(said), "{name}: {line}");
         assert!(!log.contains("right") && !log.contains(":wrong"), "{log}");
     }
     for (ca, said) in [("mongodb-ca", "credentials"), ("stranger", "certificate")] {
-        let tls = format!("mongodb.tls.caSecret={ca}");
-        let mut values = vec!["mongodb.existingSecret=mongodb-wrong", "mongodb.database=sync", tls.as_str()];
-        values.extend(bundled_redis);
+        let values = [redis_secret("redis-right", "redis-ca"), mongodb_secret(ca)].concat();
         let log = not_ready(&namespace, &values, "mongodb");
         let line = log.lines().filter(|line| line.contains("MongoDB is")).collect::<String>();
         assert!(line.contains(said), "{ca}: {line}");
