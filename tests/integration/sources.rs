@@ -431,26 +431,37 @@ async fn speed_ten_thousand_users_from_a_slow_server() {
         println!("10000 users, parallelism 8: stamped in {}", status.duration.unwrap());
     }
     for (round, delay) in [50, 50, 50, 50, 150, 150, 150, 500].map(Duration::from_millis).into_iter().enumerate() {
-        {
-            let mut books = upstream.books();
-            (books.delay, books.took) = (delay, Duration::ZERO);
-            books.seen.clear();
-        }
-        let status = run(&world, &format!("run-{round}"), wide.clone()).await;
-        assert_eq!(counts(&status).2, 0);
-        let (seen, took) = {
-            let books = upstream.books();
-            (books.seen.clone(), books.took)
-        };
-        let answer = took / seen.len() as u32;
-        let elapsed = *seen.last().unwrap() - seen[0] + answer;
-        // The server's own work comes on top of the delay.
-        let share = took.as_secs_f64() / 8.0 / elapsed.as_secs_f64();
-        let memory = operator.resident_mib();
-        println!(
-            "10000 users, parallelism 8, {delay:?}: fetched in {elapsed:.2?}, an answer in {answer:.1?}, {share:.2} of what is possible, {memory} MiB"
-        );
+        share(&world, &upstream, &format!("run-{round}"), &wide, delay).await;
+        println!("{} MiB", operator.resident_mib());
     }
+    let mut each =
+        with(&upstream, &json!({"query": ONE, "batching": "PerUser", "concurrency": 1, "resultPath": "/data/user"}));
+    each["parallelism"] = 8.into();
+    share(&world, &upstream, "one-by-one", &each, Duration::from_millis(50)).await;
+    println!("{} MiB", operator.resident_mib());
+}
+
+/// Runs with 8 requests in flight at a server that takes a while, and tells how much of that time they waited for it.
+async fn share(world: &World, upstream: &Upstream, name: &str, spec: &Value, delay: Duration) {
+    {
+        let mut books = upstream.books();
+        (books.delay, books.took) = (delay, Duration::ZERO);
+        books.seen.clear();
+    }
+    let status = run(world, name, spec.clone()).await;
+    assert_eq!(counts(&status).2, 0);
+    let (seen, took) = {
+        let books = upstream.books();
+        (books.seen.clone(), books.took)
+    };
+    let answer = took / seen.len() as u32;
+    let elapsed = *seen.last().unwrap() - seen[0] + answer;
+    // The server's own work comes on top of the delay.
+    let share = took.as_secs_f64() / 8.0 / elapsed.as_secs_f64();
+    print!(
+        "10000 users, {} requests, 8 in flight: fetched in {elapsed:.2?}, an answer in {answer:.1?}, {share:.2} of what is possible, ",
+        seen.len()
+    );
 }
 
 /// The sample that walks the pages of a group's projects, on this server.
