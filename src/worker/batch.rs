@@ -31,9 +31,10 @@ impl BatchWork {
     /// `None`: the run was recalled before it was this batch's turn.
     pub async fn handle(self, batch: Result<Batch, Error>) -> Option<Result<Stamped, Error>> {
         let Self { target, source, turns, writes, recalled, type_, trace } = self;
+        let due: Vec<_> = batch.iter().flat_map(Batch::due).cloned().collect();
         let open = match &source {
-            Some(source) => recalled.run_until_cancelled(source.wait_ahead()).await.flatten(),
-            None => None,
+            Some(source) if !due.is_empty() => recalled.run_until_cancelled(source.wait_ahead()).await.flatten(),
+            _ => None,
         };
         let turn = Turn::wait(&turns).await;
         let batch = match batch {
@@ -43,7 +44,7 @@ impl BatchWork {
         };
         let Some(source) = source else { return Some(timed(type_, trace, target.write(batch)).await) };
         // The next batch is asked for while this one is read and written.
-        let fetched = source.fetch(batch.due().into_iter().cloned().collect(), turn, open).await;
+        let fetched = source.fetch(due, turn, open).await;
         let _write = writes.acquire().await;
         Some(match fetched {
             Ok((found, at)) => timed(type_, trace, target.apply(batch, found, at)).await,

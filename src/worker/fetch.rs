@@ -129,14 +129,12 @@ impl Fetch {
         // Of several answers the first question counts: none of them is older.
         let asked = self.clock.now();
         let Asking::PerUser(in_flight) = self.source.spec().asking else {
-            let again = || async {
-                turn.take().await;
-                self.source.ask(&keys, || turn.give_back()).await
-            };
-            return if keys.is_empty() { Ok((Vec::new(), asked)) } else { self.insist(open, again).await };
+            let ask = || self.source.ask(&keys, || turn.give_back());
+            return if keys.is_empty() { Ok((Vec::new(), asked)) } else { self.insist(open, Some(&turn), ask).await };
         };
         // Each of them has the turn until all are answered.
-        let ask = |key| async move { self.insist(None, || self.source.ask(std::slice::from_ref(&key), || ())).await };
+        let ask =
+            |key| async move { self.insist(None, None, || self.source.ask(std::slice::from_ref(&key), || ())).await };
         let answers: Vec<_> = stream::iter(keys).map(ask).buffered(in_flight).try_collect().await?;
         Ok((answers.into_iter().flat_map(|(found, _)| found).collect(), asked))
     }
@@ -151,7 +149,7 @@ impl Fetch {
         stream::unfold((self, pages, next), move |(fetch, pages, next)| async move {
             let at = next?;
             let span = fetch.trace.begin("sync.fetch").asking();
-            let page = fetch.insist(None, || fetch.source.page(&pages, &at, size)).await;
+            let page = fetch.insist(None, None, || fetch.source.page(&pages, &at, size)).await;
             end_fetch(span, page.as_ref().map(|(page, _)| page.results.len()));
             let next = page.as_ref().ok().and_then(|(page, _)| page.next.clone());
             Some((page, (fetch, pages, next)))
@@ -175,14 +173,22 @@ impl Fetch {
         self.clock.now()
     }
 
-    /// Asks when the gate is open, and again after a rest when the source wants one.
-    async fn insist<T, F>(&self, mut open: Option<Open>, ask: impl Fn() -> F) -> Result<(T, Timestamp), Error>
+    /// Asks when the gate is open, and again after a rest when the source wants one: in a turn, if there is one to take.
+    async fn insist<T, F>(
+        &self,
+        mut open: Option<Open>,
+        turn: Option<&Turn<'_>>,
+        ask: impl Fn() -> F,
+    ) -> Result<(T, Timestamp), Error>
     where
         F: Future<Output = Result<Reply<T>, Error>>,
     {
         loop {
             if !open.take().is_some_and(|open| self.is_open_since(&open)) {
                 self.wait().await;
+            }
+            if let Some(turn) = turn {
+                turn.take().await;
             }
             let (asked, began) = (self.clock.now(), Instant::now());
             let reply = ask().await;
