@@ -1,151 +1,33 @@
 //! The Kubernetes API: one client, and one watch of each kind for the whole process.
 
 mod index;
+mod requests;
+mod watches;
 
 use std::{
-    fmt::Debug,
     future::{Future, ready},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
 };
 
-use futures::{Stream, StreamExt, future::join3};
-use jiff::Timestamp;
+use futures::{StreamExt, future::join3};
 use kube::{
-    Api, Client, Config, Resource, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::ObjectMeta,
     runtime::{
         WatchStreamExt,
         reflector::{self, ObjectRef, Store, store::Writer},
-        utils::Backoff,
         watcher,
     },
 };
-use serde::de::DeserializeOwned;
-use tokio::{
-    sync::{Semaphore, SemaphorePermit, mpsc, watch},
-    time::timeout,
-};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use crate::{
-    api::{SCHEDULE_LABEL, SyncAlert, SyncJob, SyncSchedule},
-    telemetry::{Outage, Witness},
-};
+use crate::api::{SCHEDULE_LABEL, SyncAlert, SyncJob, SyncSchedule};
 use index::{Index, is_history, schedule_of};
-
-/// Longest wait for one answer of the API server.
-const LIMIT: Duration = Duration::from_secs(10);
-/// Requests at a time. More would not be answered any faster, and keep the renewal of the Lease waiting.
-const REQUESTS: usize = 32;
-/// How many of them may be reports. A run that is due must not wait behind reports of earlier ones.
-const REPORTS: usize = 8;
-/// What `kubectl apply` leaves on an object, which is the whole of it once more.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// How long a watch lasts until it is asked for anew from where it was. When nothing comes for 5 s longer, its
-/// connection is taken to be dead: nobody tells when a network forgets it. kube's own 290 s are long to be blind.
-const WATCH: u32 = 30;
-/// A connection on which nothing comes for so long is dead, too, whatever is waited for.
-const SILENCE: Duration = Duration::from_secs(40);
-const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
-
-/// Code of a watch that asks for changes which are no longer kept.
-const EXPIRED: u16 = 410;
-
-/// Codes of a kind that is not installed, or that the operator has no right to: nobody is told of anything then, and all
-/// else goes on.
-const ABSENT: [u16; 2] = [403, 404];
-
-static API_SERVER: Outage = Outage::new("the Kubernetes API");
-
-static ALERTS: Outage = Outage::new("the kind SyncAlert, or the right to read it,");
-
-/// A request the API server did not carry out.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It refused.
-    #[error("could not {action}: {}", describe(source))]
-    Refused {
-        /// What was asked, as a verb phrase.
-        action: &'static str,
-        /// What it said.
-        source: kube::Error,
-    },
-    /// It did not answer in time. What was asked may have been done.
-    #[error("could not {0}: the Kubernetes API did not answer in time")]
-    Timeout(&'static str),
-}
-
-impl Error {
-    /// The object was changed since it was read.
-    #[must_use]
-    pub fn is_conflict(&self) -> bool {
-        self.status().is_some_and(kube::core::Status::is_conflict)
-    }
-
-    /// The object is not there.
-    #[must_use]
-    pub fn is_not_found(&self) -> bool {
-        self.status().is_some_and(kube::core::Status::is_not_found)
-    }
-
-    /// An object of that name is there.
-    #[must_use]
-    pub fn is_already_exists(&self) -> bool {
-        self.status().is_some_and(kube::core::Status::is_already_exists)
-    }
-
-    /// Its namespace is being deleted, and nothing is created there any more.
-    #[must_use]
-    pub fn is_in_terminating_namespace(&self) -> bool {
-        let details = self.status().and_then(|status| status.details.as_ref());
-        details.is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
-    }
-
-    /// What the API server said when it refused.
-    #[must_use]
-    pub fn status(&self) -> Option<&kube::core::Status> {
-        match self {
-            Self::Refused { source: kube::Error::Api(status), .. } => Some(status),
-            _ => None,
-        }
-    }
-}
-
-fn describe(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if status.message.is_empty() => status.reason.clone(),
-        kube::Error::Api(status) => status.message.clone(),
-        kube::Error::Service(_) | kube::Error::HyperError(_) => "the Kubernetes API cannot be reached".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// Waits for an answer of the API server, at most for 10 s.
-///
-/// # Errors
-/// When it refuses, cannot be reached, or does not answer in time.
-pub async fn ask<T>(action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
-    match timeout(LIMIT, request).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(source)) => Err(Error::Refused { action, source }),
-        Err(_) => Err(Error::Timeout(action)),
-    }
-}
-
-/// A client from `KUBECONFIG`, `~/.kube/config`, or the pod's service account.
-///
-/// # Errors
-/// When none of them is there, or what is there cannot be used.
-pub async fn connect() -> kube::Result<Client> {
-    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    config.read_timeout = Some(SILENCE);
-    config.reset_reader_on_write = true;
-    // Each caller knows for how long a retry makes sense; the client's own go on for minutes.
-    config.default_retry = false;
-    Client::try_from(config)
-}
+use requests::Lanes;
+pub use requests::{Error, Lane, Turn, ask, connect};
+use watches::changes_of_alerts;
+pub use watches::{changes, drain, stale_since};
 
 /// All kinds, as last seen. Cheap to clone.
 #[derive(Clone)]
@@ -160,8 +42,7 @@ pub struct Cluster {
     /// Every SyncAlert.
     pub alerts: Store<SyncAlert>,
     index: Arc<RwLock<Index>>,
-    requests: Arc<Semaphore>,
-    reports: Arc<Semaphore>,
+    lanes: Arc<Lanes>,
     namespace: Option<String>,
     /// Of SyncSchedules and SyncJobs, the kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
     listed: watch::Receiver<usize>,
@@ -190,22 +71,6 @@ pub struct Over {
     pub uid: String,
     /// It was deleted, as opposed to having ended.
     pub deleted: bool,
-}
-
-/// Which requests go ahead of which.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// Those that a run waits for.
-    Starts,
-    /// Those that tell how things stand: at most 8 at a time, and each behind the starts that came before its turn.
-    Reports,
-}
-
-/// The right to send a request, until it is dropped.
-#[derive(Debug)]
-pub struct Turn<'a> {
-    _request: Option<SemaphorePermit<'a>>,
-    _report: Option<SemaphorePermit<'a>>,
 }
 
 /// The other ends of the feeds. Not `reflect_shared`: in kube 5.0 its readers go to sleep for ever over an object that
@@ -296,8 +161,8 @@ impl Cluster {
         namespace: Option<String>,
         listed: watch::Receiver<usize>,
     ) -> Self {
-        let (requests, reports) = (Arc::new(Semaphore::new(REQUESTS)), Arc::new(Semaphore::new(REPORTS)));
-        Self { client, schedules, jobs, alerts, index: Arc::default(), requests, reports, namespace, listed }
+        let lanes = Arc::new(Lanes::new());
+        Self { client, schedules, jobs, alerts, index: Arc::default(), lanes, namespace, listed }
     }
 
     fn drive(
@@ -332,12 +197,7 @@ impl Cluster {
 
     /// Waits for a turn to send a request.
     pub async fn turn(&self, lane: Lane) -> Turn<'_> {
-        // These fail only when the semaphore was closed, and nobody does that.
-        let report = match lane {
-            Lane::Starts => None,
-            Lane::Reports => self.reports.acquire().await.ok(),
-        };
-        Turn { _request: self.requests.acquire().await.ok(), _report: report }
+        self.lanes.turn(lane).await
     }
 
     /// As [`ask`], for what has to be known to start a run.
@@ -500,101 +360,6 @@ where
     }
 }
 
-/// The changes of SyncAlerts. A cluster that has no such kind yet, as in the middle of an upgrade, is no outage.
-fn changes_of_alerts(api: Api<SyncAlert>) -> impl Stream<Item = watcher::Result<watcher::Event<SyncAlert>>> + Send {
-    let is_absent = |event: &watcher::Result<watcher::Event<SyncAlert>>| match event {
-        Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) => ABSENT.contains(&status.code),
-        _ => false,
-    };
-    let witness = API_SERVER.witness();
-    bare(watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0)).inspect(move |event| {
-        let is_absent = is_absent(event);
-        if is_absent || matches!(event, Ok(watcher::Event::InitDone)) {
-            ALERTS.note(event);
-        }
-        if is_absent {
-            witness.note(&Ok::<_, watcher::Error>(()));
-        } else {
-            note_answer(&witness, event);
-        }
-    }))
-}
-
-/// The changes of a kind, without what nobody asks.
-pub fn changes<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
-    let witness = API_SERVER.witness();
-    let watch = watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0));
-    bare(watch.inspect(move |event| note_answer(&witness, event)))
-}
-
-fn note_answer<K>(witness: &Witness, event: &watcher::Result<watcher::Event<K>>) {
-    match event {
-        // They say that a list is about to be asked for: the API server answered, and that is all.
-        Ok(watcher::Event::Init) => {}
-        Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
-        _ => witness.note(event),
-    }
-}
-
-fn bare<K>(
-    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send,
-) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
-where
-    K: Resource<DynamicType = ()>,
-{
-    events.modify(|object: &mut K| {
-        let meta = object.meta_mut();
-        meta.managed_fields = None;
-        if let Some(annotations) = &mut meta.annotations {
-            annotations.remove(LAST_APPLIED);
-        }
-    })
-}
-
-/// Since when the API server has not answered a watch. `None` while it answers all: the caches are up to date.
-#[must_use]
-pub fn stale_since() -> Option<Timestamp> {
-    API_SERVER.since()
-}
-
-/// Takes note of each event of a watch that has shown in its cache, and counts the watch once it has listed.
-pub async fn drain<K: Resource>(
-    watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
-    listing: &watch::Sender<usize>,
-    note: impl Fn(&watcher::Event<K>),
-) {
-    let mut watch = std::pin::pin!(watch);
-    let mut listed = false;
-    while let Some(event) = watch.next().await {
-        let Ok(event) = event else { continue };
-        note(&event);
-        if matches!(event, watcher::Event::InitDone) && !std::mem::replace(&mut listed, true) {
-            listing.send_modify(|kinds| *kinds += 1);
-        }
-    }
-}
-
-/// Doubling waits. The watcher's own go up to 30 s, which a short outage would be made longer by.
-struct Retry(Duration);
-
-impl Iterator for Retry {
-    type Item = Duration;
-    fn next(&mut self) -> Option<Duration> {
-        let wait = self.0;
-        self.0 = (wait * 2).min(WATCH_RETRY.1);
-        Some(wait.mul_f64(1.0 + rand::random::<f64>() / 4.0))
-    }
-}
-
-impl Backoff for Retry {
-    fn reset(&mut self) {
-        self.0 = WATCH_RETRY.0;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -638,25 +403,5 @@ mod tests {
         assert!(matches!(pass(Apply(job(&json!({"progress": 9}))), false, Err(())), Some(Apply(_))));
         assert!(matches!(pass(Apply(complete()), true, over(false)), Some(Delete(_))));
         assert!(matches!(pass(Apply(complete()), false, Err(())), Some(Delete(_))));
-    }
-
-    #[tokio::test]
-    async fn reports_leave_room_for_starts() {
-        let mut config = Config::new("http://127.0.0.1:1".parse().unwrap());
-        config.default_namespace = "default".to_owned();
-        rustls::crypto::ring::default_provider().install_default().ok();
-        let (cluster, _feeds, _watches) = Cluster::watch(Client::try_from(config).unwrap(), None);
-        let mut turns = Vec::new();
-        for _ in 0..REPORTS {
-            turns.push(cluster.turn(Lane::Reports).await);
-        }
-        let now = Duration::from_millis(1);
-        assert!(timeout(now, cluster.turn(Lane::Reports)).await.is_err(), "no more reports");
-        for _ in REPORTS..REQUESTS {
-            turns.push(cluster.turn(Lane::Starts).await);
-        }
-        assert!(timeout(now, cluster.turn(Lane::Starts)).await.is_err(), "no more at all");
-        turns.pop();
-        assert!(timeout(now, cluster.turn(Lane::Starts)).await.is_ok());
     }
 }

@@ -1,0 +1,165 @@
+//! Requests to the API server: how long one waits for an answer, what a refusal says, and which go ahead of which.
+
+use std::{future::Future, time::Duration};
+
+use kube::{Client, Config};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
+
+/// Longest wait for one answer of the API server.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Requests at a time. More would not be answered any faster, and keep the renewal of the Lease waiting.
+const REQUESTS: usize = 32;
+/// How many of them may be reports. A run that is due must not wait behind reports of earlier ones.
+const REPORTS: usize = 8;
+/// A connection on which nothing comes for so long is dead, too, whatever is waited for.
+const SILENCE: Duration = Duration::from_secs(40);
+
+/// A request the API server did not carry out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It refused.
+    #[error("could not {action}: {}", describe(source))]
+    Refused {
+        /// What was asked, as a verb phrase.
+        action: &'static str,
+        /// What it said.
+        source: kube::Error,
+    },
+    /// It did not answer in time. What was asked may have been done.
+    #[error("could not {0}: the Kubernetes API did not answer in time")]
+    Timeout(&'static str),
+}
+
+impl Error {
+    /// The object was changed since it was read.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.status().is_some_and(kube::core::Status::is_conflict)
+    }
+
+    /// The object is not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.status().is_some_and(kube::core::Status::is_not_found)
+    }
+
+    /// An object of that name is there.
+    #[must_use]
+    pub fn is_already_exists(&self) -> bool {
+        self.status().is_some_and(kube::core::Status::is_already_exists)
+    }
+
+    /// Its namespace is being deleted, and nothing is created there any more.
+    #[must_use]
+    pub fn is_in_terminating_namespace(&self) -> bool {
+        let details = self.status().and_then(|status| status.details.as_ref());
+        details.is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
+    }
+
+    /// What the API server said when it refused.
+    #[must_use]
+    pub fn status(&self) -> Option<&kube::core::Status> {
+        match self {
+            Self::Refused { source: kube::Error::Api(status), .. } => Some(status),
+            _ => None,
+        }
+    }
+}
+
+fn describe(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.message.is_empty() => status.reason.clone(),
+        kube::Error::Api(status) => status.message.clone(),
+        kube::Error::Service(_) | kube::Error::HyperError(_) => "the Kubernetes API cannot be reached".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Waits for an answer of the API server, at most for 10 s.
+///
+/// # Errors
+/// When it refuses, cannot be reached, or does not answer in time.
+pub async fn ask<T>(action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+    match timeout(LIMIT, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(source)) => Err(Error::Refused { action, source }),
+        Err(_) => Err(Error::Timeout(action)),
+    }
+}
+
+/// A client from `KUBECONFIG`, `~/.kube/config`, or the pod's service account.
+///
+/// # Errors
+/// When none of them is there, or what is there cannot be used.
+pub async fn connect() -> kube::Result<Client> {
+    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    // Each caller knows for how long a retry makes sense; the client's own go on for minutes.
+    config.default_retry = false;
+    Client::try_from(config)
+}
+
+/// Which requests go ahead of which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Those that a run waits for.
+    Starts,
+    /// Those that tell how things stand: at most 8 at a time, and each behind the starts that came before its turn.
+    Reports,
+}
+
+/// The turns of all requests, for both lanes.
+pub(super) struct Lanes {
+    requests: Semaphore,
+    reports: Semaphore,
+}
+
+impl Lanes {
+    pub fn new() -> Self {
+        Self { requests: Semaphore::new(REQUESTS), reports: Semaphore::new(REPORTS) }
+    }
+
+    /// Waits for a turn to send a request.
+    pub async fn turn(&self, lane: Lane) -> Turn<'_> {
+        // These fail only when the semaphore was closed, and nobody does that.
+        let report = match lane {
+            Lane::Starts => None,
+            Lane::Reports => self.reports.acquire().await.ok(),
+        };
+        Turn { _request: self.requests.acquire().await.ok(), _report: report }
+    }
+}
+
+/// The right to send a request, until it is dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    _request: Option<SemaphorePermit<'a>>,
+    _report: Option<SemaphorePermit<'a>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn reports_leave_room_for_starts() {
+        let lanes = Lanes::new();
+        let mut turns = Vec::new();
+        for _ in 0..REPORTS {
+            turns.push(lanes.turn(Lane::Reports).await);
+        }
+        let now = Duration::from_millis(1);
+        assert!(timeout(now, lanes.turn(Lane::Reports)).await.is_err(), "no more reports");
+        for _ in REPORTS..REQUESTS {
+            turns.push(lanes.turn(Lane::Starts).await);
+        }
+        assert!(timeout(now, lanes.turn(Lane::Starts)).await.is_err(), "no more at all");
+        turns.pop();
+        assert!(timeout(now, lanes.turn(Lane::Starts)).await.is_ok());
+    }
+}

@@ -1,0 +1,138 @@
+//! Watches: what changed of a kind, and whether the API server answers.
+
+use std::{fmt::Debug, time::Duration};
+
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use kube::{
+    Api, Resource,
+    runtime::{WatchStreamExt, utils::Backoff, watcher},
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use crate::{
+    api::SyncAlert,
+    telemetry::{Outage, Witness},
+};
+
+/// What `kubectl apply` leaves on an object, which is the whole of it once more.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// How long a watch lasts until it is asked for anew from where it was. When nothing comes for 5 s longer, its
+/// connection is taken to be dead: nobody tells when a network forgets it. kube's own 290 s are long to be blind.
+const WATCH: u32 = 30;
+const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// Code of a watch that asks for changes which are no longer kept.
+const EXPIRED: u16 = 410;
+
+/// Codes of a kind that is not installed, or that the operator has no right to: nobody is told of anything then, and all
+/// else goes on.
+const ABSENT: [u16; 2] = [403, 404];
+
+static API_SERVER: Outage = Outage::new("the Kubernetes API");
+
+static ALERTS: Outage = Outage::new("the kind SyncAlert, or the right to read it,");
+
+/// The changes of SyncAlerts. A cluster that has no such kind yet, as in the middle of an upgrade, is no outage.
+pub(super) fn changes_of_alerts(
+    api: Api<SyncAlert>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<SyncAlert>>> + Send {
+    let is_absent = |event: &watcher::Result<watcher::Event<SyncAlert>>| match event {
+        Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) => ABSENT.contains(&status.code),
+        _ => false,
+    };
+    let witness = API_SERVER.witness();
+    bare(events(api).inspect(move |event| {
+        let is_absent = is_absent(event);
+        if is_absent || matches!(event, Ok(watcher::Event::InitDone)) {
+            ALERTS.note(event);
+        }
+        if is_absent {
+            witness.note(&Ok::<_, watcher::Error>(()));
+        } else {
+            note_answer(&witness, event);
+        }
+    }))
+}
+
+/// The changes of a kind, without what nobody asks.
+pub fn changes<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let witness = API_SERVER.witness();
+    bare(events(api).inspect(move |event| note_answer(&witness, event)))
+}
+
+fn events<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0))
+}
+
+fn note_answer<K>(witness: &Witness, event: &watcher::Result<watcher::Event<K>>) {
+    match event {
+        // They say that a list is about to be asked for: the API server answered, and that is all.
+        Ok(watcher::Event::Init) => {}
+        Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
+        _ => witness.note(event),
+    }
+}
+
+fn bare<K>(
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+where
+    K: Resource<DynamicType = ()>,
+{
+    events.modify(|object: &mut K| {
+        let meta = object.meta_mut();
+        meta.managed_fields = None;
+        if let Some(annotations) = &mut meta.annotations {
+            annotations.remove(LAST_APPLIED);
+        }
+    })
+}
+
+/// Since when the API server has not answered a watch. `None` while it answers all: the caches are up to date.
+#[must_use]
+pub fn stale_since() -> Option<Timestamp> {
+    API_SERVER.since()
+}
+
+/// Takes note of each event of a watch that has shown in its cache, and counts the watch once it has listed.
+pub async fn drain<K: Resource>(
+    watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
+    listing: &watch::Sender<usize>,
+    note: impl Fn(&watcher::Event<K>),
+) {
+    let mut watch = std::pin::pin!(watch);
+    let mut listed = false;
+    while let Some(event) = watch.next().await {
+        let Ok(event) = event else { continue };
+        note(&event);
+        if matches!(event, watcher::Event::InitDone) && !std::mem::replace(&mut listed, true) {
+            listing.send_modify(|kinds| *kinds += 1);
+        }
+    }
+}
+
+/// Doubling waits. The watcher's own go up to 30 s, which a short outage would be made longer by.
+struct Retry(Duration);
+
+impl Iterator for Retry {
+    type Item = Duration;
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.0;
+        self.0 = (wait * 2).min(WATCH_RETRY.1);
+        Some(wait.mul_f64(1.0 + rand::random::<f64>() / 4.0))
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        self.0 = WATCH_RETRY.0;
+    }
+}
