@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sync_operator::api::{SyncAlert, SyncAlertStatus};
 
 use crate::{
-    operator::{apply_schedule, event_reasons},
+    operator::{apply_schedule, told},
     own::Own,
     sinks::{HttpSink, Instead, MailSink, PASSWORD, Taken, USER},
     sources::{ALLOWED, secret},
@@ -159,23 +159,26 @@ async fn a_sink_that_fails_stalls_and_wants_fewer_messages_gets_each_alert_once_
     fail(&world, "second").await;
     http.takes("/good", 2).await;
     assert!(http.taken("/bad").is_empty());
-    let failing = status(&world).await;
-    let bad = &failing.sinks[0];
-    assert_eq!((bad.name.as_str(), bad.last_error.as_deref()), ("bad", Some("it answered with 500")));
-    assert!(event_reasons(&world, "team").await.contains("SinkFailing"));
+    eventually("its failure is told", async || {
+        let status = status(&world).await;
+        let bad = status.sinks.iter().find(|sink| sink.name == "bad")?;
+        (bad.last_error.as_deref() == Some("it answered with 500")).then_some(())
+    })
+    .await;
+    told(&world, "team", &["SinkFailing"]).await;
 
     http.takes("/bad", 1).await;
     eventually("it is known to be told", async || {
-        let told = |alert: &sync_operator::api::syncalert::Alert| alert.told.len() == 2;
-        status(&world).await.alerts.iter().all(told).then_some(())
+        let is_told = |alert: &sync_operator::api::syncalert::Alert| alert.told.len() == 2;
+        status(&world).await.alerts.iter().all(is_told).then_some(())
     })
     .await;
     for path in ["/bad", "/good"] {
-        let mut told = http.told(path);
-        told.sort();
-        assert_eq!(told, ["firing RunFailed first", "firing RunFailed second"], "{path}");
+        let mut messages = http.told(path);
+        messages.sort();
+        assert_eq!(messages, ["firing RunFailed first", "firing RunFailed second"], "{path}");
     }
-    assert!(event_reasons(&world, "team").await.contains("SinkRecovered"));
+    told(&world, "team", &["SinkRecovered"]).await;
 }
 
 #[tokio::test]
@@ -295,10 +298,7 @@ async fn a_test_is_sent_once_when_it_is_asked_for() {
     ask("2").await;
     http.takes(HOOK, 2).await;
     assert_eq!(http.told(HOOK), ["firing Test ", "firing Test "]);
-    eventually("the test is told of", async || {
-        event_reasons(&world, "team").await.contains("TestDelivered").then_some(())
-    })
-    .await;
+    told(&world, "team", &["TestDelivered"]).await;
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use sync_operator::{
 use tokio::time::Instant;
 
 use crate::{
-    operator::{apply_job, apply_schedule, event_reasons, finished, slow},
+    operator::{apply_job, apply_schedule, finished, slow, told},
     support::{World, eventually},
 };
 
@@ -84,10 +84,7 @@ async fn a_suspended_run_stops_keeps_its_progress_and_goes_on_when_resumed() {
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
     assert_eq!(status.counts.unwrap().updated, i64::from(USERS));
     assert_eq!(stamped(&world).await, USERS as u64);
-    let told = event_reasons(&world, "run").await;
-    for reason in ["RunSuspended", "RunResumed", "RunCompleted"] {
-        assert!(told.contains(reason), "{told:?}");
-    }
+    told(&world, "run", &["RunSuspended", "RunResumed", "RunCompleted"]).await;
 }
 
 #[tokio::test]
@@ -115,10 +112,7 @@ async fn a_cancelled_run_ends_as_failed_and_writes_no_more() {
     let done = at_rest(&world).await;
     assert!(done < USERS as u64);
     assert_eq!(job.status.unwrap().counts.unwrap().processed as u64, done);
-    eventually("the event is there", async || {
-        event_reasons(&world, "run").await.contains("RunCancelled").then_some(())
-    })
-    .await;
+    told(&world, "run", &["RunCancelled"]).await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use k8s_openapi::{api::events::v1::Event, jiff::Timestamp};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    runtime::wait::await_condition,
 };
 use serde_json::{Value, json};
 use sync_operator::{
@@ -17,12 +18,12 @@ use sync_operator::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use crate::{
     own::Own,
-    support::{World, eventually},
+    support::{PATIENCE, World, eventually},
 };
 
 pub async fn apply_schedule(world: &World, name: &str, spec: Value) -> SyncSchedule {
@@ -36,8 +37,12 @@ pub async fn apply_job(world: &World, name: &str, spec: Value) -> SyncJob {
 }
 
 pub async fn finished(world: &World, name: &str) -> SyncJob {
-    let jobs = world.jobs();
-    eventually(&format!("{name} has ended"), async || jobs.get(name).await.ok().filter(is_finished)).await
+    eventually(&format!("{name} has ended"), async || {
+        // A watch: many tests share one API server, and what they ask it takes its time from what they look at.
+        let ended = await_condition(world.jobs(), name, |job: Option<&SyncJob>| job.is_some_and(is_finished));
+        timeout(PATIENCE, ended).await.ok()?.ok()?
+    })
+    .await
 }
 
 /// Waits until `count` runs have completed, and returns the schedule.
@@ -78,7 +83,16 @@ pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
-pub async fn event_reasons(world: &World, object: &str) -> HashSet<String> {
+/// Waits until an object's events have these reasons: they come some time after what they tell of.
+pub async fn told(world: &World, object: &str, reasons: &[&str]) {
+    eventually(&format!("events tell {reasons:?} of {object}"), async || {
+        let told = event_reasons(world, object).await;
+        reasons.iter().all(|reason| told.contains(*reason)).then_some(())
+    })
+    .await;
+}
+
+async fn event_reasons(world: &World, object: &str) -> HashSet<String> {
     let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
     let events = events.list(&ListParams::default()).await.unwrap().items;
     let about = |event: &Event| event.regarding.as_ref().and_then(|object| object.name.clone());
@@ -129,10 +143,8 @@ async fn the_sample_schedule_syncs_users_and_names_those_that_are_rejected() {
     assert_eq!(get(port, "/livez").await.unwrap().0, 200);
     assert_eq!(get(port, "/readyz").await.unwrap().0, 200);
 
-    let told = event_reasons(&world, "user-sync").await;
-    assert!(told.contains("RunCreated"), "{told:?}");
-    let told = event_reasons(&world, &names[0]).await;
-    assert!(told.contains("RunCompleted"), "{told:?}");
+    told(&world, "user-sync", &["RunCreated"]).await;
+    told(&world, &names[0], &["RunCompleted"]).await;
     assert_eq!(operator.stop().await, Some(0));
 }
 
@@ -265,7 +277,7 @@ async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
     assert_all_done(&job, 3_000);
     let status = job.status.unwrap();
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(1)));
-    assert!(event_reasons(&world, "run").await.contains("RunRecovered"));
+    told(&world, "run", &["RunRecovered"]).await;
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use tokio::select;
 use crate::{
     control::phase,
     crashes::{Wire, leading_behind},
-    operator::{apply_job, event_reasons, finished},
+    operator::{apply_job, finished, told},
     sources::{ALLOWED, counts, ended, failures, with},
     support::{World, eventually},
     upstream::{Instead, Peculiar, Upstream},
@@ -106,7 +106,7 @@ async fn a_failed_run_leaves_every_document_as_it_was() {
         assert_eq!((status.attempts, status.attempt_history.len()), (Some(1), 1), "a rollback is no attempt");
         assert!(all(&world).await == before, "{name}");
         assert_eq!(journals(&world).await, [""; 0]);
-        assert!(event_reasons(&world, name).await.contains("RunFailed"));
+        told(&world, name, &["RunFailed"]).await;
     }
 }
 

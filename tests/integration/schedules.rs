@@ -20,7 +20,7 @@ use tokio::time::sleep;
 
 use crate::{
     control::reason,
-    operator::{apply_job, apply_schedule, event_reasons, finished, get, slow},
+    operator::{apply_job, apply_schedule, finished, get, slow, told},
     support::{Servers, World, eventually},
 };
 
@@ -75,8 +75,7 @@ async fn forbid_skips_slots_while_a_run_is_under_way_and_tells() {
     let status = status(&world, "users").await.unwrap();
     assert_eq!((status.active.len(), status.last_skip.unwrap().reason.as_str()), (1, "Active"));
     assert_eq!(jobs(&world).await.len(), 1);
-    let told = event_reasons(&world, "users").await;
-    assert!(told.contains("RunSkipped"), "{told:?}");
+    told(&world, "users", &["RunSkipped"]).await;
 }
 
 #[tokio::test]
@@ -101,8 +100,7 @@ async fn replace_cancels_the_run_under_way_and_starts_when_it_has_ended() {
             assert!(start.0 >= ended, "{} started at {} and ended at {ended}", pair[1].name_any(), start.0);
         }
     }
-    let told = event_reasons(&world, "users").await;
-    assert!(told.contains("RunReplaced"), "{told:?}");
+    told(&world, "users", &["RunReplaced"]).await;
 }
 
 #[tokio::test]
@@ -209,7 +207,7 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
             (is_true(&status.conditions, "Ready") && status.runs.succeeded > 0).then_some(())
         })
         .await;
-        assert!(event_reasons(&world, "users").await.contains("InvalidSchedule"));
+        told(&world, "users", &["InvalidSchedule"]).await;
         world.schedules().delete("users", &DeleteParams::default()).await.unwrap();
         eventually("it is gone", async || world.schedules().get_opt("users").await.unwrap().is_none().then_some(()))
             .await;
@@ -277,7 +275,7 @@ async fn a_foreign_job_of_the_same_name_is_left_alone_and_the_slot_skipped() {
     let status = status(&world, "users").await.unwrap();
     assert_eq!((status.runs.total, status.runs.skipped, status.active.len()), (0, 1, 0));
     assert_eq!(world.jobs().get(&name).await.unwrap().spec.priority, 7);
-    assert!(event_reasons(&world, "users").await.contains("NameCollision"));
+    told(&world, "users", &["NameCollision"]).await;
 }
 
 /// An interval whose newest slot is 1 to 60 minutes ago.
@@ -311,8 +309,7 @@ async fn the_starting_deadline_decides_about_a_slot_that_was_missed() {
     assert_eq!((long.runs.total, long.last_skip.unwrap().reason.as_str()), (1, "CatchUp"), "older slots");
     assert_eq!((short.runs.total, short.last_skip.unwrap().reason.as_str()), (0, "Deadline"));
     assert_eq!(short.runs.skipped, long.runs.skipped + 1);
-    eventually("the skip is told", async || event_reasons(&world, "short").await.contains("RunSkipped").then_some(()))
-        .await;
+    told(&world, "short", &["RunSkipped"]).await;
     let names: Vec<_> = jobs(&world).await.iter().map(ResourceExt::name_any).collect();
     assert_eq!(names, [format!("long-{}", long.last_schedule_time.unwrap().0.as_second())]);
 }

@@ -16,7 +16,7 @@ use sync_operator::{
 
 use super::{Answer, Sidecar, settings};
 use crate::{
-    operator::{apply_job, apply_schedule, event_reasons, finished},
+    operator::{apply_job, apply_schedule, finished, told},
     support::{World, eventually},
 };
 
@@ -96,10 +96,7 @@ async fn a_trigger_runs_the_template_and_the_schedule_counts_it() {
         ((status.runs.succeeded, status.active_count) == (22, Some(0))).then_some(())
     })
     .await;
-    eventually("the caller is told", async || {
-        event_reasons(&world, "users").await.contains("TriggeredByCall").then_some(())
-    })
-    .await;
+    told(&world, "users", &["TriggeredByCall"]).await;
 }
 
 #[tokio::test]
@@ -177,7 +174,7 @@ async fn pausing_and_resuming_cover_what_is_asked_for_and_say_what_changed() {
     assert_eq!(answer.body, all);
     assert!(!suspended().await);
     assert_eq!(sidecar.post("/jobs/pause?schedule=c", Value::Null).await.problem(), (404, "not-found"));
-    assert!(event_reasons(&world, "open").await.contains("PausedByCall"));
+    told(&world, "open", &["PausedByCall"]).await;
 }
 
 #[tokio::test]
