@@ -6,6 +6,7 @@ mod leader;
 mod line;
 mod news;
 mod pace;
+mod sweep;
 mod syncalert;
 mod syncjob;
 mod syncschedule;
@@ -16,7 +17,7 @@ use std::{collections::HashSet, future::Future, num::NonZeroU32, pin::pin, sync:
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use kube::{
-    Client, Resource, ResourceExt,
+    Client, Resource,
     runtime::{
         controller::{Action, Config, Controller},
         reflector::ObjectRef,
@@ -24,7 +25,7 @@ use kube::{
 };
 use tokio::{
     select,
-    sync::{mpsc, watch},
+    sync::watch,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
@@ -33,9 +34,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     alerts::Courier,
     api::SyncJob,
-    cluster::{self, Cluster, Lane, Over, Turn},
+    cluster::{self, Cluster, Lane, Turn},
     domain::Note,
-    queue::{self, Queue, Repaired},
+    queue::{self, Queue},
     sync::Egress,
     telemetry::{REDIS, events::Events, metrics},
 };
@@ -43,6 +44,7 @@ use leader::Elector;
 use line::{Line, Place, Writer};
 use news::News;
 use pace::Pace;
+use sweep::{forget, sweep};
 
 pub use leader::{Leadership, Settings as Election};
 
@@ -50,8 +52,6 @@ pub use leader::{Leadership, Settings as Election};
 const CONCURRENCY: u16 = 256;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
-/// The queue is repaired, and swept of runs that have ended, once in so many sweeps: that reads the whole key space.
-const SWEEPS_PER_REPAIR: u32 = 10;
 /// How often the clock is looked at.
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
 /// Seconds in one look by which the clock is off when it was set, as opposed to led slowly to the right time.
@@ -348,96 +348,4 @@ async fn ask_for_signs_of_life(queue: &Queue, availability: &watch::Sender<bool>
         REDIS.note(&alive);
         availability.send_if_modified(|available| std::mem::replace(available, alive.is_ok()) != alive.is_ok());
     }
-}
-
-/// Forgets runs whose SyncJob is gone. A worker that has one stops at its next checkpoint.
-async fn sweep(context: &Context, every: Duration) {
-    let Context { cluster, queue, leadership, .. } = context;
-    let mut ticks = interval(every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    cluster.ready().await;
-    for sweep in (0..SWEEPS_PER_REPAIR).cycle() {
-        ticks.tick().await;
-        if !leadership.is_held() {
-            continue;
-        }
-        // Those that have ended are many, and go by themselves in the end.
-        let all = sweep == 0;
-        if let Err(error) = sweep_once(cluster, queue, all).await {
-            tracing::debug!(%error, "queue not swept");
-        }
-        if all {
-            repair(queue).await;
-        }
-        forget_alerts(context).await;
-    }
-}
-
-/// Forgets SyncAlerts that were deleted. What is missed here, Redis forgets by itself in time.
-async fn forget_alerts(context: &Context) {
-    let alerts = context.cluster.alerts.state();
-    let has = |uid: &str| alerts.iter().any(|alert| alert.metadata.uid.as_deref() == Some(uid));
-    for uid in context.outbox.sweep(has) {
-        if let Err(error) = context.queue.forget_alert(&uid).await {
-            tracing::debug!(uid, %error, "what is kept of a deleted SyncAlert not removed yet");
-        }
-    }
-}
-
-async fn repair(queue: &Queue) {
-    match queue.repair().await {
-        Ok(Repaired { mended, foreign }) => {
-            if mended > 0 {
-                tracing::warn!(mended, "runs in Redis repaired: part of its data was lost");
-            }
-            if foreign > 0 {
-                tracing::warn!(foreign, "runs in Redis were written by another release and are left alone");
-            }
-        }
-        Err(error) => tracing::debug!(%error, "queue not repaired"),
-    }
-}
-
-/// Forgets SyncJobs with which it is over, and the runs of those that are deleted, so that their work stops at once. What
-/// is missed here is swept.
-async fn forget(mut over: mpsc::UnboundedReceiver<Over>, queue: &Queue, context: &Context) {
-    while let Some(Over { uid, deleted }) = over.recv().await {
-        context.pace.forget(&uid);
-        if !deleted {
-            continue;
-        }
-        match queue.remove(&uid).await {
-            Ok(()) => tracing::debug!(uid, "run of a deleted SyncJob removed"),
-            Err(error) => tracing::debug!(uid, %error, "run of a deleted SyncJob not removed yet"),
-        }
-    }
-}
-
-async fn sweep_once(cluster: &Cluster, queue: &Queue, all: bool) -> Result<(), Error> {
-    let mut uids = queue.unfinished().await?;
-    if all {
-        uids.extend(queue.finished().await?);
-    }
-    for uid in uids {
-        if cluster.has_job(&uid) {
-            continue;
-        }
-        let entry = match queue.get(&uid).await {
-            Ok(Some(entry)) => entry,
-            Ok(None) | Err(queue::Error::Unreadable { .. }) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        let Some(payload) = syncjob::payload(&entry) else { continue };
-        if !cluster.covers(&payload.namespace) {
-            continue;
-        }
-        // The cache may be behind: ask.
-        let jobs = kube::Api::<SyncJob>::namespaced(cluster.client.clone(), &payload.namespace);
-        let live = cluster::ask("read a SyncJob", jobs.get_metadata_opt(&payload.name)).await?;
-        if live.is_none_or(|job| job.uid().as_deref() != Some(&uid)) {
-            queue.remove(&uid).await?;
-            tracing::info!(namespace = payload.namespace, name = payload.name, uid, "run of a deleted SyncJob removed");
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,83 @@
+//! Stamps documents where there is no source.
+
+use bson::{Bson, Document, doc};
+
+use super::{Batch, Outcome, Stamped, Target, chunks, integer, size, within};
+use crate::sync::{Error, error::refusal, keys};
+
+impl Target {
+    /// Stamps the documents of a batch. Doing it twice, or late, changes nothing that matters: a stamp only
+    /// moves forward.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer or refuses the whole batch. Documents it refuses one by one are no error.
+    pub async fn write(&self, batch: Batch) -> Result<Outcome, Error> {
+        let due = batch.due();
+        let by_this_run = batch.documents.iter().filter(|read| read.stamped == Stamped::ByThisRun).count() as i64;
+        let mut outcome = Outcome { cursor: batch.cursor(), ..Outcome::default() };
+
+        let known = batch.documents.len() as i64;
+        match (due.first(), due.last()) {
+            _ if self.dry_run => {
+                outcome.updated = due.len() as i64;
+                outcome.changes = due.iter().map(|key| keys::show(key)).collect();
+            }
+            (Some(first), Some(last)) if keys::is_range(first, last) => {
+                match self.stamp_range(first, last).await? {
+                    // Documents that came into the range since it was read count as well.
+                    Some(stamped) if stamped >= due.len() as i64 => outcome.updated = stamped,
+                    // Some are gone, carry a later stamp, or were stamped by a worker this run had before.
+                    Some(stamped) => outcome.updated = stamped.max(self.count_stamped(&due).await?),
+                    None => self.stamp_each(&due, &mut outcome).await?,
+                }
+            }
+            (Some(_), _) => self.stamp_each(&due, &mut outcome).await?,
+            (None, _) => {}
+        }
+        outcome.updated += by_this_run;
+        outcome.unchanged = (known - outcome.updated - outcome.failures.len() as i64).max(0);
+        Ok(outcome)
+    }
+
+    /// One statement for a range of keys. `None` when the server refused a document in it.
+    async fn stamp_range(&self, first: &Bson, last: &Bson) -> Result<Option<i64>, Error> {
+        let range = doc! {&self.key: {"$gte": first.clone(), "$lte": last.clone()}};
+        let reply = self.update(vec![self.stamp(range)], None).await?;
+        if reply.get_array("writeErrors").is_ok() {
+            return Ok(None);
+        }
+        Ok(Some(integer(&reply, "nModified")))
+    }
+
+    /// One statement for each document, so that each one that is refused is named and the others are written.
+    async fn stamp_each(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
+        let chunks = chunks(due, |key| size(&self.stamp(doc! {&self.key: (*key).clone()})));
+        for chunk in chunks {
+            self.stamp_chunk(chunk, outcome).await?;
+        }
+        Ok(())
+    }
+
+    async fn stamp_chunk(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
+        let statements = due.iter().map(|key| self.stamp(doc! {&self.key: (*key).clone()})).collect();
+        let reply = self.update(statements, None).await?;
+        for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
+            let Some(key) = due.get(integer(error, "index") as usize) else { continue };
+            let (reason, message) = refusal(error);
+            outcome.fail(key, reason, &message);
+        }
+        // The failed statement for the range may have stamped some of them before: count by what stands there.
+        outcome.updated += self.count_stamped(due).await?;
+        Ok(())
+    }
+
+    async fn count_stamped(&self, keys: &[&Bson]) -> Result<i64, Error> {
+        let keys: Vec<Bson> = keys.iter().map(|key| (*key).clone()).collect();
+        let stamped = doc! {&self.key: {"$in": keys}, &self.stamp_field: self.stamp};
+        within(async { Ok(self.collection.count_documents(stamped).await? as i64) }).await
+    }
+
+    fn stamp(&self, keys: Document) -> Document {
+        self.statement(keys, doc! {"$set": {&self.stamp_field: self.stamp}}, self.stamp)
+    }
+}

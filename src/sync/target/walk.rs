@@ -1,0 +1,142 @@
+//! Counts a run's documents, and reads them batch by batch.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use futures::{Stream, TryStreamExt, stream};
+use mongodb::{Cursor, IndexModel};
+use serde_json::Value;
+
+use super::{Batch, NO_COLLECTION, Read, Stamped, Target, both, is_command, within};
+use crate::{
+    domain::source::Missing,
+    sync::{Error, keys},
+};
+
+/// An exact count that takes longer is replaced by an estimate.
+const COUNT_LIMIT: Duration = Duration::from_secs(5);
+/// Keys fetched in one answer, at least. Small batches share an answer.
+const FETCH: usize = 1000;
+
+impl Target {
+    /// How many documents the run has to handle: exact when that is known within 5 s, otherwise an estimate.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer or refuses the query.
+    pub async fn count(&self) -> Result<i64, Error> {
+        let exact = self.collection.count_documents(self.selection.clone()).max_time(COUNT_LIMIT);
+        match within(async { Ok(exact.await?) }).await {
+            Ok(count) => Ok(count as i64),
+            Err(error) if error == Error::timeout() => {
+                within(async { Ok(self.collection.estimated_document_count().await? as i64) }).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What makes the walk slow: a key without an index, by which the server sorts all documents first. `None` also
+    /// when the server does not tell.
+    pub async fn warning(&self) -> Option<String> {
+        if self.key == "_id" {
+            return None;
+        }
+        let indexes = self.whole_indexes().await.ok()??;
+        let leads = |index: &IndexModel| index.keys.keys().next() == Some(&self.key);
+        let (key, collection) = (&self.key, self.collection.name());
+        (!indexes.iter().any(leads)).then(|| {
+            format!("target.keyField {key} has no index, which makes the run slow: db.{collection}.createIndex({{\"{key}\": 1}})")
+        })
+    }
+
+    /// The indexes that hold every document. `None`: there is no such collection.
+    pub(super) async fn whole_indexes(&self) -> Result<Option<Vec<IndexModel>>, Error> {
+        let listed = async {
+            match self.collection.list_indexes().await {
+                Ok(indexes) => Ok(Some(indexes.try_collect::<Vec<_>>().await?)),
+                Err(error) if is_command(&error, &[NO_COLLECTION]) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        };
+        let is_partial = |index: &IndexModel| {
+            index.options.as_ref().is_some_and(|options| options.partial_filter_expression.is_some())
+        };
+        let indexes = within(listed).await?;
+        Ok(indexes.map(|indexes| indexes.into_iter().filter(|index| !is_partial(index)).collect()))
+    }
+
+    /// Walks the documents in key order, from after `cursor` on. The stream ends after the first error.
+    pub fn batches(&self, cursor: Option<&Value>) -> impl Stream<Item = Result<Batch, Error>> + use<> {
+        enum Walk {
+            Start(Target, Result<Option<Bson>, Error>),
+            Read(Target, Box<Cursor<RawDocumentBuf>>),
+            End,
+        }
+        let resume = cursor.cloned().map(Bson::try_from).transpose();
+        let resume = resume.map_err(|error| Error::InvalidTarget(format!("the checkpoint is not readable: {error}")));
+        stream::unfold(Walk::Start(self.clone(), resume), |walk| async {
+            let (target, mut cursor) = match walk {
+                Walk::End => return None,
+                Walk::Read(target, cursor) => (target, cursor),
+                Walk::Start(target, resume) => {
+                    let opened = match resume {
+                        Ok(after) => target.open(after.as_ref()).await,
+                        Err(error) => Err(error),
+                    };
+                    match opened {
+                        Ok(cursor) => (target, Box::new(cursor)),
+                        Err(error) => return Some((Err(error), Walk::End)),
+                    }
+                }
+            };
+            match target.read(&mut cursor).await {
+                Ok(batch) if batch.documents.is_empty() => None,
+                Ok(batch) => Some((Ok(batch), Walk::Read(target, cursor))),
+                Err(error) => Some((Err(error), Walk::End)),
+            }
+        })
+    }
+
+    async fn open(&self, after: Option<&Bson>) -> Result<Cursor<RawDocumentBuf>, Error> {
+        let query = match after {
+            Some(key) => both(self.selection.clone(), keys::after(&self.key, key)),
+            None => self.selection.clone(),
+        };
+        let find = self
+            .collection
+            .find(query)
+            .sort(doc! {&self.key: 1})
+            .projection(self.projection())
+            .batch_size(self.batch_size.max(FETCH) as u32);
+        within(async { Ok(find.await?) }).await
+    }
+
+    pub(super) fn projection(&self) -> Document {
+        let mut projection = doc! {&self.key: 1, &self.stamp_field: 1};
+        projection.extend(self.mapping.iter().flatten().map(|field| (field.to.clone(), Bson::from(1))));
+        if let Missing::Mark(field) = &self.missing {
+            projection.insert(field, 1);
+        }
+        if self.key != "_id" && !self.key.starts_with("_id.") {
+            projection.insert("_id", 0);
+        }
+        projection
+    }
+
+    async fn read(&self, cursor: &mut Cursor<RawDocumentBuf>) -> Result<Batch, Error> {
+        let mut documents = Vec::with_capacity(self.batch_size);
+        while documents.len() < self.batch_size && within(async { Ok(cursor.advance().await?) }).await? {
+            documents.push(self.look_at(cursor.current()));
+        }
+        Ok(Batch { documents })
+    }
+
+    pub(super) fn look_at(&self, document: &RawDocument) -> Read {
+        let stamped = match keys::at_path(document, &self.stamp_field) {
+            Some(Bson::DateTime(at)) if at == self.stamp => Stamped::ByThisRun,
+            Some(Bson::DateTime(at)) if at > self.stamp => Stamped::Later,
+            _ => Stamped::Due,
+        };
+        let key = keys::at_path(document, &self.key).unwrap_or(Bson::Null);
+        Read { key, stamped, fields: self.mapping.as_ref().map(|_| document.to_owned()) }
+    }
+}
