@@ -1,4 +1,4 @@
-//! Forgets what is kept of objects that are gone.
+//! Forgets what is kept of objects that are gone, and repairs the queue.
 
 use std::time::Duration;
 

@@ -92,11 +92,16 @@ pub async fn told(world: &World, object: &str, reasons: &[&str]) {
     .await;
 }
 
-async fn event_reasons(world: &World, object: &str) -> HashSet<String> {
+/// The events of the namespace.
+pub async fn events(world: &World) -> Vec<Event> {
     let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
-    let events = events.list(&ListParams::default()).await.unwrap().items;
+    events.list(&ListParams::default()).await.unwrap().items
+}
+
+async fn event_reasons(world: &World, object: &str) -> HashSet<String> {
     let about = |event: &Event| event.regarding.as_ref().and_then(|object| object.name.clone());
-    events
+    events(world)
+        .await
         .into_iter()
         .filter(|event| about(event).as_deref() == Some(object))
         .filter_map(|event| event.reason)

@@ -5,7 +5,6 @@ use std::{collections::HashSet, time::Duration};
 use k8s_openapi::{
     api::{
         coordination::v1::Lease,
-        events::v1::Event,
         rbac::v1::{Role, RoleBinding},
     },
     jiff::Timestamp,
@@ -19,7 +18,7 @@ use sync_operator::{api::SLOT_ANNOTATION, domain::job::is_finished};
 use tokio::time::Instant;
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get},
+    operator::{apply_job, apply_schedule, events, finished, get},
     support::{Operator, World, eventually},
 };
 
@@ -190,9 +189,8 @@ async fn a_leader_that_was_paused_for_longer_than_its_lease_writes_no_more() {
     })
     .await;
     assert!(paused.process.log().contains("leads no more"));
-    let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
     let told_by = async |by: bool| {
-        let events = events.list(&ListParams::default()).await.unwrap().items;
+        let events = events(&world).await;
         let later = events.iter().filter(|event| event.event_time.as_ref().is_some_and(|time| time.0 > since));
         later.filter(|event| (event.reporting_instance == holder) == by).count()
     };

@@ -1,9 +1,8 @@
 //! What people change of a schedule in the dashboard: when it is due, and why it is suspended.
 
-use k8s_openapi::api::events::v1::Event;
 use kube::{
-    Api, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    ResourceExt,
+    api::{Patch, PatchParams},
 };
 use serde_json::json;
 use sync_operator::{api::SUSPEND_NOTE_ANNOTATION, http::ReadAccess};
@@ -15,7 +14,7 @@ use super::{
     dashboard::{Browser, MARKUP, scene},
 };
 use crate::{
-    operator::apply_schedule,
+    operator::{apply_schedule, events},
     support::{World, eventually, free_port},
 };
 
@@ -25,9 +24,7 @@ fn encoded(text: &str) -> String {
 }
 
 async fn notes(world: &World, reason: &str) -> Vec<String> {
-    let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
-    let events = events.list(&ListParams::default()).await.unwrap().items;
-    let about = events.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
+    let about = events(world).await.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
     about.filter_map(|event| event.note).collect()
 }
 

@@ -4,7 +4,7 @@ use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Mic
 use kube::{Api, Resource, api::DeleteParams};
 
 use super::*;
-use crate::{http::auth::show_events, support::unique};
+use crate::{http::auth::show_events, operator::events, support::unique};
 
 /// Makes a run one that has failed, with documents that failed.
 async fn fail(world: &World, name: &str, message: &str, failures: &Value, failed: i64) {
@@ -221,8 +221,7 @@ async fn many_runs_are_cancelled_tried_again_and_deleted_by_those_who_may() {
         jobs.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
     );
     eventually("each deed has its event", async || {
-        let events: Api<Event> = Api::namespaced(world.client.clone(), here);
-        let events = events.list(&ListParams::default()).await.ok()?.items;
+        let events = events(&world).await;
         let by = |reason: &str, who: &str| {
             let who = format!("by system:serviceaccount:{here}:{who} over HTTP");
             events.iter().any(|event| {
