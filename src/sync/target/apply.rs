@@ -32,14 +32,23 @@ struct Refused<'a> {
 
 /// One document's write.
 struct Write<'a> {
-    key: &'a Bson,
-    /// It makes the document.
-    is_new: bool,
+    read: &'a Read,
+    changes: Changes,
     /// The stamp that was read.
     stamped: Option<DateTime>,
     /// Something else than the stamp changes.
     differs: bool,
-    statement: Document,
+}
+
+impl<'a> Write<'a> {
+    fn key(&self) -> &'a Bson {
+        &self.read.key
+    }
+
+    /// It makes the document.
+    fn is_new(&self) -> bool {
+        self.read.fields.is_none()
+    }
 }
 
 impl Target {
@@ -149,17 +158,16 @@ impl Target {
             };
             match changes {
                 Ok(changes) => writes.push(Write {
-                    key: &read.key,
-                    is_new: read.fields.is_none(),
+                    read,
                     stamped: self.stamp_of(read),
                     differs: !read.fields.as_ref().is_some_and(|fields| changes.are_in(fields)),
-                    statement: self.change(read, changes, stamp),
+                    changes,
                 }),
                 Err((reason, message)) => outcome.fail(&read.key, reason, &message),
             }
         }
         if self.dry_run {
-            let differing = writes.iter().filter(|write| write.differs).map(|write| write.key);
+            let differing = writes.iter().filter(|write| write.differs).map(Write::key);
             outcome.changes = differing.chain(deletes).map(keys::show).collect();
             outcome.updated = outcome.changes.len() as i64;
         } else {
@@ -197,10 +205,10 @@ impl Target {
     /// with another stamp than the one that was read may have been changed by another run, and is written by itself.
     async fn stamp_same<'a>(&self, same: &[Write<'a>], stamp: DateTime) -> Result<Vec<Refused<'a>>, Error> {
         let mut refused = Vec::new();
-        for chunk in chunks(same, |write| size(&doc! {"": write.key.clone()})) {
+        for chunk in chunks(same, |write| size(&doc! {"": write.key().clone()})) {
             let mut by_stamp: HashMap<_, Vec<_>> = HashMap::new();
             for write in chunk {
-                by_stamp.entry(write.stamped).or_default().push(write.key.clone());
+                by_stamp.entry(write.stamped).or_default().push(write.key().clone());
             }
             let together = |(stamped, keys): (Option<DateTime>, Vec<Bson>)| {
                 let these = doc! {&self.key: {"$in": keys}, &self.stamp_field: stamped};
@@ -253,7 +261,7 @@ impl Target {
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
         let Some(journal) = &self.journal else { return self.write_all(writes, deletes, stamp, Some(session)).await };
         journal.check(Some(&mut *session)).await?;
-        let keys: Vec<Bson> = writes.iter().map(|write| write.key).chain(deletes.iter().copied()).cloned().collect();
+        let keys: Vec<Bson> = writes.iter().map(Write::key).chain(deletes.iter().copied()).cloned().collect();
         let these = doc! {&self.key: {"$in": keys}};
         let before = self.whole(these.clone(), session).await?;
         let (updated, mut refused) = self.write_all(writes, deletes, stamp, Some(&mut *session)).await?;
@@ -261,10 +269,10 @@ impl Target {
             let after = self.whole(these, session).await?;
             if let Some(key) = self.note(journal, before, after, session).await? {
                 let why = ("DocumentTooLarge", "the document is too large for the journal".to_owned());
-                let Some(at) = writes.iter().position(|write| *write.key == key) else {
+                let Some(at) = writes.iter().position(|write| *write.key() == key) else {
                     return Err(Error::Attempt { reason: why.0, message: why.1 });
                 };
-                refused.push(Refused { at, key: writes[at].key, why: Some(why) });
+                refused.push(Refused { at, key: writes[at].key(), why: Some(why) });
             }
         }
         Ok((updated, refused))
@@ -279,9 +287,10 @@ impl Target {
         mut session: Option<&mut ClientSession>,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
         let (mut updated, mut refused) = (0, Vec::new());
+        let statements: Vec<_> = writes.iter().map(|write| self.change(write, stamp)).collect();
         let mut before = 0;
-        for chunk in chunks(writes, |write| size(&write.statement)) {
-            let (changed, failed) = self.write_chunk(chunk, before, session.as_deref_mut()).await?;
+        for chunk in chunks(&statements, size) {
+            let (changed, failed) = self.write_chunk(writes, before, chunk, session.as_deref_mut()).await?;
             updated += changed;
             refused.extend(failed);
             before += chunk.len();
@@ -299,19 +308,21 @@ impl Target {
         &self,
         writes: &[Write<'a>],
         before: usize,
+        statements: &[Document],
         session: Option<&mut ClientSession>,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
-        let statements = writes.iter().map(|write| write.statement.clone()).collect();
-        let reply = self.update(statements, session).await?;
+        let writes = &writes[before..before + statements.len()];
+        let reply = self.update(statements.to_vec(), session).await?;
         let mut differing = writes.iter().filter(|write| write.differs).count() as i64;
         let mut refused = Vec::new();
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
             let at = integer(error, "index") as usize;
             let Some(write) = writes.get(at) else { continue };
             // Somebody else has made it meanwhile, or the filter leaves it out.
-            let exists = write.is_new && error.get_document("keyPattern").is_ok_and(|keys| keys.keys().eq([&self.key]));
+            let exists =
+                write.is_new() && error.get_document("keyPattern").is_ok_and(|keys| keys.keys().eq([&self.key]));
             let why = (!exists).then(|| refusal(error));
-            refused.push(Refused { at: before + at, key: write.key, why });
+            refused.push(Refused { at: before + at, key: write.key(), why });
             differing -= i64::from(write.differs);
         }
         // The others are gone, or were fetched later by somebody else.
@@ -348,16 +359,16 @@ impl Target {
     }
 
     /// A statement that makes one document what it should be, and stamps it.
-    fn change(&self, read: &Read, changes: Changes, stamp: DateTime) -> Document {
-        let mut set = changes.set;
+    fn change(&self, write: &Write, stamp: DateTime) -> Document {
+        let mut set = write.changes.set.clone();
         set.insert(&self.stamp_field, stamp);
         let mut update = doc! {"$set": set};
-        if !changes.unset.is_empty() {
-            let unset: Document = changes.unset.into_iter().map(|path| (path, Bson::from(""))).collect();
+        if !write.changes.unset.is_empty() {
+            let unset: Document = write.changes.unset.iter().map(|path| (path.clone(), Bson::from(""))).collect();
             update.insert("$unset", unset);
         }
-        let mut statement = self.statement(doc! {&self.key: read.key.clone()}, update, stamp);
-        if read.fields.is_none() {
+        let mut statement = self.statement(doc! {&self.key: write.key().clone()}, update, stamp);
+        if write.is_new() {
             statement.insert("upsert", true);
         }
         statement
