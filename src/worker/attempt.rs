@@ -32,8 +32,9 @@ use super::{
 
 /// Shortest time between two checkpoints of a run.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
-/// Batches that are read and wait for their turn: a slow one must not keep the others from being followed.
-const READ_AHEAD: usize = 8;
+/// Batches, at most, that wait for their turn to ask, or to be written, or for one before them: a slow one must not keep the
+/// others from being followed.
+const READ_AHEAD: usize = 16;
 /// How long batches in flight may take after a recall. Doing them again later does no harm.
 const LAST_BATCHES: Duration = Duration::from_secs(5);
 /// Documents that a source is asked about before it is believed that it has nothing for any of them.
@@ -195,7 +196,7 @@ impl Attempt {
         let stamped = batches
             .take_until(recalled.cancelled())
             .map(|batch| aside(work.clone().handle(batch)))
-            .buffered(parallelism + parallelism.min(READ_AHEAD));
+            .buffered(parallelism + (2 * parallelism).min(READ_AHEAD));
         self.follow(stamped, queue, recalled).await
     }
 
