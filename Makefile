@@ -60,7 +60,7 @@ bench-scale: ## Measure many schedules on a real API server: SCHEDULES=10000 JOB
 bench-http: ## Measure /jobs/status at 1,000 requests a second and 10,000 SyncJobs (about 8 minutes)
 	@SCHEDULES=20 JOBS=10000 benches/run.sh scale
 
-bench-sources: ## Measure runs that fetch from a GraphQL server: rate limit and latency (about 3 minutes, and 8 to build)
+bench-sources: ## Measure runs that fetch from a GraphQL server: rate limit and latency (about 3 minutes, and up to 20 to build)
 	@tests/cluster/with-cluster.sh cargo test --quiet --release --test integration -- --ignored --nocapture --test-threads 1 sources::speed
 
 generate: ## Write the generated files
