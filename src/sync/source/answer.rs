@@ -24,16 +24,16 @@ pub struct Page {
 }
 
 /// Sorts an answer by the keys that were asked for. `Err`: the query was not carried out at all.
-pub(super) fn read(spec: &SourceSpec, keys: &[String], answer: &Value) -> Result<Vec<Found>, Error> {
-    let errors = errors_of(spec, answer)?;
-    let result = answer.pointer(&spec.result);
+pub(super) fn read(spec: &SourceSpec, keys: &[String], mut answer: Value) -> Result<Vec<Found>, Error> {
+    let errors = errors_of(spec, &answer)?.to_vec();
+    let result = answer.pointer_mut(&spec.result).map(Value::take);
     match spec.asking {
         // By HTTP, 404 says that there is nothing. That a part of the answer is not there is more likely a mistake.
         Asking::PerUser(_) if result.is_none() && spec.request == Request::Rest => {
             Err(unusable(&format!("it has nothing at {} {}", spec.field("resultPath"), spec.result)))
         }
-        Asking::PerUser(_) => Ok(vec![single(result, errors)]),
-        _ => list(spec, keys, result, errors),
+        Asking::PerUser(_) => Ok(vec![single(result, &errors)]),
+        _ => list(spec, keys, result, &errors),
     }
 }
 
@@ -46,16 +46,17 @@ pub(super) fn page(
     link: Option<Value>,
 ) -> Result<Page, Error> {
     let errors = errors_of(spec, answer)?;
-    let (items, broken) = items(spec, answer.pointer(&spec.result), errors)?;
+    let (items, broken) = items(spec, answer.pointer(&spec.result).cloned(), errors)?;
+    let is_empty = items.is_empty();
     let mut results: Vec<(Bson, Found)> = Vec::with_capacity(items.len());
     let mut places = HashMap::new();
-    for (place, item) in items.iter().enumerate() {
+    for (place, item) in items.into_iter().enumerate() {
         // A result that cannot be told apart may be any document's: nothing could be said to be missing.
         let key = item.pointer(&spec.key).filter(|key| key.is_string() || key.is_number());
         let key = key.and_then(|key| mapping::convert(key, spec.key_type)).ok_or_else(|| {
             unusable(&format!("it has a result without a usable key at {} {}", spec.field("keyPath"), spec.key))
         })?;
-        let found = broken.get(&place).map_or_else(|| Found::Result(item.clone()), |error| failed(error));
+        let found = broken.get(&place).map_or_else(|| Found::Result(item), |error| failed(error));
         match places.entry(keys::text(&key)) {
             Entry::Vacant(entry) => {
                 entry.insert(results.len());
@@ -65,7 +66,7 @@ pub(super) fn page(
             Entry::Occupied(_) => {}
         }
     }
-    let next = if pages.by == By::Link { link } else { next(spec, pages, at, answer, items.is_empty())? };
+    let next = if pages.by == By::Link { link } else { next(spec, pages, at, answer, is_empty)? };
     Ok(Page { results, next })
 }
 
@@ -111,10 +112,10 @@ fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Er
     Ok(errors)
 }
 
-fn single(result: Option<&Value>, errors: &[Value]) -> Found {
+fn single(result: Option<Value>, errors: &[Value]) -> Found {
     match (errors.first(), result) {
         (Some(error), _) => failed(error),
-        (None, Some(result)) if !result.is_null() => Found::Result(result.clone()),
+        (None, Some(result)) if !result.is_null() => Found::Result(result),
         _ => Found::Missing,
     }
 }
@@ -122,9 +123,9 @@ fn single(result: Option<&Value>, errors: &[Value]) -> Found {
 /// The list of results, and errors by their places in it.
 fn items<'a>(
     spec: &SourceSpec,
-    result: Option<&'a Value>,
+    result: Option<Value>,
     errors: &'a [Value],
-) -> Result<(&'a [Value], HashMap<usize, &'a Value>), Error> {
+) -> Result<(Vec<Value>, HashMap<usize, &'a Value>), Error> {
     let depth = spec.result.matches('/').count().saturating_sub(1);
     // An error's path leads through the list to one of its items, or ends before: then the list itself is broken.
     let item_of = |error: &Value| error.get("path")?.as_array()?.get(depth)?.as_u64();
@@ -135,26 +136,27 @@ fn items<'a>(
         };
         broken.entry(item as usize).or_insert(error);
     }
-    let Some(items) = result.and_then(Value::as_array) else {
+    let Some(Value::Array(items)) = result else {
         return Err(unusable(format!("it has no list at {} {}", spec.field("resultPath"), spec.result).trim_end()));
     };
     Ok((items, broken))
 }
 
-fn list(spec: &SourceSpec, keys: &[String], result: Option<&Value>, errors: &[Value]) -> Result<Vec<Found>, Error> {
+fn list(spec: &SourceSpec, keys: &[String], result: Option<Value>, errors: &[Value]) -> Result<Vec<Found>, Error> {
     let (items, broken) = items(spec, result, errors)?;
     let wanted: HashMap<&str, usize> = keys.iter().enumerate().map(|(at, key)| (key.as_str(), at)).collect();
     let mut found = vec![Found::Missing; keys.len()];
-    for (place, item) in items.iter().enumerate() {
+    let count = items.len();
+    for (place, item) in items.into_iter().enumerate() {
         // An item that an error made null has no key; where the list has one item for each key, its place tells.
-        let by_place = (item.is_null() && items.len() == keys.len()).then_some(place);
+        let by_place = (item.is_null() && count == keys.len()).then_some(place);
         let by_key = item.pointer(&spec.key).and_then(text).and_then(|key| wanted.get(key.as_str()).copied());
         let Some(at) = by_key.or(by_place) else { continue };
         found[at] = match (broken.get(&place), &found[at]) {
             (Some(error), _) => failed(error),
-            (None, Found::Missing) if !item.is_null() => Found::Result(item.clone()),
+            (None, Found::Missing) if !item.is_null() => Found::Result(item),
             (None, Found::Missing) => Found::Missing,
-            (None, Found::Result(first)) if first == item => Found::Result(item.clone()),
+            (None, Found::Result(first)) if *first == item => Found::Result(item),
             (None, _) => twice(),
         };
     }
@@ -225,7 +227,7 @@ mod tests {
 
     fn shown(answer: &Value) -> Result<Vec<&'static str>, String> {
         let keys = ["1", "2", "3"].map(str::to_owned);
-        let found = read(&spec("PerBatch", "/data/users"), &keys, answer).map_err(|error| error.to_string())?;
+        let found = read(&spec("PerBatch", "/data/users"), &keys, answer.clone()).map_err(|error| error.to_string())?;
         Ok(found
             .iter()
             .map(|found| match found {
@@ -304,7 +306,7 @@ mod tests {
             (json!({"data": {"user": null}}), Found::Missing),
             (json!({"data": null, "errors": [{"path": ["user"]}]}), failed(&json!({}))),
         ] {
-            assert_eq!(read(&spec, &["1".to_owned()], &answer).unwrap(), [expected], "{answer}");
+            assert_eq!(read(&spec, &["1".to_owned()], answer.clone()).unwrap(), [expected], "{answer}");
         }
     }
 
@@ -353,17 +355,17 @@ mod tests {
     fn a_plain_answer_has_results_and_no_errors() {
         let (one, all) =
             (rest(&json!({"endpoint": "https://a/{id}", "batching": "PerUser"})), json!({"errors": ["x"]}));
-        assert_eq!(read(&one, &["1".to_owned()], &all).unwrap(), [Found::Result(all)]);
-        assert_eq!(read(&one, &["1".to_owned()], &Value::Null).unwrap(), [Found::Missing]);
+        assert_eq!(read(&one, &["1".to_owned()], all.clone()).unwrap(), [Found::Result(all)]);
+        assert_eq!(read(&one, &["1".to_owned()], Value::Null).unwrap(), [Found::Missing]);
         let below = rest(&json!({"endpoint": "https://a/{id}", "batching": "PerUser", "resultPath": "/user"}));
-        let error = read(&below, &["1".to_owned()], &json!({"User": 1})).unwrap_err().to_string();
+        let error = read(&below, &["1".to_owned()], json!({"User": 1})).unwrap_err().to_string();
         assert!(error.ends_with("it has nothing at source.rest.resultPath /user"), "{error}");
 
         let list = rest(&json!({"endpoint": "https://a/?ids={ids}"}));
         let keys = ["1", "2"].map(str::to_owned);
-        let found = read(&list, &keys, &json!([{"id": 2}])).unwrap();
+        let found = read(&list, &keys, json!([{"id": 2}])).unwrap();
         assert_eq!(found, [Found::Missing, Found::Result(json!({"id": 2}))]);
-        let error = read(&list, &keys, &json!({"users": []})).unwrap_err().to_string();
+        let error = read(&list, &keys, json!({"users": []})).unwrap_err().to_string();
         assert!(error.ends_with("it has no list at source.rest.resultPath"), "{error}");
 
         let walk = json!({"endpoint": "https://a/", "batching": "Pages", "pagination": {"by": "Link"}});

@@ -133,7 +133,7 @@ impl Source {
             (Asking::PerUser(_), [key]) => variables.insert("id".to_owned(), Value::from(key.as_str())),
             _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
         };
-        let read = |_: &HeaderMap, answer: &Value| answer::read(&self.spec, &keys, answer);
+        let read = |_: &HeaderMap, answer: Value| answer::read(&self.spec, &keys, answer);
         self.send(self.post(variables), None, received, read).await
     }
 
@@ -153,7 +153,7 @@ impl Source {
             return Err(too_long());
         }
         let gone = is_one.then(|| vec![Found::Missing]);
-        let read = |_: &HeaderMap, answer: &Value| {
+        let read = |_: &HeaderMap, answer: Value| {
             let found = answer::read(&self.spec, keys, answer)?;
             Ok(keys.iter().zip(found).map(|(key, found)| if fits(key) { found } else { misfit() }).collect())
         };
@@ -167,16 +167,16 @@ impl Source {
     pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<Page>, Error> {
         let Request::GraphQl { variables, .. } = &self.spec.request else {
             let asked = self.page_address(pages, at, size)?;
-            let read = |headers: &HeaderMap, answer: &Value| {
+            let read = |headers: &HeaderMap, answer: Value| {
                 let link = if pages.by == By::Link { links::next(headers, &asked)? } else { None };
-                answer::page(&self.spec, pages, at, answer, link.map(|link| Value::from(link.as_str())))
+                answer::page(&self.spec, pages, at, &answer, link.map(|link| Value::from(link.as_str())))
             };
             return self.send(self.get(asked.clone()), None, || (), read).await;
         };
         let mut variables = variables.clone();
         variables.insert("first".to_owned(), Value::from(size));
         variables.insert(if pages.by == By::Number { "page" } else { "after" }.to_owned(), at.clone());
-        let read = |_: &HeaderMap, answer: &Value| answer::page(&self.spec, pages, at, answer, None);
+        let read = |_: &HeaderMap, answer: Value| answer::page(&self.spec, pages, at, &answer, None);
         self.send(self.post(variables), None, || (), read).await
     }
 
@@ -220,7 +220,7 @@ impl Source {
         request: RequestBuilder,
         gone: Option<T>,
         received: impl FnOnce(),
-        read: impl FnOnce(&HeaderMap, &Value) -> Result<T, Error>,
+        read: impl FnOnce(&HeaderMap, Value) -> Result<T, Error>,
     ) -> Result<Reply<T>, Error> {
         let mut response = request.send().await.map_err(|error| self.unreached(&error))?;
         let rest = rest(response.headers(), Timestamp::now());
@@ -237,7 +237,7 @@ impl Source {
         received();
         let answer =
             serde_json::from_slice(&body).map_err(|_| attempt("BadAnswer", "the source's answer is no JSON"))?;
-        match (read(&headers, &answer), rest) {
+        match (read(&headers, answer), rest) {
             (Ok(found), rest) => Ok(Reply { found: Some(found), rest }),
             // GitHub says so with status 200.
             (Err(_), Some(_)) => Ok(Reply { found: None, rest }),
