@@ -25,8 +25,9 @@ pub(super) fn range(field: &str, min: i64, max: i64) -> Rule {
 
 /// A JSON pointer (RFC 6901). `field` is named in the message.
 pub(super) fn pointer(field: &str, example: &str) -> Rule {
-    Rule::new("self == '' || self.startsWith('/')")
-        .message(&*format!("{field} must be a JSON pointer, which starts with /, such as {example}"))
+    Rule::new("self.matches('^(/([^/~]|~[01])*)*$')").message(&*format!(
+        "{field} must be a JSON pointer, which starts with / and has ~ only as ~0 or ~1, such as {example}"
+    ))
 }
 
 /// A place to be filled in that `endpoint` has when, and only when, `holds` is true. `setting` says what that is.

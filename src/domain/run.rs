@@ -13,7 +13,6 @@ use super::{
 use crate::api::{
     GoDuration, SyncJobSpec,
     duration::InvalidDuration,
-    source::MappedField,
     syncjob::{Attempt, Counts, DocumentFailure, OnFailure, SyncMode, Transaction},
 };
 
@@ -185,8 +184,6 @@ pub struct RunSpec {
     pub filter: Map<String, Value>,
     /// Where to fetch what the documents should be.
     pub source: Option<SourceSpec>,
-    /// What of it goes into which field.
-    pub mapping: Vec<MappedField>,
     /// A batch is written as a whole.
     pub transaction: bool,
     /// When the run fails, its documents are put back as they were.
@@ -269,7 +266,7 @@ pub enum SpecError {
     #[error("pagination.by Link is for rest: use Cursor or Number")]
     Link,
     /// A text that is no JSON pointer.
-    #[error("{0} must be a JSON pointer, which starts with /, such as /data/users")]
+    #[error("{0} must be a JSON pointer, which starts with / and has ~ only as ~0 or ~1, such as /data/users")]
     Pointer(&'static str),
     /// A mapped field with two values, or none.
     #[error("mapping[].to {0} needs either from, a JSON pointer into the result, or value, a constant")]
@@ -346,7 +343,6 @@ impl RunSpec {
             last_synced_field: field_path("target.lastSyncedField", &target.last_synced_field, "lastSynced")?,
             filter: target.filter.0.clone(),
             source: source::parse(spec)?,
-            mapping: spec.mapping.clone(),
             transaction: match (spec.transaction, &spec.source) {
                 (Transaction::None, _) => false,
                 (Transaction::Batch, Some(_)) => true,

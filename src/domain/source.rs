@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jsonptr::PointerBuf;
 use serde_json::{Map, Value};
 
 use super::{
@@ -11,8 +12,8 @@ use super::{
 use crate::api::{
     SyncJobSpec,
     source::{
-        Batching, FieldType, GraphQl, HeaderFrom, Http, MappedField, OnMissing, PageBy, Pagination, RateLimit, Rest,
-        SecretKey,
+        Batching, FieldType, GraphQl, HeaderFrom, Http, MappedField, OnMissing, OnNull, PageBy, Pagination, RateLimit,
+        Rest, SecretKey,
     },
     syncjob::SyncMode,
 };
@@ -44,12 +45,14 @@ pub struct SourceSpec {
     pub asking: Asking,
     /// Make documents for results that have none.
     pub upsert: bool,
-    /// JSON pointer to the results.
-    pub result: String,
-    /// JSON pointer from a result to its key.
-    pub key: String,
+    /// Way to the results.
+    pub result: PointerBuf,
+    /// Way from a result to its key.
+    pub key: PointerBuf,
     /// What a key is made into.
     pub key_type: FieldType,
+    /// What of a result goes into which field.
+    pub mapping: Vec<Mapped>,
     /// What becomes of documents without a result.
     pub missing: Missing,
     /// Longest wait for an answer.
@@ -100,6 +103,28 @@ pub enum Asking {
     Pages(Pages),
 }
 
+/// What goes into one field of a document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mapped {
+    /// Path of the field.
+    pub to: String,
+    /// Where the value is from.
+    pub origin: Origin,
+    /// What it is made into.
+    pub type_: FieldType,
+    /// What to do when there is none.
+    pub on_null: OnNull,
+}
+
+/// Where the value of a field is from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Origin {
+    /// The result has it here.
+    Result(PointerBuf),
+    /// It is the same for every document.
+    Constant(Value),
+}
+
 /// What becomes of documents that the source has nothing for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
@@ -118,15 +143,15 @@ pub enum Missing {
 pub struct Pages {
     /// What tells them apart.
     pub by: By,
-    /// JSON pointer to whether there are more.
-    pub more: Option<String>,
+    /// Way to whether there are more.
+    pub more: Option<PointerBuf>,
 }
 
 /// What tells pages apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
-    /// A cursor, which the page before has at this JSON pointer.
-    Cursor(String),
+    /// A cursor, which the page before has here.
+    Cursor(PointerBuf),
     /// Their number, from 1 on.
     Number,
     /// Their address, which the page before has in its header `Link`.
@@ -155,8 +180,7 @@ pub(super) fn parse(spec: &SyncJobSpec) -> Result<Option<SourceSpec>, SpecError>
     let missing_field = (http.on_missing == OnMissing::Mark).then_some(http.missing_field.as_str());
     let reserved = [&*spec.target.key_field, &*spec.target.last_synced_field];
     let reserved: Vec<&str> = reserved.into_iter().chain(missing_field).collect();
-    check_paths(&spec.mapping, &reserved)?;
-    Ok(Some(parsed))
+    Ok(Some(SourceSpec { mapping: mapping(&spec.mapping, &reserved)?, ..parsed }))
 }
 
 fn graph_ql(source: &GraphQl, spec: &SyncJobSpec) -> Result<SourceSpec, SpecError> {
@@ -230,6 +254,7 @@ fn common(
         result: pointer("resultPath", result_path)?,
         key: pointer("keyPath", &http.key_path)?,
         key_type: http.key_type,
+        mapping: Vec::new(),
         missing: match http.on_missing {
             OnMissing::Fail => Missing::Fail,
             OnMissing::Ignore => Missing::Ignore,
@@ -268,27 +293,29 @@ fn pace(limit: &RateLimit) -> Result<Pace, SpecError> {
     Ok(Pace { every: (per + per / ROOM) / requests, slack: per / ROOM / 2 })
 }
 
-fn pointer(field: &'static str, text: &str) -> Result<String, SpecError> {
-    if text.is_empty() || text.starts_with('/') { Ok(text.to_owned()) } else { Err(SpecError::Pointer(field)) }
+fn pointer(field: &'static str, text: &str) -> Result<PointerBuf, SpecError> {
+    text.parse().map_err(|_| SpecError::Pointer(field))
 }
 
 /// MongoDB refuses an update that writes a field and a part of it. The key, the stamp and the mark are not for the mapping.
-fn check_paths(mapping: &[MappedField], reserved: &[&str]) -> Result<(), SpecError> {
-    for (at, field) in mapping.iter().enumerate() {
-        let to = field.to.as_str();
+fn mapping(fields: &[MappedField], reserved: &[&str]) -> Result<Vec<Mapped>, SpecError> {
+    let mut mapping = Vec::with_capacity(fields.len());
+    for (at, MappedField { to, from, value, type_, on_null }) in fields.iter().enumerate() {
         if to.is_empty() || to.contains('$') || to.starts_with('.') {
             return Err(SpecError::FieldPath { field: "mapping[].to", example: "name" });
         }
-        if field.from.is_some() == field.value.is_some() {
-            return Err(SpecError::Constant(to.to_owned()));
-        }
-        pointer("mapping[].from", field.from.as_deref().unwrap_or_default())?;
-        let others = mapping[..at].iter().map(|other| other.to.as_str()).chain(reserved.iter().copied()).chain(["_id"]);
+        let origin = match (from, value) {
+            (Some(from), None) => Origin::Result(pointer("mapping[].from", from)?),
+            (None, Some(text)) => Origin::Constant(Value::from(text.as_str())),
+            _ => return Err(SpecError::Constant(to.clone())),
+        };
+        let others = fields[..at].iter().map(|other| other.to.as_str()).chain(reserved.iter().copied()).chain(["_id"]);
         if let Some(other) = others.into_iter().find(|other| overlap(to, other)) {
-            return Err(SpecError::Overlap(to.to_owned(), other.to_owned()));
+            return Err(SpecError::Overlap(to.clone(), other.to_owned()));
         }
+        mapping.push(Mapped { to: to.clone(), origin, type_: *type_, on_null: *on_null });
     }
-    Ok(())
+    Ok(mapping)
 }
 
 /// True when one of these paths is the other, or a part of it.
@@ -430,6 +457,7 @@ mod tests {
             (json!({}), json!([{"from": "/a", "to": "lastSynced"}]), "mapping[].to lastSynced and lastSynced overlap"),
             (json!({}), json!([{"from": "/a", "to": "_id"}]), "mapping[].to _id and _id overlap"),
             (json!({}), json!([{"from": "name", "to": "name"}]), "mapping[].from must be a JSON pointer"),
+            (json!({}), json!([{"from": "/a~2", "to": "name"}]), "mapping[].from must be a JSON pointer"),
         ] {
             let error = parse(&spec(&source, &mapping)).unwrap_err().to_string();
             assert!(error.starts_with(message), "{source} {mapping}: {error}");

@@ -1,6 +1,6 @@
 //! Keys of documents: reading, showing, and their order across BSON types.
 
-use bson::{Bson, Document, RawDocument, doc};
+use bson::{Bson, Document, RawBsonRef, RawDocument, doc};
 
 use crate::api::truncate_to;
 
@@ -81,11 +81,16 @@ pub(super) fn after(field: &str, key: &Bson) -> Document {
 }
 
 /// Reads a dotted path. `None` when the document has no such field.
-pub(super) fn at_path(document: &RawDocument, path: &str) -> Option<Bson> {
+pub(super) fn at_path<'a>(document: &'a RawDocument, path: &str) -> Option<RawBsonRef<'a>> {
     match path.split_once('.') {
-        None => document.get(path).ok()?.and_then(|value| Bson::try_from(value).ok()),
+        None => document.get(path).ok()?,
         Some((head, rest)) => at_path(document.get_document(head).ok()?, rest),
     }
+}
+
+/// The key at a dotted path. `None` when the document has no such field.
+pub(super) fn key_at(document: &RawDocument, path: &str) -> Option<Bson> {
+    Bson::try_from(at_path(document, path)?).ok()
 }
 
 /// A key as people write it: hex for an ObjectId, the text itself for a string, extended JSON otherwise.
@@ -122,9 +127,9 @@ mod tests {
     #[test]
     fn dotted_paths_are_followed() {
         let document = rawdoc! {"account": {"id": 7}};
-        assert_eq!(at_path(&document, "account.id"), Some(Bson::Int32(7)));
-        assert_eq!(at_path(&document, "account.name"), None);
-        assert_eq!(at_path(&document, "nothing.id"), None);
+        assert_eq!(key_at(&document, "account.id"), Some(Bson::Int32(7)));
+        assert_eq!(key_at(&document, "account.name"), None);
+        assert_eq!(key_at(&document, "nothing.id"), None);
     }
 
     #[test]

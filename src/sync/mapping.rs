@@ -1,56 +1,67 @@
 //! What of a source's result goes into which field of a document.
 
-use bson::{Bson, DateTime, Document, RawDocument, oid::ObjectId};
+use bson::{Bson, DateTime, RawBsonRef, RawDocument, oid::ObjectId};
 use jiff::{Timestamp, civil, tz::TimeZone};
 use serde_json::Value;
 
 use super::keys;
-use crate::api::source::{FieldType, MappedField, OnNull};
+use crate::{
+    api::source::{FieldType, OnNull},
+    domain::source::{Mapped, Origin},
+};
 
-/// What is to be written into one document.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Changes {
-    pub set: Document,
-    pub unset: Vec<String>,
+/// What is to be written into one document, by path.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Changes<'a> {
+    pub set: Vec<(&'a str, Bson)>,
+    pub unset: Vec<&'a str>,
 }
 
-impl Changes {
+impl Changes<'_> {
     /// True when the document is as it should be.
     pub fn are_in(&self, document: &RawDocument) -> bool {
-        let is_there = |(path, value): (&String, &Bson)| {
-            keys::at_path(document, path).is_some_and(|current| is_same(&current, value))
-        };
+        let is_there =
+            |(path, value): &(&str, Bson)| keys::at_path(document, path).is_some_and(|current| is_same(current, value));
         self.set.iter().all(is_there) && self.unset.iter().all(|path| keys::at_path(document, path).is_none())
     }
 }
 
 /// Numbers of different types are the same when their values are.
-fn is_same(a: &Bson, b: &Bson) -> bool {
+fn is_same(current: RawBsonRef<'_>, value: &Bson) -> bool {
     let number = |value: &Bson| match value {
         Bson::Int32(number) => Some(f64::from(*number)),
         Bson::Int64(number) => Some(*number as f64),
         Bson::Double(number) => Some(*number),
         _ => None,
     };
-    a == b || matches!((number(a), number(b)), (Some(a), Some(b)) if a.total_cmp(&b).is_eq())
+    match (current, value) {
+        // Most values are texts: they are not copied only to be compared.
+        (RawBsonRef::String(current), Bson::String(value)) => current == value,
+        _ => Bson::try_from(current).is_ok_and(|current| {
+            let numbers = number(&current).zip(number(value));
+            current == *value || numbers.is_some_and(|(current, value)| current.total_cmp(&value).is_eq())
+        }),
+    }
 }
 
 /// Makes a result into what is to be written. On failure says which field it was, and nothing of the value.
-pub(super) fn apply(mapping: &[MappedField], result: &Value) -> Result<Changes, String> {
+pub(super) fn apply<'a>(mapping: &'a [Mapped], result: &Value) -> Result<Changes<'a>, String> {
     let mut changes = Changes::default();
-    for field in mapping {
-        let constant = field.value.as_ref().map(|text| Value::String(text.clone()));
-        let from = field.from.as_deref().unwrap_or_default();
-        match constant.as_ref().or_else(|| result.pointer(from)) {
+    for Mapped { to, origin, type_, on_null } in mapping {
+        let value = match origin {
+            Origin::Result(path) => path.resolve(result).ok(),
+            Origin::Constant(value) => Some(value),
+        };
+        match value {
             Some(value) if !value.is_null() => {
-                let converted = convert(value, field.type_)
-                    .ok_or_else(|| format!("the value for {} cannot be made into {:?}", field.to, field.type_))?;
-                changes.set.insert(&field.to, converted);
+                let converted = convert(value, *type_)
+                    .ok_or_else(|| format!("the value for {to} cannot be made into {type_:?}"))?;
+                changes.set.push((to, converted));
             }
-            _ => match field.on_null {
+            _ => match on_null {
                 OnNull::Skip => {}
-                OnNull::Unset => changes.unset.push(field.to.clone()),
-                OnNull::Set => drop(changes.set.insert(&field.to, Bson::Null)),
+                OnNull::Unset => changes.unset.push(to),
+                OnNull::Set => changes.set.push((to, Bson::Null)),
             },
         }
     }
@@ -104,11 +115,13 @@ fn plain(value: &Value) -> Bson {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::run::RunSpec;
     use bson::{doc, rawdoc};
     use serde_json::json;
 
-    fn mapping(mapping: Value) -> Vec<MappedField> {
-        serde_json::from_value(mapping).unwrap()
+    fn mapping(mapping: &Value) -> Vec<Mapped> {
+        let spec = json!({"source": {"rest": {"endpoint": "https://a/{ids}"}}, "mapping": mapping});
+        RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap().source.unwrap().mapping
     }
 
     #[test]
@@ -131,16 +144,16 @@ mod tests {
             ("ObjectId", json!(id), Some(Bson::ObjectId(ObjectId::parse_str(id).unwrap()))),
             ("ObjectId", json!("short"), None),
         ] {
-            let changes = apply(&mapping(json!([{"from": "/v", "to": "f", "type": type_}])), &json!({"v": value}));
-            let got = changes.ok().map(|changes| changes.set.get("f").unwrap().clone());
-            assert_eq!(got, expected, "{type_} {value}");
+            let mapping = mapping(&json!([{"from": "/v", "to": "f", "type": type_}]));
+            let got = apply(&mapping, &json!({"v": value})).ok().map(|changes| changes.set);
+            assert_eq!(got, expected.map(|expected| vec![("f", expected)]), "{type_} {value}");
         }
     }
 
     #[test]
     fn a_failure_names_the_field_and_not_the_value() {
-        let error =
-            apply(&mapping(json!([{"from": "/v", "to": "age", "type": "Int"}])), &json!({"v": "secret"})).unwrap_err();
+        let mapping = mapping(&json!([{"from": "/v", "to": "age", "type": "Int"}]));
+        let error = apply(&mapping, &json!({"v": "secret"})).unwrap_err();
         assert_eq!(error, "the value for age cannot be made into Int");
     }
 
@@ -149,10 +162,10 @@ mod tests {
         for result in [json!({}), json!({"v": null})] {
             for (on_null, expected) in [
                 ("Skip", Changes::default()),
-                ("Unset", Changes { unset: vec!["f".to_owned()], ..Changes::default() }),
-                ("Set", Changes { set: doc! {"f": null}, ..Changes::default() }),
+                ("Unset", Changes { unset: vec!["f"], ..Changes::default() }),
+                ("Set", Changes { set: vec![("f", Bson::Null)], ..Changes::default() }),
             ] {
-                let mapping = mapping(json!([{"from": "/v", "to": "f", "onNull": on_null}]));
+                let mapping = mapping(&json!([{"from": "/v", "to": "f", "onNull": on_null}]));
                 assert_eq!(apply(&mapping, &result).unwrap(), expected, "{on_null}");
             }
         }
@@ -160,7 +173,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_a_change() {
-        let changes = Changes { set: doc! {"a": 1, "b.c": "x"}, unset: vec!["d".to_owned()] };
+        let changes = Changes { set: vec![("a", Bson::Int32(1)), ("b.c", "x".into())], unset: vec!["d"] };
         for (document, same) in [
             (rawdoc! {"a": 1.0, "b": {"c": "x"}}, true),
             (rawdoc! {"a": 1_i64, "b": {"c": "x"}, "other": 1}, true),

@@ -1,6 +1,9 @@
 //! Which part of an answer belongs to which document.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, hash_map::Entry},
+};
 
 use bson::Bson;
 use serde_json::Value;
@@ -26,7 +29,7 @@ pub struct Page {
 /// Sorts an answer by the keys that were asked for. `Err`: the query was not carried out at all.
 pub(super) fn read(spec: &SourceSpec, keys: &[String], mut answer: Value) -> Result<Vec<Found>, Error> {
     let errors = errors_of(spec, &answer)?.to_vec();
-    let result = answer.pointer_mut(&spec.result).map(Value::take);
+    let result = spec.result.resolve_mut(&mut answer).ok().map(Value::take);
     match spec.asking {
         // By HTTP, 404 says that there is nothing. That a part of the answer is not there is more likely a mistake.
         Asking::PerUser(_) if result.is_none() && spec.request == Request::Rest => {
@@ -46,13 +49,13 @@ pub(super) fn page(
     link: Option<Value>,
 ) -> Result<Page, Error> {
     let errors = errors_of(spec, answer)?;
-    let (items, broken) = items(spec, answer.pointer(&spec.result).cloned(), errors)?;
+    let (items, broken) = items(spec, spec.result.resolve(answer).ok().cloned(), errors)?;
     let is_empty = items.is_empty();
     let mut results: Vec<(Bson, Found)> = Vec::with_capacity(items.len());
     let mut places = HashMap::new();
     for (place, item) in items.into_iter().enumerate() {
         // A result that cannot be told apart may be any document's: nothing could be said to be missing.
-        let key = item.pointer(&spec.key).filter(|key| key.is_string() || key.is_number());
+        let key = spec.key.resolve(&item).ok().filter(|key| key.is_string() || key.is_number());
         let key = key.and_then(|key| mapping::convert(key, spec.key_type)).ok_or_else(|| {
             unusable(&format!("it has a result without a usable key at {} {}", spec.field("keyPath"), spec.key))
         })?;
@@ -72,7 +75,7 @@ pub(super) fn page(
 
 fn next(spec: &SourceSpec, pages: &Pages, at: &Value, answer: &Value, is_empty: bool) -> Result<Option<Value>, Error> {
     let more = match &pages.more {
-        Some(path) => Some(answer.pointer(path).and_then(Value::as_bool).ok_or_else(|| {
+        Some(path) => Some(path.resolve(answer).ok().and_then(Value::as_bool).ok_or_else(|| {
             unusable(&format!("it has neither true nor false at {} {path}", spec.field("pagination.morePath")))
         })?),
         None => None,
@@ -81,7 +84,7 @@ fn next(spec: &SourceSpec, pages: &Pages, at: &Value, answer: &Value, is_empty: 
         return Ok(more.unwrap_or(!is_empty).then(|| Value::from(at.as_u64().unwrap_or(0) + 1)));
     };
     // An empty one asks for the first page again.
-    let cursor = answer.pointer(path).filter(|cursor| !cursor.is_null() && *cursor != "");
+    let cursor = path.resolve(answer).ok().filter(|cursor| !cursor.is_null() && *cursor != "");
     match (more, cursor) {
         (Some(false), _) | (None, None) => Ok(None),
         (_, Some(cursor)) if cursor != at => Ok(Some(cursor.clone())),
@@ -126,7 +129,7 @@ fn items<'a>(
     result: Option<Value>,
     errors: &'a [Value],
 ) -> Result<(Vec<Value>, HashMap<usize, &'a Value>), Error> {
-    let depth = spec.result.matches('/').count().saturating_sub(1);
+    let depth = spec.result.count().saturating_sub(1);
     // An error's path leads through the list to one of its items, or ends before: then the list itself is broken.
     let item_of = |error: &Value| error.get("path")?.as_array()?.get(depth)?.as_u64();
     let mut broken = HashMap::new();
@@ -150,7 +153,7 @@ fn list(spec: &SourceSpec, keys: &[String], result: Option<Value>, errors: &[Val
     for (place, item) in items.into_iter().enumerate() {
         // An item that an error made null has no key; where the list has one item for each key, its place tells.
         let by_place = (item.is_null() && count == keys.len()).then_some(place);
-        let by_key = item.pointer(&spec.key).and_then(text).and_then(|key| wanted.get(key.as_str()).copied());
+        let by_key = spec.key.resolve(&item).ok().and_then(text).and_then(|key| wanted.get(&*key).copied());
         let Some(at) = by_key.or(by_place) else { continue };
         found[at] = match (broken.get(&place), &found[at]) {
             (Some(error), _) => failed(error),
@@ -164,10 +167,10 @@ fn list(spec: &SourceSpec, keys: &[String], result: Option<Value>, errors: &[Val
 }
 
 /// A key as text, as documents' keys are compared with it.
-pub(super) fn text(value: &Value) -> Option<String> {
+pub(super) fn text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
+        Value::String(text) => Some(text.into()),
+        Value::Number(number) => Some(number.to_string().into()),
         _ => None,
     }
 }
@@ -313,8 +316,8 @@ mod tests {
     #[test]
     fn a_page_says_which_one_comes_next() {
         let spec = spec("PerBatch", "/data/users");
-        let cursor = Pages { by: By::Cursor("/next".to_owned()), more: None };
-        let flagged = Pages { more: Some("/more".to_owned()), ..cursor.clone() };
+        let cursor = Pages { by: By::Cursor("/next".parse().unwrap()), more: None };
+        let flagged = Pages { more: Some("/more".parse().unwrap()), ..cursor.clone() };
         let numbered = Pages { by: By::Number, more: None };
         let unusable = Err(());
         for (pages, at, answer, is_empty, expected) in [

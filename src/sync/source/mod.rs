@@ -185,7 +185,7 @@ impl Source {
             return links::follow(&self.endpoint, link);
         }
         let nowhere = || unusable("its cursor cannot stand in an address");
-        let at = if at.is_null() { String::new() } else { answer::text(at).ok_or_else(nowhere)? };
+        let at = if at.is_null() { "".into() } else { answer::text(at).ok_or_else(nowhere)? };
         let (at, size) = (template::encode(&at), size.to_string());
         let filled = template::fill(&self.spec.endpoint, &[("first", &size), ("page", &at), ("after", &at)]);
         self.parsed(&filled.ok_or_else(nowhere)?)

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bson::{Bson, DateTime, Document, doc};
+use bson::{Bson, DateTime, Document, RawBsonRef, doc};
 use futures::try_join;
 use jiff::Timestamp;
 use mongodb::{ClientSession, IndexModel};
@@ -33,7 +33,7 @@ struct Refused<'a> {
 /// One document's write.
 struct Write<'a> {
     read: &'a Read,
-    changes: Changes,
+    changes: Changes<'a>,
     /// The stamp that was read.
     stamped: Option<DateTime>,
     /// Something else than the stamp changes.
@@ -205,7 +205,7 @@ impl Target {
     /// with another stamp than the one that was read may have been changed by another run, and is written by itself.
     async fn stamp_same<'a>(&self, same: &[Write<'a>], stamp: DateTime) -> Result<Vec<Refused<'a>>, Error> {
         let mut refused = Vec::new();
-        for chunk in chunks(same, |write| size(&doc! {"": write.key().clone()})) {
+        for chunk in chunks(same, |write| write.read.size()) {
             let mut by_stamp: HashMap<_, Vec<_>> = HashMap::new();
             for write in chunk {
                 by_stamp.entry(write.stamped).or_default().push(write.key().clone());
@@ -332,16 +332,16 @@ impl Target {
 
     fn stamp_of(&self, read: &Read) -> Option<DateTime> {
         match keys::at_path(read.fields.as_ref()?, &self.stamp_field) {
-            Some(Bson::DateTime(at)) => Some(at),
+            Some(RawBsonRef::DateTime(at)) => Some(at),
             _ => None,
         }
     }
 
     /// What a result makes of its document.
-    fn changes(&self, result: &Value) -> Result<Changes, String> {
+    fn changes(&self, result: &Value) -> Result<Changes<'_>, String> {
         let mut changes = mapping::apply(self.mapping.as_deref().unwrap_or_default(), result)?;
         if let Missing::Mark(field) = &self.missing {
-            changes.unset.push(field.clone());
+            changes.unset.push(field);
         }
         Ok(changes)
     }
@@ -360,11 +360,12 @@ impl Target {
 
     /// A statement that makes one document what it should be, and stamps it.
     fn change(&self, write: &Write, stamp: DateTime) -> Document {
-        let mut set = write.changes.set.clone();
+        let Changes { set, unset } = &write.changes;
+        let mut set: Document = set.iter().map(|(path, value)| ((*path).to_owned(), value.clone())).collect();
         set.insert(&self.stamp_field, stamp);
         let mut update = doc! {"$set": set};
-        if !write.changes.unset.is_empty() {
-            let unset: Document = write.changes.unset.iter().map(|path| (path.clone(), Bson::from(""))).collect();
+        if !unset.is_empty() {
+            let unset: Document = unset.iter().map(|path| ((*path).to_owned(), Bson::from(""))).collect();
             update.insert("$unset", unset);
         }
         let mut statement = self.statement(doc! {&self.key: write.key().clone()}, update, stamp);
@@ -376,14 +377,15 @@ impl Target {
 }
 
 impl Read {
+    /// Bytes that were read, its key among them.
+    fn size(&self) -> usize {
+        self.fields.as_ref().map_or(0, |fields| fields.as_bytes().len())
+    }
+
     /// Since when the source has nothing for it: what is there, or now.
-    fn mark(&self, field: &str, now: DateTime) -> Changes {
+    fn mark<'a>(&self, field: &'a str, now: DateTime) -> Changes<'a> {
         let is_marked = self.fields.as_ref().is_some_and(|fields| keys::at_path(fields, field).is_some());
-        let set = if is_marked {
-            Document::new()
-        } else {
-            doc! {field: now}
-        };
+        let set = if is_marked { Vec::new() } else { vec![(field, now.into())] };
         Changes { set, unset: Vec::new() }
     }
 }

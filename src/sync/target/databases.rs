@@ -92,7 +92,7 @@ impl Databases {
             filter,
             stamp: DateTime::from_millis(started.as_millisecond()),
             batch_size: spec.batch_size,
-            mapping: spec.source.as_ref().map(|_| spec.mapping.clone()),
+            mapping: spec.source.as_ref().map(|source| source.mapping.clone()),
             missing: spec.source.as_ref().map_or(Missing::Fail, |source| source.missing.clone()),
             upsert: spec.source.as_ref().is_some_and(|source| source.upsert),
             transaction: spec.transaction,

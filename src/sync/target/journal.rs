@@ -103,7 +103,7 @@ fn document(entry: &RawDocument, field: &str) -> Option<Document> {
 }
 
 fn id(document: &RawDocument) -> Option<Bson> {
-    keys::at_path(document, "_id")
+    keys::key_at(document, "_id")
 }
 
 impl Target {
@@ -226,7 +226,7 @@ impl Target {
             let length =
                 |document: &Option<RawDocumentBuf>| document.as_ref().map_or(0, |whole| whole.as_bytes().len());
             if length(&before) + length(&after) > MAX_ENTRY {
-                return Ok(before.or(after).map(|whole| keys::at_path(&whole, &self.key).unwrap_or(Bson::Null)));
+                return Ok(before.or(after).map(|whole| keys::key_at(&whole, &self.key).unwrap_or(Bson::Null)));
             }
             let mut update = doc! {"$set": {"at": now}};
             if let Some(before) = &before {

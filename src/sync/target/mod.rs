@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use self::journal::Journal;
 use super::{Error, keys};
 use crate::{
-    api::{source::MappedField, syncjob::DocumentFailure, truncate},
-    domain::source::Missing,
+    api::{syncjob::DocumentFailure, truncate},
+    domain::source::{Mapped, Missing},
 };
 
 pub use databases::Databases;
@@ -46,7 +46,7 @@ pub struct Target {
     stamp: DateTime,
     batch_size: usize,
     /// What of a source's results goes where. `None`: there is no source.
-    mapping: Option<Vec<MappedField>>,
+    mapping: Option<Vec<Mapped>>,
     missing: Missing,
     /// Results that have no document get one.
     upsert: bool,

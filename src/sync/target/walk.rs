@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use bson::{Bson, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 use futures::{Stream, TryStreamExt, stream};
 use mongodb::{Cursor, IndexModel};
 use serde_json::Value;
@@ -132,11 +132,11 @@ impl Target {
 
     pub(super) fn look_at(&self, document: &RawDocument) -> Read {
         let stamped = match keys::at_path(document, &self.stamp_field) {
-            Some(Bson::DateTime(at)) if at == self.stamp => Stamped::ByThisRun,
-            Some(Bson::DateTime(at)) if at > self.stamp => Stamped::Later,
+            Some(RawBsonRef::DateTime(at)) if at == self.stamp => Stamped::ByThisRun,
+            Some(RawBsonRef::DateTime(at)) if at > self.stamp => Stamped::Later,
             _ => Stamped::Due,
         };
-        let key = keys::at_path(document, &self.key).unwrap_or(Bson::Null);
+        let key = keys::key_at(document, &self.key).unwrap_or(Bson::Null);
         Read { key, stamped, fields: self.mapping.as_ref().map(|_| document.to_owned()) }
     }
 }
