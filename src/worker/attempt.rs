@@ -187,7 +187,7 @@ impl Attempt {
             target: self.target.clone(),
             source: source.cloned(),
             turns: Arc::new(Semaphore::new(parallelism)),
-            writes: Arc::new(Semaphore::new(parallelism)),
+            writes: Arc::new(Semaphore::new(parallelism.div_ceil(2))),
             recalled: recalled.clone(),
             type_: self.type_,
             trace: self.trace,

@@ -21,6 +21,8 @@ pub(super) struct BatchWork {
     pub target: Target,
     pub source: Option<Arc<Fetch>>,
     pub turns: Arc<Semaphore>,
+    /// Turns to write what was fetched. Fewer than turns to ask: a source takes longer than MongoDB, and writes that keep
+    /// each other waiting keep the next questions waiting too.
     pub writes: Arc<Semaphore>,
     pub recalled: CancellationToken,
     pub type_: SyncType,
