@@ -20,7 +20,16 @@ demo: ## Show the operator at work; CLUSTER=existing uses the cluster, Redis and
 demo-down: ## Stop what `make demo` started
 	@CLUSTER=$(CLUSTER) tests/demo/demo.sh down
 
-test: lint deny check-generated unit test-chart integration faults test-e2e ## Run every check and test
+test: lint deny check-generated unit test-chart ## Run every check and test
+	@log=$$SYNC_OPERATOR_CACHE/image.log
+	echo "The image for the end-to-end tests is built beside the others: tail -f $$log"
+	setsid nice -n 19 image/build.sh >"$$log" 2>&1 &
+	image=$$!
+	trap 'kill -- -$$image 2>/dev/null || true' EXIT
+	make --no-print-directory integration faults
+	echo "Waiting for the image ..."
+	wait $$image || { tail -n 50 "$$log" >&2; exit 1; }
+	make --no-print-directory test-e2e
 
 lint: ## Formatting, lints, shell scripts
 	cargo fmt --check

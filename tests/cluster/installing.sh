@@ -46,7 +46,8 @@ attended() {
   trap - EXIT
 }
 
-update_packages() { slowly "apt-get update" 0 apt-get -o DPkg::Lock::Timeout=300 update; }
+# One at a time: for the lists, unlike for packages, apt-get does not wait.
+update_packages() { slowly "apt-get update" 0 flock "$cache/apt.lock" apt-get update; }
 
 install_packages() { # PACKAGE...
   (($#)) || return 0
