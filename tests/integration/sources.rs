@@ -466,8 +466,9 @@ async fn share(world: &World, upstream: &Upstream, name: &str, spec: &Value, del
     let elapsed = *seen.last().unwrap() - seen[0] + answer;
     // The server's own work comes on top of the delay.
     let share = took.as_secs_f64() / 8.0 / elapsed.as_secs_f64();
+    let rounds = answer.as_secs_f64() * seen.len().div_ceil(8) as f64 / elapsed.as_secs_f64();
     print!(
-        "10000 users, {} requests, 8 in flight: fetched in {elapsed:.2?}, an answer in {answer:.1?}, {share:.2} of what is possible, all done after {}, ",
+        "10000 users, {} requests, 8 in flight: fetched in {elapsed:.2?}, an answer in {answer:.1?}, {share:.2} of what is possible, {rounds:.2} in rounds of 8, all done after {}, ",
         seen.len(),
         status.duration.unwrap()
     );
