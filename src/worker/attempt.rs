@@ -195,7 +195,7 @@ impl Attempt {
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
         let stamped = batches
             .take_until(recalled.cancelled())
-            .map(|batch| aside(work.clone().handle(batch)))
+            .map(|batch| aside(work.clone().handle(batch, Turn::in_line(&work.turns))))
             .buffered(parallelism + (2 * parallelism).min(READ_AHEAD));
         self.follow(stamped, queue, recalled).await
     }
@@ -213,10 +213,10 @@ impl Attempt {
         }
         keys.truncate(PROBED);
         let (mut rest, mut size, mut missing) = (keys.as_slice(), 1, 0);
-        let turns = Semaphore::new(1);
+        let turns = Arc::new(Semaphore::new(1));
         while !rest.is_empty() {
             let (some, later) = rest.split_at(size.min(rest.len()));
-            let (found, _) = source.fetch(some.to_vec(), Turn::wait(&turns).await, None).await?;
+            let (found, _) = source.fetch(some.to_vec(), Turn::in_line(&turns).await, None).await?;
             if found.iter().any(|found| matches!(found, Found::Result(_))) {
                 return Ok(());
             }

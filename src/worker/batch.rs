@@ -31,14 +31,18 @@ pub(super) struct BatchWork {
 
 impl BatchWork {
     /// `None`: the run was recalled before it was this batch's turn.
-    pub async fn handle(self, batch: Result<Batch, Error>) -> Option<Result<Stamped, Error>> {
-        let Self { target, source, turns, writes, recalled, type_, trace } = self;
+    pub async fn handle(
+        self,
+        batch: Result<Batch, Error>,
+        turn: impl Future<Output = Turn>,
+    ) -> Option<Result<Stamped, Error>> {
+        let Self { target, source, writes, recalled, type_, trace, .. } = self;
         let due: Vec<_> = batch.iter().flat_map(Batch::due).cloned().collect();
         let open = match &source {
             Some(source) if !due.is_empty() => recalled.run_until_cancelled(source.wait_ahead()).await.flatten(),
             _ => None,
         };
-        let turn = Turn::wait(&turns).await;
+        let turn = turn.await;
         let batch = match batch {
             _ if recalled.is_cancelled() => return None,
             Ok(batch) => batch,

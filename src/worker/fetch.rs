@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -12,7 +13,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::unconstrained,
     time::{Instant, sleep, sleep_until},
 };
 
@@ -46,22 +48,31 @@ pub(super) struct Fetch {
 pub(super) struct Open(Instant);
 
 /// One batch's right to ask. Given back as soon as the answer has come: another batch asks while it is being read.
-pub(super) struct Turn<'a> {
-    turns: &'a Semaphore,
-    held: Mutex<Option<SemaphorePermit<'a>>>,
+pub(super) struct Turn {
+    turns: Arc<Semaphore>,
+    held: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
-impl<'a> Turn<'a> {
-    pub async fn wait(turns: &'a Semaphore) -> Self {
-        let turn = Self { turns, held: Mutex::default() };
-        turn.take().await;
-        turn
+impl Turn {
+    /// Stands in line from now on, also while nobody awaits it: batches' tasks begin in any order, and progress waits for the
+    /// first of them.
+    pub fn in_line(turns: &Arc<Semaphore>) -> impl Future<Output = Self> + Send + use<> {
+        let turns = Arc::clone(turns);
+        let mut permit = Box::pin(unconstrained(Arc::clone(&turns).acquire_owned()));
+        let at_once = permit.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        async move {
+            let permit = match at_once {
+                Poll::Ready(permit) => permit,
+                Poll::Pending => permit.await,
+            };
+            Self { turns, held: Mutex::new(permit.ok()) }
+        }
     }
 
     async fn take(&self) {
         if self.held().is_none() {
             // Fails only when the semaphore was closed, and nobody does that.
-            let permit = self.turns.acquire().await.ok();
+            let permit = Arc::clone(&self.turns).acquire_owned().await.ok();
             *self.held() = permit;
         }
     }
@@ -70,7 +81,7 @@ impl<'a> Turn<'a> {
         *self.held() = None;
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<SemaphorePermit<'a>>> {
+    fn held(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -111,7 +122,7 @@ impl Fetch {
     pub async fn fetch(
         &self,
         keys: Vec<Bson>,
-        turn: Turn<'_>,
+        turn: Turn,
         open: Option<Open>,
     ) -> Result<(Vec<Found>, Timestamp), Error> {
         let span = self.trace.begin("sync.fetch").asking();
@@ -123,7 +134,7 @@ impl Fetch {
     async fn fetch_all(
         &self,
         keys: Vec<Bson>,
-        turn: Turn<'_>,
+        turn: Turn,
         open: Option<Open>,
     ) -> Result<(Vec<Found>, Timestamp), Error> {
         // Of several answers the first question counts: none of them is older.
@@ -177,7 +188,7 @@ impl Fetch {
     async fn insist<T, F>(
         &self,
         mut open: Option<Open>,
-        turn: Option<&Turn<'_>>,
+        turn: Option<&Turn>,
         ask: impl Fn() -> F,
     ) -> Result<(T, Timestamp), Error>
     where
@@ -246,4 +257,22 @@ fn end_fetch(mut span: Span, fetched: Result<usize, &Error>) {
         Err(error) => span.fail(&error.outcome().reason),
     }
     span.end();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[test]
+    fn turns_are_taken_in_the_order_of_the_line() {
+        let turns = Arc::new(Semaphore::new(1));
+        let held = Turn::in_line(&turns).now_or_never().unwrap();
+        let [mut first, mut second] = [0, 1].map(|_| Box::pin(Turn::in_line(&turns)));
+        held.give_back();
+        assert!(second.as_mut().now_or_never().is_none(), "it came later");
+        let first = first.as_mut().now_or_never().unwrap();
+        drop(first);
+        assert!(second.now_or_never().is_some());
+    }
 }
