@@ -83,7 +83,7 @@ pub struct SyncJobSpec {
     #[x_kube(validation = rules::range("batchSize", 1, 10_000))]
     pub batch_size: i32,
 
-    /// Batches in flight at a time within this run, 1 to 64.
+    /// Batches in flight at a time within this run, 1 to 64. With a source so many are asked for, and half as many written.
     #[serde(default = "default_parallelism")]
     #[x_kube(validation = rules::range("parallelism", 1, 64))]
     pub parallelism: i32,

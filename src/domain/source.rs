@@ -297,7 +297,8 @@ fn pointer(field: &'static str, text: &str) -> Result<PointerBuf, SpecError> {
     text.parse().map_err(|_| SpecError::Pointer(field))
 }
 
-/// MongoDB refuses an update that writes a field and a part of it. The key, the stamp and the mark are not for the mapping.
+/// Reads and checks the mapping. MongoDB refuses an update that writes a field and a part of it; the key, the stamp and the
+/// mark are not for the mapping.
 fn mapping(fields: &[MappedField], reserved: &[&str]) -> Result<Vec<Mapped>, SpecError> {
     let mut mapping = Vec::with_capacity(fields.len());
     for (at, MappedField { to, from, value, type_, on_null }) in fields.iter().enumerate() {
