@@ -20,6 +20,7 @@ demo: ## Show the operator at work; CLUSTER=existing uses the cluster, Redis and
 demo-down: ## Stop what `make demo` started
 	@CLUSTER=$(CLUSTER) tests/demo/demo.sh down
 
+# A recipe that has MAKE as a variable in it is run by make -n too.
 test: lint deny check-generated unit test-chart ## Run every check and test
 	@log=$$SYNC_OPERATOR_CACHE/image.log
 	echo "The image for the end-to-end tests is built beside the others: tail -f $$log"

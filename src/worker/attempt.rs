@@ -183,10 +183,10 @@ impl Attempt {
             }
         }
         let parallelism = self.spec.parallelism;
+        let turns = Arc::new(Semaphore::new(parallelism));
         let work = BatchWork {
             target: self.target.clone(),
             source: source.cloned(),
-            turns: Arc::new(Semaphore::new(parallelism)),
             writes: Arc::new(Semaphore::new(parallelism.div_ceil(2))),
             recalled: recalled.clone(),
             type_: self.type_,
@@ -195,7 +195,7 @@ impl Attempt {
         let batches = self.target.batches(self.checkpoint.cursor.as_ref());
         let stamped = batches
             .take_until(recalled.cancelled())
-            .map(|batch| aside(work.clone().handle(batch, Turn::in_line(&work.turns))))
+            .map(|batch| aside(work.clone().handle(batch, Turn::in_line(&turns))))
             .buffered(parallelism + (2 * parallelism).min(READ_AHEAD));
         self.follow(stamped, queue, recalled).await
     }

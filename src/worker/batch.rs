@@ -20,7 +20,6 @@ use crate::{
 pub(super) struct BatchWork {
     pub target: Target,
     pub source: Option<Arc<Fetch>>,
-    pub turns: Arc<Semaphore>,
     /// Turns to write what was fetched. Fewer than turns to ask: a source takes longer than MongoDB, and writes that keep
     /// each other waiting keep the next questions waiting too.
     pub writes: Arc<Semaphore>,
@@ -36,7 +35,7 @@ impl BatchWork {
         batch: Result<Batch, Error>,
         turn: impl Future<Output = Turn>,
     ) -> Option<Result<Stamped, Error>> {
-        let Self { target, source, writes, recalled, type_, trace, .. } = self;
+        let Self { target, source, writes, recalled, type_, trace } = self;
         let due: Vec<_> = batch.iter().flat_map(Batch::due).cloned().collect();
         let open = match &source {
             Some(source) if !due.is_empty() => recalled.run_until_cancelled(source.wait_ahead()).await.flatten(),

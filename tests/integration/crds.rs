@@ -288,7 +288,7 @@ fn full_job() -> Value {
             "concurrency": 64,
             "resultPath": "/data/users",
             "upsert": false,
-            "keyPath": "/a~1b~0c/0",
+            "keyPath": "",
             "keyType": "ObjectId",
             "onMissing": "Mark",
             "missingField": "upstream.missingSince",
