@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get},
+    operator::{apply_job, apply_schedule, finished, get, quiet_interval},
     own::Redis,
     sources::{ALLOWED, with},
     support::{Servers, World, eventually, unique, variable},
@@ -154,7 +154,8 @@ async fn what_bullmq_and_bull_board_read_is_what_the_calls_tell() {
     })
     .await;
     assert_eq!(agreed(&world, &prefix, port, &paused).await.0["paused"], true);
-    apply_schedule(&world, "twenty", json!({"interval": "20m", "jitter": "0s", "startingDeadline": "1s"})).await;
+    apply_schedule(&world, "every", json!({"interval": quiet_interval(20), "jitter": "0s", "startingDeadline": "1s"}))
+        .await;
     apply_schedule(&world, "daily", json!({"schedule": "59 23 31 12 *", "timeZone": "Europe/Berlin"})).await;
     runs(&world, &stuck, &broken).await;
 
@@ -313,7 +314,7 @@ async fn a_queue_that_somebody_uses_is_left_alone() {
     script("add.mjs", &world, &prefix);
     let theirs = keys(&mut redis, &prefix).await;
     assert!(theirs.contains_key(&format!("{prefix}:{}:wait", world.name)), "{:?}", theirs.keys());
-    apply_schedule(&world, "every", json!({"interval": "20m"})).await;
+    apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
     let (operator, port) = world.all(&["--workers", "0", "--bullmq-mirror", &prefix]);
     eventually("the operator says why it writes nothing", async || {
         operator.log().contains(&format!("{prefix}:{}:id belongs to a queue of BullMQ", world.name)).then_some(())
@@ -339,7 +340,7 @@ async fn a_queue_that_somebody_uses_is_left_alone() {
 async fn one_sidecar_writes_and_another_one_takes_over() {
     let (world, prefix) = (World::new().await, unique("bull"));
     let mut redis = connect(&world).await;
-    apply_schedule(&world, "every", json!({"interval": "20m"})).await;
+    apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
     let start = || world.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", &prefix]);
     let meta = format!("{prefix}:{}:meta", world.name);
     let mut first = start();
@@ -349,7 +350,7 @@ async fn one_sidecar_writes_and_another_one_takes_over() {
     eventually("the second one has asked", async || second.log().contains("stands by").then_some(())).await;
     assert_eq!(redis.hget::<_, _, String>(&meta, "sync-operator").await.unwrap(), writer);
     first.kill();
-    apply_schedule(&world, "new", json!({"interval": "1h"})).await;
+    apply_schedule(&world, "new", json!({"interval": quiet_interval(60)})).await;
     eventually("the second one writes what is new", async || {
         (told(&world, &prefix)["schedulers"].as_array().unwrap().len() == 2).then_some(())
     })
@@ -369,7 +370,7 @@ async fn in_a_cluster_the_mirror_is_where_its_slot_is() {
     .await;
     let redis = format!("redis+cluster://127.0.0.1:{}", owner.port);
     let world = World::on(Servers { redis, ..Servers::shared() }).await;
-    apply_schedule(&world, "every", json!({"interval": "20m"})).await;
+    apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
     let api =
         |prefix: &str| world.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", prefix]);
     let mut refused = api("bull");

@@ -31,6 +31,13 @@ pub async fn apply_schedule(world: &World, name: &str, spec: Value) -> SyncSched
     world.schedules().create(&PostParams::default(), &schedule).await.unwrap()
 }
 
+/// An interval of at least so many minutes, none of whose slots is due while a test runs: the next one is five minutes away or more.
+pub fn quiet_interval(minutes: i64) -> String {
+    let now = Timestamp::now().as_second() / 60;
+    let minutes = (minutes..2 * minutes).find(|minutes| now % minutes < minutes - 5).unwrap();
+    format!("{minutes}m")
+}
+
 pub async fn apply_job(world: &World, name: &str, spec: Value) -> SyncJob {
     let job = SyncJob::new(name, serde_json::from_value(spec).unwrap());
     world.jobs().create(&PostParams::default(), &job).await.unwrap()

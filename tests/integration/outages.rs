@@ -15,7 +15,7 @@ use sync_operator::{
 use tokio::time::sleep;
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get, slow, under_way},
+    operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, under_way},
     own::Own,
     replicas::{leader_of, leads, replicas},
     support::{Servers, World, eventually},
@@ -43,7 +43,7 @@ async fn redis_away_in_mid_run() {
     let world = World::on(servers).await;
     world.seed(USERS, 0).await;
     let (mut operator, port) = world.all(&[]);
-    apply_schedule(&world, "hourly", json!({"interval": "1h"})).await;
+    apply_schedule(&world, "hourly", json!({"interval": quiet_interval(60)})).await;
     apply_job(&world, "run", slow()).await;
     under_way(&world, "run").await;
     redis.stop();

@@ -10,7 +10,7 @@ use sync_operator::{
 };
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get, slow, under_way},
+    operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, under_way},
     receiver::{Receiver, Span},
     replicas::probe_port,
     support::{Operator, World, eventually, free_port},
@@ -42,7 +42,7 @@ async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
     let controller = traced(&world, "controller", &["--workers", "0"], &receiver.url);
     let worker = traced(&world, "worker", &[], &receiver.url);
     let template = json!({"spec": {"syncType": "Full", "batchSize": 500}});
-    let spec = json!({"interval": "1h", "immediate": true, "jobTemplate": template});
+    let spec = json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template});
     apply_schedule(&world, "users", spec).await;
 
     let root = only(receiver.await_spans("sync.run", 1).await);
@@ -111,7 +111,7 @@ async fn a_caller_finds_its_run_in_its_own_trace() {
     let port = free_port().to_string();
     let args = ["--insecure-no-auth", "--http-port", &port];
     let _operator = traced(&world, "all", &args, &receiver.url);
-    apply_schedule(&world, "users", json!({"interval": "24h"})).await;
+    apply_schedule(&world, "users", json!({"interval": quiet_interval(60)})).await;
     let trigger = format!("http://127.0.0.1:{port}/jobs/trigger/user-sync");
     let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     let call = async |traceparent: String| {

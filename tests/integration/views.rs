@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     control::{nothing_in_redis, runs_in_redis},
-    operator::{apply_job, apply_schedule, finished, get, slow, under_way},
+    operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, under_way},
     outages::lines,
     own::{Link, Own, address_in},
     support::{Servers, World, eventually, unique},
@@ -82,7 +82,7 @@ async fn a_watch_whose_connection_goes_dead_is_noticed() {
     link.forget_connections();
     let began = Instant::now();
     world.jobs().delete("before", &DeleteParams::default()).await.unwrap();
-    apply_schedule(&world, "users", json!({"interval": "1h", "immediate": true})).await;
+    apply_schedule(&world, "users", json!({"interval": quiet_interval(60), "immediate": true})).await;
     eventually("its first run succeeded", async || {
         let status = world.schedules().get("users").await.ok()?.status?;
         (status.runs.succeeded == 1).then_some(())

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::auth::administrator;
 use crate::{
-    operator::apply_schedule,
+    operator::{apply_schedule, quiet_interval},
     support::{World, eventually, free_port, variable},
 };
 
@@ -182,7 +182,12 @@ async fn a_person_watches_and_controls_runs() {
     // Slow enough to be watched.
     let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});
     apply_schedule(&world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
-    apply_schedule(&world, "projects", json!({"interval": "20m", "jobTemplate": {"spec": {"type": "Project"}}})).await;
+    apply_schedule(
+        &world,
+        "projects",
+        json!({"interval": quiet_interval(20), "jobTemplate": {"spec": {"type": "Project"}}}),
+    )
+    .await;
     // Something to look at beside it: one that is soon done each time, and one that cannot work.
     let soon = json!({"spec": {"type": "Issue", "target": {"collection": "issues"}}});
     apply_schedule(&world, "issues", json!({"interval": "2s", "jobTemplate": soon})).await;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::auth::administrator;
 use crate::{
-    operator::{apply_job, apply_schedule, get, under_way},
+    operator::{apply_job, apply_schedule, get, quiet_interval, under_way},
     support::{World, eventually, free_port},
 };
 
@@ -58,7 +58,7 @@ async fn the_examples_of_the_reference_have_the_answers_that_stand_there() {
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
     let _operator = world.operator("all", &http);
     let slow = json!({"batchSize": 1, "parallelism": 1});
-    apply_schedule(&world, "user-sync", json!({"interval": "20m", "jobTemplate": {"spec": slow}})).await;
+    apply_schedule(&world, "user-sync", json!({"interval": quiet_interval(20), "jobTemplate": {"spec": slow}})).await;
     let mut spec = slow;
     spec["syncType"] = json!("Full");
     apply_job(&world, "nightly", spec).await;

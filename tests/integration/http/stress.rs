@@ -13,7 +13,7 @@ use tokio::{
 
 use super::auth::administrator;
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get},
+    operator::{apply_job, apply_schedule, finished, get, quiet_interval},
     support::{World, eventually, free_port, unique},
 };
 
@@ -188,7 +188,7 @@ async fn an_openapi_fuzzer_finds_nothing() {
     let http = ["--http-address", "127.0.0.1", "--http-port", &port, "--http-requests-per-second", "100000"];
     let _operator = world.operator("all", &http);
     serving(port.parse().unwrap()).await;
-    apply_schedule(&world, "users", json!({"interval": "1h"})).await;
+    apply_schedule(&world, "users", json!({"interval": quiet_interval(60)})).await;
     apply_job(&world, "run", json!({"suspended": true})).await;
     let token = administrator(&world).await;
     let fuzz = move || Command::new("tests/openapi/fuzz.sh").args([format!("http://127.0.0.1:{port}"), token]).output();
