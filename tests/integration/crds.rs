@@ -299,7 +299,7 @@ fn full_job() -> Value {
             "rateLimit": {"requests": 100_000, "per": "24h"},
         }},
         "mapping": [
-            {"from": "/name", "to": "profile.name", "type": "String", "onNull": "Unset"},
+            {"from": "/a~1b~0c/0", "to": "profile.name", "type": "String", "onNull": "Unset"},
             {"value": "gitlab", "to": "origin", "type": "Any", "onNull": "Skip"},
         ],
         "target": {
