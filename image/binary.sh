@@ -20,6 +20,8 @@ need_target() {
 
 need_packages
 need_target
+# jemalloc takes the size of a page from the machine that builds; on arm64 it may be up to 64 KiB where the program runs.
+[[ $target != aarch64-* ]] || export JEMALLOC_SYS_WITH_LG_PAGE=16
 need_cargo_tool cargo-auditable 0.7.7
 slowly "build the program for $target (15 minutes on 2 cores, when nothing is built yet)" 0 \
   cargo auditable build --quiet --profile image --locked --target "$target"
