@@ -31,7 +31,8 @@ pub async fn apply_schedule(world: &World, name: &str, spec: Value) -> SyncSched
     world.schedules().create(&PostParams::default(), &schedule).await.unwrap()
 }
 
-/// An interval of at least so many minutes, none of whose slots is due while a test runs: the next one is five minutes away or more.
+/// An interval of so many minutes (15 or more) or longer, none of whose slots is due while a test runs: the next one is five minutes
+/// away or more.
 pub fn quiet_interval(minutes: i64) -> String {
     let now = Timestamp::now().as_second() / 60;
     let minutes = (minutes..2 * minutes).find(|minutes| now % minutes < minutes - 5).unwrap();
