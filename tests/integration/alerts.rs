@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sync_operator::api::{SyncAlert, SyncAlertStatus};
 
 use crate::{
-    operator::{apply_schedule, told},
+    operator::{apply_once, told},
     own::Own,
     sinks::{HttpSink, Instead, MailSink, PASSWORD, Taken, USER},
     sources::{ALLOWED, secret},
@@ -46,8 +46,7 @@ async fn status(world: &World) -> SyncAlertStatus {
 
 /// A schedule whose only run fails.
 async fn fail(world: &World, name: &str) {
-    let template = json!({"spec": {"syncType": "Full", "target": {"filter": {"age": {"$bigger": 3}}}}});
-    apply_schedule(world, name, json!({"interval": "8000h", "immediate": true, "jobTemplate": template})).await;
+    apply_once(world, name, json!({"syncType": "Full", "target": {"filter": {"age": {"$bigger": 3}}}})).await;
 }
 
 /// Lets the schedule run once more, with or without success.

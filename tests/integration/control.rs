@@ -15,7 +15,7 @@ use sync_operator::{
 use tokio::time::Instant;
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, quiet_interval, slow, told},
+    operator::{apply_job, apply_once, finished, slow, told},
     support::{World, eventually},
 };
 
@@ -180,12 +180,7 @@ async fn deleting_a_job_or_its_schedule_stops_the_work_and_leaves_nothing_in_red
     nothing_in_redis(&world).await;
 
     spec["target"] = json!({"lastSyncedField": "again"});
-    apply_schedule(
-        &world,
-        "users",
-        json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": {"spec": spec}}),
-    )
-    .await;
+    apply_once(&world, "users", spec).await;
     let name = eventually("its run is under way", async || {
         let jobs = world.jobs().list(&ListParams::default()).await.ok()?.items;
         jobs.iter().find(|job| job.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Running))).cloned()
@@ -241,12 +236,7 @@ async fn a_schedule_deleted_in_the_foreground_takes_its_run_with_it_and_an_orpha
         if name == "orphan" {
             spec["batchSize"] = json!(5);
         }
-        apply_schedule(
-            &world,
-            name,
-            json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": {"spec": spec}}),
-        )
-        .await;
+        apply_once(&world, name, spec).await;
         let job = eventually("its run is under way", async || {
             let jobs = world.jobs().list(&ListParams::default()).await.ok()?.items;
             jobs.into_iter().find(|job| job.name_any().starts_with(name) && job.status.is_some())

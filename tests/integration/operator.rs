@@ -39,6 +39,13 @@ pub fn quiet_interval(minutes: i64) -> String {
     format!("{minutes}m")
 }
 
+/// A schedule that is due at once, and not again while a test runs.
+pub async fn apply_once(world: &World, name: &str, spec: Value) -> SyncSchedule {
+    let template = json!({"spec": spec});
+    apply_schedule(world, name, json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template}))
+        .await
+}
+
 pub async fn apply_job(world: &World, name: &str, spec: Value) -> SyncJob {
     let job = SyncJob::new(name, serde_json::from_value(spec).unwrap());
     world.jobs().create(&PostParams::default(), &job).await.unwrap()
@@ -298,7 +305,7 @@ async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
     let world = World::new().await;
     world.seed(20_000, 0).await;
     let (_operator, _) = world.all(&["--resync-interval", "1s"]);
-    apply_schedule(&world, "slow", json!({"immediate": true, "jobTemplate": {"spec": slow()}})).await;
+    apply_once(&world, "slow", slow()).await;
     let names = eventually("the run exists", async || {
         let names = job_names(&world).await;
         (!names.is_empty()).then_some(names)

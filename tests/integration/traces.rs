@@ -10,7 +10,7 @@ use sync_operator::{
 };
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, under_way},
+    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, under_way},
     receiver::{Receiver, Span},
     replicas::probe_port,
     support::{Operator, World, eventually, free_port},
@@ -41,9 +41,7 @@ async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
     let receiver = Receiver::start().await;
     let controller = traced(&world, "controller", &["--workers", "0"], &receiver.url);
     let worker = traced(&world, "worker", &[], &receiver.url);
-    let template = json!({"spec": {"syncType": "Full", "batchSize": 500}});
-    let spec = json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template});
-    apply_schedule(&world, "users", spec).await;
+    apply_once(&world, "users", json!({"syncType": "Full", "batchSize": 500})).await;
 
     let root = only(receiver.await_spans("sync.run", 1).await);
     let job = finished(&world, &root.attributes["name"]).await;

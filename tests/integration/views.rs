@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     control::{nothing_in_redis, runs_in_redis},
-    operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, under_way},
+    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, under_way},
     outages::lines,
     own::{Link, Own, address_in},
     support::{Servers, World, eventually, unique},
@@ -25,7 +25,8 @@ async fn what_came_and_went_unseen_leaves_nothing() {
     let world = World::new().await;
     world.seed(10, 0).await;
     let (operator, _) = world.all(&["--resync-interval", "1h"]);
-    apply_schedule(&world, "users", json!({"interval": "1000h"})).await;
+    let quiet = quiet_interval(60);
+    apply_schedule(&world, "users", json!({"interval": quiet})).await;
     let scheduled = async |generation: i64| {
         eventually("it is scheduled", async || {
             let status = world.schedules().get("users").await.ok()?.status?;
@@ -36,7 +37,7 @@ async fn what_came_and_went_unseen_leaves_nothing() {
     let before = scheduled(1).await;
 
     operator.signal("STOP");
-    for interval in ["1s", "1000h"] {
+    for interval in ["1s", &quiet] {
         let patch = Patch::Merge(json!({"spec": {"interval": interval}}));
         world.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
     }
@@ -82,7 +83,7 @@ async fn a_watch_whose_connection_goes_dead_is_noticed() {
     link.forget_connections();
     let began = Instant::now();
     world.jobs().delete("before", &DeleteParams::default()).await.unwrap();
-    apply_schedule(&world, "users", json!({"interval": quiet_interval(60), "immediate": true})).await;
+    apply_once(&world, "users", json!({})).await;
     eventually("its first run succeeded", async || {
         let status = world.schedules().get("users").await.ok()?.status?;
         (status.runs.succeeded == 1).then_some(())
