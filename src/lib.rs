@@ -11,6 +11,7 @@ pub mod credentials;
 #[cfg(test)]
 mod documentation;
 pub mod domain;
+pub mod engine;
 pub mod http;
 mod network;
 pub mod process;

@@ -21,12 +21,13 @@ use crate::{
     cluster::{self, Cluster},
     controller::{self, Election, Leadership},
     credentials::{self, Files},
+    engine::{SecretReader, Sources},
     http,
     queue::Queue,
     sync::{Databases, Egress},
     telemetry::{MONGODB, logs, traces},
     verify,
-    worker::{self, Pulse, Sources},
+    worker::{self, Pulse},
 };
 
 /// Exit code for wrong configuration, as clap's own.
@@ -308,7 +309,8 @@ async fn add_workers(
         .await
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
     let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };
-    let sources = Sources { client, egress: options.egress() };
+    let secrets = client.map_or(SecretReader::None, SecretReader::Kubernetes);
+    let sources = Sources { secrets, egress: options.egress() };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
     view.lacks_mongodb.send_replace(true);
     let (shown, lacks_mongodb) = (view.pulse.clone(), view.lacks_mongodb.clone());

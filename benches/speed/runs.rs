@@ -13,6 +13,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use sync_operator::{
     api::SyncJobSpec,
     domain::run::Payload,
+    engine::Sources,
     queue::{NewRun, Queue},
     sync::Databases,
     worker::{self, Pulse, Settings},
@@ -131,7 +132,7 @@ async fn work(queue: &Queue, slots: usize) -> Result<Working> {
     let stop = CancellationToken::new();
     let settings = Settings { id: worker::new_id(), slots };
     let task =
-        tokio::spawn(worker::run(settings, queue.clone(), databases, worker::Sources::default(), beat, stop.clone()));
+        tokio::spawn(worker::run(settings, queue.clone(), databases, Sources::default(), beat, stop.clone()));
     Ok(Working { stop, task })
 }
 

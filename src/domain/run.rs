@@ -128,6 +128,18 @@ pub enum State {
     Failed,
 }
 
+/// State of the lease under which an attempt works, as known after a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum LeaseState {
+    /// The lease holds: continue.
+    Held,
+    /// The run is suspended, cancelled or interrupted: finish the batches in flight and release it.
+    Recalled,
+    /// The lease is lost, and another worker may have the run: stop at once.
+    Lost,
+}
+
 /// What the queue knows of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
@@ -190,6 +202,28 @@ pub struct RunSpec {
     pub rollback: bool,
     /// Nothing is written.
     pub dry_run: bool,
+    /// The part of the documents that a local run is restricted to.
+    pub subset: Subset,
+}
+
+/// Part of the documents that a run is restricted to. Empty: all of them. A restricted run neither marks nor deletes
+/// documents: it does not see enough to know what is missing in the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Subset {
+    /// Keys of the documents, as people write them. Empty: documents of any key.
+    #[serde(default)]
+    pub keys: Vec<String>,
+    /// Most documents. `None`: any number.
+    #[serde(default)]
+    pub limit: Option<u64>,
+}
+
+impl Subset {
+    /// True when the run is not restricted.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.keys.is_empty() && self.limit.is_none()
+    }
 }
 
 /// A mistake in a spec that only its author can mend. The text names the field and the fix.
@@ -356,6 +390,7 @@ impl RunSpec {
                 }
             },
             dry_run: spec.dry_run,
+            subset: Subset::default(),
         })
     }
 

@@ -48,9 +48,9 @@ impl Keys {
         &self.shared[10]
     }
 
-    /// When a gate lets the next one through.
-    pub fn gate(&self, name: &str) -> String {
-        format!("{}:gate:{name}", self.prefix)
+    /// The time at which a rate limit lets the next request pass.
+    pub fn rate_limit(&self, name: &str) -> String {
+        format!("{}:rate_limit:{name}", self.prefix)
     }
 
     /// The hash of what is kept of an alert.

@@ -7,8 +7,8 @@
 mod alerts;
 mod blocking;
 mod connection;
-mod gate;
 mod keys;
+mod rate_limit;
 mod scripts;
 mod types;
 
@@ -22,14 +22,13 @@ use redis::{AsyncCommands, ErrorKind, FromRedisValue, RedisError, Script, Script
 
 pub use blocking::{Changes, Doorbell};
 pub(crate) use connection::Connection;
-pub use gate::Turn;
 pub(crate) use scripts::Call;
 pub use types::{
-    Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, Lease, LetGo, NewRun, Renewed, Repaired,
+    Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, LetGo, NewRun, Renewed, Repaired,
 };
 
 use crate::{
-    domain::from_millis,
+    domain::{from_millis, run::LeaseState},
     network::{self, LOGIN},
 };
 use connection::Place;
@@ -296,13 +295,13 @@ impl Queue {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn checkpoint(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<Lease, Error> {
+    pub async fn checkpoint(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<LeaseState, Error> {
         let mut call = self.script_on(&scripts::CHECKPOINT, uid);
         let answer: u8 = self.call(call.arg(epoch).arg(checkpoint), "record a checkpoint").await?;
         Ok(match answer {
-            0 => Lease::Lost,
-            1 => Lease::Held,
-            _ => Lease::Recalled,
+            0 => LeaseState::Lost,
+            1 => LeaseState::Held,
+            _ => LeaseState::Recalled,
         })
     }
 

@@ -24,7 +24,7 @@ scripts! {
     CONTROL = "control.lua",
     REPAIR = "repair.lua",
     DEPTH = "depth.lua",
-    GATE = "gate.lua",
+    RATE_LIMIT = "rate_limit.lua",
     KEEP = "keep.lua",
 }
 

@@ -78,18 +78,6 @@ pub struct Control<'a> {
     pub priority: i32,
 }
 
-/// What the worker of a run is to do after a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Lease {
-    /// Go on.
-    Held,
-    /// Finish what is in flight and release the run: it is suspended or cancelled.
-    Recalled,
-    /// Stop at once: another worker may have the run.
-    Lost,
-}
-
 /// Runs of a worker that it cannot simply go on with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Renewed {

@@ -1,6 +1,6 @@
 //! Keys of documents: reading, showing, and their order across BSON types.
 
-use bson::{Bson, Document, RawBsonRef, RawDocument, doc};
+use bson::{Bson, Document, RawBsonRef, RawDocument, doc, oid::ObjectId};
 
 use crate::api::truncate_to;
 
@@ -102,6 +102,14 @@ pub(super) fn text(key: &Bson) -> String {
     }
 }
 
+/// The keys that people write like this: the text itself, an ObjectId in hex, a whole number.
+pub(super) fn spellings(text: &str) -> Vec<Bson> {
+    let mut keys = vec![Bson::from(text)];
+    keys.extend(ObjectId::parse_str(text).ok().map(Bson::from));
+    keys.extend(text.parse::<i64>().ok().map(Bson::from));
+    keys
+}
+
 /// The beginning of a key's text.
 pub(super) fn show(key: &Bson) -> String {
     truncate_to(&text(key), MAX_SHOWN)
@@ -110,7 +118,7 @@ pub(super) fn show(key: &Bson) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::{oid::ObjectId, rawdoc};
+    use bson::rawdoc;
 
     #[test]
     fn keys_after_a_number_include_every_later_type() {
@@ -130,6 +138,18 @@ mod tests {
         assert_eq!(key_at(&document, "account.id"), Some(Bson::Int32(7)));
         assert_eq!(key_at(&document, "account.name"), None);
         assert_eq!(key_at(&document, "nothing.id"), None);
+    }
+
+    #[test]
+    fn a_text_stands_for_each_key_that_is_written_so() {
+        let id = ObjectId::parse_str("65920080706565720000002a").unwrap();
+        for (text, keys) in [
+            ("ann", vec![Bson::from("ann")]),
+            ("42", vec![Bson::from("42"), Bson::Int64(42)]),
+            ("65920080706565720000002a", vec![Bson::from("65920080706565720000002a"), Bson::ObjectId(id)]),
+        ] {
+            assert_eq!(spellings(text), keys, "{text}");
+        }
     }
 
     #[test]

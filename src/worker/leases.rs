@@ -10,7 +10,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::pulse::Beat;
-use crate::queue::{Queue, Renewed};
+use crate::{
+    engine::Signals,
+    queue::{Queue, Renewed},
+};
 
 pub(super) struct Leases {
     worker: String,
@@ -23,15 +26,6 @@ struct Held {
     /// The lease holds at least until then, by this process's clock.
     until: Instant,
     signals: Signals,
-}
-
-/// What a run under way has to listen to.
-#[derive(Clone)]
-pub(super) struct Signals {
-    /// Finish the batches in flight and release the run: the process stops, or the run is suspended or cancelled.
-    pub recalled: CancellationToken,
-    /// Stop at once: another worker may have the run.
-    pub lost: CancellationToken,
 }
 
 /// A lease that is kept. Also when the work on the run panics, it is kept no longer.

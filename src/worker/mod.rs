@@ -1,15 +1,12 @@
 //! Claims runs, keeps their leases, and drives them.
 
-mod attempt;
-mod batch;
-mod fetch;
+mod coordinator;
 mod leases;
 mod pulse;
 mod recorder;
-mod sources;
 mod spans;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
@@ -22,19 +19,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::{conditions::reasons, syncjob::Counts},
-    domain::run::{Checkpoint, MAX_ATTEMPTS, Outcome, Payload, RunSpec, State},
+    domain::{
+        retry::{self, Retry},
+        run::{Checkpoint, Outcome, Payload, RunSpec, State},
+    },
+    engine::{Attempt, AttemptResult, Opening, Signals, Sources},
     queue::{Attempts, Candidates, Claim, Ending, Entry, Fenced, LetGo, Queue},
     sync::{Databases, Error, Target},
     telemetry::{REDIS, metrics, note_write, traces::Parent},
 };
-use attempt::{Attempt, End, ended};
-use fetch::{Clock, Fetch};
+use coordinator::{QueueCoordinator, RedisClock};
 use leases::Leases;
 use recorder::Recorder;
 
 use pulse::Busy;
 pub use pulse::{Beat, Pulse};
-pub use sources::Sources;
 
 /// Longest wait for a ring of the doorbell before looking for runs anyway.
 const IDLE: Duration = Duration::from_secs(5);
@@ -199,29 +198,29 @@ impl Worker {
         tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, trace_id, "run claimed");
         let span = spans::claimed(root, &claim, &self.id);
 
-        let clock = Clock { at: claim.at, since: Instant::now() };
         let mut target = None;
-        let (end, checkpoint) =
-            match (self.begin(&claim, payload.as_ref().ok(), clock, span.parent()).await, failed_with(&claim)) {
-                (Ok(mut attempt), None) => {
-                    let end = attempt.drive(&self.queue, &signals).await;
-                    target = Some(attempt.target);
-                    (end, attempt.checkpoint)
-                }
-                (Ok(mut attempt), Some(outcome)) => {
-                    let end = attempt.roll_back(outcome, &self.queue, &signals).await;
-                    (end, attempt.checkpoint)
-                }
-                (Err(end), None) => (end, read_checkpoint(&claim)),
-                (Err(end), Some(outcome)) => (not_rolled_back(end, outcome), read_checkpoint(&claim)),
-            };
+        let begun = self.begin(&claim, payload.as_ref().ok(), signals.clone(), span.parent()).await;
+        let (end, checkpoint) = match (begun, failed_with(&claim)) {
+            (Ok(mut attempt), None) => {
+                let end = attempt.drive().await;
+                let (written, checkpoint) = attempt.into_parts();
+                target = Some(written);
+                (end, checkpoint)
+            }
+            (Ok(mut attempt), Some(outcome)) => {
+                let end = attempt.roll_back(outcome).await;
+                (end, attempt.into_parts().1)
+            }
+            (Err(end), None) => (end, read_checkpoint(&claim)),
+            (Err(end), Some(outcome)) => (end.without_rollback(outcome), read_checkpoint(&claim)),
+        };
         drop(slot);
         spans::end(span, &end, &checkpoint.counts);
         log_end(&claim, (namespace, name), trace_id.as_deref(), &end, &checkpoint);
         if let Some(run) = let_go(&claim, &end, &checkpoint, payload.as_ref().ok()) {
             let recorded = signals.lost.run_until_cancelled(self.recorder.record(run)).await;
             if recorded == Some(Fenced::Done) {
-                self.forget(target.filter(|_| end == End::Completed)).await;
+                self.forget(target.filter(|_| end == AttemptResult::Completed)).await;
             } else {
                 metrics::lease_lost();
                 tracing::warn!(
@@ -263,51 +262,51 @@ impl Worker {
         &self,
         claim: &Claim,
         payload: Option<&Payload>,
-        clock: Clock,
+        signals: Signals,
         trace: Parent,
-    ) -> Result<Attempt, End> {
-        let invalid = |message: String| End::Failed(Outcome { reason: reasons::INVALID_TARGET.to_owned(), message });
+    ) -> Result<Attempt, AttemptResult> {
+        let clock = RedisClock { at: claim.at, since: Instant::now() };
+        let invalid = |message: String| AttemptResult::Failed(Outcome { reason: reasons::INVALID_TARGET.to_owned(), message });
         let payload = payload.ok_or_else(|| invalid("the run's description in Redis is not readable".to_owned()))?;
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let started = claim.entry.started.unwrap_or(claim.at);
-        let mut target = self.databases.target(&spec, started).map_err(|error| ended(&error))?;
-        if spec.rollback {
-            if claim.entry.checkpoint.is_none() {
-                self.sweep_journals(&target).await.map_err(|error| ended(&error))?;
-            }
-            target = target.journalled(&claim.uid, claim.entry.epoch);
+        let refused = |error| AttemptResult::from(&error);
+        if spec.rollback && claim.entry.checkpoint.is_none() {
+            let target = self.databases.target(&spec, started).map_err(refused)?;
+            self.sweep_journals(&target).await.map_err(refused)?;
         }
-        let source = match &spec.source {
-            Some(source) if failed_with(claim).is_none() => {
-                Some(self.sources.open(&payload.namespace, source).await.map_err(|error| ended(&error))?)
-            }
-            _ => None,
-        };
-        let age = crate::domain::elapsed(started, claim.at).saturating_sub(claim.entry.parked_for);
-        Ok(Attempt {
+        let coordinator = QueueCoordinator {
+            queue: self.queue.clone(),
             uid: claim.uid.clone(),
             epoch: claim.entry.epoch,
+            clock,
+            signals,
+        };
+        let opening = Opening {
+            uid: claim.uid.clone(),
+            namespace: payload.namespace.clone(),
+            epoch: claim.entry.epoch,
             type_: payload.spec.type_,
-            deadline: clock.since + spec.active_deadline.saturating_sub(age),
-            source: source.map(|source| Arc::new(Fetch::new(source, self.queue.clone(), clock, trace))),
-            target,
             spec,
+            started,
+            parked_for: claim.entry.parked_for,
             checkpoint: read_checkpoint(claim),
+            rolls_back: failed_with(claim).is_some(),
             trace,
-            seen: HashSet::new(),
-        })
+        };
+        Attempt::open(opening, &self.databases, &self.sources, Arc::new(coordinator)).await.map_err(refused)
     }
 }
 
-fn log_end(claim: &Claim, (namespace, name): (&str, &str), trace_id: Option<&str>, end: &End, checkpoint: &Checkpoint) {
+fn log_end(claim: &Claim, (namespace, name): (&str, &str), trace_id: Option<&str>, end: &AttemptResult, checkpoint: &Checkpoint) {
     let (uid, epoch, attempt, counts) = (&claim.uid, claim.entry.epoch, claim.entry.attempts + 1, checkpoint.counts);
     let is_rollback = claim.entry.outcome.is_some();
     match end {
-        End::Completed => {
+        AttemptResult::Completed => {
             let Counts { processed, failed, .. } = counts;
             tracing::info!(namespace, name, uid, epoch, trace_id, processed, failed, "run completed");
         }
-        End::Failed(Outcome { reason, message }) if is_rollback => {
+        AttemptResult::Failed(Outcome { reason, message }) if is_rollback => {
             let rolled_back = counts.rolled_back.unwrap_or(0);
             tracing::info!(
                 namespace,
@@ -321,11 +320,11 @@ fn log_end(claim: &Claim, (namespace, name): (&str, &str), trace_id: Option<&str
                 "rollback ended"
             );
         }
-        End::Retry(Outcome { reason, message }) if is_rollback => {
+        AttemptResult::Retry(Outcome { reason, message }) if is_rollback => {
             tracing::warn!(namespace, name, uid, epoch, trace_id, reason, error = message, "rollback waits");
         }
-        End::Failed(Outcome { reason, message }) | End::Retry(Outcome { reason, message }) => {
-            let again = matches!(end, End::Retry(_));
+        AttemptResult::Failed(Outcome { reason, message }) | AttemptResult::Retry(Outcome { reason, message }) => {
+            let again = matches!(end, AttemptResult::Retry(_));
             tracing::warn!(
                 namespace,
                 name,
@@ -339,8 +338,8 @@ fn log_end(claim: &Claim, (namespace, name): (&str, &str), trace_id: Option<&str
                 "attempt failed"
             );
         }
-        End::Released => tracing::info!(namespace, name, uid, epoch, trace_id, "run given back"),
-        End::Lost => {
+        AttemptResult::Released => tracing::info!(namespace, name, uid, epoch, trace_id, "run given back"),
+        AttemptResult::LeaseLost => {
             metrics::lease_lost();
             tracing::warn!(namespace, name, uid, epoch, trace_id, "lease lost; the run goes on elsewhere");
         }
@@ -348,22 +347,23 @@ fn log_end(claim: &Claim, (namespace, name): (&str, &str), trace_id: Option<&str
 }
 
 /// What is to be recorded of how a claim ended.
-fn let_go(claim: &Claim, end: &End, checkpoint: &Checkpoint, payload: Option<&Payload>) -> Option<LetGo> {
+fn let_go(claim: &Claim, end: &AttemptResult, checkpoint: &Checkpoint, payload: Option<&Payload>) -> Option<LetGo> {
     let rolling_back = failed_with(claim).is_some();
     let (ending, attempts) = match end {
-        End::Lost => return None,
-        End::Failed(outcome) if rolling_back => (Ending::Failed(json(outcome)), None),
-        End::Retry(_) if rolling_back => (Ending::Retry(ROLLBACK_PAUSE), None),
-        End::Released => (Ending::Released, None),
-        End::Completed => (Ending::Completed, None),
-        End::Failed(outcome) | End::Retry(outcome) => {
+        AttemptResult::LeaseLost => return None,
+        AttemptResult::Failed(outcome) if rolling_back => (Ending::Failed(json(outcome)), None),
+        AttemptResult::Retry(_) if rolling_back => (Ending::Retry(ROLLBACK_PAUSE), None),
+        AttemptResult::Released => (Ending::Released, None),
+        AttemptResult::Completed => (Ending::Completed, None),
+        AttemptResult::Failed(outcome) | AttemptResult::Retry(outcome) => {
             let count = claim.entry.attempts + 1;
-            let history = append(&claim.entry.history, count, claim.at, outcome);
-            let ending = match retry_delay(end, payload, count) {
-                Ok(delay) => Ending::Retry(delay),
-                Err(outcome) => Ending::Failed(json(&outcome)),
+            let mut history = serde_json::from_str(&claim.entry.history).unwrap_or_default();
+            retry::record(&mut history, count, claim.at, Timestamp::now(), outcome);
+            let ending = match after_failure(end, payload, count, outcome) {
+                Retry::After(delay) => Ending::Retry(delay),
+                Retry::GiveUp(outcome) => Ending::Failed(json(&outcome)),
             };
-            (ending, Some(Attempts { count, history }))
+            (ending, Some(Attempts { count, history: json(&history) }))
         }
     };
     Some(LetGo { uid: claim.uid.clone(), epoch: claim.entry.epoch, ending, checkpoint: json(checkpoint), attempts })
@@ -376,46 +376,13 @@ fn failed_with(claim: &Claim) -> Option<Outcome> {
     Some(serde_json::from_str(outcome).unwrap_or_else(unreadable))
 }
 
-/// What makes a rollback impossible does not hide how the run failed.
-fn not_rolled_back(end: End, outcome: Outcome) -> End {
-    match end {
-        End::Failed(why) => {
-            let message = format!("{}; not rolled back: {}", outcome.message, why.message);
-            End::Failed(Outcome { message, ..outcome })
-        }
-        end => end,
-    }
-}
-
-/// How long until the next attempt, or why there is none.
-fn retry_delay(end: &End, payload: Option<&Payload>, attempts: u32) -> Result<Duration, Outcome> {
-    let outcome = match end {
-        End::Retry(outcome) | End::Failed(outcome) => outcome.clone(),
-        _ => Outcome { reason: String::new(), message: String::new() },
-    };
+/// Decides what follows a failed attempt.
+fn after_failure(end: &AttemptResult, payload: Option<&Payload>, attempts: u32, outcome: &Outcome) -> Retry {
     let spec = payload.and_then(|payload| RunSpec::parse(&payload.spec).ok());
     match (end, spec) {
-        (End::Retry(_), Some(spec)) if attempts <= spec.retries => Ok(spec.backoff.delay(attempts, rand::random())),
-        (End::Retry(_), _) => Err(Outcome {
-            reason: reasons::BACKOFF_LIMIT_EXCEEDED.to_owned(),
-            message: format!("{attempts} attempts failed, the last one with {}: {}", outcome.reason, outcome.message),
-        }),
-        _ => Err(outcome),
+        (AttemptResult::Retry(_), Some(spec)) => retry::after_failure(&spec, attempts, outcome, rand::random()),
+        _ => Retry::GiveUp(outcome.clone()),
     }
-}
-
-fn append(history: &str, number: u32, start: Timestamp, outcome: &Outcome) -> String {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    let mut attempts: Vec<crate::api::syncjob::Attempt> = serde_json::from_str(history).unwrap_or_default();
-    attempts.push(crate::api::syncjob::Attempt {
-        number: number as i32,
-        start: Time(start),
-        end: Time(Timestamp::now()),
-        reason: outcome.reason.clone(),
-        message: crate::api::truncate(&outcome.message),
-    });
-    let excess = attempts.len().saturating_sub(MAX_ATTEMPTS);
-    json(&attempts[excess..])
 }
 
 fn read_checkpoint(claim: &Claim) -> Checkpoint {

@@ -1,9 +1,9 @@
 //! The spans of a claim: how long the run waited for it, and what is done about the run.
 
-use super::attempt::End;
 use crate::{
     api::syncjob::Counts,
     domain::run::Outcome,
+    engine::AttemptResult,
     queue::Claim,
     telemetry::traces::{Parent, Span},
 };
@@ -28,7 +28,7 @@ pub(super) fn claimed(root: Parent, claim: &Claim, worker: &str) -> Span {
 }
 
 /// Sends the span of the attempt, or the rollback, with how it ended and how far the run has come.
-pub(super) fn end(mut span: Span, end: &End, counts: &Counts) {
+pub(super) fn end(mut span: Span, end: &AttemptResult, counts: &Counts) {
     let Counts { processed, updated, failed, rolled_back, .. } = *counts;
     for (key, count) in [("processed", processed), ("updated", updated), ("failed", failed)] {
         span.set(key, count);
@@ -37,10 +37,10 @@ pub(super) fn end(mut span: Span, end: &End, counts: &Counts) {
         span.set("rolled_back", rolled_back);
     }
     match end {
-        End::Completed => span.set("end", "Completed"),
-        End::Released => span.set("end", "Released"),
-        End::Lost => span.fail("LeaseLost"),
-        End::Failed(Outcome { reason, .. }) | End::Retry(Outcome { reason, .. }) => span.fail(reason),
+        AttemptResult::Completed => span.set("end", "Completed"),
+        AttemptResult::Released => span.set("end", "Released"),
+        AttemptResult::LeaseLost => span.fail("LeaseLost"),
+        AttemptResult::Failed(Outcome { reason, .. }) | AttemptResult::Retry(Outcome { reason, .. }) => span.fail(reason),
     }
     span.end();
 }

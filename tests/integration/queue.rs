@@ -10,10 +10,13 @@ use proptest::{
 };
 use redis::{AsyncCommands, AsyncConnectionConfig, aio::MultiplexedConnection};
 use sync_operator::{
-    domain::run::State,
+    domain::{
+        rate_limit::Reservation,
+        run::{LeaseState, State},
+    },
     queue::{
-        Attempts, Candidates, Changes, Claim, Control, Ending, Entry, Error, Fenced, Lease, LetGo, NewRun, Queue,
-        Renewed, Repaired, Turn,
+        Attempts, Candidates, Changes, Claim, Control, Ending, Entry, Error, Fenced, LetGo, NewRun, Queue,
+        Renewed, Repaired,
     },
 };
 use tokio::{
@@ -213,7 +216,7 @@ async fn reap(queue: &Queue, count: usize) {
 
 async fn assert_fenced(queue: &Queue, uid: &str, epoch: u64) {
     let before = queue.get(uid).await.unwrap();
-    assert_eq!(queue.checkpoint(uid, epoch, "x").await.unwrap(), Lease::Lost);
+    assert_eq!(queue.checkpoint(uid, epoch, "x").await.unwrap(), LeaseState::Lost);
     assert_eq!(queue.release(uid, epoch, "x").await.unwrap(), Fenced::Lost);
     assert_eq!(queue.retry(uid, epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Lost);
     assert_eq!(queue.finish(uid, epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Lost);
@@ -303,7 +306,7 @@ async fn a_write_with_an_old_epoch_is_refused_and_changes_nothing() {
     assert_fenced(&queue, "a", old).await;
     let current = claim(&queue, "w2").await.entry.epoch;
     assert_fenced(&queue, "a", old).await;
-    assert_eq!(queue.checkpoint("a", current, "y").await.unwrap(), Lease::Held);
+    assert_eq!(queue.checkpoint("a", current, "y").await.unwrap(), LeaseState::Held);
     assert_eq!(entry(&queue, "a").await.checkpoint.as_deref(), Some("y"));
 }
 
@@ -338,7 +341,7 @@ async fn a_worker_from_before_a_loss_of_redis_is_fenced_off() {
     let new = claim(&queue, "w2").await.entry.epoch;
     assert_ne!(old, new, "an epoch is never given out twice");
     assert_fenced(&queue, "a", old).await;
-    assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), Lease::Held);
+    assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), LeaseState::Held);
 }
 
 /// As after a failover to a replica that had not heard of the claim.
@@ -362,7 +365,7 @@ async fn a_worker_whose_claim_was_lost_is_fenced_off() {
     })
     .await;
     assert_fenced(&queue, "a", lost).await;
-    assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), Lease::Held);
+    assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), LeaseState::Held);
 }
 
 #[tokio::test]
@@ -451,7 +454,7 @@ async fn a_lease_that_has_not_ended_is_left_alone() {
     enqueue(&queue, "a", 0).await;
     let epoch = claim(&queue, "w").await.entry.epoch;
     assert_eq!(queue.reap("{}").await.unwrap(), 0);
-    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Lease::Held);
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), LeaseState::Held);
 }
 
 #[tokio::test]
@@ -489,7 +492,7 @@ async fn a_run_that_is_rolled_back_ends_only_when_its_worker_says_so_again() {
         for lost in 1..=7 {
             let again = claim(&queue, "w").await;
             assert_eq!((again.entry.outcome.as_deref(), again.entry.recoveries), (Some("why"), lost - 1));
-            assert_eq!(queue.checkpoint(uid, again.entry.epoch, "c").await.unwrap(), Lease::Held);
+            assert_eq!(queue.checkpoint(uid, again.entry.epoch, "c").await.unwrap(), LeaseState::Held);
             raw.set(uid, "stalls", i64::from(lost)).await;
             raw.set_score("active", uid, 1).await;
             assert_eq!(queue.reap("stalled").await.unwrap(), 1);
@@ -523,7 +526,7 @@ async fn a_run_that_gets_further_may_lose_any_number_of_workers() {
     for lost in 1..=8 {
         let run = claim(&queue, "w").await;
         if lost == 4 {
-            assert_eq!(queue.checkpoint("a", run.entry.epoch, "{}").await.unwrap(), Lease::Held);
+            assert_eq!(queue.checkpoint("a", run.entry.epoch, "{}").await.unwrap(), LeaseState::Held);
         }
         reap(&queue, 1).await;
     }
@@ -690,7 +693,7 @@ async fn an_emptied_script_cache_is_a_normal_event() {
     flush().await;
     assert_eq!(queue.renew("w", &[("a".to_owned(), epoch)]).await.unwrap(), Renewed::default());
     flush().await;
-    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Lease::Held);
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), LeaseState::Held);
     flush().await;
     assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
     assert_eq!(entry(&queue, "a").await.state, State::Completed);
@@ -850,7 +853,7 @@ async fn a_suspended_run_is_recalled_from_its_worker_and_spends_no_attempt() {
     assert!(queue.control("a", SUSPEND).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Active);
     assert_eq!(queue.renew("w", &[("a".to_owned(), epoch)]).await.unwrap().recalled, ["a"]);
-    assert_eq!(queue.checkpoint("a", epoch, "1").await.unwrap(), Lease::Recalled);
+    assert_eq!(queue.checkpoint("a", epoch, "1").await.unwrap(), LeaseState::Recalled);
     assert_eq!(queue.release("a", epoch, "2").await.unwrap(), Fenced::Done);
     let parked = entry(&queue, "a").await;
     assert_eq!((parked.state, parked.attempts, parked.checkpoint.as_deref()), (State::Parked, 0, Some("2")));
@@ -897,7 +900,7 @@ async fn a_cancelled_run_ends_wherever_it_is_and_stays_so() {
     for uid in ["waiting", "parked", "delayed", "active", "lost"] {
         assert!(queue.control(uid, CANCEL).await.unwrap());
     }
-    assert_eq!(queue.checkpoint("active", claims["active"], "1").await.unwrap(), Lease::Recalled);
+    assert_eq!(queue.checkpoint("active", claims["active"], "1").await.unwrap(), LeaseState::Recalled);
     assert_eq!(queue.release("active", claims["active"], "2").await.unwrap(), Fenced::Done);
     for uid in ["waiting", "parked", "delayed", "active"] {
         let run = entry(&queue, uid).await;
@@ -1100,7 +1103,7 @@ async fn every_transition_is_told() {
     told("enqueue").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
     told("claim").await;
-    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Lease::Held);
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), LeaseState::Held);
     told("checkpoint").await;
     assert_eq!(queue.release("a", epoch, "{}").await.unwrap(), Fenced::Done);
     told("release").await;
@@ -1351,10 +1354,10 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             let (epoch, held) = model.epoch(run, age);
             let answer = queue.checkpoint(UIDS[run], epoch, &text).await.unwrap();
             let Some(run) = model.runs[run].as_mut().filter(|_| held) else {
-                assert_eq!(answer, Lease::Lost);
+                assert_eq!(answer, LeaseState::Lost);
                 return;
             };
-            assert_eq!(answer, if run.is_recalled() { Lease::Recalled } else { Lease::Held });
+            assert_eq!(answer, if run.is_recalled() { LeaseState::Recalled } else { LeaseState::Held });
             run.checkpoint = Some(step);
             run.stalls = 0;
         }
@@ -1536,52 +1539,56 @@ fn any_sequence_of_operations_behaves_as_the_model_says() {
     });
 }
 
-fn turn(turn: Turn) -> Duration {
-    match turn {
-        Turn::In(wait) => wait,
-        Turn::Later(wait) => panic!("not for {wait:?}"),
+fn reserved(reservation: Reservation) -> Duration {
+    match reservation {
+        Reservation::After(wait) => wait,
+        Reservation::RetryAfter(wait) => panic!("rejected for {wait:?}"),
     }
 }
 
 #[tokio::test]
-async fn several_go_through_a_gate_one_after_the_other() {
-    let (name, every) = (unique("gate"), Duration::from_millis(10));
+async fn all_processes_share_a_rate_limit() {
+    let (name, every) = (unique("rate"), Duration::from_millis(10));
     let queues = [(); 3].map(|()| named_queue(&name, Duration::from_secs(30)));
     let began = Instant::now();
-    let turns = (0..60).map(|number| {
+    let requests = (0..60).map(|number| {
         let queue = &queues[number % 3];
         async move {
-            let wait = turn(queue.turn("a", every).await.unwrap());
+            let wait = reserved(queue.reserve_request("a", every).await.unwrap());
             began.elapsed() + wait
         }
     });
-    let last = join_all(turns).await.into_iter().max().unwrap();
-    assert!(last >= every * 59, "the last one goes through after {last:?}");
-    assert_eq!(queues[0].turn("b", every).await.unwrap(), Turn::In(Duration::ZERO), "another gate");
+    let last = join_all(requests).await.into_iter().max().unwrap();
+    assert!(last >= every * 59, "the last request is sent after {last:?}");
+    let other = queues[0].reserve_request("b", every).await.unwrap();
+    assert_eq!(other, Reservation::After(Duration::ZERO), "another rate limit");
 }
 
 #[tokio::test]
-async fn a_turn_is_taken_at_most_a_second_ahead() {
+async fn a_request_is_reserved_at_most_a_second_ahead() {
     let (queue, every) = (queue(Duration::from_secs(30)), Duration::from_millis(600));
-    assert_eq!(queue.turn("a", every).await.unwrap(), Turn::In(Duration::ZERO));
-    turn(queue.turn("a", every).await.unwrap());
-    // Taken or not, depending on how long the calls took; but those after it are not.
-    queue.turn("a", every).await.unwrap();
-    let waits = [queue.turn("a", every).await.unwrap(), queue.turn("a", every).await.unwrap()];
-    let Turn::Later(wait) = waits[1] else { panic!("{waits:?}") };
-    assert!(wait <= Duration::from_millis(2400), "a turn that was not taken is lost to nobody: {wait:?}");
+    let reserve = async || queue.reserve_request("a", every).await.unwrap();
+    assert_eq!(reserve().await, Reservation::After(Duration::ZERO));
+    reserved(reserve().await);
+    // Reserved or not, depending on how long the calls took; but those after it are not.
+    let _ = reserve().await;
+    let waits = [reserve().await, reserve().await];
+    let Reservation::RetryAfter(wait) = waits[1] else { panic!("{waits:?}") };
+    assert!(wait <= Duration::from_millis(2400), "a rejected reservation takes no time from others: {wait:?}");
 }
 
 #[tokio::test]
-async fn nobody_goes_through_a_gate_that_is_shut() {
+async fn a_pause_rejects_requests_until_it_is_over() {
     let queue = queue(Duration::from_secs(30));
-    queue.shut("a", Duration::from_secs(60)).await.unwrap();
-    queue.shut("a", Duration::from_secs(5)).await.unwrap();
-    let Turn::Later(wait) = queue.turn("a", Duration::ZERO).await.unwrap() else { panic!("it is open") };
-    assert!(wait > Duration::from_secs(50), "a shorter rest does not open it: {wait:?}");
-    queue.shut("b", Duration::from_millis(300)).await.unwrap();
-    eventually("it opens", async || {
-        (queue.turn("b", Duration::ZERO).await.unwrap() == Turn::In(Duration::ZERO)).then_some(())
+    queue.pause_requests("a", Duration::from_secs(60)).await.unwrap();
+    queue.pause_requests("a", Duration::from_secs(5)).await.unwrap();
+    let reservation = queue.reserve_request("a", Duration::ZERO).await.unwrap();
+    let Reservation::RetryAfter(wait) = reservation else { panic!("{reservation:?}") };
+    assert!(wait > Duration::from_secs(50), "a shorter pause does not end a longer one: {wait:?}");
+    queue.pause_requests("b", Duration::from_millis(300)).await.unwrap();
+    eventually("the pause is over", async || {
+        let reservation = queue.reserve_request("b", Duration::ZERO).await.unwrap();
+        (reservation == Reservation::After(Duration::ZERO)).then_some(())
     })
     .await;
 }

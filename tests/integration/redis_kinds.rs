@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sync_operator::{
-    domain::run::State,
-    queue::{Lease, NewRun, Queue},
+    domain::run::{LeaseState, State},
+    queue::{NewRun, Queue},
 };
 
 use crate::{
@@ -70,7 +70,7 @@ async fn behind_sentinel_a_run_goes_on_after_a_failover() {
     watched.master.kill();
 
     let lease = eventually("the replica takes over", async || queue.checkpoint("a", epoch, "{}").await.ok()).await;
-    assert_eq!(lease, Lease::Held);
+    assert_eq!(lease, LeaseState::Held);
     enqueue(&queue, "b").await;
     eventually("the doorbell finds the new master", async || doorbell.wait(Duration::from_secs(1)).await.ok()).await;
     assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "b");
@@ -96,7 +96,7 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
     let queue = Queue::new(&url, &name, LEASE).unwrap();
     enqueue(&queue, "a").await;
     let epoch = claim_one(&queue, "w").await.unwrap().unwrap().entry.epoch;
-    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), Lease::Held);
+    assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), LeaseState::Held);
     assert_eq!(queue.repair().await.unwrap().mended, 0);
     assert_eq!(queue.get("a").await.unwrap().unwrap().state, State::Active);
     queue.remove("a").await.unwrap();

@@ -26,6 +26,16 @@ pub struct Page {
     pub next: Option<Value>,
 }
 
+impl Page {
+    /// Keeps the results whose keys are in `only`, unless it is empty, and of these the first `count`.
+    pub fn restrict(&mut self, only: &[String], count: usize) {
+        if !only.is_empty() {
+            self.results.retain(|(key, _)| only.contains(&keys::text(key)));
+        }
+        self.results.truncate(count);
+    }
+}
+
 /// Sorts an answer by the keys that were asked for. `Err`: the query was not carried out at all.
 pub(super) fn read(spec: &SourceSpec, keys: &[String], mut answer: Value) -> Result<Vec<Found>, Error> {
     let errors = errors_of(spec, &answer)?.to_vec();

@@ -93,12 +93,12 @@ impl Target {
 
     /// True when documents that the source has nothing for are changed or deleted.
     pub fn removes_missing(&self) -> bool {
-        matches!(self.missing, Missing::Mark(_) | Missing::Delete)
+        self.removes && matches!(self.missing, Missing::Mark(_) | Missing::Delete)
     }
 
     /// True when nothing becomes of documents that the source has nothing for.
     pub fn ignores_missing(&self) -> bool {
-        self.missing == Missing::Ignore
+        !self.removes || self.missing == Missing::Ignore
     }
 
     /// The documents of a page's results, and new ones where they may be made.
@@ -148,6 +148,7 @@ impl Target {
                 Found::Missing => match &self.missing {
                     Missing::Fail => Err(("NotReturned", "the source has nothing for it".to_owned())),
                     Missing::Ignore => continue,
+                    Missing::Mark(_) | Missing::Delete if !self.removes => continue,
                     Missing::Mark(field) => Ok(read.mark(field, stamp)),
                     Missing::Delete => {
                         deletes.push(&read.key);

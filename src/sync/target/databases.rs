@@ -12,7 +12,7 @@ use mongodb::{
 use super::{Target, both, within};
 use crate::{
     domain::{run::RunSpec, source::Missing},
-    sync::{Error, Unavailable},
+    sync::{Error, Unavailable, keys},
 };
 
 const SERVER_SELECTION: Duration = Duration::from_secs(5);
@@ -21,8 +21,16 @@ const SERVER_SELECTION: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Databases {
     client: Client,
-    default: String,
-    allowed: Vec<String>,
+    /// `None`: each target has to name its own.
+    default: Option<String>,
+    allowed: Allowed,
+}
+
+/// Which databases targets may name, beside the default one.
+#[derive(Clone, Debug)]
+enum Allowed {
+    Any,
+    Only(Vec<String>),
 }
 
 impl Databases {
@@ -32,32 +40,32 @@ impl Databases {
     /// # Errors
     /// When the URI cannot be used. The text does not hold the URI.
     pub async fn new(uri: &str, default: &str, allowed: &[String], ca: Option<&Path>) -> Result<Self, Unavailable> {
-        let unusable = |error: mongodb::error::Error| Unavailable(Error::from(error).to_string());
-        let mut options = ClientOptions::parse(uri).await.map_err(|error| match *error.kind {
-            mongodb::error::ErrorKind::InvalidArgument { message, .. } if !message.contains('@') => {
-                Unavailable(message)
-            }
-            mongodb::error::ErrorKind::InvalidArgument { .. } => Unavailable("it is no connection string".to_owned()),
-            _ => unusable(error),
-        })?;
-        options.app_name.get_or_insert_with(|| "sync-operator".to_owned());
-        options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
-        options.connect_timeout.get_or_insert(SERVER_SELECTION);
-        if let Some(ca) = ca {
-            let mut tls = match options.tls.take() {
-                Some(Tls::Enabled(tls)) => tls,
-                _ => TlsOptions::default(),
-            };
-            tls.ca_file_path = Some(ca.to_owned());
-            options.tls = Some(Tls::Enabled(tls));
-        }
-        options.write_concern = Some(WriteConcern::majority());
-        // A stamp that another worker wrote counts only once it cannot be rolled back any more.
-        options.read_concern = Some(ReadConcern::majority());
-        // The checkpoint and the guard make repeating a batch safe; the driver's retries would halve the rate.
-        options.retry_writes = Some(false);
-        let client = Client::with_options(options).map_err(unusable)?;
-        Ok(Self { client, default: default.to_owned(), allowed: allowed.to_vec() })
+        let (client, _) = open(uri, ca).await?;
+        Ok(Self { client, default: Some(default.to_owned()), allowed: Allowed::Only(allowed.to_vec()) })
+    }
+
+    /// A deployment of which targets may name any database. `default`: database of targets that name none; if there is
+    /// none, the URI's.
+    ///
+    /// # Errors
+    /// When the URI cannot be used. The text does not hold the URI.
+    pub async fn for_local_run(uri: &str, default: Option<&str>, ca: Option<&Path>) -> Result<Self, Unavailable> {
+        let (client, in_uri) = open(uri, ca).await?;
+        Ok(Self { client, default: default.map(str::to_owned).or(in_uri), allowed: Allowed::Any })
+    }
+
+    /// Returns the time of MongoDB's clock (`localTime` of `hello`), to the millisecond.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer.
+    pub async fn time(&self) -> Result<Timestamp, Error> {
+        let hello = within(async { Ok(self.client.database("admin").run_command(doc! {"hello": 1}).await?) }).await?;
+        let time = hello.get_datetime("localTime").ok().map(|time| time.timestamp_millis());
+        let time = time.and_then(|millis| Timestamp::from_millisecond(millis).ok());
+        time.ok_or_else(|| Error::Attempt {
+            reason: "ServerError",
+            message: "MongoDB's answer to hello has no localTime".to_owned(),
+        })
     }
 
     /// Asks MongoDB for a sign of life.
@@ -73,15 +81,27 @@ impl Databases {
     /// # Errors
     /// When the spec names a database that is not allowed, or a filter that is no query.
     pub fn target(&self, spec: &RunSpec, started: Timestamp) -> Result<Target, Error> {
-        let name = spec.database.as_deref().unwrap_or(&self.default);
-        if name != self.default && !self.allowed.iter().any(|allowed| allowed == name) {
+        let Some(name) = spec.database.as_deref().or(self.default.as_deref()) else {
+            return Err(Error::InvalidTarget(
+                "target.database is not set, and there is no default: set it, or MONGODB_DATABASE, or name a database in MONGODB_URI, such as mongodb://localhost:27017/codex"
+                    .to_owned(),
+            ));
+        };
+        let default = self.default.as_deref().unwrap_or_default();
+        if let Allowed::Only(allowed) = &self.allowed
+            && name != default
+            && !allowed.iter().any(|allowed| allowed == name)
+        {
             return Err(Error::InvalidTarget(format!(
-                "target.database {name:?} is not allowed: use {:?}, or start the operator with --allowed-databases {name}",
-                self.default
+                "target.database {name:?} is not allowed: use {default:?}, or start the operator with --allowed-databases {name}"
             )));
         }
         let filter = Document::try_from(spec.filter.clone())
             .map_err(|error| Error::InvalidTarget(format!("target.filter is no extended JSON: {error}")))?;
+        let filter = match spec.subset.keys.as_slice() {
+            [] => filter,
+            keys => both(filter, doc! {&spec.key_field: {"$in": keys.iter().flat_map(|key| keys::spellings(key)).collect::<Vec<_>>()}}),
+        };
         let database = self.client.database(name);
         Ok(Target {
             collection: database.collection(&spec.collection),
@@ -94,12 +114,43 @@ impl Databases {
             batch_size: spec.batch_size,
             mapping: spec.source.as_ref().map(|source| source.mapping.clone()),
             missing: spec.source.as_ref().map_or(Missing::Fail, |source| source.missing.clone()),
+            removes: spec.subset.is_everything(),
             upsert: spec.source.as_ref().is_some_and(|source| source.upsert),
             transaction: spec.transaction,
             journal: None,
             dry_run: spec.dry_run,
         })
     }
+}
+
+/// Opens a client, and returns it with the database that the URI names.
+async fn open(uri: &str, ca: Option<&Path>) -> Result<(Client, Option<String>), Unavailable> {
+    let unusable = |error: mongodb::error::Error| Unavailable(Error::from(error).to_string());
+    let mut options = ClientOptions::parse(uri).await.map_err(|error| match *error.kind {
+        mongodb::error::ErrorKind::InvalidArgument { message, .. } if !message.contains('@') => {
+            Unavailable(message)
+        }
+        mongodb::error::ErrorKind::InvalidArgument { .. } => Unavailable("it is no connection string".to_owned()),
+        _ => unusable(error),
+    })?;
+    options.app_name.get_or_insert_with(|| "sync-operator".to_owned());
+    options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
+    options.connect_timeout.get_or_insert(SERVER_SELECTION);
+    if let Some(ca) = ca {
+        let mut tls = match options.tls.take() {
+            Some(Tls::Enabled(tls)) => tls,
+            _ => TlsOptions::default(),
+        };
+        tls.ca_file_path = Some(ca.to_owned());
+        options.tls = Some(Tls::Enabled(tls));
+    }
+    options.write_concern = Some(WriteConcern::majority());
+    // A stamp that another worker wrote counts only once it cannot be rolled back any more.
+    options.read_concern = Some(ReadConcern::majority());
+    // The checkpoint and the guard make repeating a batch safe; the driver's retries would halve the rate.
+    options.retry_writes = Some(false);
+    let database = options.default_database.clone();
+    Ok((Client::with_options(options).map_err(unusable)?, database))
 }
 
 /// The query for a run's documents. An Incremental run also finds those it stamped itself, so that a run that

@@ -48,6 +48,8 @@ pub struct Target {
     /// What of a source's results goes where. `None`: there is no source.
     mapping: Option<Vec<Mapped>>,
     missing: Missing,
+    /// Documents that the source does not have may be marked or deleted.
+    removes: bool,
     /// Results that have no document get one.
     upsert: bool,
     /// A batch is written as a whole.
@@ -205,6 +207,23 @@ fn chunks<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[
 }
 
 impl Batch {
+    /// Number of its documents.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.documents.len()
+    }
+
+    /// True when it has no documents.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.documents.is_empty()
+    }
+
+    /// Keeps the first `count` documents.
+    pub fn truncate(&mut self, count: usize) {
+        self.documents.truncate(count);
+    }
+
     /// The batch without the documents of these keys, as they are shown.
     #[must_use]
     pub fn without(mut self, shown: &HashSet<String>) -> Self {

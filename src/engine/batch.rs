@@ -1,11 +1,11 @@
-//! One batch of a walk: what its documents should be is fetched, and written.
+//! One batch of a walk: fetches what its documents should be, and writes them.
 
 use std::{future::Future, panic::resume_unwind, sync::Arc};
 
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::fetch::{Fetch, Turn};
+use super::{fetcher::SourceFetcher, request_slot::RequestSlot};
 use crate::{
     api::syncjob::SyncType,
     sync::{Batch, Error, Outcome as Stamped, Target},
@@ -15,13 +15,13 @@ use crate::{
     },
 };
 
-/// What all batches of a walk share.
+/// Parameters that all batches of a walk share.
 #[derive(Clone)]
 pub(super) struct BatchWork {
     pub target: Target,
-    pub source: Option<Arc<Fetch>>,
-    /// Turns to write what was fetched. Fewer than turns to ask: a source takes longer than MongoDB, and writes that keep
-    /// each other waiting keep the next questions waiting too.
+    pub source: Option<Arc<SourceFetcher>>,
+    /// Slots for writes. Fewer than request slots: a source takes longer than MongoDB, and writes that delay each other
+    /// delay the next requests too.
     pub writes: Arc<Semaphore>,
     pub recalled: CancellationToken,
     pub type_: SyncType,
@@ -29,27 +29,27 @@ pub(super) struct BatchWork {
 }
 
 impl BatchWork {
-    /// `None`: the run was recalled before it was this batch's turn.
+    /// Fetches and writes one batch. Returns `None` when the run was recalled before this batch had a request slot.
     pub async fn handle(
         self,
         batch: Result<Batch, Error>,
-        turn: impl Future<Output = Turn>,
+        slot: impl Future<Output = RequestSlot>,
     ) -> Option<Result<Stamped, Error>> {
         let Self { target, source, writes, recalled, type_, trace } = self;
         let due: Vec<_> = batch.iter().flat_map(Batch::due).cloned().collect();
-        let open = match &source {
+        let passed = match &source {
             Some(source) if !due.is_empty() => recalled.run_until_cancelled(source.wait_ahead()).await.flatten(),
             _ => None,
         };
-        let turn = turn.await;
+        let slot = slot.await;
         let batch = match batch {
             _ if recalled.is_cancelled() => return None,
             Ok(batch) => batch,
             Err(error) => return Some(Err(error)),
         };
         let Some(source) = source else { return Some(timed(type_, trace, target.write(batch)).await) };
-        // The next batch is asked for while this one is read and written.
-        let fetched = source.fetch(due, turn, open).await;
+        // The next batch sends its request while this one is read and written.
+        let fetched = source.fetch(due, slot, passed).await;
         let _write = writes.acquire().await;
         Some(match fetched {
             Ok((found, at)) => timed(type_, trace, target.apply(batch, found, at)).await,
@@ -58,9 +58,9 @@ impl BatchWork {
     }
 }
 
-/// Works in a task of its own, which ends with this future: what takes a processor for a while, as reading a long answer
-/// does, keeps no other batch waiting.
-pub(super) fn aside<T: Send + 'static>(
+/// Runs `work` in a task of its own, which ends with this future: what takes a processor for milliseconds, as parsing a
+/// long answer does, delays no other batch.
+pub(super) fn spawn_task<T: Send + 'static>(
     work: impl Future<Output = Option<T>> + Send + 'static,
 ) -> impl Future<Output = Option<T>> {
     let task = AbortOnDropHandle::new(tokio::spawn(work));
@@ -74,7 +74,7 @@ pub(super) fn aside<T: Send + 'static>(
     }
 }
 
-/// Writes a batch, and tells how that went.
+/// Writes a batch, and records its metrics and its span.
 pub(super) async fn timed(
     type_: SyncType,
     trace: Parent,

@@ -1,0 +1,84 @@
+//! The decision after a failed attempt: another attempt, or the end of the run.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::run::{MAX_ATTEMPTS, Outcome, RunSpec};
+use crate::api::{conditions::reasons, syncjob::Attempt, truncate};
+
+/// What follows a failed attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Another attempt, after this time.
+    After(Duration),
+    /// No other attempt: the run has failed.
+    GiveUp(Outcome),
+}
+
+/// Decides what follows the failure of attempt number `attempts` (1 for the first one), when another attempt may succeed.
+/// `random` is uniform in 0..1 and spreads the retries of runs that failed together.
+#[must_use]
+pub fn after_failure(spec: &RunSpec, attempts: u32, last: &Outcome, random: f64) -> Retry {
+    if attempts <= spec.retries {
+        return Retry::After(spec.backoff.delay(attempts, random));
+    }
+    Retry::GiveUp(Outcome {
+        reason: reasons::BACKOFF_LIMIT_EXCEEDED.to_owned(),
+        message: format!("{attempts} attempts failed, the last one with {}: {}", last.reason, last.message),
+    })
+}
+
+/// Appends a failed attempt to the history of a run, which keeps the last [`MAX_ATTEMPTS`].
+pub fn record(history: &mut Vec<Attempt>, number: u32, start: Timestamp, end: Timestamp, outcome: &Outcome) {
+    history.push(Attempt {
+        number: number as i32,
+        start: Time(start),
+        end: Time(end),
+        reason: outcome.reason.clone(),
+        message: truncate(&outcome.message),
+    });
+    let excess = history.len().saturating_sub(MAX_ATTEMPTS);
+    history.drain(..excess);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::SyncJobSpec;
+
+    fn outcome() -> Outcome {
+        Outcome { reason: "Unreachable".to_owned(), message: "the connection to MongoDB broke".to_owned() }
+    }
+
+    #[test]
+    fn an_attempt_is_retried_up_to_the_backoff_limit() {
+        let spec = RunSpec::parse(&SyncJobSpec::default()).unwrap();
+        for (attempts, seconds) in [(1, Some(5)), (2, Some(25)), (3, Some(125)), (4, None)] {
+            let retry = after_failure(&spec, attempts, &outcome(), 0.5);
+            match (retry, seconds) {
+                (Retry::After(delay), Some(seconds)) => assert_eq!(delay.as_secs(), seconds),
+                (Retry::GiveUp(end), None) => {
+                    assert_eq!(end.reason, reasons::BACKOFF_LIMIT_EXCEEDED);
+                    assert_eq!(
+                        end.message,
+                        "4 attempts failed, the last one with Unreachable: the connection to MongoDB broke"
+                    );
+                }
+                (retry, _) => panic!("attempt {attempts}: {retry:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_history_keeps_the_last_attempts() {
+        let mut history = Vec::new();
+        let at = Timestamp::UNIX_EPOCH;
+        for number in 1..=12 {
+            record(&mut history, number, at, at, &outcome());
+        }
+        let numbers: Vec<_> = history.iter().map(|attempt| attempt.number).collect();
+        assert_eq!(numbers, (3..=12).collect::<Vec<_>>());
+    }
+}

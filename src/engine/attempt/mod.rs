@@ -1,0 +1,249 @@
+//! One attempt at a run: count, walk, write, checkpoint.
+
+mod rollback;
+mod walk;
+
+use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use tokio::{
+    select,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{Coordinator, Sources, fetcher::SourceFetcher};
+use crate::{
+    api::{conditions::reasons, syncjob::SyncType},
+    domain::{
+        elapsed,
+        run::{Checkpoint, LeaseState, MAX_CHANGES, Outcome, Paging, RunSpec},
+    },
+    sync::{Databases, Error, Outcome as Written, PageEnd, Target},
+    telemetry::traces::Parent,
+};
+
+/// Shortest time between two checkpoints of a run.
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
+/// How long batches in flight may take after a recall. Writing them again later does no harm.
+const LAST_BATCHES: Duration = Duration::from_secs(5);
+
+/// Everything that an attempt needs to know of its run.
+pub struct Opening {
+    /// Id of the run. Names its journal.
+    pub uid: String,
+    /// Namespace of the Secrets that the source names.
+    pub namespace: String,
+    /// Epoch of the claim. A journal refuses writes of an earlier one.
+    pub epoch: u64,
+    /// Label of the metrics.
+    pub type_: SyncType,
+    /// The checked spec.
+    pub spec: RunSpec,
+    /// Start of the run's first attempt: the stamp, and the start of `activeDeadline`.
+    pub started: Timestamp,
+    /// Time since then in which the run was suspended.
+    pub parked_for: Duration,
+    /// Where the run continues.
+    pub checkpoint: Checkpoint,
+    /// True when the attempt only rolls the run back, for which it needs no source.
+    pub rolls_back: bool,
+    /// Parent of the spans of its batches.
+    pub trace: Parent,
+}
+
+/// One attempt at a run.
+pub struct Attempt {
+    type_: SyncType,
+    spec: RunSpec,
+    target: Target,
+    source: Option<Arc<SourceFetcher>>,
+    checkpoint: Checkpoint,
+    trace: Parent,
+    /// Keys of the results that a dry run found on the source's pages.
+    seen: HashSet<String>,
+    deadline: Instant,
+    coordinator: Arc<dyn Coordinator>,
+}
+
+/// Result of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttemptResult {
+    /// The work is done.
+    Completed,
+    /// The run has failed, and another attempt would not help.
+    Failed(Outcome),
+    /// The attempt has failed, and another one may succeed.
+    Retry(Outcome),
+    /// The run was recalled. It continues at its checkpoint.
+    Released,
+    /// The lease is lost, and another worker may have the run.
+    LeaseLost,
+}
+
+impl From<&Error> for AttemptResult {
+    fn from(error: &Error) -> Self {
+        match error {
+            Error::InvalidTarget(_) | Error::InvalidSource(_) => Self::Failed(error.outcome()),
+            Error::Attempt { .. } => Self::Retry(error.outcome()),
+        }
+    }
+}
+
+impl AttemptResult {
+    /// Result of a rollback that could not begin: how the run has failed is not hidden by it.
+    #[must_use]
+    pub fn without_rollback(self, failure: Outcome) -> Self {
+        match self {
+            Self::Failed(why) => {
+                let message = format!("{}; not rolled back: {}", failure.message, why.message);
+                Self::Failed(Outcome { message, ..failure })
+            }
+            result => result,
+        }
+    }
+}
+
+impl Attempt {
+    /// Opens the target and the source of a run. Reads the Secrets that the source names.
+    ///
+    /// # Errors
+    /// When the target or the source cannot be used as the spec describes them.
+    pub async fn open(
+        opening: Opening,
+        databases: &Databases,
+        sources: &Sources,
+        coordinator: Arc<dyn Coordinator>,
+    ) -> Result<Self, Error> {
+        let Opening { uid, namespace, epoch, type_, spec, started, parked_for, checkpoint, rolls_back, trace } =
+            opening;
+        let mut target = databases.target(&spec, started)?;
+        if spec.rollback {
+            target = target.journalled(&uid, epoch);
+        }
+        let source = match &spec.source {
+            Some(source) if !rolls_back => {
+                let source = sources.open(&namespace, source).await?;
+                Some(Arc::new(SourceFetcher::new(source, Arc::clone(&coordinator), trace)))
+            }
+            _ => None,
+        };
+        let age = elapsed(started, coordinator.now()).saturating_sub(parked_for);
+        let deadline = Instant::now() + spec.active_deadline.saturating_sub(age);
+        Ok(Self { type_, spec, target, source, checkpoint, trace, seen: HashSet::new(), deadline, coordinator })
+    }
+
+    /// Returns how far the run has come.
+    #[must_use]
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Ends the attempt, and returns its target and how far the run has come.
+    #[must_use]
+    pub fn into_parts(self) -> (Target, Checkpoint) {
+        (self.target, self.checkpoint)
+    }
+
+    /// Works until the run's end, its deadline, or a signal. After a recall the batches in flight are finished; after the
+    /// loss of the lease nothing more is written.
+    pub async fn drive(&mut self) -> AttemptResult {
+        let (deadline, signals) = (self.deadline, self.coordinator.signals().clone());
+        select! {
+            biased;
+            () = signals.lost.cancelled() => AttemptResult::LeaseLost,
+            () = sleep_until(deadline) => AttemptResult::Failed(Outcome {
+                reason: reasons::DEADLINE_EXCEEDED.to_owned(),
+                message: "the run took longer than spec.activeDeadline".to_owned(),
+            }),
+            result = self.work() => result,
+        }
+    }
+
+    async fn work(&mut self) -> AttemptResult {
+        let recalled = self.coordinator.signals().recalled.clone();
+        if let Err(error) = self.target.open_journal().await {
+            return AttemptResult::from(&error);
+        }
+        match recalled.run_until_cancelled(self.target.count()).await {
+            Some(Ok(total)) => {
+                let limit = self.spec.subset.limit.map_or(i64::MAX, |limit| limit as i64);
+                self.checkpoint.counts.total = total.min(limit).max(self.checkpoint.counts.processed);
+            }
+            Some(Err(error)) => return AttemptResult::from(&error),
+            None => return AttemptResult::Released,
+        }
+        match recalled.run_until_cancelled(self.target.warning()).await {
+            Some(warning) => self.checkpoint.warning = warning,
+            None => return AttemptResult::Released,
+        }
+        if let Some(result) = self.walk().await {
+            return result;
+        }
+        let counts = &mut self.checkpoint.counts;
+        counts.total = counts.processed;
+        if self.spec.too_many_failed(counts) {
+            return AttemptResult::Failed(Outcome {
+                reason: reasons::TOO_MANY_FAILED.to_owned(),
+                message: format!("{} of {} documents failed", counts.failed, counts.processed),
+            });
+        }
+        AttemptResult::Completed
+    }
+
+    /// Adds up the results of batches, and saves checkpoints. The results arrive in order, so the checkpoint always covers a
+    /// contiguous prefix. Returns `None` when all batches are done.
+    async fn follow(&mut self, batches: impl Stream<Item = Option<Result<Written, Error>>>) -> Option<AttemptResult> {
+        let recalled = self.coordinator.signals().recalled.clone();
+        let mut batches = pin!(batches);
+        let mut too_late = pin!(async {
+            recalled.cancelled().await;
+            sleep(LAST_BATCHES).await;
+        });
+        let mut saved = Instant::now() - CHECKPOINT_EVERY;
+        loop {
+            let outcome = select! {
+                biased;
+                outcome = batches.next() => outcome,
+                () = &mut too_late => return Some(AttemptResult::Released),
+            };
+            match outcome {
+                Some(Some(Ok(outcome))) => self.add(outcome),
+                Some(Some(Err(error))) => return Some(AttemptResult::from(&error)),
+                Some(None) | None => break,
+            }
+            if saved.elapsed() >= CHECKPOINT_EVERY {
+                saved = Instant::now();
+                match self.save().await {
+                    LeaseState::Held => {}
+                    LeaseState::Recalled => recalled.cancel(),
+                    LeaseState::Lost => return Some(AttemptResult::LeaseLost),
+                }
+            }
+        }
+        recalled.is_cancelled().then_some(AttemptResult::Released)
+    }
+
+    fn add(&mut self, outcome: Written) {
+        let Checkpoint { cursor, counts, changes, paging, .. } = &mut self.checkpoint;
+        let processed = outcome.processed();
+        if let Some(PageEnd { next, results, seen }) = outcome.page {
+            self.seen.extend(seen);
+            let before = paging.take().unwrap_or_default();
+            let failed = before.failed + outcome.failures.len() as u64;
+            *paging = Some(Paging { next, results: before.results + results as u64, failed, ..before });
+        }
+        counts.processed += processed;
+        counts.updated += outcome.updated;
+        counts.unchanged += outcome.unchanged;
+        counts.failed += outcome.failures.len() as i64;
+        counts.total = counts.total.max(counts.processed);
+        changes.extend(outcome.changes.into_iter().take(MAX_CHANGES.saturating_sub(changes.len())));
+        *cursor = outcome.cursor.or(cursor.take());
+        self.checkpoint.add_failures(outcome.failures);
+    }
+
+    async fn save(&self) -> LeaseState {
+        self.coordinator.save(&self.checkpoint).await
+    }
+}

@@ -1,0 +1,197 @@
+//! The walks of an attempt: through the documents, or through the source's pages and then the documents that are on none.
+
+use std::{collections::HashSet, pin::pin, sync::Arc};
+
+use futures::{Stream, StreamExt, stream};
+use tokio::sync::Semaphore;
+
+use super::{Attempt, AttemptResult};
+use crate::{
+    api::syncjob::Counts,
+    domain::{
+        run::{Checkpoint, MAX_FAILURES, Paging},
+        source::Pages,
+    },
+    engine::{
+        batch::{BatchWork, spawn_task, timed},
+        fetcher::SourceFetcher,
+        request_slot::RequestSlot,
+    },
+    sync::{Error, Found},
+};
+
+/// Batches, at most, that are read ahead while they wait for a request slot, for a write, or for an earlier batch: a slow
+/// batch must not delay the others.
+const READ_AHEAD: usize = 16;
+/// Documents that a source is asked about before it counts as empty.
+const PROBED: usize = 1000;
+
+impl Attempt {
+    /// Returns how many documents a restricted run may still handle.
+    fn remaining(&self) -> Option<u64> {
+        self.spec.subset.limit.map(|limit| limit.saturating_sub(self.checkpoint.counts.processed as u64))
+    }
+
+    /// Walks what the run works on. Returns `None` when all of it is done.
+    pub(super) async fn walk(&mut self) -> Option<AttemptResult> {
+        let source = self.source.clone();
+        match source.as_ref().and_then(|source| Some((source, source.pages()?))) {
+            Some((source, pages)) => self.walk_pages(source, pages).await,
+            None => self.walk_documents(source.as_ref()).await,
+        }
+    }
+
+    /// Walks the documents, and asks the source for each batch.
+    async fn walk_documents(&mut self, source: Option<&Arc<SourceFetcher>>) -> Option<AttemptResult> {
+        let recalled = self.coordinator.signals().recalled.clone();
+        if let Some(source) = source
+            && self.target.removes_missing()
+        {
+            match recalled.run_until_cancelled(self.check_source(source)).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Some(AttemptResult::from(&error)),
+                None => return Some(AttemptResult::Released),
+            }
+        }
+        let parallelism = self.spec.parallelism;
+        let slots = Arc::new(Semaphore::new(parallelism));
+        let work = BatchWork {
+            target: self.target.clone(),
+            source: source.cloned(),
+            writes: Arc::new(Semaphore::new(parallelism.div_ceil(2))),
+            recalled: recalled.clone(),
+            type_: self.type_,
+            trace: self.trace,
+        };
+        let batches = self.target.batches(self.checkpoint.cursor.as_ref());
+        let batches = at_most(batches, self.remaining(), |batch, count| {
+            batch.truncate(count);
+            batch.len()
+        });
+        let written = batches
+            .take_until(recalled.cancelled())
+            .map(|batch| spawn_task(work.clone().handle(batch, RequestSlot::queue(&slots))))
+            .buffered(parallelism + (2 * parallelism).min(READ_AHEAD));
+        self.follow(written).await
+    }
+
+    /// Checks that the source has at least one of the documents: a wrong address or a missing right looks as if all of them
+    /// were gone.
+    async fn check_source(&self, source: &SourceFetcher) -> Result<(), Error> {
+        let known = self.target.known();
+        let mut batches = pin!(known.batches(None));
+        let mut keys = Vec::new();
+        while keys.len() < PROBED
+            && let Some(batch) = batches.next().await
+        {
+            keys.extend(batch?.keys().cloned());
+        }
+        keys.truncate(PROBED);
+        let (mut rest, mut size, mut missing) = (keys.as_slice(), 1, 0);
+        let slots = Arc::new(Semaphore::new(1));
+        while !rest.is_empty() {
+            let (some, later) = rest.split_at(size.min(rest.len()));
+            let (found, _) = source.fetch(some.to_vec(), RequestSlot::queue(&slots).await, None).await?;
+            if found.iter().any(|found| matches!(found, Found::Result(_))) {
+                return Ok(());
+            }
+            missing += found.iter().filter(|found| **found == Found::Missing).count();
+            (rest, size) = (later, size * 2);
+        }
+        if missing == 0 {
+            return Ok(());
+        }
+        Err(empty_source(format!(
+            "the source has nothing for any of {} documents, so none is taken to be missing in it",
+            keys.len()
+        )))
+    }
+
+    /// Walks the source's pages, and then the documents that were on none of them.
+    async fn walk_pages(
+        &mut self,
+        source: &Arc<SourceFetcher>,
+        pages: &Pages,
+    ) -> Option<AttemptResult> {
+        let recalled = self.coordinator.signals().recalled.clone();
+        if let Err(error) = self.target.check_upsert(&source.field("upsert")).await {
+            return Some(AttemptResult::from(&error));
+        }
+        if self.spec.dry_run {
+            // A dry run stamps nothing, so it cannot continue: it starts over.
+            let Checkpoint { counts: Counts { total, .. }, warning, .. } = self.checkpoint.clone();
+            self.checkpoint =
+                Checkpoint { counts: Counts { total, ..Counts::default() }, warning, ..Checkpoint::default() };
+        }
+        let (target, type_, trace, size) = (self.target.clone(), self.type_, self.trace, self.spec.batch_size);
+        let next = self.checkpoint.paging.as_ref().map_or_else(|| Some(pages.first()), |paging| paging.next.clone());
+        let keys = self.spec.subset.keys.clone();
+        let fetched = Arc::clone(source).walk(pages.clone(), next, size);
+        let fetched = at_most(fetched, self.remaining(), move |(page, _), count| {
+            page.restrict(&keys, count);
+            page.results.len()
+        });
+        let written = fetched.take_until(recalled.cancelled()).map(|page| async {
+            match page {
+                _ if recalled.is_cancelled() => None,
+                Ok((page, at)) => Some(timed(type_, trace, target.apply_page(page, at)).await),
+                Err(error) => Some(Err(error)),
+            }
+        });
+        let result = self.follow(written.buffered(self.spec.parallelism)).await;
+        if result.is_some() || self.target.ignores_missing() {
+            return result;
+        }
+        let paging = self.checkpoint.paging.clone().unwrap_or_default();
+        if paging.results == 0 {
+            let message = "the source lists nothing at all, so nothing is taken to be missing in it";
+            return Some(AttemptResult::from(&empty_source(message.to_owned())));
+        }
+        if paging.failed > MAX_FAILURES as u64 {
+            self.checkpoint.paging = Some(Paging { is_unsure: true, ..paging });
+            return None;
+        }
+        // Results that failed are not missing, although their documents do not carry this run's stamp.
+        let failed = self.checkpoint.failures.iter().take(paging.failed as usize);
+        let mut unstamped: HashSet<String> = failed.map(|failure| failure.key.clone()).collect();
+        unstamped.extend(self.seen.drain());
+        let left = self.target.left();
+        let batches = left.batches(self.checkpoint.cursor.as_ref()).take_until(recalled.cancelled());
+        let written = batches.map(|batch| async {
+            match batch {
+                _ if recalled.is_cancelled() => None,
+                Ok(batch) => {
+                    let batch = batch.without(&unstamped);
+                    let missing = batch.due().iter().map(|_| Found::Missing).collect();
+                    Some(timed(type_, trace, left.apply(batch, missing, source.now())).await)
+                }
+                Err(error) => Some(Err(error)),
+            }
+        });
+        self.follow(written.buffered(self.spec.parallelism)).await
+    }
+}
+
+/// Ends a walk after `left` documents. `restrict` keeps at most that many documents of an item, and returns their number.
+fn at_most<T: Send>(
+    items: impl Stream<Item = Result<T, Error>> + Send,
+    left: Option<u64>,
+    restrict: impl Fn(&mut T, usize) -> usize + Send,
+) -> impl Stream<Item = Result<T, Error>> + Send {
+    stream::unfold((Box::pin(items), left, restrict), |(mut items, mut left, restrict)| async move {
+        // Checked before the next item is read, which for a page is a request.
+        if left == Some(0) {
+            return None;
+        }
+        let item = items.next().await?.map(|mut item| {
+            let count = restrict(&mut item, left.map_or(usize::MAX, |left| left as usize));
+            left = left.map(|left| left.saturating_sub(count as u64));
+            item
+        });
+        Some((item, (items, left, restrict)))
+    })
+}
+
+fn empty_source(message: String) -> Error {
+    Error::Attempt { reason: "EmptySource", message }
+}

@@ -1,0 +1,16 @@
+//! The engine: executes one attempt at a run. It counts the documents, walks them in batches, fetches what they should be,
+//! writes them, and saves checkpoints.
+//!
+//! It knows neither the queue nor SyncJobs: what it needs of other processes is behind [`Coordinator`], which workers
+//! implement with Redis and local runs with memory.
+
+mod attempt;
+mod batch;
+mod coordinator;
+mod fetcher;
+mod request_slot;
+mod sources;
+
+pub use attempt::{Attempt, AttemptResult, Opening};
+pub use coordinator::{CoordinationError, Coordinator, Signals};
+pub use sources::{GivenSecrets, SecretReader, Sources};

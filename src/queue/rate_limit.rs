@@ -1,0 +1,33 @@
+//! Rate limits that all workers share: requests to one endpoint are spaced evenly, whichever worker sends them.
+
+use std::time::Duration;
+
+use super::{Error, Queue, scripts};
+use crate::domain::rate_limit::Reservation;
+
+impl Queue {
+    /// Reserves the next request under the rate limit `limit`, which lets one request pass per `every`. A reservation that
+    /// is not used is lost.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn reserve_request(&self, limit: &str, every: Duration) -> Result<Reservation, Error> {
+        self.reserve(limit, every, Duration::ZERO).await
+    }
+
+    /// Rejects reservations under the rate limit `limit` for `pause`. Reservations that were made before stay valid.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn pause_requests(&self, limit: &str, pause: Duration) -> Result<(), Error> {
+        self.reserve(limit, Duration::ZERO, pause).await.map(drop)
+    }
+
+    async fn reserve(&self, limit: &str, every: Duration, pause: Duration) -> Result<Reservation, Error> {
+        let mut call = self.script(&scripts::RATE_LIMIT);
+        call.key(self.keys.rate_limit(limit)).arg(every.as_micros() as u64).arg(pause.as_micros() as u64);
+        let (is_reserved, wait): (bool, u64) = self.call(&call, "reserve a request").await?;
+        let wait = Duration::from_micros(wait);
+        Ok(if is_reserved { Reservation::After(wait) } else { Reservation::RetryAfter(wait) })
+    }
+}
