@@ -54,6 +54,8 @@ pub enum Command {
     All(Box<All>),
     /// Makes a SyncJob, waits until it is complete, and deletes it: does the installation work?
     Verify(Verify),
+    /// Validates manifests without a server: syntax, fields, rules, and what the operator refuses.
+    Lint(Lint),
     /// Prints the custom resource definitions as YAML.
     Crd(Crd),
     /// Prints the OpenAPI document of the HTTP calls.
@@ -173,6 +175,26 @@ pub struct Verify {
     /// Longest wait for the run.
     #[arg(long, default_value = "2m", value_parser = go_duration)]
     pub timeout: Duration,
+}
+
+/// Options of `lint`.
+#[derive(Args)]
+pub struct Lint {
+    /// Files with YAML or JSON, of one or more documents each. - is the standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Format of the findings: a line for each, or a JSON array.
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: LintOutput,
+}
+
+/// Format of findings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LintOutput {
+    /// A line for each finding: file, line, column, level, field and message.
+    Text,
+    /// A JSON array of objects.
+    Json,
 }
 
 /// Options of `crd`.

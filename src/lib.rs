@@ -13,6 +13,8 @@ mod documentation;
 pub mod domain;
 pub mod engine;
 pub mod http;
+pub mod lint;
+pub mod manifest;
 mod network;
 pub mod process;
 pub mod queue;

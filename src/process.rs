@@ -22,7 +22,7 @@ use crate::{
     controller::{self, Election, Leadership},
     credentials::{self, Files},
     engine::{SecretReader, Sources},
-    http,
+    http, lint,
     queue::Queue,
     sync::{Databases, Egress},
     telemetry::{MONGODB, logs, traces},
@@ -60,6 +60,9 @@ impl From<credentials::Error> for Error {
 pub fn main(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Crd(options) => return finish(print_crds(options.kind)),
+        Command::Lint(cli::Lint { files, output }) => {
+            return if lint::run(&files, output) { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
+        }
         Command::Openapi => {
             println!("{}", http::openapi_document());
             return ExitCode::SUCCESS;
@@ -173,7 +176,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
     let mut parts = Parts { tasks: JoinSet::new(), stop, files: Files::default() };
     let view = View::default();
     match command {
-        Command::Crd(_) | Command::Openapi => {}
+        Command::Crd(_) | Command::Lint(_) | Command::Openapi => {}
         Command::Verify(options) => {
             let cli::Verify { namespace, collection, timeout } = options;
             let verified = verify::run(connect().await?, verify::Settings { namespace, collection, timeout }).await;

@@ -16,6 +16,7 @@ mod control;
 mod crashes;
 mod crds;
 mod http;
+mod lint;
 mod logs;
 mod mirror;
 mod mongodb_faults;

@@ -1,0 +1,465 @@
+//! Table tests of reading and validation.
+
+use std::collections::BTreeSet;
+
+use kube::core::cel::Validator;
+use serde_json::{Map, Value, json};
+
+use super::{kind::Kind, *};
+
+const JOB: &str = "apiVersion: sync.codex.dev/v1alpha1\nkind: SyncJob\nmetadata:\n  name: a\n";
+const ALERT: &str = "apiVersion: sync.codex.dev/v1alpha1\nkind: SyncAlert\nmetadata: {name: a}\nspec:\n";
+const SCHEDULE: &str = "apiVersion: sync.codex.dev/v1alpha1\nkind: SyncSchedule\nmetadata: {name: a}\nspec:\n";
+
+/// The findings as lines, without the name of the file.
+fn lines(text: &str) -> Vec<String> {
+    let strip = |finding: &Finding| finding.to_string().strip_prefix("a.yaml:").map(str::to_owned);
+    read("a.yaml", text).findings.iter().filter_map(strip).collect()
+}
+
+fn assert_found(text: &str, expected: &[&str]) {
+    let found = lines(text);
+    let is_expected = |(found, expected): (&String, &&str)| found.starts_with(*expected);
+    assert!(
+        found.len() == expected.len() && found.iter().zip(expected).all(is_expected),
+        "{text}\nfound {found:#?}\nexpected {expected:#?}"
+    );
+}
+
+fn merge(into: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else {
+        *into = patch.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, value) in patch {
+        if value.is_null() {
+            into.as_object_mut().unwrap().remove(key);
+        } else {
+            merge(&mut into[key], value);
+        }
+    }
+}
+
+/// Objects of which each breaks a rule of its kind's CustomResourceDefinition.
+fn broken() -> Vec<(Kind, Value)> {
+    let file: Value = serde_yaml_ng::from_str(include_str!("../../tests/integration/broken_rules.yaml")).unwrap();
+    let mut objects = Vec::new();
+    for case in file["cases"].as_array().unwrap() {
+        let mut spec = file["bases"][case["base"].as_str().unwrap()].clone();
+        merge(&mut spec, &case["spec"]);
+        let kind = Kind::named(case["kind"].as_str().unwrap()).unwrap();
+        let object = |kind: Kind, spec: Value| {
+            let name = case["name"].as_str().unwrap_or("broken");
+            (kind, json!({"apiVersion": API_VERSION, "kind": kind.name(), "metadata": {"name": name}, "spec": spec}))
+        };
+        objects.push(object(kind, spec.clone()));
+        if kind == Kind::SyncJob {
+            objects.push(object(Kind::SyncSchedule, json!({"jobTemplate": {"spec": spec}})));
+        }
+    }
+    objects
+}
+
+/// Paths of the errors that the rules of a schema can give, each with its rule.
+fn rules(schema: &Value, path: &str, found: &mut BTreeSet<(String, String)>) {
+    for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+        let (text, field) = (rule["rule"].as_str().unwrap(), rule["fieldPath"].as_str().unwrap_or_default());
+        if !text.contains("oldSelf") {
+            found.insert((format!("{path}{field}"), text.to_owned()));
+        }
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        rules(property, &schema::join(path, name), found);
+    }
+    if schema["items"].is_object() {
+        rules(&schema["items"], &format!("{path}[]"), found);
+    }
+}
+
+#[test]
+fn each_rule_of_the_definitions_is_found_broken() {
+    let broken = broken();
+    for kind in Kind::ALL {
+        let mut missing = BTreeSet::new();
+        rules(kind.schema(), "", &mut missing);
+        assert!(missing.len() > 10, "{kind:?}");
+        for (_, object) in broken.iter().filter(|(of, _)| *of == kind) {
+            let errors = Validator::new().validate(kind.schema(), object, None).unwrap_err();
+            let read = read("a.yaml", &object.to_string());
+            for error in &errors {
+                missing.remove(&(finding::without_indices(&error.field_path), error.rule.clone()));
+                let is_found = |finding: &Finding| finding.message == error.message;
+                assert!(read.findings.iter().any(is_found), "{object} {error}: {:#?}", read.findings);
+            }
+            assert!(read.manifests.is_empty());
+        }
+        assert!(missing.is_empty(), "{kind:?}: no case breaks {missing:#?}");
+    }
+}
+
+/// Every keyword of a schema, with its parents.
+fn keywords(schema: &Value, found: &mut BTreeSet<String>) {
+    for (keyword, value) in schema.as_object().into_iter().flatten() {
+        found.insert(keyword.clone());
+        match keyword.as_str() {
+            "properties" => value.as_object().unwrap().values().for_each(|property| keywords(property, found)),
+            "items" | "additionalProperties" => keywords(value, found),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn no_keyword_of_the_schemas_is_ignored() {
+    let known = [
+        "additionalProperties",
+        "default",
+        "description",
+        "enum",
+        "format",
+        "items",
+        "maxItems",
+        "maxLength",
+        "minItems",
+        "minLength",
+        "nullable",
+        "properties",
+        "required",
+        "title",
+        "type",
+        "x-kubernetes-list-map-keys",
+        "x-kubernetes-list-type",
+        "x-kubernetes-preserve-unknown-fields",
+        "x-kubernetes-validations",
+        // Of metadata's schema, which is not a CustomResourceDefinition's.
+        "$schema",
+        "x-kubernetes-patch-strategy",
+        "x-kubernetes-patch-merge-key",
+        "x-kubernetes-map-type",
+    ];
+    for kind in Kind::ALL {
+        let mut found = BTreeSet::new();
+        keywords(kind.schema(), &mut found);
+        for keyword in found {
+            assert!(known.contains(&keyword.as_str()), "{kind:?}: check {keyword} in schema.rs");
+        }
+    }
+}
+
+#[test]
+fn samples_are_valid_and_need_what_they_say() {
+    for (sample, warnings) in [
+        (include_str!("../../manifests/samples/alert.yaml"), 1),
+        (include_str!("../../manifests/samples/incremental.yaml"), 0),
+        (include_str!("../../manifests/samples/one-off.yaml"), 0),
+        (include_str!("../../manifests/samples/user-sync.yaml"), 0),
+        (include_str!("../../manifests/samples/gitlab/users.yaml"), 1),
+        (include_str!("../../manifests/samples/gitlab/group-projects.yaml"), 1),
+        (include_str!("../../manifests/samples/rest/users.yaml"), 1),
+    ] {
+        let read = read("a.yaml", sample);
+        assert_eq!((read.manifests.len(), read.findings.len()), (1, warnings), "{:#?}", read.findings);
+        assert!(read.findings.iter().all(|finding| finding.level == Level::Warning));
+    }
+}
+
+#[test]
+fn a_valid_object_has_its_defaults() {
+    let read = read("a.yaml", &format!("# comment\n---\n{JOB}spec: {{priority: 0b11, backoff: {{factor: 2.0}}}}\n"));
+    assert_eq!(read.findings, []);
+    let [Manifest { origin, object: Object::SyncJob(job) }] = read.manifests.as_slice() else { panic!("{read:#?}") };
+    assert_eq!(origin.to_string(), "a.yaml:3:1");
+    assert_eq!((job.spec.priority, job.spec.batch_size, job.spec.backoff.factor), (3, 100, 2));
+}
+
+#[test]
+fn structural_mistakes_have_position_field_and_fix() {
+    for (spec, expected) in [
+        (
+            "  batchSize: \"5\"\n",
+            &["6:3: error: spec.batchSize: must be of type integer, not a string: remove the quotes"][..],
+        ),
+        ("  batchSize: 1.5\n", &["6:3: error: spec.batchSize: must be of type integer, not a number with a fraction"]),
+        ("  staleAfter: 20\n", &["6:3: error: spec.staleAfter: must be of type string, not a number: quote it"]),
+        ("  dryRun: \"yes\"\n", &["6:3: error: spec.dryRun: must be of type boolean, not a string: correct it"]),
+        ("  dryRun: yes\n", &[]),
+        (
+            "  syncType: full\n",
+            &[
+                "6:3: error: spec.syncType: unsupported value \"full\": supported values are \"Full\", \"Incremental\"; did you mean \"Full\"?",
+            ],
+        ),
+        (
+            "  batchsize: 5\n",
+            &["6:3: error: spec.batchsize: unknown field \"spec.batchsize\": did you mean \"batchSize\"?"],
+        ),
+        ("  colour: red\n", &["6:3: error: spec.colour: unknown field \"spec.colour\": remove it"]),
+        (
+            "  on: true\n",
+            &["6:3: error: spec.true: unknown field \"spec.true\": YAML reads the key on as true, so quote it"],
+        ),
+        (
+            "  target:\n    filter: all\n",
+            &["7:5: error: spec.target.filter: must be of type object, not a single value"],
+        ),
+        (
+            "  target:\n    filter:\n      $or:\n      - $where: {a: 1}\n",
+            &["9:9: error: spec.target.filter.$or[0].$where: $where runs code on the server"],
+        ),
+        ("  mapping: {to: a}\n", &["6:3: error: spec.mapping: must be of type array, not a single value"]),
+        (
+            "  source: {graphQL: {endpoint: \"https://a/\", query: \"\"}}\n",
+            &[
+                "6:12: error: spec.source.graphQL.resultPath: is required: add it",
+                "6:46: error: spec.source.graphQL.query: must have at least 1 characters, not 0",
+            ],
+        ),
+        ("  batchSize: null\n  source: null\n", &[]),
+        ("  batchSize: 5\n  batchSize: 6\n", &["7:3: error: duplicate key \"batchSize\": line 6 has it already"]),
+        (
+            "  batchSize: 0\n  parallelism: 99\n  backoff: {jitter: 2, initial: x}\n",
+            &[
+                "6:3: error: spec.batchSize: must be from 1 to 10000",
+                "7:3: error: spec.parallelism: must be from 1 to 64",
+                "8:13: error: spec.backoff.jitter: must be from 0 to 1",
+                "8:24: error: spec.backoff.initial: must be a duration from 100ms to 24h, such as 5s",
+            ],
+        ),
+        ("  backoff: {jitter: 0}\n  batchSize: 1e2\n", &[]),
+        (
+            "  onFailure: Rollback\n",
+            &["6:3: error: spec.onFailure: Rollback needs transaction Batch: set both, or neither"],
+        ),
+    ] {
+        assert_found(&format!("{JOB}spec:\n{spec}"), expected);
+    }
+}
+
+#[test]
+fn rules_beside_an_invalid_field_are_still_checked() {
+    let spec = "spec:\n  batchSize: x\n  parallelism: 0\n  target: {keyField: $a, extra: 1}\n";
+    assert_found(
+        &format!("{JOB}{spec}"),
+        &[
+            "6:3: error: spec.batchSize: must be of type integer",
+            "7:3: error: spec.parallelism: must be from 1 to 64",
+            "8:12: error: spec.target.keyField: must be a field path without $",
+            "8:26: error: spec.target.extra: unknown field",
+        ],
+    );
+}
+
+#[test]
+fn a_rule_of_several_fields_is_found_at_one_of_them() {
+    for (spec, expected) in [
+        ("  timeZone: UTC\n", "5:3: error: spec.timeZone: needs schedule"),
+        (
+            "  interval: 5m\n  schedule: 0 * * * *\n",
+            "5:3: error: spec.interval: interval and schedule exclude each other",
+        ),
+        ("  interval: null\n  timeZone: null\n  jitter: 25h\n", "7:3: error: spec.jitter: must be a duration"),
+        ("  jobTemplate: {spec: {batchSize: 0}}\n", "5:24: error: spec.jobTemplate.spec.batchSize: must be from 1"),
+    ] {
+        assert_found(&format!("{SCHEDULE}{spec}"), &[expected]);
+    }
+    let sink = "  sinks: [{name: a, slack: {urlSecretRef: {name: b, key: c}}}]\n";
+    for (when, expected) in [
+        (
+            "  when: [{type: RunFailed}, {type: RunFailed}]\n",
+            "5:29: error: spec.when[1]: duplicate item: spec.when[0] has type \"RunFailed\" already",
+        ),
+        ("  when: []\n", "5:3: error: spec.when: must have at least 1 items"),
+        (
+            "  when: [{type: RunFailed, percent: 5}]\n",
+            "5:27: error: spec.when[0].percent: when[].percent and type FailedUsersAbove go together",
+        ),
+    ] {
+        assert_found(&format!("{ALERT}{when}{sink}"), &[expected]);
+    }
+}
+
+#[test]
+fn what_the_operator_refuses_later_is_found() {
+    let source = "  source: {graphQL: {endpoint: \"https://gitlab.com/\", query: q, resultPath: \"\"}}\n";
+    for (spec, expected) in [
+        ("  target: {filter: {a: {$not: {$where: x}}}}\n", "6:12: error: spec.target.filter: $where runs code"),
+        (
+            &format!("{source}  mapping:\n  - {{from: /a, to: b}}\n  - {{from: /c, to: b.c}}\n"),
+            "9:16: error: spec.mapping[1].to: mapping[].to b.c and b overlap",
+        ),
+    ] {
+        assert_found(&format!("{JOB}spec:\n{spec}"), &[expected]);
+    }
+    for (spec, expected) in [
+        ("  schedule: 61 * * * *\n", "5:3: error: spec.schedule: \"61 * * * *\" is not a cron expression"),
+        ("  schedule: 0 0 30 2 *\n", "5:3: error: spec.schedule: \"0 0 30 2 *\" never fires"),
+        ("  schedule: 0 0 * * *\n  timeZone: Mars/Base\n", "6:3: error: spec.timeZone: \"Mars/Base\" is not known"),
+        (
+            "  jobTemplate: {metadata: {labels: {a: b c}}}\n",
+            "5:37: error: spec.jobTemplate.metadata.labels.a: \"b c\" must have",
+        ),
+    ] {
+        assert_found(&format!("{SCHEDULE}{spec}"), &[expected]);
+    }
+    let smtp = "  when: [{type: RunFailed}]\n  sinks: [{name: a, smtp: {host: smtp.example.com, from: nobody, to: [a@example.com]}}]\n";
+    assert_found(
+        &format!("{ALERT}{smtp}"),
+        &["6:52: error: spec.sinks[0].smtp.from: \"nobody\" is not a mail address"],
+    );
+    let template = "  when: [{type: RunFailed}]\n  sinks: [{name: a, cloudEvents: {url: \"https://a.example/\"}}]\n  template: {title: \"{{\"}\n";
+    assert_found(&format!("{ALERT}{template}"), &["7:14: error: spec.template.title: "]);
+}
+
+#[test]
+fn settings_that_an_object_needs_are_warnings() {
+    let secret = "tokenSecretRef: {name: t, key: k}, headersFrom: [{name: X-A, secretRef: {name: t, key: k}}]";
+    for (endpoint, more, expected) in [
+        ("https://gitlab.com/", "", &[][..]),
+        (
+            "https://gitlab.com/",
+            secret,
+            &["spec.source.graphQL.tokenSecretRef: Secret t must allow gitlab.com: kubectl annotate"],
+        ),
+        ("http://gitlab.com/", "", &["spec.source.graphQL.endpoint: the operator uses http:// only"]),
+        (
+            "http://10.0.0.1/",
+            "",
+            &["spec.source.graphQL.endpoint: the operator connects to hosts outside the internet only"],
+        ),
+        ("https://users.default.svc/", "", &["spec.source.graphQL.endpoint: the operator connects"]),
+        ("https://users.svc.cluster.local/", "", &["spec.source.graphQL.endpoint: the operator connects"]),
+        ("https://localhost/", "", &["spec.source.graphQL.endpoint: the operator connects"]),
+        ("https://8.8.8.8/", "", &[]),
+    ] {
+        let spec = format!(
+            "spec: {{source: {{graphQL: {{endpoint: \"{endpoint}\", query: q, resultPath: \"\", {more}}}}}}}\n"
+        );
+        let found = read("a.yaml", &format!("{JOB}{spec}"));
+        assert_eq!(found.manifests.len(), 1, "{:#?}", found.findings);
+        let found: Vec<_> = lines(&format!("{JOB}{spec}"))
+            .into_iter()
+            .map(|line| line.split_once("warning: ").unwrap().1.to_owned())
+            .collect();
+        assert!(
+            found.len() == expected.len()
+                && found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected)),
+            "{found:#?}"
+        );
+    }
+    assert_found(
+        &format!("{JOB}spec: {{target: {{database: other}}}}\n"),
+        &["5:17: warning: spec.target.database: the operator uses the database other only if --allowed-databases"],
+    );
+}
+
+#[test]
+fn kinds_and_versions_are_told_apart() {
+    for (text, expected) in [
+        ("apiVersion: v1\nkind: Secret\nmetadata: {name: a}\nextra: 1\n", &[][..]),
+        ("apiVersion: example.com/v1\nkind: SyncJob\n", &[]),
+        (
+            "apiVersion: sync.codex.dev/v1\nkind: SyncJob\n",
+            &["1:1: error: apiVersion: must be sync.codex.dev/v1alpha1, not sync.codex.dev/v1"],
+        ),
+        ("apiVersion: v1\nkind: SyncJob\n", &["1:1: error: apiVersion: must be sync.codex.dev/v1alpha1"]),
+        (
+            "kind: syncjob\napiVersion: sync.codex.dev/v1alpha1\n",
+            &[
+                "1:1: error: kind: unsupported value \"syncjob\": supported values are SyncJob, SyncSchedule, SyncAlert; did you mean SyncJob?",
+            ],
+        ),
+        ("kind: SyncJob\n", &["1:1: error: apiVersion: is required"]),
+        ("- a\n", &["1:1: error: a manifest must be a mapping"]),
+        ("\n# nothing\n---\n---\n", &[]),
+    ] {
+        assert_found(text, expected);
+    }
+    let list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Secret\n- apiVersion: sync.codex.dev/v1alpha1\n  kind: SyncJob\n  metadata: {name: A}\n  spec: {}\n";
+    assert_found(list, &["8:14: error: metadata.name: \"A\" must have"]);
+    assert_eq!(read("a.yaml", list).documents, 2);
+}
+
+#[test]
+fn a_document_with_an_error_does_not_hide_others() {
+    let bad = format!("{JOB}spec:\n\tbatchSize: 5\n");
+    let good = format!("{JOB}spec: {{}}\n");
+    let wrong = format!("{JOB}spec: {{batchSize: 0}}\n");
+    let read = read("a.yaml", &format!("{good}---\n{bad}--- # next\n{wrong}---\n{good}"));
+    assert_eq!((read.documents, read.manifests.len()), (4, 2));
+    let found: Vec<_> = read.findings.iter().map(ToString::to_string).collect();
+    assert!(
+        found[0].starts_with("a.yaml:12:1: error: not valid YAML: ") && found[0].contains("spaces instead of tabs"),
+        "{found:#?}"
+    );
+    assert_eq!(found[1], "a.yaml:18:8: error: spec.batchSize: must be from 1 to 10000");
+    assert_eq!(found.len(), 2);
+}
+
+#[test]
+fn syntax_errors_have_position_and_fix() {
+    let deep = format!("a: {}{}\n", "[".repeat(200), "]".repeat(200));
+    let bomb = "a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n";
+    for (text, expected) in [
+        ("a: [1\nb: 2\n", "not valid YAML: "),
+        ("a: 'x\n", "not valid YAML: "),
+        ("a: *b\n", "1:4: error: not valid YAML: "),
+        ("a: &a [*a]\n", "1:8: error: an anchor must not contain itself"),
+        ("a: {{ .Values.x }}\n", "1:5: error: a key must be text: quote a value that begins with {"),
+        ("~: 1\n", "1:1: error: a key must be text"),
+        ("a: .inf\n", "1:4: error: .inf is a number that JSON does not have"),
+        ("a: !!int x\n", "\"x\" is not of the type that its tag !!int names"),
+        ("a: 1\n...\nb: 2\n", "kubectl ignores a document after ..."),
+        ("<<: 1\n", "1:1: error: the merge key << needs a mapping"),
+        ("--- a: 1\n", "1:4: error: a separator of documents must be alone on its line"),
+        (&deep, "nested deeper than 100 levels"),
+        (bomb, "larger than 100000 values"),
+    ] {
+        let found = lines(text);
+        assert!(found.first().is_some_and(|found| found.contains(expected)), "{text}: {found:#?}");
+    }
+}
+
+#[test]
+fn merge_keys_bring_in_what_is_not_set() {
+    let text = format!(
+        "{JOB}  annotations: &base {{example.com/a: \"1\", example.com/b: \"2\"}}\n  labels:\n    <<: *base\n    example.com/a: own\nspec: {{}}\n"
+    );
+    let read = read("a.yaml", &text);
+    assert_eq!(read.findings, []);
+    let Object::SyncJob(job) = &read.manifests[0].object else { panic!("{read:#?}") };
+    let labels = job.metadata.labels.clone().unwrap();
+    assert_eq!(
+        labels.into_iter().collect::<Vec<_>>(),
+        [("example.com/a".to_owned(), "own".to_owned()), ("example.com/b".to_owned(), "2".to_owned())]
+    );
+    assert_found(
+        "a: &a {x: 1}\nb: {x: 2, <<: *a}\nkind: SyncJob\napiVersion: sync.codex.dev/v1alpha1\n",
+        &[
+            "1:1: error: a: unknown field \"a\"",
+            "1:1: error: spec: is required",
+            "1:1: error: metadata.name: is required",
+            "2:1: error: b: unknown field \"b\"",
+            "2:11: error: the merge key << would replace \"x\" of line 2: write << before the other keys",
+        ],
+    );
+}
+
+#[test]
+fn json_is_read_as_yaml() {
+    let object: Map<String, Value> = serde_json::from_value(json!({
+        "apiVersion": API_VERSION, "kind": "SyncJob", "metadata": {"name": "a", "creationTimestamp": null},
+        "spec": {"batchSize": 0}, "status": {"anything": 1},
+    }))
+    .unwrap();
+    let found = lines(&serde_json::to_string_pretty(&object).unwrap());
+    assert_eq!(
+        found,
+        [
+            "9:5: error: spec.batchSize: must be from 1 to 10000",
+            "12:5: error: status.anything: unknown field \"status.anything\": remove it"
+        ]
+    );
+}

@@ -1,0 +1,423 @@
+//! `lint` says of a manifest what the API server says: the verdicts on samples, on broken rules and on random mutations.
+
+use std::{fmt::Write as _, fs, path::Path, process::Command};
+
+use futures::{StreamExt, stream};
+use kube::core::Selector;
+use lettre::message::Mailbox;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use sync_operator::{
+    alerts::check_template,
+    api::{SyncAlert, SyncJob, SyncJobSpec, SyncSchedule},
+    domain::{run::RunSpec, schedule::Parsed},
+    manifest::{Finding, Level, read},
+};
+
+use crate::support::World;
+
+/// Spellings that YAML 1.1 and 1.2 read differently, values of wrong types, and broken syntax.
+const SPELLINGS: [&str; 46] = [
+    "yes",
+    "No",
+    "on",
+    "OFF",
+    "y",
+    "n",
+    "~",
+    "null",
+    "",
+    "0777",
+    "0o17",
+    "0x1F",
+    "0b11",
+    "08",
+    "1_000",
+    "1:30",
+    "1.0",
+    "1e2",
+    "1e400",
+    ".5",
+    "5.",
+    "-1",
+    "+5",
+    "0",
+    "100001",
+    "9223372036854775808",
+    ".inf",
+    ".nan",
+    "2026-11-30",
+    "'5'",
+    "\"5\"",
+    "!!str 5",
+    "!!int 5",
+    "!!int x",
+    "!custom 5",
+    "@x",
+    "%x",
+    "`x",
+    "*unknown",
+    "{}",
+    "[]",
+    "{a: b}",
+    "[a, b]",
+    "- a",
+    "a: b",
+    "\"\\q\"",
+];
+
+fn plural(kind: &str) -> &'static str {
+    match kind {
+        "SyncJob" => "syncjobs",
+        "SyncSchedule" => "syncschedules",
+        "SyncAlert" => "syncalerts",
+        _ => panic!("{kind}"),
+    }
+}
+
+/// What the API server says when a manifest is created.
+async fn created(world: &World, kind: &str, text: &str) -> Result<Value, String> {
+    let path = format!(
+        "/apis/sync.codex.dev/v1alpha1/namespaces/{}/{}?dryRun=All&fieldValidation=Strict",
+        world.name,
+        plural(kind)
+    );
+    let request = http::Request::post(path).header("content-type", "application/yaml").body(text.as_bytes().to_vec());
+    world.client.request::<Value>(request.unwrap()).await.map_err(|error| error.to_string())
+}
+
+fn errors(text: &str) -> Vec<Finding> {
+    let findings = read("a.yaml", text).findings.into_iter();
+    findings.filter(|finding| finding.level == Level::Error).collect()
+}
+
+fn typed<T: DeserializeOwned>(object: &Value) -> T {
+    serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{object}: {error}"))
+}
+
+fn is_refused_by_a_worker(spec: &SyncJobSpec) -> bool {
+    RunSpec::parse(spec)
+        .map_or(true, |run| run.source.is_some_and(|source| sync_operator::sync::Source::host(&source).is_err()))
+}
+
+/// True when the API server takes an object that the operator refuses.
+async fn is_refused_later(world: &World, kind: &str, object: &Value) -> bool {
+    match kind {
+        "SyncJob" => is_refused_by_a_worker(&typed::<SyncJob>(object).spec),
+        "SyncSchedule" => {
+            let schedule: SyncSchedule = typed(object);
+            let template = &object["spec"]["jobTemplate"];
+            let mut metadata = template["metadata"].clone();
+            metadata["name"] = json!("run");
+            let job = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": metadata, "spec": template["spec"]});
+            Parsed::new(&schedule.spec).is_err()
+                || is_refused_by_a_worker(&schedule.spec.job_template.spec)
+                || created(world, "SyncJob", &job.to_string()).await.is_err()
+        }
+        _ => {
+            let alert: SyncAlert = typed(object);
+            let smtp = alert.spec.sinks.iter().filter_map(|sink| sink.smtp.as_ref());
+            let mut addresses = smtp.flat_map(|smtp| smtp.to.iter().chain([&smtp.from]));
+            Selector::try_from(alert.spec.selector.clone()).is_err()
+                || alert.spec.template.as_ref().and_then(check_template).is_some()
+                || addresses.any(|address| address.parse::<Mailbox>().is_err())
+        }
+    }
+}
+
+/// Why the verdicts on a manifest differ. `None`: they agree.
+async fn disagreement(world: &World, kind: &str, text: &str) -> Option<String> {
+    let (found, created) = (errors(text), created(world, kind, text).await);
+    let agrees = match &created {
+        Err(_) => !found.is_empty(),
+        Ok(_) if found.is_empty() => true,
+        Ok(object) => is_refused_later(world, kind, object).await,
+    };
+    (!agrees).then(|| format!("{text}\nthe API server: {created:?}\nlint: {found:#?}\n"))
+}
+
+fn samples() -> Vec<(String, String)> {
+    let mut folders = vec![Path::new("manifests/samples").to_owned()];
+    let mut samples = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(path).unwrap();
+            let kind = text.lines().find_map(|line| line.strip_prefix("kind: ")).unwrap().to_owned();
+            samples.push((kind, text));
+        }
+    }
+    samples.sort();
+    samples
+}
+
+fn merge(into: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else {
+        *into = patch.clone();
+        return;
+    };
+    for (key, value) in patch {
+        if value.is_null() {
+            into.as_object_mut().unwrap().remove(key);
+        } else {
+            merge(&mut into[key], value);
+        }
+    }
+}
+
+/// Manifests of which each breaks a rule, and the valid ones that they were made from.
+fn rule_cases() -> (Vec<(String, Value)>, Vec<(String, Value)>) {
+    let file: Value = serde_yaml_ng::from_str(include_str!("broken_rules.yaml")).unwrap();
+    let (mut broken, mut valid) = (Vec::new(), Vec::new());
+    for case in file["cases"].as_array().unwrap() {
+        let base = &file["bases"][case["base"].as_str().unwrap()];
+        let mut spec = base.clone();
+        merge(&mut spec, &case["spec"]);
+        let kind = case["kind"].as_str().unwrap();
+        let object = |name: &str, spec: &Value| json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+        broken.push((kind.to_owned(), object(case["name"].as_str().unwrap_or("broken"), &spec)));
+        valid.push((kind.to_owned(), object("valid", base)));
+    }
+    valid.dedup();
+    (broken, valid)
+}
+
+#[tokio::test]
+async fn samples_are_valid_for_both() {
+    let world = World::new().await;
+    for (kind, text) in samples() {
+        created(&world, &kind, &text).await.unwrap();
+        assert_eq!(errors(&text), [], "{text}");
+    }
+}
+
+#[tokio::test]
+async fn each_broken_rule_has_the_message_of_the_api_server() {
+    let world = World::new().await;
+    let (broken, valid) = rule_cases();
+    for (kind, object) in valid {
+        let text = object.to_string();
+        created(&world, &kind, &text).await.unwrap();
+        assert_eq!(errors(&text), [], "{text}");
+    }
+    for (kind, object) in broken {
+        let text = object.to_string();
+        let refusal = created(&world, &kind, &text).await.unwrap_err();
+        let found = errors(&text);
+        assert!(!found.is_empty(), "{text}: {refusal}");
+        for finding in found {
+            assert!(refusal.contains(&finding.message), "{text}\n{finding}\n{refusal}");
+        }
+    }
+}
+
+/// Paths of all values in a value.
+fn paths(value: &Value, path: &str, found: &mut Vec<String>) {
+    found.push(path.to_owned());
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+            paths(value, &format!("{path}/{}", key.replace('~', "~0").replace('/', "~1")), found);
+        }),
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(index, item)| paths(item, &format!("{path}/{index}"), found));
+        }
+        _ => {}
+    }
+}
+
+fn any_value(random: &mut StdRng) -> Value {
+    let values = [
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(-1),
+        json!(5),
+        json!(1e9),
+        json!(0.5),
+        json!(""),
+        json!("x"),
+        json!("5m"),
+        json!("Full"),
+        json!("$x"),
+        json!("_id"),
+        json!("/a"),
+        json!("https://a/{ids}"),
+        json!([]),
+        json!({}),
+        json!(["a"]),
+        json!({"a": 1}),
+        json!("A b"),
+        json!("x".repeat(300)),
+        json!([{"to": "a"}]),
+        json!({"name": "a", "key": "b"}),
+    ];
+    values.choose(random).unwrap().clone()
+}
+
+/// Changes a random part of an object.
+fn change(object: &mut Value, random: &mut StdRng) {
+    let names = [
+        "batchSize",
+        "batchsize",
+        "staleAfter",
+        "target",
+        "database",
+        "filter",
+        "interval",
+        "schedule",
+        "timeZone",
+        "jobTemplate",
+        "mapping",
+        "to",
+        "from",
+        "batching",
+        "pagination",
+        "upsert",
+        "labels",
+        "annotations",
+        "name",
+        "namespace",
+        "finalizers",
+        "creationTimestamp",
+        "resourceVersion",
+        "$where",
+        "status",
+        "colour",
+        "by",
+        "onMissing",
+        "selector",
+        "template",
+        "tls",
+    ];
+    let mut found = Vec::new();
+    paths(object, "", &mut found);
+    let path = found.choose(random).unwrap().clone();
+    let value = object.pointer_mut(&path).unwrap();
+    match (value, random.random_range(0..5)) {
+        (Value::Object(fields), 0..=2) => {
+            fields.insert((*names.choose(random).unwrap()).to_owned(), any_value(random));
+        }
+        (Value::Object(fields), 3) => {
+            let keys: Vec<String> = fields.keys().cloned().collect();
+            if let Some(key) = keys.choose(random) {
+                fields.remove(key);
+            }
+        }
+        (Value::Array(items), 0..=1) => {
+            let item = items.choose(random).cloned().unwrap_or_else(|| any_value(random));
+            items.push(item);
+        }
+        (Value::Array(items), 2) => {
+            items.pop();
+        }
+        (value, _) => *value = any_value(random),
+    }
+}
+
+/// Changes a random line of a text.
+fn garble(text: &str, random: &mut StdRng) -> String {
+    let mut lines: Vec<String> =
+        text.lines().filter(|line| !line.trim_start().starts_with('#')).map(str::to_owned).collect();
+    let index = random.random_range(0..lines.len());
+    let line = lines[index].clone();
+    let indent = line.len() - line.trim_start().len();
+    match random.random_range(0..12) {
+        0 => lines.insert(index, line),
+        1 => lines[index] = format!("{}\t{}", &line[..indent], &line[indent..]),
+        2 => lines[index] = format!(" {line}"),
+        3 => lines[index] = format!("\t{line}"),
+        4 => drop(lines.remove(index)),
+        5 => lines[index] = format!("{line}\t# comment"),
+        _ => {
+            if let Some((key, _)) = line.split_once(": ") {
+                lines[index] = format!("{key}: {}", SPELLINGS.choose(random).unwrap());
+            } else if let Some((item, _)) = line.split_once("- ") {
+                lines[index] = format!("{item}- {}", SPELLINGS.choose(random).unwrap());
+            }
+        }
+    }
+    let end = if random.random_ratio(1, 10) { "\r\n" } else { "\n" };
+    lines.iter().fold(String::new(), |mut text, line| {
+        write!(text, "{line}{end}").unwrap();
+        text
+    })
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
+}
+
+/// A random mutation of a valid manifest.
+fn mutation(sources: &[(String, String)], random: &mut StdRng) -> (String, String) {
+    let (kind, text) = sources.choose(random).unwrap().clone();
+    let mut text = text;
+    if random.random_ratio(2, 3) {
+        let mut object: Value = serde_yaml_ng::from_str(&text).unwrap();
+        for _ in 0..random.random_range(1..3) {
+            change(&mut object, random);
+        }
+        text = serde_yaml_ng::to_string(&object).unwrap();
+    }
+    if random.random_ratio(1, 2) {
+        text = garble(&text, random);
+    }
+    (kind, text)
+}
+
+#[tokio::test]
+async fn verdicts_on_mutations_are_those_of_the_api_server() {
+    let world = World::new().await;
+    let seed = number("SEED", rand::random());
+    println!("SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut sources = samples();
+    let valid = rule_cases().1.into_iter();
+    sources.extend(valid.map(|(kind, object)| (kind, serde_yaml_ng::to_string(&object).unwrap())));
+    let mutations: Vec<_> = (0..number("MUTATIONS", 500)).map(|_| mutation(&sources, &mut random)).collect();
+    let different: Vec<String> = stream::iter(&mutations)
+        .map(|(kind, text)| disagreement(&world, kind, text))
+        .buffer_unordered(8)
+        .filter_map(async |found| found)
+        .collect()
+        .await;
+    let bad = mutations.iter().filter(|(_, text)| !errors(text).is_empty()).count();
+    println!("{bad} of {} mutations are invalid", mutations.len());
+    assert!(bad * 2 > mutations.len() && bad < mutations.len(), "{bad}");
+    assert!(different.is_empty(), "SEED={seed}: {} differ:\n{}", different.len(), different.join("\n----\n"));
+}
+
+#[tokio::test]
+async fn the_command_prints_findings_and_fails_on_errors() {
+    let folder = std::env::temp_dir().join(format!("lint-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let (good, bad) = (folder.join("good.yaml"), folder.join("bad.yaml"));
+    let head = "apiVersion: sync.codex.dev/v1alpha1\nkind: SyncJob\nmetadata: {name: a}\n";
+    fs::write(&good, format!("apiVersion: v1\nkind: Secret\n---\n{head}spec: {{}}\n")).unwrap();
+    fs::write(&bad, format!("{head}spec: {{batchSize: 0}}\n")).unwrap();
+    let lint = |args: &[&Path]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_sync-operator")).arg("lint").args(args).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, out, err) = lint(&[&good]);
+    assert_eq!((code, out.as_str()), (Some(0), ""));
+    assert!(
+        err.contains("skipped: v1 Secret") && err.ends_with("1 file, 2 documents: 0 errors, 0 warnings\n"),
+        "{err}"
+    );
+    let (code, out, err) = lint(&[&good, &bad]);
+    assert_eq!(code, Some(2));
+    assert_eq!(out, format!("{}:4:8: error: spec.batchSize: must be from 1 to 10000\n", bad.display()));
+    assert!(err.ends_with("2 files, 3 documents: 1 error, 0 warnings\n"), "{err}");
+    let (code, out, _) = lint(&[Path::new("-o"), Path::new("json"), &bad]);
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &found[0]["field"], &found[0]["line"]), (Some(2), &json!("spec.batchSize"), &json!(4)));
+    let (code, _, err) = lint(&[&folder.join("none.yaml")]);
+    assert!(code == Some(2) && err.contains("could not read"), "{err}");
+    fs::remove_dir_all(&folder).unwrap();
+}
