@@ -14,7 +14,9 @@ use ipnet::IpNet;
 use crate::{
     api::GoDuration,
     credentials::{self, Files},
+    domain::run::Subset,
     http::{LogsUrl, Prefix, Proxies, ReadAccess},
+    local::{self, Output, SecretArgument},
     sync::Egress,
     telemetry::logs::Format,
 };
@@ -31,9 +33,10 @@ pub struct Cli {
     #[arg(long, global = true, env = "LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: Format,
 
-    /// What is logged: error, warn, info, debug or trace, for everything or by module.
-    #[arg(long, global = true, env = "RUST_LOG", default_value = "warn,sync_operator=info")]
-    pub log_level: String,
+    /// What is logged: error, warn, info, debug or trace, for everything or by module. Default:
+    /// warn,sync_operator=info; error for run.
+    #[arg(long, global = true, env = "RUST_LOG")]
+    pub log_level: Option<String>,
 
     /// File with one line like that, which goes before it. Read again when it changes, and at once on SIGHUP. One that
     /// is empty or not there says nothing.
@@ -52,6 +55,8 @@ pub enum Command {
     Api(Box<Api>),
     /// Runs controllers, workers and the HTTP calls in one process.
     All(Box<All>),
+    /// Executes the runs of manifests in this process, with MongoDB alone: without Kubernetes and without Redis.
+    Run(Box<Run>),
     /// Makes a SyncJob, waits until it is complete, and deletes it: does the installation work?
     Verify(Verify),
     /// Validates manifests without a server: syntax, fields, rules, and what the operator refuses.
@@ -161,6 +166,60 @@ pub struct Controllers {
     /// Times.
     #[command(flatten)]
     pub times: Times,
+}
+
+/// Options of `run`.
+#[derive(Args)]
+pub struct Run {
+    /// File with manifests of SyncJobs, or of SyncSchedules, whose templates are run once. - is standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// MongoDB.
+    #[command(flatten)]
+    pub mongodb: LocalMongoDb,
+    /// Entry of a Secret that a source names: NAME/KEY=env:VARIABLE, NAME/KEY=file:PATH, or NAME/KEY=- for standard input.
+    #[arg(long = "secret", value_name = "NAME/KEY=SOURCE")]
+    pub secrets: Vec<SecretArgument>,
+    /// Write nothing, and show which documents would change.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Handle at most this many documents of each run. Nothing is marked or deleted.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    /// Handle the document with this key only. May be repeated. Nothing is marked or deleted.
+    #[arg(long = "key", value_name = "KEY")]
+    pub keys: Vec<String>,
+    /// Continue where the interrupted process stopped that wrote this file. Write this file when interrupted.
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+    /// Show the results as one line of JSON per run, as YAML of the SyncJob with its status, or as text. Default: text
+    /// on a terminal, json elsewhere.
+    #[arg(long, short, value_enum)]
+    pub output: Option<Output>,
+}
+
+/// Where local runs find MongoDB.
+#[derive(Clone, Debug, Args)]
+pub struct LocalMongoDb {
+    /// Connection string: mongodb://… or mongodb+srv://…
+    #[arg(
+        long,
+        env = "MONGODB_URI",
+        help_heading = "MongoDB",
+        hide_env_values = true,
+        required_unless_present = "mongodb_uri_file"
+    )]
+    pub mongodb_uri: Option<String>,
+    /// File that holds the connection string.
+    #[arg(long, env = "MONGODB_URI_FILE", help_heading = "MongoDB", conflicts_with = "mongodb_uri")]
+    pub mongodb_uri_file: Option<PathBuf>,
+    /// File with the certificates, in PEM, of the authorities of MongoDB's certificate, instead of the well-known ones;
+    /// turns TLS on.
+    #[arg(long, env = "MONGODB_CA_FILE", help_heading = "MongoDB")]
+    pub mongodb_ca_file: Option<PathBuf>,
+    /// Database of targets that name none. Default: the connection string's.
+    #[arg(long, env = "MONGODB_DATABASE", help_heading = "MongoDB", value_parser = database_name)]
+    pub mongodb_database: Option<String>,
 }
 
 /// Options of `verify`.
@@ -494,6 +553,29 @@ impl MongoDb {
     /// When its file cannot be read.
     pub fn uri(&self, files: &mut Files) -> Result<Option<String>, credentials::Error> {
         files.read_line_or("MONGODB_URI_FILE", self.mongodb_uri_file.as_deref(), self.mongodb_uri.as_deref())
+    }
+}
+
+impl Run {
+    /// The settings of the runs.
+    ///
+    /// # Errors
+    /// When the file that holds the connection string cannot be read.
+    pub fn settings(self) -> Result<local::Settings, credentials::Error> {
+        let Self { files, mongodb, secrets, dry_run, limit, keys, resume, output } = self;
+        let (file, given) = (mongodb.mongodb_uri_file.as_deref(), mongodb.mongodb_uri.as_deref());
+        let uri = Files::default().read_line_or("MONGODB_URI_FILE", file, given)?;
+        Ok(local::Settings {
+            files,
+            mongodb_uri: uri.unwrap_or_default(),
+            database: mongodb.mongodb_database,
+            ca: mongodb.mongodb_ca_file,
+            secrets,
+            dry_run,
+            subset: Subset { keys, limit },
+            resume,
+            output,
+        })
     }
 }
 

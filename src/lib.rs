@@ -14,6 +14,7 @@ pub mod domain;
 pub mod engine;
 pub mod http;
 pub mod lint;
+pub mod local;
 pub mod manifest;
 mod network;
 pub mod process;

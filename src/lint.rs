@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Name of the standard input as a file.
-const STANDARD_INPUT: &str = "-";
+pub(crate) const STANDARD_INPUT: &str = "-";
 
 /// Validates files and prints the findings. Returns true when all files can be read and have no errors.
 #[must_use]
@@ -45,11 +45,13 @@ pub fn run(files: &[PathBuf], output: LintOutput) -> bool {
     is_readable && summary.errors == 0
 }
 
-fn name(path: &Path) -> String {
+/// Returns the name of a file in findings.
+pub(crate) fn name(path: &Path) -> String {
     if path == Path::new(STANDARD_INPUT) { "stdin".to_owned() } else { path.display().to_string() }
 }
 
-fn read(path: &Path) -> Result<String, String> {
+/// Reads a file, or standard input. The error names the file and the fix.
+pub(crate) fn read(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let read = if path == Path::new(STANDARD_INPUT) {
         io::stdin().lock().read_to_end(&mut bytes).map(|_| ())

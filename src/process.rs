@@ -23,6 +23,7 @@ use crate::{
     credentials::{self, Files},
     engine::{SecretReader, Sources},
     http, lint,
+    local::{self, Ended},
     queue::Queue,
     sync::{Databases, Egress},
     telemetry::{MONGODB, logs, traces},
@@ -32,6 +33,10 @@ use crate::{
 
 /// Exit code for wrong configuration, as clap's own.
 const USAGE: u8 = 2;
+/// Exit code of a process that its user interrupted: that of SIGINT in shells.
+const INTERRUPTED: u8 = 130;
+/// What is logged, unless a setting says otherwise.
+const LOG_LEVEL: &str = "warn,sync_operator=info";
 /// Longest wait for requests and batches under way after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
 
@@ -59,7 +64,7 @@ impl From<credentials::Error> for Error {
 #[must_use]
 pub fn main(cli: Cli) -> ExitCode {
     match cli.command {
-        Command::Crd(options) => return finish(print_crds(options.kind)),
+        Command::Crd(options) => return finish(print_crds(options.kind).map(|()| ExitCode::SUCCESS)),
         Command::Lint(cli::Lint { files, output }) => {
             return if lint::run(&files, output) { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
         }
@@ -69,7 +74,10 @@ pub fn main(cli: Cli) -> ExitCode {
         }
         _ => {}
     }
-    let filter = match logs::init(cli.log_format, cli.log_level, cli.log_filter_file) {
+    // A local run reports to the terminal itself.
+    let log_level = if matches!(cli.command, Command::Run(_)) { "error" } else { LOG_LEVEL };
+    let log_level = cli.log_level.unwrap_or_else(|| log_level.to_owned());
+    let filter = match logs::init(cli.log_format, log_level, cli.log_filter_file) {
         Ok(filter) => filter,
         Err(error) => return finish(Err(Error::Configuration(error))),
     };
@@ -83,7 +91,10 @@ pub fn main(cli: Cli) -> ExitCode {
     let result = match runtime {
         Ok(runtime) => {
             runtime.spawn(filter.follow());
-            runtime.block_on(start(cli.command, &id))
+            match cli.command {
+                Command::Run(options) => runtime.block_on(run(*options)),
+                command => runtime.block_on(start(command, &id)).map(|()| ExitCode::SUCCESS),
+            }
         }
         Err(error) => Err(Error::Failed(format!("could not start: {error}"))),
     };
@@ -91,9 +102,20 @@ pub fn main(cli: Cli) -> ExitCode {
     finish(result)
 }
 
-fn finish(result: Result<(), Error>) -> ExitCode {
+/// Executes the runs of manifests.
+async fn run(options: cli::Run) -> Result<ExitCode, Error> {
+    match local::run(options.settings()?).await {
+        Ok(Ended::Complete) => Ok(ExitCode::SUCCESS),
+        Ok(Ended::Failed) => Ok(ExitCode::FAILURE),
+        Ok(Ended::Interrupted) => Ok(ExitCode::from(INTERRUPTED)),
+        Err(local::Error::Usage(error)) => Err(Error::Configuration(error)),
+        Err(local::Error::Failed(error)) => Err(Error::Failed(error)),
+    }
+}
+
+fn finish(result: Result<ExitCode, Error>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Error::Failed(error)) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -176,7 +198,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
     let mut parts = Parts { tasks: JoinSet::new(), stop, files: Files::default() };
     let view = View::default();
     match command {
-        Command::Crd(_) | Command::Lint(_) | Command::Openapi => {}
+        Command::Crd(_) | Command::Lint(_) | Command::Openapi | Command::Run(_) => {}
         Command::Verify(options) => {
             let cli::Verify { namespace, collection, timeout } = options;
             let verified = verify::run(connect().await?, verify::Settings { namespace, collection, timeout }).await;

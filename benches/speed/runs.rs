@@ -131,8 +131,7 @@ async fn work(queue: &Queue, slots: usize) -> Result<Working> {
     let (beat, _pulse) = Pulse::new(LEASE, slots);
     let stop = CancellationToken::new();
     let settings = Settings { id: worker::new_id(), slots };
-    let task =
-        tokio::spawn(worker::run(settings, queue.clone(), databases, Sources::default(), beat, stop.clone()));
+    let task = tokio::spawn(worker::run(settings, queue.clone(), databases, Sources::default(), beat, stop.clone()));
     Ok(Working { stop, task })
 }
 

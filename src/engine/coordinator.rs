@@ -48,11 +48,7 @@ pub trait Coordinator: Send + Sync {
     ///
     /// # Errors
     /// When the state of the rate limit cannot be reached.
-    fn pause_requests<'a>(
-        &'a self,
-        limit: &'a str,
-        pause: Duration,
-    ) -> BoxFuture<'a, Result<(), CoordinationError>>;
+    fn pause_requests<'a>(&'a self, limit: &'a str, pause: Duration) -> BoxFuture<'a, Result<(), CoordinationError>>;
 
     /// Returns the current time of the clock that all attempts at runs of this installation share.
     fn now(&self) -> Timestamp;

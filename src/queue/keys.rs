@@ -48,9 +48,10 @@ impl Keys {
         &self.shared[10]
     }
 
-    /// The time at which a rate limit lets the next request pass.
+    /// The time at which a rate limit lets the next request pass. Workers of the release before use the same key, so that
+    /// the limit holds while they are replaced.
     pub fn rate_limit(&self, name: &str) -> String {
-        format!("{}:rate_limit:{name}", self.prefix)
+        format!("{}:gate:{name}", self.prefix)
     }
 
     /// The hash of what is kept of an alert.

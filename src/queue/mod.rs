@@ -23,9 +23,7 @@ use redis::{AsyncCommands, ErrorKind, FromRedisValue, RedisError, Script, Script
 pub use blocking::{Changes, Doorbell};
 pub(crate) use connection::Connection;
 pub(crate) use scripts::Call;
-pub use types::{
-    Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, LetGo, NewRun, Renewed, Repaired,
-};
+pub use types::{Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, LetGo, NewRun, Renewed, Repaired};
 
 use crate::{
     domain::{from_millis, run::LeaseState},

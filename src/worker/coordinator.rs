@@ -65,11 +65,7 @@ impl Coordinator for QueueCoordinator {
         async move { self.queue.reserve_request(limit, every).await.map_err(failed) }.boxed()
     }
 
-    fn pause_requests<'a>(
-        &'a self,
-        limit: &'a str,
-        pause: Duration,
-    ) -> BoxFuture<'a, Result<(), CoordinationError>> {
+    fn pause_requests<'a>(&'a self, limit: &'a str, pause: Duration) -> BoxFuture<'a, Result<(), CoordinationError>> {
         async move { self.queue.pause_requests(limit, pause).await.map_err(failed) }.boxed()
     }
 

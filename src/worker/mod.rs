@@ -266,7 +266,8 @@ impl Worker {
         trace: Parent,
     ) -> Result<Attempt, AttemptResult> {
         let clock = RedisClock { at: claim.at, since: Instant::now() };
-        let invalid = |message: String| AttemptResult::Failed(Outcome { reason: reasons::INVALID_TARGET.to_owned(), message });
+        let invalid =
+            |message: String| AttemptResult::Failed(Outcome { reason: reasons::INVALID_TARGET.to_owned(), message });
         let payload = payload.ok_or_else(|| invalid("the run's description in Redis is not readable".to_owned()))?;
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let started = claim.entry.started.unwrap_or(claim.at);
@@ -298,7 +299,13 @@ impl Worker {
     }
 }
 
-fn log_end(claim: &Claim, (namespace, name): (&str, &str), trace_id: Option<&str>, end: &AttemptResult, checkpoint: &Checkpoint) {
+fn log_end(
+    claim: &Claim,
+    (namespace, name): (&str, &str),
+    trace_id: Option<&str>,
+    end: &AttemptResult,
+    checkpoint: &Checkpoint,
+) {
     let (uid, epoch, attempt, counts) = (&claim.uid, claim.entry.epoch, claim.entry.attempts + 1, checkpoint.counts);
     let is_rollback = claim.entry.outcome.is_some();
     match end {

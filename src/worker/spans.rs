@@ -40,7 +40,9 @@ pub(super) fn end(mut span: Span, end: &AttemptResult, counts: &Counts) {
         AttemptResult::Completed => span.set("end", "Completed"),
         AttemptResult::Released => span.set("end", "Released"),
         AttemptResult::LeaseLost => span.fail("LeaseLost"),
-        AttemptResult::Failed(Outcome { reason, .. }) | AttemptResult::Retry(Outcome { reason, .. }) => span.fail(reason),
+        AttemptResult::Failed(Outcome { reason, .. }) | AttemptResult::Retry(Outcome { reason, .. }) => {
+            span.fail(reason)
+        }
     }
     span.end();
 }

@@ -17,6 +17,7 @@ mod crashes;
 mod crds;
 mod http;
 mod lint;
+mod local_runs;
 mod logs;
 mod mirror;
 mod mongodb_faults;

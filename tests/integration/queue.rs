@@ -15,8 +15,8 @@ use sync_operator::{
         run::{LeaseState, State},
     },
     queue::{
-        Attempts, Candidates, Changes, Claim, Control, Ending, Entry, Error, Fenced, LetGo, NewRun, Queue,
-        Renewed, Repaired,
+        Attempts, Candidates, Changes, Claim, Control, Ending, Entry, Error, Fenced, LetGo, NewRun, Queue, Renewed,
+        Repaired,
     },
 };
 use tokio::{

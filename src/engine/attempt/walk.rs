@@ -108,11 +108,7 @@ impl Attempt {
     }
 
     /// Walks the source's pages, and then the documents that were on none of them.
-    async fn walk_pages(
-        &mut self,
-        source: &Arc<SourceFetcher>,
-        pages: &Pages,
-    ) -> Option<AttemptResult> {
+    async fn walk_pages(&mut self, source: &Arc<SourceFetcher>, pages: &Pages) -> Option<AttemptResult> {
         let recalled = self.coordinator.signals().recalled.clone();
         if let Err(error) = self.target.check_upsert(&source.field("upsert")).await {
             return Some(AttemptResult::from(&error));

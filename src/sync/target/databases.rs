@@ -100,7 +100,10 @@ impl Databases {
             .map_err(|error| Error::InvalidTarget(format!("target.filter is no extended JSON: {error}")))?;
         let filter = match spec.subset.keys.as_slice() {
             [] => filter,
-            keys => both(filter, doc! {&spec.key_field: {"$in": keys.iter().flat_map(|key| keys::spellings(key)).collect::<Vec<_>>()}}),
+            keys => both(
+                filter,
+                doc! {&spec.key_field: {"$in": keys.iter().flat_map(|key| keys::spellings(key)).collect::<Vec<_>>()}},
+            ),
         };
         let database = self.client.database(name);
         Ok(Target {
@@ -127,9 +130,7 @@ impl Databases {
 async fn open(uri: &str, ca: Option<&Path>) -> Result<(Client, Option<String>), Unavailable> {
     let unusable = |error: mongodb::error::Error| Unavailable(Error::from(error).to_string());
     let mut options = ClientOptions::parse(uri).await.map_err(|error| match *error.kind {
-        mongodb::error::ErrorKind::InvalidArgument { message, .. } if !message.contains('@') => {
-            Unavailable(message)
-        }
+        mongodb::error::ErrorKind::InvalidArgument { message, .. } if !message.contains('@') => Unavailable(message),
         mongodb::error::ErrorKind::InvalidArgument { .. } => Unavailable("it is no connection string".to_owned()),
         _ => unusable(error),
     })?;

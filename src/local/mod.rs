@@ -1,0 +1,227 @@
+//! Local runs: `sync-operator run FILE…` executes the runs of manifests in this process, with MongoDB alone.
+//!
+//! The engine is the one that workers use. Checkpoints and rate limits are kept in memory, and the time is MongoDB's.
+
+mod coordinator;
+mod plan;
+mod report;
+mod resume;
+mod run;
+mod secrets;
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use tokio::{
+    select,
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::{from_millis, run::Subset},
+    engine::{SecretReader, Sources},
+    lint::{self, STANDARD_INPUT},
+    manifest::{self, Level},
+    sync::{Databases, Egress},
+};
+use coordinator::{MongoClock, RateLimits};
+use plan::{Plan, Planned};
+use report::Bar;
+use resume::Resume;
+use run::{Environment, Phase, Progress};
+
+pub use report::Output;
+pub use secrets::SecretArgument;
+
+/// Settings of local runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Files with manifests. `-`: standard input.
+    pub files: Vec<PathBuf>,
+    /// Connection string of MongoDB.
+    pub mongodb_uri: String,
+    /// Database of targets that name none. `None`: the connection string's.
+    pub database: Option<String>,
+    /// File with the certificates (PEM) of the authorities of MongoDB's certificate.
+    pub ca: Option<PathBuf>,
+    /// Entries of Secrets.
+    pub secrets: Vec<SecretArgument>,
+    /// Write nothing.
+    pub dry_run: bool,
+    /// The part of the documents that each run is restricted to.
+    pub subset: Subset,
+    /// File that an interrupted process wrote, or is to write.
+    pub resume: Option<PathBuf>,
+    /// How results are shown.
+    pub output: Option<Output>,
+}
+
+/// Result of all runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All runs are complete.
+    Complete,
+    /// At least one run has failed.
+    Failed,
+    /// The user interrupted a run.
+    Interrupted,
+}
+
+/// Local runs that did not start, or could not be interrupted as they should.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line, a manifest or a file cannot be used: somebody has to correct it.
+    #[error("{0}")]
+    Usage(String),
+    /// MongoDB or the machine did not do what was needed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+fn usage(error: impl ToString) -> Error {
+    Error::Usage(error.to_string())
+}
+
+/// Executes the runs of the manifests, one after the other, and prints the result of each. SIGINT or SIGTERM interrupts
+/// them after the batches in flight, and writes a resume file; a second signal ends the process at once.
+///
+/// # Errors
+/// When no run could start, or the resume file could not be written.
+pub async fn run(settings: Settings) -> Result<Ended, Error> {
+    let plan = read_plan(&settings)?;
+    let resume = settings.resume.as_deref().filter(|path| path.exists());
+    let resumed = resume.map(Resume::read).transpose().map_err(usage)?.unwrap_or_default();
+    let environment = connect(&settings, &plan).await?;
+    let mut runs = Vec::new();
+    for planned in &plan.runs {
+        let path = resume.unwrap_or(Path::new(""));
+        let progress = resumed.find(&planned.job, &settings.subset, path).map_err(usage)?;
+        runs.push((planned, progress));
+    }
+    let mut signals = Signals::listen()?;
+    let interrupt = environment.interrupt.clone();
+    select! {
+        result = execute(&settings, runs, &environment) => result,
+        () = signals.interrupt_twice(&interrupt) => Ok(Ended::Interrupted),
+    }
+}
+
+/// Reads and validates the manifests.
+fn read_plan(settings: &Settings) -> Result<Plan, Error> {
+    let mut manifests = Vec::new();
+    let mut is_valid = true;
+    for file in &settings.files {
+        let text = lint::read(file).map_err(usage)?;
+        let read = manifest::read(&lint::name(file), &text);
+        for finding in &read.findings {
+            eprintln!("{finding}");
+            is_valid &= finding.level != Level::Error;
+        }
+        manifests.extend(read.manifests);
+    }
+    if !is_valid {
+        return Err(usage("the manifests are not valid, so nothing was run: correct what is listed above"));
+    }
+    let plan = plan::plan(manifests, settings.dry_run, &settings.subset, Timestamp::now()).map_err(usage)?;
+    for note in &plan.notes {
+        eprintln!("note: {note}");
+    }
+    if plan.runs.is_empty() {
+        return Err(usage("no manifest of a SyncJob or a SyncSchedule was found: name a file that has one"));
+    }
+    for Planned { spec, .. } in &plan.runs {
+        spec.source.as_ref().map_or(Ok(()), |source| secrets::check(source, &settings.secrets)).map_err(usage)?;
+    }
+    Ok(plan)
+}
+
+/// Connects to MongoDB, and checks that each run has a target that can be used.
+async fn connect(settings: &Settings, plan: &Plan) -> Result<Environment, Error> {
+    let stdin_is_free = !settings.files.iter().any(|file| file == Path::new(STANDARD_INPUT));
+    let secrets = secrets::read(&settings.secrets, stdin_is_free).map_err(usage)?;
+    let databases =
+        Databases::for_local_run(&settings.mongodb_uri, settings.database.as_deref(), settings.ca.as_deref())
+            .await
+            .map_err(|error| usage(format!("MONGODB_URI: {error}")))?;
+    for Planned { job, spec } in &plan.runs {
+        databases.target(spec, Timestamp::UNIX_EPOCH).map_err(|error| usage(format!("{}: {error}", job.name_any())))?;
+    }
+    let now = databases.time().await.map_err(|error| Error::Failed(format!("MONGODB_URI: {error}")))?;
+    Ok(Environment {
+        databases,
+        sources: Sources { secrets: SecretReader::Given(secrets), egress: Egress::anywhere() },
+        limits: RateLimits::default(),
+        clock: MongoClock::new(now),
+        interrupt: CancellationToken::new(),
+    })
+}
+
+async fn execute(
+    settings: &Settings,
+    runs: Vec<(&Planned, Option<Progress>)>,
+    environment: &Environment,
+) -> Result<Ended, Error> {
+    let output = settings.output.unwrap_or_else(Output::detect);
+    let mut resume = Resume::default();
+    let (mut has_failed, mut unfinished) = (false, None);
+    for (Planned { job, spec }, resumed) in runs {
+        let now = from_millis(environment.clock.now().as_millisecond());
+        let is_new = resumed.is_none();
+        let mut progress = resumed.unwrap_or_else(|| Progress::new(bson::Uuid::new().to_string(), now));
+        if unfinished.is_none() {
+            let bar = Bar::new(job.name_any(), &progress.checkpoint);
+            progress.execute(job, spec, environment, &bar).await;
+            bar.remove();
+            println!("{}", report::result(output, job, &progress.status(job, environment.clock.now())));
+        } else if is_new {
+            continue;
+        }
+        has_failed |= progress.phase == Phase::Failed;
+        if !progress.has_ended() && unfinished.is_none() {
+            unfinished = Some(job.name_any());
+        }
+        resume.add(job, &settings.subset, &progress);
+    }
+    match (unfinished, &settings.resume) {
+        (None, Some(file)) => drop(std::fs::remove_file(file)),
+        (None, None) => {}
+        (Some(name), file) => {
+            let file = file.clone().unwrap_or_else(|| format!("{name}.resume.json").into());
+            resume.write(&file).map_err(|error| Error::Failed(error.to_string()))?;
+            eprintln!("Interrupted. To continue, run the same command with --resume {}", file.display());
+            return Ok(Ended::Interrupted);
+        }
+    }
+    Ok(if has_failed { Ended::Failed } else { Ended::Complete })
+}
+
+/// The signals by which a user interrupts the process.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Error> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Error::Failed(format!("could not listen for signals: {error}")));
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// Cancels `interrupt` at the first signal, and returns at the second one.
+    async fn interrupt_twice(&mut self, interrupt: &CancellationToken) {
+        self.next().await;
+        interrupt.cancel();
+        eprintln!("\nFinishing the batches in flight. Press Ctrl-C again to stop at once.");
+        self.next().await;
+    }
+}

@@ -1,0 +1,272 @@
+//! One local run: its attempts, its retries and its rollback, until it has ended or is interrupted.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::coordinator::{MemoryCoordinator, MongoClock, RateLimits};
+use crate::{
+    api::{SyncJob, SyncJobStatus, syncjob::Attempt as FailedAttempt},
+    domain::{
+        job,
+        retry::{self, Retry},
+        run::{Checkpoint, Outcome, Run, RunSpec, State, Wanted},
+    },
+    engine::{Attempt, AttemptResult, Opening, Signals, Sources},
+    sync::Databases,
+    telemetry::traces::Parent,
+};
+
+/// Pause between two attempts to roll a run back.
+const ROLLBACK_PAUSE: Duration = Duration::from_secs(5);
+
+/// What local runs work with. All runs of a process share it.
+pub(super) struct Environment {
+    pub databases: Databases,
+    pub sources: Sources,
+    pub limits: RateLimits,
+    pub clock: MongoClock,
+    /// Cancelled when the user interrupts the process.
+    pub interrupt: CancellationToken,
+}
+
+/// How far a local run has come: what a resume file keeps of it. Holds no Secret.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Progress {
+    /// Id of the run. Names its journal.
+    pub uid: String,
+    /// Where the run is.
+    pub phase: Phase,
+    /// Start of the first attempt.
+    pub started: Timestamp,
+    /// End of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished: Option<Timestamp>,
+    /// Number of claims of the run: a journal refuses writes of an earlier one.
+    pub epoch: u64,
+    /// Attempts that failed.
+    pub attempts: u32,
+    /// The last attempts that failed.
+    pub history: Vec<FailedAttempt>,
+    /// Where the run continues.
+    pub checkpoint: Checkpoint,
+    /// Why the run has failed, or will have failed once it is rolled back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+/// State of a local run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Phase {
+    /// It has not ended.
+    Running,
+    /// It has failed, and its documents are restored.
+    RollingBack,
+    /// It is complete.
+    Complete,
+    /// It has failed.
+    Failed,
+}
+
+/// Reports on a run that is executed.
+pub(super) trait Observer {
+    /// The run has come this far.
+    fn checkpoint(&self, checkpoint: &Checkpoint);
+    /// Another attempt follows a failed one after this time.
+    fn retry(&self, attempt: u32, outcome: &Outcome, delay: Duration);
+    /// The documents that the run has written are restored.
+    fn rollback(&self, outcome: &Outcome);
+}
+
+impl Progress {
+    /// A run that starts now.
+    pub fn new(uid: String, now: Timestamp) -> Self {
+        Self {
+            uid,
+            phase: Phase::Running,
+            started: now,
+            finished: None,
+            epoch: 0,
+            attempts: 0,
+            history: Vec::new(),
+            checkpoint: Checkpoint::default(),
+            outcome: None,
+        }
+    }
+
+    pub fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Complete | Phase::Failed)
+    }
+
+    /// The status that the SyncJob of this run would have on a cluster.
+    pub fn status(&self, job: &SyncJob, now: Timestamp) -> SyncJobStatus {
+        let run = Run {
+            state: match self.phase {
+                Phase::Running | Phase::RollingBack => State::Active,
+                Phase::Complete => State::Completed,
+                Phase::Failed => State::Failed,
+            },
+            worker: None,
+            attempts: self.attempts,
+            recoveries: 0,
+            started: Some(self.started),
+            retry_at: None,
+            finished: self.finished,
+            checkpoint: self.checkpoint.clone(),
+            history: self.history.clone(),
+            outcome: self.outcome.clone(),
+            wanted: Wanted::from(&job.spec),
+        };
+        job::decide(job, Some(&run), now).status
+    }
+
+    /// Executes the run until it has ended or is interrupted, which leaves it in the phase Running or `RollingBack`.
+    pub async fn execute(
+        &mut self,
+        job: &SyncJob,
+        spec: &RunSpec,
+        environment: &Environment,
+        observer: &impl Observer,
+    ) {
+        while !self.has_ended() && !environment.interrupt.is_cancelled() {
+            let began = environment.clock.now();
+            let rolls_back = self.phase == Phase::RollingBack;
+            let result = self.attempt(job, spec, environment, observer).await;
+            let next = match result {
+                AttemptResult::Completed => {
+                    self.end(Phase::Complete, None, environment);
+                    Next::End
+                }
+                AttemptResult::Failed(outcome) if rolls_back => {
+                    self.end(Phase::Failed, Some(outcome), environment);
+                    Next::End
+                }
+                AttemptResult::Retry(_) if rolls_back => Next::Wait(ROLLBACK_PAUSE),
+                AttemptResult::Failed(outcome) => {
+                    self.note_failure(began, &outcome, environment);
+                    self.fail(outcome, spec, environment, observer)
+                }
+                AttemptResult::Retry(outcome) => {
+                    self.note_failure(began, &outcome, environment);
+                    match retry::after_failure(spec, self.attempts, &outcome, rand::random()) {
+                        Retry::After(delay) => {
+                            observer.retry(self.attempts, &outcome, delay);
+                            Next::Wait(delay)
+                        }
+                        Retry::GiveUp(outcome) => self.fail(outcome, spec, environment, observer),
+                    }
+                }
+                AttemptResult::Released | AttemptResult::LeaseLost => Next::End,
+            };
+            match next {
+                Next::End => return,
+                Next::Wait(delay) => drop(environment.interrupt.run_until_cancelled(sleep(delay)).await),
+            }
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        job: &SyncJob,
+        spec: &RunSpec,
+        environment: &Environment,
+        observer: &impl Observer,
+    ) -> AttemptResult {
+        self.epoch += 1;
+        let rolls_back = self.outcome.clone().filter(|_| self.phase == Phase::RollingBack);
+        let (checkpoint, saved) = watch::channel(self.checkpoint.clone());
+        let coordinator = MemoryCoordinator {
+            clock: environment.clock,
+            limits: environment.limits.clone(),
+            signals: Signals { recalled: environment.interrupt.clone(), lost: CancellationToken::new() },
+            checkpoint,
+        };
+        let opening = Opening {
+            uid: self.uid.clone(),
+            namespace: job.metadata.namespace.clone().unwrap_or_default(),
+            epoch: self.epoch,
+            type_: job.spec.type_,
+            spec: spec.clone(),
+            started: self.started,
+            parked_for: Duration::ZERO,
+            checkpoint: self.checkpoint.clone(),
+            rolls_back: rolls_back.is_some(),
+            trace: Parent::of_run(&self.uid, None),
+        };
+        let opened = Attempt::open(opening, &environment.databases, &environment.sources, Arc::new(coordinator)).await;
+        let mut attempt = match (opened, rolls_back.clone()) {
+            (Ok(attempt), _) => attempt,
+            (Err(error), None) => return AttemptResult::from(&error),
+            (Err(error), Some(outcome)) => return AttemptResult::from(&error).without_rollback(outcome),
+        };
+        let work = async {
+            match rolls_back {
+                Some(outcome) => attempt.roll_back(outcome).await,
+                None => attempt.drive().await,
+            }
+        };
+        let result = observe(work, saved, observer).await;
+        let (target, checkpoint) = attempt.into_parts();
+        self.checkpoint = checkpoint;
+        if result == AttemptResult::Completed
+            && let Err(error) = target.drop_journal().await
+        {
+            tracing::warn!(%error, "the journal {}{} is not dropped", crate::domain::run::JOURNALS, self.uid);
+        }
+        result
+    }
+
+    fn note_failure(&mut self, began: Timestamp, outcome: &Outcome, environment: &Environment) {
+        self.attempts += 1;
+        retry::record(&mut self.history, self.attempts, began, environment.clock.now(), outcome);
+    }
+
+    /// The run has failed: its documents are restored first, where the spec asks for that.
+    fn fail(&mut self, outcome: Outcome, spec: &RunSpec, environment: &Environment, observer: &impl Observer) -> Next {
+        if !spec.rollback {
+            self.end(Phase::Failed, Some(outcome), environment);
+            return Next::End;
+        }
+        observer.rollback(&outcome);
+        self.phase = Phase::RollingBack;
+        self.outcome = Some(outcome);
+        Next::Wait(Duration::ZERO)
+    }
+
+    fn end(&mut self, phase: Phase, outcome: Option<Outcome>, environment: &Environment) {
+        self.phase = phase;
+        self.outcome = outcome;
+        self.finished = Some(environment.clock.now());
+    }
+}
+
+/// What follows an attempt.
+enum Next {
+    /// Nothing: the run has ended, or is interrupted.
+    End,
+    /// Another attempt, after this time.
+    Wait(Duration),
+}
+
+/// Drives `work`, and reports each checkpoint that it saves.
+async fn observe<T>(
+    work: impl Future<Output = T>,
+    mut saved: watch::Receiver<Checkpoint>,
+    observer: &impl Observer,
+) -> T {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut work => return result,
+            changed = saved.changed() => match changed {
+                Ok(()) => observer.checkpoint(&saved.borrow_and_update()),
+                Err(_) => return work.await,
+            },
+        }
+    }
+}
