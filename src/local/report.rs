@@ -11,6 +11,7 @@ use crate::{
     api::{
         GoDuration, SyncJob, SyncJobStatus,
         conditions::{COMPLETE, FAILED},
+        syncjob::Phase,
     },
     domain::{
         conditions,
@@ -123,7 +124,11 @@ pub(super) fn result(output: Output, job: &SyncJob, status: &SyncJobStatus) -> S
 /// The result of a run for people.
 fn summary(name: &str, dry_run: bool, status: &SyncJobStatus) -> String {
     let counts = status.counts.unwrap_or_default();
-    let phase = status.phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}"));
+    let phase = match status.phase {
+        Some(Phase::Complete) => "Complete",
+        Some(Phase::Failed) => "Failed",
+        _ => "Interrupted",
+    };
     let after = status.duration.as_ref().map_or_else(String::new, |duration| format!(" after {duration}"));
     let mut text = format!("{name}: {phase}{after}");
     let ended = [FAILED, COMPLETE].iter().find_map(|type_| conditions::find(&status.conditions, type_));

@@ -11,7 +11,7 @@ use super::coordinator::{MemoryCoordinator, MongoClock, RateLimits};
 use crate::{
     api::{SyncJob, SyncJobStatus, syncjob::Attempt as FailedAttempt},
     domain::{
-        job,
+        elapsed, job,
         retry::{self, Retry},
         run::{Checkpoint, Outcome, Run, RunSpec, State, Wanted},
     },
@@ -46,6 +46,11 @@ pub(super) struct Progress {
     /// End of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished: Option<Timestamp>,
+    /// When the run was interrupted last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interrupted: Option<Timestamp>,
+    /// Time that the run was interrupted altogether. As with a suspended run, `activeDeadline` does not count it.
+    pub paused_for: Duration,
     /// Number of claims of the run: a journal refuses writes of an earlier one.
     pub epoch: u64,
     /// Attempts that failed.
@@ -90,6 +95,8 @@ impl Progress {
             phase: Phase::Running,
             started: now,
             finished: None,
+            interrupted: None,
+            paused_for: Duration::ZERO,
             epoch: 0,
             attempts: 0,
             history: Vec::new(),
@@ -132,6 +139,9 @@ impl Progress {
         environment: &Environment,
         observer: &impl Observer,
     ) {
+        if let Some(interrupted) = self.interrupted.take() {
+            self.paused_for += elapsed(interrupted, environment.clock.now());
+        }
         while !self.has_ended() && !environment.interrupt.is_cancelled() {
             let began = environment.clock.now();
             let rolls_back = self.phase == Phase::RollingBack;
@@ -163,9 +173,12 @@ impl Progress {
                 AttemptResult::Released | AttemptResult::LeaseLost => Next::End,
             };
             match next {
-                Next::End => return,
+                Next::End => break,
                 Next::Wait(delay) => drop(environment.interrupt.run_until_cancelled(sleep(delay)).await),
             }
+        }
+        if !self.has_ended() {
+            self.interrupted = Some(environment.clock.now());
         }
     }
 
@@ -192,7 +205,7 @@ impl Progress {
             type_: job.spec.type_,
             spec: spec.clone(),
             started: self.started,
-            parked_for: Duration::ZERO,
+            parked_for: self.paused_for,
             checkpoint: self.checkpoint.clone(),
             rolls_back: rolls_back.is_some(),
             trace: Parent::of_run(&self.uid, None),

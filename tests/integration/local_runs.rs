@@ -10,6 +10,7 @@ use std::{
 };
 
 use bson::{DateTime, Document, doc};
+use k8s_openapi::jiff::Timestamp;
 use mongodb::Database;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, process, time::timeout};
@@ -364,6 +365,14 @@ async fn an_interrupted_run_continues_with_its_resume_file() {
         let file = local.folder.join("users.resume.json");
         let resume = fs::read_to_string(&file).unwrap();
         assert!(!resume.contains("mongodb://") && !resume.contains(&upstream.url), "{resume}");
+        // As if it had been interrupted an hour ago, which is the deadline: the pause does not count.
+        let mut earlier: Value = serde_json::from_str(&resume).unwrap();
+        let progress = &mut earlier["runs"][0]["progress"];
+        for time in ["started", "interrupted"] {
+            let at: Timestamp = progress[time].as_str().unwrap().parse().unwrap();
+            progress[time] = (at - Duration::from_secs(3600)).to_string().into();
+        }
+        fs::write(&file, earlier.to_string()).unwrap();
         let changed = job("users", &full());
         let refused = local.run(&changed, &["--resume", "users.resume.json"]).await;
         assert_eq!(refused.code, Some(2));
