@@ -244,8 +244,8 @@ async fn an_invalid_manifest_ends_before_anything_is_written() {
     local.seed(5, 0).await;
     let valid = job("users", &full());
     for (manifest, message) in [
-        (format!("{valid}\n---\n{}", job("bad", &json!({"batchSize": 0}))), "batchSize must be from 1 to 10000"),
-        (job("users", &json!({"batchsize": 10})), "batchsize"),
+        (format!("{valid}\n---\n{}", job("bad", &json!({"batchSize": 0}))), "spec.batchSize: must be from 1 to 10000"),
+        (job("users", &json!({"batchsize": 10})), "spec.batchsize"),
         ("kind: ConfigMap\napiVersion: v1\nmetadata: {name: a}\n".to_owned(), "no manifest of a SyncJob"),
         (String::new(), "no manifest of a SyncJob"),
     ] {

@@ -77,20 +77,12 @@ async fn fill(database: &Database, collection: &str, documents: &[Document], key
         let unique = IndexOptions::builder().unique(true).build();
         users.create_index(IndexModel::builder().keys(doc! {key_field: 1}).options(unique).build()).await.unwrap();
     }
-    let rule = doc! {"email": {"$regex": "@"}};
-    let moderate = doc! {"collMod": collection, "validator": rule};
-    database.run_command(moderate).await.unwrap();
+    let rule = doc! {"$or": [{"email": {"$regex": "@"}}, {"email": {"$exists": false}}]};
+    database.run_command(doc! {"collMod": collection, "validator": rule}).await.unwrap();
 }
 
 /// Runs `job` on the cluster and `manifest` locally, over equal documents, and compares what they leave.
-async fn compare(
-    world: &World,
-    upstream: &Upstream,
-    job: &SyncJob,
-    manifest: &str,
-    documents_before: &[Document],
-    what: &str,
-) {
+async fn compare(world: &World, job: &SyncJob, manifest: &str, documents_before: &[Document], what: &str) -> Value {
     let collection = job.spec.target.collection.clone().unwrap();
     let local = Local::new().await;
     for database in [&world.database, &local.database] {
@@ -108,7 +100,7 @@ async fn compare(
     let on_its_own = Left { documents: documents(&local.database, &collection).await, status: comparable(&status) };
     assert_eq!(ended.code == Some(0), status.progress == Some(100), "{what}");
     assert_eq!(on_its_own, on_cluster, "{what}: left is local, right is the cluster\n{manifest}");
-    drop(upstream.requests());
+    on_cluster.status["phase"].clone()
 }
 
 /// Documents with numbers as keys, some with old, new or odd stamps, and some that the validator refuses.
@@ -121,7 +113,7 @@ fn random_documents(random: &mut StdRng) -> Vec<Document> {
             "made": false,
             "userId": id,
             "n": random.random_range(0..10),
-            "state": ["active", "invited"][random.random_range(0..2)],
+            "state": pick(random, &["active", "invited"]),
             "email": if random.random_bool(0.1) { "nobody" } else { "a@b" },
             "name": format!("User {}", if random.random_bool(0.5) { id } else { -1 }),
         };
@@ -245,7 +237,7 @@ async fn random_specs_leave_what_they_leave_on_a_cluster() {
         let spec = random_spec(&mut random, &upstream);
         let job = SyncJob::new(&format!("random-{number}"), serde_json::from_value(spec.clone()).unwrap());
         let manifest = super::job(&job.name_any(), &spec);
-        compare(&world, &upstream, &job, &manifest, &documents, &format!("SEED={seed}, spec {number}")).await;
+        compare(&world, &job, &manifest, &documents, &format!("SEED={seed}, spec {number}")).await;
     }
 }
 
@@ -254,7 +246,9 @@ fn sample(path: &str, upstream: &Upstream, collection: &str) -> (SyncJob, String
     let text = fs::read_to_string(format!("manifests/samples/{path}")).unwrap();
     let text = text
         .replace("https://gitlab.com/api/graphql", &upstream.url)
-        .replace("https://gitlab.com/api/v4/users/{id}", &upstream.rest("/users/{id}"));
+        .replace("https://gitlab.com/api/v4/users/{id}", &upstream.rest("/users/{id}"))
+        // As many requests in a shorter time.
+        .replace("per: 10m", "per: 10s");
     let mut object: Value = serde_yaml_ng::from_str(&text).unwrap();
     let is_job = object["kind"] == "SyncJob";
     let spec = if is_job { &mut object["spec"] } else { &mut object["spec"]["jobTemplate"]["spec"] };
@@ -262,6 +256,7 @@ fn sample(path: &str, upstream: &Upstream, collection: &str) -> (SyncJob, String
         spec["target"] = json!({});
     }
     spec["target"]["collection"] = collection.into();
+    spec["backoff"] = json!({"initial": "100ms", "max": "100ms", "jitter": 0});
     let manifest = object.to_string();
     if is_job {
         return (serde_json::from_value(object).unwrap(), manifest);
@@ -278,6 +273,7 @@ async fn samples_leave_what_they_leave_on_a_cluster() {
     let (_operator, _) = world.all(&ALLOWED);
     upstream.books().token = Some("glpat-x".to_owned());
     upstream.books().users.insert("3".to_owned(), Peculiar::Gone);
+    upstream.books().projects = vec![2, 3, 9];
     let id = |kind: &str, number: i32| match kind {
         "" => Bson::from(number),
         kind => Bson::from(format!("gid://gitlab/{kind}/{number}")),
@@ -299,7 +295,8 @@ async fn samples_leave_what_they_leave_on_a_cluster() {
             let email = if number == 5 { "nobody" } else { "a@b" };
             doc! {"_id": number, "made": false, "gitlabId": id(kind, number), "state": "active", "email": email}
         };
-        let documents: Vec<Document> = (0..12).map(document).collect();
-        compare(&world, &upstream, &job, &manifest, &documents, path).await;
+        let documents: Vec<Document> = (2..6).map(document).collect();
+        let phase = compare(&world, &job, &manifest, &documents, path).await;
+        assert_eq!(phase, "Complete", "{path}");
     }
 }
