@@ -11,6 +11,8 @@ cluster.sh [--name NAME] COMMAND: a Kubernetes control plane (without nodes), a 
 a one-member MongoDB replica set on 127.0.0.1. Each NAME (default: dev) has its own.
 
   up [kube] [redis] [mongodb]  start what is not running (default: these) and wait until it is ready
+     CONTROL_PLANE=FOLDER      takes etcd, kube-apiserver and kubectl from FOLDER, such as that of envtest, and does not
+                               build them; without a kube-controller-manager in it, nobody collects garbage
      [mongodb3]                instead of mongodb: a replica set of three members, and toxiproxy with a
                                proxy before each of them, and four each before the apiserver and Redis
   down                         stop everything of this NAME and delete its data
@@ -188,14 +190,14 @@ launch() { # COMPONENT
       local client=http://127.0.0.1:$port peer
       peer=http://127.0.0.1:$(port_of etcd-peer)
       # The short election timeout is what a lone member waits before it serves.
-      spawn etcd "$kubernetes/etcd" --data-dir="$dir/etcd" --unsafe-no-fsync --log-level=warn \
+      spawn etcd "$programs/etcd" --data-dir="$dir/etcd" --unsafe-no-fsync --log-level=warn \
         --heartbeat-interval=20 --election-timeout=200 \
         --listen-client-urls="$client" --advertise-client-urls="$client" --listen-peer-urls="$peer" \
         --initial-advertise-peer-urls="$peer" --initial-cluster="default=$peer"
       ;;
     apiserver)
       # No endpoint reconciler: it refuses to publish a loopback address.
-      spawn apiserver "$kubernetes/kube-apiserver" --etcd-servers="http://127.0.0.1:$(port_of etcd)" \
+      spawn apiserver "$programs/kube-apiserver" --etcd-servers="http://127.0.0.1:$(port_of etcd)" \
         --bind-address=127.0.0.1 --advertise-address=127.0.0.1 --secure-port="$port" \
         --endpoint-reconciler-type=none --service-cluster-ip-range=10.96.0.0/16 --authorization-mode=RBAC \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
@@ -205,7 +207,7 @@ launch() { # COMPONENT
       ;;
     controller-manager)
       # Without nodes, only these controllers matter.
-      spawn controller-manager "$kubernetes/kube-controller-manager" --kubeconfig="$dir/kubeconfig" \
+      spawn controller-manager "$programs/kube-controller-manager" --kubeconfig="$dir/kubeconfig" \
         --bind-address=127.0.0.1 --secure-port="$port" --leader-elect=false --kube-api-qps=200 --kube-api-burst=400 \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
         --root-ca-file="$pki/ca.crt" --service-account-private-key-file="$pki/service-account.key" \
@@ -310,6 +312,11 @@ start_in_turn() { # COMPONENT...
   done
 }
 
+start_kube() {
+  start etcd apiserver
+  [[ ! -x $programs/kube-controller-manager ]] || start controller-manager
+}
+
 # Only once all of them run can one of them ask the others to join.
 start_members() {
   local member
@@ -347,17 +354,19 @@ kill_now() { # COMPONENT...
 # --- commands
 
 up() {
-  local part job jobs=() failed=0
+  local part job install=() jobs=() failed=0
   (($#)) || set -- kube redis mongodb
   for part; do
     [[ $part == @(kube|redis|mongodb|mongodb3) ]] || fail "up: kube, redis, mongodb or mongodb3, not $part"
+    [[ $part == kube && $programs != "$control_plane" ]] || install+=("$part")
   done
-  "$here/install.sh" "$@"
+  ((${#install[@]} == 0)) || "$here/install.sh" "${install[@]}"
   lock
   prepare
+  [[ $programs == "$control_plane" ]] || echo "$programs" >"$dir/control-plane"
   for part; do
     case $part in
-      kube) start etcd apiserver controller-manager & ;;
+      kube) start_kube & ;;
       mongodb3) start_members & ;;
       *) start "$part" & ;;
     esac
@@ -414,7 +423,7 @@ print_env() {
     "REDIS_SERVER=$redis_server" "MONGOD=$mongod" "PROMETHEUS=$prometheus" \
     "MONGODB_URI=mongodb://$hosts/?replicaSet=rs0" \
     "TOXIPROXY_URL=http://127.0.0.1:$(port_of toxiproxy)" \
-    "PATH=$(printf %q "$kubernetes"):\$PATH"
+    "PATH=$(printf %q "$programs"):\$PATH"
 }
 
 check_components() {
@@ -431,6 +440,8 @@ if [[ ${1-} == --name ]]; then
 fi
 [[ $name =~ ^[a-z0-9][a-z0-9-]*$ ]] || fail "a NAME is of a-z, 0-9 and -, not \"$name\""
 dir=$root/$name
+programs=$(realpath -m -- "${CONTROL_PLANE:-$control_plane}")
+[[ ! -e $dir/control-plane ]] || programs=$(<"$dir/control-plane")
 command=${1-}
 (($#)) && shift
 
@@ -453,7 +464,7 @@ case $command in
   kubectl)
     need_state
     # Its cache is by address, and another cluster may have had this one.
-    KUBECACHEDIR=$dir/kubectl-cache exec "$kubernetes/kubectl" --kubeconfig="$dir/kubeconfig" "$@"
+    KUBECACHEDIR=$dir/kubectl-cache exec "$programs/kubectl" --kubeconfig="$dir/kubeconfig" "$@"
     ;;
   -h | --help | help) usage ;;
   *) usage >&2; exit 2 ;;

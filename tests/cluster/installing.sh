@@ -8,6 +8,9 @@ go_sha256=30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7
 say() { printf '%s: %s\n' "${0##*/}" "$*"; }
 fail() { say "$*" >&2; exit 1; }
 
+# What the lines look like that slowly counts, and what it counts by them.
+counted='' units=packages
+
 # slowly WHAT TOTAL COMMAND...: runs COMMAND; every 15 s tells how long it has been running
 # and, if TOTAL is not 0, how many of TOTAL lines it has printed.
 slowly() {
@@ -23,7 +26,7 @@ slowly() {
     sleep 0.2
     ((SECONDS - told >= 15)) || continue
     told=$SECONDS count=''
-    ((total == 0)) || count=", $(wc -l <"$log") of at most $total packages"
+    ((total == 0)) || count=", $(grep -c -- "$counted" "$log") of at most $total $units"
     say "$what: $((SECONDS - started)) s$count"
   done
   if ! wait "$job"; then
@@ -47,7 +50,12 @@ attended() {
 }
 
 # One at a time: for the lists, unlike for packages, apt-get does not wait.
-update_packages() { slowly "apt-get update" 0 flock "$cache/apt.lock" apt-get update; }
+updated=
+update_packages() {
+  [[ ! $updated ]] || return 0
+  slowly "apt-get update" 0 flock "$cache/apt.lock" apt-get update
+  updated=1
+}
 
 install_packages() { # PACKAGE...
   (($#)) || return 0

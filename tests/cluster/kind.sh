@@ -130,7 +130,7 @@ wait_ready() {
 up() {
   local parts=(kind) create=()
   lock
-  PATH=$kind:$kubernetes:$PATH
+  PATH=$kind:$kubectl:$PATH
   use_engine
   if [[ -e $dir/ready ]] && engine_answers && still_answers; then return; fi
   engine_answers || parts+=(engine)
@@ -188,7 +188,7 @@ print_env() {
   use_engine
   printf 'export %s\n' "KUBECONFIG=$(printf %q "$dir/kubeconfig")" \
     "KUBECACHEDIR=$(printf %q "$dir/kubectl-cache")" \
-    "PATH=$(printf %q "$kind:$kubernetes"):\$PATH"
+    "PATH=$(printf %q "$kind:$kubectl"):\$PATH"
   [[ ! ${DOCKER_HOST:-} ]] || printf 'export DOCKER_HOST=%q\n' "$DOCKER_HOST"
 }
 

@@ -4,7 +4,7 @@
 #   kind    kind
 #   node    the node's image, for machines that do not reach Docker Hub
 #   images  images of Redis and MongoDB
-# and before them what ../install.sh installs. Needs root where a Debian package is missing, and for the node's image.
+# and before them kubectl and what these are made from, by ../install.sh. Needs root where a Debian package is missing, and for the node's image.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../paths.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../paths.sh"
@@ -139,7 +139,10 @@ has_kind() { [[ -x $kind/kind ]]; }
 has_node() { [[ -e $node_archive ]]; }
 has_images() { [[ -e $(redis_archive) && -e $(mongodb_archive) ]]; }
 
-attended "$here/install.sh"
+others=(kubectl)
+if [[ " $* " == *" node "* ]] && ! has_node; then others+=(kubernetes); fi
+[[ " $* " != *" images "* ]] || others+=(redis mongodb)
+attended "$here/install.sh" "${others[@]}"
 missing=()
 for part; do "has_$part" || missing+=("$part"); done
 if ((${#missing[@]})); then
