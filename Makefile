@@ -14,7 +14,7 @@ SCRIPTS := $(wildcard tests/*/*.sh tests/*/*/*.sh benches/*.sh image/*.sh) .ci/r
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-demo: ## Show the operator at work; CLUSTER=existing uses the cluster, Redis and MongoDB of your environment
+demo: ## Show a run, and then the operator at work; LOCAL=1 ends after the run; CLUSTER=existing uses the cluster, Redis and MongoDB of your environment
 	@CLUSTER=$(CLUSTER) tests/demo/demo.sh up
 
 demo-down: ## Stop what `make demo` started
@@ -41,6 +41,7 @@ deny: ## Licences, origins and known vulnerabilities of what the program depends
 	@image/deny.sh
 
 unit: ## Tests without servers
+	@tests/demo/kubernetes_test.sh
 	env -u REDIS_URL -u MONGODB_URI -u MONGODB_DATABASE cargo test --lib --bins
 
 integration: ## Tests against a real API server, Redis and MongoDB, and of whole processes
