@@ -161,6 +161,11 @@ impl<'a> Report<'a> {
         self.invalid.contains(path)
     }
 
+    /// True when there is an error in exactly this field.
+    pub fn has_error_in(&self, path: &str) -> bool {
+        !path.is_empty() && self.findings.iter().any(|finding| finding.field == path)
+    }
+
     /// True when there is an error.
     pub fn has_errors(&self) -> bool {
         self.findings.iter().any(|finding| finding.level == Level::Error)

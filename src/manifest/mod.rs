@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::api::{GROUP, SyncAlert, SyncJob, SyncSchedule};
+use cel::Evaluator;
 use finding::Report;
 pub use finding::{Finding, Level, Origin};
 use kind::Kind;
@@ -79,14 +80,15 @@ pub fn read(file: &str, text: &str) -> Read {
     let mut read = Read::default();
     let (chunks, errors) = yaml::split(text);
     read.add_syntax_errors(file, errors);
+    let mut evaluator = Evaluator::default();
     for chunk in chunks {
-        read.add(file, chunk);
+        read.add(file, chunk, &mut evaluator);
     }
     read
 }
 
 impl Read {
-    fn add(&mut self, file: &str, chunk: Chunk<'_>) {
+    fn add(&mut self, file: &str, chunk: Chunk<'_>, evaluator: &mut Evaluator) {
         let (root, errors) = yaml::parse(chunk);
         let Some(root) = root else {
             self.documents += usize::from(!errors.is_empty());
@@ -105,7 +107,7 @@ impl Read {
             for SyntaxError { at, message } in errors.take().into_iter().flatten() {
                 report.error_at(at, message);
             }
-            let object = validate(item, &mut report);
+            let object = validate(item, evaluator, &mut report);
             let is_other = matches!(object, Some(Object::Other { .. }));
             if let Some(object) = object.filter(|_| is_other || !report.has_errors()) {
                 self.manifests.push(Manifest { origin: Origin::new(file, item.first_position()), object });
@@ -130,7 +132,7 @@ fn text<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
 }
 
 /// Validates a document. `None`: it describes no object. Otherwise the report says whether the object is valid.
-fn validate(root: &Node, report: &mut Report<'_>) -> Option<Object> {
+fn validate(root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> Option<Object> {
     let Content::Mapping(entries) = &root.content else {
         report.error("", "a manifest must be a mapping with apiVersion, kind, metadata and spec");
         return None;
@@ -147,7 +149,7 @@ fn validate(root: &Node, report: &mut Report<'_>) -> Option<Object> {
     let is_own_group = api_version.split('/').next() == Some(GROUP);
     let found = Kind::named(kind);
     match found {
-        Some(found) if api_version == API_VERSION => return valid(found, root, report),
+        Some(found) if api_version == API_VERSION => return validate_own(found, root, evaluator, report),
         // A kind without a group would be Kubernetes' own.
         Some(_) if is_own_group || !api_version.contains('/') => {
             report.error("apiVersion", format!("must be {API_VERSION}, not {api_version}: correct it"));
@@ -167,17 +169,16 @@ fn validate(root: &Node, report: &mut Report<'_>) -> Option<Object> {
 }
 
 /// Validates a document of a kind of this operator.
-fn valid(kind: Kind, root: &Node, report: &mut Report<'_>) -> Option<Object> {
+fn validate_own(kind: Kind, root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> Option<Object> {
     let schema = kind.schema();
+    // The API server drops the status of an object that is created, but refuses unknown fields in it.
+    let mut object = schema::check(schema, &root.without(STATUS), "", report);
     schema::report_unknown_fields(schema, root, "", report);
-    // The API server drops the status of an object that is created.
-    let root = &root.without(STATUS);
-    let mut object = schema::check(schema, root, "", report);
     if let Some(fields) = object.as_object_mut() {
         fields.remove(STATUS);
     }
     metadata::check(&object["metadata"], report);
-    cel::check(schema, &with_name(&object), report);
+    evaluator.check(schema, &with_name(&object), "", report);
     if report.has_errors() {
         return None;
     }

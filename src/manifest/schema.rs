@@ -13,8 +13,11 @@ use super::{
 /// Greatest number of changed characters in a name that is suggested for an unknown one.
 const MAX_DISTANCE: usize = 2;
 
-/// Reports fields that the schema does not have.
+/// Reports fields that the schema does not have, except in fields that are reported already.
 pub(super) fn report_unknown_fields(schema: &Value, node: &Node, path: &str, report: &mut Report<'_>) {
+    if report.has_error_in(path) {
+        return;
+    }
     match &node.content {
         Content::Scalar(_) => {}
         Content::List(items) => {

@@ -193,11 +193,15 @@ impl Builder {
     }
 
     fn unreadable(&self, error: &ScanError, text: &str) -> SyntaxError {
-        let mark = *error.marker();
-        let line = text.lines().nth(mark.line().saturating_sub(1)).unwrap_or_default();
+        let mut at = self.position(*error.marker());
+        let line = text.lines().nth(error.marker().line().saturating_sub(1)).unwrap_or_default();
         let indent = &line[..line.len() - line.trim_start().len()];
-        let advice = if indent.contains('\t') { ": indent with spaces instead of tabs" } else { "" };
-        SyntaxError { at: self.position(mark), message: format!("not valid YAML: {}{advice}", error.info()) }
+        let mut advice = "";
+        if let Some(tab) = indent.find('\t') {
+            at.column = tab + 1;
+            advice = ": indent with spaces instead of tabs";
+        }
+        SyntaxError { at, message: format!("not valid YAML: {}{advice}", error.info()) }
     }
 
     fn add(&mut self, event: Event<'_>, mark: Marker) -> Result<(), SyntaxError> {
@@ -273,6 +277,12 @@ impl Builder {
         self.spend(1, at)?;
         let tag = tag.map(|tag| if tag.is_yaml_core_schema() { Tag::Core(tag.suffix.clone()) } else { Tag::Custom });
         let is_plain = style == ScalarStyle::Plain;
+        let is_block = matches!(style, ScalarStyle::Literal | ScalarStyle::Folded);
+        if is_block && text.trim_start_matches([' ', '\n']).starts_with('\t') {
+            // YAML 1.1 takes the tab for a part of the indentation, YAML 1.2 for a part of the text.
+            let message = "a block of text must not begin with a tab: indent with spaces instead of tabs";
+            return Err(SyntaxError { at, message: message.to_owned() });
+        }
         let value = scalar::resolve(text, is_plain, tag.as_ref()).map_err(|message| SyntaxError { at, message })?;
         let expects_key = self.expects_key();
         let node = Node { at, content: Content::Scalar(value) };
