@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::api::{SyncAlert, SyncJob, SyncSchedule};
 
 /// A kind of this operator.
+#[allow(clippy::enum_variant_names, reason = "these are the names of the kinds")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     SyncJob,

@@ -20,7 +20,7 @@ pub(super) fn check(metadata: &Value, report: &mut Report<'_>) {
         (None, None) => report.invalid("metadata.name", "is required: add a name, or generateName"),
         (Some(name), _) => check_name("metadata.name", name, report),
         (None, Some(prefix)) if prefix.ends_with('-') => {
-            check_name("metadata.generateName", &format!("{prefix}x"), report)
+            check_name("metadata.generateName", &format!("{prefix}x"), report);
         }
         (None, Some(prefix)) => check_name("metadata.generateName", prefix, report),
     }

@@ -239,14 +239,14 @@ fn check_list_keys(schema: &Value, values: &[Value], path: &str, report: &mut Re
         values.iter().map(|value| names.iter().map(|name| value.get(name)).collect()).collect();
     for (index, key) in keys.iter().enumerate() {
         if let Some(first) = keys[..index].iter().position(|other| other == key) {
-            let named = names.iter().zip(key).map(|(name, value)| match value {
+            let described = names.iter().zip(key).map(|(name, value)| match value {
                 Some(value) => format!("{name} {value}"),
                 None => format!("no {name}"),
             });
-            let named = named.collect::<Vec<_>>().join(" and ");
+            let described = described.collect::<Vec<_>>().join(" and ");
             report.error(
                 &format!("{path}[{index}]"),
-                format!("duplicate item: {path}[{first}] has {named} already, so remove one of them"),
+                format!("duplicate item: {path}[{first}] has {described} already, so remove one of them"),
             );
         }
     }

@@ -1,11 +1,10 @@
 //! Table tests of reading and validation.
 
-use std::collections::BTreeSet;
+mod definitions;
 
-use kube::core::cel::{Validator, compile_schema};
 use serde_json::{Map, Value, json};
 
-use super::{kind::Kind, *};
+use super::*;
 
 const JOB: &str = "apiVersion: sync.codex.dev/v1alpha1\nkind: SyncJob\nmetadata:\n  name: a\n";
 const ALERT: &str = "apiVersion: sync.codex.dev/v1alpha1\nkind: SyncAlert\nmetadata: {name: a}\nspec:\n";
@@ -24,131 +23,6 @@ fn assert_found(text: &str, expected: &[&str]) {
         found.len() == expected.len() && found.iter().zip(expected).all(is_expected),
         "{text}\nfound {found:#?}\nexpected {expected:#?}"
     );
-}
-
-fn merge(into: &mut Value, patch: &Value) {
-    let Some(patch) = patch.as_object() else {
-        *into = patch.clone();
-        return;
-    };
-    if !into.is_object() {
-        *into = json!({});
-    }
-    for (key, value) in patch {
-        if value.is_null() {
-            into.as_object_mut().unwrap().remove(key);
-        } else {
-            merge(&mut into[key], value);
-        }
-    }
-}
-
-/// Objects of which each breaks a rule of its kind's CustomResourceDefinition.
-fn broken() -> Vec<(Kind, Value)> {
-    let file: Value = serde_yaml_ng::from_str(include_str!("../../tests/integration/broken_rules.yaml")).unwrap();
-    let mut objects = Vec::new();
-    for case in file["cases"].as_array().unwrap() {
-        let mut spec = file["bases"][case["base"].as_str().unwrap()].clone();
-        merge(&mut spec, &case["spec"]);
-        let kind = Kind::named(case["kind"].as_str().unwrap()).unwrap();
-        let object = |kind: Kind, spec: Value| {
-            let name = case["name"].as_str().unwrap_or("broken");
-            (kind, json!({"apiVersion": API_VERSION, "kind": kind.name(), "metadata": {"name": name}, "spec": spec}))
-        };
-        objects.push(object(kind, spec.clone()));
-        if kind == Kind::SyncJob {
-            objects.push(object(Kind::SyncSchedule, json!({"jobTemplate": {"spec": spec}})));
-        }
-    }
-    objects
-}
-
-/// Paths of the errors that the rules of a schema can give, each with its rule.
-fn rules(schema: &Value, path: &str, found: &mut BTreeSet<(String, String)>) {
-    for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
-        assert!(rule["messageExpression"].is_null(), "cel.rs knows no messageExpression: {rule}");
-        let (text, field) = (rule["rule"].as_str().unwrap(), rule["fieldPath"].as_str().unwrap_or_default());
-        if cel::is_for_creation(rule) {
-            found.insert((format!("{path}{field}"), text.to_owned()));
-        }
-    }
-    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-        rules(property, &schema::join(path, name), found);
-    }
-    if schema["items"].is_object() {
-        rules(&schema["items"], &format!("{path}[]"), found);
-    }
-}
-
-#[test]
-fn each_rule_of_the_definitions_is_found_broken() {
-    let broken = broken();
-    for kind in Kind::ALL {
-        let mut missing = BTreeSet::new();
-        rules(kind.schema(), "", &mut missing);
-        assert!(missing.len() > 10, "{kind:?}");
-        let (validator, compiled) = (Validator::new(), compile_schema(kind.schema()));
-        for (_, object) in broken.iter().filter(|(of, _)| *of == kind) {
-            let errors = validator.validate_compiled(&compiled, object, None).unwrap_err();
-            let read = read("a.yaml", &object.to_string());
-            for error in &errors {
-                missing.remove(&(finding::without_indices(&error.field_path), error.rule.clone()));
-                let is_found = |finding: &Finding| finding.message == error.message;
-                assert!(read.findings.iter().any(is_found), "{object} {error}: {:#?}", read.findings);
-            }
-            assert!(read.manifests.is_empty());
-        }
-        assert!(missing.is_empty(), "{kind:?}: no case breaks {missing:#?}");
-    }
-}
-
-/// Every keyword of a schema, with its parents.
-fn keywords(schema: &Value, found: &mut BTreeSet<String>) {
-    for (keyword, value) in schema.as_object().into_iter().flatten() {
-        found.insert(keyword.clone());
-        match keyword.as_str() {
-            "properties" => value.as_object().unwrap().values().for_each(|property| keywords(property, found)),
-            "items" | "additionalProperties" => keywords(value, found),
-            _ => {}
-        }
-    }
-}
-
-#[test]
-fn no_keyword_of_the_schemas_is_ignored() {
-    let known = [
-        "additionalProperties",
-        "default",
-        "description",
-        "enum",
-        "format",
-        "items",
-        "maxItems",
-        "maxLength",
-        "minItems",
-        "minLength",
-        "nullable",
-        "properties",
-        "required",
-        "title",
-        "type",
-        "x-kubernetes-list-map-keys",
-        "x-kubernetes-list-type",
-        "x-kubernetes-preserve-unknown-fields",
-        "x-kubernetes-validations",
-        // Of metadata's schema, which is not a CustomResourceDefinition's.
-        "$schema",
-        "x-kubernetes-patch-strategy",
-        "x-kubernetes-patch-merge-key",
-        "x-kubernetes-map-type",
-    ];
-    for kind in Kind::ALL {
-        let mut found = BTreeSet::new();
-        keywords(kind.schema(), &mut found);
-        for keyword in found {
-            assert!(known.contains(&keyword.as_str()), "{kind:?}: check {keyword} in schema.rs");
-        }
-    }
 }
 
 #[test]
@@ -412,6 +286,8 @@ fn syntax_errors_have_position_and_fix() {
         ("a: {{ .Values.x }}\n", "1:5: error: a key must be text: quote a value that begins with {"),
         ("~: 1\n", "1:1: error: a key must be text"),
         ("a: |\n  \tb\n", "a block of text must not begin with a tab"),
+        ("a:\n  \tb: 1\n", "2:3: error: not valid YAML: a tab in the indentation: indent with spaces instead of tabs"),
+        ("a:\n-\tb: 1\n", "2:2: error: not valid YAML: a tab in the indentation"),
         ("a: .inf\n", "1:4: error: .inf is a number that JSON does not have"),
         ("a: !!int x\n", "\"x\" is not of the type that its tag !!int names"),
         ("a: 1\n...\nb: 2\n", "kubectl ignores a document after ..."),
@@ -441,8 +317,8 @@ fn merge_keys_bring_in_what_is_not_set() {
     assert_found(
         "a: &a {x: 1}\nb: {x: 2, <<: *a}\nkind: SyncJob\napiVersion: sync.codex.dev/v1alpha1\n",
         &[
-            "1:1: error: a: unknown field \"a\"",
             "1:1: error: spec: is required",
+            "1:1: error: a: unknown field \"a\"",
             "1:1: error: metadata.name: is required",
             "2:1: error: b: unknown field \"b\"",
             "2:11: error: the merge key << would replace \"x\" of line 2: write << before the other keys",
@@ -457,7 +333,12 @@ fn json_is_read_as_yaml() {
         "spec": {"batchSize": 0}, "status": {"anything": 1},
     }))
     .unwrap();
-    let found = lines(&serde_json::to_string_pretty(&object).unwrap());
+    let text = serde_json::to_string_pretty(&object).unwrap();
+    assert_eq!(
+        lines(&text),
+        lines(&text.replace("  ", "\t")).iter().map(|line| line.replacen(":3:", ":5:", 1)).collect::<Vec<_>>()
+    );
+    let found = lines(&text);
     assert_eq!(
         found,
         [

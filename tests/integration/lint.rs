@@ -1,11 +1,13 @@
 //! `lint` says of a manifest what the API server says: the verdicts on samples, on broken rules and on random mutations.
 
-use std::{fmt::Write as _, fs, path::Path, process::Command};
+mod mutation;
+
+use std::{fs, path::Path, process::Command};
 
 use futures::{StreamExt, stream};
 use kube::core::Selector;
 use lettre::message::Mailbox;
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use rand::{SeedableRng, rngs::StdRng};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sync_operator::{
@@ -16,56 +18,6 @@ use sync_operator::{
 };
 
 use crate::support::World;
-
-/// Spellings that YAML 1.1 and 1.2 read differently, values of wrong types, and broken syntax.
-const SPELLINGS: [&str; 46] = [
-    "yes",
-    "No",
-    "on",
-    "OFF",
-    "y",
-    "n",
-    "~",
-    "null",
-    "",
-    "0777",
-    "0o17",
-    "0x1F",
-    "0b11",
-    "08",
-    "1_000",
-    "1:30",
-    "1.0",
-    "1e2",
-    "1e400",
-    ".5",
-    "5.",
-    "-1",
-    "+5",
-    "0",
-    "100001",
-    "9223372036854775808",
-    ".inf",
-    ".nan",
-    "2026-11-30",
-    "'5'",
-    "\"5\"",
-    "!!str 5",
-    "!!int 5",
-    "!!int x",
-    "!custom 5",
-    "@x",
-    "%x",
-    "`x",
-    "*unknown",
-    "{}",
-    "[]",
-    "{a: b}",
-    "[a, b]",
-    "- a",
-    "a: b",
-    "\"\\q\"",
-];
 
 fn plural(kind: &str) -> &'static str {
     match kind {
@@ -186,9 +138,17 @@ fn merge(into: &mut Value, patch: &Value) {
     }
 }
 
-/// Manifests of which each breaks a rule, and the valid ones that they were made from.
-fn rule_cases() -> (Vec<(String, Value)>, Vec<(String, Value)>) {
-    let file: Value = serde_yaml_ng::from_str(include_str!("broken_rules.yaml")).unwrap();
+/// Objects with their kinds.
+type Objects = Vec<(String, Value)>;
+
+/// Objects of which each breaks a rule, and the valid ones that they were made from.
+struct RuleCases {
+    broken: Objects,
+    valid: Objects,
+}
+
+fn rule_cases() -> RuleCases {
+    let file: Value = serde_yaml_ng::from_str(include_str!("lint/broken_rules.yaml")).unwrap();
     let (mut broken, mut valid) = (Vec::new(), Vec::new());
     for case in file["cases"].as_array().unwrap() {
         let base = &file["bases"][case["base"].as_str().unwrap()];
@@ -200,7 +160,7 @@ fn rule_cases() -> (Vec<(String, Value)>, Vec<(String, Value)>) {
         valid.push((kind.to_owned(), object("valid", base)));
     }
     valid.dedup();
-    (broken, valid)
+    RuleCases { broken, valid }
 }
 
 #[tokio::test]
@@ -215,7 +175,7 @@ async fn samples_are_valid_for_both() {
 #[tokio::test]
 async fn each_broken_rule_has_the_message_of_the_api_server() {
     let world = World::new().await;
-    let (broken, valid) = rule_cases();
+    let RuleCases { broken, valid } = rule_cases();
     for (kind, object) in valid {
         let text = object.to_string();
         created(&world, &kind, &text).await.unwrap();
@@ -232,156 +192,8 @@ async fn each_broken_rule_has_the_message_of_the_api_server() {
     }
 }
 
-/// Paths of all values in a value.
-fn paths(value: &Value, path: &str, found: &mut Vec<String>) {
-    found.push(path.to_owned());
-    match value {
-        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
-            paths(value, &format!("{path}/{}", key.replace('~', "~0").replace('/', "~1")), found);
-        }),
-        Value::Array(items) => {
-            items.iter().enumerate().for_each(|(index, item)| paths(item, &format!("{path}/{index}"), found));
-        }
-        _ => {}
-    }
-}
-
-fn any_value(random: &mut StdRng) -> Value {
-    let values = [
-        json!(null),
-        json!(true),
-        json!(0),
-        json!(-1),
-        json!(5),
-        json!(1e9),
-        json!(0.5),
-        json!(""),
-        json!("x"),
-        json!("5m"),
-        json!("Full"),
-        json!("$x"),
-        json!("_id"),
-        json!("/a"),
-        json!("https://a/{ids}"),
-        json!([]),
-        json!({}),
-        json!(["a"]),
-        json!({"a": 1}),
-        json!("A b"),
-        json!("x".repeat(300)),
-        json!([{"to": "a"}]),
-        json!({"name": "a", "key": "b"}),
-    ];
-    values.choose(random).unwrap().clone()
-}
-
-/// Changes a random part of an object.
-fn change(object: &mut Value, random: &mut StdRng) {
-    let names = [
-        "batchSize",
-        "batchsize",
-        "staleAfter",
-        "target",
-        "database",
-        "filter",
-        "interval",
-        "schedule",
-        "timeZone",
-        "jobTemplate",
-        "mapping",
-        "to",
-        "from",
-        "batching",
-        "pagination",
-        "upsert",
-        "labels",
-        "annotations",
-        "name",
-        "finalizers",
-        "creationTimestamp",
-        "resourceVersion",
-        "$where",
-        "status",
-        "colour",
-        "by",
-        "onMissing",
-        "selector",
-        "template",
-        "tls",
-    ];
-    let mut found = Vec::new();
-    paths(object, "", &mut found);
-    let path = found.choose(random).unwrap().clone();
-    let value = object.pointer_mut(&path).unwrap();
-    match (value, random.random_range(0..5)) {
-        (Value::Object(fields), 0..=2) => {
-            fields.insert((*names.choose(random).unwrap()).to_owned(), any_value(random));
-        }
-        (Value::Object(fields), 3) => {
-            let keys: Vec<String> = fields.keys().cloned().collect();
-            if let Some(key) = keys.choose(random) {
-                fields.remove(key);
-            }
-        }
-        (Value::Array(items), 0..=1) => {
-            let item = items.choose(random).cloned().unwrap_or_else(|| any_value(random));
-            items.push(item);
-        }
-        (Value::Array(items), 2) => {
-            items.pop();
-        }
-        (value, _) => *value = any_value(random),
-    }
-}
-
-/// Changes a random line of a text.
-fn garble(text: &str, random: &mut StdRng) -> String {
-    let mut lines: Vec<String> =
-        text.lines().filter(|line| !line.trim_start().starts_with('#')).map(str::to_owned).collect();
-    let index = random.random_range(0..lines.len());
-    let line = lines[index].clone();
-    let indent = line.len() - line.trim_start().len();
-    match random.random_range(0..12) {
-        0 => lines.insert(index, line),
-        1 => lines[index] = format!("{}\t{}", &line[..indent], &line[indent..]),
-        2 => lines[index] = format!(" {line}"),
-        3 => lines[index] = format!("\t{line}"),
-        4 => drop(lines.remove(index)),
-        5 => lines[index] = format!("{line}\t# comment"),
-        _ => {
-            if let Some((key, _)) = line.split_once(": ") {
-                lines[index] = format!("{key}: {}", SPELLINGS.choose(random).unwrap());
-            } else if let Some((item, _)) = line.split_once("- ") {
-                lines[index] = format!("{item}- {}", SPELLINGS.choose(random).unwrap());
-            }
-        }
-    }
-    let end = if random.random_ratio(1, 10) { "\r\n" } else { "\n" };
-    lines.iter().fold(String::new(), |mut text, line| {
-        write!(text, "{line}{end}").unwrap();
-        text
-    })
-}
-
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap())
-}
-
-/// A random mutation of a valid manifest.
-fn mutation(sources: &[(String, String)], random: &mut StdRng) -> (String, String) {
-    let (kind, text) = sources.choose(random).unwrap().clone();
-    let mut text = text;
-    if random.random_ratio(2, 3) {
-        let mut object: Value = serde_yaml_ng::from_str(&text).unwrap();
-        for _ in 0..random.random_range(1..3) {
-            change(&mut object, random);
-        }
-        text = serde_yaml_ng::to_string(&object).unwrap();
-    }
-    if random.random_ratio(1, 2) {
-        text = garble(&text, random);
-    }
-    (kind, text)
 }
 
 #[tokio::test]
@@ -391,9 +203,9 @@ async fn verdicts_on_mutations_are_those_of_the_api_server() {
     println!("SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut sources = samples();
-    let valid = rule_cases().1.into_iter();
+    let valid = rule_cases().valid.into_iter();
     sources.extend(valid.map(|(kind, object)| (kind, serde_yaml_ng::to_string(&object).unwrap())));
-    let mutations: Vec<_> = (0..number("MUTATIONS", 500)).map(|_| mutation(&sources, &mut random)).collect();
+    let mutations: Vec<_> = (0..number("MUTATIONS", 500)).map(|_| mutation::any(&sources, &mut random)).collect();
     let compared: Vec<Compared> =
         stream::iter(&mutations).map(|(kind, text)| compare(&world, kind, text)).buffer_unordered(8).collect().await;
     let invalid = compared.iter().filter(|compared| !compared.is_valid).count();
