@@ -6,10 +6,11 @@ cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
 
 kubernetes_version=v1.37.2
 version_package=k8s.io/component-base/version
-# Without debug information from the compiler, which the linker would leave out, it takes an eighth less. What is built with
-# other flags shares nothing of Go's cache.
+# Without debug information, which the linker would leave out, the compiler takes an eighth less, and without inlining
+# in Kubernetes' own packages a fifth less of the rest; the API server is as fast as with it. All programs have the same
+# flags, because Go's cache is by flags.
 build_flags=(
-  -mod=readonly -buildvcs=false -trimpath -gcflags=all=-dwarf=false
+  -mod=readonly -buildvcs=false -trimpath -gcflags=all=-dwarf=false '-gcflags=k8s.io/...=-dwarf=false -l'
   -ldflags "-s -w -X $version_package.gitVersion=$kubernetes_version -X $version_package.gitMajor=1 -X $version_package.gitMinor=37"
 )
 
