@@ -87,7 +87,7 @@ scanned() { # VALUES EXCEPTION...
   local file=$work/$1.yaml
   render helm "$1" "${kubernetes_versions[1]}" >"$file"
   shift
-  with_python -m checkov.main --config-file "$chart_tests/checkov.yaml" "${@/#/--skip-check=}" -f "$file"
+  run_checkov --config-file "$chart_tests/checkov.yaml" "${@/#/--skip-check=}" -f "$file"
 }
 
 packaged() {
@@ -120,7 +120,16 @@ alerts() {
 wanted() { [[ " $only " == *" $1 "* ]]; }
 only=${*:-generated lint rendered scores tests rules package}
 
-"$chart_tests/install.sh"
+# Each check needs only tools of its own.
+declare -A needed=(
+  [generated]="helm helm-docs python" [lint]="helm helm3" [rendered]="helm helm3 kubeconform python schemas"
+  [scores]="helm kube-score checkov" [tests]=helm-unittest [rules]="helm prometheus python" [package]=helm
+)
+for name in $only; do
+  [[ -v needed[$name] ]] || fail "no check \"$name\": ${!needed[*]}"
+  # shellcheck disable=SC2086
+  "$chart_tests/install.sh" ${needed[$name]}
+done
 if wanted generated; then
   check "generated files" "$chart_tests/generate.sh" --check
 fi

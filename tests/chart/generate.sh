@@ -23,10 +23,10 @@ generate() {
 }
 
 # Both are called by name.
-# shellcheck disable=SC2317
+# shellcheck disable=SC2317,SC2329
 readme() { helm-docs --chart-search-root "$chart" --sort-values-order file --log-level warning --dry-run; }
 
-# shellcheck disable=SC2317
+# shellcheck disable=SC2317,SC2329
 install_yaml() {
   echo "# Made by make generate from charts/sync-operator and manifests/install.values.yaml, which says how to install it."
   helm template sync-operator "$chart" --namespace sync-operator --skip-tests -f "$root/manifests/install.values.yaml"

