@@ -7,12 +7,11 @@ SHELL := /bin/bash
 export SYNC_OPERATOR_CACHE ?= $(HOME)/.cache/sync-operator
 export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
-SCRIPTS := $(wildcard tests/*/*.sh tests/*/*/*.sh benches/*.sh image/*.sh) .ci/run
 
-.PHONY: help demo demo-down test lint deny unit integration faults test-chart test-e2e test-faults bench bench-peers bench-scale bench-http generate check-generated build image sbom
+.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults test-chart test-e2e test-times test-faults bench bench-peers bench-scale bench-http bench-sources generate build image sbom
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: ## Show a run, and then the operator at work; LOCAL=1 ends after the run; CLUSTER=existing uses the cluster, Redis and MongoDB of your environment
 	@CLUSTER=$(CLUSTER) tests/demo/demo.sh up
@@ -20,32 +19,26 @@ demo: ## Show a run, and then the operator at work; LOCAL=1 ends after the run; 
 demo-down: ## Stop what `make demo` started
 	@CLUSTER=$(CLUSTER) tests/demo/demo.sh down
 
-# A recipe that has MAKE as a variable in it is run by make -n too.
-test: lint deny check-generated unit test-chart ## Run every check and test
-	@log=$$SYNC_OPERATOR_CACHE/image.log
-	echo "The image for the end-to-end tests is built beside the others: tail -f $$log"
-	setsid nice -n 19 image/build.sh >"$$log" 2>&1 &
-	image=$$!
-	trap 'kill -- -$$image 2>/dev/null || true' EXIT
-	make --no-print-directory integration faults
-	echo "Waiting for the image ..."
-	wait $$image || { tail -n 50 "$$log" >&2; exit 1; }
-	make --no-print-directory test-e2e
+check: lint unit one-build check-generated ## What is quick: formatting, lints, scripts, unit tests, generated files
+
+test: check ## Run every check and test
+	@tests/scripts/side_by_side.sh
 
 lint: ## Formatting, lints, shell scripts
-	cargo fmt --check
+	@cargo fmt --check
+	tests/scripts/shellcheck.sh
 	cargo clippy --all-targets --quiet -- -D warnings
-	if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); else echo "shellcheck is not installed: scripts not checked"; fi
 
 deny: ## Licences, origins and known vulnerabilities of what the program depends on
 	@image/deny.sh
 
 unit: ## Tests without servers
 	@tests/demo/kubernetes_test.sh
-	env -u REDIS_URL -u MONGODB_URI -u MONGODB_DATABASE cargo test --lib --bins
+	env -u REDIS_URL -u MONGODB_URI -u MONGODB_DATABASE tests/scripts/timed.sh unit --lib --bins
 
 integration: ## Tests against a real API server, Redis and MongoDB, and of whole processes
-	@tests/cluster/with-cluster.sh cargo test --test integration
+	@cargo test --quiet --test integration --no-run
+	tests/cluster/with-cluster.sh tests/scripts/timed.sh integration --test integration
 
 faults: ## Three rounds of random faults against whole processes
 	@ROUNDS=3 cargo test --test faults
@@ -55,6 +48,9 @@ test-chart: ## Check the Helm chart: lint, schemas, scanners, unit tests
 
 test-e2e: ## Install the chart on a kind cluster and use it; CLUSTER=existing takes the one of KUBECONFIG
 	@CLUSTER=$(CLUSTER) tests/e2e/run.sh
+
+test-times: ## List the twenty slowest tests of the last run, and the parts of make test
+	@tests/scripts/times.sh
 
 test-faults: ## Many rounds of random faults: ROUNDS=200 SEED=1
 	@ROUNDS=$${ROUNDS:-200} cargo test --test faults
@@ -81,18 +77,20 @@ generate: ## Write the generated files
 	"$$operator" openapi > docs/reference/openapi.json
 	tests/chart/generate.sh
 
-check-generated: ## Fail when a generated file is stale
-	cargo build --quiet
+one-build: ## Fail when cargo build compiles dependencies anew that cargo test compiled
+	@tests/scripts/one_build.sh
+
+check-generated: ## Fail when a file that the program writes is stale
+	@cargo build --quiet
 	operator=$$CARGO_TARGET_DIR/debug/sync-operator
 	fresh() { diff -u "$$1" - || { echo "$$1 is stale: run make generate" >&2; exit 1; }; }
 	for kind in syncschedule syncjob syncalert; do "$$operator" crd $$kind | fresh crds/$${kind}s.yaml; done
 	"$$operator" openapi | fresh docs/reference/openapi.json
-	tests/chart/generate.sh --check
 
-build: ## Build the release program
-	cargo build --release
+build: ## Build the program that the demo and the tests use
+	cargo build
 
-image: ## Make the container image, with Docker or without, and print the path of an archive of it
+image: ## Make the container image, of the release program, with Docker or without, and print the path of an archive of it
 	@image/build.sh
 
 sbom: ## Write what the program consists of as CycloneDX: sync-operator.cdx.json

@@ -8,10 +8,8 @@ source "$(dirname "$0")/tools.sh"
 out=$1
 
 need_packages() {
-  local missing=()
-  command -v musl-gcc >/dev/null || missing+=(musl-tools)
-  [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
-  install_packages "${missing[@]}"
+  command -v musl-gcc >/dev/null || install_packages musl-tools
+  need_certificates
 }
 
 need_target() {

@@ -1,29 +1,49 @@
 #!/usr/bin/env bash
-# build.sh: makes the image sync-operator:VERSION, with Docker where an engine runs, with buildah otherwise, and prints
-# the path of an archive of it (docker load, kind load image-archive).
+# build.sh [test]: makes the image sync-operator:VERSION, with Docker where an engine runs, with buildah otherwise, and prints
+# the path of an archive of it (docker load, kind load image-archive). `test`: the image of the end-to-end tests, of
+# the same name and by the same Dockerfile, but with the program that cargo build makes (program.sh).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/tools.sh"
 exec 3>&1 >&2 # the path alone is for whoever called
 
+[[ $# == 0 || $* == test ]] || fail "build.sh [test]"
+kind=${1:-release}
 limit=$((30 << 20))
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 name=sync-operator:$version
 folder=$cache/image
+stage=$folder/stage-$kind
 archive=$folder/sync-operator-$version.tar
+[[ $kind == release ]] || archive=$folder/sync-operator-$version-test.tar
+
+# The folder has what the build stage of the Dockerfile would leave in /out, and the rest of that Dockerfile.
+fill_stage() { # SCRIPT
+  rm -rf "$stage"
+  "image/$1.sh" "$stage/out"
+  sed -e '1,/^FROM scratch/{/^FROM scratch/!d}' -e 's/--from=build //' Dockerfile >"$stage/Dockerfile"
+}
 
 with_docker() {
-  docker build --quiet --tag "$name" . >/dev/null
+  if [[ $kind == release ]]; then
+    docker build --quiet --tag "$name" . >/dev/null
+    docker save --output "$archive" "$name"
+    return
+  fi
+  local before
+  before=$(docker image inspect --format '{{.Id}}' "$name" 2>/dev/null || true)
+  fill_stage program
+  docker build --quiet --tag "$name" "$stage" >/dev/null
   docker save --output "$archive" "$name"
+  # A release is what this name stands for outside of the tests.
+  if [[ $before ]]; then docker tag "$before" "$name"; else docker rmi "$name" >/dev/null; fi
 }
 
 with_buildah() {
-  local stage=$folder/stage
-  command -v buildah >/dev/null || install_packages buildah
-  rm -rf "$stage"
-  image/binary.sh "$stage/out"
   local buildah=(buildah --storage-driver vfs --root "$folder/storage" --runroot "$folder/run")
-  "${buildah[@]}" build --quiet --isolation chroot --format docker --build-context "build=$stage" --tag "$name" . >/dev/null
+  command -v buildah >/dev/null || install_packages buildah
+  if [[ $kind == release ]]; then fill_stage binary; else fill_stage program; fi
+  "${buildah[@]}" build --quiet --isolation chroot --format docker --tag "$name" "$stage" >/dev/null
   rm -f "$archive"
   "${buildah[@]}" push --quiet "localhost/$name" "docker-archive:$archive:docker.io/library/$name"
   "${buildah[@]}" rmi --all --force >/dev/null
@@ -34,6 +54,6 @@ exec 9<"$folder"
 flock 9
 if docker info >/dev/null 2>&1; then with_docker; else with_buildah; fi
 size=$(stat -c %s "$archive")
-((size < limit)) || fail "the image has $size bytes, more than $limit"
-say "$name: $((size * 10 / 1048576 / 10)).$((size * 10 / 1048576 % 10)) MiB"
+[[ $kind != release ]] || ((size < limit)) || fail "the image has $size bytes, more than $limit"
+say "$name ($kind): $((size * 10 / 1048576 / 10)).$((size * 10 / 1048576 % 10)) MiB"
 echo "$archive" >&3

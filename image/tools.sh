@@ -13,3 +13,5 @@ need_cargo_tool() { # NAME VERSION
   PATH=$folder/bin:$PATH
   [[ -x $folder/bin/$1 ]] || slowly "build $1 $2" 0 cargo install --locked --root "$folder" "$1@$2"
 }
+
+need_certificates() { [[ -e /etc/ssl/certs/ca-certificates.crt ]] || install_packages ca-certificates; }

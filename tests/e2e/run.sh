@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# run.sh [NAME...]: builds the image, brings up a kind cluster, and runs the end-to-end tests, or those whose names contain
-# a NAME. CLUSTER=existing takes the cluster of KUBECONFIG, which must have the images already: the operator's, and
+# run.sh [NAME...]: brings up a kind cluster and runs the end-to-end tests, or those whose names contain a NAME, with an
+# image of the program that the other tests run. SYNC_OPERATOR_IMAGE=$(make image) takes that of a release instead.
+# CLUSTER=existing takes the cluster of KUBECONFIG, which must have the images already: the operator's, and
 # sync-operator-test/redis:7 and sync-operator-test/mongodb:6.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 if [[ ${1-} != --inside ]]; then
   tests/chart/install.sh helm helm3
-  archive=$(image/build.sh)
-  export SYNC_OPERATOR_IMAGE=$archive
+  [[ ${SYNC_OPERATOR_IMAGE:-} ]] || SYNC_OPERATOR_IMAGE=$(image/build.sh test)
+  export SYNC_OPERATOR_IMAGE
   exec tests/cluster/with-kind.sh "$0" --inside "$@"
 fi
 shift

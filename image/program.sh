@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# program.sh FOLDER: puts into FOLDER what the image of the end-to-end tests consists of: the program as `cargo build` makes
+# it, and the libraries that it is linked with. It is the program that all other tests run, so nothing is compiled for it.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "$0")/tools.sh"
+
+out=$1
+program=${CARGO_TARGET_DIR:-target}/debug/sync-operator
+
+need_certificates
+cargo build --quiet --locked --bin sync-operator
+mkdir -p "$out/etc/ssl/certs"
+strip -o "$out/sync-operator" "$program"
+install -m 0644 /etc/ssl/certs/ca-certificates.crt "$out/etc/ssl/certs/"
+mapfile -t libraries < <(ldd "$program" | grep -oE '/[^ ]+')
+((${#libraries[@]})) || fail "no libraries of $program found"
+for library in "${libraries[@]}"; do install -D -m 0755 "$library" "$out$library"; done

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Lists the slowest twenty tests of the last run, with seconds, and then how long the parts of `make test` took.
+set -euo pipefail
+cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
+cd "$cache/times" 2>/dev/null || { echo "times.sh: no test has run yet" >&2; exit 1; }
+
+# From lines such as "test queue::a_test ... ok <1.234s>".
+tests() {
+  grep -sE '^test .* \.\.\. [a-zA-Z]+ <[0-9.]+s>$' unit integration e2e |
+    sed -E 's/^([a-z0-9]+):test (.*) \.\.\. [a-zA-Z]+ <([0-9.]+)s>$/\3 \1 \2/' | sort -rn
+}
+
+echo "seconds  test"
+tests | head -n "${1:-20}" | awk '{ printf "%7.1f  %-11s  %s\n", $1, $2, $3 }'
+tests | awk '{ sum += $1 } END { printf "%7.1f  of %d tests\n", sum, NR }'
+[[ ! -e parts ]] || { printf '\nseconds  part\n'; awk '{ printf "%7d  %s\n", $1, $2 }' parts; }
