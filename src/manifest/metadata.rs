@@ -29,7 +29,8 @@ pub(super) fn check(metadata: &Value, report: &mut Report<'_>) {
             format!("{namespace:?} must have at most {MAX_LABEL} characters of a-z, 0-9 and -, such as my-team");
         report.error("metadata.namespace", message);
     }
-    if text("resourceVersion").is_some() {
+    // The API server takes what is not a number for no version.
+    if text("resourceVersion").and_then(|version| version.parse::<u64>().ok()).is_some_and(|version| version > 0) {
         report.error("metadata.resourceVersion", "must not be set on an object that is created: remove it");
     }
     check_labels("metadata", metadata, report);

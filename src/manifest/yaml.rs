@@ -142,16 +142,17 @@ pub(super) fn split(text: &str) -> (Vec<Chunk<'_>>, Vec<SyntaxError>) {
 /// Parses a document. `None`: it is empty, or a syntax error makes it unreadable. Duplicate keys leave it readable.
 pub(super) fn parse(chunk: Chunk<'_>) -> (Option<Node>, Vec<SyntaxError>) {
     let mut builder = Builder::new(chunk.lines_before);
-    let mut events = Parser::new_from_str(chunk.text);
-    while let Some(event) = events.next_event() {
-        let added = match event {
-            Ok((event, span)) => builder.add(event, span),
-            Err(error) => Err(builder.unreadable(&error, chunk.text)),
-        };
-        if let Err(error) = added {
-            return (None, builder.errors().chain([error]).collect());
-        }
+    match build(&mut builder, chunk.text) {
+        Ok(()) => builder.finish(),
+        Err(error) => (None, builder.errors().chain([error]).collect()),
     }
-    builder.check_tabs(chunk.text);
-    builder.finish()
+}
+
+fn build(builder: &mut Builder, text: &str) -> Result<(), SyntaxError> {
+    let mut events = Parser::new_from_str(text);
+    while let Some(event) = events.next_event() {
+        let (event, span) = event.map_err(|error| builder.unreadable(&error, text))?;
+        builder.add(event, span)?;
+    }
+    builder.check_tabs(text)
 }

@@ -74,18 +74,17 @@ impl Builder {
         SyntaxError { at, message: format!("not valid YAML: {}{advice}", error.info()) }
     }
 
-    /// Reports the first tab that indents a line. YAML 1.2 takes some of them for spaces between words.
-    pub fn check_tabs(&mut self, text: &str) {
+    /// Finds the first tab that indents a line. YAML 1.2 takes some of them for spaces between words.
+    pub fn check_tabs(&self, text: &str) -> Result<(), SyntaxError> {
         for (index, line) in text.lines().enumerate() {
             let number = index + 1;
             let is_covered = |(first, last): &(usize, usize)| *first < number && number <= *last;
             if let Some(tab) = indenting_tab(line).filter(|_| !self.multi_line.iter().any(is_covered)) {
                 let at = Position { line: self.lines_before + number, column: tab + 1 };
-                self.errors
-                    .push(SyntaxError { at, message: format!("not valid YAML: a tab in the indentation{NO_TABS}") });
-                return;
+                return Err(SyntaxError { at, message: format!("not valid YAML: a tab in the indentation{NO_TABS}") });
             }
         }
+        Ok(())
     }
 
     /// Adds what an event describes.
