@@ -27,7 +27,7 @@ impl RateLimit {
     #[must_use]
     pub fn reserve(&mut self, now: Duration, every: Duration) -> Reservation {
         let free_at = self.free_at.max(now);
-        let wait = free_at - now;
+        let wait = free_at.saturating_sub(now);
         if wait > HORIZON {
             return Reservation::RetryAfter(wait);
         }

@@ -80,6 +80,7 @@ pub enum Error {
     Failed(String),
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
 fn usage(error: impl ToString) -> Error {
     Error::Usage(error.to_string())
 }

@@ -2,6 +2,7 @@
 
 use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
+use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -45,7 +46,8 @@ struct Entry {
 
 fn hash(job: &SyncJob, subset: &Subset) -> String {
     let spec = serde_json::to_vec(&(&job.spec, subset)).unwrap_or_default();
-    Sha256::digest(spec).iter().map(|byte| format!("{byte:02x}")).collect()
+    let digest: [u8; 32] = Sha256::digest(spec).into();
+    base64::engine::general_purpose::STANDARD.encode(digest)
 }
 
 fn name(job: &SyncJob) -> String {

@@ -12,7 +12,7 @@ use crate::{
         run::{Checkpoint, LeaseState},
     },
     engine::{CoordinationError, Coordinator, Signals},
-    queue::Queue,
+    queue::{self, Queue},
 };
 
 /// The clock of the Redis server, which all workers share: its time at a claim, and the time that has passed since.
@@ -37,8 +37,10 @@ pub(super) struct QueueCoordinator {
     pub signals: Signals,
 }
 
-fn failed(error: crate::queue::Error) -> CoordinationError {
-    CoordinationError(error.to_string())
+impl From<queue::Error> for CoordinationError {
+    fn from(error: queue::Error) -> Self {
+        Self(error.to_string())
+    }
 }
 
 impl Coordinator for QueueCoordinator {
@@ -62,11 +64,11 @@ impl Coordinator for QueueCoordinator {
         limit: &'a str,
         every: Duration,
     ) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
-        async move { self.queue.reserve_request(limit, every).await.map_err(failed) }.boxed()
+        async move { Ok(self.queue.reserve_request(limit, every).await?) }.boxed()
     }
 
     fn pause_requests<'a>(&'a self, limit: &'a str, pause: Duration) -> BoxFuture<'a, Result<(), CoordinationError>> {
-        async move { self.queue.pause_requests(limit, pause).await.map_err(failed) }.boxed()
+        async move { Ok(self.queue.pause_requests(limit, pause).await?) }.boxed()
     }
 
     fn now(&self) -> Timestamp {

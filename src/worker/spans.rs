@@ -41,7 +41,7 @@ pub(super) fn end(mut span: Span, end: &AttemptResult, counts: &Counts) {
         AttemptResult::Released => span.set("end", "Released"),
         AttemptResult::LeaseLost => span.fail("LeaseLost"),
         AttemptResult::Failed(Outcome { reason, .. }) | AttemptResult::Retry(Outcome { reason, .. }) => {
-            span.fail(reason)
+            span.fail(reason);
         }
     }
     span.end();

@@ -124,7 +124,7 @@ fn full() -> Value {
 }
 
 /// A full run that asks `upstream` for each user by REST.
-fn by_user(upstream: &Upstream, source: Value) -> Value {
+fn by_user(upstream: &Upstream, source: &Value) -> Value {
     let mut rest = json!({"endpoint": upstream.rest("/users/{id}"), "batching": "PerUser"});
     rest.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
     json!({
@@ -193,7 +193,7 @@ async fn limit_and_key_restrict_a_run_and_remove_nothing() {
         ("Delete", &["--key", "7", "--key", "9"], 2, 0),
         ("Delete", &["--key", "nobody"], 0, 0),
     ] {
-        let spec = by_user(&upstream, json!({"onMissing": on_missing}));
+        let spec = by_user(&upstream, &json!({"onMissing": on_missing}));
         let ended = local.run(&job("users", &spec), args).await;
         let counts = ended.counts();
         assert_eq!((ended.code, counts.0, counts.1), (Some(0), processed, updated), "{args:?}: {}", ended.stdout);
@@ -215,7 +215,7 @@ async fn secrets_come_from_a_variable_a_file_or_stdin() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(5, 0).await;
     upstream.books().token = Some("s3cret".to_owned());
-    let spec = by_user(&upstream, json!({"tokenSecretRef": {"name": "gitlab", "key": "token"}}));
+    let spec = by_user(&upstream, &json!({"tokenSecretRef": {"name": "gitlab", "key": "token"}}));
     let file = local.folder.join("job.json");
     fs::write(&file, job("users", &spec)).unwrap();
     fs::write(local.folder.join("token"), "s3cret\n").unwrap();
@@ -290,7 +290,7 @@ async fn a_failed_attempt_is_retried_and_a_failed_run_exits_with_1() {
     local.seed(5, 0).await;
     let broken = crate::upstream::Instead::Status(500, Vec::new());
     let spec = |limit: i32| {
-        let mut spec = by_user(&upstream, json!({"concurrency": 1}));
+        let mut spec = by_user(&upstream, &json!({"concurrency": 1}));
         spec["backoffLimit"] = limit.into();
         spec
     };
@@ -313,7 +313,7 @@ async fn a_rejected_document_fails_its_run_and_rollback_restores_it() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(40, 4).await;
     let before = documents(&local.database).await;
-    let mut spec = by_user(&upstream, json!({}));
+    let mut spec = by_user(&upstream, &json!({}));
     for (field, value) in [("transaction", json!("Batch")), ("onFailure", json!("Rollback")), ("batchSize", json!(10))]
     {
         spec[field] = value;
@@ -335,7 +335,7 @@ async fn documents(database: &Database) -> Vec<Document> {
 
 /// One document a batch, one batch at a time.
 fn slow(on_failure: &str, upstream: &Upstream) -> Value {
-    let mut spec = by_user(upstream, json!({"rateLimit": {"requests": 100}}));
+    let mut spec = by_user(upstream, &json!({"rateLimit": {"requests": 100}}));
     spec["batchSize"] = 1.into();
     spec["parallelism"] = 1.into();
     spec["transaction"] = "Batch".into();
@@ -393,7 +393,7 @@ async fn a_second_signal_ends_the_process_at_once() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(5, 0).await;
     upstream.books().delay = Duration::from_secs(600);
-    let mut spec = by_user(&upstream, json!({"timeout": "10m"}));
+    let mut spec = by_user(&upstream, &json!({"timeout": "10m"}));
     spec["activeDeadline"] = "1h".into();
     fs::write(local.folder.join("job.json"), job("users", &spec)).unwrap();
     let child = process::Command::from(local.command(&["job.json"])).kill_on_drop(true).spawn().unwrap();

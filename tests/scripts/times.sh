@@ -6,11 +6,11 @@ cd "$cache/times" 2>/dev/null || { echo "times.sh: no test has run yet" >&2; exi
 
 # From lines such as "test queue::a_test ... ok <1.234s>".
 tests() {
-  grep -sE '^test .* \.\.\. [a-zA-Z]+ <[0-9.]+s>$' unit integration e2e |
+  { grep -HsE '^test .* \.\.\. [a-zA-Z]+ <[0-9.]+s>$' unit integration e2e || true; } |
     sed -E 's/^([a-z0-9]+):test (.*) \.\.\. [a-zA-Z]+ <([0-9.]+)s>$/\3 \1 \2/' | sort -rn
 }
 
 echo "seconds  test"
-tests | head -n "${1:-20}" | awk '{ printf "%7.1f  %-11s  %s\n", $1, $2, $3 }'
+tests | sed -n 1,20p | awk '{ printf "%7.1f  %-11s  %s\n", $1, $2, $3 }'
 tests | awk '{ sum += $1 } END { printf "%7.1f  of %d tests\n", sum, NR }'
 [[ ! -e parts ]] || { printf '\nseconds  part\n'; awk '{ printf "%7d  %s\n", $1, $2 }' parts; }

@@ -9,7 +9,8 @@ use mongodb::{ClientSession, IndexModel};
 use serde_json::Value;
 
 use super::{
-    Batch, Outcome, PageEnd, Read, Stamped, Target, both, chunks, done, integer, size, transaction::Transaction, within,
+    Batch, Outcome, PageEnd, Read, Removal, Stamped, Target, both, chunks, done, integer, size,
+    transaction::Transaction, within,
 };
 use crate::{
     domain::source::Missing,
@@ -93,12 +94,12 @@ impl Target {
 
     /// True when documents that the source has nothing for are changed or deleted.
     pub fn removes_missing(&self) -> bool {
-        self.removes && matches!(self.missing, Missing::Mark(_) | Missing::Delete)
+        self.removal == Removal::Allowed && matches!(self.missing, Missing::Mark(_) | Missing::Delete)
     }
 
     /// True when nothing becomes of documents that the source has nothing for.
     pub fn ignores_missing(&self) -> bool {
-        !self.removes || self.missing == Missing::Ignore
+        self.removal == Removal::Denied || self.missing == Missing::Ignore
     }
 
     /// The documents of a page's results, and new ones where they may be made.
@@ -148,7 +149,7 @@ impl Target {
                 Found::Missing => match &self.missing {
                     Missing::Fail => Err(("NotReturned", "the source has nothing for it".to_owned())),
                     Missing::Ignore => continue,
-                    Missing::Mark(_) | Missing::Delete if !self.removes => continue,
+                    Missing::Mark(_) | Missing::Delete if self.removal == Removal::Denied => continue,
                     Missing::Mark(field) => Ok(read.mark(field, stamp)),
                     Missing::Delete => {
                         deletes.push(&read.key);

@@ -9,7 +9,7 @@ use mongodb::{
     options::{ClientOptions, ReadConcern, Tls, TlsOptions, WriteConcern},
 };
 
-use super::{Target, both, within};
+use super::{Removal, Target, both, within};
 use crate::{
     domain::{run::RunSpec, source::Missing},
     sync::{Error, Unavailable, keys},
@@ -117,7 +117,7 @@ impl Databases {
             batch_size: spec.batch_size,
             mapping: spec.source.as_ref().map(|source| source.mapping.clone()),
             missing: spec.source.as_ref().map_or(Missing::Fail, |source| source.missing.clone()),
-            removes: spec.subset.is_everything(),
+            removal: if spec.subset.is_everything() { Removal::Allowed } else { Removal::Denied },
             upsert: spec.source.as_ref().is_some_and(|source| source.upsert),
             transaction: spec.transaction,
             journal: None,

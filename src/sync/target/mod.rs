@@ -48,8 +48,7 @@ pub struct Target {
     /// What of a source's results goes where. `None`: there is no source.
     mapping: Option<Vec<Mapped>>,
     missing: Missing,
-    /// Documents that the source does not have may be marked or deleted.
-    removes: bool,
+    removal: Removal,
     /// Results that have no document get one.
     upsert: bool,
     /// A batch is written as a whole.
@@ -57,6 +56,14 @@ pub struct Target {
     /// What may have to be put back.
     journal: Option<Journal>,
     dry_run: bool,
+}
+
+/// Whether documents that the source does not have may be marked or deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removal {
+    Allowed,
+    /// The run sees only a part of the documents or of the source.
+    Denied,
 }
 
 /// Neighbouring documents that are written together.
