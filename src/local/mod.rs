@@ -92,7 +92,12 @@ fn usage(error: impl ToString) -> Error {
 /// When no run could start, or the resume file could not be written.
 pub async fn run(settings: Settings) -> Result<Ended, Error> {
     let plan = read_plan(&settings)?;
-    let resume = settings.resume.as_deref().filter(|path| path.exists());
+    let resume = settings.resume.as_deref().filter(|path| {
+        if !path.exists() {
+            eprintln!("note: {} does not exist, so the runs start from the beginning", path.display());
+        }
+        path.exists()
+    });
     let resumed = resume.map(Resume::read).transpose().map_err(usage)?.unwrap_or_default();
     let environment = connect(&settings, &plan).await?;
     let mut runs = Vec::new();

@@ -161,6 +161,11 @@ async fn the_database_of_the_connection_string_is_the_default() {
     command.env_remove("MONGODB_DATABASE").env("MONGODB_URI", uri);
     let ended = local.finish(command, &job("users", &full())).await;
     assert_eq!((ended.code, ended.counts().1), (Some(0), 10));
+    fs::write(local.folder.join("uri"), format!("{}\n", local.servers.mongodb)).unwrap();
+    let mut command = local.command(&["-", "--mongodb-uri-file", "uri", "--mongodb-database", &local.name]);
+    command.env_remove("MONGODB_DATABASE").env_remove("MONGODB_URI");
+    let ended = local.finish(command, &job("users", &full())).await;
+    assert_eq!((ended.code, ended.counts().1), (Some(0), 10), "{}", ended.stderr);
     let mut command = local.command(&["-"]);
     command.env_remove("MONGODB_DATABASE");
     let ended = local.finish(command, &job("users", &full())).await;
@@ -379,6 +384,8 @@ async fn an_interrupted_run_continues_with_its_resume_file() {
         assert!(refused.stderr.contains("another spec of default/users"), "{}", refused.stderr);
 
         let asked = upstream.requests();
+        let absent = local.run(&job("other", &json!({"dryRun": true})), &["--resume", "absent.json"]).await;
+        assert!(absent.stderr.contains("absent.json does not exist"), "{}", absent.stderr);
         let ended = local.finish(local.command(&["job.json", "--resume", "users.resume.json"]), "").await;
         assert_eq!((ended.code, ended.counts()), (Some(0), (300, 300, 0, 0)), "{}", ended.stderr);
         assert_eq!(upstream.requests() - asked, 300 - done as usize, "nothing is asked for twice");

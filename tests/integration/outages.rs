@@ -114,7 +114,11 @@ async fn the_api_server_away_in_mid_run() {
     under_way(&world, "run").await;
     // A CRD's storage may still be starting when the operator does: that is not the outage meant here.
     let (away, back) = ("the Kubernetes API is away", "the Kubernetes API is back");
-    let earlier = operator.log();
+    let earlier = eventually("no earlier outage is left", async || {
+        let log = operator.log();
+        (lines(&log, away) == lines(&log, back)).then_some(log)
+    })
+    .await;
     kube.stop();
     eventually("/health names kubernetes", async || {
         get(port, "/health").await.filter(|(code, body)| *code == 503 && body.contains(r#""missing":["kubernetes"]"#))
