@@ -26,6 +26,9 @@ const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration:
 /// Code of a watch that asks for changes which are no longer kept.
 const EXPIRED: u16 = 410;
 
+/// Code of an API server that answers, and asks for the same watch later: the storage of a kind still starts.
+const TOO_MANY_REQUESTS: u16 = 429;
+
 /// Codes of a kind that is not installed, or that the operator has no right to: nobody is told of anything then, and all
 /// else goes on.
 const ABSENT: [u16; 2] = [403, 404];
@@ -77,6 +80,8 @@ fn note_answer<K>(witness: &Witness, event: &watcher::Result<watcher::Event<K>>)
         // They say that a list is about to be asked for: the API server answered, and that is all.
         Ok(watcher::Event::Init) => {}
         Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
+        // No outage: the watch is started again within seconds, and of a kind in which nothing changes no event would end it.
+        Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == TOO_MANY_REQUESTS => {}
         _ => witness.note(event),
     }
 }
