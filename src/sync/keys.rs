@@ -110,7 +110,7 @@ pub(super) fn spellings(text: &str) -> Vec<Bson> {
     keys
 }
 
-/// The beginning of a key's text.
+/// The first characters of a key, as people write it.
 pub(super) fn show(key: &Bson) -> String {
     truncate_to(&text(key), MAX_SHOWN)
 }
