@@ -79,7 +79,8 @@ impl Builder {
         for (index, line) in text.lines().enumerate() {
             let number = index + 1;
             let is_covered = |(first, last): &(usize, usize)| *first < number && number <= *last;
-            if let Some(tab) = indenting_tab(line).filter(|_| !self.multi_line.iter().any(is_covered)) {
+            // Outer values end last.
+            if let Some(tab) = indenting_tab(line).filter(|_| !self.multi_line.iter().rev().any(is_covered)) {
                 let at = Position { line: self.lines_before + number, column: tab + 1 };
                 return Err(SyntaxError { at, message: format!("not valid YAML: a tab in the indentation{NO_TABS}") });
             }
