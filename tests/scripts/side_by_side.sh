@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What `make test` does after `make check`. The tests of the chart mostly wait for pods, so they and what needs no server run
-# beside the integration tests and the random faults. What they print comes when they have ended.
+# What `make test` does after `make check`. The checks of the chart and of the dependencies run beside the integration tests
+# and the random faults, and print when they have ended. The end-to-end tests come last: they have a cluster of their own,
+# and some integration tests have limits of a few seconds.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
@@ -18,7 +19,6 @@ part() { # TARGET
 beside() {
   part deny
   part test-chart
-  part test-e2e
 }
 
 tests() {
@@ -38,7 +38,7 @@ trap end EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
-echo "Beside the integration tests: deny, test-chart and test-e2e. To look on: tail -f $log"
+echo "Beside the integration tests: deny and test-chart. To look on: tail -f $log"
 beside </dev/null >"$log" 2>&1 &
 beside=$!
 tests </dev/null &
@@ -56,3 +56,6 @@ if [[ $ended == "$beside" ]]; then ended=$tests; else ended=$beside; fi
 [[ $ended != "$beside" ]] || echo "Waiting for what runs beside: tail -f $log"
 wait "$ended" || code=$?
 finish "$code"
+# They have ended, so there is nothing to end any more.
+trap - EXIT
+part test-e2e
