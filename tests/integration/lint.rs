@@ -28,13 +28,18 @@ fn plural(kind: &str) -> &'static str {
     }
 }
 
-/// What the API server says when a manifest is created.
+/// What the API server says when a manifest is created, without storing it.
 async fn created(world: &World, kind: &str, text: &str) -> Result<Value, String> {
-    let path = format!(
-        "/apis/sync.codex.dev/v1alpha1/namespaces/{}/{}?dryRun=All&fieldValidation=Strict",
-        world.name,
-        plural(kind)
-    );
+    post(world, kind, text, "dryRun=All&fieldValidation=Strict").await
+}
+
+/// True when the API server refuses to store an object for its resourceVersion, which a dry run does not check.
+async fn is_refused_when_stored(world: &World, kind: &str, text: &str) -> bool {
+    post(world, kind, text, "fieldValidation=Strict").await.is_err_and(|error| error.contains("resourceVersion"))
+}
+
+async fn post(world: &World, kind: &str, text: &str, query: &str) -> Result<Value, String> {
+    let path = format!("/apis/sync.codex.dev/v1alpha1/namespaces/{}/{}?{query}", world.name, plural(kind));
     let request = http::Request::post(path).header("content-type", "application/yaml").body(text.as_bytes().to_vec());
     world.client.request::<Value>(request.unwrap()).await.map_err(|error| error.to_string())
 }
@@ -96,7 +101,7 @@ async fn compare(world: &World, kind: &str, text: &str) -> Compared {
     let agrees = match &created {
         Err(_) => !is_valid,
         Ok(_) if is_valid => true,
-        Ok(object) => is_refused_later(world, kind, object).await,
+        Ok(object) => is_refused_later(world, kind, object).await || is_refused_when_stored(world, kind, text).await,
     };
     let describe = || format!("{text}\nthe API server: {created:?}\nlint: {:#?}\n", read.findings);
     Compared { is_valid, difference: (!agrees).then(describe) }
