@@ -2,17 +2,14 @@
 
 use std::{
     fmt,
-    io::{self, Read as _, Write},
-    path::{Path, PathBuf},
+    io::{self, Write},
+    path::PathBuf,
 };
 
 use crate::{
     cli::LintOutput,
-    manifest::{self, Finding, Level, Manifest, Object},
+    manifest::{self, Finding, Level, Manifest, Object, file},
 };
-
-/// Name of the standard input as a file.
-pub(crate) const STANDARD_INPUT: &str = "-";
 
 /// Validates files and prints the findings. Returns true when all files can be read and have no errors.
 #[must_use]
@@ -20,9 +17,9 @@ pub fn run(files: &[PathBuf], output: LintOutput) -> bool {
     let mut summary = Summary { files: files.len(), ..Summary::default() };
     let (mut all, mut is_readable) = (Vec::new(), true);
     for path in files {
-        match read(path) {
+        match file::read(path) {
             Ok(text) => {
-                let read = manifest::read(&name(path), &text);
+                let read = manifest::read(&file::name(path), &text);
                 summary.documents += read.documents;
                 report_skipped(&read.manifests);
                 all.extend(read.findings);
@@ -43,25 +40,6 @@ pub fn run(files: &[PathBuf], output: LintOutput) -> bool {
     print(&all, output, &mut io::stdout().lock()).ok();
     eprintln!("{summary}");
     is_readable && summary.errors == 0
-}
-
-/// Returns the name of a file in findings.
-pub(crate) fn name(path: &Path) -> String {
-    if path == Path::new(STANDARD_INPUT) { "stdin".to_owned() } else { path.display().to_string() }
-}
-
-/// Reads a file, or standard input. The error names the file and the fix.
-pub(crate) fn read(path: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    let read = if path == Path::new(STANDARD_INPUT) {
-        io::stdin().lock().read_to_end(&mut bytes).map(|_| ())
-    } else if path.is_dir() {
-        return Err(format!("{} is a directory: name the files in it", path.display()));
-    } else {
-        std::fs::read(path).map(|read| bytes = read)
-    };
-    read.map_err(|error| format!("could not read {}: {error}: check its name and its permissions", name(path)))?;
-    String::from_utf8(bytes).map_err(|_| format!("{} is not encoded as UTF-8: convert it", name(path)))
 }
 
 fn report_skipped(manifests: &[Manifest]) {
@@ -108,13 +86,6 @@ mod tests {
     fn counts_are_written_in_words() {
         let summary = Summary { files: 2, documents: 3, errors: 1, warnings: 0 };
         assert_eq!(summary.to_string(), "2 files, 3 documents: 1 error, 0 warnings");
-    }
-
-    #[test]
-    fn unreadable_files_are_named_with_the_fix() {
-        let error = read(Path::new("/no/such/file.yaml")).unwrap_err();
-        assert!(error.starts_with("could not read /no/such/file.yaml") && error.contains("check its name"), "{error}");
-        assert!(read(Path::new("/")).unwrap_err().contains("name the files in it"));
     }
 
     #[test]

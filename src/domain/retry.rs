@@ -8,6 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::run::{MAX_ATTEMPTS, Outcome, RunSpec};
 use crate::api::{conditions::reasons, syncjob::Attempt, truncate};
 
+/// Pause between two attempts to roll a run back, whose number is not limited.
+pub const ROLLBACK_PAUSE: Duration = Duration::from_secs(5);
+
 /// What follows a failed attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retry {

@@ -20,17 +20,20 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    api::syncjob::Phase,
     domain::{from_millis, run::Subset},
     engine::{SecretReader, Sources},
-    lint::{self, STANDARD_INPUT},
-    manifest::{self, Level},
+    manifest::{
+        self, Level,
+        file::{self, STANDARD_INPUT},
+    },
     sync::{Databases, Egress},
 };
 use coordinator::{MongoClock, RateLimits};
 use plan::{Plan, Planned};
 use report::Bar;
 use resume::Resume;
-use run::{Environment, Phase, Progress};
+use run::{Environment, Progress};
 
 pub use report::Output;
 pub use secrets::SecretArgument;
@@ -106,7 +109,7 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
         let progress = resumed.find(&planned.job, &settings.subset, path).map_err(usage)?;
         runs.push((planned, progress));
     }
-    let mut signals = Signals::listen()?;
+    let mut signals = InterruptSignals::listen()?;
     let interrupt = environment.interrupt.clone();
     select! {
         result = execute(&settings, runs, &environment) => result,
@@ -118,9 +121,9 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
 fn read_plan(settings: &Settings) -> Result<Plan, Error> {
     let mut manifests = Vec::new();
     let mut is_valid = true;
-    for file in &settings.files {
-        let text = lint::read(file).map_err(usage)?;
-        let read = manifest::read(&lint::name(file), &text);
+    for path in &settings.files {
+        let text = file::read(path).map_err(usage)?;
+        let read = manifest::read(&file::name(path), &text);
         for finding in &read.findings {
             eprintln!("{finding}");
             is_valid &= finding.level != Level::Error;
@@ -204,12 +207,12 @@ async fn execute(
 }
 
 /// The signals by which a user interrupts the process.
-struct Signals {
+struct InterruptSignals {
     interrupt: Signal,
     terminate: Signal,
 }
 
-impl Signals {
+impl InterruptSignals {
     fn listen() -> Result<Self, Error> {
         let listen =
             |kind| signal(kind).map_err(|error| Error::Failed(format!("could not listen for signals: {error}")));

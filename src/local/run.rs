@@ -9,7 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::coordinator::{MemoryCoordinator, MongoClock, RateLimits};
 use crate::{
-    api::{SyncJob, SyncJobStatus, syncjob::Attempt as FailedAttempt},
+    api::{
+        SyncJob, SyncJobStatus,
+        syncjob::{Attempt as FailedAttempt, Phase},
+    },
     domain::{
         elapsed, job,
         retry::{self, Retry},
@@ -19,9 +22,6 @@ use crate::{
     sync::Databases,
     telemetry::traces::Parent,
 };
-
-/// Pause between two attempts to roll a run back.
-const ROLLBACK_PAUSE: Duration = Duration::from_secs(5);
 
 /// What local runs work with. All runs of a process share it.
 pub(super) struct Environment {
@@ -39,7 +39,7 @@ pub(super) struct Environment {
 pub(super) struct Progress {
     /// Id of the run. Names its journal.
     pub uid: String,
-    /// Where the run is.
+    /// Running, `RollingBack`, Complete or Failed.
     pub phase: Phase,
     /// Start of the first attempt.
     pub started: Timestamp,
@@ -62,19 +62,6 @@ pub(super) struct Progress {
     /// Why the run has failed, or will have failed once it is rolled back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
-}
-
-/// State of a local run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Phase {
-    /// It has not ended.
-    Running,
-    /// It has failed, and its documents are restored.
-    RollingBack,
-    /// It is complete.
-    Complete,
-    /// It has failed.
-    Failed,
 }
 
 /// Reports on a run that is executed.
@@ -113,9 +100,9 @@ impl Progress {
     pub fn status(&self, job: &SyncJob, now: Timestamp) -> SyncJobStatus {
         let run = Run {
             state: match self.phase {
-                Phase::Running | Phase::RollingBack => State::Active,
                 Phase::Complete => State::Completed,
                 Phase::Failed => State::Failed,
+                _ => State::Active,
             },
             worker: None,
             attempts: self.attempts,
@@ -155,7 +142,7 @@ impl Progress {
                     self.end(Phase::Failed, Some(outcome), environment);
                     Next::End
                 }
-                AttemptResult::Retry(_) if rolls_back => Next::Wait(ROLLBACK_PAUSE),
+                AttemptResult::Retry(_) if rolls_back => Next::Wait(retry::ROLLBACK_PAUSE),
                 AttemptResult::Failed(outcome) => {
                     self.note_failure(began, &outcome, environment);
                     self.fail(outcome, spec, environment, observer)

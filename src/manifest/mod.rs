@@ -9,6 +9,7 @@
 //! 4. Settings that the installation must have: `settings`. They are warnings.
 
 mod cel;
+pub(crate) mod file;
 mod finding;
 mod kind;
 mod metadata;

@@ -37,8 +37,6 @@ pub use pulse::{Beat, Pulse};
 
 /// Longest wait for a ring of the doorbell before looking for runs anyway.
 const IDLE: Duration = Duration::from_secs(5);
-/// Pause between two attempts to roll a run back.
-const ROLLBACK_PAUSE: Duration = Duration::from_secs(5);
 /// Pause after an error of Redis.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -359,7 +357,7 @@ fn let_go(claim: &Claim, end: &AttemptResult, checkpoint: &Checkpoint, payload: 
     let (ending, attempts) = match end {
         AttemptResult::LeaseLost => return None,
         AttemptResult::Failed(outcome) if rolling_back => (Ending::Failed(json(outcome)), None),
-        AttemptResult::Retry(_) if rolling_back => (Ending::Retry(ROLLBACK_PAUSE), None),
+        AttemptResult::Retry(_) if rolling_back => (Ending::Retry(retry::ROLLBACK_PAUSE), None),
         AttemptResult::Released => (Ending::Released, None),
         AttemptResult::Completed => (Ending::Completed, None),
         AttemptResult::Failed(outcome) | AttemptResult::Retry(outcome) => {

@@ -133,12 +133,6 @@ impl Attempt {
         Ok(Self { type_, spec, target, source, checkpoint, trace, seen: HashSet::new(), deadline, coordinator })
     }
 
-    /// Returns how far the run has come.
-    #[must_use]
-    pub fn checkpoint(&self) -> &Checkpoint {
-        &self.checkpoint
-    }
-
     /// Ends the attempt, and returns its target and how far the run has come.
     #[must_use]
     pub fn into_parts(self) -> (Target, Checkpoint) {
