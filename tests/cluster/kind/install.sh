@@ -48,9 +48,13 @@ need_kind() {
 make_root() { # FOLDER
   local packages
   packages=$(IFS=, && echo "${node_packages[*]}")
-  TMPDIR=$1 unshare --mount --pid --fork --kill-child mmdebstrap --mode=root --variant=minbase \
-    --include="$packages" --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-    --dpkgopt='path-exclude=/usr/share/locale/*' "$node_release" "$1/root.tar" &
+  (
+    # apt runs what mmdebstrap gives it by a shell that knows no file descriptors above 9: those of the callers are closed.
+    for fd in {3..9}; do eval "exec $fd>&-"; done
+    TMPDIR=$1 exec unshare --mount --pid --fork --kill-child mmdebstrap --mode=root --variant=minbase \
+      --include="$packages" --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+      --dpkgopt='path-exclude=/usr/share/locale/*' "$node_release" "$1/root.tar"
+  ) &
   # unshare ignores SIGTERM.
   # shellcheck disable=SC2064
   trap "kill -KILL $!" TERM
