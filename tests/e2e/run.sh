@@ -22,4 +22,4 @@ if [[ ${SYNC_OPERATOR_KIND:-} ]]; then
 fi
 # Compiled first, so that it does not count as waiting.
 cargo test --quiet --test e2e --no-run
-HELM3=$tools/helm3 HELM4=$tools/helm cargo test --test e2e -- --test-threads=1 "$@"
+HELM3=$tools/helm3 HELM4=$tools/helm tests/scripts/timed.sh e2e --test e2e -- --test-threads=1 "$@"

@@ -5,12 +5,18 @@ use std::{
     fmt::Write as _,
     io::{BufRead, BufReader, Write as _},
     process::{Child, ChildStdout, Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU32, atomic::Ordering},
+    sync::{
+        LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
     thread::sleep,
     time::{Duration, Instant},
 };
 
+use kube::Client;
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 /// Limit of a wait. Generous: a slow machine is no reason to fail.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -48,9 +54,45 @@ pub fn apply(namespace: &str, object: &Value) {
     run("kubectl", &["apply", "--namespace", namespace, "-f", "-"], &object.to_string());
 }
 
-/// An object as JSON; null when there is none.
+/// An object or a list as JSON; null when there is none. `what` is as for `kubectl get`. It is asked for over one connection: a
+/// kubectl that is started for each look takes a processor for itself while a test waits.
 pub fn get(what: &str) -> Value {
-    kubectl_may_fail(&format!("get {what} -o json")).map_or(Value::Null, |text| serde_json::from_str(&text).unwrap())
+    static CLIENT: LazyLock<(Runtime, Client)> = LazyLock::new(|| {
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let runtime = Runtime::new().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        runtime.spawn(async move { sender.send(Client::try_default().await) });
+        (runtime, receiver.recv().unwrap().unwrap())
+    });
+    // Tests may be inside a runtime of their own, in which nothing may block on another one.
+    let (runtime, client) = &*CLIENT;
+    let request = http::Request::get(path(what)).body(Vec::new()).unwrap();
+    let (client, (sender, receiver)) = (client.clone(), mpsc::channel());
+    runtime.spawn(async move { sender.send(client.request::<Value>(request).await) });
+    receiver.recv().unwrap().unwrap_or_default()
+}
+
+/// The path of what `kubectl get` is given: a kind, perhaps a name, `--namespace` and `-l`.
+fn path(what: &str) -> String {
+    let mut words = what.split(' ');
+    let (group, plural) = match words.next().unwrap() {
+        "crd" => ("apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
+        "namespace" => ("api/v1", "namespaces"),
+        "pod" | "pods" => ("api/v1", "pods"),
+        "secret" => ("api/v1", "secrets"),
+        "syncjob" | "syncjobs" => ("apis/sync.codex.dev/v1alpha1", "syncjobs"),
+        "syncschedule" => ("apis/sync.codex.dev/v1alpha1", "syncschedules"),
+        kind => panic!("{kind}: add it here"),
+    };
+    let (mut namespace, mut name, mut labels) = (String::new(), String::new(), String::new());
+    while let Some(word) = words.next() {
+        match word {
+            "--namespace" => namespace = format!("namespaces/{}/", words.next().unwrap()),
+            "-l" => labels = format!("?labelSelector={}", words.next().unwrap()),
+            given => name = format!("/{given}"),
+        }
+    }
+    format!("/{group}/{namespace}{plural}{name}{labels}")
 }
 
 /// Waits until `probe` gives something.
