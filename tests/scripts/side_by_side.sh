@@ -1,29 +1,21 @@
 #!/usr/bin/env bash
-# What `make test` does after `make check`. The checks of the chart and of the dependencies run beside the integration tests
-# and the random faults, and print when they have ended. The end-to-end tests come last: they have a cluster of their own,
-# and some integration tests have limits of a few seconds.
+# What `make test` does after `make check`, in three jobs side by side: the integration tests and the random faults; the
+# end-to-end tests, which wait for pods half of their time; and the checks of the chart and of the dependencies. The first
+# prints as it runs, the others when they have ended. A job that fails ends the others.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
-log=$cache/beside.log
 parts=$cache/times/parts
 mkdir -p "$cache/times"
 : >"$parts"
 
-part() { # TARGET
-  local began=$SECONDS
-  make --no-print-directory "$1"
-  echo "$((SECONDS - began)) $1" >>"$parts"
-}
-
-beside() {
-  part deny
-  part test-chart
-}
-
-tests() {
-  part integration
-  part faults
+part() { # TARGET...
+  local target began
+  for target; do
+    began=$SECONDS
+    make --no-print-directory "$target"
+    echo "$((SECONDS - began)) $target" >>"$parts"
+  done
 }
 
 # Each in a process group of its own, to end all of it.
@@ -38,24 +30,27 @@ trap end EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
-echo "Beside the integration tests: deny and test-chart. To look on: tail -f $log"
-beside </dev/null >"$log" 2>&1 &
-beside=$!
-tests </dev/null &
-tests=$!
-
-# Whichever fails ends the other one.
-finish() { # EXIT_CODE
-  [[ $ended != "$beside" ]] || cat "$log"
-  (($1 == 0)) || exit "$1"
+declare -A logs=()
+beside() { # NAME TARGET...
+  local log=$cache/$1.log
+  shift
+  part "$@" </dev/null >"$log" 2>&1 &
+  logs[$!]=$log
+  echo "Beside the integration tests: $*. To look on: tail -f $log"
 }
-code=0
-wait -n -p ended "$beside" "$tests" || code=$?
-finish "$code"
-if [[ $ended == "$beside" ]]; then ended=$tests; else ended=$beside; fi
-[[ $ended != "$beside" ]] || echo "Waiting for what runs beside: tail -f $log"
-wait "$ended" || code=$?
-finish "$code"
+
+beside e2e test-e2e
+beside checks deny test-chart
+part integration faults </dev/null &
+logs[$!]=/dev/null
+
+while ((${#logs[@]})); do
+  code=0
+  wait -n -p ended "${!logs[@]}" || code=$?
+  cat "${logs[$ended]}"
+  unset "logs[$ended]"
+  ((code == 0)) || exit "$code"
+  ((${#logs[@]} == 0)) || echo "Waiting for what runs beside: tail -f ${logs[*]}"
+done
 # They have ended, so there is nothing to end any more.
 trap - EXIT
-part test-e2e
