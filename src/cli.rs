@@ -560,11 +560,15 @@ impl Run {
     /// The settings of the runs.
     ///
     /// # Errors
-    /// When the file that holds the connection string cannot be read.
+    /// When a file that the settings name cannot be read.
     pub fn settings(self) -> Result<local::Settings, credentials::Error> {
         let Self { files, mongodb, secrets, dry_run, limit, keys, resume, output } = self;
         let (file, given) = (mongodb.mongodb_uri_file.as_deref(), mongodb.mongodb_uri.as_deref());
-        let uri = Files::default().read_line_or("MONGODB_URI_FILE", file, given)?;
+        let mut credentials = Files::default();
+        let uri = credentials.read_line_or("MONGODB_URI_FILE", file, given)?;
+        if let Some(ca) = &mongodb.mongodb_ca_file {
+            credentials.read("MONGODB_CA_FILE", ca)?;
+        }
         Ok(local::Settings {
             files,
             mongodb_uri: uri.unwrap_or_default(),

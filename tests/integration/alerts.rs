@@ -84,7 +84,8 @@ async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
     let (world, http, mail) = (world().await, HttpSink::start().await, MailSink::start().await);
     secret(&world, "slack", &[("url", &format!("{}/services/T0/secret-path", http.url))], "127.0.0.1").await;
     secret(&world, "token", &[("token", "secret-token")], "127.0.0.1").await;
-    secret(&world, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority)], "localhost").await;
+    secret(&world, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority.pem())], "localhost")
+        .await;
     let entry = |name: &str, key: &str| json!({"name": name, "key": key});
     let sinks = json!([
         webhook(&http, HOOK),
@@ -183,7 +184,8 @@ async fn a_sink_that_fails_stalls_and_wants_fewer_messages_gets_each_alert_once_
 #[tokio::test]
 async fn a_mail_server_that_is_away_gets_the_mail_later_and_one_that_refuses_is_told_of() {
     let (world, mail) = (world().await, MailSink::start().await);
-    secret(&world, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority)], "localhost").await;
+    secret(&world, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority.pem())], "localhost")
+        .await;
     secret(&world, "wrong", &[("user", USER), ("password", "wrong")], "localhost").await;
     let entry = |name: &str, key: &str| json!({"name": name, "key": key});
     let smtp = |name: &str, login: &str| {

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, process, time::timeout};
 
 use crate::{
+    certificates::Authority,
+    own::MongoDb,
     support::{PATIENCE, Servers, eventually, unique},
     upstream::{PRIVATE, Peculiar, Upstream},
 };
@@ -428,4 +430,32 @@ async fn a_mongodb_that_cannot_be_reached_ends_the_command() {
     let ended = local.finish(command, &job("users", &full())).await;
     assert_eq!(ended.code, Some(2));
     assert!(ended.stderr.contains("--mongodb-uri"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn an_authority_of_mongodb_is_given_as_a_file() {
+    let local = Local::new().await;
+    let (trusted, other) = (Authority::new(), Authority::new());
+    let both = trusted.certify().in_one_file();
+    let mongodb = MongoDb::start(&["--tlsMode", "requireTLS", "--tlsCertificateKeyFile", both.to_str().unwrap()]);
+    let run = async |authority: Option<&Authority>| {
+        let mut command = local.command(&["-"]);
+        if let Some(authority) = authority {
+            command.arg("--mongodb-ca-file").arg(authority.file());
+        }
+        command.env("MONGODB_URI", format!("{}&tls=true&serverSelectionTimeoutMS=2000", mongodb.url("")));
+        local.finish(command, &job("users", &full())).await
+    };
+    let ended =
+        eventually("MongoDB answers", async || Some(run(Some(&trusted)).await).filter(|ended| ended.code == Some(0)));
+    assert_eq!(ended.await.json()["status"]["phase"], "Complete");
+    for authority in [None, Some(&other)] {
+        let ended = run(authority).await;
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert!(ended.stderr.contains("certificate"), "{}", ended.stderr);
+    }
+    let mut command = local.command(&["-", "--mongodb-ca-file", "nowhere"]);
+    command.env("MONGODB_URI", mongodb.url(""));
+    let ended = local.finish(command, &job("users", &full())).await;
+    assert!(ended.code == Some(2) && ended.stderr.contains("MONGODB_CA_FILE"), "{:?} {}", ended.code, ended.stderr);
 }

@@ -12,6 +12,7 @@
 )]
 
 mod alerts;
+mod certificates;
 mod control;
 mod crashes;
 mod crds;

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -19,7 +19,10 @@ use axum::{
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
 
-use crate::support::{eventually, free_port, unique, variable};
+use crate::{
+    certificates::Authority,
+    support::{eventually, free_port, unique, variable},
+};
 
 /// An HTTP server that is up for as long as this is kept.
 pub struct HttpSink {
@@ -137,7 +140,7 @@ async fn take(State(books): State<Arc<Mutex<Books>>>, uri: Uri, headers: HeaderM
 /// A mail server that is up for as long as this is kept. Wants STARTTLS, and then the login.
 pub struct MailSink {
     pub port: u16,
-    pub authority: String,
+    pub authority: Authority,
     folder: PathBuf,
     server: Child,
 }
@@ -149,21 +152,18 @@ impl MailSink {
     pub async fn start() -> Self {
         let folder = std::env::temp_dir().join(unique("mail"));
         fs::create_dir(&folder).unwrap();
-        let new = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 1";
-        openssl(&folder, &format!("{new} -keyout ca.key -out ca.crt -subj /CN=ca"));
-        let server = "-addext subjectAltName=DNS:localhost -addext basicConstraints=CA:FALSE -CA ca.crt -CAkey ca.key";
-        openssl(&folder, &format!("{new} -keyout tls.key -out tls.crt -subj /CN=server {server}"));
+        let authority = Authority::new();
+        let tls = authority.certify();
         let port = free_port();
         let server = Command::new("python3")
             .arg("tests/integration/smtp.py")
             .arg(port.to_string())
-            .args([&folder, &folder.join("tls.crt"), &folder.join("tls.key")])
+            .args([&folder, &tls.certificate, &tls.key])
             .args([USER, PASSWORD])
             .env("PYTHONPATH", variable("AIOSMTPD"))
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let authority = fs::read_to_string(folder.join("ca.crt")).unwrap();
         let sink = Self { port, authority, folder, server };
         eventually("the mail server is up", async || sink.folder.join("ready").exists().then_some(())).await;
         sink
@@ -195,9 +195,4 @@ impl Drop for MailSink {
         self.server.wait().ok();
         fs::remove_dir_all(&self.folder).ok();
     }
-}
-
-fn openssl(folder: &Path, args: &str) {
-    let made = Command::new("openssl").args(args.split_whitespace()).current_dir(folder).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }

@@ -4,8 +4,6 @@ mod speed;
 
 use std::{
     collections::BTreeMap,
-    path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -20,8 +18,9 @@ use sync_operator::{
 };
 
 use crate::{
+    certificates::Authority,
     operator::{apply_job, finished},
-    support::{World, eventually, unique},
+    support::{World, eventually},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
@@ -315,32 +314,15 @@ async fn addresses_that_are_not_allowed_are_not_asked() {
     assert_eq!(upstream.requests(), 0);
 }
 
-fn openssl(folder: &Path, args: &str) {
-    let made = Command::new("openssl").args(args.split_whitespace()).current_dir(folder).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-}
-
 #[tokio::test]
 async fn the_server_has_to_prove_who_it_is() {
-    let folder = std::env::temp_dir().join(unique("source-tls"));
-    std::fs::create_dir(&folder).unwrap();
-    let new = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 1";
-    for authority in ["ca", "other"] {
-        openssl(&folder, &format!("{new} -keyout {authority}.key -out {authority}.crt -subj /CN={authority}"));
-    }
-    openssl(
-        &folder,
-        &format!(
-            "{new} -keyout tls.key -out tls.crt -subj /CN=server -addext subjectAltName=IP:127.0.0.1 \
-             -addext basicConstraints=CA:FALSE -CA ca.crt -CAkey ca.key"
-        ),
-    );
-    let upstream = Upstream::start_tls(&folder.join("tls.crt"), &folder.join("tls.key")).await;
+    let (trusted, other) = (Authority::new(), Authority::new());
+    let tls = trusted.certify();
+    let upstream = Upstream::start_tls(&tls.certificate, &tls.key).await;
     let world = World::new().await;
     world.seed(3, 0).await;
-    for authority in ["ca", "other"] {
-        let text = std::fs::read_to_string(folder.join(format!("{authority}.crt"))).unwrap();
-        secret(&world, authority, &[("ca.crt", &text)], "").await;
+    for (name, authority) in [("ca", &trusted), ("other", &other)] {
+        secret(&world, name, &[("ca.crt", &authority.pem())], "").await;
     }
     let (_operator, _) = world.all(&ALLOWED);
     let mut one_try = spec(&upstream);
@@ -358,7 +340,6 @@ async fn the_server_has_to_prove_who_it_is() {
     one_try["source"]["graphQL"]["caSecretRef"] = json!({"name": "ca", "key": "ca.crt"});
     let status = run(&world, "right", one_try).await;
     assert_eq!((counts(&status), upstream.requests()), ((3, 0, 0), 1));
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]
