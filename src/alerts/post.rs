@@ -14,7 +14,7 @@ use crate::{
     network,
     sync::source::{
         egress::{Denied, NotAllowed},
-        rest,
+        limits,
     },
 };
 
@@ -71,7 +71,7 @@ fn headers(given: &[(&'static str, String)]) -> Result<HeaderMap, Refusal> {
 
 fn judge(status: StatusCode, headers: &HeaderMap) -> Result<(), Refusal> {
     let code = status.as_u16();
-    let rest = rest(headers, Timestamp::now());
+    let rest = limits::pause(headers, Timestamp::now());
     match code {
         200..=299 => Ok(()),
         429 => Err(Refusal { rest, ..outage("it wants fewer messages (429)") }),

@@ -54,6 +54,8 @@ pub mod reasons {
     pub const RUNNING: &str = "Running";
     /// An attempt failed; the next one is due after the backoff.
     pub const RETRYING: &str = "Retrying";
+    /// The source limits requests; the run continues after the pause that it asked for.
+    pub const RATE_LIMITED: &str = "RateLimited";
     /// The run has failed; its documents are put back as they were.
     pub const ROLLING_BACK: &str = "RollingBack";
     /// The run did all its work.

@@ -30,19 +30,26 @@ pub(super) fn pointer(field: &str, example: &str) -> Rule {
     ))
 }
 
-/// A place to be filled in that `endpoint` has when, and only when, `holds` is true. `setting` says what that is.
+/// A place to be filled in that `rest.endpoint` has when, and only when, `holds` is true. `setting` says what that is.
 pub(super) fn place(name: &str, setting: &str, holds: &str) -> Rule {
-    Rule::new(format!("self.endpoint.contains('{{{name}}}') == ({holds})"))
-        .message(&*format!("endpoint with {{{name}}} and {setting} go together: set both, or remove {{{name}}}"))
+    Rule::new(format!("!has(self.rest) || self.rest.endpoint.contains('{{{name}}}') == ({holds})"))
+        .message(&*format!(
+            "source.rest.endpoint with {{{name}}} and {setting} go together: set both, or remove {{{name}}}"
+        ))
+        .field_path(".rest.endpoint")
 }
 
-/// For a source of this kind: walking through pages is for full runs.
-pub(super) fn full(kind: &str) -> Rule {
-    Rule::new(format!(
-        "!has(self.source) || !has(self.source.{kind}) || self.source.{kind}.batching != 'Pages' || self.syncType == 'Full'"
-    ))
-    .message(&*format!("source.{kind}.batching Pages needs syncType Full: set it, or ask PerBatch or PerUser"))
-    .field_path(format!(".source.{kind}.batching"))
+/// Walking through pages is for full runs.
+pub(super) fn full() -> Rule {
+    Rule::new("!has(self.source) || self.source.batching != 'Pages' || self.syncType == 'Full'")
+        .message("source.batching Pages needs syncType Full: set it, or ask PerBatch or PerUser")
+        .field_path(".source.batching")
+}
+
+/// An IANA name of a time zone. `field` is named in the message.
+pub(super) fn time_zone(field: &str) -> Rule {
+    Rule::new(r"self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$') && self != 'Local'")
+        .message(&*format!("{field} must be an IANA name, such as Europe/Berlin"))
 }
 
 /// An http or https URL without user, password and fragment. `field` is named in the message.

@@ -1,5 +1,7 @@
 //! Where a run fetches what documents should be, and what of it goes into them.
 
+use std::fmt;
+
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -7,10 +9,21 @@ use serde_json::{Map, Value};
 
 use super::{GoDuration, rules};
 
-/// Where a run fetches what documents should be.
+/// An API over HTTP that says what documents should be, and how a run asks it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.graphQL) != has(self.rest)").message("source needs either graphQL or rest: set one of them"))]
+#[x_kube(
+    validation = Rule::new("has(self.graphQL) != has(self.rest)").message("source needs either graphQL or rest: set one of them"),
+    validation = Rule::new("(self.batching == 'Pages') == has(self.pagination)").message("source.pagination and batching Pages go together: set both, or remove pagination"),
+    validation = Rule::new("!self.upsert || self.batching == 'Pages'").message("source.upsert needs batching Pages: other runs know only what is there").field_path(".upsert"),
+    validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("source.onMissing Mark and Delete need batching PerUser or Pages: what is missing in a list may only have been cut off").field_path(".onMissing"),
+    validation = Rule::new("!has(self.pagination) || self.pagination.by != 'Link' || has(self.rest)").message("source.pagination.by Link is for rest: use Cursor or Number").field_path(".pagination.by"),
+    validation = rules::place("id", "batching PerUser", "self.batching == 'PerUser'"),
+    validation = rules::place("ids", "batching PerBatch", "self.batching == 'PerBatch'"),
+    validation = rules::place("page", "pagination.by Number", "has(self.pagination) && self.pagination.by == 'Number'"),
+    validation = rules::place("after", "pagination.by Cursor", "has(self.pagination) && self.pagination.by == 'Cursor'"),
+    validation = Rule::new("!has(self.rest) || !self.rest.endpoint.contains('{first}') || self.batching == 'Pages'").message("source.rest.endpoint with {first} needs batching Pages: remove it, or set batching Pages").field_path(".rest.endpoint")
+)]
 pub struct Source {
     /// A GraphQL API over HTTP.
     #[serde(rename = "graphQL", default, skip_serializing_if = "Option::is_none")]
@@ -19,85 +32,7 @@ pub struct Source {
     /// An API that answers GET with JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<Rest>,
-}
 
-/// A GraphQL API over HTTP.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.pagination) || self.pagination.by != 'Link'").message("pagination.by Link is for rest: use Cursor or Number").field_path(".pagination.by"))]
-pub struct GraphQl {
-    /// Address of the API, such as `https://gitlab.example.com/api/graphql`. Addresses of private networks, and
-    /// `http://`, only where the operator's `--source-allowed-hosts` or `--source-allowed-cidrs` allow them.
-    /// Redirects are not followed.
-    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ ]+([/?][^# ]*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://gitlab.example.com/api/graphql: tokens belong into tokenSecretRef"))]
-    #[schemars(length(max = 1024))]
-    pub endpoint: String,
-
-    /// The query. The keys of the documents come in as its variable `$ids` (PerBatch), or `$id` (PerUser). For Pages,
-    /// `$first` is `batchSize`, and `$after` or `$page` says which page.
-    #[schemars(length(min = 1, max = 16384))]
-    pub query: String,
-
-    /// Which operation of the query is meant, when it holds several.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
-    pub operation_name: Option<String>,
-
-    /// Further variables of the query. `ids`, `id`, `first`, `after` and `page` are set for each request.
-    #[serde(default, skip_serializing_if = "Variables::is_empty")]
-    pub variables: Variables,
-
-    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser), such
-    /// as `/data/users/nodes`.
-    #[x_kube(validation = rules::pointer("resultPath", "/data/users/nodes"))]
-    #[schemars(length(max = 256))]
-    pub result_path: String,
-
-    /// What it has in common with other APIs.
-    #[serde(flatten)]
-    pub http: Http,
-}
-
-/// An API that answers GET with JSON.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = rules::place("id", "batching PerUser", "self.batching == 'PerUser'"),
-    validation = rules::place("ids", "batching PerBatch", "self.batching == 'PerBatch'"),
-    validation = rules::place("page", "pagination.by Number", "has(self.pagination) && self.pagination.by == 'Number'"),
-    validation = rules::place("after", "pagination.by Cursor", "has(self.pagination) && self.pagination.by == 'Cursor'"),
-    validation = Rule::new("!self.endpoint.contains('{first}') || self.batching == 'Pages'").message("endpoint with {first} needs batching Pages: remove it, or set batching Pages")
-)]
-pub struct Rest {
-    /// Address of what is asked for. In its path or query, `{id}` is the key of the document (PerUser), `{ids}` are those
-    /// of a batch, separated by commas (PerBatch). For Pages, `{page}` or `{after}` says which page, and `{first}` is
-    /// `batchSize`. Addresses of private networks, and `http://`, only where the operator's `--source-allowed-hosts` or
-    /// `--source-allowed-cidrs` allow them. Redirects are not followed.
-    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ {}]+([/?]([^# {}]|[{](id|ids|page|after|first)[}])*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://api.example.com/users/{id}, and with no other braces than {id}, {ids}, {page}, {after} and {first}, after its host: tokens belong into tokenSecretRef"))]
-    #[schemars(length(max = 1024))]
-    pub endpoint: String,
-
-    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser), such
-    /// as `/users`. Without it, the answer is that.
-    #[serde(default)]
-    #[x_kube(validation = rules::pointer("resultPath", "/users"))]
-    #[schemars(length(max = 256))]
-    pub result_path: String,
-
-    /// What it has in common with other APIs.
-    #[serde(flatten)]
-    pub http: Http,
-}
-
-/// What APIs over HTTP have in common.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("(self.batching == 'Pages') == has(self.pagination)").message("pagination and batching Pages go together: set both, or remove pagination"),
-    validation = Rule::new("!self.upsert || self.batching == 'Pages'").message("upsert needs batching Pages: other runs know only what is there"),
-    validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("onMissing Mark and Delete need batching PerUser or Pages: what is missing in a list may only have been cut off")
-)]
-pub struct Http {
     /// PerBatch asks once for each batch, and expects a list. PerUser asks once for each document. Pages walks through all
     /// that the API has, page by page, and needs `syncType: Full`.
     #[serde(default)]
@@ -128,15 +63,13 @@ pub struct Http {
 
     /// What to do about a document that the API has no result for. Fail counts it as failed: a list may be shorter than
     /// asked for, as where the API cuts it into pages. Ignore leaves it as it is, unstamped. Mark writes the time into
-    /// `missingField`, Delete removes the document; neither is for PerBatch.
+    /// `missing.field`, Delete removes the document; neither is for PerBatch.
     #[serde(default)]
     pub on_missing: OnMissing,
 
-    /// For `onMissing: Mark`: field with the time since which the API has no result. Removed when it has one again.
-    #[serde(default = "default_missing_field")]
-    #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("missingField must be a field path without $, such as missingSince, and not _id"))]
-    #[schemars(length(max = 128))]
-    pub missing_field: String,
+    /// For `onMissing: Mark`: what is written into a document that the API has no result for.
+    #[serde(default)]
+    pub missing: Mark,
 
     /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. It has to name the hosts
     /// that may receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=gitlab.example.com`.
@@ -158,10 +91,68 @@ pub struct Http {
     #[x_kube(validation = rules::duration("timeout", "1s", "10m", "30s"))]
     pub timeout: GoDuration,
 
-    /// Most requests to this endpoint, of all runs on all workers together. Beside it, `Retry-After` and the headers
+    /// Further tries of a request that failed for a reason that another one may not meet, such as a timeout or a status of
+    /// 5xx, 0 to 10.
+    #[serde(default = "default_request_retries")]
+    #[x_kube(validation = rules::range("requestRetries", 0, 10))]
+    pub request_retries: i32,
+
+    /// Most requests to this API, of all runs on all workers together. Beside it, `Retry-After` and the headers
     /// with which GitLab and GitHub tell of their limits are always heeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+}
+
+/// A GraphQL API over HTTP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GraphQl {
+    /// Address of the API, such as `https://gitlab.example.com/api/graphql`. Addresses of private networks, and
+    /// `http://`, only where the operator's `--source-allowed-hosts` or `--source-allowed-cidrs` allow them.
+    /// Redirects are not followed.
+    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ ]+([/?][^# ]*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://gitlab.example.com/api/graphql: tokens belong into tokenSecretRef"))]
+    #[schemars(length(max = 1024))]
+    pub endpoint: String,
+
+    /// The query. The keys of the documents come in as its variable `$ids` (PerBatch), or `$id` (PerUser). For Pages,
+    /// `$first` is `batchSize`, and `$after` or `$page` says which page.
+    #[schemars(length(min = 1, max = 16384))]
+    pub query: String,
+
+    /// Which operation of the query is meant, when it holds several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub operation_name: Option<String>,
+
+    /// Further variables of the query. `ids`, `id`, `first`, `after` and `page` are set for each request.
+    #[serde(default, skip_serializing_if = "Variables::is_empty")]
+    pub variables: Variables,
+
+    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser), such
+    /// as `/data/users/nodes`.
+    #[x_kube(validation = rules::pointer("resultPath", "/data/users/nodes"))]
+    #[schemars(length(max = 256))]
+    pub result_path: String,
+}
+
+/// An API that answers GET with JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rest {
+    /// Address of what is asked for. In its path or query, `{id}` is the key of the document (PerUser), `{ids}` are those
+    /// of a batch, separated by commas (PerBatch). For Pages, `{page}` or `{after}` says which page, and `{first}` is
+    /// `batchSize`. Addresses of private networks, and `http://`, only where the operator's `--source-allowed-hosts` or
+    /// `--source-allowed-cidrs` allow them. Redirects are not followed.
+    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ {}]+([/?]([^# {}]|[{](id|ids|page|after|first)[}])*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://api.example.com/users/{id}, and with no other braces than {id}, {ids}, {page}, {after} and {first}, after its host: tokens belong into tokenSecretRef"))]
+    #[schemars(length(max = 1024))]
+    pub endpoint: String,
+
+    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser), such
+    /// as `/users`. Without it, the answer is that.
+    #[serde(default)]
+    #[x_kube(validation = rules::pointer("resultPath", "/users"))]
+    #[schemars(length(max = 256))]
+    pub result_path: String,
 }
 
 /// How documents are asked for.
@@ -230,6 +221,23 @@ pub enum OnMissing {
     Delete,
 }
 
+/// What is written into a document that the source does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Mark {
+    /// Field with the time since which the source does not have the document. Removed when it has it again.
+    #[serde(default = "default_missing_field")]
+    #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("missing.field must be a field path without $, such as missingSince, and not _id"))]
+    #[schemars(length(max = 128))]
+    pub field: String,
+}
+
+impl Default for Mark {
+    fn default() -> Self {
+        Self { field: default_missing_field() }
+    }
+}
+
 /// An entry of a Secret of the SyncJob's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
@@ -295,7 +303,10 @@ impl JsonSchema for Variables {
 /// What goes into one field of a document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.from) != has(self.value)").message("mapping[] needs either from, a JSON pointer into the result, or value, a constant"))]
+#[x_kube(
+    validation = Rule::new("has(self.from) != has(self.value)").message("mapping[] needs either from, a JSON pointer into the result, or value, a constant"),
+    validation = Rule::new("!has(self.timeZone) || self.type == 'Date'").message("mapping[].timeZone needs type Date: set it, or remove timeZone").field_path(".timeZone")
+)]
 pub struct MappedField {
     /// Field of the document that is written, such as `name` or `profile.email`.
     #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("mapping[].to must be a field path without $, such as name or profile.email, and not _id"))]
@@ -316,6 +327,12 @@ pub struct MappedField {
     /// What the value is made into. Any takes it as it is.
     #[serde(rename = "type", default)]
     pub type_: FieldType,
+
+    /// For Date: IANA name of the time zone of values that name none, such as `Europe/Berlin`. Default: UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::time_zone("mapping[].timeZone"))]
+    #[schemars(length(max = 64))]
+    pub time_zone: Option<String>,
 
     /// What to do when the value is null, or not there. Skip leaves the field as it is, Unset removes it, Set makes it
     /// null.
@@ -338,10 +355,30 @@ pub enum FieldType {
     Double,
     /// True or false, also as texts.
     Bool,
-    /// A date, from a text such as `2026-01-31T10:00:00Z` or `2026-01-31`.
+    /// A decimal number (Decimal128), from a number or a text.
+    Decimal,
+    /// A date, from a text such as `2026-01-31T10:00:00Z`, `2026-01-31 10:00` or `2026-01-31`. One without a zone is in
+    /// `timeZone`, and one without a time is at midnight.
     Date,
+    /// A date, from the seconds since 1970 in UTC.
+    EpochSeconds,
+    /// A date, from the milliseconds since 1970 in UTC.
+    EpochMillis,
     /// An ObjectId, from its 24 hexadecimal digits.
     ObjectId,
+    /// A UUID (binary, subtype 4), from a text such as `123e4567-e89b-12d3-a456-426614174000`.
+    #[serde(rename = "UUID")]
+    Uuid,
+}
+
+impl fmt::Display for FieldType {
+    /// As in a manifest.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uuid => f.write_str("UUID"),
+            other => fmt::Debug::fmt(other, f),
+        }
+    }
 }
 
 /// What to do about a value that is not there.
@@ -366,9 +403,23 @@ fn default_key_path() -> String {
 fn default_missing_field() -> String {
     "missingSince".to_owned()
 }
+fn default_request_retries() -> i32 {
+    5
+}
 fn default_timeout() -> GoDuration {
     GoDuration::new("30s")
 }
 fn default_per() -> GoDuration {
     GoDuration::new("1s")
+}
+
+/// A source of this kind in a manifest, whose own fields stand among those that all sources share.
+#[cfg(test)]
+pub(crate) fn manifest(kind: &str, fields: &Value) -> Value {
+    const OWN: [&str; 5] = ["endpoint", "query", "operationName", "variables", "resultPath"];
+    let fields = fields.as_object().cloned().unwrap_or_default();
+    let (own, mut shared): (Map<_, _>, Map<_, _>) =
+        fields.into_iter().partition(|(name, _)| OWN.contains(&name.as_str()));
+    shared.insert(kind.to_owned(), own.into());
+    shared.into()
 }

@@ -57,8 +57,7 @@ use super::{
     validation = Rule::new("has(self.source) || !has(self.mapping)").message("mapping needs source: remove it, or set source").field_path(".mapping"),
     validation = Rule::new("has(self.source) || self.transaction == 'None'").message("transaction Batch needs source: remove it, or set source").field_path(".transaction"),
     validation = Rule::new("self.transaction == 'Batch' || self.onFailure == 'Keep'").message("onFailure Rollback needs transaction Batch: set both, or neither").field_path(".onFailure"),
-    validation = rules::full("graphQL"),
-    validation = rules::full("rest")
+    validation = rules::full()
 )]
 pub struct SyncJobSpec {
     /// What kind of record is synchronised. It presets `target.collection`: User means `users`, Project
@@ -258,25 +257,20 @@ impl Default for Backoff {
 }
 
 /// When refused documents make the run fail.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FailurePolicy {
     /// The run fails when at least this share of the processed documents failed, 1 to 100 per cent.
-    /// 100: only when all of them did.
-    #[serde(default = "default_max_failed_percent")]
+    /// 100: only when all of them did. Default: 50 with `source`, 100 without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::range("failurePolicy.maxFailedPercent", 1, 100))]
-    pub max_failed_percent: i32,
-}
-
-impl Default for FailurePolicy {
-    fn default() -> Self {
-        Self { max_failed_percent: default_max_failed_percent() }
-    }
+    pub max_failed_percent: Option<i32>,
 }
 
 /// The documents a run works on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.lastSyncedField != self.keyField && !self.lastSyncedField.startsWith(self.keyField + '.') && !self.keyField.startsWith(self.lastSyncedField + '.')").message("target.lastSyncedField must not be target.keyField, nor a part of it, nor the reverse: name a field of its own").field_path(".lastSyncedField"))]
 pub struct Target {
     /// Database. Default: the operator's `MONGODB_DATABASE`; another one is refused unless the operator's
     /// `--allowed-databases` names it.
@@ -556,9 +550,6 @@ fn default_backoff_jitter() -> f64 {
 fn default_active_deadline() -> GoDuration {
     GoDuration::new("1h")
 }
-fn default_max_failed_percent() -> i32 {
-    100
-}
 fn default_key_field() -> String {
     "_id".to_owned()
 }
@@ -595,6 +586,6 @@ mod tests {
         assert_eq!(spec.sync_type, SyncMode::Incremental);
         assert_eq!(spec.active_deadline.as_str(), "1h");
         assert_eq!(spec.target.key_field, "_id");
-        assert_eq!(spec.failure_policy.max_failed_percent, 100);
+        assert_eq!(spec.failure_policy.max_failed_percent, None);
     }
 }

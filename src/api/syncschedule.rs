@@ -59,7 +59,7 @@ pub struct SyncScheduleSpec {
 
     /// IANA name of the time zone of `schedule`, such as `Europe/Berlin`. Default: UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new(r"self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$') && self != 'Local'").message("timeZone must be an IANA name, such as Europe/Berlin"))]
+    #[x_kube(validation = rules::time_zone("timeZone"))]
     #[schemars(length(max = 64))]
     pub time_zone: Option<String>,
 

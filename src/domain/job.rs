@@ -198,6 +198,11 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
             reconciling(reasons::RUNNING, with_warning("A worker is at it".to_owned(), run));
         }
         State::Parked => {}
+        State::Delayed if run.checkpoint.is_paused => {
+            status.phase = Some(Phase::Queued);
+            let when = run.retry_at.map_or_else(String::new, |at| format!(" at {}", from_seconds(at.as_second())));
+            reconciling(reasons::RATE_LIMITED, format!("The source limits requests; the run continues{when}"));
+        }
         State::Delayed => {
             status.phase = Some(Phase::Retrying);
             let why = run.history.last().map_or("the attempt failed", |attempt| attempt.message.as_str());
@@ -210,7 +215,7 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
                 format!("{} of {} documents updated, {} failed", counts.updated, counts.processed, counts.failed);
             let message = match &run.checkpoint.paging {
                 Some(paging) if paging.is_unsure => format!(
-                    "{message}. More than {MAX_FAILURES} of the source's results failed, so no document was taken to be missing there"
+                    "{message}. More than {MAX_FAILURES} of the source's results failed, or one has no usable key, so no document was taken to be missing there"
                 ),
                 _ => message,
             };
@@ -261,7 +266,7 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
     }
     Some(match new.phase? {
         Phase::Pending | Phase::RollingBack => return None,
-        Phase::Queued => Note::normal("RunQueued", "Waiting for a worker"),
+        Phase::Queued => Note::normal("RunQueued", message(RECONCILING)),
         Phase::Running => {
             Note::normal("RunStarted", format!("Started by worker {}", new.worker.as_deref().unwrap_or("?")))
         }

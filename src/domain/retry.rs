@@ -21,11 +21,12 @@ pub enum Retry {
 }
 
 /// Decides what follows the failure of attempt number `attempts` (1 for the first one), when another attempt may succeed.
-/// `random` is uniform in 0..1 and spreads the retries of runs that failed together.
+/// `fruitless` of them count against the backoff limit: an attempt that brought the run further does not, unless there are no
+/// retries at all. `random` is uniform in 0..1 and spreads the retries of runs that failed together.
 #[must_use]
-pub fn after_failure(spec: &RunSpec, attempts: u32, last: &Outcome, random: f64) -> Retry {
-    if attempts <= spec.retries {
-        return Retry::After(spec.backoff.delay(attempts, random));
+pub fn after_failure(spec: &RunSpec, attempts: u32, fruitless: u32, last: &Outcome, random: f64) -> Retry {
+    if spec.retries > 0 && fruitless <= spec.retries {
+        return Retry::After(spec.backoff.delay(fruitless.max(1), random));
     }
     Retry::GiveUp(Outcome {
         reason: reasons::BACKOFF_LIMIT_EXCEEDED.to_owned(),
@@ -49,7 +50,7 @@ pub fn record(history: &mut Vec<Attempt>, number: u32, start: Timestamp, end: Ti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::SyncJobSpec;
+    use crate::{api::SyncJobSpec, domain::run::Checkpoint};
 
     fn outcome() -> Outcome {
         Outcome { reason: "Unreachable".to_owned(), message: "the connection to MongoDB broke".to_owned() }
@@ -58,8 +59,10 @@ mod tests {
     #[test]
     fn an_attempt_is_retried_up_to_the_backoff_limit() {
         let spec = RunSpec::parse(&SyncJobSpec::default()).unwrap();
-        for (attempts, seconds) in [(1, Some(5)), (2, Some(25)), (3, Some(125)), (4, None)] {
-            let retry = after_failure(&spec, attempts, &outcome(), 0.5);
+        for (attempts, fruitless, seconds) in
+            [(1, 1, Some(5)), (2, 2, Some(25)), (3, 3, Some(125)), (4, 4, None), (1, 0, Some(5)), (9, 2, Some(25))]
+        {
+            let retry = after_failure(&spec, attempts, fruitless, &outcome(), 0.5);
             match (retry, seconds) {
                 (Retry::After(delay), Some(seconds)) => assert_eq!(delay.as_secs(), seconds),
                 (Retry::GiveUp(end), None) => {
@@ -72,6 +75,19 @@ mod tests {
                 (retry, _) => panic!("attempt {attempts}: {retry:?}"),
             }
         }
+    }
+
+    #[test]
+    fn attempts_that_come_further_do_not_count() {
+        let mut checkpoint = Checkpoint::default();
+        let mut fail_at = |processed| {
+            checkpoint.counts.processed = processed;
+            checkpoint.count_failure()
+        };
+        assert_eq!([0, 10, 10, 5, 20, 20].map(&mut fail_at), [1, 1, 2, 3, 3, 4]);
+        let spec = serde_json::from_value(serde_json::json!({"backoffLimit": 0})).unwrap();
+        let none = after_failure(&RunSpec::parse(&spec).unwrap(), 1, 0, &outcome(), 0.5);
+        assert!(matches!(none, Retry::GiveUp(_)), "no retries are no retries");
     }
 
     #[test]

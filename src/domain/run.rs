@@ -27,6 +27,9 @@ pub const JOURNALS: &str = "sync_journal.";
 /// `staleAfter` of an Incremental run that no schedule made.
 const DEFAULT_STALE_AFTER: Duration = Duration::from_mins(10);
 
+/// Share of failed documents with which a run with a source fails.
+const DEFAULT_MAX_FAILED_PERCENT: i64 = 50;
+
 /// What travels through the queue with a run. Opaque to the queue.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Payload {
@@ -56,12 +59,37 @@ pub struct Checkpoint {
     /// Keys of the first documents that would be written, were this no dry run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<String>,
+    /// True while the run waits because the source limits requests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_paused: bool,
+    /// The most documents that an attempt had handled when it failed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub furthest: i64,
+    /// Attempts that failed without coming further than the ones before: these count against `backoffLimit`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub fruitless: i64,
     /// What makes the run slower than it could be, and how to mend that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &i64) -> bool {
+    *count == 0
+}
+
 impl Checkpoint {
+    /// Counts a failed attempt against `backoffLimit`, unless it brought the run further than any attempt before. Returns how many
+    /// count.
+    pub fn count_failure(&mut self) -> u32 {
+        if self.counts.processed > self.furthest {
+            self.furthest = self.counts.processed;
+        } else {
+            self.fruitless += 1;
+        }
+        u32::try_from(self.fruitless).unwrap_or(u32::MAX)
+    }
+
     /// Keeps the first failures of a run, up to [`MAX_FAILURES`].
     pub fn add_failures(&mut self, failures: Vec<DocumentFailure>) {
         let room = MAX_FAILURES.saturating_sub(self.failures.len());
@@ -79,7 +107,7 @@ pub struct Paging {
     pub results: u64,
     /// Those that failed, which are the first of the run's failures.
     pub failed: u64,
-    /// Too many failed to tell them from documents that are missing in the source.
+    /// Which documents the source does not list is not known: too many results failed, or one has no usable key.
     #[serde(default)]
     pub is_unsure: bool,
 }
@@ -252,6 +280,14 @@ pub enum SpecError {
     /// A cron expression or time zone that gives no slots.
     #[error(transparent)]
     Cron(#[from] super::cron::Invalid),
+    /// A time zone that is not in the database of time zones.
+    #[error("{field}: {name:?} is not known; use an IANA name such as Europe/Berlin")]
+    TimeZone {
+        /// Path in the spec.
+        field: &'static str,
+        /// The name found.
+        name: String,
+    },
     /// A field that means nothing without another one.
     #[error("{0} needs {1}: remove it, or set {1}")]
     Needs(&'static str, &'static str),
@@ -280,9 +316,12 @@ pub enum SpecError {
     /// No source, or two of them.
     #[error("source needs either graphQL or rest: set one of them")]
     OneSource,
-    /// A mistake in a source of this kind, whose text begins with the field.
-    #[error("source.{0}.{1}")]
-    Source(&'static str, Box<SpecError>),
+    /// A mistake in the source, whose text begins with the field.
+    #[error("source.{0}")]
+    Source(Box<SpecError>),
+    /// A mistake in what only sources of this kind have, whose text begins with the field.
+    #[error("{0}.{1}")]
+    OfKind(&'static str, Box<SpecError>),
     /// An endpoint that is no URL, or holds a password.
     #[error(
         "endpoint must be an http or https URL without user and password, such as https://gitlab.example.com/api/graphql"
@@ -310,8 +349,13 @@ pub enum SpecError {
         "mapping[].to {0} and {1} overlap: map one of them, and neither target.keyField nor target.lastSyncedField"
     )]
     Overlap(String, String),
+    /// A stamp that would overwrite what tells documents apart.
+    #[error(
+        "target.lastSyncedField must not be target.keyField, nor a part of it, nor the reverse: name a field of its own"
+    )]
+    Stamp,
     /// A mark that would overwrite what tells documents apart.
-    #[error("missingField must not be a part of {0}, nor the reverse: name a field of its own")]
+    #[error("missing.field must not be a part of {0}, nor the reverse: name a field of its own")]
     Mark(String),
 }
 
@@ -349,6 +393,9 @@ impl RunSpec {
             _ if path.contains('$') || path.starts_with('.') => Err(SpecError::FieldPath { field, example }),
             _ => Ok(path.to_owned()),
         };
+        if source::overlap(&target.key_field, &target.last_synced_field) {
+            return Err(SpecError::Stamp);
+        }
         let stale_after = spec.stale_after.as_ref().map(|value| duration("staleAfter", value)).transpose()?;
         Ok(Self {
             stale_after: match spec.sync_type {
@@ -365,12 +412,11 @@ impl RunSpec {
                 jitter: spec.backoff.jitter.clamp(0.0, 1.0),
             },
             active_deadline: duration("activeDeadline", &spec.active_deadline)?,
-            max_failed_percent: range(
-                "failurePolicy.maxFailedPercent",
-                spec.failure_policy.max_failed_percent,
-                1,
-                100,
-            )?,
+            max_failed_percent: match (spec.failure_policy.max_failed_percent, &spec.source) {
+                (Some(percent), _) => range("failurePolicy.maxFailedPercent", percent, 1, 100)?,
+                (None, Some(_)) => DEFAULT_MAX_FAILED_PERCENT,
+                (None, None) => 100,
+            },
             database: target.database.clone(),
             collection,
             key_field: field_path("target.keyField", &target.key_field, "_id")?,
@@ -443,6 +489,10 @@ mod tests {
             (json!({"target": {"collection": "sync_journal.a"}}), "target.collection: \"sync_journal.a\" is reserved"),
             (json!({"onFailure": "Rollback"}), "onFailure Rollback needs transaction Batch"),
             (json!({"target": {"keyField": "$a"}}), "target.keyField must be a field path without $"),
+            (
+                json!({"target": {"keyField": "account.id", "lastSyncedField": "account"}}),
+                "target.lastSyncedField must not be target.keyField",
+            ),
             (json!({"target": {"filter": {"$and": [{"$where": "1"}]}}}), "target.filter: $where runs code"),
         ] {
             let error = parse(spec.clone()).unwrap_err();
@@ -474,5 +524,9 @@ mod tests {
         assert!(run(100).too_many_failed(&counts(10, 10)));
         assert!(run(10).too_many_failed(&counts(1, 10)));
         assert!(!run(11).too_many_failed(&counts(1, 10)));
+        let source = json!({"source": {"rest": {"endpoint": "https://a/{ids}"}}});
+        for (spec, percent) in [(json!({}), 100), (source, 50)] {
+            assert_eq!(parse(spec.clone()).unwrap().max_failed_percent, percent, "{spec}");
+        }
     }
 }

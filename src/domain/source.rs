@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use jsonptr::PointerBuf;
 use serde_json::{Map, Value};
 
@@ -12,8 +13,8 @@ use super::{
 use crate::api::{
     SyncJobSpec,
     source::{
-        Batching, FieldType, GraphQl, HeaderFrom, Http, MappedField, OnMissing, OnNull, PageBy, Pagination, RateLimit,
-        Rest, SecretKey,
+        Batching, FieldType, GraphQl, HeaderFrom, MappedField, OnMissing, OnNull, PageBy, Pagination, RateLimit, Rest,
+        SecretKey, Source,
     },
     syncjob::SyncMode,
 };
@@ -57,6 +58,8 @@ pub struct SourceSpec {
     pub missing: Missing,
     /// Longest wait for an answer.
     pub timeout: Duration,
+    /// Further tries of a request.
+    pub retries: u32,
     /// How requests of all runs follow each other.
     pub pace: Option<Pace>,
     /// Secret with the token.
@@ -68,9 +71,15 @@ pub struct SourceSpec {
 }
 
 impl SourceSpec {
-    /// Path of one of its fields in the spec, such as `source.rest.timeout`.
+    /// Path of one of the source's fields in the spec, such as `source.timeout`.
     #[must_use]
     pub fn field(&self, name: &str) -> String {
+        format!("source.{name}")
+    }
+
+    /// Path of a field that sources of its kind have for themselves, such as `source.rest.endpoint`.
+    #[must_use]
+    pub fn own_field(&self, name: &str) -> String {
         let kind = if self.request == Request::Rest { REST } else { GRAPH_QL };
         format!("source.{kind}.{name}")
     }
@@ -110,8 +119,10 @@ pub struct Mapped {
     pub to: String,
     /// Where the value is from.
     pub origin: Origin,
-    /// What it is made into.
+    /// What it is converted to.
     pub type_: FieldType,
+    /// Time zone of dates that name none.
+    pub zone: TimeZone,
     /// What to do when there is none.
     pub on_null: OnNull,
 }
@@ -171,101 +182,108 @@ pub(super) fn parse(spec: &SyncJobSpec) -> Result<Option<SourceSpec>, SpecError>
     let Some(source) = &spec.source else {
         return if spec.mapping.is_empty() { Ok(None) } else { Err(SpecError::Needs("mapping", "source")) };
     };
-    let (kind, http, parsed) = match (&source.graph_ql, &source.rest) {
-        (Some(source), None) => (GRAPH_QL, &source.http, graph_ql(source, spec)),
-        (None, Some(source)) => (REST, &source.http, rest(source, spec)),
+    let of_kind = |kind, error| SpecError::OfKind(kind, Box::new(error));
+    let (endpoint, request, result) = match (&source.graph_ql, &source.rest) {
+        (Some(of), None) => graph_ql(of).map_err(|error| of_kind(GRAPH_QL, error)),
+        (None, Some(of)) => rest(of, source).map_err(|error| of_kind(REST, error)),
         _ => return Err(SpecError::OneSource),
-    };
-    let parsed = parsed.map_err(|error| SpecError::Source(kind, Box::new(error)))?;
-    let missing_field = (http.on_missing == OnMissing::Mark).then_some(http.missing_field.as_str());
+    }
+    .map_err(|error| SpecError::Source(Box::new(error)))?;
+    let parsed = shared(source, spec, endpoint, request, result).map_err(|error| SpecError::Source(Box::new(error)))?;
+    let mark = (source.on_missing == OnMissing::Mark).then_some(source.missing.field.as_str());
     let reserved = [&*spec.target.key_field, &*spec.target.last_synced_field];
-    let reserved: Vec<&str> = reserved.into_iter().chain(missing_field).collect();
+    let reserved: Vec<&str> = reserved.into_iter().chain(mark).collect();
     Ok(Some(SourceSpec { mapping: mapping(&spec.mapping, &reserved)?, ..parsed }))
 }
 
-fn graph_ql(source: &GraphQl, spec: &SyncJobSpec) -> Result<SourceSpec, SpecError> {
+/// What sources of one kind have for themselves: the address, what is sent there, and the way to the results.
+type OwnFields = (String, Request, PointerBuf);
+
+fn graph_ql(source: &GraphQl) -> Result<OwnFields, SpecError> {
     let request = Request::GraphQl {
         query: source.query.clone(),
         operation_name: source.operation_name.clone(),
         variables: source.variables.0.clone(),
     };
-    let parsed = common(&source.http, spec, &source.endpoint, request, &source.result_path)?;
-    match parsed.asking {
-        Asking::Pages(Pages { by: By::Link, .. }) => Err(SpecError::Link),
-        _ => Ok(parsed),
-    }
+    Ok((endpoint(&source.endpoint)?, request, pointer("resultPath", &source.result_path)?))
 }
 
-fn rest(source: &Rest, spec: &SyncJobSpec) -> Result<SourceSpec, SpecError> {
-    let parsed = common(&source.http, spec, &source.endpoint, Request::Rest, &source.result_path)?;
-    if !template::is_usable(&source.endpoint) {
+fn rest(rest: &Rest, source: &Source) -> Result<OwnFields, SpecError> {
+    let endpoint = endpoint(&rest.endpoint)?;
+    if !template::is_usable(&endpoint) {
         return Err(SpecError::Places);
     }
-    let by = if let Asking::Pages(pages) = &parsed.asking { Some(&pages.by) } else { None };
+    let by = source.pagination.as_ref().filter(|_| source.batching == Batching::Pages).map(|pagination| pagination.by);
     for (name, setting, is_set) in [
-        ("id", "batching PerUser", matches!(parsed.asking, Asking::PerUser(_))),
-        ("ids", "batching PerBatch", parsed.asking == Asking::PerBatch),
-        ("page", "pagination.by Number", by == Some(&By::Number)),
-        ("after", "pagination.by Cursor", matches!(by, Some(By::Cursor(_)))),
+        ("id", "batching PerUser", source.batching == Batching::PerUser),
+        ("ids", "batching PerBatch", source.batching == Batching::PerBatch),
+        ("page", "pagination.by Number", by == Some(PageBy::Number)),
+        ("after", "pagination.by Cursor", by == Some(PageBy::Cursor)),
     ] {
-        if template::has(&source.endpoint, name) != is_set {
+        if template::has(&endpoint, name) != is_set {
             return Err(SpecError::Place(name, setting));
         }
     }
-    if template::has(&source.endpoint, "first") && by.is_none() {
+    if template::has(&endpoint, "first") && source.batching != Batching::Pages {
         return Err(SpecError::Needs("endpoint with {first}", "batching Pages"));
     }
-    Ok(parsed)
+    Ok((endpoint, Request::Rest, pointer("resultPath", &rest.result_path)?))
 }
 
-fn common(
-    http: &Http,
+fn endpoint(text: &str) -> Result<String, SpecError> {
+    let authority = template::authority(text);
+    if authority.is_empty() || authority.contains('@') { Err(SpecError::Endpoint) } else { Ok(text.to_owned()) }
+}
+
+fn shared(
+    source: &Source,
     spec: &SyncJobSpec,
-    endpoint: &str,
+    endpoint: String,
     request: Request,
-    result_path: &str,
+    result: PointerBuf,
 ) -> Result<SourceSpec, SpecError> {
-    let authority = template::authority(endpoint);
-    if authority.is_empty() || authority.contains('@') {
-        return Err(SpecError::Endpoint);
-    }
     let reserved = [&*spec.target.key_field, &*spec.target.last_synced_field];
-    if http.on_missing == OnMissing::Mark
-        && let Some(other) = reserved.into_iter().find(|other| overlap(&http.missing_field, other))
+    if source.on_missing == OnMissing::Mark
+        && let Some(other) = reserved.into_iter().find(|other| overlap(&source.missing.field, other))
     {
         return Err(SpecError::Mark(other.to_owned()));
     }
-    let concurrency = range("concurrency", http.concurrency, 1, 64)? as usize;
+    let concurrency = range("concurrency", source.concurrency, 1, 64)? as usize;
+    let asking = match source.batching {
+        Batching::PerBatch if matches!(source.on_missing, OnMissing::Mark | OnMissing::Delete) => {
+            return Err(SpecError::Needs("onMissing Mark or Delete", "batching PerUser or Pages"));
+        }
+        Batching::PerBatch => Asking::PerBatch,
+        Batching::PerUser => Asking::PerUser(concurrency),
+        Batching::Pages if spec.sync_type != SyncMode::Full => {
+            return Err(SpecError::Needs("batching Pages", "syncType Full"));
+        }
+        Batching::Pages => Asking::Pages(pages(source.pagination.as_ref())?),
+    };
+    if request != Request::Rest && matches!(asking, Asking::Pages(Pages { by: By::Link, .. })) {
+        return Err(SpecError::Link);
+    }
     Ok(SourceSpec {
-        endpoint: endpoint.to_owned(),
+        endpoint,
         request,
-        asking: match http.batching {
-            Batching::PerBatch if matches!(http.on_missing, OnMissing::Mark | OnMissing::Delete) => {
-                return Err(SpecError::Needs("onMissing Mark or Delete", "batching PerUser or Pages"));
-            }
-            Batching::PerBatch => Asking::PerBatch,
-            Batching::PerUser => Asking::PerUser(concurrency),
-            Batching::Pages if spec.sync_type != SyncMode::Full => {
-                return Err(SpecError::Needs("batching Pages", "syncType Full"));
-            }
-            Batching::Pages => Asking::Pages(pages(http.pagination.as_ref())?),
-        },
-        upsert: http.upsert && http.batching == Batching::Pages,
-        result: pointer("resultPath", result_path)?,
-        key: pointer("keyPath", &http.key_path)?,
-        key_type: http.key_type,
+        asking,
+        upsert: source.upsert && source.batching == Batching::Pages,
+        result,
+        key: pointer("keyPath", &source.key_path)?,
+        key_type: source.key_type,
         mapping: Vec::new(),
-        missing: match http.on_missing {
+        missing: match source.on_missing {
             OnMissing::Fail => Missing::Fail,
             OnMissing::Ignore => Missing::Ignore,
-            OnMissing::Mark => Missing::Mark(http.missing_field.clone()),
+            OnMissing::Mark => Missing::Mark(source.missing.field.clone()),
             OnMissing::Delete => Missing::Delete,
         },
-        timeout: duration("timeout", &http.timeout)?,
-        pace: http.rate_limit.as_ref().map(pace).transpose()?,
-        token: http.token_secret_ref.clone(),
-        headers: http.headers_from.clone(),
-        ca: http.ca_secret_ref.clone(),
+        timeout: duration("timeout", &source.timeout)?,
+        retries: range("requestRetries", source.request_retries, 0, 10)? as u32,
+        pace: source.rate_limit.as_ref().map(pace).transpose()?,
+        token: source.token_secret_ref.clone(),
+        headers: source.headers_from.clone(),
+        ca: source.ca_secret_ref.clone(),
     })
 }
 
@@ -301,7 +319,7 @@ fn pointer(field: &'static str, text: &str) -> Result<PointerBuf, SpecError> {
 /// mark are not for the mapping.
 fn mapping(fields: &[MappedField], reserved: &[&str]) -> Result<Vec<Mapped>, SpecError> {
     let mut mapping = Vec::with_capacity(fields.len());
-    for (at, MappedField { to, from, value, type_, on_null }) in fields.iter().enumerate() {
+    for (at, MappedField { to, from, value, type_, time_zone, on_null }) in fields.iter().enumerate() {
         if to.is_empty() || to.contains('$') || to.starts_with('.') {
             return Err(SpecError::FieldPath { field: "mapping[].to", example: "name" });
         }
@@ -314,13 +332,24 @@ fn mapping(fields: &[MappedField], reserved: &[&str]) -> Result<Vec<Mapped>, Spe
         if let Some(other) = others.into_iter().find(|other| overlap(to, other)) {
             return Err(SpecError::Overlap(to.clone(), other.to_owned()));
         }
-        mapping.push(Mapped { to: to.clone(), origin, type_: *type_, on_null: *on_null });
+        let zone = zone(*type_, time_zone.as_deref())?;
+        mapping.push(Mapped { to: to.clone(), origin, type_: *type_, zone, on_null: *on_null });
     }
     Ok(mapping)
 }
 
+fn zone(type_: FieldType, name: Option<&str>) -> Result<TimeZone, SpecError> {
+    match name {
+        None => Ok(TimeZone::UTC),
+        Some(_) if type_ != FieldType::Date => Err(SpecError::Needs("mapping[].timeZone", "type Date")),
+        Some(name) => {
+            TimeZone::get(name).map_err(|_| SpecError::TimeZone { field: "mapping[].timeZone", name: name.to_owned() })
+        }
+    }
+}
+
 /// True when one of these paths is the other, or a part of it.
-fn overlap(a: &str, b: &str) -> bool {
+pub(super) fn overlap(a: &str, b: &str) -> bool {
     let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'));
     a == b || within(a, b) || within(b, a)
 }
@@ -328,12 +357,13 @@ fn overlap(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::source::manifest;
     use serde_json::json;
 
     fn spec(source: &Value, mapping: &Value) -> SyncJobSpec {
         let mut whole = json!({"endpoint": "https://api.example/graphql", "query": "q", "resultPath": "/data/users"});
         whole.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
-        serde_json::from_value(json!({"source": {"graphQL": whole}, "mapping": mapping})).unwrap()
+        serde_json::from_value(json!({"source": manifest("graphQL", &whole), "mapping": mapping})).unwrap()
     }
 
     fn parsed(source: &Value) -> SourceSpec {
@@ -360,7 +390,7 @@ mod tests {
     fn rest(endpoint: &str, part: &Value) -> SyncJobSpec {
         let mut source = json!({"endpoint": endpoint});
         source.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
-        serde_json::from_value(json!({"syncType": "Full", "source": {"rest": source}})).unwrap()
+        serde_json::from_value(json!({"syncType": "Full", "source": manifest("rest", &source)})).unwrap()
     }
 
     #[test]
@@ -408,7 +438,8 @@ mod tests {
             ),
         ] {
             let error = parse(&rest(endpoint, part)).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("source.rest.{message}")), "{endpoint} {part}: {error}");
+            let base = if message.starts_with("endpoint") { "source.rest" } else { "source" };
+            assert!(error.starts_with(&format!("{base}.{message}")), "{endpoint} {part}: {error}");
         }
     }
 
@@ -432,12 +463,12 @@ mod tests {
             (
                 json!({"batching": "Pages", "pagination": {"nextPath": "/a"}}),
                 json!([]),
-                "source.graphQL.batching Pages needs syncType Full",
+                "source.batching Pages needs syncType Full",
             ),
             (
                 json!({"onMissing": "Delete"}),
                 json!([]),
-                "source.graphQL.onMissing Mark or Delete needs batching PerUser or Pages",
+                "source.onMissing Mark or Delete needs batching PerUser or Pages",
             ),
             (
                 json!({"onMissing": "Mark", "batching": "PerUser"}),
@@ -445,13 +476,13 @@ mod tests {
                 "mapping[].to missingSince and missingSince overlap",
             ),
             (
-                json!({"onMissing": "Mark", "batching": "PerUser", "missingField": "_id.gone"}),
+                json!({"onMissing": "Mark", "batching": "PerUser", "missing": {"field": "_id.gone"}}),
                 json!([]),
-                "source.graphQL.missingField must not be a part of _id",
+                "source.missing.field must not be a part of _id",
             ),
-            (json!({"timeout": "soon"}), json!([]), "source.graphQL.timeout: "),
-            (json!({"rateLimit": {"requests": 0}}), json!([]), "source.graphQL.rateLimit.requests must be"),
-            (json!({"concurrency": 65}), json!([]), "source.graphQL.concurrency must be from 1 to 64"),
+            (json!({"timeout": "soon"}), json!([]), "source.timeout: "),
+            (json!({"rateLimit": {"requests": 0}}), json!([]), "source.rateLimit.requests must be"),
+            (json!({"concurrency": 65}), json!([]), "source.concurrency must be from 1 to 64"),
             (json!({}), json!([{"to": "a"}]), "mapping[].to a needs either from"),
             (json!({}), json!([name, name]), "mapping[].to name and name overlap"),
             (json!({}), json!([name, {"from": "/a", "to": "name.first"}]), "mapping[].to name.first and name overlap"),
@@ -465,7 +496,7 @@ mod tests {
         }
         let mut linked = spec(&json!({"batching": "Pages", "pagination": {"by": "Link"}}), &json!([]));
         linked.sync_type = SyncMode::Full;
-        assert!(parse(&linked).unwrap_err().to_string().starts_with("source.graphQL.pagination.by Link is for rest"));
+        assert!(parse(&linked).unwrap_err().to_string().starts_with("source.pagination.by Link is for rest"));
         let spec = serde_json::from_value(json!({"mapping": [name]})).unwrap();
         assert!(parse(&spec).unwrap_err().to_string().starts_with("mapping needs source"));
     }

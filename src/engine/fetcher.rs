@@ -2,7 +2,10 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,10 +19,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{Coordinator, request_slot::RequestSlot};
 use crate::{
     domain::{
+        backoff::Backoff,
         rate_limit::Reservation,
         source::{Asking, Pace, Pages},
     },
-    sync::{Error, Found, Page, Reply, Source},
+    sync::{Error, Failure, Found, Page, Reply, Source},
     telemetry::{
         metrics,
         traces::{Parent, Span},
@@ -30,6 +34,21 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait before a rejected reservation is tried again: a Redis that lost a pause allows requests earlier.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Longest pause that a run waits for with its worker. After a longer one it is claimed again.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Waits before further tries of a request: the first is so long, each further one twice as long, with up to half of it more or less.
+const RETRY_BACKOFF: Backoff =
+    Backoff { initial: Duration::from_millis(500), factor: 2, max: Duration::from_secs(30), jitter: 0.5 };
+/// Pauses where a server rejects requests for their rate and does not say for how long. GitHub wants at least a minute
+/// (<https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api>).
+const UNTOLD_BACKOFF: Backoff =
+    Backoff { initial: Duration::from_mins(1), factor: 2, max: Duration::from_mins(15), jitter: 0.0 };
+/// Rejections without a pause, one after the other, that end the attempt.
+const MAX_UNTOLD: u32 = 8;
+/// Reason of an attempt that the source did not let go on with a page after the first one.
+pub(super) const CURSOR_EXPIRED: &str = "CursorExpired";
+/// Documents whose requests fail, one after the other, that end the attempt: an outage is no matter of documents.
+const OUTAGE: u32 = 20;
 
 /// Client of a source that heeds its rate limit.
 pub(super) struct SourceFetcher {
@@ -40,6 +59,12 @@ pub(super) struct SourceFetcher {
     trace: Parent,
     /// When this attempt last paused the requests.
     paused: Mutex<Option<Instant>>,
+    /// True once the source has answered a request of this run.
+    has_answered: AtomicBool,
+    /// Requests for one document that failed since the last one that did not.
+    failed_in_a_row: AtomicU32,
+    /// Rejections for the rate without a pause since the last answer.
+    untold: AtomicU32,
 }
 
 /// Proof that the rate limit let a request pass at this time.
@@ -49,7 +74,16 @@ impl SourceFetcher {
     pub fn new(source: Source, coordinator: Arc<dyn Coordinator>, trace: Parent) -> Self {
         let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
         let limit = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
-        Self { source, coordinator, limit: limit.unwrap_or_default(), trace, paused: Mutex::default() }
+        Self {
+            source,
+            coordinator,
+            limit: limit.unwrap_or_default(),
+            trace,
+            paused: Mutex::default(),
+            has_answered: AtomicBool::new(false),
+            failed_in_a_row: AtomicU32::new(0),
+            untold: AtomicU32::new(0),
+        }
     }
 
     /// Waits for the rate limit on behalf of a batch that has no request slot yet, so that it can send its request as soon
@@ -59,7 +93,8 @@ impl SourceFetcher {
         if spec.pace.is_some() || matches!(spec.asking, Asking::PerUser(_)) {
             return None;
         }
-        self.wait().await;
+        // A long pause is found again when the request is to be sent.
+        self.wait().await.ok()?;
         Some(RatePassed(Instant::now()))
     }
 
@@ -89,15 +124,42 @@ impl SourceFetcher {
             return if keys.is_empty() {
                 Ok((Vec::new(), asked))
             } else {
-                self.fetch_with_retry(passed, Some(&slot), ask).await
+                self.fetch_with_retry(passed, Some(&slot), ask).await.map_err(Failure::into_error)
             };
         };
         // The batch holds its slot until all of them are answered.
         let ask = |key| async move {
-            self.fetch_with_retry(None, None, || self.source.ask(std::slice::from_ref(&key), || ())).await
+            let ask = || self.source.ask(std::slice::from_ref(&key), || ());
+            self.of_one_document(self.fetch_with_retry(None, None, ask).await)
         };
         let answers: Vec<_> = stream::iter(keys).map(ask).buffered(in_flight).try_collect().await?;
-        Ok((answers.into_iter().flat_map(|(found, _)| found).collect(), asked))
+        let has_answered = self.has_answered.load(Ordering::Relaxed);
+        let found = answers.into_iter().map(|found| match found {
+            Ok(found) => Ok(found),
+            Err(error) if !has_answered => Err(error),
+            Err(error) => Ok(Found::Failed("SourceError", error.to_string())),
+        });
+        Ok((found.collect::<Result<_, _>>()?, asked))
+    }
+
+    /// Decides whose failure it is when there is no usable answer for one document. The inner error is the document's if the
+    /// source answers requests for others, and else the run's; the outer one is the run's or the attempt's.
+    fn of_one_document(
+        &self,
+        fetched: Result<(Vec<Found>, Timestamp), Failure>,
+    ) -> Result<Result<Found, Error>, Error> {
+        match fetched {
+            Ok((found, _)) => {
+                self.failed_in_a_row.store(0, Ordering::Relaxed);
+                Ok(Ok(found.into_iter().next().unwrap_or(Found::NotReturned)))
+            }
+            Err(Failure::Rejected(error)) => Ok(Err(error)),
+            Err(Failure::Transient(error) | Failure::Unusable(error)) => {
+                let in_a_row = self.failed_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+                if in_a_row >= OUTAGE { Err(error) } else { Ok(Err(error)) }
+            }
+            Err(failure) => Err(failure.into_error()),
+        }
     }
 
     /// Walks pages of about `size` results from `next` on. Each page comes with the time of its request. The stream ends
@@ -112,6 +174,13 @@ impl SourceFetcher {
             let at = next?;
             let span = fetch.trace.begin("sync.fetch").asking();
             let page = fetch.fetch_with_retry(None, None, || fetch.source.page(&pages, &at, size)).await;
+            let page = page.map_err(|failure| match failure {
+                // A cursor, or an address, is of no use any more after hours.
+                Failure::Rejected(error) if at != pages.first() => {
+                    Error::Attempt { reason: CURSOR_EXPIRED, message: format!("the walk starts over: {error}") }
+                }
+                failure => failure.into_error(),
+            });
             end_fetch(span, page.as_ref().map(|(page, _)| page.results.len()));
             let next = page.as_ref().ok().and_then(|(page, _)| page.next.clone());
             Some((page, (fetch, pages, next)))
@@ -135,20 +204,21 @@ impl SourceFetcher {
         self.coordinator.now()
     }
 
-    /// Sends a request when the rate limit lets it pass, and again after each pause that the source asks for. Holds `slot`
-    /// while it does, where there is one.
+    /// Sends a request when the rate limit lets it pass: again after each pause that the source asks for, and some times more
+    /// when it fails for a reason that another request may not meet. Holds `slot` while it does, where there is one.
     async fn fetch_with_retry<T, F>(
         &self,
         mut passed: Option<RatePassed>,
         slot: Option<&RequestSlot>,
         ask: impl Fn() -> F,
-    ) -> Result<(T, Timestamp), Error>
+    ) -> Result<(T, Timestamp), Failure>
     where
-        F: Future<Output = Result<Reply<T>, Error>>,
+        F: Future<Output = Result<Reply<T>, Failure>>,
     {
+        let (mut tries, retries) = (0, self.source.spec().retries);
         loop {
             if !passed.take().is_some_and(|passed| self.is_valid(&passed)) {
-                self.wait().await;
+                self.wait().await?;
             }
             if let Some(slot) = slot {
                 slot.acquire().await;
@@ -156,17 +226,41 @@ impl SourceFetcher {
             let (asked, began) = (self.now(), Instant::now());
             let reply = ask().await;
             metrics::source_asked(reply.is_ok(), began.elapsed());
-            let reply = reply?;
-            if let Some(rest) = reply.rest {
-                self.pause(rest).await;
+            match reply {
+                Ok(Reply { found, is_partial, pause }) => {
+                    self.has_answered.store(true, Ordering::Relaxed);
+                    self.untold.store(0, Ordering::Relaxed);
+                    if let Some(pause) = pause {
+                        self.pause(pause).await;
+                    }
+                    if !is_partial || tries >= retries {
+                        return Ok((found, asked));
+                    }
+                }
+                Err(Failure::Limited(pause)) => {
+                    let pause = pause.or_else(|| self.untold_pause()).ok_or(Failure::Limited(None))?;
+                    self.pause(pause).await;
+                    continue;
+                }
+                Err(Failure::Transient(_)) if tries < retries => {}
+                Err(failure) => return Err(failure),
             }
-            if let Some(found) = reply.found {
-                return Ok((found, asked));
+            tries += 1;
+            if let Some(slot) = slot {
+                slot.release();
             }
+            sleep(RETRY_BACKOFF.delay(tries, rand::random())).await;
         }
     }
 
-    async fn wait(&self) {
+    /// The pause after a rejection that names none. `None`: there were too many of these.
+    fn untold_pause(&self) -> Option<Duration> {
+        let before = self.untold.fetch_add(1, Ordering::Relaxed);
+        (before < MAX_UNTOLD).then(|| UNTOLD_BACKOFF.delay(before + 1, 0.0))
+    }
+
+    /// Waits until the rate limit lets a request pass. Gives up before a long pause: the run need not keep its worker busy then.
+    async fn wait(&self) -> Result<(), Error> {
         let Pace { every, slack } = self.source.spec().pace.unwrap_or_default();
         loop {
             match self.coordinator.reserve_request(&self.limit, every).await {
@@ -174,9 +268,10 @@ impl SourceFetcher {
                     let due = Instant::now() + wait;
                     sleep_until(due).await;
                     if every.is_zero() || due.elapsed() <= slack {
-                        return;
+                        return Ok(());
                     }
                 }
+                Ok(Reservation::RetryAfter(wait)) if wait > every + LONGEST_WAIT => return Err(Error::Paused(wait)),
                 Ok(Reservation::RetryAfter(wait)) => sleep(wait.min(ASK_AGAIN)).await,
                 Err(error) => {
                     tracing::debug!(%error, "request to the source not reserved");

@@ -149,13 +149,18 @@ impl Progress {
                 }
                 AttemptResult::Retry(outcome) => {
                     self.note_failure(began, &outcome, environment);
-                    match retry::after_failure(spec, self.attempts, &outcome, rand::random()) {
+                    let fruitless = self.checkpoint.count_failure();
+                    match retry::after_failure(spec, self.attempts, fruitless, &outcome, rand::random()) {
                         Retry::After(delay) => {
                             observer.retry(self.attempts, &outcome, delay);
                             Next::Wait(delay)
                         }
                         Retry::GiveUp(outcome) => self.fail(outcome, spec, environment, observer),
                     }
+                }
+                AttemptResult::Paused(pause) => {
+                    self.paused_for += pause;
+                    Next::Wait(pause)
                 }
                 AttemptResult::Released | AttemptResult::LeaseLost => Next::End,
             };

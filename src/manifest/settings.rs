@@ -6,7 +6,7 @@ use super::{Object, finding::Report, reconcile::TEMPLATE_SPEC};
 use crate::{
     api::{
         HOSTS_ANNOTATION, SyncAlertSpec, SyncJobSpec,
-        source::{Http, SecretKey},
+        source::{SecretKey, Source},
         syncalert::{Sink, SmtpTls},
     },
     sync::{Egress, source::egress::Denied},
@@ -34,12 +34,13 @@ fn check_job(spec: &SyncJobSpec, base: &str, report: &mut Report<'_>) {
         report.warning(&format!("{base}.target.database"), message);
     }
     let Some(source) = &spec.source else { return };
-    let graph_ql = source.graph_ql.as_ref().map(|source| ("graphQL", &source.endpoint, &source.http));
-    let rest = source.rest.as_ref().map(|source| ("rest", &source.endpoint, &source.http));
-    let Some((kind, endpoint, http)) = graph_ql.or(rest) else { return };
-    let base = format!("{base}.source.{kind}");
-    let Some(host) = check_url(endpoint, &format!("{base}.endpoint"), report) else { return };
-    let Http { token_secret_ref, headers_from, .. } = http;
+    let graph_ql = source.graph_ql.as_ref().map(|source| ("graphQL", &source.endpoint));
+    let Some((kind, endpoint)) = graph_ql.or(source.rest.as_ref().map(|source| ("rest", &source.endpoint))) else {
+        return;
+    };
+    let base = format!("{base}.source");
+    let Some(host) = check_url(endpoint, &format!("{base}.{kind}.endpoint"), report) else { return };
+    let Source { token_secret_ref, headers_from, .. } = &**source;
     let token = token_secret_ref.iter().map(|entry| (format!("{base}.tokenSecretRef"), entry));
     let headers = headers_from.iter().enumerate();
     let headers = headers.map(|(at, header)| (format!("{base}.headersFrom[{at}].secretRef"), &header.secret_ref));

@@ -197,7 +197,7 @@ fn settings_that_an_object_needs_are_warnings() {
         (
             "https://gitlab.com/",
             secret,
-            &["spec.source.graphQL.tokenSecretRef: Secret t must allow gitlab.com: kubectl annotate"],
+            &["spec.source.tokenSecretRef: Secret t must allow gitlab.com: kubectl annotate"],
         ),
         ("http://gitlab.com/", "", &["spec.source.graphQL.endpoint: the operator uses http:// only"]),
         (
@@ -211,7 +211,7 @@ fn settings_that_an_object_needs_are_warnings() {
         ("https://8.8.8.8/", "", &[]),
     ] {
         let spec = format!(
-            "spec: {{source: {{graphQL: {{endpoint: \"{endpoint}\", query: q, resultPath: \"\", {more}}}}}}}\n"
+            "spec: {{source: {{graphQL: {{endpoint: \"{endpoint}\", query: q, resultPath: \"\"}}, {more}}}}}\n"
         );
         let found = read("a.yaml", &format!("{JOB}{spec}"));
         assert_eq!(found.manifests.len(), 1, "{:#?}", found.findings);

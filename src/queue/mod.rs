@@ -318,6 +318,7 @@ impl Queue {
                 Ending::Completed => call.arg("completed").arg(""),
                 Ending::Failed(outcome) => call.arg("failed").arg(outcome),
                 Ending::Retry(delay) => call.arg("delayed").arg(delay.as_millis() as u64),
+                Ending::Paused(pause) => call.arg("paused").arg(pause.as_millis() as u64),
                 Ending::Released => call.arg("released").arg(""),
             };
             call.arg(checkpoint);

@@ -1,5 +1,7 @@
 //! Whose fault an error is: the spec's (only a change helps), the attempt's (try again later), or a document's.
 
+use std::time::Duration;
+
 use bson::{Document, doc};
 use mongodb::error::{Error as MongoError, ErrorKind};
 
@@ -8,10 +10,13 @@ use crate::{
     domain::run::Outcome,
     network,
 };
+use mongodb::error::TRANSIENT_TRANSACTION_ERROR;
 
 const MAX_SERVER_TEXT: usize = 300;
 /// Reason of a transaction that met another one.
 pub(super) const WRITE_CONFLICT: &str = "WriteConflict";
+/// Reason of a cursor or a session that the server no longer has.
+pub(super) const CURSOR_LOST: &str = "CursorLost";
 
 /// The run cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +27,9 @@ pub enum Error {
     /// The source cannot be asked as written.
     #[error("{0}")]
     InvalidSource(String),
+    /// The source wants no requests for so long. No attempt has failed.
+    #[error("the source limits requests")]
+    Paused(Duration),
     /// The database, or the source, did not do what it was asked. Worth another attempt.
     #[error("{message}")]
     Attempt {
@@ -55,6 +63,40 @@ const SPEC_ERRORS: [i32; 13] = [
     5_626_500, // $near cannot be counted
 ];
 
+/// Server errors that concern the one document of a statement, by code. All others concern the server: a document must not be
+/// counted as failed because a shard could not be reached.
+const DOCUMENT_ERRORS: [i64; 32] = [
+    2,      // BadValue
+    9,      // FailedToParse
+    14,     // TypeMismatch
+    28,     // PathNotViable
+    40,     // ConflictingUpdateOperators
+    52,     // DollarPrefixedFieldName
+    54,     // NotSingleValueField
+    55,     // InvalidDBRef
+    56,     // EmptyFieldName
+    57,     // DottedFieldName
+    66,     // ImmutableField
+    121,    // DocumentValidationFailure
+    171,    // CannotIndexParallelArrays
+    10_003, // a document of a capped collection cannot grow
+    10_334, // BSONObjectTooLarge
+    11_000, // DuplicateKey
+    11_001, // DuplicateKey, of an update
+    13_026, // a geographic index cannot take the value
+    13_027, 13_068, 16_755, 16_766, // a hashed index cannot take an array
+    16_804, 16_837, // an update that cannot be applied to the document
+    17_261, // a text index cannot take the value
+    17_262, 17_280, // KeyTooLong
+    17_419, // the document would exceed 16 MiB
+    17_420, 31_120, 34_435, 40_579, // an array of arrays in an index
+];
+
+/// True when the error of one statement concerns its document alone.
+pub(super) fn is_of_document(code: i64) -> bool {
+    DOCUMENT_ERRORS.contains(&code)
+}
+
 impl Error {
     /// What stands in a status for it.
     #[must_use]
@@ -62,6 +104,7 @@ impl Error {
         let reason = match self {
             Self::InvalidTarget(_) => reasons::INVALID_TARGET,
             Self::InvalidSource(_) => reasons::INVALID_SOURCE,
+            Self::Paused(_) => reasons::RATE_LIMITED,
             Self::Attempt { reason, .. } => reason,
         };
         Outcome { reason: reason.to_owned(), message: self.to_string() }
@@ -83,7 +126,13 @@ impl Error {
                 "MongoDB refuses the query ({name}): {}",
                 truncate_to(text, MAX_SERVER_TEXT)
             )),
+            43 | 136 | 206 | 228 | 237 => {
+                Self::Attempt { reason: CURSOR_LOST, message: format!("MongoDB no longer has the cursor ({name})") }
+            }
             50 => Self::timeout(),
+            61 => Self::InvalidTarget(format!(
+                "MongoDB cannot make documents in this sharded collection ({name}): target.keyField must be its shard key, or source.upsert false"
+            )),
             112 => {
                 Self::Attempt { reason: WRITE_CONFLICT, message: "somebody else writes the same documents".to_owned() }
             }
@@ -99,6 +148,12 @@ fn because(what: &str, text: &str) -> String {
 impl From<MongoError> for Error {
     fn from(error: MongoError) -> Self {
         let attempt = |reason, message: &str| Self::Attempt { reason, message: message.to_owned() };
+        if error.contains_label(TRANSIENT_TRANSACTION_ERROR) {
+            return attempt(
+                WRITE_CONFLICT,
+                "the transaction was ended by MongoDB, since others write the same documents",
+            );
+        }
         match &*error.kind {
             ErrorKind::Command(command) => Self::server(command.code, &command.code_name, &command.message),
             ErrorKind::ServerSelection { message, .. } => {
@@ -199,6 +254,24 @@ mod tests {
     fn only_errors_of_the_spec_are_final() {
         for (code, invalid) in [(2, true), (13, true), (73, true), (50, false), (189, false), (11_602, false)] {
             assert_eq!(matches!(Error::server(code, "", "x"), Error::InvalidTarget(_)), invalid, "{code}");
+        }
+    }
+
+    #[test]
+    fn errors_of_the_server_are_no_documents_errors() {
+        for (code, expected) in [
+            (121, true),
+            (11_000, true),
+            (66, true),
+            (6, false),      // HostUnreachable
+            (24, false),     // LockTimeout
+            (133, false),    // FailedToSatisfyReadPreference
+            (189, false),    // PrimarySteppedDown
+            (10_107, false), // NotWritablePrimary
+            (11_601, false), // Interrupted
+            (16_500, false), // CosmosDB: the request rate is large
+        ] {
+            assert_eq!(is_of_document(code), expected, "{code}");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Keys of documents: reading, showing, and their order across BSON types.
 
-use bson::{Bson, Document, RawBsonRef, RawDocument, doc, oid::ObjectId};
+use bson::{Binary, Bson, Document, RawBsonRef, RawDocument, doc, oid::ObjectId, spec::BinarySubtype};
 
+use super::mapping::whole_double;
 use crate::api::truncate_to;
 
 /// Longest key shown, in bytes.
@@ -59,6 +60,23 @@ fn is_nan(key: &Bson) -> bool {
     }
 }
 
+/// Name of a key's type, as `keyType` has it where it can.
+pub(super) fn type_name(key: &Bson) -> &'static str {
+    match key {
+        Bson::Int32(_) | Bson::Int64(_) => "Int",
+        Bson::Double(_) => "Double",
+        Bson::Decimal128(_) => "Decimal",
+        Bson::String(_) => "String",
+        Bson::Boolean(_) => "Bool",
+        Bson::DateTime(_) => "Date",
+        Bson::ObjectId(_) => "ObjectId",
+        Bson::Binary(_) => "UUID",
+        Bson::Document(_) => "Object",
+        Bson::Array(_) => "Array",
+        _ => "another kind",
+    }
+}
+
 /// True when a query for the range from one key to the other finds every key between them.
 pub(super) fn is_range(first: &Bson, last: &Bson) -> bool {
     bracket(first) == bracket(last) && !is_nan(first)
@@ -80,12 +98,15 @@ pub(super) fn after(field: &str, key: &Bson) -> Document {
     }
 }
 
-/// Reads a dotted path. `None` when the document has no such field.
+/// Reads a dotted path, in which a number is the place in an array. `None` when the document has no such field.
 pub(super) fn at_path<'a>(document: &'a RawDocument, path: &str) -> Option<RawBsonRef<'a>> {
-    match path.split_once('.') {
-        None => document.get(path).ok()?,
-        Some((head, rest)) => at_path(document.get_document(head).ok()?, rest),
-    }
+    let mut steps = path.split('.');
+    let first = document.get(steps.next()?).ok()??;
+    steps.try_fold(first, |value, step| match value {
+        RawBsonRef::Document(document) => document.get(step).ok()?,
+        RawBsonRef::Array(items) => items.get(step.parse().ok()?).ok()?,
+        _ => None,
+    })
 }
 
 /// The key at a dotted path. `None` when the document has no such field.
@@ -93,12 +114,35 @@ pub(super) fn key_at(document: &RawDocument, path: &str) -> Option<Bson> {
     Bson::try_from(at_path(document, path)?).ok()
 }
 
-/// A key as people write it: hex for an ObjectId, the text itself for a string, extended JSON otherwise.
+/// A key as people write it: hex for an ObjectId, the text itself for a string, the digits of a number, extended JSON
+/// otherwise. Whole numbers of equal value have one text, whatever their type.
 pub(super) fn text(key: &Bson) -> String {
     match key {
         Bson::ObjectId(id) => id.to_hex(),
         Bson::String(text) => text.clone(),
+        Bson::Double(number) => match whole_double(*number) {
+            Some(whole) => whole.to_string(),
+            None => number.to_string(),
+        },
+        Bson::Decimal128(number) => decimal_text(&number.to_string()),
+        Bson::Binary(Binary { subtype: BinarySubtype::Uuid, .. }) => uuid_text(key),
         other => other.clone().into_relaxed_extjson().to_string(),
+    }
+}
+
+fn uuid_text(key: &Bson) -> String {
+    let Bson::Binary(binary) = key else { return String::new() };
+    binary.to_uuid().map_or_else(|_| key.clone().into_relaxed_extjson().to_string(), |uuid| uuid.to_string())
+}
+
+/// The digits of a decimal number, without zeros at the end of its fraction.
+fn decimal_text(text: &str) -> String {
+    match text.split_once('.') {
+        Some((whole, fraction)) if !text.contains('E') => {
+            let fraction = fraction.trim_end_matches('0');
+            if fraction.is_empty() { whole.to_owned() } else { format!("{whole}.{fraction}") }
+        }
+        _ => text.to_owned(),
     }
 }
 
@@ -138,6 +182,10 @@ mod tests {
         assert_eq!(key_at(&document, "account.id"), Some(Bson::Int32(7)));
         assert_eq!(key_at(&document, "account.name"), None);
         assert_eq!(key_at(&document, "nothing.id"), None);
+        let emails = rawdoc! {"emails": [{"address": "a@b"}]};
+        assert_eq!(key_at(&emails, "emails.0.address"), Some("a@b".into()));
+        assert_eq!(key_at(&emails, "emails.1.address"), None);
+        assert_eq!(key_at(&emails, "emails.address"), None);
     }
 
     #[test]
@@ -158,5 +206,21 @@ mod tests {
         assert_eq!(show(&Bson::ObjectId(id)), "65920080706565720000002a");
         assert_eq!(show(&Bson::String("ann".into())), "ann");
         assert_eq!(show(&Bson::Int32(42)), "42");
+        let uuid = "123e4567-e89b-12d3-a456-426614174000";
+        assert_eq!(show(&bson::Uuid::parse_str(uuid).unwrap().into()), uuid);
+    }
+
+    #[test]
+    fn numbers_of_equal_value_are_one_key() {
+        let decimal = |text: &str| Bson::Decimal128(text.parse().unwrap());
+        for (text, same) in [
+            ("7", vec![Bson::Int32(7), Bson::Int64(7), Bson::Double(7.0), decimal("7"), decimal("7.00"), "7".into()]),
+            ("7.5", vec![Bson::Double(7.5), decimal("7.50")]),
+            ("9007199254740993", vec![Bson::Int64(9_007_199_254_740_993), decimal("9007199254740993")]),
+        ] {
+            for key in same {
+                assert_eq!(super::text(&key), text, "{key}");
+            }
+        }
     }
 }

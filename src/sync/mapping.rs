@@ -1,14 +1,19 @@
 //! What of a source's result goes into which field of a document.
 
-use bson::{Bson, DateTime, RawBsonRef, RawDocument, oid::ObjectId};
-use jiff::{Timestamp, civil, tz::TimeZone};
+use std::borrow::Cow;
+
+use bson::{Bson, DateTime, Decimal128, RawBsonRef, RawDocument, Uuid, oid::ObjectId};
+use jiff::{Timestamp, civil, fmt::rfc2822, tz::TimeZone};
 use serde_json::Value;
 
-use super::keys;
+use super::{json, keys};
 use crate::{
     api::source::{FieldType, OnNull},
     domain::source::{Mapped, Origin},
 };
+
+/// Largest whole number up to which doubles have no gaps.
+const EXACT: u64 = 1 << 53;
 
 /// What is to be written into one document, by path.
 #[derive(Debug, Default, PartialEq)]
@@ -26,36 +31,52 @@ impl Changes<'_> {
     }
 }
 
-/// Numbers of different types are the same when their values are.
+/// True when the document's value is the wanted one. Numbers of different types are the same when their values are.
 fn is_same(current: RawBsonRef<'_>, value: &Bson) -> bool {
-    let number = |value: &Bson| match value {
-        Bson::Int32(number) => Some(f64::from(*number)),
-        Bson::Int64(number) => Some(*number as f64),
-        Bson::Double(number) => Some(*number),
-        _ => None,
-    };
     match (current, value) {
         // Most values are texts: they are not copied only to be compared.
         (RawBsonRef::String(current), Bson::String(value)) => current == value,
-        _ => Bson::try_from(current).is_ok_and(|current| {
-            let numbers = number(&current).zip(number(value));
-            current == *value || numbers.is_some_and(|(current, value)| current.total_cmp(&value).is_eq())
-        }),
+        _ => Bson::try_from(current).is_ok_and(|current| current == *value || is_same_number(&current, value)),
     }
+}
+
+fn is_same_number(a: &Bson, b: &Bson) -> bool {
+    match (a, b) {
+        (Bson::Double(a), Bson::Double(b)) => a.total_cmp(b).is_eq(),
+        (Bson::Double(double), whole) | (whole, Bson::Double(double)) => {
+            whole_number(whole).is_some_and(|whole| whole_double(*double) == Some(whole))
+        }
+        _ => whole_number(a).is_some_and(|a| whole_number(b) == Some(a)),
+    }
+}
+
+fn whole_number(value: &Bson) -> Option<i64> {
+    match value {
+        Bson::Int32(number) => Some(i64::from(*number)),
+        Bson::Int64(number) => Some(*number),
+        _ => None,
+    }
+}
+
+/// The whole number that a double is, exactly. `None` also beyond 64 bits.
+pub(super) fn whole_double(double: f64) -> Option<i64> {
+    // The first double that no longer fits.
+    const END: f64 = 9_223_372_036_854_775_808.0;
+    (double.fract() == 0.0 && (-END..END).contains(&double)).then_some(double as i64)
 }
 
 /// Makes a result into what is to be written. On failure says which field it was, and nothing of the value.
 pub(super) fn apply<'a>(mapping: &'a [Mapped], result: &Value) -> Result<Changes<'a>, String> {
     let mut changes = Changes::default();
-    for Mapped { to, origin, type_, on_null } in mapping {
+    for Mapped { to, origin, type_, zone, on_null } in mapping {
         let value = match origin {
             Origin::Result(path) => path.resolve(result).ok(),
             Origin::Constant(value) => Some(value),
         };
         match value {
             Some(value) if !value.is_null() => {
-                let converted = convert(value, *type_)
-                    .ok_or_else(|| format!("the value for {to} cannot be made into {type_:?}"))?;
+                let converted = convert(value, *type_, zone)
+                    .ok_or_else(|| format!("the value for {to} cannot be converted to {type_} without loss"))?;
                 changes.set.push((to, converted));
             }
             _ => match on_null {
@@ -68,27 +89,92 @@ pub(super) fn apply<'a>(mapping: &'a [Mapped], result: &Value) -> Result<Changes
     Ok(changes)
 }
 
-/// A value as the type that is wanted. `None`: it cannot be made into that.
-pub(super) fn convert(value: &Value, type_: FieldType) -> Option<Bson> {
+/// Converts a value, exactly. `zone` is that of dates which name none. Returns `None` where it cannot be converted, or would lose
+/// something.
+pub(super) fn convert(value: &Value, type_: FieldType, zone: &TimeZone) -> Option<Bson> {
     let text = value.as_str();
     Some(match type_ {
-        FieldType::Any => plain(value),
-        FieldType::String => match value {
-            Value::String(text) => Bson::String(text.clone()),
-            Value::Number(_) | Value::Bool(_) => Bson::String(value.to_string()),
+        FieldType::Any => plain(value)?,
+        FieldType::String => match (json::too_large(value), value) {
+            (Some(digits), _) => Bson::String(digits.to_owned()),
+            (None, Value::String(text)) => Bson::String(text.clone()),
+            (None, Value::Number(_) | Value::Bool(_)) => Bson::String(value.to_string()),
             _ => return None,
         },
-        FieldType::Int => integer(value.as_i64().or_else(|| text?.parse().ok())?),
-        FieldType::Double => Bson::Double(value.as_f64().or_else(|| text?.parse().ok())?),
+        FieldType::Int => integer(whole(value)?),
+        FieldType::Double => Bson::Double(double(value)?),
+        FieldType::Decimal => Bson::Decimal128(decimal(value)?),
         FieldType::Bool => Bson::Boolean(value.as_bool().or_else(|| text?.parse().ok())?),
-        FieldType::Date => Bson::DateTime(DateTime::from_millis(date(text?)?.as_millisecond())),
+        FieldType::Date => Bson::DateTime(moment(date(text?, zone)?)),
+        FieldType::EpochSeconds => Bson::DateTime(moment(since_epoch(value, 1000)?)),
+        FieldType::EpochMillis => Bson::DateTime(moment(since_epoch(value, 1)?)),
         FieldType::ObjectId => Bson::ObjectId(ObjectId::parse_str(text?).ok()?),
+        FieldType::Uuid => Bson::from(Uuid::parse_str(text?).ok()?),
     })
 }
 
-fn date(text: &str) -> Option<Timestamp> {
-    let day = || text.parse::<civil::Date>().ok()?.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp());
-    text.parse().ok().or_else(day)
+/// A whole number, from a number without a fraction or a text that is one.
+fn whole(value: &Value) -> Option<i64> {
+    let double = |double: f64| whole_double(double).filter(|whole| whole.unsigned_abs() <= EXACT);
+    match value {
+        Value::Number(number) if number.is_f64() => double(number.as_f64()?),
+        Value::Number(number) => number.as_i64(),
+        Value::String(text) => text.parse().ok().or_else(|| double(finite(text)?)),
+        _ => None,
+    }
+}
+
+/// A double, from a number or a text. A whole number that no double is equal to is none.
+fn double(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) if number.is_f64() => number.as_f64(),
+        Value::Number(number) => {
+            let double = number.as_f64()?;
+            // Doubles of this size are whole.
+            (double as i128 == number.as_i128()?).then_some(double)
+        }
+        Value::String(text) => finite(text),
+        _ => None,
+    }
+}
+
+fn finite(text: &str) -> Option<f64> {
+    text.parse::<f64>().ok().filter(|number| number.is_finite())
+}
+
+/// A decimal of at most 34 digits, from a number or a text.
+fn decimal(value: &Value) -> Option<Decimal128> {
+    let text: Cow<'_, str> = match value {
+        Value::Number(number) => number.to_string().into(),
+        Value::String(text) => json::too_large(value).unwrap_or(text).into(),
+        _ => return None,
+    };
+    // It would also read infinities, and nothing at all.
+    let is_number = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E'));
+    (is_number && text.parse::<f64>().is_ok()).then(|| text.parse().ok())?
+}
+
+/// Reads a date: RFC 3339, also with a blank instead of the T, RFC 2822, and without a zone, which then is `zone`; a date without
+/// a time is its midnight there. Of a time that the clocks show twice, the first one counts; one that they skip is as much
+/// later as they skip.
+fn date(text: &str, zone: &TimeZone) -> Option<Timestamp> {
+    let local = || text.parse::<civil::DateTime>().ok()?.to_zoned(zone.clone()).ok().map(|zoned| zoned.timestamp());
+    let mail = || rfc2822::parse(text).ok().map(|zoned| zoned.timestamp());
+    text.parse().ok().or_else(local).or_else(mail)
+}
+
+/// A moment since the epoch, from a number or a text, in units of so many milliseconds.
+fn since_epoch(value: &Value, millis: i64) -> Option<Timestamp> {
+    let whole = whole(value).map(|whole| whole.checked_mul(millis));
+    let millis = match whole {
+        Some(millis) => millis?,
+        None => (double(value)? * millis as f64).round() as i64,
+    };
+    Timestamp::from_millisecond(millis).ok()
+}
+
+fn moment(at: Timestamp) -> DateTime {
+    DateTime::from_millis(at.as_millisecond())
 }
 
 /// Small numbers as drivers of other languages write them.
@@ -96,27 +182,30 @@ fn integer(number: i64) -> Bson {
     i32::try_from(number).map_or(Bson::Int64(number), Bson::Int32)
 }
 
-/// The value as it is. Not as extended JSON: what a source sends must not become another type by looking like one.
-fn plain(value: &Value) -> Bson {
-    match value {
+/// The value as it is. Not as extended JSON: what a source sends must not become another type by looking like one. `None` for a
+/// number beyond 64 bits, and for a name with NUL, which MongoDB does not store.
+fn plain(value: &Value) -> Option<Bson> {
+    Some(match value {
         Value::Null => Bson::Null,
         Value::Bool(value) => Bson::Boolean(*value),
-        Value::Number(number) => {
-            number.as_i64().map_or_else(|| Bson::Double(number.as_f64().unwrap_or(f64::NAN)), integer)
-        }
+        Value::Number(number) if number.is_f64() => Bson::Double(number.as_f64()?),
+        Value::Number(number) => integer(number.as_i64()?),
+        Value::String(_) if json::too_large(value).is_some() => return None,
         Value::String(text) => Bson::String(text.clone()),
-        Value::Array(items) => Bson::Array(items.iter().map(plain).collect()),
+        Value::Array(items) => Bson::Array(items.iter().map(plain).collect::<Option<_>>()?),
+        Value::Object(fields) if fields.keys().any(|name| name.contains('\0')) => return None,
         Value::Object(fields) => {
-            Bson::Document(fields.iter().map(|(name, value)| (name.clone(), plain(value))).collect())
+            let field = |(name, value): (&String, &Value)| Some((name.clone(), plain(value)?));
+            Bson::Document(fields.iter().map(field).collect::<Option<_>>()?)
         }
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::run::RunSpec;
-    use bson::{doc, rawdoc};
+    use bson::{RawDocumentBuf, doc, rawdoc};
     use serde_json::json;
 
     fn mapping(mapping: &Value) -> Vec<Mapped> {
@@ -124,29 +213,93 @@ mod tests {
         RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap().source.unwrap().mapping
     }
 
+    fn converted(type_: &str, zone: &str, value: &Value) -> Option<Bson> {
+        let mut field = json!({"from": "/v", "to": "f", "type": type_});
+        if type_ == "Date" {
+            field["timeZone"] = json!(zone);
+        }
+        let mapping = mapping(&json!([field]));
+        let changes = apply(&mapping, &json!({"v": value})).ok()?;
+        changes.set.into_iter().map(|(_, value)| value).next()
+    }
+
     #[test]
-    fn each_type_is_made_from_what_apis_send() {
-        let id = "65920080706565720000002a";
-        let day = Timestamp::from_second(1_769_817_600).unwrap().as_millisecond();
+    fn values_are_converted_exactly_or_not_at_all() {
+        let (id, uuid) = ("65920080706565720000002a", "123e4567-e89b-12d3-a456-426614174000");
+        let too_large = |number: &str| json::read(number.as_bytes()).unwrap().unwrap();
+        let decimal = |text: &str| Some(Bson::Decimal128(text.parse().unwrap()));
         for (type_, value, expected) in [
             ("Any", json!({"a": [1, null, {"$oid": "x"}]}), Some(Bson::from(doc! {"a": [1, null, {"$oid": "x"}]}))),
             ("Any", json!(5_000_000_000_i64), Some(Bson::Int64(5_000_000_000))),
+            ("Any", json!(1.0), Some(Bson::Double(1.0))),
+            ("Any", json!(u64::MAX), None),
+            ("Any", json!([{"a": u64::MAX}]), None),
+            ("Any", too_large("1e400"), None),
+            ("Any", json!({"a\u{0}b": 1}), None),
             ("String", json!(42), Some("42".into())),
+            ("String", json!(u64::MAX), Some("18446744073709551615".into())),
+            ("String", too_large("18446744073709551616"), Some("18446744073709551616".into())),
             ("String", json!([]), None),
             ("Int", json!("42"), Some(Bson::Int32(42))),
+            ("Int", json!(12.0), Some(Bson::Int32(12))),
+            ("Int", json!("12.0"), Some(Bson::Int32(12))),
+            ("Int", json!(i64::MIN), Some(Bson::Int64(i64::MIN))),
+            ("Int", json!(u64::MAX), None),
+            ("Int", json!(1e17), None),
             ("Int", json!(4.2), None),
             ("Double", json!("4.5"), Some(Bson::Double(4.5))),
+            ("Double", json!(9_007_199_254_740_992_i64), Some(Bson::Double(9_007_199_254_740_992.0))),
+            ("Double", json!(9_007_199_254_740_993_i64), None),
+            ("Double", json!("inf"), None),
+            ("Double", json!("nan"), None),
+            ("Double", too_large("1e400"), None),
+            ("Decimal", json!("19.990"), decimal("19.990")),
+            ("Decimal", json!(19.99), decimal("19.99")),
+            ("Decimal", json!(u64::MAX), decimal("18446744073709551615")),
+            ("Decimal", too_large("123456789012345678901234567890"), decimal("123456789012345678901234567890")),
+            ("Decimal", json!("1.23456789012345678901234567890123456"), None),
+            ("Decimal", json!("NaN"), None),
+            ("Decimal", json!(""), None),
             ("Bool", json!("true"), Some(Bson::Boolean(true))),
             ("Bool", json!("yes"), None),
-            ("Date", json!("2026-01-31T01:00:00+01:00"), Some(Bson::DateTime(DateTime::from_millis(day)))),
-            ("Date", json!("2026-01-31"), Some(Bson::DateTime(DateTime::from_millis(day)))),
-            ("Date", json!(5), None),
             ("ObjectId", json!(id), Some(Bson::ObjectId(ObjectId::parse_str(id).unwrap()))),
             ("ObjectId", json!("short"), None),
+            ("UUID", json!(uuid), Some(Uuid::parse_str(uuid).unwrap().into())),
+            ("UUID", json!(uuid.replace('-', "")), Some(Uuid::parse_str(uuid).unwrap().into())),
+            ("UUID", json!("short"), None),
         ] {
-            let mapping = mapping(&json!([{"from": "/v", "to": "f", "type": type_}]));
-            let got = apply(&mapping, &json!({"v": value})).ok().map(|changes| changes.set);
-            assert_eq!(got, expected.map(|expected| vec![("f", expected)]), "{type_} {value}");
+            assert_eq!(converted(type_, "UTC", &value), expected, "{type_} {value}");
+        }
+    }
+
+    #[test]
+    fn dates_without_a_zone_are_in_that_of_the_mapping() {
+        for (type_, zone, value, expected) in [
+            ("Date", "UTC", json!("2026-01-31T01:00:00+01:00"), Some("2026-01-31T00:00:00Z")),
+            ("Date", "UTC", json!("2026-01-31 01:00:00Z"), Some("2026-01-31T01:00:00Z")),
+            ("Date", "UTC", json!("2023-01-31T18:30:30"), Some("2023-01-31T18:30:30Z")),
+            ("Date", "UTC", json!("2023-01-31 18:30:30.1239"), Some("2023-01-31T18:30:30.123Z")),
+            ("Date", "UTC", json!("2026-01-31"), Some("2026-01-31T00:00:00Z")),
+            ("Date", "UTC", json!("Sat, 31 Jan 2026 10:00:00 +0100"), Some("2026-01-31T09:00:00Z")),
+            ("Date", "Europe/Berlin", json!("2026-01-31T18:30:30"), Some("2026-01-31T17:30:30Z")),
+            ("Date", "Europe/Berlin", json!("2026-07-31"), Some("2026-07-30T22:00:00Z")),
+            ("Date", "Europe/Berlin", json!("2026-07-31T10:00:00Z"), Some("2026-07-31T10:00:00Z")),
+            // Shown twice, and skipped.
+            ("Date", "Europe/Berlin", json!("2026-10-25T02:30:00"), Some("2026-10-25T00:30:00Z")),
+            ("Date", "Europe/Berlin", json!("2026-03-29T02:30:00"), Some("2026-03-29T01:30:00Z")),
+            ("Date", "UTC", json!("31.01.2026"), None),
+            ("Date", "UTC", json!("2026-01-31T25:00:00"), None),
+            ("Date", "UTC", json!(1_769_817_600), None),
+            ("EpochSeconds", "UTC", json!(1_769_817_600), Some("2026-01-31T00:00:00Z")),
+            ("EpochSeconds", "UTC", json!(1_769_817_600.25), Some("2026-01-31T00:00:00.25Z")),
+            ("EpochSeconds", "UTC", json!("1769817600"), Some("2026-01-31T00:00:00Z")),
+            ("EpochSeconds", "UTC", json!(-1), Some("1969-12-31T23:59:59Z")),
+            ("EpochSeconds", "UTC", json!(i64::MAX), None),
+            ("EpochMillis", "UTC", json!(1_769_817_600_001_i64), Some("2026-01-31T00:00:00.001Z")),
+            ("EpochMillis", "UTC", json!("soon"), None),
+        ] {
+            let expected = expected.map(|text| Bson::DateTime(moment(text.parse().unwrap())));
+            assert_eq!(converted(type_, zone, &value), expected, "{type_} {zone} {value}");
         }
     }
 
@@ -154,7 +307,7 @@ mod tests {
     fn a_failure_names_the_field_and_not_the_value() {
         let mapping = mapping(&json!([{"from": "/v", "to": "age", "type": "Int"}]));
         let error = apply(&mapping, &json!({"v": "secret"})).unwrap_err();
-        assert_eq!(error, "the value for age cannot be made into Int");
+        assert_eq!(error, "the value for age cannot be converted to Int without loss");
     }
 
     #[test]
@@ -182,6 +335,26 @@ mod tests {
             (rawdoc! {"a": 1, "b": {"c": "x"}, "d": null}, false),
         ] {
             assert_eq!(changes.are_in(&document), same, "{document:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_the_same_when_their_values_are() {
+        let large = 9_007_199_254_740_993_i64;
+        for (current, value, same) in [
+            (Bson::Int32(7), Bson::Int64(7), true),
+            (Bson::Double(7.0), Bson::Int32(7), true),
+            (Bson::Double(7.5), Bson::Int32(7), false),
+            (Bson::Int64(large), Bson::Int64(large - 1), false),
+            (Bson::Double((large - 1) as f64), Bson::Int64(large), false),
+            (Bson::Double((large - 1) as f64), Bson::Int64(large - 1), true),
+            (Bson::Double(f64::NAN), Bson::Double(f64::NAN), true),
+            (Bson::Double(1e300), Bson::Int64(i64::MAX), false),
+            (Bson::String("7".into()), Bson::Int32(7), false),
+        ] {
+            let document = RawDocumentBuf::try_from(&doc! {"v": current.clone()}).unwrap();
+            let read = document.get("v").unwrap().unwrap();
+            assert_eq!(is_same(read, &value), same, "{current} {value}");
         }
     }
 }

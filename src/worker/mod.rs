@@ -6,7 +6,7 @@ mod pulse;
 mod recorder;
 mod spans;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
@@ -263,12 +263,13 @@ impl Worker {
         signals: Signals,
         trace: Parent,
     ) -> Result<Attempt, AttemptResult> {
-        let clock = RedisClock { at: claim.at, since: Instant::now() };
+        let started = claim.entry.started.unwrap_or(claim.at);
+        // After a failover, the clock of another Redis may be behind. What is fetched now is not from before the run.
+        let clock = RedisClock { at: claim.at.max(started), since: Instant::now() };
         let invalid =
             |message: String| AttemptResult::Failed(Outcome { reason: reasons::INVALID_TARGET.to_owned(), message });
         let payload = payload.ok_or_else(|| invalid("the run's description in Redis is not readable".to_owned()))?;
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
-        let started = claim.entry.started.unwrap_or(claim.at);
         let refused = |error| AttemptResult::from(&error);
         if spec.rollback && claim.entry.checkpoint.is_none() {
             let target = self.databases.target(&spec, started).map_err(refused)?;
@@ -344,6 +345,10 @@ fn log_end(
             );
         }
         AttemptResult::Released => tracing::info!(namespace, name, uid, epoch, trace_id, "run given back"),
+        AttemptResult::Paused(pause) => {
+            let seconds = pause.as_secs();
+            tracing::info!(namespace, name, uid, epoch, trace_id, seconds, "run paused: the source limits requests");
+        }
         AttemptResult::LeaseLost => {
             metrics::lease_lost();
             tracing::warn!(namespace, name, uid, epoch, trace_id, "lease lost; the run goes on elsewhere");
@@ -354,24 +359,27 @@ fn log_end(
 /// What is to be recorded of how a claim ended.
 fn let_go(claim: &Claim, end: &AttemptResult, checkpoint: &Checkpoint, payload: Option<&Payload>) -> Option<LetGo> {
     let rolling_back = failed_with(claim).is_some();
+    let mut checkpoint = Cow::Borrowed(checkpoint);
     let (ending, attempts) = match end {
         AttemptResult::LeaseLost => return None,
         AttemptResult::Failed(outcome) if rolling_back => (Ending::Failed(json(outcome)), None),
         AttemptResult::Retry(_) if rolling_back => (Ending::Retry(retry::ROLLBACK_PAUSE), None),
         AttemptResult::Released => (Ending::Released, None),
+        AttemptResult::Paused(pause) => (Ending::Paused(*pause), None),
         AttemptResult::Completed => (Ending::Completed, None),
         AttemptResult::Failed(outcome) | AttemptResult::Retry(outcome) => {
             let count = claim.entry.attempts + 1;
             let mut history = serde_json::from_str(&claim.entry.history).unwrap_or_default();
             retry::record(&mut history, count, claim.at, Timestamp::now(), outcome);
-            let ending = match after_failure(end, payload, count, outcome) {
+            let fruitless = checkpoint.to_mut().count_failure();
+            let ending = match after_failure(end, payload, (count, fruitless), outcome) {
                 Retry::After(delay) => Ending::Retry(delay),
                 Retry::GiveUp(outcome) => Ending::Failed(json(&outcome)),
             };
             (ending, Some(Attempts { count, history: json(&history) }))
         }
     };
-    Some(LetGo { uid: claim.uid.clone(), epoch: claim.entry.epoch, ending, checkpoint: json(checkpoint), attempts })
+    Some(LetGo { uid: claim.uid.clone(), epoch: claim.entry.epoch, ending, checkpoint: json(&*checkpoint), attempts })
 }
 
 /// How a run that is to be rolled back has failed.
@@ -382,10 +390,17 @@ fn failed_with(claim: &Claim) -> Option<Outcome> {
 }
 
 /// Decides what follows a failed attempt.
-fn after_failure(end: &AttemptResult, payload: Option<&Payload>, attempts: u32, outcome: &Outcome) -> Retry {
+fn after_failure(
+    end: &AttemptResult,
+    payload: Option<&Payload>,
+    (attempts, fruitless): (u32, u32),
+    outcome: &Outcome,
+) -> Retry {
     let spec = payload.and_then(|payload| RunSpec::parse(&payload.spec).ok());
     match (end, spec) {
-        (AttemptResult::Retry(_), Some(spec)) => retry::after_failure(&spec, attempts, outcome, rand::random()),
+        (AttemptResult::Retry(_), Some(spec)) => {
+            retry::after_failure(&spec, attempts, fruitless, outcome, rand::random())
+        }
         _ => Retry::GiveUp(outcome.clone()),
     }
 }

@@ -33,7 +33,7 @@ use crate::{
     check::Statuses,
     ground::{Ground, MEMBERS},
     schedule::{Fault, schedule},
-    support::{Operator, World},
+    support::{Operator, World, source as manifest},
     upstream::{Instead, Upstream},
 };
 
@@ -225,7 +225,7 @@ impl Round<'_> {
             "transaction": if how == Batching::Pages { "Batch" } else { "None" },
             "backoffLimit": 100, "backoff": {"initial": "200ms", "factor": 1, "jitter": 0.5},
             "target": {"lastSyncedField": "fetched", "filter": filter},
-            "source": {"graphQL": source},
+            "source": manifest("graphQL", &source),
             "mapping": [{"from": "/name", "to": "profile.name", "type": "String"}],
         })
     }

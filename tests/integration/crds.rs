@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::support::World;
+use crate::support::{self, World};
 
 const JOB: &str = "SyncJob";
 const SCHEDULE: &str = "SyncSchedule";
@@ -146,7 +146,7 @@ fn with(mut whole: Value, part: &Value) -> Value {
 async fn a_wrong_source_is_refused_with_field_and_fix_also_in_a_template() {
     let world = World::new().await;
     let graph_ql = || json!({"endpoint": "https://gitlab.com/api/graphql", "query": "q", "resultPath": "/data/users"});
-    let source = |part: Value| json!({"source": {"graphQL": with(graph_ql(), &part)}});
+    let source = |part: Value| json!({"source": support::source("graphQL", &with(graph_ql(), &part))});
     let mapped = |part: Value| with(json!({"from": "/name", "to": "name"}), &part);
     let both = |part: Value| with(source(json!({})), &json!({"mapping": [mapped(part)]}));
     let key = json!({"name": "a", "key": "b"});
@@ -156,7 +156,11 @@ async fn a_wrong_source_is_refused_with_field_and_fix_also_in_a_template() {
         (json!({"onFailure": "Rollback"}), "onFailure", "needs transaction Batch"),
         (json!({"target": {"collection": "sync_journal.a"}}), "target.collection", "starts neither"),
         (json!({"transaction": "Run"}), "transaction", "\"Batch\""),
-        (source(json!({"batching": "Pages", "pagination": {"by": "Link"}})), "source.graphQL", "by Link is for rest"),
+        (
+            source(json!({"batching": "Pages", "pagination": {"by": "Link"}})),
+            "source.pagination.by",
+            "by Link is for rest",
+        ),
         (source(json!({"endpoint": "gitlab.com"})), "source.graphQL.endpoint", "must be an http or https URL"),
         (source(json!({"endpoint": "https://me:secret@gitlab.com/"})), "source.graphQL.endpoint", "tokenSecretRef"),
         (
@@ -166,36 +170,32 @@ async fn a_wrong_source_is_refused_with_field_and_fix_also_in_a_template() {
         ),
         (source(json!({"query": ""})), "source.graphQL.query", "at least 1"),
         (source(json!({"resultPath": "data.users"})), "source.graphQL.resultPath", "such as /data/users/nodes"),
-        (source(json!({"keyPath": "id"})), "source.graphQL.keyPath", "such as /id"),
-        (source(json!({"batching": "Each"})), "source.graphQL.batching", "\"PerUser\""),
-        (source(json!({"concurrency": 65})), "source.graphQL.concurrency", "from 1 to 64"),
-        (source(json!({"onMissing": "Drop"})), "source.graphQL.onMissing", "\"Ignore\""),
-        (source(json!({"onMissing": "Mark"})), "source.graphQL", "need batching PerUser or Pages"),
-        (source(json!({"upsert": true})), "source.graphQL", "needs batching Pages"),
-        (source(json!({"batching": "Pages"})), "source.graphQL", "go together"),
-        (source(json!({"pagination": {"by": "Number"}})), "source.graphQL", "go together"),
-        (source(json!({"batching": "Pages", "pagination": {}})), "source.graphQL.pagination", "nextPath and by Cursor"),
+        (source(json!({"keyPath": "id"})), "source.keyPath", "such as /id"),
+        (source(json!({"batching": "Each"})), "source.batching", "\"PerUser\""),
+        (source(json!({"concurrency": 65})), "source.concurrency", "from 1 to 64"),
+        (source(json!({"onMissing": "Drop"})), "source.onMissing", "\"Ignore\""),
+        (source(json!({"onMissing": "Mark"})), "source.onMissing", "need batching PerUser or Pages"),
+        (source(json!({"upsert": true})), "source.upsert", "needs batching Pages"),
+        (source(json!({"batching": "Pages"})), "source", "go together"),
+        (source(json!({"pagination": {"by": "Number"}})), "source", "go together"),
+        (source(json!({"batching": "Pages", "pagination": {}})), "source.pagination", "nextPath and by Cursor"),
         (
             source(json!({"batching": "Pages", "pagination": {"by": "Number", "nextPath": "/a"}})),
-            "source.graphQL.pagination",
+            "source.pagination",
             "nextPath and by Cursor",
         ),
-        (source(json!({"batching": "Pages", "pagination": {"nextPath": "/a"}})), "source.graphQL", "syncType Full"),
-        (source(json!({"missingField": "_id"})), "source.graphQL.missingField", "not _id"),
-        (source(json!({"timeout": "1h"})), "source.graphQL.timeout", "to 10m"),
-        (source(json!({"rateLimit": {"requests": 0}})), "source.graphQL.rateLimit.requests", "from 1 to 100000"),
-        (source(json!({"rateLimit": {"requests": 1, "per": "1ms"}})), "source.graphQL.rateLimit.per", "from 1s"),
-        (
-            source(json!({"headersFrom": [{"name": "Host", "secretRef": key}]})),
-            "source.graphQL.headersFrom",
-            "none of Host",
-        ),
+        (source(json!({"batching": "Pages", "pagination": {"nextPath": "/a"}})), "source.batching", "syncType Full"),
+        (source(json!({"missing": {"field": "_id"}})), "source.missing.field", "not _id"),
+        (source(json!({"timeout": "1h"})), "source.timeout", "to 10m"),
+        (source(json!({"rateLimit": {"requests": 0}})), "source.rateLimit.requests", "from 1 to 100000"),
+        (source(json!({"rateLimit": {"requests": 1, "per": "1ms"}})), "source.rateLimit.per", "from 1s"),
+        (source(json!({"headersFrom": [{"name": "Host", "secretRef": key}]})), "source.headersFrom", "none of Host"),
         (
             source(json!({"headersFrom": [{"name": "a b", "secretRef": key}]})),
-            "source.graphQL.headersFrom",
+            "source.headersFrom",
             "such as PRIVATE-TOKEN",
         ),
-        (source(json!({"tokenSecretRef": {"name": "a"}})), "source.graphQL.tokenSecretRef.key", "Required"),
+        (source(json!({"tokenSecretRef": {"name": "a"}})), "source.tokenSecretRef.key", "Required"),
         (both(json!({"from": "name"})), "mapping[0].from", "such as /name"),
         (both(json!({"from": "/a~2"})), "mapping[0].from", "~ only as ~0 or ~1"),
         (both(json!({"value": "x"})), "mapping[0]", "either from"),
@@ -213,7 +213,7 @@ async fn a_wrong_rest_source_is_refused_with_field_and_fix_also_in_a_template() 
     let graph_ql = json!({"endpoint": "https://a/", "query": "q", "resultPath": ""});
     let rest = |part: Value| {
         let whole = json!({"endpoint": "https://api.example.com/users?ids={ids}"});
-        json!({"source": {"rest": with(whole, &part)}})
+        json!({"source": support::source("rest", &with(whole, &part))})
     };
     let at = |endpoint: &str| rest(json!({"endpoint": endpoint}));
     let walk = |endpoint: &str, by: Value| {
@@ -234,28 +234,36 @@ async fn a_wrong_rest_source_is_refused_with_field_and_fix_also_in_a_template() 
         (at("https://api.example.com/{ids}/{name}"), "source.rest.endpoint", "no other braces than {id}, {ids}"),
         (at("https://api.example.com/{ids"), "source.rest.endpoint", "no other braces than {id}, {ids}"),
         (at("https://me:secret@api.example.com/{ids}"), "source.rest.endpoint", "tokenSecretRef"),
-        (at("https://api.example.com/"), "source.rest", "{ids} and batching PerBatch go together"),
-        (rest(json!({"batching": "PerUser"})), "source.rest", "{id} and batching PerUser go together"),
-        (at("https://a/{ids}/{id}"), "source.rest", "{id} and batching PerUser go together"),
-        (at("https://a/{ids}?n={first}"), "source.rest", "{first} needs batching Pages"),
-        (walk("https://a/", json!({"by": "Number"})), "source.rest", "{page} and pagination.by Number go together"),
-        (walk("https://a/", json!({"nextPath": "/a"})), "source.rest", "{after} and pagination.by Cursor go together"),
-        (walk("https://a/{page}", json!({"by": "Link"})), "source.rest", "{page} and pagination.by Number go together"),
+        (at("https://api.example.com/"), "source.rest.endpoint", "{ids} and batching PerBatch go together"),
+        (rest(json!({"batching": "PerUser"})), "source.rest.endpoint", "{id} and batching PerUser go together"),
+        (at("https://a/{ids}/{id}"), "source.rest.endpoint", "{id} and batching PerUser go together"),
+        (at("https://a/{ids}?n={first}"), "source.rest.endpoint", "{first} needs batching Pages"),
+        (
+            walk("https://a/", json!({"by": "Number"})),
+            "source.rest.endpoint",
+            "{page} and pagination.by Number go together",
+        ),
+        (
+            walk("https://a/", json!({"nextPath": "/a"})),
+            "source.rest.endpoint",
+            "{after} and pagination.by Cursor go together",
+        ),
+        (
+            walk("https://a/{page}", json!({"by": "Link"})),
+            "source.rest.endpoint",
+            "{page} and pagination.by Number go together",
+        ),
         (
             walk("https://a/", json!({"by": "Link", "morePath": "/a"})),
-            "source.rest.pagination",
+            "source.pagination",
             "morePath and by Link exclude",
         ),
-        (
-            walk("https://a/", json!({"by": "Link", "nextPath": "/a"})),
-            "source.rest.pagination",
-            "nextPath and by Cursor",
-        ),
-        (rest(with(linked, &json!({"endpoint": "https://a/"}))), "source.rest", "syncType Full"),
-        (rest(json!({"onMissing": "Delete"})), "source.rest", "need batching PerUser or Pages"),
-        (rest(json!({"upsert": true})), "source.rest", "needs batching Pages"),
+        (walk("https://a/", json!({"by": "Link", "nextPath": "/a"})), "source.pagination", "nextPath and by Cursor"),
+        (rest(with(linked, &json!({"endpoint": "https://a/"}))), "source.batching", "syncType Full"),
+        (rest(json!({"onMissing": "Delete"})), "source.onMissing", "need batching PerUser or Pages"),
+        (rest(json!({"upsert": true})), "source.upsert", "needs batching Pages"),
         (rest(json!({"resultPath": "users"})), "source.rest.resultPath", "such as /users"),
-        (rest(json!({"timeout": "1h"})), "source.rest.timeout", "to 10m"),
+        (rest(json!({"timeout": "1h"})), "source.timeout", "to 10m"),
     ] {
         assert_both_refuse(&world, &spec, field, advice).await;
     }
@@ -279,28 +287,32 @@ fn full_job() -> Value {
         "transaction": "Batch",
         "onFailure": "Rollback",
         "dryRun": true,
-        "source": {"graphQL": {
-            "endpoint": "https://gitlab.example.com:8443/api/graphql?a=b",
-            "query": "query q($ids: [ID!]!) { users(ids: $ids) { id } }",
-            "operationName": "q",
-            "variables": {"first": 100, "deep": {"a": [1, Value::Null]}},
+        "source": {
+            "graphQL": {
+                "endpoint": "https://gitlab.example.com:8443/api/graphql?a=b",
+                "query": "query q($ids: [ID!]!) { users(ids: $ids) { id } }",
+                "operationName": "q",
+                "variables": {"first": 100, "deep": {"a": [1, Value::Null]}},
+                "resultPath": "/data/users",
+            },
             "batching": "PerUser",
             "concurrency": 64,
-            "resultPath": "/data/users",
             "upsert": false,
             "keyPath": "",
             "keyType": "ObjectId",
             "onMissing": "Mark",
-            "missingField": "upstream.missingSince",
+            "missing": {"field": "upstream.missingSince"},
+            "requestRetries": 10,
             "tokenSecretRef": {"name": "gitlab", "key": "token"},
             "headersFrom": [{"name": "X-Team", "secretRef": {"name": "gitlab", "key": "team"}}],
             "caSecretRef": {"name": "gitlab-ca", "key": "ca.crt"},
             "timeout": "10m",
             "rateLimit": {"requests": 100_000, "per": "24h"},
-        }},
+        },
         "mapping": [
             {"from": "/a~1b~0c/0", "to": "profile.name", "type": "String", "onNull": "Unset"},
             {"value": "gitlab", "to": "origin", "type": "Any", "onNull": "Skip"},
+            {"from": "/at", "to": "at", "type": "Date", "timeZone": "Europe/Berlin", "onNull": "Set"},
         ],
         "target": {
             "database": "codex-2",
@@ -353,24 +365,23 @@ async fn a_source_needs_little_and_gets_every_documented_default() {
     let world = World::new().await;
     let common = json!({
         "concurrency": 8, "upsert": false, "keyPath": "/id", "keyType": "Any", "onMissing": "Fail",
-        "missingField": "missingSince", "timeout": "30s",
+        "missing": {"field": "missingSince"}, "requestRetries": 5, "timeout": "30s",
     });
-    let rest = |endpoint: &str, part: Value| json!({"rest": with(json!({"endpoint": endpoint}), &part)});
+    let rest = |endpoint: &str, part: Value| support::source("rest", &with(json!({"endpoint": endpoint}), &part));
     let walk = |by: Value| json!({"batching": "Pages", "pagination": by});
     let graph_ql = json!({"graphQL": {"endpoint": "https://a/", "query": "q", "resultPath": ""}});
     for (name, source, defaults) in [
         ("graph", graph_ql, json!({"batching": "PerBatch"})),
-        ("batch", rest("https://a/{ids}", json!({})), json!({"batching": "PerBatch", "resultPath": ""})),
-        ("each", rest("http://a/{id}?x={id}", json!({"batching": "PerUser"})), json!({"resultPath": ""})),
+        ("batch", rest("https://a/{ids}", json!({})), json!({"batching": "PerBatch", "rest": {"resultPath": ""}})),
+        ("each", rest("http://a/{id}?x={id}", json!({"batching": "PerUser"})), json!({"rest": {"resultPath": ""}})),
         ("number", rest("https://a:1/?p={page}&n={first}", walk(json!({"by": "Number"}))), json!({})),
         ("cursor", rest("https://a/{after}", walk(json!({"nextPath": "/a", "morePath": "/b"}))), json!({})),
-        ("link", rest("https://a/{first}", walk(json!({"by": "Link"}))), json!({"resultPath": ""})),
+        ("link", rest("https://a/{first}", walk(json!({"by": "Link"}))), json!({"rest": {"resultPath": ""}})),
     ] {
         let spec = json!({"syncType": "Full", "source": source});
         let stored = create(&world, JOB, name, spec.clone()).await.unwrap().data["spec"].clone();
         assert_contains(&stored, &spec, name);
-        let kind = if name == "graph" { "graphQL" } else { "rest" };
-        assert_contains(&stored["source"][kind], &with(common.clone(), &defaults), name);
+        assert_contains(&stored["source"], &with(common.clone(), &defaults), name);
     }
 }
 
@@ -388,7 +399,7 @@ async fn an_empty_spec_gets_every_documented_default() {
         "priority": 0,
         "suspended": false,
         "cancelled": false,
-        "failurePolicy": {"maxFailedPercent": 100},
+        "failurePolicy": {},
         "transaction": "None",
         "onFailure": "Keep",
         "dryRun": false,
@@ -459,7 +470,7 @@ async fn only_four_fields_of_a_job_can_be_changed() {
         (json!({"dryRun": true}), "dryRun"),
         (json!({"source": {"graphQL": {"endpoint": "https://elsewhere.example/"}}}), "source"),
         (json!({"source": {"graphQL": {"variables": {"a": 2}}}}), "source"),
-        (json!({"source": {"graphQL": {"tokenSecretRef": {"name": "other", "key": "token"}}}}), "source"),
+        (json!({"source": {"tokenSecretRef": {"name": "other", "key": "token"}}}), "source"),
         (json!({"mapping": [{"from": "/other", "to": "name"}]}), "mapping"),
         (json!({"mapping": nothing}), "mapping"),
     ] {

@@ -1,5 +1,6 @@
 //! `sync-operator run`: runs without Kubernetes and Redis, as whole processes.
 
+mod answers;
 mod equality;
 
 use std::{
@@ -18,7 +19,7 @@ use tokio::{io::AsyncWriteExt, process, time::timeout};
 use crate::{
     certificates::Authority,
     own::MongoDb,
-    support::{PATIENCE, Servers, eventually, unique},
+    support::{PATIENCE, Servers, eventually, source, unique},
     upstream::{PRIVATE, Peculiar, Upstream},
 };
 
@@ -126,13 +127,13 @@ fn full() -> Value {
 }
 
 /// A full run that asks `upstream` for each user by REST.
-fn by_user(upstream: &Upstream, source: &Value) -> Value {
+fn by_user(upstream: &Upstream, part: &Value) -> Value {
     let mut rest = json!({"endpoint": upstream.rest("/users/{id}"), "batching": "PerUser"});
-    rest.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
+    rest.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
     json!({
         "syncType": "Full",
         "backoff": {"initial": "100ms", "jitter": 0},
-        "source": {"rest": rest},
+        "source": source("rest", &rest),
         "mapping": [{"from": "/name", "to": "name", "type": "String"}],
     })
 }
@@ -205,9 +206,9 @@ async fn limit_and_key_restrict_a_run_and_remove_nothing() {
         let counts = ended.counts();
         assert_eq!((ended.code, counts.0, counts.1), (Some(0), processed, updated), "{args:?}: {}", ended.stdout);
     }
-    let pages = json!({"syncType": "Full", "batchSize": 5, "mapping": [{"from": "/name", "to": "name"}], "source": {"rest": {
+    let pages = json!({"syncType": "Full", "batchSize": 5, "mapping": [{"from": "/name", "to": "name"}], "source": source("rest", &json!({
         "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "batching": "Pages", "onMissing": "Delete",
-        "pagination": {"by": "Number"}, "resultPath": "/users", "upsert": true}}});
+        "pagination": {"by": "Number"}, "resultPath": "/users", "upsert": true}))});
     upstream.books().users.clear();
     let ended = local.run(&job("users", &pages), &["--limit", "8"]).await;
     assert_eq!((ended.code, ended.counts().0), (Some(0), 8), "{}{}", ended.stdout, ended.stderr);
@@ -297,7 +298,9 @@ async fn a_failed_attempt_is_retried_and_a_failed_run_exits_with_1() {
     local.seed(5, 0).await;
     let broken = crate::upstream::Instead::Status(500, Vec::new());
     let spec = |limit: i32| {
-        let mut spec = by_user(&upstream, &json!({"concurrency": 1}));
+        let batches =
+            json!({"endpoint": upstream.rest("/users?ids={ids}"), "batching": "PerBatch", "requestRetries": 0});
+        let mut spec = by_user(&upstream, &batches);
         spec["backoffLimit"] = limit.into();
         spec
     };

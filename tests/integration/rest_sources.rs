@@ -1,6 +1,6 @@
 //! Runs that fetch what documents should be from a REST server.
 
-use bson::{Document, doc};
+use bson::{DateTime, Document, doc};
 use kube::api::PostParams;
 use mongodb::Collection;
 use serde_json::{Value, json};
@@ -9,28 +9,28 @@ use sync_operator::api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus};
 use crate::{
     operator::finished,
     sources::{ALLOWED, counts, ended, failures, run, secret, without_its_worker},
-    support::World,
+    support::{World, source},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
 /// A full run with what the server has at this address.
 fn spec(upstream: &Upstream, path: &str, part: &Value) -> Value {
-    let mut source = json!({"endpoint": upstream.rest(path)});
-    source.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+    let mut fields = json!({"endpoint": upstream.rest(path)});
+    fields.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
     json!({
         "syncType": "Full",
         "batchSize": 100,
         "backoff": {"initial": "100ms", "jitter": 0},
-        "source": {"rest": source},
+        "source": source("rest", &fields),
         "mapping": [{"from": "/name", "to": "profile.name", "type": "String"}],
     })
 }
 
 /// A full run over all pages of people, which new ones are made from.
 fn walk(upstream: &Upstream, path: &str, part: &Value) -> Value {
-    let mut source = json!({"batching": "Pages", "upsert": true, "onMissing": "Mark"});
-    source.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
-    let mut spec = spec(upstream, path, &source);
+    let mut fields = json!({"batching": "Pages", "upsert": true, "onMissing": "Mark"});
+    fields.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+    let mut spec = spec(upstream, path, &fields);
     spec["batchSize"] = 10.into();
     spec["target"] = json!({"collection": "people"});
     spec
@@ -38,13 +38,15 @@ fn walk(upstream: &Upstream, path: &str, part: &Value) -> Value {
 
 fn linked(upstream: &Upstream, part: &Value) -> Value {
     let mut spec = walk(upstream, "/linked?n={first}", part);
-    spec["source"]["rest"]["pagination"] = json!({"by": "Link"});
+    spec["source"]["pagination"] = json!({"by": "Link"});
     spec
 }
 
+/// People whom an earlier run has stamped.
 async fn people(world: &World, ids: &[i32]) -> Collection<Document> {
     let people = world.database.collection::<Document>("people");
-    people.insert_many(ids.iter().map(|id| doc! {"_id": id, "team": "blue"})).await.unwrap();
+    let person = |id: &i32| doc! {"_id": id, "team": "blue", "lastSynced": DateTime::from_millis(1)};
+    people.insert_many(ids.iter().map(person)).await.unwrap();
     people
 }
 
@@ -85,13 +87,13 @@ async fn a_source_that_has_nothing_at_all_removes_nothing() {
     world.seed(20, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     let users = |path, on_missing: &str, sync_type: &str| {
-        let each = json!({"batching": "PerUser", "onMissing": on_missing, "missingField": "gone"});
+        let each = json!({"batching": "PerUser", "onMissing": on_missing, "missing": {"field": "gone"}});
         let mut spec = spec(&upstream, path, &each);
         spec.as_object_mut()
             .unwrap()
             .extend(json!({"syncType": sync_type, "backoffLimit": 0}).as_object().unwrap().clone());
         if on_missing == "Delete" {
-            spec["source"]["rest"].as_object_mut().unwrap().remove("missingField");
+            spec["source"].as_object_mut().unwrap().remove("missing");
         }
         spec
     };
@@ -235,7 +237,7 @@ async fn what_the_server_refuses_ends_the_run_and_what_may_pass_does_not() {
         (
             "refused",
             Instead::Status(401, vec![]),
-            "the source refuses with 401: check the token in source.rest.tokenSecretRef",
+            "the source refuses with 401: check the token in source.tokenSecretRef",
         ),
         ("long", Instead::Status(414, vec![]), "the keys of a batch make the address of a request too long"),
     ] {
@@ -250,7 +252,7 @@ async fn what_the_server_refuses_ends_the_run_and_what_may_pass_does_not() {
     upstream.books().instead.push_back(Instead::Body(r#"{"users": []}"#.to_owned()));
     let status = run(&world, "cut", batch.clone()).await;
     let told = [
-        ("BadAnswer", "the source's answer is no JSON"),
+        ("BadAnswer", "the source's answer cannot be used: it is no JSON"),
         ("BadAnswer", "the source's answer cannot be used: it has no list at source.rest.resultPath"),
     ];
     assert_eq!((reasons(&status), counts(&status)), (told.to_vec(), (3, 0, 0)));
@@ -263,7 +265,7 @@ async fn what_the_server_refuses_ends_the_run_and_what_may_pass_does_not() {
 
     upstream.books().token = Some("t-1".to_owned());
     let mut with_token = batch;
-    with_token["source"]["rest"]["tokenSecretRef"] = json!({"name": "right", "key": "token"});
+    with_token["source"]["tokenSecretRef"] = json!({"name": "right", "key": "token"});
     let status = run(&world, "let-in", with_token).await;
     assert_eq!(counts(&status), (0, 3, 0), "{:?}", ended(&status));
     assert!(!operator.log().contains(PRIVATE) && !operator.log().contains("ids="));
@@ -303,8 +305,9 @@ async fn the_sample_and_the_guide_bring_what_the_server_has() {
                 doc! {"createIndexes": "users", "indexes": [{"key": {"gitlabId": 1}, "name": "a", "unique": true}]};
             world.database.run_command(index).await.unwrap();
         }
-        let source = spec.source.as_mut().unwrap().rest.as_mut().unwrap();
-        let is_walk = source.http.pagination.is_some();
+        let source = spec.source.as_mut().unwrap();
+        let is_walk = source.pagination.is_some();
+        let source = source.rest.as_mut().unwrap();
         assert!(source.endpoint.starts_with("https://gitlab.com/api/v4/"), "{}", source.endpoint);
         source.endpoint = upstream.rest(if is_walk { "/linked?n={first}" } else { "/users/{id}" });
         let name = format!("run-{at}");

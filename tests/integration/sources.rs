@@ -20,7 +20,7 @@ use sync_operator::{
 use crate::{
     certificates::Authority,
     operator::{apply_job, finished},
-    support::{World, eventually},
+    support::{World, eventually, source},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
@@ -46,7 +46,11 @@ fn spec(upstream: &Upstream) -> Value {
 /// The same with changes to the source.
 pub fn with(upstream: &Upstream, changes: &Value) -> Value {
     let mut spec = spec(upstream);
-    spec["source"]["graphQL"].as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    let mut changes = source("graphQL", changes);
+    let own = changes["graphQL"].take();
+    spec["source"]["graphQL"].as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+    let shared = changes.as_object().unwrap().clone().into_iter().filter(|(name, _)| name != "graphQL");
+    spec["source"].as_object_mut().unwrap().extend(shared);
     spec
 }
 
@@ -227,15 +231,19 @@ async fn bad_answers_are_the_attempts_failure_and_another_one_goes_on_after_the_
     let users = |users: Value| Instead::Body(json!({"data": {"users": {"nodes": users}}}).to_string());
     let cases = [
         ("down", Instead::Status(500, vec![]), "SourceError", "the source answered with 500"),
-        ("busy", Instead::Status(429, vec![]), "RateLimited", "the source wants fewer requests (429)"),
-        ("cut", Instead::Body(r#"{"data": {"users": {"no"#.to_owned()), "BadAnswer", "the source's answer is no JSON"),
+        (
+            "cut",
+            Instead::Body(r#"{"data": {"users": {"no"#.to_owned()),
+            "BadAnswer",
+            "the source's answer cannot be used: it is no JSON",
+        ),
         ("type", users(json!("none")), "BadAnswer", "the source's answer cannot be used: it has no list at"),
-        ("huge", Instead::Huge(200), "BadAnswer", "the source's answer is longer than 16 MiB"),
+        ("huge", Instead::Huge(200), "BadAnswer", "the source's answer cannot be used: it is longer than 16 MiB"),
         ("slow", Instead::Silence(Duration::from_secs(5)), "SourceTimeout", "the source did not answer within"),
     ];
     for (name, instead, reason, message) in cases {
         upstream.books().instead.push_back(instead);
-        let status = run(&world, name, with(&upstream, &json!({"timeout": "1s"}))).await;
+        let status = run(&world, name, with(&upstream, &json!({"timeout": "1s", "requestRetries": 0}))).await;
         let history: Vec<_> = status.attempt_history.iter().map(|attempt| attempt.reason.as_str()).collect();
         assert_eq!((history, counts(&status).2), (vec![reason], 0), "{name}");
         let told = &status.attempt_history[0].message;
@@ -330,14 +338,14 @@ async fn the_server_has_to_prove_who_it_is() {
     for (name, authority) in [("well-known", None), ("wrong", Some("other"))] {
         let mut spec = one_try.clone();
         if let Some(authority) = authority {
-            spec["source"]["graphQL"]["caSecretRef"] = json!({"name": authority, "key": "ca.crt"});
+            spec["source"]["caSecretRef"] = json!({"name": authority, "key": "ca.crt"});
         }
         let status = run(&world, name, spec).await;
         let last = &status.attempt_history[0];
         assert!(last.reason == "SourceUnreachable" && last.message.contains("certificate"), "{name}: {}", last.message);
     }
     assert_eq!(upstream.requests(), 0);
-    one_try["source"]["graphQL"]["caSecretRef"] = json!({"name": "ca", "key": "ca.crt"});
+    one_try["source"]["caSecretRef"] = json!({"name": "ca", "key": "ca.crt"});
     let status = run(&world, "right", one_try).await;
     assert_eq!((counts(&status), upstream.requests()), ((3, 0, 0), 1));
 }
@@ -388,8 +396,8 @@ async fn group(world: &World, upstream: &Upstream) -> Value {
     let text = std::fs::read_to_string("manifests/samples/gitlab/group-projects.yaml").unwrap();
     let schedule: SyncSchedule = serde_yaml_ng::from_str(&text).unwrap();
     let mut spec = serde_json::to_value(&schedule.spec.job_template.spec).unwrap();
-    let source = &mut spec["source"]["graphQL"];
-    source["endpoint"] = upstream.url.clone().into();
+    let source = &mut spec["source"];
+    source["graphQL"]["endpoint"] = upstream.url.clone().into();
     source.as_object_mut().unwrap().remove("rateLimit");
     spec["backoff"] = json!({"initial": "100ms", "jitter": 0});
     spec
@@ -399,9 +407,13 @@ async fn projects(world: &World, numbers: &[u32]) -> mongodb::Collection<Documen
     let projects = world.database.collection::<Document>("projects");
     let options = IndexOptions::builder().unique(true).build();
     projects.create_index(IndexModel::builder().keys(doc! {"gitlabId": 1}).options(options).build()).await.unwrap();
-    let documents = numbers.iter().map(|number| doc! {"gitlabId": project(*number), "team": "blue"});
-    projects.insert_many(documents).await.unwrap();
+    projects.insert_many(numbers.iter().map(|number| stamped_project(*number))).await.unwrap();
     projects
+}
+
+/// A project that an earlier run has stamped.
+fn stamped_project(number: u32) -> Document {
+    doc! {"gitlabId": project(number), "team": "blue", "lastSynced": DateTime::from_millis(1)}
 }
 
 fn project(number: u32) -> String {
@@ -443,9 +455,10 @@ async fn only_what_is_surely_gone_is_deleted() {
     let projects = projects(&world, &[1, 2, 3, 4]).await;
     let (_operator, _) = world.all(&ALLOWED);
     let mut deleting = group(&world, &upstream).await;
-    deleting["source"]["graphQL"]["onMissing"] = "Delete".into();
-    deleting["source"]["graphQL"]["upsert"] = false.into();
+    deleting["source"]["onMissing"] = "Delete".into();
+    deleting["source"]["upsert"] = false.into();
     deleting["backoffLimit"] = 1.into();
+    deleting["failurePolicy"] = json!({"maxFailedPercent": 100});
 
     let empty = run(&world, "empty", deleting.clone()).await;
     assert_eq!(ended(&empty).0, "BackoffLimitExceeded");
@@ -470,11 +483,10 @@ async fn only_what_is_surely_gone_is_deleted() {
 
     upstream.books().projects = (1..=30).collect();
     upstream.books().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
-    let more = (3..=31).map(|number| doc! {"gitlabId": project(number)});
-    projects.insert_many(more).await.unwrap();
+    projects.insert_many((3..=31).map(stamped_project)).await.unwrap();
     let unsure = run(&world, "unsure", deleting).await;
     assert_eq!(counts(&unsure), (8, 1, 21), "31 is not listed");
-    let told = "More than 20 of the source's results failed, so no document was taken to be missing there";
+    let told = "More than 20 of the source's results failed, or one has no usable key, so no document was taken to be missing there";
     assert!(ended(&unsure).1.ends_with(told), "{:?}", ended(&unsure));
     assert_eq!(projects.count_documents(doc! {"gitlabId": project(31)}).await.unwrap(), 1);
 }
@@ -490,7 +502,7 @@ async fn documents_are_not_made_where_they_could_be_made_twice() {
         (reason, message),
         (
             "InvalidTarget",
-            "source.graphQL.upsert needs a unique index on target.keyField: db.projects.createIndex({\"gitlabId\": 1}, {unique: true})"
+            "source.upsert needs a unique index on target.keyField: db.projects.createIndex({\"gitlabId\": 1}, {unique: true})"
         )
     );
     assert_eq!(upstream.requests(), 0);

@@ -12,6 +12,7 @@ use bson::{Document, doc};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, api::PostParams};
 use mongodb::Database;
+use serde_json::{Map, Value};
 use sync_operator::{
     api::{SyncJob, SyncSchedule},
     queue::Queue,
@@ -190,6 +191,15 @@ impl World {
         let http = ["--insecure-no-auth", "--http-port", &port.to_string()];
         (self.operator("all", &[&http, args].concat()), port)
     }
+}
+
+/// A source in a manifest. The fields that only sources of this kind have stand among those that all share.
+pub fn source(kind: &str, fields: &Value) -> Value {
+    let is_own = |name: &str| ["endpoint", "query", "operationName", "variables", "resultPath"].contains(&name);
+    let fields = fields.as_object().unwrap().clone();
+    let (own, mut shared): (Map<_, _>, Map<_, _>) = fields.into_iter().partition(|(name, _)| is_own(name));
+    shared.insert(kind.to_owned(), own.into());
+    shared.into()
 }
 
 /// A port for a server that a test starts. Not one that the kernel chooses: it could give the same one to another

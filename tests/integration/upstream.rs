@@ -38,6 +38,8 @@ pub struct Books {
     pub token: Option<String>,
     /// Given to the next requests instead of what they asked for.
     pub instead: VecDeque<Instead>,
+    /// Given to every request for these paths and queries.
+    pub fixed: HashMap<String, Instead>,
     /// Asked what to do with each further one.
     pub mood: Option<Box<dyn FnMut() -> Option<Instead> + Send>>,
     /// When everybody's name changed.
@@ -66,6 +68,10 @@ pub enum Instead {
     Status(u16, Vec<(&'static str, String)>),
     /// A body, with status 200.
     Body(String),
+    /// A status, and a body of JSON.
+    Reply(u16, Value),
+    /// A body in this encoding.
+    Encoded(&'static str, Vec<u8>),
     /// A body of so many MiB.
     Huge(usize),
     /// Nothing, for so long.
@@ -174,7 +180,7 @@ async fn answer(
         if body.is_empty() {
             books.addresses.push(uri.to_string());
         }
-        let next = books.instead.pop_front();
+        let next = books.instead.pop_front().or_else(|| books.fixed.get(&uri.to_string()).cloned());
         (next.or_else(|| books.mood.as_mut()?()), books.delay, is_let_in)
     };
     sleep(delay).await;
@@ -201,6 +207,10 @@ async fn answer(
             builder.body(Body::from(PRIVATE)).unwrap()
         }
         Some(Instead::Body(body)) => json(body),
+        Some(Instead::Reply(code, body)) => {
+            (StatusCode::from_u16(code).unwrap(), json(body.to_string())).into_response()
+        }
+        Some(Instead::Encoded(encoding, body)) => ([("content-encoding", encoding)], body).into_response(),
         Some(Instead::Huge(mebibytes)) => {
             let part = Bytes::from(vec![b' '; 1 << 20]);
             let parts = (0..mebibytes).map(move |_| Ok::<_, Infallible>(part.clone()));

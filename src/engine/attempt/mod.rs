@@ -75,6 +75,8 @@ pub enum AttemptResult {
     Failed(Outcome),
     /// The attempt has failed, and another one may succeed.
     Retry(Outcome),
+    /// The source wants no requests for so long. The run continues at its checkpoint after that.
+    Paused(Duration),
     /// The run was recalled. It continues at its checkpoint.
     Released,
     /// The lease is lost, and another worker may have the run.
@@ -86,6 +88,7 @@ impl From<&Error> for AttemptResult {
         match error {
             Error::InvalidTarget(_) | Error::InvalidSource(_) => Self::Failed(error.outcome()),
             Error::Attempt { .. } => Self::Retry(error.outcome()),
+            Error::Paused(pause) => Self::Paused(*pause),
         }
     }
 }
@@ -130,6 +133,7 @@ impl Attempt {
         };
         let age = elapsed(started, coordinator.now()).saturating_sub(parked_for);
         let deadline = Instant::now() + spec.active_deadline.saturating_sub(age);
+        let checkpoint = Checkpoint { is_paused: false, ..checkpoint };
         Ok(Self { type_, spec, target, source, checkpoint, trace, seen: HashSet::new(), deadline, coordinator })
     }
 
@@ -150,7 +154,10 @@ impl Attempt {
                 reason: reasons::DEADLINE_EXCEEDED.to_owned(),
                 message: "the run took longer than spec.activeDeadline".to_owned(),
             }),
-            result = self.work() => result,
+            result = self.work() => {
+                self.checkpoint.is_paused = matches!(result, AttemptResult::Paused(_));
+                result
+            }
         }
     }
 
@@ -221,11 +228,12 @@ impl Attempt {
     fn add(&mut self, outcome: Written) {
         let Checkpoint { cursor, counts, changes, paging, .. } = &mut self.checkpoint;
         let processed = outcome.processed();
-        if let Some(PageEnd { next, results, seen }) = outcome.page {
+        if let Some(PageEnd { next, results, unreadable, seen }) = outcome.page {
             self.seen.extend(seen);
             let before = paging.take().unwrap_or_default();
             let failed = before.failed + outcome.failures.len() as u64;
-            *paging = Some(Paging { next, results: before.results + results as u64, failed, ..before });
+            let is_unsure = before.is_unsure || unreadable > 0;
+            *paging = Some(Paging { next, results: before.results + results as u64, failed, is_unsure });
         }
         counts.processed += processed;
         counts.updated += outcome.updated;

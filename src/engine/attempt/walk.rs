@@ -14,7 +14,7 @@ use crate::{
     },
     engine::{
         batch::{BatchWork, spawn_task, timed},
-        fetcher::SourceFetcher,
+        fetcher::{CURSOR_EXPIRED, SourceFetcher},
         request_slot::RequestSlot,
     },
     sync::{Error, Found},
@@ -107,6 +107,13 @@ impl Attempt {
         )))
     }
 
+    /// Forgets how far the run has come, but not how often it failed.
+    fn start_over(&mut self) {
+        let Checkpoint { counts: Counts { total, .. }, warning, furthest, fruitless, .. } = self.checkpoint.clone();
+        let counts = Counts { total, ..Counts::default() };
+        self.checkpoint = Checkpoint { counts, furthest, fruitless, warning, ..Checkpoint::default() };
+    }
+
     /// Walks the source's pages, and then the documents that were on none of them.
     async fn walk_pages(&mut self, source: &Arc<SourceFetcher>, pages: &Pages) -> Option<AttemptResult> {
         let recalled = self.coordinator.signals().recalled.clone();
@@ -114,10 +121,8 @@ impl Attempt {
             return Some(AttemptResult::from(&error));
         }
         if self.spec.dry_run {
-            // A dry run stamps nothing, so it cannot continue: it starts over.
-            let Checkpoint { counts: Counts { total, .. }, warning, .. } = self.checkpoint.clone();
-            self.checkpoint =
-                Checkpoint { counts: Counts { total, ..Counts::default() }, warning, ..Checkpoint::default() };
+            // A dry run stamps nothing, so it cannot continue.
+            self.start_over();
         }
         let (target, type_, trace, size) = (self.target.clone(), self.type_, self.trace, self.spec.batch_size);
         let next = self.checkpoint.paging.as_ref().map_or_else(|| Some(pages.first()), |paging| paging.next.clone());
@@ -135,6 +140,9 @@ impl Attempt {
             }
         });
         let result = self.follow(written.buffered(self.spec.parallelism)).await;
+        if matches!(&result, Some(AttemptResult::Retry(outcome)) if outcome.reason == CURSOR_EXPIRED) {
+            self.start_over();
+        }
         if result.is_some() || self.target.ignores_missing() {
             return result;
         }
@@ -143,7 +151,7 @@ impl Attempt {
             let message = "the source lists nothing at all, so nothing is taken to be missing in it";
             return Some(AttemptResult::from(&empty_source(message.to_owned())));
         }
-        if paging.failed > MAX_FAILURES as u64 {
+        if paging.is_unsure || paging.failed > MAX_FAILURES as u64 {
             self.checkpoint.paging = Some(Paging { is_unsure: true, ..paging });
             return None;
         }

@@ -6,9 +6,10 @@ use std::{
 };
 
 use bson::Bson;
+use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::{Found, rejected};
+use super::{Failure, Found, limits, rejected};
 use crate::{
     domain::source::{Asking, By, Pages, Request, SourceSpec},
     sync::{Error, keys, mapping},
@@ -16,12 +17,48 @@ use crate::{
 
 /// Longest code of an error that is shown. Its message is not: it may quote documents.
 const MAX_CODE: usize = 64;
+/// Codes of GraphQL errors that another request may not meet, in lower case.
+const TRANSIENT: [&str; 12] = [
+    "internal_server_error",
+    "internal_error",
+    "service_unavailable",
+    "service_error",
+    "bad_gateway",
+    "gateway_timeout",
+    "timeout",
+    "executiontimeout",
+    "subrequest_http_error",
+    "downstream_service_error",
+    "unexpected",
+    "postgres-error",
+];
+/// Codes of GraphQL errors that every request would meet, in lower case.
+const PERMANENT: [&str; 16] = [
+    "graphql_validation_failed",
+    "graphql_parse_failed",
+    "operation_resolution_failure",
+    "bad_user_input",
+    "bad_request",
+    "unauthenticated",
+    "unauthorized",
+    "forbidden",
+    "access-denied",
+    "validation-failed",
+    "validation_failed",
+    "parse-failed",
+    "undefinedfield",
+    "argumentnotaccepted",
+    "missingrequiredarguments",
+    "variablemismatch",
+];
 
 /// One page of all that a source has.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
     /// What there is, by key.
     pub results: Vec<(Bson, Found)>,
+    /// How many results it has beside these whose keys cannot be read: of which documents they are, nobody can tell.
+    pub unreadable: usize,
     /// The page after it.
     pub next: Option<Value>,
 }
@@ -36,39 +73,42 @@ impl Page {
     }
 }
 
-/// Sorts an answer by the keys that were asked for. `Err`: the query was not carried out at all.
-pub(super) fn read(spec: &SourceSpec, keys: &[String], mut answer: Value) -> Result<Vec<Found>, Error> {
+/// Sorts an answer by the keys that were asked for. The answer is `None` when it has no content. Also returns whether a part of
+/// it failed for a reason that another request may not meet.
+pub(super) fn read(spec: &SourceSpec, keys: &[String], answer: Option<Value>) -> Result<(Vec<Found>, bool), Failure> {
+    let Some(mut answer) = answer else { return Ok((vec![Found::NotReturned; keys.len()], false)) };
     let errors = errors_of(spec, &answer)?.to_vec();
-    let result = spec.result.resolve_mut(&mut answer).ok().map(Value::take);
-    match spec.asking {
-        // By HTTP, 404 says that there is nothing. That a part of the answer is not there is more likely a mistake.
-        Asking::PerUser(_) if result.is_none() && spec.request == Request::Rest => {
-            Err(unusable(&format!("it has nothing at {} {}", spec.field("resultPath"), spec.result)))
-        }
-        Asking::PerUser(_) => Ok(vec![single(result, &errors)]),
-        _ => list(spec, keys, result, &errors),
-    }
+    let is_partial = errors.iter().any(|error| has_code(error, &TRANSIENT));
+    let found = match spec.asking {
+        Asking::PerUser(_) => vec![single(spec, &mut answer, &errors)?],
+        _ => list(spec, keys, spec.result.resolve_mut(&mut answer).ok().map(Value::take), &errors)?,
+    };
+    Ok((found, is_partial))
 }
 
-/// Reads a page, `at` which it was asked for. `link` is the one that its headers name.
+/// Reads a page, `at` which it was asked for. `link` is the one that its headers name. Also returns whether a part of it failed
+/// for a reason that another request may not meet.
 pub(super) fn page(
     spec: &SourceSpec,
     pages: &Pages,
     at: &Value,
-    answer: &Value,
+    mut answer: Value,
     link: Option<Value>,
-) -> Result<Page, Error> {
-    let errors = errors_of(spec, answer)?;
-    let (items, broken) = items(spec, spec.result.resolve(answer).ok().cloned(), errors)?;
-    let is_empty = items.is_empty();
+) -> Result<(Page, bool), Failure> {
+    let errors = errors_of(spec, &answer)?.to_vec();
+    let is_partial = errors.iter().any(|error| has_code(error, &TRANSIENT));
+    // A cursor may stand in the list, which is taken out of the answer.
+    let is_empty = spec.result.resolve(&answer).ok().and_then(Value::as_array).is_some_and(Vec::is_empty);
+    let next = if pages.by == By::Link { Ok(link) } else { next(spec, pages, at, &answer, is_empty) };
+    let (items, broken) = items(spec, spec.result.resolve_mut(&mut answer).ok().map(Value::take), &errors)?;
     let mut results: Vec<(Bson, Found)> = Vec::with_capacity(items.len());
-    let mut places = HashMap::new();
+    let (mut places, mut unreadable) = (HashMap::new(), 0);
     for (place, item) in items.into_iter().enumerate() {
-        // A result that cannot be told apart may be any document's: nothing could be said to be missing.
         let key = spec.key.resolve(&item).ok().filter(|key| key.is_string() || key.is_number());
-        let key = key.and_then(|key| mapping::convert(key, spec.key_type)).ok_or_else(|| {
-            unusable(&format!("it has a result without a usable key at {} {}", spec.field("keyPath"), spec.key))
-        })?;
+        let Some(key) = key.and_then(|key| mapping::convert(key, spec.key_type, &TimeZone::UTC)) else {
+            unreadable += 1;
+            continue;
+        };
         let found = broken.get(&place).map_or_else(|| Found::Result(item), |error| failed(error));
         match places.entry(keys::text(&key)) {
             Entry::Vacant(entry) => {
@@ -79,31 +119,53 @@ pub(super) fn page(
             Entry::Occupied(_) => {}
         }
     }
-    let next = if pages.by == By::Link { link } else { next(spec, pages, at, answer, is_empty)? };
-    Ok(Page { results, next })
+    if results.is_empty() && unreadable > 0 {
+        let field = spec.field("keyPath");
+        return Err(unusable(&format!("none of its results has a usable key at {field} {}", spec.key)));
+    }
+    Ok((Page { results, unreadable, next: next? }, is_partial))
 }
 
-fn next(spec: &SourceSpec, pages: &Pages, at: &Value, answer: &Value, is_empty: bool) -> Result<Option<Value>, Error> {
+fn next(
+    spec: &SourceSpec,
+    pages: &Pages,
+    at: &Value,
+    answer: &Value,
+    is_empty: bool,
+) -> Result<Option<Value>, Failure> {
     let more = match &pages.more {
-        Some(path) => Some(path.resolve(answer).ok().and_then(Value::as_bool).ok_or_else(|| {
-            unusable(&format!("it has neither true nor false at {} {path}", spec.field("pagination.morePath")))
+        Some(path) => Some(path.resolve(answer).ok().and_then(is_more).ok_or_else(|| {
+            let field = spec.field("pagination.morePath");
+            unusable(&format!("it does not say at {field} {path} whether there are more pages"))
         })?),
         None => None,
     };
     let By::Cursor(path) = &pages.by else {
         return Ok(more.unwrap_or(!is_empty).then(|| Value::from(at.as_u64().unwrap_or(0) + 1)));
     };
+    let no_cursor = || unusable(&format!("it has no new cursor at {} {path}", spec.field("pagination.nextPath")));
     // An empty one asks for the first page again.
-    let cursor = path.resolve(answer).ok().filter(|cursor| !cursor.is_null() && *cursor != "");
+    let cursor =
+        path.resolve(answer).ok().filter(|cursor| !matches!(cursor, Value::Null | Value::Bool(false)) && *cursor != "");
     match (more, cursor) {
         (Some(false), _) | (None, None) => Ok(None),
-        (_, Some(cursor)) if cursor != at => Ok(Some(cursor.clone())),
-        _ => Err(unusable(&format!("it has no new cursor at {} {path}", spec.field("pagination.nextPath")))),
+        (_, Some(cursor)) if cursor != at && (cursor.is_string() || cursor.is_number()) => Ok(Some(cursor.clone())),
+        _ => Err(no_cursor()),
+    }
+}
+
+/// Whether there are more pages: a boolean, or the address of the next page, or null.
+fn is_more(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(is_more) => Some(*is_more),
+        Value::Null => Some(false),
+        Value::String(address) => Some(!address.is_empty()),
+        _ => None,
     }
 }
 
 /// The errors of single results, which GraphQL has beside the data. `Err`: there are others.
-fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Error> {
+fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Failure> {
     if spec.request == Request::Rest {
         return Ok(&[]);
     }
@@ -111,26 +173,59 @@ fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Er
     let has_path = |error: &&Value| error.get("path").and_then(Value::as_array).is_some_and(|path| !path.is_empty());
     // No data, and an error that is no field's: the server did not begin with it. Some leave data out, as
     // https://spec.graphql.org/October2021/#sec-Response-Format wants it, some send null.
-    if answer.get("data").is_none_or(Value::is_null) && errors.iter().all(|error| !has_path(&error)) {
-        return Err(match errors.first() {
-            Some(error) if is_temporary(error) => unusable(&format!("it tells of an error{}", describe(error))),
-            Some(error) => rejected(&format!("the source rejects the query{}", describe(error))),
-            None => unusable("it is no answer to a GraphQL query"),
-        });
-    }
+    let has_no_data = answer.get("data").is_none_or(Value::is_null);
+    let Some(error) = errors.iter().find(|error| !has_path(error)) else {
+        return if has_no_data && errors.is_empty() {
+            Err(unusable("it is no answer to a GraphQL query"))
+        } else {
+            Ok(errors)
+        };
+    };
+    let is_invalid = has_code(error, &PERMANENT) || (!has_code(error, &TRANSIENT) && error.get("locations").is_some());
     // One error without a place may concern any document.
-    if let Some(error) = errors.iter().find(|error| !has_path(error)) {
-        return Err(unusable(&format!("it tells of an error{}", describe(error))));
-    }
-    Ok(errors)
+    Err(match unusable(&format!("it tells of an error{}", describe(error))) {
+        _ if limits::is_rate_limit(answer) => Failure::Limited(None),
+        _ if has_no_data && is_invalid => {
+            Failure::Fatal(rejected(&format!("the source rejects the query{}", describe(error))))
+        }
+        failure => Failure::Transient(failure.into_error()),
+    })
 }
 
-fn single(result: Option<Value>, errors: &[Value]) -> Found {
-    match (errors.first(), result) {
-        (Some(error), _) => failed(error),
-        (None, Some(result)) if !result.is_null() => Found::Result(result),
-        _ => Found::Missing,
+/// What an answer has for the one document that was asked for. Only what stands where a result would stand says that there is
+/// none: that a part of the way there is missing is more likely a mistake, or a lack of rights.
+fn single(spec: &SourceSpec, answer: &mut Value, errors: &[Value]) -> Result<Found, Failure> {
+    if let Some(error) = errors.iter().find(|error| concerns(spec, error)) {
+        return Ok(failed(error));
     }
+    let parent = spec.result.parent().and_then(|parent| parent.resolve(answer).ok());
+    let is_empty_list = parent.and_then(Value::as_array).is_some_and(Vec::is_empty);
+    let nothing = || unusable(&format!("it has nothing at {} {}", spec.own_field("resultPath"), spec.result));
+    match spec.result.resolve_mut(answer).map(Value::take) {
+        Ok(Value::Null) => Ok(Found::Missing),
+        Ok(Value::Array(items)) if items.is_empty() => {
+            let field = spec.own_field("resultPath");
+            Err(unusable(&format!("it has an empty list where one result should be: let {field} end in /0")))
+        }
+        Ok(result) => Ok(Found::Result(result)),
+        // Such as the answer of a search by name.
+        Err(_) if is_empty_list && spec.result.last().is_some_and(|token| token.encoded() == "0") => Ok(Found::Missing),
+        Err(_) => Err(nothing()),
+    }
+}
+
+/// The part of an error's path that follows the way to the results. `None`: it leads elsewhere.
+fn path_in_results<'a>(spec: &SourceSpec, error: &'a Value) -> Option<&'a [Value]> {
+    let path = error.get("path")?.as_array()?;
+    // Paths of errors begin below the data.
+    let way: Vec<_> = spec.result.tokens().skip(1).map(|token| token.decoded().into_owned()).collect();
+    let is_same = |(step, token): (&Value, &String)| text(step).is_some_and(|step| step == *token);
+    path.iter().zip(&way).all(is_same).then(|| path.get(way.len()..).unwrap_or_default())
+}
+
+/// True when an error is on the way to the results, or in them.
+fn concerns(spec: &SourceSpec, error: &Value) -> bool {
+    path_in_results(spec, error).is_some()
 }
 
 /// The list of results, and errors by their places in it.
@@ -138,40 +233,47 @@ fn items<'a>(
     spec: &SourceSpec,
     result: Option<Value>,
     errors: &'a [Value],
-) -> Result<(Vec<Value>, HashMap<usize, &'a Value>), Error> {
-    let depth = spec.result.count().saturating_sub(1);
-    // An error's path leads through the list to one of its items, or ends before: then the list itself is broken.
-    let item_of = |error: &Value| error.get("path")?.as_array()?.get(depth)?.as_u64();
+) -> Result<(Vec<Value>, HashMap<usize, &'a Value>), Failure> {
     let mut broken = HashMap::new();
     for error in errors {
-        let Some(item) = item_of(error) else {
-            return Err(unusable(&format!("it has no list of results{}", describe(error))));
-        };
-        broken.entry(item as usize).or_insert(error);
+        match path_in_results(spec, error).map(|path| path.first().and_then(Value::as_u64)) {
+            Some(Some(item)) => drop(broken.entry(item as usize).or_insert(error)),
+            // It ends before the list: then the list itself is broken.
+            Some(None) => {
+                let failure = unusable(&format!("it has no list of results{}", describe(error)));
+                let is_transient = has_code(error, &TRANSIENT);
+                return Err(if is_transient { Failure::Transient(failure.into_error()) } else { failure });
+            }
+            None => {}
+        }
     }
     let Some(Value::Array(items)) = result else {
-        return Err(unusable(format!("it has no list at {} {}", spec.field("resultPath"), spec.result).trim_end()));
+        return Err(unusable(format!("it has no list at {} {}", spec.own_field("resultPath"), spec.result).trim_end()));
     };
     Ok((items, broken))
 }
 
-fn list(spec: &SourceSpec, keys: &[String], result: Option<Value>, errors: &[Value]) -> Result<Vec<Found>, Error> {
+fn list(spec: &SourceSpec, keys: &[String], result: Option<Value>, errors: &[Value]) -> Result<Vec<Found>, Failure> {
     let (items, broken) = items(spec, result, errors)?;
-    let wanted: HashMap<&str, usize> = keys.iter().enumerate().map(|(at, key)| (key.as_str(), at)).collect();
-    let mut found = vec![Found::Missing; keys.len()];
+    let mut wanted: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (at, key) in keys.iter().enumerate() {
+        wanted.entry(key).or_default().push(at);
+    }
+    let mut found = vec![Found::NotReturned; keys.len()];
     let count = items.len();
     for (place, item) in items.into_iter().enumerate() {
         // An item that an error made null has no key; where the list has one item for each key, its place tells.
-        let by_place = (item.is_null() && count == keys.len()).then_some(place);
-        let by_key = spec.key.resolve(&item).ok().and_then(text).and_then(|key| wanted.get(&*key).copied());
-        let Some(at) = by_key.or(by_place) else { continue };
-        found[at] = match (broken.get(&place), &found[at]) {
-            (Some(error), _) => failed(error),
-            (None, Found::Missing) if !item.is_null() => Found::Result(item),
-            (None, Found::Missing) => Found::Missing,
-            (None, Found::Result(first)) if *first == item => Found::Result(item),
-            (None, _) => twice(),
-        };
+        let by_place = || if item.is_null() && count == keys.len() { vec![place] } else { Vec::new() };
+        let by_key = spec.key.resolve(&item).ok().and_then(text).and_then(|key| wanted.get(&*key).cloned());
+        for at in by_key.unwrap_or_else(by_place) {
+            found[at] = match (broken.get(&place), &found[at]) {
+                (Some(error), _) => failed(error),
+                (None, Found::NotReturned) if !item.is_null() => Found::Result(item.clone()),
+                (None, Found::NotReturned) => Found::NotReturned,
+                (None, Found::Result(first)) if *first == item => continue,
+                (None, _) => twice(),
+            };
+        }
     }
     Ok(found)
 }
@@ -185,13 +287,11 @@ pub(super) fn text(value: &Value) -> Option<Cow<'_, str>> {
     }
 }
 
-/// True for an error that is not about the query, by the codes that servers have in common.
-fn is_temporary(error: &Value) -> bool {
-    let codes = ["INTERNAL_SERVER_ERROR", "SERVICE_UNAVAILABLE", "TIMEOUT", "RATE_LIMITED", "THROTTLED"];
-    [error.pointer("/extensions/code"), error.get("type")]
-        .into_iter()
-        .flatten()
-        .any(|code| code.as_str().is_some_and(|code| codes.iter().any(|known| code.eq_ignore_ascii_case(known))))
+/// True when an error has one of these codes, at one of the places where servers write them.
+fn has_code(error: &Value, codes: &[&str]) -> bool {
+    let places = ["/extensions/code", "/extensions/errorType", "/type", "/errorType"];
+    let found = places.into_iter().filter_map(|place| error.pointer(place)?.as_str());
+    found.into_iter().any(|code| codes.contains(&code.to_ascii_lowercase().as_str()))
 }
 
 /// Two results for one document: which one is right, nobody can tell.
@@ -203,8 +303,11 @@ fn failed(error: &Value) -> Found {
     Found::Failed("SourceError", format!("the source has an error for it{}", describe(error)))
 }
 
-pub(super) fn unusable(why: &str) -> Error {
-    Error::Attempt { reason: "BadAnswer", message: format!("the source's answer cannot be used: {why}") }
+pub(super) fn unusable(why: &str) -> Failure {
+    Failure::Unusable(Error::Attempt {
+        reason: "BadAnswer",
+        message: format!("the source's answer cannot be used: {why}"),
+    })
 }
 
 /// What can be said of an error without repeating what it says: its code, and where in the query it is.
@@ -224,28 +327,30 @@ fn describe(error: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::run::RunSpec;
+    use crate::{api::source::manifest, domain::run::RunSpec};
     use serde_json::json;
 
     fn spec(batching: &str, result: &str) -> SourceSpec {
         let source = json!({"endpoint": "https://a", "query": "q", "resultPath": result, "batching": batching});
-        let spec = serde_json::from_value(json!({"source": {"graphQL": source}})).unwrap();
+        let spec = serde_json::from_value(json!({"source": manifest("graphQL", &source)})).unwrap();
         RunSpec::parse(&spec).unwrap().source.unwrap()
     }
 
     fn rest(part: &Value) -> SourceSpec {
-        let spec = serde_json::from_value(json!({"syncType": "Full", "source": {"rest": part}})).unwrap();
+        let spec = serde_json::from_value(json!({"syncType": "Full", "source": manifest("rest", part)})).unwrap();
         RunSpec::parse(&spec).unwrap().source.unwrap()
     }
 
     fn shown(answer: &Value) -> Result<Vec<&'static str>, String> {
         let keys = ["1", "2", "3"].map(str::to_owned);
-        let found = read(&spec("PerBatch", "/data/users"), &keys, answer.clone()).map_err(|error| error.to_string())?;
+        let read = read(&spec("PerBatch", "/data/users"), &keys, Some(answer.clone()));
+        let (found, _) = read.map_err(|failure| failure.into_error().to_string())?;
         Ok(found
             .iter()
             .map(|found| match found {
                 Found::Result(_) => "result",
                 Found::Missing => "missing",
+                Found::NotReturned => "not",
                 Found::Failed(reason, _) => *reason,
             })
             .collect())
@@ -255,12 +360,13 @@ mod tests {
     fn results_are_sorted_by_key_and_errors_by_place() {
         let user = |id: i32| json!({"id": id.to_string()});
         for (answer, expected) in [
-            (json!({"data": {"users": [user(3), user(1)]}}), ["result", "missing", "result"]),
-            (json!({"data": {"users": [{"id": 2}, user(9), "?"]}}), ["missing", "result", "missing"]),
-            (json!({"data": {"users": [user(1), user(1), user(2)]}}), ["result", "result", "missing"]),
+            (json!({"data": {"users": [user(3), user(1)]}}), ["result", "not", "result"]),
+            (json!({"data": {"users": [{"id": 2}, user(9), "?"]}}), ["not", "result", "not"]),
+            (json!({"data": {"users": [user(1), user(1), user(2)]}}), ["result", "result", "not"]),
+            (json!({"data": {"users": [user(1), {"id": "1", "name": "b"}]}}), ["DuplicateResult", "not", "not"]),
             (
-                json!({"data": {"users": [user(1), {"id": "1", "name": "b"}]}}),
-                ["DuplicateResult", "missing", "missing"],
+                json!({"data": {"users": [user(1), user(2), user(3)]}, "errors": [{"path": ["groups", 1]}]}),
+                ["result", "result", "result"],
             ),
             (
                 json!({"data": {"users": [user(1), null, user(3)]}, "errors": [{"path": ["users", 1, "name"]}]}),
@@ -268,7 +374,7 @@ mod tests {
             ),
             (
                 json!({"data": {"users": [user(2), user(3)]}, "errors": [{"path": ["users", 0, "name"]}]}),
-                ["missing", "SourceError", "result"],
+                ["not", "SourceError", "result"],
             ),
         ] {
             assert_eq!(shown(&answer).unwrap(), expected, "{answer}");
@@ -283,14 +389,21 @@ mod tests {
                     "extensions": {"code": "GRAPHQL_VALIDATION_FAILED"}}]}),
                 "the source rejects the query (GRAPHQL_VALIDATION_FAILED) at line 1, column 9 of source.graphQL.query",
             ),
-            (json!({"data": null, "errors": [{"message": "secret"}]}), "the source rejects the query"),
+            (
+                json!({"data": null, "errors": [{"message": "secret", "locations": [{"line": 1, "column": 9}]}]}),
+                "the source rejects the query at line 1, column 9",
+            ),
+            (
+                json!({"data": null, "errors": [{"message": "secret"}]}),
+                "the source's answer cannot be used: it tells of an error",
+            ),
             (
                 json!({"data": null, "errors": [{"extensions": {"code": "INTERNAL_SERVER_ERROR"}}]}),
                 "the source's answer cannot be used: it tells of an error (INTERNAL_SERVER_ERROR)",
             ),
             (
                 json!({"errors": [{"type": "RATE_LIMITED", "message": "secret"}]}),
-                "the source's answer cannot be used: it tells of an error",
+                "the source rejects requests for their rate",
             ),
             (json!([]), "the source's answer cannot be used: it is no answer to a GraphQL query"),
             (
@@ -311,16 +424,40 @@ mod tests {
         }
     }
 
+    /// What is found for one document, or the message of the failure.
+    fn one(spec: &SourceSpec, answer: Value) -> Result<Found, String> {
+        let read = read(spec, &["1".to_owned()], Some(answer)).map_err(|failure| failure.into_error().to_string())?;
+        Ok(read.0.into_iter().next().unwrap())
+    }
+
     #[test]
-    fn of_one_document_null_is_no_result() {
-        let spec = spec("PerUser", "/data/user");
+    fn only_null_in_the_place_of_a_result_says_that_it_is_missing() {
+        let spec = spec("PerUser", "/data/project/user");
+        let nothing =
+            "the source's answer cannot be used: it has nothing at source.graphQL.resultPath /data/project/user";
         for (answer, expected) in [
-            (json!({"data": {"user": {"id": 1}}}), Found::Result(json!({"id": 1}))),
-            (json!({"data": {"user": null}}), Found::Missing),
-            (json!({"data": null, "errors": [{"path": ["user"]}]}), failed(&json!({}))),
+            (json!({"data": {"project": {"user": {"id": 1}}}}), Ok(Found::Result(json!({"id": 1})))),
+            (json!({"data": {"project": {"user": null}}}), Ok(Found::Missing)),
+            (json!({"data": {"project": null}}), Err(nothing)),
+            (json!({"data": {"project": {}}}), Err(nothing)),
+            (json!({"data": {}}), Err(nothing)),
+            (json!({"data": null, "errors": [{"path": ["project", "user"]}]}), Ok(failed(&json!({})))),
+            (json!({"data": {"project": null}, "errors": [{"path": ["project"]}]}), Ok(failed(&json!({})))),
+            (json!({"data": {"project": {"user": null}}, "errors": [{"path": ["group"]}]}), Ok(Found::Missing)),
         ] {
-            assert_eq!(read(&spec, &["1".to_owned()], answer.clone()).unwrap(), [expected], "{answer}");
+            assert_eq!(one(&spec, answer.clone()), expected.map_err(str::to_owned), "{answer}");
         }
+        let search =
+            rest(&json!({"endpoint": "https://a/?name={id}", "batching": "PerUser", "resultPath": "/users/0"}));
+        for (answer, expected) in [
+            (json!({"users": [{"id": 1}]}), Some(Found::Result(json!({"id": 1})))),
+            (json!({"users": []}), Some(Found::Missing)),
+            (json!({"users": null}), None),
+            (json!({}), None),
+        ] {
+            assert_eq!(one(&search, answer.clone()).ok(), expected, "{answer}");
+        }
+        assert_eq!(read(&search, &["1".to_owned()], None).unwrap().0, [Found::NotReturned]);
     }
 
     #[test]
@@ -336,6 +473,10 @@ mod tests {
             (&cursor, json!("b"), json!({}), false, Ok(None)),
             (&cursor, json!("b"), json!({"next": ""}), false, Ok(None)),
             (&cursor, json!("b"), json!({"next": "b"}), false, unusable.clone()),
+            (&cursor, json!("b"), json!({"next": false}), false, Ok(None)),
+            (&cursor, json!("b"), json!({"next": {"page": 2}}), false, unusable.clone()),
+            (&flagged, json!("b"), json!({"next": "c", "more": "https://a/?page=3"}), false, Ok(Some(json!("c")))),
+            (&flagged, json!("b"), json!({"next": null, "more": null}), false, Ok(None)),
             (&flagged, json!("b"), json!({"next": "c", "more": true}), true, Ok(Some(json!("c")))),
             (&flagged, json!("b"), json!({"next": "b", "more": false}), false, Ok(None)),
             (&flagged, json!("b"), json!({"next": null, "more": true}), false, unusable.clone()),
@@ -343,7 +484,8 @@ mod tests {
             (&numbered, json!(1), json!({}), false, Ok(Some(json!(2)))),
             (&numbered, json!(2), json!({}), true, Ok(None)),
         ] {
-            assert_eq!(next(&spec, pages, &at, &answer, is_empty).map_err(drop), expected, "{pages:?} {at} {answer}");
+            let next = next(&spec, pages, &at, &answer, is_empty);
+            assert_eq!(next.map_err(drop), expected, "{pages:?} {at} {answer}");
         }
     }
 
@@ -353,38 +495,46 @@ mod tests {
         let pages = Pages { by: By::Number, more: None };
         let read = |users: Value, errors: Value| {
             let answer = json!({"data": {"users": users}, "errors": errors});
-            page(&spec, &pages, &json!(1), &answer, None).map(|page| page.results).map_err(|error| error.to_string())
+            let page = page(&spec, &pages, &json!(1), answer, None).map_err(|failure| failure.into_error().to_string());
+            page.map(|(page, _)| (page.results, page.unreadable))
         };
         let (one, other) = (json!({"id": "1"}), json!({"id": "1", "name": "x"}));
         let results = read(json!([one, one, {"id": "2"}]), json!([{"path": ["users", 2, "name"]}])).unwrap();
-        assert_eq!(results, [("1".into(), Found::Result(one.clone())), ("2".into(), failed(&json!({})))]);
-        assert_eq!(read(json!([one, other]), json!([])).unwrap(), [("1".into(), twice())]);
-        for unusable in [json!([null]), json!([{"name": "x"}]), json!([{"id": null}])] {
-            assert!(read(unusable, json!([])).unwrap_err().contains("without a usable key"));
+        assert_eq!(results, (vec![("1".into(), Found::Result(one.clone())), ("2".into(), failed(&json!({})))], 0));
+        assert_eq!(read(json!([one, other]), json!([])).unwrap(), (vec![("1".into(), twice())], 0));
+        for unusable in [json!(null), json!({"name": "x"}), json!({"id": null})] {
+            assert!(read(json!([unusable]), json!([])).unwrap_err().contains("none of its results has a usable key"));
+            let (results, unreadable) = read(json!([one, unusable]), json!([])).unwrap();
+            assert_eq!((results.len(), unreadable), (1, 1));
         }
     }
 
     #[test]
     fn a_plain_answer_has_results_and_no_errors() {
-        let (one, all) =
-            (rest(&json!({"endpoint": "https://a/{id}", "batching": "PerUser"})), json!({"errors": ["x"]}));
-        assert_eq!(read(&one, &["1".to_owned()], all.clone()).unwrap(), [Found::Result(all)]);
-        assert_eq!(read(&one, &["1".to_owned()], Value::Null).unwrap(), [Found::Missing]);
+        let each = rest(&json!({"endpoint": "https://a/{id}", "batching": "PerUser"}));
+        let all = json!({"errors": ["x"]});
+        assert_eq!(one(&each, all.clone()), Ok(Found::Result(all)));
+        assert_eq!(one(&each, Value::Null), Ok(Found::Missing));
+        assert!(one(&each, json!([])).unwrap_err().ends_with("let source.rest.resultPath end in /0"));
         let below = rest(&json!({"endpoint": "https://a/{id}", "batching": "PerUser", "resultPath": "/user"}));
-        let error = read(&below, &["1".to_owned()], json!({"User": 1})).unwrap_err().to_string();
+        let error = one(&below, json!({"User": 1})).unwrap_err();
         assert!(error.ends_with("it has nothing at source.rest.resultPath /user"), "{error}");
 
         let list = rest(&json!({"endpoint": "https://a/?ids={ids}"}));
-        let keys = ["1", "2"].map(str::to_owned);
-        let found = read(&list, &keys, json!([{"id": 2}])).unwrap();
-        assert_eq!(found, [Found::Missing, Found::Result(json!({"id": 2}))]);
-        let error = read(&list, &keys, json!({"users": []})).unwrap_err().to_string();
+        let read = |keys: &[&str], answer| {
+            let keys: Vec<_> = keys.iter().map(|key| (*key).to_owned()).collect();
+            read(&list, &keys, Some(answer)).map(|(found, _)| found).map_err(|failure| failure.into_error().to_string())
+        };
+        let two = Found::Result(json!({"id": 2}));
+        assert_eq!(read(&["1", "2"], json!([{"id": 2}])).unwrap(), [Found::NotReturned, two.clone()]);
+        assert_eq!(read(&["2", "2"], json!([{"id": 2}])).unwrap(), [two.clone(), two]);
+        let error = read(&["1"], json!({"users": []})).unwrap_err();
         assert!(error.ends_with("it has no list at source.rest.resultPath"), "{error}");
 
         let walk = json!({"endpoint": "https://a/", "batching": "Pages", "pagination": {"by": "Link"}});
         let pages = Pages { by: By::Link, more: None };
         for link in [Some(json!("https://a/?page=2")), None] {
-            let page = page(&rest(&walk), &pages, &Value::Null, &json!([{"id": 1}]), link.clone()).unwrap();
+            let (page, _) = page(&rest(&walk), &pages, &Value::Null, json!([{"id": 1}]), link.clone()).unwrap();
             assert_eq!((page.results.len(), page.next), (1, link));
         }
     }

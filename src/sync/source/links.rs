@@ -5,8 +5,7 @@ use reqwest::{
     header::{HeaderMap, LINK},
 };
 
-use super::answer::unusable;
-use crate::sync::Error;
+use super::{Failure, answer::unusable};
 
 const BLANK: [char; 2] = [' ', '\t'];
 /// Longest address that is followed, in bytes: it stands in the run's checkpoint.
@@ -16,7 +15,7 @@ const MAX_ADDRESS: usize = 8 << 10;
 ///
 /// # Errors
 /// When a header is malformed: pages after this one would be taken for not there. When the link leads elsewhere.
-pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Error> {
+pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Failure> {
     for header in headers.get_all(LINK) {
         let links = header.to_str().ok().and_then(read).ok_or_else(|| unusable("its header Link cannot be read"))?;
         if let Some(link) = links.iter().find(|link| link.is_next()) {
@@ -31,7 +30,7 @@ pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Erro
 ///
 /// # Errors
 /// When it is not at the same scheme, host and port: the requests carry secrets.
-pub(super) fn follow(from: &Url, address: &str) -> Result<Url, Error> {
+pub(super) fn follow(from: &Url, address: &str) -> Result<Url, Failure> {
     let stays = |url: &Url| url.origin() == from.origin() && url.username().is_empty() && url.password().is_none();
     let mut url = from.join(address).ok().filter(stays).ok_or_else(|| {
         unusable("its header Link leads to another scheme, host or port than source.rest.endpoint, or to none")
@@ -90,14 +89,15 @@ fn parameter(text: &str) -> Option<(&str, String, &str)> {
     let name = name.trim_matches(BLANK);
     let Some(value) = rest.strip_prefix('=') else { return Some((name, String::new(), rest)) };
     let value = value.trim_start_matches(BLANK);
-    let Some(quoted) = value.strip_prefix('"') else {
+    // Some servers quote with apostrophes, which RFC 8288 does not know.
+    let Some((quote, quoted)) = ['"', '\''].iter().find_map(|quote| Some((*quote, value.strip_prefix(*quote)?))) else {
         let (value, rest) = value.split_at(value.find([';', ',']).unwrap_or(value.len()));
         return Some((name, value.trim_end_matches(BLANK).to_owned(), rest));
     };
     let (mut value, mut characters) = (String::new(), quoted.char_indices());
     while let Some((at, character)) = characters.next() {
         match character {
-            '"' => return Some((name, value, &quoted[at + 1..])),
+            _ if character == quote => return Some((name, value, &quoted[at + 1..])),
             '\\' => value.push(characters.next()?.1),
             _ => value.push(character),
         }
@@ -119,7 +119,7 @@ mod tests {
     }
 
     fn found(given: &[&str]) -> Result<Option<String>, String> {
-        let next = next(&headers(given), &asked()).map_err(|error| error.to_string())?;
+        let next = next(&headers(given), &asked()).map_err(|failure| failure.into_error().to_string())?;
         Ok(next.map(|url| url.as_str().trim_start_matches("https://a.example").to_owned()))
     }
 
@@ -143,6 +143,8 @@ mod tests {
             (&["<2#top> ; rel = next , <3>;rel=last"], Some("/v4/2")),
             (&[r#"</2>; title="a, b; c=\"d\" <e>; rel=last"; rel="last NEXT""#], Some("/2")),
             (&["</2?a=1,2;3>; REL=Next; title=x"], Some("/2?a=1,2;3")),
+            (&["<?page=2>; rel='next'"], Some("/v4/users?page=2")),
+            (&["<1>; rel='prev first', <3> ; title='a; rel=last, \"b' ; rel='next'"], Some("/v4/3")),
             (&["</2>; rel=prev; rel=next"], None),
             (&["</2>; rel=nextish"], None),
             (&["</2>; anchor=\"/other\"; rel=next, </3>; rel=next"], Some("/3")),
@@ -160,6 +162,7 @@ mod tests {
             ("<https://a.example/2; rel=next", "cannot be read"),
             ("</2> rel=next", "cannot be read"),
             (r#"</2>; rel="next"#, "cannot be read"),
+            ("</2>; rel='next", "cannot be read"),
             ("</2>; rel=next, junk", "cannot be read"),
             ("<https://b.example/2>; rel=next", "leads to another scheme, host or port than source.rest.endpoint"),
             ("<//b.example/2>; rel=next", "leads to another scheme"),

@@ -2,19 +2,20 @@
 
 mod answer;
 pub(crate) mod egress;
+pub(crate) mod limits;
 mod links;
 
 use std::{mem, time::Duration};
 
 use bson::Bson;
-use jiff::{Timestamp, fmt::rfc2822};
+use jiff::Timestamp;
 use reqwest::{
     Client, RequestBuilder, Response, StatusCode, Url,
-    header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use serde_json::{Map, Value};
 
-use super::{Error, keys};
+use super::{Error, json, keys};
 use crate::{
     domain::{
         source::{Asking, By, Pages, Request, SourceSpec},
@@ -31,8 +32,6 @@ use egress::{Denied, NotAllowed};
 const MAX_ANSWER: usize = 16 << 20;
 /// Longest address that keys are put into, in bytes. Many servers take half of it.
 const MAX_ADDRESS: usize = 16 << 10;
-/// Longest rest a server can ask for.
-const MAX_REST: Duration = Duration::from_hours(1);
 
 /// What was read from Secrets for a source. Not to be shown.
 #[derive(Default)]
@@ -56,22 +55,58 @@ pub struct Source {
 pub enum Found {
     /// This.
     Result(Value),
-    /// Nothing.
+    /// Nothing: it says that there is no such thing.
     Missing,
+    /// Nothing, which may have other reasons.
+    NotReturned,
     /// An error: a word, and a sentence.
     Failed(&'static str, String),
 }
 
-/// An answer, or its absence.
+/// A usable answer.
 #[derive(Debug)]
 pub struct Reply<T> {
-    /// What there is. `None`: nothing, since there were too many requests.
-    pub found: Option<T>,
-    /// For how long the server wants no more requests.
-    pub rest: Option<Duration>,
+    /// What it holds.
+    pub found: T,
+    /// True when a part of it failed for a reason that another request may not meet.
+    pub is_partial: bool,
+    /// For how long the server wants no more requests after this one.
+    pub pause: Option<Duration>,
 }
 
-pub(super) fn rejected(message: &str) -> Error {
+/// A request that has no usable answer, by what may follow from it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Failure {
+    /// The same request may succeed: the connection, a timeout, or an error of the server.
+    Transient(Error),
+    /// The server rejects the request for its rate, and says for how long, or does not.
+    Limited(Option<Duration>),
+    /// The server rejects this request, and perhaps only this one.
+    Rejected(Error),
+    /// The answer cannot be used.
+    Unusable(Error),
+    /// No request can succeed: the credentials, the address.
+    Fatal(Error),
+}
+
+impl Failure {
+    /// The error of a request that concerns more than one document.
+    #[must_use]
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Transient(error) | Self::Rejected(error) | Self::Unusable(error) | Self::Fatal(error) => error,
+            Self::Limited(_) => attempt("RateLimited", "the source rejects requests for their rate"),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+fn rejected(message: &str) -> Error {
     Error::InvalidSource(message.to_owned())
 }
 
@@ -97,7 +132,7 @@ impl Source {
         egress.admit(&endpoint).map_err(|denied| match denied {
             Denied::Address => not_allowed(spec),
             Denied::PlainText => {
-                let field = spec.field("endpoint");
+                let field = spec.own_field("endpoint");
                 rejected(&format!(
                     "{field} must be https, or its host be named by the operator's --source-allowed-hosts"
                 ))
@@ -123,7 +158,7 @@ impl Source {
     ///
     /// # Errors
     /// When there is no usable answer.
-    pub async fn ask(&self, keys: &[Bson], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Error> {
+    pub async fn ask(&self, keys: &[Bson], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Failure> {
         let keys: Vec<String> = keys.iter().map(keys::text).collect();
         let Request::GraphQl { variables, .. } = &self.spec.request else {
             return self.ask_by_address(&keys, received).await;
@@ -133,13 +168,13 @@ impl Source {
             (Asking::PerUser(_), [key]) => variables.insert("id".to_owned(), Value::from(key.as_str())),
             _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
         };
-        let read = |_: &HeaderMap, answer: Value| answer::read(&self.spec, &keys, answer);
-        self.send(self.post(variables), None, received, read).await
+        let read = |_: &HeaderMap, answer: Option<Value>| answer::read(&self.spec, &keys, answer);
+        Ok(self.send(self.post(variables), received, read).await?)
     }
 
     /// The same, with the keys in the address. Those that cannot stand there have failed: the address would be another
     /// resource's.
-    async fn ask_by_address(&self, keys: &[String], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Error> {
+    async fn ask_by_address(&self, keys: &[String], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Failure> {
         let is_one = matches!(self.spec.asking, Asking::PerUser(_));
         let fits = |key: &String| !key.is_empty() && (is_one || !key.contains(','));
         let misfit = || Found::Failed("InvalidKey", "its key cannot stand in the address of a request".to_owned());
@@ -147,40 +182,59 @@ impl Source {
         let place = if is_one { "id" } else { "ids" };
         let filled = template::fill(&self.spec.endpoint, &[(place, &encoded.join(","))]);
         let Some(address) = filled.filter(|_| !encoded.is_empty()) else {
-            return Ok(Reply { found: Some(vec![misfit(); keys.len()]), rest: None });
+            return Ok(Reply { found: vec![misfit(); keys.len()], is_partial: false, pause: None });
         };
         if address.len() > MAX_ADDRESS {
-            return Err(too_long());
+            return Err(too_long().into());
         }
-        let gone = is_one.then(|| vec![Found::Missing]);
-        let read = |_: &HeaderMap, answer: Value| {
-            let found = answer::read(&self.spec, keys, answer)?;
-            Ok(keys.iter().zip(found).map(|(key, found)| if fits(key) { found } else { misfit() }).collect())
+        let read = |_: &HeaderMap, answer: Option<Value>| {
+            let (found, is_partial) = answer::read(&self.spec, keys, answer)?;
+            let fitting = |(key, found)| if fits(key) { found } else { misfit() };
+            Ok((keys.iter().zip(found).map(fitting).collect(), is_partial))
         };
-        self.send(self.get(self.parsed(&address)?), gone, received, read).await
+        match self.send(self.get(self.parsed(&address)?), received, read).await {
+            Err(Unanswered::NothingThere(pause, _)) if is_one => {
+                Ok(Reply { found: vec![Found::Missing], is_partial: false, pause })
+            }
+            reply => Ok(reply?),
+        }
     }
 
-    /// Asks for a page of about `size` results.
+    /// Asks for a page of about `size` results. By number, nothing at the address of a page after the first one is an
+    /// empty page, as of Django REST framework.
     ///
     /// # Errors
     /// When there is no usable answer.
-    pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<Page>, Error> {
+    pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<Page>, Failure> {
         let Request::GraphQl { variables, .. } = &self.spec.request else {
             let asked = self.page_address(pages, at, size)?;
-            let read = |headers: &HeaderMap, answer: Value| {
+            let read = |headers: &HeaderMap, answer: Option<Value>| {
                 let link = if pages.by == By::Link { links::next(headers, &asked)? } else { None };
-                answer::page(&self.spec, pages, at, &answer, link.map(|link| Value::from(link.as_str())))
+                answer::page(
+                    &self.spec,
+                    pages,
+                    at,
+                    answer.unwrap_or_default(),
+                    link.map(|link| Value::from(link.as_str())),
+                )
             };
-            return self.send(self.get(asked.clone()), None, || (), read).await;
+            return match self.send(self.get(asked.clone()), || (), read).await {
+                Err(Unanswered::NothingThere(pause, _)) if pages.by == By::Number && *at != pages.first() => {
+                    Ok(Reply { found: Page::default(), is_partial: false, pause })
+                }
+                reply => Ok(reply?),
+            };
         };
         let mut variables = variables.clone();
         variables.insert("first".to_owned(), Value::from(size));
         variables.insert(if pages.by == By::Number { "page" } else { "after" }.to_owned(), at.clone());
-        let read = |_: &HeaderMap, answer: Value| answer::page(&self.spec, pages, at, &answer, None);
-        self.send(self.post(variables), None, || (), read).await
+        let read = |_: &HeaderMap, answer: Option<Value>| {
+            answer::page(&self.spec, pages, at, answer.unwrap_or_default(), None)
+        };
+        Ok(self.send(self.post(variables), || (), read).await?)
     }
 
-    fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, Error> {
+    fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, Failure> {
         if let (By::Link, Value::String(link)) = (&pages.by, at) {
             return links::follow(&self.endpoint, link);
         }
@@ -188,7 +242,7 @@ impl Source {
         let at = if at.is_null() { "".into() } else { answer::text(at).ok_or_else(nowhere)? };
         let (at, size) = (template::encode(&at), size.to_string());
         let filled = template::fill(&self.spec.endpoint, &[("first", &size), ("page", &at), ("after", &at)]);
-        self.parsed(&filled.ok_or_else(nowhere)?)
+        Ok(self.parsed(&filled.ok_or_else(nowhere)?)?)
     }
 
     fn parsed(&self, address: &str) -> Result<Url, Error> {
@@ -213,67 +267,74 @@ impl Source {
         request.body(Value::Object(body).to_string())
     }
 
-    /// Sends a request, and reads headers and body of the answer. `gone`: what it means that there is nothing at the
-    /// address. `None`: that it is wrong.
+    /// Sends a request, and reads headers and body of the answer.
     async fn send<T>(
         &self,
         request: RequestBuilder,
-        gone: Option<T>,
         received: impl FnOnce(),
-        read: impl FnOnce(&HeaderMap, Value) -> Result<T, Error>,
-    ) -> Result<Reply<T>, Error> {
+        read: impl FnOnce(&HeaderMap, Option<Value>) -> Result<(T, bool), Failure>,
+    ) -> Result<Reply<T>, Unanswered> {
         let mut response = request.send().await.map_err(|error| self.unreached(&error))?;
-        let rest = rest(response.headers(), Timestamp::now());
-        match (response.status(), rest, gone) {
-            // GitHub says so with 403 too.
-            (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::FORBIDDEN, Some(_), _) => {
-                return Ok(Reply { found: None, rest });
-            }
-            (StatusCode::NOT_FOUND | StatusCode::GONE, _, Some(gone)) => return Ok(Reply { found: Some(gone), rest }),
-            (status, ..) => check(&self.spec, status)?,
+        let pause = limits::pause(response.headers(), Timestamp::now());
+        let status = response.status();
+        if !status.is_success() {
+            return Err(self.refused(status, pause, &mut response).await);
         }
         let headers = mem::take(response.headers_mut());
-        let body = self.receive(response).await?;
+        let body = self.receive(&mut response).await?;
         received();
-        let answer =
-            serde_json::from_slice(&body).map_err(|_| attempt("BadAnswer", "the source's answer is no JSON"))?;
-        match (read(&headers, answer), rest) {
-            (Ok(found), rest) => Ok(Reply { found: Some(found), rest }),
-            // GitHub says so with status 200.
-            (Err(_), Some(_)) => Ok(Reply { found: None, rest }),
-            (Err(error), None) => Err(error),
+        let answer = json::read(&body).map_err(|_| unusable("it is no JSON"))?;
+        let (found, is_partial) = read(&headers, answer)?;
+        Ok(Reply { found, is_partial, pause })
+    }
+
+    /// Sorts an answer by its status, and where that does not tell, by its body.
+    async fn refused(&self, status: StatusCode, pause: Option<Duration>, response: &mut Response) -> Unanswered {
+        let error = refusal(&self.spec, status);
+        match status.as_u16() {
+            404 | 410 => Unanswered::NothingThere(pause, error),
+            429 => Failure::Limited(pause).into(),
+            // GitHub limits with 403, and GraphQL servers do with 400.
+            400 | 403 | 503 if pause.is_some() => Failure::Limited(pause).into(),
+            408 | 425 | 500..=599 => Failure::Transient(error).into(),
+            401 | 414 | 300..=399 => Failure::Fatal(error).into(),
+            400 | 403 if self.is_rate_limit(response).await => Failure::Limited(None).into(),
+            _ => Failure::Rejected(error).into(),
         }
     }
 
-    fn unreached(&self, error: &reqwest::Error) -> Error {
+    async fn is_rate_limit(&self, response: &mut Response) -> bool {
+        let body = self.receive(response).await;
+        let body = body.ok().and_then(|body| json::read(&body).ok().flatten());
+        body.is_some_and(|body| limits::is_rate_limit(&body))
+    }
+
+    fn unreached(&self, error: &reqwest::Error) -> Failure {
         let mut causes = String::new();
         let mut cause = std::error::Error::source(error);
         while let Some(inner) = cause {
             if inner.is::<NotAllowed>() {
-                return not_allowed(&self.spec);
+                return Failure::Fatal(not_allowed(&self.spec));
             }
             causes += &format!("{inner}; ");
             cause = inner.source();
         }
-        match network::cause(&causes) {
+        Failure::Transient(match network::cause(&causes) {
             _ if error.is_timeout() => {
                 let field = self.spec.field("timeout");
                 attempt("SourceTimeout", format!("the source did not answer within {field}"))
             }
             Some(cause) => attempt("SourceUnreachable", format!("the source could not be reached: {cause}")),
             None => attempt("SourceUnreachable", "the connection to the source broke"),
-        }
+        })
     }
 
-    async fn receive(&self, mut response: Response) -> Result<Vec<u8>, Error> {
+    async fn receive(&self, response: &mut Response) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreached(&error))? {
             if body.len() + chunk.len() > MAX_ANSWER {
                 let limit = MAX_ANSWER >> 20;
-                return Err(attempt(
-                    "BadAnswer",
-                    format!("the source's answer is longer than {limit} MiB: lower batchSize"),
-                ));
+                return Err(unusable(&format!("it is longer than {limit} MiB: lower batchSize")));
             }
             body.extend_from_slice(&chunk);
         }
@@ -288,7 +349,7 @@ fn endpoint(spec: &SourceSpec) -> Result<(Url, String), Error> {
 }
 
 fn no_url(spec: &SourceSpec) -> Error {
-    rejected(&format!("{} is no URL with a host: correct it", spec.field("endpoint")))
+    rejected(&format!("{} is no URL with a host: correct it", spec.own_field("endpoint")))
 }
 
 fn too_long() -> Error {
@@ -310,56 +371,57 @@ fn headers(given: &[(String, String)]) -> Result<HeaderMap, Error> {
 fn not_allowed(spec: &SourceSpec) -> Error {
     rejected(&format!(
         "{} is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs",
-        spec.field("endpoint")
+        spec.own_field("endpoint")
     ))
 }
 
-/// What a status says. 400 and the like mean the request, which stays the same.
-fn check(spec: &SourceSpec, status: StatusCode) -> Result<(), Error> {
+/// Describes an answer that is no success, and what to do about it.
+fn refusal(spec: &SourceSpec, status: StatusCode) -> Error {
     let code = status.as_u16();
     match code {
-        200..=299 => Ok(()),
         401 | 403 => {
             let field = spec.field("tokenSecretRef");
-            Err(rejected(&format!(
+            rejected(&format!(
                 "the source refuses with {code}: check the token in {field} or headersFrom, and its rights"
-            )))
+            ))
         }
         300..=399 => {
-            let field = spec.field("endpoint");
-            Err(rejected(&format!(
+            let field = spec.own_field("endpoint");
+            rejected(&format!(
                 "the source answers with {code}, a redirect, which is not followed: set {field} to its destination"
-            )))
+            ))
         }
-        429 => {
-            let field = spec.field("rateLimit");
-            Err(attempt("RateLimited", format!("the source wants fewer requests (429): set {field}")))
-        }
-        408 | 500..=599 => Err(attempt("SourceError", format!("the source answered with {code}"))),
-        414 => Err(too_long()),
+        408 | 425 | 500..=599 => attempt("SourceError", format!("the source answered with {code}")),
+        414 => too_long(),
         _ => {
-            let field = spec.field("endpoint");
+            let field = spec.own_field("endpoint");
             let query = if spec.request == Request::Rest { "" } else { " and query" };
-            Err(rejected(&format!("the source refuses the request with {code}: check {field}{query}")))
+            rejected(&format!("the source refuses the request with {code}: check {field}{query}"))
         }
     }
 }
 
-/// For how long a server wants no more requests: `Retry-After`, in seconds or as a date, or, once no more are left,
-/// until the time in the headers of GitLab (`RateLimit-…`) and GitHub (`X-RateLimit-…`), which are seconds since the
-/// epoch.
-pub(crate) fn rest(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    let number = |name: &str| text(name)?.parse::<i64>().ok();
-    let date = |name: &str| Some(rfc2822::parse(text(name)?).ok()?.timestamp().as_second() - now.as_second());
-    let after = number(RETRY_AFTER.as_str()).or_else(|| date(RETRY_AFTER.as_str()));
-    let until = ["ratelimit", "x-ratelimit"].iter().find_map(|family| {
-        let is_used_up = number(&format!("{family}-remaining")) == Some(0);
-        number(&format!("{family}-reset")).filter(|_| is_used_up).map(|reset| reset - now.as_second())
-    });
-    // By our clock the time may have come already.
-    let seconds = after.or(until)?.max(1);
-    Some(Duration::from_secs(seconds as u64).min(MAX_REST))
+/// A request without a usable answer.
+enum Unanswered {
+    /// There is nothing at the address. What that means depends on what was asked for.
+    NothingThere(Option<Duration>, Error),
+    /// It failed.
+    Failed(Failure),
+}
+
+impl From<Failure> for Unanswered {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<Unanswered> for Failure {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::NothingThere(_, error) => Self::Rejected(error),
+            Unanswered::Failed(failure) => failure,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -369,42 +431,13 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_servers_say_of_their_limits_is_understood() {
-        let now = Timestamp::from_second(1000).unwrap();
-        for (given, expected) in [
-            (vec![("retry-after", "7")], Some(7)),
-            (vec![("retry-after", "Thu, 01 Jan 1970 00:16:50 GMT")], Some(10)),
-            (vec![("retry-after", "soon")], None),
-            (vec![("retry-after", "999999")], Some(3600)),
-            (vec![("ratelimit-remaining", "0"), ("ratelimit-reset", "1030")], Some(30)),
-            (vec![("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "1005")], Some(5)),
-            (vec![("x-ratelimit-remaining", "3"), ("x-ratelimit-reset", "1005")], None),
-            (vec![("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "990")], Some(1)),
-            (vec![], None),
-        ] {
-            let mut headers = HeaderMap::new();
-            for (name, value) in &given {
-                headers.insert(*name, HeaderValue::from_static(value));
-            }
-            assert_eq!(rest(&headers, now), expected.map(Duration::from_secs), "{given:?}");
-        }
-    }
-
-    #[test]
     fn only_what_another_try_may_cure_is_tried_again() {
         let spec = json!({"source": {"rest": {"endpoint": "https://a/{ids}"}}});
         let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap().source.unwrap();
-        for (code, again) in [
-            (400, false),
-            (401, false),
-            (302, false),
-            (404, false),
-            (414, false),
-            (429, true),
-            (500, true),
-            (503, true),
-        ] {
-            let error = check(&spec, StatusCode::from_u16(code).unwrap()).unwrap_err();
+        for (code, again) in
+            [(400, false), (401, false), (302, false), (404, false), (414, false), (425, true), (500, true)]
+        {
+            let error = refusal(&spec, StatusCode::from_u16(code).unwrap());
             assert_eq!(matches!(error, Error::Attempt { .. }), again, "{code}");
         }
     }

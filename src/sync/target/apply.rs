@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     Batch, Outcome, PageEnd, Read, Removal, Stamped, Target, both, chunks, done, integer, size,
-    transaction::Transaction, within,
+    transaction::Transaction, within, within_limit,
 };
 use crate::{
     domain::source::Missing,
@@ -75,11 +75,16 @@ impl Target {
         )))
     }
 
-    /// What is left of the documents once a walk through pages has dealt with those that the source has.
+    /// What is left of the documents once a walk through pages has dealt with those that the source has. To be marked or deleted
+    /// they must carry a stamp from before this run: others were made meanwhile, or are not the source's.
     #[must_use]
     pub fn left(&self) -> Self {
-        let untouched = doc! {&self.stamp_field: {"$not": {"$gte": self.stamp}}};
-        Self { selection: both(self.selection.clone(), untouched), ..self.clone() }
+        let untouched = if self.removes_missing() {
+            doc! {"$lt": self.stamp, "$type": "date"}
+        } else {
+            doc! {"$not": {"$gte": self.stamp}}
+        };
+        Self { selection: both(self.selection.clone(), doc! {&self.stamp_field: untouched}), ..self.clone() }
     }
 
     /// All documents that the source is thought to know, also those that an Incremental run leaves out.
@@ -119,19 +124,56 @@ impl Target {
         Ok(Batch { documents })
     }
 
+    /// Checks a page that matches no document: where keys of documents and of results are of different types, none ever would, and
+    /// upserts would make a second copy of all documents.
+    async fn check_key_type(&self, listed: Option<&Bson>) -> Result<(), Error> {
+        let Some(listed) = listed else { return Ok(()) };
+        let mut other = None;
+        for order in [1, -1] {
+            let find = self.collection.find_one(self.selection.clone()).sort(doc! {&self.key: order});
+            let find = find.projection(self.projection());
+            let read =
+                within_limit(self.read_limit, async { Ok(find.await?) }).await?.map(|found| self.look_at(&found));
+            match read.map(|read| read.key) {
+                None | Some(Bson::Null) => return Ok(()),
+                Some(key) if keys::is_range(&key, listed) => return Ok(()),
+                Some(key) => other = Some(key),
+            }
+        }
+        let [documents, results] = [other.as_ref().unwrap_or(listed), listed].map(keys::type_name);
+        Err(Error::Attempt {
+            reason: "KeyMismatch",
+            message: format!(
+                "target.keyField {} is of type {documents} in documents, and source.keyPath of type {results} in results: set source.keyType {documents}",
+                self.key
+            ),
+        })
+    }
+
     /// Writes a page of what a source has, which was asked for at `fetched`, as [`Target::apply`] does.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole page.
     pub async fn apply_page(&self, page: Page, fetched: Timestamp) -> Result<Outcome, Error> {
-        let (next, results) = (page.next, page.results.len());
-        let (keys, found): (Vec<_>, Vec<_>) = page.results.into_iter().unzip();
-        let mut by_key: HashMap<_, _> = keys.iter().map(keys::text).zip(found).collect();
+        let Page { results, unreadable, next } = page;
+        let (keys, found): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+        let by_key: HashMap<_, _> = keys.iter().map(keys::text).zip(found).collect();
+        let results = keys.len() + unreadable;
         let seen = if self.dry_run { keys.iter().map(keys::show).collect() } else { Vec::new() };
+        let first = keys.first().cloned();
         let batch = self.find(keys).await?;
-        let found = batch.due().iter().map(|key| by_key.remove(&keys::text(key)).unwrap_or(Found::Missing)).collect();
-        let outcome = self.apply(batch, found, fetched).await?;
-        Ok(Outcome { cursor: None, page: Some(PageEnd { next, results, seen }), ..outcome })
+        if batch.documents.iter().all(|read| read.fields.is_none()) {
+            self.check_key_type(first.as_ref()).await?;
+        }
+        // Several documents may share a key. Which of them a collation takes for equal, MongoDB alone can tell.
+        let other_form = || Found::Failed("InvalidKey", "the source lists its key in another form".to_owned());
+        let found =
+            batch.due().iter().map(|key| by_key.get(&keys::text(key)).cloned().unwrap_or_else(other_form)).collect();
+        let mut outcome = self.apply(batch, found, fetched).await?;
+        for _ in 0..unreadable {
+            outcome.fail(&Bson::from("?"), "InvalidKey", "the source lists a result without a usable key");
+        }
+        Ok(Outcome { cursor: None, page: Some(PageEnd { next, results, unreadable, seen }), ..outcome })
     }
 
     /// Writes what a source had for [`Batch::due`], in the same order, when it was asked at `fetched`. A document that was
@@ -140,12 +182,14 @@ impl Target {
     /// # Errors
     /// When MongoDB does not answer or refuses the whole batch. Documents that cannot be written are no error.
     pub async fn apply(&self, batch: Batch, found: Vec<Found>, fetched: Timestamp) -> Result<Outcome, Error> {
-        let mut outcome = Outcome { cursor: batch.cursor(), ..Outcome::default() };
+        let mut outcome = batch.outcome();
         let stamp = DateTime::from_millis(fetched.as_millisecond());
         let (mut writes, mut deletes) = (Vec::new(), Vec::new());
         for (read, found) in batch.due_documents().zip(found) {
             let changes = match found {
                 Found::Result(result) => self.changes(&result).map_err(|message| ("MappingFailed", message)),
+                Found::NotReturned if self.missing != Missing::Fail => continue,
+                Found::NotReturned => Err(("NotReturned", "the source has nothing for it".to_owned())),
                 Found::Missing => match &self.missing {
                     Missing::Fail => Err(("NotReturned", "the source has nothing for it".to_owned())),
                     Missing::Ignore => continue,
@@ -300,7 +344,7 @@ impl Target {
                 return Ok((updated, refused));
             }
         }
-        for chunk in chunks(deletes, |key| size(&self.guarded(doc! {&self.key: (*key).clone()}, stamp))) {
+        for chunk in chunks(deletes, |key| size(&self.guarded(self.of_key(key), stamp))) {
             updated += self.delete(chunk, stamp, session.as_deref_mut()).await?;
         }
         Ok((updated, refused))
@@ -350,10 +394,8 @@ impl Target {
 
     /// Removes documents that nobody has fetched later. Returns how many.
     async fn delete(&self, keys: &[&Bson], stamp: DateTime, session: Option<&mut ClientSession>) -> Result<i64, Error> {
-        let deletes: Vec<_> = keys
-            .iter()
-            .map(|key| doc! {"q": self.guarded(doc! {&self.key: (*key).clone()}, stamp), "limit": 0})
-            .collect();
+        let deletes: Vec<_> =
+            keys.iter().map(|key| doc! {"q": self.guarded(self.of_key(key), stamp), "limit": 0}).collect();
         let command = doc! {"delete": self.collection.name(), "deletes": deletes, "ordered": false};
         let reply = self.command(command, session).await?;
         done(&reply)?;
@@ -370,7 +412,7 @@ impl Target {
             let unset: Document = unset.iter().map(|path| ((*path).to_owned(), Bson::from(""))).collect();
             update.insert("$unset", unset);
         }
-        let mut statement = self.statement(doc! {&self.key: write.key().clone()}, update, stamp);
+        let mut statement = self.statement(self.of_key(write.key()), update, stamp);
         if write.is_new() {
             statement.insert("upsert", true);
         }

@@ -16,6 +16,11 @@ use crate::{
 };
 
 const SERVER_SELECTION: Duration = Duration::from_secs(5);
+/// Most connections to each server, unless the URI says otherwise. The driver's 10 are fewer than one run may use, and a write that
+/// waits for one would count as not answered.
+const CONNECTIONS: u32 = 256;
+/// A stamp that is so much later than the end of any run is a mistake, such as a local time that was stored as UTC.
+const FUTURE: Duration = Duration::from_hours(24);
 
 /// The MongoDB deployment, and which of its databases may be worked on.
 #[derive(Clone, Debug)]
@@ -105,16 +110,23 @@ impl Databases {
                 doc! {&spec.key_field: {"$in": keys.iter().flat_map(|key| keys::spellings(key)).collect::<Vec<_>>()}},
             ),
         };
+        // Documents without a key are not the source's. MongoDB's null stands for a missing field too.
+        let filter = match spec.source {
+            Some(_) if spec.key_field != "_id" => both(filter, doc! {&spec.key_field: {"$ne": null}}),
+            _ => filter,
+        };
         let database = self.client.database(name);
         Ok(Target {
             collection: database.collection(&spec.collection),
             database,
             key: spec.key_field.clone(),
             stamp_field: spec.last_synced_field.clone(),
-            selection: selection(filter.clone(), spec, DateTime::from_millis(started.as_millisecond())),
+            selection: selection(filter.clone(), spec, started),
             filter,
             stamp: DateTime::from_millis(started.as_millisecond()),
+            future: future(spec, started),
             batch_size: spec.batch_size,
+            read_limit: spec.active_deadline,
             mapping: spec.source.as_ref().map(|source| source.mapping.clone()),
             missing: spec.source.as_ref().map_or(Missing::Fail, |source| source.missing.clone()),
             removal: if spec.subset.is_everything() { Removal::Allowed } else { Removal::Denied },
@@ -137,6 +149,7 @@ async fn open(uri: &str, ca: Option<&Path>) -> Result<(Client, Option<String>), 
     options.app_name.get_or_insert_with(|| "sync-operator".to_owned());
     options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
     options.connect_timeout.get_or_insert(SERVER_SELECTION);
+    options.max_pool_size.get_or_insert(CONNECTIONS);
     if let Some(ca) = ca {
         let mut tls = match options.tls.take() {
             Some(Tls::Enabled(tls)) => tls,
@@ -154,15 +167,23 @@ async fn open(uri: &str, ca: Option<&Path>) -> Result<(Client, Option<String>), 
     Ok((Client::with_options(options).map_err(unusable)?, database))
 }
 
+/// Stamps from this time on are mistakes.
+fn future(spec: &RunSpec, started: Timestamp) -> DateTime {
+    let after = (spec.active_deadline + FUTURE).as_millis() as i64;
+    DateTime::from_millis(started.as_millisecond().saturating_add(after))
+}
+
 /// The query for a run's documents. An Incremental run also finds those it stamped itself, so that a run that
 /// starts over counts them.
-fn selection(filter: Document, spec: &RunSpec, stamp: DateTime) -> Document {
+fn selection(filter: Document, spec: &RunSpec, started: Timestamp) -> Document {
     let Some(stale_after) = spec.stale_after else { return filter };
+    let stamp = DateTime::from_millis(started.as_millisecond());
     let field = spec.last_synced_field.as_str();
     let stale = DateTime::from_millis(stamp.timestamp_millis().saturating_sub(stale_after.as_millis() as i64));
     let due = doc! {"$or": [
         {field: {"$not": {"$gte": stale}}},
         {field: {"$type": "array"}},
+        {field: {"$gt": future(spec, started)}},
         // With a source, the stamp is the time of the fetch.
         {field: if spec.source.is_some() { Bson::from(doc! {"$gte": stamp}) } else { stamp.into() }},
         {"$expr": {"$gt": ["$updatedAt", format!("${field}")]}},

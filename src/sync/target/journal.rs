@@ -295,33 +295,33 @@ impl Target {
         let before = journal.check(Some(&mut *session)).await?;
         let ids: Vec<Bson> = entries.iter().filter_map(|entry| id(entry)).collect();
         let now = self.whole(doc! {"_id": {"$in": ids.clone()}}, session).await?;
-        let (mut places, mut updates, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        // Not by upserts: of a sharded collection, MongoDB makes a document only where the query has the shard key.
+        let (mut updates, mut inserts, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (at, (entry, id)) in entries.iter().zip(&ids).enumerate() {
-            let (before, after) = (document(entry, "before"), document(entry, "after"));
-            match restored(before.as_ref(), after.as_ref(), now.document(id).as_ref()) {
+            let (before, after, now) = (document(entry, "before"), document(entry, "after"), now.document(id));
+            match restored(before.as_ref(), after.as_ref(), now.as_ref()) {
                 Restored::AsIs => {}
-                Restored::Is(document) => {
-                    places.push(at);
-                    updates.push(doc! {"q": {"_id": id}, "u": document, "upsert": true});
-                }
+                Restored::Is(document) if now.is_none() => inserts.push((at, document)),
+                Restored::Is(document) => updates.push((at, doc! {"q": {"_id": id}, "u": document})),
                 Restored::Gone => gone.push(id.clone()),
             }
         }
         let name = self.collection.name();
-        let mut sent = 0;
-        for chunk in chunks(&updates, size) {
-            let reply = self.command(doc! {"update": name, "updates": chunk.to_vec()}, Some(&mut *session)).await?;
-            if let Some(error) = first_error(&reply) {
-                let at = places.get(sent + integer(error, "index") as usize).copied().unwrap_or_default();
-                return Ok(Err((at, self.not_put_back(&entries[at], error))));
+        for (kind, list, statements) in [("update", "updates", &updates), ("insert", "documents", &inserts)] {
+            for chunk in chunks(statements, |(_, statement)| size(statement)) {
+                let documents: Vec<_> = chunk.iter().map(|(_, statement)| statement.clone()).collect();
+                let reply = self.command(doc! {kind: name, list: documents}, Some(&mut *session)).await?;
+                if let Some(error) = first_error(&reply) {
+                    let at = chunk.get(integer(error, "index") as usize).map_or(0, |(at, _)| *at);
+                    return Ok(Err((at, self.not_put_back(&entries[at], error))));
+                }
             }
-            sent += chunk.len();
         }
         if !gone.is_empty() {
             done(&self.command(removal(name, &gone), Some(&mut *session)).await?)?;
         }
         done(&self.command(removal(journal.entries.name(), &ids), Some(&mut *session)).await?)?;
-        let documents = before + (updates.len() + gone.len()) as i64;
+        let documents = before + (updates.len() + inserts.len() + gone.len()) as i64;
         let counted = doc! {"q": {"_id": Bson::MinKey}, "u": {"$set": {"putBack": documents}}};
         let command = doc! {"update": journal.entries.name(), "updates": [counted]};
         done(&self.command(command, Some(session)).await?)?;

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use self::journal::Journal;
-use super::{Error, keys};
+use super::{Error, error::is_of_document, keys};
 use crate::{
     api::{syncjob::DocumentFailure, truncate},
     domain::source::{Mapped, Missing},
@@ -44,7 +44,11 @@ pub struct Target {
     selection: Document,
     /// Time the run started: what is stamped.
     stamp: DateTime,
+    /// Stamps from this time on are mistakes, and count as none.
+    future: DateTime,
     batch_size: usize,
+    /// Longest wait for the first documents of a walk, or for more of them: the server may have to read all that there are.
+    read_limit: Duration,
     /// What of a source's results goes where. `None`: there is no source.
     mapping: Option<Vec<Mapped>>,
     missing: Missing,
@@ -89,6 +93,8 @@ enum Stamped {
     ByThisRun,
     /// Carries a later stamp.
     Later,
+    /// Has an array for a key, which tells nobody which document it is.
+    InvalidKey,
 }
 
 /// What came of a batch.
@@ -115,6 +121,8 @@ pub struct PageEnd {
     pub next: Option<Value>,
     /// Its results.
     pub results: usize,
+    /// Those of them whose keys cannot be read.
+    pub unreadable: usize,
     /// In a dry run: keys of its results, which no stamp tells.
     pub seen: Vec<String>,
 }
@@ -141,7 +149,11 @@ fn both(a: Document, b: Document) -> Document {
 }
 
 async fn within<T>(operation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    timeout(OPERATION_TIMEOUT, operation).await.unwrap_or_else(|_| Err(Error::timeout()))
+    within_limit(OPERATION_TIMEOUT, operation).await
+}
+
+async fn within_limit<T>(limit: Duration, operation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(limit, operation).await.unwrap_or_else(|_| Err(Error::timeout()))
 }
 
 impl Target {
@@ -151,12 +163,18 @@ impl Target {
         doc! {"q": self.guarded(keys, stamp), "u": update, "multi": true}
     }
 
+    /// The query for documents with this key. A bare value could be read as an operator.
+    fn of_key(&self, key: &Bson) -> Document {
+        doc! {&self.key: {"$eq": key.clone()}}
+    }
+
     /// The query for documents of the run that carry no such stamp and no later one: `$not $gte` also takes missing, null
     /// and wrongly typed values.
     fn guarded(&self, keys: Document, stamp: DateTime) -> Document {
         let guard = doc! {"$or": [
             {&self.stamp_field: {"$not": {"$gte": stamp}}},
             {&self.stamp_field: {"$type": "array"}},
+            {&self.stamp_field: {"$gt": self.future}},
         ]};
         let mut clauses = vec![keys, guard];
         if !self.selection.is_empty() {
@@ -180,15 +198,13 @@ impl Target {
         if let Ok(concern) = reply.get_document("writeConcernError") {
             return Err(Error::server(integer(concern, "code") as i32, concern.get_str("codeName").unwrap_or(""), ""));
         }
-        // A primary that steps down says so for each statement, not for the command.
-        let retryable =
-            |error: &&Document| matches!(integer(error, "code"), 91 | 112 | 189 | 10_107 | 11_600 | 11_602 | 13_435);
-        let mut errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
-        if let Some(error) = errors.clone().find(retryable) {
-            return Err(Error::server(integer(error, "code") as i32, "", ""));
-        }
-        if let Some(error) = errors.find(|error| integer(error, "code") == 166) {
-            return Err(Error::server(166, "CommandNotSupportedOnView", error.get_str("errmsg").unwrap_or_default()));
+        // A server that cannot write says so for each statement, not for the command.
+        let errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
+        let of_server = |error: &&Document| !is_of_document(integer(error, "code"));
+        if let Some(error) = errors.into_iter().find(of_server) {
+            let text = error.get_str("errmsg").unwrap_or_default();
+            let code = integer(error, "code") as i32;
+            return Err(Error::server(code, if code == 166 { "CommandNotSupportedOnView" } else { "" }, text));
         }
         Ok(reply)
     }
@@ -253,8 +269,22 @@ impl Batch {
         self.documents.iter().map(|read| &read.key)
     }
 
+    /// The last key from which a walk can go on.
+    fn last_key(&self) -> Option<&Bson> {
+        self.documents.iter().rev().find(|read| read.stamped != Stamped::InvalidKey).map(|read| &read.key)
+    }
+
     fn cursor(&self) -> Option<Value> {
-        self.documents.last().map(|read| read.key.clone().into_canonical_extjson())
+        self.last_key().map(|key| key.clone().into_canonical_extjson())
+    }
+
+    /// What came of it before anything is written.
+    fn outcome(&self) -> Outcome {
+        let mut outcome = Outcome { cursor: self.cursor(), ..Outcome::default() };
+        for read in self.documents.iter().filter(|read| read.stamped == Stamped::InvalidKey) {
+            outcome.fail(&read.key, "InvalidKey", "its key is an array");
+        }
+        outcome
     }
 }
 

@@ -14,7 +14,7 @@ impl Target {
     pub async fn write(&self, batch: Batch) -> Result<Outcome, Error> {
         let due = batch.due();
         let by_this_run = batch.documents.iter().filter(|read| read.stamped == Stamped::ByThisRun).count() as i64;
-        let mut outcome = Outcome { cursor: batch.cursor(), ..Outcome::default() };
+        let mut outcome = batch.outcome();
 
         let known = batch.documents.len() as i64;
         match (due.first(), due.last()) {
@@ -51,7 +51,7 @@ impl Target {
 
     /// One statement for each document, so that each one that is refused is named and the others are written.
     async fn stamp_each(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
-        let chunks = chunks(due, |key| size(&self.stamp(doc! {&self.key: (*key).clone()})));
+        let chunks = chunks(due, |key| size(&self.stamp(self.of_key(key))));
         for chunk in chunks {
             self.stamp_chunk(chunk, outcome).await?;
         }
@@ -59,7 +59,7 @@ impl Target {
     }
 
     async fn stamp_chunk(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
-        let statements = due.iter().map(|key| self.stamp(doc! {&self.key: (*key).clone()})).collect();
+        let statements = due.iter().map(|key| self.stamp(self.of_key(key))).collect();
         let reply = self.update(statements, None).await?;
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
             let Some(key) = due.get(integer(error, "index") as usize) else { continue };

@@ -7,16 +7,55 @@ use futures::{Stream, TryStreamExt, stream};
 use mongodb::{Cursor, IndexModel};
 use serde_json::Value;
 
-use super::{Batch, NO_COLLECTION, Read, Stamped, Target, both, is_command, within};
+use super::{Batch, NO_COLLECTION, Read, Stamped, Target, both, is_command, within, within_limit};
 use crate::{
     domain::source::Missing,
-    sync::{Error, keys},
+    sync::{Error, error::CURSOR_LOST, keys},
 };
 
 /// An exact count that takes longer is replaced by an estimate.
 const COUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Keys fetched in one answer, at least. Small batches share an answer.
 const FETCH: usize = 1000;
+/// Cursors, one after the other, that may be lost before they gave a batch.
+const MAX_REOPENED: u32 = 3;
+
+/// A walk through the documents.
+struct Walk {
+    target: Target,
+    /// Key of the last document that was read.
+    after: Option<Bson>,
+    cursor: Option<Box<Cursor<RawDocumentBuf>>>,
+    /// Cursors that were lost since the last batch.
+    reopened: u32,
+}
+
+impl Walk {
+    async fn next(&mut self) -> Result<Batch, Error> {
+        loop {
+            match self.read().await {
+                Ok(batch) => {
+                    self.reopened = 0;
+                    self.after = batch.last_key().cloned().or(self.after.take());
+                    return Ok(batch);
+                }
+                Err(Error::Attempt { reason: CURSOR_LOST, .. }) if self.reopened < MAX_REOPENED => {
+                    self.reopened += 1;
+                    self.cursor = None;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<Batch, Error> {
+        let cursor = match &mut self.cursor {
+            Some(cursor) => cursor,
+            none => none.insert(Box::new(self.target.open(self.after.as_ref()).await?)),
+        };
+        self.target.read(cursor).await
+    }
+}
 
 impl Target {
     /// How many documents the run has to handle: exact when that is known within 5 s, otherwise an estimate.
@@ -64,35 +103,17 @@ impl Target {
         Ok(indexes.map(|indexes| indexes.into_iter().filter(|index| !is_partial(index)).collect()))
     }
 
-    /// Walks the documents in key order, from after `cursor` on. The stream ends after the first error.
+    /// Walks the documents in key order, from after `cursor` on. The stream ends after the first error. Where the server no longer
+    /// has the cursor, as after 30 minutes without a call, another one is opened after the last document.
     pub fn batches(&self, cursor: Option<&Value>) -> impl Stream<Item = Result<Batch, Error>> + use<> {
-        enum Walk {
-            Start(Target, Result<Option<Bson>, Error>),
-            Read(Target, Box<Cursor<RawDocumentBuf>>),
-            End,
-        }
         let resume = cursor.cloned().map(Bson::try_from).transpose();
         let resume = resume.map_err(|error| Error::InvalidTarget(format!("the checkpoint is not readable: {error}")));
-        stream::unfold(Walk::Start(self.clone(), resume), |walk| async {
-            let (target, mut cursor) = match walk {
-                Walk::End => return None,
-                Walk::Read(target, cursor) => (target, cursor),
-                Walk::Start(target, resume) => {
-                    let opened = match resume {
-                        Ok(after) => target.open(after.as_ref()).await,
-                        Err(error) => Err(error),
-                    };
-                    match opened {
-                        Ok(cursor) => (target, Box::new(cursor)),
-                        Err(error) => return Some((Err(error), Walk::End)),
-                    }
-                }
-            };
-            match target.read(&mut cursor).await {
-                Ok(batch) if batch.documents.is_empty() => None,
-                Ok(batch) => Some((Ok(batch), Walk::Read(target, cursor))),
-                Err(error) => Some((Err(error), Walk::End)),
-            }
+        let target = self.clone();
+        let start = resume.map(|after| Walk { target, after, cursor: None, reopened: 0 });
+        stream::try_unfold(start, |walk| async {
+            let mut walk = walk?;
+            let batch = walk.next().await?;
+            Ok((!batch.is_empty()).then_some((batch, Ok(walk))))
         })
     }
 
@@ -107,7 +128,7 @@ impl Target {
             .sort(doc! {&self.key: 1})
             .projection(self.projection())
             .batch_size(self.batch_size.max(FETCH) as u32);
-        within(async { Ok(find.await?) }).await
+        within_limit(self.read_limit, async { Ok(find.await?) }).await
     }
 
     pub(super) fn projection(&self) -> Document {
@@ -124,19 +145,23 @@ impl Target {
 
     async fn read(&self, cursor: &mut Cursor<RawDocumentBuf>) -> Result<Batch, Error> {
         let mut documents = Vec::with_capacity(self.batch_size);
-        while documents.len() < self.batch_size && within(async { Ok(cursor.advance().await?) }).await? {
+        let more = async |cursor: &mut Cursor<RawDocumentBuf>| {
+            within_limit(self.read_limit, async { Ok(cursor.advance().await?) }).await
+        };
+        while documents.len() < self.batch_size && more(cursor).await? {
             documents.push(self.look_at(cursor.current()));
         }
         Ok(Batch { documents })
     }
 
     pub(super) fn look_at(&self, document: &RawDocument) -> Read {
+        let key = keys::key_at(document, &self.key).unwrap_or(Bson::Null);
         let stamped = match keys::at_path(document, &self.stamp_field) {
+            _ if matches!(key, Bson::Array(_)) => Stamped::InvalidKey,
             Some(RawBsonRef::DateTime(at)) if at == self.stamp => Stamped::ByThisRun,
-            Some(RawBsonRef::DateTime(at)) if at > self.stamp => Stamped::Later,
+            Some(RawBsonRef::DateTime(at)) if at > self.stamp && at <= self.future => Stamped::Later,
             _ => Stamped::Due,
         };
-        let key = keys::key_at(document, &self.key).unwrap_or(Bson::Null);
         Read { key, stamped, fields: self.mapping.as_ref().map(|_| document.to_owned()) }
     }
 }

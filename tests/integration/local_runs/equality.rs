@@ -18,7 +18,7 @@ use super::Local;
 use crate::{
     operator::finished,
     sources::{ALLOWED, secret},
-    support::{World, unique},
+    support::{World, source, unique},
     upstream::{Peculiar, Upstream},
 };
 
@@ -149,30 +149,48 @@ fn random_source(random: &mut StdRng, upstream: &Upstream, batch_size: i32) -> V
     let missing = |random: &mut StdRng| pick(random, &["Fail", "Ignore", "Mark", "Delete"]);
     let some = |random: &mut StdRng| pick(random, &["Fail", "Ignore"]);
     match random.random_range(0..7) {
-        0 => json!({"graphQL": {
-            "endpoint": upstream.url, "onMissing": some(random), "resultPath": "/data/users/nodes",
-            "query": "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id name createdAt } } }",
-        }}),
-        1 => json!({"graphQL": {
-            "endpoint": upstream.url, "batching": "PerUser", "onMissing": missing(random), "resultPath": "/data/user",
-            "query": "query ($id: UserID!) { user(id: $id) { name createdAt } }",
-        }}),
-        2 => json!({"rest": {
-            "endpoint": upstream.rest("/users/{id}"), "batching": "PerUser", "onMissing": missing(random),
-        }}),
-        3 => json!({"rest": {"endpoint": upstream.rest("/users?ids={ids}"), "onMissing": some(random)}}),
-        4 => json!({"rest": {
-            "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "batching": "Pages", "onMissing": missing(random),
-            "pagination": {"by": "Number"}, "resultPath": "/users", "upsert": random.random_bool(0.5),
-        }}),
-        5 => json!({"rest": {
-            "endpoint": upstream.rest("/after?after={after}&n={first}"), "batching": "Pages", "onMissing": missing(random),
-            "pagination": {"nextPath": "/next"}, "resultPath": "/users", "upsert": random.random_bool(0.5),
-        }}),
-        _ => json!({"rest": {
-            "endpoint": upstream.rest(&format!("/linked?n={batch_size}")), "batching": "Pages", "onMissing": missing(random),
-            "pagination": {"by": "Link"}, "upsert": random.random_bool(0.5),
-        }}),
+        0 => source(
+            "graphQL",
+            &json!({
+                "endpoint": upstream.url, "onMissing": some(random), "resultPath": "/data/users/nodes",
+                "query": "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id name createdAt } } }",
+            }),
+        ),
+        1 => source(
+            "graphQL",
+            &json!({
+                "endpoint": upstream.url, "batching": "PerUser", "onMissing": missing(random), "resultPath": "/data/user",
+                "query": "query ($id: UserID!) { user(id: $id) { name createdAt } }",
+            }),
+        ),
+        2 => source(
+            "rest",
+            &json!({
+                "endpoint": upstream.rest("/users/{id}"), "batching": "PerUser", "onMissing": missing(random),
+            }),
+        ),
+        3 => source("rest", &json!({"endpoint": upstream.rest("/users?ids={ids}"), "onMissing": some(random)})),
+        4 => source(
+            "rest",
+            &json!({
+                "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "batching": "Pages", "onMissing": missing(random),
+                "pagination": {"by": "Number"}, "resultPath": "/users", "upsert": random.random_bool(0.5),
+            }),
+        ),
+        5 => source(
+            "rest",
+            &json!({
+                "endpoint": upstream.rest("/after?after={after}&n={first}"), "batching": "Pages", "onMissing": missing(random),
+                "pagination": {"nextPath": "/next"}, "resultPath": "/users", "upsert": random.random_bool(0.5),
+            }),
+        ),
+        _ => source(
+            "rest",
+            &json!({
+                "endpoint": upstream.rest(&format!("/linked?n={batch_size}")), "batching": "Pages", "onMissing": missing(random),
+                "pagination": {"by": "Link"}, "upsert": random.random_bool(0.5),
+            }),
+        ),
     }
 }
 
@@ -197,7 +215,7 @@ fn random_spec(random: &mut StdRng, upstream: &Upstream) -> Value {
         return spec;
     }
     let source = random_source(random, upstream, batch_size);
-    if source.pointer("/rest/batching") == Some(&json!("Pages")) {
+    if source.get("batching") == Some(&json!("Pages")) {
         spec["syncType"] = "Full".into();
         spec.as_object_mut().unwrap().remove("staleAfter");
     }

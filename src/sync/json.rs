@@ -1,0 +1,180 @@
+//! JSON as servers send it: what a strict reader would reject, and numbers that it would round.
+
+use std::borrow::Cow;
+
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+/// First character of the text that stands for a number which neither 64 bits nor a double hold. It is a noncharacter, which
+/// texts are not to have (<https://www.unicode.org/faq/private_use.html#nonchar1>); one that does cannot be told from such a number, and is
+/// treated as one.
+const TOO_LARGE: char = '\u{fdd0}';
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// Stands for half of a surrogate pair, as in other readers.
+const REPLACEMENT: &[u8] = b"\\ufffd";
+
+/// Reads JSON. A byte order mark is left out, half of a surrogate pair becomes U+FFFD, and of several members of one name the
+/// last counts. A number beyond 64 bits keeps its digits: see [`too_large`]. Returns `None` for a body without content.
+///
+/// # Errors
+/// When it is no JSON, or nested deeper than 128.
+pub(super) fn read(body: &[u8]) -> Result<Option<Value>, serde_json::Error> {
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+    if body.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&readable(body)).map(Some)
+}
+
+/// Returns the digits of a number that is too large for a number.
+pub(super) fn too_large(value: &Value) -> Option<&str> {
+    value.as_str()?.strip_prefix(TOO_LARGE)
+}
+
+/// The same JSON with what `serde_json` rejects or rounds in another form.
+fn readable(body: &[u8]) -> Cow<'_, [u8]> {
+    let mut readable = Vec::new();
+    let (mut copied, mut at) = (0, 0);
+    while at < body.len() {
+        let (length, replacement) = match body[at] {
+            b'"' => {
+                at = string(body, at + 1, &mut copied, &mut readable);
+                continue;
+            }
+            b'-' | b'0'..=b'9' => {
+                let length = body[at..].iter().take_while(|byte| is_numeric(**byte)).count();
+                (length, quoted(&body[at..at + length]))
+            }
+            _ => (1, None),
+        };
+        if let Some(replacement) = replacement {
+            readable.extend_from_slice(&body[copied..at]);
+            readable.extend_from_slice(replacement.as_bytes());
+            copied = at + length;
+        }
+        at += length;
+    }
+    if copied == 0 {
+        return Cow::Borrowed(body);
+    }
+    readable.extend_from_slice(&body[copied..]);
+    Cow::Owned(readable)
+}
+
+/// Reads a string from after its quotation mark on, and returns where it ends.
+fn string(body: &[u8], mut at: usize, copied: &mut usize, readable: &mut Vec<u8>) -> usize {
+    while let Some(byte) = body.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => match (surrogate(body, at), surrogate(body, at + 6)) {
+                (Some(Surrogate::High), Some(Surrogate::Low)) => at += 12,
+                (Some(_), _) => {
+                    readable.extend_from_slice(&body[*copied..at]);
+                    readable.extend_from_slice(REPLACEMENT);
+                    at += 6;
+                    *copied = at;
+                }
+                (None, _) => at += 2,
+            },
+            _ => at += 1,
+        }
+    }
+    body.len()
+}
+
+#[derive(Clone, Copy)]
+enum Surrogate {
+    High,
+    Low,
+}
+
+/// The half of a surrogate pair that is escaped at this place.
+fn surrogate(body: &[u8], at: usize) -> Option<Surrogate> {
+    let digits = body.get(at..at + 6)?.strip_prefix(b"\\u")?;
+    let digits =
+        std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+    match u16::from_str_radix(digits, 16).ok()? {
+        0xd800..=0xdbff => Some(Surrogate::High),
+        0xdc00..=0xdfff => Some(Surrogate::Low),
+        _ => None,
+    }
+}
+
+fn is_numeric(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E')
+}
+
+/// The text that stands for a number, when it fits into none.
+fn quoted(number: &[u8]) -> Option<String> {
+    let is_integer = number.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-');
+    let has_exponent = || number.iter().any(|byte| matches!(byte, b'e' | b'E'));
+    // Shorter ones fit, and most numbers are short.
+    if (is_integer && number.len() < 19) || (!is_integer && number.len() < 300 && !has_exponent()) {
+        return None;
+    }
+    let text = std::str::from_utf8(number).ok()?;
+    let fits = if is_integer {
+        text.parse::<i64>().is_ok() || text.parse::<u64>().is_ok()
+    } else {
+        text.parse::<f64>().is_ok_and(f64::is_finite)
+    };
+    // What is no number stays, to be rejected.
+    let is_number = || serde_json::from_str::<IgnoredAny>(text).is_ok();
+    (!fits && is_number()).then(|| format!("\"{TOO_LARGE}{text}\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn json_from_the_wild_is_read() {
+        for (body, expected) in [
+            ("\u{feff}{\"a\": 1}", json!({"a": 1})),
+            ("null", Value::Null),
+            (r#"["\ud83d\ude00"]"#, json!(["\u{1f600}"])),
+            (
+                r#"["\ud83d", "a\ude00b", "\ud83dx", "\ud83d\ud83d\ude00"]"#,
+                json!(["\u{fffd}", "a\u{fffd}b", "\u{fffd}x", "\u{fffd}\u{1f600}"]),
+            ),
+            (r#"["\\ud83d", "\"1e400\""]"#, json!(["\\ud83d", "\"1e400\""])),
+            (r#"{"a": 1, "b": 2, "a": 3}"#, json!({"a": 3, "b": 2})),
+            ("[18446744073709551615, -9223372036854775808, 1.5e300]", json!([u64::MAX, i64::MIN, 1.5e300])),
+        ] {
+            assert_eq!(read(body.as_bytes()).unwrap(), Some(expected), "{body}");
+        }
+        for body in ["", " \n", "\u{feff}"] {
+            assert_eq!(read(body.as_bytes()).unwrap(), None, "{body:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_fit_nowhere_keep_their_digits() {
+        for number in
+            ["18446744073709551616", "-9223372036854775809", "1e400", "-1E+999", "123456789012345678901234567890"]
+        {
+            let value = read(format!("{{\"n\": {number}, \"m\": 1}}").as_bytes()).unwrap().unwrap();
+            assert_eq!((too_large(&value["n"]), &value["m"]), (Some(number), &json!(1)), "{number}");
+        }
+        assert_eq!(too_large(&json!("1e400")), None);
+    }
+
+    #[test]
+    fn what_is_no_json_is_rejected() {
+        let deep = "[".repeat(129) + &"]".repeat(129);
+        for body in [
+            "{",
+            "{'a': 1}",
+            "[1e]",
+            "[--18446744073709551616]",
+            "[018446744073709551616]",
+            "\"\\ud83d",
+            "\"a\\",
+            &deep,
+        ] {
+            assert!(read(body.as_bytes()).is_err(), "{body}");
+        }
+        assert!(read(b"\"\xff\"").is_err());
+    }
+}

@@ -1,0 +1,353 @@
+//! Answers as servers send them, and documents as people have them: each case went wrong once, for somebody.
+
+use std::{io::Write as _, time::SystemTime};
+
+use super::*;
+use crate::upstream::Instead;
+
+/// The documents of the collection `users`, by key.
+async fn insert(local: &Local, documents: impl IntoIterator<Item = Document>) {
+    local.database.collection::<Document>("users").insert_many(documents).await.unwrap();
+}
+
+/// A stamp of an earlier run.
+fn earlier() -> DateTime {
+    DateTime::from_system_time(SystemTime::now() - Duration::from_secs(3600))
+}
+
+/// A full run over the pages of people, by number, for documents whose key is `gitlabId`.
+fn pages(upstream: &Upstream, part: &Value) -> Value {
+    let mut rest = json!({
+        "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "resultPath": "/users", "batching": "Pages",
+        "pagination": {"by": "Number"}, "onMissing": "Delete",
+    });
+    rest.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+    json!({
+        "syncType": "Full",
+        "batchSize": 10,
+        "backoff": {"initial": "100ms", "jitter": 0},
+        "target": {"keyField": "gitlabId"},
+        "source": source("rest", &rest),
+        "mapping": [{"from": "/name", "to": "name", "type": "String"}],
+    })
+}
+
+/// A full run that asks for each user by GraphQL.
+fn graph(upstream: &Upstream, part: &Value) -> Value {
+    let mut fields = json!({
+        "endpoint": upstream.url, "resultPath": "/data/user", "batching": "PerUser",
+        "query": "query ($id: UserID!) { user(id: $id) { name } }",
+    });
+    fields.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+    let mut spec = by_user(upstream, &json!({}));
+    spec["source"] = source("graphQL", &fields);
+    spec
+}
+
+fn failed_keys(ended: &Ended) -> Vec<(String, String)> {
+    let status = ended.json()["status"].take();
+    let text = |failure: &Value, field: &str| failure[field].as_str().unwrap().to_owned();
+    let failures = status["failures"].as_array().cloned().unwrap_or_default();
+    failures.iter().map(|failure| (text(failure, "key"), text(failure, "reason"))).collect()
+}
+
+#[tokio::test]
+async fn numbers_of_equal_value_are_one_key() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(9).await);
+    insert(&local, [doc! {"gitlabId": 7.0, "lastSynced": earlier()}, doc! {"gitlabId": 8, "lastSynced": earlier()}])
+        .await;
+    let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (2, 2, 0, 0)), "{}", ended.stdout);
+    assert_eq!(local.count(doc! {"name": {"$in": ["User 7", "User 8"]}}).await, 2);
+}
+
+#[tokio::test]
+async fn keys_of_different_types_end_the_attempt() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(3).await);
+    insert(&local, (0..3).map(|n| doc! {"gitlabId": n.to_string(), "lastSynced": earlier()})).await;
+    let index = doc! {"createIndexes": "users", "indexes": [{"key": {"gitlabId": 1}, "name": "a", "unique": true}]};
+    local.database.run_command(index).await.unwrap();
+    let mut spec = pages(&upstream, &json!({"upsert": true}));
+    spec["backoffLimit"] = json!(0);
+    let ended = local.run(&job("users", &spec), &[]).await;
+    let status = ended.json()["status"].take();
+    let attempt = &status["attemptHistory"][0];
+    assert_eq!((ended.code, &attempt["reason"]), (Some(1), &json!("KeyMismatch")), "{status}");
+    assert!(attempt["message"].as_str().unwrap().ends_with("set source.keyType String"), "{attempt}");
+    assert_eq!((local.count(doc! {}).await, local.count(doc! {"name": {"$exists": true}}).await), (3, 0));
+    spec["source"]["keyType"] = json!("String");
+    let ended = local.run(&job("users", &spec), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (3, 3, 0, 0)), "{}", ended.stdout);
+}
+
+#[tokio::test]
+async fn keys_that_only_a_collation_takes_for_equal_fail() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    let collation = doc! {"locale": "en", "strength": 2};
+    local.database.run_command(doc! {"create": "users", "collation": collation}).await.unwrap();
+    insert(&local, ["Ann", "bob"].map(|name| doc! {"gitlabId": name, "lastSynced": earlier()})).await;
+    let list = json!({"users": [{"id": "ann", "name": "a"}, {"id": "bob", "name": "b"}]});
+    upstream.books().instead.extend([Instead::Reply(200, list), Instead::Reply(200, json!({"users": []}))]);
+    let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
+    assert_eq!((ended.code, ended.counts().0, local.count(doc! {}).await), (Some(1), 2, 2), "{}", ended.stdout);
+    assert_eq!(failed_keys(&ended), [("Ann".to_owned(), "InvalidKey".to_owned())]);
+}
+
+#[tokio::test]
+async fn documents_without_a_key_are_left_alone() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(2).await);
+    let nameless = (0..3).map(|n| doc! {"n": n, "lastSynced": earlier()});
+    insert(&local, nameless.chain([doc! {"gitlabId": 1}, doc! {"gitlabId": bson::Bson::Null}])).await;
+    let mut each = by_user(&upstream, &json!({"onMissing": "Delete"}));
+    each["target"] = json!({"keyField": "gitlabId"});
+    for spec in [each, pages(&upstream, &json!({})), pages(&upstream, &json!({"onMissing": "Mark"}))] {
+        let ended = local.run(&job("users", &spec), &[]).await;
+        assert_eq!((ended.code, ended.counts().0), (Some(0), 1), "{}", ended.stdout);
+    }
+    assert_eq!(local.count(doc! {"gitlabId": bson::Bson::Null, "name": bson::Bson::Null}).await, 4);
+    assert!(!upstream.books().addresses.iter().any(|address| address.contains("null")));
+}
+
+#[tokio::test]
+async fn a_document_whose_key_is_an_array_fails() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(5).await);
+    insert(&local, (0..5).map(|n| doc! {"gitlabId": if n == 2 { bson::bson!([2, 9]) } else { n.into() }})).await;
+    let mut each = by_user(&upstream, &json!({"onMissing": "Delete"}));
+    each["target"] = json!({"keyField": "gitlabId"});
+    for spec in [each, pages(&upstream, &json!({}))] {
+        let ended = local.run(&job("users", &spec), &[]).await;
+        assert_eq!((ended.code, ended.counts().0, ended.counts().3), (Some(0), 5, 1), "{}", ended.stdout);
+        assert_eq!(failed_keys(&ended), [("[2,9]".to_owned(), "InvalidKey".to_owned())]);
+    }
+    assert_eq!(local.count(doc! {}).await, 5);
+}
+
+#[tokio::test]
+async fn only_what_an_earlier_run_has_stamped_is_removed() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(3).await);
+    insert(&local, (0..3).map(|n| doc! {"gitlabId": n, "lastSynced": earlier()})).await;
+    insert(&local, [doc! {"gitlabId": 5001}, doc! {"gitlabId": 5002, "lastSynced": earlier()}]).await;
+    let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (4, 4, 0, 0)), "{}", ended.stdout);
+    assert_eq!((local.count(doc! {"gitlabId": 5001}).await, local.count(doc! {"gitlabId": 5002}).await), (1, 0));
+}
+
+#[tokio::test]
+async fn a_document_that_comes_during_the_walk_is_kept() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(40).await);
+    insert(&local, (0..40).map(|n| doc! {"gitlabId": n, "lastSynced": earlier()})).await;
+    upstream.books().delay = Duration::from_millis(100);
+    let (manifest, spec) = (local.folder.join("job.yaml"), pages(&upstream, &json!({})));
+    fs::write(&manifest, job("users", &spec)).unwrap();
+    let run = local.finish(local.command(&["job.yaml"]), "");
+    let come = async {
+        eventually("the second page is asked for", async || (upstream.requests() >= 2).then_some(())).await;
+        insert(&local, [doc! {"gitlabId": 900}]).await;
+    };
+    let (ended, ()) = tokio::join!(run, come);
+    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
+    assert_eq!(local.count(doc! {"gitlabId": 900}).await, 1);
+}
+
+#[tokio::test]
+async fn the_end_of_the_pages_may_be_404() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(20).await);
+    insert(&local, (0..20).map(|n| doc! {"gitlabId": n})).await;
+    upstream.books().fixed.insert("/numbered?page=3&n=10".to_owned(), Instead::Status(404, vec![]));
+    let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (20, 20, 0, 0)), "{}", ended.stdout);
+    upstream.books().fixed.insert("/numbered?page=1&n=10".to_owned(), Instead::Status(404, vec![]));
+    let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
+    assert_eq!((ended.code, local.count(doc! {}).await), (Some(1), 20));
+}
+
+#[tokio::test]
+async fn a_walk_whose_cursor_is_of_no_use_any_more_starts_over() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(25).await);
+    insert(&local, (0..25).map(|n| doc! {"gitlabId": n})).await;
+    let mut asked = 0;
+    upstream.books().mood = Some(Box::new(move || {
+        asked += 1;
+        (asked == 2).then(|| Instead::Status(410, vec![]))
+    }));
+    let cursor =
+        json!({"endpoint": upstream.rest("/after?after={after}&n={first}"), "pagination": {"nextPath": "/next"}});
+    let ended = local.run(&job("users", &pages(&upstream, &cursor)), &[]).await;
+    assert_eq!((ended.code, ended.counts().0, upstream.requests()), (Some(0), 25, 5), "{}", ended.stdout);
+    assert_eq!(ended.json()["status"]["attemptHistory"][0]["reason"], "CursorExpired");
+}
+
+#[tokio::test]
+async fn links_may_be_quoted_with_apostrophes() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(2).await);
+    insert(&local, (0..2).map(|n| doc! {"gitlabId": n, "lastSynced": earlier()})).await;
+    upstream.books().instead.push_back(Instead::Link("<?page=2&n=1>; rel='next'"));
+    let linked =
+        json!({"endpoint": upstream.rest("/linked?n={first}"), "resultPath": "", "pagination": {"by": "Link"}});
+    let mut spec = pages(&upstream, &linked);
+    spec["batchSize"] = json!(1);
+    let ended = local.run(&job("users", &spec), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (2, 2, 0, 0)), "{}", ended.stdout);
+}
+
+#[tokio::test]
+async fn a_request_that_is_rejected_for_one_document_fails_it() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    local.seed(5, 0).await;
+    for code in [403, 422, 451, 500] {
+        upstream.books().fixed.insert("/users/3".to_owned(), Instead::Status(code, vec![]));
+        let spec = by_user(&upstream, &json!({"requestRetries": 1, "onMissing": "Delete"}));
+        let before = upstream.requests();
+        let ended = local.run(&job("users", &spec), &[]).await;
+        let counts = ended.counts();
+        assert_eq!((ended.code, counts.0, counts.3), (Some(0), 5, 1), "{code}: {}", ended.stdout);
+        assert_eq!(failed_keys(&ended), [("3".to_owned(), "SourceError".to_owned())], "{code}");
+        // One of them is asked before anything may be removed.
+        assert_eq!(upstream.requests() - before, 6 + usize::from(code == 500), "{code}");
+    }
+    upstream.books().fixed.clear();
+    upstream.books().mood = Some(Box::new(|| Some(Instead::Status(403, vec![]))));
+    let ended = local.run(&job("users", &by_user(&upstream, &json!({}))), &[]).await;
+    assert!(ended.code == Some(1) && ended.stdout.contains("InvalidSource"), "{}", ended.stdout);
+    assert_eq!(local.count(doc! {}).await, 5);
+}
+
+#[tokio::test]
+async fn an_outage_is_the_attempts_failure_and_not_the_documents() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    local.seed(60, 0).await;
+    let mut answered = 0;
+    upstream.books().mood = Some(Box::new(move || {
+        answered += 1;
+        (answered > 10).then(|| Instead::Status(500, vec![]))
+    }));
+    let mut spec = by_user(&upstream, &json!({"requestRetries": 0, "concurrency": 1}));
+    spec["backoffLimit"] = json!(0);
+    let ended = local.run(&job("users", &spec), &[]).await;
+    let status = ended.json()["status"].take();
+    assert_eq!((ended.code, &status["attemptHistory"][0]["reason"]), (Some(1), &json!("SourceError")), "{status}");
+}
+
+#[tokio::test]
+async fn attempts_that_come_further_do_not_use_up_the_backoff_limit() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    local.seed(100, 0).await;
+    let mut count = 0;
+    upstream.books().mood = Some(Box::new(move || {
+        count += 1;
+        (count % 3 == 0).then(|| Instead::Status(500, vec![]))
+    }));
+    let mut spec = by_user(&upstream, &json!({"requestRetries": 0, "batching": "PerBatch"}));
+    spec["source"]["rest"]["endpoint"] = upstream.rest("/users?ids={ids}").into();
+    spec["batchSize"] = json!(10);
+    spec["parallelism"] = json!(1);
+    spec["backoffLimit"] = json!(1);
+    let ended = local.run(&job("users", &spec), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (100, 100, 0, 0)), "{}", ended.stdout);
+    assert!(ended.json()["status"]["attempts"].as_i64() >= Some(3), "{}", ended.stdout);
+}
+
+#[tokio::test]
+async fn a_limit_without_a_time_is_waited_for() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    local.seed(3, 0).await;
+    let limit = json!({"message": "You have exceeded a secondary rate limit."});
+    upstream.books().instead.push_back(Instead::Reply(403, limit));
+    let mut child =
+        process::Command::from(local.command(&["-", "--resume", "file"])).kill_on_drop(true).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(job("users", &by_user(&upstream, &json!({}))).as_bytes()).await.unwrap();
+    eventually("the source was asked", async || (upstream.requests() > 0).then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(Command::new("kill").args(["-INT", &child.id().unwrap().to_string()]).status().unwrap().success());
+    let ended: Ended = timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap().into();
+    assert_eq!((ended.code, &ended.json()["status"]["attempts"]), (Some(130), &json!(0)), "{}", ended.stdout);
+}
+
+#[tokio::test]
+async fn an_error_of_graphql_without_a_code_is_tried_again() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    local.seed(2, 0).await;
+    let hiccup = json!({"data": null, "errors": [{"message": "Something went wrong while executing your query"}]});
+    upstream.books().instead.push_back(Instead::Body(hiccup.to_string()));
+    let ended = local.run(&job("users", &graph(&upstream, &json!({}))), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (2, 2, 0, 0)), "{}", ended.stdout);
+    assert_eq!(ended.json()["status"]["attempts"], 0);
+}
+
+#[tokio::test]
+async fn a_null_on_a_page_fails_and_the_others_are_written() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    insert(&local, (1..=4).map(|n| doc! {"gitlabId": n.to_string(), "lastSynced": earlier()})).await;
+    let page = json!({
+        "data": {"people": {"nodes": [{"id": "1", "name": "a"}, null, {"id": "3", "name": "c"}], "pageInfo": {"endCursor": null}}},
+        "errors": [{"message": "hidden", "path": ["people", "nodes", 1]}],
+    });
+    upstream.books().instead.push_back(Instead::Body(page.to_string()));
+    let walk = json!({"resultPath": "/data/people/nodes", "batching": "Pages", "onMissing": "Delete", "query": "q",
+        "pagination": {"nextPath": "/data/people/pageInfo/endCursor"}});
+    let mut spec = graph(&upstream, &walk);
+    spec["target"] = json!({"keyField": "gitlabId"});
+    let ended = local.run(&job("users", &spec), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (3, 2, 0, 1)), "{}", ended.stdout);
+    assert_eq!(local.count(doc! {}).await, 4, "whose the null is, nobody can tell");
+}
+
+#[tokio::test]
+async fn a_missing_way_to_the_result_removes_nothing() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    local.seed(3, 0).await;
+    let found = |user: &Value| Instead::Body(json!({"data": {"project": {"user": user}}}).to_string());
+    let lost = Instead::Body(json!({"data": {"project": null}}).to_string());
+    let one = json!({"name": "a"});
+    // The first answer is that of the check whether the source has anything.
+    upstream.books().instead.extend([found(&one), found(&one), lost.clone(), lost]);
+    let part = json!({"resultPath": "/data/project/user", "onMissing": "Delete", "concurrency": 1});
+    let mut spec = graph(&upstream, &part);
+    spec["failurePolicy"] = json!({"maxFailedPercent": 100});
+    let ended = local.run(&job("users", &spec), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (3, 1, 0, 2)), "{}", ended.stdout);
+    assert_eq!(local.count(doc! {}).await, 3);
+}
+
+#[tokio::test]
+async fn an_empty_list_of_a_search_says_that_there_is_none() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    local.seed(3, 0).await;
+    for id in 0..3 {
+        let list = if id == 1 { json!([]) } else { json!([{"id": id, "name": format!("User {id}")}]) };
+        upstream.books().fixed.insert(format!("/search?username={id}"), Instead::Reply(200, list));
+    }
+    let mut spec = by_user(&upstream, &json!({"onMissing": "Mark"}));
+    spec["source"]["rest"] = json!({"endpoint": upstream.rest("/search?username={id}"), "resultPath": "/0"});
+    let ended = local.run(&job("users", &spec), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (3, 3, 0, 0)), "{}", ended.stdout);
+    assert_eq!(local.count(doc! {"_id": 1, "missingSince": {"$type": "date"}}).await, 1);
+    assert_eq!(local.count(doc! {"name": {"$exists": true}}).await, 2);
+}
+
+#[tokio::test]
+async fn an_answer_without_content_removes_nothing() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    local.seed(3, 0).await;
+    upstream.books().fixed.insert("/users/1".to_owned(), Instead::Status(204, vec![]));
+    upstream.books().fixed.insert("/users/2".to_owned(), Instead::Body(String::new()));
+    let ended = local.run(&job("users", &by_user(&upstream, &json!({"onMissing": "Delete"}))), &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (3, 1, 2, 0)), "{}", ended.stdout);
+    assert_eq!(local.count(doc! {}).await, 3);
+}
+
+#[tokio::test]
+async fn compressed_answers_are_read() {
+    let (local, upstream) = (Local::new().await, Upstream::start().await);
+    local.seed(1, 0).await;
+    let mut gzip = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    gzip.stdin.take().unwrap().write_all(br#"{"name": "Ann"}"#).unwrap();
+    let body = gzip.wait_with_output().unwrap().stdout;
+    upstream.books().fixed.insert("/users/0".to_owned(), Instead::Encoded("gzip", body));
+    let ended = local.run(&job("users", &by_user(&upstream, &json!({}))), &[]).await;
+    assert_eq!((ended.code, local.count(doc! {"name": "Ann"}).await), (Some(0), 1), "{}", ended.stdout);
+    let accepted = upstream.books().headers["accept-encoding"].to_str().unwrap().to_owned();
+    for encoding in ["gzip", "br", "zstd", "deflate"] {
+        assert!(accepted.contains(encoding), "{encoding}: {accepted}");
+    }
+}
