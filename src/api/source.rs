@@ -33,6 +33,13 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<Rest>,
 
+    /// Name under which documents keep when this source listed them: two sources of one collection do not see each other's
+    /// work. Default: the name of the schedule. A SyncJob with neither marks and deletes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$')").message("source.name must be lower-case letters, digits, - and ., such as gitlab"))]
+    #[schemars(length(max = 63))]
+    pub name: Option<String>,
+
     /// PerBatch asks once for each batch, and expects a list. PerUser asks once for each document. Pages walks through all
     /// that the API has, page by page, and needs `syncType: Full`.
     #[serde(default)]

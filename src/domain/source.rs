@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use jsonptr::PointerBuf;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::{
     run::{SpecError, duration, range},
@@ -35,9 +36,34 @@ pub struct Pace {
     pub slack: Duration,
 }
 
+/// Field of documents that holds the state of sources.
+pub(super) const STATE: &str = "_sync";
+
+/// Name of a source among those that keep state in the documents of a collection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceName {
+    /// The user gave it, or the schedule.
+    Given(String),
+    /// Nobody gave one: a hash of the source and the mapping. Such a source removes nothing.
+    Derived(String),
+}
+
+impl SourceName {
+    /// Path of the object in which the source keeps its state in a document. The namespace is a part of it, so that no tenant can
+    /// confirm documents for another one.
+    #[must_use]
+    pub fn state_path(&self, namespace: &str) -> String {
+        let (Self::Given(name) | Self::Derived(name)) = self;
+        // A dot would begin another field, and no name has an underscore.
+        format!("{STATE}.{namespace}/{}", name.replace('.', "_"))
+    }
+}
+
 /// Where a run fetches what documents should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceSpec {
+    /// Its name.
+    pub name: SourceName,
     /// Address of the API. For REST, with places to be filled in.
     pub endpoint: String,
     /// What is sent there.
@@ -192,7 +218,7 @@ pub(super) fn parse(spec: &SyncJobSpec) -> Result<Option<SourceSpec>, SpecError>
     let parsed = shared(source, spec, endpoint, request, result).map_err(|error| SpecError::Source(Box::new(error)))?;
     let mark = (source.on_missing == OnMissing::Mark).then_some(source.missing.field.as_str());
     let reserved = [&*spec.target.key_field, &*spec.target.last_synced_field];
-    let reserved: Vec<&str> = reserved.into_iter().chain(mark).collect();
+    let reserved: Vec<&str> = reserved.into_iter().chain(mark).chain([STATE]).collect();
     Ok(Some(SourceSpec { mapping: mapping(&spec.mapping, &reserved)?, ..parsed }))
 }
 
@@ -264,6 +290,7 @@ fn shared(
         return Err(SpecError::Link);
     }
     Ok(SourceSpec {
+        name: source.name.clone().map_or_else(|| derived_name(source, &spec.mapping), SourceName::Given),
         endpoint,
         request,
         asking,
@@ -285,6 +312,13 @@ fn shared(
         headers: source.headers_from.clone(),
         ca: source.ca_secret_ref.clone(),
     })
+}
+
+fn derived_name(source: &Source, mapping: &[MappedField]) -> SourceName {
+    let spec = serde_json::to_vec(&(source, mapping)).unwrap_or_default();
+    let hash: [u8; 32] = Sha256::digest(spec).into();
+    let name = hash.first_chunk().map(|first| format!("{:016x}", u64::from_be_bytes(*first)));
+    SourceName::Derived(name.unwrap_or_default())
 }
 
 fn pages(pagination: Option<&Pagination>) -> Result<Pages, SpecError> {
@@ -376,6 +410,14 @@ mod tests {
         assert_eq!((source.asking, source.key.as_str(), source.missing), (Asking::PerBatch, "/id", Missing::Fail));
         assert_eq!((source.timeout, source.pace), (Duration::from_secs(30), None));
         assert_eq!(parsed(&json!({"batching": "PerUser"})).asking, Asking::PerUser(8));
+    }
+
+    #[test]
+    fn a_source_has_a_name_of_its_own() {
+        let named = parsed(&json!({"name": "hr.example"})).name;
+        assert_eq!(named.state_path("team-a"), "_sync.team-a/hr_example");
+        let (one, same, other) = (parsed(&json!({})), parsed(&json!({})), parsed(&json!({"timeout": "9s"})));
+        assert!(matches!(one.name, SourceName::Derived(_)) && one.name == same.name && one.name != other.name);
     }
 
     #[test]
@@ -488,6 +530,7 @@ mod tests {
             (json!({}), json!([name, {"from": "/a", "to": "name.first"}]), "mapping[].to name.first and name overlap"),
             (json!({}), json!([{"from": "/a", "to": "lastSynced"}]), "mapping[].to lastSynced and lastSynced overlap"),
             (json!({}), json!([{"from": "/a", "to": "_id"}]), "mapping[].to _id and _id overlap"),
+            (json!({}), json!([{"from": "/a", "to": "_sync.x"}]), "mapping[].to _sync.x and _sync overlap"),
             (json!({}), json!([{"from": "name", "to": "name"}]), "mapping[].from must be a JSON pointer"),
             (json!({}), json!([{"from": "/a~2", "to": "name"}]), "mapping[].from must be a JSON pointer"),
         ] {

@@ -155,7 +155,9 @@ async fn connect(settings: &Settings, plan: &Plan) -> Result<Environment, Error>
             .await
             .map_err(|error| usage(format!("MONGODB_URI: {error}")))?;
     for Planned { job, spec } in &plan.runs {
-        databases.target(spec, Timestamp::UNIX_EPOCH).map_err(|error| usage(format!("{}: {error}", job.name_any())))?;
+        databases
+            .target(spec, run::namespace(job), Timestamp::UNIX_EPOCH)
+            .map_err(|error| usage(format!("{}: {error}", job.name_any())))?;
     }
     let now = databases.time().await.map_err(|error| Error::Failed(format!("MONGODB_URI: {error}")))?;
     Ok(Environment {

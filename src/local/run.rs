@@ -192,7 +192,7 @@ impl Progress {
         };
         let opening = Opening {
             uid: self.uid.clone(),
-            namespace: job.metadata.namespace.clone().unwrap_or_default(),
+            namespace: namespace(job).to_owned(),
             epoch: self.epoch,
             type_: job.spec.type_,
             spec: spec.clone(),
@@ -247,6 +247,11 @@ impl Progress {
         self.outcome = outcome;
         self.finished = Some(environment.clock.now());
     }
+}
+
+/// The namespace that the SyncJob has, or would have.
+pub(super) fn namespace(job: &SyncJob) -> &str {
+    job.metadata.namespace.as_deref().unwrap_or("default")
 }
 
 /// What follows an attempt.

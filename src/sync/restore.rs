@@ -14,13 +14,31 @@ pub(super) enum Restored {
 }
 
 /// Decides about a document that was `before`, that the run left as `after`, and that is `now`. None: there was, or is, none.
-/// What somebody else removed, or made anew, or uses since the run made it, is theirs.
-pub(super) fn restored(before: Option<&Document>, after: Option<&Document>, now: Option<&Document>) -> Restored {
+/// What somebody else removed, or made anew, or uses since the run made it, is theirs; and so is a document that another run of the
+/// same source, which writes `confirmation`, found right since.
+pub(super) fn restored(
+    before: Option<&Document>,
+    after: Option<&Document>,
+    now: Option<&Document>,
+    confirmation: &str,
+) -> Restored {
     match (before, after, now) {
+        (_, Some(after), Some(now)) if is_confirmed_again(after, now, confirmation) => Restored::AsIs,
         (Some(before), None, None) => Restored::Is(before.clone()),
         (None, Some(after), Some(now)) if is_same(after, now) => Restored::Gone,
         (Some(before), Some(after), Some(now)) => Restored::Is(merged(before, after, now)),
         _ => Restored::AsIs,
+    }
+}
+
+fn is_confirmed_again(after: &Document, now: &Document, confirmation: &str) -> bool {
+    at_path(now, confirmation).is_some_and(|found| at_path(after, confirmation) != Some(found))
+}
+
+fn at_path<'a>(document: &'a Document, path: &str) -> Option<&'a Bson> {
+    match path.split_once('.') {
+        None => document.get(path),
+        Some((head, rest)) => at_path(document.get_document(head).ok()?, rest),
     }
 }
 
@@ -62,7 +80,7 @@ mod tests {
     use bson::doc;
 
     fn is(before: &Document, after: &Document, now: &Document) -> Document {
-        match restored(Some(before), Some(after), Some(now)) {
+        match restored(Some(before), Some(after), Some(now), "s.at") {
             Restored::Is(document) => document,
             other => panic!("{other:?}"),
         }
@@ -108,7 +126,15 @@ mod tests {
             (None, Some(a), Some(b), Restored::AsIs),
             (None, Some(a), None, Restored::AsIs),
         ] {
-            assert_eq!(restored(before, after, now), expected);
+            assert_eq!(restored(before, after, now, "s.at"), expected);
         }
+    }
+
+    #[test]
+    fn what_another_run_of_the_source_found_right_stays() {
+        let (before, after) = (doc! {"a": 1, "s": {"at": 1}}, doc! {"a": 2, "s": {"at": 2}});
+        let (later, stamped) = (doc! {"a": 2, "s": {"at": 3}}, doc! {"a": 2, "s": {"at": 2}, "stamp": 9});
+        assert_eq!(restored(Some(&before), Some(&after), Some(&later), "s.at"), Restored::AsIs);
+        assert_eq!(is(&before, &after, &stamped), doc! {"a": 1, "s": {"at": 1}, "stamp": 9});
     }
 }

@@ -295,6 +295,7 @@ fn full_job() -> Value {
                 "variables": {"first": 100, "deep": {"a": [1, Value::Null]}},
                 "resultPath": "/data/users",
             },
+            "name": "gitlab.example",
             "batching": "PerUser",
             "concurrency": 64,
             "upsert": false,

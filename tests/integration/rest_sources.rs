@@ -1,6 +1,6 @@
 //! Runs that fetch what documents should be from a REST server.
 
-use bson::{DateTime, Document, doc};
+use bson::{Document, doc};
 use kube::api::PostParams;
 use mongodb::Collection;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use sync_operator::api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus};
 use crate::{
     operator::finished,
     sources::{ALLOWED, counts, ended, failures, run, secret, without_its_worker},
-    support::{World, source},
+    support::{World, confirmed, source},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
@@ -28,7 +28,7 @@ fn spec(upstream: &Upstream, path: &str, part: &Value) -> Value {
 
 /// A full run over all pages of people, which new ones are made from.
 fn walk(upstream: &Upstream, path: &str, part: &Value) -> Value {
-    let mut fields = json!({"batching": "Pages", "upsert": true, "onMissing": "Mark"});
+    let mut fields = json!({"name": "people", "batching": "Pages", "upsert": true, "onMissing": "Mark"});
     fields.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
     let mut spec = spec(upstream, path, &fields);
     spec["batchSize"] = 10.into();
@@ -42,10 +42,10 @@ fn linked(upstream: &Upstream, part: &Value) -> Value {
     spec
 }
 
-/// People whom an earlier run has stamped.
+/// People whom the source listed before.
 async fn people(world: &World, ids: &[i32]) -> Collection<Document> {
     let people = world.database.collection::<Document>("people");
-    let person = |id: &i32| doc! {"_id": id, "team": "blue", "lastSynced": DateTime::from_millis(1)};
+    let person = |id: &i32| doc! {"_id": id, "team": "blue", "_sync": confirmed(&world.name, "people")};
     people.insert_many(ids.iter().map(person)).await.unwrap();
     people
 }
@@ -58,8 +58,12 @@ fn reasons(status: &SyncJobStatus) -> Vec<(&str, &str)> {
 async fn users_are_asked_for_by_their_addresses_and_404_is_one_that_is_missing() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     world.seed(40, 0).await;
-    upstream.books().users.insert("3".to_owned(), Peculiar::Gone);
     let (operator, _) = world.all(&ALLOWED);
+    let all = json!({"name": "users", "batching": "PerUser"});
+    run(&world, "all", spec(&upstream, "/users/{id}", &all)).await;
+    upstream.change();
+    upstream.books().addresses.clear();
+    upstream.books().users.insert("3".to_owned(), Peculiar::Gone);
     let gone = doc! {"missingSince": {"$exists": true}};
     for (on_missing, expected, marked, left) in [
         ("Fail", (39, 0, 1), 0, 40),
@@ -69,7 +73,7 @@ async fn users_are_asked_for_by_their_addresses_and_404_is_one_that_is_missing()
     ] {
         // Whether the source has anything at all is asked before.
         let asked = if expected.0 == 1 { 41 } else { 40 };
-        let each = json!({"batching": "PerUser", "onMissing": on_missing});
+        let each = json!({"name": "users", "batching": "PerUser", "onMissing": on_missing});
         let status = run(&world, &on_missing.to_lowercase(), spec(&upstream, "/users/{id}", &each)).await;
         assert_eq!(counts(&status), expected, "{on_missing}: {:?}", ended(&status));
         assert_eq!((world.count(gone.clone()).await, world.count(doc! {}).await), (marked, left), "{on_missing}");
@@ -85,9 +89,12 @@ async fn users_are_asked_for_by_their_addresses_and_404_is_one_that_is_missing()
 async fn a_source_that_has_nothing_at_all_removes_nothing() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     world.seed(20, 0).await;
+    let listed = doc! {"$set": {"_sync": confirmed(&world.name, "users")}};
+    world.database.collection::<Document>("users").update_many(doc! {}, listed.clone()).await.unwrap();
     let (_operator, _) = world.all(&ALLOWED);
     let users = |path, on_missing: &str, sync_type: &str| {
-        let each = json!({"batching": "PerUser", "onMissing": on_missing, "missing": {"field": "gone"}});
+        let each =
+            json!({"name": "users", "batching": "PerUser", "onMissing": on_missing, "missing": {"field": "gone"}});
         let mut spec = spec(&upstream, path, &each);
         spec.as_object_mut()
             .unwrap()
@@ -115,7 +122,7 @@ async fn a_source_that_has_nothing_at_all_removes_nothing() {
     }
     // An Incremental run that only finds documents that are gone, asks about one of the others.
     let users_in = world.database.collection::<Document>("users");
-    users_in.update_many(doc! {"_id": {"$ne": 19}}, doc! {"$unset": {"lastSynced": ""}}).await.unwrap();
+    users_in.update_many(doc! {"_id": {"$ne": 19}}, listed).await.unwrap();
     let status = run(&world, "incremental", users("/users/{id}", "Delete", "Incremental")).await;
     assert_eq!(counts(&status), (19, 0, 0), "{:?}", ended(&status));
     assert_eq!(world.count(doc! {}).await, 1);

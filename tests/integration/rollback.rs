@@ -19,7 +19,7 @@ use crate::{
     crashes::{Wire, leading_behind},
     operator::{apply_job, finished, told},
     sources::{ALLOWED, counts, ended, failures, with},
-    support::{World, eventually},
+    support::{World, confirmed, eventually},
     upstream::{Instead, Peculiar, Upstream},
 };
 
@@ -43,6 +43,7 @@ fn paged() -> Value {
         "batching": "Pages",
         "resultPath": "/data/people/nodes",
         "pagination": {"by": "Cursor", "nextPath": "/data/people/pageInfo/endCursor", "morePath": "/data/people/pageInfo/hasNextPage"},
+        "name": "people",
         "upsert": true,
         "onMissing": "Delete",
         "keyType": "Int",
@@ -52,12 +53,13 @@ fn paged() -> Value {
 /// Users as no schema would have them.
 async fn seed(world: &World, count: i32) -> Vec<RawDocumentBuf> {
     let users = world.database.collection::<Document>("users");
+    let listed = confirmed(&world.name, "people");
     let odd = |id: i32| match id % 4 {
         0 => {
-            doc! {"_id": id, "lastSynced": DateTime::from_millis(7), "padding": "x", "profile": {"name": "old", "age": id}, "z": f64::NAN}
+            doc! {"_id": id, "_sync": listed.clone(), "padding": "x", "profile": {"name": "old", "age": id}, "z": f64::NAN}
         }
         1 => doc! {"profile": {}, "_id": id, "padding": [1, {"a": null}], "lastSynced": null},
-        2 => doc! {"_id": id, "origin": 7_i64, "lastSynced": DateTime::from_millis(5), "joined": "1999"},
+        2 => doc! {"_id": id, "origin": 7_i64, "_sync": listed.clone(), "joined": "1999"},
         _ => doc! {"_id": id, "lastSynced": "never", "": {"$set": 1}},
     };
     users.insert_many((0..count).map(odd)).await.unwrap();
@@ -212,7 +214,7 @@ async fn target(world: &World, epoch: u64) -> Target {
     });
     let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap();
     let databases = Databases::new(&world.servers.mongodb, &world.name, &[], None).await.unwrap();
-    databases.target(&spec, Timestamp::from_millisecond(1000).unwrap()).unwrap().journalled("run", epoch)
+    databases.target(&spec, "test", Timestamp::from_millisecond(1000).unwrap()).unwrap().journalled("run", epoch)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -254,7 +256,7 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback_has_begun() 
     rollback.await.unwrap().unwrap();
 
     let users = world.database.collection::<Document>("users");
-    users.update_many(doc! {}, doc! {"$unset": {"lastSynced": 1}}).await.unwrap();
+    users.update_many(doc! {}, doc! {"$unset": {"_sync": 1}}).await.unwrap();
     assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced");
     assert_eq!(lost.open_rollback().await.unwrap_err().outcome().reason, "Fenced");
     assert_eq!(lost.put_back(None).await.unwrap_err().outcome().reason, "Fenced");

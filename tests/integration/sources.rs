@@ -20,7 +20,7 @@ use sync_operator::{
 use crate::{
     certificates::Authority,
     operator::{apply_job, finished},
-    support::{World, eventually, source},
+    support::{World, confirmed, eventually, source},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
@@ -111,6 +111,8 @@ async fn mapped_fields_are_written_and_nothing_else() {
     assert_eq!(after.remove("profile"), Some(doc! {"name": "Ada"}.into()));
     assert_eq!(after.remove("joined"), Some(DateTime::parse_rfc3339_str("2024-05-06T07:08:09Z").unwrap().into()));
     assert_eq!(after.remove("origin"), Some("gitlab".into()));
+    // Here the source keeps that it listed the document.
+    assert_eq!(after.remove("_sync").unwrap().as_document().unwrap().len(), 1);
     assert_eq!(after, before);
     assert_eq!(world.count(doc! {"_id": {"$in": [7, 8]}, "lastSynced": {"$exists": true}}).await, 0);
 
@@ -143,7 +145,7 @@ async fn an_incremental_run_asks_only_for_what_is_due() {
     let (_operator, _) = world.all(&ALLOWED);
     run(&world, "all", spec(&upstream)).await;
     let users = world.database.collection::<Document>("users");
-    users.update_many(doc! {"_id": {"$lt": 5}}, doc! {"$unset": {"lastSynced": 1}}).await.unwrap();
+    users.update_many(doc! {"_id": {"$lt": 5}}, doc! {"$unset": {"_sync": 1, "lastSynced": 1}}).await.unwrap();
     let mut spec = spec(&upstream);
     spec["syncType"] = "Incremental".into();
     spec["staleAfter"] = "1h".into();
@@ -335,6 +337,7 @@ async fn the_server_has_to_prove_who_it_is() {
     let (_operator, _) = world.all(&ALLOWED);
     let mut one_try = spec(&upstream);
     one_try["backoffLimit"] = 0.into();
+    one_try["source"]["requestRetries"] = 0.into();
     for (name, authority) in [("well-known", None), ("wrong", Some("other"))] {
         let mut spec = one_try.clone();
         if let Some(authority) = authority {
@@ -397,6 +400,7 @@ async fn group(world: &World, upstream: &Upstream) -> Value {
     let schedule: SyncSchedule = serde_yaml_ng::from_str(&text).unwrap();
     let mut spec = serde_json::to_value(&schedule.spec.job_template.spec).unwrap();
     let source = &mut spec["source"];
+    source["name"] = "projects".into();
     source["graphQL"]["endpoint"] = upstream.url.clone().into();
     source.as_object_mut().unwrap().remove("rateLimit");
     spec["backoff"] = json!({"initial": "100ms", "jitter": 0});
@@ -407,13 +411,13 @@ async fn projects(world: &World, numbers: &[u32]) -> mongodb::Collection<Documen
     let projects = world.database.collection::<Document>("projects");
     let options = IndexOptions::builder().unique(true).build();
     projects.create_index(IndexModel::builder().keys(doc! {"gitlabId": 1}).options(options).build()).await.unwrap();
-    projects.insert_many(numbers.iter().map(|number| stamped_project(*number))).await.unwrap();
+    projects.insert_many(numbers.iter().map(|number| known_project(world, *number))).await.unwrap();
     projects
 }
 
-/// A project that an earlier run has stamped.
-fn stamped_project(number: u32) -> Document {
-    doc! {"gitlabId": project(number), "team": "blue", "lastSynced": DateTime::from_millis(1)}
+/// A project that the source listed before.
+fn known_project(world: &World, number: u32) -> Document {
+    doc! {"gitlabId": project(number), "team": "blue", "_sync": confirmed(&world.name, "projects")}
 }
 
 fn project(number: u32) -> String {
@@ -483,7 +487,7 @@ async fn only_what_is_surely_gone_is_deleted() {
 
     upstream.books().projects = (1..=30).collect();
     upstream.books().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
-    projects.insert_many((3..=31).map(stamped_project)).await.unwrap();
+    projects.insert_many((3..=31).map(|number| known_project(&world, number))).await.unwrap();
     let unsure = run(&world, "unsure", deleting).await;
     assert_eq!(counts(&unsure), (8, 1, 21), "31 is not listed");
     let told = "More than 20 of the source's results failed, or one has no usable key, so no document was taken to be missing there";
@@ -644,7 +648,7 @@ async fn the_samples_and_the_guide_bring_what_gitlab_has() {
         assert_eq!(counts(&status), (1, 0, 0), "{sample}: {:?}", ended(&status));
 
         let mut found = documents.find_one(doc! {"_id": 1}).await.unwrap().unwrap();
-        assert!(found.remove("lastSynced").is_some());
+        assert!(found.remove("lastSynced").is_some() && found.remove("_sync").is_some());
         let mut whole = doc! {"_id": 1, "gitlabId": id};
         whole.extend(expected);
         let sorted = |document: Document| document.into_iter().collect::<BTreeMap<_, _>>();

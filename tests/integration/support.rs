@@ -193,6 +193,11 @@ impl World {
     }
 }
 
+/// What a document has at `_sync` that a source of this name listed long ago.
+pub fn confirmed(namespace: &str, source: &str) -> Document {
+    doc! {format!("{namespace}/{source}"): {"at": bson::DateTime::from_millis(1)}}
+}
+
 /// A source in a manifest. The fields that only sources of this kind have stand among those that all share.
 pub fn source(kind: &str, fields: &Value) -> Value {
     let is_own = |name: &str| ["endpoint", "query", "operationName", "variables", "resultPath"].contains(&name);

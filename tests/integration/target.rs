@@ -36,7 +36,7 @@ fn parse(spec: Value) -> RunSpec {
 async fn target(database: &Database, spec: Value, started: i64) -> Result<Target, Error> {
     let spec = parse(spec);
     let databases = Databases::new(&variable("MONGODB_URI"), database.name(), &[], None).await.unwrap();
-    databases.target(&spec, Timestamp::from_millisecond(started).unwrap())
+    databases.target(&spec, "test", Timestamp::from_millisecond(started).unwrap())
 }
 
 async fn run(target: &Target, cursor: Option<&Value>) -> Result<Sums, Error> {
@@ -520,13 +520,13 @@ async fn only_databases_that_are_allowed_can_be_named() {
     let spec = parse(json!({"syncType": "Full", "target": {"database": other.name()}}));
     let started = Timestamp::from_millisecond(START).unwrap();
     let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &[], None).await.unwrap();
-    let error = databases.target(&spec, started).unwrap_err();
+    let error = databases.target(&spec, "test", started).unwrap_err();
     let hint = format!("--allowed-databases {}", other.name());
     assert!(matches!(&error, Error::InvalidTarget(text) if text.contains(&hint)), "{error}");
 
     let allowed = [other.name().to_owned()];
     let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &allowed, None).await.unwrap();
-    let target = databases.target(&spec, started).unwrap();
+    let target = databases.target(&spec, "test", started).unwrap();
     assert_eq!((run(&target, None).await.unwrap().updated, stamped(&other, START).await), (1, 1));
 }
 
@@ -552,7 +552,7 @@ async fn a_missing_collection_holds_no_documents() {
 async fn a_server_that_is_away_is_the_attempts_failure_and_its_address_stays_secret() {
     let uri = "mongodb://user:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100";
     let databases = Databases::new(uri, "db", &[], None).await.unwrap();
-    let target = databases.target(&parse(json!({})), Timestamp::from_millisecond(START).unwrap()).unwrap();
+    let target = databases.target(&parse(json!({})), "test", Timestamp::from_millisecond(START).unwrap()).unwrap();
     for error in [target.count().await.unwrap_err(), run(&target, None).await.err().unwrap()] {
         let outcome = error.outcome();
         assert_eq!((outcome.reason.as_str(), outcome.message.contains("secret")), ("Unreachable", false), "{error}");
@@ -641,9 +641,14 @@ fn fetching() -> Value {
     json!({
         "syncType": "Full",
         "batchSize": 10,
-        "source": {"graphQL": {"endpoint": "https://a.example/", "query": "q", "resultPath": "/data"}},
+        "source": {"name": "s", "graphQL": {"endpoint": "https://a.example/", "query": "q", "resultPath": "/data"}},
         "mapping": [{"from": "/name", "to": "name"}],
     })
+}
+
+/// What the source of [`fetching`] keeps in a document that it listed then.
+fn listed(millis: i64) -> Document {
+    doc! {"test/s": {"at": DateTime::from_millis(millis)}}
 }
 
 #[tokio::test]
@@ -667,8 +672,8 @@ async fn a_late_answer_never_replaces_a_newer_one() {
 
 /// Ten users whose name is as it should be, as two batches of a run before left them.
 async fn unchanged(database: &Database) {
-    let before = |id: i32| DateTime::from_millis(if id < 6 { 500 } else { 600 });
-    insert(database, (0..10).map(|id| doc! {"_id": id, "name": "same", "lastSynced": before(id)}).collect()).await;
+    let before = |id: i32| listed(if id < 6 { 500 } else { 600 });
+    insert(database, (0..10).map(|id| doc! {"_id": id, "name": "same", "_sync": before(id)}).collect()).await;
 }
 
 async fn apply_same(target: &Target, batch: &Batch) -> sync_operator::sync::Outcome {
@@ -699,7 +704,7 @@ async fn a_document_that_another_run_wrote_meanwhile_is_written_although_it_was_
     let target = target(&database, fetching(), 1000).await.unwrap();
     let batch = read(&target).await.remove(0);
     let users = database.collection::<Document>("users");
-    let other = doc! {"$set": {"name": "older", "lastSynced": DateTime::from_millis(2000)}};
+    let other = doc! {"$set": {"name": "older", "_sync": listed(2000)}};
     users.update_one(doc! {"_id": 4}, other).await.unwrap();
     let outcome = apply_same(&target, &batch).await;
     assert_eq!(outcome.failures.len(), 0);
@@ -712,8 +717,8 @@ async fn a_document_that_another_run_wrote_meanwhile_is_written_although_it_was_
 async fn the_largest_batch_is_stamped_although_each_document_had_its_own_stamp_and_the_filter_is_long() {
     const USERS: i32 = 10_000;
     let database = database().await;
-    let before = |id: i32| DateTime::from_millis(i64::from(id) - 20_000);
-    insert(&database, (0..USERS).map(|id| doc! {"_id": id, "name": "same", "lastSynced": before(id)}).collect()).await;
+    let before = |id: i32| listed(i64::from(id) - 20_000);
+    insert(&database, (0..USERS).map(|id| doc! {"_id": id, "name": "same", "_sync": before(id)}).collect()).await;
     let names: Vec<String> = (0..200).map(|name| format!("some-name-{name}")).chain(["same".to_owned()]).collect();
     let mut spec = fetching();
     spec["batchSize"] = USERS.into();

@@ -14,6 +14,9 @@ pub fn job_for(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun
     if job.spec.stale_after.is_none() {
         job.spec.stale_after = parsed.map(Parsed::stale_after);
     }
+    if let Some(source) = &mut job.spec.source {
+        source.name.get_or_insert_with(|| schedule.name_any());
+    }
     job.metadata.namespace = schedule.namespace();
     job.metadata.owner_references = Some(schedule.controller_owner_ref(&()).into_iter().collect());
     job.metadata.labels = Some(template.metadata.labels);

@@ -120,7 +120,7 @@ impl Attempt {
     ) -> Result<Self, Error> {
         let Opening { uid, namespace, epoch, type_, spec, started, parked_for, checkpoint, rolls_back, trace } =
             opening;
-        let mut target = databases.target(&spec, started)?;
+        let mut target = databases.target(&spec, &namespace, started)?;
         if spec.rollback {
             target = target.journalled(&uid, epoch);
         }

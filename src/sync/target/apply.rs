@@ -76,7 +76,7 @@ impl Target {
     }
 
     /// What is left of the documents once a walk through pages has dealt with those that the source has. To be marked or deleted
-    /// they must carry a stamp from before this run: others were made meanwhile, or are not the source's.
+    /// they must have been confirmed before this run: others were made meanwhile, or are not the source's.
     #[must_use]
     pub fn left(&self) -> Self {
         let untouched = if self.removes_missing() {
@@ -84,7 +84,7 @@ impl Target {
         } else {
             doc! {"$not": {"$gte": self.stamp}}
         };
-        Self { selection: both(self.selection.clone(), doc! {&self.stamp_field: untouched}), ..self.clone() }
+        Self { selection: both(self.selection.clone(), doc! {&self.progress: untouched}), ..self.clone() }
     }
 
     /// All documents that the source is thought to know, also those that an Incremental run leaves out.
@@ -193,7 +193,11 @@ impl Target {
                 Found::Missing => match &self.missing {
                     Missing::Fail => Err(("NotReturned", "the source has nothing for it".to_owned())),
                     Missing::Ignore => continue,
-                    Missing::Mark(_) | Missing::Delete if self.removal == Removal::Denied => continue,
+                    Missing::Mark(_) | Missing::Delete
+                        if self.removal == Removal::Denied || !self.is_confirmed(read) =>
+                    {
+                        continue;
+                    }
                     Missing::Mark(field) => Ok(read.mark(field, stamp)),
                     Missing::Delete => {
                         deletes.push(&read.key);
@@ -257,8 +261,8 @@ impl Target {
                 by_stamp.entry(write.stamped).or_default().push(write.key().clone());
             }
             let together = |(stamped, keys): (Option<DateTime>, Vec<Bson>)| {
-                let these = doc! {&self.key: {"$in": keys}, &self.stamp_field: stamped};
-                self.statement(these, doc! {"$set": {&self.stamp_field: stamp}}, stamp)
+                let these = doc! {&self.key: {"$in": keys}, &self.progress: stamped};
+                self.statement(these, doc! {"$set": self.stamps(stamp)}, stamp)
             };
             let statements: Vec<_> = by_stamp.into_iter().map(together).collect();
             let mut stamped = 0;
@@ -376,8 +380,18 @@ impl Target {
         Ok(((differing - absent).max(0), refused))
     }
 
+    /// The stamp for people, and the confirmation.
+    fn stamps(&self, stamp: DateTime) -> Document {
+        doc! {&self.stamp_field: stamp, &self.progress: stamp}
+    }
+
+    /// True when this source listed the document before this run.
+    fn is_confirmed(&self, read: &Read) -> bool {
+        self.stamp_of(read).is_some_and(|at| at < self.stamp)
+    }
+
     fn stamp_of(&self, read: &Read) -> Option<DateTime> {
-        match keys::at_path(read.fields.as_ref()?, &self.stamp_field) {
+        match keys::at_path(read.fields.as_ref()?, &self.progress) {
             Some(RawBsonRef::DateTime(at)) => Some(at),
             _ => None,
         }
@@ -406,7 +420,7 @@ impl Target {
     fn change(&self, write: &Write, stamp: DateTime) -> Document {
         let Changes { set, unset } = &write.changes;
         let mut set: Document = set.iter().map(|(path, value)| ((*path).to_owned(), value.clone())).collect();
-        set.insert(&self.stamp_field, stamp);
+        set.extend(self.stamps(stamp));
         let mut update = doc! {"$set": set};
         if !unset.is_empty() {
             let unset: Document = unset.iter().map(|path| ((*path).to_owned(), Bson::from(""))).collect();

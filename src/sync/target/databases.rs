@@ -11,7 +11,10 @@ use mongodb::{
 
 use super::{Removal, Target, both, within};
 use crate::{
-    domain::{run::RunSpec, source::Missing},
+    domain::{
+        run::RunSpec,
+        source::{Missing, SourceName},
+    },
     sync::{Error, Unavailable, keys},
 };
 
@@ -81,11 +84,12 @@ impl Databases {
         within(async { Ok(self.client.database("admin").run_command(doc! {"ping": 1}).await?) }).await.map(drop)
     }
 
-    /// The documents of a run that started at `started`.
+    /// The documents of a run that started at `started`. `namespace` is that of its SyncJob, to which the name of its source
+    /// belongs.
     ///
     /// # Errors
     /// When the spec names a database that is not allowed, or a filter that is no query.
-    pub fn target(&self, spec: &RunSpec, started: Timestamp) -> Result<Target, Error> {
+    pub fn target(&self, spec: &RunSpec, namespace: &str, started: Timestamp) -> Result<Target, Error> {
         let Some(name) = spec.database.as_deref().or(self.default.as_deref()) else {
             return Err(Error::InvalidTarget(
                 "target.database is not set, and there is no default: set it, or MONGODB_DATABASE, or name a database in MONGODB_URI, such as mongodb://localhost:27017/codex"
@@ -115,13 +119,20 @@ impl Databases {
             Some(_) if spec.key_field != "_id" => both(filter, doc! {&spec.key_field: {"$ne": null}}),
             _ => filter,
         };
+        let progress = match &spec.source {
+            Some(source) => format!("{}.at", source.name.state_path(namespace)),
+            None => spec.last_synced_field.clone(),
+        };
+        let is_derived = spec.source.as_ref().is_some_and(|source| matches!(source.name, SourceName::Derived(_)));
+        let sees_all = spec.subset.is_everything() && !is_derived;
         let database = self.client.database(name);
         Ok(Target {
             collection: database.collection(&spec.collection),
             database,
             key: spec.key_field.clone(),
             stamp_field: spec.last_synced_field.clone(),
-            selection: selection(filter.clone(), spec, started),
+            selection: selection(filter.clone(), spec, &progress, started),
+            progress,
             filter,
             stamp: DateTime::from_millis(started.as_millisecond()),
             future: future(spec, started),
@@ -129,7 +140,7 @@ impl Databases {
             read_limit: spec.active_deadline,
             mapping: spec.source.as_ref().map(|source| source.mapping.clone()),
             missing: spec.source.as_ref().map_or(Missing::Fail, |source| source.missing.clone()),
-            removal: if spec.subset.is_everything() { Removal::Allowed } else { Removal::Denied },
+            removal: if sees_all { Removal::Allowed } else { Removal::Denied },
             upsert: spec.source.as_ref().is_some_and(|source| source.upsert),
             transaction: spec.transaction,
             journal: None,
@@ -175,10 +186,9 @@ fn future(spec: &RunSpec, started: Timestamp) -> DateTime {
 
 /// The query for a run's documents. An Incremental run also finds those it stamped itself, so that a run that
 /// starts over counts them.
-fn selection(filter: Document, spec: &RunSpec, started: Timestamp) -> Document {
+fn selection(filter: Document, spec: &RunSpec, field: &str, started: Timestamp) -> Document {
     let Some(stale_after) = spec.stale_after else { return filter };
     let stamp = DateTime::from_millis(started.as_millisecond());
-    let field = spec.last_synced_field.as_str();
     let stale = DateTime::from_millis(stamp.timestamp_millis().saturating_sub(stale_after.as_millis() as i64));
     let due = doc! {"$or": [
         {field: {"$not": {"$gte": stale}}},

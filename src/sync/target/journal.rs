@@ -299,7 +299,7 @@ impl Target {
         let (mut updates, mut inserts, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (at, (entry, id)) in entries.iter().zip(&ids).enumerate() {
             let (before, after, now) = (document(entry, "before"), document(entry, "after"), now.document(id));
-            match restored(before.as_ref(), after.as_ref(), now.as_ref()) {
+            match restored(before.as_ref(), after.as_ref(), now.as_ref(), &self.progress) {
                 Restored::AsIs => {}
                 Restored::Is(document) if now.is_none() => inserts.push((at, document)),
                 Restored::Is(document) => updates.push((at, doc! {"q": {"_id": id}, "u": document})),

@@ -37,7 +37,11 @@ pub struct Target {
     database: Database,
     collection: Collection<RawDocumentBuf>,
     key: String,
+    /// Field that receives the time of the sync, for people.
     stamp_field: String,
+    /// Field by which the run knows what it has done: the stamp, or with a source its confirmation, which other sources and
+    /// runs without one do not touch.
+    progress: String,
     /// The documents that the spec is about.
     filter: Document,
     /// Those of them that the run has to handle, those it handled already included.
@@ -66,7 +70,7 @@ pub struct Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Removal {
     Allowed,
-    /// The run sees only a part of the documents or of the source.
+    /// The run sees only a part of the documents or of the source, or its source has no name.
     Denied,
 }
 
@@ -172,9 +176,9 @@ impl Target {
     /// and wrongly typed values.
     fn guarded(&self, keys: Document, stamp: DateTime) -> Document {
         let guard = doc! {"$or": [
-            {&self.stamp_field: {"$not": {"$gte": stamp}}},
-            {&self.stamp_field: {"$type": "array"}},
-            {&self.stamp_field: {"$gt": self.future}},
+            {&self.progress: {"$not": {"$gte": stamp}}},
+            {&self.progress: {"$type": "array"}},
+            {&self.progress: {"$gt": self.future}},
         ]};
         let mut clauses = vec![keys, guard];
         if !self.selection.is_empty() {

@@ -132,7 +132,7 @@ impl Target {
     }
 
     pub(super) fn projection(&self) -> Document {
-        let mut projection = doc! {&self.key: 1, &self.stamp_field: 1};
+        let mut projection = doc! {&self.key: 1, &self.progress: 1};
         projection.extend(self.mapping.iter().flatten().map(|field| (field.to.clone(), Bson::from(1))));
         if let Missing::Mark(field) = &self.missing {
             projection.insert(field, 1);
@@ -156,7 +156,7 @@ impl Target {
 
     pub(super) fn look_at(&self, document: &RawDocument) -> Read {
         let key = keys::key_at(document, &self.key).unwrap_or(Bson::Null);
-        let stamped = match keys::at_path(document, &self.stamp_field) {
+        let stamped = match keys::at_path(document, &self.progress) {
             _ if matches!(key, Bson::Array(_)) => Stamped::InvalidKey,
             Some(RawBsonRef::DateTime(at)) if at == self.stamp => Stamped::ByThisRun,
             Some(RawBsonRef::DateTime(at)) if at > self.stamp && at <= self.future => Stamped::Later,

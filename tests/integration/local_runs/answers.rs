@@ -1,25 +1,25 @@
 //! Answers as servers send them, and documents as people have them: each case went wrong once, for somebody.
 
-use std::{io::Write as _, time::SystemTime};
+use std::io::Write as _;
 
 use super::*;
-use crate::upstream::Instead;
+use crate::{support::confirmed, upstream::Instead};
 
 /// The documents of the collection `users`, by key.
 async fn insert(local: &Local, documents: impl IntoIterator<Item = Document>) {
     local.database.collection::<Document>("users").insert_many(documents).await.unwrap();
 }
 
-/// A stamp of an earlier run.
-fn earlier() -> DateTime {
-    DateTime::from_system_time(SystemTime::now() - Duration::from_secs(3600))
+/// What the source keeps in a document that it listed before.
+fn earlier() -> Document {
+    confirmed("default", "people")
 }
 
 /// A full run over the pages of people, by number, for documents whose key is `gitlabId`.
 fn pages(upstream: &Upstream, part: &Value) -> Value {
     let mut rest = json!({
         "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "resultPath": "/users", "batching": "Pages",
-        "pagination": {"by": "Number"}, "onMissing": "Delete",
+        "pagination": {"by": "Number"}, "onMissing": "Delete", "name": "people",
     });
     rest.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
     json!({
@@ -54,8 +54,7 @@ fn failed_keys(ended: &Ended) -> Vec<(String, String)> {
 #[tokio::test]
 async fn numbers_of_equal_value_are_one_key() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(9).await);
-    insert(&local, [doc! {"gitlabId": 7.0, "lastSynced": earlier()}, doc! {"gitlabId": 8, "lastSynced": earlier()}])
-        .await;
+    insert(&local, [doc! {"gitlabId": 7.0, "_sync": earlier()}, doc! {"gitlabId": 8, "_sync": earlier()}]).await;
     let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
     assert_eq!((ended.code, ended.counts()), (Some(0), (2, 2, 0, 0)), "{}", ended.stdout);
     assert_eq!(local.count(doc! {"name": {"$in": ["User 7", "User 8"]}}).await, 2);
@@ -64,7 +63,7 @@ async fn numbers_of_equal_value_are_one_key() {
 #[tokio::test]
 async fn keys_of_different_types_end_the_attempt() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(3).await);
-    insert(&local, (0..3).map(|n| doc! {"gitlabId": n.to_string(), "lastSynced": earlier()})).await;
+    insert(&local, (0..3).map(|n| doc! {"gitlabId": n.to_string(), "_sync": earlier()})).await;
     let index = doc! {"createIndexes": "users", "indexes": [{"key": {"gitlabId": 1}, "name": "a", "unique": true}]};
     local.database.run_command(index).await.unwrap();
     let mut spec = pages(&upstream, &json!({"upsert": true}));
@@ -85,7 +84,7 @@ async fn keys_that_only_a_collation_takes_for_equal_fail() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     let collation = doc! {"locale": "en", "strength": 2};
     local.database.run_command(doc! {"create": "users", "collation": collation}).await.unwrap();
-    insert(&local, ["Ann", "bob"].map(|name| doc! {"gitlabId": name, "lastSynced": earlier()})).await;
+    insert(&local, ["Ann", "bob"].map(|name| doc! {"gitlabId": name, "_sync": earlier()})).await;
     let list = json!({"users": [{"id": "ann", "name": "a"}, {"id": "bob", "name": "b"}]});
     upstream.books().instead.extend([Instead::Reply(200, list), Instead::Reply(200, json!({"users": []}))]);
     let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
@@ -96,7 +95,7 @@ async fn keys_that_only_a_collation_takes_for_equal_fail() {
 #[tokio::test]
 async fn documents_without_a_key_are_left_alone() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(2).await);
-    let nameless = (0..3).map(|n| doc! {"n": n, "lastSynced": earlier()});
+    let nameless = (0..3).map(|n| doc! {"n": n, "_sync": earlier()});
     insert(&local, nameless.chain([doc! {"gitlabId": 1}, doc! {"gitlabId": bson::Bson::Null}])).await;
     let mut each = by_user(&upstream, &json!({"onMissing": "Delete"}));
     each["target"] = json!({"keyField": "gitlabId"});
@@ -123,19 +122,56 @@ async fn a_document_whose_key_is_an_array_fails() {
 }
 
 #[tokio::test]
-async fn only_what_an_earlier_run_has_stamped_is_removed() {
+async fn only_what_the_source_listed_before_is_removed() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(3).await);
-    insert(&local, (0..3).map(|n| doc! {"gitlabId": n, "lastSynced": earlier()})).await;
-    insert(&local, [doc! {"gitlabId": 5001}, doc! {"gitlabId": 5002, "lastSynced": earlier()}]).await;
+    insert(&local, (0..3).map(|n| doc! {"gitlabId": n, "_sync": earlier()})).await;
+    let other = confirmed("default", "other");
+    insert(&local, [doc! {"gitlabId": 5001}, doc! {"gitlabId": 5002, "_sync": earlier()}]).await;
+    insert(&local, [doc! {"gitlabId": 5003, "lastSynced": DateTime::now(), "_sync": other}]).await;
+    let mut nameless = pages(&upstream, &json!({}));
+    nameless["source"].as_object_mut().unwrap().remove("name");
+    let ended = local.run(&job("users", &nameless), &[]).await;
+    assert_eq!(
+        (ended.code, ended.counts(), local.count(doc! {}).await),
+        (Some(0), (3, 3, 0, 0), 6),
+        "{}",
+        ended.stdout
+    );
     let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
-    assert_eq!((ended.code, ended.counts()), (Some(0), (4, 4, 0, 0)), "{}", ended.stdout);
-    assert_eq!((local.count(doc! {"gitlabId": 5001}).await, local.count(doc! {"gitlabId": 5002}).await), (1, 0));
+    assert_eq!((ended.code, ended.counts()), (Some(0), (4, 1, 3, 0)), "{}", ended.stdout);
+    let left = [5001, 5002, 5003].map(|id| local.count(doc! {"gitlabId": id}));
+    assert_eq!(futures::future::join_all(left).await, [1, 0, 1]);
+}
+
+#[tokio::test]
+async fn two_sources_of_one_collection_both_write_all_they_have() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(20).await);
+    insert(&local, (0..20).map(|n| doc! {"gitlabId": n})).await;
+    for (source, field) in [("gitlab", "name"), ("hr", "title"), ("gitlab", "name")] {
+        let mut spec = pages(&upstream, &json!({"name": source}));
+        spec["syncType"] = json!("Full");
+        spec["mapping"] = json!([{"from": "/name", "to": field}]);
+        let ended = local.run(&job("users", &spec), &[]).await;
+        assert_eq!((ended.code, ended.counts().0), (Some(0), 20), "{}", ended.stdout);
+    }
+    let both = doc! {"name": {"$exists": true}, "title": {"$exists": true}, "_sync.default/gitlab.at": {"$type": "date"},
+    "_sync.default/hr.at": {"$type": "date"}};
+    assert_eq!(local.count(both).await, 20);
+    // What one source does not list any more, the other one keeps.
+    upstream.books().people = 19;
+    let ended = local.run(&job("users", &pages(&upstream, &json!({"name": "other"}))), &[]).await;
+    assert_eq!((ended.code, local.count(doc! {}).await), (Some(0), 20), "{}", ended.stdout);
+    let mut incremental = by_user(&upstream, &json!({"name": "incremental"}));
+    incremental["syncType"] = json!("Incremental");
+    incremental["target"] = json!({"keyField": "gitlabId"});
+    let ended = local.run(&job("users", &incremental), &[]).await;
+    assert_eq!(ended.counts().0, 20, "what another source has stamped is due: {}", ended.stdout);
 }
 
 #[tokio::test]
 async fn a_document_that_comes_during_the_walk_is_kept() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(40).await);
-    insert(&local, (0..40).map(|n| doc! {"gitlabId": n, "lastSynced": earlier()})).await;
+    insert(&local, (0..40).map(|n| doc! {"gitlabId": n, "_sync": earlier()})).await;
     upstream.books().delay = Duration::from_millis(100);
     let (manifest, spec) = (local.folder.join("job.yaml"), pages(&upstream, &json!({})));
     fs::write(&manifest, job("users", &spec)).unwrap();
@@ -180,7 +216,7 @@ async fn a_walk_whose_cursor_is_of_no_use_any_more_starts_over() {
 #[tokio::test]
 async fn links_may_be_quoted_with_apostrophes() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(2).await);
-    insert(&local, (0..2).map(|n| doc! {"gitlabId": n, "lastSynced": earlier()})).await;
+    insert(&local, (0..2).map(|n| doc! {"gitlabId": n, "_sync": earlier()})).await;
     upstream.books().instead.push_back(Instead::Link("<?page=2&n=1>; rel='next'"));
     let linked =
         json!({"endpoint": upstream.rest("/linked?n={first}"), "resultPath": "", "pagination": {"by": "Link"}});
@@ -196,7 +232,7 @@ async fn a_request_that_is_rejected_for_one_document_fails_it() {
     local.seed(5, 0).await;
     for code in [403, 422, 451, 500] {
         upstream.books().fixed.insert("/users/3".to_owned(), Instead::Status(code, vec![]));
-        let spec = by_user(&upstream, &json!({"requestRetries": 1, "onMissing": "Delete"}));
+        let spec = by_user(&upstream, &json!({"name": "people", "requestRetries": 1, "onMissing": "Delete"}));
         let before = upstream.requests();
         let ended = local.run(&job("users", &spec), &[]).await;
         let counts = ended.counts();
@@ -235,16 +271,18 @@ async fn attempts_that_come_further_do_not_use_up_the_backoff_limit() {
     let mut count = 0;
     upstream.books().mood = Some(Box::new(move || {
         count += 1;
-        (count % 3 == 0).then(|| Instead::Status(500, vec![]))
+        (count % 5 == 0).then(|| Instead::Status(500, vec![]))
     }));
     let mut spec = by_user(&upstream, &json!({"requestRetries": 0, "batching": "PerBatch"}));
     spec["source"]["rest"]["endpoint"] = upstream.rest("/users?ids={ids}").into();
-    spec["batchSize"] = json!(10);
+    spec["batchSize"] = json!(3);
     spec["parallelism"] = json!(1);
-    spec["backoffLimit"] = json!(1);
+    // A batch that was asked for when the attempt failed may make the next one fail at once.
+    spec["backoffLimit"] = json!(3);
     let ended = local.run(&job("users", &spec), &[]).await;
-    assert_eq!((ended.code, ended.counts()), (Some(0), (100, 100, 0, 0)), "{}", ended.stdout);
-    assert!(ended.json()["status"]["attempts"].as_i64() >= Some(3), "{}", ended.stdout);
+    let (processed, .., failed) = ended.counts();
+    assert_eq!((ended.code, processed, failed), (Some(0), 100, 0), "{}", ended.stdout);
+    assert!(ended.json()["status"]["attempts"].as_i64() >= Some(5), "{}", ended.stdout);
 }
 
 #[tokio::test]
@@ -277,13 +315,13 @@ async fn an_error_of_graphql_without_a_code_is_tried_again() {
 #[tokio::test]
 async fn a_null_on_a_page_fails_and_the_others_are_written() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
-    insert(&local, (1..=4).map(|n| doc! {"gitlabId": n.to_string(), "lastSynced": earlier()})).await;
+    insert(&local, (1..=4).map(|n| doc! {"gitlabId": n.to_string(), "_sync": earlier()})).await;
     let page = json!({
         "data": {"people": {"nodes": [{"id": "1", "name": "a"}, null, {"id": "3", "name": "c"}], "pageInfo": {"endCursor": null}}},
         "errors": [{"message": "hidden", "path": ["people", "nodes", 1]}],
     });
     upstream.books().instead.push_back(Instead::Body(page.to_string()));
-    let walk = json!({"resultPath": "/data/people/nodes", "batching": "Pages", "onMissing": "Delete", "query": "q",
+    let walk = json!({"name": "people", "resultPath": "/data/people/nodes", "batching": "Pages", "onMissing": "Delete", "query": "q",
         "pagination": {"nextPath": "/data/people/pageInfo/endCursor"}});
     let mut spec = graph(&upstream, &walk);
     spec["target"] = json!({"keyField": "gitlabId"});
@@ -301,7 +339,7 @@ async fn a_missing_way_to_the_result_removes_nothing() {
     let one = json!({"name": "a"});
     // The first answer is that of the check whether the source has anything.
     upstream.books().instead.extend([found(&one), found(&one), lost.clone(), lost]);
-    let part = json!({"resultPath": "/data/project/user", "onMissing": "Delete", "concurrency": 1});
+    let part = json!({"name": "people", "resultPath": "/data/project/user", "onMissing": "Delete", "concurrency": 1});
     let mut spec = graph(&upstream, &part);
     spec["failurePolicy"] = json!({"maxFailedPercent": 100});
     let ended = local.run(&job("users", &spec), &[]).await;
@@ -312,12 +350,12 @@ async fn a_missing_way_to_the_result_removes_nothing() {
 #[tokio::test]
 async fn an_empty_list_of_a_search_says_that_there_is_none() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
-    local.seed(3, 0).await;
+    insert(&local, (0..3).map(|n| doc! {"_id": n, "_sync": earlier()})).await;
     for id in 0..3 {
         let list = if id == 1 { json!([]) } else { json!([{"id": id, "name": format!("User {id}")}]) };
         upstream.books().fixed.insert(format!("/search?username={id}"), Instead::Reply(200, list));
     }
-    let mut spec = by_user(&upstream, &json!({"onMissing": "Mark"}));
+    let mut spec = by_user(&upstream, &json!({"onMissing": "Mark", "name": "people"}));
     spec["source"]["rest"] = json!({"endpoint": upstream.rest("/search?username={id}"), "resultPath": "/0"});
     let ended = local.run(&job("users", &spec), &[]).await;
     assert_eq!((ended.code, ended.counts()), (Some(0), (3, 3, 0, 0)), "{}", ended.stdout);

@@ -18,7 +18,7 @@ use super::Local;
 use crate::{
     operator::finished,
     sources::{ALLOWED, secret},
-    support::{World, source, unique},
+    support::{World, confirmed, source, unique},
     upstream::{Peculiar, Upstream},
 };
 
@@ -40,6 +40,9 @@ async fn documents(database: &Database, collection: &str) -> Vec<Document> {
             if let Some(time) = document.get_mut(field).filter(|value| matches!(value, Bson::DateTime(_))) {
                 *time = "a time".into();
             }
+        }
+        for (_, state) in document.get_document_mut("_sync").map(Document::iter_mut).into_iter().flatten() {
+            state.as_document_mut().unwrap().insert("at", "a time");
         }
         // Documents that a run makes get their ids from MongoDB.
         if document.get_bool("made").is_err() {
@@ -116,7 +119,7 @@ async fn compare(world: &World, job: &SyncJob, manifest: &str, documents_before:
 }
 
 /// Documents with numbers as keys, some with old, new or odd stamps, and some that the validator refuses.
-fn random_documents(random: &mut StdRng) -> Vec<Document> {
+fn random_documents(random: &mut StdRng, namespace: &str) -> Vec<Document> {
     let now = Timestamp::now().as_millisecond();
     let count = random.random_range(0..120);
     let document = |id: i32, random: &mut StdRng| {
@@ -135,6 +138,9 @@ fn random_documents(random: &mut StdRng) -> Vec<Document> {
             2 => drop(document.insert("lastSynced", "never")),
             3 => drop(document.insert("missingSince", bson::DateTime::from_millis(now - 86_400_000))),
             _ => {}
+        }
+        if random.random_bool(0.7) {
+            document.insert("_sync", confirmed(namespace, "upstream"));
         }
         document
     };
@@ -220,6 +226,9 @@ fn random_spec(random: &mut StdRng, upstream: &Upstream) -> Value {
         spec.as_object_mut().unwrap().remove("staleAfter");
     }
     spec["source"] = source;
+    if random.random_bool(0.8) {
+        spec["source"]["name"] = "upstream".into();
+    }
     spec["mapping"] = json!([
         {"from": "/name", "to": "name", "type": "String"},
         {"from": "/absent", "to": "n", "onNull": pick(random, &["Skip", "Unset", "Set"])},
@@ -260,19 +269,21 @@ async fn random_specs_leave_what_they_leave_on_a_cluster() {
     let (_operator, _) = world.all(&ALLOWED);
     for number in 0..number("SPECS").unwrap_or(20) {
         peculiar(&mut random, &upstream);
-        let documents = random_documents(&mut random);
+        let documents = random_documents(&mut random, &world.name);
         if documents.is_empty() {
             continue;
         }
         let spec = random_spec(&mut random, &upstream);
         let job = SyncJob::new(&format!("random-{number}"), serde_json::from_value(spec.clone()).unwrap());
-        let manifest = super::job(&job.name_any(), &spec);
+        let manifest = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": spec,
+            "metadata": {"name": job.name_any(), "namespace": world.name}});
+        let manifest = manifest.to_string();
         compare(&world, &job, &manifest, &documents, &format!("SEED={seed}, spec {number}")).await;
     }
 }
 
 /// The SyncJob of a sample, and the sample, for a collection and a source of the test's own.
-fn sample(path: &str, upstream: &Upstream, collection: &str) -> (SyncJob, String) {
+fn sample(path: &str, upstream: &Upstream, world: &World, collection: &str) -> (SyncJob, String) {
     let text = fs::read_to_string(format!("manifests/samples/{path}")).unwrap();
     let text = text
         .replace("https://gitlab.com/api/graphql", &upstream.url)
@@ -287,6 +298,7 @@ fn sample(path: &str, upstream: &Upstream, collection: &str) -> (SyncJob, String
     }
     spec["target"]["collection"] = collection.into();
     spec["backoff"] = json!({"initial": "100ms", "max": "100ms", "jitter": 0});
+    object["metadata"]["namespace"] = world.name.as_str().into();
     let manifest = object.to_string();
     if is_job {
         return (serde_json::from_value(object).unwrap(), manifest);
@@ -320,7 +332,7 @@ async fn samples_leave_what_they_leave_on_a_cluster() {
         ("rest/users.yaml", ""),
     ] {
         let collection = unique("samples");
-        let (job, manifest) = sample(path, &upstream, &collection);
+        let (job, manifest) = sample(path, &upstream, &world, &collection);
         let document = |number: i32| {
             let email = if number == 5 { "nobody" } else { "a@b" };
             doc! {"_id": number, "made": false, "gitlabId": id(kind, number), "state": "active", "email": email}
