@@ -21,12 +21,12 @@ pub enum Retry {
 }
 
 /// Decides what follows the failure of attempt number `attempts` (1 for the first one), when another attempt may succeed.
-/// `fruitless` of them count against the backoff limit: an attempt that brought the run further does not, unless there are no
+/// `without_progress` of them count against the backoff limit: an attempt that brought the run further does not, unless there are no
 /// retries at all. `random` is uniform in 0..1 and spreads the retries of runs that failed together.
 #[must_use]
-pub fn after_failure(spec: &RunSpec, attempts: u32, fruitless: u32, last: &Outcome, random: f64) -> Retry {
-    if spec.retries > 0 && fruitless <= spec.retries {
-        return Retry::After(spec.backoff.delay(fruitless.max(1), random));
+pub fn after_failure(spec: &RunSpec, attempts: u32, without_progress: u32, last: &Outcome, random: f64) -> Retry {
+    if spec.retries > 0 && without_progress <= spec.retries {
+        return Retry::After(spec.backoff.delay(without_progress.max(1), random));
     }
     Retry::GiveUp(Outcome {
         reason: reasons::BACKOFF_LIMIT_EXCEEDED.to_owned(),
@@ -59,10 +59,10 @@ mod tests {
     #[test]
     fn an_attempt_is_retried_up_to_the_backoff_limit() {
         let spec = RunSpec::parse(&SyncJobSpec::default()).unwrap();
-        for (attempts, fruitless, seconds) in
+        for (attempts, without_progress, seconds) in
             [(1, 1, Some(5)), (2, 2, Some(25)), (3, 3, Some(125)), (4, 4, None), (1, 0, Some(5)), (9, 2, Some(25))]
         {
-            let retry = after_failure(&spec, attempts, fruitless, &outcome(), 0.5);
+            let retry = after_failure(&spec, attempts, without_progress, &outcome(), 0.5);
             match (retry, seconds) {
                 (Retry::After(delay), Some(seconds)) => assert_eq!(delay.as_secs(), seconds),
                 (Retry::GiveUp(end), None) => {

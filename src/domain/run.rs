@@ -24,6 +24,8 @@ pub const MAX_CHANGES: usize = 20;
 pub const MAX_ATTEMPTS: usize = 10;
 /// Collections that hold what runs may have to put back start with this; a run's uid follows.
 pub const JOURNALS: &str = "sync_journal.";
+/// Pauses of a run without any progress in between, after which its attempt fails.
+pub const MAX_PAUSES: i64 = 24;
 /// `staleAfter` of an Incremental run that no schedule made.
 const DEFAULT_STALE_AFTER: Duration = Duration::from_mins(10);
 
@@ -62,12 +64,15 @@ pub struct Checkpoint {
     /// True while the run waits because the source limits requests.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_paused: bool,
+    /// How often the run waited for that since it last came further.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pauses: i64,
     /// The most documents that an attempt had handled when it failed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub furthest: i64,
     /// Attempts that failed without coming further than the ones before: these count against `backoffLimit`.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub fruitless: i64,
+    pub without_progress: i64,
     /// What makes the run slower than it could be, and how to mend that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
@@ -85,9 +90,18 @@ impl Checkpoint {
         if self.counts.processed > self.furthest {
             self.furthest = self.counts.processed;
         } else {
-            self.fruitless += 1;
+            self.without_progress += 1;
         }
-        u32::try_from(self.fruitless).unwrap_or(u32::MAX)
+        u32::try_from(self.without_progress).unwrap_or(u32::MAX)
+    }
+
+    /// Notes that the run waits because the source limits requests. Returns false when it did so too often without coming further:
+    /// pauses do not count towards the deadline.
+    #[must_use]
+    pub fn pause(&mut self) -> bool {
+        self.is_paused = self.pauses < MAX_PAUSES;
+        self.pauses = if self.is_paused { self.pauses + 1 } else { 0 };
+        self.is_paused
     }
 
     /// Keeps the first failures of a run, up to [`MAX_FAILURES`].
@@ -498,6 +512,14 @@ mod tests {
             let error = parse(spec.clone()).unwrap_err();
             assert!(error.starts_with(message), "{spec}: {error}");
         }
+    }
+
+    #[test]
+    fn a_run_waits_only_so_often_without_coming_further() {
+        let mut checkpoint = Checkpoint::default();
+        let waits = (0..=MAX_PAUSES).filter(|_| checkpoint.pause()).count();
+        assert_eq!((waits, checkpoint.is_paused, checkpoint.pauses), (MAX_PAUSES as usize, false, 0));
+        assert!(checkpoint.pause());
     }
 
     #[test]

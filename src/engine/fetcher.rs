@@ -41,10 +41,10 @@ const RETRY_BACKOFF: Backoff =
     Backoff { initial: Duration::from_millis(500), factor: 2, max: Duration::from_secs(30), jitter: 0.5 };
 /// Pauses where a server rejects requests for their rate and does not say for how long. GitHub wants at least a minute
 /// (<https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api>).
-const UNTOLD_BACKOFF: Backoff =
+const UNSPECIFIED_PAUSE: Backoff =
     Backoff { initial: Duration::from_mins(1), factor: 2, max: Duration::from_mins(15), jitter: 0.0 };
-/// Rejections without a pause, one after the other, that end the attempt.
-const MAX_UNTOLD: u32 = 8;
+/// Such pauses, one after the other, before the attempt fails.
+const MAX_UNSPECIFIED: u32 = 8;
 /// Reason of an attempt that the source did not let go on with a page after the first one.
 pub(super) const CURSOR_EXPIRED: &str = "CursorExpired";
 /// Documents whose requests fail, one after the other, that end the attempt: an outage is no matter of documents.
@@ -63,15 +63,16 @@ pub(super) struct SourceFetcher {
     has_answered: AtomicBool,
     /// Requests for one document that failed since the last one that did not.
     failed_in_a_row: AtomicU32,
-    /// Rejections for the rate without a pause since the last answer.
-    untold: AtomicU32,
+    /// Pauses of the run since the last answer.
+    unspecified: AtomicU32,
 }
 
 /// Proof that the rate limit let a request pass at this time.
 pub(super) struct RatePassed(Instant);
 
 impl SourceFetcher {
-    pub fn new(source: Source, coordinator: Arc<dyn Coordinator>, trace: Parent) -> Self {
+    /// A client for an attempt at a run that waited `pauses` times since it last came further.
+    pub fn new(source: Source, coordinator: Arc<dyn Coordinator>, trace: Parent, pauses: i64) -> Self {
         let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
         let limit = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
         Self {
@@ -82,7 +83,7 @@ impl SourceFetcher {
             paused: Mutex::default(),
             has_answered: AtomicBool::new(false),
             failed_in_a_row: AtomicU32::new(0),
-            untold: AtomicU32::new(0),
+            unspecified: AtomicU32::new(u32::try_from(pauses).unwrap_or_default()),
         }
     }
 
@@ -229,7 +230,7 @@ impl SourceFetcher {
             match reply {
                 Ok(Reply { found, is_partial, pause }) => {
                     self.has_answered.store(true, Ordering::Relaxed);
-                    self.untold.store(0, Ordering::Relaxed);
+                    self.unspecified.store(0, Ordering::Relaxed);
                     if let Some(pause) = pause {
                         self.pause(pause).await;
                     }
@@ -238,7 +239,7 @@ impl SourceFetcher {
                     }
                 }
                 Err(Failure::Limited(pause)) => {
-                    let pause = pause.or_else(|| self.untold_pause()).ok_or(Failure::Limited(None))?;
+                    let pause = pause.or_else(|| self.unspecified_pause()).ok_or(Failure::Limited(None))?;
                     self.pause(pause).await;
                     continue;
                 }
@@ -254,9 +255,9 @@ impl SourceFetcher {
     }
 
     /// The pause after a rejection that names none. `None`: there were too many of these.
-    fn untold_pause(&self) -> Option<Duration> {
-        let before = self.untold.fetch_add(1, Ordering::Relaxed);
-        (before < MAX_UNTOLD).then(|| UNTOLD_BACKOFF.delay(before + 1, 0.0))
+    fn unspecified_pause(&self) -> Option<Duration> {
+        let before = self.unspecified.fetch_add(1, Ordering::Relaxed);
+        (before < MAX_UNSPECIFIED).then(|| UNSPECIFIED_PAUSE.delay(before + 1, 0.0))
     }
 
     /// Waits until the rate limit lets a request pass. Gives up before a long pause: the run need not keep its worker busy then.

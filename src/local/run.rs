@@ -149,8 +149,8 @@ impl Progress {
                 }
                 AttemptResult::Retry(outcome) => {
                     self.note_failure(began, &outcome, environment);
-                    let fruitless = self.checkpoint.count_failure();
-                    match retry::after_failure(spec, self.attempts, fruitless, &outcome, rand::random()) {
+                    let without_progress = self.checkpoint.count_failure();
+                    match retry::after_failure(spec, self.attempts, without_progress, &outcome, rand::random()) {
                         Retry::After(delay) => {
                             observer.retry(self.attempts, &outcome, delay);
                             Next::Wait(delay)

@@ -371,8 +371,8 @@ fn let_go(claim: &Claim, end: &AttemptResult, checkpoint: &Checkpoint, payload: 
             let count = claim.entry.attempts + 1;
             let mut history = serde_json::from_str(&claim.entry.history).unwrap_or_default();
             retry::record(&mut history, count, claim.at, Timestamp::now(), outcome);
-            let fruitless = checkpoint.to_mut().count_failure();
-            let ending = match after_failure(end, payload, (count, fruitless), outcome) {
+            let without_progress = checkpoint.to_mut().count_failure();
+            let ending = match after_failure(end, payload, (count, without_progress), outcome) {
                 Retry::After(delay) => Ending::Retry(delay),
                 Retry::GiveUp(outcome) => Ending::Failed(json(&outcome)),
             };
@@ -393,13 +393,13 @@ fn failed_with(claim: &Claim) -> Option<Outcome> {
 fn after_failure(
     end: &AttemptResult,
     payload: Option<&Payload>,
-    (attempts, fruitless): (u32, u32),
+    (attempts, without_progress): (u32, u32),
     outcome: &Outcome,
 ) -> Retry {
     let spec = payload.and_then(|payload| RunSpec::parse(&payload.spec).ok());
     match (end, spec) {
         (AttemptResult::Retry(_), Some(spec)) => {
-            retry::after_failure(&spec, attempts, fruitless, outcome, rand::random())
+            retry::after_failure(&spec, attempts, without_progress, outcome, rand::random())
         }
         _ => Retry::GiveUp(outcome.clone()),
     }

@@ -17,7 +17,7 @@ use crate::{
     api::{conditions::reasons, syncjob::SyncType},
     domain::{
         elapsed,
-        run::{Checkpoint, LeaseState, MAX_CHANGES, Outcome, Paging, RunSpec},
+        run::{Checkpoint, LeaseState, MAX_CHANGES, MAX_PAUSES, Outcome, Paging, RunSpec},
     },
     sync::{Databases, Error, Outcome as Written, PageEnd, Target},
     telemetry::traces::Parent,
@@ -127,7 +127,7 @@ impl Attempt {
         let source = match &spec.source {
             Some(source) if !rolls_back => {
                 let source = sources.open(&namespace, source).await?;
-                Some(Arc::new(SourceFetcher::new(source, Arc::clone(&coordinator), trace)))
+                Some(Arc::new(SourceFetcher::new(source, Arc::clone(&coordinator), trace, checkpoint.pauses)))
             }
             _ => None,
         };
@@ -154,10 +154,13 @@ impl Attempt {
                 reason: reasons::DEADLINE_EXCEEDED.to_owned(),
                 message: "the run took longer than spec.activeDeadline".to_owned(),
             }),
-            result = self.work() => {
-                self.checkpoint.is_paused = matches!(result, AttemptResult::Paused(_));
-                result
-            }
+            result = self.work() => match result {
+                AttemptResult::Paused(_) if !self.checkpoint.pause() => AttemptResult::Retry(Outcome {
+                    reason: reasons::RATE_LIMITED.to_owned(),
+                    message: format!("the source limited requests {MAX_PAUSES} times, and answered none in between"),
+                }),
+                result => result,
+            },
         }
     }
 
@@ -226,8 +229,11 @@ impl Attempt {
     }
 
     fn add(&mut self, outcome: Written) {
-        let Checkpoint { cursor, counts, changes, paging, .. } = &mut self.checkpoint;
+        let Checkpoint { cursor, counts, changes, paging, pauses, .. } = &mut self.checkpoint;
         let processed = outcome.processed();
+        if processed > 0 {
+            *pauses = 0;
+        }
         if let Some(PageEnd { next, results, unreadable, seen }) = outcome.page {
             self.seen.extend(seen);
             let before = paging.take().unwrap_or_default();
