@@ -67,7 +67,7 @@ pub struct Checkpoint {
     /// How often the run waited for that since it last came further.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pauses: i64,
-    /// The most documents that an attempt had handled when it failed.
+    /// The most documents that an attempt had handled when it failed, or paused.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub furthest: i64,
     /// Attempts that failed without coming further than the ones before: these count against `backoffLimit`.
@@ -87,11 +87,7 @@ impl Checkpoint {
     /// Counts a failed attempt against `backoffLimit`, unless it brought the run further than any attempt before. Returns how many
     /// count.
     pub fn count_failure(&mut self) -> u32 {
-        if self.counts.processed > self.furthest {
-            self.furthest = self.counts.processed;
-        } else {
-            self.without_progress += 1;
-        }
+        self.without_progress += i64::from(!self.came_further());
         u32::try_from(self.without_progress).unwrap_or(u32::MAX)
     }
 
@@ -99,9 +95,17 @@ impl Checkpoint {
     /// pauses do not count towards the deadline.
     #[must_use]
     pub fn pause(&mut self) -> bool {
-        self.is_paused = self.pauses < MAX_PAUSES;
-        self.pauses = if self.is_paused { self.pauses + 1 } else { 0 };
+        let pauses = if self.came_further() { 0 } else { self.pauses };
+        self.is_paused = pauses < MAX_PAUSES;
+        self.pauses = if self.is_paused { pauses + 1 } else { 0 };
         self.is_paused
+    }
+
+    /// Notes how far the run has come, and returns true when no attempt before came so far.
+    fn came_further(&mut self) -> bool {
+        let came_further = self.counts.processed > self.furthest;
+        self.furthest = self.furthest.max(self.counts.processed);
+        came_further
     }
 
     /// Keeps the first failures of a run, up to [`MAX_FAILURES`].
@@ -520,6 +524,10 @@ mod tests {
         let waits = (0..=MAX_PAUSES).filter(|_| checkpoint.pause()).count();
         assert_eq!((waits, checkpoint.is_paused, checkpoint.pauses), (MAX_PAUSES as usize, false, 0));
         assert!(checkpoint.pause());
+        // A dry run starts over after each pause, and comes no further.
+        checkpoint.counts.processed = 10;
+        let waits = (0..=MAX_PAUSES).filter(|_| checkpoint.pause()).count();
+        assert_eq!(waits, MAX_PAUSES as usize);
     }
 
     #[test]

@@ -63,8 +63,8 @@ pub(super) struct SourceFetcher {
     has_answered: AtomicBool,
     /// Requests for one document that failed since the last one that did not.
     failed_in_a_row: AtomicU32,
-    /// Pauses of the run since the last answer.
-    unspecified: AtomicU32,
+    /// Pauses of the run without progress before this attempt.
+    pauses: u32,
 }
 
 /// Proof that the rate limit let a request pass at this time.
@@ -83,7 +83,7 @@ impl SourceFetcher {
             paused: Mutex::default(),
             has_answered: AtomicBool::new(false),
             failed_in_a_row: AtomicU32::new(0),
-            unspecified: AtomicU32::new(u32::try_from(pauses).unwrap_or_default()),
+            pauses: u32::try_from(pauses).unwrap_or_default(),
         }
     }
 
@@ -230,7 +230,6 @@ impl SourceFetcher {
             match reply {
                 Ok(Reply { found, is_partial, pause }) => {
                     self.has_answered.store(true, Ordering::Relaxed);
-                    self.unspecified.store(0, Ordering::Relaxed);
                     if let Some(pause) = pause {
                         self.pause(pause).await;
                     }
@@ -254,9 +253,9 @@ impl SourceFetcher {
         }
     }
 
-    /// The pause after a rejection that names none. `None`: there were too many of these.
+    /// The pause after a rejection that names none, the same for all requests in flight. `None`: there were too many of these.
     fn unspecified_pause(&self) -> Option<Duration> {
-        let before = self.unspecified.fetch_add(1, Ordering::Relaxed);
+        let before = if self.has_answered.load(Ordering::Relaxed) { 0 } else { self.pauses };
         (before < MAX_UNSPECIFIED).then(|| UNSPECIFIED_PAUSE.delay(before + 1, 0.0))
     }
 

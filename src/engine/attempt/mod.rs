@@ -229,11 +229,8 @@ impl Attempt {
     }
 
     fn add(&mut self, outcome: Written) {
-        let Checkpoint { cursor, counts, changes, paging, pauses, .. } = &mut self.checkpoint;
+        let Checkpoint { cursor, counts, changes, paging, .. } = &mut self.checkpoint;
         let processed = outcome.processed();
-        if processed > 0 {
-            *pauses = 0;
-        }
         if let Some(PageEnd { next, results, unreadable, seen }) = outcome.page {
             self.seen.extend(seen);
             let before = paging.take().unwrap_or_default();

@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 
 use super::{Error, json, keys};
 use crate::{
+    api::conditions::reasons,
     domain::{
         source::{Asking, By, Pages, Request, SourceSpec},
         template,
@@ -74,6 +75,13 @@ pub struct Reply<T> {
     pub pause: Option<Duration>,
 }
 
+impl<T> Reply<T> {
+    /// An answer of which no part failed.
+    fn whole(found: T, pause: Option<Duration>) -> Self {
+        Self { found, is_partial: false, pause }
+    }
+}
+
 /// A request that has no usable answer, by what may follow from it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
@@ -95,7 +103,7 @@ impl Failure {
     pub fn into_error(self) -> Error {
         match self {
             Self::Transient(error) | Self::Rejected(error) | Self::Unusable(error) | Self::Fatal(error) => error,
-            Self::Limited(_) => attempt("RateLimited", "the source rejects requests for their rate"),
+            Self::Limited(_) => attempt(reasons::RATE_LIMITED, "the source rejects requests for their rate"),
         }
     }
 }
@@ -182,7 +190,7 @@ impl Source {
         let place = if is_one { "id" } else { "ids" };
         let filled = template::fill(&self.spec.endpoint, &[(place, &encoded.join(","))]);
         let Some(address) = filled.filter(|_| !encoded.is_empty()) else {
-            return Ok(Reply { found: vec![misfit(); keys.len()], is_partial: false, pause: None });
+            return Ok(Reply::whole(vec![misfit(); keys.len()], None));
         };
         if address.len() > MAX_ADDRESS {
             return Err(too_long().into());
@@ -193,9 +201,7 @@ impl Source {
             Ok((keys.iter().zip(found).map(fitting).collect(), is_partial))
         };
         match self.send(self.get(self.parsed(&address)?), received, read).await {
-            Err(Unanswered::NothingThere(pause, _)) if is_one => {
-                Ok(Reply { found: vec![Found::Missing], is_partial: false, pause })
-            }
+            Err(Unanswered::NothingThere(pause, _)) if is_one => Ok(Reply::whole(vec![Found::Missing], pause)),
             reply => Ok(reply?),
         }
     }
@@ -220,7 +226,7 @@ impl Source {
             };
             return match self.send(self.get(asked.clone()), || (), read).await {
                 Err(Unanswered::NothingThere(pause, _)) if pages.by == By::Number && *at != pages.first() => {
-                    Ok(Reply { found: Page::default(), is_partial: false, pause })
+                    Ok(Reply::whole(Page::default(), pause))
                 }
                 reply => Ok(reply?),
             };
@@ -284,8 +290,12 @@ impl Source {
         let body = self.receive(&mut response).await?;
         received();
         let answer = json::read(&body).map_err(|_| unusable("it is no JSON"))?;
-        let (found, is_partial) = read(&headers, answer)?;
-        Ok(Reply { found, is_partial, pause })
+        match read(&headers, answer) {
+            Ok((found, is_partial)) => Ok(Reply { found, is_partial, pause }),
+            // The body says that there is a limit, and the headers how long it lasts.
+            Err(Failure::Limited(None)) => Err(Failure::Limited(pause).into()),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     /// Sorts an answer by its status, and where that does not tell, by its body.
