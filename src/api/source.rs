@@ -88,8 +88,8 @@ pub struct Source {
     #[schemars(length(max = 16))]
     pub headers_from: Vec<HeaderFrom>,
 
-    /// Secret of the same namespace with the certificates (PEM) of the authorities that vouch for the endpoint, instead
-    /// of the well-known ones.
+    /// Secret of the same namespace with the CA certificates (PEM) that verify the endpoint's certificate. Default: the
+    /// well-known CAs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
 
@@ -104,8 +104,8 @@ pub struct Source {
     #[x_kube(validation = rules::range("requestRetries", 0, 10))]
     pub request_retries: i32,
 
-    /// Most requests to this API, of all runs on all workers together. Beside it, `Retry-After` and the headers
-    /// with which GitLab and GitHub tell of their limits are always heeded.
+    /// Limit of the requests to this API by all runs on all workers. Independently of it, the operator always follows
+    /// `Retry-After` and the rate limit headers of the API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
 }

@@ -177,7 +177,7 @@ pub enum Ending {
     Failed(String),
     /// It is put aside until its backoff has passed. One that is suspended or cancelled meanwhile is that instead.
     Retry(Duration),
-    /// It is put aside for so long, which does not count towards its deadline. Costs no attempt.
+    /// The run is delayed by this duration, which does not count towards its deadline. Costs no attempt.
     Paused(Duration),
     /// It is given back: it is parked when it is suspended, ends when it is cancelled, and otherwise another worker can
     /// go on with it at once. Costs no attempt.

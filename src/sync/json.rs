@@ -6,8 +6,8 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 /// First character of the text that stands for a number which neither 64 bits nor a double hold. It is a noncharacter, which
-/// texts are not to have (<https://www.unicode.org/faq/private_use.html#nonchar1>); one that does cannot be told from such a number, and is
-/// treated as one.
+/// texts are not to have (<https://www.unicode.org/faq/private_use.html#nonchar1>); one that does is
+/// treated as such a number.
 const TOO_LARGE: char = '\u{fdd0}';
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Stands for half of a surrogate pair, as in other readers.

@@ -1,6 +1,6 @@
 //! Keys of documents: reading, showing, and their order across BSON types.
 
-use bson::{Binary, Bson, Document, RawBsonRef, RawDocument, doc, oid::ObjectId, spec::BinarySubtype};
+use bson::{Bson, Document, RawBsonRef, RawDocument, doc, oid::ObjectId};
 
 use super::mapping::whole_double;
 use crate::api::truncate_to;
@@ -125,14 +125,13 @@ pub(super) fn text(key: &Bson) -> String {
             None => number.to_string(),
         },
         Bson::Decimal128(number) => decimal_text(&number.to_string()),
-        Bson::Binary(Binary { subtype: BinarySubtype::Uuid, .. }) => uuid_text(key),
-        other => other.clone().into_relaxed_extjson().to_string(),
+        Bson::Binary(binary) => binary.to_uuid().map_or_else(|_| extended_json(key), |uuid| uuid.to_string()),
+        other => extended_json(other),
     }
 }
 
-fn uuid_text(key: &Bson) -> String {
-    let Bson::Binary(binary) = key else { return String::new() };
-    binary.to_uuid().map_or_else(|_| key.clone().into_relaxed_extjson().to_string(), |uuid| uuid.to_string())
+fn extended_json(key: &Bson) -> String {
+    key.clone().into_relaxed_extjson().to_string()
 }
 
 /// The digits of a decimal number, without zeros at the end of its fraction.

@@ -73,11 +73,7 @@ async fn all(world: &World) -> Vec<RawDocumentBuf> {
 
 /// Answers only so many requests within a minute.
 fn stall_after(upstream: &Upstream, requests: usize) {
-    let mut asked = 0;
-    upstream.books().mood = Some(Box::new(move || {
-        asked += 1;
-        (asked > requests).then_some(Instead::Silence(Duration::from_secs(60)))
-    }));
+    upstream.decide(move |number| (number > requests).then_some(Instead::Silence(Duration::from_secs(60))));
 }
 
 async fn journals(world: &World) -> Vec<String> {

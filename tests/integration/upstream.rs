@@ -130,6 +130,15 @@ impl Upstream {
         upstream
     }
 
+    /// Decides by its number, from 1 on, what a request is given instead of what it asked for.
+    pub fn decide(&self, decide: impl Fn(usize) -> Option<Instead> + Send + 'static) {
+        let mut number = 0;
+        self.books().mood = Some(Box::new(move || {
+            number += 1;
+            decide(number)
+        }));
+    }
+
     /// Changes everybody's name.
     pub fn change(&self) {
         self.books().versions.push(SystemTime::now());

@@ -97,7 +97,7 @@ pub(super) fn page(
 ) -> Result<(Page, bool), Failure> {
     let errors = errors_of(spec, &answer)?.to_vec();
     let is_partial = errors.iter().any(|error| has_code(error, &TRANSIENT));
-    // A cursor may stand in the list, which is taken out of the answer.
+    // Read before the list is taken out of the answer: the cursor may be inside it.
     let is_empty = spec.result.resolve(&answer).ok().and_then(Value::as_array).is_some_and(Vec::is_empty);
     let next = if pages.by == By::Link { Ok(link) } else { next(spec, pages, at, &answer, is_empty) };
     let (items, broken) = items(spec, spec.result.resolve_mut(&mut answer).ok().map(Value::take), &errors)?;
@@ -183,12 +183,12 @@ fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Fa
     };
     let is_invalid = has_code(error, &PERMANENT) || (!has_code(error, &TRANSIENT) && error.get("locations").is_some());
     // One error without a place may concern any document.
-    Err(match unusable(&format!("it tells of an error{}", describe(error))) {
-        _ if limits::is_rate_limit(answer) => Failure::Limited(None),
-        _ if has_no_data && is_invalid => {
-            Failure::Fatal(rejected(&format!("the source rejects the query{}", describe(error))))
-        }
-        failure => Failure::Transient(failure.into_error()),
+    Err(if limits::is_rate_limit(answer) {
+        Failure::Limited(None)
+    } else if has_no_data && is_invalid {
+        Failure::Fatal(rejected(&format!("the source rejects the query{}", describe(error))))
+    } else {
+        Failure::Transient(unusable(&format!("it tells of an error{}", describe(error))).into_error())
     })
 }
 

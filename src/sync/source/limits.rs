@@ -81,18 +81,15 @@ fn rate_limit_field(value: &str) -> Option<Duration> {
         let (name, value) = part.split_once('=')?;
         names.iter().any(|known| name.trim().eq_ignore_ascii_case(known)).then(|| number(value.trim()))?
     };
-    let used_up = |mut parts: Box<dyn Iterator<Item = &str> + '_>| {
-        let (mut remaining, mut reset) = (None, None);
-        for part in &mut parts {
-            remaining = remaining.or_else(|| parameter(part, &["r", "remaining"]));
-            reset = reset.or_else(|| parameter(part, &["t", "reset"]));
-        }
-        (remaining? <= 0.0).then_some(seconds(reset?))
+    let used_up = |limit: &str, separator: char| {
+        let find = |names: &[&str]| limit.split(separator).find_map(|part| parameter(part, names));
+        let (remaining, reset) = (find(&["r", "remaining"])?, find(&["t", "reset"])?);
+        (remaining <= 0.0).then_some(seconds(reset))
     };
     if value.contains(';') {
-        value.split(',').filter_map(|limit| used_up(Box::new(limit.split(';')))).max()
+        value.split(',').filter_map(|limit| used_up(limit, ';')).max()
     } else {
-        used_up(Box::new(value.split(',')))
+        used_up(value, ',')
     }
 }
 

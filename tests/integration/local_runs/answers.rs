@@ -201,11 +201,7 @@ async fn the_end_of_the_pages_may_be_404() {
 async fn a_walk_whose_cursor_is_of_no_use_any_more_starts_over() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(25).await);
     insert(&local, (0..25).map(|n| doc! {"gitlabId": n})).await;
-    let mut asked = 0;
-    upstream.books().mood = Some(Box::new(move || {
-        asked += 1;
-        (asked == 2).then(|| Instead::Status(410, vec![]))
-    }));
+    upstream.decide(|number| (number == 2).then(|| Instead::Status(410, vec![])));
     let cursor =
         json!({"endpoint": upstream.rest("/after?after={after}&n={first}"), "pagination": {"nextPath": "/next"}});
     let ended = local.run(&job("users", &pages(&upstream, &cursor)), &[]).await;
@@ -242,7 +238,7 @@ async fn a_request_that_is_rejected_for_one_document_fails_it() {
         assert_eq!(upstream.requests() - before, 6 + usize::from(code == 500), "{code}");
     }
     upstream.books().fixed.clear();
-    upstream.books().mood = Some(Box::new(|| Some(Instead::Status(403, vec![]))));
+    upstream.decide(|_| Some(Instead::Status(403, vec![])));
     let ended = local.run(&job("users", &by_user(&upstream, &json!({}))), &[]).await;
     assert!(ended.code == Some(1) && ended.stdout.contains("InvalidSource"), "{}", ended.stdout);
     assert_eq!(local.count(doc! {}).await, 5);
@@ -252,11 +248,7 @@ async fn a_request_that_is_rejected_for_one_document_fails_it() {
 async fn an_outage_is_the_attempts_failure_and_not_the_documents() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(60, 0).await;
-    let mut answered = 0;
-    upstream.books().mood = Some(Box::new(move || {
-        answered += 1;
-        (answered > 10).then(|| Instead::Status(500, vec![]))
-    }));
+    upstream.decide(|number| (number > 10).then(|| Instead::Status(500, vec![])));
     let mut spec = by_user(&upstream, &json!({"requestRetries": 0, "concurrency": 1}));
     spec["backoffLimit"] = json!(0);
     let ended = local.run(&job("users", &spec), &[]).await;
@@ -268,11 +260,7 @@ async fn an_outage_is_the_attempts_failure_and_not_the_documents() {
 async fn attempts_that_come_further_do_not_use_up_the_backoff_limit() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(100, 0).await;
-    let mut count = 0;
-    upstream.books().mood = Some(Box::new(move || {
-        count += 1;
-        (count % 5 == 0).then(|| Instead::Status(500, vec![]))
-    }));
+    upstream.decide(|number| (number % 5 == 0).then(|| Instead::Status(500, vec![])));
     let mut spec = by_user(&upstream, &json!({"requestRetries": 0, "batching": "PerBatch"}));
     spec["source"]["rest"]["endpoint"] = upstream.rest("/users?ids={ids}").into();
     spec["batchSize"] = json!(3);
