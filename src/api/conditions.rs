@@ -34,6 +34,11 @@ pub const COMPLETE: &str = "Complete";
 /// True on a SyncJob that ended without finishing its work.
 pub const FAILED: &str = "Failed";
 
+/// True while a run waits for an approval of what its guard holds.
+pub const HELD: &str = "Held";
+/// True on a SyncJob that ended without having looked for documents that its source does not have any more.
+pub const REMOVAL_SKIPPED: &str = "RemovalSkipped";
+
 /// Reasons, the machine-readable half of a condition.
 pub mod reasons {
     /// No controller has looked at the schedule yet.
@@ -58,6 +63,18 @@ pub mod reasons {
     pub const RATE_LIMITED: &str = "RateLimited";
     /// The run has failed; its documents are put back as they were.
     pub const ROLLING_BACK: &str = "RollingBack";
+    /// The run would exceed a limit of its guard, and waits for an approval.
+    pub const GUARD_EXCEEDED: &str = "GuardExceeded";
+    /// Nobody approved the run within `spec.guard.holdFor`.
+    pub const NOT_APPROVED: &str = "NotApproved";
+    /// A later run of the schedule took the place of the held one.
+    pub const SUPERSEDED: &str = "Superseded";
+    /// The walk did not prove that it listed all that the source has.
+    pub const WALK_UNPROVED: &str = "WalkUnproved";
+    /// More results failed than the run can leave out by their keys, or one has no usable key.
+    pub const TOO_MANY_UNREADABLE: &str = "TooManyUnreadable";
+    /// The source has no name: set `source.name`.
+    pub const SOURCE_UNNAMED: &str = "SourceUnnamed";
     /// The run did all its work.
     pub const COMPLETED: &str = "Completed";
     /// The last allowed attempt failed too.
@@ -91,7 +108,7 @@ pub mod reasons {
     pub const INVALID_TEMPLATE: &str = "InvalidTemplate";
 
     /// Why a run can fail that nobody ended.
-    pub const FAILURES: [&str; 7] = [
+    pub const FAILURES: [&str; 9] = [
         BACKOFF_LIMIT_EXCEEDED,
         DEADLINE_EXCEEDED,
         INVALID_TARGET,
@@ -99,5 +116,7 @@ pub mod reasons {
         TOO_MANY_FAILED,
         UNKNOWN_FORMAT,
         STALLED,
+        GUARD_EXCEEDED,
+        NOT_APPROVED,
     ];
 }

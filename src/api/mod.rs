@@ -5,6 +5,7 @@
 
 pub mod conditions;
 pub mod duration;
+pub mod guard;
 mod rules;
 pub mod source;
 pub mod syncalert;
@@ -24,6 +25,10 @@ pub const SCHEDULE_LABEL: &str = "sync.codex.dev/schedule";
 pub const SLOT_ANNOTATION: &str = "sync.codex.dev/scheduled-at";
 /// Annotation on a SyncJob that was cancelled since another one, which it names, takes its place.
 pub const REPLACED_BY_ANNOTATION: &str = "sync.codex.dev/replaced-by";
+/// Number of documents that a person approves a held SyncJob to mark, delete or change.
+pub const APPROVE_ANNOTATION: &str = "sync.codex.dev/approve";
+/// Name of the later SyncJob that took the place of a held one.
+pub const SUPERSEDED_BY_ANNOTATION: &str = "sync.codex.dev/superseded-by";
 /// Annotation on a SyncSchedule that asks for a run now: any new token, or `<token>:Full`.
 pub const TRIGGER_ANNOTATION: &str = "sync.codex.dev/trigger";
 /// Annotation on a SyncJob that a call made: who called.

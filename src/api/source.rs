@@ -16,6 +16,9 @@ use super::{GoDuration, rules};
     validation = Rule::new("has(self.graphQL) != has(self.rest)").message("source needs either graphQL or rest: set one of them"),
     validation = Rule::new("(self.batching == 'Pages') == has(self.pagination)").message("source.pagination and batching Pages go together: set both, or remove pagination"),
     validation = Rule::new("!self.upsert || self.batching == 'Pages'").message("source.upsert needs batching Pages: other runs know only what is there").field_path(".upsert"),
+    validation = Rule::new("!has(self.deleteAfter) || self.onMissing == 'Delete'").message("source.deleteAfter needs onMissing Delete: set it, or remove deleteAfter").field_path(".deleteAfter"),
+    validation = Rule::new("!has(self.missing.set) || self.onMissing in ['Mark', 'Delete']").message("source.missing.set needs onMissing Mark or Delete: set it, or remove missing.set").field_path(".missing.set"),
+    validation = Rule::new("!self.adopt || (self.batching == 'Pages' && self.onMissing in ['Mark', 'Delete'])").message("source.adopt needs batching Pages and onMissing Mark or Delete: set both, or remove adopt").field_path(".adopt"),
     validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("source.onMissing Mark and Delete need batching PerUser or Pages: what is missing in a list may only have been cut off").field_path(".onMissing"),
     validation = Rule::new("!has(self.pagination) || self.pagination.by != 'Link' || has(self.rest)").message("source.pagination.by Link is for rest: use Cursor or Number").field_path(".pagination.by"),
     validation = rules::place("id", "batching PerUser", "self.batching == 'PerUser'"),
@@ -39,6 +42,11 @@ pub struct Source {
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$')").message("source.name must be lower-case letters, digits, - and ., such as gitlab"))]
     #[schemars(length(max = 63))]
     pub name: Option<String>,
+
+    /// True confirms documents of the selection that the source does not list and has never listed, so that later runs mark or
+    /// delete them. Such a run is always held, and needs an approval. For a SyncJob without a schedule.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopt: bool,
 
     /// PerBatch asks once for each batch, and expects a list. PerUser asks once for each document. Pages walks through all
     /// that the API has, page by page, and needs `syncType: Full`.
@@ -70,13 +78,20 @@ pub struct Source {
 
     /// What to do about a document that the API has no result for. Fail counts it as failed: a list may be shorter than
     /// asked for, as where the API cuts it into pages. Ignore leaves it as it is, unstamped. Mark writes the time into
-    /// `missing.field`, Delete removes the document; neither is for PerBatch.
+    /// `missing.field`, and `missing.set`. Delete marks it too, and a later run deletes it that still does not find it. Neither
+    /// is for PerBatch, and both concern only documents that an earlier run of this source found in it.
     #[serde(default)]
     pub on_missing: OnMissing,
 
-    /// For `onMissing: Mark`: what is written into a document that the API has no result for.
+    /// For `onMissing: Mark` and `Delete`: what is written into a document that the API has no result for.
     #[serde(default)]
     pub missing: Mark,
+
+    /// For `onMissing: Delete`: how long a document stays marked before a run may delete it, 0s to 8760h. Default: the next run
+    /// may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::duration("deleteAfter", "0s", "8760h", "720h"))]
+    pub delete_after: Option<GoDuration>,
 
     /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. It has to name the hosts
     /// that may receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=gitlab.example.com`.
@@ -180,6 +195,7 @@ pub enum Batching {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("(self.by == 'Cursor') == has(self.nextPath)").message("pagination.nextPath and by Cursor go together: set both, or remove nextPath"),
+    validation = Rule::new("self.by == 'Number' || self.lastPage == 'Empty'").message("pagination.lastPage Short needs by Number: set it, or remove lastPage"),
     validation = Rule::new("self.by != 'Link' || !has(self.morePath)").message("pagination.morePath and by Link exclude each other: keep one of them")
 )]
 pub struct Pagination {
@@ -198,6 +214,26 @@ pub struct Pagination {
     #[x_kube(validation = rules::pointer("pagination.morePath", "/data/users/pageInfo/hasNextPage"))]
     #[schemars(length(max = 256))]
     pub more_path: Option<String>,
+    /// JSON pointer to the number of all results, such as `/total`. A walk that found fewer marks and deletes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::pointer("pagination.totalPath", "/total"))]
+    #[schemars(length(max = 256))]
+    pub total_path: Option<String>,
+    /// For Number: what the last page is. Empty: one without results, since servers shorten pages. Short: also one with fewer
+    /// results than `batchSize`, which saves a request where the server never does that.
+    #[serde(default)]
+    pub last_page: LastPage,
+}
+
+/// What the last page of a walk by number is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum LastPage {
+    /// One without results.
+    #[default]
+    Empty,
+    /// One with fewer results than were asked for.
+    Short,
 }
 
 /// What tells pages apart.
@@ -229,7 +265,7 @@ pub enum OnMissing {
 }
 
 /// What is written into a document that the source does not have.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Mark {
     /// Field with the time since which the source does not have the document. Removed when it has it again.
@@ -237,12 +273,37 @@ pub struct Mark {
     #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("missing.field must be a field path without $, such as missingSince, and not _id"))]
     #[schemars(length(max = 128))]
     pub field: String,
+
+    /// Fields that are set with the mark, and put back when the source has the document again, unless somebody changed them
+    /// since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["to".into()]))]
+    #[schemars(length(max = 16))]
+    pub set: Vec<SetField>,
 }
 
 impl Default for Mark {
     fn default() -> Self {
-        Self { field: default_missing_field() }
+        Self { field: default_missing_field(), set: Vec::new() }
     }
+}
+
+/// A field that is set in a document that the source does not have.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SetField {
+    /// Field of the document, such as `active`. It is not mapped.
+    #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("missing.set[].to must be a field path without $, such as active, and not _id"))]
+    #[schemars(length(max = 128))]
+    pub to: String,
+
+    /// Its value: a boolean, a number or a string.
+    #[schemars(schema_with = "scalar")]
+    pub value: Value,
+}
+
+fn scalar(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"x-kubernetes-preserve-unknown-fields": true})
 }
 
 /// An entry of a Secret of the SyncJob's namespace.

@@ -8,7 +8,9 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{
-    GoDuration, rules,
+    GoDuration,
+    guard::Guard,
+    rules,
     source::{MappedField, Source},
 };
 
@@ -47,6 +49,7 @@ use super::{
     validation = rules::immutable("target"),
     validation = rules::immutable_optional("source"),
     validation = rules::immutable_optional("mapping"),
+    validation = rules::immutable_optional("guard"),
     validation = rules::immutable("transaction"),
     validation = rules::immutable("onFailure"),
     validation = rules::immutable("dryRun"),
@@ -55,6 +58,7 @@ use super::{
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.source) || !has(self.mapping)").message("mapping needs source: remove it, or set source").field_path(".mapping"),
+    validation = Rule::new("has(self.source) || !has(self.guard)").message("guard needs source: remove it, or set source").field_path(".guard"),
     validation = Rule::new("has(self.source) || self.transaction == 'None'").message("transaction Batch needs source: remove it, or set source").field_path(".transaction"),
     validation = Rule::new("self.transaction == 'Batch' || self.onFailure == 'Keep'").message("onFailure Rollback needs transaction Batch: set both, or neither").field_path(".onFailure"),
     validation = rules::full()
@@ -141,6 +145,11 @@ pub struct SyncJobSpec {
     #[schemars(length(max = 64))]
     pub mapping: Vec<MappedField>,
 
+    /// Limits on what the run may do to documents without an approval. Needs `source`. Default: a run with `onMissing: Mark` or
+    /// `Delete` waits in the phase Held when it would mark or delete more than 20 % of the documents and more than 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Guard>,
+
     /// Batch writes each batch as a whole or not at all, so that nobody sees half of one. Documents that MongoDB refuses are
     /// left out, each of which costs a try. Needs `source`, and a replica set or a sharded cluster.
     #[serde(default)]
@@ -176,6 +185,7 @@ impl Default for SyncJobSpec {
             target: Target::default(),
             source: None,
             mapping: Vec::new(),
+            guard: None,
             transaction: Transaction::default(),
             on_failure: OnFailure::default(),
             dry_run: false,
@@ -446,6 +456,8 @@ pub enum Phase {
     Retrying,
     /// Parked by `spec.suspended`.
     Suspended,
+    /// Has written everything but what its guard holds, and waits for an approval.
+    Held,
     /// Has failed, and puts the documents back as they were.
     RollingBack,
     /// Done.
@@ -494,6 +506,22 @@ pub struct Counts {
     /// With `onFailure: Rollback`: documents that are as before the run again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<i64>,
+    /// With `onMissing: Mark` or `Delete`: documents that the run marked, since the source does not have them any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub marked: Option<i64>,
+    /// With `onMissing: Delete`: documents that the run deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<i64>,
+    /// With `onMissing: Mark` or `Delete`: marked documents that the source has again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unmarked: Option<i64>,
+    /// With `onMissing: Mark` or `Delete`: documents that the source does not have, and that it never had, which no run
+    /// touches. See `source.adopt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unconfirmed: Option<i64>,
+    /// Documents that wait for an approval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held: Option<i64>,
 }
 
 /// A document that could not be updated.

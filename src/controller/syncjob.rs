@@ -58,8 +58,8 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     }
     if let Some(wanted) = plan.control {
         let cancelled = wanted.cancelled.then(|| serde_json::to_string(&job::cancelled(&job)).unwrap_or_default());
-        let Wanted { suspended, priority, .. } = wanted;
-        context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority }).await?;
+        let Wanted { suspended, priority, approved, .. } = wanted;
+        context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority, approved }).await?;
     }
     // Status.
     if job.status.as_ref() == Some(&plan.status) {
@@ -262,7 +262,12 @@ fn read_run(entry: &Entry) -> Run {
         checkpoint: serde_json::from_str(&read(&entry.checkpoint)).unwrap_or_default(),
         history: serde_json::from_str(&entry.history).unwrap_or_default(),
         outcome: serde_json::from_str(&read(&entry.outcome)).unwrap_or_default(),
-        wanted: Wanted { suspended: entry.suspended, cancelled: entry.cancelled, priority: entry.priority },
+        wanted: Wanted {
+            suspended: entry.suspended,
+            cancelled: entry.cancelled,
+            priority: entry.priority,
+            approved: entry.approved,
+        },
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::api::{
     GoDuration, REPLACED_BY_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule,
-    conditions::{COMPLETE, FAILED, RECONCILING, STALLED, SUSPENDED, reasons},
+    conditions::{COMPLETE, FAILED, HELD, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::Phase,
     truncate,
 };
@@ -62,7 +62,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     status.observed_generation = job.metadata.generation;
     let generation = job.metadata.generation;
 
-    let wanted = Wanted::from(&job.spec);
+    let wanted = Wanted::from(job);
     let parsed = RunSpec::parse(&job.spec);
     // Redis may have lost a run that had begun: it learns from the queue that it is cancelled, and is rolled back.
     let has_to_roll_back = parsed.as_ref().is_ok_and(|spec| spec.rollback);
@@ -271,6 +271,7 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
             Note::normal("RunStarted", format!("Started by worker {}", new.worker.as_deref().unwrap_or("?")))
         }
         Phase::Retrying => Note::warning("RunRetrying", message(RECONCILING)),
+        Phase::Held => Note::warning("RunHeld", message(HELD)),
         Phase::Suspended => Note::normal("RunSuspended", message(SUSPENDED)),
         Phase::Complete => Note::normal("RunCompleted", message(COMPLETE)),
         Phase::Failed if is_wanted => Note::normal("RunCancelled", message(FAILED)),
@@ -384,7 +385,7 @@ mod tests {
 
     #[test]
     fn the_queue_is_told_what_is_wanted_of_a_run_until_it_knows() {
-        let wanted = Wanted { suspended: true, cancelled: false, priority: 7 };
+        let wanted = Wanted { suspended: true, priority: 7, ..Wanted::default() };
         let job = job(serde_json::json!({"suspended": true, "priority": 7}));
         for state in [State::Waiting, State::Active, State::Delayed, State::Parked] {
             let run = run(state, 1);

@@ -4,6 +4,7 @@ pub mod alert;
 pub mod backoff;
 pub mod conditions;
 pub mod cron;
+pub mod guard;
 pub mod job;
 pub mod lease;
 pub mod names;

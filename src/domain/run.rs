@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
     backoff::Backoff,
+    guard::{Guard, Hold},
     source::{self, SourceSpec},
 };
 use crate::api::{
-    GoDuration, SyncJobSpec,
+    APPROVE_ANNOTATION, GoDuration, SyncJob, SyncJobSpec,
     duration::InvalidDuration,
     syncjob::{Attempt, Counts, DocumentFailure, OnFailure, SyncMode, Transaction},
 };
@@ -20,6 +22,8 @@ use crate::api::{
 pub const MAX_FAILURES: usize = 20;
 /// Keys of changes that a dry run found, kept in a status.
 pub const MAX_CHANGES: usize = 20;
+/// Keys of failed results that a run keeps to tell which documents its source has.
+pub const MAX_FAILED_KEYS: usize = 10_000;
 /// Failed attempts kept in a status.
 pub const MAX_ATTEMPTS: usize = 10;
 /// Collections that hold what runs may have to put back start with this; a run's uid follows.
@@ -76,6 +80,21 @@ pub struct Checkpoint {
     /// What makes the run slower than it could be, and how to mend that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
+    /// Documents that the source had confirmed and not marked when the run started. `None`: not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<u64>,
+    /// Confirmed documents that the run has changed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub changed: i64,
+    /// Documents that the run has confirmed for the first time.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first_confirmed: i64,
+    /// Why the run waits for an approval, or last did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+    /// Why the run looked for no documents that the source does not have any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removal_skipped: Option<Outcome>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -123,8 +142,18 @@ pub struct Paging {
     pub next: Option<Value>,
     /// Results of the pages before it.
     pub results: u64,
-    /// Those that failed, which are the first of the run's failures.
-    pub failed: u64,
+    /// Those of them with different keys.
+    #[serde(default)]
+    pub distinct: u64,
+    /// The number of all results, as the first page gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// Why the walk, which is over, does not prove that the source has nothing more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<String>,
+    /// Keys, as text, of results that failed: the source has them, although their documents do not show it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed_keys: Vec<String>,
     /// Which documents the source does not list is not known: too many results failed, or one has no usable key.
     #[serde(default)]
     pub is_unsure: bool,
@@ -148,12 +177,15 @@ pub struct Wanted {
     pub cancelled: bool,
     /// -1000 to 1000, higher first.
     pub priority: i32,
+    /// Let it continue although its guard holds it, with no more than so many documents.
+    pub approved: Option<u64>,
 }
 
-impl From<&SyncJobSpec> for Wanted {
-    fn from(spec: &SyncJobSpec) -> Self {
-        let SyncJobSpec { suspended, cancelled, priority, .. } = *spec;
-        Self { suspended, cancelled, priority }
+impl From<&SyncJob> for Wanted {
+    fn from(job: &SyncJob) -> Self {
+        let SyncJobSpec { suspended, cancelled, priority, .. } = job.spec;
+        let approved = job.annotations().get(APPROVE_ANNOTATION).and_then(|number| number.trim().parse().ok());
+        Self { suspended, cancelled, priority, approved }
     }
 }
 
@@ -242,6 +274,8 @@ pub struct RunSpec {
     pub filter: Map<String, Value>,
     /// Where to fetch what the documents should be.
     pub source: Option<SourceSpec>,
+    /// Limits on what the run may do without an approval.
+    pub guard: Guard,
     /// A batch is written as a whole.
     pub transaction: bool,
     /// When the run fails, its documents are put back as they were.
@@ -298,6 +332,9 @@ pub enum SpecError {
     /// A cron expression or time zone that gives no slots.
     #[error(transparent)]
     Cron(#[from] super::cron::Invalid),
+    /// A limit that is neither a number nor a percentage.
+    #[error("{0} must be a number of documents, or a percentage from 0% to 100%")]
+    Share(&'static str),
     /// A time zone that is not in the database of time zones.
     #[error("{field}: {name:?} is not known; use an IANA name such as Europe/Berlin")]
     TimeZone {
@@ -373,8 +410,8 @@ pub enum SpecError {
     )]
     Stamp,
     /// A mark that would overwrite what tells documents apart.
-    #[error("missing.field must not be a part of {0}, nor the reverse: name a field of its own")]
-    Mark(String),
+    #[error("missing: {0} must not be a part of {1}, nor the reverse: name a field of its own")]
+    Mark(String, String),
 }
 
 /// Reads a duration field.
@@ -441,6 +478,10 @@ impl RunSpec {
             last_synced_field: field_path("target.lastSyncedField", &target.last_synced_field, "lastSynced")?,
             filter: target.filter.0.clone(),
             source: source::parse(spec)?,
+            guard: match (&spec.guard, &spec.source) {
+                (Some(_), None) => return Err(SpecError::Needs("guard", "source")),
+                (guard, _) => Guard::parse(&guard.clone().unwrap_or_default())?,
+            },
             transaction: match (spec.transaction, &spec.source) {
                 (Transaction::None, _) => false,
                 (Transaction::Batch, Some(_)) => true,

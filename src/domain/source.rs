@@ -14,8 +14,8 @@ use super::{
 use crate::api::{
     SyncJobSpec,
     source::{
-        Batching, FieldType, GraphQl, HeaderFrom, MappedField, OnMissing, OnNull, PageBy, Pagination, RateLimit, Rest,
-        SecretKey, Source,
+        Batching, FieldType, GraphQl, HeaderFrom, LastPage, MappedField, OnMissing, OnNull, PageBy, Pagination,
+        RateLimit, Rest, SecretKey, Source,
     },
     syncjob::SyncMode,
 };
@@ -37,7 +37,7 @@ pub struct Pace {
 }
 
 /// Field of documents that holds the state of sources.
-pub(super) const STATE: &str = "_sync";
+pub const STATE: &str = "_sync";
 
 /// Name of a source among those that keep state in the documents of a collection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,16 +163,27 @@ pub enum Origin {
 }
 
 /// What becomes of documents that the source has nothing for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Missing {
     /// They have failed.
     Fail,
     /// Nothing.
     Ignore,
-    /// The time goes into this field.
-    Mark(String),
-    /// They are removed.
-    Delete,
+    /// They are marked, and perhaps deleted later.
+    Remove(Removal),
+}
+
+/// How documents are removed that the source does not have any more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Removal {
+    /// Field that receives the time of the mark, for people.
+    pub field: String,
+    /// Fields that are set with the mark, and their values.
+    pub set: Vec<(String, Value)>,
+    /// How long after the mark a document may be deleted. `None`: it stays.
+    pub delete_after: Option<Duration>,
+    /// Confirm documents that no run of this source has found.
+    pub adopt: bool,
 }
 
 /// A walk through pages.
@@ -182,6 +193,12 @@ pub struct Pages {
     pub by: By,
     /// Way to whether there are more.
     pub more: Option<PointerBuf>,
+    /// Way to the number of all results.
+    pub total: Option<PointerBuf>,
+    /// By number: a page with fewer results than were asked for is the last one.
+    pub ends_short: bool,
+    /// The source knows how many results a page should have.
+    pub is_sized: bool,
 }
 
 /// What tells pages apart.
@@ -216,9 +233,9 @@ pub(super) fn parse(spec: &SyncJobSpec) -> Result<Option<SourceSpec>, SpecError>
     }
     .map_err(|error| SpecError::Source(Box::new(error)))?;
     let parsed = shared(source, spec, endpoint, request, result).map_err(|error| SpecError::Source(Box::new(error)))?;
-    let mark = (source.on_missing == OnMissing::Mark).then_some(source.missing.field.as_str());
+    let marks = mark_fields(source);
     let reserved = [&*spec.target.key_field, &*spec.target.last_synced_field];
-    let reserved: Vec<&str> = reserved.into_iter().chain(mark).chain([STATE]).collect();
+    let reserved: Vec<&str> = reserved.into_iter().chain(marks).chain([STATE]).collect();
     Ok(Some(SourceSpec { mapping: mapping(&spec.mapping, &reserved)?, ..parsed }))
 }
 
@@ -268,11 +285,22 @@ fn shared(
     request: Request,
     result: PointerBuf,
 ) -> Result<SourceSpec, SpecError> {
-    let reserved = [&*spec.target.key_field, &*spec.target.last_synced_field];
-    if source.on_missing == OnMissing::Mark
-        && let Some(other) = reserved.into_iter().find(|other| overlap(&source.missing.field, other))
-    {
-        return Err(SpecError::Mark(other.to_owned()));
+    let mut reserved = vec![&*spec.target.key_field, &*spec.target.last_synced_field, STATE];
+    for field in mark_fields(source) {
+        if let Some(other) = reserved.iter().find(|other| overlap(field, other)) {
+            return Err(SpecError::Mark(field.to_owned(), (*other).to_owned()));
+        }
+        reserved.push(field);
+    }
+    let removes = matches!(source.on_missing, OnMissing::Mark | OnMissing::Delete);
+    if source.delete_after.is_some() && source.on_missing != OnMissing::Delete {
+        return Err(SpecError::Needs("deleteAfter", "onMissing Delete"));
+    }
+    if !source.missing.set.is_empty() && !removes {
+        return Err(SpecError::Needs("missing.set", "onMissing Mark or Delete"));
+    }
+    if source.adopt && !(removes && source.batching == Batching::Pages) {
+        return Err(SpecError::Needs("adopt", "batching Pages and onMissing Mark or Delete"));
     }
     let concurrency = range("concurrency", source.concurrency, 1, 64)? as usize;
     let asking = match source.batching {
@@ -284,7 +312,7 @@ fn shared(
         Batching::Pages if spec.sync_type != SyncMode::Full => {
             return Err(SpecError::Needs("batching Pages", "syncType Full"));
         }
-        Batching::Pages => Asking::Pages(pages(source.pagination.as_ref())?),
+        Batching::Pages => Asking::Pages(pages(source.pagination.as_ref(), &endpoint, &request)?),
     };
     if request != Request::Rest && matches!(asking, Asking::Pages(Pages { by: By::Link, .. })) {
         return Err(SpecError::Link);
@@ -302,8 +330,11 @@ fn shared(
         missing: match source.on_missing {
             OnMissing::Fail => Missing::Fail,
             OnMissing::Ignore => Missing::Ignore,
-            OnMissing::Mark => Missing::Mark(source.missing.field.clone()),
-            OnMissing::Delete => Missing::Delete,
+            OnMissing::Mark => Missing::Remove(removal(source, None)),
+            OnMissing::Delete => {
+                let after = source.delete_after.as_ref().map(|after| duration("deleteAfter", after)).transpose()?;
+                Missing::Remove(removal(source, Some(after.unwrap_or_default())))
+            }
         },
         timeout: duration("timeout", &source.timeout)?,
         retries: range("requestRetries", source.request_retries, 0, 10)? as u32,
@@ -314,6 +345,23 @@ fn shared(
     })
 }
 
+/// The fields that a mark writes.
+fn mark_fields(source: &Source) -> Vec<&str> {
+    if !matches!(source.on_missing, OnMissing::Mark | OnMissing::Delete) {
+        return Vec::new();
+    }
+    [source.missing.field.as_str()].into_iter().chain(source.missing.set.iter().map(|set| set.to.as_str())).collect()
+}
+
+fn removal(source: &Source, delete_after: Option<Duration>) -> Removal {
+    Removal {
+        field: source.missing.field.clone(),
+        set: source.missing.set.iter().map(|set| (set.to.clone(), set.value.clone())).collect(),
+        delete_after,
+        adopt: source.adopt,
+    }
+}
+
 fn derived_name(source: &Source, mapping: &[MappedField]) -> SourceName {
     let spec = serde_json::to_vec(&(source, mapping)).unwrap_or_default();
     let hash: [u8; 32] = Sha256::digest(spec).into();
@@ -321,7 +369,7 @@ fn derived_name(source: &Source, mapping: &[MappedField]) -> SourceName {
     SourceName::Derived(name.unwrap_or_default())
 }
 
-fn pages(pagination: Option<&Pagination>) -> Result<Pages, SpecError> {
+fn pages(pagination: Option<&Pagination>, endpoint: &str, request: &Request) -> Result<Pages, SpecError> {
     let needs = |what| SpecError::Needs("batching Pages", what);
     let pagination = pagination.ok_or_else(|| needs("pagination"))?;
     let read = |field, path: &Option<String>| path.as_deref().map(|path| pointer(field, path)).transpose();
@@ -336,7 +384,20 @@ fn pages(pagination: Option<&Pagination>) -> Result<Pages, SpecError> {
         }
         PageBy::Link => By::Link,
     };
-    Ok(Pages { by, more: read("pagination.morePath", &pagination.more_path)? })
+    let ends_short = pagination.last_page == LastPage::Short;
+    if ends_short && by != By::Number {
+        return Err(SpecError::Needs("pagination.lastPage Short", "by Number"));
+    }
+    Ok(Pages {
+        by,
+        more: read("pagination.morePath", &pagination.more_path)?,
+        total: read("pagination.totalPath", &pagination.total_path)?,
+        ends_short,
+        is_sized: match request {
+            Request::GraphQl { query, .. } => query.contains("$first"),
+            Request::Rest => template::has(endpoint, "first"),
+        },
+    })
 }
 
 fn pace(limit: &RateLimit) -> Result<Pace, SpecError> {
@@ -520,7 +581,7 @@ mod tests {
             (
                 json!({"onMissing": "Mark", "batching": "PerUser", "missing": {"field": "_id.gone"}}),
                 json!([]),
-                "source.missing.field must not be a part of _id",
+                "source.missing: _id.gone must not be a part of _id",
             ),
             (json!({"timeout": "soon"}), json!([]), "source.timeout: "),
             (json!({"rateLimit": {"requests": 0}}), json!([]), "source.rateLimit.requests must be"),

@@ -23,7 +23,7 @@ use crate::{
         rate_limit::Reservation,
         source::{Asking, Pace, Pages},
     },
-    sync::{Error, Failure, Found, Page, Reply, Source},
+    sync::{Error, Failure, Found, Page, Reply, Source, Walk},
     telemetry::{
         metrics,
         traces::{Parent, Span},
@@ -39,10 +39,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Waits before further tries of a request: the first is so long, each further one twice as long, with up to half of it more or less.
 const RETRY_BACKOFF: Backoff =
     Backoff { initial: Duration::from_millis(500), factor: 2, max: Duration::from_secs(30), jitter: 0.5 };
-/// Pauses where a server rejects requests for their rate and does not say for how long. GitHub wants at least a minute
-/// (<https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api>).
+/// Pauses where a server rejects requests for their rate and does not say for how long.
 const UNSPECIFIED_PAUSE: Backoff =
-    Backoff { initial: Duration::from_mins(1), factor: 2, max: Duration::from_mins(15), jitter: 0.0 };
+    Backoff { initial: Duration::from_secs(10), factor: 2, max: Duration::from_mins(15), jitter: 0.0 };
 /// Such pauses, one after the other, before the attempt fails.
 const MAX_UNSPECIFIED: u32 = 8;
 /// Reason of an attempt that the source did not let go on with a page after the first one.
@@ -163,18 +162,23 @@ impl SourceFetcher {
         }
     }
 
-    /// Walks pages of about `size` results from `next` on. Each page comes with the time of its request. The stream ends
-    /// after the first error.
+    /// Continues a walk through pages of about `size` results, from `next` on. Each page comes with the time of its request. The
+    /// stream ends after the first error.
     pub fn walk(
         self: Arc<Self>,
         pages: Pages,
+        walk: Walk,
         next: Option<Value>,
         size: usize,
     ) -> impl Stream<Item = Result<(Page, Timestamp), Error>> + Send {
-        stream::unfold((self, pages, next), move |(fetch, pages, next)| async move {
+        stream::unfold((self, pages, walk, next), move |(fetch, pages, mut walk, next)| async move {
             let at = next?;
             let span = fetch.trace.begin("sync.fetch").asking();
             let page = fetch.fetch_with_retry(None, None, || fetch.source.page(&pages, &at, size)).await;
+            let page = page.and_then(|(mut page, asked)| {
+                walk.observe(&mut page, &pages, &at, size)?;
+                Ok((page, asked))
+            });
             let page = page.map_err(|failure| match failure {
                 // A cursor, or an address, is of no use any more after hours.
                 Failure::Rejected(error) if at != pages.first() => {
@@ -184,7 +188,7 @@ impl SourceFetcher {
             });
             end_fetch(span, page.as_ref().map(|(page, _)| page.results.len()));
             let next = page.as_ref().ok().and_then(|(page, _)| page.next.clone());
-            Some((page, (fetch, pages, next)))
+            Some((page, (fetch, pages, walk, next)))
         })
     }
 

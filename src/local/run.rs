@@ -113,7 +113,7 @@ impl Progress {
             checkpoint: self.checkpoint.clone(),
             history: self.history.clone(),
             outcome: self.outcome.clone(),
-            wanted: Wanted::from(&job.spec),
+            wanted: Wanted::from(job),
         };
         job::decide(job, Some(&run), now).status
     }
@@ -162,7 +162,7 @@ impl Progress {
                     self.paused_for += pause;
                     Next::Wait(pause)
                 }
-                AttemptResult::Released | AttemptResult::LeaseLost => Next::End,
+                AttemptResult::Held(_) | AttemptResult::Released | AttemptResult::LeaseLost => Next::End,
             };
             match next {
                 Next::End => break,
@@ -199,6 +199,7 @@ impl Progress {
             started: self.started,
             parked_for: self.paused_for,
             checkpoint: self.checkpoint.clone(),
+            approved: None,
             rolls_back: rolls_back.is_some(),
             trace: Parent::of_run(&self.uid, None),
         };

@@ -319,6 +319,7 @@ impl Queue {
                 Ending::Failed(outcome) => call.arg("failed").arg(outcome),
                 Ending::Retry(delay) => call.arg("delayed").arg(delay.as_millis() as u64),
                 Ending::Paused(pause) => call.arg("paused").arg(pause.as_millis() as u64),
+                Ending::Held(number) => call.arg("held").arg(number),
                 Ending::Released => call.arg("released").arg(""),
             };
             call.arg(checkpoint);
@@ -341,6 +342,7 @@ impl Queue {
         let mut call = self.script_on(&scripts::CONTROL, uid);
         call.arg(FORMAT).arg(keep_finished()).arg(u8::from(control.suspended));
         call.arg(control.cancelled.unwrap_or_default()).arg(control.priority);
+        call.arg(control.approved.map_or_else(String::new, |approved| approved.to_string()));
         Ok(self.call::<u8>(&call, "control a run").await? == 1)
     }
 

@@ -76,6 +76,8 @@ pub struct Control<'a> {
     pub cancelled: Option<&'a str>,
     /// -1000 to 1000, higher first.
     pub priority: i32,
+    /// Documents that a person has approved the run to mark, delete or change.
+    pub approved: Option<u64>,
 }
 
 /// Runs of a worker that it cannot simply go on with.
@@ -133,6 +135,8 @@ pub struct Entry {
     pub parked_for: Duration,
     /// Its place in a trace.
     pub traceparent: Option<String>,
+    /// Documents that a person has approved the run to mark, delete or change.
+    pub approved: Option<u64>,
 }
 
 /// Runs that could be claimed when Redis was last asked.
@@ -179,6 +183,8 @@ pub enum Ending {
     Retry(Duration),
     /// The run is delayed by this duration, which does not count towards its deadline. Costs no attempt.
     Paused(Duration),
+    /// Its guard holds it until so many documents are approved. Costs no attempt, and no time of its deadline.
+    Held(u64),
     /// It is given back: it is parked when it is suspended, ends when it is cancelled, and otherwise another worker can
     /// go on with it at once. Costs no attempt.
     Released,
@@ -211,7 +217,7 @@ pub struct Depth {
 }
 
 /// The fields of a run's hash that make an [`Entry`], in the order in which `scripts/claim.lua` answers with them.
-pub(super) const FIELDS: [&str; 18] = [
+pub(super) const FIELDS: [&str; 19] = [
     "format",
     "state",
     "epoch",
@@ -230,6 +236,7 @@ pub(super) const FIELDS: [&str; 18] = [
     "cancelled",
     "parked_for",
     "traceparent",
+    "approved",
 ];
 
 impl Entry {
@@ -271,6 +278,7 @@ impl Entry {
             priority: number("priority").unwrap_or(0) as i32,
             parked_for: Duration::from_millis(number("parked_for").unwrap_or(0) as u64),
             traceparent: text("traceparent"),
+            approved: number("approved").and_then(|number| u64::try_from(number).ok()),
         })
     }
 }

@@ -89,6 +89,11 @@ pub(super) fn apply<'a>(mapping: &'a [Mapped], result: &Value) -> Result<Changes
     Ok(changes)
 }
 
+/// A constant of the spec.
+pub(super) fn constant(value: &Value) -> Bson {
+    plain(value).unwrap_or(Bson::Null)
+}
+
 /// Converts a value, exactly. `zone` is that of dates which name none. Returns `None` where it cannot be converted, or would lose
 /// something.
 pub(super) fn convert(value: &Value, type_: FieldType, zone: &TimeZone) -> Option<Bson> {

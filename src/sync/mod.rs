@@ -9,5 +9,5 @@ pub(crate) mod source;
 mod target;
 
 pub use error::{Error, Unavailable};
-pub use source::{Egress, Failure, Found, Page, Reply, Secrets, Source};
-pub use target::{Batch, Databases, FoundJournal, Outcome, PageEnd, PutBack, Target};
+pub use source::{Doubt, Egress, Failure, Found, Page, Reply, Secrets, Source, Walk};
+pub use target::{Batch, Candidates, Databases, FoundJournal, Outcome, PageEnd, PutBack, Target};

@@ -291,6 +291,7 @@ impl Worker {
             started,
             parked_for: claim.entry.parked_for,
             checkpoint: read_checkpoint(claim),
+            approved: claim.entry.approved,
             rolls_back: failed_with(claim).is_some(),
             trace,
         };
@@ -349,6 +350,9 @@ fn log_end(
             let seconds = pause.as_secs();
             tracing::info!(namespace, name, uid, epoch, trace_id, seconds, "run paused: the source limits requests");
         }
+        AttemptResult::Held(documents) => {
+            tracing::info!(namespace, name, uid, epoch, trace_id, documents, "run held: it waits for an approval");
+        }
         AttemptResult::LeaseLost => {
             metrics::lease_lost();
             tracing::warn!(namespace, name, uid, epoch, trace_id, "lease lost; the run goes on elsewhere");
@@ -366,6 +370,7 @@ fn let_go(claim: &Claim, end: &AttemptResult, checkpoint: &Checkpoint, payload: 
         AttemptResult::Retry(_) if rolling_back => (Ending::Retry(retry::ROLLBACK_PAUSE), None),
         AttemptResult::Released => (Ending::Released, None),
         AttemptResult::Paused(pause) => (Ending::Paused(*pause), None),
+        AttemptResult::Held(documents) => (Ending::Held(*documents), None),
         AttemptResult::Completed => (Ending::Completed, None),
         AttemptResult::Failed(outcome) | AttemptResult::Retry(outcome) => {
             let count = claim.entry.attempts + 1;

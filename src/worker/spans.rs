@@ -40,6 +40,7 @@ pub(super) fn end(mut span: Span, end: &AttemptResult, counts: &Counts) {
         AttemptResult::Completed => span.set("end", "Completed"),
         AttemptResult::Released => span.set("end", "Released"),
         AttemptResult::Paused(_) => span.set("end", "Paused"),
+        AttemptResult::Held(_) => span.set("end", "Held"),
         AttemptResult::LeaseLost => span.fail("LeaseLost"),
         AttemptResult::Failed(Outcome { reason, .. }) | AttemptResult::Retry(Outcome { reason, .. }) => {
             span.fail(reason);

@@ -480,14 +480,14 @@ async fn a_run_that_is_rolled_back_ends_only_when_its_worker_says_so_again() {
         let first = claim(&queue, "w").await;
         assert_eq!(first.entry.outcome, None);
         if uid == "cancelled" {
-            let control = Control { suspended: true, cancelled: Some("why"), priority: 0 };
+            let control = Control { suspended: true, cancelled: Some("why"), ..GO_ON };
             assert!(queue.control(uid, control).await.unwrap());
         }
         assert_eq!(queue.finish(uid, first.entry.epoch, end, NOTHING).await.unwrap(), Fenced::Done);
         let waiting = entry(&queue, uid).await;
         assert_eq!((waiting.state, waiting.outcome.as_deref()), (State::Waiting, Some("why")));
         // Neither can anybody stop that, nor does a lost worker.
-        let control = Control { suspended: true, cancelled: Some("else"), priority: 0 };
+        let control = Control { suspended: true, cancelled: Some("else"), ..GO_ON };
         assert!(queue.control(uid, control).await.unwrap());
         for lost in 1..=7 {
             let again = claim(&queue, "w").await;
@@ -514,7 +514,7 @@ async fn a_run_that_is_rolled_back_ends_only_when_its_worker_says_so_again() {
 async fn a_run_that_never_began_is_not_rolled_back() {
     let queue = queue(LEASE);
     queue.enqueue(&NewRun { rollback: true, ..NewRun::new("a", "{}") }).await.unwrap();
-    let control = Control { suspended: false, cancelled: Some("why"), priority: 0 };
+    let control = Control { cancelled: Some("why"), ..GO_ON };
     assert!(queue.control("a", control).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Failed);
 }
@@ -828,7 +828,7 @@ async fn a_worker_lets_go_of_several_runs_in_one_call_and_learns_what_became_of_
     assert!(queue.let_go([]).await.unwrap().is_empty());
 }
 
-const GO_ON: Control<'_> = Control { suspended: false, cancelled: None, priority: 0 };
+const GO_ON: Control<'_> = Control { suspended: false, cancelled: None, priority: 0, approved: None };
 const SUSPEND: Control<'_> = Control { suspended: true, ..GO_ON };
 const CANCEL: Control<'_> = Control { cancelled: Some(r#"{"why":2}"#), ..GO_ON };
 
@@ -1362,7 +1362,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             run.stalls = 0;
         }
         Operation::Control { run, suspended, cancelled, priority } => {
-            let control = Control { suspended, cancelled: cancelled.then_some("{}"), priority };
+            let control = Control { suspended, cancelled: cancelled.then_some("{}"), priority, approved: None };
             let done = queue.control(UIDS[run], control).await.unwrap();
             let under_way = model.runs[run].as_mut().filter(|run| !run.has_ended());
             assert_eq!(done, under_way.is_some());

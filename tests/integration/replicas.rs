@@ -248,6 +248,7 @@ async fn probes_tell_who_leads_and_whether_workers_get_answers() {
     }
     let worker = world.operator("worker", &[]);
     let port = probe_port(&worker).await;
-    eventually("the worker is ready", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
-    assert_eq!(get(port, "/readyz").await.unwrap().1, r#"{"ready":true}"#);
+    let ready = async || get(port, "/readyz").await.filter(|(code, _)| *code == 200);
+    let (_, body) = eventually("the worker is ready", ready).await;
+    assert_eq!(body, r#"{"ready":true}"#);
 }

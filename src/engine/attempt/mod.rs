@@ -1,5 +1,6 @@
 //! One attempt at a run: count, walk, write, checkpoint.
 
+mod removal;
 mod rollback;
 mod walk;
 
@@ -12,12 +13,13 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Coordinator, Sources, fetcher::SourceFetcher};
+use super::{Coordinator, Sources, batch::timed, fetcher::SourceFetcher};
 use crate::{
-    api::{conditions::reasons, syncjob::SyncType},
+    api::{conditions::reasons, guard::GuardAction, syncjob::SyncType},
     domain::{
         elapsed,
-        run::{Checkpoint, LeaseState, MAX_CHANGES, MAX_PAUSES, Outcome, Paging, RunSpec},
+        guard::Hold,
+        run::{Checkpoint, LeaseState, MAX_CHANGES, MAX_FAILED_KEYS, MAX_PAUSES, Outcome, Paging, RunSpec},
     },
     sync::{Databases, Error, Outcome as Written, PageEnd, Target},
     telemetry::traces::Parent,
@@ -46,6 +48,8 @@ pub struct Opening {
     pub parked_for: Duration,
     /// Where the run continues.
     pub checkpoint: Checkpoint,
+    /// Documents that a person has approved the run to mark, delete or change.
+    pub approved: Option<u64>,
     /// True when the attempt only rolls the run back, for which it needs no source.
     pub rolls_back: bool,
     /// Parent of the spans of its batches.
@@ -60,8 +64,12 @@ pub struct Attempt {
     source: Option<Arc<SourceFetcher>>,
     checkpoint: Checkpoint,
     trace: Parent,
-    /// Keys of the results that a dry run found on the source's pages.
+    /// Keys of the results that a dry run found on the source's pages, as text.
     seen: HashSet<String>,
+    /// Documents that a person has approved the run to mark, delete or change.
+    approved: Option<u64>,
+    /// The most confirmed documents that the run may change.
+    max_changed: Option<u64>,
     deadline: Instant,
     coordinator: Arc<dyn Coordinator>,
 }
@@ -77,6 +85,8 @@ pub enum AttemptResult {
     Retry(Outcome),
     /// The source wants no requests for so long. The run continues at its checkpoint after that.
     Paused(Duration),
+    /// The guard holds the run: the checkpoint's hold says why. It continues at its checkpoint once so many documents are approved.
+    Held(u64),
     /// The run was recalled. It continues at its checkpoint.
     Released,
     /// The lease is lost, and another worker may have the run.
@@ -118,8 +128,19 @@ impl Attempt {
         sources: &Sources,
         coordinator: Arc<dyn Coordinator>,
     ) -> Result<Self, Error> {
-        let Opening { uid, namespace, epoch, type_, spec, started, parked_for, checkpoint, rolls_back, trace } =
-            opening;
+        let Opening {
+            uid,
+            namespace,
+            epoch,
+            type_,
+            spec,
+            started,
+            parked_for,
+            checkpoint,
+            approved,
+            rolls_back,
+            trace,
+        } = opening;
         let mut target = databases.target(&spec, &namespace, started)?;
         if spec.rollback {
             target = target.journalled(&uid, epoch);
@@ -134,7 +155,19 @@ impl Attempt {
         let age = elapsed(started, coordinator.now()).saturating_sub(parked_for);
         let deadline = Instant::now() + spec.active_deadline.saturating_sub(age);
         let checkpoint = Checkpoint { is_paused: false, ..checkpoint };
-        Ok(Self { type_, spec, target, source, checkpoint, trace, seen: HashSet::new(), deadline, coordinator })
+        Ok(Self {
+            type_,
+            spec,
+            target,
+            source,
+            checkpoint,
+            trace,
+            seen: HashSet::new(),
+            approved,
+            max_changed: None,
+            deadline,
+            coordinator,
+        })
     }
 
     /// Ends the attempt, and returns its target and how far the run has come.
@@ -177,11 +210,19 @@ impl Attempt {
             Some(Err(error)) => return AttemptResult::from(&error),
             None => return AttemptResult::Released,
         }
+        match recalled.run_until_cancelled(self.limit_changes()).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return AttemptResult::from(&error),
+            None => return AttemptResult::Released,
+        }
         match recalled.run_until_cancelled(self.target.warning()).await {
             Some(warning) => self.checkpoint.warning = warning,
             None => return AttemptResult::Released,
         }
         if let Some(result) = self.walk().await {
+            return result;
+        }
+        if let Some(result) = self.remove().await {
             return result;
         }
         let counts = &mut self.checkpoint.counts;
@@ -212,7 +253,12 @@ impl Attempt {
                 () = &mut too_late => return Some(AttemptResult::Released),
             };
             match outcome {
-                Some(Some(Ok(outcome))) => self.add(outcome),
+                Some(Some(Ok(outcome))) => {
+                    self.add(outcome);
+                    if let Some(hold) = self.exceeds_changes() {
+                        return Some(self.hold(hold));
+                    }
+                }
                 Some(Some(Err(error))) => return Some(AttemptResult::from(&error)),
                 Some(None) | None => break,
             }
@@ -229,23 +275,57 @@ impl Attempt {
     }
 
     fn add(&mut self, outcome: Written) {
-        let Checkpoint { cursor, counts, changes, paging, .. } = &mut self.checkpoint;
+        let Checkpoint { cursor, counts, changes, paging, changed, first_confirmed, .. } = &mut self.checkpoint;
         let processed = outcome.processed();
-        if let Some(PageEnd { next, results, unreadable, seen }) = outcome.page {
+        if let Some(PageEnd { next, results, unreadable, new, total, doubt, failed, seen }) = outcome.page {
             self.seen.extend(seen);
-            let before = paging.take().unwrap_or_default();
-            let failed = before.failed + outcome.failures.len() as u64;
-            let is_unsure = before.is_unsure || unreadable > 0;
-            *paging = Some(Paging { next, results: before.results + results as u64, failed, is_unsure });
+            let mut before = paging.take().unwrap_or_default();
+            before.failed_keys.extend(failed);
+            let is_unsure = before.is_unsure || unreadable > 0 || before.failed_keys.len() > MAX_FAILED_KEYS;
+            if is_unsure {
+                before.failed_keys.clear();
+            }
+            *paging = Some(Paging {
+                next,
+                results: before.results + results as u64,
+                distinct: before.distinct + new as u64,
+                total: before.total.or(total),
+                doubt: doubt.map(|doubt| doubt.to_string()),
+                failed_keys: before.failed_keys,
+                is_unsure,
+            });
         }
         counts.processed += processed;
         counts.updated += outcome.updated;
         counts.unchanged += outcome.unchanged;
         counts.failed += outcome.failures.len() as i64;
+        if self.target.removes() {
+            for (count, more) in [
+                (&mut counts.marked, outcome.marked),
+                (&mut counts.deleted, outcome.deleted),
+                (&mut counts.unmarked, outcome.unmarked),
+                (&mut counts.unconfirmed, outcome.unconfirmed),
+            ] {
+                *count.get_or_insert(0) += more;
+            }
+        }
+        *changed += outcome.changed;
+        *first_confirmed += outcome.first_confirmed;
         counts.total = counts.total.max(counts.processed);
         changes.extend(outcome.changes.into_iter().take(MAX_CHANGES.saturating_sub(changes.len())));
         *cursor = outcome.cursor.or(cursor.take());
         self.checkpoint.add_failures(outcome.failures);
+    }
+
+    /// Ends the attempt at a limit of the guard.
+    fn hold(&mut self, hold: Hold) -> AttemptResult {
+        self.checkpoint.counts.held = Some(hold.number as i64);
+        let (number, message) = (hold.number, hold.message.clone());
+        self.checkpoint.hold = Some(hold);
+        match self.spec.guard.action {
+            GuardAction::Hold => AttemptResult::Held(number),
+            GuardAction::Fail => AttemptResult::Failed(Outcome { reason: reasons::GUARD_EXCEEDED.to_owned(), message }),
+        }
     }
 
     async fn save(&self) -> LeaseState {

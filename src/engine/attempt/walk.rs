@@ -7,9 +7,9 @@ use tokio::sync::Semaphore;
 
 use super::{Attempt, AttemptResult};
 use crate::{
-    api::syncjob::Counts,
+    api::{conditions::reasons, syncjob::Counts},
     domain::{
-        run::{Checkpoint, MAX_FAILURES, Paging},
+        run::{Checkpoint, MAX_FAILED_KEYS, Outcome, Paging},
         source::Pages,
     },
     engine::{
@@ -17,7 +17,7 @@ use crate::{
         fetcher::{CURSOR_EXPIRED, SourceFetcher},
         request_slot::RequestSlot,
     },
-    sync::{Error, Found},
+    sync::{Error, Found, Walk},
 };
 
 /// Batches, at most, that are read ahead while they wait for a request slot, for a write, or for an earlier batch: a slow
@@ -45,7 +45,7 @@ impl Attempt {
     async fn walk_documents(&mut self, source: Option<&Arc<SourceFetcher>>) -> Option<AttemptResult> {
         let recalled = self.coordinator.signals().recalled.clone();
         if let Some(source) = source
-            && self.target.removes_missing()
+            && self.target.removes()
         {
             match recalled.run_until_cancelled(self.check_source(source)).await {
                 Some(Ok(())) => {}
@@ -126,9 +126,11 @@ impl Attempt {
             self.start_over();
         }
         let (target, type_, trace, size) = (self.target.clone(), self.type_, self.trace, self.spec.batch_size);
-        let next = self.checkpoint.paging.as_ref().map_or_else(|| Some(pages.first()), |paging| paging.next.clone());
+        let paging = self.checkpoint.paging.clone();
+        let walked = paging.as_ref().map_or_else(Walk::default, |paging| Walk::new(paging.distinct, paging.total));
+        let next = paging.map_or_else(|| Some(pages.first()), |paging| paging.next);
         let keys = self.spec.subset.keys.clone();
-        let fetched = Arc::clone(source).walk(pages.clone(), next, size);
+        let fetched = Arc::clone(source).walk(pages.clone(), walked, next, size);
         let fetched = at_most(fetched, self.remaining(), move |(page, _), count| {
             page.restrict(&keys, count);
             page.results.len()
@@ -144,29 +146,33 @@ impl Attempt {
         if matches!(&result, Some(AttemptResult::Retry(outcome)) if outcome.reason == CURSOR_EXPIRED) {
             self.start_over();
         }
-        if result.is_some() || self.target.ignores_missing() {
+        if result.is_some() {
             return result;
         }
         let paging = self.checkpoint.paging.clone().unwrap_or_default();
-        if paging.results == 0 {
+        if paging.results == 0 && (self.target.removes() || self.fails_missing()) {
             let message = "the source lists nothing at all, so nothing is taken to be missing in it";
             return Some(AttemptResult::from(&empty_source(message.to_owned())));
         }
-        if paging.is_unsure || paging.failed > MAX_FAILURES as u64 {
-            self.checkpoint.paging = Some(Paging { is_unsure: true, ..paging });
-            return None;
+        self.checkpoint.removal_skipped = why_skipped(&paging);
+        if self.fails_missing() && self.checkpoint.removal_skipped.is_none() {
+            self.fail_missing(source, &paging).await
+        } else {
+            None
         }
-        // Results that failed are not missing, although their documents do not carry this run's stamp.
-        let failed = self.checkpoint.failures.iter().take(paging.failed as usize);
-        let mut unstamped: HashSet<String> = failed.map(|failure| failure.key.clone()).collect();
-        unstamped.extend(self.seen.drain());
+    }
+
+    /// Counts the documents as failed that were on no page.
+    async fn fail_missing(&mut self, source: &Arc<SourceFetcher>, paging: &Paging) -> Option<AttemptResult> {
+        let (recalled, type_, trace) = (self.coordinator.signals().recalled.clone(), self.type_, self.trace);
+        let listed = self.listed(paging);
         let left = self.target.left();
         let batches = left.batches(self.checkpoint.cursor.as_ref()).take_until(recalled.cancelled());
         let written = batches.map(|batch| async {
             match batch {
                 _ if recalled.is_cancelled() => None,
                 Ok(batch) => {
-                    let batch = batch.without(&unstamped);
+                    let batch = batch.without(&listed);
                     let missing = batch.due().iter().map(|_| Found::Missing).collect();
                     Some(timed(type_, trace, left.apply(batch, missing, source.now())).await)
                 }
@@ -175,6 +181,27 @@ impl Attempt {
         });
         self.follow(written.buffered(self.spec.parallelism)).await
     }
+
+    fn fails_missing(&self) -> bool {
+        self.target.fails_missing() && self.spec.subset.is_everything()
+    }
+
+    /// Keys, as text, of results whose documents do not show that the source lists them: they failed, or nothing is written.
+    pub(super) fn listed(&mut self, paging: &Paging) -> HashSet<String> {
+        self.seen.drain().chain(paging.failed_keys.iter().cloned()).collect()
+    }
+}
+
+/// Why a walk does not tell which documents the source does not have.
+fn why_skipped(paging: &Paging) -> Option<Outcome> {
+    let outcome = |reason: &str, message: String| Some(Outcome { reason: reason.to_owned(), message });
+    if paging.is_unsure {
+        return outcome(
+            reasons::TOO_MANY_UNREADABLE,
+            format!("a result has no usable key, or more than {MAX_FAILED_KEYS} results failed"),
+        );
+    }
+    outcome(reasons::WALK_UNPROVED, paging.doubt.clone()?)
 }
 
 /// Ends a walk after `left` documents. `restrict` keeps at most that many documents of an item, and returns their number.

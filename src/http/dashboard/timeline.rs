@@ -70,6 +70,7 @@ fn last(
         Phase::Running => step("busy", &format!("Attempt {} is under way", job.attempts_made + 1), began),
         Phase::Retrying => step("wait", &format!("Attempt {} is next", job.attempts_made + 1), retry_at),
         Phase::Suspended => step("wait", "Suspended", None),
+        Phase::Held => step("wait", "Waits for an approval", None),
         Phase::RollingBack => step("busy", "Its documents are put back", None),
         Phase::Complete => step("good", "Complete", job.finished_at),
         Phase::Failed => {

@@ -89,12 +89,13 @@ pub(super) fn lasted(seconds: i64) -> String {
 }
 
 /// A phase in the order of a run's life.
-pub(super) const PHASES: [Phase; 8] = [
+pub(super) const PHASES: [Phase; 9] = [
     Phase::Pending,
     Phase::Queued,
     Phase::Running,
     Phase::Retrying,
     Phase::Suspended,
+    Phase::Held,
     Phase::RollingBack,
     Phase::Complete,
     Phase::Failed,
@@ -131,7 +132,7 @@ pub(super) mod filters {
             Phase::Running => "▸",
             Phase::Retrying => "↻",
             Phase::RollingBack => "↺",
-            Phase::Suspended => "‖",
+            Phase::Suspended | Phase::Held => "‖",
             Phase::Complete => "✓",
             Phase::Failed => "✕",
         })

@@ -104,7 +104,7 @@ pub fn place(job: &SyncJob) -> Option<Place> {
         Phase::Pending => return None,
         Phase::Queued => Place::Wait,
         Phase::Running | Phase::RollingBack => Place::Active,
-        Phase::Suspended => Place::Paused,
+        Phase::Suspended | Phase::Held => Place::Paused,
         Phase::Retrying => Place::Delayed,
         Phase::Complete => Place::Completed,
         Phase::Failed => Place::Failed,

@@ -23,7 +23,7 @@ end
 -- In the order in which they are read from the answer.
 local FIELDS = { 'format', 'state', 'epoch', 'worker', 'started', 'retry_at', 'finished', 'payload', 'priority', 'attempts',
   'recoveries', 'checkpoint', 'history', 'outcome', 'suspended', 'cancelled', 'parked_for',
-  'traceparent' }
+  'traceparent', 'approved' }
 
 local function claim(uid, run, fields)
   local from, started = fields[2], fields[5] or whole(now)

@@ -85,18 +85,19 @@ local function fail(uid, run, from, outcome, keep, now, ...)
 end
 
 -- Puts a run that no worker holds where it belongs: to the failed ones when it is cancelled, else aside while it
--- is suspended or its backoff has not passed, else among those that wait.
+-- is suspended, its guard holds more than is approved, or its backoff has not passed, else among those that wait.
 settle = function(uid, run, keep, now)
-  local fields = redis.call('HMGET', run, 'cancelled', 'suspended', 'parked_at', 'retry_at', 'rank', 'state')
-  local cancelled, suspended, parked_at, retry_at, from = fields[1] or '', fields[2], fields[3], fields[4], fields[6]
-  if is_rolled_back(run) then cancelled, suspended = '', '0' end
-  if parked_at and (suspended ~= '1' or cancelled ~= '') then
+  local fields = redis.call('HMGET', run, 'cancelled', 'suspended', 'parked_at', 'retry_at', 'rank', 'state', 'held', 'approved')
+  local cancelled, parked_at, retry_at, from = fields[1] or '', fields[3], fields[4], fields[6]
+  local is_parked = fields[2] == '1' or (tonumber(fields[7] or '') or -1) > (tonumber(fields[8] or '') or -1)
+  if is_rolled_back(run) then cancelled, is_parked = '', false end
+  if parked_at and (not is_parked or cancelled ~= '') then
     redis.call('HINCRBY', run, 'parked_for', whole(math.max(0, now - parked_at)))
     redis.call('HDEL', run, 'parked_at')
   end
   if cancelled ~= '' then
     fail(uid, run, from, cancelled, keep, now)
-  elseif suspended == '1' then
+  elseif is_parked then
     redis.call('HSETNX', run, 'parked_at', now)
     move(uid, run, from, 'parked', now)
   elseif retry_at and tonumber(retry_at) > now then

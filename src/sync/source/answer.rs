@@ -9,7 +9,7 @@ use bson::Bson;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::{Failure, Found, limits, rejected};
+use super::{Doubt, Failure, Found, limits, rejected};
 use crate::{
     domain::source::{Asking, By, Pages, Request, SourceSpec},
     sync::{Error, keys, mapping},
@@ -61,6 +61,26 @@ pub struct Page {
     pub unreadable: usize,
     /// The page after it.
     pub next: Option<Value>,
+    /// What it says about the end of the walk. For a page without another one after it.
+    pub end: End,
+    /// The number of all results that it gives.
+    pub total: Option<u64>,
+    /// How many of its results were on no page before. Filled in by the walk.
+    pub new: usize,
+    /// Why the walk does not prove that the source has nothing more. Filled in by the walk, for the last page.
+    pub doubt: Option<Doubt>,
+}
+
+/// What a page without another one after it says about that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum End {
+    /// It says that it is the last one, or has no results.
+    #[default]
+    Stated,
+    /// It has nothing where the way to the next page would be.
+    Absent,
+    /// It says that there are more, and has no way to them.
+    Stuck,
 }
 
 impl Page {
@@ -86,20 +106,21 @@ pub(super) fn read(spec: &SourceSpec, keys: &[String], answer: Option<Value>) ->
     Ok((found, is_partial))
 }
 
-/// Reads a page, `at` which it was asked for. `link` is the one that its headers name. Also returns whether a part of it failed
+/// Reads a page, `at` which it was asked for. `link` is what its headers say about the next one. Also returns whether a part of it failed
 /// for a reason that another request may not meet.
 pub(super) fn page(
     spec: &SourceSpec,
     pages: &Pages,
     at: &Value,
     mut answer: Value,
-    link: Option<Value>,
+    link: Result<Value, End>,
 ) -> Result<(Page, bool), Failure> {
     let errors = errors_of(spec, &answer)?.to_vec();
     let is_partial = errors.iter().any(|error| has_code(error, &TRANSIENT));
     // Read before the list is taken out of the answer: the cursor may be inside it.
     let is_empty = spec.result.resolve(&answer).ok().and_then(Value::as_array).is_some_and(Vec::is_empty);
     let next = if pages.by == By::Link { Ok(link) } else { next(spec, pages, at, &answer, is_empty) };
+    let total = pages.total.as_ref().and_then(|path| whole(path.resolve(&answer).ok()?));
     let (items, broken) = items(spec, spec.result.resolve_mut(&mut answer).ok().map(Value::take), &errors)?;
     let mut results: Vec<(Bson, Found)> = Vec::with_capacity(items.len());
     let (mut places, mut unreadable) = (HashMap::new(), 0);
@@ -123,16 +144,26 @@ pub(super) fn page(
         let field = spec.field("keyPath");
         return Err(unusable(&format!("none of its results has a usable key at {field} {}", spec.key)));
     }
-    Ok((Page { results, unreadable, next: next? }, is_partial))
+    let (next, end) = match next? {
+        Ok(next) => (Some(next), End::default()),
+        Err(end) => (None, end),
+    };
+    Ok((Page { results, unreadable, next, end, total, ..Page::default() }, is_partial))
 }
 
+/// A number of results, as servers write it.
+fn whole(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_str()?.parse().ok())
+}
+
+/// The page after this one, or what this one says about the end.
 fn next(
     spec: &SourceSpec,
     pages: &Pages,
     at: &Value,
     answer: &Value,
     is_empty: bool,
-) -> Result<Option<Value>, Failure> {
+) -> Result<Result<Value, End>, Failure> {
     let more = match &pages.more {
         Some(path) => Some(path.resolve(answer).ok().and_then(is_more).ok_or_else(|| {
             let field = spec.field("pagination.morePath");
@@ -141,15 +172,20 @@ fn next(
         None => None,
     };
     let By::Cursor(path) = &pages.by else {
-        return Ok(more.unwrap_or(!is_empty).then(|| Value::from(at.as_u64().unwrap_or(0) + 1)));
+        let next = more.unwrap_or(!is_empty).then(|| Value::from(at.as_u64().unwrap_or(0) + 1));
+        return Ok(next.ok_or(End::Stated));
     };
     let no_cursor = || unusable(&format!("it has no new cursor at {} {path}", spec.field("pagination.nextPath")));
+    let cursor = path.resolve(answer).ok();
     // An empty one asks for the first page again.
-    let cursor =
-        path.resolve(answer).ok().filter(|cursor| !matches!(cursor, Value::Null | Value::Bool(false)) && *cursor != "");
+    let is_end = |cursor: &Value| matches!(cursor, Value::Null | Value::Bool(false)) || *cursor == "";
     match (more, cursor) {
-        (Some(false), _) | (None, None) => Ok(None),
-        (_, Some(cursor)) if cursor != at && (cursor.is_string() || cursor.is_number()) => Ok(Some(cursor.clone())),
+        (Some(false), _) => Ok(Err(End::Stated)),
+        (None, None) => Ok(Err(End::Absent)),
+        (Some(true), None) => Ok(Err(End::Stuck)),
+        (None, Some(cursor)) if is_end(cursor) => Ok(Err(End::Stated)),
+        (Some(true), Some(cursor)) if is_end(cursor) => Ok(Err(End::Stuck)),
+        (_, Some(cursor)) if cursor != at && (cursor.is_string() || cursor.is_number()) => Ok(Ok(cursor.clone())),
         _ => Err(no_cursor()),
     }
 }
@@ -460,29 +496,33 @@ mod tests {
         assert_eq!(read(&search, &["1".to_owned()], None).unwrap().0, [Found::NotReturned]);
     }
 
+    fn pages(by: By) -> Pages {
+        Pages { by, more: None, total: None, ends_short: false, is_sized: true }
+    }
+
     #[test]
     fn a_page_says_which_one_comes_next() {
         let spec = spec("PerBatch", "/data/users");
-        let cursor = Pages { by: By::Cursor("/next".parse().unwrap()), more: None };
+        let cursor = pages(By::Cursor("/next".parse().unwrap()));
         let flagged = Pages { more: Some("/more".parse().unwrap()), ..cursor.clone() };
-        let numbered = Pages { by: By::Number, more: None };
+        let numbered = pages(By::Number);
         let unusable = Err(());
         for (pages, at, answer, is_empty, expected) in [
-            (&cursor, json!(null), json!({"next": "b"}), false, Ok(Some(json!("b")))),
-            (&cursor, json!("b"), json!({"next": null}), false, Ok(None)),
-            (&cursor, json!("b"), json!({}), false, Ok(None)),
-            (&cursor, json!("b"), json!({"next": ""}), false, Ok(None)),
+            (&cursor, json!(null), json!({"next": "b"}), false, Ok(Ok(json!("b")))),
+            (&cursor, json!("b"), json!({"next": null}), false, Ok(Err(End::Stated))),
+            (&cursor, json!("b"), json!({}), false, Ok(Err(End::Absent))),
+            (&cursor, json!("b"), json!({"next": ""}), false, Ok(Err(End::Stated))),
             (&cursor, json!("b"), json!({"next": "b"}), false, unusable.clone()),
-            (&cursor, json!("b"), json!({"next": false}), false, Ok(None)),
+            (&cursor, json!("b"), json!({"next": false}), false, Ok(Err(End::Stated))),
             (&cursor, json!("b"), json!({"next": {"page": 2}}), false, unusable.clone()),
-            (&flagged, json!("b"), json!({"next": "c", "more": "https://a/?page=3"}), false, Ok(Some(json!("c")))),
-            (&flagged, json!("b"), json!({"next": null, "more": null}), false, Ok(None)),
-            (&flagged, json!("b"), json!({"next": "c", "more": true}), true, Ok(Some(json!("c")))),
-            (&flagged, json!("b"), json!({"next": "b", "more": false}), false, Ok(None)),
-            (&flagged, json!("b"), json!({"next": null, "more": true}), false, unusable.clone()),
+            (&flagged, json!("b"), json!({"next": "c", "more": "https://a/?page=3"}), false, Ok(Ok(json!("c")))),
+            (&flagged, json!("b"), json!({"next": null, "more": null}), false, Ok(Err(End::Stated))),
+            (&flagged, json!("b"), json!({"next": "c", "more": true}), true, Ok(Ok(json!("c")))),
+            (&flagged, json!("b"), json!({"next": "b", "more": false}), false, Ok(Err(End::Stated))),
+            (&flagged, json!("b"), json!({"next": null, "more": true}), false, Ok(Err(End::Stuck))),
             (&flagged, json!("b"), json!({"next": "c"}), false, unusable.clone()),
-            (&numbered, json!(1), json!({}), false, Ok(Some(json!(2)))),
-            (&numbered, json!(2), json!({}), true, Ok(None)),
+            (&numbered, json!(1), json!({}), false, Ok(Ok(json!(2)))),
+            (&numbered, json!(2), json!({}), true, Ok(Err(End::Stated))),
         ] {
             let next = next(&spec, pages, &at, &answer, is_empty);
             assert_eq!(next.map_err(drop), expected, "{pages:?} {at} {answer}");
@@ -492,10 +532,11 @@ mod tests {
     #[test]
     fn a_page_has_each_document_once_and_none_that_cannot_be_told() {
         let spec = spec("PerBatch", "/data/users");
-        let pages = Pages { by: By::Number, more: None };
+        let pages = pages(By::Number);
         let read = |users: Value, errors: Value| {
             let answer = json!({"data": {"users": users}, "errors": errors});
-            let page = page(&spec, &pages, &json!(1), answer, None).map_err(|failure| failure.into_error().to_string());
+            let page = page(&spec, &pages, &json!(1), answer, Err(End::Absent))
+                .map_err(|failure| failure.into_error().to_string());
             page.map(|(page, _)| (page.results, page.unreadable))
         };
         let (one, other) = (json!({"id": "1"}), json!({"id": "1", "name": "x"}));
@@ -532,10 +573,10 @@ mod tests {
         assert!(error.ends_with("it has no list at source.rest.resultPath"), "{error}");
 
         let walk = json!({"endpoint": "https://a/", "batching": "Pages", "pagination": {"by": "Link"}});
-        let pages = Pages { by: By::Link, more: None };
-        for link in [Some(json!("https://a/?page=2")), None] {
+        let pages = pages(By::Link);
+        for link in [Ok(json!("https://a/?page=2")), Err(End::Absent)] {
             let (page, _) = page(&rest(&walk), &pages, &Value::Null, json!([{"id": 1}]), link.clone()).unwrap();
-            assert_eq!((page.results.len(), page.next), (1, link));
+            assert_eq!((page.results.len(), page.next.ok_or(page.end)), (1, link));
         }
     }
 }

@@ -8,6 +8,9 @@ use serde_json::Value;
 
 /// Longest pause that a server can ask for.
 const MAX_PAUSE: Duration = Duration::from_hours(1);
+/// Pause after GitHub's secondary limit, which comes without a header
+/// (<https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api>).
+pub(super) const SECONDARY_PAUSE: Duration = Duration::from_mins(1);
 /// Numbers from this one on are seconds since the epoch (September 2001); lower ones are seconds from now.
 const FIRST_EPOCH_SECOND: f64 = 1e9;
 /// Numbers from this one on are milliseconds since the epoch.

@@ -4,6 +4,7 @@ mod answer;
 pub(crate) mod egress;
 pub(crate) mod limits;
 mod links;
+mod proof;
 
 use std::{mem, time::Duration};
 
@@ -11,7 +12,7 @@ use bson::Bson;
 use jiff::Timestamp;
 use reqwest::{
     Client, RequestBuilder, Response, StatusCode, Url,
-    header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+    header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK},
 };
 use serde_json::{Map, Value};
 
@@ -25,9 +26,10 @@ use crate::{
     network,
 };
 pub use answer::Page;
-use answer::unusable;
+use answer::{End, unusable};
 pub use egress::Egress;
 use egress::{Denied, NotAllowed};
+pub use proof::{Doubt, Walk};
 
 /// Longest answer, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
@@ -216,13 +218,9 @@ impl Source {
             let asked = self.page_address(pages, at, size)?;
             let read = |headers: &HeaderMap, answer: Option<Value>| {
                 let link = if pages.by == By::Link { links::next(headers, &asked)? } else { None };
-                answer::page(
-                    &self.spec,
-                    pages,
-                    at,
-                    answer.unwrap_or_default(),
-                    link.map(|link| Value::from(link.as_str())),
-                )
+                let end = if headers.contains_key(LINK) { End::Stated } else { End::Absent };
+                let link = link.map(|link| Value::from(link.as_str())).ok_or(end);
+                answer::page(&self.spec, pages, at, answer.unwrap_or_default(), link)
             };
             return match self.send(self.get(asked.clone()), || (), read).await {
                 Err(Unanswered::NothingThere(pause, _)) if pages.by == By::Number && *at != pages.first() => {
@@ -235,7 +233,7 @@ impl Source {
         variables.insert("first".to_owned(), Value::from(size));
         variables.insert(if pages.by == By::Number { "page" } else { "after" }.to_owned(), at.clone());
         let read = |_: &HeaderMap, answer: Option<Value>| {
-            answer::page(&self.spec, pages, at, answer.unwrap_or_default(), None)
+            answer::page(&self.spec, pages, at, answer.unwrap_or_default(), Err(End::Absent))
         };
         Ok(self.send(self.post(variables), || (), read).await?)
     }
@@ -308,7 +306,8 @@ impl Source {
             400 | 403 | 503 if pause.is_some() => Failure::Limited(pause).into(),
             408 | 425 | 500..=599 => Failure::Transient(error).into(),
             401 | 414 | 300..=399 => Failure::Fatal(error).into(),
-            400 | 403 if self.is_rate_limit(response).await => Failure::Limited(None).into(),
+            400 if self.is_rate_limit(response).await => Failure::Limited(None).into(),
+            403 if self.is_rate_limit(response).await => Failure::Limited(Some(limits::SECONDARY_PAUSE)).into(),
             _ => Failure::Rejected(error).into(),
         }
     }

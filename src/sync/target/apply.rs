@@ -9,7 +9,7 @@ use mongodb::{ClientSession, IndexModel};
 use serde_json::Value;
 
 use super::{
-    Batch, Outcome, PageEnd, Read, Removal, Stamped, Target, both, chunks, done, integer, size,
+    Batch, Listing, Outcome, PageEnd, Read, Stamped, Target, both, chunks, done, integer, size,
     transaction::Transaction, within, within_limit,
 };
 use crate::{
@@ -32,13 +32,25 @@ struct Refused<'a> {
 }
 
 /// One document's write.
-struct Write<'a> {
-    read: &'a Read,
-    changes: Changes<'a>,
+pub(super) struct Write<'a> {
+    pub read: &'a Read,
+    pub changes: Changes<'a>,
     /// The stamp that was read.
-    stamped: Option<DateTime>,
+    pub stamped: Option<DateTime>,
     /// Something else than the stamp changes.
-    differs: bool,
+    pub differs: bool,
+    pub kind: Kind,
+}
+
+/// Why a document is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The source has it.
+    Result,
+    /// The source said that it does not have it any more.
+    Absence,
+    /// It is marked, or adopted.
+    Removal,
 }
 
 impl<'a> Write<'a> {
@@ -58,7 +70,7 @@ impl Target {
     /// # Errors
     /// When they cannot.
     pub async fn check_upsert(&self, field: &str) -> Result<(), Error> {
-        if !self.upsert || self.key == "_id" {
+        if !self.upserts() || self.key == "_id" {
             return Ok(());
         }
         let guards = |index: &IndexModel| {
@@ -75,36 +87,31 @@ impl Target {
         )))
     }
 
-    /// What is left of the documents once a walk through pages has dealt with those that the source has. To be marked or deleted
-    /// they must have been confirmed before this run: others were made meanwhile, or are not the source's.
+    fn upserts(&self) -> bool {
+        self.listing == Listing::Pages { upsert: true }
+    }
+
+    /// What is left of the documents once a walk through pages has dealt with those that the source has.
     #[must_use]
     pub fn left(&self) -> Self {
-        let untouched = if self.removes_missing() {
-            doc! {"$lt": self.stamp, "$type": "date"}
-        } else {
-            doc! {"$not": {"$gte": self.stamp}}
-        };
-        Self { selection: both(self.selection.clone(), doc! {&self.progress: untouched}), ..self.clone() }
+        let untouched = doc! {&self.progress: {"$not": {"$gte": self.stamp}}};
+        Self { selection: both(self.selection.clone(), untouched), ..self.clone() }
     }
 
     /// All documents that the source is thought to know, also those that an Incremental run leaves out.
     #[must_use]
     pub fn known(&self) -> Self {
-        let selection = match &self.missing {
-            Missing::Mark(field) => both(self.filter.clone(), doc! {field: {"$exists": false}}),
-            _ => self.filter.clone(),
+        let selection = match &self.state {
+            Some(state) => both(self.filter.clone(), doc! {&state.gone: {"$exists": false}}),
+            None => self.filter.clone(),
         };
         Self { selection, ..self.clone() }
     }
 
-    /// True when documents that the source has nothing for are changed or deleted.
-    pub fn removes_missing(&self) -> bool {
-        self.removal == Removal::Allowed && matches!(self.missing, Missing::Mark(_) | Missing::Delete)
-    }
-
-    /// True when nothing becomes of documents that the source has nothing for.
-    pub fn ignores_missing(&self) -> bool {
-        self.removal == Removal::Denied || self.missing == Missing::Ignore
+    /// True when documents that are on no page have failed.
+    #[must_use]
+    pub fn fails_missing(&self) -> bool {
+        self.missing == Missing::Fail
     }
 
     /// The documents of a page's results, and new ones where they may be made.
@@ -116,7 +123,7 @@ impl Target {
         while within(async { Ok(cursor.advance().await?) }).await? {
             documents.push(self.look_at(cursor.current()));
         }
-        if self.upsert {
+        if self.upserts() {
             let known: HashSet<_> = documents.iter().map(|read| keys::text(&read.key)).collect();
             let new = keys.into_iter().filter(|key| !known.contains(&keys::text(key)));
             documents.extend(new.map(|key| Read { key, stamped: Stamped::Due, fields: None }));
@@ -155,11 +162,11 @@ impl Target {
     /// # Errors
     /// When MongoDB does not answer or refuses the whole page.
     pub async fn apply_page(&self, page: Page, fetched: Timestamp) -> Result<Outcome, Error> {
-        let Page { results, unreadable, next } = page;
+        let Page { results, unreadable, next, new, total, doubt, .. } = page;
         let (keys, found): (Vec<_>, Vec<_>) = results.into_iter().unzip();
         let by_key: HashMap<_, _> = keys.iter().map(keys::text).zip(found).collect();
         let results = keys.len() + unreadable;
-        let seen = if self.dry_run { keys.iter().map(keys::show).collect() } else { Vec::new() };
+        let seen = if self.dry_run { keys.iter().map(keys::text).collect() } else { Vec::new() };
         let first = keys.first().cloned();
         let batch = self.find(keys).await?;
         if batch.documents.iter().all(|read| read.fields.is_none()) {
@@ -173,7 +180,9 @@ impl Target {
         for _ in 0..unreadable {
             outcome.fail(&Bson::from("?"), "InvalidKey", "the source lists a result without a usable key");
         }
-        Ok(Outcome { cursor: None, page: Some(PageEnd { next, results, unreadable, seen }), ..outcome })
+        let failed = std::mem::take(&mut outcome.failed);
+        let page = PageEnd { next, results, unreadable, new, total, doubt, failed, seen };
+        Ok(Outcome { cursor: None, page: Some(page), ..outcome })
     }
 
     /// Writes what a source had for [`Batch::due`], in the same order, when it was asked at `fetched`. A document that was
@@ -184,26 +193,22 @@ impl Target {
     pub async fn apply(&self, batch: Batch, found: Vec<Found>, fetched: Timestamp) -> Result<Outcome, Error> {
         let mut outcome = batch.outcome();
         let stamp = DateTime::from_millis(fetched.as_millisecond());
-        let (mut writes, mut deletes) = (Vec::new(), Vec::new());
+        let (mut writes, mut absent) = (Vec::new(), Vec::new());
         for (read, found) in batch.due_documents().zip(found) {
             let changes = match found {
-                Found::Result(result) => self.changes(&result).map_err(|message| ("MappingFailed", message)),
-                Found::NotReturned if self.missing != Missing::Fail => continue,
-                Found::NotReturned => Err(("NotReturned", "the source has nothing for it".to_owned())),
-                Found::Missing => match &self.missing {
-                    Missing::Fail => Err(("NotReturned", "the source has nothing for it".to_owned())),
-                    Missing::Ignore => continue,
-                    Missing::Mark(_) | Missing::Delete
-                        if self.removal == Removal::Denied || !self.is_confirmed(read) =>
-                    {
-                        continue;
-                    }
-                    Missing::Mark(field) => Ok(read.mark(field, stamp)),
-                    Missing::Delete => {
-                        deletes.push(&read.key);
-                        continue;
-                    }
-                },
+                Found::Result(result) => self.changes(read, &result).map_err(|message| ("MappingFailed", message)),
+                Found::Missing | Found::NotReturned if self.missing == Missing::Fail => {
+                    Err(("NotReturned", "the source has nothing for it".to_owned()))
+                }
+                Found::Missing if self.removal.is_some() && self.is_confirmed(read) => {
+                    absent.push(read);
+                    continue;
+                }
+                Found::Missing => {
+                    outcome.unconfirmed += i64::from(!self.is_confirmed(read));
+                    continue;
+                }
+                Found::NotReturned => continue,
                 Found::Failed(reason, message) => Err((reason, message)),
             };
             match changes {
@@ -211,40 +216,65 @@ impl Target {
                     read,
                     stamped: self.stamp_of(read),
                     differs: !read.fields.as_ref().is_some_and(|fields| changes.are_in(fields)),
+                    kind: Kind::Result,
                     changes,
                 }),
                 Err((reason, message)) => outcome.fail(&read.key, reason, &message),
             }
         }
+        self.count_confirmations(&writes, &mut outcome);
         if self.dry_run {
-            let differing = writes.iter().filter(|write| write.differs).map(Write::key);
-            outcome.changes = differing.chain(deletes).map(keys::show).collect();
+            outcome.changes = writes.iter().filter(|write| write.differs).map(Write::key).map(keys::show).collect();
             outcome.updated = outcome.changes.len() as i64;
+            self.try_removal(&absent, stamp, &mut outcome);
         } else {
-            let (updated, refused) = if self.transaction {
-                self.write_as_a_whole(writes, &deletes, stamp).await?
-            } else {
-                self.write_apart(writes, &deletes, stamp).await?
-            };
-            outcome.updated = updated;
-            for Refused { key, why, .. } in refused {
-                if let Some((reason, message)) = why {
-                    outcome.fail(key, reason, &message);
-                }
-            }
+            writes.extend(absent.iter().map(|read| self.absence(read, stamp)));
+            self.write_batch(writes, &[], stamp, &mut outcome).await?;
         }
         outcome.unchanged = (batch.documents.len() as i64 - outcome.updated - outcome.failures.len() as i64).max(0);
         Ok(outcome)
+    }
+
+    /// Counts what the results of a batch say about documents, apart from their fields.
+    fn count_confirmations(&self, writes: &[Write<'_>], outcome: &mut Outcome) {
+        for write in writes {
+            let is_confirmed = self.is_confirmed(write.read);
+            outcome.first_confirmed += i64::from(write.stamped.is_none());
+            outcome.changed += i64::from(is_confirmed && write.differs);
+            outcome.unmarked += i64::from(self.removal.is_some() && self.marked_at(write.read).is_some());
+        }
+    }
+
+    /// Writes a batch, and adds what came of it to `outcome`.
+    pub(super) async fn write_batch<'a>(
+        &self,
+        writes: Vec<Write<'a>>,
+        deletes: &[&'a Read],
+        stamp: DateTime,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        let (updated, refused) = if self.transaction {
+            self.write_as_a_whole(writes, deletes, stamp).await?
+        } else {
+            self.write_apart(writes, deletes, stamp).await?
+        };
+        outcome.updated += updated;
+        for Refused { key, why, .. } in refused {
+            if let Some((reason, message)) = why {
+                outcome.fail(key, reason, &message);
+            }
+        }
+        Ok(())
     }
 
     /// Writes what differs document by document, and the others together.
     async fn write_apart<'a>(
         &self,
         writes: Vec<Write<'a>>,
-        deletes: &[&Bson],
+        deletes: &[&Read],
         stamp: DateTime,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
-        let is_same = |write: &Write| !write.differs && write.stamped.is_some();
+        let is_same = |write: &Write| !write.differs && write.stamped.is_some() && write.kind == Kind::Result;
         let (same, other): (Vec<_>, Vec<_>) = writes.into_iter().partition(is_same);
         let (refused, (updated, more)) =
             try_join!(self.stamp_same(&same, stamp), self.write_all(&other, deletes, stamp, None))?;
@@ -280,7 +310,7 @@ impl Target {
     async fn write_as_a_whole<'a>(
         &self,
         mut writes: Vec<Write<'a>>,
-        deletes: &[&Bson],
+        deletes: &[&Read],
         stamp: DateTime,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
         let mut left_out = Vec::new();
@@ -305,13 +335,14 @@ impl Target {
     async fn write_and_note<'a>(
         &self,
         writes: &[Write<'a>],
-        deletes: &[&Bson],
+        deletes: &[&Read],
         stamp: DateTime,
         session: &mut ClientSession,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
         let Some(journal) = &self.journal else { return self.write_all(writes, deletes, stamp, Some(session)).await };
         journal.check(Some(&mut *session)).await?;
-        let keys: Vec<Bson> = writes.iter().map(Write::key).chain(deletes.iter().copied()).cloned().collect();
+        let keys: Vec<Bson> =
+            writes.iter().map(Write::key).chain(deletes.iter().map(|read| &read.key)).cloned().collect();
         let these = doc! {&self.key: {"$in": keys}};
         let before = self.whole(these.clone(), session).await?;
         let (updated, mut refused) = self.write_all(writes, deletes, stamp, Some(&mut *session)).await?;
@@ -332,7 +363,7 @@ impl Target {
     async fn write_all<'a>(
         &self,
         writes: &[Write<'a>],
-        deletes: &[&Bson],
+        deletes: &[&Read],
         stamp: DateTime,
         mut session: Option<&mut ClientSession>,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
@@ -348,8 +379,8 @@ impl Target {
                 return Ok((updated, refused));
             }
         }
-        for chunk in chunks(deletes, |key| size(&self.guarded(self.of_key(key), stamp))) {
-            updated += self.delete(chunk, stamp, session.as_deref_mut()).await?;
+        for chunk in chunks(deletes, |read| size(&self.as_read(read))) {
+            updated += self.delete(chunk, session.as_deref_mut()).await?;
         }
         Ok((updated, refused))
     }
@@ -386,30 +417,24 @@ impl Target {
     }
 
     /// True when this source listed the document before this run.
-    fn is_confirmed(&self, read: &Read) -> bool {
+    pub(super) fn is_confirmed(&self, read: &Read) -> bool {
         self.stamp_of(read).is_some_and(|at| at < self.stamp)
     }
 
     fn stamp_of(&self, read: &Read) -> Option<DateTime> {
-        match keys::at_path(read.fields.as_ref()?, &self.progress) {
-            Some(RawBsonRef::DateTime(at)) => Some(at),
-            _ => None,
-        }
+        read.date(&self.progress)
     }
 
     /// What a result makes of its document.
-    fn changes(&self, result: &Value) -> Result<Changes<'_>, String> {
+    fn changes(&self, read: &Read, result: &Value) -> Result<Changes<'_>, String> {
         let mut changes = mapping::apply(self.mapping.as_deref().unwrap_or_default(), result)?;
-        if let Missing::Mark(field) = &self.missing {
-            changes.unset.push(field);
-        }
+        self.unmark(read, &mut changes);
         Ok(changes)
     }
 
-    /// Removes documents that nobody has fetched later. Returns how many.
-    async fn delete(&self, keys: &[&Bson], stamp: DateTime, session: Option<&mut ClientSession>) -> Result<i64, Error> {
-        let deletes: Vec<_> =
-            keys.iter().map(|key| doc! {"q": self.guarded(self.of_key(key), stamp), "limit": 0}).collect();
+    /// Deletes documents that are as they were read. Returns how many.
+    async fn delete(&self, reads: &[&Read], session: Option<&mut ClientSession>) -> Result<i64, Error> {
+        let deletes: Vec<_> = reads.iter().map(|read| doc! {"q": self.as_read(read), "limit": 0}).collect();
         let command = doc! {"delete": self.collection.name(), "deletes": deletes, "ordered": false};
         let reply = self.command(command, session).await?;
         done(&reply)?;
@@ -420,7 +445,11 @@ impl Target {
     fn change(&self, write: &Write, stamp: DateTime) -> Document {
         let Changes { set, unset } = &write.changes;
         let mut set: Document = set.iter().map(|(path, value)| ((*path).to_owned(), value.clone())).collect();
-        set.extend(self.stamps(stamp));
+        match write.kind {
+            Kind::Result => set.extend(self.stamps(stamp)),
+            Kind::Absence => drop(set.insert(&self.progress, stamp)),
+            Kind::Removal => return doc! {"q": self.as_read(write.read), "u": self.mark(set)},
+        }
         let mut update = doc! {"$set": set};
         if !unset.is_empty() {
             let unset: Document = unset.iter().map(|path| ((*path).to_owned(), Bson::from(""))).collect();
@@ -440,10 +469,11 @@ impl Read {
         self.fields.as_ref().map_or(0, |fields| fields.as_bytes().len())
     }
 
-    /// Since when the source has nothing for it: what is there, or now.
-    fn mark<'a>(&self, field: &'a str, now: DateTime) -> Changes<'a> {
-        let is_marked = self.fields.as_ref().is_some_and(|fields| keys::at_path(fields, field).is_some());
-        let set = if is_marked { Vec::new() } else { vec![(field, now.into())] };
-        Changes { set, unset: Vec::new() }
+    /// A date that was read.
+    pub(super) fn date(&self, path: &str) -> Option<DateTime> {
+        match keys::at_path(self.fields.as_ref()?, path) {
+            Some(RawBsonRef::DateTime(at)) => Some(at),
+            _ => None,
+        }
     }
 }

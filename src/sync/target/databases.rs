@@ -9,11 +9,11 @@ use mongodb::{
     options::{ClientOptions, ReadConcern, Tls, TlsOptions, WriteConcern},
 };
 
-use super::{Removal, Target, both, within};
+use super::{Listing, State, Target, both, within};
 use crate::{
     domain::{
         run::RunSpec,
-        source::{Missing, SourceName},
+        source::{Asking, Missing, SourceName, SourceSpec},
     },
     sync::{Error, Unavailable, keys},
 };
@@ -119,12 +119,11 @@ impl Databases {
             Some(_) if spec.key_field != "_id" => both(filter, doc! {&spec.key_field: {"$ne": null}}),
             _ => filter,
         };
-        let progress = match &spec.source {
-            Some(source) => format!("{}.at", source.name.state_path(namespace)),
-            None => spec.last_synced_field.clone(),
-        };
-        let is_derived = spec.source.as_ref().is_some_and(|source| matches!(source.name, SourceName::Derived(_)));
-        let sees_all = spec.subset.is_everything() && !is_derived;
+        let source = spec.source.as_ref();
+        let state = source.map(|source| State::new(source.name.state_path(namespace)));
+        let progress = state.as_ref().map_or_else(|| spec.last_synced_field.clone(), |state| state.at.clone());
+        let is_named = |source: &&SourceSpec| matches!(source.name, SourceName::Given(_));
+        let removal = source.filter(is_named).filter(|_| spec.subset.is_everything());
         let database = self.client.database(name);
         Ok(Target {
             collection: database.collection(&spec.collection),
@@ -138,10 +137,17 @@ impl Databases {
             future: future(spec, started),
             batch_size: spec.batch_size,
             read_limit: spec.active_deadline,
-            mapping: spec.source.as_ref().map(|source| source.mapping.clone()),
-            missing: spec.source.as_ref().map_or(Missing::Fail, |source| source.missing.clone()),
-            removal: if sees_all { Removal::Allowed } else { Removal::Denied },
-            upsert: spec.source.as_ref().is_some_and(|source| source.upsert),
+            mapping: source.map(|source| source.mapping.clone()),
+            state,
+            missing: source.map_or(Missing::Fail, |source| source.missing.clone()),
+            removal: removal.and_then(|source| match &source.missing {
+                Missing::Remove(removal) => Some(removal.clone()),
+                _ => None,
+            }),
+            listing: match source {
+                Some(SourceSpec { asking: Asking::Pages(_), upsert, .. }) => Listing::Pages { upsert: *upsert },
+                _ => Listing::Documents,
+            },
             transaction: spec.transaction,
             journal: None,
             dry_run: spec.dry_run,

@@ -3,6 +3,7 @@
 mod apply;
 mod databases;
 mod journal;
+mod removal;
 mod stamp;
 mod transaction;
 mod walk;
@@ -15,14 +16,15 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use self::journal::Journal;
-use super::{Error, error::is_of_document, keys};
+use super::{Doubt, Error, error::is_of_document, keys};
 use crate::{
     api::{syncjob::DocumentFailure, truncate},
-    domain::source::{Mapped, Missing},
+    domain::source::{Mapped, Missing, Removal},
 };
 
 pub use databases::Databases;
 pub use journal::{FoundJournal, PutBack};
+pub use removal::Candidates;
 
 /// Longest wait for one answer of MongoDB.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -55,10 +57,12 @@ pub struct Target {
     read_limit: Duration,
     /// What of a source's results goes where. `None`: there is no source.
     mapping: Option<Vec<Mapped>>,
+    /// Where the source keeps its state in documents.
+    state: Option<State>,
     missing: Missing,
-    removal: Removal,
-    /// Results that have no document get one.
-    upsert: bool,
+    /// How documents are marked and deleted. `None`: none is.
+    removal: Option<Removal>,
+    listing: Listing,
     /// A batch is written as a whole.
     transaction: bool,
     /// What may have to be put back.
@@ -66,12 +70,36 @@ pub struct Target {
     dry_run: bool,
 }
 
-/// Whether documents that the source does not have may be marked or deleted.
+/// What a source says about documents that it does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Removal {
-    Allowed,
-    /// The run sees only a part of the documents or of the source, or its source has no name.
-    Denied,
+enum Listing {
+    /// Nothing by itself: it is asked for documents.
+    Documents,
+    /// It lists what it has, page by page. Results that have no document get one where `upsert` is true.
+    Pages { upsert: bool },
+}
+
+/// Paths of what a source keeps in the documents.
+#[derive(Clone, Debug)]
+struct State {
+    /// The object that holds all of it.
+    all: String,
+    /// Confirmation: when the source was asked for the answer that listed the document. For a source that is asked for each
+    /// document, when it was last asked for this one.
+    at: String,
+    /// When it was asked for the answer that said that the document is gone. For a source that is asked for each document.
+    none: String,
+    /// Mark: since when it does not have the document.
+    gone: String,
+    /// What the mark replaced.
+    was: String,
+}
+
+impl State {
+    fn new(all: String) -> Self {
+        let [at, none, gone, was] = ["at", "none", "gone", "was"].map(|field| format!("{all}.{field}"));
+        Self { all, at, none, gone, was }
+    }
 }
 
 /// Neighbouring documents that are written together.
@@ -104,12 +132,26 @@ enum Stamped {
 /// What came of a batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// Documents that carry this run's stamp; with a source, those that were changed.
+    /// Documents that carry this run's stamp; with a source, those that were changed, marked or deleted.
     pub updated: i64,
+    /// Documents that were marked.
+    pub marked: i64,
+    /// Documents that were deleted.
+    pub deleted: i64,
+    /// Marked documents that the source has again.
+    pub unmarked: i64,
+    /// Documents that the source does not have, and never had.
+    pub unconfirmed: i64,
+    /// Confirmed documents that were changed.
+    pub changed: i64,
+    /// Documents that were confirmed for the first time.
+    pub first_confirmed: i64,
     /// Documents that carry a later stamp, or are gone, or were as they should be.
     pub unchanged: i64,
     /// Documents that could not be brought up to date.
     pub failures: Vec<DocumentFailure>,
+    /// Their keys, as text.
+    pub failed: Vec<String>,
     /// Keys of documents that would have been written, were this no dry run.
     pub changes: Vec<String>,
     /// Key of the batch's last document, as extended JSON.
@@ -127,6 +169,14 @@ pub struct PageEnd {
     pub results: usize,
     /// Those of them whose keys cannot be read.
     pub unreadable: usize,
+    /// How many of its results were on no page before.
+    pub new: usize,
+    /// The number of all results that it gives.
+    pub total: Option<u64>,
+    /// Why the walk does not prove that the source has nothing more. For the last page.
+    pub doubt: Option<Doubt>,
+    /// Keys of its results that failed.
+    pub failed: Vec<String>,
     /// In a dry run: keys of its results, which no stamp tells.
     pub seen: Vec<String>,
 }
@@ -139,6 +189,7 @@ impl Outcome {
     }
 
     fn fail(&mut self, key: &Bson, reason: &str, message: &str) {
+        self.failed.push(keys::text(key));
         let (key, reason, message) = (keys::show(key), reason.to_owned(), truncate(message));
         self.failures.push(DocumentFailure { key, reason, message });
     }
@@ -251,10 +302,10 @@ impl Batch {
         self.documents.truncate(count);
     }
 
-    /// The batch without the documents of these keys, as they are shown.
+    /// The batch without the documents of these keys, as text.
     #[must_use]
-    pub fn without(mut self, shown: &HashSet<String>) -> Self {
-        self.documents.retain(|read| !shown.contains(&keys::show(&read.key)));
+    pub fn without(mut self, texts: &HashSet<String>) -> Self {
+        self.documents.retain(|read| !texts.contains(&keys::text(&read.key)));
         self
     }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Batch, NO_COLLECTION, Read, Stamped, Target, both, is_command, within, within_limit};
 use crate::{
-    domain::source::Missing,
+    domain::source::{Missing, STATE},
     sync::{Error, error::CURSOR_LOST, keys},
 };
 
@@ -132,10 +132,13 @@ impl Target {
     }
 
     pub(super) fn projection(&self) -> Document {
-        let mut projection = doc! {&self.key: 1, &self.progress: 1};
+        let mut projection = doc! {&self.key: 1};
+        // The mark for people is removed when no source has one of its own any more.
+        projection.insert(if self.state.is_some() { STATE } else { &self.progress }, 1);
         projection.extend(self.mapping.iter().flatten().map(|field| (field.to.clone(), Bson::from(1))));
-        if let Missing::Mark(field) = &self.missing {
-            projection.insert(field, 1);
+        if let Missing::Remove(removal) = &self.missing {
+            projection.insert(&removal.field, 1);
+            projection.extend(removal.set.iter().map(|(field, _)| (field.clone(), Bson::from(1))));
         }
         if self.key != "_id" && !self.key.starts_with("_id.") {
             projection.insert("_id", 0);

@@ -1,0 +1,162 @@
+//! The end of a walk: removes documents that the source does not have any more, as far as the guard lets the run.
+
+use std::{collections::HashSet, pin::pin};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+
+use super::{Attempt, AttemptResult};
+use crate::{
+    api::conditions::reasons,
+    domain::{
+        guard::{Hold, Removals},
+        run::{LeaseState, Outcome, Paging},
+        source::Missing,
+    },
+    sync::{Candidates, Error},
+};
+
+impl Attempt {
+    /// Marks and deletes the documents that the walk did not find in the source. Returns `None` when that is done, or is not to be
+    /// done.
+    pub(super) async fn remove(&mut self) -> Option<AttemptResult> {
+        let removes = self.spec.source.as_ref().is_some_and(|source| matches!(source.missing, Missing::Remove(_)));
+        if !removes || !self.spec.subset.is_everything() {
+            return None;
+        }
+        if !self.target.removes() {
+            self.checkpoint.removal_skipped = Some(Outcome {
+                reason: reasons::SOURCE_UNNAMED.to_owned(),
+                message: "the source has no name, so the run marks and deletes nothing: set source.name".to_owned(),
+            });
+        }
+        if self.checkpoint.removal_skipped.is_some() || self.target.has_tried_removal() {
+            return None;
+        }
+        let recalled = self.coordinator.signals().recalled.clone();
+        let now = self.coordinator.now();
+        let paging = self.checkpoint.paging.clone().unwrap_or_default();
+        let listed = self.listed(&paging);
+        let counted = match recalled.run_until_cancelled(self.count_removals(&paging, &listed, now)).await {
+            Some(Ok(counted)) => counted,
+            Some(Err(error)) => return Some(AttemptResult::from(&error)),
+            None => return Some(AttemptResult::Released),
+        };
+        match counted {
+            Err(hold) => Some(self.hold(hold)),
+            Ok(removals) => self.remove_candidates(removals, &listed, now).await,
+        }
+    }
+
+    /// Counts what would be removed, and asks the guard.
+    async fn count_removals(
+        &mut self,
+        paging: &Paging,
+        listed: &HashSet<String>,
+        now: Timestamp,
+    ) -> Result<Result<u64, Hold>, Error> {
+        let (mut removals, mut keys) = (Removals::default(), Vec::new());
+        {
+            let mut candidates = pin!(self.target.candidates(now, listed));
+            while let Some(some) = candidates.next().await {
+                some?.count(&mut removals, &mut keys);
+            }
+        }
+        let is_paged = self.source.as_ref().is_some_and(|source| source.pages().is_some());
+        if is_paged {
+            self.checkpoint.counts.unconfirmed = Some(self.target.count_unconfirmed().await?);
+        }
+        if removals.total() == 0 {
+            return Ok(Ok(0));
+        }
+        let confirmed = match self.checkpoint.confirmed {
+            Some(confirmed) => confirmed,
+            None => self.count_confirmed().await?,
+        };
+        self.checkpoint.confirmed = Some(confirmed);
+        let results = is_paged.then_some(paging.results);
+        Ok(match self.spec.guard.check(removals, confirmed, results, self.approved) {
+            Some(hold) if !self.spec.dry_run => Err(Hold { keys, ..hold }),
+            hold => {
+                self.checkpoint.counts.held = hold.map(|hold| hold.number as i64);
+                Ok(removals.total())
+            }
+        })
+    }
+
+    /// Counts the documents that the source had confirmed and not marked when the run started.
+    async fn count_confirmed(&self) -> Result<u64, Error> {
+        let now = self.target.count_confirmed().await?;
+        let since = self.checkpoint.first_confirmed + self.checkpoint.counts.unmarked.unwrap_or(0);
+        Ok(u64::try_from(now - since).unwrap_or(0))
+    }
+
+    /// Removes at most `most` documents: those that were counted.
+    async fn remove_candidates(
+        &mut self,
+        most: u64,
+        listed: &HashSet<String>,
+        now: Timestamp,
+    ) -> Option<AttemptResult> {
+        let recalled = self.coordinator.signals().recalled.clone();
+        let (target, mut left) = (self.target.clone(), most as usize);
+        let mut candidates = pin!(target.candidates(now, listed));
+        while left > 0
+            && let Some(some) = candidates.next().await
+        {
+            if recalled.is_cancelled() {
+                return Some(AttemptResult::Released);
+            }
+            let removed = match some {
+                Ok(mut some) => {
+                    some.truncate(left);
+                    left -= some.len();
+                    self.remove_batch(&some, now).await
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                return Some(AttemptResult::from(&error));
+            }
+            match self.save().await {
+                LeaseState::Held => {}
+                LeaseState::Recalled => recalled.cancel(),
+                LeaseState::Lost => return Some(AttemptResult::LeaseLost),
+            }
+        }
+        if !self.spec.dry_run {
+            self.checkpoint.counts.held = None;
+            self.checkpoint.hold = None;
+        }
+        None
+    }
+
+    async fn remove_batch(&mut self, candidates: &Candidates, now: Timestamp) -> Result<(), Error> {
+        if candidates.is_empty() {
+            return Ok(());
+        }
+        let removed = super::timed(self.type_, self.trace, self.target.remove(candidates, now)).await?;
+        self.add(removed);
+        Ok(())
+    }
+
+    /// Finds out how many confirmed documents the run may change.
+    pub(super) async fn limit_changes(&mut self) -> Result<(), Error> {
+        if self.spec.guard.max_changed(0, None).is_none() {
+            return Ok(());
+        }
+        let confirmed = match self.checkpoint.confirmed {
+            Some(confirmed) => confirmed,
+            None => self.count_confirmed().await?,
+        };
+        self.checkpoint.confirmed = Some(confirmed);
+        self.max_changed = self.spec.guard.max_changed(confirmed, self.approved);
+        Ok(())
+    }
+
+    /// Why the run has changed more documents than its guard allows.
+    pub(super) fn exceeds_changes(&self) -> Option<Hold> {
+        let max = self.max_changed.filter(|_| !self.spec.dry_run)?;
+        self.spec.guard.check_changes(u64::try_from(self.checkpoint.changed).unwrap_or(0), max)
+    }
+}

@@ -1,0 +1,206 @@
+//! Decides whether a walk through pages has proved that it listed all that the source has.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    hash::{BuildHasher, Hash, RandomState},
+};
+
+use serde_json::Value;
+
+use super::{
+    Failure, Page,
+    answer::{End, unusable},
+};
+use crate::{domain::source::Pages, sync::keys};
+
+/// Why a walk does not prove that the source has nothing more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// A full page does not say how to go on, as where `pagination.nextPath` has a typing error.
+    NoWayOn,
+    /// A page says that there are more, and not how to get there.
+    Stuck,
+    /// A page listed only what was on pages before it.
+    NothingNew,
+    /// The walk found fewer results than the source counts.
+    Fewer {
+        /// Results with different keys.
+        found: u64,
+        /// The number at `pagination.totalPath`.
+        total: u64,
+    },
+    /// The last page has no number at `pagination.totalPath`.
+    NoTotal,
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoWayOn => {
+                f.write_str("the first page does not say whether there are more pages: check source.pagination")
+            }
+            Self::Stuck => f.write_str("the last page says that there are more pages, and not how to get there"),
+            Self::NothingNew => f.write_str("a page listed only what pages before it had listed"),
+            Self::Fewer { found, total } => {
+                write!(f, "the pages listed {found} results, and source.pagination.totalPath says {total}")
+            }
+            Self::NoTotal => f.write_str("the last page has no number at source.pagination.totalPath"),
+        }
+    }
+}
+
+/// What an attempt knows of a walk through pages.
+#[derive(Default)]
+pub struct Walk {
+    /// Hashes of the keys on the pages of this attempt.
+    listed: HashSet<u64>,
+    /// Hashes of the places of its pages.
+    places: HashSet<u64>,
+    hasher: RandomState,
+    /// Results with different keys, those of earlier attempts included.
+    distinct: u64,
+    /// Number of results that the source gave on the first page.
+    total: Option<u64>,
+}
+
+impl Walk {
+    /// A walk that continues after earlier attempts found `distinct` results, of `total` that the source gave.
+    #[must_use]
+    pub fn new(distinct: u64, total: Option<u64>) -> Self {
+        Self { distinct, total, ..Self::default() }
+    }
+
+    /// Looks at a page, `at` which about `size` results were asked for. Fills in what only the whole walk knows, and ends the walk
+    /// where going on would list nothing new.
+    ///
+    /// # Errors
+    /// When the page leads back to one that was there before.
+    pub fn observe(&mut self, page: &mut Page, pages: &Pages, at: &Value, size: usize) -> Result<(), Failure> {
+        self.places.insert(self.hash(&at.to_string()));
+        let hashes: Vec<u64> = page.results.iter().map(|(key, _)| self.hash(&keys::text(key))).collect();
+        page.new = hashes.into_iter().filter(|hash| self.listed.insert(*hash)).count();
+        self.distinct += page.new as u64;
+        self.total = self.total.or(page.total);
+        let count = page.results.len() + page.unreadable;
+        let is_short = pages.is_sized && count < size;
+        if pages.ends_short && is_short {
+            (page.next, page.end) = (None, End::Stated);
+        }
+        if page.next.as_ref().is_some_and(|next| self.places.contains(&self.hash(&next.to_string()))) {
+            return Err(unusable("it leads to a page that was there before"));
+        }
+        let is_repeated = count > 0 && page.new == 0;
+        if is_repeated {
+            page.next = None;
+        }
+        if page.next.is_none() {
+            page.doubt = match (&pages.total, page.total, page.end) {
+                (Some(_), None, _) => Some(Doubt::NoTotal),
+                (Some(_), Some(last), _) => self.fewer_than(last),
+                _ if is_repeated => Some(Doubt::NothingNew),
+                (None, _, End::Stated) => None,
+                (None, _, End::Absent) => (*at == pages.first() && !is_short).then_some(Doubt::NoWayOn),
+                (None, _, End::Stuck) => Some(Doubt::Stuck),
+            };
+        }
+        Ok(())
+    }
+
+    /// The number may have changed during the walk: the smaller one has to be reached.
+    fn fewer_than(&self, last: u64) -> Option<Doubt> {
+        let total = self.total.map_or(last, |first| first.min(last));
+        (self.distinct < total).then_some(Doubt::Fewer { found: self.distinct, total })
+    }
+
+    fn hash(&self, value: &impl Hash) -> u64 {
+        self.hasher.hash_one(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Doubt::{Fewer, NoTotal, NoWayOn, NothingNew, Stuck},
+        End::{Absent, Stated, Stuck as Lost},
+        *,
+    };
+    use crate::{domain::source::By, sync::Found};
+    use bson::Bson;
+    use jsonptr::PointerBuf;
+
+    fn page(keys: &[i32], next: Option<i32>, end: End, total: Option<u64>) -> Page {
+        let results = keys.iter().map(|key| (Bson::from(*key), Found::Missing)).collect();
+        Page { results, next: next.map(Value::from), end, total, ..Page::default() }
+    }
+
+    #[test]
+    fn a_walk_is_proved_by_how_it_ends() {
+        let pages = |by: By| Pages { by, more: None, total: None, ends_short: false, is_sized: true };
+        let cursor = || pages(By::Cursor(PointerBuf::default()));
+        let total = || Pages { total: Some(PointerBuf::default()), ..cursor() };
+        let (unsized_, short) =
+            (Pages { is_sized: false, ..cursor() }, Pages { ends_short: true, ..pages(By::Number) });
+        for (name, pages, walk, doubt) in [
+            ("stated", cursor(), vec![page(&[1, 2], None, Stated, None)], None),
+            ("absent on a full first page", cursor(), vec![page(&[1, 2], None, Absent, None)], Some(NoWayOn)),
+            ("absent on a short first page", cursor(), vec![page(&[1], None, Absent, None)], None),
+            ("a size that is not asked for", unsized_, vec![page(&[1], None, Absent, None)], Some(NoWayOn)),
+            (
+                "absent on the second page",
+                cursor(),
+                vec![page(&[1, 2], Some(2), Stated, None), page(&[3, 4], None, Absent, None)],
+                None,
+            ),
+            ("more, and no way", cursor(), vec![page(&[1, 2], None, Lost, None)], Some(Stuck)),
+            (
+                "a clamped number",
+                pages(By::Number),
+                vec![page(&[1, 2], Some(2), Stated, None), page(&[1, 2], Some(3), Stated, None)],
+                Some(NothingNew),
+            ),
+            (
+                "an empty page",
+                pages(By::Number),
+                vec![page(&[1, 2], Some(2), Stated, None), page(&[], None, Stated, None)],
+                None,
+            ),
+            ("a short page", short, vec![page(&[1], Some(2), Stated, None)], None),
+            ("all of the total", total(), vec![page(&[1, 2], None, Absent, Some(2))], None),
+            ("fewer", total(), vec![page(&[1, 2], None, Stated, Some(3))], Some(Fewer { found: 2, total: 3 })),
+            ("no total", total(), vec![page(&[1, 2], None, Stated, None)], Some(NoTotal)),
+            (
+                "a total that moved",
+                total(),
+                vec![page(&[1, 2], Some(2), Stated, Some(4)), page(&[3], None, Stated, Some(3))],
+                None,
+            ),
+            (
+                "twice the same does not count",
+                total(),
+                vec![page(&[1, 2], Some(2), Stated, Some(4)), page(&[2, 3], None, Stated, Some(4))],
+                Some(Fewer { found: 3, total: 4 }),
+            ),
+        ] {
+            let (mut state, mut at, mut last) = (Walk::default(), pages.first(), None);
+            for mut page in walk {
+                state.observe(&mut page, &pages, &at, 2).unwrap();
+                at = page.next.clone().unwrap_or_default();
+                last = page.doubt;
+            }
+            assert_eq!((last, at), (doubt, Value::Null), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_way_back_is_no_way_on() {
+        let pages = Pages { by: By::Link, more: None, total: None, ends_short: false, is_sized: true };
+        let mut walk = Walk::default();
+        let mut observe = |at: Value, keys: &[i32], next| {
+            walk.observe(&mut page(keys, Some(next), End::Stated, None), &pages, &at, 2).is_ok()
+        };
+        assert!(observe(Value::Null, &[1, 2], 7));
+        assert!(observe(Value::from(7), &[3, 4], 8));
+        assert!(!observe(Value::from(8), &[5, 6], 7));
+    }
+}
