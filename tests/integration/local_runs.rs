@@ -2,6 +2,7 @@
 
 mod answers;
 mod equality;
+mod removal;
 
 use std::{
     fs,

@@ -247,7 +247,12 @@ impl Target {
         let deletes: Vec<&Read> = of(Fate::Deleted).collect();
         self.write_batch(Vec::new(), &deletes, now, &mut outcome).await?;
         outcome.deleted = outcome.updated - before;
-        outcome.unchanged = (candidates.len() as i64 - outcome.updated - outcome.failures.len() as i64).max(0);
+        let written = outcome.updated + outcome.failures.len() as i64;
+        outcome.unchanged = match self.listing {
+            Listing::Pages { .. } => (candidates.len() as i64 - written).max(0),
+            // The walk has counted them as unchanged.
+            Listing::Documents => -written,
+        };
         Ok(outcome)
     }
 
