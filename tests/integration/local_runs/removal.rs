@@ -311,9 +311,8 @@ async fn walks_that_overlap_delete_nothing_that_one_of_them_lists() {
     let slow = local.finish(local.command(&["job.yaml"]), "");
     let fast = async {
         eventually("the last page is asked for", async || (upstream.requests() >= 6).then_some(())).await;
-        let mut listed = upstream.books();
-        (listed.delay, listed.people) = (Duration::ZERO, 21);
-        drop(listed);
+        upstream.books().delay = Duration::ZERO;
+        upstream.books().people = 21;
         run(&local, &spec).await
     };
     let (slow, fast) = tokio::join!(slow, fast);
