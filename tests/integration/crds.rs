@@ -640,7 +640,7 @@ async fn jobs_can_be_listed_by_type() {
 fn examples(page: &str) -> Vec<(&'static str, Value)> {
     let text = std::fs::read_to_string(page).unwrap();
     let of_page = match page.rsplit('/').next() {
-        Some("syncjob.md" | "sources.md") => JOB,
+        Some("syncjob.md" | "sources.md" | "removal.md") => JOB,
         Some("syncalert.md" | "alerts.md" | "alert.yaml") => ALERT,
         _ => SCHEDULE,
     };
@@ -729,6 +729,7 @@ async fn every_example_of_the_docs_is_accepted_as_it_stands() {
         "docs/sources.md",
         "docs/guide/graphql.md",
         "docs/guide/rest.md",
+        "docs/guide/removal.md",
         "docs/guide/alerts.md",
     ];
     for page in guides.into_iter().chain(references) {
