@@ -74,7 +74,7 @@ fn find(trigger: &Trigger, schedule: &SyncSchedule, created: Timestamp, now: Tim
             let since = stalled.last_transition_time.0;
             Some(Ok((since.to_string(), since, format!("The schedule starts nothing: {}", stalled.message))))
         }
-        AlertType::FailedUsersAbove => {
+        AlertType::FailedDocumentsAbove => {
             let (last, percent) = (status.last_result.as_ref()?, i64::from(trigger.percent?));
             let RunResult { job, processed, failed, .. } = last;
             let message =
