@@ -119,7 +119,8 @@ pub enum AlertType {
     RunRecovered,
     /// A slot was skipped. Told once.
     RunSkipped,
-    /// The schedule is Stalled: its spec has a mistake, so it starts nothing. Over when it is corrected.
+    /// The schedule is Stalled and starts nothing: its spec has a mistake, or too many runs in a row have failed. Over when it
+    /// starts runs again.
     ScheduleStalled,
     /// More documents than `percent` of those that the last run handled were refused. Over when fewer are.
     // A release before 0.2 called it `FailedUsersAbove`: one stored SyncAlert that cannot be read would stop the watch of all.

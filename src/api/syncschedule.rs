@@ -100,6 +100,13 @@ pub struct SyncScheduleSpec {
     #[x_kube(validation = rules::range("failedJobsHistoryLimit", 0, 1000))]
     pub failed_jobs_history_limit: i32,
 
+    /// Failures in a row, 1 to 100, after which the schedule is Stalled and starts no run for its slots. It starts them again
+    /// when a triggered run completes, or when its spec is changed. Cancelled, replaced and superseded runs do not count.
+    /// Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::range("failureThreshold", 1, 100))]
+    pub failure_threshold: Option<i32>,
+
     /// What each SyncJob is made from.
     #[serde(default)]
     pub job_template: JobTemplate,
@@ -201,6 +208,10 @@ pub struct SyncScheduleStatus {
     /// Counters since the schedule was created. They do not go down when SyncJobs are deleted.
     #[serde(default)]
     pub runs: RunCounters,
+    /// Runs that failed since a run last completed, or since the spec was changed. Cancelled, replaced and superseded runs do
+    /// not count.
+    #[serde(default)]
+    pub consecutive_failures: i32,
     /// The newest slot that was skipped, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_skip: Option<Skip>,
