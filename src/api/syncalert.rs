@@ -53,7 +53,7 @@ pub struct SyncAlertSpec {
 
     /// What is told.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    #[schemars(length(min = 1, max = 6))]
+    #[schemars(length(min = 1, max = 7))]
     pub when: Vec<Trigger>,
 
     /// Who is told.
@@ -119,6 +119,8 @@ pub enum AlertType {
     RunRecovered,
     /// A slot was skipped. Told once.
     RunSkipped,
+    /// A run waits for an approval of what its guard holds. Over when none does.
+    RunHeld,
     /// The schedule is Stalled and starts nothing: its spec has a mistake, or too many runs in a row have failed. Over when it
     /// starts runs again.
     ScheduleStalled,

@@ -218,6 +218,9 @@ pub struct SyncScheduleStatus {
     /// Runs that failed, newest first: the last 20 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failure_history: Vec<RunFailure>,
+    /// The newest run that waits for an approval. Absent when none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HeldRun>,
     /// How the run ended that ended last, but for cancelled and replaced ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_result: Option<RunResult>,
@@ -283,6 +286,20 @@ pub struct RunFailure {
     /// Why, in one CamelCase word.
     pub reason: String,
     /// Why, in a sentence.
+    pub message: String,
+}
+
+/// A run that waits for an approval.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldRun {
+    /// The SyncJob's name.
+    pub job: String,
+    /// When it was held.
+    pub since: Time,
+    /// Documents that an approval has to cover.
+    pub removals: i64,
+    /// Why it is held, in a sentence.
     pub message: String,
 }
 

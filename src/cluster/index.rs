@@ -19,7 +19,7 @@ use crate::{
     },
     domain::{
         conditions,
-        job::{expires_at, is_complete, is_finished},
+        job::{expires_at, held, is_complete, is_finished},
     },
 };
 
@@ -64,7 +64,10 @@ struct Owner {
 
 enum State {
     /// It is in the watch cache.
-    UnderWay(Box<ObjectRef<SyncJob>>),
+    UnderWay {
+        place: Box<ObjectRef<SyncJob>>,
+        is_held: bool,
+    },
     Ended(Ended),
 }
 
@@ -116,7 +119,7 @@ impl Index {
     /// Where one is that has not ended.
     pub fn under_way(&self, uid: &str) -> Option<&ObjectRef<SyncJob>> {
         match &self.known.jobs.get(uid)?.state {
-            State::UnderWay(place) => Some(place),
+            State::UnderWay { place, .. } => Some(place),
             State::Ended(_) => None,
         }
     }
@@ -126,7 +129,9 @@ impl Index {
         let uids = self.known.owners.get(owner).map(|owner| owner.jobs.as_slice()).unwrap_or_default();
         uids.iter()
             .filter_map(|uid| match &self.known.jobs.get(uid)?.state {
-                State::UnderWay(place) => cache.get(place).filter(|job| job.metadata.uid.as_deref() == Some(uid)),
+                State::UnderWay { place, .. } => {
+                    cache.get(place).filter(|job| job.metadata.uid.as_deref() == Some(uid))
+                }
                 State::Ended(ended) => Some(Arc::new(ended.to_job(uid))),
             })
             .collect()
@@ -141,9 +146,13 @@ impl Known {
         if let Some(known) = self.jobs.get_mut(uid)
             && known.owner.as_deref() == owner.map(|owner| owner.uid.as_str())
         {
-            let ends = matches!((&known.state, &state), (State::UnderWay(_), State::Ended(_)));
+            let is_news = match (&known.state, &state) {
+                (State::UnderWay { is_held: before, .. }, State::UnderWay { is_held: now, .. }) => before != now,
+                (State::UnderWay { .. }, State::Ended(_)) => true,
+                (State::Ended(_), _) => false,
+            };
             known.state = state;
-            return ends;
+            return is_news;
         }
         self.remove(uid);
         let uid: Arc<str> = uid.into();
@@ -177,7 +186,7 @@ impl Owner {
 impl State {
     fn of(job: &SyncJob) -> Self {
         if !is_history(job) {
-            return Self::UnderWay(Box::new(ObjectRef::from_obj(job)));
+            return Self::UnderWay { place: Box::new(ObjectRef::from_obj(job)), is_held: held(job).is_some() };
         }
         let status = job.status.as_ref();
         let failed = status.and_then(|status| conditions::find(&status.conditions, FAILED));
@@ -254,6 +263,12 @@ mod tests {
         let mut index = Index::default();
         assert!(index.apply(&job(1, Some("s"), &json!({}))));
         assert!(!index.apply(&job(1, Some("s"), &json!({"progress": 10}))), "progress is no news for a schedule");
+        let held = json!({"conditions": [
+            {"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "", "lastTransitionTime": "2026-11-24T10:00:00Z"},
+        ]});
+        assert!(index.apply(&job(1, Some("s"), &held)));
+        assert!(!index.apply(&job(1, Some("s"), &held)));
+        assert!(index.apply(&job(1, Some("s"), &json!({}))), "it was approved");
         assert!(index.apply(&job(1, Some("s"), &ended("Failed"))));
         assert!(!index.apply(&job(1, Some("s"), &ended("Failed"))));
         assert!(index.apply(&job(2, Some("s"), &ended("Complete"))));

@@ -27,7 +27,7 @@ use crate::api::{
     SLOT_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
     conditions::{FAILED, READY, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::SyncMode,
-    syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, RunFailure, RunResult, Skip},
+    syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, HeldRun, RunFailure, RunResult, Skip},
     truncate,
 };
 
@@ -112,6 +112,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan.status.observed_generation = schedule.metadata.generation;
 
     let look_again = settle(&mut plan.status, observed, now);
+    plan.status.held = observed.jobs.iter().filter_map(|job| held(job)).max_by_key(|held| held.since.0);
     if old.observed_generation.is_some_and(|seen| Some(seen) != schedule.metadata.generation) {
         plan.status.consecutive_failures = 0;
     }
@@ -278,6 +279,18 @@ fn note_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &Syn
         failed: counts.failed,
         recoveries: result.recoveries.unwrap_or_default(),
     });
+}
+
+/// A run that waits for an approval, as the schedule shows it.
+fn held(job: &SyncJob) -> Option<HeldRun> {
+    let condition = job::held(job)?;
+    let counts = job.status.as_ref().and_then(|status| status.counts);
+    Some(HeldRun {
+        job: job.name_any(),
+        since: condition.last_transition_time.clone(),
+        removals: counts.and_then(|counts| counts.held).unwrap_or_default(),
+        message: truncate(&condition.message),
+    })
 }
 
 /// Starts the run that the trigger annotation asks for, once for each token. Tells what it waits for.

@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::api::syncschedule::{RunResult, Skip};
+use crate::api::syncschedule::{HeldRun, RunResult, Skip};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -86,6 +86,11 @@ impl World {
             status.last_successful_time = Some(time(now));
         }
         status.last_result = Some(result);
+    }
+
+    fn hold(&mut self, name: &str, job: &str, now: i64) {
+        let (job, message) = (job.to_owned(), "guard.maxMissing allows 50".to_owned());
+        self.status(name).held = Some(HeldRun { job, since: time(now), removals: 400, message });
     }
 
     fn pass(&mut self, now: i64) -> Plan {
@@ -186,7 +191,7 @@ fn what_comes_within_the_window_goes_in_one_message() {
 fn each_condition_begins_and_ends_as_documented() {
     type Change = fn(&mut World);
     type Row = (Value, Change, &'static [&'static str], Change, &'static [&'static str]);
-    let rows: [Row; 5] = [
+    let rows: [Row; 6] = [
         (
             json!({"type": "RunFailed"}),
             |world| world.run("s", "s-1", 5, Some("Stalled")),
@@ -224,6 +229,13 @@ fn each_condition_begins_and_ends_as_documented() {
             &["firing s RunSkipped 1970-01-12T13:48:20Z"],
         ),
         (
+            json!({"type": "RunHeld"}),
+            |world| world.hold("s", "s-1", 5),
+            &["firing s RunHeld s-1"],
+            |world| world.status("s").held = None,
+            &["resolved s RunHeld s-1"],
+        ),
+        (
             json!({"type": "RunRecovered"}),
             |world| {
                 world.run("s", "s-1", 5, None);
@@ -248,6 +260,19 @@ fn each_condition_begins_and_ends_as_documented() {
         let notified: Vec<_> = world.notified().into_iter().map(|(_, what)| what).collect();
         assert_eq!(notified, second, "{trigger}");
     }
+}
+
+#[test]
+fn a_later_held_run_is_the_same_problem_with_its_number() {
+    let mut world = World::on("RunHeld");
+    world.hold("s", "s-1", 5);
+    world.until(5, 50);
+    let sent = "SyncJob s-1 waits for an approval of 400 removals: guard.maxMissing allows 50";
+    assert_eq!(world.kept.alerts[0].message, sent);
+    world.hold("s", "s-2", 60);
+    world.until(60, 100);
+    assert_eq!(world.notified(), [(5 + WINDOW, "firing s RunHeld s-1")]);
+    assert!(world.kept.alerts[0].message.starts_with("SyncJob s-2"), "{:?}", world.kept.alerts);
 }
 
 #[test]

@@ -8,6 +8,10 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::api::{
+    conditions::HELD,
+    syncjob::{Counts, Phase},
+};
 
 const DAY: &str = "2026-11-24T";
 const TOKEN: &str = "now";
@@ -47,6 +51,15 @@ fn job(text: &str) -> SyncJob {
         "cancelled" => (FAILED, reasons::CANCELLED),
         "superseded" => (FAILED, reasons::SUPERSEDED),
         "unapproved" => (FAILED, reasons::NOT_APPROVED),
+        "held" => {
+            let mut status = SyncJobStatus { phase: Some(Phase::Held), ..SyncJobStatus::default() };
+            status.counts = Some(Counts { held: Some(400), ..Counts::default() });
+            let since = time(words.next().unwrap());
+            let message = "guard.maxMissing allows 50";
+            conditions::set(&mut status.conditions, HELD, true, reasons::GUARD_EXCEEDED, message, None, since);
+            job.status = Some(status);
+            return job;
+        }
         "cancelling" | "running" => {
             job.spec.cancelled = state == "cancelling";
             return job;
@@ -100,6 +113,10 @@ fn given(given: &Value) -> (SyncSchedule, Vec<Arc<SyncJob>>) {
             let reason = reasons::FAILURE_THRESHOLD_EXCEEDED;
             conditions::set(&mut status.conditions, STALLED, true, reason, "", Some(1), time("09:30"));
         }
+        if let Some(run) = given["held"].as_str() {
+            let (job, message) = (name_of(run), "before".to_owned());
+            status.held = Some(HeldRun { job, since: Time(time("09:30")), removals: 1, message });
+        }
         if let Some(text) = given["success"].as_str() {
             status.last_successful_time = Some(Time(time(text)));
         }
@@ -139,6 +156,7 @@ fn told(plan: &Plan, asked: &Value) -> Value {
         "replaced": status.runs.replaced,
         "handled": status.last_handled_trigger,
         "failures": status.consecutive_failures,
+        "held": status.held.as_ref().map(|held| format!("{} {} {}", run_of(&held.job), held.removals, held.message)),
         "ready": condition(READY),
         "suspended": condition(SUSPENDED),
         "stalled": condition(STALLED),
@@ -655,6 +673,27 @@ fn decisions() {
             "stalled: without Redis",
             json!({"spec": {"failureThreshold": 3}, "failures": 3, "wasStalled": true, "redis": false, "now": "11:00"}),
             json!({"ready": "False FailureThresholdExceeded", "reconciling": null}),
+        ),
+        // Held.
+        (
+            "held: a run waits for an approval",
+            json!({"active": ["@09:50"], "jobs": ["@09:50 held 09:58"], "now": "09:59"}),
+            json!({"held": "@09:50 400 guard.maxMissing allows 50"}),
+        ),
+        (
+            "held: the one that was held last",
+            json!({"held": "@09:40", "active": ["@09:40", "@09:50"], "jobs": ["@09:40 held 09:58", "@09:50 held 09:59"], "now": "09:59:30"}),
+            json!({"held": "@09:50 400 guard.maxMissing allows 50"}),
+        ),
+        (
+            "held: it goes on after an approval",
+            json!({"held": "@09:50", "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:59"}),
+            json!({"held": null}),
+        ),
+        (
+            "held: nobody approved it",
+            json!({"held": "@09:50", "active": ["@09:50"], "jobs": ["@09:50 unapproved 09:58"], "now": "09:59"}),
+            json!({"held": null, "failed": 1}),
         ),
         // History.
         (
