@@ -87,23 +87,21 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     };
     let under_way = run.filter(|run| !matches!(run.state, State::Completed | State::Failed));
     let control = under_way.filter(|run| run.wanted != wanted).map(|_| wanted);
-    let notes = transition(&old, &status).into_iter().chain(run.and_then(|run| slow(&old, run))).collect();
+    let notes =
+        transition(&old, &status).into_iter().chain(run.map(|run| slow(&old, run)).unwrap_or_default()).collect();
     Plan { status, enqueue, control, notes }
 }
 
-fn with_warning(message: String, run: &Run) -> String {
-    match &run.checkpoint.warning {
-        Some(warning) => format!("{message}. {warning}"),
-        None => message,
-    }
+fn with_warnings(message: String, run: &Run) -> String {
+    run.checkpoint.warnings.iter().fold(message, |text, warning| format!("{text}. {}", warning.message()))
 }
 
 /// Tells once what makes a run slow: the conditions say from then on that it was told.
-fn slow(old: &SyncJobStatus, run: &Run) -> Option<Note> {
+fn slow(old: &SyncJobStatus, run: &Run) -> Vec<Note> {
     let is_at_work = matches!(run.state, State::Active | State::Completed) && run.outcome.is_none();
-    let warning = run.checkpoint.warning.as_deref().filter(|_| is_at_work)?;
-    let told = old.conditions.iter().any(|condition| condition.message.contains(warning));
-    (!told).then(|| Note::warning("KeyNotIndexed", warning))
+    let is_told = |message| old.conditions.iter().any(|condition| condition.message.contains(message));
+    let warnings = run.checkpoint.warnings.iter().filter(|warning| is_at_work && !is_told(warning.message()));
+    warnings.filter_map(|warning| Some(Note::warning(warning.event()?, warning.message()))).collect()
 }
 
 /// How a run ends that is cancelled: by its user, or by its schedule for a newer run.
@@ -173,7 +171,7 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
         status.phase = Some(Phase::RollingBack);
         conditions::clear(&mut status.conditions, SUSPENDED);
         let message = format!("Puts the documents back, since the run has failed: {}", outcome.message);
-        let message = with_warning(message, run);
+        let message = with_warnings(message, run);
         conditions::set(&mut status.conditions, RECONCILING, true, reasons::ROLLING_BACK, message, generation, now);
         return;
     }
@@ -195,7 +193,7 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
         }
         State::Active => {
             status.phase = Some(Phase::Running);
-            reconciling(reasons::RUNNING, with_warning("A worker is at it".to_owned(), run));
+            reconciling(reasons::RUNNING, with_warnings("A worker is at it".to_owned(), run));
         }
         State::Parked => {}
         State::Delayed if run.checkpoint.is_paused => {
@@ -219,7 +217,7 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
                 ),
                 _ => message,
             };
-            let message = with_warning(message, run);
+            let message = with_warnings(message, run);
             status.phase = Some(Phase::Complete);
             finish(status, run.finished.unwrap_or(now));
             conditions::set(&mut status.conditions, COMPLETE, true, reasons::COMPLETED, message, generation, now);
@@ -291,7 +289,10 @@ pub fn expires_at(job: &SyncJob) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::syncjob::Counts, domain::run::Checkpoint};
+    use crate::{
+        api::syncjob::Counts,
+        domain::run::{Checkpoint, Warning},
+    };
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(seconds).unwrap()
     }
@@ -473,15 +474,19 @@ mod tests {
         let mut job = job(serde_json::json!({}));
         let slow = |state| {
             let mut run = run(state, 100);
-            run.checkpoint.warning = Some("target.keyField email has no index".to_owned());
+            run.checkpoint.warnings = vec![
+                Warning::KeyNotIndexed("target.keyField email has no index".to_owned()),
+                Warning::IndexMissing("the run reads all documents".to_owned()),
+            ];
             run
         };
         let plan = decide(&job, Some(&slow(State::Active)), at(120));
-        assert_eq!(reasons_of(&plan), ["RunStarted", "KeyNotIndexed"]);
+        assert_eq!(reasons_of(&plan), ["RunStarted", "KeyNotIndexed", "IndexMissing"]);
         job.status = Some(plan.status);
         let plan = decide(&job, Some(&slow(State::Completed)), at(160));
         assert_eq!(reasons_of(&plan), ["RunCompleted"]);
-        assert!(conditions::find(&plan.status.conditions, COMPLETE).unwrap().message.contains("has no index"));
+        let message = &conditions::find(&plan.status.conditions, COMPLETE).unwrap().message;
+        assert!(message.ends_with(". target.keyField email has no index. the run reads all documents"), "{message}");
     }
 
     #[test]

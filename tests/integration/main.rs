@@ -17,6 +17,7 @@ mod control;
 mod crashes;
 mod crds;
 mod http;
+mod incremental;
 mod lint;
 mod local_runs;
 mod logs;

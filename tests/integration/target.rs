@@ -11,7 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use mongodb::{Database, IndexModel, options::IndexOptions};
 use serde_json::{Value, json};
 use sync_operator::{
-    domain::run::RunSpec,
+    domain::run::{RunSpec, Warning},
     sync::{Batch, Databases, Error, Found, Outcome, Target},
 };
 
@@ -435,14 +435,20 @@ async fn another_key_field_is_walked_in_its_own_order() {
 async fn a_key_without_an_index_is_warned_about() {
     let database = database().await;
     insert(&database, vec![doc! {"email": "a", "name": "b"}]).await;
-    let warning = async |spec: Value| target(&database, spec, START).await.unwrap().warning().await;
-    let by = |field: &str| json!({"target": {"keyField": field}});
-    assert_eq!(warning(json!({})).await, None);
-    assert!(warning(by("email")).await.unwrap().contains("db.users.createIndex({\"email\": 1})"));
+    let warnings = async |spec: Value| target(&database, spec, START).await.unwrap().warnings().await;
+    let by = |field: &str| json!({"syncType": "Full", "target": {"keyField": field}});
+    assert_eq!(warnings(json!({"syncType": "Full"})).await, []);
+    let email = warnings(by("email")).await;
+    let [Warning::KeyNotIndexed(message)] = email.as_slice() else { panic!("{email:?}") };
+    assert!(message.contains("db.users.createIndex({\"email\": 1})"), "{message}");
     unique_index(&database, doc! {"email": 1, "name": 1}).await;
-    assert_eq!(warning(by("email")).await, None);
-    assert!(warning(by("name")).await.is_some(), "an index that starts with another field does not help");
-    assert_eq!(warning(json!({"target": {"keyField": "email", "collection": "nothing"}})).await, None);
+    assert_eq!(warnings(by("email")).await, []);
+    assert_eq!(warnings(by("name")).await.len(), 1, "an index that starts with another field does not help");
+    let index = IndexModel::builder().keys(doc! {"name": "hashed"}).build();
+    database.collection::<Document>("users").create_index(index).await.unwrap();
+    assert_eq!(warnings(by("name")).await.len(), 1, "nothing is sorted by hashes");
+    let nothing = json!({"target": {"keyField": "email", "collection": "nothing"}});
+    assert_eq!(warnings(nothing).await, []);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod apply;
 mod databases;
+mod due;
 mod journal;
 mod removal;
 mod stamp;
@@ -15,7 +16,7 @@ use mongodb::{ClientSession, Collection, Database, error::ErrorKind};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use self::journal::Journal;
+use self::{due::Due, journal::Journal};
 use super::{Doubt, Error, error::is_of_document, keys};
 use crate::{
     api::{syncjob::DocumentFailure, truncate},
@@ -48,6 +49,8 @@ pub struct Target {
     filter: Document,
     /// Those of them that the run has to handle, those it handled already included.
     selection: Document,
+    /// For an Incremental run, the part of the selection that is not the spec's.
+    due: Option<Due>,
     /// Time the run started: what is stamped.
     stamp: DateTime,
     /// Stamps from this time on are mistakes, and count as none.

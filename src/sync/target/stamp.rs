@@ -23,7 +23,7 @@ impl Target {
                 outcome.changes = due.iter().map(|key| keys::show(key)).collect();
             }
             (Some(first), Some(last)) if keys::is_range(first, last) => {
-                match self.stamp_range(first, last).await? {
+                match self.stamp_together(&due, first, last).await? {
                     // Documents that came into the range since it was read count as well.
                     Some(stamped) if stamped >= due.len() as i64 => outcome.updated = stamped,
                     // Some are gone, carry a later stamp, or were stamped by a worker this run had before.
@@ -39,10 +39,15 @@ impl Target {
         Ok(outcome)
     }
 
-    /// One statement for a range of keys. `None` when the server refused a document in it.
-    async fn stamp_range(&self, first: &Bson, last: &Bson) -> Result<Option<i64>, Error> {
-        let range = doc! {&self.key: {"$gte": first.clone(), "$lte": last.clone()}};
-        let reply = self.update(vec![self.stamp(range)], None).await?;
+    /// One statement for keys of one type. `None` when the server refused a document of them.
+    async fn stamp_together(&self, due: &[&Bson], first: &Bson, last: &Bson) -> Result<Option<i64>, Error> {
+        let keys = if self.is_short_walk() {
+            // Most documents between them are not due.
+            doc! {&self.key: {"$in": due.iter().map(|key| (*key).clone()).collect::<Vec<_>>()}}
+        } else {
+            doc! {&self.key: {"$gte": first.clone(), "$lte": last.clone()}}
+        };
+        let reply = self.update(vec![self.stamp(keys)], None).await?;
         if reply.get_array("writeErrors").is_ok() {
             return Ok(None);
         }

@@ -63,28 +63,25 @@ impl Target {
     /// # Errors
     /// When MongoDB does not answer or refuses the query.
     pub async fn count(&self) -> Result<i64, Error> {
+        match self.count_exactly().await? {
+            Some(count) => Ok(count),
+            None => self.estimate().await,
+        }
+    }
+
+    /// `None`: it would take longer than 5 s.
+    pub(super) async fn count_exactly(&self) -> Result<Option<i64>, Error> {
         let exact = self.collection.count_documents(self.selection.clone()).max_time(COUNT_LIMIT);
         match within(async { Ok(exact.await?) }).await {
-            Ok(count) => Ok(count as i64),
-            Err(error) if error == Error::timeout() => {
-                within(async { Ok(self.collection.estimated_document_count().await? as i64) }).await
-            }
+            Ok(count) => Ok(Some(count as i64)),
+            Err(error) if error == Error::timeout() => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// What makes the walk slow: a key without an index, by which the server sorts all documents first. `None` also
-    /// when the server does not tell.
-    pub async fn warning(&self) -> Option<String> {
-        if self.key == "_id" {
-            return None;
-        }
-        let indexes = self.whole_indexes().await.ok()??;
-        let leads = |index: &IndexModel| index.keys.keys().next() == Some(&self.key);
-        let (key, collection) = (&self.key, self.collection.name());
-        (!indexes.iter().any(leads)).then(|| {
-            format!("target.keyField {key} has no index, which makes the run slow: db.{collection}.createIndex({{\"{key}\": 1}})")
-        })
+    /// How many documents the collection has, roughly.
+    pub(super) async fn estimate(&self) -> Result<i64, Error> {
+        within(async { Ok(self.collection.estimated_document_count().await? as i64) }).await
     }
 
     /// The indexes that hold every document. `None`: there is no such collection.
@@ -122,12 +119,19 @@ impl Target {
             Some(key) => both(self.selection.clone(), keys::after(&self.key, key)),
             None => self.selection.clone(),
         };
-        let find = self
-            .collection
-            .find(query)
-            .sort(doc! {&self.key: 1})
-            .projection(self.projection())
-            .batch_size(self.batch_size.max(FETCH) as u32);
+        let (order, size) = (doc! {&self.key: 1}, self.batch_size.max(FETCH) as u32);
+        if self.is_short_walk() {
+            // The limit, which is none, keeps the server from reading all documents in the order of the key.
+            let stages = [
+                doc! {"$match": query},
+                doc! {"$limit": i64::MAX},
+                doc! {"$project": self.projection()},
+                doc! {"$sort": order},
+            ];
+            let find = self.collection.aggregate(stages).allow_disk_use(true).batch_size(size).with_type();
+            return within_limit(self.read_limit, async { Ok(find.await?) }).await;
+        }
+        let find = self.collection.find(query).sort(order).projection(self.projection()).batch_size(size);
         within_limit(self.read_limit, async { Ok(find.await?) }).await
     }
 
