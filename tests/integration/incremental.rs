@@ -17,7 +17,10 @@ use sync_operator::{
 };
 use tokio::runtime::Handle;
 
-use crate::support::{unique, variable};
+use crate::{
+    own::MongoDb,
+    support::{unique, variable},
+};
 
 const START: i64 = 1_795_477_200_123;
 const STALE_AFTER: i64 = 3_600_000;
@@ -29,8 +32,12 @@ async fn database() -> Database {
 }
 
 async fn target(database: &Database, spec: Value) -> Target {
+    target_at(&variable("MONGODB_URI"), database, spec).await
+}
+
+async fn target_at(url: &str, database: &Database, spec: Value) -> Target {
     let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap();
-    let databases = Databases::new(&variable("MONGODB_URI"), database.name(), &[], None).await.unwrap();
+    let databases = Databases::new(url, database.name(), &[], None).await.unwrap();
     databases.target(&spec, "team", Timestamp::from_millisecond(START).unwrap()).unwrap()
 }
 
@@ -315,6 +322,22 @@ async fn a_short_walk_goes_in_the_order_of_the_key_and_resumes() {
         };
         assert_eq!(read, all.iter().copied().filter(|key| *key > after).collect::<Vec<_>>(), "{from:?}");
     }
+}
+
+#[tokio::test]
+async fn what_is_too_much_to_sort_is_walked_by_key() {
+    let mongodb = MongoDb::start(&["--setParameter", "enableTestCommands=1"]);
+    mongodb.run("", doc! {"ping": 1}).await;
+    let database = mongodb::Client::with_uri_str(mongodb.url("")).await.unwrap().database("users");
+    fill(&database, 10_500).await;
+    index(&database, doc! {"lastSynced": 1}, doc! {}).await;
+    index(&database, doc! {"updatedAt": 1}, doc! {}).await;
+    users(&database).update_many(doc! {"_id": {"$mod": [1000, 7]}}, doc! {"$unset": {"lastSynced": 1}}).await.unwrap();
+    let mut target = target_at(&mongodb.url(""), &database, stamping()).await;
+    assert_eq!(target.plan_walk().await.unwrap(), 11);
+    let refused = doc! {"failCommands": ["aggregate"], "errorCode": 292, "appName": "sync-operator"};
+    mongodb.run("", doc! {"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": refused}).await;
+    assert_eq!(read(&target).await, (0..11).map(|i| i * 1000 + 7).collect());
 }
 
 /// `make prove-incremental`.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use bson::{
-    Binary, Bson, DateTime, Document, JavaScriptCodeWithScope, RawDocumentBuf, Uuid, doc, oid::ObjectId,
+    Binary, Bson, DateTime, Document, JavaScriptCodeWithScope, RawDocumentBuf, Regex, Uuid, doc, oid::ObjectId,
     spec::BinarySubtype,
 };
 use futures::{StreamExt, TryStreamExt, pin_mut};
@@ -630,6 +630,40 @@ async fn documents_that_come_and_go_do_not_break_the_counts() {
     let outcome = target.write(batch).await.unwrap();
     assert_eq!((outcome.updated, outcome.unchanged, outcome.processed()), (8, 2, 10));
     assert_eq!(stamped(&database, START).await, 8);
+}
+
+#[tokio::test]
+async fn documents_that_share_a_key_are_counted_once() {
+    let database = database().await;
+    let users = (0..250).map(|i| {
+        if i % 5 == 0 {
+            doc! {"_id": i, "email": "a"}
+        } else {
+            doc! {"_id": i}
+        }
+    });
+    insert(&database, users.collect()).await;
+    let spec = json!({"syncType": "Full", "target": {"keyField": "email"}, "batchSize": 30});
+    let sums = run(&target(&database, spec, START).await.unwrap(), None).await.unwrap();
+    assert_eq!((sums.updated, sums.unchanged, stamped(&database, START).await), (250, 0, 250));
+}
+
+#[tokio::test]
+async fn a_regular_expression_as_a_key_stands_for_itself() {
+    let database = database().await;
+    let pattern = |text: &str| {
+        Bson::RegularExpression(Regex { pattern: text.try_into().unwrap(), options: "".try_into().unwrap() })
+    };
+    insert(&database, vec![doc! {"_id": 1, "name": pattern("a")}, doc! {"_id": 2, "name": pattern("b")}]).await;
+    let spec = json!({"syncType": "Full", "target": {"keyField": "name", "filter": {"refused": null}}});
+    let target = target(&database, spec, START).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    // Not selected, so not stamped by the run; it only matches.
+    insert(&database, vec![doc! {"_id": 3, "name": "ab", "refused": true, "lastSynced": DateTime::from_millis(START)}])
+        .await;
+    database.collection::<Document>("users").delete_one(doc! {"_id": 2}).await.unwrap();
+    let outcome = target.write(batch).await.unwrap();
+    assert_eq!((outcome.updated, outcome.unchanged), (1, 1));
 }
 
 #[tokio::test]

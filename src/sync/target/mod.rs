@@ -226,6 +226,15 @@ impl Target {
         doc! {&self.key: {"$eq": key.clone()}}
     }
 
+    /// The query for documents with one of these keys. A regular expression among the values of `$in` would stand for what it matches.
+    fn of_keys(&self, keys: Vec<Bson>) -> Document {
+        if keys.iter().any(|key| matches!(key, Bson::RegularExpression(_))) {
+            doc! {"$or": keys.iter().map(|key| self.of_key(key)).collect::<Vec<_>>()}
+        } else {
+            doc! {&self.key: {"$in": keys}}
+        }
+    }
+
     /// The query for documents of the run that carry no such stamp and no later one: `$not $gte` also takes missing, null
     /// and wrongly typed values.
     fn guarded(&self, keys: Document, stamp: DateTime) -> Document {

@@ -17,6 +17,8 @@ use crate::{
 const COUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Keys fetched in one answer, at least. Small batches share an answer.
 const FETCH: usize = 1000;
+/// Code of a server that sorts in memory only, as MongoDB 5 does, when there is too much to sort.
+const SORT_TOO_LARGE: i32 = 292;
 /// Cursors, one after the other, that may be lost before they gave a batch.
 const MAX_REOPENED: u32 = 3;
 
@@ -119,20 +121,38 @@ impl Target {
             Some(key) => both(self.selection.clone(), keys::after(&self.key, key)),
             None => self.selection.clone(),
         };
-        let (order, size) = (doc! {&self.key: 1}, self.batch_size.max(FETCH) as u32);
-        if self.is_short_walk() {
-            // The limit, which is none, keeps the server from reading all documents in the order of the key.
-            let stages = [
-                doc! {"$match": query},
-                doc! {"$limit": i64::MAX},
-                doc! {"$project": self.projection()},
-                doc! {"$sort": order},
-            ];
-            let find = self.collection.aggregate(stages).allow_disk_use(true).batch_size(size).with_type();
-            return within_limit(self.read_limit, async { Ok(find.await?) }).await;
+        if self.is_short_walk()
+            && let Some(cursor) = self.find_and_sort(&query).await?
+        {
+            return Ok(cursor);
         }
-        let find = self.collection.find(query).sort(order).projection(self.projection()).batch_size(size);
+        let find = self.collection.find(query).sort(doc! {&self.key: 1}).projection(self.projection());
+        let find = find.batch_size(self.fetched());
         within_limit(self.read_limit, async { Ok(find.await?) }).await
+    }
+
+    /// Documents in one answer.
+    fn fetched(&self) -> u32 {
+        self.batch_size.max(FETCH) as u32
+    }
+
+    /// Has the server find the documents first, and then sort them. `None`: they are too many for it.
+    async fn find_and_sort(&self, query: &Document) -> Result<Option<Cursor<RawDocumentBuf>>, Error> {
+        let stages = [
+            doc! {"$match": query.clone()},
+            // Which is none, but keeps the server from reading all documents in the order of the key.
+            doc! {"$limit": i64::MAX},
+            doc! {"$project": self.projection()},
+            doc! {"$sort": {&self.key: 1}},
+        ];
+        let find = self.collection.aggregate(stages).batch_size(self.fetched()).with_type();
+        let found = async {
+            match find.await {
+                Err(error) if is_command(&error, &[SORT_TOO_LARGE]) => Ok(None),
+                found => Ok(Some(found?)),
+            }
+        };
+        within_limit(self.read_limit, found).await
     }
 
     pub(super) fn projection(&self) -> Document {
