@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What `make test` does after `make check`, in three jobs side by side: the integration tests and the random faults; the
+# What `make test` does after `make check`, in three jobs side by side: the integration tests, the model and the random faults; the
 # end-to-end tests, which wait for pods half of their time; and the checks of the chart and of the dependencies. The first
 # prints as it runs, the others when they have ended. A job that fails ends the others.
 set -euo pipefail
@@ -41,7 +41,7 @@ beside() { # NAME TARGET...
 
 beside e2e test-e2e
 beside checks deny test-chart
-part integration faults </dev/null &
+part integration model faults </dev/null &
 logs[$!]=/dev/null
 
 while ((${#logs[@]})); do
