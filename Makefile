@@ -36,9 +36,10 @@ unit: ## Tests without servers
 	@tests/demo/kubernetes_test.sh
 	env -u REDIS_URL -u MONGODB_URI -u MONGODB_DATABASE tests/scripts/timed.sh unit --lib --bins
 
+# More threads than cores: a test waits for more than half of its time.
 integration: ## Tests against a real API server, Redis and MongoDB, and of whole processes
 	@cargo test --quiet --test integration --no-run
-	tests/cluster/with-cluster.sh tests/scripts/timed.sh integration --test integration
+	tests/cluster/with-cluster.sh tests/scripts/timed.sh integration --test integration -- --test-threads 3
 
 faults: ## Three rounds of random faults against whole processes
 	@ROUNDS=3 cargo test --test faults

@@ -189,6 +189,10 @@ pub struct Run {
     /// Handle the document with this key only. May be repeated. Nothing is marked or deleted.
     #[arg(long = "key", value_name = "KEY")]
     pub keys: Vec<String>,
+    /// Let each run mark, delete or change up to this many documents although its guard holds it: the number that the held run
+    /// names.
+    #[arg(long, value_name = "N")]
+    pub approve: Option<u64>,
     /// Continue where the interrupted process stopped that wrote this file. Write this file when interrupted.
     #[arg(long, value_name = "FILE")]
     pub resume: Option<PathBuf>,
@@ -562,7 +566,7 @@ impl Run {
     /// # Errors
     /// When a file that the settings name cannot be read.
     pub fn settings(self) -> Result<local::Settings, credentials::Error> {
-        let Self { files, mongodb, secrets, dry_run, limit, keys, resume, output } = self;
+        let Self { files, mongodb, secrets, dry_run, limit, keys, approve, resume, output } = self;
         let (file, given) = (mongodb.mongodb_uri_file.as_deref(), mongodb.mongodb_uri.as_deref());
         let mut credentials = Files::default();
         let uri = credentials.read_line_or("MONGODB_URI_FILE", file, given)?;
@@ -577,6 +581,7 @@ impl Run {
             secrets,
             dry_run,
             subset: Subset { keys, limit },
+            approved: approve,
             resume,
             output,
         })

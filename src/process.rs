@@ -33,6 +33,8 @@ use crate::{
 
 /// Exit code for wrong configuration, as clap's own.
 const USAGE: u8 = 2;
+/// Exit code of local runs of which one waits for an approval, and none has failed.
+const HELD: u8 = 3;
 /// Exit code of a process that its user interrupted: that of SIGINT in shells.
 const INTERRUPTED: u8 = 130;
 /// What is logged, unless a setting says otherwise.
@@ -107,6 +109,7 @@ async fn run(options: cli::Run) -> Result<ExitCode, Error> {
     match local::run(options.settings()?).await {
         Ok(Ended::Complete) => Ok(ExitCode::SUCCESS),
         Ok(Ended::Failed) => Ok(ExitCode::FAILURE),
+        Ok(Ended::Held) => Ok(ExitCode::from(HELD)),
         Ok(Ended::Interrupted) => Ok(ExitCode::from(INTERRUPTED)),
         Err(local::Error::Usage(error)) => Err(Error::Configuration(error)),
         Err(local::Error::Failed(error)) => Err(Error::Failed(error)),

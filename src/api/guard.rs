@@ -65,6 +65,11 @@ pub enum GuardAction {
     Fail,
 }
 
+/// Greatest number of documents that a limit can name.
+pub const MAX_COUNT: i32 = 1_000_000_000;
+/// Pattern of a percentage from `0%` to `100%`.
+pub const PERCENTAGE: &str = "^(100|[1-9]?[0-9])%$";
+
 /// A number of documents, or a percentage such as `20%`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -78,7 +83,7 @@ impl JsonSchema for Share {
         "Share".into()
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"x-kubernetes-int-or-string": true, "minimum": 0, "pattern": "^(100|[1-9]?[0-9])%$"})
+        json_schema!({"x-kubernetes-int-or-string": true, "minimum": 0, "maximum": MAX_COUNT, "pattern": PERCENTAGE})
     }
 }
 

@@ -45,7 +45,7 @@ pub struct Source {
 
     /// True confirms documents of the selection that the source does not list and has never listed, so that later runs mark or
     /// delete them. Such a run is always held, and needs an approval. For a SyncJob without a schedule.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub adopt: bool,
 
     /// PerBatch asks once for each batch, and expects a list. PerUser asks once for each document. Pages walks through all

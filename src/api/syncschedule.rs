@@ -183,7 +183,7 @@ pub struct SyncScheduleStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub active: Vec<ActiveRun>,
-    /// Number of entries in `active`.
+    /// Number of entries in `active` whose run is not held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_count: Option<i32>,
     /// The newest slot a run was made for.
@@ -207,7 +207,7 @@ pub struct SyncScheduleStatus {
     /// Runs that failed, newest first: the last 20 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failure_history: Vec<RunFailure>,
-    /// How the run ended that ended last, but for cancelled and replaced ones.
+    /// How the run ended that ended last, but for cancelled, replaced and superseded ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_result: Option<RunResult>,
     /// The trigger token that was handled last.
@@ -247,7 +247,7 @@ pub struct RunCounters {
     pub failed: i64,
     /// Slots for which no run was made.
     pub skipped: i64,
-    /// Runs that were cancelled since a newer one took their place.
+    /// Runs that were cancelled since a newer one took their place: replaced or superseded ones.
     pub replaced: i64,
 }
 

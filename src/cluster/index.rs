@@ -19,7 +19,8 @@ use crate::{
     },
     domain::{
         conditions,
-        job::{expires_at, is_complete, is_finished},
+        job::{expires_at, is_complete, is_finished, is_held},
+        schedule::slot_of,
     },
 };
 
@@ -64,13 +65,17 @@ struct Owner {
 
 enum State {
     /// It is in the watch cache.
-    UnderWay(Box<ObjectRef<SyncJob>>),
+    UnderWay {
+        place: Box<ObjectRef<SyncJob>>,
+        is_held: bool,
+    },
     Ended(Ended),
 }
 
 /// What is asked of a SyncJob that has ended.
 struct Ended {
     name: Box<str>,
+    slot: Timestamp,
     at: Option<Timestamp>,
     duration: Option<GoDuration>,
     /// Documents handled, and those of them that were refused.
@@ -98,7 +103,7 @@ impl Index {
         owners.filter_map(|owner| owner.schedule).collect()
     }
 
-    /// A SyncJob was made or changed. True when its schedule has to know.
+    /// A SyncJob was made or changed. True when its schedule has to know: it was made, has ended, or is held or not any more.
     pub fn apply(&mut self, job: &SyncJob) -> bool {
         self.known.apply(job)
     }
@@ -116,7 +121,7 @@ impl Index {
     /// Where one is that has not ended.
     pub fn under_way(&self, uid: &str) -> Option<&ObjectRef<SyncJob>> {
         match &self.known.jobs.get(uid)?.state {
-            State::UnderWay(place) => Some(place),
+            State::UnderWay { place, .. } => Some(place),
             State::Ended(_) => None,
         }
     }
@@ -126,7 +131,9 @@ impl Index {
         let uids = self.known.owners.get(owner).map(|owner| owner.jobs.as_slice()).unwrap_or_default();
         uids.iter()
             .filter_map(|uid| match &self.known.jobs.get(uid)?.state {
-                State::UnderWay(place) => cache.get(place).filter(|job| job.metadata.uid.as_deref() == Some(uid)),
+                State::UnderWay { place, .. } => {
+                    cache.get(place).filter(|job| job.metadata.uid.as_deref() == Some(uid))
+                }
                 State::Ended(ended) => Some(Arc::new(ended.to_job(uid))),
             })
             .collect()
@@ -141,9 +148,13 @@ impl Known {
         if let Some(known) = self.jobs.get_mut(uid)
             && known.owner.as_deref() == owner.map(|owner| owner.uid.as_str())
         {
-            let ends = matches!((&known.state, &state), (State::UnderWay(_), State::Ended(_)));
+            let is_news = match (&known.state, &state) {
+                (State::UnderWay { is_held: was_held, .. }, State::UnderWay { is_held, .. }) => was_held != is_held,
+                (State::UnderWay { .. }, State::Ended(_)) => true,
+                (State::Ended(_), _) => false,
+            };
             known.state = state;
-            return ends;
+            return is_news;
         }
         self.remove(uid);
         let uid: Arc<str> = uid.into();
@@ -177,13 +188,14 @@ impl Owner {
 impl State {
     fn of(job: &SyncJob) -> Self {
         if !is_history(job) {
-            return Self::UnderWay(Box::new(ObjectRef::from_obj(job)));
+            return Self::UnderWay { place: Box::new(ObjectRef::from_obj(job)), is_held: is_held(job) };
         }
         let status = job.status.as_ref();
         let failed = status.and_then(|status| conditions::find(&status.conditions, FAILED));
         let counts = status.and_then(|status| status.counts);
         Self::Ended(Ended {
             name: job.name_any().into(),
+            slot: slot_of(job).0,
             at: status.and_then(|status| status.completion_time.as_ref()).map(|time| time.0),
             duration: status.and_then(|status| status.duration.clone()),
             counts: counts.map_or((0, 0), |counts| (counts.processed, counts.failed)),
@@ -200,6 +212,8 @@ impl Ended {
     fn to_job(&self, uid: &str) -> SyncJob {
         let mut job = SyncJob::new(&self.name, SyncJobSpec::default());
         job.metadata.uid = Some(uid.to_owned());
+        // Where no annotation names its slot, this is it.
+        job.metadata.creation_timestamp = Some(Time(self.slot));
         let (type_, reason, message) = match self.failure.as_deref() {
             Some((reason, message)) => (FAILED, reason.as_str(), message.as_str()),
             None => (COMPLETE, "Completed", ""),
@@ -270,6 +284,32 @@ mod tests {
             assert!(job.metadata.uid.is_some());
         }
         assert!(index.has("uid-1") && index.under_way("uid-1").is_none());
+    }
+
+    #[test]
+    fn that_a_job_is_held_is_news_for_its_schedule_and_so_is_the_end_of_it() {
+        let held = json!({"conditions": [{"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "",
+            "lastTransitionTime": "2026-11-24T10:00:00Z"}]});
+        let mut index = Index::default();
+        index.apply(&job(1, Some("s"), &json!({})));
+        for (status, is_news) in [(&held, true), (&held, false), (&json!({}), true), (&json!({}), false)] {
+            assert_eq!(index.apply(&job(1, Some("s"), status)), is_news);
+        }
+    }
+
+    #[test]
+    fn of_a_job_that_has_ended_its_slot_is_known() {
+        let (cache, _writer) = reflector::store();
+        let mut index = Index::default();
+        for (number, slot) in [(1, Some("2026-11-24T09:50:00Z")), (2, None)] {
+            let mut job = job(number, Some("s"), &ended("Complete"));
+            job.metadata.creation_timestamp = Some(Time("2026-11-24T09:55:00Z".parse().unwrap()));
+            job.metadata.annotations =
+                slot.map(|slot| [(crate::api::SLOT_ANNOTATION.to_owned(), slot.to_owned())].into());
+            index.apply(&job);
+            let known = index.jobs_of("s", &cache).pop().unwrap();
+            assert_eq!(slot_of(&known), slot_of(&job));
+        }
     }
 
     #[test]

@@ -57,13 +57,14 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         };
     }
     if let Some(wanted) = plan.control {
-        let cancelled = wanted.cancelled.then(|| serde_json::to_string(&job::cancelled(&job)).unwrap_or_default());
+        let end = plan.end.clone().or_else(|| wanted.cancelled.then(|| job::cancelled(&job)));
+        let cancelled = end.map(|outcome| serde_json::to_string(&outcome).unwrap_or_default());
         let Wanted { suspended, priority, approved, .. } = wanted;
         context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority, approved }).await?;
     }
     // Status.
     if job.status.as_ref() == Some(&plan.status) {
-        return Ok(Action::await_change());
+        return Ok(next(&plan));
     }
     if let Some(wait) = context.pace.behind(&uid, job.metadata.resource_version.as_deref(), Instant::now()) {
         return Ok(Action::requeue(wait));
@@ -90,10 +91,15 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     if plan.enqueue {
         return Ok(Action::requeue(Duration::ZERO));
     }
+    let next = next(&plan);
     write_status(&job, &uid, plan.status, &turn, &context).await?;
     drop(turn);
     context.tell(&*job, plan.notes);
-    Ok(Action::await_change())
+    Ok(next)
+}
+
+fn next(plan: &Plan) -> Action {
+    plan.requeue.map_or_else(Action::await_change, Action::requeue)
 }
 
 /// Observes the run in the queue, and decides.
@@ -157,6 +163,7 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
     let payload =
         Payload { namespace: job.namespace().unwrap_or_default(), name: job.name_any(), spec: live.spec.clone() };
     let trace = trace::root_of(job);
+    let parked_since = job::parked_since(&live, Timestamp::now());
     let status = live.status.unwrap_or_default();
     let run = NewRun {
         uid,
@@ -167,10 +174,7 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
         attempts: status.attempts.unwrap_or(0) as u32,
         recoveries: status.recoveries.unwrap_or(0) as u32,
         history: &serde_json::to_string(&status.attempt_history).unwrap_or_default(),
-        suspended: live.spec.suspended.then(|| {
-            let parked = merged::find(&status.conditions, conditions::SUSPENDED);
-            parked.map_or_else(Timestamp::now, |condition| condition.last_transition_time.0)
-        }),
+        suspended: parked_since,
         rollback: RunSpec::parse(&live.spec).is_ok_and(|spec| spec.rollback),
         traceparent: trace.map(|root| root.span.to_string()),
     };

@@ -17,7 +17,10 @@ use tokio::time::{Instant, timeout};
 
 use super::{Context, Error, line::Writer};
 use crate::{
-    api::{REPLACED_BY_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus, syncschedule::ActiveRun},
+    api::{
+        REPLACED_BY_ANNOTATION, SUPERSEDED_BY_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus,
+        syncschedule::ActiveRun,
+    },
     cluster::{self, Lane, Turn},
     domain::{
         Note, elapsed, job,
@@ -70,7 +73,13 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     // Act.
     for name in &plan.cancel {
         let replacement = plan.replacement.as_deref().unwrap_or_default();
-        cancel(&schedule, name, replacement, &jobs, &context).await?;
+        let text = format!("Cancelled SyncJob {name}: {replacement} replaces it");
+        let note = Note::normal("RunReplaced", text);
+        cancel(&schedule, name, (REPLACED_BY_ANNOTATION, replacement), note, &jobs, &context).await?;
+    }
+    for (name, later) in &plan.supersede {
+        let note = Note::normal("RunSuperseded", format!("Cancelled the held SyncJob {name}: {later} supersedes it"));
+        cancel(&schedule, name, (SUPERSEDED_BY_ANNOTATION, later), note, &jobs, &context).await?;
     }
     for run in &plan.create {
         if !create(&schedule, plan.parsed.as_ref(), run, &context).await? {
@@ -158,23 +167,23 @@ fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) 
     }
 }
 
-/// Cancels a run that a newer one is to replace. The newer one is created when this one has ended.
+/// Cancels a run since a newer one takes its place, which an annotation names.
 async fn cancel(
     schedule: &SyncSchedule,
     name: &str,
-    replacement: &str,
+    (annotation, newer): (&str, &str),
+    note: Note,
     jobs: &[Arc<SyncJob>],
     context: &Context,
 ) -> Result<(), Error> {
     let uid = jobs.iter().find(|job| job.name_any() == name).and_then(|job| job.uid());
     // The uid makes this a conflict for another SyncJob of the same name.
-    let metadata = json!({"uid": uid, "annotations": {REPLACED_BY_ANNOTATION: replacement}});
+    let metadata = json!({"uid": uid, "annotations": {annotation: newer}});
     let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"cancelled": true}}));
     let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
     match context.write(Lane::Starts, "cancel a SyncJob", api.patch(name, &PatchParams::default(), &patch)).await {
         Ok(_) => {
-            let text = format!("Cancelled SyncJob {name}: {replacement} replaces it");
-            context.news.tell(schedule, Note::normal("RunReplaced", text));
+            context.news.tell(schedule, note);
             Ok(())
         }
         Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),

@@ -8,11 +8,13 @@ use kube::ResourceExt;
 
 use super::{
     Note, conditions, elapsed, from_seconds,
-    run::{MAX_FAILURES, Outcome, Run, RunSpec, State, Wanted, progress},
+    guard::Hold,
+    run::{Outcome, Run, RunSpec, State, Wanted, progress},
 };
 use crate::api::{
-    GoDuration, REPLACED_BY_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule,
-    conditions::{COMPLETE, FAILED, HELD, RECONCILING, STALLED, SUSPENDED, reasons},
+    APPROVE_ANNOTATION, GoDuration, REPLACED_BY_ANNOTATION, SUPERSEDED_BY_ANNOTATION, SyncJob, SyncJobStatus,
+    SyncSchedule,
+    conditions::{COMPLETE, FAILED, HELD, RECONCILING, REMOVAL_SKIPPED, STALLED, SUSPENDED, reasons},
     syncjob::Phase,
     truncate,
 };
@@ -29,8 +31,12 @@ pub struct Plan {
     pub enqueue: bool,
     /// Tell the queue what people want of the run now.
     pub control: Option<Wanted>,
+    /// With `control`: end the run as failed, for this reason, although nobody cancelled it.
+    pub end: Option<Outcome>,
     /// What to tell people.
     pub notes: Vec<Note>,
+    /// When to look again without being asked.
+    pub requeue: Option<Duration>,
 }
 
 /// True when the run has ended. Nothing about it changes any more.
@@ -51,12 +57,34 @@ pub fn is_complete(job: &SyncJob) -> bool {
     job.status.as_ref().is_some_and(|status| conditions::is_true(&status.conditions, COMPLETE))
 }
 
+/// True while its guard holds the run.
+#[must_use]
+pub fn is_held(job: &SyncJob) -> bool {
+    job.status.as_ref().is_some_and(shows_hold)
+}
+
+/// True while its guard holds the run, and nobody has approved as many documents as it holds.
+#[must_use]
+pub fn waits_for_approval(job: &SyncJob) -> bool {
+    job.status.as_ref().is_some_and(|status| shows_hold(status) && !is_approved(job, status))
+}
+
+fn shows_hold(status: &SyncJobStatus) -> bool {
+    conditions::is_true(&status.conditions, HELD)
+}
+
+/// True when the approval covers what the guard holds.
+fn is_approved(job: &SyncJob, status: &SyncJobStatus) -> bool {
+    let held = status.counts.and_then(|counts| counts.held).and_then(|held| u64::try_from(held).ok());
+    Wanted::from(job).approved.zip(held).is_some_and(|(approved, held)| held <= approved)
+}
+
 /// Decides on a SyncJob from its object and its run in the queue (`None` when the queue has none).
 #[must_use]
 pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     let old = job.status.clone().unwrap_or_default();
     if is_finished(job) {
-        return Plan { status: old, enqueue: false, control: None, notes: Vec::new() };
+        return Plan { status: old, enqueue: false, control: None, end: None, notes: Vec::new(), requeue: None };
     }
     let mut status = old.clone();
     status.observed_generation = job.metadata.generation;
@@ -64,6 +92,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
 
     let wanted = Wanted::from(job);
     let parsed = RunSpec::parse(&job.spec);
+    let hold_for = parsed.as_ref().ok().map(|spec| spec.guard.hold_for);
     // Redis may have lost a run that had begun: it learns from the queue that it is cancelled, and is rolled back.
     let has_to_roll_back = parsed.as_ref().is_ok_and(|spec| spec.rollback);
     let enqueue = match (run, parsed) {
@@ -76,19 +105,82 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
             fail(&mut status, &outcome, generation, now);
             false
         }
+        // Redis lost a held run. It is put back, and kept aside, only to be told how it goes on.
+        (None, Ok(_)) if is_held(job) => {
+            conditions::clear(&mut status.conditions, RECONCILING);
+            let is_over = is_over(job, &status, hold_for, now);
+            if is_over && !has_to_roll_back {
+                let outcome = not_approved(&status, hold_for);
+                fail(&mut status, &outcome, generation, now);
+            }
+            is_approved(job, &old) || has_to_roll_back && (is_over || wanted.cancelled)
+        }
         (None, Ok(_)) => {
             status.phase = status.phase.or(Some(Phase::Pending));
             true
         }
         (Some(run), _) => {
-            mirror(&mut status, run, generation, now);
+            mirror(&mut status, job, run, now);
             false
         }
     };
     let under_way = run.filter(|run| !matches!(run.state, State::Completed | State::Failed));
-    let control = under_way.filter(|run| run.wanted != wanted).map(|_| wanted);
-    let notes = transition(&old, &status).into_iter().chain(run.and_then(|run| slow(&old, run))).collect();
-    Plan { status, enqueue, control, notes }
+    let end = under_way.filter(|_| is_over(job, &status, hold_for, now)).map(|_| not_approved(&status, hold_for));
+    // The queue may have cancelled the run although nobody did, and that cannot be taken back.
+    let is_known = |run: &Run| wanted == Wanted { cancelled: run.wanted.cancelled && wanted.cancelled, ..run.wanted };
+    let control = under_way.filter(|run| end.is_some() || !is_known(run)).map(|_| wanted);
+    let requeue = held_until(&status, hold_for).map(|until| elapsed(now, until)).filter(|wait| !wait.is_zero());
+    let notes = approval(&old, &status, wanted.approved)
+        .into_iter()
+        .chain(transition(&old, &status))
+        .chain(skipped_removal(&old, &status))
+        .chain(run.and_then(|run| slow(&old, run)))
+        .collect();
+    Plan { status, enqueue, control, end, notes, requeue }
+}
+
+/// When a held run ends unless it is approved.
+fn held_until(status: &SyncJobStatus, hold_for: Option<Duration>) -> Option<Timestamp> {
+    let held = conditions::find(&status.conditions, HELD).filter(|held| held.status == "True")?;
+    held.last_transition_time.0.checked_add(hold_for?).ok()
+}
+
+/// True when a held run has waited for its approval in vain.
+fn is_over(job: &SyncJob, status: &SyncJobStatus, hold_for: Option<Duration>, now: Timestamp) -> bool {
+    let is_late = held_until(status, hold_for).is_some_and(|until| until <= now);
+    is_late && !job.spec.cancelled && !is_approved(job, status)
+}
+
+/// How a held run ends that nobody has approved.
+fn not_approved(status: &SyncJobStatus, hold_for: Option<Duration>) -> Outcome {
+    let held = status.counts.and_then(|counts| counts.held).unwrap_or_default();
+    let hold_for = hold_for.map_or_else(String::new, |hold_for| GoDuration::from(hold_for).to_string());
+    let message = format!("nobody approved {held} documents within spec.guard.holdFor ({hold_for})");
+    Outcome { reason: reasons::NOT_APPROVED.to_owned(), message }
+}
+
+/// Since when a run is to be put aside that is put into the queue: it is suspended, or held until the queue knows of its
+/// approval. `None`: it is to be worked on.
+#[must_use]
+pub fn parked_since(job: &SyncJob, now: Timestamp) -> Option<Timestamp> {
+    let conditions = job.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let since = |type_| conditions::find(conditions, type_).map_or(now, |found| found.last_transition_time.0);
+    if is_held(job) { Some(since(HELD)) } else { job.spec.suspended.then(|| since(SUSPENDED)) }
+}
+
+/// Why the queue has put the run aside, unless it is suspended.
+fn hold_of(run: &Run) -> Option<&Hold> {
+    let Wanted { suspended, approved, .. } = run.wanted;
+    let hold = run.checkpoint.hold.as_ref().filter(|_| run.state == State::Parked && !suspended);
+    hold.filter(|hold| approved.is_none_or(|approved| approved < hold.number))
+}
+
+/// Says what is held, and how it is approved. What is to be done comes before the keys, of which a condition has room for some.
+#[must_use]
+pub fn hold_message(hold: &Hold, approval: &str) -> String {
+    let Hold { message, keys, .. } = hold;
+    let keys = if keys.is_empty() { String::new() } else { format!(". The first keys: {}", keys.join(", ")) };
+    format!("{message}. To approve: {approval}{keys}")
 }
 
 fn with_warning(message: String, run: &Run) -> String {
@@ -109,19 +201,21 @@ fn slow(old: &SyncJobStatus, run: &Run) -> Option<Note> {
 /// How a run ends that is cancelled: by its user, or by its schedule for a newer run.
 #[must_use]
 pub fn cancelled(job: &SyncJob) -> Outcome {
-    match job.annotations().get(REPLACED_BY_ANNOTATION) {
-        Some(newer) => {
-            Outcome { reason: reasons::REPLACED.to_owned(), message: truncate(&format!("{newer} replaces it")) }
-        }
-        None => Outcome { reason: reasons::CANCELLED.to_owned(), message: "spec.cancelled was set".to_owned() },
-    }
+    let newer = |annotation| job.annotations().get(annotation);
+    let (reason, message) = match (newer(REPLACED_BY_ANNOTATION), newer(SUPERSEDED_BY_ANNOTATION)) {
+        (Some(newer), _) => (reasons::REPLACED, truncate(&format!("{newer} replaces it"))),
+        (None, Some(newer)) => (reasons::SUPERSEDED, truncate(&format!("{newer} supersedes it"))),
+        (None, None) => (reasons::CANCELLED, "spec.cancelled was set".to_owned()),
+    };
+    Outcome { reason: reason.to_owned(), message }
 }
 
 /// True when the run was cancelled by its schedule, since a newer run took its place.
 #[must_use]
 pub fn is_replaced(job: &SyncJob) -> bool {
     let conditions = job.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    conditions::find(conditions, FAILED).is_some_and(|failed| failed.reason == reasons::REPLACED)
+    let replaced = [reasons::REPLACED, reasons::SUPERSEDED];
+    conditions::find(conditions, FAILED).is_some_and(|failed| replaced.contains(&failed.reason.as_str()))
 }
 
 /// The status while nothing can be learnt from the queue: what was known, and why it may be old.
@@ -151,7 +245,14 @@ pub fn waits_for_books(job: &SyncJob, next: &SyncJobStatus, schedule: &SyncSched
 }
 
 /// Copies what the queue knows into the status.
-fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: Timestamp) {
+fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) {
+    let was_put_back = run.state == State::Parked && run.checkpoint.hold.is_none();
+    if shows_hold(status) && was_put_back && !job.spec.suspended {
+        // Redis had lost it. It continues, or ends, by the next call.
+        return;
+    }
+    let generation = job.metadata.generation;
+    let held_before = status.counts.and_then(|counts| counts.held);
     let complete = run.state == State::Completed;
     status.worker.clone_from(&run.worker);
     status.attempts = Some(run.attempts as i32);
@@ -172,11 +273,28 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
     if let Some(outcome) = run.outcome.as_ref().filter(|_| run.finished.is_none()) {
         status.phase = Some(Phase::RollingBack);
         conditions::clear(&mut status.conditions, SUSPENDED);
+        conditions::clear(&mut status.conditions, HELD);
         let message = format!("Puts the documents back, since the run has failed: {}", outcome.message);
         let message = with_warning(message, run);
         conditions::set(&mut status.conditions, RECONCILING, true, reasons::ROLLING_BACK, message, generation, now);
         return;
     }
+    if let Some(hold) = hold_of(run) {
+        let number = i64::try_from(hold.number).unwrap_or(i64::MAX);
+        if held_before != Some(number) {
+            // Another number is another question.
+            conditions::clear(&mut status.conditions, HELD);
+        }
+        let command = format!("kubectl annotate syncjob {} {APPROVE_ANNOTATION}={number} --overwrite", job.name_any());
+        let message = hold_message(hold, &command);
+        status.phase = Some(Phase::Held);
+        status.counts.get_or_insert_default().held = Some(number);
+        conditions::clear(&mut status.conditions, RECONCILING);
+        conditions::clear(&mut status.conditions, SUSPENDED);
+        conditions::set(&mut status.conditions, HELD, true, reasons::GUARD_EXCEEDED, message, generation, now);
+        return;
+    }
+    conditions::clear(&mut status.conditions, HELD);
     if run.state == State::Parked {
         let message = "Put aside with its progress kept; goes on when spec.suspended is false";
         status.phase = Some(Phase::Suspended);
@@ -213,14 +331,12 @@ fn mirror(status: &mut SyncJobStatus, run: &Run, generation: Option<i64>, now: T
             let counts = run.checkpoint.counts;
             let message =
                 format!("{} of {} documents updated, {} failed", counts.updated, counts.processed, counts.failed);
-            let message = match &run.checkpoint.paging {
-                Some(paging) if paging.is_unsure => format!(
-                    "{message}. More than {MAX_FAILURES} of the source's results failed, or one has no usable key, so no document was taken to be missing there"
-                ),
-                _ => message,
-            };
             let message = with_warning(message, run);
             status.phase = Some(Phase::Complete);
+            if let Some(Outcome { reason, message }) = &run.checkpoint.removal_skipped {
+                let at = run.finished.unwrap_or(now);
+                conditions::set(&mut status.conditions, REMOVAL_SKIPPED, true, reason, message, generation, at);
+            }
             finish(status, run.finished.unwrap_or(now));
             conditions::set(&mut status.conditions, COMPLETE, true, reasons::COMPLETED, message, generation, now);
         }
@@ -242,24 +358,44 @@ fn fail(status: &mut SyncJobStatus, outcome: &Outcome, generation: Option<i64>, 
 
 fn finish(status: &mut SyncJobStatus, at: Timestamp) {
     conditions::clear(&mut status.conditions, RECONCILING);
+    conditions::clear(&mut status.conditions, HELD);
     status.completion_time = Some(Time(from_seconds(at.as_second())));
     let millis = status.start_time.as_ref().map(|start| elapsed(start.0, at).as_millis() as u64);
     status.duration = millis.map(|millis| GoDuration::from(Duration::from_millis(millis)));
 }
 
+/// Tells that a held run continues.
+fn approval(old: &SyncJobStatus, new: &SyncJobStatus, approved: Option<u64>) -> Option<Note> {
+    let continues = matches!(new.phase, Some(Phase::Queued | Phase::Running | Phase::Retrying | Phase::Complete));
+    let approved = approved.filter(|_| shows_hold(old) && !shows_hold(new) && continues)?;
+    let text = format!("The annotation {APPROVE_ANNOTATION} approves {approved} documents: continues");
+    Some(Note::normal("RunApproved", text))
+}
+
+/// Tells that a complete run has removed nothing, and why.
+fn skipped_removal(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
+    let skipped = conditions::find(&new.conditions, REMOVAL_SKIPPED)?;
+    let is_new = conditions::find(&old.conditions, REMOVAL_SKIPPED).is_none();
+    is_new.then(|| Note::warning("RemovalSkipped", skipped.message.clone()))
+}
+
 fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
     let message = |type_| conditions::find(&new.conditions, type_).map(|c| c.message.clone()).unwrap_or_default();
     let reason = conditions::find(&new.conditions, FAILED).map(|c| c.reason.as_str()).unwrap_or_default();
-    let is_wanted = matches!(reason, reasons::CANCELLED | reasons::REPLACED);
+    let is_wanted = matches!(reason, reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED);
     let recovered = new.recoveries > old.recoveries && new.recoveries > Some(0);
     if recovered && matches!(new.phase, Some(Phase::Queued | Phase::Running)) {
         return Some(Note::warning("RunRecovered", "The run lost its worker and goes on from its last checkpoint"));
     }
-    if old.phase == new.phase {
+    let held = |status: &SyncJobStatus| status.counts.and_then(|counts| counts.held);
+    if old.phase == new.phase && (new.phase != Some(Phase::Held) || held(old) == held(new)) {
         return None;
     }
     if new.phase == Some(Phase::RollingBack) {
         return Some(Note::normal("RunRollingBack", truncate(&message(RECONCILING))));
+    }
+    if old.phase == Some(Phase::Held) && conditions::is_true(&new.conditions, RECONCILING) {
+        return None;
     }
     if old.phase == Some(Phase::Suspended) && conditions::is_true(&new.conditions, RECONCILING) {
         return Some(Note::normal("RunResumed", "Goes on from its last checkpoint"));
@@ -415,6 +551,242 @@ mod tests {
         let failed = conditions::find(&job.status.as_ref().unwrap().conditions, FAILED).unwrap();
         assert_eq!(failed.message, "user-sync-2 replaces it");
         assert_eq!(reasons_of(&decide(&job, None, at(2))), Vec::<&str>::new());
+    }
+
+    const HELD_AT: i64 = 1000;
+
+    /// A run that its guard holds, or held last, because of `number` documents.
+    fn guarded(state: State, number: u64, approved: Option<u64>) -> Run {
+        let mut run = run(state, 100);
+        let keys = vec!["a1".to_owned(), "a2".to_owned()];
+        run.checkpoint.counts.held = Some(number as i64);
+        run.checkpoint.hold = Some(Hold { number, message: "too many".to_owned(), keys });
+        run.wanted.approved = approved;
+        run
+    }
+
+    fn approve(mut job: SyncJob, number: &str) -> SyncJob {
+        job.annotations_mut().insert(APPROVE_ANNOTATION.to_owned(), number.to_owned());
+        job
+    }
+
+    /// A SyncJob that is held because of 10 documents since [`HELD_AT`].
+    fn held_job(part: &serde_json::Value) -> SyncJob {
+        let mut spec = serde_json::json!({"transaction": "Batch", "guard": {"holdFor": "1m"},
+            "source": {"graphQL": {"endpoint": "https://api.example/", "query": "q", "resultPath": ""}}});
+        spec.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        let mut job = job(spec);
+        job.status = Some(decide(&job, Some(&guarded(State::Parked, 10, None)), at(HELD_AT)).status);
+        job
+    }
+
+    fn reason<'a>(status: &'a SyncJobStatus, type_: &str) -> Option<&'a str> {
+        conditions::find(&status.conditions, type_).map(|condition| condition.reason.as_str())
+    }
+
+    #[test]
+    fn a_held_run_says_what_is_held_and_how_it_is_approved() {
+        let mut job = job(serde_json::json!({}));
+        job.status = Some(decide(&job, Some(&run(State::Active, 10)), at(120)).status);
+        let plan = decide(&job, Some(&guarded(State::Parked, 10, Some(9))), at(140));
+        assert_eq!((plan.status.phase, reasons_of(&plan)), (Some(Phase::Held), vec!["RunHeld"]));
+        let held = conditions::find(&plan.status.conditions, HELD).unwrap();
+        assert_eq!((held.status.as_str(), held.reason.as_str()), ("True", reasons::GUARD_EXCEEDED));
+        let message = "too many. To approve: kubectl annotate syncjob user-sync-1 sync.codex.dev/approve=10 --overwrite. \
+                       The first keys: a1, a2";
+        assert_eq!(held.message, message);
+        assert_eq!(plan.notes[0].text, message);
+        assert!(plan.notes[0].warning);
+        assert_eq!(plan.status.counts.unwrap().held, Some(10));
+        assert_eq!(reason(&plan.status, RECONCILING), None);
+        job.status = Some(plan.status);
+        assert!(is_held(&job) && waits_for_approval(&job));
+        let again = decide(&job, Some(&guarded(State::Parked, 10, Some(9))), at(150));
+        assert_eq!((Some(&again.status), again.notes.len()), (job.status.as_ref(), 0));
+        let more = decide(&job, Some(&guarded(State::Parked, 12, Some(10))), at(160));
+        assert_eq!((more.status.counts.unwrap().held, reasons_of(&more)), (Some(12), vec!["RunHeld"]));
+        let since = conditions::find(&more.status.conditions, HELD).unwrap().last_transition_time.0;
+        assert_eq!(since, at(160), "another number is held for as long as the first");
+    }
+
+    #[test]
+    fn a_run_is_held_as_long_as_it_is_put_aside_for_nothing_else() {
+        let suspended = |run: Run| Run { wanted: Wanted { suspended: true, ..run.wanted }, ..run };
+        for (what, run, phase) in [
+            ("held", guarded(State::Parked, 10, None), Phase::Held),
+            ("fewer are approved", guarded(State::Parked, 10, Some(9)), Phase::Held),
+            ("as many are approved", guarded(State::Waiting, 10, Some(10)), Phase::Queued),
+            ("suspended, too", suspended(guarded(State::Parked, 10, None)), Phase::Suspended),
+            ("suspended", suspended(run(State::Parked, 100)), Phase::Suspended),
+        ] {
+            let status = decide(&job(serde_json::json!({})), Some(&run), at(140)).status;
+            assert_eq!((status.phase, shows_hold(&status)), (Some(phase), phase == Phase::Held), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_held_run_that_continues_or_ends_is_held_no_more() {
+        let suspended = Wanted { suspended: true, ..Wanted::default() };
+        for (what, run, events) in [
+            ("waits", guarded(State::Waiting, 10, Some(10)), vec!["RunApproved"]),
+            ("runs", guarded(State::Active, 10, Some(10)), vec!["RunApproved"]),
+            ("is retried", guarded(State::Delayed, 10, Some(10)), vec!["RunApproved"]),
+            ("has completed", guarded(State::Completed, 10, Some(10)), vec!["RunApproved", "RunCompleted"]),
+            ("has failed", guarded(State::Failed, 10, Some(10)), vec!["RunFailed"]),
+            ("is suspended", Run { wanted: suspended, ..guarded(State::Parked, 10, None) }, vec!["RunSuspended"]),
+        ] {
+            let job = approve(held_job(&serde_json::json!({})), "10");
+            assert!(is_held(&job) && !waits_for_approval(&job));
+            let plan = decide(&job, Some(&run), at(HELD_AT + 10));
+            assert_eq!((shows_hold(&plan.status), reasons_of(&plan)), (false, events), "{what}");
+        }
+    }
+
+    /// Each row: the annotation, the part of the spec, the seconds for which it is held, and whether the queue is told to end it, when to
+    /// look again, and whether it is told anything.
+    #[test]
+    fn a_held_run_ends_when_nobody_approves_it_in_time() {
+        let none = || serde_json::json!({});
+        for (approved, part, seconds, ends, requeue, told) in [
+            (None, none(), 0, false, Some(60), false),
+            (None, none(), 59, false, Some(1), false),
+            (None, none(), 60, true, None, true),
+            (None, none(), 3600, true, None, true),
+            (Some("9"), none(), 60, true, None, true),
+            (Some("9"), none(), 59, false, Some(1), true),
+            (Some("10"), none(), 60, false, None, true),
+            (Some("ten"), none(), 60, true, None, true),
+            (None, serde_json::json!({"cancelled": true}), 60, false, None, true),
+            (None, serde_json::json!({"priority": 5}), 59, false, Some(1), true),
+        ] {
+            let mut job = held_job(&none());
+            job.spec.cancelled = part.get("cancelled").is_some();
+            job.spec.priority = part["priority"].as_i64().unwrap_or_default() as i32;
+            let job = approved.map_or(job.clone(), |number| approve(job, number));
+            let plan = decide(&job, Some(&guarded(State::Parked, 10, None)), at(HELD_AT + seconds));
+            let row = format!("{approved:?} {part} {seconds}");
+            assert_eq!(
+                plan.end.as_ref().map(|end| end.reason.as_str()),
+                ends.then_some(reasons::NOT_APPROVED),
+                "{row}"
+            );
+            assert_eq!(plan.requeue, requeue.map(Duration::from_secs), "{row}");
+            assert_eq!(plan.control.is_some(), told, "{row}");
+            assert_eq!(plan.status.phase, Some(Phase::Held), "{row}");
+        }
+        let end = decide(&held_job(&none()), Some(&guarded(State::Parked, 10, None)), at(HELD_AT + 60)).end.unwrap();
+        assert_eq!(end.message, "nobody approved 10 documents within spec.guard.holdFor (1m)");
+        let ended = Run { outcome: Some(end), ..guarded(State::Failed, 10, None) };
+        let plan = decide(&held_job(&none()), Some(&ended), at(HELD_AT + 61));
+        assert_eq!(reason(&plan.status, FAILED), Some(reasons::NOT_APPROVED));
+        assert_eq!((reasons_of(&plan), plan.requeue, shows_hold(&plan.status)), (vec!["RunFailed"], None, false));
+    }
+
+    #[test]
+    fn what_the_queue_ended_by_itself_is_not_told_to_it_again() {
+        let outcome = Outcome { reason: reasons::NOT_APPROVED.to_owned(), message: String::new() };
+        let mut run = Run { outcome: Some(outcome), ..guarded(State::Waiting, 10, None) };
+        run.wanted.cancelled = true;
+        let plan = decide(&held_job(&serde_json::json!({"onFailure": "Rollback"})), Some(&run), at(HELD_AT + 61));
+        assert_eq!((plan.control, plan.end, plan.status.phase), (None, None, Some(Phase::RollingBack)));
+    }
+
+    /// Each row: the annotation, the part of the spec, the seconds for which it is held, whether it is enqueued, and the reason for which
+    /// it fails.
+    #[test]
+    fn a_held_run_that_redis_lost_waits_for_its_approval() {
+        let rollback = serde_json::json!({"onFailure": "Rollback"});
+        let cancelled = serde_json::json!({"cancelled": true});
+        let both = serde_json::json!({"onFailure": "Rollback", "cancelled": true});
+        let none = serde_json::json!({});
+        for (approved, part, seconds, enqueue, failed) in [
+            (None, &none, 59, false, None),
+            (Some("9"), &none, 59, false, None),
+            (Some("10"), &none, 59, true, None),
+            (Some("10"), &none, 61, true, None),
+            (None, &serde_json::json!({"suspended": true}), 59, false, None),
+            (None, &none, 60, false, Some(reasons::NOT_APPROVED)),
+            (None, &cancelled, 59, false, Some(reasons::CANCELLED)),
+            (None, &rollback, 59, false, None),
+            (None, &rollback, 60, true, None),
+            (None, &both, 59, true, None),
+        ] {
+            let mut job = held_job(part);
+            if job.spec.suspended {
+                job.status = held_job(&none).status;
+            }
+            let job = approved.map_or(job.clone(), |number| approve(job, number));
+            let plan = decide(&job, None, at(HELD_AT + seconds));
+            let row = format!("{approved:?} {part} {seconds}");
+            assert_eq!((plan.enqueue, reason(&plan.status, FAILED)), (enqueue, failed), "{row}");
+            assert_eq!(plan.requeue.is_some(), failed.is_none() && seconds < 60, "{row}");
+            assert_eq!(shows_hold(&plan.status), failed.is_none(), "{row}");
+            assert_eq!(parked_since(&job, at(2000)), Some(at(HELD_AT)), "{row}");
+        }
+    }
+
+    #[test]
+    fn a_held_run_that_was_put_back_is_held_until_the_queue_knows() {
+        let put_back = Wanted { suspended: true, ..Wanted::default() };
+        let run = Run { wanted: put_back, checkpoint: Checkpoint::default(), ..run(State::Parked, 0) };
+        let job = approve(held_job(&serde_json::json!({})), "10");
+        let plan = decide(&job, Some(&run), at(HELD_AT + 61));
+        assert_eq!((Some(&plan.status), plan.notes.len()), (job.status.as_ref(), 0));
+        let wanted = Wanted { approved: Some(10), ..Wanted::default() };
+        assert_eq!((plan.control, plan.end), (Some(wanted), None));
+        let late = decide(&held_job(&serde_json::json!({"onFailure": "Rollback"})), Some(&run), at(HELD_AT + 60));
+        assert_eq!(late.end.unwrap().reason, reasons::NOT_APPROVED);
+    }
+
+    #[test]
+    fn a_held_run_without_a_queue_shows_so_only_while_it_is_away() {
+        let mut job = held_job(&serde_json::json!({}));
+        job.status = Some(unknown(&job, reasons::QUEUE_UNAVAILABLE, "Redis does not answer", at(HELD_AT + 1)));
+        assert_eq!(job.status.as_ref().unwrap().phase, Some(Phase::Held));
+        for run in [None, Some(guarded(State::Parked, 10, None))] {
+            let plan = decide(&job, run.as_ref(), at(HELD_AT + 2));
+            assert_eq!((reason(&plan.status, RECONCILING), reasons_of(&plan)), (None, vec![]));
+            assert_eq!(plan.requeue, Some(Duration::from_secs(58)));
+        }
+    }
+
+    #[test]
+    fn a_run_is_put_into_the_queue_as_suspended_since_it_was() {
+        assert_eq!(parked_since(&job(serde_json::json!({})), at(200)), None);
+        let mut job = job(serde_json::json!({"suspended": true}));
+        assert_eq!(parked_since(&job, at(200)), Some(at(200)));
+        job.status = Some(decide(&job, Some(&run(State::Parked, 100)), at(120)).status);
+        assert_eq!(parked_since(&job, at(200)), Some(at(120)));
+    }
+
+    #[test]
+    fn a_complete_run_that_removed_nothing_says_why() {
+        let mut run = run(State::Completed, 200);
+        let why = Outcome { reason: reasons::WALK_UNPROVED.to_owned(), message: "no page was empty".to_owned() };
+        run.checkpoint.removal_skipped = Some(why.clone());
+        let plan = decide(&job(serde_json::json!({})), Some(&run), at(200));
+        assert_eq!(reasons_of(&plan), ["RunCompleted", "RemovalSkipped"]);
+        assert_eq!((plan.notes[1].warning, &plan.notes[1].text), (true, &why.message));
+        let skipped = conditions::find(&plan.status.conditions, REMOVAL_SKIPPED).unwrap();
+        assert_eq!(
+            (&*skipped.status, &*skipped.reason, &skipped.message),
+            ("True", reasons::WALK_UNPROVED, &why.message)
+        );
+        let failed = Run { state: State::Failed, ..run };
+        let plan = decide(&job(serde_json::json!({})), Some(&failed), at(200));
+        assert_eq!(reason(&plan.status, REMOVAL_SKIPPED), None);
+    }
+
+    #[test]
+    fn a_held_run_that_a_later_one_supersedes_says_which() {
+        let mut job = held_job(&serde_json::json!({"cancelled": true}));
+        job.annotations_mut().insert(SUPERSEDED_BY_ANNOTATION.to_owned(), "user-sync-2".to_owned());
+        let plan = decide(&job, None, at(HELD_AT + 1));
+        assert_eq!(reasons_of(&plan), ["RunCancelled"]);
+        let failed = conditions::find(&plan.status.conditions, FAILED).unwrap();
+        assert_eq!((&*failed.reason, &*failed.message), (reasons::SUPERSEDED, "user-sync-2 supersedes it"));
+        job.status = Some(plan.status);
+        assert!(is_replaced(&job) && !is_held(&job));
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //!
 //! **Waiting in the books.** Where runs must not overlap, an entry may wait in `active` for the end of an earlier run
 //! before its SyncJob is created: with `Replace`, until the run it replaces was cancelled and its worker is fenced.
+//!
+//! **Held runs** stay in `active` until they are counted, but are in nobody's way: they may wait for days.
 
 mod spec;
 mod standing;
@@ -79,6 +81,8 @@ pub struct Plan {
     pub cancel: Vec<String>,
     /// Name of that newer run's SyncJob.
     pub replacement: Option<String>,
+    /// Names of held SyncJobs, each with that of the later run that takes its place.
+    pub supersede: Vec<(String, String)>,
     /// Runs whose SyncJob does not exist yet, and may now.
     pub create: Vec<ActiveRun>,
     /// Names of SyncJobs beyond the history limits.
@@ -102,6 +106,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
         status: old.clone(),
         cancel: Vec::new(),
         replacement: None,
+        supersede: superseded(observed.jobs),
         create: Vec::new(),
         delete: Vec::new(),
         skipped: Vec::new(),
@@ -127,7 +132,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
             }
         }
     }
-    plan.status.active_count = Some(plan.status.active.len() as i32);
+    plan.status.active_count = Some(active(&plan.status, observed.jobs).count() as i32);
     let policy = schedule.spec.concurrency_policy;
     plan.create = missing(&plan.status, policy, observed.jobs);
     plan.requeue = plan.requeue.into_iter().chain(look_again).min();
@@ -140,7 +145,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
 /// Notes that the slot of `entry` cannot be run since a SyncJob of its name is not ours.
 pub fn collided(status: &mut SyncScheduleStatus, entry: &ActiveRun) {
     status.active.retain(|run| run.name != entry.name);
-    status.active_count = Some(status.active.len() as i32);
+    status.active_count = status.active_count.map(|count| count - 1);
     status.runs.total -= 1;
     note_skip(status, entry.slot.0, 1, skips::NAME_COLLISION);
 }
@@ -184,7 +189,15 @@ fn waits(run: &ActiveRun, jobs: &[Arc<SyncJob>]) -> bool {
     run.uid.is_none() && !jobs.iter().any(|job| job.name_any() == run.name)
 }
 
-fn slot_of(job: &SyncJob) -> Time {
+/// The active runs of the books: those that are not held.
+fn active<'a>(status: &'a SyncScheduleStatus, jobs: &[Arc<SyncJob>]) -> impl Iterator<Item = &'a ActiveRun> {
+    let held: Vec<_> = jobs.iter().filter(|job| job::waits_for_approval(job)).map(|job| job.name_any()).collect();
+    status.active.iter().filter(move |run| !held.contains(&run.name))
+}
+
+/// The slot of a SyncJob. One that was made for none has its creation for it.
+#[must_use]
+pub fn slot_of(job: &SyncJob) -> Time {
     let slot = job.annotations().get(SLOT_ANNOTATION).and_then(|text| text.parse().ok()).map(Time);
     slot.or_else(|| job.creation_timestamp()).unwrap_or(Time(Timestamp::UNIX_EPOCH))
 }
@@ -222,7 +235,8 @@ fn note_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &Syn
     let reason = conditions::find(&result.conditions, FAILED).map(|condition| condition.reason.clone());
     let reason = reason.filter(|_| !job::is_complete(finished));
     let time = result.completion_time.clone().unwrap_or(Time(Timestamp::UNIX_EPOCH));
-    let is_ended_by_somebody = matches!(reason.as_deref(), Some(reasons::CANCELLED | reasons::REPLACED));
+    let is_ended_by_somebody =
+        matches!(reason.as_deref(), Some(reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED));
     if is_ended_by_somebody || status.last_result.as_ref().is_some_and(|last| last.time > time) {
         return;
     }
@@ -248,7 +262,8 @@ fn start_triggered(
     if token.is_empty() || plan.status.last_handled_trigger.as_ref() == Some(&token) {
         return None;
     }
-    if schedule.spec.concurrency_policy == ConcurrencyPolicy::Forbid && !plan.status.active.is_empty() {
+    let is_busy = active(&plan.status, jobs).next().is_some();
+    if schedule.spec.concurrency_policy == ConcurrencyPolicy::Forbid && is_busy {
         return Some("; the triggered run starts when the run under way has ended");
     }
     let name = names::job_for_trigger(&schedule.name_any(), &token);
@@ -305,7 +320,7 @@ fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus,
             let first = slots.next(since, since).unwrap_or(before);
             skip(plan, (first, before), due.count - 1, skips::CATCH_UP, "passed while no controller was at work");
         }
-        match refusal(plan, schedule, parsed, elapsed(slots.start(due.newest), now)) {
+        match refusal(plan, observed, parsed, elapsed(slots.start(due.newest), now)) {
             Some((reason, why)) => skip(plan, (due.newest, due.newest), 1, reason, why),
             None => start(plan, schedule, jobs, slot_run(schedule, due.newest)),
         }
@@ -319,15 +334,17 @@ fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus,
 /// Why the newest slot that is due is not run.
 fn refusal(
     plan: &Plan,
-    schedule: &SyncSchedule,
+    observed: &Observed<'_>,
     parsed: &Parsed,
     late: Duration,
 ) -> Option<(&'static str, &'static str)> {
+    let Observed { schedule, jobs, .. } = *observed;
+    let is_busy = active(&plan.status, jobs).next().is_some();
     if schedule.spec.catch_up == CatchUp::None && late > ON_TIME {
         Some((skips::CATCH_UP, "missed, and spec.catchUp is None"))
     } else if parsed.starting_deadline.is_some_and(|deadline| late > deadline) {
         Some((skips::DEADLINE, "later than spec.startingDeadline"))
-    } else if schedule.spec.concurrency_policy == ConcurrencyPolicy::Forbid && !plan.status.active.is_empty() {
+    } else if schedule.spec.concurrency_policy == ConcurrencyPolicy::Forbid && is_busy {
         Some((skips::ACTIVE, "an earlier run is not finished"))
     } else {
         None
@@ -386,7 +403,7 @@ fn missing(status: &SyncScheduleStatus, policy: ConcurrencyPolicy, jobs: &[Arc<S
     let missing = status.active.iter().filter(|run| waits(run, jobs));
     match policy {
         ConcurrencyPolicy::Allow => missing.cloned().collect(),
-        _ if status.active.iter().any(|run| !waits(run, jobs)) => Vec::new(),
+        _ if active(status, jobs).any(|run| !waits(run, jobs)) => Vec::new(),
         _ => missing.take(1).cloned().collect(),
     }
 }
@@ -400,10 +417,21 @@ fn replaced(
     let waiting = status.active.iter().find(|run| waits(run, jobs)).filter(|_| policy == ConcurrencyPolicy::Replace);
     let Some(waiting) = waiting else { return (Vec::new(), None) };
     let in_the_way = |job: &SyncJob| {
-        !job.spec.cancelled && !job::is_finished(job) && status.active.iter().any(|run| run.name == job.name_any())
+        !job.spec.cancelled && !job::is_finished(job) && active(status, jobs).any(|run| run.name == job.name_any())
     };
     let cancel = jobs.iter().filter(|job| in_the_way(job)).map(|job| job.name_any()).collect();
     (cancel, Some(waiting.name.clone()))
+}
+
+/// Held runs, each with the newest later run that is complete or held, and takes its place.
+fn superseded(jobs: &[Arc<SyncJob>]) -> Vec<(String, String)> {
+    let supersedes = |job: &SyncJob| job::is_complete(job) || (job::is_held(job) && !job.spec.cancelled);
+    let Some(newest) = jobs.iter().filter(|job| supersedes(job)).max_by_key(|job| slot_of(job)) else {
+        return Vec::new();
+    };
+    let is_earlier = |job: &SyncJob| slot_of(job) < slot_of(newest) && !job.spec.cancelled;
+    let held = jobs.iter().filter(|job| job::waits_for_approval(job) && is_earlier(job));
+    held.map(|job| (job.name_any(), newest.name_any())).collect()
 }
 
 /// Finished runs beyond the limits. Runs still in `active` are not counted yet and stay.

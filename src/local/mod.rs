@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::syncjob::Phase,
-    domain::{from_millis, run::Subset},
+    domain::{from_millis, job, run::Subset},
     engine::{SecretReader, Sources},
     manifest::{
         self, Level,
@@ -55,6 +55,8 @@ pub struct Settings {
     pub dry_run: bool,
     /// The part of the documents that each run is restricted to.
     pub subset: Subset,
+    /// Documents that the user has approved each run to mark, delete or change.
+    pub approved: Option<u64>,
     /// File that an interrupted process wrote, or is to write.
     pub resume: Option<PathBuf>,
     /// How results are shown.
@@ -68,6 +70,8 @@ pub enum Ended {
     Complete,
     /// At least one run has failed.
     Failed,
+    /// No run has failed, and at least one waits for an approval of what its guard holds.
+    Held,
     /// The user interrupted a run.
     Interrupted,
 }
@@ -164,6 +168,7 @@ async fn connect(settings: &Settings, plan: &Plan) -> Result<Environment, Error>
         databases,
         sources: Sources { secrets: SecretReader::Given(secrets), egress: Egress::anywhere() },
         limits: RateLimits::default(),
+        approved: settings.approved,
         clock: MongoClock::new(now),
         interrupt: CancellationToken::new(),
     })
@@ -176,7 +181,7 @@ async fn execute(
 ) -> Result<Ended, Error> {
     let output = settings.output.unwrap_or_else(Output::detect);
     let mut resume = Resume::default();
-    let (mut has_failed, mut unfinished) = (false, None);
+    let (mut has_failed, mut is_held, mut unfinished) = (false, false, None);
     for (Planned { job, spec }, resumed) in runs {
         let now = from_millis(environment.clock.now().as_millisecond());
         let is_new = resumed.is_none();
@@ -186,10 +191,16 @@ async fn execute(
             progress.execute(job, spec, environment, &bar).await;
             bar.remove();
             println!("{}", report::result(output, job, &progress.status(job, environment.clock.now())));
+            // The summary for people says it already.
+            if let Some(hold) = progress.hold().filter(|_| output != Output::Text) {
+                let name = job.name_any();
+                eprintln!("{name} waits for an approval: {}", job::hold_message(hold, &run::approval(hold)));
+            }
         } else if is_new {
             continue;
         }
         has_failed |= progress.phase == Phase::Failed;
+        is_held |= progress.phase == Phase::Held;
         if !progress.has_ended() && unfinished.is_none() {
             unfinished = Some(job.name_any());
         }
@@ -205,7 +216,11 @@ async fn execute(
             return Ok(Ended::Interrupted);
         }
     }
-    Ok(if has_failed { Ended::Failed } else { Ended::Complete })
+    Ok(match (has_failed, is_held) {
+        (true, _) => Ended::Failed,
+        (false, true) => Ended::Held,
+        (false, false) => Ended::Complete,
+    })
 }
 
 /// The signals by which a user interrupts the process.

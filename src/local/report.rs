@@ -10,7 +10,7 @@ use super::run::Observer;
 use crate::{
     api::{
         GoDuration, SyncJob, SyncJobStatus,
-        conditions::{COMPLETE, FAILED},
+        conditions::{COMPLETE, FAILED, HELD, REMOVAL_SKIPPED},
         syncjob::Phase,
     },
     domain::{
@@ -127,12 +127,13 @@ fn summary(name: &str, dry_run: bool, status: &SyncJobStatus) -> String {
     let phase = match status.phase {
         Some(Phase::Complete) => "Complete",
         Some(Phase::Failed) => "Failed",
+        Some(Phase::Held) => "Held",
         _ => "Interrupted",
     };
     let after = status.duration.as_ref().map_or_else(String::new, |duration| format!(" after {duration}"));
     let mut text = format!("{name}: {phase}{after}");
-    let ended = [FAILED, COMPLETE].iter().find_map(|type_| conditions::find(&status.conditions, type_));
-    if let Some(condition) = ended.filter(|condition| condition.type_ == FAILED) {
+    let condition = |type_| conditions::find(&status.conditions, type_);
+    if let Some(condition) = condition(FAILED).or_else(|| condition(HELD)) {
         write!(text, ": {}: {}", condition.reason, condition.message).ok();
     }
     let (updated, of) = if dry_run { ("would be updated", " (dry run)") } else { ("updated", "") };
@@ -145,9 +146,15 @@ fn summary(name: &str, dry_run: bool, status: &SyncJobStatus) -> String {
     if let Some(restored) = counts.rolled_back {
         write!(text, "\n  {restored} documents restored as they were before the run").ok();
     }
+    if let Some(held) = counts.held.filter(|_| dry_run) {
+        write!(text, "\n  the guard would hold {held} documents").ok();
+    }
     // The message of a complete run starts with the counts, and has what else is to be known after them.
-    if let Some((_, rest)) = ended.filter(|one| one.type_ == COMPLETE).and_then(|one| one.message.split_once(". ")) {
+    if let Some((_, rest)) = condition(COMPLETE).and_then(|complete| complete.message.split_once(". ")) {
         write!(text, "\n  Note: {rest}").ok();
+    }
+    if let Some(skipped) = condition(REMOVAL_SKIPPED) {
+        write!(text, "\n  Note: nothing was removed: {}: {}", skipped.reason, skipped.message).ok();
     }
     for key in &status.changes {
         write!(text, "\n  would change {key}").ok();

@@ -11,10 +11,13 @@ use super::coordinator::{MemoryCoordinator, MongoClock, RateLimits};
 use crate::{
     api::{
         SyncJob, SyncJobStatus,
+        conditions::{HELD, reasons},
         syncjob::{Attempt as FailedAttempt, Phase},
     },
     domain::{
-        elapsed, job,
+        conditions, elapsed,
+        guard::Hold,
+        job,
         retry::{self, Retry},
         run::{Checkpoint, Outcome, Run, RunSpec, State, Wanted},
     },
@@ -29,6 +32,8 @@ pub(super) struct Environment {
     pub sources: Sources,
     pub limits: RateLimits,
     pub clock: MongoClock,
+    /// Documents that the user has approved each run to mark, delete or change.
+    pub approved: Option<u64>,
     /// Cancelled when the user interrupts the process.
     pub interrupt: CancellationToken,
 }
@@ -39,17 +44,17 @@ pub(super) struct Environment {
 pub(super) struct Progress {
     /// Id of the run. Names its journal.
     pub uid: String,
-    /// Running, `RollingBack`, Complete or Failed.
+    /// Running, `RollingBack`, Held, Complete or Failed.
     pub phase: Phase,
     /// Start of the first attempt.
     pub started: Timestamp,
     /// End of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished: Option<Timestamp>,
-    /// When the run was interrupted last.
+    /// When the run was interrupted last, or held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interrupted: Option<Timestamp>,
-    /// Time that the run was interrupted altogether. As with a suspended run, `activeDeadline` does not count it.
+    /// Time that the run was interrupted or held altogether. As with a suspended run, `activeDeadline` does not count it.
     pub paused_for: Duration,
     /// Number of claims of the run: a journal refuses writes of an earlier one.
     pub epoch: u64,
@@ -92,16 +97,23 @@ impl Progress {
         }
     }
 
+    /// True when this process has nothing left to do about the run.
     pub fn has_ended(&self) -> bool {
-        matches!(self.phase, Phase::Complete | Phase::Failed)
+        matches!(self.phase, Phase::Complete | Phase::Failed | Phase::Held)
     }
 
-    /// The status that the SyncJob of this run would have on a cluster.
+    /// Why the run waits for an approval.
+    pub fn hold(&self) -> Option<&Hold> {
+        self.checkpoint.hold.as_ref().filter(|_| self.phase == Phase::Held)
+    }
+
+    /// The status that the SyncJob of this run would have on a cluster, but for how it is approved.
     pub fn status(&self, job: &SyncJob, now: Timestamp) -> SyncJobStatus {
         let run = Run {
             state: match self.phase {
                 Phase::Complete => State::Completed,
                 Phase::Failed => State::Failed,
+                Phase::Held => State::Parked,
                 _ => State::Active,
             },
             worker: None,
@@ -113,12 +125,19 @@ impl Progress {
             checkpoint: self.checkpoint.clone(),
             history: self.history.clone(),
             outcome: self.outcome.clone(),
-            wanted: Wanted::from(job),
+            wanted: Wanted { suspended: false, approved: None, ..Wanted::from(job) },
         };
-        job::decide(job, Some(&run), now).status
+        let mut status = job::decide(job, Some(&run), now).status;
+        if let Some(hold) = self.hold() {
+            let (message, generation) = (job::hold_message(hold, &approval(hold)), job.metadata.generation);
+            let conditions = &mut status.conditions;
+            conditions::set(conditions, HELD, true, reasons::GUARD_EXCEEDED, message, generation, now);
+        }
+        status
     }
 
-    /// Executes the run until it has ended or is interrupted, which leaves it in the phase Running or `RollingBack`.
+    /// Executes the run until it has ended, is held, or is interrupted, which leaves it in the phase Running or `RollingBack`. A run that
+    /// was held continues at its checkpoint.
     pub async fn execute(
         &mut self,
         job: &SyncJob,
@@ -128,6 +147,9 @@ impl Progress {
     ) {
         if let Some(interrupted) = self.interrupted.take() {
             self.paused_for += elapsed(interrupted, environment.clock.now());
+        }
+        if self.phase == Phase::Held {
+            self.phase = Phase::Running;
         }
         while !self.has_ended() && !environment.interrupt.is_cancelled() {
             let began = environment.clock.now();
@@ -162,14 +184,18 @@ impl Progress {
                     self.paused_for += pause;
                     Next::Wait(pause)
                 }
-                AttemptResult::Held(_) | AttemptResult::Released | AttemptResult::LeaseLost => Next::End,
+                AttemptResult::Held(_) => {
+                    self.phase = Phase::Held;
+                    Next::End
+                }
+                AttemptResult::Released | AttemptResult::LeaseLost => Next::End,
             };
             match next {
                 Next::End => break,
                 Next::Wait(delay) => drop(environment.interrupt.run_until_cancelled(sleep(delay)).await),
             }
         }
-        if !self.has_ended() {
+        if !matches!(self.phase, Phase::Complete | Phase::Failed) {
             self.interrupted = Some(environment.clock.now());
         }
     }
@@ -199,7 +225,7 @@ impl Progress {
             started: self.started,
             parked_for: self.paused_for,
             checkpoint: self.checkpoint.clone(),
-            approved: None,
+            approved: environment.approved,
             rolls_back: rolls_back.is_some(),
             trace: Parent::of_run(&self.uid, None),
         };
@@ -248,6 +274,11 @@ impl Progress {
         self.outcome = outcome;
         self.finished = Some(environment.clock.now());
     }
+}
+
+/// How a held run is approved.
+pub(super) fn approval(hold: &Hold) -> String {
+    format!("run the same command with --approve {}", hold.number)
 }
 
 /// The namespace that the SyncJob has, or would have.

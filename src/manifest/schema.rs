@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::api::guard::MAX_COUNT;
+
 use super::{
     finding::Report,
     yaml::{Content, Entry, Node},
@@ -91,6 +93,9 @@ pub(super) fn check(schema: &Value, node: &Node, path: &str, report: &mut Report
         report.invalid(path, message);
         return node.to_json();
     }
+    if schema["x-kubernetes-int-or-string"] == true {
+        return share(node, path, report);
+    }
     match &node.content {
         Content::Mapping(entries) if matches!(type_, "object" | "") => object(schema, entries, path, report),
         Content::List(items) if matches!(type_, "array" | "") => array(schema, items, path, report),
@@ -105,6 +110,21 @@ pub(super) fn check(schema: &Value, node: &Node, path: &str, report: &mut Report
             node.to_json()
         }
     }
+}
+
+/// Checks a value that is a number or a percentage.
+fn share(node: &Node, path: &str, report: &mut Report<'_>) -> Value {
+    let value = node.to_json();
+    let is_number = is_scalar_of("integer", &value)
+        && value.as_f64().is_some_and(|number| (0.0..=f64::from(MAX_COUNT)).contains(&number));
+    let is_percentage = || {
+        let digits = value.as_str().and_then(|text| text.strip_suffix('%'));
+        digits.is_some_and(|digits| (0..=100).any(|percent: u8| percent.to_string() == digits))
+    };
+    if !is_number && !is_percentage() {
+        report.invalid(path, format!("must be a number from 0 to {MAX_COUNT}, or a percentage such as 20%"));
+    }
+    value
 }
 
 fn is_scalar_of(type_: &str, value: &Value) -> bool {

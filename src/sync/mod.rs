@@ -10,4 +10,4 @@ mod target;
 
 pub use error::{Error, Unavailable};
 pub use source::{Doubt, Egress, Failure, Found, Page, Reply, Secrets, Source, Walk};
-pub use target::{Batch, Candidates, Databases, FoundJournal, Outcome, PageEnd, PutBack, Target};
+pub use target::{Batch, Candidates, Databases, FoundJournal, Outcome, PageEnd, PutBack, States, Target};

@@ -13,9 +13,15 @@ use std::{
 
 use bson::{DateTime, doc};
 use futures::{StreamExt, stream};
-use kube::{ResourceExt, api::ListParams};
+use kube::{
+    ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+};
 use serde_json::{Value, json};
-use sync_operator::{api::SyncSchedule, domain::job::is_complete};
+use sync_operator::{
+    api::{APPROVE_ANNOTATION, SyncSchedule, syncjob::Phase},
+    domain::job::{has_ended, is_complete},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream},
@@ -24,9 +30,11 @@ use tokio::{
 };
 
 use crate::{
-    operator::get,
+    operator::{apply_job, finished, get},
     own::address_in,
-    support::{Operator, Servers, World, eventually, free_port, unique},
+    sources::ALLOWED,
+    support::{Operator, Servers, World, confirmed, eventually, free_port, source, unique},
+    upstream::Upstream,
 };
 
 const USERS: i32 = 25;
@@ -181,4 +189,66 @@ async fn killed_after_each_request_of_a_run() {
     assert!(all > 20, "only {all} requests were seen");
     eprintln!("{all} requests");
     stream::iter(1..=all).map(round).buffer_unordered(SIDE_BY_SIDE).collect::<Vec<_>>().await;
+}
+
+/// Documents that the source lists, of all that it listed before.
+const LISTED: (usize, i32) = (3, 12);
+
+/// Kills the operator after a number of requests for a run that is held, approved and then marks documents, lets another
+/// operator continue, and returns how many requests there were.
+async fn held_round(requests: usize) -> usize {
+    let (world, upstream) = (World::new().await, Upstream::with_people(LISTED.0).await);
+    let state = confirmed(&world.name, "people");
+    let users = world.database.collection("users");
+    users.insert_many((0..LISTED.1).map(|id| doc! {"_id": id, "_sync": state.clone()})).await.unwrap();
+    let wire = Wire::new();
+    let allowed = [&["--lease-duration", "1s"][..], &ALLOWED].concat();
+    let mut first = leading_behind(&wire, &world, &allowed).await;
+
+    wire.allow(requests);
+    let fields = json!({
+        "name": "people", "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "resultPath": "/users",
+        "batching": "Pages", "pagination": {"by": "Number"}, "onMissing": "Mark",
+    });
+    let spec = json!({"syncType": "Full", "batchSize": 2, "source": source("rest", &fields)});
+    apply_job(&world, "users", spec).await;
+    let used = select! {
+        () = wire.cut.notified() => requests,
+        () = approved(&world) => wire.passed(requests),
+    };
+    first.kill();
+
+    let (_second, _) = world.all(&allowed);
+    approved(&world).await;
+    let at = format!("killed after {used} requests");
+    let job = world.jobs().get("users").await.unwrap();
+    assert!(is_complete(&job), "{at}: {:?}", job.status);
+    let left = u64::from(LISTED.1.unsigned_abs()) - LISTED.0 as u64;
+    assert_eq!(world.count(doc! {"missingSince": {"$type": "date"}}).await, left, "{at}");
+    assert_eq!(job.status.unwrap().counts.unwrap().marked, Some(left as i64), "{at}");
+    world.database.drop().await.unwrap();
+    used
+}
+
+/// Approves the run when it is held, and waits until it has ended.
+async fn approved(world: &World) {
+    let number = eventually("the run is held", async || {
+        let status = world.jobs().get("users").await.ok()?.status?;
+        let is_held = status.phase == Some(Phase::Held) || has_ended(&status);
+        status.counts.filter(|_| is_held).map(|counts| counts.held.unwrap_or(0))
+    })
+    .await;
+    let approval = json!({"metadata": {"annotations": {APPROVE_ANNOTATION: number.to_string()}}});
+    if number > 0 {
+        world.jobs().patch("users", &PatchParams::default(), &Patch::Merge(approval)).await.unwrap();
+    }
+    finished(world, "users").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_after_each_request_of_a_held_run() {
+    let all = held_round(Wire::OPEN).await;
+    assert!(all > 20, "only {all} requests were seen");
+    eprintln!("{all} requests");
+    stream::iter(1..=all).map(held_round).buffer_unordered(SIDE_BY_SIDE).collect::<Vec<_>>().await;
 }

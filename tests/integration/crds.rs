@@ -301,8 +301,10 @@ fn full_job() -> Value {
             "upsert": false,
             "keyPath": "",
             "keyType": "ObjectId",
-            "onMissing": "Mark",
-            "missing": {"field": "upstream.missingSince"},
+            "adopt": false,
+            "onMissing": "Delete",
+            "missing": {"field": "upstream.missingSince", "set": [{"to": "active", "value": false}]},
+            "deleteAfter": "720h",
             "requestRetries": 10,
             "tokenSecretRef": {"name": "gitlab", "key": "token"},
             "headersFrom": [{"name": "X-Team", "secretRef": {"name": "gitlab", "key": "team"}}],
@@ -315,6 +317,7 @@ fn full_job() -> Value {
             {"value": "gitlab", "to": "origin", "type": "Any", "onNull": "Skip"},
             {"from": "/at", "to": "at", "type": "Date", "timeZone": "Europe/Berlin", "onNull": "Set"},
         ],
+        "guard": {"maxMissing": "5%", "maxChanged": 500, "minResults": 1000, "action": "Fail", "holdFor": "1m"},
         "target": {
             "database": "codex-2",
             "collection": "people.archive",
@@ -365,7 +368,7 @@ async fn a_full_spec_is_stored_as_written() {
 async fn a_source_needs_little_and_gets_every_documented_default() {
     let world = World::new().await;
     let common = json!({
-        "concurrency": 8, "upsert": false, "keyPath": "/id", "keyType": "Any", "onMissing": "Fail",
+        "adopt": false, "concurrency": 8, "upsert": false, "keyPath": "/id", "keyType": "Any", "onMissing": "Fail",
         "missing": {"field": "missingSince"}, "requestRetries": 5, "timeout": "30s",
     });
     let rest = |endpoint: &str, part: Value| support::source("rest", &with(json!({"endpoint": endpoint}), &part));
@@ -637,7 +640,7 @@ async fn jobs_can_be_listed_by_type() {
 fn examples(page: &str) -> Vec<(&'static str, Value)> {
     let text = std::fs::read_to_string(page).unwrap();
     let of_page = match page.rsplit('/').next() {
-        Some("syncjob.md" | "sources.md") => JOB,
+        Some("syncjob.md" | "sources.md" | "removal.md") => JOB,
         Some("syncalert.md" | "alerts.md" | "alert.yaml") => ALERT,
         _ => SCHEDULE,
     };
@@ -726,6 +729,7 @@ async fn every_example_of_the_docs_is_accepted_as_it_stands() {
         "docs/sources.md",
         "docs/guide/graphql.md",
         "docs/guide/rest.md",
+        "docs/guide/removal.md",
         "docs/guide/alerts.md",
     ];
     for page in guides.into_iter().chain(references) {

@@ -2,6 +2,7 @@
 
 mod answers;
 mod equality;
+mod removal;
 
 use std::{
     fs,
@@ -289,6 +290,51 @@ async fn results_are_shown_as_json_yaml_or_text() {
         "  30 of 30 documents processed (dry run): 30 would be updated, 0 unchanged, 0 failed",
     ] {
         assert!(ended.stdout.contains(line), "{line}\n{}", ended.stdout);
+    }
+}
+
+#[tokio::test]
+async fn a_held_run_exits_with_3_and_removes_what_is_approved() {
+    let (local, upstream) = (Local::new().await, Upstream::with_people(12).await);
+    let spec = json!({"syncType": "Full", "mapping": [{"from": "/name", "to": "name"}], "source": source("rest", &json!({
+        "endpoint": upstream.rest("/linked?n={first}"), "name": "people", "batching": "Pages", "onMissing": "Mark",
+        "pagination": {"by": "Link"}, "upsert": true}))});
+    let manifest = job("users", &spec);
+    let ended = local.run(&manifest, &[]).await;
+    assert_eq!((ended.code, ended.counts()), (Some(0), (12, 12, 0, 0)), "{}", ended.stderr);
+    upstream.books().people = 2;
+    let told = "the run would mark 10 of 12 confirmed documents, and guard.maxMissing allows 5. To approve: run the same command with --approve 10";
+
+    let dry = local.run(&manifest, &["--dry-run", "-o", "text"]).await;
+    assert_eq!(dry.code, Some(0), "{}", dry.stderr);
+    assert!(dry.stdout.contains("\n  the guard would hold 10 documents"), "{}", dry.stdout);
+    for args in [&[][..], &["--approve", "9"]] {
+        let held = local.run(&manifest, args).await;
+        assert_eq!(held.code, Some(3), "{args:?}: {}", held.stderr);
+        let status = &held.json()["status"];
+        assert_eq!((&status["phase"], &status["counts"]["held"]), (&json!("Held"), &json!(10)));
+        let condition = &status["conditions"][0];
+        assert_eq!((&condition["type"], &condition["reason"]), (&json!("Held"), &json!("GuardExceeded")));
+        assert!(condition["message"].as_str().unwrap().starts_with(told), "{condition}");
+        assert!(held.stderr.contains(&format!("users waits for an approval: {told}")), "{}", held.stderr);
+    }
+    let held = local.run(&manifest, &["-o", "text"]).await;
+    assert!(held.stdout.starts_with(&format!("users: Held: GuardExceeded: {told}")), "{}", held.stdout);
+    let held = local.run(&manifest, &["-o", "yaml"]).await;
+    let shown: Value = serde_yaml_ng::from_str(&held.stdout).unwrap();
+    assert_eq!((held.code, &shown["status"]["phase"]), (Some(3), &json!("Held")));
+    // The others are run all the same, and a failed one counts for more.
+    let failing = job("failing", &json!({"target": {"collection": "other", "filter": {"$nonsense": 1}}}));
+    let both = local.run(&format!("{manifest}\n---\n{failing}"), &[]).await;
+    assert_eq!((both.code, both.stdout.lines().count()), (Some(1), 2), "{}", both.stderr);
+    let marked = doc! {"missingSince": {"$exists": true}};
+    assert_eq!(local.count(marked.clone()).await, 0);
+
+    let approved = local.run(&manifest, &["--approve", "10"]).await;
+    assert_eq!((approved.code, &approved.json()["status"]["counts"]["marked"]), (Some(0), &json!(10)));
+    assert_eq!((local.count(marked.clone()).await, local.count(doc! {"_id": {"$lt": 2}}).await), (10, 2));
+    for args in [&["--approve", "many"][..], &["--approve", "-1"]] {
+        assert_eq!(local.run(&manifest, args).await.code, Some(2), "{args:?}");
     }
 }
 

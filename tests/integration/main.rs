@@ -16,6 +16,7 @@ mod certificates;
 mod control;
 mod crashes;
 mod crds;
+mod held;
 mod http;
 mod lint;
 mod local_runs;

@@ -168,6 +168,11 @@ trait One {
         self.one(let_go(uid, epoch, Ending::Retry(delay), progress)).await
     }
 
+    async fn hold(&self, uid: &str, epoch: u64, number: u64) -> Result<Fenced, Error> {
+        let progress = Progress { checkpoint: "held", ..NOTHING };
+        self.one(LetGo { attempts: None, ..let_go(uid, epoch, Ending::Held(number), progress) }).await
+    }
+
     async fn release(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<Fenced, Error> {
         let progress = Progress { checkpoint, ..NOTHING };
         self.one(LetGo { attempts: None, ..let_go(uid, epoch, Ending::Released, progress) }).await
@@ -871,6 +876,112 @@ async fn the_time_a_run_is_put_aside_is_told_to_its_next_worker() {
     assert!(parked_for >= Duration::from_hours(2) && parked_for < Duration::from_hours(3), "{parked_for:?}");
 }
 
+/// Puts a run into the queue, and holds it because of `number` documents.
+async fn hold(queue: &Queue, uid: &str, number: u64) {
+    enqueue(queue, uid, 0).await;
+    let epoch = claim(queue, "w").await.entry.epoch;
+    assert_eq!(queue.hold(uid, epoch, number).await.unwrap(), Fenced::Done);
+}
+
+const fn approve(number: u64) -> Control<'static> {
+    Control { approved: Some(number), ..GO_ON }
+}
+
+#[tokio::test]
+async fn a_held_run_continues_when_as_many_documents_are_approved() {
+    let queue = queue(LEASE);
+    hold(&queue, "a", 10).await;
+    let held = entry(&queue, "a").await;
+    assert_eq!((held.state, held.attempts, held.checkpoint.as_deref()), (State::Parked, 0, Some("held")));
+    assert!(claim_one(&queue, "w").await.unwrap().is_err());
+    for (control, state, approved) in [
+        (GO_ON, State::Parked, None),
+        (approve(9), State::Parked, Some(9)),
+        (Control { suspended: true, ..approve(10) }, State::Parked, Some(10)),
+        (approve(10), State::Waiting, Some(10)),
+    ] {
+        assert!(queue.control("a", control).await.unwrap());
+        let run = entry(&queue, "a").await;
+        assert_eq!((run.state, run.approved), (state, approved), "{control:?}");
+    }
+    let claimed = claim(&queue, "w").await.entry;
+    assert_eq!((claimed.approved, claimed.attempts), (Some(10), 0));
+    assert_eq!(queue.hold("a", claimed.epoch, 11).await.unwrap(), Fenced::Done);
+    assert_eq!(entry(&queue, "a").await.state, State::Parked, "it found more");
+    assert!(queue.control("a", approve(11)).await.unwrap());
+    let epoch = claim(&queue, "w").await.entry.epoch;
+    assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+}
+
+#[tokio::test]
+async fn an_approval_that_comes_before_the_hold_is_heard() {
+    let queue = queue(LEASE);
+    enqueue(&queue, "a", 0).await;
+    let claimed = claim(&queue, "w").await.entry;
+    assert!(queue.control("a", approve(10)).await.unwrap());
+    assert_eq!(queue.checkpoint("a", claimed.epoch, "{}").await.unwrap(), LeaseState::Held, "it is not recalled");
+    assert_eq!(queue.hold("a", claimed.epoch, 10).await.unwrap(), Fenced::Done);
+    assert_eq!(claim(&queue, "w").await.entry.approved, Some(10));
+}
+
+#[tokio::test]
+async fn the_time_a_run_is_held_is_told_to_its_next_worker() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    hold(&queue, "a", 10).await;
+    raw.set("a", "parked_at", an_hour_ago()).await;
+    assert!(queue.control("a", approve(9)).await.unwrap());
+    assert_eq!(entry(&queue, "a").await.parked_for, Duration::ZERO);
+    assert!(queue.control("a", approve(10)).await.unwrap());
+    assert_hour(claim(&queue, "w").await.entry.parked_for);
+}
+
+/// As the controller puts back a held run that Redis lost.
+#[tokio::test]
+async fn a_held_run_that_is_put_back_is_claimed_only_with_its_approval() {
+    let queue = queue(LEASE);
+    let since = Timestamp::from_millisecond(an_hour_ago()).unwrap();
+    let run = NewRun { started: Some(since), suspended: Some(since), ..NewRun::new("a", "{}") };
+    assert!(queue.enqueue(&run).await.unwrap());
+    assert!(claim_one(&queue, "w").await.unwrap().is_err());
+    assert!(queue.control("a", approve(10)).await.unwrap());
+    let claimed = claim(&queue, "w").await.entry;
+    assert_eq!(claimed.approved, Some(10));
+    assert_hour(claimed.parked_for);
+}
+
+#[tokio::test]
+async fn a_held_run_can_be_cancelled() {
+    let queue = queue(LEASE);
+    hold(&queue, "a", 10).await;
+    assert!(queue.control("a", CANCEL).await.unwrap());
+    let run = entry(&queue, "a").await;
+    assert_eq!((run.state, run.outcome.as_deref()), (State::Failed, Some(r#"{"why":2}"#)));
+    assert!(!queue.control("a", approve(10)).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_held_run_survives_lost_workers_and_repairs() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, Duration::from_millis(50)), Raw::of(&name).await);
+    hold(&queue, "a", 10).await;
+    let held = entry(&queue, "a").await;
+    enqueue(&queue, "b", 0).await;
+    claim(&queue, "w").await;
+    reap(&queue, 1).await;
+    assert_eq!(entry(&queue, "a").await, held, "only the other one had a worker");
+    queue.remove("b").await.unwrap();
+    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 0, foreign: 0 });
+    raw.misplace("a").await;
+    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 1, foreign: 0 });
+    assert_eq!((entry(&queue, "a").await, raw.sets("a").await), (held, vec!["parked"]));
+    assert!(queue.control("a", approve(10)).await.unwrap());
+    claim(&queue, "w").await;
+    reap(&queue, 1).await;
+    let again = claim(&queue, "w").await.entry;
+    assert_eq!((again.approved, again.recoveries), (Some(10), 1), "it stays approved");
+}
+
 #[tokio::test]
 async fn a_resumed_run_waits_for_the_rest_of_its_backoff() {
     let queue = queue(LEASE);
@@ -1131,6 +1242,14 @@ enum How {
     Failed,
     Retry,
     Release,
+    /// Held because of so many documents.
+    Hold(u64),
+}
+
+impl How {
+    fn costs_no_attempt(self) -> bool {
+        matches!(self, Self::Release | Self::Hold(_))
+    }
 }
 
 /// An operation, on a run given by its index. `age` says whose epoch is used: 0 for that of the newest claim,
@@ -1165,6 +1284,7 @@ enum Operation {
         suspended: bool,
         cancelled: bool,
         priority: i32,
+        approved: Option<u64>,
     },
     /// The run's place in the sets is lost.
     Misplace {
@@ -1187,6 +1307,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let how = prop_oneof![
         2 => Just(How::Retry),
         2 => Just(How::Release),
+        2 => (1..3_u64).prop_map(How::Hold),
         1 => Just(How::Completed),
         1 => Just(How::Failed),
     ];
@@ -1198,8 +1319,10 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         5 => proptest::collection::vec((run(), age(), how), 1..4).prop_map(|runs| Operation::LetGo { runs }),
         1 => (run(), age()).prop_map(|(run, age)| Operation::Renew { run, age }),
         1 => run().prop_map(|run| Operation::Remove { run }),
-        4 => (run(), any::<bool>(), prop::bool::weighted(0.2), -1..=1)
-            .prop_map(|(run, suspended, cancelled, priority)| Operation::Control { run, suspended, cancelled, priority }),
+        4 => (run(), any::<bool>(), prop::bool::weighted(0.2), -1..=1, prop::option::of(1..3_u64))
+            .prop_map(|(run, suspended, cancelled, priority, approved)| Operation::Control {
+                run, suspended, cancelled, priority, approved,
+            }),
         1 => run().prop_map(|run| Operation::Misplace { run }),
         1 => Just(Operation::Repair),
         2 => run().prop_map(|run| Operation::Expire { run }),
@@ -1228,6 +1351,9 @@ struct ModelRun {
     checkpoint: Option<usize>,
     suspended: bool,
     cancelled: bool,
+    /// Documents because of which its guard held it last.
+    held: Option<u64>,
+    approved: Option<u64>,
     /// Its backoff is not over.
     backing_off: bool,
     /// Before it ends as failed, it is claimed once more to be rolled back.
@@ -1251,6 +1377,8 @@ impl ModelRun {
             checkpoint: None,
             suspended: false,
             cancelled: false,
+            held: None,
+            approved: None,
             backing_off: false,
             rollback,
             rolled_back: false,
@@ -1286,7 +1414,7 @@ impl ModelRun {
         if self.cancelled && !self.rolled_back {
             return self.fail();
         }
-        self.state = if self.suspended && !self.rolled_back {
+        self.state = if (self.suspended || self.held > self.approved) && !self.rolled_back {
             State::Parked
         } else if self.backing_off {
             State::Delayed
@@ -1361,13 +1489,14 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             run.checkpoint = Some(step);
             run.stalls = 0;
         }
-        Operation::Control { run, suspended, cancelled, priority } => {
-            let control = Control { suspended, cancelled: cancelled.then_some("{}"), priority, approved: None };
+        Operation::Control { run, suspended, cancelled, priority, approved } => {
+            let control = Control { suspended, cancelled: cancelled.then_some("{}"), priority, approved };
             let done = queue.control(UIDS[run], control).await.unwrap();
             let under_way = model.runs[run].as_mut().filter(|run| !run.has_ended());
             assert_eq!(done, under_way.is_some());
             if let Some(run) = under_way {
                 run.suspended = suspended;
+                run.approved = approved;
                 run.cancelled |= cancelled;
                 run.rank.0 = -priority;
                 if run.state != State::Active {
@@ -1425,9 +1554,10 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                         How::Failed => Ending::Failed("{}".to_owned()),
                         How::Retry => Ending::Retry(LEASE),
                         How::Release => Ending::Released,
+                        How::Hold(number) => Ending::Held(number),
                     };
                     let run = let_go(UIDS[run], model.epoch(run, age).0, ending, progress);
-                    if how == How::Release { LetGo { attempts: None, ..run } } else { run }
+                    if how.costs_no_attempt() { LetGo { attempts: None, ..run } } else { run }
                 })
                 .collect();
             let answers = queue.let_go(&given).await.unwrap();
@@ -1442,8 +1572,12 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                     How::Completed => (run.state, run.placed) = (State::Completed, true),
                     How::Failed => run.fail(),
                     How::Retry | How::Release => run.settle(),
+                    How::Hold(number) => {
+                        run.held = Some(number);
+                        run.settle();
+                    }
                 }
-                if how != How::Release {
+                if !how.costs_no_attempt() {
                     run.attempts = step as u32;
                 }
             }

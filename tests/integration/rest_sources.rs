@@ -99,9 +99,7 @@ async fn a_source_that_has_nothing_at_all_removes_nothing() {
         spec.as_object_mut()
             .unwrap()
             .extend(json!({"syncType": sync_type, "backoffLimit": 0}).as_object().unwrap().clone());
-        if on_missing == "Delete" {
-            spec["source"].as_object_mut().unwrap().remove("missing");
-        }
+        spec["guard"] = json!({"maxMissing": 20});
         spec
     };
     for (on_missing, sync_type) in [("Mark", "Full"), ("Delete", "Full"), ("Delete", "Incremental")] {
@@ -123,9 +121,11 @@ async fn a_source_that_has_nothing_at_all_removes_nothing() {
     // An Incremental run that only finds documents that are gone, asks about one of the others.
     let users_in = world.database.collection::<Document>("users");
     users_in.update_many(doc! {"_id": {"$ne": 19}}, listed).await.unwrap();
-    let status = run(&world, "incremental", users("/users/{id}", "Delete", "Incremental")).await;
-    assert_eq!(counts(&status), (19, 0, 0), "{:?}", ended(&status));
-    assert_eq!(world.count(doc! {}).await, 1);
+    for (name, sync_type, left) in [("marks", "Incremental", 20), ("deletes", "Full", 1)] {
+        let status = run(&world, name, users("/users/{id}", "Delete", sync_type)).await;
+        assert_eq!(counts(&status).0, 19, "{:?}", ended(&status));
+        assert_eq!(world.count(doc! {}).await, left, "{name}");
+    }
 }
 
 #[tokio::test]
@@ -187,8 +187,8 @@ async fn pages_are_walked_by_number_by_cursor_and_by_link() {
     let cursor = json!({"resultPath": "/users", "pagination": {"nextPath": "/next"}});
     for (name, spec, requests, expected) in [
         ("link", linked(&upstream, &json!({})), 3, (26, 0, 0)),
-        ("number", walk(&upstream, "/numbered?page={page}&n={first}", &number), 4, (0, 26, 0)),
-        ("cursor", walk(&upstream, "/after?after={after}&n={first}", &cursor), 3, (0, 26, 0)),
+        ("number", walk(&upstream, "/numbered?page={page}&n={first}", &number), 4, (0, 25, 0)),
+        ("cursor", walk(&upstream, "/after?after={after}&n={first}", &cursor), 3, (0, 25, 0)),
     ] {
         let status = run(&world, name, spec).await;
         assert_eq!(counts(&status), expected, "{name}: {:?}", ended(&status));
@@ -222,9 +222,11 @@ async fn a_link_that_cannot_be_followed_is_not_taken_for_the_last_page() {
     }
     assert_eq!(elsewhere.requests(), 0);
     assert!(!operator.log().contains("page=2"));
-    let status = run(&world, "right", deleting).await;
-    assert_eq!(counts(&status), (30, 0, 0), "{:?}", ended(&status));
-    assert_eq!(people.count_documents(doc! {}).await.unwrap(), 25);
+    for (name, expected, left) in [("marks", (30, 0, 0), 30), ("deletes", (5, 25, 0), 25)] {
+        let status = run(&world, name, deleting.clone()).await;
+        assert_eq!(counts(&status), expected, "{:?}", ended(&status));
+        assert_eq!(people.count_documents(doc! {}).await.unwrap(), left, "{name}");
+    }
 }
 
 #[tokio::test]

@@ -439,11 +439,12 @@ async fn pages_bring_what_is_new_and_mark_what_is_gone() {
     assert_eq!((known.get_str("name").unwrap(), known.get_str("team").unwrap()), ("Project 2", "blue"));
     let gone = projects.find_one(doc! {"gitlabId": project(300)}).await.unwrap().unwrap();
     let since = *gone.get_datetime("missingSince").unwrap();
-    assert_eq!(gone.get_datetime("lastSynced").unwrap(), &since);
+    let state = gone.get_document("_sync").unwrap().get_document(format!("{}/projects", world.name)).unwrap();
+    assert_eq!(state.get_datetime("gone").unwrap(), &since);
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 1);
 
     let second = run(&world, "second", group.clone()).await;
-    assert_eq!(counts(&second), (0, 251, 0));
+    assert_eq!(counts(&second), (0, 250, 0));
     let still = projects.find_one(doc! {"gitlabId": project(300)}).await.unwrap().unwrap();
     assert_eq!(still.get_datetime("missingSince").unwrap(), &since);
 
@@ -476,8 +477,11 @@ async fn only_what_is_surely_gone_is_deleted() {
     let told = run(&world, "dry", dry).await;
     assert_eq!((counts(&told), told.changes.clone()), ((3, 0, 1), [1, 3, 4].map(project).to_vec()));
 
-    let status = run(&world, "real", deleting.clone()).await;
-    assert_eq!(counts(&status), (3, 0, 1), "one is updated, two are deleted, one has failed");
+    let status = run(&world, "marks", deleting.clone()).await;
+    assert_eq!(counts(&status), (3, 0, 1), "one is updated, two are marked, one has failed");
+    assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
+    let status = run(&world, "deletes", deleting.clone()).await;
+    assert_eq!(counts(&status), (2, 1, 1), "two are deleted");
     let mut left = projects.find(doc! {}).sort(doc! {"gitlabId": 1}).await.unwrap();
     let mut ids = Vec::new();
     while left.advance().await.unwrap() {
@@ -488,11 +492,10 @@ async fn only_what_is_surely_gone_is_deleted() {
     upstream.books().projects = (1..=30).collect();
     upstream.books().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
     projects.insert_many((3..=31).map(|number| known_project(&world, number))).await.unwrap();
-    let unsure = run(&world, "unsure", deleting).await;
-    assert_eq!(counts(&unsure), (8, 1, 21), "31 is not listed");
-    let told = "More than 20 of the source's results failed, or one has no usable key, so no document was taken to be missing there";
-    assert!(ended(&unsure).1.ends_with(told), "{:?}", ended(&unsure));
-    assert_eq!(projects.count_documents(doc! {"gitlabId": project(31)}).await.unwrap(), 1);
+    let many = run(&world, "many", deleting).await;
+    assert_eq!(counts(&many), (9, 1, 21), "31 is not listed, and those that failed are");
+    let marked = projects.find_one(doc! {"missingSince": {"$exists": true}}).await.unwrap().unwrap();
+    assert_eq!(marked.get_str("gitlabId").unwrap(), project(31));
 }
 
 #[tokio::test]

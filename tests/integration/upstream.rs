@@ -80,6 +80,8 @@ pub enum Instead {
     Twice,
     /// What was asked for by REST, with this as the header `Link`.
     Link(&'static str),
+    /// A body of JSON, with this as the header `Link`.
+    Linked(Value, &'static str),
 }
 
 #[derive(Clone)]
@@ -216,6 +218,7 @@ async fn answer(
             builder.body(Body::from(PRIVATE)).unwrap()
         }
         Some(Instead::Body(body)) => json(body),
+        Some(Instead::Linked(body, link)) => ([("link", link)], json(body.to_string())).into_response(),
         Some(Instead::Reply(code, body)) => {
             (StatusCode::from_u16(code).unwrap(), json(body.to_string())).into_response()
         }

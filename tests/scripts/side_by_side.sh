@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What `make test` does after `make check`, in three jobs side by side: the integration tests, the model and the random faults; the
-# end-to-end tests, which wait for pods half of their time; and the checks of the chart and of the dependencies. The first
+# What `make test` does after `make check`, in three jobs side by side: the integration tests and the model; the end-to-end
+# tests, which wait for pods half of their time; and the random faults and the checks of the chart and of the dependencies. The first
 # prints as it runs, the others when they have ended. A job that fails ends the others.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -40,8 +40,8 @@ beside() { # NAME TARGET...
 }
 
 beside e2e test-e2e
-beside checks deny test-chart
-part integration model faults </dev/null &
+beside checks faults deny test-chart
+part integration model </dev/null &
 logs[$!]=/dev/null
 
 while ((${#logs[@]})); do

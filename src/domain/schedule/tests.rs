@@ -1,7 +1,11 @@
 mod table;
 
 use super::*;
-use crate::api::{GoDuration, SyncJobStatus, SyncScheduleSpec, conditions::COMPLETE};
+use crate::api::{
+    APPROVE_ANNOTATION, GoDuration, SyncJobStatus, SyncScheduleSpec,
+    conditions::{COMPLETE, HELD},
+    syncjob::Counts,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -482,7 +486,8 @@ fn how_the_last_run_ended_is_kept_unless_somebody_ended_it() {
         (1_000_010, FAILED, "TooManyFailed", ("user-sync-1000010", Some("TooManyFailed"))),
         (1_000_020, FAILED, reasons::CANCELLED, ("user-sync-1000010", Some("TooManyFailed"))),
         (1_000_030, FAILED, reasons::REPLACED, ("user-sync-1000010", Some("TooManyFailed"))),
-        (1_000_040, COMPLETE, "Completed", ("user-sync-1000040", None)),
+        (1_000_040, FAILED, reasons::SUPERSEDED, ("user-sync-1000010", Some("TooManyFailed"))),
+        (1_000_050, COMPLETE, "Completed", ("user-sync-1000050", None)),
     ] {
         world.pass(slot);
         let name = format!("user-sync-{slot}");

@@ -13,7 +13,7 @@ use crate::{
         run::{LeaseState, Outcome, Paging},
         source::Missing,
     },
-    sync::{Candidates, Error},
+    sync::{Candidates, Error, States},
 };
 
 impl Attempt {
@@ -63,17 +63,15 @@ impl Attempt {
             }
         }
         let is_paged = self.source.as_ref().is_some_and(|source| source.pages().is_some());
-        if is_paged {
-            self.checkpoint.counts.unconfirmed = Some(self.target.count_unconfirmed().await?);
-        }
-        if removals.total() == 0 {
+        if !is_paged && removals.total() == 0 {
             return Ok(Ok(0));
         }
-        let confirmed = match self.checkpoint.confirmed {
-            Some(confirmed) => confirmed,
-            None => self.count_confirmed().await?,
-        };
-        self.checkpoint.confirmed = Some(confirmed);
+        let states = self.target.count_states().await?;
+        if is_paged {
+            self.checkpoint.counts.unconfirmed = Some(states.unconfirmed);
+        }
+        self.add_lost_marks(states.marked, is_paged);
+        let confirmed = self.confirmed(states);
         let results = is_paged.then_some(paging.results);
         Ok(match self.spec.guard.check(removals, confirmed, results, self.approved) {
             Some(hold) if !self.spec.dry_run => Err(Hold { keys, ..hold }),
@@ -84,11 +82,27 @@ impl Attempt {
         })
     }
 
-    /// Counts the documents that the source had confirmed and not marked when the run started.
-    async fn count_confirmed(&self) -> Result<u64, Error> {
-        let now = self.target.count_confirmed().await?;
+    /// Returns how many documents the source had confirmed and not marked when the run started.
+    fn confirmed(&mut self, states: States) -> u64 {
         let since = self.checkpoint.first_confirmed + self.checkpoint.counts.unmarked.unwrap_or(0);
-        Ok(u64::try_from(now - since).unwrap_or(0))
+        let counted = u64::try_from(states.confirmed - since).unwrap_or(0);
+        *self.checkpoint.confirmed.get_or_insert(counted)
+    }
+
+    /// Counts the marks of an earlier claim of the run that ended before it saved their number.
+    fn add_lost_marks(&mut self, marked: i64, is_paged: bool) {
+        let counts = &mut self.checkpoint.counts;
+        let lost = marked - counts.marked.unwrap_or(0);
+        if lost <= 0 {
+            return;
+        }
+        *counts.marked.get_or_insert(0) += lost;
+        counts.updated += lost;
+        if is_paged {
+            counts.processed += lost;
+        } else {
+            counts.unchanged -= lost;
+        }
     }
 
     /// Removes at most `most` documents: those that were counted.
@@ -145,11 +159,11 @@ impl Attempt {
         if self.spec.guard.max_changed(0, None).is_none() {
             return Ok(());
         }
-        let confirmed = match self.checkpoint.confirmed {
-            Some(confirmed) => confirmed,
-            None => self.count_confirmed().await?,
-        };
-        self.checkpoint.confirmed = Some(confirmed);
+        if self.checkpoint.confirmed.is_none() {
+            let states = self.target.count_states().await?;
+            self.confirmed(states);
+        }
+        let confirmed = self.checkpoint.confirmed.unwrap_or(0);
         self.max_changed = self.spec.guard.max_changed(confirmed, self.approved);
         Ok(())
     }

@@ -245,6 +245,6 @@ mod tests {
         let slots: Vec<_> = facts.slots.iter().map(|slot| slot.name.as_str()).collect();
         assert_eq!((slots, facts.schedules, facts.suspended), (vec!["a", "b"], 3, 1));
         let counts: Vec<_> = facts.counts.iter().map(|(_, count)| *count).collect();
-        assert_eq!(counts, [1, 2, 3, 0, 0, 0, 0, 3]);
+        assert_eq!(counts, [1, 2, 3, 0, 0, 0, 0, 0, 3]);
     }
 }

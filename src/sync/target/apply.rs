@@ -222,7 +222,7 @@ impl Target {
                 Err((reason, message)) => outcome.fail(&read.key, reason, &message),
             }
         }
-        self.count_confirmations(&writes, &mut outcome);
+        let listed: Vec<(&Read, bool)> = writes.iter().map(|write| (write.read, write.differs)).collect();
         if self.dry_run {
             outcome.changes = writes.iter().filter(|write| write.differs).map(Write::key).map(keys::show).collect();
             outcome.updated = outcome.changes.len() as i64;
@@ -231,18 +231,23 @@ impl Target {
             writes.extend(absent.iter().map(|read| self.absence(read, stamp)));
             self.write_batch(writes, &[], stamp, &mut outcome).await?;
         }
+        self.count_listed(&listed, &mut outcome);
         outcome.unchanged = (batch.documents.len() as i64 - outcome.updated - outcome.failures.len() as i64).max(0);
         Ok(outcome)
     }
 
-    /// Counts what the results of a batch say about documents, apart from their fields.
-    fn count_confirmations(&self, writes: &[Write<'_>], outcome: &mut Outcome) {
-        for write in writes {
-            let is_confirmed = self.is_confirmed(write.read);
-            outcome.first_confirmed += i64::from(write.stamped.is_none());
-            outcome.changed += i64::from(is_confirmed && write.differs);
-            outcome.unmarked += i64::from(self.removal.is_some() && self.marked_at(write.read).is_some());
+    /// Counts what a batch says about listed documents that were written, apart from their fields. The flag of each says
+    /// whether something else than its stamp changed.
+    fn count_listed(&self, listed: &[(&Read, bool)], outcome: &mut Outcome) {
+        let failed: HashSet<&String> = outcome.failed.iter().collect();
+        let is_written = |read: &Read| failed.is_empty() || !failed.contains(&keys::text(&read.key));
+        let (mut first_confirmed, mut changed, mut unmarked) = (0, 0, 0);
+        for (read, differs) in listed.iter().filter(|(read, _)| is_written(read)) {
+            first_confirmed += i64::from(self.stamp_of(read).is_none());
+            changed += i64::from(self.is_confirmed(read) && *differs);
+            unmarked += i64::from(self.removal.is_some() && self.marked_at(read).is_some());
         }
+        (outcome.first_confirmed, outcome.changed, outcome.unmarked) = (first_confirmed, changed, unmarked);
     }
 
     /// Writes a batch, and adds what came of it to `outcome`.

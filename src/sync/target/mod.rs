@@ -24,7 +24,7 @@ use crate::{
 
 pub use databases::Databases;
 pub use journal::{FoundJournal, PutBack};
-pub use removal::Candidates;
+pub use removal::{Candidates, States};
 
 /// Longest wait for one answer of MongoDB.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);

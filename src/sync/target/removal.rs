@@ -13,7 +13,7 @@ use mongodb::Cursor;
 use super::{
     Listing, Outcome, Read, Stamped, Target,
     apply::{Kind, Write},
-    both, within_limit,
+    both, integer, within_limit,
 };
 use crate::{
     domain::{
@@ -33,6 +33,17 @@ const TOGETHER: usize = 1000;
 #[derive(Clone, Debug, Default)]
 pub struct Candidates {
     reads: Vec<(Read, Fate)>,
+}
+
+/// Documents of a run's selection by what its source has said about them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct States {
+    /// Confirmed ones that were not marked when the run started, those included that it has confirmed.
+    pub confirmed: i64,
+    /// Those that no run of this source has confirmed.
+    pub unconfirmed: i64,
+    /// Those that were marked since the run started.
+    pub marked: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,33 +99,30 @@ impl Target {
         self.dry_run && self.listing == Listing::Documents
     }
 
-    /// Counts the documents that the source had confirmed, marked ones not included, also those that this run has confirmed or
-    /// marked.
+    /// Counts the documents of the selection by what the source has said about them.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the query.
-    pub async fn count_confirmed(&self) -> Result<i64, Error> {
-        let Some(state) = &self.state else { return Ok(0) };
-        let confirmed = doc! {&state.at: {"$type": "date"}, "$or": [
-            {&state.gone: {"$exists": false}},
-            {&state.gone: {"$gte": self.stamp}},
-        ]};
-        self.count_all(confirmed).await
-    }
-
-    /// Counts the documents that no run of this source has confirmed.
-    ///
-    /// # Errors
-    /// When MongoDB does not answer or refuses the query.
-    pub async fn count_unconfirmed(&self) -> Result<i64, Error> {
-        let Some(state) = &self.state else { return Ok(0) };
-        self.count_all(doc! {&state.at: {"$not": {"$type": "date"}}}).await
-    }
-
-    async fn count_all(&self, query: Document) -> Result<i64, Error> {
-        let query = both(self.filter.clone(), query);
-        let count = async { Ok(self.collection.count_documents(query).await? as i64) };
-        within_limit(self.read_limit, count).await
+    pub async fn count_states(&self) -> Result<States, Error> {
+        let Some(state) = &self.state else { return Ok(States::default()) };
+        let is_date = |path: &str| doc! {"$eq": [{"$type": format!("${path}")}, "date"]};
+        let (is_confirmed, is_marked) = (is_date(&state.at), is_date(&state.gone));
+        let by_this_run = doc! {"$and": [is_marked.clone(), {"$gte": [format!("${}", state.gone), self.stamp]}]};
+        let sum = |condition: Document| doc! {"$sum": {"$cond": [condition, 1_i64, 0_i64]}};
+        let unmarked = doc! {"$or": [{"$not": [is_marked]}, by_this_run.clone()]};
+        let pipeline = [
+            doc! {"$match": self.filter.clone()},
+            doc! {"$group": {
+                "_id": Bson::Null,
+                "confirmed": sum(doc! {"$and": [is_confirmed.clone(), unmarked]}),
+                "unconfirmed": sum(doc! {"$not": [is_confirmed]}),
+                "marked": sum(by_this_run),
+            }},
+        ];
+        let counted = async { Ok(self.collection.aggregate(pipeline).await?.try_collect::<Vec<_>>().await?) };
+        let groups = within_limit(self.read_limit, counted).await?;
+        let count = |field| groups.first().map_or(0, |group| integer(group, field));
+        Ok(States { confirmed: count("confirmed"), unconfirmed: count("unconfirmed"), marked: count("marked") })
     }
 
     /// Finds the documents that can be removed at `now`, in batches, in key order. `listed` are keys, as text, that the source listed
@@ -247,7 +255,12 @@ impl Target {
         let deletes: Vec<&Read> = of(Fate::Deleted).collect();
         self.write_batch(Vec::new(), &deletes, now, &mut outcome).await?;
         outcome.deleted = outcome.updated - before;
-        outcome.unchanged = (candidates.len() as i64 - outcome.updated - outcome.failures.len() as i64).max(0);
+        let written = outcome.updated + outcome.failures.len() as i64;
+        outcome.unchanged = match self.listing {
+            Listing::Pages { .. } => (candidates.len() as i64 - written).max(0),
+            // The walk has counted them as unchanged.
+            Listing::Documents => -written,
+        };
         Ok(outcome)
     }
 

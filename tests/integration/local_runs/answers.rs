@@ -6,17 +6,17 @@ use super::*;
 use crate::{support::confirmed, upstream::Instead};
 
 /// The documents of the collection `users`, by key.
-async fn insert(local: &Local, documents: impl IntoIterator<Item = Document>) {
+pub(super) async fn insert(local: &Local, documents: impl IntoIterator<Item = Document>) {
     local.database.collection::<Document>("users").insert_many(documents).await.unwrap();
 }
 
 /// What the source keeps in a document that it listed before.
-fn earlier() -> Document {
+pub(super) fn earlier() -> Document {
     confirmed("default", "people")
 }
 
 /// A full run over the pages of people, by number, for documents whose key is `gitlabId`.
-fn pages(upstream: &Upstream, part: &Value) -> Value {
+pub(super) fn pages(upstream: &Upstream, part: &Value) -> Value {
     let mut rest = json!({
         "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "resultPath": "/users", "batching": "Pages",
         "pagination": {"by": "Number"}, "onMissing": "Delete", "name": "people",
@@ -137,8 +137,12 @@ async fn only_what_the_source_listed_before_is_removed() {
         "{}",
         ended.stdout
     );
-    let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
-    assert_eq!((ended.code, ended.counts()), (Some(0), (4, 1, 3, 0)), "{}", ended.stdout);
+    for removed in ["marked", "deleted"] {
+        let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
+        assert_eq!((ended.code, ended.counts()), (Some(0), (4, 1, 3, 0)), "{}", ended.stdout);
+        let counts = ended.json()["status"]["counts"].take();
+        assert_eq!((&counts[removed], &counts["unconfirmed"]), (&json!(1), &json!(2)), "{removed}: {counts}");
+    }
     let left = [5001, 5002, 5003].map(|id| local.count(doc! {"gitlabId": id}));
     assert_eq!(futures::future::join_all(left).await, [1, 0, 1]);
 }

@@ -42,7 +42,10 @@ async fn documents(database: &Database, collection: &str) -> Vec<Document> {
             }
         }
         for (_, state) in document.get_document_mut("_sync").map(Document::iter_mut).into_iter().flatten() {
-            state.as_document_mut().unwrap().insert("at", "a time");
+            let state = state.as_document_mut().unwrap();
+            for field in ["at", "none", "gone"] {
+                state.get_mut(field).into_iter().for_each(|time| *time = "a time".into());
+            }
         }
         // Documents that a run makes get their ids from MongoDB.
         if document.get_bool("made").is_err() {
@@ -221,6 +224,7 @@ fn random_spec(random: &mut StdRng, upstream: &Upstream) -> Value {
         return spec;
     }
     let source = random_source(random, upstream, batch_size);
+    spec["guard"] = json!({"maxMissing": pick(random, &[json!(3), json!("20%"), json!(1000)]), "action": "Fail"});
     if source.get("batching") == Some(&json!("Pages")) {
         spec["syncType"] = "Full".into();
         spec.as_object_mut().unwrap().remove("staleAfter");

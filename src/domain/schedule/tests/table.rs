@@ -1,8 +1,8 @@
 //! One decision a row: what is there and what time it is, and what is to be done.
 //!
 //! All on one day. The schedule `s` was made at 9:00 and has a slot every ten minutes, of which that of 9:50 was handled
-//! last. A run is named by its slot, `@10:00`, or `@trigger`. In `jobs`, `running`, `cancelling`, `complete` and `failed`
-//! are SyncJobs; in `active`, `waiting` is an entry whose SyncJob was not made yet. A row lists everything that is done;
+//! last. A run is named by its slot, `@10:00`, or `@trigger`. In `jobs`, `running`, `cancelling`, `held`,
+//! `approved` and `ending` (held ones), `complete` and `failed` are SyncJobs; in `active`, `waiting` is an entry whose SyncJob was not made yet. A row lists everything that is done;
 //! of the status, only what it is about.
 
 use std::collections::BTreeMap;
@@ -39,11 +39,26 @@ fn job(text: &str) -> SyncJob {
     let mut job = SyncJob::new(&name_of(words.next().unwrap()), crate::api::SyncJobSpec::default());
     job.metadata.uid = Some(format!("uid-{}", job.name_any()));
     job.metadata.creation_timestamp = Some(Time(time("09:00")));
+    if let Some(slot) = job.name_any().strip_prefix("s-").and_then(|seconds| seconds.parse().ok()) {
+        job.annotations_mut().insert(SLOT_ANNOTATION.to_owned(), at(slot).to_string());
+    }
     let state = words.next().unwrap();
     let (condition, reason) = match state {
         "complete" => (COMPLETE, "Why"),
         "failed" => (FAILED, "Why"),
         "replaced" => (FAILED, reasons::REPLACED),
+        "superseded" => (FAILED, reasons::SUPERSEDED),
+        "held" | "approved" | "ending" => {
+            job.spec.cancelled = state == "ending";
+            let counts = Counts { held: Some(10), ..Counts::default() };
+            let mut status = SyncJobStatus { counts: Some(counts), ..SyncJobStatus::default() };
+            conditions::set(&mut status.conditions, HELD, true, reasons::GUARD_EXCEEDED, "", Some(1), time("09:00"));
+            job.status = Some(status);
+            if state == "approved" {
+                job.annotations_mut().insert(APPROVE_ANNOTATION.to_owned(), "10".to_owned());
+            }
+            return job;
+        }
         "cancelling" | "running" => {
             job.spec.cancelled = state == "cancelling";
             return job;
@@ -121,6 +136,7 @@ fn told(plan: &Plan, asked: &Value) -> Value {
         "next": shown(&status.next_schedule_time),
         "since": shown(&status.slots_since),
         "skip": status.last_skip.as_ref().map(|skip| format!("{} {}", show(skip.time.0), skip.reason)),
+        "activeCount": status.active_count,
         "total": status.runs.total,
         "succeeded": status.runs.succeeded,
         "failed": status.runs.failed,
@@ -133,7 +149,9 @@ fn told(plan: &Plan, asked: &Value) -> Value {
         "reconciling": condition(RECONCILING),
     });
     let mut told = json!({});
+    let supersede: Vec<_> = plan.supersede.iter().map(|(held, later)| run_of(held) + " by " + &run_of(later)).collect();
     for (key, list) in [
+        ("supersede", supersede),
         ("create", plan.create.iter().map(|run| run_of(&run.name)).collect()),
         ("cancel", names(&plan.cancel)),
         ("delete", names(&plan.delete)),
@@ -157,7 +175,7 @@ fn told(plan: &Plan, asked: &Value) -> Value {
 #[test]
 #[expect(clippy::too_many_lines, reason = "it is a table")]
 fn decisions() {
-    let rows = [
+    let rows = vec![
         // When a slot is due.
         ("a second before the slot", json!({"now": "09:59:59"}), json!({"requeue": 1, "next": "@10:00"})),
         (
@@ -541,6 +559,105 @@ fn decisions() {
             "trigger: counted as any run",
             json!({"trigger": TOKEN, "handled": TOKEN, "active": ["@trigger"], "jobs": ["@trigger failed 09:54"], "now": "09:55"}),
             json!({"failed": 1, "active": []}),
+        ),
+        // Held runs.
+        (
+            "held: it does not keep the next slot from starting",
+            json!({"active": ["@09:50"], "jobs": ["@09:50 held"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "active": ["@09:50", "@10:00 waiting"], "activeCount": 1, "total": 2}),
+        ),
+        (
+            "held: it is not replaced",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50"], "jobs": ["@09:50 held"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "activeCount": 1}),
+        ),
+        (
+            "held: it runs beside what may",
+            json!({"spec": {"concurrencyPolicy": "Allow"}, "active": ["@09:50"], "jobs": ["@09:50 held"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "activeCount": 1}),
+        ),
+        (
+            "held: it does not keep a trigger from starting",
+            json!({"trigger": TOKEN, "active": ["@09:50"], "jobs": ["@09:50 held"], "now": "09:55"}),
+            json!({"create": ["@trigger"], "handled": TOKEN}),
+        ),
+        (
+            "held: another one is under way",
+            json!({"active": ["@09:40", "@09:50"], "jobs": ["@09:40 held", "@09:50 running"], "now": "10:00"}),
+            json!({"events": ["RunSkipped"], "skip": "@10:00 Active", "activeCount": 1}),
+        ),
+        (
+            "held: replaced is what is under way beside it",
+            json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:40", "@09:50"],
+                   "jobs": ["@09:40 held", "@09:50 running"], "now": "10:00"}),
+            json!({"cancel": ["@09:50"], "activeCount": 2}),
+        ),
+        (
+            "held: once approved it is under way",
+            json!({"active": ["@09:50"], "jobs": ["@09:50 approved"], "now": "10:00"}),
+            json!({"events": ["RunSkipped"], "skip": "@10:00 Active", "activeCount": 1}),
+        ),
+        (
+            "held: it is not history",
+            json!({"spec": {"successfulJobsHistoryLimit": 0, "failedJobsHistoryLimit": 0}, "active": ["@09:50"],
+                   "jobs": ["@09:50 held"], "now": "09:55"}),
+            json!({"active": ["@09:50"], "activeCount": 0}),
+        ),
+        (
+            "held: an unknown one gets into the books, and is in nobody's way",
+            json!({"jobs": ["@09:50 held"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "active": ["@09:50", "@10:00 waiting"], "total": 2}),
+        ),
+        (
+            "held: a later run that is under way leaves it",
+            json!({"active": ["@09:40", "@09:50"], "jobs": ["@09:40 held", "@09:50 running"], "now": "09:55"}),
+            json!({}),
+        ),
+        (
+            "held: a later run that has failed leaves it",
+            json!({"active": ["@09:40"], "jobs": ["@09:40 held", "@09:50 failed 09:51"], "now": "09:55"}),
+            json!({}),
+        ),
+        (
+            "held: a later run that is complete supersedes it, and may be deleted",
+            json!({"spec": {"successfulJobsHistoryLimit": 0}, "active": ["@09:40", "@09:50"],
+                   "jobs": ["@09:40 held", "@09:50 complete 09:51"], "now": "09:55"}),
+            json!({"supersede": ["@09:40 by @09:50"], "delete": ["@09:50"], "succeeded": 1}),
+        ),
+        (
+            "held: an earlier run that is complete leaves it",
+            json!({"active": ["@09:50"], "jobs": ["@09:40 complete 09:54", "@09:50 held"], "now": "09:55"}),
+            json!({}),
+        ),
+        (
+            "held: the newest supersedes all others",
+            json!({"active": ["@09:30", "@09:40", "@09:50"], "jobs": ["@09:40 held", "@09:30 held", "@09:50 held"], "now": "09:55"}),
+            json!({"supersede": ["@09:40 by @09:50", "@09:30 by @09:50"], "activeCount": 0}),
+        ),
+        (
+            "held: one that is being ended is not ended again",
+            json!({"active": ["@09:40", "@09:50"], "jobs": ["@09:40 ending", "@09:50 held"], "now": "09:55"}),
+            json!({}),
+        ),
+        (
+            "held: one that is being ended supersedes none",
+            json!({"active": ["@09:40", "@09:50"], "jobs": ["@09:40 held", "@09:50 ending"], "now": "09:55"}),
+            json!({}),
+        ),
+        (
+            "held: one that was approved is not superseded",
+            json!({"active": ["@09:40", "@09:50"], "jobs": ["@09:40 approved", "@09:50 held"], "now": "09:55"}),
+            json!({}),
+        ),
+        (
+            "held: superseded while the schedule is suspended",
+            json!({"spec": {"suspended": true}, "active": ["@09:40"], "jobs": ["@09:40 held", "@09:50 complete 09:51"], "now": "09:55"}),
+            json!({"supersede": ["@09:40 by @09:50"]}),
+        ),
+        (
+            "held: a superseded run is no failed one",
+            json!({"active": ["@09:40"], "jobs": ["@09:40 superseded 09:51"], "now": "09:55"}),
+            json!({"active": [], "failed": 0, "replaced": 1}),
         ),
         // Mistakes.
         (
