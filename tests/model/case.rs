@@ -625,7 +625,7 @@ fn steps(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bo
         if trouble && run.source.is_some() && !run.dry && dice.chance(20) {
             let is_troubled = dice.chance(50);
             let other = self::run(dice, sources, is_unique, collation, is_troubled);
-            let other = RunCase { source: run.source, dry: false, incremental: false, ..other };
+            let other = RunCase { source: run.source, dry: false, incremental: false, adopts: false, ..other };
             steps.push(Step::Both(run.into(), other.into(), dice.below(5)));
         } else {
             steps.push(Step::Run(run.into()));
