@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn that_a_job_is_held_is_news_for_its_schedule_and_so_is_the_end_of_it() {
+    fn that_a_job_is_held_or_not_any_more_is_news_for_its_schedule() {
         let held = json!({"conditions": [{"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "",
             "lastTransitionTime": "2026-11-24T10:00:00Z"}]});
         let mut index = Index::default();

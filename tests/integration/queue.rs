@@ -938,7 +938,7 @@ async fn the_time_a_run_is_held_is_told_to_its_next_worker() {
 
 /// As the controller puts back a held run that Redis lost.
 #[tokio::test]
-async fn a_held_run_that_is_put_back_is_claimed_only_with_its_approval() {
+async fn a_held_run_is_put_back_only_to_learn_of_its_approval() {
     let queue = queue(LEASE);
     let since = Timestamp::from_millisecond(an_hour_ago()).unwrap();
     let run = NewRun { started: Some(since), suspended: Some(since), ..NewRun::new("a", "{}") };

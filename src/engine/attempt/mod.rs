@@ -222,18 +222,26 @@ impl Attempt {
         if let Some(result) = self.walk().await {
             return result;
         }
+        if let Some(result) = self.fail_too_many() {
+            return result;
+        }
         if let Some(result) = self.remove().await {
             return result;
         }
         let counts = &mut self.checkpoint.counts;
         counts.total = counts.processed;
-        if self.spec.too_many_failed(counts) {
-            return AttemptResult::Failed(Outcome {
+        self.fail_too_many().unwrap_or(AttemptResult::Completed)
+    }
+
+    /// Fails the run when too many of its documents have failed.
+    fn fail_too_many(&self) -> Option<AttemptResult> {
+        let counts = &self.checkpoint.counts;
+        self.spec.too_many_failed(counts).then(|| {
+            AttemptResult::Failed(Outcome {
                 reason: reasons::TOO_MANY_FAILED.to_owned(),
                 message: format!("{} of {} documents failed", counts.failed, counts.processed),
-            });
-        }
-        AttemptResult::Completed
+            })
+        })
     }
 
     /// Adds up the results of batches, and saves checkpoints. The results arrive in order, so the checkpoint always covers a

@@ -73,8 +73,10 @@ impl Attempt {
         self.add_lost_marks(states.marked, is_paged);
         let confirmed = self.confirmed(states);
         let results = is_paged.then_some(paging.results);
-        Ok(match self.spec.guard.check(removals, confirmed, results, self.approved) {
-            Some(hold) if !self.spec.dry_run => Err(Hold { keys, ..hold }),
+        let changed = self.approved_changes(confirmed);
+        let approved = self.approved.map(|approved| approved.saturating_sub(changed));
+        Ok(match self.spec.guard.check(removals, confirmed, results, approved) {
+            Some(hold) if !self.spec.dry_run => Err(Hold { number: hold.number + changed, keys, ..hold }),
             hold => {
                 self.checkpoint.counts.held = hold.map(|hold| hold.number as i64);
                 Ok(removals.total())
@@ -87,6 +89,12 @@ impl Attempt {
         let since = self.checkpoint.first_confirmed + self.checkpoint.counts.unmarked.unwrap_or(0);
         let counted = u64::try_from(states.confirmed - since).unwrap_or(0);
         *self.checkpoint.confirmed.get_or_insert(counted)
+    }
+
+    /// Returns how many changed documents needed an approval: it does not cover as many removals, which nobody has seen.
+    fn approved_changes(&self, confirmed: u64) -> u64 {
+        let changed = u64::try_from(self.checkpoint.changed).unwrap_or(0);
+        self.spec.guard.max_changed(confirmed, None).filter(|max| changed > *max).map_or(0, |_| changed)
     }
 
     /// Counts the marks of an earlier claim of the run that ended before it saved their number.

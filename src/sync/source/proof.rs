@@ -30,7 +30,7 @@ pub enum Doubt {
         /// The number at `pagination.totalPath`.
         total: u64,
     },
-    /// The last page has no number at `pagination.totalPath`.
+    /// No page has a number at `pagination.totalPath`.
     NoTotal,
 }
 
@@ -45,7 +45,7 @@ impl fmt::Display for Doubt {
             Self::Fewer { found, total } => {
                 write!(f, "the pages listed {found} results, and source.pagination.totalPath says {total}")
             }
-            Self::NoTotal => f.write_str("the last page has no number at source.pagination.totalPath"),
+            Self::NoTotal => f.write_str("no page has a number at source.pagination.totalPath"),
         }
     }
 }
@@ -62,13 +62,15 @@ pub struct Walk {
     distinct: u64,
     /// Number of results that the source gave on the first page.
     total: Option<u64>,
+    /// The same of the last page that gave one: an empty last page, or 404, has none.
+    last_total: Option<u64>,
 }
 
 impl Walk {
     /// A walk that continues after earlier attempts found `distinct` results, of `total` that the source gave.
     #[must_use]
     pub fn new(distinct: u64, total: Option<u64>) -> Self {
-        Self { distinct, total, ..Self::default() }
+        Self { distinct, total, last_total: total, ..Self::default() }
     }
 
     /// Looks at a page, `at` which about `size` results were asked for. Fills in what only the whole walk knows, and ends the walk
@@ -82,6 +84,7 @@ impl Walk {
         page.new = hashes.into_iter().filter(|hash| self.listed.insert(*hash)).count();
         self.distinct += page.new as u64;
         self.total = self.total.or(page.total);
+        self.last_total = page.total.or(self.last_total);
         let count = page.results.len() + page.unreadable;
         let is_short = pages.is_sized && count < size;
         if pages.ends_short && is_short {
@@ -95,7 +98,7 @@ impl Walk {
             page.next = None;
         }
         if page.next.is_none() {
-            page.doubt = match (&pages.total, page.total, page.end) {
+            page.doubt = match (&pages.total, self.last_total, page.end) {
                 (Some(_), None, _) => Some(Doubt::NoTotal),
                 (Some(_), Some(last), _) => self.fewer_than(last),
                 _ if is_repeated => Some(Doubt::NothingNew),
@@ -174,6 +177,12 @@ mod tests {
                 total(),
                 vec![page(&[1, 2], Some(2), Stated, Some(4)), page(&[3], None, Stated, Some(3))],
                 None,
+            ),
+            (
+                "a last page without a total",
+                total(),
+                vec![page(&[1, 2], Some(2), Stated, Some(3)), page(&[], None, Stated, None)],
+                Some(Fewer { found: 2, total: 3 }),
             ),
             (
                 "twice the same does not count",

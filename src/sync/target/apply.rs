@@ -51,6 +51,8 @@ pub(super) enum Kind {
     Absence,
     /// It is marked, or adopted.
     Removal,
+    /// The source lists it, with a result that cannot be written.
+    Listing,
 }
 
 impl<'a> Write<'a> {
@@ -124,11 +126,26 @@ impl Target {
             documents.push(self.look_at(cursor.current()));
         }
         if self.upserts() {
-            let known: HashSet<_> = documents.iter().map(|read| keys::text(&read.key)).collect();
-            let new = keys.into_iter().filter(|key| !known.contains(&keys::text(key)));
-            documents.extend(new.map(|key| Read { key, stamped: Stamped::Due, fields: None }));
+            documents.extend(self.new_documents(keys, &documents).await?);
         }
         Ok(Batch { documents })
+    }
+
+    /// Those of the keys that no document has. Where a document has a key in another form, the collection has a collation: only
+    /// MongoDB can tell then which of the other keys are new.
+    async fn new_documents(&self, keys: Vec<Bson>, known: &[Read]) -> Result<Vec<Read>, Error> {
+        let asked: HashSet<_> = keys.iter().map(keys::text).collect();
+        let texts: HashSet<_> = known.iter().map(|read| keys::text(&read.key)).collect();
+        let has_other_forms = texts.iter().any(|text| !asked.contains(text));
+        let mut new = Vec::new();
+        for key in keys.into_iter().filter(|key| !texts.contains(&keys::text(key))) {
+            let exists = has_other_forms
+                && within(async { Ok(self.collection.find_one(self.of_key(&key)).await?.is_some()) }).await?;
+            if !exists {
+                new.push(Read { key, stamped: Stamped::Due, fields: None });
+            }
+        }
+        Ok(new)
     }
 
     /// Checks a page that matches no document: where keys of documents and of results are of different types, none ever would, and
@@ -193,7 +210,7 @@ impl Target {
     pub async fn apply(&self, batch: Batch, found: Vec<Found>, fetched: Timestamp) -> Result<Outcome, Error> {
         let mut outcome = batch.outcome();
         let stamp = DateTime::from_millis(fetched.as_millisecond());
-        let (mut writes, mut absent) = (Vec::new(), Vec::new());
+        let (mut writes, mut absent, mut unusable) = (Vec::new(), Vec::new(), Vec::new());
         for (read, found) in batch.due_documents().zip(found) {
             let changes = match found {
                 Found::Result(result) => self.changes(read, &result).map_err(|message| ("MappingFailed", message)),
@@ -219,7 +236,10 @@ impl Target {
                     kind: Kind::Result,
                     changes,
                 }),
-                Err((reason, message)) => outcome.fail(&read.key, reason, &message),
+                Err((reason, message)) => {
+                    outcome.fail(&read.key, reason, &message);
+                    unusable.push(read);
+                }
             }
         }
         let listed: Vec<(&Read, bool)> = writes.iter().map(|write| (write.read, write.differs)).collect();
@@ -230,10 +250,36 @@ impl Target {
         } else {
             writes.extend(absent.iter().map(|read| self.absence(read, stamp)));
             self.write_batch(writes, &[], stamp, &mut outcome).await?;
+            self.end_absence(&listed, unusable, stamp, &mut outcome).await?;
         }
         self.count_listed(&listed, &mut outcome);
         outcome.unchanged = (batch.documents.len() as i64 - outcome.updated - outcome.failures.len() as i64).max(0);
         Ok(outcome)
+    }
+
+    /// Removes the marks of documents that the source lists, although what it says cannot be written: a later run would delete
+    /// them. Of `unusable` ones only a page says that the source lists them.
+    async fn end_absence(
+        &self,
+        listed: &[(&Read, bool)],
+        unusable: Vec<&Read>,
+        stamp: DateTime,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        let unusable = unusable.into_iter().filter(|_| self.listing != Listing::Documents);
+        let is_failed = |read: &&Read| outcome.failed.contains(&keys::text(&read.key));
+        let is_marked = |read: &&Read| self.removal.is_some() && self.marked_at(read).is_some();
+        let refused = listed.iter().map(|(read, _)| *read).filter(is_marked).filter(is_failed);
+        let marked: Vec<&Read> = refused.chain(unusable.filter(is_marked)).collect();
+        if marked.is_empty() {
+            return Ok(());
+        }
+        let ends = marked.into_iter().map(|read| self.end_of_absence(read)).collect();
+        // They have failed already.
+        let mut written = Outcome::default();
+        self.write_batch(ends, &[], stamp, &mut written).await?;
+        outcome.unmarked += written.updated;
+        Ok(())
     }
 
     /// Counts what a batch says about listed documents that were written, apart from their fields. The flag of each says
@@ -247,7 +293,8 @@ impl Target {
             changed += i64::from(self.is_confirmed(read) && *differs);
             unmarked += i64::from(self.removal.is_some() && self.marked_at(read).is_some());
         }
-        (outcome.first_confirmed, outcome.changed, outcome.unmarked) = (first_confirmed, changed, unmarked);
+        (outcome.first_confirmed, outcome.changed) = (first_confirmed, changed);
+        outcome.unmarked += unmarked;
     }
 
     /// Writes a batch, and adds what came of it to `outcome`.
@@ -297,7 +344,7 @@ impl Target {
             }
             let together = |(stamped, keys): (Option<DateTime>, Vec<Bson>)| {
                 let these = doc! {&self.key: {"$in": keys}, &self.progress: stamped};
-                self.statement(these, doc! {"$set": self.stamps(stamp)}, stamp)
+                self.statement(these, self.listed(self.stamps(stamp), Document::new()), stamp)
             };
             let statements: Vec<_> = by_stamp.into_iter().map(together).collect();
             let mut stamped = 0;
@@ -416,6 +463,15 @@ impl Target {
         Ok(((differing - absent).max(0), refused))
     }
 
+    /// The update of a listed document. It ends the absence of the document, also where another run marked it after it was
+    /// read.
+    fn listed(&self, set: Document, mut unset: Document) -> Document {
+        if let (Some(state), Some(_)) = (&self.state, &self.removal) {
+            unset.extend([&state.gone, &state.none].map(|path| (path.clone(), Bson::from(""))));
+        }
+        updated(set, unset)
+    }
+
     /// The stamp for people, and the confirmation.
     fn stamps(&self, stamp: DateTime) -> Document {
         doc! {&self.stamp_field: stamp, &self.progress: stamp}
@@ -454,18 +510,24 @@ impl Target {
             Kind::Result => set.extend(self.stamps(stamp)),
             Kind::Absence => drop(set.insert(&self.progress, stamp)),
             Kind::Removal => return doc! {"q": self.as_read(write.read), "u": self.mark(set)},
+            Kind::Listing => {}
         }
-        let mut update = doc! {"$set": set};
-        if !unset.is_empty() {
-            let unset: Document = unset.iter().map(|path| ((*path).to_owned(), Bson::from(""))).collect();
-            update.insert("$unset", unset);
-        }
+        let unset: Document = unset.iter().map(|path| ((*path).to_owned(), Bson::from(""))).collect();
+        let update = match write.kind {
+            Kind::Result => self.listed(set, unset),
+            _ => updated(set, unset),
+        };
         let mut statement = self.statement(self.of_key(write.key()), update, stamp);
         if write.is_new() {
             statement.insert("upsert", true);
         }
         statement
     }
+}
+
+fn updated(set: Document, unset: Document) -> Document {
+    let parts = [("$set", set), ("$unset", unset)].into_iter().filter(|(_, fields)| !fields.is_empty());
+    parts.map(|(operator, fields)| (operator.to_owned(), fields.into())).collect()
 }
 
 impl Read {

@@ -291,6 +291,13 @@ impl Target {
         Write { read, changes, stamped: None, differs: false, kind: Kind::Absence }
     }
 
+    /// The write that ends the absence of a document, and changes nothing else.
+    pub(super) fn end_of_absence<'a>(&'a self, read: &'a Read) -> Write<'a> {
+        let mut changes = Changes::default();
+        self.unmark(read, &mut changes);
+        Write { read, changes, stamped: None, differs: true, kind: Kind::Listing }
+    }
+
     fn removal_mark<'a>(&'a self, read: &'a Read, at: DateTime) -> Write<'a> {
         let mut changes = Changes::default();
         if let (Some(state), Some(removal)) = (&self.state, &self.removal) {
@@ -351,19 +358,15 @@ impl Target {
             changes.unset.push(&state.none);
         }
         let Some(removal) = &self.removal else { return };
-        let is_marked = read.date(&state.gone).is_some();
-        if is_marked {
+        if read.date(&state.gone).is_some() {
             changes.unset.push(&state.gone);
         }
         if keys::at_path(fields, &removal.field).is_some() && !is_marked_by_another(fields, &state.all) {
             changes.unset.push(&removal.field);
         }
-        if !is_marked {
-            return;
-        }
+        let Some(was) = keys::key_at(fields, &state.was) else { return };
         changes.unset.push(&state.was);
-        let was = keys::key_at(fields, &state.was);
-        for entry in was.iter().filter_map(Bson::as_array).flatten().filter_map(Bson::as_document) {
+        for entry in was.as_array().into_iter().flatten().filter_map(Bson::as_document) {
             let field = removal.set.iter().find(|(field, _)| entry.get_str("f").is_ok_and(|name| name == field));
             let Some((field, _)) = field.filter(|(field, _)| keys::key_at(fields, field).as_ref() == entry.get("s"))
             else {
