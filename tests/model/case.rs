@@ -609,7 +609,7 @@ fn guard(dice: &mut Dice) -> Value {
 
 fn steps(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool) -> Vec<Step> {
     let mut steps = Vec::new();
-    let runs = dice.of(&[3, 3, 4, 4, 4, 5, 6]);
+    let runs = dice.of(&[3, 3, 3, 3, 4, 4, 5, 6]);
     let calm = dice.chance(25);
     for number in 0..runs {
         if number > 0 && dice.chance(80) {

@@ -470,7 +470,7 @@ impl<'a> Oracle<'a> {
             let told = |gone: bool| {
                 self.answers.iter().any(|answer| {
                     of_source.iter().any(|seen| seen.run.number == answer.run)
-                        && (says_item(answer, number) || (gone && says_gone(answer, number)))
+                        && (says_listed(answer, number) || (gone && says_gone(answer, number)))
                 })
             };
             let adopts = |seen: &&&Seen<'_>| seen.run.case.adopts && seen.run.approved.is_some();
@@ -512,8 +512,9 @@ impl<'a> Oracle<'a> {
                 _ => {}
             }
         }
-        let changed = !same(old, new, &["note", "lastSynced", "_sync"]);
-        if changed {
+        // That a mark is taken from a document whose result failed is no update.
+        let has_failed = number.is_some_and(|number| seen.iter().any(|seen| seen.failed.contains(&number)));
+        if !has_failed && !same(old, new, &["note", "lastSynced", "_sync"]) {
             happened.changed.insert(id.to_owned());
         }
         self.judge_people_mark(id, new, wrong);
@@ -835,6 +836,11 @@ struct Happened {
 
 fn says_item(answer: &Answer, number: u32) -> bool {
     answer.said.iter().any(|(other, said)| *other == number && matches!(said, Said::Item(_)))
+}
+
+/// It lists someone, if only with something that nobody can use.
+fn says_listed(answer: &Answer, number: u32) -> bool {
+    answer.said.iter().any(|(other, said)| *other == number && *said != Said::Gone)
 }
 
 fn says_gone(answer: &Answer, number: u32) -> bool {
