@@ -58,7 +58,7 @@ pub struct Feeds {
     pub alerts: UnboundedReceiverStream<Arc<SyncAlert>>,
     /// SyncAlerts in whose namespace a SyncSchedule was made, changed or deleted.
     pub watching: mpsc::UnboundedReceiver<ObjectRef<SyncAlert>>,
-    /// SyncSchedules one of whose SyncJobs was made, has ended or was deleted.
+    /// SyncSchedules one of whose SyncJobs was made, was held or approved, has ended or was deleted.
     pub owners: mpsc::UnboundedReceiver<ObjectRef<SyncSchedule>>,
     /// SyncJobs with which it is over. One deleted while the watch was away is not told.
     pub over: mpsc::UnboundedReceiver<Over>,

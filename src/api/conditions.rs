@@ -25,7 +25,7 @@ pub(super) fn unseen(mut definition: CustomResourceDefinition) -> CustomResource
 pub const READY: &str = "Ready";
 /// True while the controller is not yet done with the object: a run under way, or a dependency that is away.
 pub const RECONCILING: &str = "Reconciling";
-/// True when only a change of the object can help.
+/// True when nothing more happens until somebody changes the object, or triggers a run of the schedule.
 pub const STALLED: &str = "Stalled";
 /// True while `spec.suspended` holds the object back.
 pub const SUSPENDED: &str = "Suspended";
@@ -49,6 +49,8 @@ pub mod reasons {
     pub const SUSPENDED: &str = "Suspended";
     /// `spec.suspended` is false.
     pub const ACTIVE: &str = "Active";
+    /// As many runs in a row have failed as `spec.failureThreshold` says.
+    pub const FAILURE_THRESHOLD_EXCEEDED: &str = "FailureThresholdExceeded";
     /// The spec has an error only its owner can mend.
     pub const INVALID_SPEC: &str = "InvalidSpec";
     /// Redis does not answer.

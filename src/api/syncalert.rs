@@ -53,7 +53,7 @@ pub struct SyncAlertSpec {
 
     /// What is told.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    #[schemars(length(min = 1, max = 6))]
+    #[schemars(length(min = 1, max = 7))]
     pub when: Vec<Trigger>,
 
     /// Who is told.
@@ -92,14 +92,14 @@ impl SyncAlert {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("(self.type == 'FailedUsersAbove') == has(self.percent)").message("when[].percent and type FailedUsersAbove go together: set both, or remove percent"),
+    validation = Rule::new("(self.type == 'FailedDocumentsAbove') == has(self.percent)").message("when[].percent and type FailedDocumentsAbove go together: set both, or remove percent"),
     validation = Rule::new("(self.type == 'NoSuccessFor') == has(self.duration)").message("when[].duration and type NoSuccessFor go together: set both, or remove duration")
 )]
 pub struct Trigger {
     /// What it is about.
     #[serde(rename = "type")]
     pub type_: AlertType,
-    /// For FailedUsersAbove: 0 to 99 per cent of the documents that a run handled.
+    /// For FailedDocumentsAbove: 0 to 99 per cent of the documents that a run handled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::range("when[].percent", 0, 99))]
     pub percent: Option<i32>,
@@ -119,10 +119,15 @@ pub enum AlertType {
     RunRecovered,
     /// A slot was skipped. Told once.
     RunSkipped,
-    /// The schedule is Stalled: its spec has a mistake, so it starts nothing. Over when it is corrected.
+    /// A run waits for an approval of what its guard holds. Over when none does.
+    RunHeld,
+    /// The schedule is Stalled and starts nothing: its spec has a mistake, or too many runs in a row have failed. Over when it
+    /// starts runs again.
     ScheduleStalled,
     /// More documents than `percent` of those that the last run handled were refused. Over when fewer are.
-    FailedUsersAbove,
+    // A release before 0.2 called it `FailedUsersAbove`: one stored SyncAlert that cannot be read would stop the watch of all.
+    #[serde(alias = "FailedUsersAbove")]
+    FailedDocumentsAbove,
     /// No run completed for `duration`, in which the schedule was not suspended. Over when one does.
     NoSuccessFor,
     /// Somebody asked for a test with an annotation.
@@ -263,7 +268,7 @@ pub struct Template {
     pub text: Option<String>,
 }
 
-/// What there is to tell, and who was told.
+/// The alerts of a SyncAlert, and the state of its sinks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SyncAlertStatus {
@@ -284,7 +289,7 @@ pub struct SyncAlertStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub sinks: Vec<SinkStatus>,
-    /// What there is to tell, with those who were told: the first 30 of them. The rest is kept in Redis.
+    /// The first 30 alerts, with the sinks that were notified of each. The rest is kept in Redis.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub alerts: Vec<Alert>,
     /// The test that was handled last.
@@ -343,20 +348,21 @@ pub struct Alert {
     pub resolved: Option<Time>,
     /// How it stands, in a sentence.
     pub message: String,
-    /// Who was told.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub told: Vec<Told>,
+    /// The sinks that were notified.
+    // A release before 0.2 called it `told`: Redis keeps what it wrote.
+    #[serde(default, alias = "told", skip_serializing_if = "Vec::is_empty")]
+    pub notified: Vec<Notification>,
 }
 
-/// A sink that was told.
+/// A sink that was notified of an alert.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Told {
-    /// Its name.
+pub struct Notification {
+    /// Name of the sink.
     pub sink: String,
-    /// When last.
+    /// When it was last notified.
     pub time: Time,
-    /// Also that it is over.
+    /// It was also notified that the problem is over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resolved: bool,
     /// A message was sent, and it is not known whether it arrived. Only in Redis.

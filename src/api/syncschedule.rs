@@ -100,6 +100,13 @@ pub struct SyncScheduleSpec {
     #[x_kube(validation = rules::range("failedJobsHistoryLimit", 0, 1000))]
     pub failed_jobs_history_limit: i32,
 
+    /// Failures in a row, 1 to 100, after which the schedule is Stalled and starts no run for its slots. It starts them again
+    /// when a triggered run completes, or when its spec is changed. Cancelled, replaced and superseded runs do not count.
+    /// Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::range("failureThreshold", 1, 100))]
+    pub failure_threshold: Option<i32>,
+
     /// What each SyncJob is made from.
     #[serde(default)]
     pub job_template: JobTemplate,
@@ -201,12 +208,19 @@ pub struct SyncScheduleStatus {
     /// Counters since the schedule was created. They do not go down when SyncJobs are deleted.
     #[serde(default)]
     pub runs: RunCounters,
+    /// Runs that failed since a run last completed, or since the spec was changed. Cancelled, replaced and superseded runs do
+    /// not count.
+    #[serde(default)]
+    pub consecutive_failures: i32,
     /// The newest slot that was skipped, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_skip: Option<Skip>,
     /// Runs that failed, newest first: the last 20 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failure_history: Vec<RunFailure>,
+    /// The newest run that waits for an approval. Absent when none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HeldRun>,
     /// How the run ended that ended last, but for cancelled, replaced and superseded ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_result: Option<RunResult>,
@@ -272,6 +286,20 @@ pub struct RunFailure {
     /// Why, in one CamelCase word.
     pub reason: String,
     /// Why, in a sentence.
+    pub message: String,
+}
+
+/// A run that waits for an approval.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldRun {
+    /// The SyncJob's name.
+    pub job: String,
+    /// When it was held.
+    pub since: Time,
+    /// Documents that an approval has to cover.
+    pub removals: i64,
+    /// Why it is held, in a sentence.
     pub message: String,
 }
 

@@ -149,7 +149,7 @@ impl Known {
             && known.owner.as_deref() == owner.map(|owner| owner.uid.as_str())
         {
             let is_news = match (&known.state, &state) {
-                (State::UnderWay { is_held: was_held, .. }, State::UnderWay { is_held, .. }) => was_held != is_held,
+                (State::UnderWay { is_held: before, .. }, State::UnderWay { is_held: now, .. }) => before != now,
                 (State::UnderWay { .. }, State::Ended(_)) => true,
                 (State::Ended(_), _) => false,
             };
@@ -268,6 +268,12 @@ mod tests {
         let mut index = Index::default();
         assert!(index.apply(&job(1, Some("s"), &json!({}))));
         assert!(!index.apply(&job(1, Some("s"), &json!({"progress": 10}))), "progress is no news for a schedule");
+        let held = json!({"conditions": [
+            {"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "", "lastTransitionTime": "2026-11-24T10:00:00Z"},
+        ]});
+        assert!(index.apply(&job(1, Some("s"), &held)));
+        assert!(!index.apply(&job(1, Some("s"), &held)));
+        assert!(index.apply(&job(1, Some("s"), &json!({}))), "it was approved");
         assert!(index.apply(&job(1, Some("s"), &ended("Failed"))));
         assert!(!index.apply(&job(1, Some("s"), &ended("Failed"))));
         assert!(index.apply(&job(2, Some("s"), &ended("Complete"))));

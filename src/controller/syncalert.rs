@@ -104,7 +104,7 @@ fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
     let (alert, context) = (Arc::clone(alert), Arc::clone(context));
     context.outbox.begin(&alert, &message.sink);
     tokio::spawn(async move {
-        let Message { sink: name, told, .. } = &message;
+        let Message { sink: name, notified, .. } = &message;
         let sink = alert.spec.sinks.iter().find(|sink| sink.name == *name);
         let result = select! {
             biased;
@@ -128,8 +128,12 @@ fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
             }
             None => {}
         }
-        let ended =
-            result.map(|result| Delivery { sink: name.clone(), told: told.clone(), result, at: Timestamp::now() });
+        let ended = result.map(|result| Delivery {
+            sink: name.clone(),
+            notified: notified.clone(),
+            result,
+            at: Timestamp::now(),
+        });
         context.outbox.end(&alert, name, ended);
     });
 }
@@ -168,8 +172,8 @@ struct Entry {
 impl Outbox {
     /// An empty one, and where it tells of SyncAlerts one of whose deliveries has ended.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<ObjectRef<SyncAlert>>) {
-        let (ended, told) = mpsc::unbounded_channel();
-        (Self { entries: Mutex::default(), ended }, told)
+        let (ended, heard) = mpsc::unbounded_channel();
+        (Self { entries: Mutex::default(), ended }, heard)
     }
 
     /// How long to wait before the next look. `None`: it is time.

@@ -23,7 +23,7 @@ use super::{Note, backoff::Backoff, conditions, elapsed, from_seconds, stable_ha
 use crate::api::{
     GoDuration, SyncAlert, SyncAlertSpec, SyncAlertStatus, SyncSchedule, TEST_ANNOTATION,
     conditions::{READY, STALLED, reasons},
-    syncalert::{Alert, AlertType, SinkStatus, Told},
+    syncalert::{Alert, AlertType, Notification, SinkStatus},
     truncate, truncate_to,
 };
 use findings::{Finding, look};
@@ -64,8 +64,8 @@ pub struct Observed<'a> {
 pub struct Delivery {
     /// Name of the sink.
     pub sink: String,
-    /// What the message told of.
-    pub told: Vec<Key>,
+    /// The alerts of the message.
+    pub notified: Vec<Key>,
     /// What became of it.
     pub result: Result<(), Refusal>,
     /// When it ended.
@@ -103,7 +103,7 @@ pub struct Plan {
 #[must_use]
 pub fn bounded(mut status: SyncAlertStatus) -> SyncAlertStatus {
     status.alerts.truncate(MAX_ALERTS);
-    status.alerts.iter_mut().for_each(|alert| alert.told.retain(|told| !told.unsure));
+    status.alerts.iter_mut().for_each(|alert| alert.notified.retain(|notified| !notified.unsure));
     status
 }
 
@@ -129,12 +129,12 @@ pub fn decide(observed: Observed<'_>, now: Timestamp) -> Plan {
         settle(&mut status, found.findings, at);
         status
             .alerts
-            .retain(|alert| !is_told_once(alert.type_) || alert.resolved.is_none() || is_among(&selected, alert));
+            .retain(|alert| !is_notified_once(alert.type_) || alert.resolved.is_none() || is_among(&selected, alert));
     }
     take_up_test(&mut status, alert, at);
     close(&mut status, &alert.spec, at);
     status.alerts.sort_by_key(|alert| (alert.resolved.is_some(), std::cmp::Reverse(alert.noticed.0)));
-    let is_firing = |alert: &&Alert| alert.resolved.is_none() && !is_told_once(alert.type_);
+    let is_firing = |alert: &&Alert| alert.resolved.is_none() && !is_notified_once(alert.type_);
     status.firing = Some(status.alerts.iter().filter(is_firing).count() as i32);
     status.last_sent_time = status.sinks.iter().filter_map(|sink| sink.last_sent_time.clone()).max();
     status.observed_generation = alert.metadata.generation;
@@ -151,7 +151,7 @@ pub fn decide(observed: Observed<'_>, now: Timestamp) -> Plan {
 }
 
 /// True for what is news rather than a problem that lasts.
-fn is_told_once(type_: AlertType) -> bool {
+fn is_notified_once(type_: AlertType) -> bool {
     matches!(type_, AlertType::RunRecovered | AlertType::RunSkipped | AlertType::Test)
 }
 
@@ -172,8 +172,8 @@ fn keep_sinks(status: &mut SyncAlertStatus, alert: &SyncAlert) {
         }
         status.sinks.push(kept);
     }
-    let is_there = |told: &Told| alert.spec.sinks.iter().any(|sink| sink.name == told.sink);
-    status.alerts.iter_mut().for_each(|alert| alert.told.retain(is_there));
+    let is_there = |notified: &Notification| alert.spec.sinks.iter().any(|sink| sink.name == notified.sink);
+    status.alerts.iter_mut().for_each(|alert| alert.notified.retain(is_there));
 }
 
 fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, notes: &mut Vec<Note>) {
@@ -195,7 +195,7 @@ fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, n
             if was_ready == Some(false) {
                 notes.push(Note::normal("SinkRecovered", format!("Sink {name} takes messages again")));
             }
-            if delivery.told.iter().any(|key| key.type_ == AlertType::Test) {
+            if delivery.notified.iter().any(|key| key.type_ == AlertType::Test) {
                 notes.push(Note::normal("TestDelivered", format!("Sink {name} took the test message")));
             }
             sink.last_sent_time = Some(Time(at));
@@ -220,25 +220,30 @@ fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, n
             }
         }
     }
-    for key in &delivery.told {
+    for key in &delivery.notified {
         let Some(alert) = status.alerts.iter_mut().find(|alert| key.is_of(alert)) else { continue };
-        let is_sinks = |told: &Told| told.sink == delivery.sink;
+        let is_sinks = |notified: &Notification| notified.sink == delivery.sink;
         if delivery.result.is_err() {
-            alert.told.retain(|told| !(is_sinks(told) && told.unsure) || key.may_be_known);
+            alert.notified.retain(|notified| !(is_sinks(notified) && notified.unsure) || key.may_be_known);
             continue;
         }
-        alert.told.retain(|told| !is_sinks(told));
+        alert.notified.retain(|notified| !is_sinks(notified));
         let (sink, resolved) = (delivery.sink.clone(), key.resolved);
-        alert.told.push(Told { sink, time: Time(at), resolved, unsure: false });
+        alert.notified.push(Notification { sink, time: Time(at), resolved, unsure: false });
     }
 }
 
 /// Notes that a message is about to be sent. If nothing is heard of it again, the sink may have been told.
 fn note_sending(status: &mut SyncAlertStatus, message: &Message, at: Timestamp) {
-    for key in message.told.iter().filter(|key| !key.resolved) {
+    for key in message.notified.iter().filter(|key| !key.resolved) {
         let Some(alert) = status.alerts.iter_mut().find(|alert| key.is_of(alert)) else { continue };
-        if !alert.told.iter().any(|told| told.sink == message.sink) {
-            alert.told.push(Told { sink: message.sink.clone(), time: Time(at), resolved: false, unsure: true });
+        if !alert.notified.iter().any(|notified| notified.sink == message.sink) {
+            alert.notified.push(Notification {
+                sink: message.sink.clone(),
+                time: Time(at),
+                resolved: false,
+                unsure: true,
+            });
         }
     }
 }
@@ -252,10 +257,10 @@ fn settle(status: &mut SyncAlertStatus, findings: Vec<Finding>, at: Timestamp) {
     for (index, alert) in status.alerts.iter_mut().enumerate() {
         let key = (alert.schedule.clone(), alert.type_);
         match found.get(&key) {
-            Some(finding) if is_told_once(alert.type_) => {
+            Some(finding) if is_notified_once(alert.type_) => {
                 if is_known(alert, finding) {
                     found.remove(&key);
-                } else if alert.told.iter().all(|told| told.unsure) && alert.resolved.is_none() {
+                } else if alert.notified.iter().all(|notified| notified.unsure) && alert.resolved.is_none() {
                     alert.take(finding);
                     found.remove(&key);
                 } else if alert.resolved.is_some() {
@@ -268,11 +273,11 @@ fn settle(status: &mut SyncAlertStatus, findings: Vec<Finding>, at: Timestamp) {
             }
             Some(finding) if is_known(alert, finding) => {
                 alert.resolved = None;
-                alert.told.iter_mut().for_each(|told| told.resolved = false);
+                alert.notified.iter_mut().for_each(|notified| notified.resolved = false);
                 alert.message = truncate_to(&finding.message, MAX_MESSAGE);
                 found.remove(&key);
             }
-            None if alert.resolved.is_none() && !is_told_once(alert.type_) => alert.resolved = Some(Time(at)),
+            None if alert.resolved.is_none() && !is_notified_once(alert.type_) => alert.resolved = Some(Time(at)),
             Some(_) | None => {}
         }
     }
@@ -292,7 +297,7 @@ impl Alert {
             noticed: Time(at),
             resolved: None,
             message: truncate_to(&finding.message, MAX_MESSAGE),
-            told: Vec::new(),
+            notified: Vec::new(),
         }
     }
 
@@ -301,7 +306,7 @@ impl Alert {
         self.occurrence.clone_from(&finding.occurrence);
         self.since = Time(finding.since);
         self.message = truncate_to(&finding.message, MAX_MESSAGE);
-        self.told.clear();
+        self.notified.clear();
     }
 }
 
@@ -327,17 +332,21 @@ fn take_up_test(status: &mut SyncAlertStatus, alert: &SyncAlert, at: Timestamp) 
 
 /// Ends what everybody was told that is told once, and forgets problems with which everybody is done.
 fn close(status: &mut SyncAlertStatus, spec: &SyncAlertSpec, at: Timestamp) {
-    for alert in status.alerts.iter_mut().filter(|alert| is_told_once(alert.type_) && alert.resolved.is_none()) {
-        if spec.sinks.iter().all(|sink| alert.told.iter().any(|told| told.sink == sink.name && !told.unsure)) {
+    for alert in status.alerts.iter_mut().filter(|alert| is_notified_once(alert.type_) && alert.resolved.is_none()) {
+        if spec
+            .sinks
+            .iter()
+            .all(|sink| alert.notified.iter().any(|notified| notified.sink == sink.name && !notified.unsure))
+        {
             alert.resolved = Some(Time(at));
         }
     }
     status.alerts.retain(|alert| match &alert.resolved {
         None => true,
         Some(_) if alert.type_ == AlertType::Test => false,
-        Some(_) if is_told_once(alert.type_) => true,
+        Some(_) if is_notified_once(alert.type_) => true,
         Some(resolved) => {
-            let is_pending = spec.send_resolved && alert.told.iter().any(|told| !told.resolved);
+            let is_pending = spec.send_resolved && alert.notified.iter().any(|notified| !notified.resolved);
             is_pending && elapsed(resolved.0, at) < KEEP_RESOLVED
         }
     });
@@ -355,13 +364,14 @@ fn parsed(duration: &GoDuration, default: Duration) -> Duration {
 fn due(alert: &Alert, sink: &str, spec: &SyncAlertSpec) -> Option<(Timestamp, bool)> {
     let window = parsed(&spec.group_window, Duration::from_secs(30));
     let repeat = parsed(&spec.repeat_interval, Duration::from_hours(4));
-    let told = alert.told.iter().find(|told| told.sink == sink && !(told.unsure && alert.resolved.is_none()));
-    match (told, &alert.resolved) {
+    let notified =
+        alert.notified.iter().find(|notified| notified.sink == sink && !(notified.unsure && alert.resolved.is_none()));
+    match (notified, &alert.resolved) {
         (None, None) if alert.type_ == AlertType::Test => Some((alert.noticed.0, false)),
         (None, None) => Some((after(alert.noticed.0, window), false)),
-        _ if is_told_once(alert.type_) => None,
-        (Some(told), None) => Some((after(told.time.0, repeat), true)),
-        (Some(told), Some(resolved)) if spec.send_resolved && !told.resolved => {
+        _ if is_notified_once(alert.type_) => None,
+        (Some(notified), None) => Some((after(notified.time.0, repeat), true)),
+        (Some(notified), Some(resolved)) if spec.send_resolved && !notified.resolved => {
             Some((after(resolved.0, window), false))
         }
         (_, Some(_)) => None,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use kube::ResourceExt;
 
 use super::{
@@ -413,6 +413,13 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
         Phase::Failed if is_wanted => Note::normal("RunCancelled", message(FAILED)),
         Phase::Failed => Note::warning("RunFailed", truncate(&message(FAILED))),
     })
+}
+
+/// The condition of a run that waits for an approval.
+#[must_use]
+pub fn held(job: &SyncJob) -> Option<&Condition> {
+    let status = job.status.as_ref().filter(|_| !is_finished(job))?;
+    conditions::find(&status.conditions, HELD).filter(|condition| condition.status == "True")
 }
 
 /// When a finished SyncJob without a schedule is to be deleted.

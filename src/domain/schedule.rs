@@ -29,7 +29,7 @@ use crate::api::{
     SLOT_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
     conditions::{FAILED, READY, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::SyncMode,
-    syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, RunFailure, RunResult, Skip},
+    syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, HeldRun, RunFailure, RunResult, Skip},
     truncate,
 };
 
@@ -117,12 +117,20 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan.status.observed_generation = schedule.metadata.generation;
 
     let look_again = settle(&mut plan.status, observed, now);
+    plan.status.held = observed.jobs.iter().filter_map(|job| held(job)).max_by_key(|held| held.since.0);
+    if old.observed_generation.is_some_and(|seen| Some(seen) != schedule.metadata.generation) {
+        plan.status.consecutive_failures = 0;
+    }
     let parsed = Parsed::new(&schedule.spec);
+    let stall = stall(&plan.status, parsed.as_ref());
     let mut waits = None;
     match &parsed {
         Ok(parsed) => {
             waits = start_triggered(&mut plan, schedule, observed.jobs, now);
             start_due(&mut plan, observed, &old, parsed, now);
+            if let Some((_, why)) = stall.as_ref().filter(|_| !is_stopped_by_failures(&old)) {
+                plan.notes.push(Note::warning("ScheduleStalled", why.clone()));
+            }
             plan.delete = history(&plan.status, observed.jobs, parsed.keep);
         }
         Err(error) => {
@@ -137,9 +145,30 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan.create = missing(&plan.status, policy, observed.jobs);
     plan.requeue = plan.requeue.into_iter().chain(look_again).min();
     (plan.cancel, plan.replacement) = replaced(&plan.status, policy, observed.jobs);
-    set_conditions(&mut plan.status, observed, parsed.as_ref().err(), waits, now);
+    set_conditions(&mut plan.status, observed, stall, waits, now);
     plan.parsed = parsed.ok();
     plan
+}
+
+/// Why the schedule starts no run for its slots until somebody does something: reason and message.
+fn stall(status: &SyncScheduleStatus, parsed: Result<&Parsed, &SpecError>) -> Option<(&'static str, String)> {
+    let parsed = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return Some((reasons::INVALID_SPEC, error.to_string())),
+    };
+    let threshold = parsed.failure_threshold.filter(|threshold| status.consecutive_failures >= *threshold)?;
+    let failures = status.consecutive_failures;
+    let last = status.last_result.as_ref().and_then(|last| last.reason.as_deref()).unwrap_or("Failed");
+    let message = format!(
+        "{failures} runs in a row have failed, the last one with the reason {last}, and spec.failureThreshold is {threshold}: no slots are started until a triggered run completes or the spec is changed"
+    );
+    Some((reasons::FAILURE_THRESHOLD_EXCEEDED, message))
+}
+
+/// The status says that the schedule starts nothing because too many runs in a row have failed.
+fn is_stopped_by_failures(status: &SyncScheduleStatus) -> bool {
+    let stalled = conditions::find(&status.conditions, STALLED);
+    stalled.is_some_and(|stalled| stalled.reason == reasons::FAILURE_THRESHOLD_EXCEEDED)
 }
 
 /// Notes that the slot of `entry` cannot be run since a SyncJob of its name is not ours.
@@ -155,11 +184,11 @@ pub fn collided(status: &mut SyncScheduleStatus, entry: &ActiveRun) {
 /// lost, or another controller made it from an older state.
 fn settle(status: &mut SyncScheduleStatus, observed: &Observed<'_>, now: Timestamp) -> Option<Duration> {
     let Observed { jobs, made, .. } = *observed;
-    let (mut active, mut look_again) = (Vec::new(), None);
+    let (mut active, mut ended, mut look_again) = (Vec::new(), Vec::new(), None);
     for mut entry in std::mem::take(&mut status.active) {
         let job = jobs.iter().find(|job| job.name_any() == entry.name);
         match job {
-            Some(job) if job::is_finished(job) => count(status, job),
+            Some(job) if job::is_finished(job) => ended.push(job),
             Some(job) => {
                 let age = job.creation_timestamp().map_or(SHORT, |created| elapsed(created.0, now));
                 if age >= SHORT {
@@ -172,6 +201,10 @@ fn settle(status: &mut SyncScheduleStatus, observed: &Observed<'_>, now: Timesta
             None if entry.uid.is_none() && !made.contains(&entry.name) => active.push(entry),
             None => {}
         }
+    }
+    ended.sort_by_key(|job| job.status.as_ref().and_then(|status| status.completion_time.clone()));
+    for job in ended {
+        count(status, job);
     }
     for job in jobs.iter().filter(|job| !job::is_finished(job) && job.metadata.deletion_timestamp.is_none()) {
         let name = job.name_any();
@@ -208,6 +241,7 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     note_result(status, finished, result);
     if job::is_complete(finished) {
         status.runs.succeeded += 1;
+        status.consecutive_failures = 0;
         if result.completion_time > status.last_successful_time {
             status.last_successful_time.clone_from(&result.completion_time);
         }
@@ -219,6 +253,12 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     }
     status.runs.failed += 1;
     let condition = conditions::find(&result.conditions, FAILED);
+    // One that ended before the last success is no failure since then.
+    if !is_ended_by_somebody(condition.map(|condition| condition.reason.as_str()))
+        && result.completion_time >= status.last_successful_time
+    {
+        status.consecutive_failures = status.consecutive_failures.saturating_add(1);
+    }
     let failure = RunFailure {
         job: finished.name_any(),
         time: result.completion_time.clone().unwrap_or(Time(Timestamp::UNIX_EPOCH)),
@@ -230,14 +270,17 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     status.failure_history.truncate(MAX_FAILURE_HISTORY);
 }
 
+/// A run that failed with this reason was ended by a person or by a later run.
+fn is_ended_by_somebody(reason: Option<&str>) -> bool {
+    matches!(reason, Some(reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED))
+}
+
 /// Notes how a run ended, unless somebody ended it, or a later one is noted.
 fn note_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &SyncJobStatus) {
     let reason = conditions::find(&result.conditions, FAILED).map(|condition| condition.reason.clone());
     let reason = reason.filter(|_| !job::is_complete(finished));
     let time = result.completion_time.clone().unwrap_or(Time(Timestamp::UNIX_EPOCH));
-    let is_ended_by_somebody =
-        matches!(reason.as_deref(), Some(reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED));
-    if is_ended_by_somebody || status.last_result.as_ref().is_some_and(|last| last.time > time) {
+    if is_ended_by_somebody(reason.as_deref()) || status.last_result.as_ref().is_some_and(|last| last.time > time) {
         return;
     }
     let counts = result.counts.unwrap_or_default();
@@ -249,6 +292,18 @@ fn note_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &Syn
         failed: counts.failed,
         recoveries: result.recoveries.unwrap_or_default(),
     });
+}
+
+/// A run that waits for an approval, as the schedule shows it.
+fn held(job: &SyncJob) -> Option<HeldRun> {
+    let condition = job::held(job)?;
+    let counts = job.status.as_ref().and_then(|status| status.counts);
+    Some(HeldRun {
+        job: job.name_any(),
+        since: condition.last_transition_time.clone(),
+        removals: counts.and_then(|counts| counts.held).unwrap_or_default(),
+        message: truncate(&condition.message),
+    })
 }
 
 /// Starts the run that the trigger annotation asks for, once for each token. Tells what it waits for.
@@ -297,7 +352,9 @@ fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus,
     let slots = parsed.slots(&schedule.uid().unwrap_or_default());
     let created = from_seconds(schedule.creation_timestamp().map_or(now, |created| created.0).as_second());
     let first_visit = old.slots_since.is_none();
-    let resumed = conditions::is_true(&old.conditions, SUSPENDED) && !schedule.spec.suspended;
+    let stopped = stall(&plan.status, Ok(parsed)).is_some();
+    let resumed = (conditions::is_true(&old.conditions, SUSPENDED) && !schedule.spec.suspended)
+        || (is_stopped_by_failures(old) && !stopped);
     let edited = old.schedule.as_deref().is_some_and(|text| text != parsed.text);
 
     plan.status.schedule = Some(parsed.text.clone());
@@ -307,7 +364,7 @@ fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus,
     if resumed || edited {
         plan.status.slots_since = Some(Time(from_seconds(now.as_second())));
     }
-    if schedule.spec.suspended {
+    if schedule.spec.suspended || stopped {
         plan.status.next_schedule_time = None;
         return;
     }
@@ -452,7 +509,7 @@ fn history(status: &SyncScheduleStatus, jobs: &[Arc<SyncJob>], keep: (usize, usi
 fn set_conditions(
     status: &mut SyncScheduleStatus,
     observed: &Observed<'_>,
-    unusable: Option<&SpecError>,
+    stall: Option<(&'static str, String)>,
     waits: Option<&str>,
     now: Timestamp,
 ) {
@@ -466,9 +523,9 @@ fn set_conditions(
     } else {
         set(SUSPENDED, false, reasons::ACTIVE, "Runs are started as scheduled");
     }
-    if let Some(error) = unusable {
-        set(READY, false, reasons::INVALID_SPEC, &error.to_string());
-        set(STALLED, true, reasons::INVALID_SPEC, &error.to_string());
+    if let Some((reason, message)) = stall {
+        set(READY, false, reason, &format!("{message}{}", waits.unwrap_or_default()));
+        set(STALLED, true, reason, &message);
         conditions::clear(&mut status.conditions, RECONCILING);
     } else if observed.queue_available {
         let message = if suspended { "Suspended: no new runs" } else { "Runs are started as scheduled" };

@@ -14,6 +14,7 @@ pub(super) enum Deed {
     Resumed,
     CleanedUp,
     Cancelled,
+    Approved,
     Retried,
     Rescheduled,
 }
@@ -26,6 +27,7 @@ impl Deed {
             Self::Resumed => "ResumedByCall",
             Self::CleanedUp => "CleanedUpByCall",
             Self::Cancelled => "CancelledByCall",
+            Self::Approved => "RunApproved",
             Self::Retried => "RetriedByCall",
             Self::Rescheduled => "RescheduledByCall",
         }

@@ -1,10 +1,10 @@
-//! `POST /jobs/{namespace}/{name}/{cancel,suspend,resume,retry}`.
+//! `POST /jobs/{namespace}/{name}/{cancel,suspend,resume,approve,retry}`.
 
 use std::sync::Arc;
 
 use axum::{Json, extract::State, response::Response};
 use kube::ResourceExt;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::json;
 use utoipa::ToSchema;
 
@@ -12,19 +12,22 @@ use super::{
     App,
     audit::{self, Deed},
     auth::{Caller, Right},
-    extract::{By, Path, Place},
+    extract::{Body, By, Path, Place},
     jobs::{find, live},
     pause::{self, Change},
     problem::{Kind, Problem},
     trigger::{self, Triggered, accepted, create},
 };
 use crate::{
-    api::{RETRY_OF_ANNOTATION, SyncJob},
+    api::{APPROVE_ANNOTATION, RETRY_OF_ANNOTATION, SyncJob},
     domain::{
-        job::{is_complete, is_finished},
+        job::{held, is_complete, is_finished},
         names,
     },
 };
+
+/// Most removals that one call approves.
+const MAX_REMOVALS: i64 = 1_000_000_000;
 
 /// What became of a run.
 #[derive(Debug, Serialize, ToSchema)]
@@ -85,6 +88,70 @@ pub(super) async fn resume(
     Path(place): Path<Place>,
 ) -> Result<Json<Controlled>, Problem> {
     set_suspended(&app, &caller, &place, false).await.map(Json)
+}
+
+/// What a person approves.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Approval {
+    /// Documents that the run may remove: `counts.held` of the run, or more.
+    #[serde(deserialize_with = "whole")]
+    #[schema(minimum = 1, maximum = 1_000_000_000)]
+    removals: i64,
+}
+
+/// Reads a whole number. For JSON Schema, `400.0` is one, too.
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let number = f64::deserialize(deserializer)?;
+    if number.fract() == 0.0 { Ok(number as i64) } else { Err(D::Error::custom("removals must be a whole number")) }
+}
+
+/// Approves the removals that the guard of a run holds.
+///
+/// The run counts again. If it finds more than that, it is held again with the new number.
+#[utoipa::path(
+    post, path = "/jobs/{namespace}/{name}/approve", tag = "control",
+    params(Place), request_body = Approval, responses((status = 200, body = Controlled)),
+)]
+pub(super) async fn approve(
+    State(app): State<App>,
+    By(caller): By,
+    Path(place): Path<Place>,
+    Body(Approval { removals }): Body<Approval>,
+) -> Result<Json<Controlled>, Problem> {
+    allow(&app, &caller, &place, removals).await.map(Json)
+}
+
+/// Lets a held run remove so many documents.
+pub(super) async fn allow(app: &App, caller: &Caller, place: &Place, removals: i64) -> Result<Controlled, Problem> {
+    let job = unfinished(app, caller, place).await?;
+    // The cache may not show yet that it is held, or for how many documents.
+    let job = live(app, &job).await?;
+    let name = job.name_any();
+    let Some(number) = held(&job).map(|_| held_number(&job)) else {
+        return Err(Problem::new(Kind::Conflict, format!("{name} is not held, so there is nothing to approve")));
+    };
+    if !(1..=MAX_REMOVALS).contains(&removals) {
+        let detail = format!("removals must be from 1 to {MAX_REMOVALS}; {name} is held for {number}");
+        return Err(Problem::new(Kind::InvalidBody, detail));
+    }
+    if removals < number {
+        let detail = format!("{name} is held for {number} removals, more than {removals}; look at it again");
+        return Err(Problem::new(Kind::Conflict, detail));
+    }
+    let text = removals.to_string();
+    let is_so = |job: &SyncJob| job.annotations().get(APPROVE_ANNOTATION) == Some(&text);
+    let change = json!({"metadata": {"annotations": {APPROVE_ANNOTATION: text}}});
+    let change = pause::apply(app, &job, is_so, change).await?;
+    if change == Change::Made {
+        audit::note(app, caller, Deed::Approved, &job, &format!("Approved {removals} removals")).await;
+    }
+    answer(&job, change)
+}
+
+/// Documents that an approval of a held run has to cover.
+pub(super) fn held_number(job: &SyncJob) -> i64 {
+    job.status.as_ref().and_then(|status| status.counts?.held).unwrap_or_default()
 }
 
 /// Makes a new SyncJob like one that failed.

@@ -233,6 +233,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(control::cancel))
         .routes(routes!(control::suspend))
         .routes(routes!(control::resume))
+        .routes(routes!(control::approve))
         .routes(routes!(control::retry))
 }
 

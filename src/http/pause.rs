@@ -246,7 +246,8 @@ pub(super) async fn patch<K: Pausable>(
     apply(app, object, is_so, json!({"spec": spec})).await
 }
 
-async fn apply<K: Pausable>(
+/// Changes an object, unless it is so already. Reads it first, as [`patch`] does.
+pub(super) async fn apply<K: Pausable>(
     app: &App,
     object: &K,
     is_so: impl FnOnce(&K) -> bool,

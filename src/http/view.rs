@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::{
     api::{
         SCHEDULE_LABEL, SyncJob,
-        conditions::{COMPLETE, FAILED, RECONCILING, SUSPENDED},
+        conditions::{COMPLETE, FAILED, HELD, RECONCILING, SUSPENDED},
         syncjob::{Attempt, Counts, DocumentFailure, Phase, SyncMode, SyncType},
     },
     domain::conditions,
@@ -86,7 +86,7 @@ pub(super) struct Job {
 impl From<&SyncJob> for Job {
     fn from(job: &SyncJob) -> Self {
         let status = job.status.clone().unwrap_or_default();
-        let telling = [FAILED, COMPLETE, SUSPENDED, RECONCILING];
+        let telling = [FAILED, COMPLETE, HELD, SUSPENDED, RECONCILING];
         let told = telling.into_iter().filter_map(|kind| conditions::find(&status.conditions, kind));
         let told = told.into_iter().find(|condition| condition.status == "True");
         Self {

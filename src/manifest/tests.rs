@@ -150,7 +150,7 @@ fn a_rule_of_several_fields_is_found_at_one_of_them() {
         ("  when: []\n", "5:3: error: spec.when: must have at least 1 items"),
         (
             "  when: [{type: RunFailed, percent: 5}]\n",
-            "5:28: error: spec.when[0].percent: when[].percent and type FailedUsersAbove go together",
+            "5:28: error: spec.when[0].percent: when[].percent and type FailedDocumentsAbove go together",
         ),
     ] {
         assert_found(&format!("{ALERT}{when}{sink}"), &[expected]);

@@ -57,7 +57,7 @@ static STATUS_WRITES: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::
 
 static ALERT_MESSAGES: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 
-static USERS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
+static DOCUMENTS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 static BATCH_DURATION: LazyLock<Family<Labels, Traced>> =
     LazyLock::new(|| Family::new_with_constructor(|| Traced::new(QUICK.into_iter())));
 static SOURCE_REQUESTS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
@@ -127,7 +127,7 @@ fn result_label(well: bool) -> &'static str {
 pub fn batch(type_: SyncType, outcomes: [(&'static str, u64); 3], took: Duration, trace_id: Option<String>) {
     let type_ = type_label(type_);
     for (outcome, count) in outcomes {
-        USERS.get_or_create(&vec![("type", type_), ("outcome", outcome)]).inc_by(count);
+        DOCUMENTS.get_or_create(&vec![("type", type_), ("outcome", outcome)]).inc_by(count);
     }
     observe(&BATCH_DURATION.get_or_create(&vec![("type", type_)]), took, trace_id);
 }
@@ -213,7 +213,7 @@ impl Metrics {
             registry.register("sync_reconcile", "Reconciliations, by kind and result", RECONCILED.clone());
             let help = "Time that a reconciliation took, waiting for its turn included";
             registry.register_with_unit("sync_reconcile_duration", help, Unit::Seconds, RECONCILE_DURATION.clone());
-            registry.register("sync_status_patches", "Status writes, by kind and result", STATUS_WRITES.clone());
+            registry.register("sync_status_writes", "Status writes, by kind and result", STATUS_WRITES.clone());
         }
         if let Some(schedules) = self.schedules {
             registry.register("sync_schedules", "Schedules, by how they stand", by_state(schedules));
@@ -224,7 +224,7 @@ impl Metrics {
             registry.register("sync_worker_busy", "Runs that this process works on", gauge(busy as u64));
             let help = "Time that a run could have been claimed before it was";
             registry.register_with_unit("sync_queue_claim_latency", help, Unit::Seconds, CLAIM_LATENCY.clone());
-            registry.register("sync_users", "Documents handled, by type and outcome", USERS.clone());
+            registry.register("sync_documents", "Documents handled, by type and outcome", DOCUMENTS.clone());
             let help = "Time that the writes of a batch took";
             registry.register_with_unit("sync_batch_duration", help, Unit::Seconds, BATCH_DURATION.clone());
             registry.register("sync_source_requests", "Requests to sources, by result", SOURCE_REQUESTS.clone());
@@ -319,8 +319,8 @@ pub(crate) mod tests {
             "sync_alert_messages_total{sink=\"slack\",result=\"ok\"} 1\n",
             "sync_reconcile_total{kind=\"SyncJob\",result=\"ok\"} 1\n",
             "sync_reconcile_duration_seconds_count{kind=\"SyncJob\"} 1\n",
-            "sync_status_patches_total{kind=\"SyncJob\",result=\"error\"} 1\n",
-            "sync_users_total{type=\"Issue\",outcome=\"updated\"} 99\n",
+            "sync_status_writes_total{kind=\"SyncJob\",result=\"error\"} 1\n",
+            "sync_documents_total{type=\"Issue\",outcome=\"updated\"} 99\n",
             "sync_batch_duration_seconds_count{type=\"Issue\"} 1\n",
             "sync_run_duration_seconds_bucket{le=\"300.0\",type=\"User\",result=\"Failed\"} 1 # {trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\"} 70.0 ",
             "sync_lease_lost_total 1\n",

@@ -169,7 +169,7 @@ async fn a_sink_that_fails_stalls_and_wants_fewer_messages_gets_each_alert_once_
 
     http.takes("/bad", 1).await;
     eventually("it is known to be told", async || {
-        let is_told = |alert: &sync_operator::api::syncalert::Alert| alert.told.len() == 2;
+        let is_told = |alert: &sync_operator::api::syncalert::Alert| alert.notified.len() == 2;
         status(&world).await.alerts.iter().all(is_told).then_some(())
     })
     .await;
@@ -226,7 +226,7 @@ async fn counted(world: &World, name: &str, runs: i64) {
 async fn settled(world: &World, firing: i32) {
     eventually("what is to be told was told", async || {
         let status = status(world).await;
-        let is_told = status.alerts.iter().all(|alert| alert.resolved.is_none() && !alert.told.is_empty());
+        let is_told = status.alerts.iter().all(|alert| alert.resolved.is_none() && !alert.notified.is_empty());
         (status.firing == Some(firing) && is_told).then_some(())
     })
     .await;

@@ -76,6 +76,7 @@ async fn a_wrong_schedule_is_refused_with_field_and_fix() {
         (json!({"suspended": "yes"}), "spec.suspended", "boolean"),
         (json!({"successfulJobsHistoryLimit": -1}), "successfulJobsHistoryLimit", "from 0 to 1000"),
         (json!({"failedJobsHistoryLimit": 1001}), "failedJobsHistoryLimit", "from 0 to 1000"),
+        (json!({"failureThreshold": 0}), "failureThreshold", "from 1 to 100"),
     ] {
         assert_refused(&world, SCHEDULE, spec, field, advice).await;
     }
@@ -347,6 +348,7 @@ async fn a_full_spec_is_stored_as_written() {
         "jitter": "1.5s",
         "successfulJobsHistoryLimit": 0,
         "failedJobsHistoryLimit": 1000,
+        "failureThreshold": 100,
         "jobTemplate": {
             "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
             "spec": full_job(),
@@ -539,7 +541,7 @@ async fn spec_and_status_are_written_apart() {
     let unseen = json!({"conditions": [{
         "type": "Ready", "status": "Unknown", "reason": "Pending", "message": "No controller has looked at it yet",
         "lastTransitionTime": "1970-01-01T00:00:00Z",
-    }], "runs": {"total": 0, "succeeded": 0, "failed": 0, "replaced": 0, "skipped": 0}});
+    }], "runs": {"total": 0, "succeeded": 0, "failed": 0, "replaced": 0, "skipped": 0}, "consecutiveFailures": 0});
     for (kind, status, first) in [
         (JOB, json!({"phase": "Running", "progress": 40, "conditions": [condition("Reconciling")]}), None),
         (SCHEDULE, json!({"schedule": "20m", "activeCount": 1, "conditions": [condition("Ready")]}), Some(unseen)),
@@ -692,9 +694,9 @@ async fn a_wrong_alert_is_refused_with_field_and_fix() {
         (spec(json!({"when": []})), "spec.when", "at least 1"),
         (spec(json!({"when": [{"type": "Test"}]})), "type", "\"RunFailed\""),
         (spec(json!({"when": [{"type": "RunFailed"}, {"type": "RunFailed"}]})), "spec.when", "Duplicate"),
-        (spec(json!({"when": [{"type": "FailedUsersAbove"}]})), "when[].percent", "set both"),
+        (spec(json!({"when": [{"type": "FailedDocumentsAbove"}]})), "when[].percent", "set both"),
         (spec(json!({"when": [{"type": "RunFailed", "percent": 5}]})), "when[].percent", "remove percent"),
-        (spec(json!({"when": [{"type": "FailedUsersAbove", "percent": 100}]})), "when[].percent", "from 0 to 99"),
+        (spec(json!({"when": [{"type": "FailedDocumentsAbove", "percent": 100}]})), "when[].percent", "from 0 to 99"),
         (spec(json!({"when": [{"type": "NoSuccessFor"}]})), "when[].duration", "set both"),
         (spec(json!({"when": [{"type": "NoSuccessFor", "duration": "soon"}]})), "when[].duration", "such as 2h"),
         (spec(json!({"sinks": []})), "spec.sinks", "at least 1"),

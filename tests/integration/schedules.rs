@@ -20,7 +20,7 @@ use tokio::time::sleep;
 
 use crate::{
     control::reason,
-    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, told},
+    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
     support::{Servers, World, eventually},
 };
 
@@ -211,6 +211,42 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
         eventually("it is gone", async || world.schedules().get_opt("users").await.unwrap().is_none().then_some(()))
             .await;
     }
+}
+
+#[tokio::test]
+async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let template = |filter: Value| json!({"spec": {"target": {"filter": filter}}});
+    let broken = template(json!({"age": {"$bigger": 3}}));
+    apply_schedule(&world, "users", json!({"interval": "1s", "failureThreshold": 2, "jobTemplate": broken})).await;
+    let stalled = |failures| {
+        move |status: &SyncScheduleStatus| {
+            (is_true(&status.conditions, "Stalled") && status.consecutive_failures == failures).then(|| status.clone())
+        }
+    };
+    let status = until(&world, "it is stalled", stalled(2)).await;
+    let condition = find(&status.conditions, "Stalled").unwrap();
+    assert_eq!(condition.reason, "FailureThresholdExceeded");
+    assert!(condition.message.contains("InvalidTarget"), "{}", condition.message);
+    assert!(!is_true(&status.conditions, "Ready") && status.next_schedule_time.is_none());
+
+    trigger(&world, "again").await;
+    until(&world, "the triggered run failed, too", stalled(3)).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(jobs(&world).await.len(), 3, "no slot was started");
+    assert_eq!(world.schedules().get("users").await.unwrap().metadata.generation, Some(1), "the spec is the user's");
+    told(&world, "users", &["ScheduleStalled"]).await;
+    let of_reason = |event: &k8s_openapi::api::events::v1::Event| event.reason.as_deref() == Some("ScheduleStalled");
+    assert_eq!(events(&world).await.iter().filter(|event| of_reason(event)).count(), 1);
+
+    patch(&world, json!({"spec": {"jobTemplate": {"spec": {"target": {"filter": null}}}}})).await;
+    until(&world, "it runs", |status| {
+        let is_well = is_true(&status.conditions, "Ready") && !is_true(&status.conditions, "Stalled");
+        (is_well && status.runs.succeeded > 0 && status.consecutive_failures == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::{
         SyncSchedule, SyncScheduleStatus,
         conditions::{STALLED, SUSPENDED},
         syncalert::{AlertType, Trigger},
-        syncschedule::RunResult,
+        syncschedule::{HeldRun, RunResult},
     },
     domain::{conditions, from_seconds},
 };
@@ -69,12 +69,17 @@ fn find(trigger: &Trigger, schedule: &SyncSchedule, created: Timestamp, now: Tim
             let message = format!("The slot {} was skipped: {}", skip.time.0, skip.reason);
             Some(Ok((skip.time.0.to_string(), skip.time.0, message)))
         }
+        AlertType::RunHeld => {
+            let HeldRun { job, since, removals, message } = status.held.as_ref()?;
+            let message = format!("SyncJob {job} waits for an approval of {removals} removals: {message}");
+            Some(Ok((job.clone(), since.0, message)))
+        }
         AlertType::ScheduleStalled => {
             let stalled = conditions::find(&status.conditions, STALLED).filter(|stalled| stalled.status == "True")?;
             let since = stalled.last_transition_time.0;
             Some(Ok((since.to_string(), since, format!("The schedule starts nothing: {}", stalled.message))))
         }
-        AlertType::FailedUsersAbove => {
+        AlertType::FailedDocumentsAbove => {
             let (last, percent) = (status.last_result.as_ref()?, i64::from(trigger.percent?));
             let RunResult { job, processed, failed, .. } = last;
             let message =

@@ -22,8 +22,8 @@ pub struct Message {
     pub sink: String,
     /// The same for the same message, so that one that arrives twice can be known.
     pub id: String,
-    /// What it tells of.
-    pub told: Vec<Key>,
+    /// The alerts of which it notifies.
+    pub notified: Vec<Key>,
     /// Problems there are, and news.
     pub firing: Vec<Item>,
     /// Problems that are over.
@@ -80,26 +80,30 @@ impl Message {
     pub(super) fn new<'a>(owner: &SyncAlert, sink: &str, alerts: impl Iterator<Item = &'a Alert>) -> Self {
         let uid = owner.uid().unwrap_or_default();
         let mut whole = format!("{uid}/{sink}");
-        let (mut told, mut firing, mut resolved) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut notified, mut firing, mut resolved) = (Vec::new(), Vec::new(), Vec::new());
         for alert in alerts.take(MAX_ITEMS) {
             let (item, before) = item(alert, sink, &uid);
             whole += &format!("/{} {} {}", item.id, item.until.is_some(), before.map_or(0, Timestamp::as_second));
-            told.push(Key {
+            notified.push(Key {
                 schedule: item.schedule.clone(),
                 type_: item.type_,
                 occurrence: item.occurrence.clone(),
                 resolved: item.until.is_some(),
-                may_be_known: alert.told.iter().any(|told| told.sink == sink && told.unsure),
+                may_be_known: alert.notified.iter().any(|notified| notified.sink == sink && notified.unsure),
             });
             if item.until.is_some() { &mut resolved } else { &mut firing }.push(item);
         }
-        Self { sink: sink.to_owned(), id: format!("{:016x}", stable_hash(&whole)), told, firing, resolved }
+        Self { sink: sink.to_owned(), id: format!("{:016x}", stable_hash(&whole)), notified, firing, resolved }
     }
 }
 
 /// An alert for a message, and when the sink was last told of it.
 fn item(alert: &Alert, sink: &str, uid: &str) -> (Item, Option<Timestamp>) {
-    let before = alert.told.iter().find(|told| told.sink == sink && !told.unsure).map(|told| told.time.0);
+    let before = alert
+        .notified
+        .iter()
+        .find(|notified| notified.sink == sink && !notified.unsure)
+        .map(|notified| notified.time.0);
     let Alert { schedule, type_, occurrence, since, resolved, message, .. } = alert;
     let item = Item {
         id: format!("{:016x}", stable_hash(&format!("{uid}/{schedule}/{type_:?}/{occurrence}"))),

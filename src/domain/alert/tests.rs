@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::api::syncschedule::{RunResult, Skip};
+use crate::api::syncschedule::{HeldRun, RunResult, Skip};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -88,6 +88,11 @@ impl World {
         status.last_result = Some(result);
     }
 
+    fn hold(&mut self, name: &str, job: &str, now: i64) {
+        let (job, message) = (job.to_owned(), "guard.maxMissing allows 50".to_owned());
+        self.status(name).held = Some(HeldRun { job, since: time(now), removals: 400, message });
+    }
+
     fn pass(&mut self, now: i64) -> Plan {
         let busy: Vec<_> = self.under_way.iter().map(|message| message.sink.clone()).collect();
         let ended = std::mem::take(&mut self.ended);
@@ -120,8 +125,8 @@ impl World {
                     self.arrived.push((now, message.sink.clone(), text));
                 }
             }
-            let Message { sink, told, .. } = message;
-            self.ended.push(Delivery { sink, told, result: result.clone(), at: at(now) });
+            let Message { sink, notified, .. } = message;
+            self.ended.push(Delivery { sink, notified, result: result.clone(), at: at(now) });
         }
     }
 
@@ -133,7 +138,7 @@ impl World {
         }
     }
 
-    fn told(&self) -> Vec<(i64, &str)> {
+    fn notified(&self) -> Vec<(i64, &str)> {
         self.arrived.iter().map(|(now, _, what)| (*now, what.as_str())).collect()
     }
 }
@@ -156,7 +161,7 @@ fn a_failure_is_told_after_the_window_repeated_and_resolved() {
         (10 + WINDOW + REPEAT, "firing s RunFailed s-1"),
         (501 + WINDOW, "resolved s RunFailed s-1"),
     ];
-    assert_eq!(world.told(), expected);
+    assert_eq!(world.notified(), expected);
     assert!(world.kept.alerts.is_empty() && world.kept.firing == Some(0));
 }
 
@@ -167,7 +172,7 @@ fn what_is_over_before_the_window_ends_is_not_told() {
     world.until(10, 20);
     world.run("s", "s-2", 21, None);
     world.until(21, 500);
-    assert_eq!(world.told(), []);
+    assert_eq!(world.notified(), []);
 }
 
 #[test]
@@ -186,7 +191,7 @@ fn what_comes_within_the_window_goes_in_one_message() {
 fn each_condition_begins_and_ends_as_documented() {
     type Change = fn(&mut World);
     type Row = (Value, Change, &'static [&'static str], Change, &'static [&'static str]);
-    let rows: [Row; 5] = [
+    let rows: [Row; 6] = [
         (
             json!({"type": "RunFailed"}),
             |world| world.run("s", "s-1", 5, Some("Stalled")),
@@ -195,17 +200,17 @@ fn each_condition_begins_and_ends_as_documented() {
             &["resolved s RunFailed s-1"],
         ),
         (
-            json!({"type": "FailedUsersAbove", "percent": 5}),
+            json!({"type": "FailedDocumentsAbove", "percent": 5}),
             |world| {
                 world.run("s", "s-1", 5, None);
                 world.status("s").last_result.as_mut().unwrap().failed = 6;
             },
-            &["firing s FailedUsersAbove s-1"],
+            &["firing s FailedDocumentsAbove s-1"],
             |world| {
                 world.run("s", "s-2", 100, None);
                 world.status("s").last_result.as_mut().unwrap().failed = 5;
             },
-            &["resolved s FailedUsersAbove s-1"],
+            &["resolved s FailedDocumentsAbove s-1"],
         ),
         (
             json!({"type": "ScheduleStalled"}),
@@ -224,6 +229,13 @@ fn each_condition_begins_and_ends_as_documented() {
             &["firing s RunSkipped 1970-01-12T13:48:20Z"],
         ),
         (
+            json!({"type": "RunHeld"}),
+            |world| world.hold("s", "s-1", 5),
+            &["firing s RunHeld s-1"],
+            |world| world.status("s").held = None,
+            &["resolved s RunHeld s-1"],
+        ),
+        (
             json!({"type": "RunRecovered"}),
             |world| {
                 world.run("s", "s-1", 5, None);
@@ -240,14 +252,27 @@ fn each_condition_begins_and_ends_as_documented() {
         world.until(0, 4);
         begin(&mut world);
         world.until(5, 99);
-        let told: Vec<_> = world.told().into_iter().map(|(_, what)| what).collect();
-        assert_eq!(told, first, "{trigger}");
+        let notified: Vec<_> = world.notified().into_iter().map(|(_, what)| what).collect();
+        assert_eq!(notified, first, "{trigger}");
         world.arrived.clear();
         end(&mut world);
         world.until(100, 200);
-        let told: Vec<_> = world.told().into_iter().map(|(_, what)| what).collect();
-        assert_eq!(told, second, "{trigger}");
+        let notified: Vec<_> = world.notified().into_iter().map(|(_, what)| what).collect();
+        assert_eq!(notified, second, "{trigger}");
     }
+}
+
+#[test]
+fn a_later_held_run_is_the_same_problem_with_its_number() {
+    let mut world = World::on("RunHeld");
+    world.hold("s", "s-1", 5);
+    world.until(5, 50);
+    let sent = "SyncJob s-1 waits for an approval of 400 removals: guard.maxMissing allows 50";
+    assert_eq!(world.kept.alerts[0].message, sent);
+    world.hold("s", "s-2", 60);
+    world.until(60, 100);
+    assert_eq!(world.notified(), [(5 + WINDOW, "firing s RunHeld s-1")]);
+    assert!(world.kept.alerts[0].message.starts_with("SyncJob s-2"), "{:?}", world.kept.alerts);
 }
 
 #[test]
@@ -260,7 +285,7 @@ fn no_success_for_a_time_is_noticed_without_being_asked() {
     world.answer(650, &Ok(()));
     world.schedule("s").spec.suspended = true;
     world.until(651, 652);
-    assert!(world.told()[1].1.starts_with("resolved s NoSuccessFor"), "{:?}", world.told());
+    assert!(world.notified()[1].1.starts_with("resolved s NoSuccessFor"), "{:?}", world.notified());
 }
 
 #[test]
@@ -278,7 +303,7 @@ fn a_sink_that_fails_is_tried_again_later_and_later_and_holds_back_no_other() {
             } else {
                 assert_eq!((now - WINDOW) % REPEAT, 0, "b is told, and told again");
             }
-            world.ended.push(Delivery { sink: message.sink, told: message.told, result, at: at(now) });
+            world.ended.push(Delivery { sink: message.sink, notified: message.notified, result, at: at(now) });
         }
     }
     let waits: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -352,13 +377,13 @@ fn only_schedules_that_are_selected_are_looked_at() {
     let mut world = World::new(&json!({"when": [{"type": "RunFailed"}], "selector": {"matchLabels": {"team": "a"}}}));
     world.run("s", "s-1", 0, Some("Stalled"));
     world.until(0, 100);
-    assert_eq!(world.told(), []);
+    assert_eq!(world.notified(), []);
     world.schedule("s").labels_mut().insert("team".to_owned(), "a".to_owned());
     world.until(101, 200);
-    assert_eq!(world.told(), [(101 + WINDOW, "firing s RunFailed s-1")]);
+    assert_eq!(world.notified(), [(101 + WINDOW, "firing s RunFailed s-1")]);
     world.schedules.clear();
     world.until(201, 300);
-    assert_eq!(world.told()[1], (201 + WINDOW, "resolved s RunFailed s-1"));
+    assert_eq!(world.notified()[1], (201 + WINDOW, "resolved s RunFailed s-1"));
 }
 
 #[test]
@@ -369,7 +394,7 @@ fn a_selector_with_a_mistake_stalls_the_alert_and_resolves_nothing() {
     let wrong = json!({"matchExpressions": [{"key": "a", "operator": "Near", "values": ["b"]}]});
     world.alert.spec.selector = serde_json::from_value(wrong).unwrap();
     world.until(101, 300);
-    assert_eq!(world.told().len(), 1);
+    assert_eq!(world.notified().len(), 1);
     assert!(conditions::is_true(&world.kept.conditions, STALLED));
     assert!(!conditions::is_true(&world.kept.conditions, READY));
 }
@@ -452,16 +477,16 @@ proptest! {
         for later in (0..1000).step_by(20) {
             world.until(now + later, now + later);
         }
-        let is_told = |alert: &Alert| alert.told.iter().any(|told| told.sink == "a" && !told.resolved);
+        let is_notified = |alert: &Alert| alert.notified.iter().any(|notified| notified.sink == "a" && !notified.resolved);
         let open: Vec<_> = world.kept.alerts.iter().filter(|alert| alert.resolved.is_none()).collect();
-        prop_assert!(open.len() == 1 && is_told(open[0]), "lost: {:?}", world.kept.alerts);
+        prop_assert!(open.len() == 1 && is_notified(open[0]), "lost: {:?}", world.kept.alerts);
         prop_assert_eq!(world.kept.alerts.len(), 1, "nothing is left over");
 
-        let mut told: HashMap<String, (Option<i64>, bool)> = HashMap::new();
+        let mut notified: HashMap<String, (Option<i64>, bool)> = HashMap::new();
         let (mut doubles, mut doubled) = (HashMap::<&str, usize>::new(), HashSet::new());
         for (now, _, what) in &world.arrived {
             let (kind, alert) = what.split_once(' ').unwrap();
-            let (last, is_over) = told.entry(alert.to_owned()).or_default();
+            let (last, is_over) = notified.entry(alert.to_owned()).or_default();
             let is_double = if kind == "firing" {
                 prop_assert!(!*is_over, "told again after it was over: {what}");
                 last.replace(*now).is_some_and(|last| now - last < REPEAT)
@@ -475,7 +500,7 @@ proptest! {
             }
         }
         let open = format!("s0 RunFailed {}", world.kept.alerts[0].occurrence);
-        let unended: Vec<_> = told.iter().filter(|(alert, (_, is_over))| !is_over && **alert != open).collect();
+        let unended: Vec<_> = notified.iter().filter(|(alert, (_, is_over))| !is_over && **alert != open).collect();
         prop_assert!(unended.is_empty(), "never heard that it is over: {unended:?}");
         // A message that a crash doubles may tell of several things.
         prop_assert!(doubled.len() <= crashes, "doubled at {doubled:?} after {crashes} crashes: {:?}", world.arrived);

@@ -23,6 +23,8 @@ pub struct Parsed {
     pub(super) starting_deadline: Option<Duration>,
     /// Completed and failed SyncJobs that are kept.
     pub(super) keep: (usize, usize),
+    /// Failures in a row that stop the schedule.
+    pub(super) failure_threshold: Option<i32>,
 }
 
 impl Parsed {
@@ -46,6 +48,7 @@ impl Parsed {
                 limit("successfulJobsHistoryLimit", spec.successful_jobs_history_limit)?,
                 limit("failedJobsHistoryLimit", spec.failed_jobs_history_limit)?,
             ),
+            failure_threshold: spec.failure_threshold.map(threshold).transpose()?,
         })
     }
 
@@ -74,6 +77,10 @@ impl Parsed {
     pub fn slots(&self, uid: &str) -> Slots<'_> {
         Slots::new(&self.grid, stable_offset(uid, self.jitter))
     }
+}
+
+fn threshold(failures: i32) -> Result<i32, SpecError> {
+    range("failureThreshold", failures, 1, 100).map(|_| failures)
 }
 
 fn every(seconds: i64) -> String {

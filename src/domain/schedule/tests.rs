@@ -1,11 +1,7 @@
 mod table;
 
 use super::*;
-use crate::api::{
-    APPROVE_ANNOTATION, GoDuration, SyncJobStatus, SyncScheduleSpec,
-    conditions::{COMPLETE, HELD},
-    syncjob::Counts,
-};
+use crate::api::{APPROVE_ANNOTATION, GoDuration, SyncJobStatus, SyncScheduleSpec, conditions::COMPLETE};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -284,6 +280,7 @@ fn what_cannot_be_scheduled_is_stalled_with_the_reason() {
         (json!({"schedule": "0 0 30 2 *"}), "InvalidSpec"),
         (json!({"schedule": "* * * * *", "timeZone": "Mars/Olympus"}), "InvalidSpec"),
         (json!({"interval": "10s", "timeZone": "UTC"}), "InvalidSpec"),
+        (json!({"interval": "10s", "failureThreshold": 0}), "InvalidSpec"),
     ] {
         let mut world = World::new(spec);
         let plan = world.pass(CREATED);
@@ -294,6 +291,22 @@ fn what_cannot_be_scheduled_is_stalled_with_the_reason() {
         world.pass(CREATED + 5);
         assert_eq!(world.notes.len(), 1, "told once");
     }
+}
+
+#[test]
+fn a_stalled_schedule_says_how_many_failed_why_and_what_to_do() {
+    let mut world = World::new(json!({"interval": "10s", "failureThreshold": 2}));
+    for slot in [1_000_010, 1_000_020, 1_000_030] {
+        world.pass(slot);
+        world.end(&format!("user-sync-{slot}"), FAILED, slot + 1);
+        world.pass(slot + 2);
+    }
+    assert_eq!(world.names().len(), 2);
+    let stalled = conditions::find(&world.status().conditions, STALLED).unwrap();
+    let message = "2 runs in a row have failed, the last one with the reason Why, and spec.failureThreshold is 2: no slots are started until a triggered run completes or the spec is changed";
+    assert_eq!(stalled.message, message);
+    let told: Vec<_> = world.notes.iter().map(|note| (note.reason, note.text.as_str())).collect();
+    assert_eq!(told, [("ScheduleStalled", message)]);
 }
 
 #[test]

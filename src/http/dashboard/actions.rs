@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::{Sent, session::local};
 use crate::{
     api::{SyncJob, SyncSchedule},
+    domain::run::Wanted,
     http::{
         App, control,
         extract::{By, Path, Place},
@@ -138,6 +139,25 @@ pub(super) async fn on_run(
             shows(|job| !job.spec.suspended).await;
         }
     }
+    Ok(Redirect::to(&format!("/ui/runs/{}/{}", place.namespace, place.name)).into_response())
+}
+
+/// What a person approves.
+#[derive(Deserialize)]
+pub(super) struct Approval {
+    removals: i64,
+}
+
+/// The button of a held run. It carries the number that its page showed.
+pub(super) async fn approve(
+    State(app): State<App>,
+    By(caller): By,
+    Path(place): Path<Place>,
+    Sent(Approval { removals }): Sent<Approval>,
+) -> Result<Response, Problem> {
+    control::allow(&app, &caller, &place, removals).await?;
+    let is_approved = |job: &SyncJob| Wanted::from(job).approved == Some(removals.unsigned_abs());
+    shown(|| jobs::find(&app, &place).is_ok_and(|job| is_approved(&job))).await;
     Ok(Redirect::to(&format!("/ui/runs/{}/{}", place.namespace, place.name)).into_response())
 }
 

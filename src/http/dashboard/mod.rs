@@ -80,6 +80,7 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .route("/ui/runs", get(runs::list))
         .route("/ui/runs/{namespace}/{name}", get(run::read))
         .route("/ui/runs/{namespace}/{name}/failures.csv", get(failures::download))
+        .route("/ui/runs/{namespace}/{name}/approve", post(actions::approve))
         .route("/ui/runs/{namespace}/{name}/{action}", post(actions::on_run))
         .route("/ui/bulk", post(bulk::ask))
         .route("/ui/bulk/{deed}", post(bulk::carry_out))

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     api::{RETRY_OF_ANNOTATION, SyncJob, TRIGGERED_BY_ANNOTATION, syncjob::Phase},
     domain::{
-        job::{is_complete, is_finished},
-        run::Checkpoint,
+        job::{held, is_complete, is_finished},
+        run::{Checkpoint, Wanted},
     },
     http::{
         App, LIMIT, control,
@@ -58,8 +58,26 @@ struct Run {
     logs: Option<String>,
     spec: String,
     is_being_cancelled: bool,
+    held: Option<Held>,
     may: May,
     now: Timestamp,
+}
+
+/// A run that waits for an approval.
+struct Held {
+    /// Documents that the approval has to cover.
+    removals: i64,
+    /// Somebody has approved as many.
+    is_approved: bool,
+}
+
+impl Held {
+    fn new(job: &SyncJob) -> Option<Self> {
+        held(job)?;
+        let removals = control::held_number(job);
+        let approved = Wanted::from(job).approved;
+        Some(Self { removals, is_approved: approved.is_some_and(|approved| approved >= removals.unsigned_abs()) })
+    }
 }
 
 /// What the visitor may do to the run as it is.
@@ -114,6 +132,7 @@ pub(super) async fn read(
         queued,
         spec: serde_yaml_ng::to_string(&job.spec).unwrap_or_default(),
         is_being_cancelled,
+        held: Held::new(&job),
         may,
         now,
     })

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     api::{
-        SCHEDULE_LABEL, SUSPEND_NOTE_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleSpec, conditions::READY,
+        SCHEDULE_LABEL, SUSPEND_NOTE_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleSpec,
+        conditions::{READY, STALLED},
         syncjob::SyncType,
     },
     domain::{conditions, schedule::Parsed},
@@ -232,7 +233,7 @@ pub(super) async fn read(
     let clocks = slots(&schedule, now).iter().map(|slot| slot.clock(&zone)).collect();
     page(&One {
         frame: visitor.frame("schedules", &scope),
-        slots: if row.suspended { Vec::new() } else { clocks },
+        slots: if row.suspended || conditions::is_true(&status.conditions, STALLED) { Vec::new() } else { clocks },
         row,
         runs: status.runs,
         skip: status.last_skip.map(|skip| (skip.reason, Moment::new(skip.time.0, now))),

@@ -170,6 +170,7 @@ async fn each_call_needs_the_right_of_the_object_behind_it() {
         (format!("/jobs/cleanup{here}"), "delete"),
         (run("suspend"), "patch"),
         (run("resume"), "patch"),
+        (run("approve"), "patch"),
         (run("retry"), "create"),
         (run("cancel"), "patch"),
     ];
@@ -185,7 +186,7 @@ async fn each_call_needs_the_right_of_the_object_behind_it() {
     }
     for (path, _) in &calls {
         assert_eq!(post(&sidecar, path, Some(&viewer)).await.problem(), (403, "forbidden"), "{path}");
-        // Retrying a run that has not failed, and cancelling one twice, are conflicts.
+        // Retrying a run that has not failed, approving one that is not held, and cancelling one twice, are conflicts.
         for token in [&editor, &admin] {
             let code = post(&sidecar, path, Some(token)).await.code.as_u16();
             assert!([200, 202, 409].contains(&code), "{path}: {code}");

@@ -16,7 +16,7 @@ use sync_operator::{
 
 use super::{Answer, Sidecar, settings};
 use crate::{
-    operator::{apply_job, apply_schedule, finished, told},
+    operator::{apply_job, apply_schedule, events, finished, told},
     support::{World, eventually},
 };
 
@@ -289,6 +289,53 @@ async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
     assert!(details["message"].as_str().unwrap().contains("$bigger"), "{details}");
 }
 
+/// A SyncJob whose guard holds 400 removals, as its controller would have left it.
+async fn hold(world: &World, name: &str) {
+    let condition = json!({"type": "Held", "status": "True", "reason": "GuardExceeded",
+        "message": "the run would mark 400 of 1000 documents: a1, a2", "lastTransitionTime": "2026-11-25T10:00:00Z"});
+    set_status(world, name, json!({"phase": "Held", "counts": {"held": 400}, "conditions": [condition]})).await;
+}
+
+#[tokio::test]
+async fn a_held_run_is_approved_with_the_number_that_was_seen() {
+    let world = World::new().await;
+    let sidecar = Sidecar::open(&world).await;
+    let uid = apply_job(&world, "run", json!({})).await.uid().unwrap();
+    seen(&sidecar, &world, "run", "Pending").await;
+    let path = format!("/jobs/{}/run/approve", world.name);
+    let approve = async |removals: Value| sidecar.post(&path, json!({"removals": removals})).await;
+    assert_eq!(approve(json!(400)).await.problem(), (409, "conflict"), "it is not held");
+    hold(&world, "run").await;
+    for removals in [json!(0), json!(-1), json!(1.5), json!(1e10), json!("400"), json!(null)] {
+        assert_eq!(approve(removals.clone()).await.problem(), (422, "invalid-body"), "{removals}");
+    }
+    assert_eq!(sidecar.post(&path, Value::Null).await.problem(), (422, "invalid-body"));
+    let fewer = approve(json!(399)).await;
+    assert_eq!(fewer.problem(), (409, "conflict"));
+    assert!(fewer.body["detail"].as_str().unwrap().contains("held for 400"), "{}", fewer.body);
+    assert!(!world.jobs().get("run").await.unwrap().annotations().contains_key("sync.codex.dev/approve"));
+
+    let changed = json!({"namespace": world.name, "name": "run", "jobId": uid, "changed": true});
+    let answer = approve(json!(400)).await;
+    assert_eq!((answer.code.as_u16(), &answer.body), (200, &changed));
+    assert_eq!(world.jobs().get("run").await.unwrap().annotations()["sync.codex.dev/approve"], "400");
+    assert_eq!(approve(json!(400.0)).await.body["changed"], false);
+    told(&world, "run", &["RunApproved"]).await;
+    let events = events(&world).await;
+    let approvals: Vec<_> = events.iter().filter(|event| event.reason.as_deref() == Some("RunApproved")).collect();
+    assert_eq!(approvals.len(), 1);
+    assert_eq!(approvals[0].note.as_deref(), Some("Approved 400 removals, by anonymous over HTTP"));
+
+    seen(&sidecar, &world, "run", "Held").await;
+    let details = sidecar.get(&format!("/jobs/{}/run", world.name)).await.body;
+    assert_eq!((&details["reason"], &details["counts"]["held"]), (&json!("GuardExceeded"), &json!(400)));
+    assert!(details["message"].as_str().unwrap().ends_with("a1, a2"), "{details}");
+    ended(&world, "over", "Complete", 1).await;
+    seen(&sidecar, &world, "over", "Complete").await;
+    let over = format!("/jobs/{}/over/approve", world.name);
+    assert_eq!(sidecar.post(&over, json!({"removals": 400})).await.problem(), (409, "conflict"));
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_is_a_problem_that_says_why() {
     let world = World::new().await;
@@ -383,6 +430,7 @@ async fn the_openapi_document_tells_of_every_call() {
         ("/jobs", "get"),
         ("/jobs/{namespace}/{name}", "get"),
         ("/jobs/{namespace}/{name}/cancel", "post"),
+        ("/jobs/{namespace}/{name}/approve", "post"),
         ("/jobs/{namespace}/{name}/retry", "post"),
         ("/jobs/{namespace}/{name}/suspend", "post"),
         ("/jobs/{namespace}/{name}/resume", "post"),

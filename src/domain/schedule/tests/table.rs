@@ -1,13 +1,17 @@
 //! One decision a row: what is there and what time it is, and what is to be done.
 //!
 //! All on one day. The schedule `s` was made at 9:00 and has a slot every ten minutes, of which that of 9:50 was handled
-//! last. A run is named by its slot, `@10:00`, or `@trigger`. In `jobs`, `running`, `cancelling`, `held`,
-//! `approved` and `ending` (held ones), `complete` and `failed` are SyncJobs; in `active`, `waiting` is an entry whose SyncJob was not made yet. A row lists everything that is done;
-//! of the status, only what it is about.
+//! last. A run is named by its slot, `@10:00`, or `@trigger`. In `jobs`, `running`, `cancelling`, `held`, `approved` and
+//! `ending` (held ones), `complete` and `failed` are SyncJobs; in `active`, `waiting` is an entry whose SyncJob was not made
+//! yet. A row lists everything that is done; of the status, only what it is about.
 
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::api::{
+    conditions::HELD,
+    syncjob::{Counts, Phase},
+};
 
 const DAY: &str = "2026-11-24T";
 const TOKEN: &str = "now";
@@ -47,15 +51,19 @@ fn job(text: &str) -> SyncJob {
         "complete" => (COMPLETE, "Why"),
         "failed" => (FAILED, "Why"),
         "replaced" => (FAILED, reasons::REPLACED),
+        "cancelled" => (FAILED, reasons::CANCELLED),
         "superseded" => (FAILED, reasons::SUPERSEDED),
+        "unapproved" => (FAILED, reasons::NOT_APPROVED),
         "held" | "approved" | "ending" => {
             job.spec.cancelled = state == "ending";
-            let counts = Counts { held: Some(10), ..Counts::default() };
-            let mut status = SyncJobStatus { counts: Some(counts), ..SyncJobStatus::default() };
-            conditions::set(&mut status.conditions, HELD, true, reasons::GUARD_EXCEEDED, "", Some(1), time("09:00"));
+            let mut status = SyncJobStatus { phase: Some(Phase::Held), ..SyncJobStatus::default() };
+            status.counts = Some(Counts { held: Some(400), ..Counts::default() });
+            let since = words.next().map_or_else(|| time("09:00"), time);
+            let message = "guard.maxMissing allows 50";
+            conditions::set(&mut status.conditions, HELD, true, reasons::GUARD_EXCEEDED, message, None, since);
             job.status = Some(status);
             if state == "approved" {
-                job.annotations_mut().insert(APPROVE_ANNOTATION.to_owned(), "10".to_owned());
+                job.annotations_mut().insert(APPROVE_ANNOTATION.to_owned(), "400".to_owned());
             }
             return job;
         }
@@ -96,7 +104,8 @@ fn given(given: &Value) -> (SyncSchedule, Vec<Arc<SyncJob>>) {
         let text = Parsed::new(&schedule.spec).map_or("?".to_owned(), |parsed| parsed.text);
         let seen = |text: &Value| text.as_str().map(|text| Time(time(text)));
         let mut status = SyncScheduleStatus {
-            observed_generation: Some(1),
+            observed_generation: Some(given["generation"].as_i64().unwrap_or(1)),
+            consecutive_failures: given["failures"].as_i64().unwrap_or_default() as i32,
             schedule: Some(given["was"].as_str().map_or(text, str::to_owned)),
             slots_since: seen(&given["last"]).or(Some(Time(time("09:50")))),
             last_schedule_time: seen(&given["last"]).or(Some(Time(time("09:50")))),
@@ -106,6 +115,17 @@ fn given(given: &Value) -> (SyncSchedule, Vec<Arc<SyncJob>>) {
         };
         if given["wasSuspended"] == json!(true) {
             conditions::set(&mut status.conditions, SUSPENDED, true, "Suspended", "", Some(1), time("09:30"));
+        }
+        if given["wasStalled"] == json!(true) {
+            let reason = reasons::FAILURE_THRESHOLD_EXCEEDED;
+            conditions::set(&mut status.conditions, STALLED, true, reason, "", Some(1), time("09:30"));
+        }
+        if let Some(run) = given["held"].as_str() {
+            let (job, message) = (name_of(run), "before".to_owned());
+            status.held = Some(HeldRun { job, since: Time(time("09:30")), removals: 1, message });
+        }
+        if let Some(text) = given["success"].as_str() {
+            status.last_successful_time = Some(Time(time(text)));
         }
         for entry in strings(&given["active"]) {
             let (run, waiting) = entry.strip_suffix(" waiting").map_or((entry, false), |run| (run, true));
@@ -143,6 +163,8 @@ fn told(plan: &Plan, asked: &Value) -> Value {
         "skipped": status.runs.skipped,
         "replaced": status.runs.replaced,
         "handled": status.last_handled_trigger,
+        "failures": status.consecutive_failures,
+        "held": status.held.as_ref().map(|held| format!("{} {} {}", run_of(&held.job), held.removals, held.message)),
         "ready": condition(READY),
         "suspended": condition(SUSPENDED),
         "stalled": condition(STALLED),
@@ -679,6 +701,108 @@ fn decisions() {
             "mended: no slot of the past",
             json!({"was": "?", "now": "10:05"}),
             json!({"ready": "True Scheduled", "stalled": null, "since": "@10:05"}),
+        ),
+        // Failures in a row.
+        (
+            "failures: without a threshold",
+            json!({"failures": 99, "active": ["@09:50"], "jobs": ["@09:50 failed 09:59"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "failures": 100, "stalled": null}),
+        ),
+        (
+            "failures: one less than the threshold",
+            json!({"spec": {"failureThreshold": 3}, "failures": 1, "active": ["@09:50"], "jobs": ["@09:50 failed 09:59"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "failures": 2, "ready": "True Scheduled"}),
+        ),
+        (
+            "failures: the threshold",
+            json!({"spec": {"failureThreshold": 3}, "failures": 2, "active": ["@09:50"], "jobs": ["@09:50 failed 09:59"], "now": "10:00"}),
+            json!({"events": ["ScheduleStalled"], "failures": 3, "failed": 1, "ready": "False FailureThresholdExceeded", "stalled": "True FailureThresholdExceeded", "next": null, "requeue": null, "skipped": 0}),
+        ),
+        (
+            "failures: an approval that nobody gave",
+            json!({"spec": {"failureThreshold": 3}, "failures": 2, "active": ["@09:50"], "jobs": ["@09:50 unapproved 09:59"], "now": "09:59:30"}),
+            json!({"events": ["ScheduleStalled"], "failures": 3}),
+        ),
+        (
+            "failures: two runs that ended since the last look",
+            json!({"spec": {"failureThreshold": 2}, "active": ["@09:40", "@09:50"], "jobs": ["@09:40 failed 09:59", "@09:50 failed 09:58"], "now": "10:00"}),
+            json!({"events": ["ScheduleStalled"], "failures": 2}),
+        ),
+        (
+            "failures: a run that completes starts the count anew",
+            json!({"spec": {"failureThreshold": 3}, "failures": 2, "active": ["@09:50"], "jobs": ["@09:50 complete 09:59"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "failures": 0}),
+        ),
+        (
+            "failures: before the run that completed",
+            json!({"spec": {"failureThreshold": 1}, "active": ["@09:40", "@09:50"], "jobs": ["@09:40 complete 09:59", "@09:50 failed 09:58"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "failures": 0}),
+        ),
+        (
+            "failures: before the last success, and seen after it",
+            json!({"spec": {"failureThreshold": 1}, "success": "09:58", "active": ["@09:40"], "jobs": ["@09:40 failed 09:57"], "now": "09:59"}),
+            json!({"failures": 0, "failed": 1}),
+        ),
+        (
+            "failures: after the run that completed",
+            json!({"spec": {"failureThreshold": 1}, "active": ["@09:40", "@09:50"], "jobs": ["@09:40 failed 09:59", "@09:50 complete 09:58"], "now": "10:00"}),
+            json!({"events": ["ScheduleStalled"], "failures": 1}),
+        ),
+        (
+            "failures: a run that somebody ended",
+            json!({"spec": {"failureThreshold": 3}, "failures": 2, "active": ["@09:30", "@09:40", "@09:50"], "jobs": ["@09:30 cancelled 09:41", "@09:40 replaced 09:51", "@09:50 superseded 09:59"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "failures": 2}),
+        ),
+        (
+            "stalled: no slots, and no further event",
+            json!({"spec": {"failureThreshold": 3}, "failures": 3, "wasStalled": true, "now": "11:00"}),
+            json!({"ready": "False FailureThresholdExceeded", "skipped": 0, "since": "@09:50", "requeue": null}),
+        ),
+        (
+            "stalled: a trigger starts a run",
+            json!({"spec": {"failureThreshold": 3}, "failures": 3, "wasStalled": true, "trigger": TOKEN, "now": "11:00"}),
+            json!({"create": ["@trigger"], "handled": TOKEN, "stalled": "True FailureThresholdExceeded"}),
+        ),
+        (
+            "stalled: the triggered run failed",
+            json!({"spec": {"failureThreshold": 3}, "failures": 3, "wasStalled": true, "active": ["@trigger"], "jobs": ["@trigger failed 10:59"], "now": "11:00"}),
+            json!({"failures": 4, "stalled": "True FailureThresholdExceeded"}),
+        ),
+        (
+            "stalled: the triggered run completed",
+            json!({"spec": {"failureThreshold": 3}, "failures": 3, "wasStalled": true, "active": ["@trigger"], "jobs": ["@trigger complete 11:04"], "now": "11:05"}),
+            json!({"failures": 0, "ready": "True Scheduled", "stalled": null, "since": "@11:05", "next": "@11:10", "skipped": 0}),
+        ),
+        (
+            "stalled: the spec was changed",
+            json!({"spec": {"failureThreshold": 3}, "failures": 3, "wasStalled": true, "generation": 0, "now": "11:05"}),
+            json!({"failures": 0, "ready": "True Scheduled", "stalled": null, "since": "@11:05", "next": "@11:10"}),
+        ),
+        (
+            "stalled: without Redis",
+            json!({"spec": {"failureThreshold": 3}, "failures": 3, "wasStalled": true, "redis": false, "now": "11:00"}),
+            json!({"ready": "False FailureThresholdExceeded", "reconciling": null}),
+        ),
+        // Held.
+        (
+            "held: a run waits for an approval",
+            json!({"active": ["@09:50"], "jobs": ["@09:50 held 09:58"], "now": "09:59"}),
+            json!({"held": "@09:50 400 guard.maxMissing allows 50"}),
+        ),
+        (
+            "held: the one that was held last",
+            json!({"held": "@09:40", "active": ["@09:40", "@09:50"], "jobs": ["@09:40 held 09:58", "@09:50 held 09:59"], "now": "09:59:30"}),
+            json!({"supersede": ["@09:40 by @09:50"], "held": "@09:50 400 guard.maxMissing allows 50"}),
+        ),
+        (
+            "held: it goes on after an approval",
+            json!({"held": "@09:50", "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:59"}),
+            json!({"held": null}),
+        ),
+        (
+            "held: nobody approved it",
+            json!({"held": "@09:50", "active": ["@09:50"], "jobs": ["@09:50 unapproved 09:58"], "now": "09:59"}),
+            json!({"held": null, "failed": 1}),
         ),
         // History.
         (

@@ -108,6 +108,44 @@ async fn a_run_tells_its_attempts_its_failures_its_events_and_where_its_logs_are
 }
 
 #[tokio::test]
+async fn a_held_run_says_why_and_is_approved_with_its_number() {
+    let world = World::new().await;
+    let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
+    apply_job(&world, "held", json!({})).await;
+    let message = format!("the run would mark 1400 of 2000 documents: a1, {MARKUP}");
+    let condition = json!({"type": "Held", "status": "True", "reason": "GuardExceeded", "message": message,
+        "lastTransitionTime": "2026-11-25T10:00:00Z"});
+    let status = json!({"phase": "Held", "counts": {"held": 1400}, "conditions": [condition]});
+    let patch = Patch::Merge(json!({"status": status}));
+    world.jobs().patch_status("held", &PatchParams::default(), &patch).await.unwrap();
+    seen(&sidecar, "phase=Held", 1).await;
+    let path = format!("/ui/runs/{}/held", world.name);
+    let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
+    let page = viewer.get(&path).await.text;
+    for told in ["GuardExceeded", "of 2000 documents: a1, &#60;script&#62;", "Waits for an approval"] {
+        assert!(page.contains(told), "{told}: {page}");
+    }
+    assert!(!page.contains("id=\"approve\"") && !page.contains("<script>"), "{page}");
+    let approval = format!("{path}/approve");
+    assert_eq!(viewer.press(&approval, "removals=1400").await.code, 403);
+
+    let editor = Browser::with_token(&sidecar, &with_rights(&world, "editor", &["list", "patch"]).await).await;
+    let page = editor.get(&path).await.text;
+    for told in ["id=\"approve\"", "Approve 1,400", "name=\"removals\" value=\"1400\""] {
+        assert!(page.contains(told), "{told}: {page}");
+    }
+    for (form, code) in [("", 400), ("removals=x", 400), ("removals=0", 422), ("removals=1000", 409)] {
+        assert_eq!(editor.press(&approval, form).await.code, code, "{form}");
+    }
+    let answer = editor.press(&approval, "removals=1400").await;
+    assert_eq!((answer.code.as_u16(), answer.location()), (303, path.as_str()));
+    let job = world.jobs().get("held").await.unwrap();
+    assert_eq!(job.annotations()["sync.codex.dev/approve"], "1400");
+    let page = editor.get(&path).await.text;
+    assert!(page.contains("It is approved") && !page.contains("id=\"approve\""), "{page}");
+}
+
+#[tokio::test]
 async fn runs_are_found_by_errors_and_keys_that_the_cache_does_not_keep() {
     let world = World::new().await;
     let sidecar = Sidecar::open(&world).await;
