@@ -8,7 +8,7 @@ export SYNC_OPERATOR_CACHE ?= $(HOME)/.cache/sync-operator
 export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
 
-.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults test-chart test-e2e test-times test-faults bench bench-peers bench-scale bench-http bench-sources prove-incremental generate build image sbom
+.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults model test-chart test-e2e test-times test-faults prove-incremental prove-model bench bench-peers bench-scale bench-http bench-sources generate build image sbom
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -44,6 +44,9 @@ integration: ## Tests against a real API server, Redis and MongoDB, and of whole
 faults: ## Three rounds of random faults against whole processes
 	@ROUNDS=3 cargo test --test faults
 
+model: ## 300 random cases of what runs do to documents
+	@CASES=300 cargo test --quiet --test model
+
 test-chart: ## Check the Helm chart: lint, schemas, scanners, unit tests
 	@tests/chart/check.sh
 
@@ -55,6 +58,9 @@ test-times: ## List the twenty slowest tests of the last run, and the parts of m
 
 test-faults: ## Many rounds of random faults: ROUNDS=200 SEED=1
 	@ROUNDS=$${ROUNDS:-200} cargo test --test faults
+
+prove-model: ## Many random cases of what runs do to documents: CASES=10000 SEED=1
+	@CASES=$${CASES:-10000} cargo test --quiet --test model
 
 bench: ## Measure speed and memory: ROUNDS=3 SIZES="100000 1000000" (about 20 minutes)
 	@benches/run.sh own

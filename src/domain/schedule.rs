@@ -121,7 +121,12 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan.status.observed_generation = schedule.metadata.generation;
 
     let look_again = settle(&mut plan.status, observed, now);
-    plan.status.held = observed.jobs.iter().filter_map(|job| held(job)).max_by_key(|held| held.since.0);
+    plan.status.held = observed
+        .jobs
+        .iter()
+        .filter(|job| job::waits_for_approval(job))
+        .filter_map(|job| held(job))
+        .max_by_key(|held| held.since.0);
     if old.observed_generation.is_some_and(|seen| Some(seen) != schedule.metadata.generation) {
         plan.status.consecutive_failures = 0;
     }

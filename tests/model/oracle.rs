@@ -1,0 +1,870 @@
+//! What must be true after each run, by what the sources said and the application did. Knows nothing of how the engine decides.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use bson::{Bson, Document};
+
+use crate::{
+    case::{Case, LastPage, NAMESPACE, OnMissing, SourceCase, Way},
+    play::{End, Played, Snapshot},
+    stage::{Answer, Books, Done, Said, Stage},
+};
+
+/// Failed documents whose keys a run keeps.
+const SHOWN_FAILURES: i64 = 20;
+
+/// How much of everything there was: a model in which nothing happens proves nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Sums(BTreeMap<&'static str, u64>);
+
+impl Sums {
+    fn add(&mut self, name: &'static str, number: usize) {
+        *self.0.entry(name).or_default() += number as u64;
+    }
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.0.iter().map(|(name, number)| (*name, *number))
+    }
+}
+
+/// What a source keeps in a document.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct State {
+    at: Option<i64>,
+    none: Option<i64>,
+    gone: Option<i64>,
+}
+
+/// What the oracle remembers from one run to the next.
+pub struct Oracle<'a> {
+    stage: &'a Stage,
+    pub sums: Sums,
+    /// When documents came, by `_id`. Those of the beginning are not in it.
+    born: HashMap<String, i64>,
+    /// When the run started that marked a document, by `_id` and source.
+    marked: HashMap<(String, usize), i64>,
+    /// When a source last listed someone in an answer that was used.
+    listed: HashMap<(usize, u32), i64>,
+    /// What a field was before the mark set it, by `_id` and source.
+    before_mark: HashMap<(String, usize), Option<Bson>>,
+    /// When a run adopted a document, by `_id` and source.
+    adopted: HashMap<(String, usize), i64>,
+    answers: Vec<Answer>,
+}
+
+/// A run and what was said in it.
+struct Seen<'a> {
+    run: &'a Played,
+    at: usize,
+    source: &'a SourceCase,
+    /// The last that it was told of someone, in attempts all of whose answers were used.
+    used: BTreeMap<u32, (i64, Said)>,
+    /// All that it was told in them.
+    all: Vec<(u32, i64, Said)>,
+    /// Time of the last answer.
+    walked: i64,
+    pages: usize,
+    failed: BTreeSet<u32>,
+    keyless: usize,
+}
+
+/// Requests by which an attempt looks whether the source has anything.
+struct Probe {
+    size: u32,
+    left: u32,
+    found: bool,
+}
+
+/// Collects what is wrong.
+struct Wrong(Vec<String>);
+
+impl Wrong {
+    fn unless(&mut self, holds: bool, text: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(text());
+        }
+    }
+}
+
+fn date(document: &Document, name: &str) -> Option<i64> {
+    document.get_datetime(name).ok().map(|date| date.timestamp_millis())
+}
+
+fn short(time: i64) -> i64 {
+    time % 1_000_000
+}
+
+impl<'a> Oracle<'a> {
+    pub fn new(stage: &'a Stage) -> Self {
+        Self {
+            stage,
+            sums: Sums::default(),
+            born: HashMap::new(),
+            marked: HashMap::new(),
+            listed: HashMap::new(),
+            before_mark: HashMap::new(),
+            adopted: HashMap::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    fn case(&self) -> &'a Case {
+        &self.stage.case
+    }
+
+    fn state_name(source: &SourceCase) -> Option<String> {
+        source.name.map(|name| format!("{NAMESPACE}/{}", name.replace('.', "_")))
+    }
+
+    fn state(&self, source: usize, document: &Document) -> State {
+        let name = Self::state_name(&self.case().sources[source]);
+        let all = document.get_document("_sync").ok();
+        let state = name.and_then(|name| all?.get_document(&name).ok());
+        state.map_or_else(State::default, |state| State {
+            at: date(state, "at"),
+            none: date(state, "none"),
+            gone: date(state, "gone"),
+        })
+    }
+
+    fn number(&self, document: &Document) -> Option<(u32, u8)> {
+        self.case().number(document)
+    }
+
+    /// Takes note of what the application did between runs.
+    pub fn forget_done(&mut self) {
+        let done = std::mem::take(&mut self.stage.books().done);
+        for (at, id, done) in done {
+            if matches!(done, Done::Inserted(_)) {
+                self.born.insert(id.clone(), at);
+            }
+            if matches!(done, Done::Activated | Done::Deleted) {
+                self.before_mark.retain(|(other, _), _| *other != id);
+            }
+        }
+    }
+
+    /// Judges a step. `before` is what the collection was.
+    pub fn judge(&mut self, mut before: Snapshot, after: &Snapshot, runs: &[Played]) -> Result<(), Vec<String>> {
+        let mut books = self.stage.books();
+        let (answers, done) = (std::mem::take(&mut books.answers), std::mem::take(&mut books.done));
+        let used = self.without_probes(answers.clone(), runs);
+        let mut wrong = Wrong(Vec::new());
+        let (mut deleted, mut activated) = (BTreeSet::new(), BTreeSet::new());
+        for (at, id, done) in &done {
+            match done {
+                Done::Inserted(document) => {
+                    deleted.remove(id);
+                    before.insert(id.clone(), document.clone());
+                    self.born.insert(id.clone(), *at);
+                }
+                Done::Deleted => drop(deleted.insert(id.clone())),
+                Done::Activated => drop(activated.insert(id.clone())),
+            }
+        }
+        let seen: Vec<Seen<'_>> = runs.iter().filter_map(|run| self.see(run, &used)).collect();
+        for run in runs {
+            self.tally(run);
+            let counts = &run.checkpoint.counts;
+            wrong.unless(counts.processed == counts.updated + counts.unchanged + counts.failed, || {
+                format!("run {}: counts do not add up: {counts:?}", run.number)
+            });
+        }
+        self.answers.extend(answers.iter().cloned());
+        let touched = Touched { deleted: &deleted, activated: &activated, is_quiet: done.is_empty() };
+        let shared = self.shared(&before, after);
+        let mut happened = Happened::default();
+        for id in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+            let documents = (before.get(id), after.get(id));
+            let document = Subject { id, shared: &shared, touched: &touched };
+            match documents {
+                (Some(_), _) if deleted.contains(id) && documents.1.is_none() => {}
+                (None, Some(new)) => {
+                    happened.made += 1;
+                    self.judge_new(&document, new, after, runs, &seen, &mut wrong);
+                }
+                (Some(_), Some(new)) if deleted.contains(id) => {
+                    self.judge_new(&document, new, after, runs, &seen, &mut wrong);
+                }
+                (Some(old), None) => {
+                    happened.deleted += 1;
+                    happened.gone.insert(id.clone());
+                    self.judge_deleted(&document, old, &seen, &mut wrong);
+                }
+                (Some(old), Some(new)) => {
+                    self.judge_kept(&document, old, new, runs, &seen, &books, &mut happened, &mut wrong);
+                }
+                (None, None) => {}
+            }
+        }
+        if let [seen] = seen.as_slice() {
+            // One write may change several documents, or one of another form, and two pages in flight may have the same one.
+            let is_twice = seen.source.is_paged() && seen.all.len() != seen.used.len();
+            let is_exact = shared.is_empty() && !self.case().collation && !is_twice;
+            judge_counts(seen, &touched, &happened, is_exact, &mut wrong);
+            self.judge_guard(seen, &before, &touched, &happened, &mut wrong);
+            self.judge_completeness(seen, &before, after, &shared, &touched, &happened, &mut wrong);
+            judge_proof(seen, &mut wrong);
+        }
+        for seen in &seen {
+            self.judge_listed(seen, &seen_versions(&answers, runs, seen.at), &before, after, &touched, &mut wrong);
+        }
+        self.before_mark.retain(|(id, _), _| !activated.contains(id));
+        self.sums.add("marked", happened.marked.len());
+        self.sums.add("deleted", happened.deleted);
+        self.sums.add("unmarked", happened.unmarked);
+        self.remember(&seen, &before, after, &happened);
+        if wrong.0.is_empty() { Ok(()) } else { Err(wrong.0) }
+    }
+
+    fn tally(&mut self, run: &Played) {
+        self.sums.add("runs", 1);
+        self.sums.add("attempts", run.attempts as usize);
+        self.sums.add("killed", usize::from(run.was_killed));
+        self.sums.add("held", run.holds as usize);
+        self.sums.add("failed", usize::from(matches!(run.end, End::Failed(_))));
+        let is_skipped = run.end == End::Completed && run.checkpoint.removal_skipped.is_some();
+        self.sums.add("skipped", usize::from(is_skipped));
+        let approved = run.holds > 0 && run.end == End::Completed;
+        self.sums.add("approved", usize::from(approved));
+    }
+
+    fn see<'r>(&self, run: &'r Played, answers: &[Answer]) -> Option<Seen<'r>>
+    where
+        'a: 'r,
+    {
+        let at = run.case.source?;
+        let source = &self.case().sources[at];
+        let (mut used, mut all, mut keyless) = (BTreeMap::new(), Vec::new(), 0);
+        let (mut walked, mut pages) = (run.started, 0);
+        for answer in answers.iter().filter(|answer| answer.run == run.number) {
+            walked = answer.at;
+            pages += 1;
+            if run.whole.contains(&answer.attempt) {
+                used.extend(answer.said.iter().map(|(number, said)| (*number, (answer.at, *said))));
+                all.extend(answer.said.iter().map(|(number, said)| (*number, answer.at, *said)));
+                keyless += answer.keyless;
+            }
+        }
+        let failures = run.checkpoint.failures.iter();
+        let failed = failures.filter_map(|failure| self.case().keys.number(&failure.key, true)).collect();
+        Some(Seen { run, at, source, used, all, walked, pages, failed, keyless })
+    }
+
+    /// The answers without those to the first requests of each attempt that asks for each document: it looks whether the source has any
+    /// of them, 1, 2, 4 and so on at a time, and does nothing else with what it is told.
+    fn without_probes(&self, answers: Vec<Answer>, runs: &[Played]) -> Vec<Answer> {
+        let mut probing: HashMap<(usize, u32), Probe> = HashMap::new();
+        let probes = |answer: &Answer| {
+            let source = runs.iter().find(|run| run.number == answer.run)?.case.source?;
+            let source = &self.case().sources[source];
+            Some(source.way == Way::PerUser && source.removes())
+        };
+        let is_used = |answer: &Answer| {
+            if probes(answer) != Some(true) {
+                return true;
+            }
+            let probe = probing.entry((answer.run, answer.attempt)).or_insert(Probe { size: 1, left: 1, found: false });
+            if probe.left == 0 {
+                return true;
+            }
+            probe.left -= 1;
+            probe.found |= answer.said.iter().any(|(_, said)| matches!(said, Said::Item(_)));
+            if probe.left == 0 && !probe.found {
+                probe.size *= 2;
+                probe.left = probe.size;
+            }
+            false
+        };
+        let mut is_used = is_used;
+        answers.into_iter().filter(|answer| is_used(answer)).collect()
+    }
+
+    /// Numbers that several documents share, before or after.
+    fn shared(&self, before: &Snapshot, after: &Snapshot) -> BTreeSet<u32> {
+        let mut shared = BTreeSet::new();
+        let mut holders: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
+        for (id, document) in before.iter().chain(after) {
+            if let Some((number, _)) = self.number(document) {
+                holders.entry(number).or_default().insert(id);
+            }
+        }
+        shared.extend(holders.iter().filter(|(_, ids)| ids.len() > 1).map(|(number, _)| *number));
+        shared
+    }
+
+    fn is_selected(source: &SourceCase, document: &Document) -> bool {
+        !source.filter || document.get_str("team").is_ok_and(|team| team == "x")
+    }
+
+    /// A run made a document.
+    fn judge_new(
+        &mut self,
+        subject: &Subject<'_>,
+        new: &Document,
+        after: &Snapshot,
+        runs: &[Played],
+        seen: &[Seen<'_>],
+        wrong: &mut Wrong,
+    ) {
+        self.born.insert(subject.id.to_owned(), runs.iter().map(|run| run.started).min().unwrap_or_default());
+        self.marked.retain(|(id, _), _| id != subject.id);
+        let number = self.number(new).map(|(number, _)| number);
+        let is_listed = |seen: &Seen<'_>| {
+            let item = |answer: &&Answer| answer.run == seen.run.number && number.is_some_and(|n| says_item(answer, n));
+            seen.source.upsert && !seen.run.case.dry && self.answers.iter().any(|answer| item(&answer))
+        };
+        wrong.unless(seen.iter().any(is_listed), || format!("{} was made, and no source lists it: {new}", subject.id));
+        let twins = after.values().filter(|other| self.number(other).map(|(number, _)| number) == number).count();
+        wrong.unless(twins == 1, || format!("{} was made, and its key was there: {new}", subject.id));
+    }
+
+    /// Why a document must not be marked by this run, or as well be deleted.
+    fn refusals(&self, subject: &Subject<'_>, old: &Document, seen: &Seen<'_>, since: i64) -> Vec<String> {
+        let mut wrong = Wrong(Vec::new());
+        let run = seen.run;
+        wrong.unless(seen.source.removes(), || "the source removes nothing".to_owned());
+        wrong.unless(!run.case.dry, || "it is a dry run".to_owned());
+        wrong.unless(Self::is_selected(seen.source, old), || "the filter leaves it out".to_owned());
+        let is_skipped = run.end == End::Completed && run.checkpoint.removal_skipped.is_some();
+        wrong.unless(!is_skipped, || format!("removal was skipped: {:?}", run.checkpoint.removal_skipped));
+        wrong.unless(run.holds == 0 || run.approved.is_some(), || "the run was held, and not approved".to_owned());
+        let Some((number, _)) = self.number(old) else {
+            wrong.0.push("it has no key".to_owned());
+            return wrong.0;
+        };
+        wrong.unless(!subject.shared.contains(&number), || "another document has its key".to_owned());
+        wrong.unless(!seen.failed.contains(&number), || "its result failed".to_owned());
+        if let Some((at, Said::Item(_) | Said::Broken)) = seen.used.get(&number)
+            && !self.is_gone_after(seen, number, *at)
+        {
+            wrong.0.push(format!("the walk listed it at {}", short(*at)));
+        }
+        let born = self.born.get(subject.id).copied().unwrap_or(0);
+        wrong.unless(born < since, || format!("it came at {} and the walk began at {}", short(born), short(since)));
+        let confirms = |answer: &&Answer| {
+            answer.at < since && answer.at >= born && self.is_of(answer, seen.at) && says_item(answer, number)
+        };
+        let is_adopted = self.adopted.get(&(subject.id.to_owned(), seen.at)).is_some_and(|at| *at < since);
+        wrong.unless(is_adopted || self.answers.iter().any(|answer| confirms(&answer)), || {
+            format!("the source never listed it before {}", short(since))
+        });
+        if seen.source.way == Way::PerUser {
+            // A run also takes what another run of the source was told since it began.
+            let said =
+                |answer: &Answer| answer.at > run.started && self.is_of(answer, seen.at) && says_gone(answer, number);
+            wrong.unless(self.answers.iter().any(said), || "the source never said that it is gone".to_owned());
+        }
+        wrong.0
+    }
+
+    /// A source that is asked for each document said later that this one is gone, to any run.
+    fn is_gone_after(&self, seen: &Seen<'_>, number: u32, at: i64) -> bool {
+        let is_later = |answer: &Answer| answer.at > at && self.is_of(answer, seen.at) && says_gone(answer, number);
+        seen.source.way == Way::PerUser && self.answers.iter().any(is_later)
+    }
+
+    fn is_of(&self, answer: &Answer, source: usize) -> bool {
+        self.runs_source(answer.run) == Some(source)
+    }
+
+    fn runs_source(&self, run: usize) -> Option<usize> {
+        // Runs are numbered in the order of the steps.
+        self.sources_of_runs().get(run).copied().flatten()
+    }
+
+    fn sources_of_runs(&self) -> Vec<Option<usize>> {
+        use crate::case::Step;
+        let runs = self.case().steps.iter().flat_map(|step| match step {
+            Step::Run(run) => vec![run.source],
+            Step::Both(one, other, _) => vec![one.source, other.source],
+            _ => Vec::new(),
+        });
+        runs.collect()
+    }
+
+    /// A run deleted a document.
+    fn judge_deleted(&self, subject: &Subject<'_>, old: &Document, seen: &[Seen<'_>], wrong: &mut Wrong) {
+        let mut all = Vec::new();
+        for this in seen {
+            let mut why = self.refusals_of_deletion(subject, old, this, seen);
+            if why.is_empty() {
+                return;
+            }
+            why.insert(0, format!("run {}", this.run.number));
+            all.push(why.join(", "));
+        }
+        wrong.0.push(format!("{} was deleted: {}: {old}", subject.id, all.join("; ")));
+    }
+
+    fn refusals_of_deletion(
+        &self,
+        subject: &Subject<'_>,
+        old: &Document,
+        this: &Seen<'_>,
+        seen: &[Seen<'_>],
+    ) -> Vec<String> {
+        let mut why = Wrong(Vec::new());
+        why.unless(this.source.on_missing == OnMissing::Delete, || "its source deletes nothing".to_owned());
+        let gone = self.state(this.at, old).gone;
+        let key = (subject.id.to_owned(), this.at);
+        // The other one of two runs may have marked it, before this one began.
+        let other =
+            seen.iter().find(|other| other.run.number != this.run.number && other.run.started < this.run.started);
+        let number = self.number(old).map_or(u32::MAX, |(number, _)| number);
+        let since = match (gone, self.marked.get(&key), other) {
+            (Some(gone), Some(since), _) => {
+                why.unless(gone < this.run.started, || "it was marked after the run began".to_owned());
+                why.unless(gone + this.source.delete_after <= this.run.ended, || {
+                    "deleteAfter has not passed".to_owned()
+                });
+                let listed = self.listed.get(&(this.at, number)).copied().unwrap_or(0);
+                why.unless(listed < *since, || {
+                    format!("the walk before, or one since, listed it at {}", short(listed))
+                });
+                *since
+            }
+            (None, _, Some(other)) => {
+                why.0.extend(self.refusals(subject, old, other, other.run.started));
+                other.run.started
+            }
+            _ => {
+                why.0.push("it was not marked before".to_owned());
+                this.run.started
+            }
+        };
+        why.0.extend(self.refusals(subject, old, this, since));
+        why.0
+    }
+
+    /// A document was there before and after.
+    #[allow(clippy::too_many_arguments)]
+    fn judge_kept(
+        &mut self,
+        subject: &Subject<'_>,
+        old: &Document,
+        new: &Document,
+        runs: &[Played],
+        seen: &[Seen<'_>],
+        books: &Books,
+        happened: &mut Happened,
+        wrong: &mut Wrong,
+    ) {
+        let id = subject.id;
+        let number = self.number(old).map(|(number, _)| number);
+        if number.is_none() || runs.iter().all(|run| run.case.dry) {
+            wrong.unless(same(old, new, &["note", "lastSynced", "active_a", "active_b"]), || {
+                format!("{id} is no matter of the run, and was changed: {old} -> {new}")
+            });
+        }
+        for (at, source) in self.case().sources.iter().enumerate() {
+            let of_source: Vec<&Seen<'_>> = seen.iter().filter(|seen| seen.at == at).collect();
+            let (was, is) = (self.state(at, old), self.state(at, new));
+            if of_source.is_empty() || !Self::is_selected(source, old) {
+                let own = |document: &Document| document.get(source.field).cloned();
+                wrong.unless(was == is && own(old) == own(new), || {
+                    format!("{id} is no matter of source {at}, and was changed: {old} -> {new}")
+                });
+                continue;
+            }
+            let number = number.unwrap_or(u32::MAX);
+            let told = |gone: bool| {
+                self.answers.iter().any(|answer| {
+                    of_source.iter().any(|seen| seen.run.number == answer.run)
+                        && (says_listed(answer, number) || (gone && says_gone(answer, number)))
+                })
+            };
+            let adopts = |seen: &&&Seen<'_>| seen.run.case.adopts && seen.run.approved.is_some();
+            let adopting =
+                of_source.iter().find(adopts).filter(|_| was.at.is_none() && is.at.is_some() && !told(false));
+            if let Some(seen) = adopting {
+                happened.adopted += 1;
+                self.adopted.insert((id.to_owned(), at), seen.run.ended);
+            } else if is.at != was.at {
+                wrong.unless(told(source.way == Way::PerUser), || {
+                    format!("{id} was confirmed, and the source {at} did not list it: {old} -> {new}")
+                });
+            }
+            let own = (old.get_document(source.field).ok(), new.get_document(source.field).ok());
+            if own.0 != own.1 {
+                // A source that is asked for each document has a later answer, which says that it is gone.
+                let stamp = if is.none.is_some() { was.at } else { is.at };
+                self.judge_content(subject, at, number, own.1, stamp, books, wrong);
+            }
+            match (was.gone, is.gone) {
+                (was, Some(now)) if was != Some(now) => {
+                    happened.marked.insert(id.to_owned());
+                    self.judge_marked(subject, old, new, now, &of_source, books, wrong);
+                    self.before_mark.insert((id.to_owned(), at), old.get(format!("active_{}", source.field)).cloned());
+                }
+                (Some(_), None) => {
+                    happened.unmarked += 1;
+                    wrong.unless(told(false), || {
+                        format!("{id} lost its mark, and the source {at} did not list it: {new}")
+                    });
+                    let field = format!("active_{}", source.field);
+                    let before = self.before_mark.remove(&(id.to_owned(), at));
+                    if let Some(before) = before.filter(|_| source.sets && !subject.touched.activated.contains(id)) {
+                        wrong.unless(new.get(&field) == before.as_ref(), || {
+                            format!("{id}: {field} was {before:?} before the mark, and is not put back: {new}")
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+        // That a mark is taken from a document whose result failed is no update.
+        let has_failed = number.is_some_and(|number| seen.iter().any(|seen| seen.failed.contains(&number)));
+        if !has_failed && !same(old, new, &["note", "lastSynced", "_sync"]) {
+            happened.changed.insert(id.to_owned());
+        }
+        self.judge_people_mark(id, new, wrong);
+    }
+
+    /// The mark for people is there as long as a source has one.
+    fn judge_people_mark(&self, id: &str, new: &Document, wrong: &mut Wrong) {
+        let sources = || self.case().sources.iter().enumerate();
+        for field in sources().map(|(_, source)| &source.missing_field).collect::<BTreeSet<_>>() {
+            let is_marked =
+                sources().any(|(at, source)| source.missing_field == *field && self.state(at, new).gone.is_some());
+            wrong.unless(is_marked == new.contains_key(field), || {
+                format!("{id}: {field} does not fit its marks: {new}")
+            });
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn judge_content(
+        &self,
+        subject: &Subject<'_>,
+        at: usize,
+        number: u32,
+        content: Option<&Document>,
+        stamp: Option<i64>,
+        books: &Books,
+        wrong: &mut Wrong,
+    ) {
+        let version = content.and_then(|content| content.get_i32("version").ok()).map(|version| version as u32);
+        let name = content.and_then(|content| content.get_str("name").ok());
+        let Some(version) = version else {
+            wrong.0.push(format!("{}: what source {at} has written is nothing that it said: {content:?}", subject.id));
+            return;
+        };
+        wrong.unless(name == Some(&format!("name {version}")), || format!("{}: {content:?}", subject.id));
+        let extra = content.and_then(|content| content.get("extra"));
+        wrong.unless(extra.is_some() == (version % 3 == 0), || format!("{}: {content:?}", subject.id));
+        let is_new_enough = stamp.is_none_or(|stamp| books.shelves[at].is_from(number, version, stamp));
+        wrong.unless(is_new_enough || self.case().sources[at].name.is_none(), || {
+            format!("{}: version {version} is older than its confirmation {stamp:?}", subject.id)
+        });
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn judge_marked(
+        &mut self,
+        subject: &Subject<'_>,
+        old: &Document,
+        new: &Document,
+        now: i64,
+        seen: &[&Seen<'_>],
+        books: &Books,
+        wrong: &mut Wrong,
+    ) {
+        let mut all = Vec::new();
+        for this in seen {
+            let mut why = Wrong(self.refusals(subject, old, this, this.run.started));
+            let (started, ended) = (this.run.started, this.run.ended);
+            why.unless(started < now && now <= ended, || format!("the mark is of {}", short(now)));
+            let number = self.number(old).map_or(u32::MAX, |(number, _)| number);
+            let is_exact = this.source.way != Way::Number && this.source.is_honest(&this.run.case.quirks);
+            let is_hidden = this.run.case.quirks.hidden.contains(&number);
+            why.unless(
+                !is_exact || is_hidden || !books.shelves[this.at].had_throughout(number, started, this.walked),
+                || "the source had it all the time".to_owned(),
+            );
+            if why.0.is_empty() {
+                self.marked.insert((subject.id.to_owned(), this.at), started);
+                wrong.unless(date(new, &this.source.missing_field).is_some(), || format!("{}: {new}", subject.id));
+                let field = format!("active_{}", this.source.field);
+                let is_set = !this.source.sets || new.get_bool(&field).is_ok_and(|is_active| !is_active);
+                wrong.unless(is_set || subject.touched.activated.contains(subject.id), || {
+                    format!("{}: {field} was not set with the mark: {new}", subject.id)
+                });
+                return;
+            }
+            all.push(format!("run {}, {}", this.run.number, why.0.join(", ")));
+        }
+        wrong.0.push(format!("{} was marked: {}: {old}", subject.id, all.join("; ")));
+    }
+
+    fn judge_guard(
+        &self,
+        seen: &Seen<'_>,
+        before: &Snapshot,
+        touched: &Touched<'_>,
+        happened: &Happened,
+        wrong: &mut Wrong,
+    ) {
+        let (run, marks, deletions) = (seen.run, happened.marked.len() as u64, happened.deleted as u64);
+        let confirmed = before.values().filter(|document| {
+            let state = self.state(seen.at, document);
+            Self::is_selected(seen.source, document)
+                && self.number(document).is_some()
+                && state.at.is_some()
+                && state.gone.is_none()
+        });
+        let confirmed = confirmed.count() as u64;
+        let limit = &seen.source.guard["maxMissing"];
+        let allowed = match (limit.as_u64(), limit.as_str()) {
+            (Some(count), _) => count,
+            (None, Some(share)) => confirmed * share.trim_end_matches('%').parse::<u64>().unwrap_or(0) / 100,
+            (None, None) => (confirmed * 20 / 100).max(5),
+        };
+        let is_approved = seen.run.approved.is_some_and(|approved| marks + deletions <= approved);
+        let is_allowed = marks <= allowed && deletions <= allowed;
+        wrong.unless(is_approved || is_allowed || !touched.deleted.is_empty(), || {
+            format!(
+                "run {} marked {marks} and deleted {deletions} of {confirmed}: allowed {allowed}, approved {:?}",
+                seen.run.number, seen.run.approved
+            )
+        });
+        // What was approved is what is removed, each once.
+        let is_exact = run.end == End::Completed && run.held.is_some() && touched.is_quiet && run.case.drift.is_empty();
+        let removed = marks + deletions + happened.adopted as u64;
+        wrong.unless(!is_exact || seen.source.delete_after > 0 || run.held == Some(removed), || {
+            format!("run {} was held for {:?}, and removed {removed}", run.number, run.held)
+        });
+        let least = seen.source.guard["minResults"].as_u64().unwrap_or(0);
+        let is_enough = !seen.source.is_paged() || seen.used.len() as u64 >= least || seen.run.attempts > 1;
+        wrong.unless(is_enough || is_approved || marks + deletions == 0, || {
+            format!("run {} removed {} with fewer than {least} results", seen.run.number, marks + deletions)
+        });
+    }
+
+    /// A run without anything special removes all that it should.
+    #[allow(clippy::too_many_arguments)]
+    fn judge_completeness(
+        &self,
+        seen: &Seen<'_>,
+        before: &Snapshot,
+        after: &Snapshot,
+        shared: &BTreeSet<u32>,
+        touched: &Touched<'_>,
+        happened: &Happened,
+        wrong: &mut Wrong,
+    ) {
+        let run = seen.run;
+        let is_plain = run.attempts == 1 && run.end == End::Completed && !run.case.dry && !run.case.incremental;
+        if !is_plain || !touched.is_quiet || !seen.source.removes() || run.checkpoint.removal_skipped.is_some() {
+            return;
+        }
+        for (id, document) in before {
+            let Some((number, _)) = self.number(document) else { continue };
+            let state = self.state(seen.at, document);
+            let is_missing = match seen.source.way {
+                Way::PerUser => matches!(seen.used.get(&number), Some((_, Said::Gone))),
+                _ => !seen.used.contains_key(&number),
+            };
+            let may_be = Self::is_selected(seen.source, document) && state.at.is_some_and(|at| at < run.started);
+            if !is_missing || !may_be || shared.contains(&number) || seen.failed.contains(&number) {
+                continue;
+            }
+            match state.gone {
+                None => wrong.unless(happened.marked.contains(id), || {
+                    format!("{id} was not marked by run {}, and should be: {document}", run.number)
+                }),
+                Some(gone) if seen.source.on_missing == OnMissing::Delete => {
+                    let is_due = gone + seen.source.delete_after < run.started;
+                    wrong.unless(!is_due || !after.contains_key(id), || {
+                        format!("{id} was not deleted by run {}, and should be: {document}", run.number)
+                    });
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// What a used answer listed is in the documents, or named as failed.
+    fn judge_listed(
+        &self,
+        seen: &Seen<'_>,
+        versions: &BTreeMap<u32, BTreeSet<u32>>,
+        before: &Snapshot,
+        after: &Snapshot,
+        touched: &Touched<'_>,
+        wrong: &mut Wrong,
+    ) {
+        let run = seen.run;
+        // An Incremental run is told of documents that are not due when it looks whether the source has any.
+        if run.end != End::Completed || run.case.dry || run.case.incremental {
+            return;
+        }
+        let counts = &run.checkpoint.counts;
+        for (number, (_, said)) in &seen.used {
+            let Said::Item(item) = said else { continue };
+            if counts.failed > SHOWN_FAILURES || seen.failed.contains(number) {
+                continue;
+            }
+            for (id, document) in after {
+                let Some((_, form)) = self.number(document).filter(|(found, _)| found == number) else { continue };
+                let is_known = before.contains_key(id) && self.born.get(id).is_none_or(|born| *born < run.started);
+                if !is_known || !Self::is_selected(seen.source, document) || touched.deleted.contains(id) {
+                    continue;
+                }
+                let is_of_another = self.answers.iter().any(|answer| {
+                    answer.at > run.started
+                        && answer.run != run.number
+                        && self.is_of(answer, seen.at)
+                        && answer.said.iter().any(|(other, _)| other == number)
+                });
+                // It was asked for by the other run of the source since this one began.
+                if seen.source.way == Way::PerUser && is_of_another {
+                    continue;
+                }
+                let is_other = self.case().collation && form != 0;
+                if is_other && !seen.source.is_paged() {
+                    continue;
+                }
+                let content = document.get_document(seen.source.field).ok();
+                let version = content.and_then(|content| content.get_i32("version").ok()).unwrap_or(-1);
+                let is_said = versions.get(number).is_some_and(|versions| versions.contains(&(version as u32)));
+                wrong.unless(is_said, || {
+                    format!("{id} is not as run {} was told ({item:?}), and has not failed: {document}", run.number)
+                });
+            }
+        }
+    }
+
+    fn remember(&mut self, seen: &[Seen<'_>], before: &Snapshot, after: &Snapshot, happened: &Happened) {
+        for seen in seen {
+            let items = seen.all.iter().filter(|(_, _, said)| matches!(said, Said::Item(_)));
+            for (number, at, _) in items {
+                // Before it asks for each document, a run looks whether the source has any of them.
+                let is_last = matches!(seen.used.get(number), Some((_, Said::Item(_))));
+                if (seen.source.is_paged() || is_last) && !self.is_gone_after(seen, *number, *at) {
+                    let last = self.listed.entry((seen.at, *number)).or_default();
+                    *last = (*last).max(*at);
+                }
+            }
+        }
+        for (id, document) in after {
+            for at in 0..self.case().sources.len() {
+                let state = self.state(at, document);
+                let was = before.get(id).map(|before| self.state(at, before)).unwrap_or_default();
+                if let (Some(stamp), Some((number, _))) = (state.at, self.number(document))
+                    && was.at != state.at
+                    && state.none.is_none()
+                {
+                    let last = self.listed.entry((at, number)).or_default();
+                    *last = (*last).max(stamp);
+                }
+                if state.gone.is_none() {
+                    self.marked.remove(&(id.clone(), at));
+                }
+            }
+        }
+        self.marked.retain(|(id, _), _| !happened.gone.contains(id));
+    }
+}
+
+/// What proves a walk, and what does not.
+fn judge_proof(seen: &Seen<'_>, wrong: &mut Wrong) {
+    let (run, source) = (seen.run, seen.source);
+    if run.attempts > 1 || run.end != End::Completed || !source.is_paged() || source.name.is_none() {
+        return;
+    }
+    let quirks = &run.case.quirks;
+    let is_plain = quirks.troubles.is_empty() && !quirks.clamps && quirks.total_off == 0 && !source.typo;
+    // A first page that may be full has to say how it goes on.
+    let says_end = source.last != LastPage::Absent || seen.pages > 1;
+    let is_plain = is_plain && says_end && source.is_honest(quirks);
+    let is_still = run.case.drift.is_empty();
+    let is_stable = source.way != Way::Number && !source.has_total;
+    let skipped = run.checkpoint.removal_skipped.as_ref();
+    let is_cut = quirks.truncated.is_some() && source.has_total;
+    wrong.unless(!is_plain || is_cut || !(is_still || is_stable) || skipped.is_none(), || {
+        format!("run {} skipped the removal without a reason: {skipped:?}", run.number)
+    });
+    let too_few = source.has_total && quirks.total_off > 0 && is_still;
+    wrong.unless(!(too_few || seen.keyless > 0) || skipped.is_some(), || {
+        format!("run {} has not proved its walk, and did not skip the removal", run.number)
+    });
+}
+
+/// The counts are what became of the documents.
+fn judge_counts(seen: &Seen<'_>, touched: &Touched<'_>, happened: &Happened, is_exact: bool, wrong: &mut Wrong) {
+    let (run, counts) = (seen.run, &seen.run.checkpoint.counts);
+    if run.was_killed || run.case.dry || !touched.is_quiet || run.attempts > 1 || seen.source.rollback {
+        return;
+    }
+    let is = |count: Option<i64>| count.unwrap_or(0);
+    let found = (happened.marked.len() as i64, happened.deleted as i64, happened.unmarked as i64);
+    let counted = (is(counts.marked), is(counts.deleted), is(counts.unmarked));
+    wrong.unless(found == counted || !seen.source.removes(), || {
+        format!("run {} counted (marked, deleted, unmarked) {counted:?}, and it is {found:?}", run.number)
+    });
+    let updated = (happened.changed.len() + happened.made + happened.deleted + happened.adopted) as i64;
+    wrong.unless(!is_exact || updated == counts.updated || run.end != End::Completed, || {
+        format!("run {} counted {} updated, and it is {updated}", run.number, counts.updated)
+    });
+}
+
+/// A document that is judged.
+struct Subject<'a> {
+    id: &'a str,
+    shared: &'a BTreeSet<u32>,
+    touched: &'a Touched<'a>,
+}
+
+/// What the application did during a step.
+struct Touched<'a> {
+    deleted: &'a BTreeSet<String>,
+    activated: &'a BTreeSet<String>,
+    is_quiet: bool,
+}
+
+/// What became of documents in a step.
+#[derive(Default)]
+struct Happened {
+    marked: BTreeSet<String>,
+    changed: BTreeSet<String>,
+    gone: BTreeSet<String>,
+    deleted: usize,
+    made: usize,
+    unmarked: usize,
+    adopted: usize,
+}
+
+fn says_item(answer: &Answer, number: u32) -> bool {
+    answer.said.iter().any(|(other, said)| *other == number && matches!(said, Said::Item(_)))
+}
+
+/// It lists someone, if only with something that nobody can use.
+fn says_listed(answer: &Answer, number: u32) -> bool {
+    answer.said.iter().any(|(other, said)| *other == number && *said != Said::Gone)
+}
+
+fn says_gone(answer: &Answer, number: u32) -> bool {
+    answer.said.iter().any(|(other, said)| *other == number && matches!(said, Said::Gone))
+}
+
+/// The versions that the runs of a source were told in a step.
+fn seen_versions(answers: &[Answer], runs: &[Played], source: usize) -> BTreeMap<u32, BTreeSet<u32>> {
+    let mut versions: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    let of_source =
+        |answer: &&Answer| runs.iter().any(|run| run.number == answer.run && run.case.source == Some(source));
+    for (number, said) in answers.iter().filter(of_source).flat_map(|answer| &answer.said) {
+        if let Said::Item(item) = said {
+            versions.entry(*number).or_default().insert(item.version);
+        }
+    }
+    versions
+}
+
+/// Two documents are the same apart from these fields.
+fn same(one: &Document, other: &Document, apart: &[&str]) -> bool {
+    let rest = |document: &Document| {
+        let fields = document.iter().filter(|(name, _)| !apart.contains(&name.as_str()));
+        fields.map(|(name, value)| (name.clone(), value.clone())).collect::<BTreeMap<_, _>>()
+    };
+    rest(one) == rest(other)
+}

@@ -1,0 +1,525 @@
+//! The sources of all cases: one HTTP server, which also does what happens during a run, and notes what it said when.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{Path, Query, State},
+    http::{HeaderMap, HeaderName, StatusCode},
+    response::{IntoResponse, Response},
+    routing::any,
+};
+use bson::{Bson, Document, doc};
+use jiff::Timestamp;
+use mongodb::Collection;
+use serde_json::{Map, Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, RwLock},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::case::{Case, Deed, Flavour, Gone, Kill, LastPage, RunCase, Trouble, Way};
+
+/// A time that every look at it moves on, in milliseconds: what is later has a later time.
+pub struct Clock(AtomicI64);
+
+impl Clock {
+    pub fn new() -> Self {
+        Self(AtomicI64::new(1_700_000_000_000))
+    }
+
+    pub fn tick(&self) -> i64 {
+        self.0.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    pub fn advance(&self, millis: i64) {
+        self.0.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.tick()).unwrap()
+    }
+}
+
+/// What a source has for someone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item {
+    pub version: u32,
+    pub flavour: Flavour,
+}
+
+impl Item {
+    fn json(self, key: &Value) -> Value {
+        let Self { version, flavour } = self;
+        let name = match flavour {
+            Flavour::Good => json!(format!("name {version}")),
+            Flavour::Unmappable => json!({"version": version}),
+            Flavour::Refused => json!(format!("refused {version}")),
+        };
+        let mut item = json!({"id": key, "name": name, "version": version});
+        match version % 3 {
+            0 => item["extra"] = json!([version]),
+            1 => item["extra"] = Value::Null,
+            _ => {}
+        }
+        item
+    }
+}
+
+/// What a source said of someone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    Item(Item),
+    Gone,
+    /// Something that nobody can use.
+    Broken,
+}
+
+/// What one answer said.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub at: i64,
+    pub run: usize,
+    pub attempt: u32,
+    pub said: Vec<(u32, Said)>,
+    /// Results in it that have no key.
+    pub keyless: usize,
+}
+
+/// What the application did to a document.
+#[derive(Clone, Debug)]
+pub enum Done {
+    Inserted(Document),
+    Deleted,
+    Activated,
+}
+
+/// What a source has, and had.
+#[derive(Default)]
+pub struct Shelf {
+    pub items: BTreeMap<u32, Item>,
+    /// What it had for someone, from when on.
+    pub history: BTreeMap<u32, Vec<(i64, Option<Item>)>>,
+    version: u32,
+}
+
+impl Shelf {
+    fn put(&mut self, at: i64, number: u32, flavour: Flavour) {
+        self.version += 1;
+        let item = Item { version: self.version, flavour };
+        self.items.insert(number, item);
+        self.history.entry(number).or_default().push((at, Some(item)));
+    }
+
+    fn take(&mut self, at: i64, number: u32) {
+        if self.items.remove(&number).is_some() {
+            self.history.entry(number).or_default().push((at, None));
+        }
+    }
+
+    /// It had something for someone all the time.
+    pub fn had_throughout(&self, number: u32, from: i64, to: i64) -> bool {
+        let Some(history) = self.history.get(&number) else { return false };
+        let before = history.iter().rev().find(|(at, _)| *at <= from);
+        let between = history.iter().filter(|(at, _)| *at > from && *at <= to);
+        before.is_some_and(|(_, item)| item.is_some()) && between.into_iter().all(|(_, item)| item.is_some())
+    }
+
+    /// A version was not replaced before this time.
+    pub fn is_from(&self, number: u32, version: u32, at: i64) -> bool {
+        let history = self.history.get(&number).map(Vec::as_slice).unwrap_or_default();
+        let place = history.iter().position(|(_, item)| item.is_some_and(|item| item.version == version));
+        place.is_some_and(|place| history.get(place + 1).is_none_or(|(until, _)| *until >= at))
+    }
+}
+
+/// A run as the server sees it.
+pub struct Visitor {
+    pub case: RunCase,
+    pub attempt: u32,
+    pub requests: u32,
+    pub kill: Option<Kill>,
+    pub killed: CancellationToken,
+    pub recalled: CancellationToken,
+}
+
+/// All that is written down of a case.
+#[derive(Default)]
+pub struct Books {
+    pub shelves: Vec<Shelf>,
+    pub visitors: Vec<Visitor>,
+    pub answers: Vec<Answer>,
+    /// By `_id`, as text.
+    pub done: Vec<(i64, String, Done)>,
+    next_id: i32,
+}
+
+/// A case that is played.
+pub struct Stage {
+    pub case: Case,
+    pub clock: Clock,
+    pub collection: Collection<Document>,
+    pub requested: Notify,
+    /// Held by what changes the collection.
+    pub busy: Arc<RwLock<()>>,
+    books: Mutex<Books>,
+}
+
+pub fn id_of(document: &Document) -> String {
+    document.get("_id").cloned().unwrap_or(Bson::Null).into_relaxed_extjson().to_string()
+}
+
+impl Stage {
+    pub fn new(case: Case, collection: Collection<Document>) -> Self {
+        let (clock, mut books) = (Clock::new(), Books { next_id: 10_000, ..Books::default() });
+        for source in &case.sources {
+            let mut shelf = Shelf::default();
+            for number in &source.people {
+                shelf.put(clock.tick(), *number, Flavour::Good);
+            }
+            books.shelves.push(shelf);
+        }
+        Self { case, clock, collection, requested: Notify::new(), busy: Arc::default(), books: Mutex::new(books) }
+    }
+
+    pub fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap()
+    }
+
+    pub async fn perform(&self, deed: Deed) {
+        match deed {
+            Deed::List(source, number, flavour) => {
+                let mut books = self.books();
+                books.shelves[source].put(self.clock.tick(), number, flavour);
+            }
+            Deed::Drop(source, number) => {
+                let mut books = self.books();
+                books.shelves[source].take(self.clock.tick(), number);
+            }
+            Deed::Insert(number, form) => self.insert(Some(self.case.keys.bson(number, form))).await,
+            Deed::InsertKeyless => self.insert(None).await,
+            Deed::Touch(number) => {
+                let update = doc! {"$inc": {"note": 1}};
+                self.collection.update_many(self.of_number(number), update).await.unwrap();
+            }
+            Deed::Activate(number) => {
+                for document in self.find(number).await {
+                    let update = doc! {"$set": {"active_a": "by hand", "active_b": "by hand"}};
+                    let these = doc! {"_id": document.get("_id").unwrap()};
+                    self.note(&document, Done::Activated);
+                    self.collection.update_one(these, update).await.unwrap();
+                    self.note(&document, Done::Activated);
+                }
+            }
+            Deed::Delete(number) => {
+                for document in self.find(number).await {
+                    self.note(&document, Done::Deleted);
+                    self.collection.delete_one(doc! {"_id": document.get("_id").unwrap()}).await.unwrap();
+                }
+            }
+        }
+    }
+
+    fn note(&self, document: &Document, done: Done) {
+        let mut books = self.books();
+        books.done.push((self.clock.tick(), id_of(document), done));
+    }
+
+    fn of_number(&self, number: u32) -> Document {
+        doc! {self.case.key_field: self.case.keys.bson(number, 0)}
+    }
+
+    async fn find(&self, number: u32) -> Vec<Document> {
+        use futures::TryStreamExt;
+        self.collection.find(self.of_number(number)).await.unwrap().try_collect().await.unwrap()
+    }
+
+    async fn insert(&self, key: Option<Bson>) {
+        let id = {
+            let mut books = self.books();
+            books.next_id += 1;
+            books.next_id
+        };
+        let document = self.case.document(id, key, "x");
+        self.note(&document, Done::Inserted(document.clone()));
+        // It may be there already, where keys are unique.
+        if self.collection.insert_one(&document).await.is_err() {
+            let (id, mut books) = (id_of(&document), self.books());
+            let is_this = |(_, other, done): &(i64, String, Done)| *other == id && matches!(done, Done::Inserted(_));
+            if let Some(last) = books.done.iter().rposition(is_this) {
+                books.done.remove(last);
+            }
+        }
+    }
+
+    /// Counts a request, does what happens before its answer, and returns what is wrong with it.
+    async fn visit(self: &Arc<Self>, run: usize) -> (u32, Option<Trouble>) {
+        let (attempt, deeds, trouble) = {
+            let mut books = self.books();
+            let visitor = &mut books.visitors[run];
+            let request = visitor.requests;
+            visitor.requests += 1;
+            match visitor.kill {
+                Some(Kill::Request(at)) if at <= request => visitor.killed.cancel(),
+                Some(Kill::Recall(at)) if at <= request => visitor.recalled.cancel(),
+                _ => {}
+            }
+            let deeds = visitor.case.drift.get(&request).cloned().unwrap_or_default();
+            (visitor.attempt, deeds, visitor.case.quirks.troubles.get(&request).copied())
+        };
+        self.requested.notify_waiters();
+        if !deeds.is_empty() {
+            // This request may be given up in the middle.
+            let (stage, busy) = (Arc::clone(self), Arc::clone(&self.busy).read_owned().await);
+            let done = tokio::spawn(async move {
+                for deed in deeds {
+                    stage.perform(deed).await;
+                }
+                drop(busy);
+            });
+            done.await.unwrap();
+        }
+        (attempt, trouble)
+    }
+
+    async fn answer(self: &Arc<Self>, run: usize, asked: Asked) -> Response {
+        let (attempt, trouble) = self.visit(run).await;
+        if let Some(reply) = spoilt(trouble, &asked) {
+            let at = self.clock.tick();
+            self.books().answers.push(Answer { at, run, attempt, said: Vec::new(), keyless: 0 });
+            return reply;
+        }
+        if let Some(Trouble::Slow(millis)) = trouble {
+            sleep(Duration::from_millis(millis)).await;
+        }
+        let mut books = self.books();
+        let at = self.clock.tick();
+        let case = books.visitors[run].case.clone();
+        let source = case.source.unwrap();
+        let (reply, said, keyless) = match asked {
+            Asked::One(key) => self.one(&books, source, &key),
+            Asked::Batch(keys) => self.batch(&books, source, &keys),
+            Asked::List { start, size, base } => self.list(&books, &case, trouble, &start, size, &base),
+        };
+        books.answers.push(Answer { at, run, attempt, said, keyless });
+        reply
+    }
+
+    fn one(&self, books: &Books, source: usize, key: &str) -> Reply {
+        let (number, is_graph_ql) = (self.case.keys.number(key, false), self.case.sources[source].is_graph_ql);
+        let item = number.and_then(|number| books.shelves[source].items.get(&number));
+        let said = number.map(|number| (number, item.map_or(Said::Gone, |item| Said::Item(*item))));
+        let body = match (item, number) {
+            (Some(item), Some(number)) => item.json(&self.case.keys.json(number)),
+            _ => Value::Null,
+        };
+        let reply = match (self.case.sources[source].gone, body) {
+            (_, body) if is_graph_ql => axum::Json(json!({"data": {"user": body}})).into_response(),
+            (Gone::Status(status), Value::Null) => StatusCode::from_u16(status).unwrap().into_response(),
+            (Gone::EmptyList, Value::Null) => axum::Json(json!([])).into_response(),
+            (Gone::EmptyList, body) => axum::Json(json!([body])).into_response(),
+            (_, body) => axum::Json(body).into_response(),
+        };
+        (reply, said.into_iter().collect(), 0)
+    }
+
+    fn batch(&self, books: &Books, source: usize, keys: &[String]) -> Reply {
+        let numbers = keys.iter().filter_map(|key| self.case.keys.number(key, false));
+        let found = numbers.filter_map(|number| Some((number, *books.shelves[source].items.get(&number)?)));
+        let found: Vec<(u32, Item)> = found.collect();
+        let items: Vec<_> = found.iter().map(|(number, item)| item.json(&self.case.keys.json(*number))).collect();
+        let is_graph_ql = self.case.sources[source].is_graph_ql;
+        let body = if is_graph_ql { json!({"data": {"users": {"nodes": items}}}) } else { json!({"items": items}) };
+        (
+            axum::Json(body).into_response(),
+            found.into_iter().map(|(number, item)| (number, Said::Item(item))).collect(),
+            0,
+        )
+    }
+
+    fn list(
+        &self,
+        books: &Books,
+        run: &RunCase,
+        trouble: Option<Trouble>,
+        start: &PlaceOf,
+        size: Option<usize>,
+        base: &str,
+    ) -> Reply {
+        let (at, quirks) = (run.source.unwrap(), &run.quirks);
+        let (source, has) = (&self.case.sources[at], &books.shelves[at]);
+        let size = size.unwrap_or(3).min(quirks.cap.unwrap_or(usize::MAX)).max(1);
+        let mut entries: Vec<u32> = has.items.keys().chain(&quirks.hidden).copied().collect();
+        entries.sort_unstable();
+        entries.dedup();
+        let hidden = |number: &u32| quirks.hidden.contains(number);
+        let total = entries.iter().filter(|number| !hidden(number)).count() as i64 + quirks.total_off;
+        entries.truncate(quirks.truncated.unwrap_or(usize::MAX));
+        let mut from = match start {
+            PlaceOf::Page(page) => (page.max(&1) - 1) * size,
+            PlaceOf::After(None) => 0,
+            PlaceOf::After(Some(after)) => entries.partition_point(|number| number <= after),
+        };
+        if matches!(start, PlaceOf::Page(_)) && from >= entries.len() {
+            if quirks.not_found && from > 0 {
+                return (StatusCode::NOT_FOUND.into_response(), Vec::new(), 0);
+            }
+            if quirks.clamps {
+                from = entries.len().saturating_sub(1) / size * size;
+            }
+        }
+        let page: Vec<u32> = entries.iter().skip(from).take(size).copied().collect();
+        let next = page.last().copied().filter(|_| from + size < entries.len());
+        let mut said = Vec::new();
+        let mut items = Vec::new();
+        for number in page.iter().filter(|number| !hidden(number)) {
+            let item = has.items[number];
+            items.push(item.json(&self.case.keys.json(*number)));
+            said.push((*number, Said::Item(item)));
+        }
+        let (mut keyless, mut next) = (0, next.map(|number| json!(format!("k{number}"))));
+        match trouble {
+            Some(Trouble::Null) => {
+                items.push(Value::Null);
+                keyless = 1;
+            }
+            Some(Trouble::Twice(is_same)) if !items.is_empty() => {
+                let mut again = items[0].clone();
+                if !is_same {
+                    again["version"] = json!(-1);
+                    said[0].1 = Said::Broken;
+                }
+                items.push(again);
+            }
+            Some(Trouble::Loop) if next.is_some() => next = Some(json!("k0")),
+            _ => {}
+        }
+        let mut body = Map::new();
+        body.insert(if source.is_graph_ql { "nodes" } else { "items" }.to_owned(), items.into());
+        body.insert("total".to_owned(), total.into());
+        body.insert("more".to_owned(), next.is_some().into());
+        match (&next, source.last) {
+            (Some(next), _) => drop(body.insert("next".to_owned(), next.clone())),
+            (None, LastPage::Null | LastPage::More) => drop(body.insert("next".to_owned(), Value::Null)),
+            (None, LastPage::Empty) => drop(body.insert("next".to_owned(), "".into())),
+            (None, LastPage::False) => drop(body.insert("next".to_owned(), false.into())),
+            (None, LastPage::Absent) => {}
+        }
+        let body = if source.is_graph_ql { json!({"data": {"users": body}}) } else { body.into() };
+        let mut reply = axum::Json(body).into_response();
+        if source.way == Way::Link {
+            let first = if source.is_sized { format!("first={size}") } else { "all=1".to_owned() };
+            let address = |place: &str| format!("{base}/list?{first}&after={place}");
+            let link = match next.as_ref().and_then(Value::as_str) {
+                Some(next) => Some(format!("<{}>; rel=\"next\", <{}>; rel=first", address(next), address(""))),
+                None if source.last == LastPage::Absent => None,
+                None => Some(format!("<{}>; rel=\"first\"", address(""))),
+            };
+            if let Some(link) = link {
+                reply.headers_mut().insert("link", link.parse().unwrap());
+            }
+        }
+        (reply, said, keyless)
+    }
+}
+
+/// What is answered instead.
+fn spoilt(trouble: Option<Trouble>, asked: &Asked) -> Option<Response> {
+    Some(match trouble? {
+        // It would say that this one is gone.
+        Trouble::Status(404) if matches!(asked, Asked::One(_)) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Trouble::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
+        Trouble::Limited(seconds) => {
+            (StatusCode::TOO_MANY_REQUESTS, [("retry-after", seconds.to_string())]).into_response()
+        }
+        Trouble::NoJson => "<html>".into_response(),
+        _ => return None,
+    })
+}
+
+type Reply = (Response, Vec<(u32, Said)>, usize);
+
+enum PlaceOf {
+    Page(usize),
+    After(Option<u32>),
+}
+
+enum Asked {
+    One(String),
+    Batch(Vec<String>),
+    List { start: PlaceOf, size: Option<usize>, base: String },
+}
+
+/// The cases that are played, by seed.
+pub type Stages = Arc<Mutex<HashMap<u64, Arc<Stage>>>>;
+
+/// Starts the server, and returns its address.
+pub async fn serve(stages: Stages) -> String {
+    let router = Router::new()
+        .route("/{seed}/{run}/{what}", any(handle))
+        .route("/{seed}/{run}/{what}/{key}", any(handle_one))
+        .with_state(stages);
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async { axum::serve(listener, router).await.unwrap() });
+    address
+}
+
+async fn handle_one(
+    State(stages): State<Stages>,
+    Path((seed, run, _, key)): Path<(u64, usize, String, String)>,
+) -> Response {
+    let stage = stages.lock().unwrap().get(&seed).cloned();
+    match stage {
+        Some(stage) => stage.answer(run, Asked::One(key)).await,
+        None => StatusCode::GONE.into_response(),
+    }
+}
+
+async fn handle(
+    State(stages): State<Stages>,
+    Path((seed, run, what)): Path<(u64, usize, String)>,
+    Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let stage = stages.lock().unwrap().get(&seed).cloned();
+    let Some(stage) = stage else { return StatusCode::GONE.into_response() };
+    let host = headers.get(HeaderName::from_static("host")).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let base = format!("http://{host}/{seed}/{run}");
+    let number = |text: &str| text.strip_prefix('k').and_then(|text| text.parse().ok());
+    let asked = if what == "graphql" {
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        let variables = &body["variables"];
+        if let Some(id) = variables["id"].as_str() {
+            Asked::One(id.to_owned())
+        } else if let Some(ids) = variables["ids"].as_array() {
+            Asked::Batch(ids.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+        } else {
+            let start = match variables["page"].as_u64() {
+                Some(page) => PlaceOf::Page(page as usize),
+                None => PlaceOf::After(variables["after"].as_str().and_then(number)),
+            };
+            Asked::List { start, size: variables["first"].as_u64().map(|size| size as usize), base }
+        }
+    } else if let Some(ids) = query.get("ids") {
+        Asked::Batch(ids.split(',').map(str::to_owned).collect())
+    } else {
+        let start = match query.get("page").and_then(|page| page.parse().ok()) {
+            Some(page) => PlaceOf::Page(page),
+            None => PlaceOf::After(query.get("after").and_then(|after| number(after))),
+        };
+        Asked::List { start, size: query.get("first").and_then(|size| size.parse().ok()), base }
+    };
+    stage.answer(run, asked).await
+}
