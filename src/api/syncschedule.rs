@@ -41,6 +41,7 @@ use super::{GoDuration, SyncJobSpec, conditions, rules};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!(has(self.interval) && has(self.schedule))").message("interval and schedule exclude each other: keep one of them"))]
+#[x_kube(validation = Rule::new("!has(self.jobTemplate.spec.source) || !self.jobTemplate.spec.source.adopt").message("source.adopt is for a SyncJob without a schedule: create one, or remove adopt").field_path(".jobTemplate.spec.source.adopt"))]
 #[x_kube(validation = Rule::new("!has(self.timeZone) || has(self.schedule)").message("timeZone needs schedule: intervals are the same in every time zone, so remove timeZone"))]
 pub struct SyncScheduleSpec {
     /// A fixed interval in whole seconds, such as `20m`. Slots are multiples of it since the Unix epoch, so

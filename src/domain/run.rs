@@ -86,6 +86,9 @@ pub struct Checkpoint {
     /// Confirmed documents that the run has changed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub changed: i64,
+    /// Confirmed documents of which the source said that they are gone, when it was asked for each.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub absent: i64,
     /// Documents that the run has confirmed for the first time.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub first_confirmed: i64,

@@ -283,7 +283,7 @@ impl Attempt {
     }
 
     fn add(&mut self, outcome: Written) {
-        let Checkpoint { cursor, counts, changes, paging, changed, first_confirmed, .. } = &mut self.checkpoint;
+        let Checkpoint { cursor, counts, changes, paging, changed, absent, first_confirmed, .. } = &mut self.checkpoint;
         let processed = outcome.processed();
         if let Some(PageEnd { next, results, unreadable, new, total, doubt, failed, seen }) = outcome.page {
             self.seen.extend(seen);
@@ -318,6 +318,7 @@ impl Attempt {
             }
         }
         *changed += outcome.changed;
+        *absent += outcome.absent;
         *first_confirmed += outcome.first_confirmed;
         counts.total = counts.total.max(counts.processed);
         changes.extend(outcome.changes.into_iter().take(MAX_CHANGES.saturating_sub(changes.len())));

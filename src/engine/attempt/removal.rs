@@ -30,7 +30,9 @@ impl Attempt {
                 message: "the source has no name, so the run marks and deletes nothing: set source.name".to_owned(),
             });
         }
-        if self.checkpoint.removal_skipped.is_some() || self.target.has_tried_removal() {
+        // Looking for candidates reads the whole collection.
+        let has_candidates = self.is_paged() || self.checkpoint.absent > 0;
+        if self.checkpoint.removal_skipped.is_some() || self.target.has_tried_removal() || !has_candidates {
             return None;
         }
         let recalled = self.coordinator.signals().recalled.clone();
@@ -48,6 +50,10 @@ impl Attempt {
         }
     }
 
+    fn is_paged(&self) -> bool {
+        self.source.as_ref().is_some_and(|source| source.pages().is_some())
+    }
+
     /// Counts what would be removed, and asks the guard.
     async fn count_removals(
         &mut self,
@@ -62,7 +68,7 @@ impl Attempt {
                 some?.count(&mut removals, &mut keys);
             }
         }
-        let is_paged = self.source.as_ref().is_some_and(|source| source.pages().is_some());
+        let is_paged = self.is_paged();
         if !is_paged && removals.total() == 0 {
             return Ok(Ok(0));
         }

@@ -218,6 +218,7 @@ impl Target {
                     Err(("NotReturned", "the source has nothing for it".to_owned()))
                 }
                 Found::Missing if self.removal.is_some() && self.is_confirmed(read) => {
+                    outcome.absent += 1;
                     absent.push(read);
                     continue;
                 }

@@ -145,6 +145,8 @@ pub struct Outcome {
     pub unmarked: i64,
     /// Documents that the source does not have, and never had.
     pub unconfirmed: i64,
+    /// Confirmed documents of which the source said that they are gone.
+    pub absent: i64,
     /// Confirmed documents that were changed.
     pub changed: i64,
     /// Documents that were confirmed for the first time.
