@@ -22,7 +22,10 @@ use kube::{
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use crate::api::{SCHEDULE_LABEL, SyncAlert, SyncJob, SyncSchedule};
+use crate::{
+    api::{SCHEDULE_LABEL, SyncAlert, SyncJob, SyncSchedule},
+    domain::field_conflict::{FieldConflict, Mappings, ScheduleKey},
+};
 use index::{Index, is_history, schedule_of};
 use requests::Lanes;
 pub use requests::{Error, Lane, Turn, ask, connect};
@@ -42,6 +45,8 @@ pub struct Cluster {
     /// Every SyncAlert.
     pub alerts: Store<SyncAlert>,
     index: Arc<RwLock<Index>>,
+    /// What the sources of SyncSchedules map.
+    mappings: Arc<RwLock<Mappings>>,
     lanes: Arc<Lanes>,
     namespace: Option<String>,
     /// Of SyncSchedules and SyncJobs, the kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
@@ -58,7 +63,8 @@ pub struct Feeds {
     pub alerts: UnboundedReceiverStream<Arc<SyncAlert>>,
     /// SyncAlerts in whose namespace a SyncSchedule was made, changed or deleted.
     pub watching: mpsc::UnboundedReceiver<ObjectRef<SyncAlert>>,
-    /// SyncSchedules one of whose SyncJobs was made, was held or approved, has ended or was deleted.
+    /// SyncSchedules one of whose SyncJobs was made, was held or approved, has ended or was deleted, or whose source maps what another
+    /// one began or ceased to map.
     pub owners: mpsc::UnboundedReceiver<ObjectRef<SyncSchedule>>,
     /// SyncJobs with which it is over. One deleted while the watch was away is not told.
     pub over: mpsc::UnboundedReceiver<Over>,
@@ -120,6 +126,30 @@ fn tell_watching(
     }
 }
 
+/// Notes what a schedule's source maps, and tells of the other schedules for which that makes or ends a conflict.
+fn tell_conflicts(
+    reader: &mpsc::UnboundedSender<ObjectRef<SyncSchedule>>,
+    mappings: &RwLock<Mappings>,
+    schedules: &Store<SyncSchedule>,
+    event: &watcher::Event<SyncSchedule>,
+) {
+    let mut mappings = mappings.write().unwrap_or_else(PoisonError::into_inner);
+    let others = match event {
+        watcher::Event::Apply(schedule) => mappings.apply(schedule),
+        watcher::Event::Delete(schedule) => mappings.delete(schedule),
+        // All of them are told of.
+        watcher::Event::InitDone => {
+            *mappings = Mappings::new(schedules.state().iter().map(|schedule| &**schedule));
+            Vec::new()
+        }
+        _ => Vec::new(),
+    };
+    // The reader is gone only when the process ends.
+    for ScheduleKey { namespace, name } in others {
+        reader.send(ObjectRef::new(&name).within(&namespace)).ok();
+    }
+}
+
 impl Cluster {
     /// Watches all kinds in one namespace, or in all. The future drives the watches and never ends.
     pub fn watch(client: Client, namespace: Option<String>) -> (Self, Feeds, impl Future<Output = ()> + Send) {
@@ -162,7 +192,8 @@ impl Cluster {
         listed: watch::Receiver<usize>,
     ) -> Self {
         let lanes = Arc::new(Lanes::new());
-        Self { client, schedules, jobs, alerts, index: Arc::default(), lanes, namespace, listed }
+        let (index, mappings) = (Arc::default(), Arc::default());
+        Self { client, schedules, jobs, alerts, index, mappings, lanes, namespace, listed }
     }
 
     fn drive(
@@ -175,7 +206,7 @@ impl Cluster {
     ) -> impl Future<Output = ()> + Send + use<> {
         let (index, news) = (Arc::clone(&self.index), Arc::new(news));
         let (schedule_store, job_store, telling) = (self.schedules.clone(), self.jobs.clone(), Arc::clone(&news));
-        let alert_store = self.alerts.clone();
+        let (alert_store, mappings) = (self.alerts.clone(), Arc::clone(&self.mappings));
         let schedules = changes(self.api()).reflect(schedules);
         let jobs = changes(self.api())
             .modify(drop_labels)
@@ -184,6 +215,7 @@ impl Cluster {
         let alerts = changes_of_alerts(self.api()).reflect(alerts);
         async move {
             let schedules = drain(schedules, &listing, |event| {
+                tell_conflicts(&telling.owners, &mappings, &schedule_store, event);
                 tell(&telling.schedules, &schedule_store, event);
                 tell_watching(&telling.watching, &alert_store, event);
             });
@@ -274,6 +306,12 @@ impl Cluster {
     pub fn schedule_of(&self, job: &SyncJob) -> Option<Arc<SyncSchedule>> {
         let schedule = self.schedules.get(&index::schedule_of(job)?)?;
         (schedule.metadata.uid.as_deref() == controller_of(job)).then_some(schedule)
+    }
+
+    /// Fields that the source of a SyncSchedule maps, and another one too.
+    #[must_use]
+    pub fn field_conflicts(&self, schedule: &SyncSchedule) -> Vec<FieldConflict> {
+        self.mappings.read().unwrap_or_else(PoisonError::into_inner).conflicts(schedule)
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index> {

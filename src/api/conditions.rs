@@ -39,6 +39,9 @@ pub const HELD: &str = "Held";
 /// True on a SyncJob that ended without having looked for documents that its source does not have any more.
 pub const REMOVAL_SKIPPED: &str = "RemovalSkipped";
 
+/// True on a SyncSchedule while its source maps a field that another source maps too.
+pub const FIELD_CONFLICT: &str = "FieldConflict";
+
 /// Reasons, the machine-readable half of a condition.
 pub mod reasons {
     /// No controller has looked at the schedule yet.
@@ -53,6 +56,8 @@ pub mod reasons {
     pub const FAILURE_THRESHOLD_EXCEEDED: &str = "FailureThresholdExceeded";
     /// The spec has an error only its owner can mend.
     pub const INVALID_SPEC: &str = "InvalidSpec";
+    /// A field has two sources.
+    pub const MAPPED_TWICE: &str = "MappedTwice";
     /// Redis does not answer.
     pub const QUEUE_UNAVAILABLE: &str = "QueueUnavailable";
     /// The run waits for a worker.

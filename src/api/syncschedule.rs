@@ -175,7 +175,7 @@ pub struct SyncScheduleStatus {
     /// The `metadata.generation` this status was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Suspended, and, while they hold, Reconciling and Stalled.
+    /// Ready, Suspended, and, while they hold, Reconciling, Stalled and FieldConflict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

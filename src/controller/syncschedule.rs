@@ -105,7 +105,8 @@ async fn look(schedule: &SyncSchedule, context: &Context) -> Result<(Vec<Arc<Syn
     let jobs = observe(schedule, context).await?;
     let made = context.made.of(schedule);
     let queue_available = *context.queue_available.borrow();
-    let observed = Observed { schedule, jobs: &jobs, made: &made, queue_available };
+    let conflicts = context.cluster.field_conflicts(schedule);
+    let observed = Observed { schedule, jobs: &jobs, made: &made, queue_available, conflicts: &conflicts };
     let plan = schedule::decide(&observed, Timestamp::now());
     Ok((jobs, plan))
 }

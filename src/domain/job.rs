@@ -134,7 +134,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
         .into_iter()
         .chain(transition(&old, &status))
         .chain(skipped_removal(&old, &status))
-        .chain(run.and_then(|run| slow(&old, run)))
+        .chain(run.map(|run| slow(&old, run)).unwrap_or_default())
         .collect();
     Plan { status, enqueue, control, end, notes, requeue }
 }
@@ -183,19 +183,16 @@ pub fn hold_message(hold: &Hold, approval: &str) -> String {
     format!("{message}. To approve: {approval}{keys}")
 }
 
-fn with_warning(message: String, run: &Run) -> String {
-    match &run.checkpoint.warning {
-        Some(warning) => format!("{message}. {warning}"),
-        None => message,
-    }
+fn with_warnings(message: String, run: &Run) -> String {
+    run.checkpoint.warnings.iter().fold(message, |text, warning| format!("{text}. {}", warning.message()))
 }
 
 /// Tells once what makes a run slow: the conditions say from then on that it was told.
-fn slow(old: &SyncJobStatus, run: &Run) -> Option<Note> {
+fn slow(old: &SyncJobStatus, run: &Run) -> Vec<Note> {
     let is_at_work = matches!(run.state, State::Active | State::Completed) && run.outcome.is_none();
-    let warning = run.checkpoint.warning.as_deref().filter(|_| is_at_work)?;
-    let told = old.conditions.iter().any(|condition| condition.message.contains(warning));
-    (!told).then(|| Note::warning("KeyNotIndexed", warning))
+    let is_told = |message| old.conditions.iter().any(|condition| condition.message.contains(message));
+    let warnings = run.checkpoint.warnings.iter().filter(|warning| is_at_work && !is_told(warning.message()));
+    warnings.filter_map(|warning| Some(Note::warning(warning.event()?, warning.message()))).collect()
 }
 
 /// How a run ends that is cancelled: by its user, or by its schedule for a newer run.
@@ -275,7 +272,7 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
         conditions::clear(&mut status.conditions, SUSPENDED);
         conditions::clear(&mut status.conditions, HELD);
         let message = format!("Puts the documents back, since the run has failed: {}", outcome.message);
-        let message = with_warning(message, run);
+        let message = with_warnings(message, run);
         conditions::set(&mut status.conditions, RECONCILING, true, reasons::ROLLING_BACK, message, generation, now);
         return;
     }
@@ -313,7 +310,7 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
         }
         State::Active => {
             status.phase = Some(Phase::Running);
-            reconciling(reasons::RUNNING, with_warning("A worker is at it".to_owned(), run));
+            reconciling(reasons::RUNNING, with_warnings("A worker is at it".to_owned(), run));
         }
         State::Parked => {}
         State::Delayed if run.checkpoint.is_paused => {
@@ -331,7 +328,7 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
             let counts = run.checkpoint.counts;
             let message =
                 format!("{} of {} documents updated, {} failed", counts.updated, counts.processed, counts.failed);
-            let message = with_warning(message, run);
+            let message = with_warnings(message, run);
             status.phase = Some(Phase::Complete);
             if let Some(Outcome { reason, message }) = &run.checkpoint.removal_skipped {
                 let at = run.finished.unwrap_or(now);
@@ -434,7 +431,10 @@ pub fn expires_at(job: &SyncJob) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::syncjob::Counts, domain::run::Checkpoint};
+    use crate::{
+        api::syncjob::Counts,
+        domain::run::{Checkpoint, Warning},
+    };
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(seconds).unwrap()
     }
@@ -852,15 +852,19 @@ mod tests {
         let mut job = job(serde_json::json!({}));
         let slow = |state| {
             let mut run = run(state, 100);
-            run.checkpoint.warning = Some("target.keyField email has no index".to_owned());
+            run.checkpoint.warnings = vec![
+                Warning::KeyNotIndexed("target.keyField email has no index".to_owned()),
+                Warning::IndexMissing("the run reads all documents".to_owned()),
+            ];
             run
         };
         let plan = decide(&job, Some(&slow(State::Active)), at(120));
-        assert_eq!(reasons_of(&plan), ["RunStarted", "KeyNotIndexed"]);
+        assert_eq!(reasons_of(&plan), ["RunStarted", "KeyNotIndexed", "IndexMissing"]);
         job.status = Some(plan.status);
         let plan = decide(&job, Some(&slow(State::Completed)), at(160));
         assert_eq!(reasons_of(&plan), ["RunCompleted"]);
-        assert!(conditions::find(&plan.status.conditions, COMPLETE).unwrap().message.contains("has no index"));
+        let message = &conditions::find(&plan.status.conditions, COMPLETE).unwrap().message;
+        assert!(message.ends_with(". target.keyField email has no index. the run reads all documents"), "{message}");
     }
 
     #[test]

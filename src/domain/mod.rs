@@ -4,6 +4,7 @@ pub mod alert;
 pub mod backoff;
 pub mod conditions;
 pub mod cron;
+pub mod field_conflict;
 pub mod guard;
 pub mod job;
 pub mod lease;

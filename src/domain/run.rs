@@ -77,9 +77,9 @@ pub struct Checkpoint {
     /// Attempts that failed without coming further than the ones before: these count against `backoffLimit`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_progress: i64,
-    /// What makes the run slower than it could be, and how to mend that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub warning: Option<String>,
+    /// What makes the run slower than it could be, and how to mend that, or why its rollback waits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
     /// Documents that the source had confirmed and not marked when the run started. `None`: not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<u64>,
@@ -166,6 +166,37 @@ pub struct Outcome {
     pub reason: String,
     /// A sentence.
     pub message: String,
+}
+
+/// What people should know of a run while it is under way: a sentence without a full stop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Warning {
+    /// The field by which documents are walked has no index.
+    KeyNotIndexed(String),
+    /// A field by which an Incremental run finds what is due has no index that can be used.
+    IndexMissing(String),
+    /// The documents cannot be put back now.
+    RollbackWaits(String),
+}
+
+impl Warning {
+    /// The sentence.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        match self {
+            Self::KeyNotIndexed(message) | Self::IndexMissing(message) | Self::RollbackWaits(message) => message,
+        }
+    }
+
+    /// Reason of its event. `None`: there is none.
+    #[must_use]
+    pub fn event(&self) -> Option<&'static str> {
+        match self {
+            Self::KeyNotIndexed(_) => Some("KeyNotIndexed"),
+            Self::IndexMissing(_) => Some("IndexMissing"),
+            Self::RollbackWaits(_) => None,
+        }
+    }
 }
 
 /// What people want of a run, beyond what its worker has to know. May change while it is under way.

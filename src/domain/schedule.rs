@@ -21,13 +21,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::{
-    Note, conditions, elapsed, from_seconds, job, names,
+    Note, conditions, elapsed,
+    field_conflict::{self, FieldConflict},
+    from_seconds, job, names,
     retention::{self, Finished},
     run::SpecError,
 };
 use crate::api::{
     SLOT_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
-    conditions::{FAILED, READY, RECONCILING, STALLED, SUSPENDED, reasons},
+    conditions::{FAILED, FIELD_CONFLICT, READY, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::SyncMode,
     syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, HeldRun, RunFailure, RunResult, Skip},
     truncate,
@@ -70,6 +72,8 @@ pub struct Observed<'a> {
     pub made: &'a [String],
     /// Redis answers.
     pub queue_available: bool,
+    /// Fields that its source maps, and another one too.
+    pub conflicts: &'a [FieldConflict],
 }
 
 /// What is to be done, in this order: write the status, publish, cancel, create, delete.
@@ -117,7 +121,12 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan.status.observed_generation = schedule.metadata.generation;
 
     let look_again = settle(&mut plan.status, observed, now);
-    plan.status.held = observed.jobs.iter().filter_map(|job| held(job)).max_by_key(|held| held.since.0);
+    plan.status.held = observed
+        .jobs
+        .iter()
+        .filter(|job| job::waits_for_approval(job))
+        .filter_map(|job| held(job))
+        .max_by_key(|held| held.since.0);
     if old.observed_generation.is_some_and(|seen| Some(seen) != schedule.metadata.generation) {
         plan.status.consecutive_failures = 0;
     }
@@ -523,6 +532,9 @@ fn set_conditions(
     } else {
         set(SUSPENDED, false, reasons::ACTIVE, "Runs are started as scheduled");
     }
+    if !observed.conflicts.is_empty() {
+        set(FIELD_CONFLICT, true, reasons::MAPPED_TWICE, &field_conflict::message(observed.conflicts));
+    }
     if let Some((reason, message)) = stall {
         set(READY, false, reason, &format!("{message}{}", waits.unwrap_or_default()));
         set(STALLED, true, reason, &message);
@@ -537,6 +549,9 @@ fn set_conditions(
         set(READY, false, reasons::QUEUE_UNAVAILABLE, message);
         set(RECONCILING, true, reasons::QUEUE_UNAVAILABLE, message);
         conditions::clear(&mut status.conditions, STALLED);
+    }
+    if observed.conflicts.is_empty() {
+        conditions::clear(&mut status.conditions, FIELD_CONFLICT);
     }
 }
 

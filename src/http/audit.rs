@@ -27,7 +27,7 @@ impl Deed {
             Self::Resumed => "ResumedByCall",
             Self::CleanedUp => "CleanedUpByCall",
             Self::Cancelled => "CancelledByCall",
-            Self::Approved => "RunApproved",
+            Self::Approved => "ApprovedByCall",
             Self::Retried => "RetriedByCall",
             Self::Rescheduled => "RescheduledByCall",
         }

@@ -133,6 +133,9 @@ impl Error {
             61 => Self::InvalidTarget(format!(
                 "MongoDB cannot make documents in this sharded collection ({name}): target.keyField must be its shard key, or source.upsert false"
             )),
+            292 => Self::InvalidTarget(format!(
+                "MongoDB cannot sort so many documents in memory ({name}): make an index on target.keyField"
+            )),
             112 => {
                 Self::Attempt { reason: WRITE_CONFLICT, message: "somebody else writes the same documents".to_owned() }
             }
@@ -252,7 +255,9 @@ mod tests {
 
     #[test]
     fn only_errors_of_the_spec_are_final() {
-        for (code, invalid) in [(2, true), (13, true), (73, true), (50, false), (189, false), (11_602, false)] {
+        for (code, invalid) in
+            [(2, true), (13, true), (73, true), (292, true), (50, false), (189, false), (11_602, false)]
+        {
             assert_eq!(matches!(Error::server(code, "", "x"), Error::InvalidTarget(_)), invalid, "{code}");
         }
     }

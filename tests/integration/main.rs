@@ -18,6 +18,7 @@ mod crashes;
 mod crds;
 mod held;
 mod http;
+mod incremental;
 mod lint;
 mod local_runs;
 mod logs;

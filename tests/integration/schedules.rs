@@ -250,6 +250,37 @@ async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
 }
 
 #[tokio::test]
+async fn two_sources_of_one_field_are_told_of_each_other() {
+    let world = World::new().await;
+    let (_operator, _) = world.all(&[]);
+    let schedule = |fields: &[&str]| {
+        let mapping: Vec<_> = fields.iter().map(|field| json!({"from": "/name", "to": field})).collect();
+        let rest = json!({"endpoint": "https://api.example.com/users?ids={ids}"});
+        let spec = json!({"source": {"rest": rest}, "mapping": mapping});
+        json!({"interval": quiet_interval(60), "jobTemplate": {"spec": spec}})
+    };
+    let conflict = async |name: &str| {
+        let status = status(&world, name).await.filter(|status| is_true(&status.conditions, "Ready"))?;
+        Some(find(&status.conditions, "FieldConflict").map(|condition| condition.message.clone()).unwrap_or_default())
+    };
+    let message = async |name: &str, end: &str| {
+        eventually(&format!("{name} ends with {end:?}"), async || {
+            conflict(name).await.filter(|message| message.ends_with(end) && message.is_empty() == end.is_empty())
+        })
+        .await
+    };
+    apply_schedule(&world, "users", schedule(&["name", "city"])).await;
+    message("users", "").await;
+    apply_schedule(&world, "hr", schedule(&["name.first", "salary"])).await;
+    let namespace = &world.name;
+    message("users", &format!("values: name (SyncSchedule {namespace}/hr)")).await;
+    message("hr", &format!("values: name.first (SyncSchedule {namespace}/users)")).await;
+    patch(&world, schedule(&["city"])).await;
+    message("hr", "").await;
+    message("users", "").await;
+}
+
+#[tokio::test]
 async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
     let world = World::new().await;
     world.seed(USERS, 0).await;

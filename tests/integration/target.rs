@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use bson::{
-    Binary, Bson, DateTime, Document, JavaScriptCodeWithScope, RawDocumentBuf, Uuid, doc, oid::ObjectId,
+    Binary, Bson, DateTime, Document, JavaScriptCodeWithScope, RawDocumentBuf, Regex, Uuid, doc, oid::ObjectId,
     spec::BinarySubtype,
 };
 use futures::{StreamExt, TryStreamExt, pin_mut};
@@ -11,7 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use mongodb::{Database, IndexModel, options::IndexOptions};
 use serde_json::{Value, json};
 use sync_operator::{
-    domain::run::RunSpec,
+    domain::run::{RunSpec, Warning},
     sync::{Batch, Databases, Error, Found, Outcome, Target},
 };
 
@@ -435,14 +435,20 @@ async fn another_key_field_is_walked_in_its_own_order() {
 async fn a_key_without_an_index_is_warned_about() {
     let database = database().await;
     insert(&database, vec![doc! {"email": "a", "name": "b"}]).await;
-    let warning = async |spec: Value| target(&database, spec, START).await.unwrap().warning().await;
-    let by = |field: &str| json!({"target": {"keyField": field}});
-    assert_eq!(warning(json!({})).await, None);
-    assert!(warning(by("email")).await.unwrap().contains("db.users.createIndex({\"email\": 1})"));
+    let warnings = async |spec: Value| target(&database, spec, START).await.unwrap().warnings().await;
+    let by = |field: &str| json!({"syncType": "Full", "target": {"keyField": field}});
+    assert_eq!(warnings(json!({"syncType": "Full"})).await, []);
+    let email = warnings(by("email")).await;
+    let [Warning::KeyNotIndexed(message)] = email.as_slice() else { panic!("{email:?}") };
+    assert!(message.contains("db.users.createIndex({\"email\": 1})"), "{message}");
     unique_index(&database, doc! {"email": 1, "name": 1}).await;
-    assert_eq!(warning(by("email")).await, None);
-    assert!(warning(by("name")).await.is_some(), "an index that starts with another field does not help");
-    assert_eq!(warning(json!({"target": {"keyField": "email", "collection": "nothing"}})).await, None);
+    assert_eq!(warnings(by("email")).await, []);
+    assert_eq!(warnings(by("name")).await.len(), 1, "an index that starts with another field does not help");
+    let index = IndexModel::builder().keys(doc! {"name": "hashed"}).build();
+    database.collection::<Document>("users").create_index(index).await.unwrap();
+    assert_eq!(warnings(by("name")).await.len(), 1, "nothing is sorted by hashes");
+    let nothing = json!({"target": {"keyField": "email", "collection": "nothing"}});
+    assert_eq!(warnings(nothing).await, []);
 }
 
 #[tokio::test]
@@ -624,6 +630,40 @@ async fn documents_that_come_and_go_do_not_break_the_counts() {
     let outcome = target.write(batch).await.unwrap();
     assert_eq!((outcome.updated, outcome.unchanged, outcome.processed()), (8, 2, 10));
     assert_eq!(stamped(&database, START).await, 8);
+}
+
+#[tokio::test]
+async fn documents_that_share_a_key_are_counted_once() {
+    let database = database().await;
+    let users = (0..250).map(|i| {
+        if i % 5 == 0 {
+            doc! {"_id": i, "email": "a"}
+        } else {
+            doc! {"_id": i}
+        }
+    });
+    insert(&database, users.collect()).await;
+    let spec = json!({"syncType": "Full", "target": {"keyField": "email"}, "batchSize": 30});
+    let sums = run(&target(&database, spec, START).await.unwrap(), None).await.unwrap();
+    assert_eq!((sums.updated, sums.unchanged, stamped(&database, START).await), (250, 0, 250));
+}
+
+#[tokio::test]
+async fn a_regular_expression_as_a_key_stands_for_itself() {
+    let database = database().await;
+    let pattern = |text: &str| {
+        Bson::RegularExpression(Regex { pattern: text.try_into().unwrap(), options: "".try_into().unwrap() })
+    };
+    insert(&database, vec![doc! {"_id": 1, "name": pattern("a")}, doc! {"_id": 2, "name": pattern("b")}]).await;
+    let spec = json!({"syncType": "Full", "target": {"keyField": "name", "filter": {"refused": null}}});
+    let target = target(&database, spec, START).await.unwrap();
+    let batch = read(&target).await.remove(0);
+    // Not selected, so not stamped by the run; it only matches.
+    insert(&database, vec![doc! {"_id": 3, "name": "ab", "refused": true, "lastSynced": DateTime::from_millis(START)}])
+        .await;
+    database.collection::<Document>("users").delete_one(doc! {"_id": 2}).await.unwrap();
+    let outcome = target.write(batch).await.unwrap();
+    assert_eq!((outcome.updated, outcome.unchanged), (1, 1));
 }
 
 #[tokio::test]

@@ -37,7 +37,13 @@ impl World {
 
     fn decide(&self, now: i64) -> Plan {
         decide(
-            &Observed { schedule: &self.schedule, jobs: &self.jobs, made: &self.made, queue_available: true },
+            &Observed {
+                schedule: &self.schedule,
+                jobs: &self.jobs,
+                made: &self.made,
+                queue_available: true,
+                conflicts: &[],
+            },
             at(now),
         )
     }
@@ -312,7 +318,8 @@ fn a_stalled_schedule_says_how_many_failed_why_and_what_to_do() {
 #[test]
 fn without_redis_runs_are_made_and_ready_says_why_they_wait() {
     let schedule = schedule(json!({"interval": "10s", "immediate": true}));
-    let plan = decide(&Observed { schedule: &schedule, jobs: &[], made: &[], queue_available: false }, at(CREATED));
+    let observed = Observed { schedule: &schedule, jobs: &[], made: &[], queue_available: false, conflicts: &[] };
+    let plan = decide(&observed, at(CREATED));
     assert_eq!(plan.create.len(), 1);
     assert_eq!(conditions::find(&plan.status.conditions, READY).unwrap().reason, "QueueUnavailable");
 }
@@ -512,5 +519,18 @@ fn how_the_last_run_ended_is_kept_unless_somebody_ended_it() {
         world.pass(slot + 2);
         let last = world.status().last_result.as_ref().unwrap();
         assert_eq!((last.job.as_str(), last.reason.as_deref(), last.recoveries), (expected.0, expected.1, 2));
+    }
+}
+
+#[test]
+fn a_field_with_two_sources_is_told_while_it_has_them() {
+    let mut schedule = schedule(json!({}));
+    let conflicts = [FieldConflict { field: "name".to_owned(), other: field_conflict::Other::Elsewhere }];
+    for (conflicts, told) in [(conflicts.as_slice(), true), (&[], false)] {
+        let observed = Observed { schedule: &schedule, jobs: &[], made: &[], queue_available: true, conflicts };
+        let status = decide(&observed, at(CREATED)).status;
+        assert_eq!(conditions::is_true(&status.conditions, FIELD_CONFLICT), told);
+        assert!(conditions::is_true(&status.conditions, READY));
+        schedule.status = Some(status);
     }
 }

@@ -202,7 +202,7 @@ impl Attempt {
         if let Err(error) = self.target.open_journal().await {
             return AttemptResult::from(&error);
         }
-        match recalled.run_until_cancelled(self.target.count()).await {
+        match recalled.run_until_cancelled(self.target.plan_walk()).await {
             Some(Ok(total)) => {
                 let limit = self.spec.subset.limit.map_or(i64::MAX, |limit| limit as i64);
                 self.checkpoint.counts.total = total.min(limit).max(self.checkpoint.counts.processed);
@@ -215,8 +215,8 @@ impl Attempt {
             Some(Err(error)) => return AttemptResult::from(&error),
             None => return AttemptResult::Released,
         }
-        match recalled.run_until_cancelled(self.target.warning()).await {
-            Some(warning) => self.checkpoint.warning = warning,
+        match recalled.run_until_cancelled(self.target.warnings()).await {
+            Some(warnings) => self.checkpoint.warnings = warnings,
             None => return AttemptResult::Released,
         }
         if let Some(result) = self.walk().await {

@@ -2,7 +2,7 @@
 
 use super::{Attempt, AttemptResult};
 use crate::{
-    domain::run::{LeaseState, Outcome},
+    domain::run::{LeaseState, Outcome, Warning},
     sync::Error,
 };
 
@@ -10,7 +10,7 @@ impl Attempt {
     /// Restores the documents as they were before the run, which has failed with `outcome`. There is no deadline. After a
     /// recall the documents in flight are finished.
     pub async fn roll_back(&mut self, outcome: Outcome) -> AttemptResult {
-        self.checkpoint.warning = None;
+        self.checkpoint.warnings.clear();
         let lost = self.coordinator.signals().lost.clone();
         let rolled_back = lost.run_until_cancelled(self.restore(outcome)).await;
         match rolled_back {
@@ -18,7 +18,8 @@ impl Attempt {
             Some(Ok(result)) => result,
             Some(Err(error)) => {
                 let outcome = error.outcome();
-                self.checkpoint.warning = Some(format!("It waits meanwhile: {}", outcome.message));
+                let message = format!("It waits meanwhile: {}", outcome.message);
+                self.checkpoint.warnings = vec![Warning::RollbackWaits(message)];
                 AttemptResult::Retry(outcome)
             }
         }

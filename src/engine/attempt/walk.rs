@@ -109,10 +109,10 @@ impl Attempt {
 
     /// Forgets how far the run has come, but not how often it failed.
     fn start_over(&mut self) {
-        let Checkpoint { counts: Counts { total, .. }, pauses, furthest, without_progress, warning, .. } =
+        let Checkpoint { counts: Counts { total, .. }, pauses, furthest, without_progress, warnings, .. } =
             std::mem::take(&mut self.checkpoint);
         let counts = Counts { total, ..Counts::default() };
-        self.checkpoint = Checkpoint { counts, pauses, furthest, without_progress, warning, ..Checkpoint::default() };
+        self.checkpoint = Checkpoint { counts, pauses, furthest, without_progress, warnings, ..Checkpoint::default() };
     }
 
     /// Walks the source's pages, and then the documents that were on none of them.

@@ -97,7 +97,7 @@ impl Target {
     #[must_use]
     pub fn left(&self) -> Self {
         let untouched = doc! {&self.progress: {"$not": {"$gte": self.stamp}}};
-        Self { selection: both(self.selection.clone(), untouched), ..self.clone() }
+        Self { selection: both(self.selection.clone(), untouched), due: None, ..self.clone() }
     }
 
     /// All documents that the source is thought to know, also those that an Incremental run leaves out.
@@ -107,7 +107,7 @@ impl Target {
             Some(state) => both(self.filter.clone(), doc! {&state.gone: {"$exists": false}}),
             None => self.filter.clone(),
         };
-        Self { selection, ..self.clone() }
+        Self { selection, due: None, ..self.clone() }
     }
 
     /// True when documents that are on no page have failed.

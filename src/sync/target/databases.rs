@@ -2,14 +2,18 @@
 
 use std::{path::Path, time::Duration};
 
-use bson::{Bson, DateTime, Document, doc};
+use bson::{DateTime, Document, doc};
 use jiff::Timestamp;
 use mongodb::{
     Client,
     options::{ClientOptions, ReadConcern, Tls, TlsOptions, WriteConcern},
 };
 
-use super::{Listing, State, Target, both, within};
+use super::{
+    Listing, State, Target, both,
+    due::{Access, Due},
+    within,
+};
 use crate::{
     domain::{
         run::RunSpec,
@@ -123,6 +127,7 @@ impl Databases {
         let state = source.map(|source| State::new(source.name.state_path(namespace)));
         let progress = state.as_ref().map_or_else(|| spec.last_synced_field.clone(), |state| state.at.clone());
         let is_named = |source: &&SourceSpec| matches!(source.name, SourceName::Given(_));
+        let due = due(spec, &progress, started);
         let removal = source.filter(is_named).filter(|_| spec.subset.is_everything());
         let database = self.client.database(name);
         Ok(Target {
@@ -130,7 +135,8 @@ impl Databases {
             database,
             key: spec.key_field.clone(),
             stamp_field: spec.last_synced_field.clone(),
-            selection: selection(filter.clone(), spec, &progress, started),
+            selection: due.as_ref().map_or_else(|| filter.clone(), |due| both(filter.clone(), due.query())),
+            due,
             progress,
             filter,
             stamp: DateTime::from_millis(started.as_millisecond()),
@@ -190,19 +196,17 @@ fn future(spec: &RunSpec, started: Timestamp) -> DateTime {
     DateTime::from_millis(started.as_millisecond().saturating_add(after))
 }
 
-/// The query for a run's documents. An Incremental run also finds those it stamped itself, so that a run that
-/// starts over counts them.
-fn selection(filter: Document, spec: &RunSpec, field: &str, started: Timestamp) -> Document {
-    let Some(stale_after) = spec.stale_after else { return filter };
+/// What an Incremental run takes. That includes what it has handled itself, so that a run that starts over counts it.
+fn due(spec: &RunSpec, progress: &str, started: Timestamp) -> Option<Due> {
+    let stale_after = spec.stale_after?;
     let stamp = DateTime::from_millis(started.as_millisecond());
-    let stale = DateTime::from_millis(stamp.timestamp_millis().saturating_sub(stale_after.as_millis() as i64));
-    let due = doc! {"$or": [
-        {field: {"$not": {"$gte": stale}}},
-        {field: {"$type": "array"}},
-        {field: {"$gt": future(spec, started)}},
-        // With a source, the stamp is the time of the fetch.
-        {field: if spec.source.is_some() { Bson::from(doc! {"$gte": stamp}) } else { stamp.into() }},
-        {"$expr": {"$gt": ["$updatedAt", format!("${field}")]}},
-    ]};
-    both(filter, due)
+    Some(Due {
+        progress: progress.to_owned(),
+        stale: DateTime::from_millis(stamp.timestamp_millis().saturating_sub(stale_after.as_millis() as i64)),
+        future: future(spec, started),
+        // With a source, it is the time of the fetch.
+        own: if spec.source.is_some() { doc! {"$gte": stamp}.into() } else { stamp.into() },
+        access: Access::Scan,
+        are_few: None,
+    })
 }

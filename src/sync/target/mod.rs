@@ -2,6 +2,7 @@
 
 mod apply;
 mod databases;
+mod due;
 mod journal;
 mod removal;
 mod stamp;
@@ -15,7 +16,7 @@ use mongodb::{ClientSession, Collection, Database, error::ErrorKind};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use self::journal::Journal;
+use self::{due::Due, journal::Journal};
 use super::{Doubt, Error, error::is_of_document, keys};
 use crate::{
     api::{syncjob::DocumentFailure, truncate},
@@ -48,6 +49,8 @@ pub struct Target {
     filter: Document,
     /// Those of them that the run has to handle, those it handled already included.
     selection: Document,
+    /// For an Incremental run, the part of the selection that is not the spec's.
+    due: Option<Due>,
     /// Time the run started: what is stamped.
     stamp: DateTime,
     /// Stamps from this time on are mistakes, and count as none.
@@ -221,6 +224,15 @@ impl Target {
     /// The query for documents with this key. A bare value could be read as an operator.
     fn of_key(&self, key: &Bson) -> Document {
         doc! {&self.key: {"$eq": key.clone()}}
+    }
+
+    /// The query for documents with one of these keys. A regular expression among the values of `$in` would stand for what it matches.
+    fn of_keys(&self, keys: Vec<Bson>) -> Document {
+        if keys.iter().any(|key| matches!(key, Bson::RegularExpression(_))) {
+            doc! {"$or": keys.iter().map(|key| self.of_key(key)).collect::<Vec<_>>()}
+        } else {
+            doc! {&self.key: {"$in": keys}}
+        }
     }
 
     /// The query for documents of the run that carry no such stamp and no later one: `$not $gte` also takes missing, null

@@ -23,7 +23,9 @@ impl Target {
                 outcome.changes = due.iter().map(|key| keys::show(key)).collect();
             }
             (Some(first), Some(last)) if keys::is_range(first, last) => {
-                match self.stamp_range(first, last).await? {
+                match self.stamp_together(&due, first, last).await? {
+                    // Those that share their key with it, or have none, are counted with their own batches.
+                    Some(stamped) if stamped >= due.len() as i64 && first == last => outcome.updated = due.len() as i64,
                     // Documents that came into the range since it was read count as well.
                     Some(stamped) if stamped >= due.len() as i64 => outcome.updated = stamped,
                     // Some are gone, carry a later stamp, or were stamped by a worker this run had before.
@@ -39,10 +41,15 @@ impl Target {
         Ok(outcome)
     }
 
-    /// One statement for a range of keys. `None` when the server refused a document in it.
-    async fn stamp_range(&self, first: &Bson, last: &Bson) -> Result<Option<i64>, Error> {
-        let range = doc! {&self.key: {"$gte": first.clone(), "$lte": last.clone()}};
-        let reply = self.update(vec![self.stamp(range)], None).await?;
+    /// One statement for keys of one type. `None` when the server refused a document of them.
+    async fn stamp_together(&self, due: &[&Bson], first: &Bson, last: &Bson) -> Result<Option<i64>, Error> {
+        let keys = if self.is_short_walk() {
+            // Most documents between them are not due.
+            self.of_keys(due.iter().map(|key| (*key).clone()).collect())
+        } else {
+            doc! {&self.key: {"$gte": first.clone(), "$lte": last.clone()}}
+        };
+        let reply = self.update(vec![self.stamp(keys)], None).await?;
         if reply.get_array("writeErrors").is_ok() {
             return Ok(None);
         }
@@ -71,10 +78,12 @@ impl Target {
         Ok(())
     }
 
+    /// How many of a batch's documents carry the stamp. Others may share their keys.
     async fn count_stamped(&self, keys: &[&Bson]) -> Result<i64, Error> {
-        let keys: Vec<Bson> = keys.iter().map(|key| (*key).clone()).collect();
-        let stamped = doc! {&self.key: {"$in": keys}, &self.stamp_field: self.stamp};
-        within(async { Ok(self.collection.count_documents(stamped).await? as i64) }).await
+        let mut stamped = self.of_keys(keys.iter().map(|key| (*key).clone()).collect());
+        stamped.insert(&self.stamp_field, self.stamp);
+        let count = within(async { Ok(self.collection.count_documents(stamped).await? as i64) }).await?;
+        Ok(count.min(keys.len() as i64))
     }
 
     fn stamp(&self, keys: Document) -> Document {

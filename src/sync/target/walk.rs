@@ -17,6 +17,8 @@ use crate::{
 const COUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Keys fetched in one answer, at least. Small batches share an answer.
 const FETCH: usize = 1000;
+/// Code of a server that sorts in memory only, as MongoDB 5 does, when there is too much to sort.
+const SORT_TOO_LARGE: i32 = 292;
 /// Cursors, one after the other, that may be lost before they gave a batch.
 const MAX_REOPENED: u32 = 3;
 
@@ -63,28 +65,25 @@ impl Target {
     /// # Errors
     /// When MongoDB does not answer or refuses the query.
     pub async fn count(&self) -> Result<i64, Error> {
+        match self.count_exactly().await? {
+            Some(count) => Ok(count),
+            None => self.estimate().await,
+        }
+    }
+
+    /// `None`: it would take longer than 5 s.
+    pub(super) async fn count_exactly(&self) -> Result<Option<i64>, Error> {
         let exact = self.collection.count_documents(self.selection.clone()).max_time(COUNT_LIMIT);
         match within(async { Ok(exact.await?) }).await {
-            Ok(count) => Ok(count as i64),
-            Err(error) if error == Error::timeout() => {
-                within(async { Ok(self.collection.estimated_document_count().await? as i64) }).await
-            }
+            Ok(count) => Ok(Some(count as i64)),
+            Err(error) if error == Error::timeout() => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// What makes the walk slow: a key without an index, by which the server sorts all documents first. `None` also
-    /// when the server does not tell.
-    pub async fn warning(&self) -> Option<String> {
-        if self.key == "_id" {
-            return None;
-        }
-        let indexes = self.whole_indexes().await.ok()??;
-        let leads = |index: &IndexModel| index.keys.keys().next() == Some(&self.key);
-        let (key, collection) = (&self.key, self.collection.name());
-        (!indexes.iter().any(leads)).then(|| {
-            format!("target.keyField {key} has no index, which makes the run slow: db.{collection}.createIndex({{\"{key}\": 1}})")
-        })
+    /// How many documents the collection has, roughly.
+    pub(super) async fn estimate(&self) -> Result<i64, Error> {
+        within(async { Ok(self.collection.estimated_document_count().await? as i64) }).await
     }
 
     /// The indexes that hold every document. `None`: there is no such collection.
@@ -122,13 +121,38 @@ impl Target {
             Some(key) => both(self.selection.clone(), keys::after(&self.key, key)),
             None => self.selection.clone(),
         };
-        let find = self
-            .collection
-            .find(query)
-            .sort(doc! {&self.key: 1})
-            .projection(self.projection())
-            .batch_size(self.batch_size.max(FETCH) as u32);
+        if self.is_short_walk()
+            && let Some(cursor) = self.find_and_sort(&query).await?
+        {
+            return Ok(cursor);
+        }
+        let find = self.collection.find(query).sort(doc! {&self.key: 1}).projection(self.projection());
+        let find = find.batch_size(self.fetched());
         within_limit(self.read_limit, async { Ok(find.await?) }).await
+    }
+
+    /// Documents in one answer.
+    fn fetched(&self) -> u32 {
+        self.batch_size.max(FETCH) as u32
+    }
+
+    /// Has the server find the documents first, and then sort them. `None`: they are too many for it.
+    async fn find_and_sort(&self, query: &Document) -> Result<Option<Cursor<RawDocumentBuf>>, Error> {
+        let stages = [
+            doc! {"$match": query.clone()},
+            // Which is none, but keeps the server from reading all documents in the order of the key.
+            doc! {"$limit": i64::MAX},
+            doc! {"$project": self.projection()},
+            doc! {"$sort": {&self.key: 1}},
+        ];
+        let find = self.collection.aggregate(stages).batch_size(self.fetched()).with_type();
+        let found = async {
+            match find.await {
+                Err(error) if is_command(&error, &[SORT_TOO_LARGE]) => Ok(None),
+                found => Ok(Some(found?)),
+            }
+        };
+        within_limit(self.read_limit, found).await
     }
 
     pub(super) fn projection(&self) -> Document {

@@ -320,9 +320,9 @@ async fn a_held_run_is_approved_with_the_number_that_was_seen() {
     assert_eq!((answer.code.as_u16(), &answer.body), (200, &changed));
     assert_eq!(world.jobs().get("run").await.unwrap().annotations()["sync.codex.dev/approve"], "400");
     assert_eq!(approve(json!(400.0)).await.body["changed"], false);
-    told(&world, "run", &["RunApproved"]).await;
+    told(&world, "run", &["ApprovedByCall"]).await;
     let events = events(&world).await;
-    let approvals: Vec<_> = events.iter().filter(|event| event.reason.as_deref() == Some("RunApproved")).collect();
+    let approvals: Vec<_> = events.iter().filter(|event| event.reason.as_deref() == Some("ApprovedByCall")).collect();
     assert_eq!(approvals.len(), 1);
     assert_eq!(approvals[0].note.as_deref(), Some("Approved 400 removals, by anonymous over HTTP"));
 

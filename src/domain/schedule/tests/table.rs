@@ -851,8 +851,8 @@ fn decisions() {
     for (name, row, expected) in rows {
         let (schedule, jobs) = given(&row);
         let made: Vec<_> = strings(&row["made"]).into_iter().map(name_of).collect();
-        let observed =
-            Observed { schedule: &schedule, jobs: &jobs, made: &made, queue_available: row["redis"] != json!(false) };
+        let queue_available = row["redis"] != json!(false);
+        let observed = Observed { schedule: &schedule, jobs: &jobs, made: &made, queue_available, conflicts: &[] };
         let decided = told(&decide(&observed, time(row["now"].as_str().unwrap())), &expected);
         if decided != expected {
             wrong.push(format!("{name}\n  expected {expected}\n  decided  {decided}"));
