@@ -83,6 +83,7 @@ async fn prove(uri: &str, cases: u64, seed: u64) -> bool {
     let address = stage::serve(stages.clone()).await;
     let databases = Databases::new(&slow::proxy(uri).await, &name, &[], None).await.unwrap();
     let ground = Ground { databases, sources: play::sources(), database: database.clone(), stages, address };
+    assert_eq!(format!("{:?}", Case::new(seed)), format!("{:?}", Case::new(seed)), "a case follows from its seed");
     let play = async |seed| {
         let played = std::panic::AssertUnwindSafe(play::play(&ground, Case::new(seed))).catch_unwind().await;
         (seed, played.unwrap_or_else(|_| Err("a panic, see above".to_owned())))
@@ -107,6 +108,11 @@ async fn prove(uri: &str, cases: u64, seed: u64) -> bool {
         }
     }
     database.drop().await.unwrap();
+    // A model in which nothing happens proves nothing.
+    for name in ["marked", "deleted", "unmarked", "held", "approved", "killed", "skipped"] {
+        let happened: u64 = sums.get(name).copied().unwrap_or_default();
+        assert!(happened > 0 || cases < 300, "nothing was {name} in {cases} cases");
+    }
     let mut sums: Vec<_> = sums.into_iter().collect();
     sums.sort_unstable();
     println!("{}", sums.iter().map(|(name, number)| format!("{number} {name}")).collect::<Vec<_>>().join(", "));

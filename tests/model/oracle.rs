@@ -735,7 +735,7 @@ impl<'a> Oracle<'a> {
     }
 
     fn remember(&mut self, seen: &[Seen<'_>], before: &Snapshot, after: &Snapshot, happened: &Happened) {
-        for seen in seen {
+        for seen in seen.iter().filter(|seen| !seen.run.case.dry) {
             let items = seen.all.iter().filter(|(_, _, said)| matches!(said, Said::Item(_)));
             for (number, at, _) in items {
                 // Before it asks for each document, a run looks whether the source has any of them.
