@@ -212,6 +212,7 @@ impl Target {
         let stamp = DateTime::from_millis(fetched.as_millisecond());
         let (mut writes, mut absent, mut unusable) = (Vec::new(), Vec::new(), Vec::new());
         for (read, found) in batch.due_documents().zip(found) {
+            let is_listed = self.listing != Listing::Documents || matches!(found, Found::Result(_));
             let changes = match found {
                 Found::Result(result) => self.changes(read, &result).map_err(|message| ("MappingFailed", message)),
                 Found::Missing | Found::NotReturned if self.missing == Missing::Fail => {
@@ -239,7 +240,7 @@ impl Target {
                 }),
                 Err((reason, message)) => {
                     outcome.fail(&read.key, reason, &message);
-                    unusable.push(read);
+                    unusable.extend(is_listed.then_some(read));
                 }
             }
         }
@@ -258,8 +259,8 @@ impl Target {
         Ok(outcome)
     }
 
-    /// Removes the marks of documents that the source lists, although what it says cannot be written: a later run would delete
-    /// them. Of `unusable` ones only a page says that the source lists them.
+    /// Removes the marks of documents that the source lists, although what it says cannot be used, or MongoDB refuses it: a later
+    /// run would delete them.
     async fn end_absence(
         &self,
         listed: &[(&Read, bool)],
@@ -267,11 +268,10 @@ impl Target {
         stamp: DateTime,
         outcome: &mut Outcome,
     ) -> Result<(), Error> {
-        let unusable = unusable.into_iter().filter(|_| self.listing != Listing::Documents);
         let is_failed = |read: &&Read| outcome.failed.contains(&keys::text(&read.key));
         let is_marked = |read: &&Read| self.removal.is_some() && self.marked_at(read).is_some();
         let refused = listed.iter().map(|(read, _)| *read).filter(is_marked).filter(is_failed);
-        let marked: Vec<&Read> = refused.chain(unusable.filter(is_marked)).collect();
+        let marked: Vec<&Read> = refused.chain(unusable.into_iter().filter(is_marked)).collect();
         if marked.is_empty() {
             return Ok(());
         }
