@@ -275,7 +275,7 @@ async fn two_sources_of_one_field_are_told_of_each_other() {
     let namespace = &world.name;
     message("users", &format!("values: name (SyncSchedule {namespace}/hr)")).await;
     message("hr", &format!("values: name.first (SyncSchedule {namespace}/users)")).await;
-    patch(&world, schedule(&["city"])).await;
+    patch(&world, json!({"spec": schedule(&["city"])})).await;
     message("hr", "").await;
     message("users", "").await;
 }
