@@ -50,6 +50,12 @@ fn paged() -> Value {
     })
 }
 
+/// Makes the run of pages fail after it has marked some documents: MongoDB refuses the mark of this one.
+async fn refuse_mark(world: &World, id: i32) {
+    let rule = doc! {"$nor": [{"_id": id, "missingSince": {"$exists": true}}]};
+    world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
+}
+
 /// Users as no schema would have them.
 async fn seed(world: &World, count: i32) -> Vec<RawDocumentBuf> {
     let users = world.database.collection::<Document>("users");
@@ -94,15 +100,19 @@ fn put_back(status: &SyncJobStatus) -> Option<i64> {
 async fn a_failed_run_leaves_every_document_as_it_was() {
     let (world, upstream) = (World::new().await, Upstream::with_people(30).await);
     let before = seed(&world, 40).await;
-    upstream.books().users.insert("17".to_owned(), Peculiar::Broken);
+    refuse_mark(&world, 34).await;
     let (_operator, _) = world.all(&ALLOWED);
-    for (name, source, written) in [("batches", json!({}), 39), ("pages", paged(), 34)] {
+    for (name, source, written, failed) in
+        [("batches", json!({}), 39, ("17", "SourceError")), ("pages", paged(), 34, ("34", "ValidationFailed"))]
+    {
+        let broken = (name == "batches").then(|| ("17".to_owned(), Peculiar::Broken));
+        upstream.books().users = broken.into_iter().collect();
         apply_job(&world, name, failing(&upstream, &source)).await;
         let status = finished(&world, name).await.status.unwrap();
         let (reason, message) = ended(&status);
         assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(written)), "{name}: {message}");
         assert!(message.ends_with(&format!("; {written} documents were put back")), "{message}");
-        assert_eq!(failures(&status), [("17", "SourceError")]);
+        assert_eq!(failures(&status), [failed]);
         assert_eq!((status.attempts, status.attempt_history.len()), (Some(1), 1), "a rollback is no attempt");
         assert!(all(&world).await == before, "{name}");
         assert_eq!(journals(&world).await, [""; 0]);
@@ -273,7 +283,7 @@ const SIDE_BY_SIDE: usize = 8;
 async fn round(requests: usize) -> usize {
     let (world, upstream) = (World::new().await, Upstream::with_people(15).await);
     let before = seed(&world, USERS).await;
-    upstream.books().users.insert("11".to_owned(), Peculiar::Broken);
+    refuse_mark(&world, 18).await;
     let wire = Wire::new();
     let args = [&["--lease-duration", "1s"], &ALLOWED[..]].concat();
     let mut first = leading_behind(&wire, &world, &args).await;
