@@ -327,7 +327,10 @@ impl Target {
         deletes: &[&Read],
         stamp: DateTime,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
-        let is_same = |write: &Write| !write.differs && write.stamped.is_some() && write.kind == Kind::Result;
+        let is_same = |write: &Write| {
+            let is_plain = write.kind == Kind::Result && !self.is_marked_elsewhere(write.read);
+            !write.differs && write.stamped.is_some() && is_plain
+        };
         let (same, other): (Vec<_>, Vec<_>) = writes.into_iter().partition(is_same);
         let (refused, (updated, more)) =
             try_join!(self.stamp_same(&same, stamp), self.write_all(&other, deletes, stamp, None))?;
@@ -345,7 +348,7 @@ impl Target {
             }
             let together = |(stamped, keys): (Option<DateTime>, Vec<Bson>)| {
                 let these = doc! {&self.key: {"$in": keys}, &self.progress: stamped};
-                self.statement(these, self.listed(self.stamps(stamp), Document::new()), stamp)
+                self.statement(these, self.listed(self.stamps(stamp), Document::new(), false), stamp)
             };
             let statements: Vec<_> = by_stamp.into_iter().map(together).collect();
             let mut stamped = 0;
@@ -466,9 +469,11 @@ impl Target {
 
     /// The update of a listed document. It ends the absence of the document, also where another run marked it after it was
     /// read.
-    fn listed(&self, set: Document, mut unset: Document) -> Document {
-        if let (Some(state), Some(_)) = (&self.state, &self.removal) {
-            unset.extend([&state.gone, &state.none].map(|path| (path.clone(), Bson::from(""))));
+    fn listed(&self, set: Document, mut unset: Document, is_marked_elsewhere: bool) -> Document {
+        if let (Some(state), Some(removal)) = (&self.state, &self.removal) {
+            let mark = Some(&removal.field).filter(|_| !is_marked_elsewhere);
+            let paths = [&state.gone, &state.none].into_iter().chain(mark);
+            unset.extend(paths.map(|path| (path.clone(), Bson::from(""))));
         }
         updated(set, unset)
     }
@@ -515,7 +520,7 @@ impl Target {
         }
         let unset: Document = unset.iter().map(|path| ((*path).to_owned(), Bson::from(""))).collect();
         let update = match write.kind {
-            Kind::Result => self.listed(set, unset),
+            Kind::Result => self.listed(set, unset, self.is_marked_elsewhere(write.read)),
             _ => updated(set, unset),
         };
         let mut statement = self.statement(self.of_key(write.key()), update, stamp);

@@ -350,6 +350,14 @@ impl Target {
         both(self.filter.clone(), query)
     }
 
+    /// True when another source has the document marked: the mark for people stays then.
+    pub(super) fn is_marked_elsewhere(&self, read: &Read) -> bool {
+        let (Some(state), Some(removal), Some(fields)) = (&self.state, &self.removal, &read.fields) else {
+            return false;
+        };
+        keys::at_path(fields, &removal.field).is_some() && is_marked_by_another(fields, &state.all)
+    }
+
     /// Adds to the changes of a listed document what ends its absence: the mark of this source goes, that for people where no other
     /// source has one, and what the mark replaced comes back unless somebody changed it.
     pub(super) fn unmark<'a>(&'a self, read: &Read, changes: &mut Changes<'a>) {
@@ -361,7 +369,7 @@ impl Target {
         if read.date(&state.gone).is_some() {
             changes.unset.push(&state.gone);
         }
-        if keys::at_path(fields, &removal.field).is_some() && !is_marked_by_another(fields, &state.all) {
+        if !self.is_marked_elsewhere(read) {
             changes.unset.push(&removal.field);
         }
         let Some(was) = keys::key_at(fields, &state.was) else { return };
