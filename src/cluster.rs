@@ -126,8 +126,8 @@ fn tell_watching(
     }
 }
 
-/// Notes what a schedule's source maps, and tells of the other schedules for which that makes or ends a conflict.
-fn tell_conflicts(
+/// Records what a schedule's source maps, and requeues the other schedules for which that makes or ends a conflict.
+fn requeue_conflicts(
     reader: &mpsc::UnboundedSender<ObjectRef<SyncSchedule>>,
     mappings: &RwLock<Mappings>,
     schedules: &Store<SyncSchedule>,
@@ -137,7 +137,7 @@ fn tell_conflicts(
     let others = match event {
         watcher::Event::Apply(schedule) => mappings.apply(schedule),
         watcher::Event::Delete(schedule) => mappings.delete(schedule),
-        // All of them are told of.
+        // A list requeues all schedules.
         watcher::Event::InitDone => {
             *mappings = Mappings::new(schedules.state().iter().map(|schedule| &**schedule));
             Vec::new()
@@ -215,7 +215,7 @@ impl Cluster {
         let alerts = changes_of_alerts(self.api()).reflect(alerts);
         async move {
             let schedules = drain(schedules, &listing, |event| {
-                tell_conflicts(&telling.owners, &mappings, &schedule_store, event);
+                requeue_conflicts(&telling.owners, &mappings, &schedule_store, event);
                 tell(&telling.schedules, &schedule_store, event);
                 tell_watching(&telling.watching, &alert_store, event);
             });

@@ -293,13 +293,13 @@ mod tests {
     }
 
     #[test]
-    fn that_a_job_is_held_or_not_any_more_is_news_for_its_schedule() {
+    fn a_job_that_is_held_or_approved_requeues_its_schedule() {
         let held = json!({"conditions": [{"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "",
             "lastTransitionTime": "2026-11-24T10:00:00Z"}]});
         let mut index = Index::default();
         index.apply(&job(1, Some("s"), &json!({})));
-        for (status, is_news) in [(&held, true), (&held, false), (&json!({}), true), (&json!({}), false)] {
-            assert_eq!(index.apply(&job(1, Some("s"), status)), is_news);
+        for (status, requeues) in [(&held, true), (&held, false), (&json!({}), true), (&json!({}), false)] {
+            assert_eq!(index.apply(&job(1, Some("s"), status)), requeues);
         }
     }
 

@@ -10,9 +10,9 @@ use kube::ResourceExt;
 
 use crate::api::SyncSchedule;
 
-/// Schedules, at most, that are told at once of a change of another one. Others hear of it when they are looked at next, which is
-/// at their next slot.
-const TOLD: usize = 100;
+/// Most schedules that a change of another one requeues at once. The controller sees the change of the others at their next
+/// slot.
+const MAX_REQUEUED: usize = 100;
 /// Fields that a condition names.
 const NAMED: usize = 5;
 
@@ -152,7 +152,7 @@ impl Mappings {
             let keys = sources.flat_map(|((namespace, _), names)| {
                 names.iter().map(|name| ScheduleKey { namespace: namespace.clone(), name: name.clone() })
             });
-            others.extend(keys.filter(|other| *other != key).take(TOLD));
+            others.extend(keys.filter(|other| *other != key).take(MAX_REQUEUED));
         }
         let before: Vec<_> = others.iter().map(|other| self.conflicts_of(other)).collect();
         self.set(key, mapping);

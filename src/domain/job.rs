@@ -70,7 +70,17 @@ pub fn waits_for_approval(job: &SyncJob) -> bool {
 }
 
 fn shows_hold(status: &SyncJobStatus) -> bool {
-    conditions::is_true(&status.conditions, HELD)
+    hold_shown(status).is_some()
+}
+
+fn hold_shown(status: &SyncJobStatus) -> Option<&Condition> {
+    conditions::find(&status.conditions, HELD).filter(|held| held.status == "True")
+}
+
+/// The number of documents that the guard holds. 0: it holds none.
+#[must_use]
+pub fn held_number(status: &SyncJobStatus) -> i64 {
+    status.counts.and_then(|counts| counts.held).unwrap_or_default()
 }
 
 /// True when the approval covers what the guard holds.
@@ -141,7 +151,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
 
 /// When a held run ends unless it is approved.
 fn held_until(status: &SyncJobStatus, hold_for: Option<Duration>) -> Option<Timestamp> {
-    let held = conditions::find(&status.conditions, HELD).filter(|held| held.status == "True")?;
+    let held = hold_shown(status)?;
     held.last_transition_time.0.checked_add(hold_for?).ok()
 }
 
@@ -153,7 +163,7 @@ fn is_over(job: &SyncJob, status: &SyncJobStatus, hold_for: Option<Duration>, no
 
 /// How a held run ends that nobody has approved.
 fn not_approved(status: &SyncJobStatus, hold_for: Option<Duration>) -> Outcome {
-    let held = status.counts.and_then(|counts| counts.held).unwrap_or_default();
+    let held = held_number(status);
     let hold_for = hold_for.map_or_else(String::new, |hold_for| GoDuration::from(hold_for).to_string());
     let message = format!("nobody approved {held} documents within spec.guard.holdFor ({hold_for})");
     Outcome { reason: reasons::NOT_APPROVED.to_owned(), message }
@@ -415,8 +425,7 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
 /// The condition of a run that waits for an approval.
 #[must_use]
 pub fn held(job: &SyncJob) -> Option<&Condition> {
-    let status = job.status.as_ref().filter(|_| !is_finished(job))?;
-    conditions::find(&status.conditions, HELD).filter(|condition| condition.status == "True")
+    hold_shown(job.status.as_ref().filter(|_| !is_finished(job))?)
 }
 
 /// When a finished SyncJob without a schedule is to be deleted.

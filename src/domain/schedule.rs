@@ -306,11 +306,10 @@ fn note_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &Syn
 /// A run that waits for an approval, as the schedule shows it.
 fn held(job: &SyncJob) -> Option<HeldRun> {
     let condition = job::held(job)?;
-    let counts = job.status.as_ref().and_then(|status| status.counts);
     Some(HeldRun {
         job: job.name_any(),
         since: condition.last_transition_time.clone(),
-        removals: counts.and_then(|counts| counts.held).unwrap_or_default(),
+        removals: job.status.as_ref().map(job::held_number).unwrap_or_default(),
         message: truncate(&condition.message),
     })
 }

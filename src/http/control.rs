@@ -21,7 +21,7 @@ use super::{
 use crate::{
     api::{APPROVE_ANNOTATION, RETRY_OF_ANNOTATION, SyncJob},
     domain::{
-        job::{held, is_complete, is_finished},
+        job::{held, held_number, is_complete, is_finished},
         names,
     },
 };
@@ -128,7 +128,7 @@ pub(super) async fn allow(app: &App, caller: &Caller, place: &Place, removals: i
     // The cache may not show yet that it is held, or for how many documents.
     let job = live(app, &job).await?;
     let name = job.name_any();
-    let Some(number) = held(&job).map(|_| held_number(&job)) else {
+    let Some(number) = held(&job).and(job.status.as_ref()).map(held_number) else {
         return Err(Problem::new(Kind::Conflict, format!("{name} is not held, so there is nothing to approve")));
     };
     if !(1..=MAX_REMOVALS).contains(&removals) {
@@ -147,11 +147,6 @@ pub(super) async fn allow(app: &App, caller: &Caller, place: &Place, removals: i
         audit::note(app, caller, Deed::Approved, &job, &format!("Approved {removals} removals")).await;
     }
     answer(&job, change)
-}
-
-/// Documents that an approval of a held run has to cover.
-pub(super) fn held_number(job: &SyncJob) -> i64 {
-    job.status.as_ref().and_then(|status| status.counts?.held).unwrap_or_default()
 }
 
 /// Makes a new SyncJob like one that failed.

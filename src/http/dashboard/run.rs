@@ -20,8 +20,8 @@ use super::{
 use crate::{
     api::{RETRY_OF_ANNOTATION, SyncJob, TRIGGERED_BY_ANNOTATION, syncjob::Phase},
     domain::{
-        job::{held, is_complete, is_finished},
-        run::{Checkpoint, Wanted},
+        job::{held, held_number, is_complete, is_finished, waits_for_approval},
+        run::Checkpoint,
     },
     http::{
         App, LIMIT, control,
@@ -74,9 +74,8 @@ struct Held {
 impl Held {
     fn new(job: &SyncJob) -> Option<Self> {
         held(job)?;
-        let removals = control::held_number(job);
-        let approved = Wanted::from(job).approved;
-        Some(Self { removals, is_approved: approved.is_some_and(|approved| approved >= removals.unsigned_abs()) })
+        let removals = job.status.as_ref().map(held_number)?;
+        Some(Self { removals, is_approved: !waits_for_approval(job) })
     }
 }
 
