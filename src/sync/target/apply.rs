@@ -1,21 +1,18 @@
-//! Writes what a source has into the documents.
+//! Writes what a source has into the documents of a batch.
 
 use std::collections::{HashMap, HashSet};
 
 use bson::{Bson, DateTime, Document, RawBsonRef, doc};
 use futures::try_join;
 use jiff::Timestamp;
-use mongodb::{ClientSession, IndexModel};
+use mongodb::ClientSession;
 use serde_json::Value;
 
-use super::{
-    Batch, Listing, Outcome, PageEnd, Read, Stamped, Target, both, chunks, done, integer, size,
-    transaction::Transaction, within, within_limit,
-};
+use super::{Batch, Listing, Outcome, Read, Target, chunks, done, integer, size, transaction::Transaction};
 use crate::{
     domain::source::Missing,
     sync::{
-        Error, Found, Page,
+        Error, Found,
         error::refusal,
         keys,
         mapping::{self, Changes},
@@ -67,141 +64,6 @@ impl<'a> Write<'a> {
 }
 
 impl Target {
-    /// Checks that documents can be made without ever making one twice. `field` is where that is asked for.
-    ///
-    /// # Errors
-    /// When they cannot.
-    pub async fn check_upsert(&self, field: &str) -> Result<(), Error> {
-        if !self.upserts() || self.key == "_id" {
-            return Ok(());
-        }
-        let guards = |index: &IndexModel| {
-            let unique = index.options.as_ref().is_some_and(|options| options.unique == Some(true));
-            unique && index.keys.keys().eq([&self.key])
-        };
-        let indexes = self.whole_indexes().await?.unwrap_or_default();
-        if indexes.iter().any(guards) {
-            return Ok(());
-        }
-        let (key, collection) = (&self.key, self.collection.name());
-        Err(Error::InvalidTarget(format!(
-            "{field} needs a unique index on target.keyField: db.{collection}.createIndex({{\"{key}\": 1}}, {{unique: true}})"
-        )))
-    }
-
-    fn upserts(&self) -> bool {
-        self.listing == Listing::Pages { upsert: true }
-    }
-
-    /// What is left of the documents once a walk through pages has dealt with those that the source has.
-    #[must_use]
-    pub fn left(&self) -> Self {
-        let untouched = doc! {&self.progress: {"$not": {"$gte": self.stamp}}};
-        Self { selection: both(self.selection.clone(), untouched), due: None, ..self.clone() }
-    }
-
-    /// All documents that the source is thought to know, also those that an Incremental run leaves out.
-    #[must_use]
-    pub fn known(&self) -> Self {
-        let selection = match &self.state {
-            Some(state) => both(self.filter.clone(), doc! {&state.gone: {"$exists": false}}),
-            None => self.filter.clone(),
-        };
-        Self { selection, due: None, ..self.clone() }
-    }
-
-    /// True when documents that are on no page have failed.
-    #[must_use]
-    pub fn fails_missing(&self) -> bool {
-        self.missing == Missing::Fail
-    }
-
-    /// The documents of a page's results, and new ones where they may be made.
-    async fn find(&self, keys: Vec<Bson>) -> Result<Batch, Error> {
-        let query = both(self.selection.clone(), doc! {&self.key: {"$in": keys.clone()}});
-        let find = self.collection.find(query).projection(self.projection()).batch_size(keys.len().max(1) as u32);
-        let mut cursor = within(async { Ok(find.await?) }).await?;
-        let mut documents = Vec::with_capacity(keys.len());
-        while within(async { Ok(cursor.advance().await?) }).await? {
-            documents.push(self.look_at(cursor.current()));
-        }
-        if self.upserts() {
-            documents.extend(self.new_documents(keys, &documents).await?);
-        }
-        Ok(Batch { documents })
-    }
-
-    /// Those of the keys that no document has. Where a document has a key in another form, the collection has a collation: only
-    /// MongoDB can tell then which of the other keys are new.
-    async fn new_documents(&self, keys: Vec<Bson>, known: &[Read]) -> Result<Vec<Read>, Error> {
-        let asked: HashSet<_> = keys.iter().map(keys::text).collect();
-        let texts: HashSet<_> = known.iter().map(|read| keys::text(&read.key)).collect();
-        let has_other_forms = texts.iter().any(|text| !asked.contains(text));
-        let mut new = Vec::new();
-        for key in keys.into_iter().filter(|key| !texts.contains(&keys::text(key))) {
-            let exists = has_other_forms
-                && within(async { Ok(self.collection.find_one(self.of_key(&key)).await?.is_some()) }).await?;
-            if !exists {
-                new.push(Read { key, stamped: Stamped::Due, fields: None });
-            }
-        }
-        Ok(new)
-    }
-
-    /// Checks a page that matches no document: where keys of documents and of results are of different types, none ever would, and
-    /// upserts would make a second copy of all documents.
-    async fn check_key_type(&self, listed: Option<&Bson>) -> Result<(), Error> {
-        let Some(listed) = listed else { return Ok(()) };
-        let mut other = None;
-        for order in [1, -1] {
-            let find = self.collection.find_one(self.selection.clone()).sort(doc! {&self.key: order});
-            let find = find.projection(self.projection());
-            let read =
-                within_limit(self.read_limit, async { Ok(find.await?) }).await?.map(|found| self.look_at(&found));
-            match read.map(|read| read.key) {
-                None | Some(Bson::Null) => return Ok(()),
-                Some(key) if keys::is_range(&key, listed) => return Ok(()),
-                Some(key) => other = Some(key),
-            }
-        }
-        let [documents, results] = [other.as_ref().unwrap_or(listed), listed].map(keys::type_name);
-        Err(Error::Attempt {
-            reason: "KeyMismatch",
-            message: format!(
-                "target.keyField {} is of type {documents} in documents, and source.keyPath of type {results} in results: set source.keyType {documents}",
-                self.key
-            ),
-        })
-    }
-
-    /// Writes a page of what a source has, which was asked for at `fetched`, as [`Target::apply`] does.
-    ///
-    /// # Errors
-    /// When MongoDB does not answer or refuses the whole page.
-    pub async fn apply_page(&self, page: Page, fetched: Timestamp) -> Result<Outcome, Error> {
-        let Page { results, unreadable, next, new, total, doubt, .. } = page;
-        let (keys, found): (Vec<_>, Vec<_>) = results.into_iter().unzip();
-        let by_key: HashMap<_, _> = keys.iter().map(keys::text).zip(found).collect();
-        let results = keys.len() + unreadable;
-        let seen = if self.dry_run { keys.iter().map(keys::text).collect() } else { Vec::new() };
-        let first = keys.first().cloned();
-        let batch = self.find(keys).await?;
-        if batch.documents.iter().all(|read| read.fields.is_none()) {
-            self.check_key_type(first.as_ref()).await?;
-        }
-        // Several documents may share a key. Which of them a collation takes for equal, MongoDB alone can tell.
-        let other_form = || Found::Failed("InvalidKey", "the source lists its key in another form".to_owned());
-        let found =
-            batch.due().iter().map(|key| by_key.get(&keys::text(key)).cloned().unwrap_or_else(other_form)).collect();
-        let mut outcome = self.apply(batch, found, fetched).await?;
-        for _ in 0..unreadable {
-            outcome.fail(&Bson::from("?"), "InvalidKey", "the source lists a result without a usable key");
-        }
-        let failed = std::mem::take(&mut outcome.failed);
-        let page = PageEnd { next, results, unreadable, new, total, doubt, failed, seen };
-        Ok(Outcome { cursor: None, page: Some(page), ..outcome })
-    }
-
     /// Writes what a source had for [`Batch::due`], in the same order, when it was asked at `fetched`. A document that was
     /// fetched later by somebody else stays as it is. Doing it twice, or late, changes nothing that matters.
     ///

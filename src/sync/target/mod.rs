@@ -4,6 +4,7 @@ mod apply;
 mod databases;
 mod due;
 mod journal;
+mod pages;
 mod removal;
 mod stamp;
 mod transaction;
