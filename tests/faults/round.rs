@@ -216,6 +216,8 @@ impl Round<'_> {
                 "pagination": {"nextPath": "/data/people/pageInfo/endCursor", "morePath": "/data/people/pageInfo/hasNextPage"},
             }),
         };
+        // The runs are of one source: of two answers, the later one stays in a document.
+        source["name"] = "users".into();
         source["batching"] = serde_json::to_value(how).unwrap();
         source["endpoint"] = self.upstream.url.clone().into();
         source["timeout"] = "1s".into();
