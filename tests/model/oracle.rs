@@ -200,7 +200,7 @@ impl<'a> Oracle<'a> {
             // One write may change several documents, or one of another form.
             let is_exact = shared.is_empty() && !self.case().collation;
             judge_counts(seen, &touched, &happened, is_exact, &mut wrong);
-            self.judge_guard(seen, &before, &touched, &happened, &mut wrong);
+            self.judge_guard(seen, &before, after, &touched, &happened, &mut wrong);
             self.judge_completeness(seen, &before, after, &shared, &touched, &happened, &mut wrong);
             judge_proof(seen, &mut wrong);
         }
@@ -494,7 +494,11 @@ impl<'a> Oracle<'a> {
                 (was, Some(now)) if was != Some(now) => {
                     happened.marked.insert(id.to_owned());
                     self.judge_marked(subject, old, new, now, &of_source, books, wrong);
-                    self.before_mark.insert((id.to_owned(), at), old.get(format!("active_{}", source.field)).cloned());
+                    // Of overlapping runs, one may have taken the mark away and another one have set it again since `old`.
+                    if was.is_none() {
+                        let field = old.get(format!("active_{}", source.field)).cloned();
+                        self.before_mark.insert((id.to_owned(), at), field);
+                    }
                 }
                 (Some(_), None) => {
                     happened.unmarked += 1;
@@ -600,23 +604,31 @@ impl<'a> Oracle<'a> {
         wrong.0.push(format!("{} was marked: {}: {old}", subject.id, all.join("; ")));
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn judge_guard(
         &self,
         seen: &Seen<'_>,
         before: &Snapshot,
+        after: &Snapshot,
         touched: &Touched<'_>,
         happened: &Happened,
         wrong: &mut Wrong,
     ) {
         let (run, marks, deletions) = (seen.run, happened.marked.len() as u64, happened.deleted as u64);
-        let confirmed = before.values().filter(|document| {
+        let is_confirmed = |document: &&Document| {
             let state = self.state(seen.at, document);
             Self::is_selected(seen.source, document)
                 && self.number(document).is_some()
                 && state.at.is_some()
                 && state.gone.is_none()
-        });
-        let confirmed = confirmed.count() as u64;
+        };
+        let mut confirmed = before.values().filter(is_confirmed).count();
+        // A lost attempt takes along how many documents it confirmed for the first time, so that these count as confirmed.
+        if run.was_killed {
+            let was_confirmed = |id: &String| before.get(id).is_some_and(|old| self.state(seen.at, old).at.is_some());
+            confirmed += after.iter().filter(|(id, new)| is_confirmed(new) && !was_confirmed(id)).count();
+        }
+        let confirmed = confirmed as u64;
         let limit = &seen.source.guard["maxMissing"];
         let allowed = match (limit.as_u64(), limit.as_str()) {
             (Some(count), _) => count,

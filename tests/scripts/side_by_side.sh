@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make test` does after `make check`, in three jobs side by side: the integration tests; the end-to-end tests, which
-# wait for pods half of their time; and the random faults and the checks of the chart and of the dependencies. The first
+# wait for pods half of their time; and the random faults, the model, and the checks of the chart and of the dependencies. The first
 # prints as it runs, the others when they have ended. A job that fails ends the others.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -40,7 +40,7 @@ beside() { # NAME TARGET...
 }
 
 beside e2e test-e2e
-beside checks faults deny test-chart
+beside checks faults model deny test-chart
 part integration </dev/null &
 logs[$!]=/dev/null
 
