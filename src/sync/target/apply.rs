@@ -2,13 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bson::{Bson, DateTime, Document, RawBsonRef, doc};
+use bson::{Bson, DateTime, Document, RawBsonRef, RawDocumentBuf, cstr, doc};
 use futures::try_join;
 use jiff::Timestamp;
 use mongodb::ClientSession;
 use serde_json::Value;
 
-use super::{Batch, Listing, Outcome, Read, Target, chunks, done, integer, size, transaction::Transaction};
+use super::{
+    Batch, Listing, Outcome, Read, Target, both, chunks, done, integer, size,
+    statement::{Guard, raw, raw_size},
+    transaction::Transaction,
+};
 use crate::{
     domain::source::Missing,
     sync::{
@@ -50,6 +54,21 @@ pub(super) enum Kind {
     Removal,
     /// The source lists it, with a result that cannot be written.
     Listing,
+}
+
+/// A document of a batch that the source lists with a result that can be written.
+struct Listed<'a> {
+    read: &'a Read,
+    /// The stamp that was read.
+    stamped: Option<DateTime>,
+    /// Something else than the stamp changes.
+    differs: bool,
+}
+
+impl<'a> Listed<'a> {
+    fn of(write: &Write<'a>) -> Self {
+        Self { read: write.read, stamped: write.stamped, differs: write.differs }
+    }
 }
 
 impl<'a> Write<'a> {
@@ -106,7 +125,7 @@ impl Target {
                 }
             }
         }
-        let listed: Vec<(&Read, bool)> = writes.iter().map(|write| (write.read, write.differs)).collect();
+        let listed: Vec<Listed> = writes.iter().map(Listed::of).collect();
         if self.dry_run {
             outcome.changes = writes.iter().filter(|write| write.differs).map(Write::key).map(keys::show).collect();
             outcome.updated = outcome.changes.len() as i64;
@@ -125,14 +144,14 @@ impl Target {
     /// run would delete them.
     async fn end_absence(
         &self,
-        listed: &[(&Read, bool)],
+        listed: &[Listed<'_>],
         unusable: Vec<&Read>,
         stamp: DateTime,
         outcome: &mut Outcome,
     ) -> Result<(), Error> {
         let is_failed = |read: &&Read| outcome.failed.contains(&keys::text(&read.key));
         let is_marked = |read: &&Read| self.removal.is_some() && self.marked_at(read).is_some();
-        let refused = listed.iter().map(|(read, _)| *read).filter(is_marked).filter(is_failed);
+        let refused = listed.iter().map(|listed| listed.read).filter(is_marked).filter(is_failed);
         let marked: Vec<&Read> = refused.chain(unusable.into_iter().filter(is_marked)).collect();
         if marked.is_empty() {
             return Ok(());
@@ -145,15 +164,14 @@ impl Target {
         Ok(())
     }
 
-    /// Counts what a batch says about listed documents that were written, apart from their fields. The flag of each says
-    /// whether something else than its stamp changed.
-    fn count_listed(&self, listed: &[(&Read, bool)], outcome: &mut Outcome) {
+    /// Counts what a batch says about listed documents that were written, apart from their fields.
+    fn count_listed(&self, listed: &[Listed<'_>], outcome: &mut Outcome) {
         let failed: HashSet<&String> = outcome.failed.iter().collect();
         let is_written = |read: &Read| failed.is_empty() || !failed.contains(&keys::text(&read.key));
         let (mut first_confirmed, mut changed, mut unmarked) = (0, 0, 0);
-        for (read, differs) in listed.iter().filter(|(read, _)| is_written(read)) {
-            first_confirmed += i64::from(self.stamp_of(read).is_none());
-            changed += i64::from(self.is_confirmed(read) && *differs);
+        for Listed { read, stamped, differs } in listed.iter().filter(|listed| is_written(listed.read)) {
+            first_confirmed += i64::from(stamped.is_none());
+            changed += i64::from(*differs && stamped.is_some_and(|at| at < self.stamp));
             unmarked += i64::from(self.removal.is_some() && self.marked_at(read).is_some());
         }
         (outcome.first_confirmed, outcome.changed) = (first_confirmed, changed);
@@ -202,20 +220,21 @@ impl Target {
     /// Stamps documents that are as they should be, with one statement for all that carry the same stamp. A document
     /// with another stamp than the one that was read may have been changed by another run, and is written by itself.
     async fn stamp_same<'a>(&self, same: &[Write<'a>], stamp: DateTime) -> Result<Vec<Refused<'a>>, Error> {
-        let mut refused = Vec::new();
+        let (mut refused, guard) = (Vec::new(), self.guard(stamp)?);
+        let update = self.listed(self.stamps(stamp), Document::new(), false);
         for chunk in chunks(same, |write| write.read.size()) {
             let mut by_stamp: HashMap<_, Vec<_>> = HashMap::new();
             for write in chunk {
                 by_stamp.entry(write.stamped).or_default().push(write.key().clone());
             }
             let together = |(stamped, keys): (Option<DateTime>, Vec<Bson>)| {
-                let these = doc! {&self.key: {"$in": keys}, &self.progress: stamped};
-                self.statement(these, self.listed(self.stamps(stamp), Document::new(), false), stamp)
+                let these = both(self.of_keys(keys), doc! {&self.progress: stamped});
+                guard.statement(&these, &update)
             };
-            let statements: Vec<_> = by_stamp.into_iter().map(together).collect();
+            let statements = by_stamp.into_iter().map(together).collect::<Result<Vec<_>, _>>()?;
             let mut stamped = 0;
-            for some in chunks(&statements, size) {
-                stamped += integer(&self.update(some.to_vec(), None).await?, "n");
+            for some in chunks(&statements, raw_size) {
+                stamped += integer(&self.update(some, None).await?, "n");
             }
             if stamped < chunk.len() as i64 {
                 refused.extend(self.write_all(chunk, &[], stamp, None).await?.1);
@@ -261,7 +280,7 @@ impl Target {
         journal.check(Some(&mut *session)).await?;
         let keys: Vec<Bson> =
             writes.iter().map(Write::key).chain(deletes.iter().map(|read| &read.key)).cloned().collect();
-        let these = doc! {&self.key: {"$in": keys}};
+        let these = self.of_keys(keys);
         let before = self.whole(these.clone(), session).await?;
         let (updated, mut refused) = self.write_all(writes, deletes, stamp, Some(&mut *session)).await?;
         if refused.is_empty() {
@@ -285,10 +304,10 @@ impl Target {
         stamp: DateTime,
         mut session: Option<&mut ClientSession>,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
-        let (mut updated, mut refused) = (0, Vec::new());
-        let statements: Vec<_> = writes.iter().map(|write| self.change(write, stamp)).collect();
+        let (mut updated, mut refused, guard) = (0, Vec::new(), self.guard(stamp)?);
+        let statements = writes.iter().map(|write| self.change(write, stamp, &guard)).collect::<Result<Vec<_>, _>>()?;
         let mut before = 0;
-        for chunk in chunks(&statements, size) {
+        for chunk in chunks(&statements, raw_size) {
             let (changed, failed) = self.write_chunk(writes, before, chunk, session.as_deref_mut()).await?;
             updated += changed;
             refused.extend(failed);
@@ -307,11 +326,11 @@ impl Target {
         &self,
         writes: &[Write<'a>],
         before: usize,
-        statements: &[Document],
+        statements: &[RawDocumentBuf],
         session: Option<&mut ClientSession>,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
         let writes = &writes[before..before + statements.len()];
-        let reply = self.update(statements.to_vec(), session).await?;
+        let reply = self.update(statements, session).await?;
         let mut differing = writes.iter().filter(|write| write.differs).count() as i64;
         let mut refused = Vec::new();
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
@@ -371,13 +390,13 @@ impl Target {
     }
 
     /// A statement that makes one document what it should be, and stamps it.
-    fn change(&self, write: &Write, stamp: DateTime) -> Document {
+    fn change(&self, write: &Write, stamp: DateTime, guard: &Guard) -> Result<RawDocumentBuf, Error> {
         let Changes { set, unset } = &write.changes;
         let mut set: Document = set.iter().map(|(path, value)| ((*path).to_owned(), value.clone())).collect();
         match write.kind {
             Kind::Result => set.extend(self.stamps(stamp)),
             Kind::Absence => drop(set.insert(&self.progress, stamp)),
-            Kind::Removal => return doc! {"q": self.as_read(write.read), "u": self.mark(set)},
+            Kind::Removal => return raw(&doc! {"q": self.as_read(write.read), "u": self.mark(set)}),
             Kind::Listing => {}
         }
         let unset: Document = unset.iter().map(|path| ((*path).to_owned(), Bson::from(""))).collect();
@@ -385,11 +404,11 @@ impl Target {
             Kind::Result => self.listed(set, unset, self.is_marked_elsewhere(write.read)),
             _ => updated(set, unset),
         };
-        let mut statement = self.statement(self.of_key(write.key()), update, stamp);
+        let mut statement = guard.statement(&self.of_key(write.key()), &update)?;
         if write.is_new() {
-            statement.insert("upsert", true);
+            statement.append(cstr!("upsert"), true);
         }
-        statement
+        Ok(statement)
     }
 }
 

@@ -7,18 +7,19 @@ mod journal;
 mod pages;
 mod removal;
 mod stamp;
+mod statement;
 mod transaction;
 mod walk;
 
 use std::{collections::HashSet, future::Future, time::Duration};
 
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
-use mongodb::{ClientSession, Collection, Database, error::ErrorKind};
+use mongodb::{Collection, Database, error::ErrorKind};
 use serde_json::Value;
 use tokio::time::timeout;
 
 use self::{due::Due, journal::Journal};
-use super::{Doubt, Error, error::is_of_document, keys};
+use super::{Doubt, Error, keys};
 use crate::{
     api::{syncjob::DocumentFailure, truncate},
     domain::source::{Mapped, Missing, Removal},
@@ -218,12 +219,6 @@ async fn within_limit<T>(limit: Duration, operation: impl Future<Output = Result
 }
 
 impl Target {
-    /// For many documents even where there is one: of a sharded collection, MongoDB updates a single one only by its `_id`
-    /// or the shard key.
-    fn statement(&self, keys: Document, update: Document, stamp: DateTime) -> Document {
-        doc! {"q": self.guarded(keys, stamp), "u": update, "multi": true}
-    }
-
     /// The query for documents with this key. A bare value could be read as an operator.
     fn of_key(&self, key: &Bson) -> Document {
         doc! {&self.key: {"$eq": key.clone()}}
@@ -236,47 +231,6 @@ impl Target {
         } else {
             doc! {&self.key: {"$in": keys}}
         }
-    }
-
-    /// The query for documents of the run that carry no such stamp and no later one: `$not $gte` also takes missing, null
-    /// and wrongly typed values.
-    fn guarded(&self, keys: Document, stamp: DateTime) -> Document {
-        let guard = doc! {"$or": [
-            {&self.progress: {"$not": {"$gte": stamp}}},
-            {&self.progress: {"$type": "array"}},
-            {&self.progress: {"$gt": self.future}},
-        ]};
-        let mut clauses = vec![keys, guard];
-        if !self.selection.is_empty() {
-            clauses.push(self.selection.clone());
-        }
-        doc! {"$and": clauses}
-    }
-
-    async fn update(&self, statements: Vec<Document>, session: Option<&mut ClientSession>) -> Result<Document, Error> {
-        let command = doc! {"update": self.collection.name(), "updates": statements, "ordered": false};
-        self.command(command, session).await
-    }
-
-    async fn command(&self, mut command: Document, session: Option<&mut ClientSession>) -> Result<Document, Error> {
-        let reply = if let Some(session) = session {
-            within(async { Ok(self.database.run_command(command).session(session).await?) }).await?
-        } else {
-            command.insert("writeConcern", doc! {"w": "majority"});
-            within(async { Ok(self.database.run_command(command).await?) }).await?
-        };
-        if let Ok(concern) = reply.get_document("writeConcernError") {
-            return Err(Error::server(integer(concern, "code") as i32, concern.get_str("codeName").unwrap_or(""), ""));
-        }
-        // A server that cannot write says so for each statement, not for the command.
-        let errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
-        let of_server = |error: &&Document| !is_of_document(integer(error, "code"));
-        if let Some(error) = errors.into_iter().find(of_server) {
-            let text = error.get_str("errmsg").unwrap_or_default();
-            let code = integer(error, "code") as i32;
-            return Err(Error::server(code, if code == 166 { "CommandNotSupportedOnView" } else { "" }, text));
-        }
-        Ok(reply)
     }
 }
 

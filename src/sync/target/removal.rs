@@ -222,7 +222,7 @@ impl Target {
         }
         let these: Vec<Bson> = documents.iter().filter_map(|document| keys::key_at(document, &self.key)).collect();
         let pipeline = [
-            doc! {"$match": {&self.key: {"$in": these}}},
+            doc! {"$match": self.of_keys(these)},
             doc! {"$group": {"_id": format!("${}", self.key), "ids": {"$push": "$_id"}}},
             doc! {"$match": {"ids.1": {"$exists": true}}},
         ];

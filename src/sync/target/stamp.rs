@@ -1,8 +1,12 @@
 //! Stamps documents where there is no source.
 
-use bson::{Bson, Document, doc};
+use bson::{Bson, Document, RawDocumentBuf, doc};
 
-use super::{Batch, Outcome, Stamped, Target, chunks, integer, size, within};
+use super::{
+    Batch, Outcome, Stamped, Target, chunks, integer,
+    statement::{Guard, raw_size},
+    within,
+};
 use crate::sync::{Error, error::refusal, keys};
 
 impl Target {
@@ -49,7 +53,7 @@ impl Target {
         } else {
             doc! {&self.key: {"$gte": first.clone(), "$lte": last.clone()}}
         };
-        let reply = self.update(vec![self.stamp(keys)], None).await?;
+        let reply = self.update(&[self.stamp(&self.guard(self.stamp)?, &keys)?], None).await?;
         if reply.get_array("writeErrors").is_ok() {
             return Ok(None);
         }
@@ -58,15 +62,23 @@ impl Target {
 
     /// One statement for each document, so that each one that is refused is named and the others are written.
     async fn stamp_each(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
-        let chunks = chunks(due, |key| size(&self.stamp(self.of_key(key))));
-        for chunk in chunks {
-            self.stamp_chunk(chunk, outcome).await?;
+        let guard = self.guard(self.stamp)?;
+        let statements = due.iter().map(|key| self.stamp(&guard, &self.of_key(key))).collect::<Result<Vec<_>, _>>()?;
+        let mut rest = due;
+        for chunk in chunks(&statements, raw_size) {
+            let (these, later) = rest.split_at(chunk.len());
+            self.stamp_chunk(these, chunk, outcome).await?;
+            rest = later;
         }
         Ok(())
     }
 
-    async fn stamp_chunk(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
-        let statements = due.iter().map(|key| self.stamp(self.of_key(key))).collect();
+    async fn stamp_chunk(
+        &self,
+        due: &[&Bson],
+        statements: &[RawDocumentBuf],
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
         let reply = self.update(statements, None).await?;
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
             let Some(key) = due.get(integer(error, "index") as usize) else { continue };
@@ -86,7 +98,7 @@ impl Target {
         Ok(count.min(keys.len() as i64))
     }
 
-    fn stamp(&self, keys: Document) -> Document {
-        self.statement(keys, doc! {"$set": {&self.stamp_field: self.stamp}}, self.stamp)
+    fn stamp(&self, guard: &Guard, keys: &Document) -> Result<RawDocumentBuf, Error> {
+        guard.statement(keys, &doc! {"$set": {&self.stamp_field: self.stamp}})
     }
 }
