@@ -8,7 +8,7 @@ export SYNC_OPERATOR_CACHE ?= $(HOME)/.cache/sync-operator
 export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
 
-.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults model test-chart test-e2e test-times test-faults prove-incremental prove-model bench bench-peers bench-scale bench-http bench-sources generate build image sbom
+.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults model test-chart test-e2e test-times test-faults prove-held prove-incremental prove-model bench bench-peers bench-scale bench-http bench-sources generate build image sbom
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -79,6 +79,9 @@ bench-sources: ## Measure runs that fetch from a GraphQL server: rate limit and 
 
 prove-incremental: ## Check what an Incremental run examines of 1,000,000 documents: DOCUMENTS=n (about 2 minutes)
 	@tests/cluster/with-cluster.sh cargo test --quiet --test integration -- --ignored --nocapture --test-threads 1 incremental::proof
+
+prove-held: ## Kill the operator after each request of a held run (about 3 minutes)
+	@EVERY=1 tests/cluster/with-cluster.sh cargo test --quiet --test integration -- --nocapture crashes::killed_after_each_request_of_a_held_run
 
 generate: ## Write the generated files
 	cargo build --quiet

@@ -1,5 +1,7 @@
 //! What a user gets to read who made a mistake.
 
+use std::thread;
+
 use serde_json::Value;
 
 use super::{
@@ -34,12 +36,13 @@ fn helm_refuses_what_is_wrong_and_says_what_to_do() {
 
 /// Installs with values with which it cannot become ready, and returns the log of a controller and what its readiness
 /// misses. No container was started twice.
-fn not_ready(namespace: &Namespace, values: &[String], missing: &str) -> String {
+fn not_ready(namespace: &Namespace, release: &str, values: &[String], missing: &str) -> String {
     let own = ["namespaced=true", "crds.enabled=false", "log.format=text", "controller.replicas=1"];
     let values: Vec<_> = own.into_iter().chain(values.iter().map(String::as_str)).collect();
-    let refused = Helm::V4.install_within("10s", &namespace.0, "mine", CHART, &values);
+    let refused = Helm::V4.install_within("10s", &namespace.0, release, CHART, &values);
     assert!(refused.is_err(), "helm --wait does not wait for readiness");
-    let pods = get(&format!("pods --namespace {namespace} -l app.kubernetes.io/component=controller"));
+    let labels = format!("app.kubernetes.io/instance={release},app.kubernetes.io/component=controller");
+    let pods = get(&format!("pods --namespace {namespace} -l {labels}"));
     let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
     eventually(&format!("readiness names {missing}"), || {
         // A way to a container that does not listen yet is closed for good.
@@ -51,11 +54,11 @@ fn not_ready(namespace: &Namespace, values: &[String], missing: &str) -> String 
     for container in pod["status"]["containerStatuses"].as_array().unwrap() {
         assert_eq!(container["restartCount"], 0, "{container}");
     }
-    let log = kubectl(&format!("logs --namespace {namespace} deployment/mine-sync-operator --container controller"));
-    Helm::V4.run(&["uninstall", "mine", "--namespace", &namespace.0, "--wait"]).unwrap();
-    // Helm waits for the Deployment only, and the next one's pods are found by the same labels.
-    let pods = format!("pod --namespace {namespace} -l app.kubernetes.io/component=controller");
-    kubectl(&format!("wait --for=delete {pods} --timeout=120s"));
+    let log = kubectl(&format!(
+        "logs --namespace {namespace} pod/{} --container controller",
+        pod["metadata"]["name"].as_str().unwrap()
+    ));
+    Helm::V4.run(&["uninstall", release, "--namespace", &namespace.0]).unwrap();
     log
 }
 
@@ -88,21 +91,24 @@ fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
         let tls = format!("mongodb.tls.caSecret={ca}");
         vec!["mongodb.existingSecret=mongodb-wrong".to_owned(), "mongodb.database=sync".to_owned(), tls]
     };
-    for (name, ca, said) in [
-        ("redis-nowhere", "", "connection refused"),
-        ("redis-wrong", "redis-ca", "password"),
-        ("redis-right", "stranger", "certificate"),
-    ] {
-        let log = not_ready(&namespace, &[redis_secret(name, ca), mongodb_secret("mongodb-ca")].concat(), "redis");
-        let line = log.lines().filter(|line| line.contains("Redis is")).collect::<String>();
-        assert!(line.contains(said), "{name}: {line}");
-        assert!(!log.contains("right") && !log.contains(":wrong"), "{log}");
-    }
-    for (ca, said) in [("mongodb-ca", "credentials"), ("stranger", "certificate")] {
-        let values = [redis_secret("redis-right", "redis-ca"), mongodb_secret(ca)].concat();
-        let log = not_ready(&namespace, &values, "mongodb");
-        let line = log.lines().filter(|line| line.contains("MongoDB is")).collect::<String>();
-        assert!(line.contains(said), "{ca}: {line}");
-        assert!(!log.contains(":wrong"), "{log}");
-    }
+    let mistakes = [
+        ("redis", "connection refused", redis_secret("redis-nowhere", ""), mongodb_secret("mongodb-ca")),
+        ("redis", "password", redis_secret("redis-wrong", "redis-ca"), mongodb_secret("mongodb-ca")),
+        ("redis", "certificate", redis_secret("redis-right", "stranger"), mongodb_secret("mongodb-ca")),
+        ("mongodb", "credentials", redis_secret("redis-right", "redis-ca"), mongodb_secret("mongodb-ca")),
+        ("mongodb", "certificate", redis_secret("redis-right", "redis-ca"), mongodb_secret("stranger")),
+    ];
+    let namespace = &namespace;
+    // Most of each is waiting.
+    thread::scope(|scope| {
+        for (at, (server, said, redis, mongodb)) in mistakes.into_iter().enumerate() {
+            scope.spawn(move || {
+                let log = not_ready(namespace, &format!("mine-{at}"), &[redis, mongodb].concat(), server);
+                let is_of_server = |line: &&str| line.to_lowercase().contains(&format!("{server} is"));
+                let line = log.lines().filter(is_of_server).collect::<String>();
+                assert!(line.contains(said), "{said}: {line}");
+                assert!(!log.contains("right") && !log.contains(":wrong"), "{log}");
+            });
+        }
+    });
 }

@@ -27,13 +27,13 @@ fn alerts(world: &World) -> Api<SyncAlert> {
 }
 
 /// A webhook of the server, at a path that names it.
-fn webhook(http: &HttpSink, path: &str) -> Value {
+pub fn webhook(http: &HttpSink, path: &str) -> Value {
     let hook = json!({"url": format!("{}{path}", http.url), "hmacSecretRef": {"name": "hmac", "key": "key"}});
     json!({"name": path.trim_matches('/'), "webhook": hook})
 }
 
 /// A SyncAlert that tells of failed runs at once.
-async fn apply_alert(world: &World, sinks: &Value, further: &Value) {
+pub async fn apply_alert(world: &World, sinks: &Value, further: &Value) {
     let mut spec = json!({"when": [{"type": "RunFailed"}], "sinks": sinks, "groupWindow": "0s"});
     spec.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
     let alert = SyncAlert::new("team", serde_json::from_value(spec).unwrap());
@@ -61,10 +61,15 @@ async fn run_again(world: &World, name: &str, token: &str, is_wrong: bool) {
     }
 }
 
+/// The Secret that webhooks sign with.
+pub async fn signing_key(world: &World) {
+    secret(world, "hmac", &[("key", KEY)], "127.0.0.1").await;
+}
+
 /// A world with users, and the Secret that webhooks sign with.
 async fn world_on(world: World) -> World {
     world.seed(10, 0).await;
-    secret(&world, "hmac", &[("key", KEY)], "127.0.0.1").await;
+    signing_key(&world).await;
     world
 }
 

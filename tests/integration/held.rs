@@ -12,8 +12,10 @@ use sync_operator::{
 };
 
 use crate::{
+    alerts::{apply_alert, signing_key, webhook},
     control::{phase, reason},
     operator::{apply_job, apply_once, finished, told},
+    sinks::HttpSink,
     sources::{ALLOWED, ended, run},
     support::{Operator, World, eventually, source},
     upstream::Upstream,
@@ -92,7 +94,9 @@ async fn a_held_run_removes_what_was_approved_and_no_more() {
 
 #[tokio::test]
 async fn later_runs_of_a_schedule_supersede_a_held_one() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(12).await);
+    let (world, upstream, http) = (World::new().await, Upstream::with_people(12).await, HttpSink::start().await);
+    signing_key(&world).await;
+    apply_alert(&world, &json!([webhook(&http, "/hook")]), &json!({"when": [{"type": "RunHeld"}]})).await;
     let (_operator, _) = world.all(&ALLOWED);
     apply_once(&world, "people", walk(&upstream)).await;
     let status = async |what: &str, is: fn(&SyncSchedule) -> bool| {
@@ -121,6 +125,8 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     })
     .await;
     assert_eq!(held.active[0].name, older, "it is in the books");
+    http.takes("/hook", 1).await;
+    assert_eq!(http.told("/hook"), ["firing RunHeld people"]);
 
     let newer = trigger("b").await;
     phase(&world, &newer, Phase::Held).await;
@@ -138,6 +144,8 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     let books = status("all are counted", |schedule| schedule.status.as_ref().unwrap().active.is_empty()).await;
     let runs = books.runs;
     assert_eq!((runs.total, runs.succeeded, runs.failed, runs.replaced), (4, 2, 0, 2));
+    let resolved = async || http.told("/hook").last().filter(|last| *last == "resolved RunHeld people").cloned();
+    eventually("the sink is notified that no run is held", resolved).await;
     assert!(marked(&world).await.is_empty());
 }
 
