@@ -44,6 +44,12 @@ pub const FIELD_CONFLICT: &str = "FieldConflict";
 
 /// Reasons, the machine-readable half of a condition.
 pub mod reasons {
+    /// This release of the operator cannot read the object.
+    pub const UNREADABLE: &str = "Unreadable";
+    /// The API server refuses to create a run of the schedule.
+    pub const CREATE_FAILED: &str = "CreateFailed";
+    /// A request that the object needs keeps failing.
+    pub const RECONCILIATION_FAILED: &str = "ReconciliationFailed";
     /// No controller has looked at the schedule yet.
     pub const PENDING: &str = "Pending";
     /// The schedule starts its runs as written.

@@ -146,7 +146,8 @@ pub struct GraphQl {
     #[schemars(length(max = 256))]
     pub operation_name: Option<String>,
 
-    /// Further variables of the query. `ids`, `id`, `first`, `after` and `page` are set for each request.
+    /// Further variables of the query. `ids`, `id`, `first`, `after` and `page` are set for each request. At
+    /// most 64 KiB of JSON and 32 levels.
     #[serde(default, skip_serializing_if = "Variables::is_empty")]
     pub variables: Variables,
 

@@ -303,7 +303,7 @@ pub struct Target {
 
     /// MongoDB query that selects the documents, in MongoDB's extended JSON: `{"$oid": "…"}` and
     /// `{"$date": "…"}` work. Operators that run code on the server (`$where`, `$function`,
-    /// `$accumulator`) are refused. Default: every document.
+    /// `$accumulator`) are refused. At most 64 KiB of JSON and 32 levels. Default: every document.
     #[serde(default, skip_serializing_if = "Filter::is_empty")]
     pub filter: Filter,
 

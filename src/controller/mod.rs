@@ -2,6 +2,7 @@
 //!
 //! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
 
+mod failures;
 mod leader;
 mod line;
 mod news;
@@ -11,6 +12,7 @@ mod syncalert;
 mod syncjob;
 mod syncschedule;
 mod trace;
+mod unreadable;
 
 use std::{collections::HashSet, future::Future, num::NonZeroU32, pin::pin, sync::Arc, time::Duration};
 
@@ -35,11 +37,15 @@ use crate::{
     alerts::Courier,
     api::SyncJob,
     cluster::{self, Cluster, Lane, Turn},
-    domain::Note,
+    domain::{
+        Note,
+        failure::{CREATE, Cause},
+    },
     queue::{self, Queue},
     sync::Egress,
     telemetry::{REDIS, events::Events, metrics},
 };
+use failures::Failures;
 use leader::Elector;
 use line::{Line, Place, Writer};
 use news::News;
@@ -52,14 +58,16 @@ pub use leader::{Leadership, Settings as Election};
 const CONCURRENCY: u16 = 256;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
+/// Times in a row that Redis does not answer until it is taken to be away: a single slow answer is no outage.
+const MISSES: u32 = 3;
 /// How often the clock is looked at.
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
 /// Seconds in one look by which the clock is off when it was set, as opposed to led slowly to the right time.
 const CLOCK_STEP: f64 = 0.5;
 /// How long events may take that wait when the process ends.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// The wait after an error that has no backoff of its own: a server cannot be reached, which is noticed elsewhere.
 const AFTER_ERROR: Duration = Duration::from_secs(5);
-const AFTER_CONFLICT: Duration = Duration::from_millis(250);
 
 /// Settings of the controllers.
 #[derive(Clone, Debug)]
@@ -92,34 +100,85 @@ struct Context {
     /// All that have something to report.
     reports: Line,
     made: syncschedule::Made,
+    failures: Failures,
     outbox: syncalert::Outbox,
     courier: Courier,
     leadership: Leadership,
 }
 
 impl Context {
-    /// Asks the API server to change something when it is its turn, as long as this process leads.
+    /// Asks the API server to change something for an object when it is its turn, as long as this process leads. An action that
+    /// was refused is not tried again before its backoff is over.
     async fn write<T>(
         &self,
+        who: &Writer,
         lane: Lane,
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
+        self.check(who, action)?;
         let turn = self.cluster.turn(lane).await;
-        self.write_now(&turn, action, request).await
+        self.write_now(who, &turn, action, request).await
     }
 
     /// The same for one whose turn it is.
     async fn write_now<T>(
         &self,
+        who: &Writer,
         _turn: &Turn<'_>,
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
+        self.check(who, action)?;
         if !self.leadership.is_held() {
             return Err(Error::NotLeading);
         }
-        Ok(cluster::ask(action, request).await?)
+        let answer = cluster::ask(action, request).await;
+        self.note(who, action, &answer);
+        Ok(answer?)
+    }
+
+    /// Reads something that has to be known to start a run.
+    async fn read<T>(
+        &self,
+        who: &Writer,
+        action: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Error> {
+        let answer = self.cluster.ask(action, request).await;
+        self.note(who, action, &answer);
+        Ok(answer?)
+    }
+
+    fn check(&self, who: &Writer, action: &'static str) -> Result<(), Error> {
+        self.failures.held_back(who, action, Instant::now()).map_or(Ok(()), |wait| Err(Error::HeldBack(wait)))
+    }
+
+    /// Takes note of the answer to an action, or its absence.
+    fn note<T>(&self, who: &Writer, action: &'static str, answer: &Result<T, cluster::Error>) {
+        let error = match answer {
+            Err(error) if !error.is_already_exists() && !error.is_not_found() => error,
+            _ => return self.failures.passed(who, action),
+        };
+        // What all objects have in common is told once, and not of each.
+        let cause = error.cause().filter(|cause| *cause != Cause::Busy || cluster::stale_since().is_none());
+        if let Some(cause) = cause.filter(|_| !error.is_in_terminating_namespace()) {
+            self.fail(who, action, cause, &error.to_string(), error.retry_after());
+        }
+    }
+
+    /// Notes that an action on an object failed, and tells of it: the first time in the log, and by an event when the object shows
+    /// it.
+    fn fail(&self, who: &Writer, action: &'static str, cause: Cause, error: &str, asked: Duration) {
+        let failures::Noted { is_first, note } = self.failures.note(who, action, (cause, error), asked, Instant::now());
+        let object = who.reference();
+        if is_first && cause.holds_back() {
+            let (kind, namespace, name) = (&object.kind, &object.namespace, &object.name);
+            tracing::warn!(kind, namespace, name, error, "a request for an object failed; trying again");
+        }
+        if let Some(note) = note {
+            self.news.tell_of(object, note);
+        }
     }
 
     /// Waits until a status may be written that starts no run. Look again after it: what happened meanwhile can be told
@@ -150,26 +209,59 @@ enum Error {
     Queue(#[from] queue::Error),
     #[error("another controller leads")]
     NotLeading,
+    #[error("an action that failed is not due again yet")]
+    HeldBack(Duration),
+    #[error("a SyncJob of the name {0} is about to be deleted")]
+    Occupied(String),
+    /// An action failed; the others were carried out.
+    #[error("{error}")]
+    Partly {
+        error: Box<Error>,
+        /// When the object is due in any case.
+        next: Option<Duration>,
+    },
 }
 
-/// Reconciles while this process leads. Another one does it otherwise.
-async fn led(
-    kind: &'static str,
-    context: Arc<Context>,
-    reconcile: impl Future<Output = Result<Action, Error>>,
-) -> Result<Action, Error> {
-    let began = Instant::now();
-    select! {
-        biased;
-        () = context.leadership.lost() => Ok(Action::await_change()),
-        result = reconcile => match result {
-            Err(Error::NotLeading) => Ok(Action::await_change()),
-            result => {
-                metrics::reconciled(kind, result.is_ok(), began.elapsed());
-                result
-            }
-        },
+impl Error {
+    /// The wait of an error that is none: an action is not due yet.
+    fn held_back(&self) -> Option<Duration> {
+        match self {
+            Self::HeldBack(wait) => Some(*wait),
+            Self::Partly { error, next } => error.held_back().map(|wait| next.map_or(wait, |next| next.min(wait))),
+            _ => None,
+        }
     }
+}
+
+/// Reconciles an object while this process leads. Another one does it otherwise.
+async fn led<K, F>(
+    object: Arc<K>,
+    context: Arc<Context>,
+    reconcile: impl FnOnce(Arc<K>, Arc<Context>) -> F,
+) -> Result<Action, Error>
+where
+    K: Resource<DynamicType = ()>,
+    Writer: for<'a> From<&'a K>,
+    F: Future<Output = Result<Action, Error>>,
+{
+    let (who, began) = (Writer::from(&*object), Instant::now());
+    context.failures.begin(&who, object.meta().generation);
+    let was_shown = context.failures.shown(&who).is_some();
+    let result = select! {
+        biased;
+        () = context.leadership.lost() => return Ok(Action::await_change()),
+        result = reconcile(object, Arc::clone(&context)) => result,
+    };
+    if let Err(Error::NotLeading) = result {
+        return Ok(Action::await_change());
+    }
+    if let Some(wait) = result.as_ref().err().and_then(Error::held_back) {
+        return Ok(Action::requeue(wait));
+    }
+    metrics::reconciled(who.kind(), result.is_ok(), began.elapsed());
+    // The status was decided on before the action that had failed succeeded.
+    let is_over = was_shown && context.failures.shown(&who).is_none();
+    result.map(|action| if is_over { Action::requeue(Duration::ZERO) } else { action })
 }
 
 /// Runs the controllers until `stop`, then lets reconciliations under way end and gives the Lease up. They do
@@ -200,6 +292,7 @@ pub async fn run(
         starts,
         reports,
         made: syncschedule::Made::default(),
+        failures: Failures::default(),
         outbox,
         courier: Courier::new(client, settings.egress),
         leadership: leadership.clone(),
@@ -220,8 +313,8 @@ pub async fn run(
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led("SyncSchedule", Arc::clone(&context), syncschedule::reconcile(object, context)),
-            |_, error, _| after(error),
+            |object, context| led(object, context, syncschedule::reconcile),
+            |object, error, context| after(&Writer::from(&*object), error, &context),
             Arc::clone(&context),
         )
         .for_each(|result| async move { tracing::trace!(?result, "schedule reconciled") });
@@ -232,8 +325,8 @@ pub async fn run(
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led("SyncJob", Arc::clone(&context), syncjob::reconcile(object, context)),
-            |_, error, _| after(error),
+            |object, context| led(object, context, syncjob::reconcile),
+            |object, error, context| after(&Writer::from(&*object), error, &context),
             Arc::clone(&context),
         )
         .for_each(|result| async move { tracing::trace!(?result, "job reconciled") });
@@ -246,8 +339,8 @@ pub async fn run(
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led("SyncAlert", Arc::clone(&context), syncalert::reconcile(object, context)),
-            |_, error, _| after(error),
+            |object, context| led(object, context, syncalert::reconcile),
+            |object, error, context| after(&Writer::from(&*object), error, &context),
             Arc::clone(&context),
         )
         .for_each(|result| async move { tracing::trace!(?result, "alert reconciled") });
@@ -262,6 +355,7 @@ pub async fn run(
         () = &mut events => {}
         () = ask_for_signs_of_life(&queue, &availability) => {}
         () = sweep(&context, settings.resync) => {}
+        () = unreadable::report(&context) => {}
         () = forget(feeds.over, &queue, &context) => {}
     }
     drop(context);
@@ -270,21 +364,29 @@ pub async fn run(
     tracing::info!("controllers stopped");
 }
 
-fn after(error: &Error) -> Action {
-    match error {
-        Error::Cluster(error) if error.is_conflict() => {
-            tracing::debug!(%error, "decided on an old state; trying again");
-            Action::requeue(AFTER_CONFLICT)
+/// When an object is reconciled again after an error.
+fn after(who: &Writer, error: &Error, context: &Context) -> Action {
+    tracing::debug!(%error, "reconciliation failed");
+    let wait = match error {
+        Error::Cluster(error) if error.is_in_terminating_namespace() => None,
+        error => Some(retry_after(who, error, context)),
+    };
+    wait.map_or_else(Action::await_change, Action::requeue)
+}
+
+fn retry_after(who: &Writer, error: &Error, context: &Context) -> Duration {
+    let wait = |action| context.failures.wait(who, action, Instant::now());
+    let wait = match error {
+        Error::Cluster(error) => wait(error.action()),
+        Error::Occupied(_) => wait(CREATE),
+        Error::HeldBack(wait) => Some(*wait),
+        Error::Partly { error, next } => {
+            let wait = retry_after(who, error, context);
+            Some(next.map_or(wait, |next| next.min(wait)))
         }
-        Error::Cluster(error) if error.is_in_terminating_namespace() => {
-            tracing::debug!(%error, "the object will be deleted, too");
-            Action::await_change()
-        }
-        error => {
-            tracing::debug!(%error, "reconciliation failed; trying again");
-            Action::requeue(AFTER_ERROR)
-        }
-    }
+        Error::Queue(_) | Error::NotLeading => None,
+    };
+    wait.unwrap_or(AFTER_ERROR)
 }
 
 /// Tells when the clock was set, or the machine was asleep: timers go by another clock, which knows of neither.
@@ -342,10 +444,33 @@ fn unfinished(
 async fn ask_for_signs_of_life(queue: &Queue, availability: &watch::Sender<bool>) {
     let mut ticks = interval(PING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut misses = 0;
     loop {
         ticks.tick().await;
         let alive = timeout(PING, queue.ping()).await.unwrap_or(Err(queue::Error::Silent));
         REDIS.note(&alive);
-        availability.send_if_modified(|available| std::mem::replace(available, alive.is_ok()) != alive.is_ok());
+        misses = misses_after(misses, alive.is_ok());
+        let is_available = misses < MISSES;
+        availability.send_if_modified(|available| std::mem::replace(available, is_available) != is_available);
+    }
+}
+
+fn misses_after(misses: u32, answered: bool) -> u32 {
+    if answered { 0 } else { misses.saturating_add(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_slow_answer_of_redis_is_no_outage() {
+        let answers = [true, false, false, true, false, false, false, false, true];
+        let available = answers.iter().scan(0, |misses, answered| {
+            *misses = misses_after(*misses, *answered);
+            Some(*misses < MISSES)
+        });
+        let expected = [true, true, true, true, true, true, false, false, true];
+        assert_eq!(available.collect::<Vec<_>>(), expected);
     }
 }

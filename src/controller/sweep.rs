@@ -61,7 +61,7 @@ async fn sweep_once(cluster: &Cluster, queue: &Queue, all: bool) -> Result<(), E
         }
         // The cache may be behind: ask.
         let jobs = kube::Api::<SyncJob>::namespaced(cluster.client.clone(), &payload.namespace);
-        let live = cluster::ask("read a SyncJob", jobs.get_metadata_opt(&payload.name)).await?;
+        let live = cluster::ask("read a SyncJob", cluster::read(&jobs, &payload.name)).await?;
         if live.is_none_or(|job| job.uid().as_deref() != Some(&uid)) {
             queue.remove(&uid).await?;
             tracing::info!(namespace = payload.namespace, name = payload.name, uid, "run of a deleted SyncJob removed");

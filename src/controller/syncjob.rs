@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use kube::{
     ResourceExt,
     api::{DeleteParams, PostParams, Preconditions},
-    runtime::{controller::Action, reflector::ObjectRef},
+    runtime::controller::Action,
 };
 use tokio::time::Instant;
 
@@ -18,9 +18,9 @@ use super::{
 use crate::{
     api::conditions::{self, reasons},
     api::{SyncJob, SyncJobStatus},
-    cluster::{Lane, Turn},
+    cluster::{self, Lane, Turn},
     domain::{
-        conditions as merged, elapsed,
+        conditions as merged, elapsed, failure,
         job::{self, Plan},
         run::{Payload, Run, RunSpec, Wanted},
     },
@@ -37,13 +37,15 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     let now = Timestamp::now();
     let Some(uid) = job.uid() else { return Ok(Action::await_change()) };
     if job.metadata.deletion_timestamp.is_some() {
+        // Somebody's finalizer may keep it for long; its run does not wait for that.
+        context.queue.remove(&uid).await?;
         return Ok(Action::await_change());
     }
     if job::is_finished(&job) {
         context.pace.forget(&uid);
         return expire(&job, &context, now).await;
     }
-    let who = Writer::Job(ObjectRef::from_obj(&*job));
+    let who = Writer::from(&*job);
     let place = context.reports.kept(&who);
     let plan = match look(&job, &uid, &context, now).await {
         Ok(plan) => plan,
@@ -85,7 +87,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         }
         (plan, context.cluster.turn(Lane::Reports).await)
     } else {
-        let Some(turn) = context.report_turn(who, place).await else { return Ok(Action::await_change()) };
+        let Some(turn) = context.report_turn(who.clone(), place).await else { return Ok(Action::await_change()) };
         (look(&job, &uid, &context, Timestamp::now()).await?, turn)
     };
     if plan.enqueue {
@@ -106,7 +108,12 @@ fn next(plan: &Plan) -> Action {
 async fn look(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Result<Plan, queue::Error> {
     let entry = context.queue.get(uid).await?;
     let run = entry.as_ref().map(read_run);
-    Ok(job::decide(job, run.as_ref(), now))
+    let mut plan = job::decide(job, run.as_ref(), now);
+    let failure = context.failures.shown(&Writer::from(job)).filter(|_| !job::has_ended(&plan.status));
+    if let Some(failure) = failure {
+        failure::mark_run(&mut plan.status.conditions, &failure, job.metadata.generation, now);
+    }
+    Ok(plan)
 }
 
 /// Tells why nothing is known of a run, or it is not in the queue yet.
@@ -121,7 +128,7 @@ async fn wait_for_queue(
     tracing::debug!(uid, %error, "nothing is known of the run");
     let (reason, message) = unknown(error);
     let status = job::unknown(job, reason, &message, now);
-    let who = Writer::Job(ObjectRef::from_obj(job));
+    let who = Writer::from(job);
     if job.status.as_ref() != Some(&status)
         && let Some(turn) = context.report_turn(who, place).await
     {
@@ -153,7 +160,7 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
         job.clone()
     } else {
         let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-        let live = context.cluster.ask("read a SyncJob", jobs.get_opt(&job.name_any())).await?;
+        let live = context.read(&Writer::from(job), "read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
         let Some(live) = live else { return Ok(()) };
         live
     };
@@ -205,7 +212,7 @@ async fn write_status(
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
     let (action, name, params) = ("write a SyncJob's status", job.name_any(), PostParams::default());
     context.pace.writes(uid, job.resource_version());
-    let written = context.write_now(turn, action, jobs.replace_status(&name, &params, &next)).await;
+    let written = context.write_now(&Writer::from(job), turn, action, jobs.replace_status(&name, &params, &next)).await;
     context.pace.wrote(uid, written.is_ok());
     metrics::status_written("SyncJob", written.is_ok());
     written?;
@@ -247,7 +254,8 @@ async fn expire(job: &SyncJob, context: &Context, now: Timestamp) -> Result<Acti
     let preconditions = Preconditions { uid: job.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-    match context.write(Lane::Reports, "delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
+    let (who, action) = (Writer::from(job), "delete a SyncJob");
+    match context.write(&who, Lane::Reports, action, jobs.delete(&job.name_any(), &params)).await {
         Err(Error::Cluster(error)) if error.is_not_found() => Ok(Action::await_change()),
         result => result.map(|_| Action::await_change()),
     }

@@ -4,7 +4,9 @@ pub mod alert;
 pub mod backoff;
 pub mod conditions;
 pub mod cron;
+pub mod failure;
 pub mod field_conflict;
+pub mod free_form;
 pub mod guard;
 pub mod job;
 pub mod lease;
@@ -18,6 +20,7 @@ pub mod slots;
 pub mod source;
 pub mod template;
 pub mod trace;
+pub mod unreadable;
 
 use jiff::Timestamp;
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{
     backoff::Backoff,
+    free_form,
     guard::{Guard, Hold},
     source::{self, SourceSpec},
 };
@@ -363,6 +364,25 @@ pub enum SpecError {
         /// The value found.
         value: i64,
     },
+    /// A free-form field that is nested too deep.
+    #[error("{field} must have at most {max} levels, not {levels}", max = free_form::MAX_LEVELS)]
+    Deep {
+        /// Path in the spec.
+        field: &'static str,
+        /// The levels found.
+        levels: usize,
+    },
+    /// A free-form field that is too large.
+    #[error("{field} must have at most {max} bytes of JSON, not {bytes}", max = free_form::MAX_BYTES)]
+    Large {
+        /// Path in the spec.
+        field: &'static str,
+        /// The size found.
+        bytes: usize,
+    },
+    /// A mistake in a schedule's template, whose text begins with the field.
+    #[error("jobTemplate.spec.{0}")]
+    Template(Box<SpecError>),
     /// A cron expression or time zone that gives no slots.
     #[error(transparent)]
     Cron(#[from] super::cron::Invalid),
@@ -466,6 +486,7 @@ impl RunSpec {
     /// # Errors
     /// The first mistake found.
     pub fn parse(spec: &SyncJobSpec) -> Result<Self, SpecError> {
+        free_form::check(spec)?;
         let target = &spec.target;
         if let Some(operator) = target.filter.forbidden_operator() {
             return Err(SpecError::ServerCode(operator));

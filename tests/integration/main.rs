@@ -24,6 +24,7 @@ mod local_runs;
 mod logs;
 mod mirror;
 mod mongodb_faults;
+mod objects;
 mod operator;
 mod outages;
 mod own;

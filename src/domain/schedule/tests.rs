@@ -43,6 +43,7 @@ impl World {
                 made: &self.made,
                 queue_available: true,
                 conflicts: &[],
+                failure: None,
             },
             at(now),
         )
@@ -244,7 +245,7 @@ fn catch_up_none_and_the_starting_deadline_skip_a_late_slot() {
     ] {
         let mut world = World::new(spec);
         world.pass(CREATED);
-        world.pass(1_000_800 + 40);
+        world.pass(1_000_800 + 70);
         assert!(world.names().is_empty());
         assert_eq!(
             (world.status().runs.skipped, world.status().last_skip.as_ref().unwrap().reason.as_str()),
@@ -318,7 +319,8 @@ fn a_stalled_schedule_says_how_many_failed_why_and_what_to_do() {
 #[test]
 fn without_redis_runs_are_made_and_ready_says_why_they_wait() {
     let schedule = schedule(json!({"interval": "10s", "immediate": true}));
-    let observed = Observed { schedule: &schedule, jobs: &[], made: &[], queue_available: false, conflicts: &[] };
+    let observed =
+        Observed { schedule: &schedule, jobs: &[], made: &[], queue_available: false, conflicts: &[], failure: None };
     let plan = decide(&observed, at(CREATED));
     assert_eq!(plan.create.len(), 1);
     assert_eq!(conditions::find(&plan.status.conditions, READY).unwrap().reason, "QueueUnavailable");
@@ -527,10 +529,37 @@ fn a_field_with_two_sources_is_told_while_it_has_them() {
     let mut schedule = schedule(json!({}));
     let conflicts = [FieldConflict { field: "name".to_owned(), other: field_conflict::Other::Elsewhere }];
     for (conflicts, told) in [(conflicts.as_slice(), true), (&[], false)] {
-        let observed = Observed { schedule: &schedule, jobs: &[], made: &[], queue_available: true, conflicts };
+        let observed =
+            Observed { schedule: &schedule, jobs: &[], made: &[], queue_available: true, conflicts, failure: None };
         let status = decide(&observed, at(CREATED)).status;
         assert_eq!(conditions::is_true(&status.conditions, FIELD_CONFLICT), told);
         assert!(conditions::is_true(&status.conditions, READY));
         schedule.status = Some(status);
     }
+}
+
+#[test]
+fn the_account_of_many_runs_costs_no_more_than_each() {
+    const RUNS: i64 = 20_000;
+    let mut world = World::new(json!({"interval": "1m", "concurrencyPolicy": "Allow"}));
+    world.pass(CREATED);
+    let runs = (0..RUNS).map(|number| ActiveRun {
+        name: format!("user-sync-{number}"),
+        uid: Some(format!("uid-{number}")),
+        slot: Time(at(number)),
+        trigger: None,
+    });
+    world.schedule.status.as_mut().unwrap().active = runs.collect();
+    world.jobs = (0..RUNS)
+        .map(|number| {
+            let mut job = SyncJob::new(&format!("user-sync-{number}"), crate::api::SyncJobSpec::default());
+            job.metadata.uid = Some(format!("uid-{number}"));
+            Arc::new(job)
+        })
+        .collect();
+    let began = std::time::Instant::now();
+    let plan = world.decide(CREATED + 60);
+    assert_eq!((plan.status.active_count, plan.status.runs.skipped), (Some(RUNS as i32), 1));
+    // Their square takes minutes.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
