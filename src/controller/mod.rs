@@ -2,6 +2,7 @@
 //!
 //! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
 
+mod assertion;
 mod leader;
 mod line;
 mod news;
@@ -37,9 +38,11 @@ use crate::{
     cluster::{self, Cluster, Lane, Turn},
     domain::Note,
     queue::{self, Queue},
+    recovery::recover_expired,
     sync::Egress,
     telemetry::{REDIS, events::Events, metrics},
 };
+use assertion::RedisView;
 use leader::Elector;
 use line::{Line, Place, Writer};
 use news::News;
@@ -86,6 +89,7 @@ struct Context {
     queue: Queue,
     news: News,
     queue_available: watch::Receiver<bool>,
+    redis: RedisView,
     pace: Pace,
     /// Schedules that have a run to start.
     starts: Line,
@@ -196,6 +200,7 @@ pub async fn run(
         queue: queue.clone(),
         news,
         queue_available: queue_available.clone(),
+        redis: RedisView::new(queue.lease()),
         pace: Pace::new(settings.status_interval, settings.status_writes_per_second),
         starts,
         reports,
@@ -260,7 +265,8 @@ pub async fn run(
         () = call_starts.call() => {}
         () = call_reports.call() => {}
         () = &mut events => {}
-        () = ask_for_signs_of_life(&queue, &availability) => {}
+        () = look_at_redis(&context, &availability) => {}
+        () = recover(&context) => {}
         () = sweep(&context, settings.resync) => {}
         () = forget(feeds.over, &queue, &context) => {}
     }
@@ -339,13 +345,29 @@ fn unfinished(
     })
 }
 
-async fn ask_for_signs_of_life(queue: &Queue, availability: &watch::Sender<bool>) {
+async fn look_at_redis(context: &Context, availability: &watch::Sender<bool>) {
     let mut ticks = interval(PING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let alive = timeout(PING, queue.ping()).await.unwrap_or(Err(queue::Error::Silent));
-        REDIS.note(&alive);
-        availability.send_if_modified(|available| std::mem::replace(available, alive.is_ok()) != alive.is_ok());
+        let server = timeout(PING, context.queue.server()).await.unwrap_or(Err(queue::Error::Silent));
+        REDIS.note(&server);
+        let is_available = server.is_ok();
+        if let Ok(server) = server {
+            context.redis.note(&server);
+        }
+        availability.send_if_modified(|available| std::mem::replace(available, is_available) != is_available);
+    }
+}
+
+/// Returns the runs of lost workers to the queue while this process leads.
+async fn recover(context: &Context) {
+    let mut ticks = interval(context.queue.lease() / 2);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if context.leadership.is_held() {
+            recover_expired(&context.queue).await;
+        }
     }
 }
