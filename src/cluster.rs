@@ -26,7 +26,10 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
     api::{SCHEDULE_LABEL, SyncAlert, SyncJob, SyncSchedule},
-    domain::field_conflict::{FieldConflict, Mappings, ScheduleKey},
+    domain::{
+        field_conflict::{FieldConflict, Mappings, ScheduleKey},
+        job::is_finished,
+    },
 };
 use index::{Index, is_history, schedule_of};
 pub use read::{Kind, Read, Unreadable, get_opt, read};
@@ -296,6 +299,22 @@ impl Cluster {
     #[must_use]
     pub fn has_job(&self, uid: &str) -> bool {
         self.index().has(uid)
+    }
+
+    /// True when the SyncJob with this uid has ended.
+    #[must_use]
+    pub fn has_ended(&self, uid: &str) -> bool {
+        let is_history = {
+            let index = self.index();
+            index.has(uid) && index.under_way(uid).is_none()
+        };
+        is_history || self.job(uid).is_some_and(|job| is_finished(&job))
+    }
+
+    /// The namespace that is watched; all when `None`.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     /// The SyncJobs that an object controls. One that was made a moment ago may be missing. Those that have ended have

@@ -19,6 +19,7 @@ pub mod manifest;
 mod network;
 pub mod process;
 pub mod queue;
+mod recovery;
 mod secrets;
 pub mod sync;
 pub mod telemetry;

@@ -298,10 +298,15 @@ fn open_queue(parts: &mut Parts, options: &cli::Redis) -> Result<Queue, Error> {
         while checked.ping().await.is_err() {
             tokio::time::sleep(POLICY_LOOK).await;
         }
-        if let Some(policy) = checked.eviction_policy().await
-            && policy != "noeviction"
-        {
-            tracing::warn!(policy, "Redis may evict runs when its memory is full: set maxmemory-policy to noeviction");
+        match checked.eviction_policy().await.as_deref() {
+            Some("noeviction") => {}
+            Some(policy) => {
+                tracing::warn!(
+                    policy,
+                    "Redis may evict runs when its memory is full: set maxmemory-policy to noeviction"
+                );
+            }
+            None => tracing::info!("maxmemory-policy of Redis cannot be read: see to it that it is noeviction"),
         }
     });
     Ok(queue)

@@ -68,6 +68,8 @@ pub mod reasons {
     pub const QUEUE_UNAVAILABLE: &str = "QueueUnavailable";
     /// The run waits for a worker.
     pub const QUEUED: &str = "Queued";
+    /// The run waits, and no worker is connected to Redis.
+    pub const NO_WORKERS: &str = "NoWorkers";
     /// A worker is at it.
     pub const RUNNING: &str = "Running";
     /// An attempt failed; the next one is due after the backoff.

@@ -422,6 +422,10 @@ pub struct SyncJobStatus {
     /// When a worker first took the run. This is the time that is stamped on the documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<MicroTime>,
+    /// Time since `startTime` that does not count towards `spec.activeDeadline`: the run was suspended, held, or paused because its
+    /// source limits requests. A pause that has not ended yet is not included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_for: Option<GoDuration>,
     /// When the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,

@@ -2,6 +2,7 @@
 //!
 //! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
 
+mod assertion;
 mod failures;
 mod leader;
 mod line;
@@ -42,9 +43,11 @@ use crate::{
         failure::{CREATE, Cause},
     },
     queue::{self, Queue},
+    recovery::recover_expired,
     sync::Egress,
     telemetry::{REDIS, events::Events, metrics},
 };
+use assertion::RedisView;
 use failures::Failures;
 use leader::Elector;
 use line::{Line, Place, Writer};
@@ -94,6 +97,7 @@ struct Context {
     queue: Queue,
     news: News,
     queue_available: watch::Receiver<bool>,
+    redis: RedisView,
     pace: Pace,
     /// Schedules that have a run to start.
     starts: Line,
@@ -288,6 +292,7 @@ pub async fn run(
         queue: queue.clone(),
         news,
         queue_available: queue_available.clone(),
+        redis: RedisView::new(queue.lease()),
         pace: Pace::new(settings.status_interval, settings.status_writes_per_second),
         starts,
         reports,
@@ -353,7 +358,8 @@ pub async fn run(
         () = call_starts.call() => {}
         () = call_reports.call() => {}
         () = &mut events => {}
-        () = ask_for_signs_of_life(&queue, &availability) => {}
+        () = look_at_redis(&context, &availability) => {}
+        () = recover(&context) => {}
         () = sweep(&context, settings.resync) => {}
         () = unreadable::report(&context) => {}
         () = forget(feeds.over, &queue, &context) => {}
@@ -441,17 +447,32 @@ fn unfinished(
     })
 }
 
-async fn ask_for_signs_of_life(queue: &Queue, availability: &watch::Sender<bool>) {
+async fn look_at_redis(context: &Context, availability: &watch::Sender<bool>) {
     let mut ticks = interval(PING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut misses = 0;
     loop {
         ticks.tick().await;
-        let alive = timeout(PING, queue.ping()).await.unwrap_or(Err(queue::Error::Silent));
-        REDIS.note(&alive);
-        misses = misses_after(misses, alive.is_ok());
+        let server = timeout(PING, context.queue.server()).await.unwrap_or(Err(queue::Error::Silent));
+        REDIS.note(&server);
+        misses = misses_after(misses, server.is_ok());
         let is_available = misses < MISSES;
+        if let Ok(server) = server {
+            context.redis.note(&server);
+        }
         availability.send_if_modified(|available| std::mem::replace(available, is_available) != is_available);
+    }
+}
+
+/// Returns the runs of lost workers to the queue while this process leads.
+async fn recover(context: &Context) {
+    let mut ticks = interval(context.queue.lease() / 2);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if context.leadership.is_held() {
+            recover_expired(&context.queue).await;
+        }
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     }
     if let Some(wanted) = plan.control {
         let end = plan.end.clone().or_else(|| wanted.cancelled.then(|| job::cancelled(&job)));
-        let cancelled = end.map(|outcome| serde_json::to_string(&outcome).unwrap_or_default());
+        let cancelled = end.map(|outcome| json(&outcome));
         let Wanted { suspended, priority, approved, .. } = wanted;
         context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority, approved }).await?;
     }
@@ -107,7 +107,8 @@ fn next(plan: &Plan) -> Action {
 /// Observes the run in the queue, and decides.
 async fn look(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Result<Plan, queue::Error> {
     let entry = context.queue.get(uid).await?;
-    let run = entry.as_ref().map(read_run);
+    let has_workers = context.redis.has_workers();
+    let run = entry.as_ref().map(|entry| Run { has_workers, ..read_run(entry) });
     let mut plan = job::decide(job, run.as_ref(), now);
     let failure = context.failures.shown(&Writer::from(job)).filter(|_| !job::has_ended(&plan.status));
     if let Some(failure) = failure {
@@ -139,16 +140,13 @@ async fn wait_for_queue(
 
 fn unknown(error: &queue::Error) -> (&'static str, String) {
     let then = "the run goes on, or is queued again, when";
-    match (error, error.refusal()) {
+    match (error, error.answer()) {
         (queue::Error::Unreadable { .. }, _) => (
             reasons::UNKNOWN_FORMAT,
             "The run in Redis was written by another release and is left alone; it goes on with that release"
                 .to_owned(),
         ),
-        (_, Some("OOM")) => {
-            (reasons::QUEUE_UNAVAILABLE, format!("The memory of Redis is full (OOM); {then} it has room"))
-        }
-        (_, Some(code)) => (reasons::QUEUE_UNAVAILABLE, format!("Redis refuses with {code}; {then} it does not")),
+        (_, Some(answer)) => (reasons::QUEUE_UNAVAILABLE, format!("{answer}; {then} Redis does what is asked")),
         (_, None) => (reasons::QUEUE_UNAVAILABLE, format!("Redis does not answer; {then} it is back")),
     }
 }
@@ -170,18 +168,18 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
     let payload =
         Payload { namespace: job.namespace().unwrap_or_default(), name: job.name_any(), spec: live.spec.clone() };
     let trace = trace::root_of(job);
-    let parked_since = job::parked_since(&live, Timestamp::now());
-    let status = live.status.unwrap_or_default();
+    let recorded = job::recorded(&live, Timestamp::now());
     let run = NewRun {
         uid,
-        payload: &serde_json::to_string(&payload).unwrap_or_default(),
+        payload: &json(&payload),
         priority: live.spec.priority,
         // A cancelled one is enqueued to be rolled back, and only one that has begun is.
-        started: status.start_time.map(|start| start.0).or_else(|| live.spec.cancelled.then(Timestamp::now)),
-        attempts: status.attempts.unwrap_or(0) as u32,
-        recoveries: status.recoveries.unwrap_or(0) as u32,
-        history: &serde_json::to_string(&status.attempt_history).unwrap_or_default(),
-        suspended: parked_since,
+        started: recorded.started.or_else(|| live.spec.cancelled.then(Timestamp::now)),
+        attempts: recorded.attempts,
+        recoveries: recorded.recoveries,
+        history: &json(&recorded.history),
+        suspended: recorded.parked_since,
+        parked_for: recorded.parked_for,
         rollback: RunSpec::parse(&live.spec).is_ok_and(|spec| spec.rollback),
         traceparent: trace.map(|root| root.span.to_string()),
     };
@@ -269,6 +267,8 @@ fn read_run(entry: &Entry) -> Run {
         attempts: entry.attempts,
         recoveries: entry.recoveries,
         started: entry.started,
+        parked_for: entry.parked_for,
+        has_workers: true,
         retry_at: entry.retry_at,
         finished: entry.finished,
         checkpoint: serde_json::from_str(&read(&entry.checkpoint)).unwrap_or_default(),
@@ -281,6 +281,10 @@ fn read_run(entry: &Entry) -> Run {
             approved: entry.approved,
         },
     }
+}
+
+pub(super) fn json<T: serde::Serialize + ?Sized>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 /// What a run in the queue was made from.

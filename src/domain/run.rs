@@ -15,6 +15,7 @@ use super::{
 };
 use crate::api::{
     APPROVE_ANNOTATION, GoDuration, SyncJob, SyncJobSpec,
+    conditions::reasons,
     duration::InvalidDuration,
     syncjob::{Attempt, Counts, DocumentFailure, OnFailure, SyncMode, Transaction},
 };
@@ -172,6 +173,17 @@ pub struct Outcome {
     pub message: String,
 }
 
+impl Outcome {
+    /// How a run ends that took too long.
+    #[must_use]
+    pub fn deadline_exceeded() -> Self {
+        Self {
+            reason: reasons::DEADLINE_EXCEEDED.to_owned(),
+            message: "the run took longer than spec.activeDeadline".to_owned(),
+        }
+    }
+}
+
 /// What people should know of a run while it is under way: a sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Warning {
@@ -266,6 +278,10 @@ pub struct Run {
     pub recoveries: u32,
     /// First claim.
     pub started: Option<Timestamp>,
+    /// How long it was put aside since then: time that does not count towards its deadline.
+    pub parked_for: Duration,
+    /// False when no worker has shown itself to the queue for the length of a lease.
+    pub has_workers: bool,
     /// When the backoff ends; for [`State::Delayed`].
     pub retry_at: Option<Timestamp>,
     /// When it ended.
@@ -278,6 +294,25 @@ pub struct Run {
     pub outcome: Option<Outcome>,
     /// What the queue knows of people's wishes.
     pub wanted: Wanted,
+}
+
+/// What a SyncJob has recorded of its run, for a Redis that knows less.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recorded {
+    /// First claim.
+    pub started: Option<Timestamp>,
+    /// Attempts that failed.
+    pub attempts: u32,
+    /// How often it lost its worker.
+    pub recoveries: u32,
+    /// Attempts that failed, oldest first.
+    pub history: Vec<Attempt>,
+    /// How long it was put aside before: time that does not count towards its deadline.
+    pub parked_for: Duration,
+    /// Since when it is put aside, when it is.
+    pub parked_since: Option<Timestamp>,
+    /// Documents that its guard holds, when it does.
+    pub held: Option<u64>,
 }
 
 /// A spec that was checked: what the work needs, with every default filled in.

@@ -120,6 +120,8 @@ impl Progress {
             attempts: self.attempts,
             recoveries: 0,
             started: Some(self.started),
+            parked_for: self.paused_for,
+            has_workers: true,
             retry_at: None,
             finished: self.finished,
             checkpoint: self.checkpoint.clone(),

@@ -6,7 +6,7 @@ pub(super) struct Keys {
     prefix: String,
     /// What every script gets, in the order in which `scripts/prelude.lua` names it: first the sets of the runs
     /// that have not ended (4), then of those that have (2), then those that wait, by the time since which they do.
-    pub shared: [String; 11],
+    pub shared: [String; 12],
 }
 
 impl Keys {
@@ -24,6 +24,7 @@ impl Keys {
             "events",
             "seq",
             "workers",
+            "asserted",
         ];
         Self { shared: names.map(|name| format!("{prefix}:{name}")), prefix }
     }

@@ -42,6 +42,8 @@ pub struct NewRun<'a> {
     pub history: &'a str,
     /// Since when it is suspended, when it is.
     pub suspended: Option<Timestamp>,
+    /// How long it was put aside before Redis lost it.
+    pub parked_for: Duration,
     /// Before it ends as failed, for whatever reason, a worker claims it once more to roll it back: see [`Entry::outcome`].
     pub rollback: bool,
     /// Its place in a trace, for those who work on it.
@@ -61,6 +63,7 @@ impl<'a> NewRun<'a> {
             recoveries: 0,
             history: "[]",
             suspended: None,
+            parked_for: Duration::ZERO,
             rollback: false,
             traceparent: None,
         }
@@ -78,6 +81,58 @@ pub struct Control<'a> {
     pub priority: i32,
     /// Documents that a person has approved the run to mark, delete or change.
     pub approved: Option<u64>,
+}
+
+/// A run that has not ended, as its SyncJob says it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownRun<'a> {
+    /// The run's id.
+    pub uid: &'a str,
+    /// What people want of it.
+    pub control: Control<'a>,
+    /// First claim.
+    pub started: Option<Timestamp>,
+    /// Attempts that failed.
+    pub attempts: u32,
+    /// How often it lost its worker.
+    pub recoveries: u32,
+    /// Attempts that failed, as JSON.
+    pub history: &'a str,
+    /// How long it was put aside before.
+    pub parked_for: Duration,
+    /// Since when it is put aside, when it is.
+    pub parked_since: Option<Timestamp>,
+    /// Documents that its guard holds, when it does.
+    pub held: Option<u64>,
+}
+
+impl<'a> KnownRun<'a> {
+    /// A run of which only that is known what people want of it.
+    #[must_use]
+    pub fn new(uid: &'a str, control: Control<'a>) -> Self {
+        Self {
+            uid,
+            control,
+            started: None,
+            attempts: 0,
+            recoveries: 0,
+            history: "[]",
+            parked_for: Duration::ZERO,
+            parked_since: None,
+            held: None,
+        }
+    }
+}
+
+/// The Redis server that has the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Names the history of its data. Another one after each restart, failover or copy of another server.
+    pub replication_id: String,
+    /// A controller has asserted all runs since then, so workers may claim them.
+    pub is_asserted: bool,
+    /// Workers that showed themselves within a lease.
+    pub workers: u64,
 }
 
 /// Runs of a worker that it cannot simply go on with.

@@ -425,19 +425,26 @@ async fn a_run_that_lost_its_epoch_blocks_nobody() {
 }
 
 #[tokio::test]
-async fn ended_runs_are_forgotten_when_their_time_is_over() {
+async fn ended_runs_stay_until_a_controller_forgets_them() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     for uid in ["old", "young"] {
         enqueue(&queue, uid, 0).await;
         let run = claim(&queue, "w").await;
         assert_eq!(queue.finish(uid, run.entry.epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+        let key = raw.key(&format!("run:{uid}"));
+        assert_eq!(raw.connection.pttl::<_, i64>(key).await.unwrap(), -1, "it does not expire");
         if uid == "old" {
-            raw.lose("old").await;
             raw.set_score("completed", "old", 1).await;
         }
     }
+    let long_ago = Timestamp::from_millisecond(an_hour_ago()).unwrap();
+    let old = queue.finished_before(long_ago).await.unwrap();
+    assert_eq!(old, ["old"]);
+    assert_eq!(queue.remove_unfinished(&old).await.unwrap(), 0, "it has ended");
+    assert_eq!(queue.remove_finished(&old).await.unwrap(), 1);
     assert_eq!(queue.finished().await.unwrap(), ["young"]);
+    assert!(raw.run("old").await.is_empty());
 }
 
 #[tokio::test]
@@ -971,9 +978,9 @@ async fn a_held_run_survives_lost_workers_and_repairs() {
     reap(&queue, 1).await;
     assert_eq!(entry(&queue, "a").await, held, "only the other one had a worker");
     queue.remove("b").await.unwrap();
-    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 0, foreign: 0 });
+    assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 0, foreign: 0 });
     raw.misplace("a").await;
-    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 1, foreign: 0 });
+    assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 1, foreign: 0 });
     assert_eq!((entry(&queue, "a").await, raw.sets("a").await), (held, vec!["parked"]));
     assert!(queue.control("a", approve(10)).await.unwrap());
     claim(&queue, "w").await;
@@ -1065,8 +1072,8 @@ async fn a_repair_puts_runs_back_where_their_hashes_say() {
     raw.reformat("foreign").await;
     raw.lose("gone").await;
     raw.set_score("delayed", "gone", 1).await;
-    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 2, foreign: 1 });
-    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 0, foreign: 1 });
+    assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 2, foreign: 1 });
+    assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 0, foreign: 1 });
     assert_eq!(raw.sets("gone").await, [""; 0]);
     assert_eq!(raw.sets("foreign").await, [""; 0]);
     assert_eq!(claim(&queue, "w").await.uid, "waiting");
@@ -1123,7 +1130,7 @@ async fn a_run_whose_backoff_has_passed_waits_since_then() {
         raw.set_score("delayed", "a", an_hour_ago()).await;
         raw.set("a", "retry_at", an_hour_ago()).await;
         if settles {
-            assert!(queue.control("a", GO_ON).await.unwrap());
+            assert!(queue.control("a", Control { priority: 1, ..GO_ON }).await.unwrap());
             assert_eq!(raw.sets("a").await, ["waiting"]);
         }
         assert_hour(oldest(&queue).await);
@@ -1160,7 +1167,7 @@ async fn a_repair_learns_which_runs_wait() {
     enqueue(&queue, "waiting", 0).await;
     raw.unplace("due", "waiting").await;
     assert_hour(oldest(&queue).await);
-    assert_eq!(queue.repair().await.unwrap(), Repaired::default());
+    assert_eq!(queue.repair(uids()).await.unwrap(), Repaired::default());
     assert_eq!(raw.score("due", "claimed").await, None);
     assert!(raw.score("due", "waiting").await.is_some());
     assert!(oldest(&queue).await < PATIENCE);
@@ -1230,6 +1237,11 @@ async fn every_transition_is_told() {
     told("claim").await;
     assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
     told("finish").await;
+}
+
+/// The runs that tests of repairs have.
+fn uids() -> impl Iterator<Item = String> {
+    ["a", "b", "c", "waiting", "active", "completed", "parked", "delayed", "failed"].into_iter().map(str::to_owned)
 }
 
 const UIDS: [&str; 3] = ["a", "b", "c"];
@@ -1495,11 +1507,13 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             let under_way = model.runs[run].as_mut().filter(|run| !run.has_ended());
             assert_eq!(done, under_way.is_some());
             if let Some(run) = under_way {
+                let before = (run.suspended, run.approved, run.cancelled, run.rank.0);
                 run.suspended = suspended;
                 run.approved = approved;
                 run.cancelled |= cancelled;
                 run.rank.0 = -priority;
-                if run.state != State::Active {
+                let is_changed = before != (run.suspended, run.approved, run.cancelled, run.rank.0);
+                if run.state != State::Active && (is_changed || !run.placed) {
                     run.settle();
                 }
             }
@@ -1512,7 +1526,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
         }
         Operation::Repair => {
             let lost = model.runs.iter().flatten().filter(|run| !run.placed).count() as u64;
-            assert_eq!(queue.repair().await.unwrap(), Repaired { mended: lost, foreign: 0 });
+            assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: lost, foreign: 0 });
             for run in model.runs.iter_mut().flatten().filter(|run| !run.placed) {
                 run.placed = true;
                 if run.state != State::Active && !run.has_ended() {

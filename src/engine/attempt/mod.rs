@@ -183,10 +183,7 @@ impl Attempt {
         select! {
             biased;
             () = signals.lost.cancelled() => AttemptResult::LeaseLost,
-            () = sleep_until(deadline) => AttemptResult::Failed(Outcome {
-                reason: reasons::DEADLINE_EXCEEDED.to_owned(),
-                message: "the run took longer than spec.activeDeadline".to_owned(),
-            }),
+            () = sleep_until(deadline) => AttemptResult::Failed(Outcome::deadline_exceeded()),
             result = self.work() => match result {
                 AttemptResult::Paused(_) if !self.checkpoint.pause() => AttemptResult::Retry(Outcome {
                     reason: reasons::RATE_LIMITED.to_owned(),

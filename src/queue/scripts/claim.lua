@@ -3,7 +3,8 @@
 -- this worker's share of all. Any other run's key is not known here, as a Cluster wants every key to be declared; so
 -- unless the ids are fresh, nothing is taken that comes after such a run.
 -- Returns the ids and fields of those taken, each with the milliseconds since it was due, the time, the ids to give in the
--- next call, and when there is none, the milliseconds until the next delayed run is due (-1: none).
+-- next call, and when there is none, the milliseconds until the next delayed run is due (-1: none; -2: nothing may be claimed
+-- before a controller has asserted the runs).
 local now, known = clock(), {}
 for i = 8, #ARGV do known[ARGV[i]] = run_key(i - 7) end
 
@@ -34,6 +35,12 @@ local function claim(uid, run, fields)
   move(uid, run, from, 'active', now + ARGV[3], 'epoch', epoch, 'worker', ARGV[2], 'started', started)
   fields[2], fields[3], fields[4], fields[5], fields[6] = 'active', epoch, ARGV[2], started, false
   return { uid, fields, math.max(0, now - due) }
+end
+
+if #ready > 0 then
+  -- Redis may have gone back to a time before runs ended that wait here.
+  if redis.call('GET', ASSERTED) ~= replication_id() then return { {}, now, {}, -2 } end
+  refuse_when_full()
 end
 
 local share = math.ceil((redis.call('ZCARD', SETS.waiting) + #due) / math.max(1, redis.call('ZCARD', WORKERS)))
