@@ -26,7 +26,7 @@ pub(super) async fn sweep(context: &Context, every: Duration) {
     cluster.ready().await;
     for sweep in (0..SWEEPS_PER_REPAIR).cycle() {
         ticks.tick().await;
-        if !leadership.is_held() {
+        if !leadership.is_held() || !leadership.owns_queue() {
             continue;
         }
         // Those that have ended are many, and go by themselves in the end.

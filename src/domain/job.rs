@@ -316,7 +316,15 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     match run.state {
         State::Waiting => {
             status.phase = Some(Phase::Queued);
-            reconciling(reasons::QUEUED, "Waiting for a worker".to_owned());
+            match run.lacks_level {
+                Some(level) => {
+                    let message = format!(
+                        "Waiting for a worker of a newer release: no worker that is connected has level {level}"
+                    );
+                    reconciling(reasons::NEWER_WORKER_NEEDED, message);
+                }
+                None => reconciling(reasons::QUEUED, "Waiting for a worker".to_owned()),
+            }
         }
         State::Active => {
             status.phase = Some(Phase::Running);
@@ -466,6 +474,7 @@ mod tests {
             history: Vec::new(),
             outcome: None,
             wanted: Wanted::default(),
+            lacks_level: None,
         }
     }
     fn reasons_of(plan: &Plan) -> Vec<&str> {

@@ -21,15 +21,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::{
-    Note, conditions, elapsed,
+    Note, clock, conditions, elapsed,
     field_conflict::{self, FieldConflict},
-    from_seconds, job, names,
+    from_seconds, installation, job, names,
     retention::{self, Finished},
     run::SpecError,
 };
 use crate::api::{
     SLOT_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
-    conditions::{FAILED, FIELD_CONFLICT, READY, RECONCILING, STALLED, SUSPENDED, reasons},
+    conditions::{CLOCK_SKEW, FAILED, FIELD_CONFLICT, READY, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::SyncMode,
     syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, HeldRun, RunFailure, RunResult, Skip},
     truncate,
@@ -72,6 +72,10 @@ pub struct Observed<'a> {
     pub made: &'a [String],
     /// Redis answers.
     pub queue_available: bool,
+    /// Another installation, which owns the queue.
+    pub queue_owner: Option<&'a str>,
+    /// A difference between clocks that the controllers cannot make up for.
+    pub clock_skew: Option<&'a str>,
     /// Fields that its source maps, and another one too.
     pub conflicts: &'a [FieldConflict],
 }
@@ -119,6 +123,10 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
         parsed: None,
     };
     plan.status.observed_generation = schedule.metadata.generation;
+    if put_back(&mut plan.status, now) {
+        let text = "A clock was ahead when the status was written: the schedule goes on from now";
+        plan.notes.push(Note::warning("ClockSkew", text));
+    }
 
     let look_again = settle(&mut plan.status, observed, now);
     plan.status.held = observed
@@ -155,8 +163,25 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan.requeue = plan.requeue.into_iter().chain(look_again).min();
     (plan.cancel, plan.replacement) = replaced(&plan.status, policy, observed.jobs);
     set_conditions(&mut plan.status, observed, stall, waits, now);
+    if let Some(skew) = observed.clock_skew.filter(|_| !conditions::is_true(&old.conditions, CLOCK_SKEW)) {
+        plan.notes.push(Note::warning("ClockSkew", skew));
+    }
     plan.parsed = parsed.ok();
     plan
+}
+
+/// Puts times of the status back to now that a clock which was ahead has left there. Later slots, results and failures would not
+/// count until then. SyncJobs have names by their slots, so none is run twice for it.
+fn put_back(status: &mut SyncScheduleStatus, now: Timestamp) -> bool {
+    let slots = clock::clamp(&mut status.slots_since, now);
+    clock::clamp(&mut status.last_schedule_time, now);
+    clock::clamp(&mut status.last_successful_time, now);
+    if let Some(last) = &mut status.last_result {
+        let mut time = Some(last.time.clone());
+        clock::clamp(&mut time, now);
+        last.time = time.unwrap_or(Time(now));
+    }
+    slots
 }
 
 /// Why the schedule starts no run for its slots until somebody does something: reason and message.
@@ -370,7 +395,9 @@ fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus,
         plan.status.slots_since = Some(Time(created));
     }
     if resumed || edited {
-        plan.status.slots_since = Some(Time(from_seconds(now.as_second())));
+        // The clock of this controller may be a little behind that of the one that started the last slot.
+        let now = Time(from_seconds(now.as_second()));
+        plan.status.slots_since = plan.status.slots_since.take().max(Some(now));
     }
     if schedule.spec.suspended || stopped {
         plan.status.next_schedule_time = None;
@@ -430,7 +457,9 @@ fn start(plan: &mut Plan, schedule: &SyncSchedule, jobs: &[Arc<SyncJob>], run: A
     if run.trigger.is_none() {
         plan.status.last_schedule_time = Some(run.slot.clone());
     }
-    if plan.status.active.iter().any(|known| known.name == run.name) {
+    // A slot comes again when its clock was ahead, and was put back.
+    let is_made = jobs.iter().any(|job| job.name_any() == run.name);
+    if is_made || plan.status.active.iter().any(|known| known.name == run.name) {
         return;
     }
     if schedule.spec.concurrency_policy == ConcurrencyPolicy::Replace {
@@ -538,6 +567,11 @@ fn set_conditions(
         set(READY, false, reason, &format!("{message}{}", waits.unwrap_or_default()));
         set(STALLED, true, reason, &message);
         conditions::clear(&mut status.conditions, RECONCILING);
+    } else if let Some(owner) = observed.queue_owner {
+        let message = installation::queue_is_owned(owner);
+        set(READY, false, reasons::INSTALLATION_CONFLICT, &message);
+        set(RECONCILING, true, reasons::INSTALLATION_CONFLICT, &message);
+        conditions::clear(&mut status.conditions, STALLED);
     } else if observed.queue_available {
         let message = if suspended { "Suspended: no new runs" } else { "Runs are started as scheduled" };
         set(READY, true, reasons::SCHEDULED, &format!("{message}{}", waits.unwrap_or_default()));
@@ -551,6 +585,14 @@ fn set_conditions(
     }
     if observed.conflicts.is_empty() {
         conditions::clear(&mut status.conditions, FIELD_CONFLICT);
+    }
+    match observed.clock_skew {
+        // The seconds in it are not worth a write.
+        Some(_) if conditions::is_true(&status.conditions, CLOCK_SKEW) => {}
+        Some(skew) => {
+            conditions::set(&mut status.conditions, CLOCK_SKEW, true, reasons::CLOCKS_DIFFER, skew, generation, now);
+        }
+        None => conditions::clear(&mut status.conditions, CLOCK_SKEW),
     }
 }
 

@@ -14,6 +14,10 @@ use tokio::sync::Mutex;
 
 use super::{CONNECT_TIMEOUT, RESPONSE_TIMEOUT};
 
+/// How an address begins.
+pub(super) const SCHEMES: [&str; 6] =
+    ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"];
+
 /// Where the queue lives.
 #[derive(Clone, Debug)]
 pub(super) struct Place(Arc<Kind>);

@@ -13,12 +13,14 @@
 
 mod alerts;
 mod certificates;
+mod connection_strings;
 mod control;
 mod crashes;
 mod crds;
 mod held;
 mod http;
 mod incremental;
+mod installations;
 mod lint;
 mod local_runs;
 mod logs;

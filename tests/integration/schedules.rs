@@ -3,6 +3,7 @@
 
 use std::{collections::HashSet, fs, path::Path, process::Command, time::Duration};
 
+use bson::doc;
 use k8s_openapi::jiff::{Timestamp, ToSpan};
 use kube::{
     ResourceExt,
@@ -21,6 +22,7 @@ use tokio::time::sleep;
 use crate::{
     control::reason,
     operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
+    own::Redis,
     support::{Servers, World, eventually},
 };
 
@@ -484,25 +486,80 @@ async fn a_clock_that_is_set_starts_no_slot_twice_and_no_storm() {
     set("+0");
     let operator = world.operator_with_clock(&Servers::shared(), "controller", &[], &offset);
     let interval = quiet_interval(15);
-    let in_an_hour = 60 / interval.trim_end_matches('m').parse::<i64>().unwrap();
     apply_schedule(&world, "users", json!({"interval": interval, "immediate": true})).await;
     until(&world, "the first run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
 
-    set("+3600");
-    until(&world, "the newest slot was run", |status| (status.runs.succeeded == 2).then_some(())).await;
-    let forward = status(&world, "users").await.unwrap();
-    assert!((in_an_hour - 1..=in_an_hour).contains(&forward.runs.skipped), "{:?}", forward.runs);
-    assert_eq!(forward.last_skip.unwrap().reason, "CatchUp");
+    // The API server's clock is right, so that of the controller does not count.
+    for (steps, to, token) in [(1, "+86400", "a day ahead"), (2, "+0", "right")] {
+        set(to);
+        eventually("the step was noticed", async || {
+            (operator.log().matches("the clock was set").count() >= steps).then_some(())
+        })
+        .await;
+        trigger(&world, token).await;
+        let done = 1 + steps as i64;
+        until(&world, "it still answers", |status| (status.runs.succeeded == done).then_some(())).await;
+        let status = status(&world, "users").await.unwrap();
+        assert_eq!((status.runs.total, status.runs.skipped, jobs(&world).await.len() as i64), (done, 0, done));
+        let next = status.next_schedule_time.unwrap().0;
+        assert!(next > Timestamp::now() && next < Timestamp::now() + 60.minutes(), "{token}: {next}");
+    }
+    fs::remove_file(Path::new(&offset)).ok();
+}
 
-    set("+0");
-    eventually("both steps were noticed", async || {
-        (operator.log().matches("the clock was set").count() >= 2).then_some(())
+/// What a controller leaves behind whose clock was a year ahead.
+#[tokio::test]
+async fn slots_go_on_after_a_clock_that_was_ahead() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    apply_schedule(&world, "users", json!({"interval": "2s"})).await;
+    let ahead = (Timestamp::now() + 8760.hours()).to_string();
+    let last = json!({"job": "users-0", "time": ahead, "processed": 1, "failed": 0, "recoveries": 0});
+    let left_behind = json!({"status": {"slotsSince": ahead, "lastSuccessfulTime": ahead, "lastResult": last}});
+    world.schedules().patch_status("users", &PatchParams::default(), &Patch::Merge(left_behind)).await.unwrap();
+    let _operator = world.operator("controller", &[]);
+    until(&world, "two slots were run", |status| (status.runs.succeeded >= 2).then_some(())).await;
+    let after = Timestamp::now() + 1.minutes();
+    let status = status(&world, "users").await.unwrap();
+    for time in
+        [status.slots_since.unwrap().0, status.last_successful_time.unwrap().0, status.last_result.unwrap().time.0]
+    {
+        assert!(time < after, "{time}");
+    }
+    told(&world, "users", &["ClockSkew"]).await;
+}
+
+/// Redis has the time of the leases and of the stamps.
+#[tokio::test]
+async fn a_clock_of_redis_that_was_ahead_freezes_no_document() {
+    let mut world = World::new().await;
+    world.seed(10, 0).await;
+    let redis = Redis::with_clock("+86400");
+    world.servers.redis = redis.url();
+    redis.connect().await;
+    let mut operator = world.operator("controller", &[]);
+    apply_schedule(&world, "users", json!({"interval": "24h"})).await;
+    until(&world, "the clocks differ", |status| {
+        let skew = status.conditions.iter().find(|condition| condition.type_ == "ClockSkew")?;
+        skew.message.contains("s ahead of that of the API server").then_some(())
     })
     .await;
-    trigger(&world, "still alive").await;
-    until(&world, "it still answers", |status| (status.runs.succeeded == 3).then_some(())).await;
-    let back = status(&world, "users").await.unwrap();
-    assert_eq!((back.runs.total, back.runs.skipped, jobs(&world).await.len()), (3, forward.runs.skipped, 3));
-    assert!(back.next_schedule_time.unwrap().0 > Timestamp::now() + 50.minutes(), "those slots were dealt with");
-    fs::remove_file(Path::new(&offset)).ok();
+    apply_job(&world, "ahead", json!({"syncType": "Full"})).await;
+    assert_eq!(finished(&world, "ahead").await.status.unwrap().counts.unwrap().updated, 10);
+    let later = |minutes: i64| bson::DateTime::from_millis(Timestamp::now().as_millisecond() + minutes * 60_000);
+    assert_eq!(world.count(doc! {"lastSynced": {"$gt": later(600)}}).await, 10);
+    operator.kill();
+    drop(redis);
+
+    let redis = Redis::start(&[]);
+    world.servers.redis = redis.url();
+    redis.connect().await;
+    let _operator = world.operator("controller", &[]);
+    apply_job(&world, "right", json!({"syncType": "Full"})).await;
+    assert_eq!(finished(&world, "right").await.status.unwrap().counts.unwrap().updated, 10);
+    assert_eq!(world.count(doc! {"lastSynced": {"$lt": later(1)}}).await, 10);
+    until(&world, "the clocks agree", |status| {
+        status.conditions.iter().all(|condition| condition.type_ != "ClockSkew").then_some(())
+    })
+    .await;
 }

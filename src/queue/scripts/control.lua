@@ -1,12 +1,14 @@
--- ARGV uid format keep suspended cancelled priority approved
+-- ARGV uid keep suspended cancelled priority approved installation
 -- Suspends, resumes, cancels, reorders or approves a run. One that a worker holds is recalled: its next checkpoint says so.
+-- Works on a run of any format: only fields that all have are used. The run follows its installation when that has changed.
 -- Returns 1, or 0 when there is no such run, or it has ended.
 local uid, run = ARGV[1], run_key(1)
-local fields = redis.call('HMGET', run, 'format', 'state', 'rank')
-local state = fields[2]
-if fields[1] ~= ARGV[2] or state == 'completed' or state == 'failed' then return 0 end
-redis.call('HSET', run, 'suspended', ARGV[4], 'priority', ARGV[6], 'rank', rank(ARGV[6], fields[3]), 'approved', ARGV[7])
+local fields = redis.call('HMGET', run, 'state', 'rank')
+local state = fields[1]
+if not state or state == 'completed' or state == 'failed' then return 0 end
+redis.call('HSET', run, 'suspended', ARGV[3], 'priority', ARGV[5], 'rank', rank(ARGV[5], fields[2]), 'approved', ARGV[6],
+  'installation', ARGV[7])
 -- A run stays cancelled.
-if ARGV[5] ~= '' then redis.call('HSET', run, 'cancelled', ARGV[5]) end
-if state ~= 'active' then settle(uid, run, ARGV[3], clock()) end
+if ARGV[4] ~= '' then redis.call('HSET', run, 'cancelled', ARGV[4]) end
+if state ~= 'active' then settle(uid, run, ARGV[2], clock()) end
 return 1

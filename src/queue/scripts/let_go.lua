@@ -1,8 +1,10 @@
 -- ARGV keep (uid epoch ending detail checkpoint attempts history)...
 -- Takes runs from a worker that lets go of them: each is completed, failed (detail: why), delayed (detail: for how long),
 -- paused (likewise; the time does not count towards the deadline), held (detail: how many documents an approval has to cover) or
--- released. One that failed and was to be rolled back ends when its worker says so for the second time. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0 when its lease is lost.
+-- released, or unsupported (detail: the level that its worker must have). One that failed and was to be rolled back ends when its worker says so for the second time. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0 when its lease is lost.
 local keep, now, answers = ARGV[1], clock(), {}
+-- Documents carry times of the run's end, too.
+stamp_clock(now, 0)
 for _, state in ipairs({ 'completed', 'failed' }) do
   redis.call('ZREMRANGEBYSCORE', SETS[state], '-inf', now - keep)
 end
@@ -23,6 +25,8 @@ for i = 2, #ARGV, 7 do
         if ending == 'paused' then redis.call('HINCRBY', run, 'parked_for', detail) end
       elseif ending == 'held' then
         redis.call('HSET', run, 'held', detail)
+      elseif ending == 'unsupported' then
+        redis.call('HSET', run, 'format', 2, 'needs', detail)
       elseif not is_recalled(run) then
         redis.call('HINCRBY', run, 'releases', 1)
       end
