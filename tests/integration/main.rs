@@ -13,6 +13,7 @@
 
 mod alerts;
 mod certificates;
+mod compat;
 mod connection_strings;
 mod control;
 mod crashes;

@@ -91,26 +91,14 @@ impl Redis {
         Self::with_config("", args)
     }
 
-    /// One whose clock is ahead by some seconds, such as `+60`.
-    pub fn with_clock(offset: &str) -> Self {
-        let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-        let variables = [("LD_PRELOAD", library), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
-        Self::with_variables("", &[], &variables)
-    }
-
     pub fn with_config(config: &str, args: &[&str]) -> Self {
-        Self::with_variables(config, args, &[])
-    }
-
-    fn with_variables(config: &str, args: &[&str], variables: &[(&str, &str)]) -> Self {
         let (port, folder) = (free_port(), std::env::temp_dir().join(unique("redis")));
         fs::create_dir(&folder).unwrap();
         let file = folder.join("redis.conf");
         fs::write(&file, format!("port {port}\nbind 127.0.0.1\nsave \"\"\ndir {}\n{config}", folder.display()))
             .unwrap();
         let mut command = Command::new(variable("REDIS_SERVER"));
-        let process =
-            command.arg(&file).args(args).envs(variables.iter().copied()).stdout(Stdio::null()).spawn().unwrap();
+        let process = command.arg(&file).args(args).stdout(Stdio::null()).spawn().unwrap();
         Self { process, port, folder }
     }
 

@@ -22,7 +22,6 @@ use tokio::time::sleep;
 use crate::{
     control::reason,
     operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
-    own::Redis,
     support::{Servers, World, eventually},
 };
 
@@ -529,37 +528,22 @@ async fn slots_go_on_after_a_clock_that_was_ahead() {
     told(&world, "users", &["ClockSkew"]).await;
 }
 
-/// Redis has the time of the leases and of the stamps.
+/// What a Redis leaves behind whose clock was ahead, or an application that stores local times.
 #[tokio::test]
-async fn a_clock_of_redis_that_was_ahead_freezes_no_document() {
-    let mut world = World::new().await;
+async fn stamps_in_the_future_are_replaced_or_reported() {
+    let world = World::new().await;
     world.seed(10, 0).await;
-    let redis = Redis::with_clock("+86400");
-    world.servers.redis = redis.url();
-    redis.connect().await;
-    let mut operator = world.operator("controller", &[]);
-    apply_schedule(&world, "users", json!({"interval": "24h"})).await;
-    until(&world, "the clocks differ", |status| {
-        let skew = status.conditions.iter().find(|condition| condition.type_ == "ClockSkew")?;
-        skew.message.contains("s ahead of that of the API server").then_some(())
-    })
-    .await;
-    apply_job(&world, "ahead", json!({"syncType": "Full"})).await;
-    assert_eq!(finished(&world, "ahead").await.status.unwrap().counts.unwrap().updated, 10);
+    let users = world.database.collection::<bson::Document>("users");
     let later = |minutes: i64| bson::DateTime::from_millis(Timestamp::now().as_millisecond() + minutes * 60_000);
-    assert_eq!(world.count(doc! {"lastSynced": {"$gt": later(600)}}).await, 10);
-    operator.kill();
-    drop(redis);
-
-    let redis = Redis::start(&[]);
-    world.servers.redis = redis.url();
-    redis.connect().await;
+    for (ids, minutes) in [(doc! {"$lt": 5}, 24 * 60), (doc! {"$gte": 5}, 30)] {
+        users.update_many(doc! {"_id": ids}, doc! {"$set": {"lastSynced": later(minutes)}}).await.unwrap();
+    }
     let _operator = world.operator("controller", &[]);
-    apply_job(&world, "right", json!({"syncType": "Full"})).await;
-    assert_eq!(finished(&world, "right").await.status.unwrap().counts.unwrap().updated, 10);
-    assert_eq!(world.count(doc! {"lastSynced": {"$lt": later(1)}}).await, 10);
-    until(&world, "the clocks agree", |status| {
-        status.conditions.iter().all(|condition| condition.type_ != "ClockSkew").then_some(())
-    })
-    .await;
+    apply_job(&world, "users", json!({"syncType": "Full"})).await;
+    let status = finished(&world, "users").await.status.unwrap();
+    let counts = status.counts.unwrap();
+    assert_eq!((counts.updated, counts.unchanged), (5, 5));
+    assert!(find(&status.conditions, "Complete").unwrap().message.contains("stamps are in the future"), "{status:?}");
+    assert_eq!(world.count(doc! {"lastSynced": {"$gt": later(60)}}).await, 0);
+    told(&world, "users", &["StampsAhead"]).await;
 }
