@@ -2,6 +2,7 @@
 //!
 //! `docs/architecture.md` tells how the parts fit together.
 
+mod adopt;
 pub mod alerts;
 pub mod api;
 pub mod cli;
@@ -13,6 +14,7 @@ mod documentation;
 pub mod domain;
 pub mod engine;
 pub mod http;
+mod installation;
 pub mod lint;
 pub mod local;
 pub mod manifest;

@@ -42,6 +42,12 @@ pub const REMOVAL_SKIPPED: &str = "RemovalSkipped";
 /// True on a SyncSchedule while its source maps a field that another source maps too.
 pub const FIELD_CONFLICT: &str = "FieldConflict";
 
+/// True while the controllers of another Lease work on the object.
+pub const INSTALLATION_CONFLICT: &str = "InstallationConflict";
+
+/// True on a SyncSchedule while clocks differ so much that times are wrong.
+pub const CLOCK_SKEW: &str = "ClockSkew";
+
 /// Reasons, the machine-readable half of a condition.
 pub mod reasons {
     /// This release of the operator cannot read the object.
@@ -66,6 +72,14 @@ pub mod reasons {
     pub const MAPPED_TWICE: &str = "MappedTwice";
     /// Redis does not answer.
     pub const QUEUE_UNAVAILABLE: &str = "QueueUnavailable";
+    /// The clocks of servers differ by more than 30 s.
+    pub const CLOCKS_DIFFER: &str = "ClocksDiffer";
+    /// The queue belongs to another installation.
+    pub const INSTALLATION_CONFLICT: &str = "InstallationConflict";
+    /// The controllers of another Lease work on the object.
+    pub const OTHER_INSTALLATION: &str = "OtherInstallation";
+    /// The run waits for a worker of a newer release.
+    pub const NEWER_WORKER_NEEDED: &str = "NewerWorkerNeeded";
     /// The run waits for a worker.
     pub const QUEUED: &str = "Queued";
     /// The run waits, and no worker is connected to Redis.

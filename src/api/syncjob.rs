@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{
-    GoDuration,
+    GoDuration, Unknown,
     guard::Guard,
     rules,
     source::{MappedField, Source},
@@ -164,6 +164,11 @@ pub struct SyncJobSpec {
     /// True writes nothing: `status.counts.updated` says how many documents would be written, and `status.changes` which.
     #[serde(default)]
     pub dry_run: bool,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 impl Default for SyncJobSpec {
@@ -189,6 +194,7 @@ impl Default for SyncJobSpec {
             transaction: Transaction::default(),
             on_failure: OnFailure::default(),
             dry_run: false,
+            unknown: Unknown::new(),
         }
     }
 }
@@ -312,6 +318,11 @@ pub struct Target {
     #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id'").message("target.lastSyncedField must be a field path without $, such as lastSynced, and not _id"))]
     #[schemars(length(max = 128))]
     pub last_synced_field: String,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 impl Default for Target {
@@ -322,6 +333,7 @@ impl Default for Target {
             key_field: default_key_field(),
             filter: Filter::default(),
             last_synced_field: default_last_synced_field(),
+            unknown: Unknown::new(),
         }
     }
 }
@@ -407,6 +419,9 @@ pub struct SyncJobStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// Lease of the controllers that work on this SyncJob, as `<namespace>/<name>`. Controllers of other Leases leave it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installation: Option<String>,
     /// Per cent done, 0 to 100. Never goes back within a run; 100 only when complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<i32>,

@@ -203,10 +203,13 @@ pub struct SyncScheduleStatus {
     /// The `metadata.generation` this status was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Suspended, and, while they hold, Reconciling, Stalled and FieldConflict.
+    /// Ready, Suspended, and, while they hold, Reconciling, Stalled, FieldConflict and InstallationConflict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// Lease of the controllers that work on this SyncSchedule, as `<namespace>/<name>`. Controllers of other Leases leave it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installation: Option<String>,
     /// The interval in force, or the cron expression and its time zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,

@@ -162,7 +162,7 @@ async fn assert_unfinished(context: &Context, is_restored: bool) -> Result<usize
     let mut asserted = 0;
     for some in places.chunks(CHUNK) {
         let jobs = some.iter().filter_map(|place| context.cluster.jobs.get(place)).filter(|job| !job::is_finished(job));
-        let known: Vec<_> = jobs.map(|job| Known::of(&job, Timestamp::now())).collect();
+        let known: Vec<_> = jobs.map(|job| Known::of(&job, context.clock.now())).collect();
         let known: Vec<_> = known.iter().map(Known::as_run).collect();
         if !context.leadership.is_held() {
             return Err(Error::NotLeading);

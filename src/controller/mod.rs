@@ -3,10 +3,12 @@
 //! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
 
 mod assertion;
+mod clock;
 mod failures;
 mod leader;
 mod line;
 mod news;
+mod ownership;
 mod pace;
 mod sweep;
 mod syncalert;
@@ -18,14 +20,16 @@ mod unreadable;
 use std::{collections::HashSet, future::Future, num::NonZeroU32, pin::pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
-use jiff::Timestamp;
 use kube::{
     Client, Resource,
+    api::{ObjectMeta, Patch},
     runtime::{
         controller::{Action, Config, Controller},
         reflector::ObjectRef,
     },
 };
+use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::{
     select,
     sync::watch,
@@ -41,6 +45,7 @@ use crate::{
     domain::{
         Note,
         failure::{CREATE, Cause},
+        merge_patch,
     },
     queue::{self, Queue},
     recovery::recover_expired,
@@ -48,10 +53,12 @@ use crate::{
     telemetry::{REDIS, events::Events, metrics},
 };
 use assertion::RedisView;
+use clock::Clock;
 use failures::Failures;
 use leader::Elector;
 use line::{Line, Place, Writer};
 use news::News;
+use ownership::Peers;
 use pace::Pace;
 use sweep::{forget, sweep};
 
@@ -63,10 +70,6 @@ const CONCURRENCY: u16 = 256;
 const PING: Duration = Duration::from_secs(2);
 /// Times in a row that Redis does not answer until it is taken to be away: a single slow answer is no outage.
 const MISSES: u32 = 3;
-/// How often the clock is looked at.
-const CLOCK_LOOK: Duration = Duration::from_secs(1);
-/// Seconds in one look by which the clock is off when it was set, as opposed to led slowly to the right time.
-const CLOCK_STEP: f64 = 0.5;
 /// How long events may take that wait when the process ends.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// The wait after an error that has no backoff of its own: a server cannot be reached, which is noticed elsewhere.
@@ -108,6 +111,8 @@ struct Context {
     outbox: syncalert::Outbox,
     courier: Courier,
     leadership: Leadership,
+    peers: Peers,
+    clock: Clock,
 }
 
 impl Context {
@@ -204,6 +209,16 @@ impl Context {
     }
 }
 
+/// The patch that gives an object another status. It carries the resource version that the status was decided on, so that an old
+/// decision is refused, and changes what this release knows alone.
+fn status_patch<S: Serialize>(metadata: &ObjectMeta, old: Option<&S>, new: &S) -> Patch<Value> {
+    // These are texts, numbers and times.
+    let json = |status: &S| serde_json::to_value(status).unwrap_or_default();
+    let status = merge_patch::between(&old.map_or_else(|| json!({}), json), &json(new));
+    let ObjectMeta { uid, resource_version, .. } = metadata;
+    Patch::Merge(json!({"metadata": {"uid": uid, "resourceVersion": resource_version}, "status": status}))
+}
+
 /// A reconciliation that has to be tried again.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -278,12 +293,15 @@ pub async fn run(
     share: impl FnOnce(Cluster, Leadership),
 ) {
     let (cluster, feeds, watches) = Cluster::watch(client.clone(), settings.namespace.clone());
+    let lease_namespace = settings.election.namespace.as_deref().unwrap_or(client.default_namespace());
+    let lease = format!("{lease_namespace}/{}", settings.election.name);
     let (mut elector, leadership) = Elector::new(settings.election, client.clone(), stop.clone());
     share(cluster.clone(), leadership.clone());
     let (availability, queue_available) = watch::channel(true);
     let (news, waiting) = news::channel();
     let mut events =
         pin!(waiting.send(Events::new(client.clone(), &settings.instance), cluster.clone(), leadership.clone()));
+    let clock = Clock::new();
     let (outbox, delivered) = syncalert::Outbox::new();
     let (starts, call_starts, due) = Line::new();
     let (reports, call_reports, heard) = Line::new();
@@ -299,16 +317,21 @@ pub async fn run(
         made: syncschedule::Made::default(),
         failures: Failures::default(),
         outbox,
-        courier: Courier::new(client, settings.egress),
+        courier: Courier::new(client.clone(), settings.egress),
         leadership: leadership.clone(),
+        peers: Peers::new(client.clone(), lease.clone()),
+        clock: clock.clone(),
     });
     let config = || Config::default().concurrency(CONCURRENCY);
     let upset = || {
         let recovered = stream::select(
             WatchStream::from_changes(queue_available.clone()).map(drop),
-            WatchStream::from_changes(leadership.changes()).map(drop),
+            stream::select(
+                WatchStream::from_changes(leadership.changes()).map(drop),
+                WatchStream::from_changes(leadership.ownership_changes()).map(drop),
+            ),
         );
-        stream::select(recovered, clock_steps())
+        stream::select(recovered, clock.changes())
     };
 
     let schedules = Controller::for_shared_stream(feeds.schedules, cluster.schedules.clone())
@@ -360,6 +383,8 @@ pub async fn run(
         () = &mut events => {}
         () = look_at_redis(&context, &availability) => {}
         () = recover(&context) => {}
+        () = clock.compare_regularly(&client, &queue) => {}
+        () = ownership::assert_regularly(&queue, &leadership, &lease, queue_available.clone()) => {}
         () = sweep(&context, settings.resync) => {}
         () = unreadable::report(&context) => {}
         () = forget(feeds.over, &queue, &context) => {}
@@ -395,23 +420,6 @@ fn retry_after(who: &Writer, error: &Error, context: &Context) -> Duration {
     wait.unwrap_or(AFTER_ERROR)
 }
 
-/// Tells when the clock was set, or the machine was asleep: timers go by another clock, which knows of neither.
-fn clock_steps() -> impl Stream<Item = ()> + Send + 'static {
-    let start = (interval(CLOCK_LOOK), Timestamp::now(), Instant::now());
-    stream::unfold(start, |(mut ticks, mut clock, mut timer)| async move {
-        loop {
-            ticks.tick().await;
-            let (before, started) = (std::mem::replace(&mut clock, Timestamp::now()), timer);
-            timer = Instant::now();
-            let off = clock.duration_since(before).as_secs_f64() - timer.duration_since(started).as_secs_f64();
-            if off.abs() > CLOCK_STEP {
-                tracing::warn!(seconds = off, "the clock was set; every schedule is looked at again");
-                return Some(((), (ticks, clock, timer)));
-            }
-        }
-    })
-}
-
 /// SyncJobs whose run something happened to in the queue.
 fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<SyncJob>> + Send + use<> {
     let cluster = cluster.clone();
@@ -433,7 +441,10 @@ fn unfinished(
     context: &Context,
 ) -> impl Stream<Item = ObjectRef<SyncJob>> + Send + use<> {
     let available = WatchStream::from_changes(context.queue_available.clone()).map(drop);
-    let leader = WatchStream::from_changes(context.leadership.changes()).map(drop);
+    let leader = stream::select(
+        WatchStream::from_changes(context.leadership.changes()).map(drop),
+        WatchStream::from_changes(context.leadership.ownership_changes()).map(drop),
+    );
     let cluster = cluster.clone();
     let mut ticks = interval(resync);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

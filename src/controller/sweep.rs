@@ -37,7 +37,7 @@ pub(super) async fn sweep(context: &Context, every: Duration) {
             _ = ticks.tick() => true,
             () = redis.is_restored.notified() => false,
         };
-        if !leadership.is_held() {
+        if !leadership.is_held() || !leadership.owns_queue() {
             continue;
         }
         if let Err(error) = assert_runs(context).await {

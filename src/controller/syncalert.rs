@@ -9,12 +9,12 @@ use std::{
 use jiff::Timestamp;
 use kube::{
     ResourceExt,
-    api::PostParams,
+    api::PatchParams,
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use tokio::{select, sync::mpsc, time::Instant};
 
-use super::{AFTER_ERROR, Context, Error, line::Writer};
+use super::{AFTER_ERROR, Context, Error, line::Writer, status_patch};
 use crate::{
     alerts::check_template,
     api::{SyncAlert, SyncAlertStatus},
@@ -151,11 +151,10 @@ async fn write_status(
     turn: &Turn<'_>,
     context: &Context,
 ) -> Result<(), Error> {
-    let mut next = alert.clone();
-    next.status = Some(status);
+    let patch = status_patch(&alert.metadata, alert.status.as_ref(), &status);
     let alerts = context.cluster.beside::<SyncAlert>(&alert.metadata);
-    let (action, name, params) = ("write a SyncAlert's status", alert.name_any(), PostParams::default());
-    let written = context.write_now(who, turn, action, alerts.replace_status(&name, &params, &next)).await;
+    let (action, name, params) = ("write a SyncAlert's status", alert.name_any(), PatchParams::default());
+    let written = context.write_now(who, turn, action, alerts.patch_status(&name, &params, &patch)).await;
     metrics::status_written("SyncAlert", written.is_ok());
     written.map(drop)
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use kube::{
     ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
+    api::{DeleteParams, PatchParams, Preconditions},
     runtime::controller::Action,
 };
 use tokio::time::Instant;
@@ -13,16 +13,17 @@ use tokio::time::Instant;
 use super::{
     Context, Error,
     line::{Place, Writer},
-    trace,
+    ownership, status_patch, trace,
 };
 use crate::{
     api::conditions::{self, reasons},
     api::{SyncJob, SyncJobStatus},
     cluster::{self, Lane, Turn},
     domain::{
-        conditions as merged, elapsed, failure,
+        conditions as merged, elapsed, failure, installation,
         job::{self, Plan},
-        run::{Payload, Run, RunSpec, Wanted},
+        needs,
+        run::{Payload, Run, RunSpec, State, Wanted},
     },
     queue::{self, Control, Entry, NewRun},
     telemetry::{metrics, note_write},
@@ -34,7 +35,7 @@ const QUEUE_AWAY: Duration = Duration::from_secs(30);
 const BOOKS_LOOK: Duration = Duration::from_millis(50);
 
 pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Result<Action, Error> {
-    let now = Timestamp::now();
+    let now = context.clock.now();
     let Some(uid) = job.uid() else { return Ok(Action::await_change()) };
     if job.metadata.deletion_timestamp.is_some() {
         // Somebody's finalizer may keep it for long; its run does not wait for that.
@@ -44,6 +45,9 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     if job::is_finished(&job) {
         context.pace.forget(&uid);
         return expire(&job, &context, now).await;
+    }
+    if let Some(owner) = other_owner(&job, &context).await {
+        return leave(&job, &uid, &owner, &context, now).await;
     }
     let who = Writer::from(&*job);
     let place = context.reports.kept(&who);
@@ -88,7 +92,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         (plan, context.cluster.turn(Lane::Reports).await)
     } else {
         let Some(turn) = context.report_turn(who.clone(), place).await else { return Ok(Action::await_change()) };
-        (look(&job, &uid, &context, Timestamp::now()).await?, turn)
+        (look(&job, &uid, &context, context.clock.now()).await?, turn)
     };
     if plan.enqueue {
         return Ok(Action::requeue(Duration::ZERO));
@@ -104,15 +108,50 @@ fn next(plan: &Plan) -> Action {
     plan.requeue.map_or_else(Action::await_change, Action::requeue)
 }
 
+/// The other installation that works on a SyncJob.
+async fn other_owner(job: &SyncJob, context: &Context) -> Option<String> {
+    if let Some(schedule) = context.cluster.schedule_of(job) {
+        let mark = schedule.status.as_ref().and_then(|status| status.installation.as_deref());
+        return context.peers.owner(mark).await;
+    }
+    let mark = job.status.as_ref().and_then(|status| status.installation.as_deref());
+    context.peers.owner_of_job(job.metadata.namespace.as_deref().unwrap_or_default(), mark).await
+}
+
+/// Leaves a SyncJob to the installation that works on it, and says so when it has no schedule that does.
+async fn leave(job: &SyncJob, uid: &str, owner: &str, context: &Context, now: Timestamp) -> Result<Action, Error> {
+    let mut status = job.status.clone().unwrap_or_default();
+    let note =
+        installation::note_conflict(&mut status.conditions, owner, context.peers.me(), job.metadata.generation, now);
+    if job.status.as_ref() != Some(&status) && context.cluster.schedule_of(job).is_none() {
+        let turn = context.cluster.turn(Lane::Reports).await;
+        write_status(job, uid, status, &turn, context).await?;
+        context.tell(job, vec![note]);
+    }
+    Ok(Action::requeue(ownership::LOOK))
+}
+
 /// Observes the run in the queue, and decides.
 async fn look(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Result<Plan, queue::Error> {
     let entry = context.queue.get(uid).await?;
+    let is_asking = |entry: &Entry| entry.state == State::Waiting && entry.needs > needs::FIRST;
+    let highest_level = if entry.as_ref().is_some_and(is_asking) { context.queue.highest_level().await? } else { None };
     let has_workers = context.redis.has_workers();
-    let run = entry.as_ref().map(|entry| Run { has_workers, ..read_run(entry) });
+    let run = entry.as_ref().map(|entry| Run { has_workers, ..read_run(entry, highest_level) });
     let mut plan = job::decide(job, run.as_ref(), now);
+    // The default database of the installation was changed, or the installation has adopted the queue.
+    let is_other = |entry: &Entry| entry.installation.as_ref().is_some_and(|of| *of != context.queue.installation());
+    let is_unfinished = |entry: &Entry| !matches!(entry.state, State::Completed | State::Failed);
+    if context.leadership.owns_queue() && entry.is_some_and(|entry| is_other(&entry) && is_unfinished(&entry)) {
+        plan.control.get_or_insert_with(|| Wanted::from(job));
+    }
     let failure = context.failures.shown(&Writer::from(job)).filter(|_| !job::has_ended(&plan.status));
     if let Some(failure) = failure {
         failure::mark_run(&mut plan.status.conditions, &failure, job.metadata.generation, now);
+    }
+    if job.status.as_ref() != Some(&plan.status) {
+        plan.status.installation = Some(context.peers.me().to_owned());
+        installation::forget_conflict(&mut plan.status.conditions, now);
     }
     Ok(plan)
 }
@@ -127,7 +166,14 @@ async fn wait_for_queue(
     now: Timestamp,
 ) -> Result<Action, Error> {
     tracing::debug!(uid, %error, "nothing is known of the run");
-    let (reason, message) = unknown(error);
+    let (reason, message) = match error {
+        queue::Error::Owned => {
+            let owner = context.leadership.queue_owner();
+            let message = installation::queue_is_owned(owner.as_deref().unwrap_or("that asserted it first"));
+            (reasons::INSTALLATION_CONFLICT, message)
+        }
+        error => unknown(error),
+    };
     let status = job::unknown(job, reason, &message, now);
     let who = Writer::from(job);
     if job.status.as_ref() != Some(&status)
@@ -168,13 +214,13 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
     let payload =
         Payload { namespace: job.namespace().unwrap_or_default(), name: job.name_any(), spec: live.spec.clone() };
     let trace = trace::root_of(job);
-    let recorded = job::recorded(&live, Timestamp::now());
+    let recorded = job::recorded(&live, context.clock.now());
     let run = NewRun {
         uid,
         payload: &json(&payload),
         priority: live.spec.priority,
         // A cancelled one is enqueued to be rolled back, and only one that has begun is.
-        started: recorded.started.or_else(|| live.spec.cancelled.then(Timestamp::now)),
+        started: recorded.started.or_else(|| live.spec.cancelled.then(|| context.clock.now())),
         attempts: recorded.attempts,
         recoveries: recorded.recoveries,
         history: &json(&recorded.history),
@@ -182,9 +228,12 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
         parked_for: recorded.parked_for,
         rollback: RunSpec::parse(&live.spec).is_ok_and(|spec| spec.rollback),
         traceparent: trace.map(|root| root.span.to_string()),
+        needs: context.queue.level().needed_for(&live.spec),
     };
     let enqueued = context.queue.enqueue(&run).await;
-    note_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
+    if !matches!(enqueued, Err(queue::Error::Owned)) {
+        note_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
+    }
     if enqueued? {
         let trace_id = trace::id(trace);
         tracing::info!(namespace = payload.namespace, name = payload.name, uid, trace_id, "run enqueued");
@@ -204,17 +253,17 @@ async fn write_status(
     context: &Context,
 ) -> Result<(), Error> {
     let ended = job::has_ended(&status);
-    let mut next = job.clone();
-    next.status = Some(status);
-    // Carries the resource version it was decided on, so an old decision is refused.
+    let patch = status_patch(&job.metadata, job.status.as_ref(), &status);
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-    let (action, name, params) = ("write a SyncJob's status", job.name_any(), PostParams::default());
+    let (action, name, params) = ("write a SyncJob's status", job.name_any(), PatchParams::default());
     context.pace.writes(uid, job.resource_version());
-    let written = context.write_now(&Writer::from(job), turn, action, jobs.replace_status(&name, &params, &next)).await;
+    let written = context.write_now(&Writer::from(job), turn, action, jobs.patch_status(&name, &params, &patch)).await;
     context.pace.wrote(uid, written.is_ok());
     metrics::status_written("SyncJob", written.is_ok());
     written?;
     if ended {
+        let mut next = job.clone();
+        next.status = Some(status);
         note_end(&next);
     }
     Ok(())
@@ -259,7 +308,7 @@ async fn expire(job: &SyncJob, context: &Context, now: Timestamp) -> Result<Acti
     }
 }
 
-fn read_run(entry: &Entry) -> Run {
+fn read_run(entry: &Entry, highest_level: Option<u32>) -> Run {
     let read = |text: &Option<String>| text.as_deref().unwrap_or("null").to_owned();
     Run {
         state: entry.state,
@@ -280,6 +329,7 @@ fn read_run(entry: &Entry) -> Run {
             priority: entry.priority,
             approved: entry.approved,
         },
+        lacks_level: highest_level.filter(|highest| *highest < entry.needs).map(|_| entry.needs),
     }
 }
 

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use kube::{
     ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
@@ -15,7 +14,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Context, Error, line::Writer};
+use super::{Context, Error, line::Writer, ownership, status_patch};
 use crate::{
     api::{
         REPLACED_BY_ANNOTATION, SUPERSEDED_BY_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus,
@@ -25,7 +24,7 @@ use crate::{
     domain::{
         Note, elapsed,
         failure::{CREATE, Cause},
-        job,
+        installation, job,
         schedule::{self, Observed, Parsed, Plan},
     },
     telemetry::metrics,
@@ -40,6 +39,12 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     let who = Writer::from(&*schedule);
     let (start, report) = (context.starts.kept(&who), context.reports.kept(&who));
     context.cluster.ready().await;
+    context.clock.compared().await;
+    let mark = schedule.status.as_ref().and_then(|status| status.installation.as_deref());
+    let namespace = schedule.metadata.namespace.as_deref().unwrap_or_default();
+    if let Some(owner) = context.peers.owner_of_schedule(namespace, mark).await {
+        return leave(&schedule, &owner, &context).await;
+    }
     if let Some(wait) = context.made.unseen(&schedule, &context, Instant::now()) {
         return Ok(Action::requeue(wait));
     }
@@ -81,25 +86,52 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     }
 }
 
+/// Leaves a schedule to the installation that works on it, and says so.
+async fn leave(schedule: &SyncSchedule, owner: &str, context: &Context) -> Result<Action, Error> {
+    let (mut status, now) = (schedule.status.clone().unwrap_or_default(), context.clock.now());
+    let note = installation::note_conflict(
+        &mut status.conditions,
+        owner,
+        context.peers.me(),
+        schedule.metadata.generation,
+        now,
+    );
+    if schedule.status.as_ref() != Some(&status) {
+        let turn = context.cluster.turn(Lane::Reports).await;
+        write_status(schedule, &Writer::Schedule(ObjectRef::from_obj(schedule)), status, &turn, context).await?;
+        context.news.tell(schedule, note);
+    }
+    Ok(Action::requeue(ownership::LOOK))
+}
+
 /// Observes, and decides.
 async fn look(schedule: &SyncSchedule, who: &Writer, context: &Context) -> Result<(Vec<Arc<SyncJob>>, Plan), Error> {
     let jobs = observe(schedule, who, context).await?;
     let made = context.made.of(schedule);
     let queue_available = *context.queue_available.borrow();
     let conflicts = context.cluster.field_conflicts(schedule);
+    let queue_owner = context.leadership.queue_owner();
+    let skew = context.clock.skew();
     let failure = context.failures.shown(who);
     let observed = Observed {
         schedule,
         jobs: &jobs,
         made: &made,
         queue_available,
+        queue_owner: queue_owner.as_deref(),
+        clock_skew: skew.as_deref(),
         conflicts: &conflicts,
         failure: failure.as_ref(),
     };
-    let mut plan = schedule::decide(&observed, Timestamp::now());
+    let now = context.clock.now();
+    let mut plan = schedule::decide(&observed, now);
     if let Some(wait) = context.failures.held_back(who, CREATE, Instant::now()).filter(|_| !plan.create.is_empty()) {
         plan.create.clear();
         plan.requeue = plan.requeue.into_iter().chain([wait]).min();
+    }
+    if schedule.status.as_ref() != Some(&plan.status) {
+        plan.status.installation = Some(context.peers.me().to_owned());
+        installation::forget_conflict(&mut plan.status.conditions, now);
     }
     Ok((jobs, plan))
 }
@@ -191,7 +223,7 @@ impl Act<'_> {
         match context.write(who, Lane::Starts, CREATE, jobs.create(&params, &job)).await {
             Ok(created) => {
                 context.made.note(schedule, &created, Instant::now());
-                note_skew(schedule, parsed, run);
+                note_skew(schedule, parsed, run, context);
                 let text = format!("Created SyncJob {}", run.name);
                 context.news.tell(schedule, Note::normal("RunCreated", text));
                 Ok(true)
@@ -262,10 +294,10 @@ impl Act<'_> {
 }
 
 /// How long after its time a run was made, jitter included in its time.
-fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) {
+fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun, context: &Context) {
     if let Some(parsed) = parsed.filter(|_| run.trigger.is_none()) {
         let start = parsed.slots(&schedule.uid().unwrap_or_default()).start(run.slot.0);
-        let skew = elapsed(start, Timestamp::now()).as_secs_f64();
+        let skew = elapsed(start, context.clock.now()).as_secs_f64();
         metrics::SCHEDULE_SKEW.observe(skew);
         tracing::debug!(name = run.name, skew, "SyncJob created");
     }
@@ -280,11 +312,10 @@ async fn write_status(
     turn: &Turn<'_>,
     context: &Context,
 ) -> Result<SyncSchedule, Error> {
-    let mut next = schedule.clone();
-    next.status = Some(status);
+    let patch = status_patch(&schedule.metadata, schedule.status.as_ref(), &status);
     let schedules = context.cluster.beside::<SyncSchedule>(&schedule.metadata);
-    let (action, name, params) = ("write a SyncSchedule's status", schedule.name_any(), PostParams::default());
-    let written = context.write_now(who, turn, action, schedules.replace_status(&name, &params, &next)).await;
+    let (action, name, params) = ("write a SyncSchedule's status", schedule.name_any(), PatchParams::default());
+    let written = context.write_now(who, turn, action, schedules.patch_status(&name, &params, &patch)).await;
     metrics::status_written("SyncSchedule", written.is_ok());
     written
 }

@@ -360,12 +360,19 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     match run.state {
         State::Waiting => {
             status.phase = Some(Phase::Queued);
-            let (reason, message) = if run.has_workers {
-                (reasons::QUEUED, "Waiting for a worker")
-            } else {
-                (reasons::NO_WORKERS, "Waiting for a worker: none is connected to Redis")
-            };
-            reconciling(reason, message.to_owned());
+            match run.lacks_level {
+                Some(level) => {
+                    let message = format!(
+                        "Waiting for a worker of a newer release: no worker that is connected has level {level}"
+                    );
+                    reconciling(reasons::NEWER_WORKER_NEEDED, message);
+                }
+                None if run.has_workers => reconciling(reasons::QUEUED, "Waiting for a worker".to_owned()),
+                None => {
+                    let message = "Waiting for a worker: none is connected to Redis";
+                    reconciling(reasons::NO_WORKERS, message.to_owned());
+                }
+            }
         }
         State::Active => {
             status.phase = Some(Phase::Running);
@@ -517,6 +524,7 @@ mod tests {
             history: Vec::new(),
             outcome: None,
             wanted: Wanted::default(),
+            lacks_level: None,
         }
     }
     fn reasons_of(plan: &Plan) -> Vec<&str> {

@@ -2,15 +2,19 @@
 
 pub mod alert;
 pub mod backoff;
+pub mod clock;
 pub mod conditions;
 pub mod cron;
 pub mod failure;
 pub mod field_conflict;
 pub mod free_form;
 pub mod guard;
+pub mod installation;
 pub mod job;
 pub mod lease;
+pub mod merge_patch;
 pub mod names;
+pub mod needs;
 pub mod rate_limit;
 pub mod retention;
 pub mod retry;

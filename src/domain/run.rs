@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
@@ -80,7 +80,7 @@ pub struct Checkpoint {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_progress: i64,
     /// What makes the run slower than it could be, and how to mend that, or why its rollback waits.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "known_warnings")]
     pub warnings: Vec<Warning>,
     /// Documents that the source had confirmed and not marked when the run started. `None`: not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,6 +100,12 @@ pub struct Checkpoint {
     /// Why the run looked for no documents that the source does not have any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removal_skipped: Option<Outcome>,
+}
+
+/// Leaves out the warnings of a newer release.
+fn known_warnings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Warning>, D::Error> {
+    let warnings = Vec::<Value>::deserialize(deserializer)?;
+    Ok(warnings.into_iter().filter_map(|warning| serde_json::from_value(warning).ok()).collect())
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -193,14 +199,28 @@ pub enum Warning {
     IndexMissing(String),
     /// The documents cannot be put back now.
     RollbackWaits(String),
+    /// Documents carry stamps in the future.
+    StampsAhead(String),
 }
 
 impl Warning {
+    /// Documents carry stamps in the future.
+    #[must_use]
+    pub fn stamps_ahead() -> Self {
+        Self::StampsAhead(
+            "Documents whose stamps are in the future are left as they are: a clock was ahead, or somebody else writes the field"
+                .to_owned(),
+        )
+    }
+
     /// The sentence.
     #[must_use]
     pub fn message(&self) -> &str {
         match self {
-            Self::KeyNotIndexed(message) | Self::IndexMissing(message) | Self::RollbackWaits(message) => message,
+            Self::KeyNotIndexed(message)
+            | Self::IndexMissing(message)
+            | Self::RollbackWaits(message)
+            | Self::StampsAhead(message) => message,
         }
     }
 
@@ -210,6 +230,7 @@ impl Warning {
         match self {
             Self::KeyNotIndexed(_) => Some("KeyNotIndexed"),
             Self::IndexMissing(_) => Some("IndexMissing"),
+            Self::StampsAhead(_) => Some("StampsAhead"),
             Self::RollbackWaits(_) => None,
         }
     }
@@ -294,6 +315,8 @@ pub struct Run {
     pub outcome: Option<Outcome>,
     /// What the queue knows of people's wishes.
     pub wanted: Wanted,
+    /// The level that the run needs, when none of the workers that live has it.
+    pub lacks_level: Option<u32>,
 }
 
 /// What a SyncJob has recorded of its run, for a Redis that knows less.

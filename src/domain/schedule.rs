@@ -25,16 +25,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::{
-    Note, conditions, elapsed,
+    Note, clock, conditions, elapsed,
     failure::Failure,
     field_conflict::{self, FieldConflict},
-    from_seconds, job, names,
+    from_seconds, installation, job, names,
     retention::{self, Finished},
     run::SpecError,
 };
 use crate::api::{
     SLOT_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
-    conditions::{FAILED, FIELD_CONFLICT, READY, RECONCILING, STALLED, SUSPENDED, reasons},
+    conditions::{CLOCK_SKEW, FAILED, FIELD_CONFLICT, READY, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::SyncMode,
     syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, HeldRun, RunFailure, RunResult, Skip},
     truncate,
@@ -86,6 +86,10 @@ pub struct Observed<'a> {
     pub made: &'a [String],
     /// Redis answers.
     pub queue_available: bool,
+    /// Another installation, which owns the queue.
+    pub queue_owner: Option<&'a str>,
+    /// A difference between clocks that the controllers cannot make up for.
+    pub clock_skew: Option<&'a str>,
     /// Fields that its source maps, and another one too.
     pub conflicts: &'a [FieldConflict],
     /// The failure of a request that the schedule shows.
@@ -164,6 +168,10 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
         parsed: None,
     };
     plan.status.observed_generation = schedule.metadata.generation;
+    if put_back(&mut plan.status, now) {
+        let text = "A clock was ahead when the status was written: the schedule goes on from now";
+        plan.notes.push(Note::warning("ClockSkew", text));
+    }
 
     let jobs = Jobs::new(observed.jobs);
     let look_again = settle(&mut plan.status, &jobs, observed.made, now);
@@ -205,6 +213,9 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     (plan.cancel, plan.replacement) = replaced(&plan.status, &pass);
     let failure = shown_failure(&plan.status, &pass, observed.failure);
     set_conditions(&mut plan.status, observed, stall, waits.as_deref(), failure.as_ref(), now);
+    if let Some(skew) = observed.clock_skew.filter(|_| !conditions::is_true(&old.conditions, CLOCK_SKEW)) {
+        plan.notes.push(Note::warning("ClockSkew", skew));
+    }
     plan.parsed = parsed.ok();
     plan
 }
@@ -272,6 +283,20 @@ fn drop_waiting<'a>(plan: &mut Plan, pass: &Pass<'_>, why: impl Fn(&ActiveRun) -
             skip(plan, (run.slot.0, run.slot.0), 1, reason, text);
         }
     }
+}
+
+/// Puts times of the status back to now that a clock which was ahead has left there. Later slots, results and failures would not
+/// count until then. SyncJobs have names by their slots, so none is run twice for it.
+fn put_back(status: &mut SyncScheduleStatus, now: Timestamp) -> bool {
+    let slots = clock::clamp(&mut status.slots_since, now);
+    clock::clamp(&mut status.last_schedule_time, now);
+    clock::clamp(&mut status.last_successful_time, now);
+    if let Some(last) = &mut status.last_result {
+        let mut time = Some(last.time.clone());
+        clock::clamp(&mut time, now);
+        last.time = time.unwrap_or(Time(now));
+    }
+    slots
 }
 
 /// Why the schedule starts no run for its slots until somebody does something: reason and message.
@@ -487,7 +512,9 @@ fn start_due(plan: &mut Plan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed:
         plan.status.slots_since = Some(Time(created));
     }
     if resumed || edited {
-        plan.status.slots_since = Some(Time(from_seconds(now.as_second())));
+        // The clock of this controller may be a little behind that of the one that started the last slot.
+        let now = Time(from_seconds(now.as_second()));
+        plan.status.slots_since = plan.status.slots_since.take().max(Some(now));
     }
     if schedule.spec.suspended || stopped {
         plan.status.next_schedule_time = None;
@@ -551,7 +578,9 @@ fn start(plan: &mut Plan, pass: &Pass<'_>, run: ActiveRun) {
     if run.trigger.is_none() {
         plan.status.last_schedule_time = Some(run.slot.clone());
     }
-    if plan.status.active.iter().any(|known| known.name == run.name) {
+    // A slot comes again when its clock was ahead, and was put back.
+    let is_made = pass.jobs.get(&run.name).is_some();
+    if is_made || plan.status.active.iter().any(|known| known.name == run.name) {
         return;
     }
     if pass.schedule.spec.concurrency_policy == ConcurrencyPolicy::Replace {
@@ -655,6 +684,10 @@ fn set_conditions(
         set(READY, false, reason, &format!("{message}{}", waits.unwrap_or_default()));
         set(STALLED, true, reason, &message);
         conditions::clear(&mut status.conditions, RECONCILING);
+    } else if let Some(owner) = observed.queue_owner {
+        let message = installation::queue_is_owned(owner);
+        set(READY, false, reasons::INSTALLATION_CONFLICT, &message);
+        set(RECONCILING, true, reasons::INSTALLATION_CONFLICT, &message);
     } else if let Some(Failure { reason, message }) = failure {
         set(READY, false, reason, message);
         set(RECONCILING, true, reason, message);
@@ -672,6 +705,14 @@ fn set_conditions(
     }
     if observed.conflicts.is_empty() {
         conditions::clear(&mut status.conditions, FIELD_CONFLICT);
+    }
+    match observed.clock_skew {
+        // The seconds in it are not worth a write.
+        Some(_) if conditions::is_true(&status.conditions, CLOCK_SKEW) => {}
+        Some(skew) => {
+            conditions::set(&mut status.conditions, CLOCK_SKEW, true, reasons::CLOCKS_DIFFER, skew, generation, now);
+        }
+        None => conditions::clear(&mut status.conditions, CLOCK_SKEW),
     }
 }
 

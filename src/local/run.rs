@@ -128,6 +128,7 @@ impl Progress {
             history: self.history.clone(),
             outcome: self.outcome.clone(),
             wanted: Wanted { suspended: false, approved: None, ..Wanted::from(job) },
+            lacks_level: None,
         };
         let mut status = job::decide(job, Some(&run), now).status;
         if let Some(hold) = self.hold() {

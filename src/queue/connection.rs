@@ -28,6 +28,10 @@ use super::{CONNECT_TIMEOUT, RESPONSE_TIMEOUT};
 /// Time after which the next server is asked for the master as well. One that has vanished answers nothing for 2 s.
 const STAGGER: Duration = Duration::from_millis(100);
 
+/// How an address begins.
+pub(super) const SCHEMES: [&str; 6] =
+    ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"];
+
 /// Where the queue lives.
 #[derive(Clone, Debug)]
 pub(super) struct Place(Arc<Kind>);

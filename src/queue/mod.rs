@@ -14,11 +14,13 @@ mod types;
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
 use jiff::Timestamp;
 use redis::{AsyncCommands, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, Value, from_redis_value};
+use tokio::sync::watch;
 
 pub use blocking::{Changes, Doorbell};
 pub(crate) use connection::Connection;
@@ -29,14 +31,21 @@ pub use types::{
 };
 
 use crate::{
-    domain::{from_millis, run::LeaseState},
+    domain::{
+        from_millis,
+        installation::{Fingerprint, OWNERSHIP, Owner},
+        needs::{self, Level},
+        run::LeaseState,
+    },
     network::{self, LOGIN},
 };
 use connection::Place;
 use keys::Keys;
 
-/// Version of what stands in a run's hash. A run of another version is left alone.
+/// Format of a run's hash that each release reads.
 const FORMAT: &str = "1";
+/// Format of the hash of a run with `needs`, which workers of release 0.1.0 would not look at.
+const FORMAT_WITH_NEEDS: &str = "2";
 /// Runs looked at in one reap.
 const BATCH: usize = 16;
 /// Most runs in one claim: Redis does nothing else meanwhile, about 1 ms.
@@ -62,6 +71,9 @@ pub enum Error {
         /// What Redis or the connection said.
         source: RedisError,
     },
+    /// The queue is another installation's.
+    #[error("the queue belongs to another installation")]
+    Owned,
     /// Redis said nothing within the time the caller had.
     #[error("Redis does not answer")]
     Silent,
@@ -94,10 +106,10 @@ impl Error {
     }
 }
 
-/// The address of a Redis server that cannot be used.
+/// The address of a Redis server that cannot be used. The text holds no part of it.
 #[derive(Debug, thiserror::Error)]
-#[error("the Redis address is not valid: {}", describe(.0))]
-pub struct InvalidAddress(#[from] RedisError);
+#[error("the Redis address is not valid: {0}")]
+pub struct InvalidAddress(String);
 
 /// What to look after when Redis can be reached and still does not do what is asked.
 fn meaning(code: &str) -> Option<&'static str> {
@@ -154,6 +166,9 @@ pub struct Queue {
     connection: Connection,
     keys: Keys,
     lease: Duration,
+    /// Fingerprint of this installation. `None`: not determined yet.
+    installation: Arc<watch::Sender<Option<Fingerprint>>>,
+    level: Level,
 }
 
 impl std::fmt::Debug for Queue {
@@ -178,8 +193,71 @@ impl Queue {
     /// When the address cannot be used, the certificates cannot be read, or the address is not one of TLS.
     pub fn trusting(ca: Option<Vec<u8>>, url: &str, name: &str, lease: Duration) -> Result<Self, InvalidAddress> {
         let keys = Keys::new(name);
-        let place = Place::parse(url, ca, keys.wake())?;
-        Ok(Self { connection: Connection::new(place.clone()), place, keys, lease })
+        let place = Place::parse(url, ca, keys.wake()).map_err(|_| match Place::parse(url, None, keys.wake()) {
+            Ok(_) => InvalidAddress("REDIS_CA_FILE needs rediss:// and certificates in PEM".to_owned()),
+            Err(_) => InvalidAddress(network::mistake(url, &connection::SCHEMES)),
+        })?;
+        let (connection, installation) = (Connection::new(place.clone()), Arc::new(watch::Sender::new(None)));
+        Ok(Self { connection, place, keys, lease, installation, level: Level::default() })
+    }
+
+    /// The same queue for a program of another level.
+    #[must_use]
+    pub fn at_level(self, level: Level) -> Self {
+        Self { level, ..self }
+    }
+
+    /// What this program understands.
+    #[must_use]
+    pub fn level(&self) -> &Level {
+        &self.level
+    }
+
+    /// Sets the fingerprint of this installation, for all clones.
+    pub fn identify(&self, fingerprint: Fingerprint) {
+        self.installation.send_replace(Some(fingerprint));
+    }
+
+    /// Waits for the fingerprint of this installation.
+    pub async fn identified(&self) -> Fingerprint {
+        let mut installation = self.installation.subscribe();
+        // Fails only without a sender, and this has one.
+        let found = installation.wait_for(Option::is_some).await;
+        found.ok().and_then(|found| found.clone()).unwrap_or_default()
+    }
+
+    /// The fingerprint of this installation. Without any part while it is not determined.
+    #[must_use]
+    pub fn installation(&self) -> Fingerprint {
+        self.installation.borrow().clone().unwrap_or_default()
+    }
+
+    /// Reads who owns the queue. `None`: nobody does, or has not renewed it.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn owner(&self) -> Result<Option<Owner>, Error> {
+        let fields: (Option<String>, Option<String>) = self
+            .connection
+            .clone()
+            .hmget(self.keys.owner(), &["fingerprint", "lease"])
+            .await
+            .map_err(unavailable("read who owns the queue"))?;
+        let (fingerprint, lease) = fields;
+        let read = |text: String| Owner { fingerprint: Fingerprint::parse(&text), lease: lease.unwrap_or_default() };
+        Ok(fingerprint.map(read))
+    }
+
+    /// Records for 10 minutes that `owner` owns the queue, unless the recorded owner is not `expected` any more. Returns whether
+    /// it was recorded.
+    ///
+    /// # Errors
+    /// When Redis does not answer; it may or may not be recorded.
+    pub async fn own(&self, owner: &Owner, expected: Option<&Owner>) -> Result<bool, Error> {
+        let expected = expected.map_or_else(String::new, |owner| format!("{}\n{}", owner.fingerprint, owner.lease));
+        let mut call = self.script(&scripts::OWN);
+        call.arg(owner.fingerprint.to_string()).arg(&owner.lease).arg(OWNERSHIP.as_millis() as u64).arg(expected);
+        Ok(self.call::<u8>(&call, "record who owns the queue").await? == 1)
     }
 
     /// Its name.
@@ -209,6 +287,18 @@ impl Queue {
     /// When there is none.
     pub async fn ping(&self) -> Result<(), Error> {
         redis::cmd("PING").exec_async(&mut self.connection.clone()).await.map_err(unavailable("reach Redis"))
+    }
+
+    /// Reads the clock of Redis.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn time(&self) -> Result<Timestamp, Error> {
+        let time: (i64, i64) = redis::cmd("TIME")
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(unavailable("read the clock of Redis"))?;
+        Ok(from_millis(time.0.saturating_mul(1000).saturating_add(time.1 / 1000)))
     }
 
     /// Reads a setting that decides whether runs can get lost: `maxmemory-policy`. `None` where the server
@@ -243,16 +333,22 @@ impl Queue {
     /// When Redis does not answer; the run may or may not be in the queue.
     pub async fn enqueue(&self, run: &NewRun<'_>) -> Result<bool, Error> {
         let mut call = self.script_on(&scripts::ENQUEUE, run.uid);
-        call.arg(FORMAT).arg(run.payload).arg(run.priority).arg(millis(run.started));
+        let format = if run.needs > needs::FIRST { FORMAT_WITH_NEEDS } else { FORMAT };
+        call.arg(format).arg(run.payload).arg(run.priority).arg(millis(run.started));
         call.arg(run.attempts)
             .arg(run.recoveries)
             .arg(run.history)
             .arg(millis(run.suspended))
             .arg(u8::from(run.rollback))
             .arg(run.traceparent.as_deref().unwrap_or_default())
-            .arg(run.parked_for.as_millis() as u64);
-        let existing: Option<String> = self.call(&call, "enqueue a run").await?;
-        Ok(existing.is_none())
+            .arg(run.parked_for.as_millis() as u64)
+            .arg(self.installation().to_string())
+            .arg(run.needs)
+            .arg(self.level.number);
+        match self.call::<Option<String>>(&call, "enqueue a run").await {
+            Err(error) if error.refusal() == Some("OWNED") => Err(Error::Owned),
+            existing => Ok(existing?.is_none()),
+        }
     }
 
     async fn call<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>, action: &'static str) -> Result<T, Error> {
@@ -273,14 +369,14 @@ impl Queue {
         candidates: &mut Candidates,
     ) -> Result<Result<Vec<Claim>, Option<Duration>>, Error> {
         let most = most.clamp(1, MAX_CLAIMS);
-        let look = 2 * most.max(2);
-        // Runs of another format stay where they are, so those behind them have to be looked at as well.
+        let (look, installation) = (2 * most.max(2), self.installation().to_string());
+        // Runs that are left alone stay where they are, so those behind them have to be looked at as well.
         for offset in (0..).step_by(look) {
             // The first call may only tell which runs there are now.
             for fresh in [false, true] {
                 let mut call = self.script(&scripts::CLAIM);
-                call.arg(FORMAT).arg(worker).arg(self.lease.as_millis() as u64);
-                call.arg(most).arg(offset).arg(look).arg(u8::from(fresh));
+                call.arg(self.level.number).arg(worker).arg(self.lease.as_millis() as u64);
+                call.arg(most).arg(offset).arg(look).arg(u8::from(fresh)).arg(&installation);
                 for uid in &candidates.0 {
                     call.key(self.keys.run(uid)).arg(uid);
                 }
@@ -309,12 +405,30 @@ impl Queue {
     /// When Redis does not answer: nothing is known about the leases then.
     pub async fn renew(&self, worker: &str, held: &[(String, u64)]) -> Result<Renewed, Error> {
         let mut call = self.script(&scripts::RENEW);
-        call.arg(worker).arg(self.lease.as_millis() as u64);
+        call.arg(self.member(worker)).arg(self.lease.as_millis() as u64);
         for (uid, epoch) in held {
             call.key(self.keys.run(uid)).arg(uid).arg(epoch);
         }
         let (lost, recalled) = self.call(&call, "renew leases").await?;
         Ok(Renewed { lost, recalled })
+    }
+
+    /// How a worker stands among those that live: with its level.
+    fn member(&self, worker: &str) -> String {
+        format!("{worker} {}", self.level.number)
+    }
+
+    /// Returns the highest level of the workers that live. `None`: none lives.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn highest_level(&self) -> Result<Option<u32>, Error> {
+        let mut connection = self.connection.clone();
+        let workers: Vec<String> =
+            connection.zrange(self.keys.workers(), 0, -1).await.map_err(unavailable("list the workers"))?;
+        // Release 0.1.0 names its workers alone.
+        let level = |worker: &String| worker.rsplit_once(' ').and_then(|(_, level)| level.parse().ok());
+        Ok(workers.iter().map(|worker| level(worker).unwrap_or(needs::FIRST)).max())
     }
 
     /// Takes a worker that stops from the list of those that live.
@@ -323,7 +437,7 @@ impl Queue {
     /// When Redis does not answer.
     pub async fn retire(&self, worker: &str) -> Result<(), Error> {
         let mut connection = self.connection.clone();
-        connection.zrem(self.keys.workers(), worker).await.map_err(unavailable("retire the worker"))
+        connection.zrem(self.keys.workers(), self.member(worker)).await.map_err(unavailable("retire the worker"))
     }
 
     /// Records how far a run has come.
@@ -356,6 +470,7 @@ impl Queue {
                 Ending::Retry(delay) => call.arg("delayed").arg(delay.as_millis() as u64),
                 Ending::Paused(pause) => call.arg("paused").arg(pause.as_millis() as u64),
                 Ending::Held(number) => call.arg("held").arg(number),
+                Ending::Unsupported(level) => call.arg("unsupported").arg(level),
                 Ending::Released => call.arg("released").arg(""),
             };
             call.arg(checkpoint);
@@ -389,7 +504,7 @@ impl Queue {
         let mut found = 0;
         for some in runs.chunks(CHUNK) {
             let mut call = self.script(&scripts::ASSERT);
-            call.arg(FORMAT).arg(u8::from(is_restored));
+            call.arg(self.installation().to_string()).arg(u8::from(is_restored));
             for run in some {
                 let Control { suspended, cancelled, priority, approved } = run.control;
                 call.key(self.keys.run(run.uid)).arg(run.uid);
@@ -429,7 +544,6 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn reap(&self, stalled: &str) -> Result<usize, Error> {
-        // Runs of another format stay where they are, so those behind them have to be looked at as well.
         for offset in (0..).step_by(BATCH) {
             let mut call = self.script(&scripts::EXPIRED);
             let expired: Vec<String> = self.call(call.arg(offset).arg(BATCH), "look for ended leases").await?;
@@ -443,7 +557,7 @@ impl Queue {
 
     async fn reap_all_of(&self, expired: &[String], stalled: &str) -> Result<usize, Error> {
         let mut call = self.script(&scripts::REAP);
-        call.arg(FORMAT).arg(MAX_STALLS).arg(stalled);
+        call.arg(MAX_STALLS).arg(stalled);
         for uid in expired {
             call.key(self.keys.run(uid)).arg(uid);
         }
@@ -462,7 +576,7 @@ impl Queue {
         let uids: Vec<String> = uids.into_iter().collect();
         for some in uids.chunks(CHUNK) {
             let mut call = self.script(&scripts::REPAIR);
-            call.arg(FORMAT).arg(self.lease.as_millis() as u64);
+            call.arg(self.lease.as_millis() as u64);
             for uid in some {
                 call.key(self.keys.run(uid)).arg(uid);
             }

@@ -28,6 +28,7 @@ scripts! {
     DEPTH = "depth.lua",
     RATE_LIMIT = "rate_limit.lua",
     KEEP = "keep.lua",
+    OWN = "own.lua",
 }
 
 /// The cache may be emptied again between loading a script and calling it.

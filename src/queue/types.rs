@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Error, FORMAT};
-use crate::domain::{from_millis, run::State};
+use super::Error;
+use crate::domain::{from_millis, installation::Fingerprint, needs, run::State};
 
 /// What became of a write that gave an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct NewRun<'a> {
     pub rollback: bool,
     /// Its place in a trace, for those who work on it.
     pub traceparent: Option<String>,
+    /// The level that its worker must have.
+    pub needs: u32,
 }
 
 impl<'a> NewRun<'a> {
@@ -66,6 +68,7 @@ impl<'a> NewRun<'a> {
             parked_for: Duration::ZERO,
             rollback: false,
             traceparent: None,
+            needs: needs::FIRST,
         }
     }
 }
@@ -192,6 +195,12 @@ pub struct Entry {
     pub traceparent: Option<String>,
     /// Documents that a person has approved the run to mark, delete or change.
     pub approved: Option<u64>,
+    /// The installation that enqueued it. `None`: a release that did not say so.
+    pub installation: Option<Fingerprint>,
+    /// The level that its worker must have.
+    pub needs: u32,
+    /// The level of the controller that enqueued it, and thus knew what it needs.
+    pub level: u32,
 }
 
 /// Runs that could be claimed when Redis was last asked.
@@ -240,6 +249,8 @@ pub enum Ending {
     Paused(Duration),
     /// Its guard holds it until so many documents are approved. Costs no attempt, and no time of its deadline.
     Held(u64),
+    /// It is given back, since its worker does not know all of it, and waits for one of this level. Costs no attempt.
+    Unsupported(u32),
     /// It is given back: it is parked when it is suspended, ends when it is cancelled, and otherwise another worker can
     /// go on with it at once. Costs no attempt.
     Released,
@@ -271,8 +282,11 @@ pub struct Depth {
     pub oldest: Duration,
 }
 
+/// Newest format of a run's hash that this release knows.
+const NEWEST_FORMAT: i64 = 2;
+
 /// The fields of a run's hash that make an [`Entry`], in the order in which `scripts/claim.lua` answers with them.
-pub(super) const FIELDS: [&str; 19] = [
+pub(super) const FIELDS: [&str; 22] = [
     "format",
     "state",
     "epoch",
@@ -292,6 +306,9 @@ pub(super) const FIELDS: [&str; 19] = [
     "parked_for",
     "traceparent",
     "approved",
+    "installation",
+    "needs",
+    "level",
 ];
 
 impl Entry {
@@ -303,9 +320,6 @@ impl Entry {
             values.get(at)?.clone().filter(|value| !value.is_empty())
         };
         let number = |name: &'static str| text(name).and_then(|value| value.parse::<i64>().ok());
-        if text("format").as_deref() != Some(FORMAT) {
-            return Err(unreadable("its format is of another release"));
-        }
         let state = match text("state").as_deref() {
             Some("waiting") => State::Waiting,
             Some("delayed") => State::Delayed,
@@ -334,6 +348,14 @@ impl Entry {
             parked_for: Duration::from_millis(number("parked_for").unwrap_or(0) as u64),
             traceparent: text("traceparent"),
             approved: number("approved").and_then(|number| u64::try_from(number).ok()),
+            installation: text("installation").map(|text| Fingerprint::parse(&text)),
+            level: number("level").and_then(|level| u32::try_from(level).ok()).unwrap_or(needs::FIRST),
+            // A format of a newer release is one that no worker of this release claims.
+            needs: if number("format").is_some_and(|format| format > NEWEST_FORMAT) {
+                needs::LEVEL + 1
+            } else {
+                number("needs").and_then(|level| u32::try_from(level).ok()).unwrap_or(needs::FIRST)
+            },
         })
     }
 }

@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     api::{conditions::reasons, syncjob::Counts},
     domain::{
+        needs::Level,
         retry::{self, Retry},
         run::{Checkpoint, Outcome, Payload, RunSpec, State},
     },
@@ -38,6 +39,8 @@ pub use pulse::{Beat, Pulse};
 
 /// Longest wait for a ring of the doorbell before looking for runs anyway.
 const IDLE: Duration = Duration::from_secs(5);
+/// Between two looks at who owns the queue.
+const OWNER_LOOK: Duration = Duration::from_secs(30);
 /// Pause after an error of Redis.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -85,7 +88,7 @@ pub async fn run(
         let worker = Arc::clone(&worker);
         async move {
             let (leases, recording) = (worker.leases.keep(&worker.beat), unrecorded.keep_recording(&worker.queue));
-            tokio::join!(leases, recording, worker.recover())
+            tokio::join!(leases, recording, worker.recover(), worker.compare_installations())
         }
     }));
     tracing::info!(worker = worker.id, slots = settings.slots, "worker started");
@@ -181,6 +184,23 @@ impl Worker {
         }
     }
 
+    /// Says when the queue is another installation's than this worker's, whose runs the worker does not claim.
+    async fn compare_installations(&self) {
+        let (mine, mut known) = (self.queue.identified().await, None);
+        let mut ticks = interval(OWNER_LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Ok(owner) = self.queue.owner().await else { continue };
+            let difference = owner.as_ref().and_then(|owner| mine.difference(&owner.fingerprint));
+            if let (Some(difference), Some(owner)) = (difference.filter(|_| difference != known), owner) {
+                let queue = self.queue.name();
+                tracing::error!(queue, %owner, difference, "the queue belongs to another installation: its runs are left to its workers");
+            }
+            known = difference;
+        }
+    }
+
     /// Drives a claimed run to the end of this claim. Its slot is free when the work is done: the next run need not
     /// wait until the end of this one is recorded.
     async fn handle(&self, claim: Claim, slot: Busy, stop: &CancellationToken) {
@@ -195,6 +215,11 @@ impl Worker {
         let trace_id = root.trace_id();
         metrics::claimed(claim.waited, trace_id.clone());
         tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, trace_id, "run claimed");
+        if let Some(lacking) = lacking(&claim, self.queue.level()) {
+            drop(slot);
+            self.leave_to_newer(&claim, &lacking, &signals).await;
+            return;
+        }
         let span = spans::claimed(root, &claim, &self.id);
 
         let mut target = None;
@@ -236,6 +261,16 @@ impl Worker {
         }
     }
 
+    /// Gives a run back of which this worker does not know all, for workers of a newer release.
+    async fn leave_to_newer(&self, claim: &Claim, lacking: &str, signals: &Signals) {
+        let (uid, epoch, needs) = (claim.uid.clone(), claim.entry.epoch, self.queue.level().number + 1);
+        tracing::warn!(uid, lacking, needs, "the run needs a worker of a newer release: given back");
+        let checkpoint = claim.entry.checkpoint.clone().unwrap_or_default();
+        let run = LetGo { uid, epoch, ending: Ending::Unsupported(needs), checkpoint, attempts: None };
+        // A run whose lease is lost is elsewhere.
+        signals.lost.run_until_cancelled(self.recorder.record(run)).await;
+    }
+
     /// A journal that outlives its run is dropped by a later run.
     async fn forget(&self, completed: Option<Target>) {
         let Some(target) = completed else { return };
@@ -275,7 +310,7 @@ impl Worker {
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let refused = |error| AttemptResult::from(&error);
         if spec.rollback && claim.entry.checkpoint.is_none() {
-            let target = self.databases.target(&spec, &payload.namespace, started).map_err(refused)?;
+            let target = self.databases.target(&spec, &payload.namespace, started, clock.at).map_err(refused)?;
             self.sweep_journals(&target).await.map_err(refused)?;
         }
         let coordinator = QueueCoordinator {
@@ -361,6 +396,11 @@ fn log_end(
             tracing::warn!(namespace, name, uid, epoch, trace_id, "lease lost; the run goes on elsewhere");
         }
     }
+}
+
+/// What of a run this worker must not ignore, and does not know. A controller of a newer release has said what the run needs.
+fn lacking(claim: &Claim, level: &Level) -> Option<String> {
+    if claim.entry.level > level.number { None } else { level.lacking(&claim.entry.payload) }
 }
 
 /// What is to be recorded of how a claim ended.

@@ -13,12 +13,15 @@
 
 mod alerts;
 mod certificates;
+mod compat;
+mod connection_strings;
 mod control;
 mod crashes;
 mod crds;
 mod held;
 mod http;
 mod incremental;
+mod installations;
 mod lint;
 mod local_runs;
 mod logs;

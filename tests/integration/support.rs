@@ -182,7 +182,9 @@ impl World {
     }
 
     fn process(&self, servers: &Servers, command: &str, args: &[&str]) -> Command {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
+        // That of another release, to record what it writes.
+        let program = env::var("OPERATOR_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_sync-operator").to_owned());
+        let mut process = Command::new(program);
         process
             .arg(command)
             .args(args)

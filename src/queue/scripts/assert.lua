@@ -1,23 +1,25 @@
--- ARGV format is_restored (uid suspended cancelled priority approved started attempts recoveries history parked_for parked_since
+-- ARGV installation is_restored (uid suspended cancelled priority approved started attempts recoveries history parked_for parked_since
 -- held)...
 -- Makes runs that have not ended what their SyncJobs say: suspends, resumes, cancels, reorders or approves them, and restores
 -- what Redis lost. What the SyncJob does not know is empty or 0. After a restore of Redis (is_restored), the SyncJob is also right
 -- about since when a run is put aside, and that it is held. A run that a worker holds is recalled: its next checkpoint says so.
+-- Works on runs of any format: only fields that all have are used. A run follows its installation when that has changed.
 -- Returns 1 for each, or 0 when there is no such run, or it has ended.
 local now, answers = clock(), {}
 write_when_full()
 
 local function assert_run(uid, run, suspended, cancelled, priority, approved, started, attempts, recoveries, history, parked_for,
     parked_since, held)
-  local fields = redis.call('HMGET', run, 'format', 'state', 'rank', 'suspended', 'cancelled', 'priority', 'approved', 'started',
+  local fields = redis.call('HMGET', run, 'installation', 'state', 'rank', 'suspended', 'cancelled', 'priority', 'approved', 'started',
     'attempts', 'recoveries', 'parked_for', 'parked_at', 'held')
   local state = fields[2]
-  if fields[1] ~= ARGV[1] or state == 'completed' or state == 'failed' then return 0 end
+  if not state or state == 'completed' or state == 'failed' then return 0 end
   local changes = {}
   local function set(field, value)
     changes[#changes + 1] = field
     changes[#changes + 1] = value
   end
+  if ARGV[1] ~= fields[1] then set('installation', ARGV[1]) end
   if suspended ~= (fields[4] or '0') then set('suspended', suspended) end
   -- A run stays cancelled.
   if cancelled ~= '' and (fields[5] or '') == '' then set('cancelled', cancelled) end

@@ -1,9 +1,11 @@
 -- ARGV (uid epoch ending detail checkpoint attempts history)...
 -- Takes runs from a worker that lets go of them: each is completed, failed (detail: why), delayed (detail: for how long),
 -- paused (likewise; the time does not count towards the deadline), held (detail: how many documents an approval has to cover) or
--- released. One that failed and was to be rolled back ends when its worker says so for the second time. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0 when its lease is lost.
+-- released, or unsupported (detail: the level that its worker must have). One that failed and was to be rolled back ends when its worker says so for the second time. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0 when its lease is lost.
 local now, answers = clock(), {}
 write_when_full()
+-- Documents carry times of the run's end, too.
+stamp_clock(now, 0)
 for i = 1, #ARGV, 7 do
   local uid, run, ending, detail = ARGV[i], run_key((i + 6) / 7), ARGV[i + 2], ARGV[i + 3]
   local held = is_held(run, ARGV[i + 1])
@@ -21,6 +23,8 @@ for i = 1, #ARGV, 7 do
         if ending == 'paused' then redis.call('HINCRBY', run, 'parked_for', detail) end
       elseif ending == 'held' then
         redis.call('HSET', run, 'held', detail)
+      elseif ending == 'unsupported' then
+        redis.call('HSET', run, 'format', 2, 'needs', detail)
       elseif not is_recalled(run) then
         redis.call('HINCRBY', run, 'releases', 1)
       end

@@ -1,12 +1,12 @@
 -- Stands before every script.
--- KEYS waiting delayed active parked completed failed due wake events seq workers asserted run...
+-- KEYS waiting delayed active parked completed failed due wake events seq workers asserted owner clock run...
 local SETS = { waiting = KEYS[1], delayed = KEYS[2], active = KEYS[3], parked = KEYS[4], completed = KEYS[5], failed = KEYS[6] }
 -- The runs of `waiting` once more, by the time since which each could be claimed: those are ordered by priority.
 local DUE = KEYS[7]
-local WAKE, EVENTS, SEQ, WORKERS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local WAKE, EVENTS, SEQ, WORKERS, OWNER, CLOCK = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[13], KEYS[14]
 -- The replication id of the server when a controller last asserted all runs on it.
 local ASSERTED = KEYS[12]
-local function run_key(i) return KEYS[12 + i] end
+local function run_key(i) return KEYS[14 + i] end
 
 -- The server's clock in milliseconds.
 local function clock()
@@ -26,6 +26,31 @@ end
 
 -- Numbers beyond 2^31 as Redis takes them.
 local function whole(number) return string.format('%.0f', number) end
+
+-- True unless two fingerprints of installations differ in a word that both know. domain/installation.rs has the same rule.
+local function agree(a, b)
+  if not a or not b or a == b then return true end
+  local others = b:gmatch('%S+')
+  for part in a:gmatch('%S+') do
+    local other = others() or '-'
+    if part ~= other and part ~= '-' and other ~= '-' then return false end
+  end
+  return true
+end
+
+-- How far ahead of the server's clock stamps may be.
+local MAX_AHEAD = 7200000
+
+-- A time for stamps, in milliseconds: the server's, or `step` after the last one that was handed out, whichever is later. Documents
+-- carry stamps, and a server whose clock is behind that of the one before would hand out times that are older than those. One that
+-- is too far ahead is the mistake of a clock, and forgotten.
+local function stamp_clock(now, step)
+  local last = tonumber(redis.call('GET', CLOCK) or 0)
+  if last > now + MAX_AHEAD then last = 0 end
+  local stamp = math.max(now, last + step)
+  redis.call('SET', CLOCK, whole(stamp))
+  return stamp
+end
 
 -- Higher priorities first, then arrival. The arrival is kept, so a run that comes back takes its old place.
 local function rank(priority, arrival) return whole((1000 - priority) * 2 ^ 40 + arrival % 2 ^ 40) end

@@ -237,12 +237,17 @@ fn decisions() {
         (
             "the clock was set back by an hour",
             json!({"now": "09:00:30", "last": "10:00"}),
-            json!({"next": "@10:10", "requeue": 4170}),
+            json!({"next": "@09:10", "requeue": 570, "events": ["ClockSkew"]}),
+        ),
+        (
+            "the clock is behind that of the leader before",
+            json!({"now": "09:59:35", "last": "10:00"}),
+            json!({"next": "@10:10", "requeue": 625}),
         ),
         (
             "the clock was set back to before the creation",
             json!({"now": "08:00", "last": "09:50"}),
-            json!({"next": "@10:00", "requeue": 7200}),
+            json!({"next": "@08:10", "requeue": 600, "events": ["ClockSkew"]}),
         ),
         // With a cron expression.
         (
@@ -971,6 +976,8 @@ fn decisions() {
             jobs: &jobs,
             made: &made,
             queue_available,
+            queue_owner: None,
+            clock_skew: None,
             conflicts: &[],
             failure: failure.as_ref(),
         };
