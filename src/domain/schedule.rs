@@ -49,6 +49,9 @@ const MAX_HANDLED_TRIGGERS: usize = 20;
 /// starts may have to wait for each other.
 const ON_TIME: Duration = Duration::from_mins(1);
 
+/// A slot that was dealt with may be so much later than now by the clock of another controller. It must not be run again.
+const CLOCKS_DIFFER: Duration = Duration::from_mins(1);
+
 pub use spec::{Parsed, interval};
 pub use standing::{STANDINGS, count as count_standings};
 pub use template::job_for;
@@ -487,7 +490,9 @@ fn start_due(plan: &mut Plan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed:
         plan.status.slots_since = Some(Time(created));
     }
     if resumed || edited {
-        plan.status.slots_since = Some(Time(from_seconds(now.as_second())));
+        let handled = handled(old);
+        let is_ahead = handled > now && elapsed(now, handled) <= CLOCKS_DIFFER;
+        plan.status.slots_since = Some(Time(if is_ahead { handled } else { from_seconds(now.as_second()) }));
     }
     if schedule.spec.suspended || stopped {
         plan.status.next_schedule_time = None;
