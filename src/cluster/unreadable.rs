@@ -19,6 +19,8 @@ pub struct UnreadableObject {
     pub reference: ObjectReference,
     /// Path of its kind in its namespace, for requests.
     pub url: String,
+    /// The `metadata.resourceVersion`.
+    pub version: Option<String>,
     /// The `metadata.generation`.
     pub generation: Option<i64>,
     /// The conditions in its status.
@@ -33,6 +35,7 @@ impl<K: Kind> From<&Unreadable<K>> for UnreadableObject {
         Self {
             reference: outline.object_ref(&()),
             url: K::url_path(&(), meta.namespace.as_deref()),
+            version: meta.resource_version.clone(),
             generation: meta.generation,
             conditions: outline.conditions().to_vec(),
             reason: reason.clone(),

@@ -242,6 +242,15 @@ enum Error {
 }
 
 impl Error {
+    /// Nothing more is to be done: the object will be deleted with its namespace.
+    fn is_in_terminating_namespace(&self) -> bool {
+        match self {
+            Self::Cluster(error) => error.is_in_terminating_namespace(),
+            Self::Partly { error, .. } => error.is_in_terminating_namespace(),
+            _ => false,
+        }
+    }
+
     /// The wait of an error that is none: an action is not due yet.
     fn held_back(&self) -> Option<Duration> {
         match self {
@@ -398,11 +407,11 @@ pub async fn run(
 /// When an object is reconciled again after an error.
 fn after(who: &Writer, error: &Error, context: &Context) -> Action {
     tracing::debug!(%error, "reconciliation failed");
-    let wait = match error {
-        Error::Cluster(error) if error.is_in_terminating_namespace() => None,
-        error => Some(retry_after(who, error, context)),
-    };
-    wait.map_or_else(Action::await_change, Action::requeue)
+    if error.is_in_terminating_namespace() {
+        Action::await_change()
+    } else {
+        Action::requeue(retry_after(who, error, context))
+    }
 }
 
 fn retry_after(who: &Writer, error: &Error, context: &Context) -> Duration {

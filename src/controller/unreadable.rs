@@ -48,17 +48,18 @@ pub(super) async fn report(context: &Context) {
 /// Tells of an object once for each reason: an event, and the conditions, where they can be written. False: they could not
 /// be written, and may be later.
 async fn tell(object: &UnreadableObject, told: &mut HashMap<String, String>, context: &Context) -> bool {
-    let UnreadableObject { reference, url, generation, conditions, reason } = object;
+    let UnreadableObject { reference, url, version, generation, conditions, reason } = object;
     let kind = reference.kind.as_deref().unwrap_or_default();
     let Some(conditions) = unreadable::mark(conditions, kind, reason, *generation, Timestamp::now()) else {
         return true;
     };
     let uid = reference.uid.clone().unwrap_or_default();
-    if told.insert(uid, reason.clone()).as_ref() != Some(reason) {
+    let is_new = told.insert(uid, reason.clone()).as_ref() != Some(reason);
+    if is_new {
         context.news.tell_of(reference.clone(), Note::warning("Unreadable", reason));
     }
     // The version makes this a conflict when somebody has changed the object, and the watch will tell of that.
-    let metadata = json!({"resourceVersion": reference.resource_version});
+    let metadata = json!({"resourceVersion": version});
     let patch = Patch::Merge(json!({"metadata": metadata, "status": {"conditions": conditions}}));
     let name = reference.name.as_deref().unwrap_or_default();
     let request = Request::new(url).patch_subresource("status", name, &PatchParams::default(), &patch);
@@ -74,7 +75,10 @@ async fn tell(object: &UnreadableObject, told: &mut HashMap<String, String>, con
         Ok(_) => true,
         Err(error) if error.is_conflict() || error.is_not_found() => true,
         Err(error) => {
-            tracing::debug!(kind, namespace = reference.namespace, name, %error, "conditions not written");
+            if is_new {
+                let namespace = &reference.namespace;
+                tracing::warn!(kind, namespace, name, %error, "an unreadable object cannot say so; trying again");
+            }
             false
         }
     }

@@ -709,6 +709,11 @@ fn decisions() {
             json!({"was": "?", "now": "10:05"}),
             json!({"ready": "True Scheduled", "stalled": null, "since": "@10:05"}),
         ),
+        (
+            "edited: by a controller whose clock is behind",
+            json!({"was": "?", "last": "10:00", "now": "09:59:58"}),
+            json!({"since": "@10:00", "next": "@10:10"}),
+        ),
         // Failures in a row.
         (
             "failures: without a threshold",
