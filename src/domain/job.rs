@@ -360,19 +360,8 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     match run.state {
         State::Waiting => {
             status.phase = Some(Phase::Queued);
-            match run.lacks_level {
-                Some(level) => {
-                    let message = format!(
-                        "Waiting for a worker of a newer release: no worker that is connected has level {level}"
-                    );
-                    reconciling(reasons::NEWER_WORKER_NEEDED, message);
-                }
-                None if run.has_workers => reconciling(reasons::QUEUED, "Waiting for a worker".to_owned()),
-                None => {
-                    let message = "Waiting for a worker: none is connected to Redis";
-                    reconciling(reasons::NO_WORKERS, message.to_owned());
-                }
-            }
+            let (reason, message) = waiting(run);
+            reconciling(reason, message);
         }
         State::Active => {
             status.phase = Some(Phase::Running);
@@ -408,6 +397,18 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
             let outcome = run.outcome.clone().unwrap_or_else(unknown);
             fail(status, &outcome, generation, run.finished.unwrap_or(now));
         }
+    }
+}
+
+/// What a run waits for: reason and message.
+fn waiting(run: &Run) -> (&'static str, String) {
+    match run.lacks_level {
+        Some(level) => {
+            let message = "Waiting for a worker of a newer release: no worker that is connected has level";
+            (reasons::NEWER_WORKER_NEEDED, format!("{message} {level}"))
+        }
+        None if run.has_workers => (reasons::QUEUED, "Waiting for a worker".to_owned()),
+        None => (reasons::NO_WORKERS, "Waiting for a worker: none is connected to Redis".to_owned()),
     }
 }
 

@@ -49,7 +49,6 @@ const MAX_HANDLED_TRIGGERS: usize = 20;
 /// starts may have to wait for each other.
 const ON_TIME: Duration = Duration::from_mins(1);
 
-
 pub use spec::{Parsed, interval};
 pub use standing::{STANDINGS, count as count_standings};
 pub use template::job_for;

@@ -326,7 +326,9 @@ impl<'a> Oracle<'a> {
         wrong.unless(Self::is_selected(seen.source, old), || "the filter leaves it out".to_owned());
         let is_skipped = run.end == End::Completed && run.checkpoint.removal_skipped.is_some();
         // A lost attempt may have removed documents after a walk of its own.
-        wrong.unless(!is_skipped || run.was_killed, || format!("removal was skipped: {:?}", run.checkpoint.removal_skipped));
+        wrong.unless(!is_skipped || run.was_killed, || {
+            format!("removal was skipped: {:?}", run.checkpoint.removal_skipped)
+        });
         // One that was held for its changes may still remove as many as its guard allows: see `judge_guard`.
         wrong.unless(run.held.is_none() || run.approved.is_some(), || "the run was held, and not approved".to_owned());
         let Some((number, _)) = self.number(old) else {
