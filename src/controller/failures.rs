@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use kube::api::ObjectMeta;
 use tokio::time::Instant;
 
 use super::line::Writer;
@@ -25,7 +26,8 @@ pub(super) struct Failures(Mutex<HashMap<Writer, Object>>);
 
 #[derive(Default)]
 struct Object {
-    generation: Option<i64>,
+    /// Its uid, and the generation of its spec.
+    spec: Option<(Option<String>, Option<i64>)>,
     actions: HashMap<&'static str, Entry>,
 }
 
@@ -103,12 +105,13 @@ impl Failures {
         first.map(|(_, failure)| failure.clone())
     }
 
-    /// Forgets what failed on an object before its spec was changed.
-    pub fn begin(&self, who: &Writer, generation: Option<i64>) {
+    /// Forgets what failed on an object before its spec was changed, or on another one of the same name.
+    pub fn begin(&self, who: &Writer, meta: &ObjectMeta) {
         let mut objects = self.lock();
         if let Some(object) = objects.get_mut(who) {
-            let before = std::mem::replace(&mut object.generation, generation);
-            if before.is_some() && before != generation {
+            let spec = Some((meta.uid.clone(), meta.generation));
+            let before = std::mem::replace(&mut object.spec, spec);
+            if before.is_some() && before != object.spec {
                 objects.remove(who);
             }
         }
@@ -153,11 +156,12 @@ mod tests {
         assert_eq!(note("never", Cause::Refused).unwrap().text, "Never");
         assert!(note("busy", Cause::Busy).is_none(), "the first time-out is not told");
         assert_eq!(failures.shown(&who("a")).unwrap().message, "Never");
+        let meta = |generation| ObjectMeta { generation: Some(generation), ..ObjectMeta::default() };
         for generation in [1, 1] {
-            failures.begin(&who("a"), Some(generation));
+            failures.begin(&who("a"), &meta(generation));
             assert!(failures.shown(&who("a")).is_some());
         }
-        failures.begin(&who("a"), Some(2));
+        failures.begin(&who("a"), &meta(2));
         assert!(failures.shown(&who("a")).is_none(), "its user may have mended it");
     }
 

@@ -74,6 +74,10 @@ const MISSES: u32 = 3;
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// The wait after an error that has no backoff of its own: a server cannot be reached, which is noticed elsewhere.
 const AFTER_ERROR: Duration = Duration::from_secs(5);
+/// How long an object is left alone whose namespace is being deleted.
+const TERMINATING: Duration = Duration::from_mins(1);
+/// The action that fails in a namespace that is being deleted.
+const ANYTHING: &str = "create anything";
 
 /// Settings of the controllers.
 #[derive(Clone, Debug)]
@@ -169,9 +173,14 @@ impl Context {
             Err(error) if !error.is_already_exists() && !error.is_not_found() => error,
             _ => return self.failures.passed(who, action),
         };
+        if error.is_in_terminating_namespace() {
+            // Not told: the object will be deleted, too.
+            self.failures.note(who, ANYTHING, (Cause::Refused, &error.to_string()), TERMINATING, Instant::now());
+            return;
+        }
         // What all objects have in common is told once, and not of each.
         let cause = error.cause().filter(|cause| *cause != Cause::Busy || cluster::stale_since().is_none());
-        if let Some(cause) = cause.filter(|_| !error.is_in_terminating_namespace()) {
+        if let Some(cause) = cause {
             self.fail(who, action, cause, &error.to_string(), error.retry_after());
         }
     }
@@ -273,7 +282,10 @@ where
     F: Future<Output = Result<Action, Error>>,
 {
     let (who, began) = (Writer::from(&*object), Instant::now());
-    context.failures.begin(&who, object.meta().generation);
+    context.failures.begin(&who, object.meta());
+    if context.failures.held_back(&who, ANYTHING, began).is_some() {
+        return Ok(Action::await_change());
+    }
     let was_shown = context.failures.shown(&who).is_some();
     let result = select! {
         biased;

@@ -82,6 +82,7 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     let acted = Act { schedule: &schedule, who: &who, jobs: &jobs, context: &context }.carry_out(&plan, written).await;
     match acted {
         Ok(()) => Ok(plan.requeue.map_or_else(Action::await_change, Action::requeue)),
+        Err(error @ Error::NotLeading) => Err(error),
         Err(error) => Err(Error::Partly { error: Box::new(error), next: plan.requeue }),
     }
 }
@@ -245,7 +246,7 @@ impl Act<'_> {
         }
     }
 
-    /// Takes a run out of the books whose name is taken.
+    /// Removes a run from `status.active` whose name is taken.
     async fn skip_foreign(&self, run: &ActiveRun, written: &mut SyncSchedule) -> Result<(), Error> {
         let Self { schedule, who, context, .. } = *self;
         let mut status = written.status.clone().unwrap_or_default();
