@@ -144,7 +144,7 @@ async fn look(schedule: &SyncSchedule, context: &Context) -> Result<(Vec<Arc<Syn
     let mut plan = schedule::decide(&observed, now);
     if schedule.status.as_ref() != Some(&plan.status) {
         plan.status.installation = Some(context.peers.me().to_owned());
-        installation::forget_conflict(&mut plan.status.conditions, now);
+        installation::forget_conflict(&mut plan.status.conditions, context.peers.me(), now);
     }
     Ok((jobs, plan))
 }

@@ -316,15 +316,8 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     match run.state {
         State::Waiting => {
             status.phase = Some(Phase::Queued);
-            match run.lacks_level {
-                Some(level) => {
-                    let message = format!(
-                        "Waiting for a worker of a newer release: no worker that is connected has level {level}"
-                    );
-                    reconciling(reasons::NEWER_WORKER_NEEDED, message);
-                }
-                None => reconciling(reasons::QUEUED, "Waiting for a worker".to_owned()),
-            }
+            let (reason, message) = waiting(run);
+            reconciling(reason, message);
         }
         State::Active => {
             status.phase = Some(Phase::Running);
@@ -360,6 +353,17 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
             let outcome = run.outcome.clone().unwrap_or_else(unknown);
             fail(status, &outcome, generation, run.finished.unwrap_or(now));
         }
+    }
+}
+
+/// What a run waits for that could be claimed: reason and message.
+fn waiting(run: &Run) -> (&'static str, String) {
+    match run.lacks_level {
+        Some(level) => {
+            let message = format!("Waiting for a worker of a newer release: no connected worker has level {level}");
+            (reasons::NEWER_WORKER_NEEDED, message)
+        }
+        None => (reasons::QUEUED, "Waiting for a worker".to_owned()),
     }
 }
 
