@@ -114,9 +114,10 @@ impl Clock {
             // The seconds in the sentence change with each comparison.
             let changes = known.is_some() != skew.is_some();
             if changes {
-                match &skew {
-                    Some(skew) => tracing::warn!(skew, "clocks differ"),
-                    None => tracing::info!("the clocks agree again"),
+                if let Some(skew) = &skew {
+                    tracing::warn!(skew, "clocks differ");
+                } else {
+                    tracing::info!("the clocks agree again");
                 }
                 known.clone_from(&skew);
             }

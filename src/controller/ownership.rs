@@ -126,13 +126,12 @@ impl Peers {
     pub async fn owner(&self, mark: Option<&str>) -> Option<String> {
         let lease = mark.filter(|mark| *mark != self.me)?;
         let known = lock(&self.at_work).get(lease).copied().filter(|(at, _)| at.elapsed() < LOOK);
-        let is_at_work = match known {
-            Some((_, is_at_work)) => is_at_work,
-            None => {
-                let is_at_work = self.is_at_work(lease).await;
-                lock(&self.at_work).insert(lease.to_owned(), (Instant::now(), is_at_work));
-                is_at_work
-            }
+        let is_at_work = if let Some((_, is_at_work)) = known {
+            is_at_work
+        } else {
+            let is_at_work = self.is_at_work(lease).await;
+            lock(&self.at_work).insert(lease.to_owned(), (Instant::now(), is_at_work));
+            is_at_work
         };
         is_at_work.then(|| lease.to_owned())
     }

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use kube::{
     ResourceExt,
     api::PatchParams,
@@ -84,7 +83,7 @@ fn decide(alert: &SyncAlert, kept: Option<SyncAlertStatus>, uid: &str, context: 
     let ended = std::mem::take(&mut entry.ended);
     let plan = alert::decide(
         Observed { alert, kept, schedules: &beside, ended: &ended, busy: &entry.busy, unusable_template },
-        Timestamp::now(),
+        context.clock.now(),
     );
     entry.kept = Some(plan.status.clone());
     plan
@@ -138,7 +137,7 @@ fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
             sink: name.clone(),
             notified: notified.clone(),
             result,
-            at: Timestamp::now(),
+            at: context.clock.now(),
         });
         context.outbox.end(&alert, name, ended);
     });

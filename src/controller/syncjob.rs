@@ -151,7 +151,7 @@ async fn look(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Re
     }
     if job.status.as_ref() != Some(&plan.status) {
         plan.status.installation = Some(context.peers.me().to_owned());
-        installation::forget_conflict(&mut plan.status.conditions, now);
+        installation::forget_conflict(&mut plan.status.conditions, context.peers.me(), now);
     }
     Ok(plan)
 }

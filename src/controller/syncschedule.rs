@@ -132,7 +132,7 @@ async fn look(schedule: &SyncSchedule, who: &Writer, context: &Context) -> Resul
     }
     if schedule.status.as_ref() != Some(&plan.status) {
         plan.status.installation = Some(context.peers.me().to_owned());
-        installation::forget_conflict(&mut plan.status.conditions, now);
+        installation::forget_conflict(&mut plan.status.conditions, context.peers.me(), now);
     }
     Ok((jobs, plan))
 }

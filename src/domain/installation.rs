@@ -118,8 +118,8 @@ pub fn note_conflict(
     now: Timestamp,
 ) -> Note {
     let message = format!(
-        "The controllers of the Lease {me} leave this object alone: it belongs to those of the Lease {owner}. Stop one of \
-         them, or run sync-operator adopt"
+        "{} this object alone: it belongs to those of the Lease {owner}. Stop one of them, or run sync-operator adopt",
+        who_leaves(me)
     );
     conditions::set(conditions, INSTALLATION_CONFLICT, true, reasons::OTHER_INSTALLATION, &message, generation, now);
     Note::warning("InstallationConflict", message)
@@ -131,10 +131,17 @@ pub fn queue_is_owned(owner: &str) -> String {
     format!("The queue belongs to the installation {owner}: set another QUEUE_NAME, or run sync-operator adopt")
 }
 
-/// Removes the condition about another installation when that has not repeated it for some time.
-pub fn forget_conflict(conditions: &mut Vec<Condition>, now: Timestamp) {
-    let noted = conditions::find(conditions, INSTALLATION_CONFLICT);
-    if noted.is_some_and(|noted| elapsed(noted.last_transition_time.0, now) > OWNERSHIP) {
+fn who_leaves(lease: &str) -> String {
+    format!("The controllers of the Lease {lease} leave")
+}
+
+/// Removes the condition about another installation, for the owner of the object, when that has not repeated it for some time, or
+/// when it was the owner who left the object alone.
+pub fn forget_conflict(conditions: &mut Vec<Condition>, me: &str, now: Timestamp) {
+    let is_over = |noted: &Condition| {
+        noted.message.starts_with(&who_leaves(me)) || elapsed(noted.last_transition_time.0, now) > OWNERSHIP
+    };
+    if conditions::find(conditions, INSTALLATION_CONFLICT).is_some_and(is_over) {
         conditions::clear(conditions, INSTALLATION_CONFLICT);
     }
 }
@@ -207,9 +214,12 @@ mod tests {
     fn a_conflict_that_nobody_repeats_is_forgotten() {
         let mut conditions = Vec::new();
         note_conflict(&mut conditions, "a/one", "b/two", None, at(0));
-        forget_conflict(&mut conditions, at(599));
+        forget_conflict(&mut conditions, "a/one", at(599));
         assert!(conditions[0].message.contains("a/one") && conditions[0].message.contains("b/two"));
-        forget_conflict(&mut conditions, at(601));
+        forget_conflict(&mut conditions, "a/one", at(601));
         assert_eq!(conditions, []);
+        note_conflict(&mut conditions, "a/one", "b/two", None, at(0));
+        forget_conflict(&mut conditions, "b/two", at(1));
+        assert_eq!(conditions, [], "it has adopted the object");
     }
 }

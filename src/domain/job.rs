@@ -400,12 +400,12 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     }
 }
 
-/// What a run waits for: reason and message.
+/// What a run waits for that could be claimed: reason and message.
 fn waiting(run: &Run) -> (&'static str, String) {
     match run.lacks_level {
         Some(level) => {
-            let message = "Waiting for a worker of a newer release: no worker that is connected has level";
-            (reasons::NEWER_WORKER_NEEDED, format!("{message} {level}"))
+            let message = format!("Waiting for a worker of a newer release: no connected worker has level {level}");
+            (reasons::NEWER_WORKER_NEEDED, message)
         }
         None if run.has_workers => (reasons::QUEUED, "Waiting for a worker".to_owned()),
         None => (reasons::NO_WORKERS, "Waiting for a worker: none is connected to Redis".to_owned()),

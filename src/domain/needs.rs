@@ -78,10 +78,14 @@ pub fn unknown_fields(spec: &SyncJobSpec) -> Vec<String> {
             ("spec.source.pagination", source.pagination.as_ref().map(|pagination| &pagination.unknown)),
             ("spec.source.missing", Some(&source.missing.unknown)),
         ] {
-            unknown.into_iter().for_each(|unknown| add(path, unknown));
+            if let Some(unknown) = unknown {
+                add(path, unknown);
+            }
         }
     }
-    spec.mapping.iter().for_each(|field| add("spec.mapping[]", &field.unknown));
+    for field in &spec.mapping {
+        add("spec.mapping[]", &field.unknown);
+    }
     found
 }
 
