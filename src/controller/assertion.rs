@@ -117,11 +117,14 @@ pub(super) async fn assert_runs(context: &Context) -> Result<(), Error> {
     let is_restored = !server.is_asserted;
     // An end may be so new that the cache does not have it.
     let listed = if is_restored { Some(list(cluster).await?) } else { None };
-    let removed = remove_ended(context, listed.as_ref()).await?;
+    let found = queue.unfinished().await?;
+    let was_empty = found.is_empty();
+    let removed = remove_ended(context, found, listed.as_ref()).await?;
     let asserted = assert_unfinished(context, is_restored).await?;
     if is_restored && queue.confirm(&server.replication_id).await? {
         *redis.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        if removed + asserted > 0 {
+        // A queue that is new had no runs.
+        if !was_empty {
             let millis = began.elapsed().as_millis() as u64;
             tracing::warn!(
                 removed,
@@ -136,10 +139,15 @@ pub(super) async fn assert_runs(context: &Context) -> Result<(), Error> {
     Ok(())
 }
 
-async fn remove_ended(context: &Context, listed: Option<&HashMap<String, Presence>>) -> Result<usize, Error> {
+/// Removes the runs of SyncJobs that have ended or are gone from those that Redis takes for unfinished.
+async fn remove_ended(
+    context: &Context,
+    found: Vec<String>,
+    listed: Option<&HashMap<String, Presence>>,
+) -> Result<usize, Error> {
     let Context { cluster, queue, .. } = context;
     let mut ended = Vec::new();
-    for uid in queue.unfinished().await? {
+    for uid in found {
         let listed = listed.map(|listed| listed.get(&uid).copied().unwrap_or(Presence::Absent));
         let is_over = match judge(presence(cluster, &uid), listed) {
             Verdict::Keep => false,
