@@ -55,7 +55,7 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
     // Status.
     let mut bounded = alert::bounded(status);
     if let Some(failure) = context.failures.shown(&who) {
-        failure::mark_ready(&mut bounded.conditions, &failure, alert.metadata.generation, Timestamp::now());
+        failure::mark_ready(&mut bounded.conditions, &failure, alert.metadata.generation, context.clock.now());
     }
     let is_same =
         |written: &SyncAlertStatus| *written == SyncAlertStatus { revision: written.revision, ..bounded.clone() };

@@ -167,6 +167,7 @@ async fn the_runs_of_each_release_are_worked_off() {
         eventually("its run is back", async || (queue.reap("{}").await.unwrap() == 1).then_some(())).await;
         let go_on = Control { suspended: false, cancelled: None, priority: -1, approved: None };
         assert!(queue.control(&uid_of("suspended"), go_on).await.unwrap(), "{file}");
+        assert!(queue.confirm(&queue.server().await.unwrap().replication_id).await.unwrap(), "{file}");
         let claims = queue.claim("w", 32, &mut Candidates::default()).await.unwrap().unwrap();
         let claimed: Vec<_> = claims.iter().map(|claim| claim.uid.clone()).collect();
         assert_eq!(claimed, ["waiting", "active", "suspended"].map(uid_of), "{file}");
