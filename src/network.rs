@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistake_in_a_connection_string_is_named_without_a_part_of_it() {
+    fn a_mistake_in_a_connection_string_quotes_no_part_of_it() {
         let (encode, scheme) = ("not percent-encoded", "must begin with mongodb:// or redis://");
         for (text, expected) in [
             ("", scheme),
