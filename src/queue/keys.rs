@@ -53,7 +53,7 @@ impl Keys {
 
     /// The hash of the installation that owns the queue.
     pub fn owner(&self) -> &str {
-        &self.shared[11]
+        &self.shared[12]
     }
 
     /// The time at which a rate limit lets the next request pass. Workers of the release before use the same key, so that
