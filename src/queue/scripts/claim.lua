@@ -1,10 +1,10 @@
 -- ARGV level worker lease most offset look fresh installation uid...
 -- Takes the best of the given runs that wait, or are delayed and due: at most as many as asked for, and no more than
--- this worker's share of all. Left alone are runs that need a higher level, or are of another installation. Any other run's key is not known here, as a Cluster wants every key to be declared; so
--- unless the ids are fresh, nothing is taken that comes after such a run.
--- Returns the ids and fields of those taken, each with the milliseconds since it was due, the time, the ids to give in the
--- next call, and when there is none, the milliseconds until the next delayed run is due (-1: none; -2: nothing may be claimed
--- before a controller has asserted the runs).
+-- this worker's share of all. Left alone are runs that need a higher level, or are of another installation. Any other run's
+-- key is not known here, as a Cluster wants every key to be declared; so unless the ids are fresh, nothing is taken that comes
+-- after such a run. Returns the ids and fields of those taken, each with the milliseconds since it was due, the time, the ids
+-- to give in the next call, and when there is none, the milliseconds until the next delayed run is due (-1: none; -2: nothing
+-- may be claimed before a controller has asserted the runs).
 local now, known = clock(), {}
 for i = 9, #ARGV do known[ARGV[i]] = run_key(i - 8) end
 

@@ -15,7 +15,8 @@ local function clock()
 end
 
 -- A full Redis refuses the first write of a script when that write may need memory, and none of those after it. So scripts that
--- keep or end a run begin with a write that is never refused, and scripts that begin one with a write that is. Both change nothing.
+-- keep or end a run begin with a write that is never refused, and scripts that begin one with a write that is. Both change
+-- nothing.
 local function write_when_full() redis.call('ZREM', SETS.active, '') end
 local function refuse_when_full() redis.call('ZADD', SETS.active, 'XX', 0, '') end
 
@@ -41,9 +42,9 @@ end
 -- How far ahead of the server's clock stamps may be.
 local MAX_AHEAD = 7200000
 
--- A time for stamps, in milliseconds: the server's, or `step` after the last one that was handed out, whichever is later. Documents
--- carry stamps, and a server whose clock is behind that of the one before would hand out times that are older than those. One that
--- is too far ahead is the mistake of a clock, and forgotten.
+-- A time for stamps, in milliseconds: the server's, or `step` after the last one that was handed out, whichever is later.
+-- Documents carry stamps, and a server whose clock is behind that of the one before would hand out times that are older than
+-- those. One that is too far ahead is the mistake of a clock, and forgotten.
 local function stamp_clock(now, step)
   local last = tonumber(redis.call('GET', CLOCK) or 0)
   if last > now + MAX_AHEAD then last = 0 end
