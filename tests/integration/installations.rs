@@ -11,7 +11,7 @@ use crate::{
     operator::{apply_job, apply_schedule, finished, get},
     replicas::probe_port,
     sources::ALLOWED,
-    support::{World, eventually, source},
+    support::{World, allow_queue, eventually, source},
     upstream::Upstream,
 };
 
@@ -62,6 +62,7 @@ async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
     apply_job(&first, "one", json!({"syncType": "Full"})).await;
     assert!(is_complete(&finished(&first, "one").await));
 
+    allow_queue(&second.servers.redis, &second.name, &first.name).await;
     let on_queue_of_first = [&QUICK[..], &["--queue-name", &first.name]].concat();
     let refused = second.operator("controller", &on_queue_of_first);
     apply_schedule(&second, "users", json!({"interval": "24h"})).await;
@@ -122,6 +123,7 @@ async fn objects_of_another_installation_are_left_alone() {
 
     // Another queue stands for another Redis.
     let (queue, other) = (format!("{}-other", world.name), format!("{}-other", world.name));
+    allow_queue(&world.servers.redis, &world.name, &queue).await;
     let second =
         world.operator("controller", &[&QUICK[..], &["--queue-name", &queue, "--leader-lease-name", &other]].concat());
     let message =

@@ -228,6 +228,14 @@ pub async fn add_redis_user(url: &str, name: &str) {
     assert_eq!(documented, 2);
 }
 
+/// Lets the user of this name also use another queue.
+#[allow(dead_code, reason = "random faults have one queue")]
+pub async fn allow_queue(url: &str, name: &str, queue: &str) {
+    let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let keys = format!("~{{sync:{queue}}}:*");
+    redis::cmd("ACL").arg("SETUSER").arg(name).arg(keys).exec_async(&mut connection).await.unwrap();
+}
+
 /// What a document has at `_sync` that a source of this name listed long ago.
 pub fn confirmed(namespace: &str, source: &str) -> Document {
     doc! {format!("{namespace}/{source}"): {"at": bson::DateTime::from_millis(1)}}
