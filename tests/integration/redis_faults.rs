@@ -154,7 +154,7 @@ async fn redis_refuses_what_its_user_may_not_and_says_so() {
     let refused: Vec<redis::Value> = redis.ask("ACL LOG").await;
     assert!(refused.is_empty(), "{refused:?}");
 
-    redis.ask::<()>(&format!("ACL SETUSER {} -zrem", world.name)).await;
+    redis.ask::<()>(&format!("ACL SETUSER {} -hset", world.name)).await;
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
     let told = eventually("the SyncJob tells", async || {
         let status = world.jobs().get("run").await.ok()?.status?;
@@ -163,7 +163,7 @@ async fn redis_refuses_what_its_user_may_not_and_says_so() {
     .await;
     assert!(told.message.contains("NOPERM: its user lacks a right"), "{}", told.message);
     eventually("the log tells", async || operator.log().contains("NOPERM: its user lacks a right").then_some(())).await;
-    redis.ask::<()>(&format!("ACL SETUSER {} +zrem", world.name)).await;
+    redis.ask::<()>(&format!("ACL SETUSER {} +hset", world.name)).await;
     assert!(is_complete(&finished(&world, "run").await));
 }
 
