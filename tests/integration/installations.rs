@@ -61,6 +61,7 @@ async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
     let _first = first.operator("controller", &QUICK);
     apply_job(&first, "one", json!({"syncType": "Full"})).await;
     assert!(is_complete(&finished(&first, "one").await));
+    eventually("the first one owns its queue", async || first.queue().owner().await.unwrap()).await;
 
     allow_queue(&second.servers.redis, &second.name, &first.name).await;
     let on_queue_of_first = [&QUICK[..], &["--queue-name", &first.name]].concat();

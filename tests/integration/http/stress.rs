@@ -133,8 +133,13 @@ async fn a_call_under_way_is_answered_when_the_process_stops() {
     let (mut operator, port) = world.all(&[]);
     serving(port).await;
     let mut call = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let head = "POST /jobs/cleanup HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n";
+    let head = "POST /jobs/cleanup HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 15\r\nExpect: 100-continue\r\n\r\n";
     call.write_all(format!("{head}{{\"dryRun\":").as_bytes()).await.unwrap();
+    // Otherwise the process may stop before it has seen the call.
+    let expected = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let mut begun = vec![0; expected.len()];
+    call.read_exact(&mut begun).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&begun), String::from_utf8_lossy(expected));
     operator.signal("TERM");
     eventually("the process stops", async || operator.log().contains("stopping").then_some(())).await;
     eventually("nobody else is let in", async || TcpStream::connect(("127.0.0.1", port)).await.err()).await;
