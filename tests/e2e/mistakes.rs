@@ -92,19 +92,20 @@ fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
         vec!["mongodb.existingSecret=mongodb-wrong".to_owned(), "mongodb.database=sync".to_owned(), tls]
     };
     let mistakes = [
-        ("redis", "connection refused", redis_secret("redis-nowhere", ""), mongodb_secret("mongodb-ca")),
-        ("redis", "password", redis_secret("redis-wrong", "redis-ca"), mongodb_secret("mongodb-ca")),
-        ("redis", "certificate", redis_secret("redis-right", "stranger"), mongodb_secret("mongodb-ca")),
-        ("mongodb", "credentials", redis_secret("redis-right", "redis-ca"), mongodb_secret("mongodb-ca")),
-        ("mongodb", "certificate", redis_secret("redis-right", "redis-ca"), mongodb_secret("stranger")),
+        ("Redis", "connection refused", redis_secret("redis-nowhere", ""), mongodb_secret("mongodb-ca")),
+        ("Redis", "password", redis_secret("redis-wrong", "redis-ca"), mongodb_secret("mongodb-ca")),
+        ("Redis", "certificate", redis_secret("redis-right", "stranger"), mongodb_secret("mongodb-ca")),
+        ("MongoDB", "credentials", redis_secret("redis-right", "redis-ca"), mongodb_secret("mongodb-ca")),
+        ("MongoDB", "certificate", redis_secret("redis-right", "redis-ca"), mongodb_secret("stranger")),
     ];
     let namespace = &namespace;
     // Most of each is waiting.
     thread::scope(|scope| {
         for (at, (server, said, redis, mongodb)) in mistakes.into_iter().enumerate() {
             scope.spawn(move || {
-                let log = not_ready(namespace, &format!("mine-{at}"), &[redis, mongodb].concat(), server);
-                let is_of_server = |line: &&str| line.to_lowercase().contains(&format!("{server} is"));
+                let (release, missing) = (format!("mine-{at}"), server.to_lowercase());
+                let log = not_ready(namespace, &release, &[redis, mongodb].concat(), &missing);
+                let is_of_server = |line: &&str| line.contains(&format!("{server} is"));
                 let line = log.lines().filter(is_of_server).collect::<String>();
                 assert!(line.contains(said), "{said}: {line}");
                 assert!(!log.contains("right") && !log.contains(":wrong"), "{log}");

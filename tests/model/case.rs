@@ -148,7 +148,7 @@ pub struct SourceCase {
     pub is_graph_ql: bool,
     pub gone: Gone,
     pub last: LastPage,
-    /// The source is told how many results are wanted.
+    /// The request names the number of results.
     pub is_sized: bool,
     pub has_total: bool,
     pub ends_short: bool,

@@ -9,6 +9,8 @@ use crate::sync::{Error, error::is_of_document};
 /// Conditions that the statements of a batch have in common, beside the keys.
 pub(super) struct Guard(Vec<RawDocumentBuf>);
 
+/// A document as MongoDB gets it.
+///
 /// # Errors
 /// When a name has a NUL byte.
 pub(super) fn raw(document: &Document) -> Result<RawDocumentBuf, Error> {
@@ -53,6 +55,10 @@ impl Target {
         Ok(Guard([&by_stamp].into_iter().chain(selection).map(raw).collect::<Result<_, _>>()?))
     }
 
+    /// Sends statements as one update command, and returns the reply.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer or refuses the whole command. Statements that it refuses are in the reply.
     pub(super) async fn update(
         &self,
         statements: &[RawDocumentBuf],
@@ -65,6 +71,7 @@ impl Target {
         self.send(rawdoc! {"update": self.collection.name(), "updates": updates, "ordered": false}, session).await
     }
 
+    /// Sends a command, as [`Target::update`] does.
     pub(super) async fn command(
         &self,
         command: Document,
