@@ -59,6 +59,9 @@ pub enum Command {
     Run(Box<Run>),
     /// Makes a SyncJob, waits until it is complete, and deletes it: does the installation work?
     Verify(Verify),
+    /// Takes the queue and the objects over from another installation: after a move, or a restore. Needs the settings of the
+    /// controllers.
+    Adopt(Box<Adopt>),
     /// Validates manifests without a server: syntax, fields, rules, and what the operator refuses.
     Lint(Lint),
     /// Prints the custom resource definitions as YAML.
@@ -240,6 +243,23 @@ pub struct Verify {
     pub timeout: Duration,
 }
 
+/// Options of `adopt`.
+#[derive(Args)]
+pub struct Adopt {
+    /// Kubernetes.
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
+    /// Which Lease is that of the controllers.
+    #[command(flatten)]
+    pub leader_election: LeaderElection,
+    /// Redis.
+    #[command(flatten)]
+    pub redis: Redis,
+    /// Database of targets that name none, as for the controllers.
+    #[arg(long, env = "MONGODB_DATABASE", help_heading = "MongoDB", value_parser = database_name)]
+    pub mongodb_database: Option<String>,
+}
+
 /// Options of `lint`.
 #[derive(Args)]
 pub struct Lint {
@@ -342,7 +362,7 @@ pub struct Redis {
     /// Database number.
     #[arg(long, env = "REDIS_DB", help_heading = "Redis", default_value_t = 0)]
     pub redis_db: u16,
-    /// Name of the queue. Operators that share a Redis server need different ones, unless they share their work.
+    /// Name of the queue. Installations that share a Redis server need different ones: a queue belongs to one installation.
     #[arg(long, env = "QUEUE_NAME", help_heading = "Redis", default_value = "sync", value_parser = queue_name)]
     pub queue_name: String,
     /// How long a worker holds a run without a sign of life, at least 1s. A lost worker's run goes on elsewhere

@@ -1,7 +1,9 @@
 //! The Kubernetes API: one client, and one watch of each kind for the whole process.
 
 mod index;
+mod read;
 mod requests;
+mod unreadable;
 mod watches;
 
 use std::{
@@ -9,7 +11,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use futures::{StreamExt, future::join3};
+use futures::{Stream, StreamExt, future::join3};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::ObjectMeta,
@@ -24,13 +26,18 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
     api::{SCHEDULE_LABEL, SyncAlert, SyncJob, SyncSchedule},
-    domain::field_conflict::{FieldConflict, Mappings, ScheduleKey},
+    domain::{
+        field_conflict::{FieldConflict, Mappings, ScheduleKey},
+        job::is_finished,
+    },
 };
 use index::{Index, is_history, schedule_of};
+pub use read::{Kind, Read, Unreadable, get_opt, read};
 use requests::Lanes;
 pub use requests::{Error, Lane, Turn, ask, connect};
+pub use unreadable::{UnreadableObject, UnreadableObjects};
 use watches::changes_of_alerts;
-pub use watches::{changes, drain, stale_since};
+pub use watches::{changes, drain, readable, stale_since};
 
 /// All kinds, as last seen. Cheap to clone.
 #[derive(Clone)]
@@ -44,6 +51,8 @@ pub struct Cluster {
     pub jobs: Store<SyncJob>,
     /// Every SyncAlert.
     pub alerts: Store<SyncAlert>,
+    /// Every object that this release cannot read. It is in none of the caches above.
+    pub unreadable: UnreadableObjects,
     index: Arc<RwLock<Index>>,
     /// What the sources of SyncSchedules map.
     mappings: Arc<RwLock<Mappings>>,
@@ -192,8 +201,8 @@ impl Cluster {
         listed: watch::Receiver<usize>,
     ) -> Self {
         let lanes = Arc::new(Lanes::new());
-        let (index, mappings) = (Arc::default(), Arc::default());
-        Self { client, schedules, jobs, alerts, index, mappings, lanes, namespace, listed }
+        let (index, mappings, unreadable) = (Arc::default(), Arc::default(), UnreadableObjects::new());
+        Self { client, schedules, jobs, alerts, unreadable, index, mappings, lanes, namespace, listed }
     }
 
     fn drive(
@@ -207,12 +216,10 @@ impl Cluster {
         let (index, news) = (Arc::clone(&self.index), Arc::new(news));
         let (schedule_store, job_store, telling) = (self.schedules.clone(), self.jobs.clone(), Arc::clone(&news));
         let (alert_store, mappings) = (self.alerts.clone(), Arc::clone(&self.mappings));
-        let schedules = changes(self.api()).reflect(schedules);
-        let jobs = changes(self.api())
-            .modify(drop_labels)
-            .filter_map(move |event| ready(event.map(|event| sort(event, &index, &news)).transpose()))
-            .reflect(jobs);
-        let alerts = changes_of_alerts(self.api()).reflect(alerts);
+        let schedules = with_readable(changes(self.api()), self.unreadable.clone(), readable).reflect(schedules);
+        let sort = move |event: watcher::Event<Read<SyncJob>>| sort(event.modify(drop_labels), &index, &news);
+        let jobs = with_readable(changes(self.api()), self.unreadable.clone(), sort).reflect(jobs);
+        let alerts = with_readable(changes_of_alerts(self.api()), self.unreadable.clone(), readable).reflect(alerts);
         async move {
             let schedules = drain(schedules, &listing, |event| {
                 requeue_conflicts(&telling.owners, &mappings, &schedule_store, event);
@@ -294,6 +301,22 @@ impl Cluster {
         self.index().has(uid)
     }
 
+    /// True when the SyncJob with this uid has ended.
+    #[must_use]
+    pub fn has_ended(&self, uid: &str) -> bool {
+        let is_history = {
+            let index = self.index();
+            index.has(uid) && index.under_way(uid).is_none()
+        };
+        is_history || self.job(uid).is_some_and(|job| is_finished(&job))
+    }
+
+    /// The namespace that is watched; all when `None`.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
     /// The SyncJobs that an object controls. One that was made a moment ago may be missing. Those that have ended have
     /// their name, uid and outcome only.
     #[must_use]
@@ -319,10 +342,29 @@ impl Cluster {
     }
 }
 
+/// Passes on what `keep` makes of each change, and notes the objects that cannot be read.
+fn with_readable<K: Kind>(
+    changes: impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>> + Send,
+    unreadable: UnreadableObjects,
+    mut keep: impl FnMut(watcher::Event<Read<K>>) -> Option<watcher::Event<K>> + Send,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send {
+    changes.filter_map(move |event| {
+        ready(
+            event
+                .map(|event| {
+                    unreadable.note(&event);
+                    keep(event)
+                })
+                .transpose(),
+        )
+    })
+}
+
 /// A schedule's runs are found by their owner here, and their labels take a sixth of their memory.
-fn drop_labels(job: &mut SyncJob) {
-    if index::controller(job).is_some() {
-        job.metadata.labels = None;
+fn drop_labels(job: &mut Read<SyncJob>) {
+    let meta = job.meta_mut();
+    if index::controlling(meta).is_some() {
+        meta.labels = None;
     }
 }
 
@@ -340,8 +382,8 @@ pub fn schedule_name(job: &SyncJob) -> Option<&str> {
 }
 
 /// Enters a change into the index and tells the news of it. Returns what the cache has to know: of those that have
-/// ended, nothing.
-fn sort(event: watcher::Event<SyncJob>, index: &RwLock<Index>, news: &News) -> Option<watcher::Event<SyncJob>> {
+/// ended, or cannot be read, nothing.
+fn sort(event: watcher::Event<Read<SyncJob>>, index: &RwLock<Index>, news: &News) -> Option<watcher::Event<SyncJob>> {
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
     let index = || -> RwLockWriteGuard<'_, Index> { index.write().unwrap_or_else(PoisonError::into_inner) };
     // The readers are gone only when the process ends.
@@ -360,19 +402,24 @@ fn sort(event: watcher::Event<SyncJob>, index: &RwLock<Index>, news: &News) -> O
         }
         InitApply(job) => {
             index().list(&job);
-            (!is_history(&job)).then_some(InitApply(job))
+            match job {
+                Read::Object(job) if !is_history(&job) => Some(InitApply(job)),
+                _ => None,
+            }
         }
         InitDone => {
             index().listed().into_iter().for_each(|schedule| tell(Some(schedule)));
             Some(InitDone)
         }
-        Apply(job) => {
-            let is_news = index().apply(&job);
+        Apply(read) => {
+            let is_news = index().apply(&read);
+            let is_readable = matches!(read, Read::Object(_));
+            let job = read.into_outline();
             if !is_history(&job) {
                 if is_news {
                     tell(schedule_of(&job));
                 }
-                return Some(Apply(job));
+                return Some(if is_readable { Apply(job) } else { Delete(job) });
             }
             if is_news {
                 over(&job, false);
@@ -380,6 +427,7 @@ fn sort(event: watcher::Event<SyncJob>, index: &RwLock<Index>, news: &News) -> O
             Some(Delete(job))
         }
         Delete(job) => {
+            let job = job.into_outline();
             index().delete(job.metadata.uid.as_deref().unwrap_or_default());
             over(&job, true);
             Some(Delete(job))
@@ -433,13 +481,22 @@ mod tests {
             assert_eq!(ended.try_recv().map_err(|_| ()), expected_over);
             kept
         };
+        let complete = || Read::Object(complete());
+        let under_way = |status: &Value| Read::Object(job(status));
+        let unreadable = || {
+            let reason = String::new();
+            Read::Unreadable(Box::new(Unreadable { outline: job(&json!({})), reason }))
+        };
         assert!(matches!(pass(Init, false, Err(())), Some(Init)));
         assert!(pass(InitApply(complete()), false, Err(())).is_none());
         assert!(matches!(pass(InitDone, true, Err(())), Some(InitDone)));
         assert!(matches!(pass(Delete(complete()), true, over(true)), Some(Delete(_))));
-        assert!(matches!(pass(Apply(job(&json!({}))), true, Err(())), Some(Apply(_))));
-        assert!(matches!(pass(Apply(job(&json!({"progress": 9}))), false, Err(())), Some(Apply(_))));
+        assert!(matches!(pass(Apply(under_way(&json!({}))), true, Err(())), Some(Apply(_))));
+        assert!(matches!(pass(Apply(under_way(&json!({"progress": 9}))), false, Err(())), Some(Apply(_))));
+        assert!(matches!(pass(Apply(unreadable()), false, Err(())), Some(Delete(_))), "it leaves the cache");
+        assert!(matches!(pass(Apply(under_way(&json!({}))), false, Err(())), Some(Apply(_))));
         assert!(matches!(pass(Apply(complete()), true, over(false)), Some(Delete(_))));
         assert!(matches!(pass(Apply(complete()), false, Err(())), Some(Delete(_))));
+        assert!(pass(InitApply(unreadable()), false, Err(())).is_none());
     }
 }

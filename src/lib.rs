@@ -2,6 +2,7 @@
 //!
 //! `docs/architecture.md` tells how the parts fit together.
 
+mod adopt;
 pub mod alerts;
 pub mod api;
 pub mod cli;
@@ -13,12 +14,14 @@ mod documentation;
 pub mod domain;
 pub mod engine;
 pub mod http;
+mod installation;
 pub mod lint;
 pub mod local;
 pub mod manifest;
 mod network;
 pub mod process;
 pub mod queue;
+mod recovery;
 mod secrets;
 pub mod sync;
 pub mod telemetry;

@@ -1,4 +1,4 @@
-//! Why a server cannot be reached, in words that hold neither its address nor a password.
+//! Why a server cannot be reached, or a connection string cannot be used, in words that hold neither its address nor a password.
 
 use crate::api::truncate_to;
 
@@ -26,9 +26,77 @@ pub fn cause(text: &str) -> Option<String> {
     known.iter().find(|(sign, _)| text.contains(sign)).map(|(_, cause)| (*cause).to_owned())
 }
 
+/// The mistake in a connection string that was refused. Quotes no part of it: where a character of the password is not
+/// percent-encoded, what a driver takes for a host, a port or an option is a part of the password.
+#[must_use]
+pub fn mistake(connection_string: &str, schemes: &[&str]) -> String {
+    let known = connection_string.split_once("://").filter(|(scheme, _)| schemes.contains(scheme));
+    let Some((_, rest)) = known else {
+        let schemes: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
+        return format!("it must begin with {}", schemes.join(" or "));
+    };
+    let (login, hosts) = rest.rsplit_once('@').unwrap_or(("", rest));
+    if !is_encoded(login) {
+        return "a character of the user or the password is not percent-encoded: write % as %25, : as %3A, / as %2F, ? as %3F, # as \
+                %23, [ as %5B, ] as %5D and @ as %40"
+            .to_owned();
+    }
+    if hosts.is_empty() || hosts.starts_with(['/', '?', ',', ':']) {
+        return "it names no host".to_owned();
+    }
+    if connection_string.contains("+sentinel://") && !hosts.trim_end_matches('/').contains('/') {
+        return "it names no master: write redis+sentinel://host:port,host:port/master".to_owned();
+    }
+    "its hosts, ports, database or options are not valid, or it lacks the @ between password and host".to_owned()
+}
+
+/// True when a user and a password are written as a URL needs it.
+fn is_encoded(login: &str) -> bool {
+    let (user, password) = login.split_once(':').unwrap_or((login, ""));
+    let is_escape = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    [user, password].iter().all(|part| {
+        let is_plain = !part.contains([':', '/', '?', '#', '[', ']', '@']) && !part.contains(char::is_whitespace);
+        is_plain && part.split('%').skip(1).all(is_escape)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mistake_in_a_connection_string_quotes_no_part_of_it() {
+        let (encode, scheme) = ("not percent-encoded", "must begin with mongodb:// or redis://");
+        for (text, expected) in [
+            ("", scheme),
+            ("S3cret", scheme),
+            ("u:S3cret@host", scheme),
+            ("S3cret://u:S3cret@host", scheme),
+            ("mongodb:u:S3cret@host", scheme),
+            ("mongodb://u:S3cret?x@host/", encode),
+            ("mongodb://u:S3cret/x@host/", encode),
+            ("mongodb://u:S3cret#x@host/", encode),
+            ("mongodb://u:S3cret:x@host/", encode),
+            ("mongodb://u:S3cret@x@host/", encode),
+            ("mongodb://u:S3cret%@host/", encode),
+            ("mongodb://u:S3cret%2@host/", encode),
+            ("mongodb://u:S3cret%zz@host/", encode),
+            ("mongodb://u:S3cret x@host/", encode),
+            ("mongodb://S3cret[@host", encode),
+            ("redis://u:S3cret\u{e9}%\u{e9}@host", encode),
+            ("mongodb://u:S3cret@", "names no host"),
+            ("mongodb://u:S3cret@/db", "names no host"),
+            ("mongodb://u:S3cret@:27017", "names no host"),
+            ("mongodb://u:S3cret", "lacks the @"),
+            ("mongodb://u:S3cret/host", "lacks the @"),
+            ("mongodb://u:p@host:S3cret", "lacks the @"),
+            ("mongodb://u:p@host/?S3cret=1", "lacks the @"),
+        ] {
+            let told = mistake(text, &["mongodb", "redis"]);
+            assert!(told.contains(expected) && !told.contains("S3cret"), "{text}: {told}");
+        }
+        assert!(mistake("redis+sentinel://u:S3cret@a,b/", &["redis+sentinel"]).contains("names no master"));
+    }
 
     #[test]
     fn the_cause_is_told_without_the_address() {

@@ -16,13 +16,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    adopt,
     api::{SyncAlert, SyncJob, SyncSchedule},
     cli::{self, Cli, Command, Kind},
     cluster::{self, Cluster},
     controller::{self, Election, Leadership},
     credentials::{self, Files},
+    domain::{installation::Owner, needs::Level},
     engine::{SecretReader, Sources},
-    http, lint,
+    http, installation, lint,
     local::{self, Ended},
     queue::Queue,
     sync::{Databases, Egress},
@@ -42,6 +44,9 @@ const LOG_LEVEL: &str = "warn,sync_operator=info";
 /// Longest wait for requests and batches under way after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
 
+/// Variable with a field of a SyncJob's spec that the program takes for one of a newer release. For tests of programs of two releases
+/// beside each other.
+const LACKS: &str = "SYNC_OPERATOR_LACKS";
 /// Between two looks for a MongoDB that has not answered yet.
 const MONGODB_LOOK: Duration = Duration::from_secs(2);
 /// Between two looks for a Redis that can be asked for its settings.
@@ -207,9 +212,20 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             let verified = verify::run(connect().await?, verify::Settings { namespace, collection, timeout }).await;
             return verified.map_err(|error| Error::Failed(error.to_string()));
         }
+        Command::Adopt(options) => {
+            let queue = open_queue(&mut parts, &options.redis)?;
+            let client = connect().await?;
+            let (scope, database) =
+                (options.kubernetes.watch_namespace.as_deref(), options.mongodb_database.as_deref());
+            let fingerprint = installation::of_controllers(&client, scope, database).await;
+            let lease = lease_name(&options.leader_election, &options.kubernetes).path(&client);
+            let adopted = adopt::run(client, &queue, scope, Owner { fingerprint, lease }).await;
+            return adopted.map_err(|error| Error::Failed(error.to_string()));
+        }
         Command::Controller(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
+            identify_controllers(&mut parts, &queue, &client, &options.controllers.kubernetes, &options.mongodb);
             let egress = options.workers.egress();
             add_probes(&mut parts, options.probes, view.state(&queue)).await?;
             add_workers(&mut parts, options.workers, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
@@ -219,16 +235,9 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             let queue = open_queue(&mut parts, &options.redis)?;
             let state = http::State { cluster: None, ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state).await?;
-            add_workers(
-                &mut parts,
-                options.workers,
-                id,
-                &queue,
-                &options.mongodb,
-                cluster::connect().await.ok(),
-                &view,
-            )
-            .await?;
+            let client = cluster::connect().await.ok();
+            identify_workers(&mut parts, &queue, client.clone(), &options.mongodb);
+            add_workers(&mut parts, options.workers, id, &queue, &options.mongodb, client, &view).await?;
         }
         Command::Api(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
@@ -242,6 +251,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
         Command::All(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
+            identify_controllers(&mut parts, &queue, &client, &options.controllers.kubernetes, &options.mongodb);
             let egress = options.workers.egress();
             let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
             let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
@@ -293,18 +303,48 @@ fn open_queue(parts: &mut Parts, options: &cli::Redis) -> Result<Queue, Error> {
     let (url, ca) = (options.url(&mut parts.files)?, options.ca(&mut parts.files)?);
     let queue = Queue::trusting(ca, &url, &options.queue_name, options.lease_duration)
         .map_err(|error| Error::Configuration(format!("REDIS_URL: {error}")))?;
+    let level = std::env::var(LACKS).map_or_else(|_| Level::default(), Level::without);
+    let queue = queue.at_level(level);
     let checked = queue.clone();
     tokio::spawn(async move {
         while checked.ping().await.is_err() {
             tokio::time::sleep(POLICY_LOOK).await;
         }
-        if let Some(policy) = checked.eviction_policy().await
-            && policy != "noeviction"
-        {
-            tracing::warn!(policy, "Redis may evict runs when its memory is full: set maxmemory-policy to noeviction");
+        match checked.eviction_policy().await.as_deref() {
+            Some("noeviction") => {}
+            Some(policy) => {
+                tracing::warn!(
+                    policy,
+                    "Redis may evict runs when its memory is full: set maxmemory-policy to noeviction"
+                );
+            }
+            None => tracing::info!("maxmemory-policy of Redis cannot be read: see to it that it is noeviction"),
         }
     });
     Ok(queue)
+}
+
+/// Determines which installation the queue is used for, while the process starts.
+fn identify_controllers(
+    parts: &mut Parts,
+    queue: &Queue,
+    client: &Client,
+    kubernetes: &cli::Kubernetes,
+    mongodb: &cli::MongoDb,
+) {
+    let (queue, client, stop) = (queue.clone(), client.clone(), parts.stop.clone());
+    let (scope, database) = (kubernetes.watch_namespace.clone(), mongodb.mongodb_database.clone());
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        queue.identify(installation::of_controllers(&client, scope.as_deref(), database.as_deref()).await);
+    }));
+}
+
+/// The same for a process that has workers alone.
+fn identify_workers(parts: &mut Parts, queue: &Queue, client: Option<Client>, mongodb: &cli::MongoDb) {
+    let (queue, stop, database) = (queue.clone(), parts.stop.clone(), mongodb.mongodb_database.clone());
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        queue.identify(installation::of_workers(client.as_ref(), database.as_deref()).await);
+    }));
 }
 
 async fn connect() -> Result<Client, Error> {
@@ -343,7 +383,8 @@ async fn add_workers(
     view.lacks_mongodb.send_replace(true);
     let (shown, lacks_mongodb) = (view.pulse.clone(), view.lacks_mongodb.clone());
     parts.add(async move {
-        if stop.run_until_cancelled(first_answer(&databases)).await.is_none() {
+        let ready = async { tokio::join!(first_answer(&databases), queue.identified()) };
+        if stop.run_until_cancelled(ready).await.is_none() {
             return Ok(());
         }
         let (beat, pulse) = Pulse::new(queue.lease(), settings.slots);
@@ -390,6 +431,10 @@ fn add_controllers(
     };
     let stop = parts.stop.clone();
     parts.add(async move {
+        // A run that says nothing of its installation would be any worker's.
+        if stop.run_until_cancelled(queue.identified()).await.is_none() {
+            return Ok(());
+        }
         let share = |cluster, leadership| {
             view.cluster.send_replace(Some(cluster));
             view.leadership.send_replace(Some(leadership));

@@ -42,8 +42,20 @@ pub const REMOVAL_SKIPPED: &str = "RemovalSkipped";
 /// True on a SyncSchedule while its source maps a field that another source maps too.
 pub const FIELD_CONFLICT: &str = "FieldConflict";
 
+/// True while the controllers of another Lease work on the object.
+pub const INSTALLATION_CONFLICT: &str = "InstallationConflict";
+
+/// True on a SyncSchedule while clocks differ so much that times are wrong.
+pub const CLOCK_SKEW: &str = "ClockSkew";
+
 /// Reasons, the machine-readable half of a condition.
 pub mod reasons {
+    /// This release of the operator cannot read the object.
+    pub const UNREADABLE: &str = "Unreadable";
+    /// The API server refuses to create a run of the schedule.
+    pub const CREATE_FAILED: &str = "CreateFailed";
+    /// A request that the object needs keeps failing.
+    pub const RECONCILIATION_FAILED: &str = "ReconciliationFailed";
     /// No controller has looked at the schedule yet.
     pub const PENDING: &str = "Pending";
     /// The schedule starts its runs as written.
@@ -60,8 +72,18 @@ pub mod reasons {
     pub const MAPPED_TWICE: &str = "MappedTwice";
     /// Redis does not answer.
     pub const QUEUE_UNAVAILABLE: &str = "QueueUnavailable";
+    /// The clocks of servers differ by more than 30 s.
+    pub const CLOCKS_DIFFER: &str = "ClocksDiffer";
+    /// The queue belongs to another installation.
+    pub const INSTALLATION_CONFLICT: &str = "InstallationConflict";
+    /// The controllers of another Lease work on the object.
+    pub const OTHER_INSTALLATION: &str = "OtherInstallation";
+    /// The run waits for a worker of a newer release.
+    pub const NEWER_WORKER_NEEDED: &str = "NewerWorkerNeeded";
     /// The run waits for a worker.
     pub const QUEUED: &str = "Queued";
+    /// The run waits, and no worker is connected to Redis.
+    pub const NO_WORKERS: &str = "NoWorkers";
     /// A worker is at it.
     pub const RUNNING: &str = "Running";
     /// An attempt failed; the next one is due after the backoff.

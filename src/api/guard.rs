@@ -7,7 +7,7 @@ use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::{GoDuration, rules};
+use super::{GoDuration, Unknown, rules};
 
 /// Limits on what a run may do to documents without the approval of a person.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -40,6 +40,11 @@ pub struct Guard {
     #[serde(default = "default_hold_for")]
     #[x_kube(validation = rules::duration("guard.holdFor", "1m", "8760h", "72h"))]
     pub hold_for: GoDuration,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 impl Default for Guard {
@@ -50,6 +55,7 @@ impl Default for Guard {
             min_results: None,
             action: GuardAction::default(),
             hold_for: default_hold_for(),
+            unknown: Unknown::new(),
         }
     }
 }

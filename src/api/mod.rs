@@ -17,6 +17,9 @@ pub use syncalert::{SyncAlert, SyncAlertSpec, SyncAlertStatus};
 pub use syncjob::{SyncJob, SyncJobSpec, SyncJobStatus};
 pub use syncschedule::{SyncSchedule, SyncScheduleSpec, SyncScheduleStatus};
 
+/// Fields that this release does not know.
+pub type Unknown = serde_json::Map<String, serde_json::Value>;
+
 /// API group of all kinds.
 pub const GROUP: &str = "sync.codex.dev";
 /// Label on a SyncJob that names the SyncSchedule it belongs to.

@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{GoDuration, rules};
+use super::{GoDuration, Unknown, rules};
 
 /// An API over HTTP that says what documents should be, and how a run asks it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -123,6 +123,11 @@ pub struct Source {
     /// `Retry-After` and the rate limit headers of the API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// A GraphQL API over HTTP.
@@ -146,7 +151,8 @@ pub struct GraphQl {
     #[schemars(length(max = 256))]
     pub operation_name: Option<String>,
 
-    /// Further variables of the query. `ids`, `id`, `first`, `after` and `page` are set for each request.
+    /// Further variables of the query. `ids`, `id`, `first`, `after` and `page` are set for each request. At
+    /// most 64 KiB of JSON and 32 levels.
     #[serde(default, skip_serializing_if = "Variables::is_empty")]
     pub variables: Variables,
 
@@ -155,6 +161,11 @@ pub struct GraphQl {
     #[x_kube(validation = rules::pointer("resultPath", "/data/users/nodes"))]
     #[schemars(length(max = 256))]
     pub result_path: String,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// An API that answers GET with JSON.
@@ -175,6 +186,11 @@ pub struct Rest {
     #[x_kube(validation = rules::pointer("resultPath", "/users"))]
     #[schemars(length(max = 256))]
     pub result_path: String,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// How documents are asked for.
@@ -223,6 +239,11 @@ pub struct Pagination {
     /// results than `batchSize`, which saves a request where the server never does that.
     #[serde(default)]
     pub last_page: LastPage,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// What the last page of a walk by number is.
@@ -280,11 +301,16 @@ pub struct Mark {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["to".into()]))]
     #[schemars(length(max = 16))]
     pub set: Vec<SetField>,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 impl Default for Mark {
     fn default() -> Self {
-        Self { field: default_missing_field(), set: Vec::new() }
+        Self { field: default_missing_field(), set: Vec::new(), unknown: Unknown::new() }
     }
 }
 
@@ -406,6 +432,11 @@ pub struct MappedField {
     /// null.
     #[serde(default)]
     pub on_null: OnNull,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// What a value is made into.

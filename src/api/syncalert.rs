@@ -80,6 +80,20 @@ pub struct SyncAlertSpec {
     pub template: Option<Template>,
 }
 
+impl Default for SyncAlertSpec {
+    fn default() -> Self {
+        Self {
+            selector: LabelSelector::default(),
+            when: Vec::new(),
+            sinks: Vec::new(),
+            group_window: default_group_window(),
+            repeat_interval: default_repeat_interval(),
+            send_resolved: default_send_resolved(),
+            template: None,
+        }
+    }
+}
+
 impl SyncAlert {
     /// The CustomResourceDefinition.
     #[must_use]

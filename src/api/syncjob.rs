@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{
-    GoDuration,
+    GoDuration, Unknown,
     guard::Guard,
     rules,
     source::{MappedField, Source},
@@ -164,6 +164,11 @@ pub struct SyncJobSpec {
     /// True writes nothing: `status.counts.updated` says how many documents would be written, and `status.changes` which.
     #[serde(default)]
     pub dry_run: bool,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 impl Default for SyncJobSpec {
@@ -189,6 +194,7 @@ impl Default for SyncJobSpec {
             transaction: Transaction::default(),
             on_failure: OnFailure::default(),
             dry_run: false,
+            unknown: Unknown::new(),
         }
     }
 }
@@ -303,7 +309,7 @@ pub struct Target {
 
     /// MongoDB query that selects the documents, in MongoDB's extended JSON: `{"$oid": "…"}` and
     /// `{"$date": "…"}` work. Operators that run code on the server (`$where`, `$function`,
-    /// `$accumulator`) are refused. Default: every document.
+    /// `$accumulator`) are refused. At most 64 KiB of JSON and 32 levels. Default: every document.
     #[serde(default, skip_serializing_if = "Filter::is_empty")]
     pub filter: Filter,
 
@@ -312,6 +318,11 @@ pub struct Target {
     #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id'").message("target.lastSyncedField must be a field path without $, such as lastSynced, and not _id"))]
     #[schemars(length(max = 128))]
     pub last_synced_field: String,
+
+    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 impl Default for Target {
@@ -322,6 +333,7 @@ impl Default for Target {
             key_field: default_key_field(),
             filter: Filter::default(),
             last_synced_field: default_last_synced_field(),
+            unknown: Unknown::new(),
         }
     }
 }
@@ -407,6 +419,9 @@ pub struct SyncJobStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// Lease of the controllers that work on this SyncJob, as `<namespace>/<name>`. Controllers of other Leases leave it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installation: Option<String>,
     /// Per cent done, 0 to 100. Never goes back within a run; 100 only when complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<i32>,
@@ -422,6 +437,10 @@ pub struct SyncJobStatus {
     /// When a worker first took the run. This is the time that is stamped on the documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<MicroTime>,
+    /// Time since `startTime` that does not count towards `spec.activeDeadline`: the run was suspended, held, or paused because its
+    /// source limits requests. A pause that has not ended yet is not included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_for: Option<GoDuration>,
     /// When the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,

@@ -72,6 +72,12 @@ pub struct SyncScheduleSpec {
     #[serde(default)]
     pub concurrency_policy: ConcurrencyPolicy,
 
+    /// With `concurrencyPolicy: Allow`, runs at a time, 1 to 1000. A slot that is due while as many are not finished is skipped, and
+    /// a triggered run waits.
+    #[serde(default = "default_max_active")]
+    #[x_kube(validation = rules::range("maxActive", 1, 1000))]
+    pub max_active: i32,
+
     /// A slot that could not be started for longer than this is skipped. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::duration("startingDeadline", "1s", "8760h", "5m"))]
@@ -113,6 +119,27 @@ pub struct SyncScheduleSpec {
     pub job_template: JobTemplate,
 }
 
+impl Default for SyncScheduleSpec {
+    fn default() -> Self {
+        Self {
+            interval: None,
+            schedule: None,
+            time_zone: None,
+            suspended: false,
+            concurrency_policy: ConcurrencyPolicy::default(),
+            max_active: default_max_active(),
+            starting_deadline: None,
+            catch_up: CatchUp::default(),
+            immediate: false,
+            jitter: default_jitter(),
+            successful_jobs_history_limit: default_successful_history(),
+            failed_jobs_history_limit: default_failed_history(),
+            failure_threshold: None,
+            job_template: JobTemplate::default(),
+        }
+    }
+}
+
 impl SyncSchedule {
     /// The CustomResourceDefinition.
     #[must_use]
@@ -128,7 +155,7 @@ pub enum ConcurrencyPolicy {
     /// The slot is skipped.
     #[default]
     Forbid,
-    /// Both run.
+    /// Both run, up to `maxActive`.
     Allow,
     /// The earlier run is cancelled. The new one starts when no worker can write for the earlier one any more.
     Replace,
@@ -176,10 +203,13 @@ pub struct SyncScheduleStatus {
     /// The `metadata.generation` this status was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Suspended, and, while they hold, Reconciling, Stalled and FieldConflict.
+    /// Ready, Suspended, and, while they hold, Reconciling, Stalled, FieldConflict and InstallationConflict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// Lease of the controllers that work on this SyncSchedule, as `<namespace>/<name>`. Controllers of other Leases leave it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installation: Option<String>,
     /// The interval in force, or the cron expression and its time zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
@@ -272,7 +302,8 @@ pub struct RunCounters {
 pub struct Skip {
     /// The slot.
     pub time: Time,
-    /// Why: Active (an earlier run was not finished), Deadline, CatchUp, Replaced or NameCollision.
+    /// Why: Active (an earlier run was not finished), CatchUp, CreateFailed, Deadline, InvalidSpec, MaxActive, NameCollision,
+    /// Replaced or Suspended.
     pub reason: String,
 }
 
@@ -323,6 +354,9 @@ pub struct RunResult {
     pub recoveries: i32,
 }
 
+fn default_max_active() -> i32 {
+    10
+}
 fn default_jitter() -> GoDuration {
     GoDuration::new("0s")
 }

@@ -8,9 +8,11 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::{
     ResourceExt,
+    api::ObjectMeta,
     runtime::reflector::{ObjectRef, Store},
 };
 
+use super::Read;
 use crate::{
     api::{
         GoDuration, SyncJob, SyncJobSpec, SyncJobStatus, SyncSchedule,
@@ -26,7 +28,12 @@ use crate::{
 
 /// The object that controls a SyncJob.
 pub(super) fn controller(job: &SyncJob) -> Option<&OwnerReference> {
-    job.owner_references().iter().find(|owner| owner.controller == Some(true))
+    controlling(&job.metadata)
+}
+
+/// The object that controls the one with this metadata.
+pub(super) fn controlling(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
 }
 
 /// The SyncSchedule that controls a SyncJob.
@@ -69,6 +76,8 @@ enum State {
         place: Box<ObjectRef<SyncJob>>,
         is_held: bool,
     },
+    /// It cannot be read, and has not ended as far as is known. This is its outline.
+    Unreadable(Arc<SyncJob>),
     Ended(Ended),
 }
 
@@ -92,7 +101,7 @@ impl Index {
     }
 
     /// One of the list.
-    pub fn list(&mut self, job: &SyncJob) {
+    pub fn list(&mut self, job: &Read<SyncJob>) {
         self.listing.apply(job);
     }
 
@@ -104,7 +113,7 @@ impl Index {
     }
 
     /// A SyncJob was made or changed. True when its schedule has to know: it was made, has ended, or is held or not any more.
-    pub fn apply(&mut self, job: &SyncJob) -> bool {
+    pub fn apply(&mut self, job: &Read<SyncJob>) -> bool {
         self.known.apply(job)
     }
 
@@ -122,7 +131,7 @@ impl Index {
     pub fn under_way(&self, uid: &str) -> Option<&ObjectRef<SyncJob>> {
         match &self.known.jobs.get(uid)?.state {
             State::UnderWay { place, .. } => Some(place),
-            State::Ended(_) => None,
+            State::Unreadable(_) | State::Ended(_) => None,
         }
     }
 
@@ -134,6 +143,7 @@ impl Index {
                 State::UnderWay { place, .. } => {
                     cache.get(place).filter(|job| job.metadata.uid.as_deref() == Some(uid))
                 }
+                State::Unreadable(outline) => Some(Arc::clone(outline)),
                 State::Ended(ended) => Some(Arc::new(ended.to_job(uid))),
             })
             .collect()
@@ -141,17 +151,20 @@ impl Index {
 }
 
 impl Known {
-    fn apply(&mut self, job: &SyncJob) -> bool {
+    fn apply(&mut self, read: &Read<SyncJob>) -> bool {
+        let (job, state) = match read {
+            Read::Object(job) => (job, State::of(job)),
+            Read::Unreadable(unreadable) => (&unreadable.outline, State::of_outline(&unreadable.outline)),
+        };
         let Some(uid) = job.metadata.uid.as_deref() else { return false };
         let owner = controller(job);
-        let state = State::of(job);
         if let Some(known) = self.jobs.get_mut(uid)
             && known.owner.as_deref() == owner.map(|owner| owner.uid.as_str())
         {
             let is_news = match (&known.state, &state) {
                 (State::UnderWay { is_held: before, .. }, State::UnderWay { is_held: now, .. }) => before != now,
-                (State::UnderWay { .. }, State::Ended(_)) => true,
-                (State::Ended(_), _) => false,
+                (State::UnderWay { .. } | State::Unreadable(_), State::Ended(_)) => true,
+                (State::Ended(_) | State::Unreadable(_), _) | (_, State::Unreadable(_)) => false,
             };
             known.state = state;
             return is_news;
@@ -186,6 +199,11 @@ impl Owner {
 }
 
 impl State {
+    /// The state of one that cannot be read.
+    fn of_outline(job: &SyncJob) -> Self {
+        if is_finished(job) { Self::of(job) } else { Self::Unreadable(Arc::new(job.clone())) }
+    }
+
     fn of(job: &SyncJob) -> Self {
         if !is_history(job) {
             return Self::UnderWay { place: Box::new(ObjectRef::from_obj(job)), is_held: is_held(job) };
@@ -251,6 +269,10 @@ mod tests {
         .unwrap()
     }
 
+    fn read(number: i64, owner: Option<&str>, status: &Value) -> Read<SyncJob> {
+        Read::Object(job(number, owner, status))
+    }
+
     fn ended(type_: &str) -> Value {
         json!({"completionTime": "2026-11-24T10:00:00Z", "duration": "12ms", "recoveries": 2,
                "counts": {"processed": 9, "failed": 3}, "conditions": [
@@ -266,17 +288,17 @@ mod tests {
     fn of_a_job_that_has_ended_what_its_schedule_asks_is_kept() {
         let (cache, _writer) = reflector::store();
         let mut index = Index::default();
-        assert!(index.apply(&job(1, Some("s"), &json!({}))));
-        assert!(!index.apply(&job(1, Some("s"), &json!({"progress": 10}))), "progress is no news for a schedule");
+        assert!(index.apply(&read(1, Some("s"), &json!({}))));
+        assert!(!index.apply(&read(1, Some("s"), &json!({"progress": 10}))), "progress is no news for a schedule");
         let held = json!({"conditions": [
             {"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "", "lastTransitionTime": "2026-11-24T10:00:00Z"},
         ]});
-        assert!(index.apply(&job(1, Some("s"), &held)));
-        assert!(!index.apply(&job(1, Some("s"), &held)));
-        assert!(index.apply(&job(1, Some("s"), &json!({}))), "it was approved");
-        assert!(index.apply(&job(1, Some("s"), &ended("Failed"))));
-        assert!(!index.apply(&job(1, Some("s"), &ended("Failed"))));
-        assert!(index.apply(&job(2, Some("s"), &ended("Complete"))));
+        assert!(index.apply(&read(1, Some("s"), &held)));
+        assert!(!index.apply(&read(1, Some("s"), &held)));
+        assert!(index.apply(&read(1, Some("s"), &json!({}))), "it was approved");
+        assert!(index.apply(&read(1, Some("s"), &ended("Failed"))));
+        assert!(!index.apply(&read(1, Some("s"), &ended("Failed"))));
+        assert!(index.apply(&read(2, Some("s"), &ended("Complete"))));
         let jobs = index.jobs_of("s", &cache);
         let failed = conditions::find(&jobs[0].status.as_ref().unwrap().conditions, FAILED).unwrap();
         assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("Why", "because"));
@@ -297,9 +319,9 @@ mod tests {
         let held = json!({"conditions": [{"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "",
             "lastTransitionTime": "2026-11-24T10:00:00Z"}]});
         let mut index = Index::default();
-        index.apply(&job(1, Some("s"), &json!({})));
+        index.apply(&read(1, Some("s"), &json!({})));
         for (status, requeues) in [(&held, true), (&held, false), (&json!({}), true), (&json!({}), false)] {
-            assert_eq!(index.apply(&job(1, Some("s"), status)), requeues);
+            assert_eq!(index.apply(&read(1, Some("s"), status)), requeues);
         }
     }
 
@@ -312,7 +334,7 @@ mod tests {
             job.metadata.creation_timestamp = Some(Time("2026-11-24T09:55:00Z".parse().unwrap()));
             job.metadata.annotations =
                 slot.map(|slot| [(crate::api::SLOT_ANNOTATION.to_owned(), slot.to_owned())].into());
-            index.apply(&job);
+            index.apply(&Read::Object(job.clone()));
             let known = index.jobs_of("s", &cache).pop().unwrap();
             assert_eq!(slot_of(&known), slot_of(&job));
         }
@@ -323,7 +345,7 @@ mod tests {
         let (cache, mut writer) = reflector::store();
         let mut index = Index::default();
         let first = job(1, Some("s"), &json!({}));
-        index.apply(&first);
+        index.apply(&Read::Object(first.clone()));
         assert!(names(&index, "s", &cache).is_empty(), "the cache does not have it yet");
         writer.apply_watcher_event(&Event::Apply(first));
         assert_eq!(names(&index, "s", &cache), ["job-1"]);
@@ -333,13 +355,32 @@ mod tests {
     }
 
     #[test]
+    fn a_schedule_knows_its_jobs_that_cannot_be_read() {
+        let (cache, _writer) = reflector::store();
+        let mut index = Index::default();
+        let unreadable = |number, status: &Value| {
+            let outline = job(number, Some("s"), status);
+            Read::Unreadable(Box::new(super::super::Unreadable { outline, reason: "why".to_owned() }))
+        };
+        index.list(&unreadable(1, &json!({})));
+        index.listed();
+        assert_eq!(names(&index, "s", &cache), ["job-1"], "it is not in the cache, and takes its place all the same");
+        assert!(index.has("uid-1") && index.under_way("uid-1").is_none());
+        assert!(index.apply(&unreadable(1, &ended("Complete"))), "it has ended");
+        assert!(is_complete(&index.jobs_of("s", &cache)[0]));
+        index.apply(&unreadable(2, &json!({})));
+        index.delete("uid-2");
+        assert_eq!(names(&index, "s", &cache), ["job-1"]);
+    }
+
+    #[test]
     fn an_ended_job_that_is_to_be_deleted_in_time_stays_in_the_cache() {
         let mut own = job(1, None, &ended("Complete"));
         assert!(is_history(&own));
         own.spec.ttl_after_finished = Some(GoDuration::new("1h"));
         assert!(!is_history(&own));
         let mut index = Index::default();
-        index.apply(&own);
+        index.apply(&Read::Object(own));
         assert!(index.under_way("uid-1").is_some());
     }
 
@@ -347,9 +388,9 @@ mod tests {
     fn what_was_known_stays_until_the_list_is_whole() {
         let (cache, _writer) = reflector::store();
         let mut index = Index::default();
-        index.apply(&job(1, Some("old"), &ended("Complete")));
+        index.apply(&read(1, Some("old"), &ended("Complete")));
         index.begin();
-        index.list(&job(2, Some("new"), &ended("Complete")));
+        index.list(&read(2, Some("new"), &ended("Complete")));
         assert_eq!((names(&index, "old", &cache), names(&index, "new", &cache)), (vec!["job-1".to_owned()], vec![]));
         let mut told: Vec<_> = index.listed().into_iter().map(|schedule| schedule.name).collect();
         told.sort();
@@ -361,10 +402,10 @@ mod tests {
     fn a_job_that_changes_hands_is_its_new_owners() {
         let (cache, _writer) = reflector::store();
         let mut index = Index::default();
-        index.apply(&job(1, Some("a"), &ended("Complete")));
-        assert!(index.apply(&job(1, Some("b"), &ended("Complete"))));
+        index.apply(&read(1, Some("a"), &ended("Complete")));
+        assert!(index.apply(&read(1, Some("b"), &ended("Complete"))));
         assert_eq!((names(&index, "a", &cache), names(&index, "b", &cache)), (vec![], vec!["job-1".to_owned()]));
-        assert!(index.apply(&job(1, None, &ended("Complete"))));
+        assert!(index.apply(&read(1, None, &ended("Complete"))));
         assert!(index.known.owners.is_empty() && index.has("uid-1"));
     }
 }

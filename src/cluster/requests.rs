@@ -8,6 +8,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::domain::failure::Cause;
+
 /// Longest wait for one answer of the API server.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Requests at a time. More would not be answered any faster, and keep the renewal of the Lease waiting.
@@ -16,6 +18,11 @@ const REQUESTS: usize = 32;
 const REPORTS: usize = 8;
 /// A connection on which nothing comes for so long is dead, too, whatever is waited for.
 const SILENCE: Duration = Duration::from_secs(40);
+
+/// Codes of refusals that another try may not meet: a token that is renewed, a time-out, too many requests.
+const PASSING: [u16; 3] = [401, 408, 429];
+/// Longest wait that the API server may ask for.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(10);
 
 /// A request the API server did not carry out.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +66,37 @@ impl Error {
         details.is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
     }
 
+    /// What was asked, as a verb phrase.
+    #[must_use]
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::Refused { action, .. } | Self::Timeout(action) => action,
+        }
+    }
+
+    /// Why it failed, as far as it matters for the next try. `None`: the API server cannot be reached, which all objects have
+    /// in common.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cause> {
+        let Self::Refused { source, .. } = self else { return Some(Cause::Busy) };
+        match source {
+            kube::Error::Api(status) if status.is_conflict() => Some(Cause::Conflict),
+            kube::Error::Api(status) if (400..500).contains(&status.code) && !PASSING.contains(&status.code) => {
+                Some(Cause::Refused)
+            }
+            kube::Error::Api(_) => Some(Cause::Busy),
+            kube::Error::SerdeError(_) => Some(Cause::Refused),
+            _ => None,
+        }
+    }
+
+    /// How long the API server wants to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        let details = self.status().and_then(|status| status.details.as_ref());
+        Duration::from_secs(details.map_or(0, |details| details.retry_after_seconds).into()).min(LONGEST_RETRY_AFTER)
+    }
+
     /// What the API server said when it refused.
     #[must_use]
     pub fn status(&self) -> Option<&kube::core::Status> {
@@ -73,6 +111,7 @@ fn describe(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.message.is_empty() => status.reason.clone(),
         kube::Error::Api(status) => status.message.clone(),
+        kube::Error::SerdeError(error) => error.to_string(),
         kube::Error::Service(_) | kube::Error::HyperError(_) => "the Kubernetes API cannot be reached".to_owned(),
         other => other.to_string(),
     }
@@ -145,6 +184,32 @@ pub struct Turn<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answers_say_what_the_next_try_may_expect() {
+        let error = |code: u16, reason: &str| {
+            let status = serde_json::json!({"status": "Failure", "code": code, "reason": reason, "message": "no",
+                "details": {"retryAfterSeconds": 7}});
+            let source = kube::Error::Api(serde_json::from_value(status).unwrap());
+            Error::Refused { action: "create a SyncJob", source }
+        };
+        for (code, reason, cause) in [
+            (403, "Forbidden", Cause::Refused),
+            (422, "Invalid", Cause::Refused),
+            (400, "BadRequest", Cause::Refused),
+            (401, "Unauthorized", Cause::Busy),
+            (429, "TooManyRequests", Cause::Busy),
+            (500, "InternalError", Cause::Busy),
+            (503, "ServiceUnavailable", Cause::Busy),
+            (409, "Conflict", Cause::Conflict),
+            (404, "NotFound", Cause::Refused),
+        ] {
+            let error = error(code, reason);
+            assert_eq!((error.cause(), error.retry_after()), (Some(cause), Duration::from_secs(7)), "{code}");
+            assert_eq!(error.to_string(), "could not create a SyncJob: no");
+        }
+        assert_eq!(Error::Timeout("write").cause(), Some(Cause::Busy));
+    }
 
     #[tokio::test]
     async fn reports_leave_room_for_starts() {

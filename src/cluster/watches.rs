@@ -1,6 +1,6 @@
 //! Watches: what changed of a kind, and whether the API server answers.
 
-use std::{fmt::Debug, time::Duration};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
@@ -8,9 +8,9 @@ use kube::{
     Api, Resource,
     runtime::{WatchStreamExt, utils::Backoff, watcher},
 };
-use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+use super::{Kind, Read};
 use crate::{
     api::SyncAlert,
     telemetry::{Outage, Witness},
@@ -39,9 +39,9 @@ static ALERTS: Outage = Outage::new("the kind SyncAlert, or the right to read it
 
 /// The changes of SyncAlerts. A cluster that has no such kind yet, as in the middle of an upgrade, is no outage.
 pub(super) fn changes_of_alerts(
-    api: Api<SyncAlert>,
-) -> impl Stream<Item = watcher::Result<watcher::Event<SyncAlert>>> + Send {
-    let is_absent = |event: &watcher::Result<watcher::Event<SyncAlert>>| match event {
+    api: Api<Read<SyncAlert>>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<Read<SyncAlert>>>> + Send {
+    let is_absent = |event: &watcher::Result<watcher::Event<Read<SyncAlert>>>| match event {
         Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) => ABSENT.contains(&status.code),
         _ => false,
     };
@@ -60,18 +60,26 @@ pub(super) fn changes_of_alerts(
 }
 
 /// The changes of a kind, without what nobody asks.
-pub fn changes<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
+pub fn changes<K: Kind>(api: Api<Read<K>>) -> impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>> + Send {
     let witness = API_SERVER.witness();
     bare(events(api).inspect(move |event| note_answer(&witness, event)))
 }
 
-fn events<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
+/// The changes as caches take them: of an object that cannot be read any more, that it is gone.
+pub fn readable<K: Kind>(event: watcher::Event<Read<K>>) -> Option<watcher::Event<K>> {
+    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+    match event {
+        Init => Some(Init),
+        InitApply(Read::Object(object)) => Some(InitApply(object)),
+        InitApply(Read::Unreadable(_)) => None,
+        InitDone => Some(InitDone),
+        Apply(Read::Object(object)) => Some(Apply(object)),
+        Apply(Read::Unreadable(unreadable)) => Some(Delete(unreadable.outline)),
+        Delete(object) => Some(Delete(object.into_outline())),
+    }
+}
+
+fn events<K: Kind>(api: Api<Read<K>>) -> impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>> + Send {
     watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0))
 }
 

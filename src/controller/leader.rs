@@ -1,6 +1,6 @@
 //! Leader election: of several controllers, the one that holds the Lease reconciles.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -14,6 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::ownership::Ownership;
 use crate::domain::lease::{self, Record};
 
 /// Between two tries to give the Lease up.
@@ -40,6 +41,7 @@ pub struct Leadership {
     until: watch::Receiver<Option<Instant>>,
     leader: watch::Receiver<Option<String>>,
     refused: watch::Receiver<bool>,
+    ownership: Arc<watch::Sender<Ownership>>,
 }
 
 impl Leadership {
@@ -76,6 +78,43 @@ impl Leadership {
         *self.refused.borrow()
     }
 
+    /// Name of the other installation that owns the queue, as far as this process knows. Nothing is done with the queue while there
+    /// is one.
+    #[must_use]
+    pub fn queue_owner(&self) -> Option<String> {
+        match &*self.ownership.borrow() {
+            Ownership::Other(owner) => Some(owner.clone()),
+            _ => None,
+        }
+    }
+
+    /// True when the queue is known to be this installation's.
+    pub(super) fn owns_queue(&self) -> bool {
+        *self.ownership.borrow() == Ownership::Mine
+    }
+
+    /// Notes who owns the queue.
+    pub(super) fn note_ownership(&self, queue: &str, next: Ownership) {
+        let changed = self.ownership.send_if_modified(|ownership| {
+            let before = std::mem::replace(ownership, next.clone());
+            before != next && [&before, &next].iter().any(|of| matches!(of, Ownership::Other(_)))
+        });
+        match next {
+            Ownership::Other(owner) if changed => tracing::error!(
+                queue,
+                owner,
+                "the queue belongs to another installation: set another QUEUE_NAME, or run sync-operator adopt"
+            ),
+            Ownership::Mine if changed => tracing::info!(queue, "the queue belongs to this installation"),
+            _ => {}
+        }
+    }
+
+    /// Tells each time another installation begins or ceases to own the queue.
+    pub(super) fn ownership_changes(&self) -> watch::Receiver<Ownership> {
+        self.ownership.subscribe()
+    }
+
     /// Tells each time someone else leads, or this process does.
     pub(super) fn changes(&self) -> watch::Receiver<Option<String>> {
         self.leader.clone()
@@ -106,7 +145,7 @@ impl Elector {
         let (until, is_held) = watch::channel(None);
         let (leader, leads) = watch::channel(None);
         let (refused, is_refused) = watch::channel(false);
-        let leadership = Leadership { until: is_held, leader: leads, refused: is_refused };
+        let leadership = Leadership { until: is_held, leader: leads, refused: is_refused, ownership: Arc::default() };
         (Self { settings, leases, until, leader, refused, seen: None, maybe_mine: false, stop }, leadership)
     }
 
@@ -245,7 +284,7 @@ fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_conflict() || status.is_already_exists())
 }
 
-fn read(lease: &Lease) -> Record {
+pub(super) fn read(lease: &Lease) -> Record {
     let spec = lease.spec.clone().unwrap_or_default();
     Record {
         holder: spec.holder_identity,

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::reflector::ObjectRef;
 use tokio::{
     select,
@@ -29,6 +30,44 @@ pub(super) enum Writer {
     Schedule(ObjectRef<SyncSchedule>),
     Job(ObjectRef<SyncJob>),
     Alert(ObjectRef<SyncAlert>),
+}
+
+impl From<&SyncSchedule> for Writer {
+    fn from(schedule: &SyncSchedule) -> Self {
+        Self::Schedule(ObjectRef::from_obj(schedule))
+    }
+}
+
+impl From<&SyncJob> for Writer {
+    fn from(job: &SyncJob) -> Self {
+        Self::Job(ObjectRef::from_obj(job))
+    }
+}
+
+impl From<&SyncAlert> for Writer {
+    fn from(alert: &SyncAlert) -> Self {
+        Self::Alert(ObjectRef::from_obj(alert))
+    }
+}
+
+impl Writer {
+    /// Its kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Schedule(_) => "SyncSchedule",
+            Self::Job(_) => "SyncJob",
+            Self::Alert(_) => "SyncAlert",
+        }
+    }
+
+    /// The object, for events.
+    pub fn reference(&self) -> ObjectReference {
+        match self {
+            Self::Schedule(schedule) => schedule.clone().into(),
+            Self::Job(job) => job.clone().into(),
+            Self::Alert(alert) => alert.clone().into(),
+        }
+    }
 }
 
 /// A place at the front, until it is dropped.

@@ -2,27 +2,34 @@
 //!
 //! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
 
+mod assertion;
+mod clock;
+mod failures;
 mod leader;
 mod line;
 mod news;
+mod ownership;
 mod pace;
 mod sweep;
 mod syncalert;
 mod syncjob;
 mod syncschedule;
 mod trace;
+mod unreadable;
 
 use std::{collections::HashSet, future::Future, num::NonZeroU32, pin::pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
-use jiff::Timestamp;
 use kube::{
     Client, Resource,
+    api::{ObjectMeta, Patch},
     runtime::{
         controller::{Action, Config, Controller},
         reflector::ObjectRef,
     },
 };
+use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::{
     select,
     sync::watch,
@@ -35,14 +42,23 @@ use crate::{
     alerts::Courier,
     api::SyncJob,
     cluster::{self, Cluster, Lane, Turn},
-    domain::Note,
+    domain::{
+        Note,
+        failure::{CREATE, Cause},
+        merge_patch,
+    },
     queue::{self, Queue},
+    recovery::recover_expired,
     sync::Egress,
     telemetry::{REDIS, events::Events, metrics},
 };
+use assertion::RedisView;
+use clock::Clock;
+use failures::Failures;
 use leader::Elector;
 use line::{Line, Place, Writer};
 use news::News;
+use ownership::Peers;
 use pace::Pace;
 use sweep::{forget, sweep};
 
@@ -52,14 +68,16 @@ pub use leader::{Leadership, Settings as Election};
 const CONCURRENCY: u16 = 256;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
-/// How often the clock is looked at.
-const CLOCK_LOOK: Duration = Duration::from_secs(1);
-/// Seconds in one look by which the clock is off when it was set, as opposed to led slowly to the right time.
-const CLOCK_STEP: f64 = 0.5;
+/// Times in a row that Redis does not answer until it is taken to be away: a single slow answer is no outage.
+const MISSES: u32 = 3;
 /// How long events may take that wait when the process ends.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// The wait after an error that has no backoff of its own: a server cannot be reached, which is noticed elsewhere.
 const AFTER_ERROR: Duration = Duration::from_secs(5);
-const AFTER_CONFLICT: Duration = Duration::from_millis(250);
+/// How long an object is left alone whose namespace is being deleted.
+const TERMINATING: Duration = Duration::from_mins(1);
+/// The action that fails in a namespace that is being deleted.
+const ANYTHING: &str = "create anything";
 
 /// Settings of the controllers.
 #[derive(Clone, Debug)]
@@ -86,40 +104,99 @@ struct Context {
     queue: Queue,
     news: News,
     queue_available: watch::Receiver<bool>,
+    redis: RedisView,
     pace: Pace,
     /// Schedules that have a run to start.
     starts: Line,
     /// All that have something to report.
     reports: Line,
     made: syncschedule::Made,
+    failures: Failures,
     outbox: syncalert::Outbox,
     courier: Courier,
     leadership: Leadership,
+    peers: Peers,
+    clock: Clock,
 }
 
 impl Context {
-    /// Asks the API server to change something when it is its turn, as long as this process leads.
+    /// Asks the API server to change something for an object when it is its turn, as long as this process leads. An action that
+    /// was refused is not tried again before its backoff is over.
     async fn write<T>(
         &self,
+        who: &Writer,
         lane: Lane,
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
+        self.check(who, action)?;
         let turn = self.cluster.turn(lane).await;
-        self.write_now(&turn, action, request).await
+        self.write_now(who, &turn, action, request).await
     }
 
     /// The same for one whose turn it is.
     async fn write_now<T>(
         &self,
+        who: &Writer,
         _turn: &Turn<'_>,
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
+        self.check(who, action)?;
         if !self.leadership.is_held() {
             return Err(Error::NotLeading);
         }
-        Ok(cluster::ask(action, request).await?)
+        let answer = cluster::ask(action, request).await;
+        self.note(who, action, &answer);
+        Ok(answer?)
+    }
+
+    /// Reads something that has to be known to start a run.
+    async fn read<T>(
+        &self,
+        who: &Writer,
+        action: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Error> {
+        let answer = self.cluster.ask(action, request).await;
+        self.note(who, action, &answer);
+        Ok(answer?)
+    }
+
+    fn check(&self, who: &Writer, action: &'static str) -> Result<(), Error> {
+        self.failures.held_back(who, action, Instant::now()).map_or(Ok(()), |wait| Err(Error::HeldBack(wait)))
+    }
+
+    /// Takes note of the answer to an action, or its absence.
+    fn note<T>(&self, who: &Writer, action: &'static str, answer: &Result<T, cluster::Error>) {
+        let error = match answer {
+            Err(error) if !error.is_already_exists() && !error.is_not_found() => error,
+            _ => return self.failures.passed(who, action),
+        };
+        if error.is_in_terminating_namespace() {
+            // Not told: the object will be deleted, too.
+            self.failures.note(who, ANYTHING, (Cause::Refused, &error.to_string()), TERMINATING, Instant::now());
+            return;
+        }
+        // What all objects have in common is told once, and not of each.
+        let cause = error.cause().filter(|cause| *cause != Cause::Busy || cluster::stale_since().is_none());
+        if let Some(cause) = cause {
+            self.fail(who, action, cause, &error.to_string(), error.retry_after());
+        }
+    }
+
+    /// Notes that an action on an object failed, and tells of it: the first time in the log, and by an event when the object shows
+    /// it.
+    fn fail(&self, who: &Writer, action: &'static str, cause: Cause, error: &str, asked: Duration) {
+        let failures::Noted { is_first, note } = self.failures.note(who, action, (cause, error), asked, Instant::now());
+        let object = who.reference();
+        if is_first && cause.holds_back() {
+            let (kind, namespace, name) = (&object.kind, &object.namespace, &object.name);
+            tracing::warn!(kind, namespace, name, error, "a request for an object failed; trying again");
+        }
+        if let Some(note) = note {
+            self.news.tell_of(object, note);
+        }
     }
 
     /// Waits until a status may be written that starts no run. Look again after it: what happened meanwhile can be told
@@ -141,6 +218,16 @@ impl Context {
     }
 }
 
+/// The patch that gives an object another status. It carries the resource version that the status was decided on, so that an old
+/// decision is refused, and changes what this release knows alone.
+fn status_patch<S: Serialize>(metadata: &ObjectMeta, old: Option<&S>, new: &S) -> Patch<Value> {
+    // These are texts, numbers and times.
+    let json = |status: &S| serde_json::to_value(status).unwrap_or_default();
+    let status = merge_patch::between(&old.map_or_else(|| json!({}), json), &json(new));
+    let ObjectMeta { uid, resource_version, .. } = metadata;
+    Patch::Merge(json!({"metadata": {"uid": uid, "resourceVersion": resource_version}, "status": status}))
+}
+
 /// A reconciliation that has to be tried again.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -150,26 +237,71 @@ enum Error {
     Queue(#[from] queue::Error),
     #[error("another controller leads")]
     NotLeading,
+    #[error("an action that failed is not due again yet")]
+    HeldBack(Duration),
+    #[error("a SyncJob of the name {0} is about to be deleted")]
+    Occupied(String),
+    /// An action failed; the others were carried out.
+    #[error("{error}")]
+    Partly {
+        error: Box<Error>,
+        /// When the object is due in any case.
+        next: Option<Duration>,
+    },
 }
 
-/// Reconciles while this process leads. Another one does it otherwise.
-async fn led(
-    kind: &'static str,
-    context: Arc<Context>,
-    reconcile: impl Future<Output = Result<Action, Error>>,
-) -> Result<Action, Error> {
-    let began = Instant::now();
-    select! {
-        biased;
-        () = context.leadership.lost() => Ok(Action::await_change()),
-        result = reconcile => match result {
-            Err(Error::NotLeading) => Ok(Action::await_change()),
-            result => {
-                metrics::reconciled(kind, result.is_ok(), began.elapsed());
-                result
-            }
-        },
+impl Error {
+    /// Nothing more is to be done: the object will be deleted with its namespace.
+    fn is_in_terminating_namespace(&self) -> bool {
+        match self {
+            Self::Cluster(error) => error.is_in_terminating_namespace(),
+            Self::Partly { error, .. } => error.is_in_terminating_namespace(),
+            _ => false,
+        }
     }
+
+    /// The wait of an error that is none: an action is not due yet.
+    fn held_back(&self) -> Option<Duration> {
+        match self {
+            Self::HeldBack(wait) => Some(*wait),
+            Self::Partly { error, next } => error.held_back().map(|wait| next.map_or(wait, |next| next.min(wait))),
+            _ => None,
+        }
+    }
+}
+
+/// Reconciles an object while this process leads. Another one does it otherwise.
+async fn led<K, F>(
+    object: Arc<K>,
+    context: Arc<Context>,
+    reconcile: impl FnOnce(Arc<K>, Arc<Context>) -> F,
+) -> Result<Action, Error>
+where
+    K: Resource<DynamicType = ()>,
+    Writer: for<'a> From<&'a K>,
+    F: Future<Output = Result<Action, Error>>,
+{
+    let (who, began) = (Writer::from(&*object), Instant::now());
+    context.failures.begin(&who, object.meta());
+    if context.failures.held_back(&who, ANYTHING, began).is_some() {
+        return Ok(Action::await_change());
+    }
+    let was_shown = context.failures.shown(&who).is_some();
+    let result = select! {
+        biased;
+        () = context.leadership.lost() => return Ok(Action::await_change()),
+        result = reconcile(object, Arc::clone(&context)) => result,
+    };
+    if let Err(Error::NotLeading) = result {
+        return Ok(Action::await_change());
+    }
+    if let Some(wait) = result.as_ref().err().and_then(Error::held_back) {
+        return Ok(Action::requeue(wait));
+    }
+    metrics::reconciled(who.kind(), result.is_ok(), began.elapsed());
+    // The status was decided on before the action that had failed succeeded.
+    let is_over = was_shown && context.failures.shown(&who).is_none();
+    result.map(|action| if is_over { Action::requeue(Duration::ZERO) } else { action })
 }
 
 /// Runs the controllers until `stop`, then lets reconciliations under way end and gives the Lease up. They do
@@ -182,12 +314,15 @@ pub async fn run(
     share: impl FnOnce(Cluster, Leadership),
 ) {
     let (cluster, feeds, watches) = Cluster::watch(client.clone(), settings.namespace.clone());
+    let lease_namespace = settings.election.namespace.as_deref().unwrap_or(client.default_namespace());
+    let lease = format!("{lease_namespace}/{}", settings.election.name);
     let (mut elector, leadership) = Elector::new(settings.election, client.clone(), stop.clone());
     share(cluster.clone(), leadership.clone());
     let (availability, queue_available) = watch::channel(true);
     let (news, waiting) = news::channel();
     let mut events =
         pin!(waiting.send(Events::new(client.clone(), &settings.instance), cluster.clone(), leadership.clone()));
+    let clock = Clock::new();
     let (outbox, delivered) = syncalert::Outbox::new();
     let (starts, call_starts, due) = Line::new();
     let (reports, call_reports, heard) = Line::new();
@@ -196,21 +331,28 @@ pub async fn run(
         queue: queue.clone(),
         news,
         queue_available: queue_available.clone(),
+        redis: RedisView::new(queue.lease()),
         pace: Pace::new(settings.status_interval, settings.status_writes_per_second),
         starts,
         reports,
         made: syncschedule::Made::default(),
+        failures: Failures::default(),
         outbox,
-        courier: Courier::new(client, settings.egress),
+        courier: Courier::new(client.clone(), settings.egress),
         leadership: leadership.clone(),
+        peers: Peers::new(client.clone(), lease.clone()),
+        clock: clock.clone(),
     });
     let config = || Config::default().concurrency(CONCURRENCY);
     let upset = || {
         let recovered = stream::select(
             WatchStream::from_changes(queue_available.clone()).map(drop),
-            WatchStream::from_changes(leadership.changes()).map(drop),
+            stream::select(
+                WatchStream::from_changes(leadership.changes()).map(drop),
+                WatchStream::from_changes(leadership.ownership_changes()).map(drop),
+            ),
         );
-        stream::select(recovered, clock_steps())
+        stream::select(recovered, clock.changes())
     };
 
     let schedules = Controller::for_shared_stream(feeds.schedules, cluster.schedules.clone())
@@ -220,8 +362,8 @@ pub async fn run(
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led("SyncSchedule", Arc::clone(&context), syncschedule::reconcile(object, context)),
-            |_, error, _| after(error),
+            |object, context| led(object, context, syncschedule::reconcile),
+            |object, error, context| after(&Writer::from(&*object), error, &context),
             Arc::clone(&context),
         )
         .for_each(|result| async move { tracing::trace!(?result, "schedule reconciled") });
@@ -232,8 +374,8 @@ pub async fn run(
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led("SyncJob", Arc::clone(&context), syncjob::reconcile(object, context)),
-            |_, error, _| after(error),
+            |object, context| led(object, context, syncjob::reconcile),
+            |object, error, context| after(&Writer::from(&*object), error, &context),
             Arc::clone(&context),
         )
         .for_each(|result| async move { tracing::trace!(?result, "job reconciled") });
@@ -246,8 +388,8 @@ pub async fn run(
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led("SyncAlert", Arc::clone(&context), syncalert::reconcile(object, context)),
-            |_, error, _| after(error),
+            |object, context| led(object, context, syncalert::reconcile),
+            |object, error, context| after(&Writer::from(&*object), error, &context),
             Arc::clone(&context),
         )
         .for_each(|result| async move { tracing::trace!(?result, "alert reconciled") });
@@ -260,8 +402,12 @@ pub async fn run(
         () = call_starts.call() => {}
         () = call_reports.call() => {}
         () = &mut events => {}
-        () = ask_for_signs_of_life(&queue, &availability) => {}
+        () = look_at_redis(&context, &availability) => {}
+        () = recover(&context) => {}
+        () = clock.compare_regularly(&client, &queue) => {}
+        () = ownership::assert_regularly(&queue, &leadership, &lease, queue_available.clone()) => {}
         () = sweep(&context, settings.resync) => {}
+        () = unreadable::report(&context) => {}
         () = forget(feeds.over, &queue, &context) => {}
     }
     drop(context);
@@ -270,38 +416,29 @@ pub async fn run(
     tracing::info!("controllers stopped");
 }
 
-fn after(error: &Error) -> Action {
-    match error {
-        Error::Cluster(error) if error.is_conflict() => {
-            tracing::debug!(%error, "decided on an old state; trying again");
-            Action::requeue(AFTER_CONFLICT)
-        }
-        Error::Cluster(error) if error.is_in_terminating_namespace() => {
-            tracing::debug!(%error, "the object will be deleted, too");
-            Action::await_change()
-        }
-        error => {
-            tracing::debug!(%error, "reconciliation failed; trying again");
-            Action::requeue(AFTER_ERROR)
-        }
+/// When an object is reconciled again after an error.
+fn after(who: &Writer, error: &Error, context: &Context) -> Action {
+    tracing::debug!(%error, "reconciliation failed");
+    if error.is_in_terminating_namespace() {
+        Action::await_change()
+    } else {
+        Action::requeue(retry_after(who, error, context))
     }
 }
 
-/// Tells when the clock was set, or the machine was asleep: timers go by another clock, which knows of neither.
-fn clock_steps() -> impl Stream<Item = ()> + Send + 'static {
-    let start = (interval(CLOCK_LOOK), Timestamp::now(), Instant::now());
-    stream::unfold(start, |(mut ticks, mut clock, mut timer)| async move {
-        loop {
-            ticks.tick().await;
-            let (before, started) = (std::mem::replace(&mut clock, Timestamp::now()), timer);
-            timer = Instant::now();
-            let off = clock.duration_since(before).as_secs_f64() - timer.duration_since(started).as_secs_f64();
-            if off.abs() > CLOCK_STEP {
-                tracing::warn!(seconds = off, "the clock was set; every schedule is looked at again");
-                return Some(((), (ticks, clock, timer)));
-            }
+fn retry_after(who: &Writer, error: &Error, context: &Context) -> Duration {
+    let wait = |action| context.failures.wait(who, action, Instant::now());
+    let wait = match error {
+        Error::Cluster(error) => wait(error.action()),
+        Error::Occupied(_) => wait(CREATE),
+        Error::HeldBack(wait) => Some(*wait),
+        Error::Partly { error, next } => {
+            let wait = retry_after(who, error, context);
+            Some(next.map_or(wait, |next| next.min(wait)))
         }
-    })
+        Error::Queue(_) | Error::NotLeading => None,
+    };
+    wait.unwrap_or(AFTER_ERROR)
 }
 
 /// SyncJobs whose run something happened to in the queue.
@@ -325,7 +462,10 @@ fn unfinished(
     context: &Context,
 ) -> impl Stream<Item = ObjectRef<SyncJob>> + Send + use<> {
     let available = WatchStream::from_changes(context.queue_available.clone()).map(drop);
-    let leader = WatchStream::from_changes(context.leadership.changes()).map(drop);
+    let leader = stream::select(
+        WatchStream::from_changes(context.leadership.changes()).map(drop),
+        WatchStream::from_changes(context.leadership.ownership_changes()).map(drop),
+    );
     let cluster = cluster.clone();
     let mut ticks = interval(resync);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -339,13 +479,51 @@ fn unfinished(
     })
 }
 
-async fn ask_for_signs_of_life(queue: &Queue, availability: &watch::Sender<bool>) {
+async fn look_at_redis(context: &Context, availability: &watch::Sender<bool>) {
     let mut ticks = interval(PING);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut misses = 0;
+    loop {
+        ticks.tick().await;
+        let server = timeout(PING, context.queue.server()).await.unwrap_or(Err(queue::Error::Silent));
+        REDIS.note(&server);
+        misses = misses_after(misses, server.is_ok());
+        let is_available = misses < MISSES;
+        if let Ok(server) = server {
+            context.redis.note(&server);
+        }
+        availability.send_if_modified(|available| std::mem::replace(available, is_available) != is_available);
+    }
+}
+
+/// Returns the runs of lost workers to the queue while this process leads.
+async fn recover(context: &Context) {
+    let mut ticks = interval(context.queue.lease() / 2);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let alive = timeout(PING, queue.ping()).await.unwrap_or(Err(queue::Error::Silent));
-        REDIS.note(&alive);
-        availability.send_if_modified(|available| std::mem::replace(available, alive.is_ok()) != alive.is_ok());
+        if context.leadership.is_held() {
+            recover_expired(&context.queue).await;
+        }
+    }
+}
+
+fn misses_after(misses: u32, answered: bool) -> u32 {
+    if answered { 0 } else { misses.saturating_add(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_slow_answer_of_redis_is_no_outage() {
+        let answers = [true, false, false, true, false, false, false, false, true];
+        let available = answers.iter().scan(0, |misses, answered| {
+            *misses = misses_after(*misses, *answered);
+            Some(*misses < MISSES)
+        });
+        let expected = [true, true, true, true, true, true, false, false, true];
+        assert_eq!(available.collect::<Vec<_>>(), expected);
     }
 }

@@ -36,7 +36,12 @@ pub(super) fn channel() -> (News, Waiting) {
 impl News {
     /// Tells something about an object, as of now. Does not wait for it to be sent.
     pub fn tell<K: Resource<DynamicType = ()>>(&self, object: &K, note: Note) {
-        let item = Item { object: object.object_ref(&()), note, at: Timestamp::now() };
+        self.tell_of(object.object_ref(&()), note);
+    }
+
+    /// The same about the object that is named.
+    pub fn tell_of(&self, object: ObjectReference, note: Note) {
+        let item = Item { object, note, at: Timestamp::now() };
         if let Err(lost) = self.0.try_send(item) {
             tracing::debug!(%lost, "event not sent: too many wait, or the process ends");
         }

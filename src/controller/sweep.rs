@@ -1,70 +1,74 @@
-//! Forgets what is kept of objects that are gone, and repairs the queue.
+//! Asserts the runs in Redis from time to time, forgets what is kept of objects that are gone, and repairs the queue.
 
 use std::time::Duration;
 
+use jiff::{Timestamp, ToSpan};
 use kube::ResourceExt;
 use tokio::{
+    select,
     sync::mpsc,
     time::{MissedTickBehavior, interval},
 };
 
-use super::{Context, Error, syncjob};
+use super::{
+    Context, Error,
+    assertion::{assert_runs, is_gone},
+};
 use crate::{
-    api::SyncJob,
-    cluster::{self, Cluster, Over},
-    queue::{self, Queue, Repaired},
+    cluster::Over,
+    queue::{Queue, Repaired},
 };
 
-/// The queue is repaired, and swept of runs that have ended, once in so many sweeps: that reads the whole key space.
+/// The queue is repaired, and runs that have ended are forgotten, once in so many sweeps: that reads all sets.
 const SWEEPS_PER_REPAIR: u32 = 10;
+/// How long a run stays in Redis after its end, unless its SyncJob is deleted. Journals of runs that Redis does not know any more
+/// are dropped later.
+const KEEP_FINISHED_HOURS: i64 = 24;
 
-/// Forgets runs whose SyncJob is gone. A worker that has one stops at its next checkpoint.
+/// Asserts runs in each resync, and at once after a restore of Redis, while this process leads.
 pub(super) async fn sweep(context: &Context, every: Duration) {
-    let Context { cluster, queue, leadership, .. } = context;
+    let Context { cluster, queue, leadership, redis, .. } = context;
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     cluster.ready().await;
-    for sweep in (0..SWEEPS_PER_REPAIR).cycle() {
-        ticks.tick().await;
-        if !leadership.is_held() {
+    let mut sweeps = (0..SWEEPS_PER_REPAIR).cycle();
+    loop {
+        let is_tick = select! {
+            _ = ticks.tick() => true,
+            () = redis.is_restored.notified() => false,
+        };
+        if !leadership.is_held() || !leadership.owns_queue() {
             continue;
         }
-        // Those that have ended are many, and go by themselves in the end.
-        let all = sweep == 0;
-        if let Err(error) = sweep_once(cluster, queue, all).await {
-            tracing::debug!(%error, "queue not swept");
+        if let Err(error) = assert_runs(context).await {
+            tracing::debug!(%error, "runs in Redis not asserted");
         }
-        if all {
-            repair(queue).await;
+        if !is_tick {
+            continue;
+        }
+        if sweeps.next() == Some(0) {
+            if let Err(error) = forget_finished(context).await {
+                tracing::debug!(%error, "runs that have ended not forgotten");
+            }
+            let known = cluster.jobs.state().iter().filter_map(|job| job.uid()).collect();
+            repair(queue, known).await;
         }
         forget_alerts(context).await;
     }
 }
 
-async fn sweep_once(cluster: &Cluster, queue: &Queue, all: bool) -> Result<(), Error> {
-    let mut uids = queue.unfinished().await?;
-    if all {
-        uids.extend(queue.finished().await?);
-    }
-    for uid in uids {
-        if cluster.has_job(&uid) {
-            continue;
-        }
-        let entry = match queue.get(&uid).await {
-            Ok(Some(entry)) => entry,
-            Ok(None) | Err(queue::Error::Unreadable { .. }) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        let Some(payload) = syncjob::payload(&entry) else { continue };
-        if !cluster.covers(&payload.namespace) {
-            continue;
-        }
-        // The cache may be behind: ask.
-        let jobs = kube::Api::<SyncJob>::namespaced(cluster.client.clone(), &payload.namespace);
-        let live = cluster::ask("read a SyncJob", jobs.get_metadata_opt(&payload.name)).await?;
-        if live.is_none_or(|job| job.uid().as_deref() != Some(&uid)) {
+/// Forgets runs that ended long ago, or whose SyncJobs are gone. One whose SyncJob does not say yet how it ended stays: it would be
+/// executed again.
+async fn forget_finished(context: &Context) -> Result<(), Error> {
+    let Context { cluster, queue, .. } = context;
+    let long_ago = Timestamp::now().saturating_sub(KEEP_FINISHED_HOURS.hours()).unwrap_or(Timestamp::MIN);
+    let old = queue.finished_before(long_ago).await?;
+    let old: Vec<String> = old.into_iter().filter(|uid| !cluster.has_job(uid) || cluster.has_ended(uid)).collect();
+    queue.remove_finished(&old).await?;
+    for uid in queue.finished().await? {
+        if !cluster.has_job(&uid) && is_gone(context, &uid).await? {
             queue.remove(&uid).await?;
-            tracing::info!(namespace = payload.namespace, name = payload.name, uid, "run of a deleted SyncJob removed");
+            tracing::debug!(uid, "run of a deleted SyncJob removed");
         }
     }
     Ok(())
@@ -81,8 +85,8 @@ async fn forget_alerts(context: &Context) {
     }
 }
 
-async fn repair(queue: &Queue) {
-    match queue.repair().await {
+async fn repair(queue: &Queue, known: Vec<String>) {
+    match queue.repair(known).await {
         Ok(Repaired { mended, foreign }) => {
             if mended > 0 {
                 tracing::warn!(mended, "runs in Redis repaired: part of its data was lost");
@@ -100,12 +104,14 @@ async fn repair(queue: &Queue) {
 pub(super) async fn forget(mut over: mpsc::UnboundedReceiver<Over>, queue: &Queue, context: &Context) {
     while let Some(Over { uid, deleted }) = over.recv().await {
         context.pace.forget(&uid);
-        if !deleted {
-            continue;
-        }
-        match queue.remove(&uid).await {
-            Ok(()) => tracing::debug!(uid, "run of a deleted SyncJob removed"),
-            Err(error) => tracing::debug!(uid, %error, "run of a deleted SyncJob not removed yet"),
+        let removed = match (deleted, context.redis.was_restored()) {
+            (true, _) => queue.remove(&uid).await,
+            (false, true) => queue.remove_unfinished(std::slice::from_ref(&uid)).await.map(drop),
+            (false, false) => continue,
+        };
+        match removed {
+            Ok(()) => tracing::debug!(uid, "run removed whose SyncJob has ended or is gone"),
+            Err(error) => tracing::debug!(uid, %error, "run not removed yet whose SyncJob has ended or is gone"),
         }
     }
 }

@@ -6,20 +6,22 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use kube::{
     ResourceExt,
-    api::PostParams,
+    api::PatchParams,
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use tokio::{select, sync::mpsc, time::Instant};
 
-use super::{AFTER_ERROR, Context, Error, line::Writer};
+use super::{AFTER_ERROR, Context, Error, line::Writer, status_patch};
 use crate::{
     alerts::check_template,
     api::{SyncAlert, SyncAlertStatus},
     cluster::Turn,
-    domain::alert::{self, Delivery, Message, Observed, Plan},
+    domain::{
+        alert::{self, Delivery, Message, Observed, Plan},
+        failure,
+    },
     telemetry::metrics,
 };
 
@@ -36,7 +38,7 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
     if let Some(wait) = context.outbox.too_early(&uid) {
         return Ok(Action::requeue(wait));
     }
-    let who = Writer::Alert(ObjectRef::from_obj(&*alert));
+    let who = Writer::from(&*alert);
     let place = context.reports.kept(&who);
     // Observe. Without Redis, what this process remembers and the status are what there is.
     let kept = context.queue.kept_alert(&uid).await;
@@ -51,13 +53,16 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
     }
     context.tell(&*alert, notes);
     // Status.
-    let bounded = alert::bounded(status);
+    let mut bounded = alert::bounded(status);
+    if let Some(failure) = context.failures.shown(&who) {
+        failure::mark_ready(&mut bounded.conditions, &failure, alert.metadata.generation, context.clock.now());
+    }
     let is_same =
         |written: &SyncAlertStatus| *written == SyncAlertStatus { revision: written.revision, ..bounded.clone() };
     if !alert.status.as_ref().is_some_and(is_same)
-        && let Some(turn) = context.report_turn(who, place).await
+        && let Some(turn) = context.report_turn(who.clone(), place).await
     {
-        write_status(&alert, bounded, &turn, &context).await?;
+        write_status(&alert, &who, bounded, &turn, &context).await?;
     }
     let retry = (!is_kept).then_some(AFTER_ERROR);
     Ok(requeue.into_iter().chain(retry).min().map_or_else(Action::await_change, Action::requeue))
@@ -78,7 +83,7 @@ fn decide(alert: &SyncAlert, kept: Option<SyncAlertStatus>, uid: &str, context: 
     let ended = std::mem::take(&mut entry.ended);
     let plan = alert::decide(
         Observed { alert, kept, schedules: &beside, ended: &ended, busy: &entry.busy, unusable_template },
-        Timestamp::now(),
+        context.clock.now(),
     );
     entry.kept = Some(plan.status.clone());
     plan
@@ -132,7 +137,7 @@ fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
             sink: name.clone(),
             notified: notified.clone(),
             result,
-            at: Timestamp::now(),
+            at: context.clock.now(),
         });
         context.outbox.end(&alert, name, ended);
     });
@@ -140,15 +145,15 @@ fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
 
 async fn write_status(
     alert: &SyncAlert,
+    who: &Writer,
     status: SyncAlertStatus,
     turn: &Turn<'_>,
     context: &Context,
 ) -> Result<(), Error> {
-    let mut next = alert.clone();
-    next.status = Some(status);
+    let patch = status_patch(&alert.metadata, alert.status.as_ref(), &status);
     let alerts = context.cluster.beside::<SyncAlert>(&alert.metadata);
-    let (action, name, params) = ("write a SyncAlert's status", alert.name_any(), PostParams::default());
-    let written = context.write_now(turn, action, alerts.replace_status(&name, &params, &next)).await;
+    let (action, name, params) = ("write a SyncAlert's status", alert.name_any(), PatchParams::default());
+    let written = context.write_now(who, turn, action, alerts.patch_status(&name, &params, &patch)).await;
     metrics::status_written("SyncAlert", written.is_ok());
     written.map(drop)
 }

@@ -5,24 +5,25 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use kube::{
     ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
-    runtime::{controller::Action, reflector::ObjectRef},
+    api::{DeleteParams, PatchParams, Preconditions},
+    runtime::controller::Action,
 };
 use tokio::time::Instant;
 
 use super::{
     Context, Error,
     line::{Place, Writer},
-    trace,
+    ownership, status_patch, trace,
 };
 use crate::{
     api::conditions::{self, reasons},
     api::{SyncJob, SyncJobStatus},
-    cluster::{Lane, Turn},
+    cluster::{self, Lane, Turn},
     domain::{
-        conditions as merged, elapsed,
+        conditions as merged, elapsed, failure, installation,
         job::{self, Plan},
-        run::{Payload, Run, RunSpec, Wanted},
+        needs,
+        run::{Payload, Run, RunSpec, State, Wanted},
     },
     queue::{self, Control, Entry, NewRun},
     telemetry::{metrics, note_write},
@@ -34,16 +35,21 @@ const QUEUE_AWAY: Duration = Duration::from_secs(30);
 const BOOKS_LOOK: Duration = Duration::from_millis(50);
 
 pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Result<Action, Error> {
-    let now = Timestamp::now();
+    let now = context.clock.now();
     let Some(uid) = job.uid() else { return Ok(Action::await_change()) };
     if job.metadata.deletion_timestamp.is_some() {
+        // Somebody's finalizer may keep it for long; its run does not wait for that.
+        context.queue.remove(&uid).await?;
         return Ok(Action::await_change());
     }
     if job::is_finished(&job) {
         context.pace.forget(&uid);
         return expire(&job, &context, now).await;
     }
-    let who = Writer::Job(ObjectRef::from_obj(&*job));
+    if let Some(owner) = other_owner(&job, &context).await {
+        return leave(&job, &uid, &owner, &context, now).await;
+    }
+    let who = Writer::from(&*job);
     let place = context.reports.kept(&who);
     let plan = match look(&job, &uid, &context, now).await {
         Ok(plan) => plan,
@@ -58,7 +64,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     }
     if let Some(wanted) = plan.control {
         let end = plan.end.clone().or_else(|| wanted.cancelled.then(|| job::cancelled(&job)));
-        let cancelled = end.map(|outcome| serde_json::to_string(&outcome).unwrap_or_default());
+        let cancelled = end.map(|outcome| json(&outcome));
         let Wanted { suspended, priority, approved, .. } = wanted;
         context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority, approved }).await?;
     }
@@ -85,8 +91,8 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         }
         (plan, context.cluster.turn(Lane::Reports).await)
     } else {
-        let Some(turn) = context.report_turn(who, place).await else { return Ok(Action::await_change()) };
-        (look(&job, &uid, &context, Timestamp::now()).await?, turn)
+        let Some(turn) = context.report_turn(who.clone(), place).await else { return Ok(Action::await_change()) };
+        (look(&job, &uid, &context, context.clock.now()).await?, turn)
     };
     if plan.enqueue {
         return Ok(Action::requeue(Duration::ZERO));
@@ -102,11 +108,52 @@ fn next(plan: &Plan) -> Action {
     plan.requeue.map_or_else(Action::await_change, Action::requeue)
 }
 
+/// The other installation that works on a SyncJob.
+async fn other_owner(job: &SyncJob, context: &Context) -> Option<String> {
+    if let Some(schedule) = context.cluster.schedule_of(job) {
+        let mark = schedule.status.as_ref().and_then(|status| status.installation.as_deref());
+        return context.peers.owner(mark).await;
+    }
+    let mark = job.status.as_ref().and_then(|status| status.installation.as_deref());
+    context.peers.owner_of_job(job.metadata.namespace.as_deref().unwrap_or_default(), mark).await
+}
+
+/// Leaves a SyncJob to the installation that works on it, and says so when it has no schedule that does.
+async fn leave(job: &SyncJob, uid: &str, owner: &str, context: &Context, now: Timestamp) -> Result<Action, Error> {
+    let mut status = job.status.clone().unwrap_or_default();
+    let note =
+        installation::note_conflict(&mut status.conditions, owner, context.peers.me(), job.metadata.generation, now);
+    if job.status.as_ref() != Some(&status) && context.cluster.schedule_of(job).is_none() {
+        let turn = context.cluster.turn(Lane::Reports).await;
+        write_status(job, uid, status, &turn, context).await?;
+        context.tell(job, vec![note]);
+    }
+    Ok(Action::requeue(ownership::LOOK))
+}
+
 /// Observes the run in the queue, and decides.
 async fn look(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Result<Plan, queue::Error> {
     let entry = context.queue.get(uid).await?;
-    let run = entry.as_ref().map(read_run);
-    Ok(job::decide(job, run.as_ref(), now))
+    let is_asking = |entry: &Entry| entry.state == State::Waiting && entry.needs > needs::FIRST;
+    let highest_level = if entry.as_ref().is_some_and(is_asking) { context.queue.highest_level().await? } else { None };
+    let has_workers = context.redis.has_workers();
+    let run = entry.as_ref().map(|entry| Run { has_workers, ..read_run(entry, highest_level) });
+    let mut plan = job::decide(job, run.as_ref(), now);
+    // The default database of the installation was changed, or the installation has adopted the queue.
+    let is_other = |entry: &Entry| entry.installation.as_ref().is_some_and(|of| *of != context.queue.installation());
+    let is_unfinished = |entry: &Entry| !matches!(entry.state, State::Completed | State::Failed);
+    if context.leadership.owns_queue() && entry.is_some_and(|entry| is_other(&entry) && is_unfinished(&entry)) {
+        plan.control.get_or_insert_with(|| Wanted::from(job));
+    }
+    let failure = context.failures.shown(&Writer::from(job)).filter(|_| !job::has_ended(&plan.status));
+    if let Some(failure) = failure {
+        failure::mark_run(&mut plan.status.conditions, &failure, job.metadata.generation, now);
+    }
+    if job.status.as_ref() != Some(&plan.status) {
+        plan.status.installation = Some(context.peers.me().to_owned());
+        installation::forget_conflict(&mut plan.status.conditions, context.peers.me(), now);
+    }
+    Ok(plan)
 }
 
 /// Tells why nothing is known of a run, or it is not in the queue yet.
@@ -119,9 +166,16 @@ async fn wait_for_queue(
     now: Timestamp,
 ) -> Result<Action, Error> {
     tracing::debug!(uid, %error, "nothing is known of the run");
-    let (reason, message) = unknown(error);
+    let (reason, message) = match error {
+        queue::Error::Owned => {
+            let owner = context.leadership.queue_owner();
+            let message = installation::queue_is_owned(owner.as_deref().unwrap_or("that asserted it first"));
+            (reasons::INSTALLATION_CONFLICT, message)
+        }
+        error => unknown(error),
+    };
     let status = job::unknown(job, reason, &message, now);
-    let who = Writer::Job(ObjectRef::from_obj(job));
+    let who = Writer::from(job);
     if job.status.as_ref() != Some(&status)
         && let Some(turn) = context.report_turn(who, place).await
     {
@@ -132,16 +186,13 @@ async fn wait_for_queue(
 
 fn unknown(error: &queue::Error) -> (&'static str, String) {
     let then = "the run goes on, or is queued again, when";
-    match (error, error.refusal()) {
+    match (error, error.answer()) {
         (queue::Error::Unreadable { .. }, _) => (
             reasons::UNKNOWN_FORMAT,
             "The run in Redis was written by another release and is left alone; it goes on with that release"
                 .to_owned(),
         ),
-        (_, Some("OOM")) => {
-            (reasons::QUEUE_UNAVAILABLE, format!("The memory of Redis is full (OOM); {then} it has room"))
-        }
-        (_, Some(code)) => (reasons::QUEUE_UNAVAILABLE, format!("Redis refuses with {code}; {then} it does not")),
+        (_, Some(answer)) => (reasons::QUEUE_UNAVAILABLE, format!("{answer}; {then} Redis does what is asked")),
         (_, None) => (reasons::QUEUE_UNAVAILABLE, format!("Redis does not answer; {then} it is back")),
     }
 }
@@ -153,7 +204,7 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
         job.clone()
     } else {
         let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-        let live = context.cluster.ask("read a SyncJob", jobs.get_opt(&job.name_any())).await?;
+        let live = context.read(&Writer::from(job), "read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
         let Some(live) = live else { return Ok(()) };
         live
     };
@@ -163,23 +214,26 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
     let payload =
         Payload { namespace: job.namespace().unwrap_or_default(), name: job.name_any(), spec: live.spec.clone() };
     let trace = trace::root_of(job);
-    let parked_since = job::parked_since(&live, Timestamp::now());
-    let status = live.status.unwrap_or_default();
+    let recorded = job::recorded(&live, context.clock.now());
     let run = NewRun {
         uid,
-        payload: &serde_json::to_string(&payload).unwrap_or_default(),
+        payload: &json(&payload),
         priority: live.spec.priority,
         // A cancelled one is enqueued to be rolled back, and only one that has begun is.
-        started: status.start_time.map(|start| start.0).or_else(|| live.spec.cancelled.then(Timestamp::now)),
-        attempts: status.attempts.unwrap_or(0) as u32,
-        recoveries: status.recoveries.unwrap_or(0) as u32,
-        history: &serde_json::to_string(&status.attempt_history).unwrap_or_default(),
-        suspended: parked_since,
+        started: recorded.started.or_else(|| live.spec.cancelled.then(|| context.clock.now())),
+        attempts: recorded.attempts,
+        recoveries: recorded.recoveries,
+        history: &json(&recorded.history),
+        suspended: recorded.parked_since,
+        parked_for: recorded.parked_for,
         rollback: RunSpec::parse(&live.spec).is_ok_and(|spec| spec.rollback),
         traceparent: trace.map(|root| root.span.to_string()),
+        needs: context.queue.level().needed_for(&live.spec),
     };
     let enqueued = context.queue.enqueue(&run).await;
-    note_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
+    if !matches!(enqueued, Err(queue::Error::Owned)) {
+        note_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
+    }
     if enqueued? {
         let trace_id = trace::id(trace);
         tracing::info!(namespace = payload.namespace, name = payload.name, uid, trace_id, "run enqueued");
@@ -199,17 +253,17 @@ async fn write_status(
     context: &Context,
 ) -> Result<(), Error> {
     let ended = job::has_ended(&status);
-    let mut next = job.clone();
-    next.status = Some(status);
-    // Carries the resource version it was decided on, so an old decision is refused.
+    let patch = status_patch(&job.metadata, job.status.as_ref(), &status);
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-    let (action, name, params) = ("write a SyncJob's status", job.name_any(), PostParams::default());
+    let (action, name, params) = ("write a SyncJob's status", job.name_any(), PatchParams::default());
     context.pace.writes(uid, job.resource_version());
-    let written = context.write_now(turn, action, jobs.replace_status(&name, &params, &next)).await;
+    let written = context.write_now(&Writer::from(job), turn, action, jobs.patch_status(&name, &params, &patch)).await;
     context.pace.wrote(uid, written.is_ok());
     metrics::status_written("SyncJob", written.is_ok());
     written?;
     if ended {
+        let mut next = job.clone();
+        next.status = Some(status);
         note_end(&next);
     }
     Ok(())
@@ -247,13 +301,14 @@ async fn expire(job: &SyncJob, context: &Context, now: Timestamp) -> Result<Acti
     let preconditions = Preconditions { uid: job.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
     let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-    match context.write(Lane::Reports, "delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
+    let (who, action) = (Writer::from(job), "delete a SyncJob");
+    match context.write(&who, Lane::Reports, action, jobs.delete(&job.name_any(), &params)).await {
         Err(Error::Cluster(error)) if error.is_not_found() => Ok(Action::await_change()),
         result => result.map(|_| Action::await_change()),
     }
 }
 
-fn read_run(entry: &Entry) -> Run {
+fn read_run(entry: &Entry, highest_level: Option<u32>) -> Run {
     let read = |text: &Option<String>| text.as_deref().unwrap_or("null").to_owned();
     Run {
         state: entry.state,
@@ -261,6 +316,8 @@ fn read_run(entry: &Entry) -> Run {
         attempts: entry.attempts,
         recoveries: entry.recoveries,
         started: entry.started,
+        parked_for: entry.parked_for,
+        has_workers: true,
         retry_at: entry.retry_at,
         finished: entry.finished,
         checkpoint: serde_json::from_str(&read(&entry.checkpoint)).unwrap_or_default(),
@@ -272,7 +329,12 @@ fn read_run(entry: &Entry) -> Run {
             priority: entry.priority,
             approved: entry.approved,
         },
+        lacks_level: highest_level.filter(|highest| *highest < entry.needs).map(|_| entry.needs),
     }
+}
+
+pub(super) fn json<T: serde::Serialize + ?Sized>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 /// What a run in the queue was made from.

@@ -1,12 +1,11 @@
 //! Makes a SyncJob for every due slot of a SyncSchedule, and keeps its books.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use jiff::Timestamp;
 use kube::{
     ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
@@ -15,31 +14,41 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Context, Error, line::Writer};
+use super::{Context, Error, line::Writer, ownership, status_patch};
 use crate::{
     api::{
         REPLACED_BY_ANNOTATION, SUPERSEDED_BY_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus,
         syncschedule::ActiveRun,
     },
-    cluster::{self, Lane, Turn},
+    cluster::{self, Lane, Read, Turn},
     domain::{
-        Note, elapsed, job,
+        Note, elapsed,
+        failure::{CREATE, Cause},
+        installation, job,
         schedule::{self, Observed, Parsed, Plan},
     },
     telemetry::metrics,
 };
 
+const READ: &str = "read a SyncJob";
+
 pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Context>) -> Result<Action, Error> {
     if schedule.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let who = Writer::Schedule(ObjectRef::from_obj(&*schedule));
+    let who = Writer::from(&*schedule);
     let (start, report) = (context.starts.kept(&who), context.reports.kept(&who));
     context.cluster.ready().await;
+    context.clock.compared().await;
+    let mark = schedule.status.as_ref().and_then(|status| status.installation.as_deref());
+    let namespace = schedule.metadata.namespace.as_deref().unwrap_or_default();
+    if let Some(owner) = context.peers.owner_of_schedule(namespace, mark).await {
+        return leave(&schedule, &owner, &context).await;
+    }
     if let Some(wait) = context.made.unseen(&schedule, &context, Instant::now()) {
         return Ok(Action::requeue(wait));
     }
-    let (mut jobs, mut plan) = look(&schedule, &context).await?;
+    let (mut jobs, mut plan) = look(&schedule, &who, &context).await?;
     let next = || plan.requeue.map_or_else(Action::await_change, Action::requeue);
     let starts = !plan.create.is_empty() || !plan.cancel.is_empty();
     let start = start.filter(|_| starts).or_else(|| starts.then(|| context.starts.enter(who.clone())).flatten());
@@ -54,78 +63,105 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
         } else {
             // The next slot does not wait behind what this one has to tell.
             let limit = plan.requeue.unwrap_or(Duration::MAX);
-            let turn = match timeout(limit, context.report_turn(who, report)).await {
+            let turn = match timeout(limit, context.report_turn(who.clone(), report)).await {
                 Ok(Some(turn)) => turn,
                 Ok(None) => return Ok(next()),
                 Err(_) => return Ok(Action::requeue(Duration::ZERO)),
             };
             let newest = context.cluster.schedules.get(&ObjectRef::from_obj(&*schedule));
             schedule = newest.filter(|newest| newest.uid() == schedule.uid()).unwrap_or(schedule);
-            (jobs, plan) = look(&schedule, &context).await?;
+            (jobs, plan) = look(&schedule, &who, &context).await?;
             turn
         };
-        written = write_status(&schedule, plan.status, &turn, &context).await?;
+        written = write_status(&schedule, &who, std::mem::take(&mut plan.status), &turn, &context).await?;
     }
-    context.tell(&*schedule, plan.notes);
-    for (reason, count) in plan.skipped {
+    context.tell(&*schedule, std::mem::take(&mut plan.notes));
+    for (reason, count) in std::mem::take(&mut plan.skipped) {
         metrics::skipped(reason, count as u64);
     }
-    // Act.
-    for name in &plan.cancel {
-        let replacement = plan.replacement.as_deref().unwrap_or_default();
-        let text = format!("Cancelled SyncJob {name}: {replacement} replaces it");
-        let note = Note::normal("RunReplaced", text);
-        cancel(&schedule, name, (REPLACED_BY_ANNOTATION, replacement), note, &jobs, &context).await?;
+    let acted = Act { schedule: &schedule, who: &who, jobs: &jobs, context: &context }.carry_out(&plan, written).await;
+    match acted {
+        Ok(()) => Ok(plan.requeue.map_or_else(Action::await_change, Action::requeue)),
+        Err(error @ Error::NotLeading) => Err(error),
+        Err(error) => Err(Error::Partly { error: Box::new(error), next: plan.requeue }),
     }
-    for (name, later) in &plan.supersede {
-        let note = Note::normal("RunSuperseded", format!("Cancelled the held SyncJob {name}: {later} supersedes it"));
-        cancel(&schedule, name, (SUPERSEDED_BY_ANNOTATION, later), note, &jobs, &context).await?;
+}
+
+/// Leaves a schedule to the installation that works on it, and says so.
+async fn leave(schedule: &SyncSchedule, owner: &str, context: &Context) -> Result<Action, Error> {
+    let (mut status, now) = (schedule.status.clone().unwrap_or_default(), context.clock.now());
+    let note = installation::note_conflict(
+        &mut status.conditions,
+        owner,
+        context.peers.me(),
+        schedule.metadata.generation,
+        now,
+    );
+    if schedule.status.as_ref() != Some(&status) {
+        let turn = context.cluster.turn(Lane::Reports).await;
+        write_status(schedule, &Writer::Schedule(ObjectRef::from_obj(schedule)), status, &turn, context).await?;
+        context.news.tell(schedule, note);
     }
-    for run in &plan.create {
-        if !create(&schedule, plan.parsed.as_ref(), run, &context).await? {
-            let mut status = written.status.clone().unwrap_or_default();
-            schedule::collided(&mut status, run);
-            let turn = context.cluster.turn(Lane::Reports).await;
-            written = write_status(&written, status, &turn, &context).await?;
-            drop(turn);
-            let text = format!("A SyncJob {} exists that is not this schedule's: the slot was skipped", run.name);
-            context.news.tell(&*schedule, Note::warning("NameCollision", text));
-            metrics::skipped(schedule::skips::NAME_COLLISION, 1);
-        }
-    }
-    for name in &plan.delete {
-        delete(&schedule, name, &jobs, &context).await?;
-    }
-    context.made.keep(&written);
-    Ok(plan.requeue.map_or_else(Action::await_change, Action::requeue))
+    Ok(Action::requeue(ownership::LOOK))
 }
 
 /// Observes, and decides.
-async fn look(schedule: &SyncSchedule, context: &Context) -> Result<(Vec<Arc<SyncJob>>, Plan), Error> {
-    let jobs = observe(schedule, context).await?;
+async fn look(schedule: &SyncSchedule, who: &Writer, context: &Context) -> Result<(Vec<Arc<SyncJob>>, Plan), Error> {
+    let jobs = observe(schedule, who, context).await?;
     let made = context.made.of(schedule);
     let queue_available = *context.queue_available.borrow();
     let conflicts = context.cluster.field_conflicts(schedule);
-    let observed = Observed { schedule, jobs: &jobs, made: &made, queue_available, conflicts: &conflicts };
-    let plan = schedule::decide(&observed, Timestamp::now());
+    let queue_owner = context.leadership.queue_owner();
+    let skew = context.clock.skew();
+    let failure = context.failures.shown(who);
+    let observed = Observed {
+        schedule,
+        jobs: &jobs,
+        made: &made,
+        queue_available,
+        queue_owner: queue_owner.as_deref(),
+        clock_skew: skew.as_deref(),
+        conflicts: &conflicts,
+        failure: failure.as_ref(),
+    };
+    let now = context.clock.now();
+    let mut plan = schedule::decide(&observed, now);
+    if let Some(wait) = context.failures.held_back(who, CREATE, Instant::now()).filter(|_| !plan.create.is_empty()) {
+        plan.create.clear();
+        plan.requeue = plan.requeue.into_iter().chain([wait]).min();
+    }
+    if schedule.status.as_ref() != Some(&plan.status) {
+        plan.status.installation = Some(context.peers.me().to_owned());
+        installation::forget_conflict(&mut plan.status.conditions, context.peers.me(), now);
+    }
     Ok((jobs, plan))
 }
 
 /// The schedule's SyncJobs. The cache may be behind, so those are asked for that it lacks of the books, and those that
-/// are unfinished there without being in the books. What this process made is waited for before, see [`Made::unseen`].
-async fn observe(schedule: &SyncSchedule, context: &Context) -> Result<Vec<Arc<SyncJob>>, Error> {
+/// are unfinished there without being in the books. What this process made is waited for before, see [`Made::unseen`]. Of one
+/// that cannot be read there is an outline.
+async fn observe(schedule: &SyncSchedule, who: &Writer, context: &Context) -> Result<Vec<Arc<SyncJob>>, Error> {
     let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
-    let in_books = |job: &SyncJob| active.iter().any(|run| run.name == job.name_any());
+    let in_books: HashSet<&str> = active.iter().map(|run| run.name.as_str()).collect();
     let cached = context.cluster.jobs_of(schedule).into_iter();
-    let (mut jobs, stray): (Vec<_>, Vec<_>) = cached.partition(|job| job::is_finished(job) || in_books(job));
-    let lacking = active.iter().filter(|run| !jobs.iter().any(|job| job.name_any() == run.name));
-    let doubtful: Vec<_> = lacking.map(|run| run.name.clone()).chain(stray.iter().map(|job| job.name_any())).collect();
+    let (mut jobs, stray): (Vec<_>, Vec<_>) = cached.partition(|job| {
+        job::is_finished(job) || job.metadata.deletion_timestamp.is_some() || in_books.contains(name(job))
+    });
+    let doubtful: Vec<String> = {
+        let known: HashSet<&str> = jobs.iter().map(|job| name(job)).collect();
+        let lacking = active.iter().map(|run| run.name.as_str()).filter(|run| !known.contains(run));
+        lacking.chain(stray.iter().map(|job| name(job))).map(str::to_owned).collect()
+    };
     let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
     for name in doubtful {
-        let live = context.cluster.ask("read a SyncJob", api.get_opt(&name)).await?;
-        jobs.extend(live.filter(|job| is_ours(schedule, job)).map(Arc::new));
+        let live = context.read(who, READ, cluster::read(&api, &name)).await?;
+        jobs.extend(live.map(Read::into_outline).filter(|job| is_ours(schedule, job)).map(Arc::new));
     }
     Ok(jobs)
+}
+
+fn name(job: &SyncJob) -> &str {
+    job.metadata.name.as_deref().unwrap_or_default()
 }
 
 fn is_ours(schedule: &SyncSchedule, job: &SyncJob) -> bool {
@@ -133,73 +169,138 @@ fn is_ours(schedule: &SyncSchedule, job: &SyncJob) -> bool {
         && cluster::controller_of(job).is_some_and(|uid| schedule.metadata.uid.as_deref() == Some(uid))
 }
 
-/// Creates the SyncJob of a run. False when its name is taken by one that is not ours.
-async fn create(
-    schedule: &SyncSchedule,
-    parsed: Option<&Parsed>,
-    run: &ActiveRun,
-    context: &Context,
-) -> Result<bool, Error> {
-    let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    let (params, job) = (PostParams::default(), schedule::job_for(schedule, parsed, run));
-    match context.write(Lane::Starts, "create a SyncJob", jobs.create(&params, &job)).await {
-        Ok(created) => {
-            context.made.note(schedule, &created, Instant::now());
-            note_skew(schedule, parsed, run);
-            let text = format!("Created SyncJob {}", run.name);
-            context.news.tell(schedule, Note::normal("RunCreated", text));
-            Ok(true)
+/// True when a SyncJob will be gone in a moment that is not ours: it is being deleted, or belonged to a schedule of the same name
+/// that was deleted, and will be collected.
+fn is_leaving(schedule: &SyncSchedule, job: &SyncJob) -> bool {
+    let was_of = |name: &str, uid: &str| schedule.name_any() == name && schedule.metadata.uid.as_deref() != Some(uid);
+    let owner = job.owner_references().iter().find(|owner| owner.controller == Some(true));
+    let is_left_over = owner.is_some_and(|owner| owner.kind == "SyncSchedule" && was_of(&owner.name, &owner.uid));
+    job.metadata.deletion_timestamp.is_some() || is_left_over
+}
+
+/// What a plan is carried out with.
+struct Act<'a> {
+    schedule: &'a SyncSchedule,
+    who: &'a Writer,
+    jobs: &'a [Arc<SyncJob>],
+    context: &'a Context,
+}
+
+impl Act<'_> {
+    /// Carries out a plan. An action that fails keeps no other one from being carried out; the first error is returned.
+    async fn carry_out(&self, plan: &Plan, mut written: SyncSchedule) -> Result<(), Error> {
+        let mut failed = Ok(());
+        let mut keep = |result: Result<(), Error>| failed = std::mem::replace(&mut failed, Ok(())).and(result);
+        for name in &plan.cancel {
+            let replacement = plan.replacement.as_deref().unwrap_or_default();
+            let text = format!("Cancelled SyncJob {name}: {replacement} replaces it");
+            let note = Note::normal("RunReplaced", text);
+            keep(self.cancel(name, (REPLACED_BY_ANNOTATION, replacement), note).await);
         }
-        Err(Error::Cluster(error)) if error.is_already_exists() => {
-            let existing = context.cluster.ask("read a SyncJob", jobs.get_opt(&run.name)).await?;
-            Ok(existing.is_none_or(|job| is_ours(schedule, &job)))
+        for (name, later) in &plan.supersede {
+            let text = format!("Cancelled the held SyncJob {name}: {later} supersedes it");
+            let note = Note::normal("RunSuperseded", text);
+            keep(self.cancel(name, (SUPERSEDED_BY_ANNOTATION, later), note).await);
         }
-        Err(error) => Err(error),
+        for run in &plan.create {
+            match self.create(plan.parsed.as_ref(), run).await {
+                Ok(true) => {}
+                Ok(false) => keep(self.skip_foreign(run, &mut written).await),
+                Err(error) => keep(Err(error)),
+            }
+        }
+        for name in &plan.delete {
+            keep(self.delete(name).await);
+        }
+        self.context.made.keep(&written);
+        failed
+    }
+
+    /// Creates the SyncJob of a run. False when its name is taken by one that is not ours.
+    async fn create(&self, parsed: Option<&Parsed>, run: &ActiveRun) -> Result<bool, Error> {
+        let Self { schedule, who, context, .. } = *self;
+        let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
+        let (params, job) = (PostParams::default(), schedule::job_for(schedule, parsed, run));
+        match context.write(who, Lane::Starts, CREATE, jobs.create(&params, &job)).await {
+            Ok(created) => {
+                context.made.note(schedule, &created, Instant::now());
+                note_skew(schedule, parsed, run, context);
+                let text = format!("Created SyncJob {}", run.name);
+                context.news.tell(schedule, Note::normal("RunCreated", text));
+                Ok(true)
+            }
+            Err(Error::Cluster(error)) if error.is_already_exists() => {
+                let existing = context.read(who, READ, cluster::read(&jobs, &run.name)).await?;
+                let existing = existing.map(Read::into_outline);
+                if existing.as_ref().is_some_and(|job| is_ours(schedule, job)) {
+                    return Ok(true);
+                }
+                if existing.is_some_and(|job| !is_leaving(schedule, &job)) {
+                    return Ok(false);
+                }
+                let error = Error::Occupied(run.name.clone());
+                context.fail(who, CREATE, Cause::Busy, &error.to_string(), Duration::ZERO);
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a run from `status.active` whose name is taken.
+    async fn skip_foreign(&self, run: &ActiveRun, written: &mut SyncSchedule) -> Result<(), Error> {
+        let Self { schedule, who, context, .. } = *self;
+        let mut status = written.status.clone().unwrap_or_default();
+        schedule::collided(&mut status, run);
+        let turn = context.cluster.turn(Lane::Reports).await;
+        *written = write_status(written, who, status, &turn, context).await?;
+        drop(turn);
+        let text = format!("A SyncJob {} exists that is not this schedule's: the slot was skipped", run.name);
+        context.news.tell(schedule, Note::warning("NameCollision", text));
+        metrics::skipped(schedule::skips::NAME_COLLISION, 1);
+        Ok(())
+    }
+
+    /// Cancels a run since a newer one takes its place, which an annotation names.
+    async fn cancel(&self, name: &str, (annotation, newer): (&str, &str), note: Note) -> Result<(), Error> {
+        let Self { schedule, who, context, .. } = *self;
+        // The uid makes this a conflict for another SyncJob of the same name.
+        let metadata = json!({"uid": self.uid(name), "annotations": {annotation: newer}});
+        let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"cancelled": true}}));
+        let jobs = context.cluster.beside::<Read<SyncJob>>(&schedule.metadata);
+        let (params, action) = (PatchParams::default(), "cancel a SyncJob");
+        match context.write(who, Lane::Starts, action, jobs.patch(name, &params, &patch)).await {
+            Ok(_) => {
+                context.news.tell(schedule, note);
+                Ok(())
+            }
+            Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), Error> {
+        let Self { schedule, who, context, .. } = *self;
+        let preconditions = Preconditions { uid: self.uid(name), resource_version: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+        let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
+        match context.write(who, Lane::Reports, "delete a SyncJob", jobs.delete(name, &params)).await {
+            Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    fn uid(&self, of: &str) -> Option<String> {
+        self.jobs.iter().find(|job| name(job) == of).and_then(|job| job.uid())
     }
 }
 
 /// How long after its time a run was made, jitter included in its time.
-fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) {
+fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun, context: &Context) {
     if let Some(parsed) = parsed.filter(|_| run.trigger.is_none()) {
         let start = parsed.slots(&schedule.uid().unwrap_or_default()).start(run.slot.0);
-        let skew = elapsed(start, Timestamp::now()).as_secs_f64();
+        let skew = elapsed(start, context.clock.now()).as_secs_f64();
         metrics::SCHEDULE_SKEW.observe(skew);
         tracing::debug!(name = run.name, skew, "SyncJob created");
-    }
-}
-
-/// Cancels a run since a newer one takes its place, which an annotation names.
-async fn cancel(
-    schedule: &SyncSchedule,
-    name: &str,
-    (annotation, newer): (&str, &str),
-    note: Note,
-    jobs: &[Arc<SyncJob>],
-    context: &Context,
-) -> Result<(), Error> {
-    let uid = jobs.iter().find(|job| job.name_any() == name).and_then(|job| job.uid());
-    // The uid makes this a conflict for another SyncJob of the same name.
-    let metadata = json!({"uid": uid, "annotations": {annotation: newer}});
-    let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"cancelled": true}}));
-    let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match context.write(Lane::Starts, "cancel a SyncJob", api.patch(name, &PatchParams::default(), &patch)).await {
-        Ok(_) => {
-            context.news.tell(schedule, note);
-            Ok(())
-        }
-        Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-async fn delete(schedule: &SyncSchedule, name: &str, jobs: &[Arc<SyncJob>], context: &Context) -> Result<(), Error> {
-    let uid = jobs.iter().find(|job| job.name_any() == name).and_then(|job| job.uid());
-    let preconditions = Preconditions { uid, resource_version: None };
-    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-    let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
-    match context.write(Lane::Reports, "delete a SyncJob", api.delete(name, &params)).await {
-        Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
-        result => result.map(drop),
     }
 }
 
@@ -207,15 +308,15 @@ async fn delete(schedule: &SyncSchedule, name: &str, jobs: &[Arc<SyncJob>], cont
 /// state one is refused.
 async fn write_status(
     schedule: &SyncSchedule,
+    who: &Writer,
     status: SyncScheduleStatus,
     turn: &Turn<'_>,
     context: &Context,
 ) -> Result<SyncSchedule, Error> {
-    let mut next = schedule.clone();
-    next.status = Some(status);
+    let patch = status_patch(&schedule.metadata, schedule.status.as_ref(), &status);
     let schedules = context.cluster.beside::<SyncSchedule>(&schedule.metadata);
-    let (action, name, params) = ("write a SyncSchedule's status", schedule.name_any(), PostParams::default());
-    let written = context.write_now(turn, action, schedules.replace_status(&name, &params, &next)).await;
+    let (action, name, params) = ("write a SyncSchedule's status", schedule.name_any(), PatchParams::default());
+    let written = context.write_now(who, turn, action, schedules.patch_status(&name, &params, &patch)).await;
     metrics::status_written("SyncSchedule", written.is_ok());
     written
 }
@@ -248,7 +349,8 @@ impl Made {
         let made = self.lock();
         let made = made.get(schedule.metadata.uid.as_deref().unwrap_or_default())?;
         let known = context.cluster.jobs_of(schedule);
-        let unseen = made.iter().filter(|made| !known.iter().any(|job| job.name_any() == made.name));
+        let known: HashSet<&str> = known.iter().map(|job| name(job)).collect();
+        let unseen = made.iter().filter(|made| !known.contains(made.name.as_str()));
         let waits = unseen.filter_map(|made| LAG.checked_sub(now.saturating_duration_since(made.at)));
         waits.filter(|wait| !wait.is_zero()).min()
     }
@@ -273,7 +375,9 @@ impl Made {
         let uid = schedule.metadata.uid.as_deref().unwrap_or_default();
         let mut made = self.lock();
         if let Some(jobs) = made.get_mut(uid) {
-            jobs.retain(|made| active.iter().any(|run| run.uid.is_none() && run.name == made.name));
+            let unnoted = active.iter().filter(|run| run.uid.is_none());
+            let unnoted: HashSet<&str> = unnoted.map(|run| run.name.as_str()).collect();
+            jobs.retain(|made| unnoted.contains(made.name.as_str()));
             if jobs.is_empty() {
                 made.remove(uid);
             }
@@ -282,5 +386,32 @@ impl Made {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<MadeJob>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, from_value};
+
+    #[test]
+    fn a_job_of_a_deleted_schedule_of_the_same_name_is_leaving() {
+        let schedule: SyncSchedule =
+            from_value(json!({"metadata": {"name": "s", "namespace": "a", "uid": "new"}, "spec": {}})).unwrap();
+        let job = |owner: Value, deleted: Value| -> SyncJob {
+            let metadata =
+                json!({"name": "s-1", "namespace": "a", "ownerReferences": owner, "deletionTimestamp": deleted});
+            from_value(json!({"metadata": metadata, "spec": {}})).unwrap()
+        };
+        let owner = |name: &str, uid: &str| json!([{"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "name": name, "uid": uid, "controller": true}]);
+        for (owner, deleted, leaves) in [
+            (owner("s", "old"), json!(null), true),
+            (owner("s", "new"), json!(null), false),
+            (owner("other", "old"), json!(null), false),
+            (json!(null), json!(null), false),
+            (json!(null), json!("2026-11-24T10:00:00Z"), true),
+        ] {
+            assert_eq!(is_leaving(&schedule, &job(owner.clone(), deleted)), leaves, "{owner}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use super::{
     Note, conditions, elapsed, from_seconds,
     guard::Hold,
-    run::{Outcome, Run, RunSpec, State, Wanted, progress},
+    run::{Outcome, Recorded, Run, RunSpec, State, Wanted, progress},
 };
 use crate::api::{
     APPROVE_ANNOTATION, GoDuration, REPLACED_BY_ANNOTATION, SUPERSEDED_BY_ANNOTATION, SyncJob, SyncJobStatus,
@@ -103,6 +103,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     let wanted = Wanted::from(job);
     let parsed = RunSpec::parse(&job.spec);
     let hold_for = parsed.as_ref().ok().map(|spec| spec.guard.hold_for);
+    let deadline = parsed.as_ref().ok().map(|spec| spec.active_deadline);
     // Redis may have lost a run that had begun: it learns from the queue that it is cancelled, and is rolled back.
     let has_to_roll_back = parsed.as_ref().is_ok_and(|spec| spec.rollback);
     let enqueue = match (run, parsed) {
@@ -135,11 +136,17 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
         }
     };
     let under_way = run.filter(|run| !matches!(run.state, State::Completed | State::Failed));
-    let end = under_way.filter(|_| is_over(job, &status, hold_for, now)).map(|_| not_approved(&status, hold_for));
+    let deadline = under_way.zip(deadline).and_then(|(run, deadline)| ends_without_worker_at(run, deadline));
+    let end = under_way.and_then(|_| {
+        let is_over = is_over(job, &status, hold_for, now);
+        let is_overdue = deadline.is_some_and(|deadline| deadline <= now);
+        if is_over { Some(not_approved(&status, hold_for)) } else { is_overdue.then(Outcome::deadline_exceeded) }
+    });
     // The queue may have cancelled the run although nobody did, and that cannot be taken back.
     let is_known = |run: &Run| wanted == Wanted { cancelled: run.wanted.cancelled && wanted.cancelled, ..run.wanted };
     let control = under_way.filter(|run| end.is_some() || !is_known(run)).map(|_| wanted);
-    let requeue = held_until(&status, hold_for).map(|until| elapsed(now, until)).filter(|wait| !wait.is_zero());
+    let requeue = held_until(&status, hold_for).into_iter().chain(deadline).map(|until| elapsed(now, until));
+    let requeue = requeue.filter(|wait| !wait.is_zero()).min();
     let notes = approval(&old, &status, wanted.approved)
         .into_iter()
         .chain(transition(&old, &status))
@@ -147,6 +154,13 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
         .chain(run.map(|run| slow(&old, run)).unwrap_or_default())
         .collect();
     Plan { status, enqueue, control, end, notes, requeue }
+}
+
+/// When the deadline of a run ends it that no worker holds: there may be no worker left that would end it. `None`: it has no
+/// deadline now. A rollback has none.
+fn ends_without_worker_at(run: &Run, deadline: Duration) -> Option<Timestamp> {
+    let waits = matches!(run.state, State::Waiting | State::Delayed) && run.outcome.is_none();
+    run.started.filter(|_| waits)?.checked_add(deadline.saturating_add(run.parked_for)).ok()
 }
 
 /// When a held run ends unless it is approved.
@@ -169,13 +183,33 @@ fn not_approved(status: &SyncJobStatus, hold_for: Option<Duration>) -> Outcome {
     Outcome { reason: reasons::NOT_APPROVED.to_owned(), message }
 }
 
-/// Since when a run is to be put aside that is put into the queue: it is suspended, or held until the queue knows of its
-/// approval. `None`: it is to be worked on.
-#[must_use]
-pub fn parked_since(job: &SyncJob, now: Timestamp) -> Option<Timestamp> {
+/// Since when the run is put aside: it is suspended, or held until the queue knows of its approval. That it is to continue, the
+/// queue is told next. `None`: it is not put aside.
+fn parked_since(job: &SyncJob, now: Timestamp) -> Option<Timestamp> {
     let conditions = job.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let since = |type_| conditions::find(conditions, type_).map_or(now, |found| found.last_transition_time.0);
-    if is_held(job) { Some(since(HELD)) } else { job.spec.suspended.then(|| since(SUSPENDED)) }
+    let since = |type_| conditions::find(conditions, type_).filter(|found| found.status == "True");
+    let parked = since(HELD).or_else(|| since(SUSPENDED)).map(|parked| parked.last_transition_time.0);
+    parked.or_else(|| job.spec.suspended.then_some(now))
+}
+
+/// What the status of a SyncJob that has not ended says of its run.
+#[must_use]
+pub fn recorded(job: &SyncJob, now: Timestamp) -> Recorded {
+    let status = job.status.clone().unwrap_or_default();
+    let count = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok()).unwrap_or_default();
+    Recorded {
+        started: status.start_time.as_ref().map(|start| start.0),
+        attempts: count(status.attempts),
+        recoveries: count(status.recoveries),
+        parked_for: suspended_for(&status),
+        parked_since: parked_since(job, now),
+        held: shows_hold(&status).then(|| held_number(&status)).and_then(|held| u64::try_from(held).ok()),
+        history: status.attempt_history,
+    }
+}
+
+fn suspended_for(status: &SyncJobStatus) -> Duration {
+    status.suspended_for.as_ref().and_then(|time| time.parse().ok()).unwrap_or_default()
 }
 
 /// Why the queue has put the run aside, unless it is suspended.
@@ -251,6 +285,19 @@ pub fn waits_for_books(job: &SyncJob, next: &SyncJobStatus, schedule: &SyncSched
     !is_late && !books.iter().any(|run| run.name == job.name_any())
 }
 
+/// Copies what a Redis that went back may know less of. What is recorded is asserted there.
+fn record(status: &mut SyncJobStatus, run: &Run) {
+    if status.attempts <= Some(run.attempts as i32) {
+        status.attempts = Some(run.attempts as i32);
+        status.attempt_history.clone_from(&run.history);
+    }
+    status.recoveries = status.recoveries.max(Some(run.recoveries as i32));
+    // What was stamped carries the time of the first claim.
+    status.start_time = status.start_time.take().or(run.started.map(MicroTime));
+    let suspended_for = suspended_for(status).max(run.parked_for);
+    status.suspended_for = (!suspended_for.is_zero()).then(|| suspended_for.into());
+}
+
 /// Copies what the queue knows into the status.
 fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) {
     let was_put_back = run.state == State::Parked && run.checkpoint.hold.is_none();
@@ -262,10 +309,7 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     let held_before = status.counts.and_then(|counts| counts.held);
     let complete = run.state == State::Completed;
     status.worker.clone_from(&run.worker);
-    status.attempts = Some(run.attempts as i32);
-    status.recoveries = Some(run.recoveries as i32);
-    status.attempt_history.clone_from(&run.history);
-    status.start_time = run.started.map(MicroTime);
+    record(status, run);
 
     // A run that was lost with Redis starts over. What it shows must not go back meanwhile.
     let known = status.counts.unwrap_or_default();
@@ -316,7 +360,8 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     match run.state {
         State::Waiting => {
             status.phase = Some(Phase::Queued);
-            reconciling(reasons::QUEUED, "Waiting for a worker".to_owned());
+            let (reason, message) = waiting(run);
+            reconciling(reason, message);
         }
         State::Active => {
             status.phase = Some(Phase::Running);
@@ -352,6 +397,18 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
             let outcome = run.outcome.clone().unwrap_or_else(unknown);
             fail(status, &outcome, generation, run.finished.unwrap_or(now));
         }
+    }
+}
+
+/// What a run waits for that could be claimed: reason and message.
+fn waiting(run: &Run) -> (&'static str, String) {
+    match run.lacks_level {
+        Some(level) => {
+            let message = format!("Waiting for a worker of a newer release: no connected worker has level {level}");
+            (reasons::NEWER_WORKER_NEEDED, message)
+        }
+        None if run.has_workers => (reasons::QUEUED, "Waiting for a worker".to_owned()),
+        None => (reasons::NO_WORKERS, "Waiting for a worker: none is connected to Redis".to_owned()),
     }
 }
 
@@ -460,12 +517,15 @@ mod tests {
             attempts: 0,
             recoveries: 0,
             started: Some(at(100)),
+            parked_for: Duration::ZERO,
+            has_workers: true,
             retry_at: None,
             finished: matches!(state, State::Completed | State::Failed).then(|| at(160)),
             checkpoint: Checkpoint { counts, ..Checkpoint::default() },
             history: Vec::new(),
             outcome: None,
             wanted: Wanted::default(),
+            lacks_level: None,
         }
     }
     fn reasons_of(plan: &Plan) -> Vec<&str> {
@@ -773,6 +833,73 @@ mod tests {
         assert_eq!(parked_since(&job, at(200)), Some(at(200)));
         job.status = Some(decide(&job, Some(&run(State::Parked, 100)), at(120)).status);
         assert_eq!(parked_since(&job, at(200)), Some(at(120)));
+    }
+
+    #[test]
+    fn what_redis_lost_of_a_run_stays_recorded() {
+        let mut job = job(serde_json::json!({}));
+        let hour = Duration::from_hours(1);
+        let known = Run { parked_for: hour, attempts: 2, recoveries: 3, ..run(State::Active, 10) };
+        job.status = Some(decide(&job, Some(&known), at(120)).status);
+        let recorded_now = recorded(&job, at(200));
+        assert_eq!((recorded_now.started, recorded_now.parked_for), (Some(at(100)), hour));
+        assert_eq!((recorded_now.attempts, recorded_now.recoveries, recorded_now.held), (2, 3, None));
+        for started in [None, Some(at(90)), Some(at(130))] {
+            let lost = Run { started, parked_for: Duration::ZERO, ..run(State::Waiting, 0) };
+            let status = decide(&job, Some(&lost), at(140)).status;
+            assert_eq!((status.attempts, status.recoveries), (Some(2), Some(3)), "{started:?}");
+            assert_eq!(status.start_time, Some(MicroTime(at(100))), "{started:?}");
+            assert_eq!(status.suspended_for, Some(hour.into()), "{started:?}");
+        }
+        assert_eq!(recorded(&held_job(&serde_json::json!({})), at(2000)).held, Some(10));
+    }
+
+    #[test]
+    fn a_run_that_is_to_be_resumed_is_put_aside_until_the_queue_knows() {
+        let mut job = job(serde_json::json!({"suspended": true}));
+        job.status = Some(decide(&job, Some(&run(State::Parked, 100)), at(120)).status);
+        job.spec.suspended = false;
+        assert_eq!(recorded(&job, at(200)).parked_since, Some(at(120)));
+    }
+
+    /// Each row: the state, how long it was put aside, whether it is rolled back, the time, whether it ends, and the seconds after
+    /// which it is looked at again.
+    #[test]
+    fn a_run_that_no_worker_holds_ends_at_its_deadline() {
+        for (state, parked_for, rolled_back, now, ends, requeue) in [
+            (State::Waiting, 0, false, 3699, false, Some(1)),
+            (State::Waiting, 0, false, 3700, true, None),
+            (State::Delayed, 0, false, 3700, true, None),
+            (State::Waiting, 100, false, 3700, false, Some(100)),
+            (State::Waiting, 100, false, 3800, true, None),
+            (State::Waiting, 0, true, 3700, false, None),
+            (State::Active, 0, false, 3700, false, None),
+            (State::Parked, 0, false, 3700, false, None),
+        ] {
+            let mut run = Run { parked_for: Duration::from_secs(parked_for), ..run(state, 10) };
+            run.wanted.suspended = state == State::Parked;
+            run.outcome = rolled_back.then(Outcome::deadline_exceeded);
+            let plan = decide(&job(serde_json::json!({"suspended": state == State::Parked})), Some(&run), at(now));
+            let row = format!("{state:?} {parked_for} {rolled_back} {now}");
+            assert_eq!(plan.end, ends.then(Outcome::deadline_exceeded), "{row}");
+            assert_eq!((plan.control.is_some(), plan.requeue), (ends, requeue.map(Duration::from_secs)), "{row}");
+        }
+        let never_started = Run { started: None, ..run(State::Waiting, 0) };
+        let plan = decide(&job(serde_json::json!({})), Some(&never_started), at(9999));
+        assert_eq!((plan.end, plan.requeue), (None, None));
+    }
+
+    #[test]
+    fn a_run_that_waits_without_a_worker_says_so() {
+        for (has_workers, state, expected) in [
+            (true, State::Waiting, reasons::QUEUED),
+            (false, State::Waiting, reasons::NO_WORKERS),
+            (false, State::Active, reasons::RUNNING),
+        ] {
+            let status =
+                decide(&job(serde_json::json!({})), Some(&Run { has_workers, ..run(state, 10) }), at(140)).status;
+            assert_eq!(reason(&status, RECONCILING), Some(expected), "{has_workers} {state:?}");
+        }
     }
 
     #[test]

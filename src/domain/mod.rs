@@ -2,13 +2,19 @@
 
 pub mod alert;
 pub mod backoff;
+pub mod clock;
 pub mod conditions;
 pub mod cron;
+pub mod failure;
 pub mod field_conflict;
+pub mod free_form;
 pub mod guard;
+pub mod installation;
 pub mod job;
 pub mod lease;
+pub mod merge_patch;
 pub mod names;
+pub mod needs;
 pub mod rate_limit;
 pub mod retention;
 pub mod retry;
@@ -18,6 +24,7 @@ pub mod slots;
 pub mod source;
 pub mod template;
 pub mod trace;
+pub mod unreadable;
 
 use jiff::Timestamp;
 

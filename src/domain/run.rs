@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
     backoff::Backoff,
+    free_form,
     guard::{Guard, Hold},
     source::{self, SourceSpec},
 };
 use crate::api::{
     APPROVE_ANNOTATION, GoDuration, SyncJob, SyncJobSpec,
+    conditions::reasons,
     duration::InvalidDuration,
     syncjob::{Attempt, Counts, DocumentFailure, OnFailure, SyncMode, Transaction},
 };
@@ -78,7 +80,7 @@ pub struct Checkpoint {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_progress: i64,
     /// What makes the run slower than it could be, and how to mend that, or why its rollback waits.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "known_warnings")]
     pub warnings: Vec<Warning>,
     /// Documents that the source had confirmed and not marked when the run started. `None`: not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,6 +100,12 @@ pub struct Checkpoint {
     /// Why the run looked for no documents that the source does not have any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removal_skipped: Option<Outcome>,
+}
+
+/// Leaves out the warnings of a newer release.
+fn known_warnings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Warning>, D::Error> {
+    let warnings = Vec::<Value>::deserialize(deserializer)?;
+    Ok(warnings.into_iter().filter_map(|warning| serde_json::from_value(warning).ok()).collect())
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -171,6 +179,17 @@ pub struct Outcome {
     pub message: String,
 }
 
+impl Outcome {
+    /// How a run ends that took too long.
+    #[must_use]
+    pub fn deadline_exceeded() -> Self {
+        Self {
+            reason: reasons::DEADLINE_EXCEEDED.to_owned(),
+            message: "the run took longer than spec.activeDeadline".to_owned(),
+        }
+    }
+}
+
 /// What people should know of a run while it is under way: a sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Warning {
@@ -180,14 +199,28 @@ pub enum Warning {
     IndexMissing(String),
     /// The documents cannot be put back now.
     RollbackWaits(String),
+    /// Documents carry stamps in the future.
+    StampsAhead(String),
 }
 
 impl Warning {
+    /// Documents carry stamps in the future.
+    #[must_use]
+    pub fn stamps_ahead() -> Self {
+        Self::StampsAhead(
+            "Documents whose stamps are in the future are left as they are: a clock was ahead, or somebody else writes the field"
+                .to_owned(),
+        )
+    }
+
     /// The sentence.
     #[must_use]
     pub fn message(&self) -> &str {
         match self {
-            Self::KeyNotIndexed(message) | Self::IndexMissing(message) | Self::RollbackWaits(message) => message,
+            Self::KeyNotIndexed(message)
+            | Self::IndexMissing(message)
+            | Self::RollbackWaits(message)
+            | Self::StampsAhead(message) => message,
         }
     }
 
@@ -197,6 +230,7 @@ impl Warning {
         match self {
             Self::KeyNotIndexed(_) => Some("KeyNotIndexed"),
             Self::IndexMissing(_) => Some("IndexMissing"),
+            Self::StampsAhead(_) => Some("StampsAhead"),
             Self::RollbackWaits(_) => None,
         }
     }
@@ -265,6 +299,10 @@ pub struct Run {
     pub recoveries: u32,
     /// First claim.
     pub started: Option<Timestamp>,
+    /// How long it was put aside since then: time that does not count towards its deadline.
+    pub parked_for: Duration,
+    /// False when no worker has shown itself to the queue for the length of a lease.
+    pub has_workers: bool,
     /// When the backoff ends; for [`State::Delayed`].
     pub retry_at: Option<Timestamp>,
     /// When it ended.
@@ -277,6 +315,27 @@ pub struct Run {
     pub outcome: Option<Outcome>,
     /// What the queue knows of people's wishes.
     pub wanted: Wanted,
+    /// The level that the run needs, when none of the workers that live has it.
+    pub lacks_level: Option<u32>,
+}
+
+/// What a SyncJob has recorded of its run, for a Redis that knows less.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recorded {
+    /// First claim.
+    pub started: Option<Timestamp>,
+    /// Attempts that failed.
+    pub attempts: u32,
+    /// How often it lost its worker.
+    pub recoveries: u32,
+    /// Attempts that failed, oldest first.
+    pub history: Vec<Attempt>,
+    /// How long it was put aside before: time that does not count towards its deadline.
+    pub parked_for: Duration,
+    /// Since when it is put aside, when it is.
+    pub parked_since: Option<Timestamp>,
+    /// Documents that its guard holds, when it does.
+    pub held: Option<u64>,
 }
 
 /// A spec that was checked: what the work needs, with every default filled in.
@@ -363,6 +422,25 @@ pub enum SpecError {
         /// The value found.
         value: i64,
     },
+    /// A free-form field that is nested too deep.
+    #[error("{field} must have at most {max} levels, not {levels}", max = free_form::MAX_LEVELS)]
+    Deep {
+        /// Path in the spec.
+        field: &'static str,
+        /// The levels found.
+        levels: usize,
+    },
+    /// A free-form field that is too large.
+    #[error("{field} must have at most {max} bytes of JSON, not {bytes}", max = free_form::MAX_BYTES)]
+    Large {
+        /// Path in the spec.
+        field: &'static str,
+        /// The size found.
+        bytes: usize,
+    },
+    /// A mistake in a schedule's template, whose text begins with the field.
+    #[error("jobTemplate.spec.{0}")]
+    Template(Box<SpecError>),
     /// A cron expression or time zone that gives no slots.
     #[error(transparent)]
     Cron(#[from] super::cron::Invalid),
@@ -466,6 +544,7 @@ impl RunSpec {
     /// # Errors
     /// The first mistake found.
     pub fn parse(spec: &SyncJobSpec) -> Result<Self, SpecError> {
+        free_form::check(spec)?;
         let target = &spec.target;
         if let Some(operator) = target.filter.forbidden_operator() {
             return Err(SpecError::ServerCode(operator));

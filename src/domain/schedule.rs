@@ -14,22 +14,27 @@ mod spec;
 mod standing;
 mod template;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::{
-    Note, conditions, elapsed,
+    Note, clock, conditions, elapsed,
+    failure::Failure,
     field_conflict::{self, FieldConflict},
-    from_seconds, job, names,
+    from_seconds, installation, job, names,
     retention::{self, Finished},
     run::SpecError,
 };
 use crate::api::{
     SLOT_ANNOTATION, SyncJob, SyncJobStatus, SyncSchedule, SyncScheduleStatus, TRIGGER_ANNOTATION,
-    conditions::{FAILED, FIELD_CONFLICT, READY, RECONCILING, STALLED, SUSPENDED, reasons},
+    conditions::{CLOCK_SKEW, FAILED, FIELD_CONFLICT, READY, RECONCILING, STALLED, SUSPENDED, reasons},
     syncjob::SyncMode,
     syncschedule::{ActiveRun, CatchUp, ConcurrencyPolicy, HeldRun, RunFailure, RunResult, Skip},
     truncate,
@@ -40,8 +45,9 @@ use crate::api::{
 const SHORT: Duration = Duration::from_secs(5);
 const MAX_FAILURE_HISTORY: usize = 20;
 const MAX_HANDLED_TRIGGERS: usize = 20;
-/// With `catchUp: None`, a slot that is later than this counts as missed.
-const ON_TIME: Duration = Duration::from_secs(10);
+/// With `catchUp: None`, a slot that is later than this counts as missed. A new leader takes a quarter of it, and its first
+/// starts may have to wait for each other.
+const ON_TIME: Duration = Duration::from_mins(1);
 
 pub use spec::{Parsed, interval};
 pub use standing::{STANDINGS, count as count_standings};
@@ -59,6 +65,14 @@ pub mod skips {
     pub const REPLACED: &str = "Replaced";
     /// A SyncJob of that name exists and is not this schedule's.
     pub const NAME_COLLISION: &str = "NameCollision";
+    /// With `concurrencyPolicy: Allow`, as many runs as `spec.maxActive` says were not finished.
+    pub const MAX_ACTIVE: &str = "MaxActive";
+    /// The API server refused to create the SyncJob.
+    pub const CREATE_FAILED: &str = "CreateFailed";
+    /// The schedule was suspended before the SyncJob was created.
+    pub const SUSPENDED: &str = "Suspended";
+    /// The spec got a mistake before the SyncJob was created.
+    pub const INVALID_SPEC: &str = "InvalidSpec";
 }
 
 /// What a decision is made from.
@@ -72,8 +86,43 @@ pub struct Observed<'a> {
     pub made: &'a [String],
     /// Redis answers.
     pub queue_available: bool,
+    /// Another installation, which owns the queue.
+    pub queue_owner: Option<&'a str>,
+    /// A difference between clocks that the controllers cannot make up for.
+    pub clock_skew: Option<&'a str>,
     /// Fields that its source maps, and another one too.
     pub conflicts: &'a [FieldConflict],
+    /// The failure of a request that the schedule shows.
+    pub failure: Option<&'a Failure>,
+}
+
+/// The SyncJobs of a schedule, by name.
+struct Jobs<'a> {
+    all: &'a [Arc<SyncJob>],
+    by_name: HashMap<&'a str, &'a Arc<SyncJob>>,
+}
+
+impl<'a> Jobs<'a> {
+    fn new(all: &'a [Arc<SyncJob>]) -> Self {
+        Self { all, by_name: all.iter().map(|job| (name(job), job)).collect() }
+    }
+
+    fn get(&self, name: &str) -> Option<&'a Arc<SyncJob>> {
+        self.by_name.get(name).copied()
+    }
+}
+
+fn name(job: &SyncJob) -> &str {
+    job.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// What the steps of a decision share.
+struct Pass<'a> {
+    schedule: &'a SyncSchedule,
+    jobs: Jobs<'a>,
+    /// Why the SyncJobs of runs that wait for one could not be created.
+    refused: Option<Failure>,
+    now: Timestamp,
 }
 
 /// What is to be done, in this order: write the status, publish, cancel, create, delete.
@@ -119,8 +168,13 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
         parsed: None,
     };
     plan.status.observed_generation = schedule.metadata.generation;
+    if put_back(&mut plan.status, now) {
+        let text = "A clock was ahead when the status was written: the schedule goes on from now";
+        plan.notes.push(Note::warning("ClockSkew", text));
+    }
 
-    let look_again = settle(&mut plan.status, observed, now);
+    let jobs = Jobs::new(observed.jobs);
+    let look_again = settle(&mut plan.status, &jobs, observed.made, now);
     plan.status.held = observed
         .jobs
         .iter()
@@ -131,16 +185,20 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
         plan.status.consecutive_failures = 0;
     }
     let parsed = Parsed::new(&schedule.spec);
+    let pass = Pass { schedule, refused: refused(&plan.status, &jobs, observed.failure), jobs, now };
+    abandon(&mut plan, &pass, parsed.as_ref());
     let stall = stall(&plan.status, parsed.as_ref());
     let mut waits = None;
     match &parsed {
         Ok(parsed) => {
-            waits = start_triggered(&mut plan, schedule, observed.jobs, now);
-            start_due(&mut plan, observed, &old, parsed, now);
+            waits = start_triggered(&mut plan, &pass, parsed);
+            start_due(&mut plan, &pass, &old, parsed);
             if let Some((_, why)) = stall.as_ref().filter(|_| !is_stopped_by_failures(&old)) {
                 plan.notes.push(Note::warning("ScheduleStalled", why.clone()));
             }
             plan.delete = history(&plan.status, observed.jobs, parsed.keep);
+            let late = next_abandoned(&plan.status, &pass, parsed);
+            plan.requeue = plan.requeue.into_iter().chain(late).min();
         }
         Err(error) => {
             plan.status.next_schedule_time = None;
@@ -149,14 +207,96 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
             }
         }
     }
-    plan.status.active_count = Some(active(&plan.status, observed.jobs).count() as i32);
-    let policy = schedule.spec.concurrency_policy;
-    plan.create = missing(&plan.status, policy, observed.jobs);
+    plan.status.active_count = Some(active(&plan.status, &pass.jobs).count() as i32);
+    plan.create = missing(&plan.status, &pass);
     plan.requeue = plan.requeue.into_iter().chain(look_again).min();
-    (plan.cancel, plan.replacement) = replaced(&plan.status, policy, observed.jobs);
-    set_conditions(&mut plan.status, observed, stall, waits, now);
+    (plan.cancel, plan.replacement) = replaced(&plan.status, &pass);
+    let failure = shown_failure(&plan.status, &pass, observed.failure);
+    set_conditions(&mut plan.status, observed, stall, waits.as_deref(), failure.as_ref(), now);
+    if let Some(skew) = observed.clock_skew.filter(|_| !conditions::is_true(&old.conditions, CLOCK_SKEW)) {
+        plan.notes.push(Note::warning("ClockSkew", skew));
+    }
     plan.parsed = parsed.ok();
     plan
+}
+
+/// Why the SyncJobs of runs that wait for one could not be created. After a restart, the status is what is known of it.
+fn refused(status: &SyncScheduleStatus, jobs: &Jobs<'_>, failure: Option<&Failure>) -> Option<Failure> {
+    let waits = status.active.iter().any(|run| waits(run, jobs));
+    let failure = failure.filter(|failure| failure.reason == reasons::CREATE_FAILED).cloned();
+    let told = || {
+        let ready = conditions::find(&status.conditions, READY)?;
+        let message = ready.message.clone();
+        (ready.reason == reasons::CREATE_FAILED).then_some(Failure { reason: reasons::CREATE_FAILED, message })
+    };
+    waits.then(|| failure.or_else(told)).flatten()
+}
+
+/// The failure that the conditions show. A suspended schedule creates nothing, so nothing is refused.
+fn shown_failure(status: &SyncScheduleStatus, pass: &Pass<'_>, failure: Option<&Failure>) -> Option<Failure> {
+    let waits = status.active.iter().any(|run| waits(run, &pass.jobs));
+    let still_refused = pass.refused.clone().filter(|_| waits);
+    let is_hidden =
+        |failure: &Failure| pass.schedule.spec.suspended && !waits && failure.reason == reasons::CREATE_FAILED;
+    failure.cloned().or(still_refused).filter(|failure| !is_hidden(failure))
+}
+
+/// Ends the slots that have waited for their SyncJob in vain: it may not be created any more.
+fn abandon(plan: &mut Plan, pass: &Pass<'_>, parsed: Result<&Parsed, &SpecError>) {
+    let is_suspended = pass.schedule.spec.suspended;
+    let refused = pass.refused.as_ref().map(|failure| (skips::CREATE_FAILED, failure.message.as_str()));
+    let why = |run: &ActiveRun| match parsed {
+        Err(_) => Some((skips::INVALID_SPEC, "the spec has a mistake")),
+        Ok(_) if is_suspended && run.trigger.is_none() => Some((skips::SUSPENDED, "the schedule was suspended")),
+        Ok(parsed) => {
+            let is_late = abandoned_at(run, pass, parsed).is_some_and(|at| at <= pass.now);
+            let late = (skips::DEADLINE, "it could not be started within spec.startingDeadline");
+            is_late.then(|| refused.unwrap_or(late))
+        }
+    };
+    drop_waiting(plan, pass, why);
+}
+
+/// When a run is late by more than the deadline that waits for its SyncJob. A triggered run has one only when it is refused.
+fn abandoned_at(run: &ActiveRun, pass: &Pass<'_>, parsed: &Parsed) -> Option<Timestamp> {
+    let deadline = parsed.starting_deadline.filter(|_| run.trigger.is_none() || pass.refused.is_some())?;
+    let start = match run.trigger {
+        None => parsed.slots(pass.schedule.metadata.uid.as_deref().unwrap_or_default()).start(run.slot.0),
+        Some(_) => run.slot.0,
+    };
+    start.checked_add(deadline).ok()
+}
+
+fn next_abandoned(status: &SyncScheduleStatus, pass: &Pass<'_>, parsed: &Parsed) -> Option<Duration> {
+    let waiting = status.active.iter().filter(|run| waits(run, &pass.jobs));
+    let next = waiting.filter_map(|run| abandoned_at(run, pass, parsed)).min()?;
+    Some(elapsed(pass.now, next).max(Duration::from_millis(1)))
+}
+
+/// Counts the waiting runs for which there is a reason as skipped.
+fn drop_waiting<'a>(plan: &mut Plan, pass: &Pass<'_>, why: impl Fn(&ActiveRun) -> Option<(&'static str, &'a str)>) {
+    let dropped: Vec<_> =
+        plan.status.active.extract_if(.., |run| waits(run, &pass.jobs) && why(run).is_some()).collect();
+    for run in dropped {
+        if let Some((reason, text)) = why(&run) {
+            plan.status.runs.total -= 1;
+            skip(plan, (run.slot.0, run.slot.0), 1, reason, text);
+        }
+    }
+}
+
+/// Puts times of the status back to now that a clock which was ahead has left there. Later slots, results and failures would not
+/// count until then. SyncJobs have names by their slots, so none is run twice for it.
+fn put_back(status: &mut SyncScheduleStatus, now: Timestamp) -> bool {
+    let slots = clock::clamp(&mut status.slots_since, now);
+    clock::clamp(&mut status.last_schedule_time, now);
+    clock::clamp(&mut status.last_successful_time, now);
+    if let Some(last) = &mut status.last_result {
+        let mut time = Some(last.time.clone());
+        clock::clamp(&mut time, now);
+        last.time = time.unwrap_or(Time(now));
+    }
+    slots
 }
 
 /// Why the schedule starts no run for its slots until somebody does something: reason and message.
@@ -191,13 +331,15 @@ pub fn collided(status: &mut SyncScheduleStatus, entry: &ActiveRun) {
 /// Counts the runs that ended, and learns the uid of those that were created: from then on, one that is gone was deleted
 /// by somebody. Tells when there is more to learn. An unfinished one that is not in the books gets there: the status was
 /// lost, or another controller made it from an older state.
-fn settle(status: &mut SyncScheduleStatus, observed: &Observed<'_>, now: Timestamp) -> Option<Duration> {
-    let Observed { jobs, made, .. } = *observed;
+fn settle(status: &mut SyncScheduleStatus, jobs: &Jobs<'_>, made: &[String], now: Timestamp) -> Option<Duration> {
+    let made: HashSet<&str> = made.iter().map(String::as_str).collect();
     let (mut active, mut ended, mut look_again) = (Vec::new(), Vec::new(), None);
+    let known: HashSet<String> = status.active.iter().map(|entry| entry.name.clone()).collect();
     for mut entry in std::mem::take(&mut status.active) {
-        let job = jobs.iter().find(|job| job.name_any() == entry.name);
-        match job {
+        match jobs.get(&entry.name) {
             Some(job) if job::is_finished(job) => ended.push(job),
+            // As one that is gone: somebody's finalizer may keep it for long.
+            Some(job) if job.metadata.deletion_timestamp.is_some() => {}
             Some(job) => {
                 let age = job.creation_timestamp().map_or(SHORT, |created| elapsed(created.0, now));
                 if age >= SHORT {
@@ -207,7 +349,7 @@ fn settle(status: &mut SyncScheduleStatus, observed: &Observed<'_>, now: Timesta
                 active.push(entry);
             }
             // Never created: the plan creates it. Made before and now gone: somebody deleted it.
-            None if entry.uid.is_none() && !made.contains(&entry.name) => active.push(entry),
+            None if entry.uid.is_none() && !made.contains(entry.name.as_str()) => active.push(entry),
             None => {}
         }
     }
@@ -215,26 +357,24 @@ fn settle(status: &mut SyncScheduleStatus, observed: &Observed<'_>, now: Timesta
     for job in ended {
         count(status, job);
     }
-    for job in jobs.iter().filter(|job| !job::is_finished(job) && job.metadata.deletion_timestamp.is_none()) {
-        let name = job.name_any();
-        if !active.iter().any(|entry| entry.name == name) {
-            status.runs.total += 1;
-            active.push(ActiveRun { name, uid: job.uid(), slot: slot_of(job), trigger: None });
-        }
+    let stray = jobs.all.iter().filter(|job| !job::is_finished(job) && job.metadata.deletion_timestamp.is_none());
+    for job in stray.filter(|job| !known.contains(name(job))) {
+        status.runs.total += 1;
+        active.push(ActiveRun { name: job.name_any(), uid: job.uid(), slot: slot_of(job), trigger: None });
     }
     status.active = active;
     look_again
 }
 
 /// The run waits in the books for its SyncJob to be made.
-fn waits(run: &ActiveRun, jobs: &[Arc<SyncJob>]) -> bool {
-    run.uid.is_none() && !jobs.iter().any(|job| job.name_any() == run.name)
+fn waits(run: &ActiveRun, jobs: &Jobs<'_>) -> bool {
+    run.uid.is_none() && jobs.get(&run.name).is_none()
 }
 
 /// The active runs of the books: those that are not held.
-fn active<'a>(status: &'a SyncScheduleStatus, jobs: &[Arc<SyncJob>]) -> impl Iterator<Item = &'a ActiveRun> {
-    let held: Vec<_> = jobs.iter().filter(|job| job::waits_for_approval(job)).map(|job| job.name_any()).collect();
-    status.active.iter().filter(move |run| !held.contains(&run.name))
+fn active<'a>(status: &'a SyncScheduleStatus, jobs: &'a Jobs<'_>) -> impl Iterator<Item = &'a ActiveRun> {
+    let is_held = |run: &ActiveRun| jobs.get(&run.name).is_some_and(|job| job::waits_for_approval(job));
+    status.active.iter().filter(move |run| !is_held(run))
 }
 
 /// The slot of a SyncJob. One that was made for none has its creation for it.
@@ -315,23 +455,25 @@ fn held(job: &SyncJob) -> Option<HeldRun> {
 }
 
 /// Starts the run that the trigger annotation asks for, once for each token. Tells what it waits for.
-fn start_triggered(
-    plan: &mut Plan,
-    schedule: &SyncSchedule,
-    jobs: &[Arc<SyncJob>],
-    now: Timestamp,
-) -> Option<&'static str> {
+fn start_triggered(plan: &mut Plan, pass: &Pass<'_>, parsed: &Parsed) -> Option<String> {
+    let Pass { schedule, jobs, now, .. } = pass;
     let token = truncate(schedule.annotations().get(TRIGGER_ANNOTATION)?);
     if token.is_empty() || plan.status.last_handled_trigger.as_ref() == Some(&token) {
         return None;
     }
-    let is_busy = active(&plan.status, jobs).next().is_some();
-    if schedule.spec.concurrency_policy == ConcurrencyPolicy::Forbid && is_busy {
-        return Some("; the triggered run starts when the run under way has ended");
+    let under_way = active(&plan.status, jobs).count();
+    match schedule.spec.concurrency_policy {
+        ConcurrencyPolicy::Forbid if under_way > 0 => {
+            return Some("; the triggered run starts when the run under way has ended".to_owned());
+        }
+        ConcurrencyPolicy::Allow if under_way >= parsed.max_active => {
+            return Some(format!("; the triggered run starts when one of {under_way} runs under way has ended"));
+        }
+        _ => {}
     }
     let name = names::job_for_trigger(&schedule.name_any(), &token);
     let handled = &mut plan.status.handled_triggers;
-    let is_old = handled.contains(&name) || jobs.iter().any(|job| job.name_any() == name);
+    let is_old = handled.contains(&name) || jobs.get(&name).is_some();
     if let Some(last) = plan.status.last_handled_trigger.replace(token.clone()) {
         let last = names::job_for_trigger(&schedule.name_any(), &last);
         handled.retain(|known| *known != name && *known != last);
@@ -340,7 +482,7 @@ fn start_triggered(
     }
     if !is_old {
         let slot = Time(from_seconds(now.as_second()));
-        start(plan, schedule, jobs, ActiveRun { name, uid: None, slot, trigger: Some(token) });
+        start(plan, pass, ActiveRun { name, uid: None, slot, trigger: Some(token) });
     }
     None
 }
@@ -355,8 +497,8 @@ pub fn triggered_mode(token: &str) -> Option<SyncMode> {
     }
 }
 
-fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus, parsed: &Parsed, now: Timestamp) {
-    let Observed { schedule, jobs, .. } = *observed;
+fn start_due(plan: &mut Plan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed: &Parsed) {
+    let Pass { schedule, now, .. } = *pass;
     let slots = parsed.slots(&schedule.uid().unwrap_or_default());
     let created = from_seconds(schedule.creation_timestamp().map_or(now, |created| created.0).as_second());
     let first_visit = old.slots_since.is_none();
@@ -370,14 +512,16 @@ fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus,
         plan.status.slots_since = Some(Time(created));
     }
     if resumed || edited {
-        plan.status.slots_since = Some(Time(from_seconds(now.as_second())));
+        // The clock of this controller may be a little behind that of the one that started the last slot.
+        let now = Time(from_seconds(now.as_second()));
+        plan.status.slots_since = plan.status.slots_since.take().max(Some(now));
     }
     if schedule.spec.suspended || stopped {
         plan.status.next_schedule_time = None;
         return;
     }
     if first_visit && schedule.spec.immediate {
-        start(plan, schedule, jobs, slot_run(schedule, created));
+        start(plan, pass, slot_run(schedule, created));
     }
     if let Some(due) = slots.due(handled(&plan.status), now) {
         if let Some(before) = due.before {
@@ -385,9 +529,12 @@ fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus,
             let first = slots.next(since, since).unwrap_or(before);
             skip(plan, (first, before), due.count - 1, skips::CATCH_UP, "passed while no controller was at work");
         }
-        match refusal(plan, observed, parsed, elapsed(slots.start(due.newest), now)) {
+        if let Some(failure) = pass.refused.as_ref().filter(|_| parsed.starting_deadline.is_none()) {
+            drop_waiting(plan, pass, |_| Some((skips::CREATE_FAILED, failure.message.as_str())));
+        }
+        match refusal(plan, pass, parsed, elapsed(slots.start(due.newest), now)) {
             Some((reason, why)) => skip(plan, (due.newest, due.newest), 1, reason, why),
-            None => start(plan, schedule, jobs, slot_run(schedule, due.newest)),
+            None => start(plan, pass, slot_run(schedule, due.newest)),
         }
         plan.status.slots_since = Some(Time(due.newest));
     }
@@ -397,20 +544,21 @@ fn start_due(plan: &mut Plan, observed: &Observed<'_>, old: &SyncScheduleStatus,
 }
 
 /// Why the newest slot that is due is not run.
-fn refusal(
-    plan: &Plan,
-    observed: &Observed<'_>,
-    parsed: &Parsed,
-    late: Duration,
-) -> Option<(&'static str, &'static str)> {
-    let Observed { schedule, jobs, .. } = *observed;
-    let is_busy = active(&plan.status, jobs).next().is_some();
+fn refusal(plan: &Plan, pass: &Pass<'_>, parsed: &Parsed, late: Duration) -> Option<(&'static str, &'static str)> {
+    let Pass { schedule, jobs, refused, .. } = pass;
+    let policy = schedule.spec.concurrency_policy;
+    let under_way = active(&plan.status, jobs).count();
+    let waiting = active(&plan.status, jobs).filter(|run| waits(run, jobs)).count();
     if schedule.spec.catch_up == CatchUp::None && late > ON_TIME {
         Some((skips::CATCH_UP, "missed, and spec.catchUp is None"))
     } else if parsed.starting_deadline.is_some_and(|deadline| late > deadline) {
         Some((skips::DEADLINE, "later than spec.startingDeadline"))
-    } else if schedule.spec.concurrency_policy == ConcurrencyPolicy::Forbid && is_busy {
+    } else if policy == ConcurrencyPolicy::Forbid && under_way > 0 && waiting == under_way && refused.is_some() {
+        Some((skips::CREATE_FAILED, "the SyncJob of an earlier slot could not be created yet"))
+    } else if policy == ConcurrencyPolicy::Forbid && under_way > 0 {
         Some((skips::ACTIVE, "an earlier run is not finished"))
+    } else if policy == ConcurrencyPolicy::Allow && under_way >= parsed.max_active {
+        Some((skips::MAX_ACTIVE, "as many runs as spec.maxActive allows are not finished"))
     } else {
         None
     }
@@ -426,19 +574,19 @@ fn slot_run(schedule: &SyncSchedule, slot: Timestamp) -> ActiveRun {
 }
 
 /// Writes a run into the books. With `Replace`, it takes the place of one that still waits there.
-fn start(plan: &mut Plan, schedule: &SyncSchedule, jobs: &[Arc<SyncJob>], run: ActiveRun) {
+fn start(plan: &mut Plan, pass: &Pass<'_>, run: ActiveRun) {
     if run.trigger.is_none() {
         plan.status.last_schedule_time = Some(run.slot.clone());
     }
-    if plan.status.active.iter().any(|known| known.name == run.name) {
+    // A slot comes again when its clock was ahead, and was put back.
+    let is_made = pass.jobs.get(&run.name).is_some();
+    if is_made || plan.status.active.iter().any(|known| known.name == run.name) {
         return;
     }
-    if schedule.spec.concurrency_policy == ConcurrencyPolicy::Replace {
-        for waiting in plan.status.active.extract_if(.., |known| waits(known, jobs)).collect::<Vec<_>>() {
-            plan.status.runs.total -= 1;
-            let slot = waiting.slot.0;
-            skip(plan, (slot, slot), 1, skips::REPLACED, "a newer run replaces it before it could start");
-        }
+    if pass.schedule.spec.concurrency_policy == ConcurrencyPolicy::Replace {
+        let refused = pass.refused.as_ref().map(|failure| (skips::CREATE_FAILED, failure.message.as_str()));
+        let replaced = (skips::REPLACED, "a newer run replaces it before it could start");
+        drop_waiting(plan, pass, |_| Some(refused.unwrap_or(replaced)));
     }
     plan.status.active.push(run);
     plan.status.runs.total += 1;
@@ -464,9 +612,10 @@ fn note_skip(status: &mut SyncScheduleStatus, slot: Timestamp, count: i64, reaso
 
 /// Runs to create now: all that are not there yet, or where runs must not overlap, the first one when no other is
 /// there.
-fn missing(status: &SyncScheduleStatus, policy: ConcurrencyPolicy, jobs: &[Arc<SyncJob>]) -> Vec<ActiveRun> {
+fn missing(status: &SyncScheduleStatus, pass: &Pass<'_>) -> Vec<ActiveRun> {
+    let jobs = &pass.jobs;
     let missing = status.active.iter().filter(|run| waits(run, jobs));
-    match policy {
+    match pass.schedule.spec.concurrency_policy {
         ConcurrencyPolicy::Allow => missing.cloned().collect(),
         _ if active(status, jobs).any(|run| !waits(run, jobs)) => Vec::new(),
         _ => missing.take(1).cloned().collect(),
@@ -474,18 +623,13 @@ fn missing(status: &SyncScheduleStatus, policy: ConcurrencyPolicy, jobs: &[Arc<S
 }
 
 /// Runs in the way of one that is to replace them, and that one.
-fn replaced(
-    status: &SyncScheduleStatus,
-    policy: ConcurrencyPolicy,
-    jobs: &[Arc<SyncJob>],
-) -> (Vec<String>, Option<String>) {
+fn replaced(status: &SyncScheduleStatus, pass: &Pass<'_>) -> (Vec<String>, Option<String>) {
+    let (jobs, policy) = (&pass.jobs, pass.schedule.spec.concurrency_policy);
     let waiting = status.active.iter().find(|run| waits(run, jobs)).filter(|_| policy == ConcurrencyPolicy::Replace);
     let Some(waiting) = waiting else { return (Vec::new(), None) };
-    let in_the_way = |job: &SyncJob| {
-        !job.spec.cancelled && !job::is_finished(job) && active(status, jobs).any(|run| run.name == job.name_any())
-    };
-    let cancel = jobs.iter().filter(|job| in_the_way(job)).map(|job| job.name_any()).collect();
-    (cancel, Some(waiting.name.clone()))
+    let in_the_way = active(status, jobs).filter_map(|run| jobs.get(&run.name));
+    let cancel = in_the_way.filter(|job| !job.spec.cancelled && !job::is_finished(job)).map(|job| job.name_any());
+    (cancel.collect(), Some(waiting.name.clone()))
 }
 
 /// Held runs, each with the newest later run that is complete or held, and takes its place.
@@ -501,7 +645,8 @@ fn superseded(jobs: &[Arc<SyncJob>]) -> Vec<(String, String)> {
 
 /// Finished runs beyond the limits. Runs still in `active` are not counted yet and stay.
 fn history(status: &SyncScheduleStatus, jobs: &[Arc<SyncJob>], keep: (usize, usize)) -> Vec<String> {
-    let counted = |job: &SyncJob| !status.active.iter().any(|run| run.name == job.name_any());
+    let active: HashSet<&str> = status.active.iter().map(|run| run.name.as_str()).collect();
+    let counted = |job: &SyncJob| !active.contains(name(job));
     let finished = jobs.iter().filter(|job| job::is_finished(job) && counted(job)).map(|job| Finished {
         name: job.name_any(),
         succeeded: job::is_complete(job),
@@ -519,6 +664,7 @@ fn set_conditions(
     observed: &Observed<'_>,
     stall: Option<(&'static str, String)>,
     waits: Option<&str>,
+    failure: Option<&Failure>,
     now: Timestamp,
 ) {
     let generation = observed.schedule.metadata.generation;
@@ -538,6 +684,14 @@ fn set_conditions(
         set(READY, false, reason, &format!("{message}{}", waits.unwrap_or_default()));
         set(STALLED, true, reason, &message);
         conditions::clear(&mut status.conditions, RECONCILING);
+    } else if let Some(owner) = observed.queue_owner {
+        let message = installation::queue_is_owned(owner);
+        set(READY, false, reasons::INSTALLATION_CONFLICT, &message);
+        set(RECONCILING, true, reasons::INSTALLATION_CONFLICT, &message);
+    } else if let Some(Failure { reason, message }) = failure {
+        set(READY, false, reason, message);
+        set(RECONCILING, true, reason, message);
+        conditions::clear(&mut status.conditions, STALLED);
     } else if observed.queue_available {
         let message = if suspended { "Suspended: no new runs" } else { "Runs are started as scheduled" };
         set(READY, true, reasons::SCHEDULED, &format!("{message}{}", waits.unwrap_or_default()));
@@ -551,6 +705,14 @@ fn set_conditions(
     }
     if observed.conflicts.is_empty() {
         conditions::clear(&mut status.conditions, FIELD_CONFLICT);
+    }
+    match observed.clock_skew {
+        // The seconds in it are not worth a write.
+        Some(_) if conditions::is_true(&status.conditions, CLOCK_SKEW) => {}
+        Some(skew) => {
+            conditions::set(&mut status.conditions, CLOCK_SKEW, true, reasons::CLOCKS_DIFFER, skew, generation, now);
+        }
+        None => conditions::clear(&mut status.conditions, CLOCK_SKEW),
     }
 }
 

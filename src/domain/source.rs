@@ -414,7 +414,7 @@ fn pointer(field: &'static str, text: &str) -> Result<PointerBuf, SpecError> {
 /// mark are not for the mapping.
 fn mapping(fields: &[MappedField], reserved: &[&str]) -> Result<Vec<Mapped>, SpecError> {
     let mut mapping = Vec::with_capacity(fields.len());
-    for (at, MappedField { to, from, value, type_, time_zone, on_null }) in fields.iter().enumerate() {
+    for (at, MappedField { to, from, value, type_, time_zone, on_null, .. }) in fields.iter().enumerate() {
         if to.is_empty() || to.contains('$') || to.starts_with('.') {
             return Err(SpecError::FieldPath { field: "mapping[].to", example: "name" });
         }

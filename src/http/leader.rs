@@ -24,6 +24,14 @@ pub struct LeaseName {
     pub name: String,
 }
 
+impl LeaseName {
+    /// `<namespace>/<name>`.
+    #[must_use]
+    pub fn path(&self, client: &Client) -> String {
+        format!("{}/{}", self.namespace.as_deref().unwrap_or(client.default_namespace()), self.name)
+    }
+}
+
 /// Reads the Lease.
 pub(super) struct Leader {
     leases: Api<Lease>,

@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
-    future::Future,
+    future::{Future, ready},
     mem::take,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
-use futures::{StreamExt, future::join};
+use futures::{Stream, StreamExt, future::join};
 use jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
-    cluster::{self, api, drain},
+    cluster::{self, Read, api, drain},
 };
 
 /// Requests at a time. More would not be answered any faster.
@@ -121,10 +121,10 @@ impl Objects {
         let (schedules, schedule_writer) = reflector::store();
         let (jobs, job_writer) = reflector::store();
         let (listing, listed) = watch::channel(0);
-        let schedule_changes = cluster::changes(api(&client, namespace)).reflect(schedule_writer);
+        let schedule_changes = readable(cluster::changes(api(&client, namespace))).reflect(schedule_writer);
         let index: Arc<RwLock<Index>> = Arc::default();
         // Before what lists do not show is dropped: searches ask for it.
-        let job_changes = cluster::changes(api(&client, namespace)).inspect(keep(Arc::clone(&index)));
+        let job_changes = readable(cluster::changes(api(&client, namespace))).inspect(keep(Arc::clone(&index)));
         let job_changes = job_changes.modify(slim).reflect(job_writer);
         let objects = Self {
             client,
@@ -346,6 +346,13 @@ impl News {
         }
         gone
     }
+}
+
+/// The changes of the objects that can be read. Pages and calls do not show the others.
+fn readable<K: cluster::Kind>(
+    changes: impl Stream<Item = watcher::Result<Event<Read<K>>>> + Send,
+) -> impl Stream<Item = watcher::Result<Event<K>>> + Send {
+    changes.filter_map(|event| ready(event.map(cluster::readable).transpose()))
 }
 
 /// Keeps an index up to date. While all SyncJobs are listed anew, the old one answers.

@@ -1,15 +1,14 @@
 //! `POST /jobs/pause` and `POST /jobs/resume`.
 
-use std::{fmt::Debug, sync::Arc};
+use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use futures::{TryStreamExt, stream};
 use kube::{
-    Resource, ResourceExt,
+    ResourceExt,
     api::{Patch, PatchParams},
-    core::NamespaceResourceScope,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
@@ -22,6 +21,7 @@ use super::{
 };
 use crate::{
     api::{SCHEDULE_LABEL, SUSPEND_NOTE_ANNOTATION, SyncJob, SyncSchedule},
+    cluster::{self, Read},
     domain::job::is_finished,
 };
 
@@ -161,9 +161,7 @@ async fn suspend_all<K: Pausable>(
 }
 
 /// A kind that has `spec.suspended`.
-pub(super) trait Pausable:
-    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned
-{
+pub(super) trait Pausable: cluster::Kind {
     /// `spec.suspended`.
     fn is_suspended(&self) -> bool;
     /// True when it is never changed again.
@@ -255,7 +253,7 @@ pub(super) async fn apply<K: Pausable>(
 ) -> Result<Change, Problem> {
     let objects = app.listed()?;
     let (api, name) = (objects.beside::<K>(object.meta()), object.name_any());
-    let live = objects.ask("read an object", api.get_opt(&name)).await?;
+    let live = objects.ask("read an object", cluster::get_opt(&api, &name)).await?;
     let Some(live) = live.filter(|live| live.meta().uid == object.meta().uid && !live.is_over()) else {
         return Ok(Change::Late);
     };
@@ -264,6 +262,7 @@ pub(super) async fn apply<K: Pausable>(
     }
     // The uid makes this a conflict for another object of the same name.
     change["metadata"]["uid"] = object.uid().into();
+    let api = objects.beside::<Read<K>>(object.meta());
     match objects.ask("change an object", api.patch(&name, &PatchParams::default(), &Patch::Merge(&change))).await {
         Ok(_) => Ok(Change::Made),
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(Change::Late),

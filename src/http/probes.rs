@@ -22,7 +22,7 @@ use crate::{
 pub(super) struct Readiness {
     ready: bool,
     /// What this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `lease` (it may not have the
-    /// one by which the leader is found), `mongodb` (it has not answered yet, and workers start when it has), `workers` (the
+    /// one by which the leader is found), `installation` (the queue belongs to another one), `mongodb` (it has not answered yet, and workers start when it has), `workers` (the
     /// queue has not answered them lately). Absent when it is ready.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
@@ -53,11 +53,13 @@ pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) ->
     let (depth, listed) = tokio::join!(state.depth(), listed);
     let alive = pulse.is_none_or(|pulse| pulse.is_alive());
     let may_lead = leadership.as_ref().is_none_or(|leadership| !leadership.is_refused());
+    let owns_queue = leadership.as_ref().is_none_or(|leadership| leadership.queue_owner().is_none());
     let mongodb = !*state.lacks_mongodb.borrow();
     let checks = [
         ("redis", depth.is_some()),
         ("kubernetes", listed.is_ok()),
         ("lease", may_lead),
+        ("installation", owns_queue),
         ("mongodb", mongodb),
         ("workers", alive),
     ];

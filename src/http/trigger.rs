@@ -30,7 +30,7 @@ use crate::{
         SyncJob, SyncSchedule, TRACEPARENT_ANNOTATION, TRIGGER_ANNOTATION, TRIGGERED_BY_ANNOTATION, syncjob::SyncType,
         syncschedule::ActiveRun,
     },
-    cluster::controller_of,
+    cluster::{self, controller_of},
     domain::{from_seconds, names, schedule, trace::TraceParent},
 };
 
@@ -242,7 +242,9 @@ pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), 
             Ok((created, false))
         }
         Err(error) if error.is_already_exists() => {
-            let found = objects.ask("read a SyncJob", jobs.get(&job.name_any())).await?;
+            let found = objects.ask("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
+            let again = || Problem::new(Kind::Conflict, format!("the SyncJob {} is gone; try again", job.name_any()));
+            let found = found.ok_or_else(again)?;
             if controller_of(&found) != controller_of(job) {
                 let detail = format!("another SyncJob is named {}; try again", job.name_any());
                 return Err(Problem::new(Kind::Conflict, detail));

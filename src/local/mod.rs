@@ -160,7 +160,7 @@ async fn connect(settings: &Settings, plan: &Plan) -> Result<Environment, Error>
             .map_err(|error| usage(format!("MONGODB_URI: {error}")))?;
     for Planned { job, spec } in &plan.runs {
         databases
-            .target(spec, run::namespace(job), Timestamp::UNIX_EPOCH)
+            .target(spec, run::namespace(job), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH)
             .map_err(|error| usage(format!("{}: {error}", job.name_any())))?;
     }
     let now = databases.time().await.map_err(|error| Error::Failed(format!("MONGODB_URI: {error}")))?;

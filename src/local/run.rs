@@ -120,12 +120,15 @@ impl Progress {
             attempts: self.attempts,
             recoveries: 0,
             started: Some(self.started),
+            parked_for: self.paused_for,
+            has_workers: true,
             retry_at: None,
             finished: self.finished,
             checkpoint: self.checkpoint.clone(),
             history: self.history.clone(),
             outcome: self.outcome.clone(),
             wanted: Wanted { suspended: false, approved: None, ..Wanted::from(job) },
+            lacks_level: None,
         };
         let mut status = job::decide(job, Some(&run), now).status;
         if let Some(hold) = self.hold() {

@@ -8,7 +8,10 @@ use super::{Object, finding::Report, metadata};
 use crate::{
     alerts::check_template,
     api::{SyncAlertSpec, SyncJobSpec, SyncScheduleSpec},
-    domain::{run::RunSpec, schedule::Parsed},
+    domain::{
+        run::{RunSpec, SpecError},
+        schedule::Parsed,
+    },
     sync::Source,
 };
 
@@ -52,7 +55,10 @@ fn mapped_field(spec: &SyncJobSpec, message: &str) -> Option<usize> {
 }
 
 fn check_schedule(spec: &SyncScheduleSpec, report: &mut Report<'_>) {
-    if let Err(error) = Parsed::new(spec) {
+    // The template is checked below.
+    if let Err(error) = Parsed::new(spec)
+        && !matches!(error, SpecError::Template(_))
+    {
         report.error_naming(SPEC, error.to_string());
     }
     check_job(&spec.job_template.spec, TEMPLATE_SPEC, report);

@@ -2,17 +2,35 @@
 //! deployment it is, exactly one server has them: behind Sentinel the master, in a Cluster the owner of the slot.
 //! That server is looked up for each new connection, so a failover is a broken connection and nothing more.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, RedisResult,
-    TlsCertificates, Value,
+    ServerErrorKind, TlsCertificates, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     from_redis_value,
 };
-use tokio::sync::Mutex;
+use tokio::{
+    sync::Mutex,
+    time::{sleep, timeout},
+};
 
 use super::{CONNECT_TIMEOUT, RESPONSE_TIMEOUT};
+
+/// Time after which the next server is asked for the master as well. One that has vanished answers nothing for 2 s.
+const STAGGER: Duration = Duration::from_millis(100);
+
+/// How an address begins.
+pub(super) const SCHEMES: [&str; 6] =
+    ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"];
 
 /// Where the queue lives.
 #[derive(Clone, Debug)]
@@ -20,8 +38,8 @@ pub(super) struct Place(Arc<Kind>);
 
 enum Kind {
     Single(Client),
-    Sentinel { sentinels: Vec<Client>, master: String, node: Node },
-    Cluster { seeds: Vec<(Client, String)>, key: String, node: Node },
+    Sentinel { sentinels: Vec<Client>, master: String, node: Node, last: AtomicUsize },
+    Cluster { seeds: Vec<(Client, String)>, key: String, node: Node, last: AtomicUsize },
 }
 
 impl std::fmt::Debug for Kind {
@@ -53,9 +71,13 @@ impl Node {
 
 /// `ca`: certificates of the authorities that vouch for the server, instead of the system's.
 fn client(url: impl IntoConnectionInfo, ca: Option<&Vec<u8>>) -> RedisResult<Client> {
+    let server = url.into_connection_info()?;
+    // The name of the library would be one right more that the user needs.
+    let settings = server.redis_settings().clone().set_skip_set_lib_name();
+    let server = server.set_redis_settings(settings);
     match ca {
-        Some(ca) => Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert: Some(ca.clone()) }),
-        None => Client::open(url),
+        Some(ca) => Client::build_with_tls(server, TlsCertificates { client_tls: None, root_cert: Some(ca.clone()) }),
+        None => Client::open(server),
     }
 }
 
@@ -87,7 +109,7 @@ impl Place {
             let host = |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
             let seeds =
                 hosts.iter().map(|address| Ok((node.open(address)?, host(address)))).collect::<RedisResult<_>>()?;
-            return Ok(Self(Arc::new(Kind::Cluster { seeds, key: key.to_owned(), node })));
+            return Ok(Self(Arc::new(Kind::Cluster { seeds, key: key.to_owned(), node, last: AtomicUsize::new(0) })));
         }
         let (master, db) = path.split_once('/').unwrap_or((path, ""));
         if master.is_empty() {
@@ -103,42 +125,85 @@ impl Place {
             }
         }
         let node = Node { ca, scheme, credentials, db: db.to_owned() };
-        Ok(Self(Arc::new(Kind::Sentinel { sentinels, master: master.to_owned(), node })))
+        Ok(Self(Arc::new(Kind::Sentinel { sentinels, master: master.to_owned(), node, last: AtomicUsize::new(0) })))
     }
 
     /// Where another key lives, when that may be another server.
     pub fn of(&self, key: &str) -> Option<Self> {
         let Kind::Cluster { seeds, node, .. } = &*self.0 else { return None };
-        Some(Self(Arc::new(Kind::Cluster { seeds: seeds.clone(), key: key.to_owned(), node: node.clone() })))
+        let (seeds, key, node) = (seeds.clone(), key.to_owned(), node.clone());
+        Some(Self(Arc::new(Kind::Cluster { seeds, key, node, last: AtomicUsize::new(0) })))
     }
 
     /// A new connection to the server that has the queue now. `limit`: longest wait for an answer.
     pub async fn connect(&self, limit: Option<Duration>) -> RedisResult<MultiplexedConnection> {
         match &*self.0 {
             Kind::Single(client) => open(client, limit).await,
-            Kind::Sentinel { sentinels, master, node } => {
-                let mut last = invalid("no Sentinel knows the master");
-                for sentinel in sentinels {
-                    match ask_sentinel(sentinel, master).await {
-                        Ok(Some(address)) => return open(&node.open(&address)?, limit).await,
-                        Ok(None) => {}
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
+            Kind::Sentinel { sentinels, master, node, last } => {
+                let unknown = || invalid("no Sentinel knows the master");
+                race(sentinels, last, unknown, |sentinel| async move {
+                    let address = ask_sentinel(sentinel, master).await?.ok_or_else(unknown)?;
+                    open_master(&node.open(&address)?, limit).await
+                })
+                .await
             }
-            Kind::Cluster { seeds, key, node } => {
-                let mut last = invalid("no server of the Cluster has the queue's slot");
-                for (seed, host) in seeds {
-                    match ask_cluster(seed, host, key).await {
-                        Ok(Some(address)) => return open(&node.open(&address)?, limit).await,
-                        Ok(None) => {}
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
+            Kind::Cluster { seeds, key, node, last } => {
+                let unknown = || invalid("no server knows who has the queue's slot");
+                race(seeds, last, unknown, |(seed, host)| async move {
+                    let address = ask_cluster(seed, host, key).await?.ok_or_else(unknown)?;
+                    open_master(&node.open(&address)?, limit).await
+                })
+                .await
             }
         }
+    }
+}
+
+/// The first success of asking servers: the one that was right the last time first, and each of the others a moment later.
+async fn race<'a, S, T, F>(
+    servers: &'a [S],
+    last: &AtomicUsize,
+    unknown: impl Fn() -> RedisError,
+    ask: impl Fn(&'a S) -> F,
+) -> RedisResult<T>
+where
+    F: Future<Output = RedisResult<T>>,
+{
+    let first = last.load(Ordering::Relaxed);
+    let order = (0..servers.len()).map(|place| (place, (first + place) % servers.len()));
+    let mut answers: FuturesUnordered<_> = order
+        .map(|(place, index)| {
+            let (delay, answer) = (STAGGER * place as u32, ask(&servers[index]));
+            async move {
+                sleep(delay).await;
+                (index, answer.await)
+            }
+        })
+        .collect();
+    let mut error = unknown();
+    while let Some((index, answer)) = answers.next().await {
+        match answer {
+            Ok(found) => {
+                last.store(index, Ordering::Relaxed);
+                return Ok(found);
+            }
+            Err(other) => error = other,
+        }
+    }
+    Err(error)
+}
+
+/// Connects to a server that others name, unless it is a replica: after a failover, some of them know only the server before.
+async fn open_master(client: &Client, limit: Option<Duration>) -> RedisResult<MultiplexedConnection> {
+    let mut connection = open(client, limit).await?;
+    let role = timeout(CONNECT_TIMEOUT, redis::cmd("ROLE").query_async::<Vec<Value>>(&mut connection))
+        .await
+        .map_err(|_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)))??;
+    let role: Option<String> = role.into_iter().next().and_then(|role| from_redis_value(role).ok());
+    if role.as_deref() == Some("master") {
+        Ok(connection)
+    } else {
+        Err(RedisError::from((ErrorKind::Server(ServerErrorKind::ReadOnly), "the named server is a replica")))
     }
 }
 
@@ -264,6 +329,27 @@ impl ConnectionLike for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::time::Instant;
+
+    #[tokio::test]
+    async fn a_server_that_answers_nothing_holds_up_no_other() {
+        let (servers, last) = ([0_u64, 20, 21], AtomicUsize::new(0));
+        let ask = |server: &u64| {
+            let server = *server;
+            async move {
+                sleep(if server == 0 { Duration::from_secs(60) } else { Duration::from_millis(server) }).await;
+                if server == 21 { Err(invalid("refused")) } else { Ok(server) }
+            }
+        };
+        for _ in 0..2 {
+            let began = Instant::now();
+            assert_eq!(race(&servers, &last, || invalid("none"), ask).await.unwrap(), 20);
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+            assert_eq!(last.load(Ordering::Relaxed), 1, "it is asked first the next time");
+        }
+        assert!(race(&servers[2..], &last, || invalid("none"), ask).await.is_err());
+        assert!(race(&[], &last, || invalid("none"), ask).await.is_err());
+    }
 
     #[test]
     fn each_kind_of_address_is_understood() {

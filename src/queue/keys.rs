@@ -6,7 +6,7 @@ pub(super) struct Keys {
     prefix: String,
     /// What every script gets, in the order in which `scripts/prelude.lua` names it: first the sets of the runs
     /// that have not ended (4), then of those that have (2), then those that wait, by the time since which they do.
-    pub shared: [String; 11],
+    pub shared: [String; 14],
 }
 
 impl Keys {
@@ -24,6 +24,9 @@ impl Keys {
             "events",
             "seq",
             "workers",
+            "asserted",
+            "owner",
+            "clock",
         ];
         Self { shared: names.map(|name| format!("{prefix}:{name}")), prefix }
     }
@@ -46,6 +49,11 @@ impl Keys {
     /// The set of the workers that live.
     pub fn workers(&self) -> &str {
         &self.shared[10]
+    }
+
+    /// The hash of the installation that owns the queue.
+    pub fn owner(&self) -> &str {
+        &self.shared[12]
     }
 
     /// The time at which a rate limit lets the next request pass. Workers of the release before use the same key, so that

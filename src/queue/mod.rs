@@ -14,34 +14,48 @@ mod types;
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
 use jiff::Timestamp;
 use redis::{AsyncCommands, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, Value, from_redis_value};
+use tokio::sync::watch;
 
 pub use blocking::{Changes, Doorbell};
 pub(crate) use connection::Connection;
 pub(crate) use scripts::Call;
-pub use types::{Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, LetGo, NewRun, Renewed, Repaired};
+pub use types::{
+    Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, KnownRun, LetGo, NewRun, Renewed, Repaired,
+    Server,
+};
 
 use crate::{
-    domain::{from_millis, run::LeaseState},
+    domain::{
+        from_millis,
+        installation::{Fingerprint, OWNERSHIP, Owner},
+        needs::{self, Level},
+        run::LeaseState,
+    },
     network::{self, LOGIN},
 };
 use connection::Place;
 use keys::Keys;
 
-/// Version of what stands in a run's hash. A run of another version is left alone.
+/// Format of a run's hash that each release reads.
 const FORMAT: &str = "1";
+/// Format of the hash of a run with `needs`, which workers of release 0.1.0 would not look at.
+const FORMAT_WITH_NEEDS: &str = "2";
 /// Runs looked at in one reap.
 const BATCH: usize = 16;
 /// Most runs in one claim: Redis does nothing else meanwhile, about 1 ms.
 const MAX_CLAIMS: usize = 32;
 /// A run that loses its worker more often than this without a checkpoint in between ends as failed.
 const MAX_STALLS: u32 = 5;
-/// How long an ended run stays in Redis. Long enough for any controller that was away to read how it ended.
-const KEEP_FINISHED: Duration = Duration::from_hours(24);
+/// Most runs in one call of which each takes Redis some microseconds.
+const CHUNK: usize = 100;
+/// What a claim answers instead of a time while nothing may be claimed.
+const UNASSERTED: i64 = -2;
 /// Longest wait for an answer. redis-rs gives up after 500 ms unless told otherwise, which a busy server exceeds.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,9 +71,15 @@ pub enum Error {
         /// What Redis or the connection said.
         source: RedisError,
     },
+    /// The queue is another installation's.
+    #[error("the queue belongs to another installation")]
+    Owned,
     /// Redis said nothing within the time the caller had.
     #[error("Redis does not answer")]
     Silent,
+    /// Redis was restarted or failed over, and may not know which runs have ended since.
+    #[error("no run is claimed until a controller has compared the runs in Redis with the SyncJobs")]
+    Unasserted,
     /// A run's hash cannot be read.
     #[error("run {uid} in Redis is not readable: {what}")]
     Unreadable {
@@ -77,18 +97,42 @@ impl Error {
         let Self::Unavailable { source, .. } = self else { return None };
         source.code().filter(|code| !connection::WRONG_SERVER.contains(code))
     }
+
+    /// What Redis answered that takes no writes, in words.
+    #[must_use]
+    pub fn answer(&self) -> Option<String> {
+        let Self::Unavailable { source, .. } = self else { return None };
+        source.code().filter(|code| *code != "LOADING").map(|_| describe(source))
+    }
 }
 
-/// The address of a Redis server that cannot be used.
+/// The address of a Redis server that cannot be used. The text holds no part of it.
 #[derive(Debug, thiserror::Error)]
-#[error("the Redis address is not valid: {}", describe(.0))]
-pub struct InvalidAddress(#[from] RedisError);
+#[error("the Redis address is not valid: {0}")]
+pub struct InvalidAddress(String);
+
+/// What to look after when Redis can be reached and still does not do what is asked.
+fn meaning(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "NOPERM" => "its user lacks a right that the program needs",
+        "READONLY" => "it is a replica, which takes no writes",
+        "OOM" => "its memory is full",
+        "MISCONF" => "it cannot write to its disk",
+        "NOREPLICAS" => "too few replicas follow it",
+        _ => return None,
+    })
+}
 
 /// What a Redis error says, without details that could hold an address or a password.
 fn describe(error: &RedisError) -> String {
-    match error.code() {
+    // What the user may not do in a script is an error like any other.
+    let in_script = error.detail().is_some_and(|detail| detail.starts_with("The user executing the script"));
+    match error.code().map(|code| if in_script { "NOPERM" } else { code }) {
         Some(code @ ("WRONGPASS" | "NOAUTH")) => format!("Redis answered {code}: {LOGIN}"),
-        Some(code) => format!("Redis answered {code}"),
+        Some(code) => match meaning(code) {
+            Some(meaning) => format!("Redis answered {code}: {meaning}"),
+            None => format!("Redis answered {code}"),
+        },
         None if error.kind() == ErrorKind::AuthenticationFailed => format!("Redis refuses the login: {LOGIN}"),
         None if error.kind() == ErrorKind::Parse => {
             "what answers does not speak as Redis does: is the port right, and does it want TLS?".to_owned()
@@ -102,8 +146,9 @@ fn describe(error: &RedisError) -> String {
     }
 }
 
-fn keep_finished() -> u64 {
-    KEEP_FINISHED.as_millis() as u64
+/// A time as scripts take it. None is empty.
+fn millis(at: Option<Timestamp>) -> String {
+    at.map_or_else(String::new, |at| at.as_millisecond().to_string())
 }
 
 pub(crate) fn unavailable(action: &'static str) -> impl FnOnce(RedisError) -> Error {
@@ -121,6 +166,9 @@ pub struct Queue {
     connection: Connection,
     keys: Keys,
     lease: Duration,
+    /// Fingerprint of this installation. `None`: not determined yet.
+    installation: Arc<watch::Sender<Option<Fingerprint>>>,
+    level: Level,
 }
 
 impl std::fmt::Debug for Queue {
@@ -145,8 +193,71 @@ impl Queue {
     /// When the address cannot be used, the certificates cannot be read, or the address is not one of TLS.
     pub fn trusting(ca: Option<Vec<u8>>, url: &str, name: &str, lease: Duration) -> Result<Self, InvalidAddress> {
         let keys = Keys::new(name);
-        let place = Place::parse(url, ca, keys.wake())?;
-        Ok(Self { connection: Connection::new(place.clone()), place, keys, lease })
+        let place = Place::parse(url, ca, keys.wake()).map_err(|_| match Place::parse(url, None, keys.wake()) {
+            Ok(_) => InvalidAddress("REDIS_CA_FILE needs rediss:// and certificates in PEM".to_owned()),
+            Err(_) => InvalidAddress(network::mistake(url, &connection::SCHEMES)),
+        })?;
+        let (connection, installation) = (Connection::new(place.clone()), Arc::new(watch::Sender::new(None)));
+        Ok(Self { connection, place, keys, lease, installation, level: Level::default() })
+    }
+
+    /// The same queue for a program of another level.
+    #[must_use]
+    pub fn at_level(self, level: Level) -> Self {
+        Self { level, ..self }
+    }
+
+    /// What this program understands.
+    #[must_use]
+    pub fn level(&self) -> &Level {
+        &self.level
+    }
+
+    /// Sets the fingerprint of this installation, for all clones.
+    pub fn identify(&self, fingerprint: Fingerprint) {
+        self.installation.send_replace(Some(fingerprint));
+    }
+
+    /// Waits for the fingerprint of this installation.
+    pub async fn identified(&self) -> Fingerprint {
+        let mut installation = self.installation.subscribe();
+        // Fails only without a sender, and this has one.
+        let found = installation.wait_for(Option::is_some).await;
+        found.ok().and_then(|found| found.clone()).unwrap_or_default()
+    }
+
+    /// The fingerprint of this installation. Without any part while it is not determined.
+    #[must_use]
+    pub fn installation(&self) -> Fingerprint {
+        self.installation.borrow().clone().unwrap_or_default()
+    }
+
+    /// Reads who owns the queue. `None`: nobody does, or has not renewed it.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn owner(&self) -> Result<Option<Owner>, Error> {
+        let fields: (Option<String>, Option<String>) = self
+            .connection
+            .clone()
+            .hmget(self.keys.owner(), &["fingerprint", "lease"])
+            .await
+            .map_err(unavailable("read who owns the queue"))?;
+        let (fingerprint, lease) = fields;
+        let read = |text: String| Owner { fingerprint: Fingerprint::parse(&text), lease: lease.unwrap_or_default() };
+        Ok(fingerprint.map(read))
+    }
+
+    /// Records for 10 minutes that `owner` owns the queue, unless the recorded owner is not `expected` any more. Returns whether
+    /// it was recorded.
+    ///
+    /// # Errors
+    /// When Redis does not answer; it may or may not be recorded.
+    pub async fn own(&self, owner: &Owner, expected: Option<&Owner>) -> Result<bool, Error> {
+        let expected = expected.map_or_else(String::new, |owner| format!("{}\n{}", owner.fingerprint, owner.lease));
+        let mut call = self.script(&scripts::OWN);
+        call.arg(owner.fingerprint.to_string()).arg(&owner.lease).arg(OWNERSHIP.as_millis() as u64).arg(expected);
+        Ok(self.call::<u8>(&call, "record who owns the queue").await? == 1)
     }
 
     /// Its name.
@@ -176,6 +287,18 @@ impl Queue {
     /// When there is none.
     pub async fn ping(&self) -> Result<(), Error> {
         redis::cmd("PING").exec_async(&mut self.connection.clone()).await.map_err(unavailable("reach Redis"))
+    }
+
+    /// Reads the clock of Redis.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn time(&self) -> Result<Timestamp, Error> {
+        let time: (i64, i64) = redis::cmd("TIME")
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(unavailable("read the clock of Redis"))?;
+        Ok(from_millis(time.0.saturating_mul(1000).saturating_add(time.1 / 1000)))
     }
 
     /// Reads a setting that decides whether runs can get lost: `maxmemory-policy`. `None` where the server
@@ -209,17 +332,23 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer; the run may or may not be in the queue.
     pub async fn enqueue(&self, run: &NewRun<'_>) -> Result<bool, Error> {
-        let millis = |at: Option<Timestamp>| at.map_or_else(String::new, |at| at.as_millisecond().to_string());
         let mut call = self.script_on(&scripts::ENQUEUE, run.uid);
-        call.arg(FORMAT).arg(keep_finished()).arg(run.payload).arg(run.priority).arg(millis(run.started));
+        let format = if run.needs > needs::FIRST { FORMAT_WITH_NEEDS } else { FORMAT };
+        call.arg(format).arg(run.payload).arg(run.priority).arg(millis(run.started));
         call.arg(run.attempts)
             .arg(run.recoveries)
             .arg(run.history)
             .arg(millis(run.suspended))
             .arg(u8::from(run.rollback))
-            .arg(run.traceparent.as_deref().unwrap_or_default());
-        let existing: Option<String> = self.call(&call, "enqueue a run").await?;
-        Ok(existing.is_none())
+            .arg(run.traceparent.as_deref().unwrap_or_default())
+            .arg(run.parked_for.as_millis() as u64)
+            .arg(self.installation().to_string())
+            .arg(run.needs)
+            .arg(self.level.number);
+        match self.call::<Option<String>>(&call, "enqueue a run").await {
+            Err(error) if error.refusal() == Some("OWNED") => Err(Error::Owned),
+            existing => Ok(existing?.is_none()),
+        }
     }
 
     async fn call<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>, action: &'static str) -> Result<T, Error> {
@@ -231,7 +360,8 @@ impl Queue {
     /// long it is until a delayed run is due. `candidates` is kept from one call to the next, which saves a call.
     ///
     /// # Errors
-    /// When Redis does not answer. A claim whose answer got lost comes back when its lease ends.
+    /// When Redis does not answer. A claim whose answer got lost comes back when its lease ends. [`Error::Unasserted`] after a
+    /// restart or failover of Redis, until a controller has called [`Queue::confirm`].
     pub async fn claim(
         &self,
         worker: &str,
@@ -239,14 +369,14 @@ impl Queue {
         candidates: &mut Candidates,
     ) -> Result<Result<Vec<Claim>, Option<Duration>>, Error> {
         let most = most.clamp(1, MAX_CLAIMS);
-        let look = 2 * most.max(2);
-        // Runs of another format stay where they are, so those behind them have to be looked at as well.
+        let (look, installation) = (2 * most.max(2), self.installation().to_string());
+        // Runs that are left alone stay where they are, so those behind them have to be looked at as well.
         for offset in (0..).step_by(look) {
             // The first call may only tell which runs there are now.
             for fresh in [false, true] {
                 let mut call = self.script(&scripts::CLAIM);
-                call.arg(FORMAT).arg(worker).arg(self.lease.as_millis() as u64);
-                call.arg(most).arg(offset).arg(look).arg(u8::from(fresh));
+                call.arg(self.level.number).arg(worker).arg(self.lease.as_millis() as u64);
+                call.arg(most).arg(offset).arg(look).arg(u8::from(fresh)).arg(&installation);
                 for uid in &candidates.0 {
                     call.key(self.keys.run(uid)).arg(uid);
                 }
@@ -254,6 +384,9 @@ impl Queue {
                 (claimed, now, candidates.0, next_due) = self.call(&call, "claim runs").await?;
                 if !claimed.is_empty() {
                     return Ok(Ok(read_claims(claimed, now)));
+                }
+                if next_due == UNASSERTED {
+                    return Err(Error::Unasserted);
                 }
                 if candidates.0.is_empty() {
                     let next_due = u64::try_from(next_due).ok().map(Duration::from_millis);
@@ -272,12 +405,30 @@ impl Queue {
     /// When Redis does not answer: nothing is known about the leases then.
     pub async fn renew(&self, worker: &str, held: &[(String, u64)]) -> Result<Renewed, Error> {
         let mut call = self.script(&scripts::RENEW);
-        call.arg(worker).arg(self.lease.as_millis() as u64);
+        call.arg(self.member(worker)).arg(self.lease.as_millis() as u64);
         for (uid, epoch) in held {
             call.key(self.keys.run(uid)).arg(uid).arg(epoch);
         }
         let (lost, recalled) = self.call(&call, "renew leases").await?;
         Ok(Renewed { lost, recalled })
+    }
+
+    /// How a worker stands among those that live: with its level.
+    fn member(&self, worker: &str) -> String {
+        format!("{worker} {}", self.level.number)
+    }
+
+    /// Returns the highest level of the workers that live. `None`: none lives.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn highest_level(&self) -> Result<Option<u32>, Error> {
+        let mut connection = self.connection.clone();
+        let workers: Vec<String> =
+            connection.zrange(self.keys.workers(), 0, -1).await.map_err(unavailable("list the workers"))?;
+        // Release 0.1.0 names its workers alone.
+        let level = |worker: &String| worker.rsplit_once(' ').and_then(|(_, level)| level.parse().ok());
+        Ok(workers.iter().map(|worker| level(worker).unwrap_or(needs::FIRST)).max())
     }
 
     /// Takes a worker that stops from the list of those that live.
@@ -286,7 +437,7 @@ impl Queue {
     /// When Redis does not answer.
     pub async fn retire(&self, worker: &str) -> Result<(), Error> {
         let mut connection = self.connection.clone();
-        connection.zrem(self.keys.workers(), worker).await.map_err(unavailable("retire the worker"))
+        connection.zrem(self.keys.workers(), self.member(worker)).await.map_err(unavailable("retire the worker"))
     }
 
     /// Records how far a run has come.
@@ -311,7 +462,6 @@ impl Queue {
     /// its lease ends.
     pub async fn let_go(&self, runs: impl IntoIterator<Item = &LetGo>) -> Result<Vec<Fenced>, Error> {
         let mut call = self.script(&scripts::LET_GO);
-        call.arg(keep_finished());
         for LetGo { uid, epoch, ending, checkpoint, attempts } in runs {
             call.key(self.keys.run(uid)).arg(uid).arg(epoch);
             match ending {
@@ -320,6 +470,7 @@ impl Queue {
                 Ending::Retry(delay) => call.arg("delayed").arg(delay.as_millis() as u64),
                 Ending::Paused(pause) => call.arg("paused").arg(pause.as_millis() as u64),
                 Ending::Held(number) => call.arg("held").arg(number),
+                Ending::Unsupported(level) => call.arg("unsupported").arg(level),
                 Ending::Released => call.arg("released").arg(""),
             };
             call.arg(checkpoint);
@@ -339,11 +490,51 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer. Doing it again does no harm.
     pub async fn control(&self, uid: &str, control: Control<'_>) -> Result<bool, Error> {
-        let mut call = self.script_on(&scripts::CONTROL, uid);
-        call.arg(FORMAT).arg(keep_finished()).arg(u8::from(control.suspended));
-        call.arg(control.cancelled.unwrap_or_default()).arg(control.priority);
-        call.arg(control.approved.map_or_else(String::new, |approved| approved.to_string()));
-        Ok(self.call::<u8>(&call, "control a run").await? == 1)
+        self.assert(&[KnownRun::new(uid, control)], false).await.map(|runs| runs == 1)
+    }
+
+    /// Makes runs that have not ended what their SyncJobs say, where Redis has another state of them, and returns how many of
+    /// them Redis has. `is_restored`: Redis may have gone back to an earlier time, so it is wrong about since when a run is put
+    /// aside, too. Takes effect as [`Queue::control`] does.
+    ///
+    /// # Errors
+    /// When Redis does not answer. Doing it again does no harm.
+    pub async fn assert(&self, runs: &[KnownRun<'_>], is_restored: bool) -> Result<usize, Error> {
+        let number = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
+        let mut found = 0;
+        for some in runs.chunks(CHUNK) {
+            let mut call = self.script(&scripts::ASSERT);
+            call.arg(self.installation().to_string()).arg(u8::from(is_restored));
+            for run in some {
+                let Control { suspended, cancelled, priority, approved } = run.control;
+                call.key(self.keys.run(run.uid)).arg(run.uid);
+                call.arg(u8::from(suspended)).arg(cancelled.unwrap_or_default()).arg(priority).arg(number(approved));
+                call.arg(millis(run.started)).arg(run.attempts).arg(run.recoveries).arg(run.history);
+                call.arg(run.parked_for.as_millis() as u64).arg(millis(run.parked_since)).arg(number(run.held));
+            }
+            found += self.call::<Vec<usize>>(&call, "control runs").await?.into_iter().sum::<usize>();
+        }
+        Ok(found)
+    }
+
+    /// The server that has the queue now.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn server(&self) -> Result<Server, Error> {
+        let call = self.script(&scripts::SERVER);
+        let (replication_id, is_asserted, workers) = self.call(&call, "look at the Redis server").await?;
+        Ok(Server { replication_id, is_asserted, workers })
+    }
+
+    /// Lets workers claim runs again after all of them were asserted on the server with this replication id. False when another
+    /// server has the queue now.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn confirm(&self, replication_id: &str) -> Result<bool, Error> {
+        let mut call = self.script(&scripts::CONFIRM);
+        self.call(call.arg(replication_id), "let workers claim runs").await
     }
 
     /// Returns runs whose lease has ended to their place in the queue. A run that keeps losing its worker
@@ -353,7 +544,6 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn reap(&self, stalled: &str) -> Result<usize, Error> {
-        // Runs of another format stay where they are, so those behind them have to be looked at as well.
         for offset in (0..).step_by(BATCH) {
             let mut call = self.script(&scripts::EXPIRED);
             let expired: Vec<String> = self.call(call.arg(offset).arg(BATCH), "look for ended leases").await?;
@@ -367,39 +557,26 @@ impl Queue {
 
     async fn reap_all_of(&self, expired: &[String], stalled: &str) -> Result<usize, Error> {
         let mut call = self.script(&scripts::REAP);
-        call.arg(FORMAT).arg(keep_finished()).arg(MAX_STALLS).arg(stalled);
+        call.arg(MAX_STALLS).arg(stalled);
         for uid in expired {
             call.key(self.keys.run(uid)).arg(uid);
         }
         self.call(&call, "return runs to the queue").await
     }
 
-    /// Looks at every run there is, and mends those whose hash and place do not agree: after a restore of part of
-    /// the data, or an eviction. Also forgets ended runs whose time is over. Reads the whole key space, so not for
-    /// every few seconds.
+    /// Looks at every run that Redis or the caller knows, and mends those whose hash and place do not agree: after a restore of
+    /// part of the data, or an eviction. Reads all sets, so not for every few seconds.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn repair(&self) -> Result<Repaired, Error> {
+    pub async fn repair(&self, known: impl IntoIterator<Item = String>) -> Result<Repaired, Error> {
         let mut uids: HashSet<String> = self.members(0..7).await?.into_iter().collect();
-        let mut cursor = 0_u64;
-        let prefix = self.keys.run("");
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(1000);
-            let (next, keys): (u64, Vec<String>) =
-                scan.query_async(&mut self.connection.clone()).await.map_err(unavailable("list the runs"))?;
-            uids.extend(keys.iter().filter_map(|key| key.strip_prefix(&prefix)).map(str::to_owned));
-            cursor = next;
-            if cursor == 0 {
-                break;
-            }
-        }
+        uids.extend(known);
         let mut found = Repaired::default();
         let uids: Vec<String> = uids.into_iter().collect();
-        for some in uids.chunks(100) {
+        for some in uids.chunks(CHUNK) {
             let mut call = self.script(&scripts::REPAIR);
-            call.arg(FORMAT).arg(keep_finished()).arg(self.lease.as_millis() as u64);
+            call.arg(self.lease.as_millis() as u64);
             for uid in some {
                 call.key(self.keys.run(uid)).arg(uid);
             }
@@ -425,7 +602,36 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn remove(&self, uid: &str) -> Result<(), Error> {
-        self.call::<u8>(&self.script_on(&scripts::REMOVE, uid), "remove a run").await.map(drop)
+        self.remove_all(&[uid.to_owned()], true).await.map(drop)
+    }
+
+    /// Forgets those of the runs that Redis takes for unfinished, as their SyncJobs have ended or are gone, and returns how many.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn remove_unfinished(&self, uids: &[String]) -> Result<usize, Error> {
+        self.remove_all(uids, false).await
+    }
+
+    /// Forgets runs that have ended.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn remove_finished(&self, uids: &[String]) -> Result<usize, Error> {
+        self.remove_all(uids, true).await
+    }
+
+    async fn remove_all(&self, uids: &[String], is_any: bool) -> Result<usize, Error> {
+        let mut removed = 0;
+        for some in uids.chunks(CHUNK) {
+            let mut call = self.script(&scripts::REMOVE);
+            call.arg(u8::from(is_any));
+            for uid in some {
+                call.key(self.keys.run(uid)).arg(uid);
+            }
+            removed += self.call::<usize>(&call, "remove runs").await?;
+        }
+        Ok(removed)
     }
 
     /// Ids of every run that has not ended.
@@ -442,6 +648,20 @@ impl Queue {
     /// When Redis does not answer.
     pub async fn finished(&self) -> Result<Vec<String>, Error> {
         self.members(4..6).await
+    }
+
+    /// Ids of the runs that ended before a time.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn finished_before(&self, time: Timestamp) -> Result<Vec<String>, Error> {
+        let mut pipeline = redis::pipe();
+        for set in &self.keys.shared[4..6] {
+            pipeline.zrangebyscore(set, "-inf", time.as_millisecond());
+        }
+        let sets: Vec<Vec<String>> =
+            pipeline.query_async(&mut self.connection.clone()).await.map_err(unavailable("list the runs"))?;
+        Ok(sets.into_iter().flatten().collect())
     }
 
     async fn members(&self, sets: std::ops::Range<usize>) -> Result<Vec<String>, Error> {

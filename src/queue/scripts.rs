@@ -21,11 +21,14 @@ scripts! {
     EXPIRED = "expired.lua",
     REAP = "reap.lua",
     REMOVE = "remove.lua",
-    CONTROL = "control.lua",
+    ASSERT = "assert.lua",
+    CONFIRM = "confirm.lua",
+    SERVER = "server.lua",
     REPAIR = "repair.lua",
     DEPTH = "depth.lua",
     RATE_LIMIT = "rate_limit.lua",
     KEEP = "keep.lua",
+    OWN = "own.lua",
 }
 
 /// The cache may be emptied again between loading a script and calling it.

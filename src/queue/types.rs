@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Error, FORMAT};
-use crate::domain::{from_millis, run::State};
+use super::Error;
+use crate::domain::{from_millis, installation::Fingerprint, needs, run::State};
 
 /// What became of a write that gave an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +42,14 @@ pub struct NewRun<'a> {
     pub history: &'a str,
     /// Since when it is suspended, when it is.
     pub suspended: Option<Timestamp>,
+    /// How long it was put aside before Redis lost it.
+    pub parked_for: Duration,
     /// Before it ends as failed, for whatever reason, a worker claims it once more to roll it back: see [`Entry::outcome`].
     pub rollback: bool,
     /// Its place in a trace, for those who work on it.
     pub traceparent: Option<String>,
+    /// The level that its worker must have.
+    pub needs: u32,
 }
 
 impl<'a> NewRun<'a> {
@@ -61,8 +65,10 @@ impl<'a> NewRun<'a> {
             recoveries: 0,
             history: "[]",
             suspended: None,
+            parked_for: Duration::ZERO,
             rollback: false,
             traceparent: None,
+            needs: needs::FIRST,
         }
     }
 }
@@ -78,6 +84,58 @@ pub struct Control<'a> {
     pub priority: i32,
     /// Documents that a person has approved the run to mark, delete or change.
     pub approved: Option<u64>,
+}
+
+/// A run that has not ended, as its SyncJob says it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownRun<'a> {
+    /// The run's id.
+    pub uid: &'a str,
+    /// What people want of it.
+    pub control: Control<'a>,
+    /// First claim.
+    pub started: Option<Timestamp>,
+    /// Attempts that failed.
+    pub attempts: u32,
+    /// How often it lost its worker.
+    pub recoveries: u32,
+    /// Attempts that failed, as JSON.
+    pub history: &'a str,
+    /// How long it was put aside before.
+    pub parked_for: Duration,
+    /// Since when it is put aside, when it is.
+    pub parked_since: Option<Timestamp>,
+    /// Documents that its guard holds, when it does.
+    pub held: Option<u64>,
+}
+
+impl<'a> KnownRun<'a> {
+    /// A run of which only that is known what people want of it.
+    #[must_use]
+    pub fn new(uid: &'a str, control: Control<'a>) -> Self {
+        Self {
+            uid,
+            control,
+            started: None,
+            attempts: 0,
+            recoveries: 0,
+            history: "[]",
+            parked_for: Duration::ZERO,
+            parked_since: None,
+            held: None,
+        }
+    }
+}
+
+/// The Redis server that has the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Names the history of its data. Another one after each restart, failover or copy of another server.
+    pub replication_id: String,
+    /// A controller has asserted all runs since then, so workers may claim them.
+    pub is_asserted: bool,
+    /// Workers that showed themselves within a lease.
+    pub workers: u64,
 }
 
 /// Runs of a worker that it cannot simply go on with.
@@ -137,6 +195,12 @@ pub struct Entry {
     pub traceparent: Option<String>,
     /// Documents that a person has approved the run to mark, delete or change.
     pub approved: Option<u64>,
+    /// The installation that enqueued it. `None`: a release that did not say so.
+    pub installation: Option<Fingerprint>,
+    /// The level that its worker must have.
+    pub needs: u32,
+    /// The level of the controller that enqueued it, and thus knew what it needs.
+    pub level: u32,
 }
 
 /// Runs that could be claimed when Redis was last asked.
@@ -185,6 +249,8 @@ pub enum Ending {
     Paused(Duration),
     /// Its guard holds it until so many documents are approved. Costs no attempt, and no time of its deadline.
     Held(u64),
+    /// It is given back, since its worker does not know all of it, and waits for one of this level. Costs no attempt.
+    Unsupported(u32),
     /// It is given back: it is parked when it is suspended, ends when it is cancelled, and otherwise another worker can
     /// go on with it at once. Costs no attempt.
     Released,
@@ -216,8 +282,11 @@ pub struct Depth {
     pub oldest: Duration,
 }
 
+/// Newest format of a run's hash that this release knows.
+const NEWEST_FORMAT: i64 = 2;
+
 /// The fields of a run's hash that make an [`Entry`], in the order in which `scripts/claim.lua` answers with them.
-pub(super) const FIELDS: [&str; 19] = [
+pub(super) const FIELDS: [&str; 22] = [
     "format",
     "state",
     "epoch",
@@ -237,6 +306,9 @@ pub(super) const FIELDS: [&str; 19] = [
     "parked_for",
     "traceparent",
     "approved",
+    "installation",
+    "needs",
+    "level",
 ];
 
 impl Entry {
@@ -248,9 +320,6 @@ impl Entry {
             values.get(at)?.clone().filter(|value| !value.is_empty())
         };
         let number = |name: &'static str| text(name).and_then(|value| value.parse::<i64>().ok());
-        if text("format").as_deref() != Some(FORMAT) {
-            return Err(unreadable("its format is of another release"));
-        }
         let state = match text("state").as_deref() {
             Some("waiting") => State::Waiting,
             Some("delayed") => State::Delayed,
@@ -279,6 +348,14 @@ impl Entry {
             parked_for: Duration::from_millis(number("parked_for").unwrap_or(0) as u64),
             traceparent: text("traceparent"),
             approved: number("approved").and_then(|number| u64::try_from(number).ok()),
+            installation: text("installation").map(|text| Fingerprint::parse(&text)),
+            level: number("level").and_then(|level| u32::try_from(level).ok()).unwrap_or(needs::FIRST),
+            // A format of a newer release is one that no worker of this release claims.
+            needs: if number("format").is_some_and(|format| format > NEWEST_FORMAT) {
+                needs::LEVEL + 1
+            } else {
+                number("needs").and_then(|level| u32::try_from(level).ok()).unwrap_or(needs::FIRST)
+            },
         })
     }
 }

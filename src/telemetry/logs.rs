@@ -11,7 +11,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval},
 };
-use tracing_subscriber::{EnvFilter, Registry, fmt as lines, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, Registry, filter::filter_fn, fmt as lines, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 /// How often the file with the filter is looked at. A kubelet brings a changed ConfigMap within about a minute.
 const LOOK: Duration = Duration::from_secs(5);
@@ -42,7 +45,7 @@ pub struct Filter {
 pub fn init(format: Format, given: String, file: Option<PathBuf>) -> Result<Filter, String> {
     let filter = EnvFilter::try_new(&given).map_err(|error| format!("--log-level: {error}"))?;
     let (filter, handle) = reload::Layer::new(filter);
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(|event| !has_answer(event)));
     let started = match format {
         Format::Text => registry
             .with(lines::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).with_target(false))
@@ -113,6 +116,12 @@ impl Filter {
             tell();
         }
     }
+}
+
+/// True for warnings of kube's client, which hold the whole text of an answer that it cannot read: a list of objects, or a
+/// Secret. Whoever asked logs the error without it.
+fn has_answer(event: &Metadata<'_>) -> bool {
+    event.target() == "kube_client::client" && *event.level() == Level::WARN
 }
 
 /// What a file says, when it says anything.

@@ -10,6 +10,7 @@ use crate::{
         conditions::{COMPLETE, FAILED, reasons},
         syncjob::SyncType,
     },
+    domain::clock::Clocks,
     queue::Depth,
 };
 use prometheus_client::{
@@ -66,6 +67,8 @@ static CLAIM_LATENCY: LazyLock<Traced> =
     LazyLock::new(|| Traced::new([0.005, 0.025, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 1800.0].into_iter()));
 static LEASES_LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
 static RECOVERIES: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+static CLOCK_SKEW: LazyLock<Family<Labels, Gauge<f64, AtomicU64>>> = LazyLock::new(Family::default);
 
 /// Of what takes milliseconds, most of the time.
 const QUICK: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0];
@@ -161,6 +164,17 @@ pub fn http(route: &str, code: u16, took: Duration) {
     HTTP_REQUESTS.get_or_create(&labels).inc();
 }
 
+/// Notes by how much clocks are ahead of the API server's.
+pub fn clock_skew(clocks: &Clocks) {
+    let Some(api_server) = clocks.api_server else { return };
+    for (clock, time) in [("controller", Some(clocks.local)), ("redis", clocks.redis)] {
+        if let Some(time) = time {
+            let seconds = time.duration_since(api_server).as_secs_f64();
+            CLOCK_SKEW.get_or_create(&vec![("clock", clock)]).set(seconds);
+        }
+    }
+}
+
 /// Counts slots for which no run was made. `reason` is one of [`crate::domain::schedule::skips`].
 pub fn skipped(reason: &'static str, count: u64) {
     SKIPPED.get_or_create(&vec![("reason", reason)]).inc_by(count);
@@ -214,6 +228,8 @@ impl Metrics {
             let help = "Time that a reconciliation took, waiting for its turn included";
             registry.register_with_unit("sync_reconcile_duration", help, Unit::Seconds, RECONCILE_DURATION.clone());
             registry.register("sync_status_writes", "Status writes, by kind and result", STATUS_WRITES.clone());
+            let help = "Time by which a clock is ahead of the API server's, whose clock has whole seconds";
+            registry.register_with_unit("sync_clock_skew", help, Unit::Seconds, CLOCK_SKEW.clone());
         }
         if let Some(schedules) = self.schedules {
             registry.register("sync_schedules", "Schedules, by how they stand", by_state(schedules));
@@ -285,6 +301,8 @@ pub(crate) mod tests {
             alert_sent("slack", true);
             reconciled("SyncJob", true, Duration::from_millis(2));
             status_written("SyncJob", false);
+            let at = jiff::Timestamp::UNIX_EPOCH;
+            clock_skew(&Clocks { local: at, api_server: Some(at), redis: Some(at) });
             batch(SyncType::Issue, [("updated", 99), ("unchanged", 0), ("failed", 1)], Duration::from_millis(20), None);
             source_asked(true, Duration::from_millis(20));
             claimed(Duration::from_secs(3), None);

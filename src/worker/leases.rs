@@ -54,7 +54,11 @@ impl Leases {
     pub fn hold(&self, uid: &str, epoch: u64, stop: &CancellationToken) -> (Signals, Kept<'_>) {
         let signals = Signals { recalled: stop.child_token(), lost: CancellationToken::new() };
         let until = Instant::now() + self.queue.lease();
-        self.lock().insert(uid.to_owned(), Held { epoch, until, signals: signals.clone() });
+        let replaced = self.lock().insert(uid.to_owned(), Held { epoch, until, signals: signals.clone() });
+        // The process was paused, and the run recovered and claimed again here before the lease was known to be lost.
+        if let Some(replaced) = replaced {
+            replaced.signals.lost.cancel();
+        }
         (signals, Kept { leases: self, uid: uid.to_owned(), epoch })
     }
 
@@ -99,5 +103,21 @@ impl Leases {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_is_claimed_again_is_lost_to_its_attempt_before() {
+        let queue = Queue::new("redis://127.0.0.1:1", "leases", Duration::from_secs(30)).unwrap();
+        let (leases, stop) = (Leases::new("worker".to_owned(), queue), CancellationToken::new());
+        let (older, kept) = leases.hold("run", 1, &stop);
+        let (newer, _kept) = leases.hold("run", 2, &stop);
+        assert_eq!((older.lost.is_cancelled(), newer.lost.is_cancelled()), (true, false));
+        drop(kept);
+        assert_eq!(leases.lock().get("run").map(|held| held.epoch), Some(2));
     }
 }

@@ -13,18 +13,20 @@ use tokio::{
     select,
     sync::Semaphore,
     task::{JoinError, yield_now},
-    time::{Instant, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::{conditions::reasons, syncjob::Counts},
     domain::{
+        needs::Level,
         retry::{self, Retry},
         run::{Checkpoint, Outcome, Payload, RunSpec, State},
     },
     engine::{Attempt, AttemptResult, Opening, Signals, Sources},
-    queue::{Attempts, Candidates, Claim, Ending, Entry, Fenced, LetGo, Queue},
+    queue::{self, Attempts, Candidates, Claim, Ending, Entry, Fenced, LetGo, Queue},
+    recovery::recover_expired,
     sync::{Databases, Error, Target},
     telemetry::{REDIS, metrics, note_write, traces::Parent},
 };
@@ -37,6 +39,8 @@ pub use pulse::{Beat, Pulse};
 
 /// Longest wait for a ring of the doorbell before looking for runs anyway.
 const IDLE: Duration = Duration::from_secs(5);
+/// Between two looks at who owns the queue.
+const OWNER_LOOK: Duration = Duration::from_secs(30);
 /// Pause after an error of Redis.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -84,7 +88,7 @@ pub async fn run(
         let worker = Arc::clone(&worker);
         async move {
             let (leases, recording) = (worker.leases.keep(&worker.beat), unrecorded.keep_recording(&worker.queue));
-            tokio::join!(leases, recording, worker.reap())
+            tokio::join!(leases, recording, worker.recover(), worker.compare_installations())
         }
     }));
     tracing::info!(worker = worker.id, slots = settings.slots, "worker started");
@@ -122,6 +126,7 @@ impl Worker {
         let free = Arc::new(Semaphore::new(slots));
         let mut doorbell = self.queue.doorbell();
         let mut candidates = Candidates::default();
+        let mut was_unasserted = false;
         loop {
             let Some(Ok(mut permits)) = stop.run_until_cancelled(Arc::clone(&free).acquire_owned()).await else {
                 return;
@@ -133,12 +138,21 @@ impl Worker {
             }
             // Never dropped half-way: a claim that Redis carried out must not be lost.
             let claimed = self.queue.claim(&self.id, permits.num_permits(), &mut candidates).await;
+            let is_unasserted = matches!(claimed, Err(queue::Error::Unasserted));
             match &claimed {
+                // Redis answers.
+                Err(queue::Error::Unasserted) => REDIS.note(&Ok::<_, queue::Error>(())),
                 // Without runs to claim, nothing is written.
                 Ok(Err(_)) => REDIS.note(&claimed),
                 Ok(Ok(_)) => note_write(&claimed, false),
                 Err(error) => note_write(&claimed, error.refusal().is_some()),
             }
+            if is_unasserted && !was_unasserted {
+                tracing::warn!(
+                    "Redis was restarted or failed over: runs are claimed once a controller has compared them with the SyncJobs"
+                );
+            }
+            was_unasserted = is_unasserted;
             self.beat.looked(&claimed);
             match claimed {
                 Ok(Ok(claims)) => {
@@ -161,29 +175,36 @@ impl Worker {
     }
 
     /// Returns the runs of lost workers to the queue.
-    async fn reap(&self) {
-        let stalled = Outcome {
-            reason: reasons::STALLED.to_owned(),
-            message: "the run lost its worker again and again without getting any further".to_owned(),
-        };
-        let stalled = json(&stalled);
+    async fn recover(&self) {
         let mut ticks = interval(self.queue.lease() / 2);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            match self.queue.reap(&stalled).await {
-                Ok(0) => {}
-                Ok(count) => {
-                    metrics::recovered(count as u64);
-                    tracing::warn!(count, "runs of lost workers returned to the queue");
-                }
-                Err(error) => tracing::debug!(%error, "leases not looked at"),
+            recover_expired(&self.queue).await;
+        }
+    }
+
+    /// Says when the queue is another installation's than this worker's, whose runs the worker does not claim.
+    async fn compare_installations(&self) {
+        let (mine, mut known) = (self.queue.identified().await, None);
+        let mut ticks = interval(OWNER_LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Ok(owner) = self.queue.owner().await else { continue };
+            let difference = owner.as_ref().and_then(|owner| mine.difference(&owner.fingerprint));
+            if let (Some(difference), Some(owner)) = (difference.filter(|_| difference != known), owner) {
+                let queue = self.queue.name();
+                tracing::error!(queue, %owner, difference, "the queue belongs to another installation: its runs are left to its workers");
             }
+            known = difference;
         }
     }
 
     /// Drives a claimed run to the end of this claim. Its slot is free when the work is done: the next run need not
     /// wait until the end of this one is recorded.
     async fn handle(&self, claim: Claim, slot: Busy, stop: &CancellationToken) {
+        let claimed = Instant::now();
         let (signals, _kept) = self.leases.hold(&claim.uid, claim.entry.epoch, stop);
         let epoch = claim.entry.epoch;
         let payload = serde_json::from_str::<Payload>(&claim.entry.payload);
@@ -194,6 +215,11 @@ impl Worker {
         let trace_id = root.trace_id();
         metrics::claimed(claim.waited, trace_id.clone());
         tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, trace_id, "run claimed");
+        if let Some(lacking) = lacking(&claim, self.queue.level()) {
+            drop(slot);
+            self.leave_to_newer(&claim, &lacking, &signals).await;
+            return;
+        }
         let span = spans::claimed(root, &claim, &self.id);
 
         let mut target = None;
@@ -215,7 +241,9 @@ impl Worker {
         drop(slot);
         spans::end(span, &end, &checkpoint.counts);
         log_end(&claim, (namespace, name), trace_id.as_deref(), &end, &checkpoint);
-        if let Some(run) = let_go(&claim, &end, &checkpoint, payload.as_ref().ok()) {
+        // By the clock of Redis, as its start is.
+        let now = claim.at.checked_add(claimed.elapsed()).unwrap_or(claim.at);
+        if let Some(run) = let_go(&claim, &end, &checkpoint, payload.as_ref().ok(), now) {
             let recorded = signals.lost.run_until_cancelled(self.recorder.record(run)).await;
             if recorded == Some(Fenced::Done) {
                 self.forget(target.filter(|_| end == AttemptResult::Completed)).await;
@@ -231,6 +259,16 @@ impl Worker {
                 );
             }
         }
+    }
+
+    /// Gives a run back of which this worker does not know all, for workers of a newer release.
+    async fn leave_to_newer(&self, claim: &Claim, lacking: &str, signals: &Signals) {
+        let (uid, epoch, needs) = (claim.uid.clone(), claim.entry.epoch, self.queue.level().number + 1);
+        tracing::warn!(uid, lacking, needs, "the run needs a worker of a newer release: given back");
+        let checkpoint = claim.entry.checkpoint.clone().unwrap_or_default();
+        let run = LetGo { uid, epoch, ending: Ending::Unsupported(needs), checkpoint, attempts: None };
+        // A run whose lease is lost is elsewhere.
+        signals.lost.run_until_cancelled(self.recorder.record(run)).await;
     }
 
     /// A journal that outlives its run is dropped by a later run.
@@ -272,7 +310,7 @@ impl Worker {
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let refused = |error| AttemptResult::from(&error);
         if spec.rollback && claim.entry.checkpoint.is_none() {
-            let target = self.databases.target(&spec, &payload.namespace, started).map_err(refused)?;
+            let target = self.databases.target(&spec, &payload.namespace, started, clock.at).map_err(refused)?;
             self.sweep_journals(&target).await.map_err(refused)?;
         }
         let coordinator = QueueCoordinator {
@@ -360,8 +398,19 @@ fn log_end(
     }
 }
 
+/// What of a run this worker must not ignore, and does not know. A controller of a newer release has said what the run needs.
+fn lacking(claim: &Claim, level: &Level) -> Option<String> {
+    if claim.entry.level > level.number { None } else { level.lacking(&claim.entry.payload) }
+}
+
 /// What is to be recorded of how a claim ended.
-fn let_go(claim: &Claim, end: &AttemptResult, checkpoint: &Checkpoint, payload: Option<&Payload>) -> Option<LetGo> {
+fn let_go(
+    claim: &Claim,
+    end: &AttemptResult,
+    checkpoint: &Checkpoint,
+    payload: Option<&Payload>,
+    now: Timestamp,
+) -> Option<LetGo> {
     let rolling_back = failed_with(claim).is_some();
     let mut checkpoint = Cow::Borrowed(checkpoint);
     let (ending, attempts) = match end {
@@ -375,7 +424,7 @@ fn let_go(claim: &Claim, end: &AttemptResult, checkpoint: &Checkpoint, payload: 
         AttemptResult::Failed(outcome) | AttemptResult::Retry(outcome) => {
             let count = claim.entry.attempts + 1;
             let mut history = serde_json::from_str(&claim.entry.history).unwrap_or_default();
-            retry::record(&mut history, count, claim.at, Timestamp::now(), outcome);
+            retry::record(&mut history, count, claim.at, now, outcome);
             let without_progress = checkpoint.to_mut().count_failure();
             let ending = match after_failure(end, payload, (count, without_progress), outcome) {
                 Retry::After(delay) => Ending::Retry(delay),

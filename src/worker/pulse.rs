@@ -7,6 +7,8 @@ use tokio::{
     time::Instant,
 };
 
+use crate::queue;
+
 /// What is known of the workers. Read as a whole, so that a slot that becomes free is never taken for one that was
 /// free all the time.
 #[derive(Clone, Copy, Debug)]
@@ -73,9 +75,9 @@ impl Pulse {
 }
 
 impl Beat {
-    /// Takes note of the answer to a look for runs.
-    pub(super) fn looked<T, E>(&self, answer: &Result<T, E>) {
-        if answer.is_ok() {
+    /// Takes note of the answer to a look for runs. A worker that has to wait for a controller is alive.
+    pub(super) fn looked<T>(&self, answer: &Result<T, queue::Error>) {
+        if matches!(answer, Ok(_) | Err(queue::Error::Unasserted)) {
             self.0.send_modify(|signs| signs.looked = Instant::now());
         }
     }
@@ -110,8 +112,8 @@ mod tests {
     use super::*;
     use crate::worker::IDLE;
 
-    const OK: Result<(), ()> = Ok(());
-    const ERROR: Result<(), ()> = Err(());
+    const OK: Result<(), queue::Error> = Ok(());
+    const ERROR: Result<(), queue::Error> = Err(queue::Error::Silent);
     const LONG: Duration = Duration::from_secs(1000);
 
     /// As if nothing had happened for some time before now.

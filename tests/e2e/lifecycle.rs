@@ -65,7 +65,8 @@ fn the_plain_manifests_install_the_same_without_helm() {
     only_the_kinds();
     // Servers, from a release whose operator is sent away.
     let namespace = Namespace::new("servers");
-    Helm::V4.install(&namespace.0, "there", CHART, &bundled(&NAMESPACED)).unwrap();
+    let values = [&NAMESPACED[..], &["redis.queueName=theirs"]].concat();
+    Helm::V4.install(&namespace.0, "there", CHART, &bundled(&values)).unwrap();
     kubectl(&format!("scale deployment there-sync-operator --replicas=0 --namespace {namespace}"));
     for (server, key, port) in [("redis", "url", 6379), ("mongodb", "uri", 27017)] {
         let address = format!("{server}://there-sync-operator-bundled-{server}.{namespace}:{port}");

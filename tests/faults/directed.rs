@@ -26,7 +26,8 @@ pub async fn a_stamp_that_could_be_rolled_back_does_not_count(ground: &Ground) {
     database.collection("users").insert_many((0..10).map(|id| doc! {"_id": id})).await.unwrap();
     let spec = RunSpec::parse(&serde_json::from_value(json!({"syncType": "Full"})).unwrap()).unwrap();
     let started = Timestamp::now();
-    let worker = async || Databases::new(uri, &name, &[], None).await.unwrap().target(&spec, "test", started).unwrap();
+    let worker =
+        async || Databases::new(uri, &name, &[], None).await.unwrap().target(&spec, "test", started, started).unwrap();
     let (first, second) = (worker().await, worker().await);
     let batch = read(&first).await;
 

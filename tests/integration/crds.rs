@@ -77,6 +77,7 @@ async fn a_wrong_schedule_is_refused_with_field_and_fix() {
         (json!({"successfulJobsHistoryLimit": -1}), "successfulJobsHistoryLimit", "from 0 to 1000"),
         (json!({"failedJobsHistoryLimit": 1001}), "failedJobsHistoryLimit", "from 0 to 1000"),
         (json!({"failureThreshold": 0}), "failureThreshold", "from 1 to 100"),
+        (json!({"maxActive": 0}), "maxActive", "from 1 to 1000"),
     ] {
         assert_refused(&world, SCHEDULE, spec, field, advice).await;
     }
@@ -349,6 +350,7 @@ async fn a_full_spec_is_stored_as_written() {
         "successfulJobsHistoryLimit": 0,
         "failedJobsHistoryLimit": 1000,
         "failureThreshold": 100,
+        "maxActive": 1000,
         "jobTemplate": {
             "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
             "spec": full_job(),
@@ -426,6 +428,7 @@ async fn an_empty_spec_gets_every_documented_default() {
             "jitter": "0s",
             "successfulJobsHistoryLimit": 10,
             "failedJobsHistoryLimit": 20,
+            "maxActive": 10,
             "jobTemplate": {"metadata": {}, "spec": defaults},
         })
     );

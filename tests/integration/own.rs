@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -84,6 +84,7 @@ pub struct Redis {
     process: Child,
     pub port: u16,
     folder: PathBuf,
+    args: Vec<String>,
 }
 
 impl Redis {
@@ -97,9 +98,35 @@ impl Redis {
         let file = folder.join("redis.conf");
         fs::write(&file, format!("port {port}\nbind 127.0.0.1\nsave \"\"\ndir {}\n{config}", folder.display()))
             .unwrap();
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Self { process: Self::spawn(&folder, &args), port, folder, args }
+    }
+
+    fn spawn(folder: &Path, args: &[String]) -> Child {
         let mut command = Command::new(variable("REDIS_SERVER"));
-        let process = command.arg(&file).args(args).stdout(Stdio::null()).spawn().unwrap();
-        Self { process, port, folder }
+        command.arg(folder.join("redis.conf")).args(args).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    /// What it has now.
+    pub async fn dump(&self) -> Vec<u8> {
+        self.ask::<()>("SAVE").await;
+        fs::read(self.folder.join("dump.rdb")).unwrap()
+    }
+
+    /// Kills it, and starts it again with what it had at another time, or with nothing.
+    pub async fn restore(&mut self, dump: Option<&[u8]>) {
+        self.kill();
+        let file = self.folder.join("dump.rdb");
+        match dump {
+            Some(dump) => fs::write(file, dump).unwrap(),
+            None => drop(fs::remove_file(file)),
+        }
+        self.process = Self::spawn(&self.folder, &self.args);
+        eventually("Redis has loaded its data", async || {
+            let pong = redis::cmd("PING").query_async::<String>(&mut self.connect().await).await;
+            pong.ok()
+        })
+        .await;
     }
 
     pub fn kill(&mut self) {

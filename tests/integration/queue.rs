@@ -11,6 +11,8 @@ use proptest::{
 use redis::{AsyncCommands, AsyncConnectionConfig, aio::MultiplexedConnection};
 use sync_operator::{
     domain::{
+        installation::{Fingerprint, Owner},
+        needs::{LEVEL, Level},
         rate_limit::Reservation,
         run::{LeaseState, State},
     },
@@ -83,7 +85,7 @@ impl Raw {
     /// Makes a run one of another release.
     async fn reformat(&mut self, uid: &str) {
         let key = self.key(&format!("run:{uid}"));
-        self.connection.hset::<_, _, _, ()>(key, "format", "2").await.unwrap();
+        self.connection.hset::<_, _, _, ()>(key, "format", "9").await.unwrap();
     }
 
     /// The sets a run is in.
@@ -425,19 +427,26 @@ async fn a_run_that_lost_its_epoch_blocks_nobody() {
 }
 
 #[tokio::test]
-async fn ended_runs_are_forgotten_when_their_time_is_over() {
+async fn ended_runs_stay_until_a_controller_forgets_them() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     for uid in ["old", "young"] {
         enqueue(&queue, uid, 0).await;
         let run = claim(&queue, "w").await;
         assert_eq!(queue.finish(uid, run.entry.epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+        let key = raw.key(&format!("run:{uid}"));
+        assert_eq!(raw.connection.pttl::<_, i64>(key).await.unwrap(), -1, "it does not expire");
         if uid == "old" {
-            raw.lose("old").await;
             raw.set_score("completed", "old", 1).await;
         }
     }
+    let long_ago = Timestamp::from_millisecond(an_hour_ago()).unwrap();
+    let old = queue.finished_before(long_ago).await.unwrap();
+    assert_eq!(old, ["old"]);
+    assert_eq!(queue.remove_unfinished(&old).await.unwrap(), 0, "it has ended");
+    assert_eq!(queue.remove_finished(&old).await.unwrap(), 1);
     assert_eq!(queue.finished().await.unwrap(), ["young"]);
+    assert!(raw.run("old").await.is_empty());
 }
 
 #[tokio::test]
@@ -726,7 +735,7 @@ async fn runs_of_another_release_are_left_alone_and_block_nobody() {
 }
 
 #[tokio::test]
-async fn active_runs_of_another_release_do_not_keep_the_reaper_from_others() {
+async fn lost_workers_of_another_release_keep_no_run() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, Duration::from_millis(20)), Raw::of(&name).await);
     for run in 0..MORE_THAN_A_LOOK {
@@ -739,10 +748,115 @@ async fn active_runs_of_another_release_do_not_keep_the_reaper_from_others() {
     claim(&queue, "w").await;
     let deadline = Instant::now() + Duration::from_secs(5);
     while raw.sets("own").await != ["waiting"] {
-        assert!(Instant::now() < deadline, "{MORE_THAN_A_LOOK} runs of another release keep the reaper busy");
+        assert!(Instant::now() < deadline, "{MORE_THAN_A_LOOK} runs of another release are in front of it");
         queue.reap("{}").await.unwrap();
     }
-    assert_eq!(raw.sets("foreign-0").await, ["active"]);
+    eventually("all are back", async || {
+        queue.reap("{}").await.unwrap();
+        (queue.depth().await.unwrap().active == 0).then_some(())
+    })
+    .await;
+    assert_eq!(raw.sets("foreign-0").await, ["waiting"]);
+}
+
+#[tokio::test]
+async fn runs_of_another_release_are_cancelled_suspended_and_removed() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    for uid in ["cancelled", "suspended", "removed"] {
+        enqueue(&queue, uid, 0).await;
+        raw.reformat(uid).await;
+        assert_eq!(entry(&queue, uid).await.needs, LEVEL + 1);
+    }
+    assert!(queue.control("cancelled", Control { cancelled: Some("{}"), ..GO_ON }).await.unwrap());
+    assert!(queue.control("suspended", Control { suspended: true, ..GO_ON }).await.unwrap());
+    queue.remove("removed").await.unwrap();
+    for (uid, sets) in [("cancelled", &["failed"][..]), ("suspended", &["parked"]), ("removed", &[])] {
+        assert_eq!(raw.sets(uid).await, sets, "{uid}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_claims_what_its_level_and_installation_allow() {
+    let fingerprint = Fingerprint::parse;
+    let name = unique("queue");
+    let queue = named_queue(&name, LEASE);
+    queue.identify(fingerprint("c1 * codex"));
+    queue.enqueue(&NewRun { needs: 2, ..NewRun::new("newer", "{}") }).await.unwrap();
+    enqueue(&queue, "plain", 0).await;
+    for (level, installation, expected) in [
+        (Level::without("guard".to_owned()), "c2 * codex", None),
+        (Level::default(), "c1 * other", None),
+        (Level::default(), "- n1 codex", None),
+        (Level::without("guard".to_owned()), "c1 - codex", Some("plain")),
+        (Level::without("guard".to_owned()), "- - codex", None),
+        (Level::default(), "- - codex", Some("newer")),
+    ] {
+        let worker = named_queue(&name, LEASE).at_level(level);
+        worker.identify(fingerprint(installation));
+        let claimed = claim_one(&worker, "w").await.unwrap().ok();
+        assert_eq!(claimed.as_ref().map(|claim| claim.uid.as_str()), expected, "{installation}");
+        if let Some(claim) = claimed {
+            let release = worker.finish(&claim.uid, claim.entry.epoch, Ending::Completed, NOTHING).await;
+            assert_eq!(release.unwrap(), Fenced::Done);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_unsupported_run_waits_for_the_level_that_it_needs() {
+    let name = unique("queue");
+    let queue = named_queue(&name, LEASE);
+    enqueue(&queue, "a", 0).await;
+    let run = claim(&queue, "w").await;
+    let unsupported = let_go("a", run.entry.epoch, Ending::Unsupported(LEVEL + 1), NOTHING);
+    assert_eq!(queue.one(LetGo { attempts: None, ..unsupported }).await.unwrap(), Fenced::Done);
+    let entry = entry(&queue, "a").await;
+    assert_eq!((entry.state, entry.needs, entry.attempts), (State::Waiting, LEVEL + 1, 0));
+    assert!(claim_one(&queue, "w").await.unwrap().is_err());
+    let newer = named_queue(&name, LEASE).at_level(Level { number: LEVEL + 1, lacks: None });
+    assert_eq!(claim(&newer, "w").await.uid, "a");
+    newer.renew("w", &[]).await.unwrap();
+    queue.renew("old", &[]).await.unwrap();
+    assert_eq!(queue.highest_level().await.unwrap(), Some(LEVEL + 1));
+    newer.retire("w").await.unwrap();
+    assert_eq!(queue.highest_level().await.unwrap(), Some(LEVEL));
+}
+
+#[tokio::test]
+async fn a_queue_belongs_to_one_installation() {
+    let owner = |lease: &str, print: &str| Owner { fingerprint: Fingerprint::parse(print), lease: lease.to_owned() };
+    let (queue, other) = (queue(LEASE), owner("ns/two", "c2 * codex"));
+    let mine = owner("ns/op", "c1 * codex");
+    queue.identify(other.fingerprint.clone());
+    assert_eq!(queue.owner().await.unwrap(), None);
+    assert!(queue.own(&mine, None).await.unwrap());
+    assert_eq!(queue.owner().await.unwrap(), Some(mine.clone()));
+    assert!(!queue.own(&other, None).await.unwrap(), "it was recorded meanwhile");
+    assert!(matches!(queue.enqueue(&NewRun::new("a", "{}")).await, Err(Error::Owned)));
+    assert!(queue.own(&other, Some(&mine)).await.unwrap(), "adopted");
+    assert!(enqueue(&queue, "a", 0).await);
+}
+
+#[tokio::test]
+async fn stamps_do_not_go_back_with_the_clock_of_redis() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    let key = raw.key("clock");
+    let minutes = |minutes: i64| Timestamp::now().as_millisecond() + minutes * 60_000;
+    for (uid, last, ahead) in [("first", 0, false), ("hour", minutes(60), true), ("day", minutes(24 * 60), false)] {
+        raw.connection.set::<_, _, ()>(&key, last).await.unwrap();
+        enqueue(&queue, uid, 0).await;
+        let run = claim(&queue, "w").await;
+        let started = run.entry.started.unwrap();
+        assert_eq!((started, started.as_millisecond() > last), (run.at, ahead || last == 0), "{uid}");
+        assert_eq!(started.as_millisecond() > minutes(50), ahead, "{uid}");
+    }
+    // Redis says that it started tomorrow.
+    let tomorrow = Timestamp::from_millisecond(minutes(24 * 60)).unwrap();
+    queue.enqueue(&NewRun { started: Some(tomorrow), ..NewRun::new("tomorrow", "{}") }).await.unwrap();
+    let run = claim(&queue, "w").await;
+    assert_eq!(run.entry.started, Some(run.at));
 }
 
 async fn claim_many(queue: &Queue, worker: &str, most: usize, candidates: &mut Candidates) -> Vec<String> {
@@ -971,9 +1085,9 @@ async fn a_held_run_survives_lost_workers_and_repairs() {
     reap(&queue, 1).await;
     assert_eq!(entry(&queue, "a").await, held, "only the other one had a worker");
     queue.remove("b").await.unwrap();
-    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 0, foreign: 0 });
+    assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 0, foreign: 0 });
     raw.misplace("a").await;
-    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 1, foreign: 0 });
+    assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 1, foreign: 0 });
     assert_eq!((entry(&queue, "a").await, raw.sets("a").await), (held, vec!["parked"]));
     assert!(queue.control("a", approve(10)).await.unwrap());
     claim(&queue, "w").await;
@@ -1062,11 +1176,12 @@ async fn a_repair_puts_runs_back_where_their_hashes_say() {
         enqueue(&queue, uid, 0).await;
         raw.misplace(uid).await;
     }
-    raw.reformat("foreign").await;
+    // A state of a newer release.
+    raw.set("foreign", "state", 9).await;
     raw.lose("gone").await;
     raw.set_score("delayed", "gone", 1).await;
-    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 2, foreign: 1 });
-    assert_eq!(queue.repair().await.unwrap(), Repaired { mended: 0, foreign: 1 });
+    assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 2, foreign: 1 });
+    assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 0, foreign: 1 });
     assert_eq!(raw.sets("gone").await, [""; 0]);
     assert_eq!(raw.sets("foreign").await, [""; 0]);
     assert_eq!(claim(&queue, "w").await.uid, "waiting");
@@ -1123,7 +1238,7 @@ async fn a_run_whose_backoff_has_passed_waits_since_then() {
         raw.set_score("delayed", "a", an_hour_ago()).await;
         raw.set("a", "retry_at", an_hour_ago()).await;
         if settles {
-            assert!(queue.control("a", GO_ON).await.unwrap());
+            assert!(queue.control("a", Control { priority: 1, ..GO_ON }).await.unwrap());
             assert_eq!(raw.sets("a").await, ["waiting"]);
         }
         assert_hour(oldest(&queue).await);
@@ -1160,7 +1275,7 @@ async fn a_repair_learns_which_runs_wait() {
     enqueue(&queue, "waiting", 0).await;
     raw.unplace("due", "waiting").await;
     assert_hour(oldest(&queue).await);
-    assert_eq!(queue.repair().await.unwrap(), Repaired::default());
+    assert_eq!(queue.repair(uids()).await.unwrap(), Repaired::default());
     assert_eq!(raw.score("due", "claimed").await, None);
     assert!(raw.score("due", "waiting").await.is_some());
     assert!(oldest(&queue).await < PATIENCE);
@@ -1230,6 +1345,11 @@ async fn every_transition_is_told() {
     told("claim").await;
     assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
     told("finish").await;
+}
+
+/// The runs that tests of repairs have.
+fn uids() -> impl Iterator<Item = String> {
+    ["a", "b", "c", "waiting", "active", "completed", "parked", "delayed", "failed"].into_iter().map(str::to_owned)
 }
 
 const UIDS: [&str; 3] = ["a", "b", "c"];
@@ -1495,11 +1615,13 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             let under_way = model.runs[run].as_mut().filter(|run| !run.has_ended());
             assert_eq!(done, under_way.is_some());
             if let Some(run) = under_way {
+                let before = (run.suspended, run.approved, run.cancelled, run.rank.0);
                 run.suspended = suspended;
                 run.approved = approved;
                 run.cancelled |= cancelled;
                 run.rank.0 = -priority;
-                if run.state != State::Active {
+                let is_changed = before != (run.suspended, run.approved, run.cancelled, run.rank.0);
+                if run.state != State::Active && (is_changed || !run.placed) {
                     run.settle();
                 }
             }
@@ -1512,7 +1634,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
         }
         Operation::Repair => {
             let lost = model.runs.iter().flatten().filter(|run| !run.placed).count() as u64;
-            assert_eq!(queue.repair().await.unwrap(), Repaired { mended: lost, foreign: 0 });
+            assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: lost, foreign: 0 });
             for run in model.runs.iter_mut().flatten().filter(|run| !run.placed) {
                 run.placed = true;
                 if run.state != State::Active && !run.has_ended() {

@@ -16,7 +16,7 @@ use crate::{
     outages::lines,
     own::Redis,
     redis_kinds::Watched,
-    support::{Servers, World, eventually},
+    support::{Servers, World, add_redis_user, eventually},
 };
 
 const USERS: i32 = 5_000;
@@ -126,7 +126,7 @@ async fn redis_has_no_room_and_says_so() {
         find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
     })
     .await;
-    assert!(told.message.contains("full (OOM)"), "{}", told.message);
+    assert!(told.message.contains("OOM: its memory is full"), "{}", told.message);
     eventually("looks at Redis were answered meanwhile", async || {
         (lines(&operator.log(), "writing to Redis is away") == 1).then_some(())
     })
@@ -137,4 +137,51 @@ async fn redis_has_no_room_and_says_so() {
     let told =
         ["writing to Redis is away", "writing to Redis is back", "WARN Redis is away"].map(|text| lines(&log, text));
     assert_eq!(told, [1, 1, 0], "{log}");
+}
+
+/// The documented rights are enough, also in the end of a run, and one of them less is told.
+#[tokio::test]
+async fn redis_refuses_what_its_user_may_not_and_says_so() {
+    let redis = Redis::start(&[]);
+    redis.connect().await;
+    let mut world = world(redis.url()).await;
+    add_redis_user(&redis.url(), &world.name).await;
+    let port = redis.port;
+    world.servers.redis = format!("redis://{}:password@127.0.0.1:{port}", world.name);
+    let (operator, _) = world.all(&ARGS);
+    apply_job(&world, "before", json!({"syncType": "Full"})).await;
+    assert!(is_complete(&finished(&world, "before").await));
+    let refused: Vec<redis::Value> = redis.ask("ACL LOG").await;
+    assert!(refused.is_empty(), "{refused:?}");
+
+    redis.ask::<()>(&format!("ACL SETUSER {} -hset", world.name)).await;
+    apply_job(&world, "run", json!({"syncType": "Full"})).await;
+    let told = eventually("the SyncJob tells", async || {
+        let status = world.jobs().get("run").await.ok()?.status?;
+        find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
+    })
+    .await;
+    assert!(told.message.contains("NOPERM: its user lacks a right"), "{}", told.message);
+    eventually("the log tells", async || operator.log().contains("NOPERM: its user lacks a right").then_some(())).await;
+    redis.ask::<()>(&format!("ACL SETUSER {} +hset", world.name)).await;
+    assert!(is_complete(&finished(&world, "run").await));
+}
+
+/// A replica cannot be written: that is told, as opposed to a Redis that does not answer.
+#[tokio::test]
+async fn a_redis_that_only_reads_says_so() {
+    let redis = Redis::start(&[]);
+    redis.connect().await;
+    let world = world(redis.url()).await;
+    let (operator, _) = world.all(&ARGS);
+    apply_job(&world, "before", json!({"syncType": "Full"})).await;
+    assert!(is_complete(&finished(&world, "before").await));
+    redis.ask::<()>("REPLICAOF 127.0.0.1 1").await;
+    eventually("the log tells", async || {
+        operator.log().contains("READONLY: it is a replica, which takes no writes").then_some(())
+    })
+    .await;
+    redis.ask::<()>("REPLICAOF NO ONE").await;
+    apply_job(&world, "run", json!({"syncType": "Full"})).await;
+    assert!(is_complete(&finished(&world, "run").await));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sync_operator::{
     domain::run::{LeaseState, State},
-    queue::{NewRun, Queue},
+    queue::{Error, NewRun, Queue},
 };
 
 use crate::{
@@ -72,6 +72,10 @@ async fn behind_sentinel_a_run_goes_on_after_a_failover() {
     let lease = eventually("the replica takes over", async || queue.checkpoint("a", epoch, "{}").await.ok()).await;
     assert_eq!(lease, LeaseState::Held);
     enqueue(&queue, "b").await;
+    assert!(matches!(claim_one(&queue, "w").await, Err(Error::Unasserted)), "writes may be lost");
+    let server = queue.server().await.unwrap();
+    assert!(!server.is_asserted);
+    assert!(queue.confirm(&server.replication_id).await.unwrap());
     eventually("the doorbell finds the new master", async || doorbell.wait(Duration::from_secs(1)).await.ok()).await;
     assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "b");
 }
@@ -97,7 +101,7 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
     enqueue(&queue, "a").await;
     let epoch = claim_one(&queue, "w").await.unwrap().unwrap().entry.epoch;
     assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), LeaseState::Held);
-    assert_eq!(queue.repair().await.unwrap().mended, 0);
+    assert_eq!(queue.repair([]).await.unwrap().mended, 0);
     assert_eq!(queue.get("a").await.unwrap().unwrap().state, State::Active);
     queue.remove("a").await.unwrap();
 
@@ -115,4 +119,17 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
     let claimed = eventually("the new owner is found", async || claim_one(&queue, "w").await.ok()?.ok()).await;
     assert_eq!(claimed.uid, "b");
     assert_ne!(other.ask::<i64>("DBSIZE").await, 0);
+}
+
+/// After a failover, a Sentinel that was cut off still names the server before, which is a replica now.
+#[tokio::test]
+async fn a_sentinel_that_names_a_replica_is_not_believed() {
+    let watched = Watched::start(Duration::from_secs(60)).await;
+    let config = format!("sentinel monitor main 127.0.0.1 {} 1\n", watched.replica.port);
+    let outdated = Redis::with_config(&config, &["--sentinel"]);
+    outdated.connect().await;
+    let url = format!("redis+sentinel://127.0.0.1:{},127.0.0.1:{}/main", outdated.port, watched.sentinel.port);
+    let queue = Queue::new(&url, &unique("sentinel"), LEASE).unwrap();
+    assert!(queue.enqueue(&NewRun::new("a", "{}")).await.unwrap());
+    assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "a");
 }

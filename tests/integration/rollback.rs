@@ -220,7 +220,10 @@ async fn target(world: &World, epoch: u64) -> Target {
     });
     let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap();
     let databases = Databases::new(&world.servers.mongodb, &world.name, &[], None).await.unwrap();
-    databases.target(&spec, "test", Timestamp::from_millisecond(1000).unwrap()).unwrap().journalled("run", epoch)
+    databases
+        .target(&spec, "test", Timestamp::from_millisecond(1000).unwrap(), Timestamp::UNIX_EPOCH)
+        .unwrap()
+        .journalled("run", epoch)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 
 use std::{collections::HashSet, fs, path::Path, process::Command, time::Duration};
 
+use bson::doc;
 use k8s_openapi::jiff::{Timestamp, ToSpan};
 use kube::{
     ResourceExt,
@@ -484,25 +485,65 @@ async fn a_clock_that_is_set_starts_no_slot_twice_and_no_storm() {
     set("+0");
     let operator = world.operator_with_clock(&Servers::shared(), "controller", &[], &offset);
     let interval = quiet_interval(15);
-    let in_an_hour = 60 / interval.trim_end_matches('m').parse::<i64>().unwrap();
     apply_schedule(&world, "users", json!({"interval": interval, "immediate": true})).await;
     until(&world, "the first run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
 
-    set("+3600");
-    until(&world, "the newest slot was run", |status| (status.runs.succeeded == 2).then_some(())).await;
-    let forward = status(&world, "users").await.unwrap();
-    assert!((in_an_hour - 1..=in_an_hour).contains(&forward.runs.skipped), "{:?}", forward.runs);
-    assert_eq!(forward.last_skip.unwrap().reason, "CatchUp");
-
-    set("+0");
-    eventually("both steps were noticed", async || {
-        (operator.log().matches("the clock was set").count() >= 2).then_some(())
-    })
-    .await;
-    trigger(&world, "still alive").await;
-    until(&world, "it still answers", |status| (status.runs.succeeded == 3).then_some(())).await;
-    let back = status(&world, "users").await.unwrap();
-    assert_eq!((back.runs.total, back.runs.skipped, jobs(&world).await.len()), (3, forward.runs.skipped, 3));
-    assert!(back.next_schedule_time.unwrap().0 > Timestamp::now() + 50.minutes(), "those slots were dealt with");
+    // The API server's clock is right, so that of the controller does not count.
+    for (steps, to, token) in [(1, "+86400", "a day ahead"), (2, "+0", "right")] {
+        set(to);
+        eventually("the step was noticed", async || {
+            (operator.log().matches("the clock was set").count() >= steps).then_some(())
+        })
+        .await;
+        trigger(&world, token).await;
+        let done = 1 + steps as i64;
+        until(&world, "it still answers", |status| (status.runs.succeeded == done).then_some(())).await;
+        let status = status(&world, "users").await.unwrap();
+        assert_eq!((status.runs.total, status.runs.skipped, jobs(&world).await.len() as i64), (done, 0, done));
+        let next = status.next_schedule_time.unwrap().0;
+        assert!(next > Timestamp::now() && next < Timestamp::now() + 60.minutes(), "{token}: {next}");
+    }
     fs::remove_file(Path::new(&offset)).ok();
+}
+
+/// What a controller leaves behind whose clock was a year ahead.
+#[tokio::test]
+async fn slots_go_on_after_a_clock_that_was_ahead() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    apply_schedule(&world, "users", json!({"interval": "2s"})).await;
+    let ahead = (Timestamp::now() + 8760.hours()).to_string();
+    let last = json!({"job": "users-0", "time": ahead, "processed": 1, "failed": 0, "recoveries": 0});
+    let left_behind = json!({"status": {"slotsSince": ahead, "lastSuccessfulTime": ahead, "lastResult": last}});
+    world.schedules().patch_status("users", &PatchParams::default(), &Patch::Merge(left_behind)).await.unwrap();
+    let _operator = world.operator("controller", &[]);
+    until(&world, "two slots were run", |status| (status.runs.succeeded >= 2).then_some(())).await;
+    let after = Timestamp::now() + 1.minutes();
+    let status = status(&world, "users").await.unwrap();
+    for time in
+        [status.slots_since.unwrap().0, status.last_successful_time.unwrap().0, status.last_result.unwrap().time.0]
+    {
+        assert!(time < after, "{time}");
+    }
+    told(&world, "users", &["ClockSkew"]).await;
+}
+
+/// What a Redis leaves behind whose clock was ahead, or an application that stores local times.
+#[tokio::test]
+async fn stamps_in_the_future_are_replaced_or_reported() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let users = world.database.collection::<bson::Document>("users");
+    let later = |minutes: i64| bson::DateTime::from_millis(Timestamp::now().as_millisecond() + minutes * 60_000);
+    for (ids, minutes) in [(doc! {"$lt": 5}, 24 * 60), (doc! {"$gte": 5}, 30)] {
+        users.update_many(doc! {"_id": ids}, doc! {"$set": {"lastSynced": later(minutes)}}).await.unwrap();
+    }
+    let _operator = world.operator("controller", &[]);
+    apply_job(&world, "users", json!({"syncType": "Full"})).await;
+    let status = finished(&world, "users").await.status.unwrap();
+    let counts = status.counts.unwrap();
+    assert_eq!((counts.updated, counts.unchanged), (5, 5));
+    assert!(find(&status.conditions, "Complete").unwrap().message.contains("stamps are in the future"), "{status:?}");
+    assert_eq!(world.count(doc! {"lastSynced": {"$gt": later(60)}}).await, 0);
+    told(&world, "users", &["StampsAhead"]).await;
 }

@@ -88,7 +88,20 @@ impl World {
         let namespaces: Api<Namespace> = Api::all(client.clone());
         namespaces.create(&PostParams::default(), &namespace).await.unwrap();
         let database = mongodb::Client::with_uri_str(&servers.mongodb).await.unwrap().database(&name);
+        if Some(servers.redis.as_str()) == env::var("REDIS_URL").ok().as_deref() {
+            add_redis_user(&servers.redis, &name).await;
+        }
         Self { servers, name, client, database }
+    }
+
+    /// Where operators find Redis: as a user with the documented rights, where all tests share it.
+    fn redis_for_operators(&self, servers: &Servers) -> String {
+        match servers.redis.strip_prefix("redis://") {
+            Some(host) if env::var("REDIS_URL").is_ok_and(|shared| shared == servers.redis) => {
+                format!("redis://{}:password@{host}", self.name)
+            }
+            _ => servers.redis.clone(),
+        }
     }
 
     /// The servers, for someone whom the API server takes for a user without rights of its own.
@@ -169,12 +182,14 @@ impl World {
     }
 
     fn process(&self, servers: &Servers, command: &str, args: &[&str]) -> Command {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
+        // That of another release, to record what it writes.
+        let program = env::var("OPERATOR_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_sync-operator").to_owned());
+        let mut process = Command::new(program);
         process
             .arg(command)
             .args(args)
             .env("KUBECONFIG", &servers.kubeconfig)
-            .env("REDIS_URL", &servers.redis)
+            .env("REDIS_URL", self.redis_for_operators(servers))
             .env("MONGODB_URI", &servers.mongodb)
             .env("MONGODB_DATABASE", &self.name)
             .env("QUEUE_NAME", &self.name)
@@ -191,6 +206,34 @@ impl World {
         let http = ["--insecure-no-auth", "--http-port", &port.to_string()];
         (self.operator("all", &[&http, args].concat()), port)
     }
+}
+
+/// Adds a user of this name with the documented rights on the queue of the same name.
+pub async fn add_redis_user(url: &str, name: &str) {
+    let page = include_str!("../../docs/operations/redis.md");
+    let lines = page.lines().filter(|line| line.starts_with("ACL SETUSER sync-operator"));
+    let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let mut documented = 0;
+    for line in lines {
+        let line = line.replace("PASSWORD", "password").replace("{sync:sync}", &format!("{{sync:{name}}}"));
+        let line = line.replace("PREFIX:sync:", &format!("*bull*:{name}:")).replace("sync-operator", name);
+        let mut words = line.split(' ');
+        let mut command = redis::cmd(words.next().unwrap());
+        for word in words {
+            command.arg(word);
+        }
+        command.exec_async(&mut connection).await.unwrap();
+        documented += 1;
+    }
+    assert_eq!(documented, 2);
+}
+
+/// Lets the user of this name also use another queue.
+#[allow(dead_code, reason = "random faults have one queue")]
+pub async fn allow_queue(url: &str, name: &str, queue: &str) {
+    let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let keys = format!("~{{sync:{queue}}}:*");
+    redis::cmd("ACL").arg("SETUSER").arg(name).arg(keys).exec_async(&mut connection).await.unwrap();
 }
 
 /// What a document has at `_sync` that a source of this name listed long ago.

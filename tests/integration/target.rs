@@ -36,7 +36,7 @@ fn parse(spec: Value) -> RunSpec {
 async fn target(database: &Database, spec: Value, started: i64) -> Result<Target, Error> {
     let spec = parse(spec);
     let databases = Databases::new(&variable("MONGODB_URI"), database.name(), &[], None).await.unwrap();
-    databases.target(&spec, "test", Timestamp::from_millisecond(started).unwrap())
+    databases.target(&spec, "test", Timestamp::from_millisecond(started).unwrap(), Timestamp::UNIX_EPOCH)
 }
 
 async fn run(target: &Target, cursor: Option<&Value>) -> Result<Sums, Error> {
@@ -526,13 +526,13 @@ async fn only_databases_that_are_allowed_can_be_named() {
     let spec = parse(json!({"syncType": "Full", "target": {"database": other.name()}}));
     let started = Timestamp::from_millisecond(START).unwrap();
     let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &[], None).await.unwrap();
-    let error = databases.target(&spec, "test", started).unwrap_err();
+    let error = databases.target(&spec, "test", started, started).unwrap_err();
     let hint = format!("--allowed-databases {}", other.name());
     assert!(matches!(&error, Error::InvalidTarget(text) if text.contains(&hint)), "{error}");
 
     let allowed = [other.name().to_owned()];
     let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &allowed, None).await.unwrap();
-    let target = databases.target(&spec, "test", started).unwrap();
+    let target = databases.target(&spec, "test", started, started).unwrap();
     assert_eq!((run(&target, None).await.unwrap().updated, stamped(&other, START).await), (1, 1));
 }
 
@@ -558,7 +558,9 @@ async fn a_missing_collection_holds_no_documents() {
 async fn a_server_that_is_away_is_the_attempts_failure_and_its_address_stays_secret() {
     let uri = "mongodb://user:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100";
     let databases = Databases::new(uri, "db", &[], None).await.unwrap();
-    let target = databases.target(&parse(json!({})), "test", Timestamp::from_millisecond(START).unwrap()).unwrap();
+    let target = databases
+        .target(&parse(json!({})), "test", Timestamp::from_millisecond(START).unwrap(), Timestamp::UNIX_EPOCH)
+        .unwrap();
     for error in [target.count().await.unwrap_err(), run(&target, None).await.err().unwrap()] {
         let outcome = error.outcome();
         assert_eq!((outcome.reason.as_str(), outcome.message.contains("secret")), ("Unreachable", false), "{error}");

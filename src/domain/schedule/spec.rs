@@ -6,6 +6,7 @@ use crate::{
     api::{GoDuration, SyncScheduleSpec},
     domain::{
         cron::Cron,
+        free_form,
         run::{SpecError, duration, range},
         slots::{Grid, Slots, stable_offset},
     },
@@ -23,6 +24,8 @@ pub struct Parsed {
     pub(super) starting_deadline: Option<Duration>,
     /// Completed and failed SyncJobs that are kept.
     pub(super) keep: (usize, usize),
+    /// With `concurrencyPolicy: Allow`, runs at a time.
+    pub(super) max_active: usize,
     /// Failures in a row that stop the schedule.
     pub(super) failure_threshold: Option<i32>,
 }
@@ -33,6 +36,7 @@ impl Parsed {
     /// # Errors
     /// The first thing found that stops the schedule.
     pub fn new(spec: &SyncScheduleSpec) -> Result<Self, SpecError> {
+        free_form::check(&spec.job_template.spec).map_err(|error| SpecError::Template(Box::new(error)))?;
         let (text, grid) = grid(spec)?;
         let limit = |field, value| range(field, value, 0, 1000).map(|limit| limit as usize);
         Ok(Self {
@@ -48,6 +52,7 @@ impl Parsed {
                 limit("successfulJobsHistoryLimit", spec.successful_jobs_history_limit)?,
                 limit("failedJobsHistoryLimit", spec.failed_jobs_history_limit)?,
             ),
+            max_active: range("maxActive", spec.max_active, 1, 1000)? as usize,
             failure_threshold: spec.failure_threshold.map(threshold).transpose()?,
         })
     }

@@ -42,7 +42,10 @@ impl World {
                 jobs: &self.jobs,
                 made: &self.made,
                 queue_available: true,
+                queue_owner: None,
+                clock_skew: None,
                 conflicts: &[],
+                failure: None,
             },
             at(now),
         )
@@ -244,7 +247,7 @@ fn catch_up_none_and_the_starting_deadline_skip_a_late_slot() {
     ] {
         let mut world = World::new(spec);
         world.pass(CREATED);
-        world.pass(1_000_800 + 40);
+        world.pass(1_000_800 + 70);
         assert!(world.names().is_empty());
         assert_eq!(
             (world.status().runs.skipped, world.status().last_skip.as_ref().unwrap().reason.as_str()),
@@ -318,10 +321,80 @@ fn a_stalled_schedule_says_how_many_failed_why_and_what_to_do() {
 #[test]
 fn without_redis_runs_are_made_and_ready_says_why_they_wait() {
     let schedule = schedule(json!({"interval": "10s", "immediate": true}));
-    let observed = Observed { schedule: &schedule, jobs: &[], made: &[], queue_available: false, conflicts: &[] };
+    let observed = Observed {
+        schedule: &schedule,
+        jobs: &[],
+        made: &[],
+        queue_available: false,
+        queue_owner: None,
+        clock_skew: None,
+        conflicts: &[],
+        failure: None,
+    };
     let plan = decide(&observed, at(CREATED));
     assert_eq!(plan.create.len(), 1);
     assert_eq!(conditions::find(&plan.status.conditions, READY).unwrap().reason, "QueueUnavailable");
+}
+
+#[test]
+fn ready_names_the_owner_of_the_queue_and_clocks_that_differ() {
+    let schedule = schedule(json!({"interval": "10s"}));
+    let look = |status: Option<SyncScheduleStatus>, queue_owner, clock_skew| {
+        let schedule = SyncSchedule { status, ..schedule.clone() };
+        let (jobs, made, conflicts) = (&[][..], &[][..], &[][..]);
+        let observed = Observed {
+            schedule: &schedule,
+            jobs,
+            made,
+            queue_available: true,
+            queue_owner,
+            clock_skew,
+            conflicts,
+            failure: None,
+        };
+        decide(&observed, at(CREATED))
+    };
+    let plan = look(None, Some("ns/other (database a)"), Some("The clock of Redis is 40 s ahead"));
+    let ready = conditions::find(&plan.status.conditions, READY).unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InstallationConflict"));
+    assert!(ready.message.contains("ns/other (database a)") && ready.message.contains("QUEUE_NAME"));
+    assert!(conditions::is_true(&plan.status.conditions, CLOCK_SKEW));
+    assert_eq!(plan.notes.iter().map(|note| note.reason).collect::<Vec<_>>(), ["ClockSkew"]);
+    let later =
+        look(Some(plan.status.clone()), Some("ns/other (database a)"), Some("The clock of Redis is 41 s ahead"));
+    assert_eq!((&later.status, later.notes), (&plan.status, vec![]));
+    let over = look(Some(plan.status), None, None).status;
+    assert!(conditions::is_true(&over.conditions, READY));
+    assert_eq!(conditions::find(&over.conditions, CLOCK_SKEW), None);
+}
+
+#[test]
+fn times_that_a_wrong_clock_left_behind_hold_nothing_up() {
+    const YEAR: i64 = 31_536_000;
+    let mut world = World::new(json!({"interval": "10s"}));
+    world.pass(CREATED + YEAR);
+    let ahead = world.names();
+    assert_eq!(world.status().slots_since.as_ref().unwrap().0, at(1_000_000 + YEAR));
+    let plan = world.pass(CREATED + 20);
+    assert!(plan.notes.iter().any(|note| note.reason == "ClockSkew"));
+    assert_eq!(world.status().slots_since.as_ref().unwrap().0, at(CREATED + 20));
+    for name in &ahead {
+        world.end(name, COMPLETE, CREATED + 25);
+    }
+    world.pass(CREATED + 30);
+    assert!(world.names().contains(&"user-sync-1000030".to_owned()), "{:?}", world.names());
+}
+
+#[test]
+fn an_edit_by_a_clock_that_is_behind_repeats_no_slot() {
+    let mut world = World::new(json!({"interval": "10s"}));
+    world.pass(1_000_010);
+    world.end("user-sync-1000010", COMPLETE, 1_000_011);
+    world.schedule.spec.interval = Some(GoDuration::new("20s"));
+    world.pass(1_000_008);
+    assert_eq!(world.status().slots_since.as_ref().unwrap().0, at(1_000_010));
+    world.pass(1_000_012);
+    assert_eq!(world.names(), ["user-sync-1000010"]);
 }
 
 #[test]
@@ -417,7 +490,7 @@ proptest! {
     #[test]
     fn every_slot_is_run_or_skipped_once_whatever_happens(spec in specs(), steps in prop::collection::vec(steps(), 1..60)) {
         let mut world = World::new(spec);
-        let (mut now, mut triggered, mut made) = (CREATED, 0, Vec::new());
+        let (mut now, mut latest, mut triggered, mut made) = (CREATED, CREATED, 0, Vec::new());
         let parsed = Parsed::new(&world.schedule.spec).unwrap();
         let slots = parsed.slots(&world.schedule.uid().unwrap());
         for step in steps {
@@ -426,7 +499,8 @@ proptest! {
             };
             let mut crash = false;
             match step {
-                Step::Wait(seconds) | Step::Set(seconds) => now = (now + seconds).max(CREATED),
+                // After a clock that was ahead by more than that, slots come again.
+                Step::Wait(seconds) | Step::Set(seconds) => now = (now + seconds).max(CREATED).max(latest - 30),
                 Step::Crash(seconds) => {
                     now += seconds;
                     crash = true;
@@ -456,6 +530,7 @@ proptest! {
                 }
                 Step::Policy(policy) => world.schedule.spec.concurrency_policy = policy,
             }
+            latest = latest.max(now);
             let before = unfinished(&world);
             let plan = if crash { world.decide(now) } else { world.pass(now) };
             if crash {
@@ -527,10 +602,45 @@ fn a_field_with_two_sources_is_told_while_it_has_them() {
     let mut schedule = schedule(json!({}));
     let conflicts = [FieldConflict { field: "name".to_owned(), other: field_conflict::Other::Elsewhere }];
     for (conflicts, told) in [(conflicts.as_slice(), true), (&[], false)] {
-        let observed = Observed { schedule: &schedule, jobs: &[], made: &[], queue_available: true, conflicts };
+        let observed = Observed {
+            schedule: &schedule,
+            jobs: &[],
+            made: &[],
+            queue_available: true,
+            queue_owner: None,
+            clock_skew: None,
+            conflicts,
+            failure: None,
+        };
         let status = decide(&observed, at(CREATED)).status;
         assert_eq!(conditions::is_true(&status.conditions, FIELD_CONFLICT), told);
         assert!(conditions::is_true(&status.conditions, READY));
         schedule.status = Some(status);
     }
+}
+
+#[test]
+fn the_account_of_many_runs_costs_no_more_than_each() {
+    const RUNS: i64 = 20_000;
+    let mut world = World::new(json!({"interval": "1m", "concurrencyPolicy": "Allow"}));
+    world.pass(CREATED);
+    let runs = (0..RUNS).map(|number| ActiveRun {
+        name: format!("user-sync-{number}"),
+        uid: Some(format!("uid-{number}")),
+        slot: Time(at(number)),
+        trigger: None,
+    });
+    world.schedule.status.as_mut().unwrap().active = runs.collect();
+    world.jobs = (0..RUNS)
+        .map(|number| {
+            let mut job = SyncJob::new(&format!("user-sync-{number}"), crate::api::SyncJobSpec::default());
+            job.metadata.uid = Some(format!("uid-{number}"));
+            Arc::new(job)
+        })
+        .collect();
+    let began = std::time::Instant::now();
+    let plan = world.decide(CREATED + 60);
+    assert_eq!((plan.status.active_count, plan.status.runs.skipped), (Some(RUNS as i32), 1));
+    // Their square takes minutes.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }

@@ -19,7 +19,7 @@ use crate::{
     domain::{
         elapsed,
         guard::Hold,
-        run::{Checkpoint, LeaseState, MAX_CHANGES, MAX_FAILED_KEYS, MAX_PAUSES, Outcome, Paging, RunSpec},
+        run::{Checkpoint, LeaseState, MAX_CHANGES, MAX_FAILED_KEYS, MAX_PAUSES, Outcome, Paging, RunSpec, Warning},
     },
     sync::{Databases, Error, Outcome as Written, PageEnd, Target},
     telemetry::traces::Parent,
@@ -141,7 +141,7 @@ impl Attempt {
             rolls_back,
             trace,
         } = opening;
-        let mut target = databases.target(&spec, &namespace, started)?;
+        let mut target = databases.target(&spec, &namespace, started, coordinator.now())?;
         if spec.rollback {
             target = target.journalled(&uid, epoch);
         }
@@ -183,10 +183,7 @@ impl Attempt {
         select! {
             biased;
             () = signals.lost.cancelled() => AttemptResult::LeaseLost,
-            () = sleep_until(deadline) => AttemptResult::Failed(Outcome {
-                reason: reasons::DEADLINE_EXCEEDED.to_owned(),
-                message: "the run took longer than spec.activeDeadline".to_owned(),
-            }),
+            () = sleep_until(deadline) => AttemptResult::Failed(Outcome::deadline_exceeded()),
             result = self.work() => match result {
                 AttemptResult::Paused(_) if !self.checkpoint.pause() => AttemptResult::Retry(Outcome {
                     reason: reasons::RATE_LIMITED.to_owned(),
@@ -283,7 +280,8 @@ impl Attempt {
     }
 
     fn add(&mut self, outcome: Written) {
-        let Checkpoint { cursor, counts, changes, paging, changed, absent, first_confirmed, .. } = &mut self.checkpoint;
+        let Checkpoint { cursor, counts, changes, paging, warnings, changed, absent, first_confirmed, .. } =
+            &mut self.checkpoint;
         let processed = outcome.processed();
         if let Some(PageEnd { next, results, unreadable, new, total, doubt, failed, seen }) = outcome.page {
             self.seen.extend(seen);
@@ -316,6 +314,9 @@ impl Attempt {
             ] {
                 *count.get_or_insert(0) += more;
             }
+        }
+        if outcome.has_stamps_ahead && !warnings.contains(&Warning::stamps_ahead()) {
+            warnings.push(Warning::stamps_ahead());
         }
         *changed += outcome.changed;
         *absent += outcome.absent;

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     api::{GoDuration, SyncSchedule, SyncScheduleSpec},
+    cluster::{self, Read},
     domain::schedule::Parsed,
     http::{
         App,
@@ -221,14 +222,15 @@ async fn change(
         Problem::new(Kind::Conflict, detail)
     };
     for _ in 0..TRIES {
-        let live = objects.ask("read a SyncSchedule", api.get(&name)).await?;
+        let live = objects.ask("read a SyncSchedule", cluster::get_opt(&api, &name)).await?.ok_or_else(meanwhile)?;
         if live.metadata.generation != Some(generation) || live.uid() != schedule.uid() {
             return Err(meanwhile());
         }
         let metadata = json!({"resourceVersion": live.resource_version()});
         let patch = Patch::Merge(json!({"metadata": metadata, "spec": fields}));
-        match objects.ask("change a SyncSchedule", api.patch(&name, &PatchParams::default(), &patch)).await {
-            Ok(changed) => return Ok(Ok(changed)),
+        let any: Api<Read<SyncSchedule>> = objects.beside(&schedule.metadata);
+        match objects.ask("change a SyncSchedule", any.patch(&name, &PatchParams::default(), &patch)).await {
+            Ok(changed) => return Ok(Ok(changed.into_outline())),
             // A controller has written its status.
             Err(error) if error.is_conflict() => {}
             Err(error) => match error.status().filter(|status| status.code == 422) {

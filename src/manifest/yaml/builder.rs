@@ -6,7 +6,10 @@ use saphyr_parser::{Event, Marker, ScalarStyle, ScanError, Span, Tag as YamlTag}
 use serde_json::Value;
 
 use super::{Content, Entry, Node, Position, SyntaxError};
-use crate::manifest::scalar::{self, Tag};
+use crate::{
+    domain::free_form::MAX_LEVELS,
+    manifest::scalar::{self, Tag},
+};
 
 /// Deepest nesting. MongoDB allows documents of 100 levels.
 const MAX_DEPTH: usize = 100;
@@ -141,7 +144,9 @@ impl Builder {
         if self.open.len() + levels <= MAX_DEPTH {
             return Ok(());
         }
-        let message = format!("the document is nested deeper than {MAX_DEPTH} levels: flatten it");
+        let message = format!(
+            "the document is nested deeper than {MAX_DEPTH} levels, and a free-form field must have at most {MAX_LEVELS}: flatten it"
+        );
         Err(SyntaxError { at, message })
     }
 

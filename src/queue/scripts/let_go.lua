@@ -1,21 +1,23 @@
--- ARGV keep (uid epoch ending detail checkpoint attempts history)...
+-- ARGV (uid epoch ending detail checkpoint attempts history)...
 -- Takes runs from a worker that lets go of them: each is completed, failed (detail: why), delayed (detail: for how long),
 -- paused (likewise; the time does not count towards the deadline), held (detail: how many documents an approval has to cover) or
--- released. One that failed and was to be rolled back ends when its worker says so for the second time. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0 when its lease is lost.
-local keep, now, answers = ARGV[1], clock(), {}
-for _, state in ipairs({ 'completed', 'failed' }) do
-  redis.call('ZREMRANGEBYSCORE', SETS[state], '-inf', now - keep)
-end
-for i = 2, #ARGV, 7 do
-  local uid, run, ending, detail = ARGV[i], run_key((i + 5) / 7), ARGV[i + 2], ARGV[i + 3]
+-- released, or unsupported (detail: the level that its worker must have). One that failed and was to be rolled back ends when
+-- its worker says so for the second time. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0
+-- when its lease is lost.
+local now, answers = clock(), {}
+write_when_full()
+-- Documents carry times of the run's end, too.
+stamp_clock(now, 0)
+for i = 1, #ARGV, 7 do
+  local uid, run, ending, detail = ARGV[i], run_key((i + 6) / 7), ARGV[i + 2], ARGV[i + 3]
   local held = is_held(run, ARGV[i + 1])
   if held then
     local fields = { 'checkpoint', ARGV[i + 4] }
     if ARGV[i + 5] ~= '' then fields = { 'checkpoint', ARGV[i + 4], 'attempts', ARGV[i + 5], 'history', ARGV[i + 6] } end
     if ending == 'completed' then
-      finish(uid, run, 'active', ending, detail, keep, now, unpack(fields))
+      finish(uid, run, 'active', ending, detail, now, unpack(fields))
     elseif ending == 'failed' then
-      fail(uid, run, 'active', detail, keep, now, unpack(fields))
+      fail(uid, run, 'active', detail, now, unpack(fields))
     else
       redis.call('HSET', run, unpack(fields))
       if ending == 'delayed' or ending == 'paused' then
@@ -23,10 +25,12 @@ for i = 2, #ARGV, 7 do
         if ending == 'paused' then redis.call('HINCRBY', run, 'parked_for', detail) end
       elseif ending == 'held' then
         redis.call('HSET', run, 'held', detail)
+      elseif ending == 'unsupported' then
+        redis.call('HSET', run, 'format', 2, 'needs', detail)
       elseif not is_recalled(run) then
         redis.call('HINCRBY', run, 'releases', 1)
       end
-      settle(uid, run, keep, now)
+      settle(uid, run, now)
     end
   end
   answers[#answers + 1] = held and 1 or 0

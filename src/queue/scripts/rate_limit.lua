@@ -10,6 +10,7 @@ local free_at = math.max(now, tonumber(redis.call('GET', limit) or '0'))
 local is_reserved = pause == 0 and free_at <= now + 1000000
 local next_free_at = math.max(is_reserved and free_at + every or free_at, now + pause)
 if next_free_at > now then
+  write_when_full()
   redis.call('SET', limit, whole(next_free_at), 'PX', whole(math.ceil((next_free_at - now) / 1000) + 1000))
 end
 return {is_reserved and 1 or 0, free_at - now}

@@ -1,24 +1,24 @@
--- ARGV format keep max_stalls outcome uid...
--- Takes back runs whose lease has ended. Those that lose one worker after the other without getting any further
+-- ARGV max_stalls outcome uid...
+-- Takes back runs whose lease has ended, of any format. Those that lose one worker after the other without getting any further
 -- end as failed, or wait a while when it is their rollback. Returns how many were reaped.
 local REST = 60000
 local now, reaped = clock(), 0
-for i = 5, #ARGV do
-  local uid, run = ARGV[i], run_key(i - 4)
+write_when_full()
+for i = 3, #ARGV do
+  local uid, run = ARGV[i], run_key(i - 2)
   local expiry = redis.call('ZSCORE', SETS.active, uid)
-  local format = redis.call('HGET', run, 'format')
-  if expiry and tonumber(expiry) <= now and (not format or format == ARGV[1]) then
+  if expiry and tonumber(expiry) <= now then
     reaped = reaped + 1
-    if not format then
+    if redis.call('EXISTS', run) == 0 then
       forget(uid)
     else
       redis.call('HINCRBY', run, 'recoveries', 1)
-      local is_stalled = redis.call('HINCRBY', run, 'stalls', 1) > tonumber(ARGV[3])
+      local is_stalled = redis.call('HINCRBY', run, 'stalls', 1) > tonumber(ARGV[1])
       if is_stalled and is_rolled_back(run) then redis.call('HSET', run, 'retry_at', now + REST) end
       if is_stalled and not is_rolled_back(run) and not is_recalled(run) then
-        fail(uid, run, 'active', ARGV[4], ARGV[2], now)
+        fail(uid, run, 'active', ARGV[2], now)
       else
-        settle(uid, run, ARGV[2], now)
+        settle(uid, run, now)
       end
     end
   end

@@ -2,6 +2,7 @@
 -- Extends the leases of a worker and shows that it lives. Returns the runs it no longer holds, and those it is
 -- to let go of.
 local now = clock()
+write_when_full()
 redis.call('ZADD', WORKERS, now + ARGV[2], ARGV[1])
 redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', now)
 local lost, recalled = {}, {}

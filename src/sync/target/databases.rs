@@ -19,15 +19,20 @@ use crate::{
         run::RunSpec,
         source::{Asking, Missing, SourceName, SourceSpec},
     },
+    network,
     sync::{Error, Unavailable, keys},
 };
+
+/// How a connection string begins.
+const SCHEMES: [&str; 2] = ["mongodb", "mongodb+srv"];
 
 const SERVER_SELECTION: Duration = Duration::from_secs(5);
 /// Most connections to each server, unless the URI says otherwise. The driver's 10 are fewer than one run may use, and a write that
 /// waits for one would count as not answered.
 const CONNECTIONS: u32 = 256;
-/// A stamp that is so much later than the end of any run is a mistake, such as a local time that was stored as UTC.
-const FUTURE: Duration = Duration::from_hours(24);
+/// A stamp that is so much later than the end of any run that is under way is a mistake, such as a local time that was stored as UTC.
+/// Clocks of servers that take over from each other differ by less.
+const FUTURE: Duration = Duration::from_mins(5);
 
 /// The MongoDB deployment, and which of its databases may be worked on.
 #[derive(Clone, Debug)]
@@ -88,12 +93,12 @@ impl Databases {
         within(async { Ok(self.client.database("admin").run_command(doc! {"ping": 1}).await?) }).await.map(drop)
     }
 
-    /// The documents of a run that started at `started`. `namespace` is that of its SyncJob, to which the name of its source
-    /// belongs.
+    /// The documents of a run that started at `started`, at the time `now`. `namespace` is that of its SyncJob, to which the name of
+    /// its source belongs.
     ///
     /// # Errors
     /// When the spec names a database that is not allowed, or a filter that is no query.
-    pub fn target(&self, spec: &RunSpec, namespace: &str, started: Timestamp) -> Result<Target, Error> {
+    pub fn target(&self, spec: &RunSpec, namespace: &str, started: Timestamp, now: Timestamp) -> Result<Target, Error> {
         let Some(name) = spec.database.as_deref().or(self.default.as_deref()) else {
             return Err(Error::InvalidTarget(
                 "target.database is not set, and there is no default: set it, or MONGODB_DATABASE, or name a database in MONGODB_URI, such as mongodb://localhost:27017/codex"
@@ -127,7 +132,9 @@ impl Databases {
         let state = source.map(|source| State::new(source.name.state_path(namespace)));
         let progress = state.as_ref().map_or_else(|| spec.last_synced_field.clone(), |state| state.at.clone());
         let is_named = |source: &&SourceSpec| matches!(source.name, SourceName::Given(_));
-        let due = due(spec, &progress, started);
+        let now = started.max(now);
+        let (ahead, future) = (after(now, FUTURE), after(now, spec.active_deadline + FUTURE));
+        let due = due(spec, &progress, started, future);
         let removal = source.filter(is_named).filter(|_| spec.subset.is_everything());
         let database = self.client.database(name);
         Ok(Target {
@@ -140,7 +147,8 @@ impl Databases {
             progress,
             filter,
             stamp: DateTime::from_millis(started.as_millisecond()),
-            future: future(spec, started),
+            ahead,
+            future,
             batch_size: spec.batch_size,
             read_limit: spec.active_deadline,
             mapping: source.map(|source| source.mapping.clone()),
@@ -165,8 +173,7 @@ impl Databases {
 async fn open(uri: &str, ca: Option<&Path>) -> Result<(Client, Option<String>), Unavailable> {
     let unusable = |error: mongodb::error::Error| Unavailable(Error::from(error).to_string());
     let mut options = ClientOptions::parse(uri).await.map_err(|error| match *error.kind {
-        mongodb::error::ErrorKind::InvalidArgument { message, .. } if !message.contains('@') => Unavailable(message),
-        mongodb::error::ErrorKind::InvalidArgument { .. } => Unavailable("it is no connection string".to_owned()),
+        mongodb::error::ErrorKind::InvalidArgument { .. } => Unavailable(network::mistake(uri, &SCHEMES)),
         _ => unusable(error),
     })?;
     options.app_name.get_or_insert_with(|| "sync-operator".to_owned());
@@ -190,20 +197,18 @@ async fn open(uri: &str, ca: Option<&Path>) -> Result<(Client, Option<String>), 
     Ok((Client::with_options(options).map_err(unusable)?, database))
 }
 
-/// Stamps from this time on are mistakes.
-fn future(spec: &RunSpec, started: Timestamp) -> DateTime {
-    let after = (spec.active_deadline + FUTURE).as_millis() as i64;
-    DateTime::from_millis(started.as_millisecond().saturating_add(after))
+fn after(now: Timestamp, time: Duration) -> DateTime {
+    DateTime::from_millis(now.as_millisecond().saturating_add(time.as_millis() as i64))
 }
 
 /// What an Incremental run takes. That includes what it has handled itself, so that a run that starts over counts it.
-fn due(spec: &RunSpec, progress: &str, started: Timestamp) -> Option<Due> {
+fn due(spec: &RunSpec, progress: &str, started: Timestamp, future: DateTime) -> Option<Due> {
     let stale_after = spec.stale_after?;
     let stamp = DateTime::from_millis(started.as_millisecond());
     Some(Due {
         progress: progress.to_owned(),
         stale: DateTime::from_millis(stamp.timestamp_millis().saturating_sub(stale_after.as_millis() as i64)),
-        future: future(spec, started),
+        future,
         // With a source, it is the time of the fetch.
         own: if spec.source.is_some() { doc! {"$gte": stamp}.into() } else { stamp.into() },
         access: Access::Scan,

@@ -55,6 +55,8 @@ pub struct Target {
     due: Option<Due>,
     /// Time the run started: what is stamped.
     stamp: DateTime,
+    /// Stamps from this time on are in the future.
+    ahead: DateTime,
     /// Stamps from this time on are mistakes, and count as none.
     future: DateTime,
     batch_size: usize,
@@ -130,6 +132,8 @@ enum Stamped {
     ByThisRun,
     /// Carries a later stamp.
     Later,
+    /// Carries a stamp that no clock shows yet, and which another run may write before this one ends.
+    Ahead,
     /// Has an array for a key, which tells nobody which document it is.
     InvalidKey,
 }
@@ -163,6 +167,8 @@ pub struct Outcome {
     pub changes: Vec<String>,
     /// Key of the batch's last document, as extended JSON.
     pub cursor: Option<Value>,
+    /// Documents are left as they are because their stamps are in the future.
+    pub has_stamps_ahead: bool,
     /// What this page of a walk through pages was.
     pub page: Option<PageEnd>,
 }
@@ -304,7 +310,8 @@ impl Batch {
 
     /// What came of it before anything is written.
     fn outcome(&self) -> Outcome {
-        let mut outcome = Outcome { cursor: self.cursor(), ..Outcome::default() };
+        let has_stamps_ahead = self.documents.iter().any(|read| read.stamped == Stamped::Ahead);
+        let mut outcome = Outcome { cursor: self.cursor(), has_stamps_ahead, ..Outcome::default() };
         for read in self.documents.iter().filter(|read| read.stamped == Stamped::InvalidKey) {
             outcome.fail(&read.key, "InvalidKey", "its key is an array");
         }

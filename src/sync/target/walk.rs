@@ -186,7 +186,13 @@ impl Target {
         let stamped = match keys::at_path(document, &self.progress) {
             _ if matches!(key, Bson::Array(_)) => Stamped::InvalidKey,
             Some(RawBsonRef::DateTime(at)) if at == self.stamp => Stamped::ByThisRun,
-            Some(RawBsonRef::DateTime(at)) if at > self.stamp && at <= self.future => Stamped::Later,
+            Some(RawBsonRef::DateTime(at)) if at > self.stamp && at <= self.future => {
+                if at > self.ahead {
+                    Stamped::Ahead
+                } else {
+                    Stamped::Later
+                }
+            }
             _ => Stamped::Due,
         };
         Read { key, stamped, fields: self.mapping.as_ref().map(|_| document.to_owned()) }

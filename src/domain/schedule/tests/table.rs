@@ -67,6 +67,10 @@ fn job(text: &str) -> SyncJob {
             }
             return job;
         }
+        "terminating" => {
+            job.metadata.deletion_timestamp = Some(Time(time("09:55")));
+            return job;
+        }
         "cancelling" | "running" => {
             job.spec.cancelled = state == "cancelling";
             return job;
@@ -119,6 +123,9 @@ fn given(given: &Value) -> (SyncSchedule, Vec<Arc<SyncJob>>) {
         if given["wasStalled"] == json!(true) {
             let reason = reasons::FAILURE_THRESHOLD_EXCEEDED;
             conditions::set(&mut status.conditions, STALLED, true, reason, "", Some(1), time("09:30"));
+        }
+        if given["wasRefused"] == json!(true) {
+            conditions::set(&mut status.conditions, READY, false, reasons::CREATE_FAILED, "No", Some(1), time("09:30"));
         }
         if let Some(run) = given["held"].as_str() {
             let (job, message) = (name_of(run), "before".to_owned());
@@ -230,12 +237,17 @@ fn decisions() {
         (
             "the clock was set back by an hour",
             json!({"now": "09:00:30", "last": "10:00"}),
-            json!({"next": "@10:10", "requeue": 4170}),
+            json!({"next": "@09:10", "requeue": 570, "events": ["ClockSkew"]}),
+        ),
+        (
+            "the clock is behind that of the leader before",
+            json!({"now": "09:59:35", "last": "10:00"}),
+            json!({"next": "@10:10", "requeue": 625}),
         ),
         (
             "the clock was set back to before the creation",
             json!({"now": "08:00", "last": "09:50"}),
-            json!({"next": "@10:00", "requeue": 7200}),
+            json!({"next": "@08:10", "requeue": 600, "events": ["ClockSkew"]}),
         ),
         // With a cron expression.
         (
@@ -298,12 +310,12 @@ fn decisions() {
         // catchUp: None.
         (
             "no catching up: on time",
-            json!({"spec": {"catchUp": "None"}, "now": "10:00:10"}),
+            json!({"spec": {"catchUp": "None"}, "now": "10:01"}),
             json!({"create": ["@10:00"]}),
         ),
         (
             "no catching up: missed",
-            json!({"spec": {"catchUp": "None"}, "now": "10:00:11"}),
+            json!({"spec": {"catchUp": "None"}, "now": "10:01:01"}),
             json!({"events": ["RunSkipped"], "skip": "@10:00 CatchUp"}),
         ),
         (
@@ -449,11 +461,6 @@ fn decisions() {
             "suspended: a run that ends is counted",
             json!({"spec": {"suspended": true}, "active": ["@09:50"], "jobs": ["@09:50 complete 09:59"], "now": "10:00"}),
             json!({"active": [], "succeeded": 1}),
-        ),
-        (
-            "suspended: a run in the books is made",
-            json!({"spec": {"suspended": true}, "active": ["@09:50 waiting"], "now": "10:00"}),
-            json!({"create": ["@09:50"]}),
         ),
         (
             "resumed: what was missed stays undone",
@@ -702,6 +709,11 @@ fn decisions() {
             json!({"was": "?", "now": "10:05"}),
             json!({"ready": "True Scheduled", "stalled": null, "since": "@10:05"}),
         ),
+        (
+            "edited: by a controller whose clock is behind",
+            json!({"was": "?", "last": "10:00", "now": "09:59:58"}),
+            json!({"since": "@10:00", "next": "@10:10"}),
+        ),
         // Failures in a row.
         (
             "failures: without a threshold",
@@ -835,6 +847,114 @@ fn decisions() {
             json!({"spec": {"successfulJobsHistoryLimit": 0}, "active": ["@09:50"], "jobs": ["@09:50 complete 09:51"], "now": "09:55"}),
             json!({"delete": ["@09:50"], "succeeded": 1}),
         ),
+        // The API server refuses the SyncJob.
+        (
+            "refused: told, and tried again",
+            json!({"refused": "create", "active": ["@09:50 waiting"], "now": "09:55"}),
+            json!({"create": ["@09:50"], "ready": "False CreateFailed", "reconciling": "True CreateFailed", "requeue": 300}),
+        ),
+        (
+            "refused: told also after a restart",
+            json!({"wasRefused": true, "active": ["@09:50 waiting"], "now": "09:55"}),
+            json!({"create": ["@09:50"], "ready": "False CreateFailed"}),
+        ),
+        (
+            "refused: made at last",
+            json!({"wasRefused": true, "active": ["@09:50 waiting"], "jobs": ["@09:50 running"], "now": "09:55"}),
+            json!({"ready": "True Scheduled", "reconciling": null}),
+        ),
+        (
+            "refused: the next slot takes its place",
+            json!({"refused": "create", "active": ["@09:50 waiting"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "events": ["RunSkipped"], "skip": "@09:50 CreateFailed", "counted": {"CreateFailed": 1}, "total": 1, "active": ["@10:00 waiting"], "ready": "False CreateFailed"}),
+        ),
+        (
+            "refused: within the deadline",
+            json!({"refused": "create", "spec": {"startingDeadline": "3m"}, "active": ["@09:50 waiting"], "now": "09:52"}),
+            json!({"create": ["@09:50"], "requeue": 60}),
+        ),
+        (
+            "refused: at the deadline",
+            json!({"refused": "create", "spec": {"startingDeadline": "3m"}, "active": ["@09:50 waiting"], "now": "09:53"}),
+            json!({"events": ["RunSkipped"], "skip": "@09:50 CreateFailed", "active": [], "total": 0, "ready": "False CreateFailed"}),
+        ),
+        (
+            "refused: a deadline longer than the interval",
+            json!({"refused": "create", "spec": {"startingDeadline": "1h"}, "active": ["@09:50 waiting"], "now": "10:00"}),
+            json!({"create": ["@09:50"], "events": ["RunSkipped"], "skip": "@10:00 CreateFailed"}),
+        ),
+        (
+            "refused: Replace",
+            json!({"refused": "create", "spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50 waiting"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "events": ["RunSkipped"], "skip": "@09:50 CreateFailed"}),
+        ),
+        (
+            "refused: suspended meanwhile",
+            json!({"refused": "create", "spec": {"suspended": true}, "active": ["@09:50 waiting"], "now": "09:55"}),
+            json!({"events": ["RunSkipped"], "skip": "@09:50 Suspended", "ready": "True Scheduled"}),
+        ),
+        (
+            "another request fails",
+            json!({"refused": "other", "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:55"}),
+            json!({"ready": "False ReconciliationFailed", "reconciling": "True ReconciliationFailed"}),
+        ),
+        (
+            "another request fails: slots are run",
+            json!({"refused": "other", "now": "10:00"}),
+            json!({"create": ["@10:00"], "ready": "False ReconciliationFailed"}),
+        ),
+        // Entries that wait for their SyncJob.
+        (
+            "waiting: suspended, and nothing is cancelled",
+            json!({"spec": {"concurrencyPolicy": "Replace", "suspended": true}, "active": ["@09:40", "@09:50 waiting"], "jobs": ["@09:40 running"], "now": "09:55"}),
+            json!({"events": ["RunSkipped"], "skip": "@09:50 Suspended", "counted": {"Suspended": 1}, "active": ["@09:40"], "total": 1}),
+        ),
+        (
+            "waiting: suspended, and triggered",
+            json!({"spec": {"suspended": true}, "active": ["@trigger waiting"], "now": "09:56"}),
+            json!({"create": ["@trigger"], "skipped": 0}),
+        ),
+        (
+            "waiting: the spec got a mistake, and nothing is cancelled",
+            json!({"spec": {"concurrencyPolicy": "Replace", "schedule": "0 0 31 2 *"}, "active": ["@09:40", "@09:50 waiting"], "jobs": ["@09:40 running"], "now": "09:55"}),
+            json!({"events": ["RunSkipped"], "skip": "@09:50 InvalidSpec", "active": ["@09:40"], "ready": "False InvalidSpec"}),
+        ),
+        (
+            "waiting: later than the deadline",
+            json!({"spec": {"concurrencyPolicy": "Replace", "startingDeadline": "4m"}, "active": ["@09:40", "@09:50 waiting"], "jobs": ["@09:40 cancelling"], "now": "09:55"}),
+            json!({"events": ["RunSkipped"], "skip": "@09:50 Deadline", "active": ["@09:40"]}),
+        ),
+        (
+            "terminating: it is as one that is gone",
+            json!({"active": ["@09:50"], "jobs": ["@09:50 terminating"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "active": ["@10:00 waiting"]}),
+        ),
+        // maxActive.
+        (
+            "Allow: fewer than the bound",
+            json!({"spec": {"concurrencyPolicy": "Allow", "maxActive": 3}, "active": ["@09:30", "@09:40"], "jobs": ["@09:30 running", "@09:40 running"], "now": "10:00"}),
+            json!({"create": ["@10:00"], "activeCount": 3}),
+        ),
+        (
+            "Allow: as many as the bound",
+            json!({"spec": {"concurrencyPolicy": "Allow", "maxActive": 2}, "active": ["@09:30", "@09:40"], "jobs": ["@09:30 running", "@09:40 running"], "now": "10:00"}),
+            json!({"events": ["RunSkipped"], "skip": "@10:00 MaxActive", "counted": {"MaxActive": 1}, "activeCount": 2}),
+        ),
+        (
+            "Allow: held runs do not count",
+            json!({"spec": {"concurrencyPolicy": "Allow", "maxActive": 1}, "active": ["@09:40"], "jobs": ["@09:40 held"], "now": "10:00"}),
+            json!({"create": ["@10:00"]}),
+        ),
+        (
+            "Allow: a trigger waits at the bound",
+            json!({"spec": {"concurrencyPolicy": "Allow", "maxActive": 1}, "trigger": TOKEN, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:55"}),
+            json!({"handled": null, "ready": "True Scheduled"}),
+        ),
+        (
+            "Forbid: the bound is of no use",
+            json!({"spec": {"maxActive": 2}, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "10:00"}),
+            json!({"events": ["RunSkipped"], "skip": "@10:00 Active"}),
+        ),
         // Redis is away.
         (
             "no Redis: runs are made",
@@ -852,7 +972,20 @@ fn decisions() {
         let (schedule, jobs) = given(&row);
         let made: Vec<_> = strings(&row["made"]).into_iter().map(name_of).collect();
         let queue_available = row["redis"] != json!(false);
-        let observed = Observed { schedule: &schedule, jobs: &jobs, made: &made, queue_available, conflicts: &[] };
+        let failure = row["refused"].as_str().map(|reason| {
+            let reason = if reason == "create" { reasons::CREATE_FAILED } else { reasons::RECONCILIATION_FAILED };
+            Failure { reason, message: "No".to_owned() }
+        });
+        let observed = Observed {
+            schedule: &schedule,
+            jobs: &jobs,
+            made: &made,
+            queue_available,
+            queue_owner: None,
+            clock_skew: None,
+            conflicts: &[],
+            failure: failure.as_ref(),
+        };
         let decided = told(&decide(&observed, time(row["now"].as_str().unwrap())), &expected);
         if decided != expected {
             wrong.push(format!("{name}\n  expected {expected}\n  decided  {decided}"));

@@ -1,0 +1,176 @@
+//! What failed of late on which object. Each action on an object has a backoff of its own.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use kube::api::ObjectMeta;
+use tokio::time::Instant;
+
+use super::line::Writer;
+use crate::domain::{
+    Note,
+    failure::{CREATE, Cause, Failure},
+};
+
+/// Objects of which failures are kept before those are looked for that are over.
+const MANY: usize = 1000;
+/// How long a failure is kept that is not tried again: the object is gone, or another process leads.
+const KEEP: Duration = Duration::from_secs(24 * 3600);
+
+/// Failed actions by object.
+#[derive(Default)]
+pub(super) struct Failures(Mutex<HashMap<Writer, Object>>);
+
+#[derive(Default)]
+struct Object {
+    /// Its uid, and the generation of its spec.
+    spec: Option<(Option<String>, Option<i64>)>,
+    actions: HashMap<&'static str, Entry>,
+}
+
+struct Entry {
+    cause: Cause,
+    count: u32,
+    until: Instant,
+    shown: Option<Failure>,
+}
+
+/// What is to be made of a failure.
+pub(super) struct Noted {
+    /// It is the first one of the action.
+    pub is_first: bool,
+    /// The event that tells of it, once for each message.
+    pub note: Option<Note>,
+}
+
+impl Failures {
+    /// Notes that an action failed. `asked`: how long the server wants to be left alone.
+    pub fn note(
+        &self,
+        who: &Writer,
+        action: &'static str,
+        (cause, error): (Cause, &str),
+        asked: Duration,
+        now: Instant,
+    ) -> Noted {
+        let mut objects = self.lock();
+        if objects.len() > MANY {
+            let is_recent = |entry: &Entry| now.saturating_duration_since(entry.until) < KEEP;
+            objects.retain(|_, object| object.actions.values().any(is_recent));
+        }
+        let object = objects.entry(who.clone()).or_default();
+        let entry = object.actions.entry(action).or_insert(Entry { cause, count: 0, until: now, shown: None });
+        entry.count = if entry.cause == cause { entry.count.saturating_add(1) } else { 1 };
+        entry.cause = cause;
+        entry.until = now + cause.delay(entry.count, asked, rand::random());
+        let failure = Some(Failure::new(action, error)).filter(|_| cause.is_shown(entry.count));
+        let note = failure.clone().filter(|failure| entry.shown.as_ref() != Some(failure));
+        entry.shown = failure.or_else(|| entry.shown.take());
+        Noted { is_first: entry.count == 1, note: note.map(|failure| Note::warning(failure.reason, failure.message)) }
+    }
+
+    /// Notes that an action succeeded, or had nothing to do.
+    pub fn passed(&self, who: &Writer, action: &'static str) {
+        let mut objects = self.lock();
+        if let Some(object) = objects.get_mut(who) {
+            object.actions.remove(action);
+            if object.actions.is_empty() {
+                objects.remove(who);
+            }
+        }
+    }
+
+    /// How long an action must not be tried. `None`: it may be.
+    pub fn held_back(&self, who: &Writer, action: &'static str, now: Instant) -> Option<Duration> {
+        let objects = self.lock();
+        let entry = objects.get(who)?.actions.get(action).filter(|entry| entry.cause.holds_back())?;
+        entry.until.checked_duration_since(now).filter(|wait| !wait.is_zero())
+    }
+
+    /// How long until an action that failed is due again.
+    pub fn wait(&self, who: &Writer, action: &'static str, now: Instant) -> Option<Duration> {
+        let objects = self.lock();
+        Some(objects.get(who)?.actions.get(action)?.until.saturating_duration_since(now))
+    }
+
+    /// The failure that an object shows: that of the creation of a run before any other one.
+    pub fn shown(&self, who: &Writer) -> Option<Failure> {
+        let objects = self.lock();
+        let shown =
+            objects.get(who)?.actions.iter().filter_map(|(action, entry)| Some((action, entry.shown.as_ref()?)));
+        let first = shown.min_by_key(|(action, _)| (**action != CREATE, **action));
+        first.map(|(_, failure)| failure.clone())
+    }
+
+    /// Forgets what failed on an object before its spec was changed, or on another one of the same name.
+    pub fn begin(&self, who: &Writer, meta: &ObjectMeta) {
+        let mut objects = self.lock();
+        if let Some(object) = objects.get_mut(who) {
+            let spec = Some((meta.uid.clone(), meta.generation));
+            let before = std::mem::replace(&mut object.spec, spec);
+            if before.is_some() && before != object.spec {
+                objects.remove(who);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Writer, Object>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::runtime::reflector::ObjectRef;
+
+    fn who(name: &str) -> Writer {
+        Writer::Schedule(ObjectRef::new(name).within("a"))
+    }
+
+    #[test]
+    fn each_action_on_an_object_has_a_backoff_of_its_own() {
+        let (failures, now) = (Failures::default(), Instant::now());
+        let refused = || failures.note(&who("a"), CREATE, (Cause::Refused, "no"), Duration::ZERO, now);
+        refused();
+        let first = failures.held_back(&who("a"), CREATE, now).unwrap();
+        refused();
+        let second = failures.held_back(&who("a"), CREATE, now).unwrap();
+        assert!(first <= Duration::from_millis(1250) && second >= Duration::from_millis(1500));
+        assert!(failures.held_back(&who("a"), "delete a SyncJob", now).is_none());
+        assert!(failures.held_back(&who("b"), CREATE, now).is_none());
+        assert!(failures.held_back(&who("a"), CREATE, now + second).is_none(), "it is over");
+        failures.passed(&who("a"), CREATE);
+        assert!(failures.lock().is_empty());
+    }
+
+    #[test]
+    fn an_event_tells_of_each_message_once() {
+        let (failures, now) = (Failures::default(), Instant::now());
+        let note = |error: &str, cause| failures.note(&who("a"), CREATE, (cause, error), Duration::ZERO, now).note;
+        assert_eq!(note("no", Cause::Refused).unwrap().text, "No");
+        assert!(note("no", Cause::Refused).is_none());
+        assert_eq!(note("never", Cause::Refused).unwrap().text, "Never");
+        assert!(note("busy", Cause::Busy).is_none(), "the first time-out is not told");
+        assert_eq!(failures.shown(&who("a")).unwrap().message, "Never");
+        let meta = |generation| ObjectMeta { generation: Some(generation), ..ObjectMeta::default() };
+        for generation in [1, 1] {
+            failures.begin(&who("a"), &meta(generation));
+            assert!(failures.shown(&who("a")).is_some());
+        }
+        failures.begin(&who("a"), &meta(2));
+        assert!(failures.shown(&who("a")).is_none(), "its user may have mended it");
+    }
+
+    #[test]
+    fn a_conflict_holds_nothing_back() {
+        let (failures, now) = (Failures::default(), Instant::now());
+        let noted = failures.note(&who("a"), "write", (Cause::Conflict, "c"), Duration::ZERO, now);
+        assert!(noted.is_first && noted.note.is_none());
+        assert!(failures.held_back(&who("a"), "write", now).is_none());
+        assert!(failures.wait(&who("a"), "write", now).unwrap() < Duration::from_millis(320));
+    }
+}

@@ -1,0 +1,85 @@
+//! Tells on each object that this release cannot read why nothing is done for it.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use kube::{
+    api::{Patch, PatchParams},
+    core::Request,
+};
+use serde::de::IgnoredAny;
+use serde_json::json;
+use tokio::{select, time::sleep};
+
+use super::Context;
+use crate::{
+    cluster::{self, Lane, UnreadableObject},
+    domain::{Note, failure, unreadable},
+};
+
+/// Tells of all unreadable objects, while this process leads. Never ends.
+pub(super) async fn report(context: &Context) {
+    let (mut changes, mut leaders) = (context.cluster.unreadable.changes(), context.leadership.changes());
+    let (mut told, mut failures) = (HashMap::new(), 0);
+    loop {
+        changes.mark_unchanged();
+        let objects = context.cluster.unreadable.all();
+        told.retain(|uid, _| objects.iter().any(|object| object.reference.uid.as_ref() == Some(uid)));
+        let mut is_done = true;
+        for object in objects.iter().filter(|_| context.leadership.is_held()) {
+            is_done &= tell(object, &mut told, context).await;
+        }
+        failures = if is_done { 0 } else { failures + 1 };
+        let again = async {
+            match failures {
+                0 => std::future::pending().await,
+                failures => sleep(failure::REFUSED.delay(failures, rand::random())).await,
+            }
+        };
+        select! {
+            // These fail only when the process ends.
+            _ = changes.changed() => {}
+            _ = leaders.changed() => {}
+            () = again => {}
+        }
+    }
+}
+
+/// Tells of an object once for each reason: an event, and the conditions, where they can be written. False: they could not
+/// be written, and may be later.
+async fn tell(object: &UnreadableObject, told: &mut HashMap<String, String>, context: &Context) -> bool {
+    let UnreadableObject { reference, url, version, generation, conditions, reason } = object;
+    let kind = reference.kind.as_deref().unwrap_or_default();
+    let Some(conditions) = unreadable::mark(conditions, kind, reason, *generation, Timestamp::now()) else {
+        return true;
+    };
+    let uid = reference.uid.clone().unwrap_or_default();
+    let is_new = told.insert(uid, reason.clone()).as_ref() != Some(reason);
+    if is_new {
+        context.news.tell_of(reference.clone(), Note::warning("Unreadable", reason));
+    }
+    // The version makes this a conflict when somebody has changed the object, and the watch will tell of that.
+    let metadata = json!({"resourceVersion": version});
+    let patch = Patch::Merge(json!({"metadata": metadata, "status": {"conditions": conditions}}));
+    let name = reference.name.as_deref().unwrap_or_default();
+    let request = Request::new(url).patch_subresource("status", name, &PatchParams::default(), &patch);
+    let written = async {
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        context.cluster.client.request::<IgnoredAny>(request).await
+    };
+    let _turn = context.cluster.turn(Lane::Reports).await;
+    if !context.leadership.is_held() {
+        return true;
+    }
+    match cluster::ask("write the conditions of an object that cannot be read", written).await {
+        Ok(_) => true,
+        Err(error) if error.is_conflict() || error.is_not_found() => true,
+        Err(error) => {
+            if is_new {
+                let namespace = &reference.namespace;
+                tracing::warn!(kind, namespace, name, %error, "an unreadable object cannot say so; trying again");
+            }
+            false
+        }
+    }
+}

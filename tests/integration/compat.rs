@@ -1,0 +1,189 @@
+//! What other releases wrote, in `tests/compat`: objects, and the runs of a queue.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+    time::Duration,
+};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::api::ListParams;
+use redis::AsyncCommands;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sync_operator::{
+    api::{SyncJob, SyncSchedule},
+    domain::{
+        job::is_finished,
+        needs::Level,
+        run::{Payload, RunSpec, State},
+    },
+    queue::{Candidates, Control, Ending, Fenced, LetGo, NewRun, Queue},
+};
+
+use crate::{
+    operator::{apply_job, apply_schedule, finished, slow, under_way},
+    support::{World, eventually, unique, variable},
+};
+
+/// What a release left behind when it was killed.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    jobs: Vec<Value>,
+    schedules: Vec<Value>,
+    /// Hashes of the runs, by uid.
+    runs: BTreeMap<String, BTreeMap<String, String>>,
+    /// Members of the sets with their scores.
+    sets: BTreeMap<String, Vec<(String, f64)>>,
+}
+
+const SETS: [&str; 7] = ["waiting", "delayed", "active", "parked", "completed", "failed", "due"];
+
+async fn connection() -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(variable("REDIS_URL")).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+impl Record {
+    async fn of(world: &World) -> Self {
+        let mut redis = connection().await;
+        let prefix = format!("{{sync:{}}}:", world.name);
+        let keys: Vec<String> = redis.keys(format!("{prefix}run:*")).await.unwrap();
+        let mut runs = BTreeMap::new();
+        for key in keys {
+            let uid = key.rsplit(':').next().unwrap().to_owned();
+            runs.insert(uid, redis.hgetall(&key).await.unwrap());
+        }
+        let mut sets = BTreeMap::new();
+        for set in SETS {
+            sets.insert(set.to_owned(), redis.zrange_withscores(format!("{prefix}{set}"), 0, -1).await.unwrap());
+        }
+        let all = ListParams::default();
+        let (jobs, schedules) = (world.jobs().list(&all).await.unwrap(), world.schedules().list(&all).await.unwrap());
+        Self {
+            jobs: jobs.iter().map(|job| serde_json::to_value(job).unwrap()).collect(),
+            schedules: schedules.iter().map(|schedule| serde_json::to_value(schedule).unwrap()).collect(),
+            runs,
+            sets,
+        }
+    }
+
+    async fn restore(&self, queue: &str) {
+        let mut redis = connection().await;
+        let mut pipeline = redis::pipe();
+        for (uid, hash) in &self.runs {
+            let fields: Vec<_> = hash.iter().collect();
+            pipeline.hset_multiple(format!("{{sync:{queue}}}:run:{uid}"), &fields);
+        }
+        for (set, members) in &self.sets {
+            for (uid, score) in members {
+                pipeline.zadd(format!("{{sync:{queue}}}:{set}"), uid, score);
+            }
+        }
+        pipeline.exec_async(&mut redis).await.unwrap();
+    }
+}
+
+/// Records what a program leaves behind: `tests/compat/README.md`.
+#[tokio::test]
+#[ignore = "records what a release writes"]
+async fn record() {
+    let version = variable("COMPAT_VERSION");
+    let world = World::new().await;
+    world.seed(20_000, 0).await;
+    let mut operator = world.operator("controller", &["--workers", "1", "--resync-interval", "1s"]);
+    apply_job(&world, "complete", json!({"syncType": "Full"})).await;
+    apply_job(&world, "failed", json!({"target": {"database": "not-allowed"}})).await;
+    for name in ["complete", "failed"] {
+        finished(&world, name).await;
+    }
+    apply_schedule(&world, "scheduled", json!({"interval": "24h", "immediate": true, "suspended": false})).await;
+    eventually("the schedule has counted its run", async || {
+        let status = world.schedules().get("scheduled").await.unwrap().status?;
+        (status.runs.succeeded == 1).then_some(())
+    })
+    .await;
+    apply_job(&world, "active", slow()).await;
+    under_way(&world, "active").await;
+    apply_job(&world, "suspended", json!({"syncType": "Full", "suspended": true})).await;
+    apply_job(&world, "waiting", json!({"syncType": "Full", "dryRun": true, "priority": 7})).await;
+    eventually("all are in the queue", async || {
+        let depth = world.queue().depth().await.unwrap();
+        (depth.waiting == 1 && depth.parked == 1 && depth.active == 1).then_some(())
+    })
+    .await;
+    operator.kill();
+    let folder = Path::new("tests/compat");
+    let text = serde_json::to_string_pretty(&Record::of(&world).await).unwrap();
+    fs::write(folder.join(format!("{version}.json")), text + "\n").unwrap();
+}
+
+fn records() -> Vec<(String, Record)> {
+    let files = fs::read_dir("tests/compat").unwrap().map(|file| file.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    let read = |path: std::path::PathBuf| serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    files.map(|path| (path.display().to_string(), read(path))).collect()
+}
+
+#[test]
+fn the_objects_of_each_release_are_read() {
+    let records = records();
+    assert!(!records.is_empty());
+    for (file, record) in records {
+        let jobs: HashMap<String, SyncJob> = record
+            .jobs
+            .iter()
+            .map(|job| serde_json::from_value::<SyncJob>(job.clone()).unwrap())
+            .map(|job| (job.metadata.name.clone().unwrap(), job))
+            .collect();
+        for (name, is_over) in
+            [("complete", true), ("failed", true), ("active", false), ("suspended", false), ("waiting", false)]
+        {
+            assert_eq!(is_finished(&jobs[name]), is_over, "{file}: {name}");
+            RunSpec::parse(&jobs[name].spec).unwrap();
+        }
+        let schedule: SyncSchedule = serde_json::from_value(record.schedules[0].clone()).unwrap();
+        let status = schedule.status.unwrap();
+        assert_eq!((status.runs.succeeded, status.active.len(), status.slots_since.is_some()), (1, 0, true), "{file}");
+    }
+}
+
+#[tokio::test]
+async fn the_runs_of_each_release_are_worked_off() {
+    for (file, record) in records() {
+        let name = unique("compat");
+        record.restore(&name).await;
+        let queue = Queue::new(&variable("REDIS_URL"), &name, Duration::from_secs(30)).unwrap();
+        let uid_of = |name: &str| {
+            let job = record.jobs.iter().find(|job| job["metadata"]["name"] == name).unwrap();
+            job["metadata"]["uid"].as_str().unwrap().to_owned()
+        };
+        let ended = queue.get(&uid_of("complete")).await.unwrap().unwrap();
+        assert_eq!(ended.state, State::Completed, "{file}");
+        assert!(!queue.enqueue(&NewRun::new(&uid_of("failed"), "{}")).await.unwrap(), "{file}");
+
+        // Its worker is long gone.
+        eventually("its run is back", async || (queue.reap("{}").await.unwrap() == 1).then_some(())).await;
+        let go_on = Control { suspended: false, cancelled: None, priority: -1, approved: None };
+        assert!(queue.control(&uid_of("suspended"), go_on).await.unwrap(), "{file}");
+        assert!(queue.confirm(&queue.server().await.unwrap().replication_id).await.unwrap(), "{file}");
+        let claims = queue.claim("w", 32, &mut Candidates::default()).await.unwrap().unwrap();
+        let claimed: Vec<_> = claims.iter().map(|claim| claim.uid.clone()).collect();
+        assert_eq!(claimed, ["waiting", "active", "suspended"].map(uid_of), "{file}");
+        for claim in claims {
+            assert_eq!(Level::default().lacking(&claim.entry.payload), None, "{file}");
+            let payload: Payload = serde_json::from_str(&claim.entry.payload).unwrap();
+            RunSpec::parse(&payload.spec).unwrap();
+            let is_recovered = claim.uid == uid_of("active");
+            assert_eq!(claim.entry.recoveries, u32::from(is_recovered), "{file}");
+            let start = claim.entry.started.unwrap();
+            assert!(is_recovered == (start < Timestamp::now() - Duration::from_secs(20)), "{file}: {start}");
+            let (uid, epoch, checkpoint) = (claim.uid, claim.entry.epoch, "{}".to_owned());
+            let run = LetGo { uid, epoch, ending: Ending::Completed, checkpoint, attempts: None };
+            assert_eq!(queue.let_go([&run]).await.unwrap(), [Fenced::Done], "{file}");
+        }
+        assert_eq!(queue.unfinished().await.unwrap(), [""; 0], "{file}");
+        queue.repair([]).await.unwrap();
+    }
+}

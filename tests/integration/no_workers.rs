@@ -1,0 +1,61 @@
+//! What becomes of runs without any worker left.
+
+use std::time::Duration;
+
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use sync_operator::{domain::run::State, queue::Candidates};
+use tokio::time::Instant;
+
+use crate::{
+    control::reason,
+    operator::{apply_job, finished},
+    support::{World, eventually},
+};
+
+/// Runs that one worker had. More than are recovered in one call.
+const RUNS: usize = 40;
+const LEASE: Duration = Duration::from_secs(2);
+
+/// A worker took them all and is gone: they are recovered at once, end when they are cancelled or late, and say that nobody is there.
+#[tokio::test]
+async fn runs_of_lost_workers_are_recovered_without_a_worker() {
+    let world = World::new().await;
+    let _controller =
+        world.operator("controller", &["--workers", "0", "--lease-duration", "2s", "--resync-interval", "1s"]);
+    let queue = sync_operator::queue::Queue::new(&world.servers.redis, &world.name, LEASE).unwrap();
+    for run in 0..RUNS {
+        let deadline = if run == 0 { "8s" } else { "1h" };
+        apply_job(&world, &format!("run-{run}"), json!({"syncType": "Full", "activeDeadline": deadline})).await;
+    }
+    eventually("all are enqueued", async || (queue.depth().await.unwrap().waiting == RUNS as u64).then_some(())).await;
+    let mut claimed = 0;
+    while claimed < RUNS {
+        claimed += queue.claim("gone", 32, &mut Candidates::default()).await.unwrap().unwrap().len();
+    }
+    let began = Instant::now();
+    eventually("the runs are recovered", async || {
+        let recovered = queue.depth().await.unwrap().waiting == RUNS as u64;
+        recovered.then_some(())
+    })
+    .await;
+    let took = began.elapsed();
+    assert!(took < LEASE.mul_f64(1.5) + Duration::from_secs(1), "{took:?}");
+    let uid = world.jobs().get("run-1").await.unwrap().uid().unwrap();
+    let run = queue.get(&uid).await.unwrap().unwrap();
+    assert_eq!((run.state, run.recoveries), (State::Waiting, 1));
+
+    let late = finished(&world, "run-0").await;
+    assert_eq!(reason(&late, "Failed").as_deref(), Some("DeadlineExceeded"));
+    let cancel = Patch::Merge(json!({"spec": {"cancelled": true}}));
+    world.jobs().patch("run-1", &PatchParams::default(), &cancel).await.unwrap();
+    assert_eq!(reason(&finished(&world, "run-1").await, "Failed").as_deref(), Some("Cancelled"));
+    eventually("it says that there is no worker", async || {
+        let job = world.jobs().get("run-2").await.unwrap();
+        reason(&job, "Reconciling").filter(|reason| reason == "NoWorkers")
+    })
+    .await;
+}

@@ -1,0 +1,208 @@
+//! Objects that this release cannot read, and objects that the API server refuses: each harms only itself, and says why.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ResourceQuota;
+use kube::{
+    Api, Resource,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    core::Request,
+};
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+use sync_operator::{
+    api::{SyncJob, SyncSchedule, SyncScheduleStatus},
+    cluster::{self, Kind, Read},
+    domain::conditions::find,
+};
+use tokio::time::Instant;
+
+use crate::{
+    control::{reason, runs_in_redis},
+    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
+    own::Own,
+    support::{World, eventually},
+};
+
+/// A filter of so many levels.
+fn filter(levels: usize) -> String {
+    format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels))
+}
+
+/// Creates an object whose answer need not be readable.
+async fn create<K: Kind>(world: &World, name: &str, spec: &str) {
+    let kind = K::kind(&());
+    let text = format!(
+        r#"{{"apiVersion":"sync.codex.dev/v1alpha1","kind":"{kind}","metadata":{{"name":"{name}"}},"spec":{spec}}}"#
+    );
+    let url = K::url_path(&(), Some(&world.name));
+    let request = Request::new(url).create(&PostParams::default(), text.into_bytes()).unwrap();
+    world.client.request::<IgnoredAny>(request).await.unwrap();
+}
+
+/// Waits until an object that cannot be read says so: its condition and the reason.
+async fn unreadable<K: Kind>(world: &World, name: &str, condition: &str) -> String {
+    let api: Api<K> = Api::namespaced(world.client.clone(), &world.name);
+    eventually("it says that it cannot be read", async || {
+        let Some(Read::Unreadable(unreadable)) = cluster::read(&api, name).await.unwrap() else { panic!("readable") };
+        let found = find(unreadable.outline.conditions(), condition)?;
+        (found.reason == "Unreadable").then(|| found.message.clone())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_unreadable_object_harms_only_itself() {
+    let (kube, servers) = Own::up("kube");
+    kube.install_crds();
+    // As a newer release has it.
+    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/syncType/enum/-";
+    let newer = json!([{"op": "add", "path": path, "value": "Newer"}]).to_string();
+    kube.script(&["kubectl", "patch", "crd", "syncjobs.sync.codex.dev", "--type=json", "-p", &newer]);
+    let world = World::on(servers).await;
+    world.seed(10, 0).await;
+    let (operator, _) = world.all(&[]);
+    apply_job(&world, "before", json!({"syncType": "Full"})).await;
+    finished(&world, "before").await;
+
+    // While it watches. The API server takes a new enum value some time after the kind was changed.
+    let deep = format!(r#"{{"suspended":true,"target":{{"filter":{}}}}}"#, filter(140));
+    create::<SyncJob>(&world, "deep", &deep).await;
+    create::<SyncSchedule>(&world, "deep", &format!(r#"{{"jobTemplate":{{"spec":{deep}}}}}"#)).await;
+    eventually("a newer value is taken", async || {
+        let request = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": "newer"},
+            "spec": {"syncType": "Newer"}});
+        let url = SyncJob::url_path(&(), Some(&world.name));
+        let request = Request::new(url).create(&PostParams::default(), request.to_string().into_bytes()).unwrap();
+        world.client.request::<IgnoredAny>(request).await.ok()
+    })
+    .await;
+    assert!(unreadable::<SyncJob>(&world, "deep", "Reconciling").await.contains("target.filter may have 32 levels"));
+    assert!(unreadable::<SyncJob>(&world, "newer", "Reconciling").await.contains("unknown variant `Newer`"));
+    for condition in ["Ready", "Stalled"] {
+        unreadable::<SyncSchedule>(&world, "deep", condition).await;
+    }
+    told(&world, "newer", &["Unreadable"]).await;
+    apply_job(&world, "beside", json!({"syncType": "Full"})).await;
+    finished(&world, "beside").await;
+    let log = operator.log();
+    assert!(log.contains("an object cannot be read") && log.lines().all(|line| line.len() < 2000), "{log}");
+    assert_eq!(operator.stop().await, Some(0));
+
+    // After a restart, with a list that has them.
+    let (operator, port) = world.all(&[]);
+    apply_once(&world, "users", json!({})).await;
+    eventually("a schedule runs", async || {
+        let status = world.schedules().get("users").await.ok()?.status?;
+        (status.runs.succeeded == 1).then_some(())
+    })
+    .await;
+    let (code, jobs) = get(port, "/jobs").await.unwrap();
+    assert!(code == 200 && jobs.contains("beside"), "{code} {jobs}");
+    let reported = events(&world).await;
+    let reported = reported.iter().filter(|event| event.reason.as_deref() == Some("Unreadable")).count();
+    assert_eq!(reported, 3, "each is told once");
+    // What can be read, and is too deep all the same.
+    let spec: Value = serde_json::from_str(&format!(r#"{{"target":{{"filter":{}}}}}"#, filter(33))).unwrap();
+    apply_job(&world, "nested", spec).await;
+    let nested = finished(&world, "nested").await;
+    let failed = find(&nested.status.as_ref().unwrap().conditions, "Failed").unwrap();
+    assert_eq!(failed.message, "target.filter must have at most 32 levels, not 33");
+    assert_eq!(reason(&nested, "Failed").as_deref(), Some("InvalidTarget"));
+    // One that can be read again is worked on.
+    let patch = Patch::Merge(json!({"spec": {"jobTemplate": null, "interval": quiet_interval(60)}}));
+    let deep: Api<Read<SyncSchedule>> = Api::namespaced(world.client.clone(), &world.name);
+    deep.patch("deep", &PatchParams::default(), &patch).await.unwrap();
+    eventually("it is ready", async || {
+        let status = world.schedules().get("deep").await.ok()?.status?;
+        let is_stalled = find(&status.conditions, "Stalled").is_some();
+        (find(&status.conditions, "Ready")?.status == "True" && !is_stalled).then_some(())
+    })
+    .await;
+    let log = operator.log();
+    assert!(log.lines().all(|line| line.len() < 2000), "{log}");
+}
+
+async fn until<T>(world: &World, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
+    eventually(what, async || found(&world.schedules().get("users").await.ok()?.status?)).await
+}
+
+fn ready(status: &SyncScheduleStatus) -> Option<(String, String)> {
+    find(&status.conditions, "Ready").map(|ready| (ready.reason.clone(), ready.message.clone()))
+}
+
+#[tokio::test]
+async fn a_quota_is_told_and_runs_go_on_when_it_is_lifted() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let quotas: Api<ResourceQuota> = Api::namespaced(world.client.clone(), &world.name);
+    let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"count/syncjobs.sync.codex.dev": "0"}}});
+    quotas.create(&PostParams::default(), &serde_json::from_value(quota).unwrap()).await.unwrap();
+    // The controller manager, which would count, need not run.
+    let counted = json!({"status": {"hard": {"count/syncjobs.sync.codex.dev": "0"}, "used": {"count/syncjobs.sync.codex.dev": "0"}}});
+    quotas.patch_status("none", &PatchParams::default(), &Patch::Merge(counted)).await.unwrap();
+    let (operator, _) = world.all(&[]);
+    apply_schedule(&world, "users", json!({"interval": "2s"})).await;
+    let message = until(&world, "the refusal is told", |status| {
+        ready(status).filter(|(reason, _)| reason == "CreateFailed").map(|(_, message)| message)
+    })
+    .await;
+    assert!(message.contains("Could not create a SyncJob") && message.contains("quota"), "{message}");
+    let skip = until(&world, "a slot is skipped", |status| status.last_skip.clone()).await;
+    assert_eq!(skip.reason, "CreateFailed");
+    told(&world, "users", &["CreateFailed", "RunSkipped"]).await;
+    let log = operator.log();
+    let warned = log.lines().filter(|line| line.contains("WARN") && line.contains("a request for an object failed"));
+    assert_eq!(warned.count(), 1, "{log}");
+    quotas.delete("none", &DeleteParams::default()).await.unwrap();
+    let began = Instant::now();
+    until(&world, "a run succeeds", |status| (status.runs.succeeded > 0).then_some(())).await;
+    until(&world, "it is ready", |status| ready(status).filter(|(reason, _)| reason == "Scheduled")).await;
+    println!("runs went on {:?} after the quota was lifted", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_refused_slot_ends_with_its_deadline() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let labels = |team: &str| json!({"metadata": {"labels": {"team": team}}});
+    let spec = json!({"interval": quiet_interval(60), "immediate": true, "startingDeadline": "4s", "jobTemplate": labels("a b")});
+    apply_schedule(&world, "users", spec).await;
+    let status =
+        until(&world, "the slot is skipped", |status| status.last_skip.is_some().then(|| status.clone())).await;
+    assert_eq!(status.last_skip.as_ref().unwrap().reason, "CreateFailed");
+    assert_eq!((status.active.len(), status.runs.total, status.runs.skipped), (0, 0, 1));
+    let (reason, message) = ready(&status).unwrap();
+    assert!(reason == "CreateFailed" && message.contains("a b"), "{reason} {message}");
+    let annotations = json!({"sync.codex.dev/trigger": "now"});
+    let patch = json!({"metadata": {"annotations": annotations}, "spec": {"jobTemplate": labels("ab")}});
+    world.schedules().patch("users", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    let began = Instant::now();
+    until(&world, "the triggered run succeeds", |status| (status.runs.succeeded == 1).then_some(())).await;
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    until(&world, "it is ready", |status| ready(status).filter(|(reason, _)| reason == "Scheduled")).await;
+}
+
+#[tokio::test]
+async fn a_job_that_waits_for_a_finalizer_is_in_nobodys_way() {
+    let world = World::new().await;
+    world.seed(20_000, 0).await;
+    let (_operator, _) = world.all(&[]);
+    let spec = json!({"interval": "1s", "immediate": true, "jobTemplate": {"spec": slow()}});
+    apply_schedule(&world, "users", spec).await;
+    let first =
+        until(&world, "a run is noted", |status| status.active.iter().find(|run| run.uid.is_some()).cloned()).await;
+    let finalizers = |names: Value| Patch::Merge(json!({"metadata": {"finalizers": names}}));
+    let jobs = world.jobs();
+    jobs.patch(&first.name, &PatchParams::default(), &finalizers(json!(["example.com/keep"]))).await.unwrap();
+    jobs.delete(&first.name, &DeleteParams::default()).await.unwrap();
+    until(&world, "the next run is made", |status| {
+        status.active.iter().any(|run| run.name != first.name && run.uid.is_some()).then_some(())
+    })
+    .await;
+    let uid = first.uid.unwrap();
+    eventually("its run is gone", async || (!runs_in_redis(&world).await.contains(&uid)).then_some(())).await;
+    assert!(jobs.get(&first.name).await.unwrap().metadata.deletion_timestamp.is_some());
+    jobs.patch(&first.name, &PatchParams::default(), &finalizers(json!(null))).await.unwrap();
+}
