@@ -103,10 +103,8 @@ async fn a_worker_of_another_database_leaves_runs_alone() {
         stranger.log().contains("difference=\"default database\"").then_some(())
     })
     .await;
-    eventually("the run is queued", async || {
-        (job(&world, "users").await["status"]["phase"] == "Queued").then_some(())
-    })
-    .await;
+    eventually("the run is queued", async || (job(&world, "users").await["status"]["phase"] == "Queued").then_some(()))
+        .await;
     let _worker = world.operator("worker", &[]);
     let job = finished(&world, "users").await;
     assert!(is_complete(&job));
