@@ -110,6 +110,8 @@ pub mod reasons {
     pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
     /// The run was active for longer than `spec.activeDeadline`.
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+    /// The SyncJob was restored without its status after the deadline of its slot, and was not executed.
+    pub const STARTING_DEADLINE_EXCEEDED: &str = "StartingDeadlineExceeded";
     /// The target cannot be worked on as written (filter, database, rights).
     pub const INVALID_TARGET: &str = "InvalidTarget";
     /// The source cannot be asked as written (endpoint, query, token, Secret).

@@ -26,6 +26,9 @@ pub const GROUP: &str = "sync.codex.dev";
 pub const SCHEDULE_LABEL: &str = "sync.codex.dev/schedule";
 /// Annotation on a SyncJob with the slot it was made for, as RFC 3339.
 pub const SLOT_ANNOTATION: &str = "sync.codex.dev/scheduled-at";
+/// Annotation on a SyncJob with the time, as RFC 3339, until which it may be created for its slot. One that was created later comes from a
+/// backup.
+pub const STARTING_DEADLINE_ANNOTATION: &str = "sync.codex.dev/starting-deadline";
 /// Annotation on a SyncJob that was cancelled since another one, which it names, takes its place.
 pub const REPLACED_BY_ANNOTATION: &str = "sync.codex.dev/replaced-by";
 /// Number of documents that a person approves a held SyncJob to mark, delete or change.

@@ -294,6 +294,8 @@ pub struct RunCounters {
     pub skipped: i64,
     /// Runs that were cancelled since a newer one took their place: replaced or superseded ones.
     pub replaced: i64,
+    /// Runs whose SyncJob was deleted before its end was counted.
+    pub deleted: i64,
 }
 
 /// A slot for which no run was made.

@@ -73,12 +73,14 @@ impl Writer {
 /// A place at the front, until it is dropped.
 pub(super) type Place = OwnedSemaphorePermit;
 
-/// Who waits in it, and who was called. First come, first served.
+/// Who waits in it, and who was called. First come, first served, but SyncJobs and the others take turns: after an outage each
+/// SyncSchedule has to tell that it is over, and the ends of runs do not wait behind all of them.
 #[derive(Clone)]
 pub(super) struct Line {
     places: Arc<Semaphore>,
     known: Arc<Mutex<HashMap<Writer, Known>>>,
-    end: mpsc::UnboundedSender<Writer>,
+    jobs: mpsc::UnboundedSender<Writer>,
+    others: mpsc::UnboundedSender<Writer>,
 }
 
 enum Known {
@@ -89,7 +91,8 @@ enum Known {
 /// Calls those that wait, by having them reconciled.
 pub(super) struct Caller {
     line: Line,
-    waiting: mpsc::UnboundedReceiver<Writer>,
+    waiting_jobs: mpsc::UnboundedReceiver<Writer>,
+    waiting_others: mpsc::UnboundedReceiver<Writer>,
     schedules: mpsc::UnboundedSender<ObjectRef<SyncSchedule>>,
     jobs: mpsc::UnboundedSender<ObjectRef<SyncJob>>,
     alerts: mpsc::UnboundedSender<ObjectRef<SyncAlert>>,
@@ -104,14 +107,16 @@ pub(super) struct Called {
 
 impl Line {
     pub fn new() -> (Self, Caller, Called) {
-        let (end, waiting) = mpsc::unbounded_channel();
+        let ((waiting_job, waiting_jobs), (waiting_other, waiting_others)) =
+            (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let ((schedules, called_schedules), (jobs, called_jobs)) =
             (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (alerts, called_alerts) = mpsc::unbounded_channel();
-        let line = Self { places: Arc::new(Semaphore::new(PLACES)), known: Arc::default(), end };
+        let (places, known) = (Arc::new(Semaphore::new(PLACES)), Arc::default());
+        let line = Self { places, known, jobs: waiting_job, others: waiting_other };
         let called =
             Called { schedules: called_schedules.into(), jobs: called_jobs.into(), alerts: called_alerts.into() };
-        (line.clone(), Caller { line, waiting, schedules, jobs, alerts }, called)
+        (line.clone(), Caller { line, waiting_jobs, waiting_others, schedules, jobs, alerts }, called)
     }
 
     /// The place that is kept for one that was called. To be asked for first in a reconciliation: it is free again when that
@@ -133,8 +138,9 @@ impl Line {
             return Some(place);
         }
         known.insert(who.clone(), Known::Waits);
+        let end = if matches!(who, Writer::Job(_)) { &self.jobs } else { &self.others };
         // The receiver is gone only when the process ends.
-        self.end.send(who).ok();
+        end.send(who).ok();
         None
     }
 
@@ -173,7 +179,9 @@ impl Caller {
             let places = Arc::clone(&self.line.places);
             select! {
                 _ = ticks.tick() => self.line.forget_absent(Instant::now()),
-                who = self.waiting.recv(), if next.is_none() => next = who,
+                // Of those that are ready, any one is taken.
+                who = self.waiting_jobs.recv(), if next.is_none() => next = who,
+                who = self.waiting_others.recv(), if next.is_none() => next = who,
                 // It is never closed.
                 Ok(place) = places.acquire_owned(), if next.is_some() => {
                     if let Some(who) = next.take() {
@@ -250,5 +258,29 @@ mod tests {
         assert_eq!(called(&mut from).await, job(101));
         assert!(line.kept(&job(100)).is_none());
         assert!(line.enter(job(100)).is_none(), "it waits anew");
+    }
+
+    #[tokio::test]
+    async fn ends_of_runs_do_not_wait_behind_all_schedules() {
+        use futures::StreamExt;
+        let (line, places, mut from) = full();
+        for number in 0..PLACES {
+            let schedule = ObjectRef::new(&format!("s{number}")).within("here");
+            assert!(line.enter(Writer::Schedule(schedule)).is_none());
+        }
+        assert!(line.enter(job(100)).is_none());
+        let mut places = places.into_iter();
+        let mut told = 0;
+        loop {
+            places.next();
+            select! {
+                Some(_) = from.jobs.next() => break,
+                Some(schedule) = from.schedules.next() => {
+                    told += 1;
+                    drop(line.kept(&Writer::Schedule(schedule)).unwrap());
+                }
+            }
+        }
+        assert!(told < PLACES, "{told}");
     }
 }

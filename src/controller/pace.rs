@@ -35,11 +35,13 @@ struct Mark {
     written: Option<Instant>,
     /// The resource version that the last write replaced, and since when.
     replaced: Option<(String, Instant)>,
+    /// Since when the end of its run is known, which is not told yet.
+    ended: Option<Instant>,
 }
 
 impl Mark {
     fn new() -> Self {
-        Self { seen: Instant::now(), written: None, replaced: None }
+        Self { seen: Instant::now(), written: None, replaced: None, ended: None }
     }
 }
 
@@ -109,8 +111,20 @@ impl Pace {
             .filter(|wait| !wait.is_zero() && version == Some(replaced))
     }
 
+    /// How long the end of a run is known already.
+    pub fn since_end(&self, uid: &str, now: Instant) -> Duration {
+        let mut marks = lock(&self.marks);
+        let mark = marks.entry(uid.to_owned()).or_insert_with(Mark::new);
+        now.saturating_duration_since(*mark.ended.get_or_insert(now))
+    }
+
     pub fn forget(&self, uid: &str) {
         lock(&self.marks).remove(uid);
+    }
+
+    /// Forgets the SyncJobs that do not exist.
+    pub fn forget_gone(&self, exists: impl Fn(&str) -> bool) {
+        lock(&self.marks).retain(|uid, _| exists(uid));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Asserts the runs in Redis from time to time, forgets what is kept of objects that are gone, and repairs the queue.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use jiff::{Timestamp, ToSpan};
 use kube::ResourceExt;
@@ -52,6 +52,7 @@ pub(super) async fn sweep(context: &Context, every: Duration) {
             }
             let known = cluster.jobs.state().iter().filter_map(|job| job.uid()).collect();
             repair(queue, known).await;
+            forget_gone(context);
         }
         forget_alerts(context).await;
     }
@@ -72,6 +73,14 @@ async fn forget_finished(context: &Context) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Forgets objects that were deleted while the watch was away.
+fn forget_gone(context: &Context) {
+    let Context { cluster, pace, made, .. } = context;
+    let schedules: HashSet<_> = cluster.schedules.state().iter().filter_map(|schedule| schedule.uid()).collect();
+    pace.forget_gone(|uid| cluster.has_job(uid));
+    made.forget_gone(|uid| schedules.contains(uid));
 }
 
 /// Forgets SyncAlerts that were deleted. What is missed here, Redis forgets by itself in time.

@@ -31,8 +31,9 @@ use crate::{
 
 /// While Redis is away. Its return is noticed at once, so this is only a safety net.
 const QUEUE_AWAY: Duration = Duration::from_secs(30);
-/// How often an end that is not told yet is looked at again.
+/// When an end that is not told yet is looked at again: at first, and later.
 const BOOKS_LOOK: Duration = Duration::from_millis(50);
+const MAX_BOOKS_LOOK: Duration = Duration::from_secs(2);
 
 pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Result<Action, Error> {
     let now = context.clock.now();
@@ -75,12 +76,11 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     if let Some(wait) = context.pace.behind(&uid, job.metadata.resource_version.as_deref(), Instant::now()) {
         return Ok(Action::requeue(wait));
     }
-    if context
-        .cluster
-        .schedule_of(&job)
-        .is_some_and(|schedule| job::waits_for_books(&job, &plan.status, &schedule, now))
-    {
-        return Ok(Action::requeue(BOOKS_LOOK));
+    if let Some(schedule) = context.cluster.schedule_of(&job).filter(|_| job::has_ended(&plan.status)) {
+        let waited = context.pace.since_end(&uid, Instant::now());
+        if job::waits_for_books(&job, &plan.status, &schedule, waited) {
+            return Ok(Action::requeue(waited.clamp(BOOKS_LOOK, MAX_BOOKS_LOOK)));
+        }
     }
     if let Some(wait) = context.pace.first(&uid).filter(|_| !job::has_ended(&plan.status)) {
         return Ok(Action::requeue(wait));
@@ -138,7 +138,8 @@ async fn look(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Re
     let highest_level = if entry.as_ref().is_some_and(is_asking) { context.queue.highest_level().await? } else { None };
     let has_workers = context.redis.has_workers();
     let run = entry.as_ref().map(|entry| Run { has_workers, ..read_run(entry, highest_level) });
-    let mut plan = job::decide(job, run.as_ref(), now);
+    let restored = job::restored(job, context.cluster.schedule_of(job).is_some()).filter(|_| run.is_none());
+    let mut plan = restored.map_or_else(|| job::decide(job, run.as_ref(), now), |outcome| job::end(job, &outcome, now));
     // The default database of the installation was changed, or the installation has adopted the queue.
     let is_other = |entry: &Entry| entry.installation.as_ref().is_some_and(|of| *of != context.queue.installation());
     let is_unfinished = |entry: &Entry| !matches!(entry.state, State::Completed | State::Failed);

@@ -384,6 +384,11 @@ impl Made {
         }
     }
 
+    /// Forgets the SyncJobs of schedules that do not exist.
+    pub fn forget_gone(&self, exists: impl Fn(&str) -> bool) {
+        self.lock().retain(|uid, _| exists(uid));
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<MadeJob>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

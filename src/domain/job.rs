@@ -12,8 +12,8 @@ use super::{
     run::{Outcome, Recorded, Run, RunSpec, State, Wanted, progress},
 };
 use crate::api::{
-    APPROVE_ANNOTATION, GoDuration, REPLACED_BY_ANNOTATION, SUPERSEDED_BY_ANNOTATION, SyncJob, SyncJobStatus,
-    SyncSchedule,
+    APPROVE_ANNOTATION, GoDuration, REPLACED_BY_ANNOTATION, STARTING_DEADLINE_ANNOTATION, SUPERSEDED_BY_ANNOTATION,
+    SyncJob, SyncJobStatus, SyncSchedule,
     conditions::{COMPLETE, FAILED, HELD, RECONCILING, REMOVAL_SKIPPED, STALLED, SUSPENDED, reasons},
     syncjob::Phase,
     truncate,
@@ -156,6 +156,31 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     Plan { status, enqueue, control, end, notes, requeue }
 }
 
+/// How a SyncJob ends that was restored from a backup without its status: its run may have ended long ago. `None`: it is executed. `is_owned`:
+/// the SyncSchedule that created it exists. That one creates SyncJobs in time, whatever the clocks say.
+#[must_use]
+pub fn restored(job: &SyncJob, is_owned: bool) -> Option<Outcome> {
+    let deadline: Timestamp = job.annotations().get(STARTING_DEADLINE_ANNOTATION)?.parse().ok()?;
+    let created = job.creation_timestamp()?.0;
+    let has_started = job.status.as_ref().is_some_and(|status| status.start_time.is_some());
+    let is_restored = !is_owned && !has_started && deadline < created;
+    let message = format!(
+        "the SyncJob was created at {created}, and its slot could start until {deadline}: it was restored without its status, and is not \
+         executed. To execute it, create it without the annotation {STARTING_DEADLINE_ANNOTATION}"
+    );
+    is_restored.then(|| Outcome { reason: reasons::STARTING_DEADLINE_EXCEEDED.to_owned(), message })
+}
+
+/// Decides on a SyncJob that ends without a run.
+#[must_use]
+pub fn end(job: &SyncJob, outcome: &Outcome, now: Timestamp) -> Plan {
+    let mut status = job.status.clone().unwrap_or_default();
+    status.observed_generation = job.metadata.generation;
+    fail(&mut status, outcome, job.metadata.generation, now);
+    let notes = transition(&job.status.clone().unwrap_or_default(), &status).into_iter().collect();
+    Plan { status, enqueue: false, control: None, end: None, notes, requeue: None }
+}
+
 /// When the deadline of a run ends it that no worker holds: there may be no worker left that would end it. `None`: it has no
 /// deadline now. A rollback has none.
 fn ends_without_worker_at(run: &Run, deadline: Duration) -> Option<Timestamp> {
@@ -269,20 +294,15 @@ pub fn unknown(job: &SyncJob, reason: &str, message: &str, now: Timestamp) -> Sy
 }
 
 /// True while a run has ended that its schedule does not have in its books yet, and would never count: one that a call
-/// made, and that was short. For 30 s at most, since a schedule's trouble must not hide how a run ended.
+/// made, and that was short. For 30 s at most, since a schedule's trouble must not hide how a run ended. `waited`: since this process
+/// first saw the end, by a clock of its own.
 #[must_use]
-pub fn waits_for_books(job: &SyncJob, next: &SyncJobStatus, schedule: &SyncSchedule, now: Timestamp) -> bool {
+pub fn waits_for_books(job: &SyncJob, next: &SyncJobStatus, schedule: &SyncSchedule, waited: Duration) -> bool {
     if !has_ended(next) || schedule.metadata.deletion_timestamp.is_some() {
         return false;
     }
     let books = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
-    // One that was never started ends at the time of each look.
-    let since = match &next.start_time {
-        Some(_) => next.completion_time.as_ref().map(|time| time.0),
-        None => job.metadata.creation_timestamp.as_ref().map(|time| time.0),
-    };
-    let is_late = since.is_none_or(|since| elapsed(since, now) > BOOKS_PATIENCE);
-    !is_late && !books.iter().any(|run| run.name == job.name_any())
+    waited <= BOOKS_PATIENCE && !books.iter().any(|run| run.name == job.name_any())
 }
 
 /// Copies what a Redis that went back may know less of. What is recorded is asserted there.
@@ -475,6 +495,7 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
         Phase::Suspended => Note::normal("RunSuspended", message(SUSPENDED)),
         Phase::Complete => Note::normal("RunCompleted", message(COMPLETE)),
         Phase::Failed if is_wanted => Note::normal("RunCancelled", message(FAILED)),
+        Phase::Failed if reason == reasons::STARTING_DEADLINE_EXCEEDED => Note::normal("RunSkipped", message(FAILED)),
         Phase::Failed => Note::warning("RunFailed", truncate(&message(FAILED))),
     })
 }
@@ -575,16 +596,15 @@ mod tests {
         let running = decide(&job, Some(&run(State::Active, 1)), at(161)).status;
         let mut deleted = without.clone();
         deleted.metadata.deletion_timestamp = Some(Time(at(161)));
-        for (what, next, schedule, now, waits) in [
-            ("not in the books", &ended, &without, 161, true),
-            ("in the books", &ended, &with, 161, false),
-            ("late", &ended, &without, 191, false),
-            ("under way", &running, &without, 161, false),
-            ("the schedule goes", &ended, &deleted, 161, false),
-            ("never started", &never_started, &without, 100, true),
-            ("never started, late", &never_started, &without, 121, false),
+        for (what, next, schedule, waited, waits) in [
+            ("not in the books", &ended, &without, 1, true),
+            ("in the books", &ended, &with, 1, false),
+            ("late", &ended, &without, 31, false),
+            ("under way", &running, &without, 1, false),
+            ("the schedule goes", &ended, &deleted, 1, false),
+            ("never started", &never_started, &without, 0, true),
         ] {
-            assert_eq!(waits_for_books(&job, next, schedule, at(now)), waits, "{what}");
+            assert_eq!(waits_for_books(&job, next, schedule, Duration::from_secs(waited)), waits, "{what}");
         }
     }
 
@@ -627,6 +647,33 @@ mod tests {
         let failed = conditions::find(&job.status.as_ref().unwrap().conditions, FAILED).unwrap();
         assert_eq!(failed.message, "user-sync-2 replaces it");
         assert_eq!(reasons_of(&decide(&job, None, at(2))), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_restored_job_whose_slot_is_over_is_not_executed() {
+        let started = SyncJobStatus { start_time: Some(MicroTime(at(50))), ..SyncJobStatus::default() };
+        let waiting = SyncJobStatus { phase: Some(Phase::Pending), ..SyncJobStatus::default() };
+        for (what, deadline, created, is_owned, status, expected) in [
+            ("restored", Some(100), 101, false, None, true),
+            ("restored while Redis was away", Some(100), 101, false, Some(waiting), true),
+            ("restored in time", Some(100), 100, false, None, false),
+            ("created by a schedule whose clock is behind", Some(100), 9000, true, None, false),
+            ("started before its schedule was deleted", Some(100), 101, false, Some(started), false),
+            ("created by hand", None, 101, false, None, false),
+        ] {
+            let mut job = job(serde_json::json!({}));
+            job.metadata.creation_timestamp = Some(Time(at(created)));
+            job.status = status;
+            let deadline = deadline.map(|deadline| (STARTING_DEADLINE_ANNOTATION.to_owned(), at(deadline).to_string()));
+            job.annotations_mut().extend(deadline);
+            let outcome = restored(&job, is_owned);
+            assert_eq!(outcome.is_some(), expected, "{what}");
+            let Some(outcome) = outcome else { continue };
+            let plan = end(&job, &outcome, at(200));
+            assert_eq!((plan.enqueue, reasons_of(&plan)), (false, vec!["RunSkipped"]));
+            job.status = Some(plan.status);
+            assert!(is_finished(&job) && !is_complete(&job), "{what}");
+        }
     }
 
     const HELD_AT: i64 = 1000;

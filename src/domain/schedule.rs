@@ -73,6 +73,8 @@ pub mod skips {
     pub const SUSPENDED: &str = "Suspended";
     /// The spec got a mistake before the SyncJob was created.
     pub const INVALID_SPEC: &str = "InvalidSpec";
+    /// The schedule was changed after the slot was due, and before a controller started it.
+    pub const SCHEDULE_CHANGED: &str = "ScheduleChanged";
 }
 
 /// What a decision is made from.
@@ -196,9 +198,10 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
             if let Some((_, why)) = stall.as_ref().filter(|_| !is_stopped_by_failures(&old)) {
                 plan.notes.push(Note::warning("ScheduleStalled", why.clone()));
             }
-            plan.delete = history(&plan.status, observed.jobs, parsed.keep);
+            let (delete, later) = history(&plan.status, observed.jobs, parsed.keep, now);
+            plan.delete = delete;
             let late = next_abandoned(&plan.status, &pass, parsed);
-            plan.requeue = plan.requeue.into_iter().chain(late).min();
+            plan.requeue = plan.requeue.into_iter().chain(late).chain(later).min();
         }
         Err(error) => {
             plan.status.next_schedule_time = None;
@@ -260,11 +263,7 @@ fn abandon(plan: &mut Plan, pass: &Pass<'_>, parsed: Result<&Parsed, &SpecError>
 /// When a run is late by more than the deadline that waits for its SyncJob. A triggered run has one only when it is refused.
 fn abandoned_at(run: &ActiveRun, pass: &Pass<'_>, parsed: &Parsed) -> Option<Timestamp> {
     let deadline = parsed.starting_deadline.filter(|_| run.trigger.is_none() || pass.refused.is_some())?;
-    let start = match run.trigger {
-        None => parsed.slots(pass.schedule.metadata.uid.as_deref().unwrap_or_default()).start(run.slot.0),
-        Some(_) => run.slot.0,
-    };
-    start.checked_add(deadline).ok()
+    parsed.start_of(run, pass.schedule.metadata.uid.as_deref().unwrap_or_default()).checked_add(deadline).ok()
 }
 
 fn next_abandoned(status: &SyncScheduleStatus, pass: &Pass<'_>, parsed: &Parsed) -> Option<Duration> {
@@ -339,7 +338,7 @@ fn settle(status: &mut SyncScheduleStatus, jobs: &Jobs<'_>, made: &[String], now
         match jobs.get(&entry.name) {
             Some(job) if job::is_finished(job) => ended.push(job),
             // As one that is gone: somebody's finalizer may keep it for long.
-            Some(job) if job.metadata.deletion_timestamp.is_some() => {}
+            Some(job) if job.metadata.deletion_timestamp.is_some() => status.runs.deleted += 1,
             Some(job) => {
                 let age = job.creation_timestamp().map_or(SHORT, |created| elapsed(created.0, now));
                 if age >= SHORT {
@@ -350,7 +349,7 @@ fn settle(status: &mut SyncScheduleStatus, jobs: &Jobs<'_>, made: &[String], now
             }
             // Never created: the plan creates it. Made before and now gone: somebody deleted it.
             None if entry.uid.is_none() && !made.contains(entry.name.as_str()) => active.push(entry),
-            None => {}
+            None => status.runs.deleted += 1,
         }
     }
     ended.sort_by_key(|job| job.status.as_ref().and_then(|status| status.completion_time.clone()));
@@ -512,11 +511,16 @@ fn start_due(plan: &mut Plan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed:
         plan.status.slots_since = Some(Time(created));
     }
     if resumed || edited {
-        // The clock of this controller may be a little behind that of the one that started the last slot.
-        let now = Time(from_seconds(now.as_second()));
-        plan.status.slots_since = plan.status.slots_since.take().max(Some(now));
+        // With jitter, a slot of a moment ago may start later. The clock of this controller may be a little behind that of the one that
+        // started the last slot.
+        let started = Time(from_seconds(slots.reached(now).as_second()));
+        plan.status.slots_since = plan.status.slots_since.take().max(Some(started));
     }
-    if schedule.spec.suspended || stopped {
+    let is_halted = schedule.spec.suspended || stopped;
+    if let Some(due) = old.next_schedule_time.as_ref().filter(|due| edited && !is_halted && due.0 <= now) {
+        skip(plan, (due.0, due.0), 1, skips::SCHEDULE_CHANGED, "due before the schedule was changed");
+    }
+    if is_halted {
         plan.status.next_schedule_time = None;
         return;
     }
@@ -643,20 +647,30 @@ fn superseded(jobs: &[Arc<SyncJob>]) -> Vec<(String, String)> {
     held.map(|job| (job.name_any(), newest.name_any())).collect()
 }
 
-/// Finished runs beyond the limits. Runs still in `active` are not counted yet and stay.
-fn history(status: &SyncScheduleStatus, jobs: &[Arc<SyncJob>], keep: (usize, usize)) -> Vec<String> {
+/// Finished runs beyond the limits, and when to look again. Runs still in `active` are not counted yet and stay, and those that ended a
+/// moment ago: the cache may have the status from before they got there.
+fn history(
+    status: &SyncScheduleStatus,
+    jobs: &[Arc<SyncJob>],
+    keep: (usize, usize),
+    now: Timestamp,
+) -> (Vec<String>, Option<Duration>) {
     let active: HashSet<&str> = status.active.iter().map(|run| run.name.as_str()).collect();
     let counted = |job: &SyncJob| !active.contains(name(job));
     let finished = jobs.iter().filter(|job| job::is_finished(job) && counted(job)).map(|job| Finished {
         name: job.name_any(),
         succeeded: job::is_complete(job),
+        replaced: job::is_replaced(job),
         at: job
             .status
             .as_ref()
             .and_then(|status| status.completion_time.as_ref())
             .map_or(Timestamp::MIN, |time| time.0),
     });
-    retention::beyond(finished.collect(), keep.0, keep.1)
+    let wait = |run: &Finished| SHORT.checked_sub(elapsed(run.at, now)).filter(|wait| !wait.is_zero());
+    let beyond = retention::beyond(finished.collect(), keep.0, keep.1);
+    let look_again = beyond.iter().filter_map(wait).min();
+    (beyond.into_iter().filter(|run| wait(run).is_none()).map(|run| run.name).collect(), look_again)
 }
 
 fn set_conditions(

@@ -95,7 +95,8 @@ impl<'a> Slots<'a> {
     }
 
     /// Slots up to this time have started at `now`.
-    fn reached(&self, now: Timestamp) -> Timestamp {
+    #[must_use]
+    pub fn reached(&self, now: Timestamp) -> Timestamp {
         super::from_millis(now.as_millisecond().saturating_sub(self.offset))
     }
 }

@@ -1,6 +1,10 @@
 //! One batch of a walk: fetches what its documents should be, and writes them.
 
-use std::{future::Future, panic::resume_unwind, sync::Arc};
+use std::{
+    future::{Future, pending},
+    panic::resume_unwind,
+    sync::Arc,
+};
 
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -68,8 +72,8 @@ pub(super) fn spawn_task<T: Send + 'static>(
         match task.await {
             Ok(outcome) => outcome,
             Err(ended) if ended.is_panic() => resume_unwind(ended.into_panic()),
-            // The process ends.
-            Err(_) => None,
+            // The process ends. That the batch was not handled must not look like the end of the walk.
+            Err(_) => pending().await,
         }
     }
 }

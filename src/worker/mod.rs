@@ -223,7 +223,12 @@ impl Worker {
         let span = spans::claimed(root, &claim, &self.id);
 
         let mut target = None;
-        let begun = self.begin(&claim, payload.as_ref().ok(), signals.clone(), span.parent()).await;
+        let begun = select! {
+            biased;
+            () = signals.lost.cancelled() => Err(AttemptResult::LeaseLost),
+            () = signals.recalled.cancelled() => Err(AttemptResult::Released),
+            begun = self.begin(&claim, payload.as_ref().ok(), signals.clone(), span.parent()) => begun,
+        };
         let (end, checkpoint) = match (begun, failed_with(&claim)) {
             (Ok(mut attempt), None) => {
                 let end = attempt.drive().await;

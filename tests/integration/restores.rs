@@ -10,12 +10,12 @@ use bson::{DateTime, Document, doc};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::json;
 use sync_operator::{
-    api::{SyncJob, SyncJobStatus, syncjob::Phase},
+    api::{STARTING_DEADLINE_ANNOTATION, SyncJob, SyncJobStatus, syncjob::Phase},
     domain::{
         job::{is_complete, is_finished},
         run::{LeaseState, Payload, State},
@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     control::{phase, reason},
-    operator::{apply_job, finished, slow, under_way},
+    operator::{apply_job, apply_schedule, finished, slow, under_way},
     own::Redis,
     queue::claim_one,
     support::{Servers, World, eventually, unique},
@@ -458,6 +458,47 @@ async fn restore_storms_run_nothing_twice() {
         storm.round(round, &foreign).await;
         eprintln!("round {}/{rounds} {:.1} s: {}", round + 1, began.elapsed().as_secs_f64(), storm.history.join(", "));
     }
+}
+
+/// What an export of an object has, without its status.
+fn exported(job: &SyncJob) -> SyncJob {
+    let mut job = SyncJob { status: None, ..job.clone() };
+    let metadata = std::mem::take(&mut job.metadata);
+    job.metadata.name = metadata.name;
+    job.metadata.labels = metadata.labels;
+    job.metadata.annotations = metadata.annotations;
+    job
+}
+
+#[tokio::test]
+async fn a_restored_export_executes_no_slot_that_is_over() {
+    let world = World::new().await;
+    world.seed(10, 0).await;
+    let (_operator, _) = world.all(&ARGS);
+    apply_schedule(&world, "users", json!({"interval": "24h", "startingDeadline": "1s", "immediate": true})).await;
+    let run = eventually("the run is complete", async || {
+        let jobs = world.jobs().list(&ListParams::default()).await.unwrap();
+        jobs.items.into_iter().find(is_complete)
+    })
+    .await;
+    world.schedules().delete("users", &DeleteParams::default()).await.unwrap();
+    world.jobs().delete(&run.name_any(), &DeleteParams::default()).await.ok();
+    eventually("the objects are gone", async || {
+        world.jobs().get_opt(&run.name_any()).await.unwrap().is_none().then_some(())
+    })
+    .await;
+    let deadline: Timestamp = run.annotations()[STARTING_DEADLINE_ANNOTATION].parse().unwrap();
+    let later = deadline + SignedDuration::from_secs(1);
+    eventually("the slot is over", async || (Timestamp::now() > later).then_some(())).await;
+    let stamped =
+        async || world.count(doc! {"lastSynced": {"$gt": DateTime::from_millis(later.as_millisecond())}}).await;
+    world.jobs().create(&PostParams::default(), &exported(&run)).await.unwrap();
+    let restored = finished(&world, &run.name_any()).await;
+    assert_eq!(reason(&restored, "Failed").as_deref(), Some("StartingDeadlineExceeded"));
+    assert_eq!(stamped().await, 0);
+    apply_job(&world, "by-hand", json!({"syncType": "Full"})).await;
+    assert!(is_complete(&finished(&world, "by-hand").await));
+    assert_eq!(stamped().await, 10);
 }
 
 /// How long it takes to assert 10,000 runs.

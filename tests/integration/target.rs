@@ -64,6 +64,38 @@ async fn insert(database: &Database, users: Vec<Document>) {
     database.collection::<Document>("users").insert_many(users).await.unwrap();
 }
 
+/// Ends the cursors on the users, as MongoDB does with those that are idle for too long.
+async fn kill_cursors(database: &Database) -> usize {
+    let admin = database.client().database("admin");
+    let users = format!("{}.users", database.name());
+    let idle = admin.aggregate([
+        doc! {"$currentOp": {"allUsers": true, "idleCursors": true}},
+        doc! {"$match": {"type": "idleCursor", "ns": &users}},
+    ]);
+    let idle: Vec<Document> = idle.await.unwrap().try_collect().await.unwrap();
+    let ids: Vec<i64> =
+        idle.iter().map(|idle| idle.get_document("cursor").unwrap().get_i64("cursorId").unwrap()).collect();
+    let killed = database.run_command(doc! {"killCursors": "users", "cursors": &ids}).await.unwrap();
+    killed.get_array("cursorsKilled").unwrap().len()
+}
+
+#[tokio::test]
+async fn a_cursor_that_is_gone_is_opened_again() {
+    let database = database().await;
+    insert(&database, (0..3000).map(|id| doc! {"_id": id}).collect()).await;
+    let target = target(&database, json!({}), 5000).await.unwrap();
+    let batches = target.batches(None);
+    pin_mut!(batches);
+    let (mut processed, mut killed) = (0, 0);
+    while let Some(batch) = batches.next().await {
+        processed += target.write(batch.unwrap()).await.unwrap().processed();
+        if killed == 0 {
+            killed = kill_cursors(&database).await;
+        }
+    }
+    assert_eq!((processed, killed, stamped(&database, 5000).await), (3000, 1, 3000));
+}
+
 async fn stamped(database: &Database, millis: i64) -> u64 {
     let stamp = DateTime::from_millis(millis);
     database.collection::<Document>("users").count_documents(doc! {"lastSynced": stamp}).await.unwrap()

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::{
-    api::{GoDuration, SyncScheduleSpec},
+    api::{GoDuration, SyncScheduleSpec, syncschedule::ActiveRun},
     domain::{
         cron::Cron,
         free_form,
@@ -81,6 +83,25 @@ impl Parsed {
     #[must_use]
     pub fn slots(&self, uid: &str) -> Slots<'_> {
         Slots::new(&self.grid, stable_offset(uid, self.jitter))
+    }
+
+    /// When a run of a schedule with this uid is due: a triggered one at once, any other one when its slot starts.
+    #[must_use]
+    pub fn start_of(&self, run: &ActiveRun, uid: &str) -> Timestamp {
+        match run.trigger {
+            None => self.slots(uid).start(run.slot.0),
+            Some(_) => run.slot.0,
+        }
+    }
+
+    /// Until when the SyncJob of a run may be created: for `startingDeadline`, or until the next slot starts.
+    #[must_use]
+    pub fn starts_until(&self, run: &ActiveRun, uid: &str) -> Option<Timestamp> {
+        let (start, slots) = (self.start_of(run, uid), self.slots(uid));
+        match self.starting_deadline {
+            Some(deadline) => start.checked_add(deadline).ok(),
+            None => slots.next(run.slot.0, start).map(|next| slots.start(next)),
+        }
     }
 }
 

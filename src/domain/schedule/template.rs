@@ -3,7 +3,10 @@
 use kube::{Resource, ResourceExt};
 
 use super::{Parsed, triggered_mode};
-use crate::api::{SCHEDULE_LABEL, SLOT_ANNOTATION, SyncJob, SyncSchedule, TRIGGER_ANNOTATION, syncschedule::ActiveRun};
+use crate::api::{
+    SCHEDULE_LABEL, SLOT_ANNOTATION, STARTING_DEADLINE_ANNOTATION, SyncJob, SyncSchedule, TRIGGER_ANNOTATION,
+    syncschedule::ActiveRun,
+};
 
 /// The SyncJob of a run. `parsed` gives what the template leaves to the schedule; without it, the SyncJob's own default
 /// holds.
@@ -23,6 +26,9 @@ pub fn job_for(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun
     job.metadata.annotations = Some(template.metadata.annotations);
     job.labels_mut().insert(SCHEDULE_LABEL.to_owned(), schedule.name_any());
     job.annotations_mut().insert(SLOT_ANNOTATION.to_owned(), run.slot.0.to_string());
+    if let Some(until) = parsed.and_then(|parsed| parsed.starts_until(run, &schedule.uid().unwrap_or_default())) {
+        job.annotations_mut().insert(STARTING_DEADLINE_ANNOTATION.to_owned(), until.to_string());
+    }
     if let Some(token) = &run.trigger {
         job.annotations_mut().insert(TRIGGER_ANNOTATION.to_owned(), token.clone());
         job.spec.sync_type = triggered_mode(token).unwrap_or(job.spec.sync_type);

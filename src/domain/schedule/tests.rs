@@ -1,7 +1,10 @@
 mod table;
 
 use super::*;
-use crate::api::{APPROVE_ANNOTATION, GoDuration, SyncJobStatus, SyncScheduleSpec, conditions::COMPLETE};
+use crate::api::{
+    APPROVE_ANNOTATION, GoDuration, STARTING_DEADLINE_ANNOTATION, SyncJobStatus, SyncScheduleSpec,
+    conditions::COMPLETE, syncschedule::RunCounters,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -398,6 +401,44 @@ fn an_edit_by_a_clock_that_is_behind_repeats_no_slot() {
 }
 
 #[test]
+fn a_run_that_just_ended_is_not_deleted_yet() {
+    let mut world = World::new(json!({"interval": "10s", "successfulJobsHistoryLimit": 0}));
+    world.pass(1_000_010);
+    world.end("user-sync-1000010", COMPLETE, 1_000_012);
+    let plan = world.pass(1_000_013);
+    assert_eq!((plan.delete.len(), plan.requeue), (0, Some(Duration::from_secs(4))));
+    assert_eq!(world.pass(1_000_017).delete, ["user-sync-1000010"]);
+}
+
+#[test]
+fn an_edit_after_a_slot_was_due_tells_that_it_is_skipped() {
+    let mut world = World::new(json!({"interval": "10s"}));
+    world.pass(CREATED);
+    world.schedule.spec.interval = Some(GoDuration::new("20s"));
+    let plan = world.pass(1_000_011);
+    assert_eq!(plan.skipped, [(skips::SCHEDULE_CHANGED, 1)]);
+    assert_eq!(world.status().runs.skipped, 1);
+    assert_eq!(world.pass(1_000_012).skipped, []);
+    world.pass(1_000_020);
+    assert_eq!(world.names(), ["user-sync-1000020"]);
+}
+
+#[test]
+fn an_edit_keeps_the_slot_whose_jitter_is_not_over() {
+    let mut world = World::new(json!({"interval": "1h", "jitter": "5m"}));
+    world.pass(CREATED);
+    let slot = 1_000_800;
+    let uid = world.schedule.uid().unwrap();
+    world.schedule.spec.interval = Some(GoDuration::new("30m"));
+    let start = Parsed::new(&world.schedule.spec).unwrap().slots(&uid).start(at(slot)).as_second();
+    assert!(start > slot + 1, "the uid gives no jitter");
+    world.pass(start - 1);
+    assert_eq!(world.names(), Vec::<String>::new());
+    world.pass(start + 1);
+    assert_eq!(world.names(), [format!("user-sync-{slot}")]);
+}
+
+#[test]
 fn a_second_pass_on_the_same_state_changes_nothing() {
     let mut world = World::new(json!({"interval": "10s", "immediate": true}));
     world.pass(CREATED);
@@ -546,6 +587,8 @@ proptest! {
             world.last_trigger.clone_from(&plan.status.last_handled_trigger);
             let status = world.status();
             let passed = slots.due(at(CREATED), at(CREATED).max(slots.start(handled(status)))).map_or(0, |due| due.count);
+            let RunCounters { total, succeeded, failed, replaced, deleted, .. } = status.runs;
+            prop_assert_eq!(total, succeeded + failed + replaced + deleted + status.active.len() as i64);
             let books = status.runs.total + status.runs.skipped;
             prop_assert!((passed..=passed + triggered).contains(&books), "{passed} slots and {triggered} triggers, but {:?}", status.runs);
             prop_assert_eq!(plan.skipped.iter().map(|(_, count)| count).sum::<i64>() > 0, plan.notes.iter().any(|note| note.reason == "RunSkipped"));
@@ -571,6 +614,23 @@ fn a_schedule_says_in_plain_words_when_it_is_due() {
     ] {
         let spec = serde_json::from_value(spec).unwrap();
         assert_eq!(Parsed::new(&spec).unwrap().words(), words);
+    }
+}
+
+#[test]
+fn a_job_says_until_when_it_may_be_created() {
+    let trigger = Some("now".to_owned());
+    for (spec, trigger, expected) in [
+        (json!({"interval": "20m", "jobTemplate": {"spec": {}}}), None, 1_201_200),
+        (json!({"interval": "20m", "startingDeadline": "5m", "jobTemplate": {"spec": {}}}), None, 1_200_300),
+        (json!({"interval": "20m", "jobTemplate": {"spec": {}}}), trigger.clone(), 1_201_200),
+        (json!({"interval": "20m", "startingDeadline": "5m", "jobTemplate": {"spec": {}}}), trigger, 1_200_300),
+    ] {
+        let schedule = schedule(spec);
+        let parsed = Parsed::new(&schedule.spec).unwrap();
+        let run = ActiveRun { name: "run".to_owned(), uid: None, slot: Time(at(1_200_000)), trigger };
+        let job = job_for(&schedule, Some(&parsed), &run);
+        assert_eq!(job.annotations()[STARTING_DEADLINE_ANNOTATION], at(expected).to_string());
     }
 }
 

@@ -97,9 +97,10 @@ local function move(uid, run, from, state, score, ...)
   tell(uid)
 end
 
+-- One item wakes one worker.
 local function ring()
   redis.call('LPUSH', WAKE, 1)
-  redis.call('LTRIM', WAKE, 0, 63)
+  redis.call('LTRIM', WAKE, 0, math.max(64, redis.call('ZCARD', WORKERS)) - 1)
 end
 
 -- A run that has ended stays until a controller forgets it: the SyncJob may not say yet how it ended.
