@@ -8,7 +8,7 @@ export SYNC_OPERATOR_CACHE ?= $(HOME)/.cache/sync-operator
 export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
 
-.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults model test-chart test-e2e test-times test-faults prove-held prove-incremental prove-model prove-restore bench bench-peers bench-scale bench-http bench-sources generate build image sbom
+.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults model test-chart test-e2e test-times test-faults prove-held prove-incremental prove-model prove-restore prove-upgrade bench bench-peers bench-scale bench-http bench-sources generate build image sbom
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -64,6 +64,9 @@ prove-model: ## Many random cases of what runs do to documents: CASES=10000 SEED
 
 prove-restore: ## Put Redis back, kill and flush it in the middle of random runs: ROUNDS=100 SEED=1 (about 20 minutes)
 	@ROUNDS=$${ROUNDS:-100} tests/cluster/with-cluster.sh cargo test --quiet --test integration -- --nocapture restores::restore_storms
+
+prove-upgrade: ## Upgrade from an earlier release, and back, in the middle of runs: FROM=REVISION, the last tag without it
+	@tests/e2e/upgrade.sh $(FROM)
 
 bench: ## Measure speed and memory: ROUNDS=3 SIZES="100000 1000000" (about 20 minutes)
 	@benches/run.sh own

@@ -15,3 +15,4 @@ mod rights;
 mod secrets;
 mod servers;
 mod support;
+mod upgrade;

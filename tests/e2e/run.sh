@@ -18,7 +18,7 @@ shift
 source tests/chart/paths.sh
 if [[ ${SYNC_OPERATOR_KIND:-} ]]; then
   mapfile -t servers < <(tests/cluster/kind.sh images)
-  tests/cluster/kind.sh --name "$SYNC_OPERATOR_KIND" load "$SYNC_OPERATOR_IMAGE" "${servers[@]}"
+  tests/cluster/kind.sh --name "$SYNC_OPERATOR_KIND" load "$SYNC_OPERATOR_IMAGE" ${EARLIER_IMAGE:+"$EARLIER_IMAGE"} "${servers[@]}"
 fi
 # Compiled first, so that it does not count as waiting.
 cargo test --quiet --test e2e --no-run
