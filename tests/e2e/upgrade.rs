@@ -8,7 +8,7 @@ use super::{
     support::{Namespace, apply, eventually, get, kubectl, make_restricted_namespace, turn, variable},
 };
 
-const DOCUMENTS: i32 = 15_000;
+const DOCUMENTS: i32 = 5_000;
 
 /// A SyncJob that takes a while.
 fn job(name: &str, collection: &str) -> Value {
