@@ -54,7 +54,7 @@ pub struct SyncAlertSpec {
     /// What is told.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(min = 1, max = 7))]
-    pub when: Vec<Trigger>,
+    pub when: Vec<AlertRule>,
 
     /// Who is told.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -102,14 +102,14 @@ impl SyncAlert {
     }
 }
 
-/// Something to tell.
+/// Condition of a SyncSchedule that the alert reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("(self.type == 'FailedDocumentsAbove') == has(self.percent)").message("when[].percent and type FailedDocumentsAbove go together: set both, or remove percent"),
     validation = Rule::new("(self.type == 'NoSuccessFor') == has(self.duration)").message("when[].duration and type NoSuccessFor go together: set both, or remove duration")
 )]
-pub struct Trigger {
+pub struct AlertRule {
     /// What it is about.
     #[serde(rename = "type")]
     pub type_: AlertType,

@@ -238,7 +238,7 @@ pub(super) async fn is_gone(context: &Context, uid: &str) -> Result<bool, Error>
         return Ok(false);
     }
     let jobs = Api::<SyncJob>::namespaced(cluster.client.clone(), &payload.namespace);
-    let live = cluster::ask("read a SyncJob", jobs.get_metadata_opt(&payload.name)).await?;
+    let live = cluster::call("read a SyncJob", jobs.get_metadata_opt(&payload.name)).await?;
     Ok(live.is_none_or(|job| job.uid().as_deref() != Some(uid)))
 }
 
@@ -269,7 +269,7 @@ async fn list(cluster: &Cluster) -> Result<HashMap<String, Presence>, Error> {
     let mut found = HashMap::new();
     let mut params = ListParams::default().limit(PAGE);
     loop {
-        let page = cluster::ask("list SyncJobs", jobs.list(&params)).await?;
+        let page = cluster::call("list SyncJobs", jobs.list(&params)).await?;
         found.extend(page.items.iter().filter_map(|job| Some((job.metadata.uid.clone()?, listed_as(job)))));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),

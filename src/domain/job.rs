@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time}
 use kube::ResourceExt;
 
 use super::{
-    Note, conditions, elapsed, from_seconds,
+    ObjectEvent, conditions, elapsed, from_seconds,
     guard::Hold,
     run::{Outcome, Recorded, Run, RunSpec, State, Wanted, progress},
 };
@@ -34,7 +34,7 @@ pub struct Plan {
     /// With `control`: end the run as failed, for this reason, although nobody cancelled it.
     pub end: Option<Outcome>,
     /// What to tell people.
-    pub notes: Vec<Note>,
+    pub notes: Vec<ObjectEvent>,
     /// When to look again without being asked.
     pub requeue: Option<Duration>,
 }
@@ -257,11 +257,11 @@ fn with_warnings(message: String, run: &Run) -> String {
 }
 
 /// Tells once what makes a run slow: the conditions say from then on that it was told.
-fn slow(old: &SyncJobStatus, run: &Run) -> Vec<Note> {
+fn slow(old: &SyncJobStatus, run: &Run) -> Vec<ObjectEvent> {
     let is_at_work = matches!(run.state, State::Active | State::Completed) && run.outcome.is_none();
     let is_told = |message| old.conditions.iter().any(|condition| condition.message.contains(message));
     let warnings = run.checkpoint.warnings.iter().filter(|warning| is_at_work && !is_told(warning.message()));
-    warnings.filter_map(|warning| Some(Note::warning(warning.event()?, warning.message()))).collect()
+    warnings.filter_map(|warning| Some(ObjectEvent::warning(warning.event()?, warning.message()))).collect()
 }
 
 /// How a run ends that is cancelled: by its user, or by its schedule for a newer run.
@@ -449,54 +449,59 @@ fn finish(status: &mut SyncJobStatus, at: Timestamp) {
 }
 
 /// Tells that a held run continues.
-fn approval(old: &SyncJobStatus, new: &SyncJobStatus, approved: Option<u64>) -> Option<Note> {
+fn approval(old: &SyncJobStatus, new: &SyncJobStatus, approved: Option<u64>) -> Option<ObjectEvent> {
     let continues = matches!(new.phase, Some(Phase::Queued | Phase::Running | Phase::Retrying | Phase::Complete));
     let approved = approved.filter(|_| shows_hold(old) && !shows_hold(new) && continues)?;
     let text = format!("The annotation {APPROVE_ANNOTATION} approves {approved} documents: continues");
-    Some(Note::normal("RunApproved", text))
+    Some(ObjectEvent::normal("RunApproved", text))
 }
 
 /// Tells that a complete run has removed nothing, and why.
-fn skipped_removal(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
+fn skipped_removal(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEvent> {
     let skipped = conditions::find(&new.conditions, REMOVAL_SKIPPED)?;
     let is_new = conditions::find(&old.conditions, REMOVAL_SKIPPED).is_none();
-    is_new.then(|| Note::warning("RemovalSkipped", skipped.message.clone()))
+    is_new.then(|| ObjectEvent::warning("RemovalSkipped", skipped.message.clone()))
 }
 
-fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
+fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEvent> {
     let message = |type_| conditions::find(&new.conditions, type_).map(|c| c.message.clone()).unwrap_or_default();
     let reason = conditions::find(&new.conditions, FAILED).map(|c| c.reason.as_str()).unwrap_or_default();
     let is_wanted = matches!(reason, reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED);
     let recovered = new.recoveries > old.recoveries && new.recoveries > Some(0);
     if recovered && matches!(new.phase, Some(Phase::Queued | Phase::Running)) {
-        return Some(Note::warning("RunRecovered", "The run lost its worker and goes on from its last checkpoint"));
+        return Some(ObjectEvent::warning(
+            "RunRecovered",
+            "The run lost its worker and goes on from its last checkpoint",
+        ));
     }
     let held = |status: &SyncJobStatus| status.counts.and_then(|counts| counts.held);
     if old.phase == new.phase && (new.phase != Some(Phase::Held) || held(old) == held(new)) {
         return None;
     }
     if new.phase == Some(Phase::RollingBack) {
-        return Some(Note::normal("RunRollingBack", truncate(&message(RECONCILING))));
+        return Some(ObjectEvent::normal("RunRollingBack", truncate(&message(RECONCILING))));
     }
     if old.phase == Some(Phase::Held) && conditions::is_true(&new.conditions, RECONCILING) {
         return None;
     }
     if old.phase == Some(Phase::Suspended) && conditions::is_true(&new.conditions, RECONCILING) {
-        return Some(Note::normal("RunResumed", "Goes on from its last checkpoint"));
+        return Some(ObjectEvent::normal("RunResumed", "Goes on from its last checkpoint"));
     }
     Some(match new.phase? {
         Phase::Pending | Phase::RollingBack => return None,
-        Phase::Queued => Note::normal("RunQueued", message(RECONCILING)),
+        Phase::Queued => ObjectEvent::normal("RunQueued", message(RECONCILING)),
         Phase::Running => {
-            Note::normal("RunStarted", format!("Started by worker {}", new.worker.as_deref().unwrap_or("?")))
+            ObjectEvent::normal("RunStarted", format!("Started by worker {}", new.worker.as_deref().unwrap_or("?")))
         }
-        Phase::Retrying => Note::warning("RunRetrying", message(RECONCILING)),
-        Phase::Held => Note::warning("RunHeld", message(HELD)),
-        Phase::Suspended => Note::normal("RunSuspended", message(SUSPENDED)),
-        Phase::Complete => Note::normal("RunCompleted", message(COMPLETE)),
-        Phase::Failed if is_wanted => Note::normal("RunCancelled", message(FAILED)),
-        Phase::Failed if reason == reasons::STARTING_DEADLINE_EXCEEDED => Note::normal("RunSkipped", message(FAILED)),
-        Phase::Failed => Note::warning("RunFailed", truncate(&message(FAILED))),
+        Phase::Retrying => ObjectEvent::warning("RunRetrying", message(RECONCILING)),
+        Phase::Held => ObjectEvent::warning("RunHeld", message(HELD)),
+        Phase::Suspended => ObjectEvent::normal("RunSuspended", message(SUSPENDED)),
+        Phase::Complete => ObjectEvent::normal("RunCompleted", message(COMPLETE)),
+        Phase::Failed if is_wanted => ObjectEvent::normal("RunCancelled", message(FAILED)),
+        Phase::Failed if reason == reasons::STARTING_DEADLINE_EXCEEDED => {
+            ObjectEvent::normal("RunSkipped", message(FAILED))
+        }
+        Phase::Failed => ObjectEvent::warning("RunFailed", truncate(&message(FAILED))),
     })
 }
 
