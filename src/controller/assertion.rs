@@ -25,7 +25,7 @@ use crate::{
     cluster::{self, Cluster},
     domain::{
         job,
-        run::{Recorded, Wanted},
+        run::{DesiredState, Recorded},
     },
     queue::{self, Control, KnownRun, Server},
 };
@@ -183,7 +183,7 @@ async fn assert_unfinished(context: &Context, is_restored: bool) -> Result<usize
 /// What a SyncJob says of its run, as the queue takes it.
 struct Known {
     uid: String,
-    wanted: Wanted,
+    desired: DesiredState,
     cancelled: Option<String>,
     recorded: Recorded,
     history: String,
@@ -191,18 +191,18 @@ struct Known {
 
 impl Known {
     fn of(job: &SyncJob, now: Timestamp) -> Self {
-        let (wanted, recorded) = (Wanted::from(job), job::recorded(job, now));
+        let (desired, recorded) = (DesiredState::from(job), job::recorded(job, now));
         Self {
             uid: job.uid().unwrap_or_default(),
-            wanted,
-            cancelled: wanted.cancelled.then(|| syncjob::json(&job::cancelled(job))),
+            desired,
+            cancelled: desired.cancelled.then(|| syncjob::json(&job::cancelled(job))),
             history: syncjob::json(&recorded.history),
             recorded,
         }
     }
 
     fn as_run(&self) -> KnownRun<'_> {
-        let (Wanted { suspended, priority, approved, .. }, recorded) = (self.wanted, &self.recorded);
+        let (DesiredState { suspended, priority, approved, .. }, recorded) = (self.desired, &self.recorded);
         KnownRun {
             uid: &self.uid,
             control: Control { suspended, cancelled: self.cancelled.as_deref(), priority, approved },

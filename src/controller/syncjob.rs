@@ -23,7 +23,7 @@ use crate::{
         conditions as merged, elapsed, failure, installation,
         job::{self, Plan},
         needs,
-        run::{Payload, Run, RunSpec, State, Wanted},
+        run::{DesiredState, Payload, Run, RunSpec, State},
     },
     queue::{self, Control, Entry, NewRun},
     telemetry::{metrics, note_write},
@@ -63,10 +63,10 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
             enqueued => enqueued.map(|()| Action::await_change()),
         };
     }
-    if let Some(wanted) = plan.control {
-        let end = plan.end.clone().or_else(|| wanted.cancelled.then(|| job::cancelled(&job)));
+    if let Some(desired) = plan.control {
+        let end = plan.end.clone().or_else(|| desired.cancelled.then(|| job::cancelled(&job)));
         let cancelled = end.map(|outcome| json(&outcome));
-        let Wanted { suspended, priority, approved, .. } = wanted;
+        let DesiredState { suspended, priority, approved, .. } = desired;
         context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority, approved }).await?;
     }
     // Status.
@@ -148,7 +148,7 @@ async fn observe_and_decide(job: &SyncJob, uid: &str, context: &Context, now: Ti
     let is_other = |entry: &Entry| entry.installation.as_ref().is_some_and(|of| *of != context.queue.installation());
     let is_unfinished = |entry: &Entry| !matches!(entry.state, State::Completed | State::Failed);
     if context.leadership.owns_queue() && entry.is_some_and(|entry| is_other(&entry) && is_unfinished(&entry)) {
-        plan.control.get_or_insert_with(|| Wanted::from(job));
+        plan.control.get_or_insert_with(|| DesiredState::from(job));
     }
     let failure = context.failures.shown(&ObjectKey::from(job)).filter(|_| !job::has_ended(&plan.status));
     if let Some(failure) = failure {
@@ -329,7 +329,7 @@ fn read_run(entry: &Entry, highest_level: Option<u32>) -> Run {
         checkpoint: serde_json::from_str(&read(&entry.checkpoint)).unwrap_or_default(),
         history: serde_json::from_str(&entry.history).unwrap_or_default(),
         outcome: serde_json::from_str(&read(&entry.outcome)).unwrap_or_default(),
-        wanted: Wanted {
+        desired: DesiredState {
             suspended: entry.suspended,
             cancelled: entry.cancelled,
             priority: entry.priority,
