@@ -168,7 +168,7 @@ impl Parts {
         if !files.is_empty() {
             self.add(async move {
                 let setting = files.changed().await;
-                tracing::warn!(setting, "the file holds something else now: stopping, to be started again with it");
+                tracing::warn!(setting, "the file has changed: stopping, so that the next start uses it");
                 Ok(())
             });
         }

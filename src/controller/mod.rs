@@ -457,7 +457,7 @@ fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<Syn
     })
 }
 
-/// Every SyncJob that has something to wait for, in each resync, when Redis is back, and when the leader changes.
+/// Every SyncJob that has something to wait for, in each resync, when Redis is available again, and when the leader changes.
 fn unfinished(
     cluster: &Cluster,
     resync: Duration,

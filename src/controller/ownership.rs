@@ -40,7 +40,7 @@ pub(super) enum Ownership {
     Other(String),
 }
 
-/// Asserts that the queue is this installation's: when this process begins to lead, when Redis is back, and each 30 s. `lease`: that
+/// Asserts that the queue is this installation's: when this process begins to lead, when Redis is available again, and each 30 s. `lease`: that
 /// of the controllers, as `<namespace>/<name>`.
 pub(super) async fn assert_regularly(
     queue: &Queue,

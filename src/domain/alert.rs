@@ -188,7 +188,7 @@ fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, n
                 READY,
                 true,
                 reasons::DELIVERED,
-                "It took the last message",
+                "Delivered the last message",
                 None,
                 at,
             );

@@ -368,7 +368,7 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     }
     conditions::clear(&mut status.conditions, HELD);
     if run.state == State::Parked {
-        let message = "Put aside with its progress kept; goes on when spec.suspended is false";
+        let message = "Suspended with its progress kept; resumes when spec.suspended is false";
         status.phase = Some(Phase::Suspended);
         conditions::clear(&mut status.conditions, RECONCILING);
         conditions::set(&mut status.conditions, SUSPENDED, true, reasons::SUSPENDED, message, generation, now);
@@ -386,7 +386,7 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
         }
         State::Active => {
             status.phase = Some(Phase::Running);
-            reconciling(reasons::RUNNING, with_warnings("A worker is at it".to_owned(), run));
+            reconciling(reasons::RUNNING, with_warnings("Running on a worker".to_owned(), run));
         }
         State::Parked => {}
         State::Delayed if run.checkpoint.is_paused => {
@@ -486,7 +486,7 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEvent> {
         return None;
     }
     if old.phase == Some(Phase::Suspended) && conditions::is_true(&new.conditions, RECONCILING) {
-        return Some(ObjectEvent::normal("RunResumed", "Goes on from its last checkpoint"));
+        return Some(ObjectEvent::normal("RunResumed", "Resumed from the last checkpoint"));
     }
     Some(match new.phase? {
         Phase::Pending | Phase::RollingBack => return None,

@@ -79,7 +79,7 @@ pub struct Checkpoint {
     /// Attempts that failed without coming further than the ones before: these count against `backoffLimit`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_progress: i64,
-    /// What makes the run slower than it could be, and how to mend that, or why its rollback waits.
+    /// What makes the run slower than it could be, and how to mend that, or why its rollback postponed.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "known_warnings")]
     pub warnings: Vec<Warning>,
     /// Documents that the source had confirmed and not marked when the run started. `None`: not counted.

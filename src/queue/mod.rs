@@ -704,7 +704,7 @@ fn read_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
     let read = |(uid, values, waited): Claimed| match Entry::read(&uid, &values) {
         Ok(entry) => Some(Claim { uid, at: from_millis(now), waited: Duration::from_millis(waited), entry }),
         Err(error) => {
-            tracing::warn!(%error, "claimed run left alone");
+            tracing::warn!(%error, "skipping a claimed run");
             None
         }
     };

@@ -89,14 +89,14 @@ impl Availability {
         let Some(outage) = away.as_mut() else { return };
         if outage.unanswered.remove(&probe) && outage.unanswered.is_empty() {
             *away = None;
-            tracing::info!("{} is back", self.what);
+            tracing::info!("{} is available again", self.what);
         }
     }
 
     fn failed(&self, probe: usize, error: &impl Display) {
         match &mut *self.lock() {
             away @ None => {
-                tracing::warn!(%error, "{} is away; trying again until it is back", self.what);
+                tracing::warn!(%error, "{} is unavailable; retrying", self.what);
                 let (unanswered, told) = ([probe].into(), vec![error.to_string()]);
                 *away = Some(Away { since: Timestamp::now(), unanswered, told });
             }
@@ -104,7 +104,7 @@ impl Availability {
                 away.unanswered.insert(probe);
                 let error = error.to_string();
                 if away.told.len() < MAX_REASONS && !away.told.contains(&error) {
-                    tracing::warn!(error, "{} is still away", self.what);
+                    tracing::warn!(error, "{} is still unavailable", self.what);
                     away.told.push(error);
                 }
             }

@@ -372,7 +372,7 @@ fn log_end(
             );
         }
         AttemptResult::Retry(Outcome { reason, message }) if is_rollback => {
-            tracing::warn!(namespace, name, uid, epoch, trace_id, reason, error = message, "rollback waits");
+            tracing::warn!(namespace, name, uid, epoch, trace_id, reason, error = message, "rollback postponed");
         }
         AttemptResult::Failed(Outcome { reason, message }) | AttemptResult::Retry(Outcome { reason, message }) => {
             let again = matches!(end, AttemptResult::Retry(_));
@@ -389,7 +389,7 @@ fn log_end(
                 "attempt failed"
             );
         }
-        AttemptResult::Released => tracing::info!(namespace, name, uid, epoch, trace_id, "run given back"),
+        AttemptResult::Released => tracing::info!(namespace, name, uid, epoch, trace_id, "run released"),
         AttemptResult::Paused(pause) => {
             let seconds = pause.as_secs();
             tracing::info!(namespace, name, uid, epoch, trace_id, seconds, "run paused: the source limits requests");
