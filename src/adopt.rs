@@ -56,7 +56,7 @@ async fn list<K>(objects: &Api<K>) -> Result<Vec<K>, Error>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned,
 {
-    Ok(cluster::ask("list objects", objects.list(&ListParams::default())).await?.items)
+    Ok(cluster::call("list objects", objects.list(&ListParams::default())).await?.items)
 }
 
 /// Puts the Lease of `me` in the place of another one.
@@ -71,7 +71,7 @@ where
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let patch = Patch::Merge(json!({"metadata": {"uid": object.uid()}, "status": {"installation": me}}));
     let objects = Api::<K>::namespaced(client.clone(), &namespace);
-    match cluster::ask("adopt an object", objects.patch_status(&name, &PatchParams::default(), &patch)).await {
+    match cluster::call("adopt an object", objects.patch_status(&name, &PatchParams::default(), &patch)).await {
         Err(error) if error.is_not_found() => return Ok(()),
         patched => patched?,
     };

@@ -314,7 +314,7 @@ pub struct Kubernetes {
 /// Which of several controllers reconciles. All of them work on runs.
 #[derive(Clone, Debug, Args)]
 pub struct LeaderElection {
-    /// Another controller takes over when the leader showed no sign of life for so long, in whole seconds.
+    /// Lease duration, in whole seconds. Another controller takes over when the leader stops renewing the Lease.
     #[arg(long, env = "LEADER_LEASE_DURATION", help_heading = "Leader election", default_value = "10s", value_parser = whole_seconds)]
     pub leader_lease_duration: Duration,
     /// Name of the Lease. Default: sync-operator, with the watched namespace after it when there is one.
@@ -352,10 +352,10 @@ pub struct Redis {
     /// File that holds the password. When it changes, the program stops, to be started again with it.
     #[arg(long, env = "REDIS_PASSWORD_FILE", help_heading = "Redis", conflicts_with = "redis_password")]
     pub redis_password_file: Option<PathBuf>,
-    /// Connect by TLS.
+    /// Use TLS.
     #[arg(long, env = "REDIS_TLS", help_heading = "Redis")]
     pub redis_tls: bool,
-    /// File with the certificates, in PEM, of the authorities that vouch for Redis, instead of the system's. When it
+    /// CA bundle (PEM) that verifies Redis; replaces the system roots. When it
     /// changes, the program stops, to be started again with it.
     #[arg(long, env = "REDIS_CA_FILE", help_heading = "Redis")]
     pub redis_ca_file: Option<PathBuf>,
@@ -381,7 +381,7 @@ pub struct MongoDb {
     /// File that holds the connection string. When it changes, the program stops, to be started again with it.
     #[arg(long, env = "MONGODB_URI_FILE", help_heading = "MongoDB", conflicts_with = "mongodb_uri")]
     pub mongodb_uri_file: Option<PathBuf>,
-    /// File with the certificates, in PEM, of the authorities that vouch for MongoDB, instead of the well-known ones;
+    /// CA bundle (PEM) that verifies MongoDB; replaces the built-in roots;
     /// turns TLS on. When it changes, the program stops, to be started again with it.
     #[arg(long, env = "MONGODB_CA_FILE", help_heading = "MongoDB")]
     pub mongodb_ca_file: Option<PathBuf>,
@@ -442,13 +442,13 @@ pub struct Http {
     /// Who may read: everyone who reaches the port, or those who may list SyncJobs.
     #[arg(long, env = "READ_ACCESS", help_heading = "HTTP", value_enum, default_value = "open")]
     pub read_access: ReadAccess,
-    /// Let everyone who reaches the port do everything. Only on a loopback address.
+    /// Disable authentication. Allowed only on a loopback address. Only on a loopback address.
     #[arg(long, env = "INSECURE_NO_AUTH", help_heading = "HTTP")]
     pub insecure_no_auth: bool,
     /// Requests a second of one caller. More are refused with 429.
     #[arg(long, env = "HTTP_REQUESTS_PER_SECOND", help_heading = "HTTP", default_value = "100")]
     pub http_requests_per_second: NonZeroU32,
-    /// Requests at a time, of all callers. More are refused with 503. As many may listen to events, and four times as many
+    /// Maximum number of concurrent requests across all callers. More are refused with 503. As many may listen to events, and four times as many
     /// pages of the dashboard may be open.
     #[arg(long, env = "HTTP_REQUESTS_AT_A_TIME", help_heading = "HTTP", default_value = "256")]
     pub http_requests_at_a_time: NonZeroU32,
@@ -561,7 +561,7 @@ impl Redis {
         Ok(format!("{scheme}://{credentials}{redis_host}:{redis_port}/{redis_db}"))
     }
 
-    /// The certificates of the authorities that vouch for the server.
+    /// CA bundle (PEM) that verifies the server.
     ///
     /// # Errors
     /// When their file cannot be read.

@@ -33,8 +33,8 @@ use crate::{
 };
 use index::{Index, is_history, schedule_of};
 pub use read::{Kind, Read, Unreadable, get_opt, read};
-use requests::Lanes;
-pub use requests::{Error, Lane, Turn, ask, connect};
+use requests::RequestLimiter;
+pub use requests::{Error, RequestClass, RequestPermit, call, connect};
 pub use unreadable::{UnreadableObject, UnreadableObjects};
 use watches::changes_of_alerts;
 pub use watches::{changes, drain, readable, stale_since};
@@ -56,14 +56,14 @@ pub struct Cluster {
     index: Arc<RwLock<Index>>,
     /// What the sources of SyncSchedules map.
     mappings: Arc<RwLock<Mappings>>,
-    lanes: Arc<Lanes>,
+    limiter: Arc<RequestLimiter>,
     namespace: Option<String>,
     /// Of SyncSchedules and SyncJobs, the kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
     listed: watch::Receiver<usize>,
 }
 
-/// The ends of the watches for those who react to changes. All of them must be read from.
-pub struct Feeds {
+/// Streams of the changes that the watches report. Each of them must be read.
+pub struct WatchStreams {
     /// Changes of SyncSchedules.
     pub schedules: UnboundedReceiverStream<Arc<SyncSchedule>>,
     /// Changes of SyncJobs that something is still to be done about.
@@ -76,27 +76,27 @@ pub struct Feeds {
     /// one began or ceased to map.
     pub owners: mpsc::UnboundedReceiver<ObjectRef<SyncSchedule>>,
     /// SyncJobs with which it is over. One deleted while the watch was away is not told.
-    pub over: mpsc::UnboundedReceiver<Over>,
+    pub over: mpsc::UnboundedReceiver<JobGone>,
 }
 
-/// Nothing is left to be done about a SyncJob.
+/// A SyncJob that has ended or was deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Over {
+pub struct JobGone {
     /// Its uid.
     pub uid: String,
     /// It was deleted, as opposed to having ended.
     pub deleted: bool,
 }
 
-/// The other ends of the feeds. Not `reflect_shared`: in kube 5.0 its readers go to sleep for ever over an object that
+/// Senders of [`WatchStreams`]. Not `reflect_shared`: in kube 5.0 its readers go to sleep for ever over an object that
 /// was deleted before they came to it.
-struct News {
+struct ChangeSenders {
     schedules: mpsc::UnboundedSender<Arc<SyncSchedule>>,
     jobs: mpsc::UnboundedSender<Arc<SyncJob>>,
     alerts: mpsc::UnboundedSender<Arc<SyncAlert>>,
     watching: mpsc::UnboundedSender<ObjectRef<SyncAlert>>,
     owners: mpsc::UnboundedSender<ObjectRef<SyncSchedule>>,
-    over: mpsc::UnboundedSender<Over>,
+    over: mpsc::UnboundedSender<JobGone>,
 }
 
 /// Tells a reader which objects there are, or changed. Those that are gone are not told of.
@@ -161,7 +161,7 @@ fn requeue_conflicts(
 
 impl Cluster {
     /// Watches all kinds in one namespace, or in all. The future drives the watches and never ends.
-    pub fn watch(client: Client, namespace: Option<String>) -> (Self, Feeds, impl Future<Output = ()> + Send) {
+    pub fn watch(client: Client, namespace: Option<String>) -> (Self, WatchStreams, impl Future<Output = ()> + Send) {
         let (schedules, schedule_writer) = reflector::store();
         let (jobs, job_writer) = reflector::store();
         let (alerts, alert_writer) = reflector::store();
@@ -170,7 +170,7 @@ impl Cluster {
         let (tell_schedules, changed_schedules) = mpsc::unbounded_channel();
         let (tell_jobs, changed_jobs) = mpsc::unbounded_channel();
         let ((tell_owners, owners), (tell_over, over)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let news = News {
+        let senders = ChangeSenders {
             schedules: tell_schedules,
             jobs: tell_jobs,
             alerts: tell_alerts,
@@ -178,7 +178,7 @@ impl Cluster {
             owners: tell_owners,
             over: tell_over,
         };
-        let feeds = Feeds {
+        let streams = WatchStreams {
             schedules: changed_schedules.into(),
             jobs: changed_jobs.into(),
             alerts: changed_alerts.into(),
@@ -188,8 +188,8 @@ impl Cluster {
         };
         let (listing, listed) = watch::channel(0);
         let cluster = Self::new(client, schedules, jobs, alerts, namespace, listed);
-        let driver = cluster.drive(schedule_writer, job_writer, alert_writer, listing, news);
-        (cluster, feeds, driver)
+        let driver = cluster.drive(schedule_writer, job_writer, alert_writer, listing, senders);
+        (cluster, streams, driver)
     }
 
     fn new(
@@ -200,9 +200,9 @@ impl Cluster {
         namespace: Option<String>,
         listed: watch::Receiver<usize>,
     ) -> Self {
-        let lanes = Arc::new(Lanes::new());
+        let limiter = Arc::new(RequestLimiter::new());
         let (index, mappings, unreadable) = (Arc::default(), Arc::default(), UnreadableObjects::new());
-        Self { client, schedules, jobs, alerts, unreadable, index, mappings, lanes, namespace, listed }
+        Self { client, schedules, jobs, alerts, unreadable, index, mappings, limiter, namespace, listed }
     }
 
     fn drive(
@@ -211,14 +211,15 @@ impl Cluster {
         jobs: Writer<SyncJob>,
         alerts: Writer<SyncAlert>,
         listing: watch::Sender<usize>,
-        news: News,
+        senders: ChangeSenders,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let (index, news) = (Arc::clone(&self.index), Arc::new(news));
-        let (schedule_store, job_store, telling) = (self.schedules.clone(), self.jobs.clone(), Arc::clone(&news));
+        let (index, senders) = (Arc::clone(&self.index), Arc::new(senders));
+        let (schedule_store, job_store, telling) = (self.schedules.clone(), self.jobs.clone(), Arc::clone(&senders));
         let (alert_store, mappings) = (self.alerts.clone(), Arc::clone(&self.mappings));
         let schedules = with_readable(changes(self.api()), self.unreadable.clone(), readable).reflect(schedules);
-        let sort = move |event: watcher::Event<Read<SyncJob>>| sort(event.modify(drop_labels), &index, &news);
-        let jobs = with_readable(changes(self.api()), self.unreadable.clone(), sort).reflect(jobs);
+        let route =
+            move |event: watcher::Event<Read<SyncJob>>| route_event(event.modify(drop_labels), &index, &senders);
+        let jobs = with_readable(changes(self.api()), self.unreadable.clone(), route).reflect(jobs);
         let alerts = with_readable(changes_of_alerts(self.api()), self.unreadable.clone(), readable).reflect(alerts);
         async move {
             let schedules = drain(schedules, &listing, |event| {
@@ -234,22 +235,22 @@ impl Cluster {
         }
     }
 
-    /// Waits for a turn to send a request.
-    pub async fn turn(&self, lane: Lane) -> Turn<'_> {
-        self.lanes.turn(lane).await
+    /// Waits for a permit to send a request.
+    pub async fn acquire(&self, class: RequestClass) -> RequestPermit<'_> {
+        self.limiter.acquire(class).await
     }
 
     /// As [`ask`], for what has to be known to start a run.
     ///
     /// # Errors
     /// As [`ask`]. The time before the request is sent is not counted.
-    pub async fn ask<T>(
+    pub async fn call<T>(
         &self,
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
-        let _turn = self.turn(Lane::Starts).await;
-        ask(action, request).await
+        let _permit = self.acquire(RequestClass::StartRun).await;
+        call(action, request).await
     }
 
     /// Waits until SyncSchedules and SyncJobs were listed once.
@@ -275,7 +276,7 @@ impl Cluster {
 
     /// The API of the kind in an object's namespace.
     #[must_use]
-    pub fn beside<K>(&self, object: &ObjectMeta) -> Api<K>
+    pub fn namespaced<K>(&self, object: &ObjectMeta) -> Api<K>
     where
         K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
     {
@@ -381,19 +382,23 @@ pub fn schedule_name(job: &SyncJob) -> Option<&str> {
     owner.or_else(|| job.labels().get(SCHEDULE_LABEL).map(String::as_str))
 }
 
-/// Enters a change into the index and tells the news of it. Returns what the cache has to know: of those that have
+/// Enters a change into the index and tells the senders of it. Returns what the cache has to know: of those that have
 /// ended, or cannot be read, nothing.
-fn sort(event: watcher::Event<Read<SyncJob>>, index: &RwLock<Index>, news: &News) -> Option<watcher::Event<SyncJob>> {
+fn route_event(
+    event: watcher::Event<Read<SyncJob>>,
+    index: &RwLock<Index>,
+    senders: &ChangeSenders,
+) -> Option<watcher::Event<SyncJob>> {
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
     let index = || -> RwLockWriteGuard<'_, Index> { index.write().unwrap_or_else(PoisonError::into_inner) };
     // The readers are gone only when the process ends.
     let tell = |schedule: Option<ObjectRef<SyncSchedule>>| {
-        schedule.and_then(|schedule| news.owners.send(schedule).ok());
+        schedule.and_then(|schedule| senders.owners.send(schedule).ok());
     };
     let over = |job: &SyncJob, deleted| {
         tell(schedule_of(job));
         let uid = job.metadata.uid.clone();
-        uid.and_then(|uid| news.over.send(Over { uid, deleted }).ok());
+        uid.and_then(|uid| senders.over.send(JobGone { uid, deleted }).ok());
     };
     match event {
         Init => {
@@ -473,10 +478,10 @@ mod tests {
         let ((owners, mut told), (over, mut ended)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (schedules, jobs) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
         let (alerts, watching) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
-        let news = News { schedules, jobs, alerts, watching, owners, over };
-        let over = |deleted| Ok(Over { uid: "uid-job".to_owned(), deleted });
+        let senders = ChangeSenders { schedules, jobs, alerts, watching, owners, over };
+        let over = |deleted| Ok(JobGone { uid: "uid-job".to_owned(), deleted });
         let mut pass = |event, expected_news: bool, expected_over| {
-            let kept = sort(event, &index, &news);
+            let kept = route_event(event, &index, &senders);
             assert_eq!(told.try_recv().map(|schedule| schedule.name).ok(), expected_news.then(|| "s".to_owned()));
             assert_eq!(ended.try_recv().map_err(|_| ()), expected_over);
             kept

@@ -49,7 +49,7 @@ async fn uid(client: &Client, name: &str) -> Option<String> {
 
 async fn read_uid(client: &Client, name: &str) -> Result<Option<String>, cluster::Error> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    match cluster::ask("read a namespace", namespaces.get_metadata_opt(name)).await {
+    match cluster::call("read a namespace", namespaces.get_metadata_opt(name)).await {
         Ok(namespace) => Ok(namespace.and_then(|namespace| namespace.uid())),
         Err(error) if error.status().is_some_and(|status| matches!(status.code, 401 | 403)) => {
             tracing::debug!(%error, "the uid of the namespace is left out of the fingerprint of the installation");

@@ -30,7 +30,7 @@ use crate::{
     sync::{Databases, Egress},
     telemetry::{MONGODB, logs, traces},
     verify,
-    worker::{self, Pulse},
+    worker::{self, WorkerHealth},
 };
 
 /// Exit code for wrong configuration, as clap's own.
@@ -168,7 +168,7 @@ impl Parts {
         if !files.is_empty() {
             self.add(async move {
                 let setting = files.changed().await;
-                tracing::warn!(setting, "the file holds something else now: stopping, to be started again with it");
+                tracing::warn!(setting, "the file has changed: stopping, so that the next start uses it");
                 Ok(())
             });
         }
@@ -270,7 +270,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
 struct View {
     cluster: watch::Sender<Option<Cluster>>,
     leadership: watch::Sender<Option<Leadership>>,
-    pulse: watch::Sender<Option<Pulse>>,
+    worker_health: watch::Sender<Option<WorkerHealth>>,
     lacks_mongodb: watch::Sender<bool>,
 }
 
@@ -279,7 +279,7 @@ impl Default for View {
         Self {
             cluster: watch::Sender::new(None),
             leadership: watch::Sender::new(None),
-            pulse: watch::Sender::new(None),
+            worker_health: watch::Sender::new(None),
             lacks_mongodb: watch::Sender::new(false),
         }
     }
@@ -291,7 +291,7 @@ impl View {
             queue: queue.clone(),
             cluster: Some(self.cluster.subscribe()),
             leadership: self.leadership.subscribe(),
-            pulse: self.pulse.subscribe(),
+            worker_health: self.worker_health.subscribe(),
             lacks_mongodb: self.lacks_mongodb.subscribe(),
             objects: None,
             standings: http::Standings::default(),
@@ -381,16 +381,16 @@ async fn add_workers(
     let sources = Sources { secrets, egress: options.egress() };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
     view.lacks_mongodb.send_replace(true);
-    let (shown, lacks_mongodb) = (view.pulse.clone(), view.lacks_mongodb.clone());
+    let (shown, lacks_mongodb) = (view.worker_health.clone(), view.lacks_mongodb.clone());
     parts.add(async move {
         let ready = async { tokio::join!(first_answer(&databases), queue.identified()) };
         if stop.run_until_cancelled(ready).await.is_none() {
             return Ok(());
         }
-        let (beat, pulse) = Pulse::new(queue.lease(), settings.slots);
-        shown.send_replace(Some(pulse));
+        let (reporter, health) = WorkerHealth::new(queue.lease(), settings.slots);
+        shown.send_replace(Some(health));
         lacks_mongodb.send_replace(false);
-        worker::run(settings, queue, databases, sources, beat, stop)
+        worker::run(settings, queue, databases, sources, reporter, stop)
             .await
             .map_err(|error| Error::Failed(error.to_string()))
     });

@@ -5,7 +5,7 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::{
     api::{HOSTS_ANNOTATION, source::SecretKey},
-    cluster::ask,
+    cluster::call,
 };
 
 /// An entry of a Secret that cannot be used. The texts hold nothing of what is in it.
@@ -61,7 +61,7 @@ impl Found {
 pub async fn get(client: Client, namespace: &str, entry: &SecretKey) -> Result<Found, Error> {
     let SecretKey { name, key } = entry;
     let secrets = Api::<Secret>::namespaced(client, namespace);
-    let secret = ask("read a Secret", secrets.get_opt(name)).await.map_err(|error| match error.status() {
+    let secret = call("read a Secret", secrets.get_opt(name)).await.map_err(|error| match error.status() {
         Some(status) if status.code == 403 => Error::Invalid(format!(
             "the operator may not read Secret {name} in namespace {namespace}: give its service account a Role with get on it"
         )),

@@ -15,7 +15,7 @@ use crate::{
         conditions::{FAILED, RECONCILING},
         syncjob::SyncMode,
     },
-    cluster::{self, ask},
+    cluster::{self, call},
     domain::{conditions, job},
 };
 
@@ -61,17 +61,17 @@ pub async fn run(client: Client, settings: Settings) -> Result<(), Error> {
     let name = format!("verify-{:08x}", rand::random::<u32>());
     let mut spec = SyncJobSpec { sync_type: SyncMode::Full, ..SyncJobSpec::default() };
     spec.target.collection = Some(settings.collection);
-    let made = ask("create a SyncJob", jobs.create(&PostParams::default(), &SyncJob::new(&name, spec))).await?;
+    let made = call("create a SyncJob", jobs.create(&PostParams::default(), &SyncJob::new(&name, spec))).await?;
     println!("SyncJob {namespace}/{} created", made.name_any());
     let ended = end_of(&jobs, &name, settings.timeout).await;
-    ask("delete a SyncJob", jobs.delete(&name, &DeleteParams::background())).await?;
+    call("delete a SyncJob", jobs.delete(&name, &DeleteParams::background())).await?;
     ended
 }
 
 async fn end_of(jobs: &Api<SyncJob>, name: &str, limit: Duration) -> Result<(), Error> {
     let (start, mut last) = (Instant::now(), String::new());
     loop {
-        let job = ask("read a SyncJob", jobs.get(name)).await?;
+        let job = call("read a SyncJob", jobs.get(name)).await?;
         let now = describe(&job);
         if now != last {
             println!("{now}");

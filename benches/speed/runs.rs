@@ -16,7 +16,7 @@ use sync_operator::{
     engine::Sources,
     queue::{NewRun, Queue},
     sync::Databases,
-    worker::{self, Pulse, Settings},
+    worker::{self, Settings, WorkerHealth},
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -58,7 +58,7 @@ pub async fn latency(slots: usize, count: usize, rate: u32) -> Result<Figures> {
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(starts.clone()))?;
     let payload: Arc<str> = payload()?.into();
     let working = work(&queue, slots).await?;
-    sleep(Duration::from_secs(1)).await; // The worker waits at the doorbell.
+    sleep(Duration::from_secs(1)).await; // The worker waits at the notifier.
 
     let cpu = process::cpu_s(std::process::id())?;
     let mut ticks = interval(Duration::from_secs(1) / rate);
@@ -128,10 +128,11 @@ impl Working {
 
 async fn work(queue: &Queue, slots: usize) -> Result<Working> {
     let databases = Databases::new(&variable("MONGODB_URI")?, "bench", &[], None).await?;
-    let (beat, _pulse) = Pulse::new(LEASE, slots);
+    let (reporter, _health) = WorkerHealth::new(LEASE, slots);
     let stop = CancellationToken::new();
     let settings = Settings { id: worker::new_id(), slots };
-    let task = tokio::spawn(worker::run(settings, queue.clone(), databases, Sources::default(), beat, stop.clone()));
+    let task =
+        tokio::spawn(worker::run(settings, queue.clone(), databases, Sources::default(), reporter, stop.clone()));
     Ok(Working { stop, task })
 }
 

@@ -5,7 +5,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::{
-    Courier, mistake,
+    Notifier, mistake,
     post::{Post, url},
     wording::Wording,
 };
@@ -14,7 +14,7 @@ use crate::{
     domain::alert::{Message, Refusal},
 };
 
-impl Courier {
+impl Notifier {
     pub(super) async fn cloud_events(
         &self,
         alert: &SyncAlert,

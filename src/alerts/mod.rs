@@ -52,12 +52,12 @@ impl From<secrets::Error> for Refusal {
 
 /// Delivers messages, with Secrets that are read for each of them. Cheap to clone.
 #[derive(Clone)]
-pub struct Courier {
+pub struct Notifier {
     client: Client,
     egress: Egress,
 }
 
-impl Courier {
+impl Notifier {
     /// One that reaches the addresses `egress` allows.
     #[must_use]
     pub fn new(client: Client, egress: Egress) -> Self {

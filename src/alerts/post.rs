@@ -8,7 +8,7 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 
-use super::{Courier, mistake, outage, silence};
+use super::{Notifier, mistake, outage, silence};
 use crate::{
     domain::alert::Refusal,
     network,
@@ -40,7 +40,7 @@ pub(super) fn url(text: &str, what: &str) -> Result<(Url, String), Refusal> {
 
 const NOT_ALLOWED: &str = "it is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs";
 
-impl Courier {
+impl Notifier {
     pub(super) async fn post(&self, post: Post) -> Result<(), Refusal> {
         self.egress.admit(&post.url).map_err(|denied| match denied {
             Denied::Address => mistake(NOT_ALLOWED),

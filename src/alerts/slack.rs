@@ -3,13 +3,13 @@
 use serde_json::json;
 
 use super::{
-    Courier, mistake,
+    Notifier, mistake,
     post::{Post, url},
     wording::Wording,
 };
 use crate::{api::syncalert::Slack, domain::alert::Refusal, secrets};
 
-impl Courier {
+impl Notifier {
     pub(super) async fn slack(&self, namespace: &str, sink: &Slack, wording: &Wording) -> Result<(), Refusal> {
         let secret = secrets::get(self.client.clone(), namespace, &sink.url_secret_ref).await?;
         let what = format!("the value in Secret {}", sink.url_secret_ref.name);

@@ -12,14 +12,14 @@ use lettre::{
     },
 };
 
-use super::{Courier, mistake, outage, silence, wording::Wording};
+use super::{Notifier, mistake, outage, silence, wording::Wording};
 use crate::{
     api::syncalert::{Smtp, SmtpTls},
     domain::alert::{Message, Refusal},
     network,
 };
 
-impl Courier {
+impl Notifier {
     pub(super) async fn smtp(
         &self,
         namespace: &str,

@@ -4,12 +4,12 @@ use ring::hmac;
 use serde_json::Value;
 
 use super::{
-    Courier,
+    Notifier,
     post::{Post, url},
 };
 use crate::{api::syncalert::Webhook, domain::alert::Refusal};
 
-impl Courier {
+impl Notifier {
     pub(super) async fn webhook(&self, namespace: &str, sink: &Webhook, payload: &Value) -> Result<(), Refusal> {
         let (url, host) = url(&sink.url, "webhook.url")?;
         let key = self.secret(namespace, &sink.hmac_secret_ref, &host).await?;

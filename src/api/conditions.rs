@@ -8,7 +8,7 @@ use serde_json::json;
 pub(super) fn unseen(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
     let unseen = json!({"conditions": [{
         "type": READY, "status": "Unknown", "reason": reasons::PENDING,
-        "message": "No controller has looked at it yet", "lastTransitionTime": "1970-01-01T00:00:00Z",
+        "message": "Not reconciled yet", "lastTransitionTime": "1970-01-01T00:00:00Z",
     }]});
     for version in &mut definition.spec.versions {
         let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
@@ -84,7 +84,7 @@ pub mod reasons {
     pub const QUEUED: &str = "Queued";
     /// The run waits, and no worker is connected to Redis.
     pub const NO_WORKERS: &str = "NoWorkers";
-    /// A worker is at it.
+    /// Running on a worker.
     pub const RUNNING: &str = "Running";
     /// An attempt failed; the next one is due after the backoff.
     pub const RETRYING: &str = "Retrying";

@@ -54,7 +54,7 @@ pub struct SyncAlertSpec {
     /// What is told.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(min = 1, max = 7))]
-    pub when: Vec<Trigger>,
+    pub when: Vec<AlertRule>,
 
     /// Who is told.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -102,14 +102,14 @@ impl SyncAlert {
     }
 }
 
-/// Something to tell.
+/// Condition of a SyncSchedule that the alert reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("(self.type == 'FailedDocumentsAbove') == has(self.percent)").message("when[].percent and type FailedDocumentsAbove go together: set both, or remove percent"),
     validation = Rule::new("(self.type == 'NoSuccessFor') == has(self.duration)").message("when[].duration and type NoSuccessFor go together: set both, or remove duration")
 )]
-pub struct Trigger {
+pub struct AlertRule {
     /// What it is about.
     #[serde(rename = "type")]
     pub type_: AlertType,
@@ -179,7 +179,7 @@ pub struct Slack {
     /// Secret of the same namespace with the URL, which is the password as well. It has to name the host that may
     /// receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=hooks.slack.com`.
     pub url_secret_ref: SecretKey,
-    /// Secret with the certificates (PEM) of the authorities that vouch for the server, instead of the well-known ones.
+    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
 }
@@ -215,7 +215,7 @@ pub struct Smtp {
     /// `kubectl annotate secret NAME sync.codex.dev/hosts=smtp.example.com`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_secret_ref: Option<SecretKey>,
-    /// Secret with the certificates (PEM) of the authorities that vouch for the server, instead of the well-known ones.
+    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
 }
@@ -246,7 +246,7 @@ pub struct Webhook {
     /// HMAC-SHA256 of the body, in hexadecimal. The Secret has to name the host:
     /// `kubectl annotate secret NAME sync.codex.dev/hosts=alerts.example.com`.
     pub hmac_secret_ref: SecretKey,
-    /// Secret with the certificates (PEM) of the authorities that vouch for the server, instead of the well-known ones.
+    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
 }
@@ -262,7 +262,7 @@ pub struct CloudEvents {
     /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. It has to name the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<SecretKey>,
-    /// Secret with the certificates (PEM) of the authorities that vouch for the server, instead of the well-known ones.
+    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
 }

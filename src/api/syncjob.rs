@@ -469,7 +469,7 @@ pub enum Phase {
     Pending,
     /// Waiting for a worker.
     Queued,
-    /// A worker is at it.
+    /// Running on a worker.
     Running,
     /// Waiting for the next attempt.
     Retrying,

@@ -1,4 +1,4 @@
-//! Requests to the API server: how long one waits for an answer, what a refusal says, and which go ahead of which.
+//! Kubernetes API requests: timeout, error classification and prioritisation.
 
 use std::{future::Future, time::Duration};
 
@@ -121,7 +121,7 @@ fn describe(error: &kube::Error) -> String {
 ///
 /// # Errors
 /// When it refuses, cannot be reached, or does not answer in time.
-pub async fn ask<T>(action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+pub async fn call<T>(action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match timeout(LIMIT, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(source)) => Err(Error::Refused { action, source }),
@@ -143,40 +143,40 @@ pub async fn connect() -> kube::Result<Client> {
     Client::try_from(config)
 }
 
-/// Which requests go ahead of which.
+/// Priority class of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// Those that a run waits for.
-    Starts,
-    /// Those that tell how things stand: at most 8 at a time, and each behind the starts that came before its turn.
-    Reports,
+pub enum RequestClass {
+    /// Requests that the start of a run waits for.
+    StartRun,
+    /// Requests that report status: at most 8 at a time, each after the `StartRun` requests that were queued before it.
+    ReportStatus,
 }
 
-/// The turns of all requests, for both lanes.
-pub(super) struct Lanes {
+/// Limit of the requests in flight, in all and for each class.
+pub(super) struct RequestLimiter {
     requests: Semaphore,
     reports: Semaphore,
 }
 
-impl Lanes {
+impl RequestLimiter {
     pub fn new() -> Self {
         Self { requests: Semaphore::new(REQUESTS), reports: Semaphore::new(REPORTS) }
     }
 
-    /// Waits for a turn to send a request.
-    pub async fn turn(&self, lane: Lane) -> Turn<'_> {
+    /// Waits for a permit to send a request.
+    pub async fn acquire(&self, class: RequestClass) -> RequestPermit<'_> {
         // These fail only when the semaphore was closed, and nobody does that.
-        let report = match lane {
-            Lane::Starts => None,
-            Lane::Reports => self.reports.acquire().await.ok(),
+        let report = match class {
+            RequestClass::StartRun => None,
+            RequestClass::ReportStatus => self.reports.acquire().await.ok(),
         };
-        Turn { _request: self.requests.acquire().await.ok(), _report: report }
+        RequestPermit { _request: self.requests.acquire().await.ok(), _report: report }
     }
 }
 
-/// The right to send a request, until it is dropped.
+/// Permit to send a request, until it is dropped.
 #[derive(Debug)]
-pub struct Turn<'a> {
+pub struct RequestPermit<'a> {
     _request: Option<SemaphorePermit<'a>>,
     _report: Option<SemaphorePermit<'a>>,
 }
@@ -213,18 +213,18 @@ mod tests {
 
     #[tokio::test]
     async fn reports_leave_room_for_starts() {
-        let lanes = Lanes::new();
-        let mut turns = Vec::new();
+        let limiter = RequestLimiter::new();
+        let mut permits = Vec::new();
         for _ in 0..REPORTS {
-            turns.push(lanes.turn(Lane::Reports).await);
+            permits.push(limiter.acquire(RequestClass::ReportStatus).await);
         }
         let now = Duration::from_millis(1);
-        assert!(timeout(now, lanes.turn(Lane::Reports)).await.is_err(), "no more reports");
+        assert!(timeout(now, limiter.acquire(RequestClass::ReportStatus)).await.is_err(), "no more reports");
         for _ in REPORTS..REQUESTS {
-            turns.push(lanes.turn(Lane::Starts).await);
+            permits.push(limiter.acquire(RequestClass::StartRun).await);
         }
-        assert!(timeout(now, lanes.turn(Lane::Starts)).await.is_err(), "no more at all");
-        turns.pop();
-        assert!(timeout(now, lanes.turn(Lane::Starts)).await.is_ok());
+        assert!(timeout(now, limiter.acquire(RequestClass::StartRun)).await.is_err(), "no more at all");
+        permits.pop();
+        assert!(timeout(now, limiter.acquire(RequestClass::StartRun)).await.is_ok());
     }
 }

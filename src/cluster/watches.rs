@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{Kind, Read};
 use crate::{
     api::SyncAlert,
-    telemetry::{Outage, Witness},
+    telemetry::{Availability, AvailabilityProbe},
 };
 
 /// What `kubectl apply` leaves on an object, which is the whole of it once more.
@@ -33,9 +33,9 @@ const TOO_MANY_REQUESTS: u16 = 429;
 /// else goes on.
 const ABSENT: [u16; 2] = [403, 404];
 
-static API_SERVER: Outage = Outage::new("the Kubernetes API");
+static API_SERVER: Availability = Availability::new("the Kubernetes API");
 
-static ALERTS: Outage = Outage::new("the kind SyncAlert, or the right to read it,");
+static ALERTS: Availability = Availability::new("the kind SyncAlert, or the right to read it,");
 
 /// The changes of SyncAlerts. A cluster that has no such kind yet, as in the middle of an upgrade, is no outage.
 pub(super) fn changes_of_alerts(
@@ -45,24 +45,24 @@ pub(super) fn changes_of_alerts(
         Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) => ABSENT.contains(&status.code),
         _ => false,
     };
-    let witness = API_SERVER.witness();
+    let probe = API_SERVER.probe();
     bare(events(api).inspect(move |event| {
         let is_absent = is_absent(event);
         if is_absent || matches!(event, Ok(watcher::Event::InitDone)) {
             ALERTS.note(event);
         }
         if is_absent {
-            witness.note(&Ok::<_, watcher::Error>(()));
+            probe.note(&Ok::<_, watcher::Error>(()));
         } else {
-            note_answer(&witness, event);
+            note_answer(&probe, event);
         }
     }))
 }
 
 /// The changes of a kind, without what nobody asks.
 pub fn changes<K: Kind>(api: Api<Read<K>>) -> impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>> + Send {
-    let witness = API_SERVER.witness();
-    bare(events(api).inspect(move |event| note_answer(&witness, event)))
+    let probe = API_SERVER.probe();
+    bare(events(api).inspect(move |event| note_answer(&probe, event)))
 }
 
 /// The changes as caches take them: of an object that cannot be read any more, that it is gone.
@@ -83,14 +83,14 @@ fn events<K: Kind>(api: Api<Read<K>>) -> impl Stream<Item = watcher::Result<watc
     watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0))
 }
 
-fn note_answer<K>(witness: &Witness, event: &watcher::Result<watcher::Event<K>>) {
+fn note_answer<K>(probe: &AvailabilityProbe, event: &watcher::Result<watcher::Event<K>>) {
     match event {
         // They say that a list is about to be asked for: the API server answered, and that is all.
         Ok(watcher::Event::Init) => {}
         Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
         // No outage: the watch is started again within seconds, and of a kind in which nothing changes no event would end it.
         Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == TOO_MANY_REQUESTS => {}
-        _ => witness.note(event),
+        _ => probe.note(event),
     }
 }
 

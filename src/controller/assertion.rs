@@ -25,7 +25,7 @@ use crate::{
     cluster::{self, Cluster},
     domain::{
         job,
-        run::{Recorded, Wanted},
+        run::{DesiredState, Recorded},
     },
     queue::{self, Control, KnownRun, Server},
 };
@@ -183,7 +183,7 @@ async fn assert_unfinished(context: &Context, is_restored: bool) -> Result<usize
 /// What a SyncJob says of its run, as the queue takes it.
 struct Known {
     uid: String,
-    wanted: Wanted,
+    desired: DesiredState,
     cancelled: Option<String>,
     recorded: Recorded,
     history: String,
@@ -191,18 +191,18 @@ struct Known {
 
 impl Known {
     fn of(job: &SyncJob, now: Timestamp) -> Self {
-        let (wanted, recorded) = (Wanted::from(job), job::recorded(job, now));
+        let (desired, recorded) = (DesiredState::from(job), job::recorded(job, now));
         Self {
             uid: job.uid().unwrap_or_default(),
-            wanted,
-            cancelled: wanted.cancelled.then(|| syncjob::json(&job::cancelled(job))),
+            desired,
+            cancelled: desired.cancelled.then(|| syncjob::json(&job::cancelled(job))),
             history: syncjob::json(&recorded.history),
             recorded,
         }
     }
 
     fn as_run(&self) -> KnownRun<'_> {
-        let (Wanted { suspended, priority, approved, .. }, recorded) = (self.wanted, &self.recorded);
+        let (DesiredState { suspended, priority, approved, .. }, recorded) = (self.desired, &self.recorded);
         KnownRun {
             uid: &self.uid,
             control: Control { suspended, cancelled: self.cancelled.as_deref(), priority, approved },
@@ -238,7 +238,7 @@ pub(super) async fn is_gone(context: &Context, uid: &str) -> Result<bool, Error>
         return Ok(false);
     }
     let jobs = Api::<SyncJob>::namespaced(cluster.client.clone(), &payload.namespace);
-    let live = cluster::ask("read a SyncJob", jobs.get_metadata_opt(&payload.name)).await?;
+    let live = cluster::call("read a SyncJob", jobs.get_metadata_opt(&payload.name)).await?;
     Ok(live.is_none_or(|job| job.uid().as_deref() != Some(uid)))
 }
 
@@ -269,7 +269,7 @@ async fn list(cluster: &Cluster) -> Result<HashMap<String, Presence>, Error> {
     let mut found = HashMap::new();
     let mut params = ListParams::default().limit(PAGE);
     loop {
-        let page = cluster::ask("list SyncJobs", jobs.list(&params)).await?;
+        let page = cluster::call("list SyncJobs", jobs.list(&params)).await?;
         found.extend(page.items.iter().filter_map(|job| Some((job.metadata.uid.clone()?, listed_as(job)))));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),

@@ -9,9 +9,9 @@ use std::{
 use kube::api::ObjectMeta;
 use tokio::time::Instant;
 
-use super::line::Writer;
+use super::admission::ObjectKey;
 use crate::domain::{
-    Note,
+    ObjectEvent,
     failure::{CREATE, Cause, Failure},
 };
 
@@ -22,7 +22,7 @@ const KEEP: Duration = Duration::from_secs(24 * 3600);
 
 /// Failed actions by object.
 #[derive(Default)]
-pub(super) struct Failures(Mutex<HashMap<Writer, Object>>);
+pub(super) struct Failures(Mutex<HashMap<ObjectKey, Object>>);
 
 #[derive(Default)]
 struct Object {
@@ -43,14 +43,14 @@ pub(super) struct Noted {
     /// It is the first one of the action.
     pub is_first: bool,
     /// The event that tells of it, once for each message.
-    pub note: Option<Note>,
+    pub note: Option<ObjectEvent>,
 }
 
 impl Failures {
     /// Notes that an action failed. `asked`: how long the server wants to be left alone.
     pub fn note(
         &self,
-        who: &Writer,
+        who: &ObjectKey,
         action: &'static str,
         (cause, error): (Cause, &str),
         asked: Duration,
@@ -69,11 +69,14 @@ impl Failures {
         let failure = Some(Failure::new(action, error)).filter(|_| cause.is_shown(entry.count));
         let note = failure.clone().filter(|failure| entry.shown.as_ref() != Some(failure));
         entry.shown = failure.or_else(|| entry.shown.take());
-        Noted { is_first: entry.count == 1, note: note.map(|failure| Note::warning(failure.reason, failure.message)) }
+        Noted {
+            is_first: entry.count == 1,
+            note: note.map(|failure| ObjectEvent::warning(failure.reason, failure.message)),
+        }
     }
 
     /// Notes that an action succeeded, or had nothing to do.
-    pub fn passed(&self, who: &Writer, action: &'static str) {
+    pub fn passed(&self, who: &ObjectKey, action: &'static str) {
         let mut objects = self.lock();
         if let Some(object) = objects.get_mut(who) {
             object.actions.remove(action);
@@ -84,20 +87,20 @@ impl Failures {
     }
 
     /// How long an action must not be tried. `None`: it may be.
-    pub fn held_back(&self, who: &Writer, action: &'static str, now: Instant) -> Option<Duration> {
+    pub fn held_back(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
         let objects = self.lock();
         let entry = objects.get(who)?.actions.get(action).filter(|entry| entry.cause.holds_back())?;
         entry.until.checked_duration_since(now).filter(|wait| !wait.is_zero())
     }
 
     /// How long until an action that failed is due again.
-    pub fn wait(&self, who: &Writer, action: &'static str, now: Instant) -> Option<Duration> {
+    pub fn wait(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
         let objects = self.lock();
         Some(objects.get(who)?.actions.get(action)?.until.saturating_duration_since(now))
     }
 
     /// The failure that an object shows: that of the creation of a run before any other one.
-    pub fn shown(&self, who: &Writer) -> Option<Failure> {
+    pub fn shown(&self, who: &ObjectKey) -> Option<Failure> {
         let objects = self.lock();
         let shown =
             objects.get(who)?.actions.iter().filter_map(|(action, entry)| Some((action, entry.shown.as_ref()?)));
@@ -106,7 +109,7 @@ impl Failures {
     }
 
     /// Forgets what failed on an object before its spec was changed, or on another one of the same name.
-    pub fn begin(&self, who: &Writer, meta: &ObjectMeta) {
+    pub fn begin(&self, who: &ObjectKey, meta: &ObjectMeta) {
         let mut objects = self.lock();
         if let Some(object) = objects.get_mut(who) {
             let spec = Some((meta.uid.clone(), meta.generation));
@@ -117,7 +120,7 @@ impl Failures {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Writer, Object>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectKey, Object>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -127,8 +130,8 @@ mod tests {
     use super::*;
     use kube::runtime::reflector::ObjectRef;
 
-    fn who(name: &str) -> Writer {
-        Writer::Schedule(ObjectRef::new(name).within("a"))
+    fn who(name: &str) -> ObjectKey {
+        ObjectKey::Schedule(ObjectRef::new(name).within("a"))
     }
 
     #[test]

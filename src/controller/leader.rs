@@ -225,7 +225,7 @@ impl Elector {
         // A renewal that came too late begins a new time: what was due in between was put aside.
         self.let_go_when_over();
         if self.until.send_replace(Some(until)).is_none() {
-            tracing::info!(lease = self.settings.name, "this controller leads");
+            tracing::info!(lease = self.settings.name, "acquired leadership");
         }
         self.tell(Some(&self.settings.identity));
     }
@@ -239,7 +239,7 @@ impl Elector {
 
     fn let_go(&self) {
         if self.until.send_replace(None).is_some() {
-            tracing::warn!(lease = self.settings.name, "this controller leads no more");
+            tracing::warn!(lease = self.settings.name, "lost leadership");
             self.tell(None);
         }
     }

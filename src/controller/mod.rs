@@ -2,15 +2,16 @@
 //!
 //! Each reconciler is a pipeline: observe (reads), decide (pure, in `domain`), act (writes), status.
 
+mod admission;
 mod assertion;
 mod clock;
+mod event_publisher;
+mod expectations;
 mod failures;
 mod leader;
-mod line;
-mod news;
 mod ownership;
-mod pace;
-mod sweep;
+mod resync;
+mod status_throttle;
 mod syncalert;
 mod syncjob;
 mod syncschedule;
@@ -39,11 +40,11 @@ use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    alerts::Courier,
+    alerts::Notifier,
     api::SyncJob,
-    cluster::{self, Cluster, Lane, Turn},
+    cluster::{self, Cluster, RequestClass, RequestPermit},
     domain::{
-        Note,
+        ObjectEvent,
         failure::{CREATE, Cause},
         merge_patch,
     },
@@ -52,19 +53,20 @@ use crate::{
     sync::Egress,
     telemetry::{REDIS, events::Events, metrics},
 };
+use admission::{AdmissionQueue, ObjectKey, Permit};
 use assertion::RedisView;
 use clock::Clock;
+use event_publisher::EventPublisher;
+use expectations::Expectations;
 use failures::Failures;
 use leader::Elector;
-use line::{Line, Place, Writer};
-use news::News;
 use ownership::Peers;
-use pace::Pace;
-use sweep::{forget, sweep};
+use resync::{forget, sweep};
+use status_throttle::StatusThrottle;
 
 pub use leader::{Leadership, Settings as Election};
 
-/// Objects reconciled at a time, for each kind. More than there are places in both lines ([`Line`]).
+/// Objects reconciled at a time, for each kind. More than there are permits in both queues ([`AdmissionQueue`]).
 const CONCURRENCY: u16 = 256;
 /// How often Redis is asked for a sign of life.
 const PING: Duration = Duration::from_secs(2);
@@ -98,47 +100,47 @@ pub struct Settings {
     pub egress: Egress,
 }
 
-/// What reconcilers work with.
+/// Clients and shared state of the reconcilers.
 struct Context {
     cluster: Cluster,
     queue: Queue,
-    news: News,
+    publisher: EventPublisher,
     queue_available: watch::Receiver<bool>,
     redis: RedisView,
-    pace: Pace,
-    /// Schedules that have a run to start.
-    starts: Line,
-    /// All that have something to report.
-    reports: Line,
-    made: syncschedule::Made,
+    throttle: StatusThrottle,
+    /// Admission of schedules that have a run to start.
+    starts: AdmissionQueue,
+    /// Admission of objects that have a status to report.
+    reports: AdmissionQueue,
+    expectations: Expectations,
     failures: Failures,
-    outbox: syncalert::Outbox,
-    courier: Courier,
+    deliveries: syncalert::DeliveryTracker,
+    notifier: Notifier,
     leadership: Leadership,
     peers: Peers,
     clock: Clock,
 }
 
 impl Context {
-    /// Asks the API server to change something for an object when it is its turn, as long as this process leads. An action that
-    /// was refused is not tried again before its backoff is over.
+    /// Sends a request for an object once it has a permit, while this process leads. An action that was refused is not sent again
+    /// before its backoff has passed.
     async fn write<T>(
         &self,
-        who: &Writer,
-        lane: Lane,
+        who: &ObjectKey,
+        class: RequestClass,
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
         self.check(who, action)?;
-        let turn = self.cluster.turn(lane).await;
-        self.write_now(who, &turn, action, request).await
+        let permit = self.cluster.acquire(class).await;
+        self.send(who, &permit, action, request).await
     }
 
-    /// The same for one whose turn it is.
-    async fn write_now<T>(
+    /// Sends a request with a permit that is held already.
+    async fn send<T>(
         &self,
-        who: &Writer,
-        _turn: &Turn<'_>,
+        who: &ObjectKey,
+        _permit: &RequestPermit<'_>,
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
@@ -146,48 +148,48 @@ impl Context {
         if !self.leadership.is_held() {
             return Err(Error::NotLeading);
         }
-        let answer = cluster::ask(action, request).await;
+        let answer = cluster::call(action, request).await;
         self.note(who, action, &answer);
         Ok(answer?)
     }
 
-    /// Reads something that has to be known to start a run.
+    /// Reads what the start of a run depends on.
     async fn read<T>(
         &self,
-        who: &Writer,
+        who: &ObjectKey,
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
-        let answer = self.cluster.ask(action, request).await;
+        let answer = self.cluster.call(action, request).await;
         self.note(who, action, &answer);
         Ok(answer?)
     }
 
-    fn check(&self, who: &Writer, action: &'static str) -> Result<(), Error> {
+    fn check(&self, who: &ObjectKey, action: &'static str) -> Result<(), Error> {
         self.failures.held_back(who, action, Instant::now()).map_or(Ok(()), |wait| Err(Error::HeldBack(wait)))
     }
 
-    /// Takes note of the answer to an action, or its absence.
-    fn note<T>(&self, who: &Writer, action: &'static str, answer: &Result<T, cluster::Error>) {
+    /// Records the answer to an action, or its absence.
+    fn note<T>(&self, who: &ObjectKey, action: &'static str, answer: &Result<T, cluster::Error>) {
         let error = match answer {
             Err(error) if !error.is_already_exists() && !error.is_not_found() => error,
             _ => return self.failures.passed(who, action),
         };
         if error.is_in_terminating_namespace() {
-            // Not told: the object will be deleted, too.
+            // Not reported: the object is about to be deleted.
             self.failures.note(who, ANYTHING, (Cause::Refused, &error.to_string()), TERMINATING, Instant::now());
             return;
         }
-        // What all objects have in common is told once, and not of each.
+        // An outage is reported once, and not for each object.
         let cause = error.cause().filter(|cause| *cause != Cause::Busy || cluster::stale_since().is_none());
         if let Some(cause) = cause {
             self.fail(who, action, cause, &error.to_string(), error.retry_after());
         }
     }
 
-    /// Notes that an action on an object failed, and tells of it: the first time in the log, and by an event when the object shows
-    /// it.
-    fn fail(&self, who: &Writer, action: &'static str, cause: Cause, error: &str, asked: Duration) {
+    /// Records that an action on an object failed. Logs the first failure, and publishes an event when the object shows the
+    /// failure in a condition.
+    fn fail(&self, who: &ObjectKey, action: &'static str, cause: Cause, error: &str, asked: Duration) {
         let failures::Noted { is_first, note } = self.failures.note(who, action, (cause, error), asked, Instant::now());
         let object = who.reference();
         if is_first && cause.holds_back() {
@@ -195,31 +197,31 @@ impl Context {
             tracing::warn!(kind, namespace, name, error, "a request for an object failed; trying again");
         }
         if let Some(note) = note {
-            self.news.tell_of(object, note);
+            self.publisher.publish_about(object, note);
         }
     }
 
-    /// Waits until a status may be written that starts no run. Look again after it: what happened meanwhile can be told
-    /// in the same write. `None` when others come first: `who` is reconciled again when it is its turn. `place`: what
-    /// [`Line::kept`] said in this reconciliation.
-    async fn report_turn(&self, who: Writer, place: Option<Place>) -> Option<Turn<'_>> {
-        let _place = match place {
-            Some(place) => place,
-            None => self.reports.enter(who)?,
+    /// Waits for the permit to report a status. Observe again afterwards, so that the write has what happened in the meantime.
+    /// `None`: other objects are first, and `who` is queued and reconciled again. `permit`: result of
+    /// [`AdmissionQueue::take_permit`] in this reconciliation.
+    async fn acquire_report(&self, who: ObjectKey, permit: Option<Permit>) -> Option<RequestPermit<'_>> {
+        let _permit = match permit {
+            Some(permit) => permit,
+            None => self.reports.enqueue(who)?,
         };
-        self.pace.turn().await;
-        Some(self.cluster.turn(Lane::Reports).await)
+        self.throttle.acquire().await;
+        Some(self.cluster.acquire(RequestClass::ReportStatus).await)
     }
 
-    fn tell<K: Resource<DynamicType = ()>>(&self, object: &K, notes: Vec<Note>) {
-        for note in notes {
-            self.news.tell(object, note);
+    fn publish_events<K: Resource<DynamicType = ()>>(&self, object: &K, events: Vec<ObjectEvent>) {
+        for event in events {
+            self.publisher.publish(object, event);
         }
     }
 }
 
-/// The patch that gives an object another status. It carries the resource version that the status was decided on, so that an old
-/// decision is refused, and changes what this release knows alone.
+/// Merge patch of an object's status. It carries the resource version that the decision was made on, so that the API server refuses
+/// an outdated one, and has only the fields that this release knows.
 fn status_patch<S: Serialize>(metadata: &ObjectMeta, old: Option<&S>, new: &S) -> Patch<Value> {
     // These are texts, numbers and times.
     let json = |status: &S| serde_json::to_value(status).unwrap_or_default();
@@ -270,18 +272,18 @@ impl Error {
     }
 }
 
-/// Reconciles an object while this process leads. Another one does it otherwise.
-async fn led<K, F>(
+/// Runs `reconcile` while this process holds the Lease, and drops it when leadership is lost.
+async fn if_leading<K, F>(
     object: Arc<K>,
     context: Arc<Context>,
     reconcile: impl FnOnce(Arc<K>, Arc<Context>) -> F,
 ) -> Result<Action, Error>
 where
     K: Resource<DynamicType = ()>,
-    Writer: for<'a> From<&'a K>,
+    ObjectKey: for<'a> From<&'a K>,
     F: Future<Output = Result<Action, Error>>,
 {
-    let (who, began) = (Writer::from(&*object), Instant::now());
+    let (who, began) = (ObjectKey::from(&*object), Instant::now());
     context.failures.begin(&who, object.meta());
     if context.failures.held_back(&who, ANYTHING, began).is_some() {
         return Ok(Action::await_change());
@@ -313,32 +315,32 @@ pub async fn run(
     stop: CancellationToken,
     share: impl FnOnce(Cluster, Leadership),
 ) {
-    let (cluster, feeds, watches) = Cluster::watch(client.clone(), settings.namespace.clone());
+    let (cluster, streams, watches) = Cluster::watch(client.clone(), settings.namespace.clone());
     let lease_namespace = settings.election.namespace.as_deref().unwrap_or(client.default_namespace());
     let lease = format!("{lease_namespace}/{}", settings.election.name);
     let (mut elector, leadership) = Elector::new(settings.election, client.clone(), stop.clone());
     share(cluster.clone(), leadership.clone());
     let (availability, queue_available) = watch::channel(true);
-    let (news, waiting) = news::channel();
+    let (publisher, waiting) = event_publisher::channel();
     let mut events =
         pin!(waiting.send(Events::new(client.clone(), &settings.instance), cluster.clone(), leadership.clone()));
     let clock = Clock::new();
-    let (outbox, delivered) = syncalert::Outbox::new();
-    let (starts, call_starts, due) = Line::new();
-    let (reports, call_reports, heard) = Line::new();
+    let (deliveries, delivered) = syncalert::DeliveryTracker::new();
+    let (starts, start_dispatcher, admitted_starts) = AdmissionQueue::new();
+    let (reports, report_dispatcher, admitted_reports) = AdmissionQueue::new();
     let context = Arc::new(Context {
         cluster: cluster.clone(),
         queue: queue.clone(),
-        news,
+        publisher,
         queue_available: queue_available.clone(),
         redis: RedisView::new(queue.lease()),
-        pace: Pace::new(settings.status_interval, settings.status_writes_per_second),
+        throttle: StatusThrottle::new(settings.status_interval, settings.status_writes_per_second),
         starts,
         reports,
-        made: syncschedule::Made::default(),
+        expectations: Expectations::default(),
         failures: Failures::default(),
-        outbox,
-        courier: Courier::new(client.clone(), settings.egress),
+        deliveries,
+        notifier: Notifier::new(client.clone(), settings.egress),
         leadership: leadership.clone(),
         peers: Peers::new(client.clone(), lease.clone()),
         clock: clock.clone(),
@@ -355,41 +357,41 @@ pub async fn run(
         stream::select(recovered, clock.changes())
     };
 
-    let schedules = Controller::for_shared_stream(feeds.schedules, cluster.schedules.clone())
-        .reconcile_on(UnboundedReceiverStream::new(feeds.owners))
-        .reconcile_on(stream::select(due.schedules, heard.schedules))
+    let schedules = Controller::for_shared_stream(streams.schedules, cluster.schedules.clone())
+        .reconcile_on(UnboundedReceiverStream::new(streams.owners))
+        .reconcile_on(stream::select(admitted_starts.schedules, admitted_reports.schedules))
         .reconcile_all_on(upset())
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led(object, context, syncschedule::reconcile),
-            |object, error, context| after(&Writer::from(&*object), error, &context),
+            |object, context| if_leading(object, context, syncschedule::reconcile),
+            |object, error, context| after(&ObjectKey::from(&*object), error, &context),
             Arc::clone(&context),
         )
         .for_each(|result| async move { tracing::trace!(?result, "schedule reconciled") });
-    let jobs = Controller::for_shared_stream(feeds.jobs, cluster.jobs.clone())
+    let jobs = Controller::for_shared_stream(streams.jobs, cluster.jobs.clone())
         .reconcile_on(changes(&cluster, &queue))
-        .reconcile_on(heard.jobs)
+        .reconcile_on(admitted_reports.jobs)
         .reconcile_on(unfinished(&cluster, settings.resync, &context))
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led(object, context, syncjob::reconcile),
-            |object, error, context| after(&Writer::from(&*object), error, &context),
+            |object, context| if_leading(object, context, syncjob::reconcile),
+            |object, error, context| after(&ObjectKey::from(&*object), error, &context),
             Arc::clone(&context),
         )
         .for_each(|result| async move { tracing::trace!(?result, "job reconciled") });
 
-    let alerts = Controller::for_shared_stream(feeds.alerts, cluster.alerts.clone())
-        .reconcile_on(UnboundedReceiverStream::new(feeds.watching))
+    let alerts = Controller::for_shared_stream(streams.alerts, cluster.alerts.clone())
+        .reconcile_on(UnboundedReceiverStream::new(streams.watching))
         .reconcile_on(UnboundedReceiverStream::new(delivered))
-        .reconcile_on(heard.alerts)
+        .reconcile_on(admitted_reports.alerts)
         .reconcile_all_on(upset())
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
-            |object, context| led(object, context, syncalert::reconcile),
-            |object, error, context| after(&Writer::from(&*object), error, &context),
+            |object, context| if_leading(object, context, syncalert::reconcile),
+            |object, error, context| after(&ObjectKey::from(&*object), error, &context),
             Arc::clone(&context),
         )
         .for_each(|result| async move { tracing::trace!(?result, "alert reconciled") });
@@ -399,8 +401,8 @@ pub async fn run(
         ((), (), ()) = async { tokio::join!(schedules, jobs, alerts) } => {}
         () = elector.run() => {}
         () = watches => {}
-        () = call_starts.call() => {}
-        () = call_reports.call() => {}
+        () = start_dispatcher.dispatch() => {}
+        () = report_dispatcher.dispatch() => {}
         () = &mut events => {}
         () = look_at_redis(&context, &availability) => {}
         () = recover(&context) => {}
@@ -408,7 +410,7 @@ pub async fn run(
         () = ownership::assert_regularly(&queue, &leadership, &lease, queue_available.clone()) => {}
         () = sweep(&context, settings.resync) => {}
         () = unreadable::report(&context) => {}
-        () = forget(feeds.over, &queue, &context) => {}
+        () = forget(streams.over, &queue, &context) => {}
     }
     drop(context);
     timeout(LAST_EVENTS, events).await.ok();
@@ -417,7 +419,7 @@ pub async fn run(
 }
 
 /// When an object is reconciled again after an error.
-fn after(who: &Writer, error: &Error, context: &Context) -> Action {
+fn after(who: &ObjectKey, error: &Error, context: &Context) -> Action {
     tracing::debug!(%error, "reconciliation failed");
     if error.is_in_terminating_namespace() {
         Action::await_change()
@@ -426,7 +428,7 @@ fn after(who: &Writer, error: &Error, context: &Context) -> Action {
     }
 }
 
-fn retry_after(who: &Writer, error: &Error, context: &Context) -> Duration {
+fn retry_after(who: &ObjectKey, error: &Error, context: &Context) -> Duration {
     let wait = |action| context.failures.wait(who, action, Instant::now());
     let wait = match error {
         Error::Cluster(error) => wait(error.action()),
@@ -455,7 +457,7 @@ fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<Syn
     })
 }
 
-/// Every SyncJob that has something to wait for, in each resync, when Redis is back, and when the leader changes.
+/// Every SyncJob that has something to wait for, in each resync, when Redis is available again, and when the leader changes.
 fn unfinished(
     cluster: &Cluster,
     resync: Duration,

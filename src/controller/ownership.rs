@@ -40,7 +40,7 @@ pub(super) enum Ownership {
     Other(String),
 }
 
-/// Asserts that the queue is this installation's: when this process begins to lead, when Redis is back, and each 30 s. `lease`: that
+/// Asserts that the queue is this installation's: when this process begins to lead, when Redis is available again, and each 30 s. `lease`: that
 /// of the controllers, as `<namespace>/<name>`.
 pub(super) async fn assert_regularly(
     queue: &Queue,
@@ -139,7 +139,7 @@ impl Peers {
     async fn is_at_work(&self, lease: &str) -> bool {
         let Some((namespace, name)) = lease.split_once('/') else { return false };
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), namespace);
-        match cluster::ask("read the Lease of another installation", leases.get_opt(name)).await {
+        match cluster::call("read the Lease of another installation", leases.get_opt(name)).await {
             Ok(found) => !is_over(found.as_ref().map(leader::read).as_ref(), Timestamp::now()),
             Err(error) => {
                 tracing::warn!(lease, %error, "another installation is taken to be at work, since its Lease cannot be read");

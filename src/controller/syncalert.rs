@@ -13,11 +13,11 @@ use kube::{
 };
 use tokio::{select, sync::mpsc, time::Instant};
 
-use super::{AFTER_ERROR, Context, Error, line::Writer, status_patch};
+use super::{AFTER_ERROR, Context, Error, admission::ObjectKey, status_patch};
 use crate::{
     alerts::check_template,
     api::{SyncAlert, SyncAlertStatus},
-    cluster::Turn,
+    cluster::RequestPermit,
     domain::{
         alert::{self, Delivery, Message, Observed, Plan},
         failure,
@@ -35,11 +35,11 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
         return Ok(Action::await_change());
     }
     context.cluster.ready().await;
-    if let Some(wait) = context.outbox.too_early(&uid) {
+    if let Some(wait) = context.deliveries.too_early(&uid) {
         return Ok(Action::requeue(wait));
     }
-    let who = Writer::from(&*alert);
-    let place = context.reports.kept(&who);
+    let who = ObjectKey::from(&*alert);
+    let reserved = context.reports.take_permit(&who);
     // Observe. Without Redis, what this process remembers and the status are what there is.
     let kept = context.queue.kept_alert(&uid).await;
     let is_redis_away = kept.is_err();
@@ -51,7 +51,7 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
     for message in messages {
         send(&alert, message, &context);
     }
-    context.tell(&*alert, notes);
+    context.publish_events(&*alert, notes);
     // Status.
     let mut bounded = alert::bounded(status);
     if let Some(failure) = context.failures.shown(&who) {
@@ -60,9 +60,9 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
     let is_same =
         |written: &SyncAlertStatus| *written == SyncAlertStatus { revision: written.revision, ..bounded.clone() };
     if !alert.status.as_ref().is_some_and(is_same)
-        && let Some(turn) = context.report_turn(who.clone(), place).await
+        && let Some(permit) = context.acquire_report(who.clone(), reserved).await
     {
-        write_status(&alert, &who, bounded, &turn, &context).await?;
+        write_status(&alert, &who, bounded, &permit, &context).await?;
     }
     let retry = (!is_kept).then_some(AFTER_ERROR);
     Ok(requeue.into_iter().chain(retry).min().map_or_else(Action::await_change, Action::requeue))
@@ -74,7 +74,7 @@ fn decide(alert: &SyncAlert, kept: Option<SyncAlertStatus>, uid: &str, context: 
     let beside: Vec<_> =
         schedules.into_iter().filter(|schedule| schedule.metadata.namespace == alert.metadata.namespace).collect();
     let unusable_template = alert.spec.template.as_ref().and_then(check_template);
-    let mut outbox = context.outbox.lock();
+    let mut outbox = context.deliveries.lock();
     let entry = outbox.entry(uid.to_owned()).or_default();
     entry.looked = Some(Instant::now());
     let known = [kept, entry.kept.take(), alert.status.clone()];
@@ -91,13 +91,13 @@ fn decide(alert: &SyncAlert, kept: Option<SyncAlertStatus>, uid: &str, context: 
 
 /// Writes into Redis what is kept. True when it is there, or something newer.
 async fn keep(uid: &str, status: &SyncAlertStatus, context: &Context) -> bool {
-    if context.outbox.lock().get(uid).is_some_and(|entry| entry.stored == Some(status.revision)) {
+    if context.deliveries.lock().get(uid).is_some_and(|entry| entry.stored == Some(status.revision)) {
         return true;
     }
     // These are texts, numbers and times.
     let text = serde_json::to_string(status).unwrap_or_default();
     let is_kept = context.leadership.is_held() && context.queue.keep_alert(uid, status.revision, &text).await.is_ok();
-    if is_kept && let Some(entry) = context.outbox.lock().get_mut(uid) {
+    if is_kept && let Some(entry) = context.deliveries.lock().get_mut(uid) {
         entry.stored = Some(status.revision);
     }
     is_kept
@@ -107,14 +107,14 @@ async fn keep(uid: &str, status: &SyncAlertStatus, context: &Context) -> bool {
 /// SyncAlert is reconciled again. One that no longer leads gives up: another one sends it.
 fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
     let (alert, context) = (Arc::clone(alert), Arc::clone(context));
-    context.outbox.begin(&alert, &message.sink);
+    context.deliveries.begin(&alert, &message.sink);
     tokio::spawn(async move {
         let Message { sink: name, notified, .. } = &message;
         let sink = alert.spec.sinks.iter().find(|sink| sink.name == *name);
         let result = select! {
             biased;
             () = context.leadership.lost() => None,
-            result = async { Some(context.courier.deliver(&alert, sink?, &message).await) } => result,
+            result = async { Some(context.notifier.deliver(&alert, sink?, &message).await) } => result,
         };
         let (namespace, counts) = (alert.namespace(), (message.firing.len(), message.resolved.len()));
         match &result {
@@ -139,27 +139,27 @@ fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
             result,
             at: context.clock.now(),
         });
-        context.outbox.end(&alert, name, ended);
+        context.deliveries.end(&alert, name, ended);
     });
 }
 
 async fn write_status(
     alert: &SyncAlert,
-    who: &Writer,
+    who: &ObjectKey,
     status: SyncAlertStatus,
-    turn: &Turn<'_>,
+    permit: &RequestPermit<'_>,
     context: &Context,
 ) -> Result<(), Error> {
     let patch = status_patch(&alert.metadata, alert.status.as_ref(), &status);
-    let alerts = context.cluster.beside::<SyncAlert>(&alert.metadata);
+    let alerts = context.cluster.namespaced::<SyncAlert>(&alert.metadata);
     let (action, name, params) = ("write a SyncAlert's status", alert.name_any(), PatchParams::default());
-    let written = context.write_now(who, turn, action, alerts.patch_status(&name, &params, &patch)).await;
+    let written = context.send(who, permit, action, alerts.patch_status(&name, &params, &patch)).await;
     metrics::status_written("SyncAlert", written.is_ok());
     written.map(drop)
 }
 
 /// What this process knows of SyncAlerts, by their uid: messages under way, and what was decided last.
-pub(super) struct Outbox {
+pub(super) struct DeliveryTracker {
     entries: Mutex<HashMap<String, Entry>>,
     ended: mpsc::UnboundedSender<ObjectRef<SyncAlert>>,
 }
@@ -174,7 +174,7 @@ struct Entry {
     looked: Option<Instant>,
 }
 
-impl Outbox {
+impl DeliveryTracker {
     /// An empty one, and where it tells of SyncAlerts one of whose deliveries has ended.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<ObjectRef<SyncAlert>>) {
         let (ended, heard) = mpsc::unbounded_channel();

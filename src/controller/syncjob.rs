@@ -12,18 +12,18 @@ use tokio::time::Instant;
 
 use super::{
     Context, Error,
-    line::{Place, Writer},
+    admission::{ObjectKey, Permit},
     ownership, status_patch, trace,
 };
 use crate::{
     api::conditions::{self, reasons},
     api::{SyncJob, SyncJobStatus},
-    cluster::{self, Lane, Turn},
+    cluster::{self, RequestClass, RequestPermit},
     domain::{
         conditions as merged, elapsed, failure, installation,
         job::{self, Plan},
         needs,
-        run::{Payload, Run, RunSpec, State, Wanted},
+        run::{DesiredState, Payload, Run, RunSpec, State},
     },
     queue::{self, Control, Entry, NewRun},
     telemetry::{metrics, note_write},
@@ -44,63 +44,67 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
         return Ok(Action::await_change());
     }
     if job::is_finished(&job) {
-        context.pace.forget(&uid);
+        context.throttle.forget(&uid);
         return expire(&job, &context, now).await;
     }
     if let Some(owner) = other_owner(&job, &context).await {
         return leave(&job, &uid, &owner, &context, now).await;
     }
-    let who = Writer::from(&*job);
-    let place = context.reports.kept(&who);
-    let plan = match look(&job, &uid, &context, now).await {
+    let who = ObjectKey::from(&*job);
+    let reserved = context.reports.take_permit(&who);
+    let plan = match observe_and_decide(&job, &uid, &context, now).await {
         Ok(plan) => plan,
-        Err(error) => return wait_for_queue(&job, &uid, &error, place, &context, now).await,
+        Err(error) => return wait_for_queue(&job, &uid, &error, reserved, &context, now).await,
     };
     // Act.
     if plan.enqueue {
         return match enqueue(&job, &uid, &context).await {
-            Err(Error::Queue(error)) => wait_for_queue(&job, &uid, &error, place, &context, now).await,
+            Err(Error::Queue(error)) => wait_for_queue(&job, &uid, &error, reserved, &context, now).await,
             enqueued => enqueued.map(|()| Action::await_change()),
         };
     }
-    if let Some(wanted) = plan.control {
-        let end = plan.end.clone().or_else(|| wanted.cancelled.then(|| job::cancelled(&job)));
+    if let Some(desired) = plan.control {
+        let end = plan.end.clone().or_else(|| desired.cancelled.then(|| job::cancelled(&job)));
         let cancelled = end.map(|outcome| json(&outcome));
-        let Wanted { suspended, priority, approved, .. } = wanted;
+        let DesiredState { suspended, priority, approved, .. } = desired;
         context.queue.control(&uid, Control { suspended, cancelled: cancelled.as_deref(), priority, approved }).await?;
     }
     // Status.
     if job.status.as_ref() == Some(&plan.status) {
         return Ok(next(&plan));
     }
-    if let Some(wait) = context.pace.behind(&uid, job.metadata.resource_version.as_deref(), Instant::now()) {
+    if let Some(wait) =
+        context.throttle.stale_cache_delay(&uid, job.metadata.resource_version.as_deref(), Instant::now())
+    {
         return Ok(Action::requeue(wait));
     }
     if let Some(schedule) = context.cluster.schedule_of(&job).filter(|_| job::has_ended(&plan.status)) {
-        let waited = context.pace.since_end(&uid, Instant::now());
+        let waited = context.throttle.since_end(&uid, Instant::now());
         if job::waits_for_books(&job, &plan.status, &schedule, waited) {
             return Ok(Action::requeue(waited.clamp(BOOKS_LOOK, MAX_BOOKS_LOOK)));
         }
     }
-    if let Some(wait) = context.pace.first(&uid).filter(|_| !job::has_ended(&plan.status)) {
+    if let Some(wait) = context.throttle.initial_delay(&uid).filter(|_| !job::has_ended(&plan.status)) {
         return Ok(Action::requeue(wait));
     }
-    let (plan, turn) = if is_progress_only(&job, &plan) {
-        if let Some(wait) = context.pace.progress(&uid) {
+    let (plan, permit) = if is_progress_only(&job, &plan) {
+        if let Some(wait) = context.throttle.progress_delay(&uid) {
             return Ok(Action::requeue(wait));
         }
-        (plan, context.cluster.turn(Lane::Reports).await)
+        (plan, context.cluster.acquire(RequestClass::ReportStatus).await)
     } else {
-        let Some(turn) = context.report_turn(who.clone(), place).await else { return Ok(Action::await_change()) };
-        (look(&job, &uid, &context, context.clock.now()).await?, turn)
+        let Some(permit) = context.acquire_report(who.clone(), reserved).await else {
+            return Ok(Action::await_change());
+        };
+        (observe_and_decide(&job, &uid, &context, context.clock.now()).await?, permit)
     };
     if plan.enqueue {
         return Ok(Action::requeue(Duration::ZERO));
     }
     let next = next(&plan);
-    write_status(&job, &uid, plan.status, &turn, &context).await?;
-    drop(turn);
-    context.tell(&*job, plan.notes);
+    write_status(&job, &uid, plan.status, &permit, &context).await?;
+    drop(permit);
+    context.publish_events(&*job, plan.notes);
     Ok(next)
 }
 
@@ -124,15 +128,15 @@ async fn leave(job: &SyncJob, uid: &str, owner: &str, context: &Context, now: Ti
     let note =
         installation::note_conflict(&mut status.conditions, owner, context.peers.me(), job.metadata.generation, now);
     if job.status.as_ref() != Some(&status) && context.cluster.schedule_of(job).is_none() {
-        let turn = context.cluster.turn(Lane::Reports).await;
-        write_status(job, uid, status, &turn, context).await?;
-        context.tell(job, vec![note]);
+        let permit = context.cluster.acquire(RequestClass::ReportStatus).await;
+        write_status(job, uid, status, &permit, context).await?;
+        context.publish_events(job, vec![note]);
     }
     Ok(Action::requeue(ownership::LOOK))
 }
 
 /// Observes the run in the queue, and decides.
-async fn look(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Result<Plan, queue::Error> {
+async fn observe_and_decide(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Result<Plan, queue::Error> {
     let entry = context.queue.get(uid).await?;
     let is_asking = |entry: &Entry| entry.state == State::Waiting && entry.needs > needs::FIRST;
     let highest_level = if entry.as_ref().is_some_and(is_asking) { context.queue.highest_level().await? } else { None };
@@ -144,9 +148,9 @@ async fn look(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Re
     let is_other = |entry: &Entry| entry.installation.as_ref().is_some_and(|of| *of != context.queue.installation());
     let is_unfinished = |entry: &Entry| !matches!(entry.state, State::Completed | State::Failed);
     if context.leadership.owns_queue() && entry.is_some_and(|entry| is_other(&entry) && is_unfinished(&entry)) {
-        plan.control.get_or_insert_with(|| Wanted::from(job));
+        plan.control.get_or_insert_with(|| DesiredState::from(job));
     }
-    let failure = context.failures.shown(&Writer::from(job)).filter(|_| !job::has_ended(&plan.status));
+    let failure = context.failures.shown(&ObjectKey::from(job)).filter(|_| !job::has_ended(&plan.status));
     if let Some(failure) = failure {
         failure::mark_run(&mut plan.status.conditions, &failure, job.metadata.generation, now);
     }
@@ -162,7 +166,7 @@ async fn wait_for_queue(
     job: &SyncJob,
     uid: &str,
     error: &queue::Error,
-    place: Option<Place>,
+    reserved: Option<Permit>,
     context: &Context,
     now: Timestamp,
 ) -> Result<Action, Error> {
@@ -176,11 +180,11 @@ async fn wait_for_queue(
         error => unknown(error),
     };
     let status = job::unknown(job, reason, &message, now);
-    let who = Writer::from(job);
+    let who = ObjectKey::from(job);
     if job.status.as_ref() != Some(&status)
-        && let Some(turn) = context.report_turn(who, place).await
+        && let Some(permit) = context.acquire_report(who, reserved).await
     {
-        write_status(job, uid, status, &turn, context).await?;
+        write_status(job, uid, status, &permit, context).await?;
     }
     Ok(Action::requeue(QUEUE_AWAY))
 }
@@ -201,11 +205,12 @@ fn unknown(error: &queue::Error) -> (&'static str, String) {
 /// Puts a run into the queue. The cache may be behind, and a finished SyncJob must never run again: ask first, but for one
 /// that was only just made.
 async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Error> {
-    let live = if context.made.is_new(job, Instant::now()) {
+    let live = if context.expectations.is_new(job, Instant::now()) {
         job.clone()
     } else {
-        let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-        let live = context.read(&Writer::from(job), "read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
+        let jobs = context.cluster.namespaced::<SyncJob>(&job.metadata);
+        let live =
+            context.read(&ObjectKey::from(job), "read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
         let Some(live) = live else { return Ok(()) };
         live
     };
@@ -250,16 +255,16 @@ async fn write_status(
     job: &SyncJob,
     uid: &str,
     status: SyncJobStatus,
-    turn: &Turn<'_>,
+    permit: &RequestPermit<'_>,
     context: &Context,
 ) -> Result<(), Error> {
     let ended = job::has_ended(&status);
     let patch = status_patch(&job.metadata, job.status.as_ref(), &status);
-    let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
+    let jobs = context.cluster.namespaced::<SyncJob>(&job.metadata);
     let (action, name, params) = ("write a SyncJob's status", job.name_any(), PatchParams::default());
-    context.pace.writes(uid, job.resource_version());
-    let written = context.write_now(&Writer::from(job), turn, action, jobs.patch_status(&name, &params, &patch)).await;
-    context.pace.wrote(uid, written.is_ok());
+    context.throttle.begin_write(uid, job.resource_version());
+    let written = context.send(&ObjectKey::from(job), permit, action, jobs.patch_status(&name, &params, &patch)).await;
+    context.throttle.finish_write(uid, written.is_ok());
     metrics::status_written("SyncJob", written.is_ok());
     written?;
     if ended {
@@ -301,9 +306,9 @@ async fn expire(job: &SyncJob, context: &Context, now: Timestamp) -> Result<Acti
     }
     let preconditions = Preconditions { uid: job.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-    let jobs = context.cluster.beside::<SyncJob>(&job.metadata);
-    let (who, action) = (Writer::from(job), "delete a SyncJob");
-    match context.write(&who, Lane::Reports, action, jobs.delete(&job.name_any(), &params)).await {
+    let jobs = context.cluster.namespaced::<SyncJob>(&job.metadata);
+    let (who, action) = (ObjectKey::from(job), "delete a SyncJob");
+    match context.write(&who, RequestClass::ReportStatus, action, jobs.delete(&job.name_any(), &params)).await {
         Err(Error::Cluster(error)) if error.is_not_found() => Ok(Action::await_change()),
         result => result.map(|_| Action::await_change()),
     }
@@ -324,7 +329,7 @@ fn read_run(entry: &Entry, highest_level: Option<u32>) -> Run {
         checkpoint: serde_json::from_str(&read(&entry.checkpoint)).unwrap_or_default(),
         history: serde_json::from_str(&entry.history).unwrap_or_default(),
         outcome: serde_json::from_str(&read(&entry.outcome)).unwrap_or_default(),
-        wanted: Wanted {
+        desired: DesiredState {
             suspended: entry.suspended,
             cancelled: entry.cancelled,
             priority: entry.priority,

@@ -1,10 +1,6 @@
-//! Makes a SyncJob for every due slot of a SyncSchedule, and keeps its books.
+//! Reconciler of SyncSchedules: creates a SyncJob for every due slot and accounts for the runs in the status.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use kube::{
     ResourceExt,
@@ -14,15 +10,15 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Context, Error, line::Writer, ownership, status_patch};
+use super::{Context, Error, admission::ObjectKey, ownership, status_patch};
 use crate::{
     api::{
         REPLACED_BY_ANNOTATION, SUPERSEDED_BY_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus,
         syncschedule::ActiveRun,
     },
-    cluster::{self, Lane, Read, Turn},
+    cluster::{self, Read, RequestClass, RequestPermit},
     domain::{
-        Note, elapsed,
+        ObjectEvent, elapsed,
         failure::{CREATE, Cause},
         installation, job,
         schedule::{self, Observed, Parsed, Plan},
@@ -36,8 +32,8 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     if schedule.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let who = Writer::from(&*schedule);
-    let (start, report) = (context.starts.kept(&who), context.reports.kept(&who));
+    let who = ObjectKey::from(&*schedule);
+    let (start, report) = (context.starts.take_permit(&who), context.reports.take_permit(&who));
     context.cluster.ready().await;
     context.clock.compared().await;
     let mark = schedule.status.as_ref().and_then(|status| status.installation.as_deref());
@@ -45,37 +41,37 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     if let Some(owner) = context.peers.owner_of_schedule(namespace, mark).await {
         return leave(&schedule, &owner, &context).await;
     }
-    if let Some(wait) = context.made.unseen(&schedule, &context, Instant::now()) {
+    if let Some(wait) = context.expectations.pending(&schedule, &context.cluster, Instant::now()) {
         return Ok(Action::requeue(wait));
     }
-    let (mut jobs, mut plan) = look(&schedule, &who, &context).await?;
+    let (mut jobs, mut plan) = observe_and_decide(&schedule, &who, &context).await?;
     let next = || plan.requeue.map_or_else(Action::await_change, Action::requeue);
     let starts = !plan.create.is_empty() || !plan.cancel.is_empty();
-    let start = start.filter(|_| starts).or_else(|| starts.then(|| context.starts.enter(who.clone())).flatten());
+    let start = start.filter(|_| starts).or_else(|| starts.then(|| context.starts.enqueue(who.clone())).flatten());
     if starts && start.is_none() {
         return Ok(next());
     }
     // Status. It comes first: a run is in the books before it exists, and out of them before it is deleted.
     let mut written = SyncSchedule::clone(&schedule);
     if schedule.status.as_ref() != Some(&plan.status) {
-        let turn = if starts {
-            context.cluster.turn(Lane::Starts).await
+        let permit = if starts {
+            context.cluster.acquire(RequestClass::StartRun).await
         } else {
             // The next slot does not wait behind what this one has to tell.
             let limit = plan.requeue.unwrap_or(Duration::MAX);
-            let turn = match timeout(limit, context.report_turn(who.clone(), report)).await {
-                Ok(Some(turn)) => turn,
+            let permit = match timeout(limit, context.acquire_report(who.clone(), report)).await {
+                Ok(Some(permit)) => permit,
                 Ok(None) => return Ok(next()),
                 Err(_) => return Ok(Action::requeue(Duration::ZERO)),
             };
             let newest = context.cluster.schedules.get(&ObjectRef::from_obj(&*schedule));
             schedule = newest.filter(|newest| newest.uid() == schedule.uid()).unwrap_or(schedule);
-            (jobs, plan) = look(&schedule, &who, &context).await?;
-            turn
+            (jobs, plan) = observe_and_decide(&schedule, &who, &context).await?;
+            permit
         };
-        written = write_status(&schedule, &who, std::mem::take(&mut plan.status), &turn, &context).await?;
+        written = write_status(&schedule, &who, std::mem::take(&mut plan.status), &permit, &context).await?;
     }
-    context.tell(&*schedule, std::mem::take(&mut plan.notes));
+    context.publish_events(&*schedule, std::mem::take(&mut plan.notes));
     for (reason, count) in std::mem::take(&mut plan.skipped) {
         metrics::skipped(reason, count as u64);
     }
@@ -98,17 +94,21 @@ async fn leave(schedule: &SyncSchedule, owner: &str, context: &Context) -> Resul
         now,
     );
     if schedule.status.as_ref() != Some(&status) {
-        let turn = context.cluster.turn(Lane::Reports).await;
-        write_status(schedule, &Writer::Schedule(ObjectRef::from_obj(schedule)), status, &turn, context).await?;
-        context.news.tell(schedule, note);
+        let permit = context.cluster.acquire(RequestClass::ReportStatus).await;
+        write_status(schedule, &ObjectKey::Schedule(ObjectRef::from_obj(schedule)), status, &permit, context).await?;
+        context.publisher.publish(schedule, note);
     }
     Ok(Action::requeue(ownership::LOOK))
 }
 
 /// Observes, and decides.
-async fn look(schedule: &SyncSchedule, who: &Writer, context: &Context) -> Result<(Vec<Arc<SyncJob>>, Plan), Error> {
+async fn observe_and_decide(
+    schedule: &SyncSchedule,
+    who: &ObjectKey,
+    context: &Context,
+) -> Result<(Vec<Arc<SyncJob>>, Plan), Error> {
     let jobs = observe(schedule, who, context).await?;
-    let made = context.made.of(schedule);
+    let made = context.expectations.expected(schedule);
     let queue_available = *context.queue_available.borrow();
     let conflicts = context.cluster.field_conflicts(schedule);
     let queue_owner = context.leadership.queue_owner();
@@ -138,9 +138,9 @@ async fn look(schedule: &SyncSchedule, who: &Writer, context: &Context) -> Resul
 }
 
 /// The schedule's SyncJobs. The cache may be behind, so those are asked for that it lacks of the books, and those that
-/// are unfinished there without being in the books. What this process made is waited for before, see [`Made::unseen`]. Of one
+/// are unfinished there without being in the books. What this process made is waited for before, see [`Expectations::pending`](super::expectations::Expectations::pending). Of one
 /// that cannot be read there is an outline.
-async fn observe(schedule: &SyncSchedule, who: &Writer, context: &Context) -> Result<Vec<Arc<SyncJob>>, Error> {
+async fn observe(schedule: &SyncSchedule, who: &ObjectKey, context: &Context) -> Result<Vec<Arc<SyncJob>>, Error> {
     let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
     let in_books: HashSet<&str> = active.iter().map(|run| run.name.as_str()).collect();
     let cached = context.cluster.jobs_of(schedule).into_iter();
@@ -152,7 +152,7 @@ async fn observe(schedule: &SyncSchedule, who: &Writer, context: &Context) -> Re
         let lacking = active.iter().map(|run| run.name.as_str()).filter(|run| !known.contains(run));
         lacking.chain(stray.iter().map(|job| name(job))).map(str::to_owned).collect()
     };
-    let api = context.cluster.beside::<SyncJob>(&schedule.metadata);
+    let api = context.cluster.namespaced::<SyncJob>(&schedule.metadata);
     for name in doubtful {
         let live = context.read(who, READ, cluster::read(&api, &name)).await?;
         jobs.extend(live.map(Read::into_outline).filter(|job| is_ours(schedule, job)).map(Arc::new));
@@ -181,7 +181,7 @@ fn is_leaving(schedule: &SyncSchedule, job: &SyncJob) -> bool {
 /// What a plan is carried out with.
 struct Act<'a> {
     schedule: &'a SyncSchedule,
-    who: &'a Writer,
+    who: &'a ObjectKey,
     jobs: &'a [Arc<SyncJob>],
     context: &'a Context,
 }
@@ -194,12 +194,12 @@ impl Act<'_> {
         for name in &plan.cancel {
             let replacement = plan.replacement.as_deref().unwrap_or_default();
             let text = format!("Cancelled SyncJob {name}: {replacement} replaces it");
-            let note = Note::normal("RunReplaced", text);
+            let note = ObjectEvent::normal("RunReplaced", text);
             keep(self.cancel(name, (REPLACED_BY_ANNOTATION, replacement), note).await);
         }
         for (name, later) in &plan.supersede {
             let text = format!("Cancelled the held SyncJob {name}: {later} supersedes it");
-            let note = Note::normal("RunSuperseded", text);
+            let note = ObjectEvent::normal("RunSuperseded", text);
             keep(self.cancel(name, (SUPERSEDED_BY_ANNOTATION, later), note).await);
         }
         for run in &plan.create {
@@ -212,21 +212,21 @@ impl Act<'_> {
         for name in &plan.delete {
             keep(self.delete(name).await);
         }
-        self.context.made.keep(&written);
+        self.context.expectations.observe(&written);
         failed
     }
 
     /// Creates the SyncJob of a run. False when its name is taken by one that is not ours.
     async fn create(&self, parsed: Option<&Parsed>, run: &ActiveRun) -> Result<bool, Error> {
         let Self { schedule, who, context, .. } = *self;
-        let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
+        let jobs = context.cluster.namespaced::<SyncJob>(&schedule.metadata);
         let (params, job) = (PostParams::default(), schedule::job_for(schedule, parsed, run));
-        match context.write(who, Lane::Starts, CREATE, jobs.create(&params, &job)).await {
+        match context.write(who, RequestClass::StartRun, CREATE, jobs.create(&params, &job)).await {
             Ok(created) => {
-                context.made.note(schedule, &created, Instant::now());
+                context.expectations.expect(schedule, &created, Instant::now());
                 note_skew(schedule, parsed, run, context);
                 let text = format!("Created SyncJob {}", run.name);
-                context.news.tell(schedule, Note::normal("RunCreated", text));
+                context.publisher.publish(schedule, ObjectEvent::normal("RunCreated", text));
                 Ok(true)
             }
             Err(Error::Cluster(error)) if error.is_already_exists() => {
@@ -251,26 +251,26 @@ impl Act<'_> {
         let Self { schedule, who, context, .. } = *self;
         let mut status = written.status.clone().unwrap_or_default();
         schedule::collided(&mut status, run);
-        let turn = context.cluster.turn(Lane::Reports).await;
-        *written = write_status(written, who, status, &turn, context).await?;
-        drop(turn);
+        let permit = context.cluster.acquire(RequestClass::ReportStatus).await;
+        *written = write_status(written, who, status, &permit, context).await?;
+        drop(permit);
         let text = format!("A SyncJob {} exists that is not this schedule's: the slot was skipped", run.name);
-        context.news.tell(schedule, Note::warning("NameCollision", text));
+        context.publisher.publish(schedule, ObjectEvent::warning("NameCollision", text));
         metrics::skipped(schedule::skips::NAME_COLLISION, 1);
         Ok(())
     }
 
     /// Cancels a run since a newer one takes its place, which an annotation names.
-    async fn cancel(&self, name: &str, (annotation, newer): (&str, &str), note: Note) -> Result<(), Error> {
+    async fn cancel(&self, name: &str, (annotation, newer): (&str, &str), note: ObjectEvent) -> Result<(), Error> {
         let Self { schedule, who, context, .. } = *self;
         // The uid makes this a conflict for another SyncJob of the same name.
         let metadata = json!({"uid": self.uid(name), "annotations": {annotation: newer}});
         let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"cancelled": true}}));
-        let jobs = context.cluster.beside::<Read<SyncJob>>(&schedule.metadata);
+        let jobs = context.cluster.namespaced::<Read<SyncJob>>(&schedule.metadata);
         let (params, action) = (PatchParams::default(), "cancel a SyncJob");
-        match context.write(who, Lane::Starts, action, jobs.patch(name, &params, &patch)).await {
+        match context.write(who, RequestClass::StartRun, action, jobs.patch(name, &params, &patch)).await {
             Ok(_) => {
-                context.news.tell(schedule, note);
+                context.publisher.publish(schedule, note);
                 Ok(())
             }
             Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
@@ -282,8 +282,8 @@ impl Act<'_> {
         let Self { schedule, who, context, .. } = *self;
         let preconditions = Preconditions { uid: self.uid(name), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-        let jobs = context.cluster.beside::<SyncJob>(&schedule.metadata);
-        match context.write(who, Lane::Reports, "delete a SyncJob", jobs.delete(name, &params)).await {
+        let jobs = context.cluster.namespaced::<SyncJob>(&schedule.metadata);
+        match context.write(who, RequestClass::ReportStatus, "delete a SyncJob", jobs.delete(name, &params)).await {
             Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
             result => result.map(drop),
         }
@@ -308,90 +308,17 @@ fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun, 
 /// state one is refused.
 async fn write_status(
     schedule: &SyncSchedule,
-    who: &Writer,
+    who: &ObjectKey,
     status: SyncScheduleStatus,
-    turn: &Turn<'_>,
+    permit: &RequestPermit<'_>,
     context: &Context,
 ) -> Result<SyncSchedule, Error> {
     let patch = status_patch(&schedule.metadata, schedule.status.as_ref(), &status);
-    let schedules = context.cluster.beside::<SyncSchedule>(&schedule.metadata);
+    let schedules = context.cluster.namespaced::<SyncSchedule>(&schedule.metadata);
     let (action, name, params) = ("write a SyncSchedule's status", schedule.name_any(), PatchParams::default());
-    let written = context.write_now(who, turn, action, schedules.patch_status(&name, &params, &patch)).await;
+    let written = context.send(who, permit, action, schedules.patch_status(&name, &params, &patch)).await;
     metrics::status_written("SyncSchedule", written.is_ok());
     written
-}
-
-/// How long the watch may take to tell of a SyncJob that was made. One that is deleted at once may never be told of.
-const LAG: Duration = Duration::from_secs(5);
-
-/// SyncJobs that this process made and that are not noted as seen yet, by the uid of their schedule. One of them that is
-/// gone was deleted by somebody, and is not made again.
-#[derive(Default)]
-pub(super) struct Made(Mutex<HashMap<String, Vec<MadeJob>>>);
-
-struct MadeJob {
-    name: String,
-    uid: Option<String>,
-    at: Instant,
-    /// Nothing was done about its run yet.
-    new: bool,
-}
-
-impl Made {
-    fn note(&self, schedule: &SyncSchedule, job: &SyncJob, at: Instant) {
-        let made = MadeJob { name: job.name_any(), uid: job.uid(), at, new: true };
-        self.lock().entry(schedule.uid().unwrap_or_default()).or_default().push(made);
-    }
-
-    /// How long to wait for the watch at most, which has not told of a SyncJob yet and makes its schedule come again when
-    /// it does. To ask for it instead would cost a request for each run.
-    fn unseen(&self, schedule: &SyncSchedule, context: &Context, now: Instant) -> Option<Duration> {
-        let made = self.lock();
-        let made = made.get(schedule.metadata.uid.as_deref().unwrap_or_default())?;
-        let known = context.cluster.jobs_of(schedule);
-        let known: HashSet<&str> = known.iter().map(|job| name(job)).collect();
-        let unseen = made.iter().filter(|made| !known.contains(made.name.as_str()));
-        let waits = unseen.filter_map(|made| LAG.checked_sub(now.saturating_duration_since(made.at)));
-        waits.filter(|wait| !wait.is_zero()).min()
-    }
-
-    /// True once for a SyncJob that was made a moment ago: nobody can have run it.
-    pub fn is_new(&self, job: &SyncJob, now: Instant) -> bool {
-        let mut made = self.lock();
-        let mut made = cluster::controller_of(job).and_then(|uid| made.get_mut(uid)).into_iter().flatten();
-        let made = made.find(|made| made.uid == job.metadata.uid);
-        made.is_some_and(|made| std::mem::take(&mut made.new) && now.saturating_duration_since(made.at) < LAG)
-    }
-
-    fn of(&self, schedule: &SyncSchedule) -> Vec<String> {
-        let made = self.lock();
-        let made = made.get(schedule.metadata.uid.as_deref().unwrap_or_default()).into_iter().flatten();
-        made.map(|made| made.name.clone()).collect()
-    }
-
-    /// Forgets those that are not in the books any more, or are noted there as seen.
-    fn keep(&self, schedule: &SyncSchedule) {
-        let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
-        let uid = schedule.metadata.uid.as_deref().unwrap_or_default();
-        let mut made = self.lock();
-        if let Some(jobs) = made.get_mut(uid) {
-            let unnoted = active.iter().filter(|run| run.uid.is_none());
-            let unnoted: HashSet<&str> = unnoted.map(|run| run.name.as_str()).collect();
-            jobs.retain(|made| unnoted.contains(made.name.as_str()));
-            if jobs.is_empty() {
-                made.remove(uid);
-            }
-        }
-    }
-
-    /// Forgets the SyncJobs of schedules that do not exist.
-    pub fn forget_gone(&self, exists: impl Fn(&str) -> bool) {
-        self.lock().retain(|uid, _| exists(uid));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<MadeJob>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use tokio::{select, time::sleep};
 
 use super::Context;
 use crate::{
-    cluster::{self, Lane, UnreadableObject},
-    domain::{Note, failure, unreadable},
+    cluster::{self, RequestClass, UnreadableObject},
+    domain::{ObjectEvent, failure, unreadable},
 };
 
 /// Tells of all unreadable objects, while this process leads. Never ends.
@@ -56,7 +56,7 @@ async fn tell(object: &UnreadableObject, told: &mut HashMap<String, String>, con
     let uid = reference.uid.clone().unwrap_or_default();
     let is_new = told.insert(uid, reason.clone()).as_ref() != Some(reason);
     if is_new {
-        context.news.tell_of(reference.clone(), Note::warning("Unreadable", reason));
+        context.publisher.publish_about(reference.clone(), ObjectEvent::warning("Unreadable", reason));
     }
     // The version makes this a conflict when somebody has changed the object, and the watch will tell of that.
     let metadata = json!({"resourceVersion": version});
@@ -67,11 +67,11 @@ async fn tell(object: &UnreadableObject, told: &mut HashMap<String, String>, con
         let request = request.map_err(kube::Error::BuildRequest)?;
         context.cluster.client.request::<IgnoredAny>(request).await
     };
-    let _turn = context.cluster.turn(Lane::Reports).await;
+    let _permit = context.cluster.acquire(RequestClass::ReportStatus).await;
     if !context.leadership.is_held() {
         return true;
     }
-    match cluster::ask("write the conditions of an object that cannot be read", written).await {
+    match cluster::call("write the conditions of an object that cannot be read", written).await {
         Ok(_) => true,
         Err(error) if error.is_conflict() || error.is_not_found() => true,
         Err(error) => {

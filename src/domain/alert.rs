@@ -19,7 +19,7 @@ use kube::{
     core::{Selector, SelectorExt},
 };
 
-use super::{Note, backoff::Backoff, conditions, elapsed, from_seconds, stable_hash};
+use super::{ObjectEvent, backoff::Backoff, conditions, elapsed, from_seconds, stable_hash};
 use crate::api::{
     GoDuration, SyncAlert, SyncAlertSpec, SyncAlertStatus, SyncSchedule, TEST_ANNOTATION,
     conditions::{READY, STALLED, reasons},
@@ -94,7 +94,7 @@ pub struct Plan {
     /// What is sent now, at most one message to each sink.
     pub messages: Vec<Message>,
     /// What to tell people.
-    pub notes: Vec<Note>,
+    pub notes: Vec<ObjectEvent>,
     /// When to look again without being asked.
     pub requeue: Option<Duration>,
 }
@@ -176,7 +176,7 @@ fn keep_sinks(status: &mut SyncAlertStatus, alert: &SyncAlert) {
     status.alerts.iter_mut().for_each(|alert| alert.notified.retain(is_there));
 }
 
-fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, notes: &mut Vec<Note>) {
+fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, notes: &mut Vec<ObjectEvent>) {
     let at = from_seconds(delivery.at.as_second());
     let Some(sink) = status.sinks.iter_mut().find(|sink| sink.name == delivery.sink) else { return };
     let was_ready = conditions::find(&sink.conditions, READY).map(|ready| ready.status == "True");
@@ -188,15 +188,15 @@ fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, n
                 READY,
                 true,
                 reasons::DELIVERED,
-                "It took the last message",
+                "Delivered the last message",
                 None,
                 at,
             );
             if was_ready == Some(false) {
-                notes.push(Note::normal("SinkRecovered", format!("Sink {name} takes messages again")));
+                notes.push(ObjectEvent::normal("SinkRecovered", format!("Sink {name} takes messages again")));
             }
             if delivery.notified.iter().any(|key| key.type_ == AlertType::Test) {
-                notes.push(Note::normal("TestDelivered", format!("Sink {name} took the test message")));
+                notes.push(ObjectEvent::normal("TestDelivered", format!("Sink {name} took the test message")));
             }
             sink.last_sent_time = Some(Time(at));
             sink.failed_tries = 0;
@@ -206,7 +206,7 @@ fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, n
             let (reason, backoff) =
                 if refusal.is_mistake { (reasons::INVALID_SINK, MISTAKE) } else { (reasons::SINK_UNAVAILABLE, OUTAGE) };
             if was_ready != Some(false) {
-                notes.push(Note::warning("SinkFailing", format!("Sink {name}: {refusal}")));
+                notes.push(ObjectEvent::warning("SinkFailing", format!("Sink {name}: {refusal}")));
             }
             conditions::set(&mut sink.conditions, READY, false, reason, &refusal.message, None, at);
             sink.failed_tries += 1;

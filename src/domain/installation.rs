@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{Note, conditions, elapsed, lease::Record};
+use super::{ObjectEvent, conditions, elapsed, lease::Record};
 use crate::api::conditions::{INSTALLATION_CONFLICT, reasons};
 
 /// Time after which an owner that has not renewed its ownership has lost it.
@@ -116,13 +116,13 @@ pub fn note_conflict(
     me: &str,
     generation: Option<i64>,
     now: Timestamp,
-) -> Note {
+) -> ObjectEvent {
     let message = format!(
         "{} this object alone: it belongs to those of the Lease {owner}. Stop one of them, or run sync-operator adopt",
         who_leaves(me)
     );
     conditions::set(conditions, INSTALLATION_CONFLICT, true, reasons::OTHER_INSTALLATION, &message, generation, now);
-    Note::warning("InstallationConflict", message)
+    ObjectEvent::warning("InstallationConflict", message)
 }
 
 /// What users read while the queue belongs to another installation.

@@ -7,9 +7,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time}
 use kube::ResourceExt;
 
 use super::{
-    Note, conditions, elapsed, from_seconds,
+    ObjectEvent, conditions, elapsed, from_seconds,
     guard::Hold,
-    run::{Outcome, Recorded, Run, RunSpec, State, Wanted, progress},
+    run::{DesiredState, Outcome, Recorded, Run, RunSpec, State, progress},
 };
 use crate::api::{
     APPROVE_ANNOTATION, GoDuration, REPLACED_BY_ANNOTATION, STARTING_DEADLINE_ANNOTATION, SUPERSEDED_BY_ANNOTATION,
@@ -30,11 +30,11 @@ pub struct Plan {
     /// Put its run into the queue.
     pub enqueue: bool,
     /// Tell the queue what people want of the run now.
-    pub control: Option<Wanted>,
+    pub control: Option<DesiredState>,
     /// With `control`: end the run as failed, for this reason, although nobody cancelled it.
     pub end: Option<Outcome>,
     /// What to tell people.
-    pub notes: Vec<Note>,
+    pub notes: Vec<ObjectEvent>,
     /// When to look again without being asked.
     pub requeue: Option<Duration>,
 }
@@ -86,7 +86,7 @@ pub fn held_number(status: &SyncJobStatus) -> i64 {
 /// True when the approval covers what the guard holds.
 fn is_approved(job: &SyncJob, status: &SyncJobStatus) -> bool {
     let held = status.counts.and_then(|counts| counts.held).and_then(|held| u64::try_from(held).ok());
-    Wanted::from(job).approved.zip(held).is_some_and(|(approved, held)| held <= approved)
+    DesiredState::from(job).approved.zip(held).is_some_and(|(approved, held)| held <= approved)
 }
 
 /// Decides on a SyncJob from its object and its run in the queue (`None` when the queue has none).
@@ -100,14 +100,14 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     status.observed_generation = job.metadata.generation;
     let generation = job.metadata.generation;
 
-    let wanted = Wanted::from(job);
+    let desired = DesiredState::from(job);
     let parsed = RunSpec::parse(&job.spec);
     let hold_for = parsed.as_ref().ok().map(|spec| spec.guard.hold_for);
     let deadline = parsed.as_ref().ok().map(|spec| spec.active_deadline);
     // Redis may have lost a run that had begun: it learns from the queue that it is cancelled, and is rolled back.
     let has_to_roll_back = parsed.as_ref().is_ok_and(|spec| spec.rollback);
     let enqueue = match (run, parsed) {
-        (None, _) if wanted.cancelled && !has_to_roll_back => {
+        (None, _) if desired.cancelled && !has_to_roll_back => {
             fail(&mut status, &cancelled(job), generation, now);
             false
         }
@@ -124,7 +124,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
                 let outcome = not_approved(&status, hold_for);
                 fail(&mut status, &outcome, generation, now);
             }
-            is_approved(job, &old) || has_to_roll_back && (is_over || wanted.cancelled)
+            is_approved(job, &old) || has_to_roll_back && (is_over || desired.cancelled)
         }
         (None, Ok(_)) => {
             status.phase = status.phase.or(Some(Phase::Pending));
@@ -143,11 +143,12 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
         if is_over { Some(not_approved(&status, hold_for)) } else { is_overdue.then(Outcome::deadline_exceeded) }
     });
     // The queue may have cancelled the run although nobody did, and that cannot be taken back.
-    let is_known = |run: &Run| wanted == Wanted { cancelled: run.wanted.cancelled && wanted.cancelled, ..run.wanted };
-    let control = under_way.filter(|run| end.is_some() || !is_known(run)).map(|_| wanted);
+    let is_known =
+        |run: &Run| desired == DesiredState { cancelled: run.desired.cancelled && desired.cancelled, ..run.desired };
+    let control = under_way.filter(|run| end.is_some() || !is_known(run)).map(|_| desired);
     let requeue = held_until(&status, hold_for).into_iter().chain(deadline).map(|until| elapsed(now, until));
     let requeue = requeue.filter(|wait| !wait.is_zero()).min();
-    let notes = approval(&old, &status, wanted.approved)
+    let notes = approval(&old, &status, desired.approved)
         .into_iter()
         .chain(transition(&old, &status))
         .chain(skipped_removal(&old, &status))
@@ -239,7 +240,7 @@ fn suspended_for(status: &SyncJobStatus) -> Duration {
 
 /// Why the queue has put the run aside, unless it is suspended.
 fn hold_of(run: &Run) -> Option<&Hold> {
-    let Wanted { suspended, approved, .. } = run.wanted;
+    let DesiredState { suspended, approved, .. } = run.desired;
     let hold = run.checkpoint.hold.as_ref().filter(|_| run.state == State::Parked && !suspended);
     hold.filter(|hold| approved.is_none_or(|approved| approved < hold.number))
 }
@@ -257,11 +258,11 @@ fn with_warnings(message: String, run: &Run) -> String {
 }
 
 /// Tells once what makes a run slow: the conditions say from then on that it was told.
-fn slow(old: &SyncJobStatus, run: &Run) -> Vec<Note> {
+fn slow(old: &SyncJobStatus, run: &Run) -> Vec<ObjectEvent> {
     let is_at_work = matches!(run.state, State::Active | State::Completed) && run.outcome.is_none();
     let is_told = |message| old.conditions.iter().any(|condition| condition.message.contains(message));
     let warnings = run.checkpoint.warnings.iter().filter(|warning| is_at_work && !is_told(warning.message()));
-    warnings.filter_map(|warning| Some(Note::warning(warning.event()?, warning.message()))).collect()
+    warnings.filter_map(|warning| Some(ObjectEvent::warning(warning.event()?, warning.message()))).collect()
 }
 
 /// How a run ends that is cancelled: by its user, or by its schedule for a newer run.
@@ -367,7 +368,7 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     }
     conditions::clear(&mut status.conditions, HELD);
     if run.state == State::Parked {
-        let message = "Put aside with its progress kept; goes on when spec.suspended is false";
+        let message = "Suspended with its progress kept; resumes when spec.suspended is false";
         status.phase = Some(Phase::Suspended);
         conditions::clear(&mut status.conditions, RECONCILING);
         conditions::set(&mut status.conditions, SUSPENDED, true, reasons::SUSPENDED, message, generation, now);
@@ -385,7 +386,7 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
         }
         State::Active => {
             status.phase = Some(Phase::Running);
-            reconciling(reasons::RUNNING, with_warnings("A worker is at it".to_owned(), run));
+            reconciling(reasons::RUNNING, with_warnings("Running on a worker".to_owned(), run));
         }
         State::Parked => {}
         State::Delayed if run.checkpoint.is_paused => {
@@ -449,54 +450,59 @@ fn finish(status: &mut SyncJobStatus, at: Timestamp) {
 }
 
 /// Tells that a held run continues.
-fn approval(old: &SyncJobStatus, new: &SyncJobStatus, approved: Option<u64>) -> Option<Note> {
+fn approval(old: &SyncJobStatus, new: &SyncJobStatus, approved: Option<u64>) -> Option<ObjectEvent> {
     let continues = matches!(new.phase, Some(Phase::Queued | Phase::Running | Phase::Retrying | Phase::Complete));
     let approved = approved.filter(|_| shows_hold(old) && !shows_hold(new) && continues)?;
     let text = format!("The annotation {APPROVE_ANNOTATION} approves {approved} documents: continues");
-    Some(Note::normal("RunApproved", text))
+    Some(ObjectEvent::normal("RunApproved", text))
 }
 
 /// Tells that a complete run has removed nothing, and why.
-fn skipped_removal(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
+fn skipped_removal(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEvent> {
     let skipped = conditions::find(&new.conditions, REMOVAL_SKIPPED)?;
     let is_new = conditions::find(&old.conditions, REMOVAL_SKIPPED).is_none();
-    is_new.then(|| Note::warning("RemovalSkipped", skipped.message.clone()))
+    is_new.then(|| ObjectEvent::warning("RemovalSkipped", skipped.message.clone()))
 }
 
-fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<Note> {
+fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEvent> {
     let message = |type_| conditions::find(&new.conditions, type_).map(|c| c.message.clone()).unwrap_or_default();
     let reason = conditions::find(&new.conditions, FAILED).map(|c| c.reason.as_str()).unwrap_or_default();
     let is_wanted = matches!(reason, reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED);
     let recovered = new.recoveries > old.recoveries && new.recoveries > Some(0);
     if recovered && matches!(new.phase, Some(Phase::Queued | Phase::Running)) {
-        return Some(Note::warning("RunRecovered", "The run lost its worker and goes on from its last checkpoint"));
+        return Some(ObjectEvent::warning(
+            "RunRecovered",
+            "The run lost its worker and goes on from its last checkpoint",
+        ));
     }
     let held = |status: &SyncJobStatus| status.counts.and_then(|counts| counts.held);
     if old.phase == new.phase && (new.phase != Some(Phase::Held) || held(old) == held(new)) {
         return None;
     }
     if new.phase == Some(Phase::RollingBack) {
-        return Some(Note::normal("RunRollingBack", truncate(&message(RECONCILING))));
+        return Some(ObjectEvent::normal("RunRollingBack", truncate(&message(RECONCILING))));
     }
     if old.phase == Some(Phase::Held) && conditions::is_true(&new.conditions, RECONCILING) {
         return None;
     }
     if old.phase == Some(Phase::Suspended) && conditions::is_true(&new.conditions, RECONCILING) {
-        return Some(Note::normal("RunResumed", "Goes on from its last checkpoint"));
+        return Some(ObjectEvent::normal("RunResumed", "Resumed from the last checkpoint"));
     }
     Some(match new.phase? {
         Phase::Pending | Phase::RollingBack => return None,
-        Phase::Queued => Note::normal("RunQueued", message(RECONCILING)),
+        Phase::Queued => ObjectEvent::normal("RunQueued", message(RECONCILING)),
         Phase::Running => {
-            Note::normal("RunStarted", format!("Started by worker {}", new.worker.as_deref().unwrap_or("?")))
+            ObjectEvent::normal("RunStarted", format!("Started by worker {}", new.worker.as_deref().unwrap_or("?")))
         }
-        Phase::Retrying => Note::warning("RunRetrying", message(RECONCILING)),
-        Phase::Held => Note::warning("RunHeld", message(HELD)),
-        Phase::Suspended => Note::normal("RunSuspended", message(SUSPENDED)),
-        Phase::Complete => Note::normal("RunCompleted", message(COMPLETE)),
-        Phase::Failed if is_wanted => Note::normal("RunCancelled", message(FAILED)),
-        Phase::Failed if reason == reasons::STARTING_DEADLINE_EXCEEDED => Note::normal("RunSkipped", message(FAILED)),
-        Phase::Failed => Note::warning("RunFailed", truncate(&message(FAILED))),
+        Phase::Retrying => ObjectEvent::warning("RunRetrying", message(RECONCILING)),
+        Phase::Held => ObjectEvent::warning("RunHeld", message(HELD)),
+        Phase::Suspended => ObjectEvent::normal("RunSuspended", message(SUSPENDED)),
+        Phase::Complete => ObjectEvent::normal("RunCompleted", message(COMPLETE)),
+        Phase::Failed if is_wanted => ObjectEvent::normal("RunCancelled", message(FAILED)),
+        Phase::Failed if reason == reasons::STARTING_DEADLINE_EXCEEDED => {
+            ObjectEvent::normal("RunSkipped", message(FAILED))
+        }
+        Phase::Failed => ObjectEvent::warning("RunFailed", truncate(&message(FAILED))),
     })
 }
 
@@ -545,7 +551,7 @@ mod tests {
             checkpoint: Checkpoint { counts, ..Checkpoint::default() },
             history: Vec::new(),
             outcome: None,
-            wanted: Wanted::default(),
+            desired: DesiredState::default(),
             lacks_level: None,
         }
     }
@@ -617,12 +623,12 @@ mod tests {
 
     #[test]
     fn the_queue_is_told_what_is_wanted_of_a_run_until_it_knows() {
-        let wanted = Wanted { suspended: true, priority: 7, ..Wanted::default() };
+        let desired = DesiredState { suspended: true, priority: 7, ..DesiredState::default() };
         let job = job(serde_json::json!({"suspended": true, "priority": 7}));
         for state in [State::Waiting, State::Active, State::Delayed, State::Parked] {
             let run = run(state, 1);
-            assert_eq!(decide(&job, Some(&run), at(2)).control, Some(wanted), "{state:?}");
-            assert_eq!(decide(&job, Some(&Run { wanted, ..run }), at(2)).control, None, "{state:?}");
+            assert_eq!(decide(&job, Some(&run), at(2)).control, Some(desired), "{state:?}");
+            assert_eq!(decide(&job, Some(&Run { desired, ..run }), at(2)).control, None, "{state:?}");
         }
         for state in [State::Completed, State::Failed] {
             assert_eq!(decide(&job, Some(&run(state, 1)), at(200)).control, None, "{state:?}");
@@ -684,7 +690,7 @@ mod tests {
         let keys = vec!["a1".to_owned(), "a2".to_owned()];
         run.checkpoint.counts.held = Some(number as i64);
         run.checkpoint.hold = Some(Hold { number, message: "too many".to_owned(), keys });
-        run.wanted.approved = approved;
+        run.desired.approved = approved;
         run
     }
 
@@ -734,7 +740,7 @@ mod tests {
 
     #[test]
     fn a_run_is_held_as_long_as_it_is_put_aside_for_nothing_else() {
-        let suspended = |run: Run| Run { wanted: Wanted { suspended: true, ..run.wanted }, ..run };
+        let suspended = |run: Run| Run { desired: DesiredState { suspended: true, ..run.desired }, ..run };
         for (what, run, phase) in [
             ("held", guarded(State::Parked, 10, None), Phase::Held),
             ("fewer are approved", guarded(State::Parked, 10, Some(9)), Phase::Held),
@@ -749,14 +755,14 @@ mod tests {
 
     #[test]
     fn a_held_run_that_continues_or_ends_is_held_no_more() {
-        let suspended = Wanted { suspended: true, ..Wanted::default() };
+        let suspended = DesiredState { suspended: true, ..DesiredState::default() };
         for (what, run, events) in [
             ("waits", guarded(State::Waiting, 10, Some(10)), vec!["RunApproved"]),
             ("runs", guarded(State::Active, 10, Some(10)), vec!["RunApproved"]),
             ("is retried", guarded(State::Delayed, 10, Some(10)), vec!["RunApproved"]),
             ("has completed", guarded(State::Completed, 10, Some(10)), vec!["RunApproved", "RunCompleted"]),
             ("has failed", guarded(State::Failed, 10, Some(10)), vec!["RunFailed"]),
-            ("is suspended", Run { wanted: suspended, ..guarded(State::Parked, 10, None) }, vec!["RunSuspended"]),
+            ("is suspended", Run { desired: suspended, ..guarded(State::Parked, 10, None) }, vec!["RunSuspended"]),
         ] {
             let job = approve(held_job(&serde_json::json!({})), "10");
             assert!(is_held(&job) && !waits_for_approval(&job));
@@ -809,7 +815,7 @@ mod tests {
     fn what_the_queue_ended_by_itself_is_not_told_to_it_again() {
         let outcome = Outcome { reason: reasons::NOT_APPROVED.to_owned(), message: String::new() };
         let mut run = Run { outcome: Some(outcome), ..guarded(State::Waiting, 10, None) };
-        run.wanted.cancelled = true;
+        run.desired.cancelled = true;
         let plan = decide(&held_job(&serde_json::json!({"onFailure": "Rollback"})), Some(&run), at(HELD_AT + 61));
         assert_eq!((plan.control, plan.end, plan.status.phase), (None, None, Some(Phase::RollingBack)));
     }
@@ -850,13 +856,13 @@ mod tests {
 
     #[test]
     fn a_held_run_that_was_put_back_is_held_until_the_queue_knows() {
-        let put_back = Wanted { suspended: true, ..Wanted::default() };
-        let run = Run { wanted: put_back, checkpoint: Checkpoint::default(), ..run(State::Parked, 0) };
+        let put_back = DesiredState { suspended: true, ..DesiredState::default() };
+        let run = Run { desired: put_back, checkpoint: Checkpoint::default(), ..run(State::Parked, 0) };
         let job = approve(held_job(&serde_json::json!({})), "10");
         let plan = decide(&job, Some(&run), at(HELD_AT + 61));
         assert_eq!((Some(&plan.status), plan.notes.len()), (job.status.as_ref(), 0));
-        let wanted = Wanted { approved: Some(10), ..Wanted::default() };
-        assert_eq!((plan.control, plan.end), (Some(wanted), None));
+        let desired = DesiredState { approved: Some(10), ..DesiredState::default() };
+        assert_eq!((plan.control, plan.end), (Some(desired), None));
         let late = decide(&held_job(&serde_json::json!({"onFailure": "Rollback"})), Some(&run), at(HELD_AT + 60));
         assert_eq!(late.end.unwrap().reason, reasons::NOT_APPROVED);
     }
@@ -924,7 +930,7 @@ mod tests {
             (State::Parked, 0, false, 3700, false, None),
         ] {
             let mut run = Run { parked_for: Duration::from_secs(parked_for), ..run(state, 10) };
-            run.wanted.suspended = state == State::Parked;
+            run.desired.suspended = state == State::Parked;
             run.outcome = rolled_back.then(Outcome::deadline_exceeded);
             let plan = decide(&job(serde_json::json!({"suspended": state == State::Parked})), Some(&run), at(now));
             let row = format!("{state:?} {parked_for} {rolled_back} {now}");

@@ -28,9 +28,9 @@ pub mod unreadable;
 
 use jiff::Timestamp;
 
-/// Something people should be told about an object: becomes a Kubernetes event.
+/// Kubernetes event about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note {
+pub struct ObjectEvent {
     /// True for a Warning, false for a Normal event.
     pub warning: bool,
     /// Unique CamelCase reason.
@@ -39,7 +39,7 @@ pub struct Note {
     pub text: String,
 }
 
-impl Note {
+impl ObjectEvent {
     /// A Normal event.
     pub fn normal(reason: &'static str, text: impl Into<String>) -> Self {
         Self { warning: false, reason, text: text.into() }

@@ -79,7 +79,7 @@ pub struct Checkpoint {
     /// Attempts that failed without coming further than the ones before: these count against `backoffLimit`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_progress: i64,
-    /// What makes the run slower than it could be, and how to mend that, or why its rollback waits.
+    /// What makes the run slower than it could be, and how to mend that, or why its rollback postponed.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "known_warnings")]
     pub warnings: Vec<Warning>,
     /// Documents that the source had confirmed and not marked when the run started. `None`: not counted.
@@ -236,9 +236,9 @@ impl Warning {
     }
 }
 
-/// What people want of a run, beyond what its worker has to know. May change while it is under way.
+/// Desired state of a run, beyond what its worker has to know. It may change during the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct DesiredState {
     /// Put it aside.
     pub suspended: bool,
     /// End it. Cannot be taken back.
@@ -249,7 +249,7 @@ pub struct Wanted {
     pub approved: Option<u64>,
 }
 
-impl From<&SyncJob> for Wanted {
+impl From<&SyncJob> for DesiredState {
     fn from(job: &SyncJob) -> Self {
         let SyncJobSpec { suspended, cancelled, priority, .. } = job.spec;
         let approved = job.annotations().get(APPROVE_ANNOTATION).and_then(|number| number.trim().parse().ok());
@@ -314,7 +314,7 @@ pub struct Run {
     /// Why it ended, for [`State::Failed`], or why it will, once it is rolled back.
     pub outcome: Option<Outcome>,
     /// What the queue knows of people's wishes.
-    pub wanted: Wanted,
+    pub desired: DesiredState,
     /// The level that the run needs, when none of the workers that live has it.
     pub lacks_level: Option<u32>,
 }

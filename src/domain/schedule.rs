@@ -25,7 +25,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::{
-    Note, clock, conditions, elapsed,
+    ObjectEvent, clock, conditions, elapsed,
     failure::Failure,
     field_conflict::{self, FieldConflict},
     from_seconds, installation, job, names,
@@ -145,7 +145,7 @@ pub struct Plan {
     /// Slots that were skipped, by reason.
     pub skipped: Vec<(&'static str, i64)>,
     /// What to tell people.
-    pub notes: Vec<Note>,
+    pub notes: Vec<ObjectEvent>,
     /// When to look again without being asked.
     pub requeue: Option<Duration>,
     /// The spec as it was read. `None` when it has a mistake.
@@ -172,7 +172,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     plan.status.observed_generation = schedule.metadata.generation;
     if put_back(&mut plan.status, now) {
         let text = "A clock was ahead when the status was written: the schedule goes on from now";
-        plan.notes.push(Note::warning("ClockSkew", text));
+        plan.notes.push(ObjectEvent::warning("ClockSkew", text));
     }
 
     let jobs = Jobs::new(observed.jobs);
@@ -196,7 +196,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
             waits = start_triggered(&mut plan, &pass, parsed);
             start_due(&mut plan, &pass, &old, parsed);
             if let Some((_, why)) = stall.as_ref().filter(|_| !is_stopped_by_failures(&old)) {
-                plan.notes.push(Note::warning("ScheduleStalled", why.clone()));
+                plan.notes.push(ObjectEvent::warning("ScheduleStalled", why.clone()));
             }
             let (delete, later) = history(&plan.status, observed.jobs, parsed.keep, now);
             plan.delete = delete;
@@ -206,7 +206,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
         Err(error) => {
             plan.status.next_schedule_time = None;
             if old.observed_generation.is_none_or(|seen| Some(seen) != schedule.metadata.generation) {
-                plan.notes.push(Note::warning("InvalidSchedule", error.to_string()));
+                plan.notes.push(ObjectEvent::warning("InvalidSchedule", error.to_string()));
             }
         }
     }
@@ -217,7 +217,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     let failure = shown_failure(&plan.status, &pass, observed.failure);
     set_conditions(&mut plan.status, observed, stall, waits.as_deref(), failure.as_ref(), now);
     if let Some(skew) = observed.clock_skew.filter(|_| !conditions::is_true(&old.conditions, CLOCK_SKEW)) {
-        plan.notes.push(Note::warning("ClockSkew", skew));
+        plan.notes.push(ObjectEvent::warning("ClockSkew", skew));
     }
     plan.parsed = parsed.ok();
     plan
@@ -606,7 +606,7 @@ fn skip(plan: &mut Plan, slots: (Timestamp, Timestamp), count: i64, reason: &'st
         1 => format!("The slot {last} was"),
         _ => format!("{count} slots from {first} to {last} were"),
     };
-    plan.notes.push(Note::warning("RunSkipped", format!("{what} skipped: {why}")));
+    plan.notes.push(ObjectEvent::warning("RunSkipped", format!("{what} skipped: {why}")));
 }
 
 fn note_skip(status: &mut SyncScheduleStatus, slot: Timestamp, count: i64, reason: &str) {

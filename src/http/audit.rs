@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 
 use super::{App, auth::Caller};
-use crate::domain::Note;
+use crate::domain::ObjectEvent;
 
 /// What a caller did. The reasons of the events are listed in `docs/reference/events-and-conditions.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,6 @@ pub(super) async fn note<K: Resource<DynamicType = ()>>(
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let (kind, reason) = (K::kind(&()), deed.reason());
     tracing::info!(namespace, name, kind = &*kind, caller = caller.name, reason, "{what}");
-    let note = Note::normal(reason, format!("{what}, by {} over HTTP", caller.name));
+    let note = ObjectEvent::normal(reason, format!("{what}, by {} over HTTP", caller.name));
     app.events.publish(&object.object_ref(&()), &note, Timestamp::now()).await;
 }

@@ -228,7 +228,7 @@ impl Reviews {
         let review = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.client.clone());
         let params = PostParams::default();
-        let answer = cluster::ask("review a token", reviews.create(&params, &review)).await?;
+        let answer = cluster::call("review a token", reviews.create(&params, &review)).await?;
         let status = answer.status.unwrap_or_default();
         // A server that knows nothing of audiences names none.
         let is_for_us = status.audiences.unwrap_or_default().iter().any(|audience| audience == AUDIENCE);
@@ -262,7 +262,7 @@ impl Reviews {
         };
         let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
         let params = PostParams::default();
-        let answer = cluster::ask("review a right", reviews.create(&params, &review)).await?;
+        let answer = cluster::call("review a right", reviews.create(&params, &review)).await?;
         Ok(answer.status.is_some_and(|status| status.allowed))
     }
 }

@@ -124,8 +124,8 @@ async fn delete_all(
 pub(super) async fn delete(objects: &Objects, job: Arc<SyncJob>) -> Result<Option<Arc<SyncJob>>, Problem> {
     let preconditions = Preconditions { uid: job.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-    let jobs = objects.beside::<SyncJob>(&job.metadata);
-    match objects.ask("delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
+    let jobs = objects.namespaced::<SyncJob>(&job.metadata);
+    match objects.call("delete a SyncJob", jobs.delete(&job.name_any(), &params)).await {
         Ok(_) => Ok(Some(job)),
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(None),
         Err(error) => Err(error.into()),

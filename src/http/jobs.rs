@@ -165,8 +165,8 @@ pub(super) fn find(app: &App, Place { namespace, name }: &Place) -> Result<Arc<S
 
 /// A SyncJob as it is.
 pub(super) async fn live(app: &App, job: &SyncJob) -> Result<SyncJob, Problem> {
-    let jobs = app.listed()?.beside::<SyncJob>(&job.metadata);
-    let found = cluster::ask("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
+    let jobs = app.listed()?.namespaced::<SyncJob>(&job.metadata);
+    let found = cluster::call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
     found.ok_or_else(|| {
         let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
         Problem::new(Kind::NotFound, format!("there is no SyncJob {namespace}/{name}"))

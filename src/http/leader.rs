@@ -61,7 +61,7 @@ impl Leader {
 
     pub async fn read(&self, objects: &Objects, now: Timestamp) -> Leads {
         let read = async {
-            let answer = objects.ask("read the Lease", self.leases.get_opt(&self.name)).await;
+            let answer = objects.call("read the Lease", self.leases.get_opt(&self.name)).await;
             LEASE.note(&answer);
             answer.map_or(Leads::Unknown, |lease| leads(lease.and_then(|lease| lease.spec), now))
         };

@@ -46,7 +46,7 @@ use crate::{
     domain::schedule::count_standings,
     queue::{Depth, Queue},
     telemetry::events::Events,
-    worker::Pulse,
+    worker::WorkerHealth,
 };
 use auth::Access;
 use leader::Leader;
@@ -76,7 +76,7 @@ pub struct State {
     /// Who leads. Absent in a process without controllers.
     pub leadership: watch::Receiver<Option<Leadership>>,
     /// The workers. Absent in a process without any.
-    pub pulse: watch::Receiver<Option<Pulse>>,
+    pub worker_health: watch::Receiver<Option<WorkerHealth>>,
     /// Whether MongoDB has not answered this process's workers yet. They start when it has.
     pub lacks_mongodb: watch::Receiver<bool>,
     /// What the calls are answered from. Absent in a process that serves none.

@@ -195,18 +195,18 @@ impl Objects {
     }
 
     /// Asks the API server for something, when there are not too many requests already.
-    pub(super) async fn ask<T>(
+    pub(super) async fn call<T>(
         &self,
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, cluster::Error> {
         // Fails only when it was closed, and nobody does that.
         let _turn = self.requests.acquire().await.ok();
-        cluster::ask(action, request).await
+        cluster::call(action, request).await
     }
 
     /// The API of the kind in an object's namespace.
-    pub(super) fn beside<K>(&self, object: &ObjectMeta) -> Api<K>
+    pub(super) fn namespaced<K>(&self, object: &ObjectMeta) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {

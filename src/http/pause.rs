@@ -252,8 +252,8 @@ pub(super) async fn apply<K: Pausable>(
     mut change: Value,
 ) -> Result<Change, Problem> {
     let objects = app.listed()?;
-    let (api, name) = (objects.beside::<K>(object.meta()), object.name_any());
-    let live = objects.ask("read an object", cluster::get_opt(&api, &name)).await?;
+    let (api, name) = (objects.namespaced::<K>(object.meta()), object.name_any());
+    let live = objects.call("read an object", cluster::get_opt(&api, &name)).await?;
     let Some(live) = live.filter(|live| live.meta().uid == object.meta().uid && !live.is_over()) else {
         return Ok(Change::Late);
     };
@@ -262,8 +262,8 @@ pub(super) async fn apply<K: Pausable>(
     }
     // The uid makes this a conflict for another object of the same name.
     change["metadata"]["uid"] = object.uid().into();
-    let api = objects.beside::<Read<K>>(object.meta());
-    match objects.ask("change an object", api.patch(&name, &PatchParams::default(), &Patch::Merge(&change))).await {
+    let api = objects.namespaced::<Read<K>>(object.meta());
+    match objects.call("change an object", api.patch(&name, &PatchParams::default(), &Patch::Merge(&change))).await {
         Ok(_) => Ok(Change::Made),
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(Change::Late),
         Err(error) => Err(error.into()),

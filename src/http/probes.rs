@@ -47,11 +47,11 @@ pub(super) async fn livez() -> StatusCode {
     responses((status = 200, body = Readiness), (status = 503, body = Readiness)),
 )]
 pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Readiness>) {
-    let pulse = state.pulse.borrow().clone();
+    let worker_health = state.worker_health.borrow().clone();
     let leadership = state.leadership.borrow().clone();
     let listed = timeout(LIMIT, state.listed());
     let (depth, listed) = tokio::join!(state.depth(), listed);
-    let alive = pulse.is_none_or(|pulse| pulse.is_alive());
+    let alive = worker_health.is_none_or(|worker_health| worker_health.is_alive());
     let may_lead = leadership.as_ref().is_none_or(|leadership| !leadership.is_refused());
     let owns_queue = leadership.as_ref().is_none_or(|leadership| leadership.queue_owner().is_none());
     let mongodb = !*state.lacks_mongodb.borrow();
@@ -73,7 +73,11 @@ pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) ->
 /// Metrics as OpenMetrics text.
 pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -> impl IntoResponse {
     let leading = state.leadership.borrow().as_ref().map(Leadership::is_held);
-    let workers = state.pulse.borrow().as_ref().map(|pulse| Workers { slots: pulse.slots(), busy: pulse.busy() });
+    let workers = state
+        .worker_health
+        .borrow()
+        .as_ref()
+        .map(|worker_health| Workers { slots: worker_health.slots(), busy: worker_health.busy() });
     let queue = state.depth().await;
     let schedules = (leading == Some(true)).then(|| state.standings()).flatten();
     let metrics = Metrics { leading, serving: state.objects.is_some(), workers, queue, schedules };

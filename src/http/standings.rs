@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::domain::schedule::STANDINGS;
 
-/// Schedules by how they stand.
+/// Schedules by state.
 pub(super) type Counts = [(&'static str, u64); STANDINGS.len()];
 
 /// For so many times as long as it took to count, that is not done again: it costs a thousandth of a core.

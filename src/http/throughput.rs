@@ -57,7 +57,7 @@ pub(super) struct LastHour {
     /// Since when that is known, where it is less than an hour.
     pub since: Option<Timestamp>,
     pub counts: Counts,
-    /// Documents a second in the last whole minute.
+    /// Documents per second in the last whole minute.
     pub per_second: f64,
     /// Documents in each minute, the newest last.
     pub minutes: Vec<i64>,

@@ -235,14 +235,14 @@ fn build(schedule: &SyncSchedule, caller: &Caller, key: Option<&str>, mode: Mode
 /// Creates the SyncJob, or finds the one of that name. True when it was there.
 pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), Problem> {
     let objects = app.listed()?;
-    let jobs: Api<SyncJob> = objects.beside(&job.metadata);
-    match objects.ask("create a SyncJob", jobs.create(&PostParams::default(), job)).await {
+    let jobs: Api<SyncJob> = objects.namespaced(&job.metadata);
+    match objects.call("create a SyncJob", jobs.create(&PostParams::default(), job)).await {
         Ok(created) => {
             objects.seen(&created).await;
             Ok((created, false))
         }
         Err(error) if error.is_already_exists() => {
-            let found = objects.ask("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
+            let found = objects.call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
             let again = || Problem::new(Kind::Conflict, format!("the SyncJob {} is gone; try again", job.name_any()));
             let found = found.ok_or_else(again)?;
             if controller_of(&found) != controller_of(job) {

@@ -19,7 +19,7 @@ use crate::{
         guard::Hold,
         job,
         retry::{self, Retry},
-        run::{Checkpoint, Outcome, Run, RunSpec, State, Wanted},
+        run::{Checkpoint, DesiredState, Outcome, Run, RunSpec, State},
     },
     engine::{Attempt, AttemptResult, Opening, Signals, Sources},
     sync::Databases,
@@ -127,7 +127,7 @@ impl Progress {
             checkpoint: self.checkpoint.clone(),
             history: self.history.clone(),
             outcome: self.outcome.clone(),
-            wanted: Wanted { suspended: false, approved: None, ..Wanted::from(job) },
+            desired: DesiredState { suspended: false, approved: None, ..DesiredState::from(job) },
             lacks_level: None,
         };
         let mut status = job::decide(job, Some(&run), now).status;

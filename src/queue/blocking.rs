@@ -1,4 +1,4 @@
-//! Waiting for Redis to say something. Blocking commands use connections of their own, without the
+//! Blocking commands of Redis. They use connections of their own, without the
 //! client-side time limit that would abandon an answer the server still gives, and with a watchdog above the
 //! server-side one.
 
@@ -7,23 +7,26 @@ use std::time::Duration;
 use redis::{RedisError, Value, aio::MultiplexedConnection};
 use tokio::time::{sleep, timeout};
 
-use super::{Error, connection::Place, read_changes, unavailable};
+use super::{Error, connection::Topology, read_changes, unavailable};
 
 /// How much longer than the server's own limit an answer may take.
 const WATCHDOG: Duration = Duration::from_secs(5);
 const RECONNECT: Duration = Duration::from_millis(500);
 
-/// A connection for one blocking command at a time; made when first used and after each error.
-struct Line {
-    place: Place,
+/// Connection for one blocking command at a time. Opened at the first use and after each error.
+struct BlockingConnection {
+    topology: Topology,
     connection: Option<MultiplexedConnection>,
 }
 
-impl Line {
+impl BlockingConnection {
     /// Runs a command that blocks for at most `limit` on the server.
     async fn block(&mut self, command: &redis::Cmd, limit: Duration) -> Result<Value, RedisError> {
-        let mut connection =
-            if let Some(connection) = self.connection.take() { connection } else { self.place.connect(None).await? };
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            self.topology.connect(None).await?
+        };
         let answer = timeout(limit + WATCHDOG, command.query_async::<Value>(&mut connection))
             .await
             .map_err(|_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)))??;
@@ -32,19 +35,19 @@ impl Line {
     }
 }
 
-/// Rings when a run can be claimed.
-pub struct Doorbell {
-    line: Line,
+/// Notifier of runs that can be claimed.
+pub struct WorkNotifier {
+    line: BlockingConnection,
     key: String,
 }
 
-impl Doorbell {
-    pub(super) fn new(place: Place, key: String) -> Self {
-        Self { line: Line { place, connection: None }, key }
+impl WorkNotifier {
+    pub(super) fn new(topology: Topology, key: String) -> Self {
+        Self { line: BlockingConnection { topology, connection: None }, key }
     }
 
-    /// Waits for a ring, at most for `limit` (rounded up to 10 ms). One ring wakes one waiter. Cancelling it
-    /// may swallow a ring, so look for runs before waiting again.
+    /// Waits for a notification, at most for `limit` (rounded up to 10 ms). One notification wakes one waiter. Dropping this future
+    /// may lose a notification, so claim before waiting again.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -56,20 +59,20 @@ impl Doorbell {
     }
 }
 
-/// The runs that something happened to, in order. What happened before the first call is not told, and a gap
-/// after an outage is possible: whoever follows must also look at everything from time to time.
-pub struct Changes {
-    line: Line,
+/// Stream of the runs that changed, in order. It begins at the first call, and an outage may leave a gap: a reader must also
+/// list all runs from time to time.
+pub struct RunChanges {
+    line: BlockingConnection,
     key: String,
     last: Option<String>,
 }
 
-impl Changes {
-    pub(super) fn new(place: Place, key: String) -> Self {
-        Self { line: Line { place, connection: None }, key, last: None }
+impl RunChanges {
+    pub(super) fn new(topology: Topology, key: String) -> Self {
+        Self { line: BlockingConnection { topology, connection: None }, key, last: None }
     }
 
-    /// Waits for the next runs that something happened to. Never fails: while Redis is away it tries again.
+    /// Waits for the next runs that changed. Never fails: retries while Redis is unavailable.
     pub async fn next(&mut self) -> Vec<String> {
         const BLOCK: Duration = Duration::from_secs(10);
         loop {

@@ -34,7 +34,7 @@ pub(super) const SCHEMES: [&str; 6] =
 
 /// Where the queue lives.
 #[derive(Clone, Debug)]
-pub(super) struct Place(Arc<Kind>);
+pub(super) struct Topology(Arc<Kind>);
 
 enum Kind {
     Single(Client),
@@ -85,7 +85,7 @@ fn invalid(what: &'static str) -> RedisError {
     RedisError::from((ErrorKind::InvalidClientConfig, what))
 }
 
-impl Place {
+impl Topology {
     /// Reads `redis://…`, `rediss://…`, `redis+sentinel://host:port,…/master[/db]` or `redis+cluster://host:port,…`.
     /// `key` is any key of the queue.
     pub fn parse(url: &str, ca: Option<Vec<u8>>, key: &str) -> RedisResult<Self> {
@@ -170,10 +170,10 @@ where
     F: Future<Output = RedisResult<T>>,
 {
     let first = last.load(Ordering::Relaxed);
-    let order = (0..servers.len()).map(|place| (place, (first + place) % servers.len()));
+    let order = (0..servers.len()).map(|topology| (topology, (first + topology) % servers.len()));
     let mut answers: FuturesUnordered<_> = order
-        .map(|(place, index)| {
-            let (delay, answer) = (STAGGER * place as u32, ask(&servers[index]));
+        .map(|(topology, index)| {
+            let (delay, answer) = (STAGGER * topology as u32, ask(&servers[index]));
             async move {
                 sleep(delay).await;
                 (index, answer.await)
@@ -248,7 +248,7 @@ async fn ask_cluster(seed: &Client, seed_host: &str, key: &str) -> RedisResult<O
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Connection {
-    place: Place,
+    topology: Topology,
     current: Arc<Mutex<Current>>,
 }
 
@@ -260,8 +260,8 @@ struct Current {
 }
 
 impl Connection {
-    pub(super) fn new(place: Place) -> Self {
-        Self { place, current: Arc::default() }
+    pub(super) fn new(topology: Topology) -> Self {
+        Self { topology, current: Arc::default() }
     }
 
     async fn get(&self) -> RedisResult<(MultiplexedConnection, u64)> {
@@ -269,7 +269,7 @@ impl Connection {
         if let Some(connection) = &current.connection {
             return Ok((connection.clone(), current.number));
         }
-        let connection = self.place.connect(Some(RESPONSE_TIMEOUT)).await?;
+        let connection = self.topology.connect(Some(RESPONSE_TIMEOUT)).await?;
         current.number += 1;
         current.connection = Some(connection.clone());
         Ok((connection, current.number))
@@ -361,11 +361,11 @@ mod tests {
             ("redis+cluster://a:7000,b:7000", "Cluster"),
             ("rediss+cluster://:p@a:7000", "Cluster"),
         ] {
-            assert_eq!(format!("{:?}", Place::parse(url, None, "k").unwrap()), format!("Place({kind})"), "{url}");
+            assert_eq!(format!("{:?}", Topology::parse(url, None, "k").unwrap()), format!("Topology({kind})"), "{url}");
         }
         for url in ["", "http://h", "redis+sentinel://a:26379", "redis+sentinel:///main", "redis+cluster://", "h:6379"]
         {
-            assert!(Place::parse(url, None, "k").is_err(), "{url}");
+            assert!(Topology::parse(url, None, "k").is_err(), "{url}");
         }
     }
 }

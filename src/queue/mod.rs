@@ -22,12 +22,12 @@ use jiff::Timestamp;
 use redis::{AsyncCommands, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, Value, from_redis_value};
 use tokio::sync::watch;
 
-pub use blocking::{Changes, Doorbell};
+pub use blocking::{RunChanges, WorkNotifier};
 pub(crate) use connection::Connection;
 pub(crate) use scripts::Call;
 pub use types::{
-    Attempts, Candidates, Claim, Control, Depth, Ending, Entry, Fenced, KnownRun, LetGo, NewRun, Renewed, Repaired,
-    Server,
+    Attempts, Candidates, Claim, Control, Depth, Disposition, Entry, FencedWrite, KnownRun, NewRun, Release, Renewed,
+    Repaired, Server,
 };
 
 use crate::{
@@ -39,7 +39,7 @@ use crate::{
     },
     network::{self, LOGIN},
 };
-use connection::Place;
+use connection::Topology;
 use keys::Keys;
 
 /// Format of a run's hash that each release reads.
@@ -162,7 +162,7 @@ type Claimed = (String, Vec<Option<String>>, u64);
 /// was sent still runs as a whole.
 #[derive(Clone)]
 pub struct Queue {
-    place: Place,
+    topology: Topology,
     connection: Connection,
     keys: Keys,
     lease: Duration,
@@ -193,12 +193,13 @@ impl Queue {
     /// When the address cannot be used, the certificates cannot be read, or the address is not one of TLS.
     pub fn trusting(ca: Option<Vec<u8>>, url: &str, name: &str, lease: Duration) -> Result<Self, InvalidAddress> {
         let keys = Keys::new(name);
-        let place = Place::parse(url, ca, keys.wake()).map_err(|_| match Place::parse(url, None, keys.wake()) {
-            Ok(_) => InvalidAddress("REDIS_CA_FILE needs rediss:// and certificates in PEM".to_owned()),
-            Err(_) => InvalidAddress(network::mistake(url, &connection::SCHEMES)),
-        })?;
-        let (connection, installation) = (Connection::new(place.clone()), Arc::new(watch::Sender::new(None)));
-        Ok(Self { connection, place, keys, lease, installation, level: Level::default() })
+        let topology =
+            Topology::parse(url, ca, keys.wake()).map_err(|_| match Topology::parse(url, None, keys.wake()) {
+                Ok(_) => InvalidAddress("REDIS_CA_FILE needs rediss:// and certificates in PEM".to_owned()),
+                Err(_) => InvalidAddress(network::mistake(url, &connection::SCHEMES)),
+            })?;
+        let (connection, installation) = (Connection::new(topology.clone()), Arc::new(watch::Sender::new(None)));
+        Ok(Self { connection, topology, keys, lease, installation, level: Level::default() })
     }
 
     /// The same queue for a program of another level.
@@ -269,9 +270,9 @@ impl Queue {
     /// A connection to the server that has other keys than the queue's. `key`: any of them; in a Cluster it needs a hash tag,
     /// so that they are all on one server.
     pub(crate) fn connection_for(&self, key: &str) -> Option<Connection> {
-        match self.place.of(key) {
+        match self.topology.of(key) {
             None => Some(self.connection.clone()),
-            Some(place) => keys::has_tag(key).then(|| Connection::new(place)),
+            Some(topology) => keys::has_tag(key).then(|| Connection::new(topology)),
         }
     }
 
@@ -460,18 +461,18 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer; any of it may or may not be recorded. A run of which it is not comes back when
     /// its lease ends.
-    pub async fn let_go(&self, runs: impl IntoIterator<Item = &LetGo>) -> Result<Vec<Fenced>, Error> {
-        let mut call = self.script(&scripts::LET_GO);
-        for LetGo { uid, epoch, ending, checkpoint, attempts } in runs {
+    pub async fn release(&self, runs: impl IntoIterator<Item = &Release>) -> Result<Vec<FencedWrite>, Error> {
+        let mut call = self.script(&scripts::RELEASE);
+        for Release { uid, epoch, disposition, checkpoint, attempts } in runs {
             call.key(self.keys.run(uid)).arg(uid).arg(epoch);
-            match ending {
-                Ending::Completed => call.arg("completed").arg(""),
-                Ending::Failed(outcome) => call.arg("failed").arg(outcome),
-                Ending::Retry(delay) => call.arg("delayed").arg(delay.as_millis() as u64),
-                Ending::Paused(pause) => call.arg("paused").arg(pause.as_millis() as u64),
-                Ending::Held(number) => call.arg("held").arg(number),
-                Ending::Unsupported(level) => call.arg("unsupported").arg(level),
-                Ending::Released => call.arg("released").arg(""),
+            match disposition {
+                Disposition::Completed => call.arg("completed").arg(""),
+                Disposition::Failed(outcome) => call.arg("failed").arg(outcome),
+                Disposition::Retry(delay) => call.arg("delayed").arg(delay.as_millis() as u64),
+                Disposition::Paused(pause) => call.arg("paused").arg(pause.as_millis() as u64),
+                Disposition::Held(number) => call.arg("held").arg(number),
+                Disposition::Unsupported(level) => call.arg("unsupported").arg(level),
+                Disposition::Released => call.arg("released").arg(""),
             };
             call.arg(checkpoint);
             match attempts {
@@ -480,7 +481,7 @@ impl Queue {
             };
         }
         let answers: Vec<u8> = self.call(&call, "let go of runs").await?;
-        Ok(answers.into_iter().map(Fenced::from).collect())
+        Ok(answers.into_iter().map(FencedWrite::from).collect())
     }
 
     /// Makes a run that has not ended what people want it to be. Takes effect at once when no worker holds the run,
@@ -537,7 +538,7 @@ impl Queue {
         self.call(call.arg(replication_id), "let workers claim runs").await
     }
 
-    /// Returns runs whose lease has ended to their place in the queue. A run that keeps losing its worker
+    /// Returns runs whose lease has ended to their topology in the queue. A run that keeps losing its worker
     /// without getting any further ends as failed, with `stalled` as its outcome; while it is rolled back, it waits for
     /// a minute instead. Returns how many were found.
     ///
@@ -564,7 +565,7 @@ impl Queue {
         self.call(&call, "return runs to the queue").await
     }
 
-    /// Looks at every run that Redis or the caller knows, and mends those whose hash and place do not agree: after a restore of
+    /// Looks at every run that Redis or the caller knows, and mends those whose hash and topology do not agree: after a restore of
     /// part of the data, or an eviction. Reads all sets, so not for every few seconds.
     ///
     /// # Errors
@@ -685,16 +686,16 @@ impl Queue {
         Ok(Depth { active, waiting, delayed, parked, workers, oldest: Duration::from_millis(oldest) })
     }
 
-    /// Waits for news of runs that can be claimed. See [`Doorbell`].
+    /// Waits for news of runs that can be claimed. See [`WorkNotifier`].
     #[must_use]
-    pub fn doorbell(&self) -> Doorbell {
-        Doorbell::new(self.place.clone(), self.keys.wake().to_owned())
+    pub fn work_notifier(&self) -> WorkNotifier {
+        WorkNotifier::new(self.topology.clone(), self.keys.wake().to_owned())
     }
 
-    /// Follows what happens to the runs. See [`Changes`].
+    /// Follows what happens to the runs. See [`RunChanges`].
     #[must_use]
-    pub fn changes(&self) -> Changes {
-        Changes::new(self.place.clone(), self.keys.events().to_owned())
+    pub fn changes(&self) -> RunChanges {
+        RunChanges::new(self.topology.clone(), self.keys.events().to_owned())
     }
 }
 
@@ -703,7 +704,7 @@ fn read_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
     let read = |(uid, values, waited): Claimed| match Entry::read(&uid, &values) {
         Ok(entry) => Some(Claim { uid, at: from_millis(now), waited: Duration::from_millis(waited), entry }),
         Err(error) => {
-            tracing::warn!(%error, "claimed run left alone");
+            tracing::warn!(%error, "skipping a claimed run");
             None
         }
     };

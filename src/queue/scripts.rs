@@ -17,7 +17,7 @@ scripts! {
     CLAIM = "claim.lua",
     RENEW = "renew.lua",
     CHECKPOINT = "checkpoint.lua",
-    LET_GO = "let_go.lua",
+    RELEASE = "release.lua",
     EXPIRED = "expired.lua",
     REAP = "reap.lua",
     REMOVE = "remove.lua",

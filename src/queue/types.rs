@@ -7,19 +7,19 @@ use jiff::Timestamp;
 use super::Error;
 use crate::domain::{from_millis, installation::Fingerprint, needs, run::State};
 
-/// What became of a write that gave an epoch.
+/// Result of a fenced write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Fenced {
-    /// Done.
-    Done,
-    /// The lease is lost: another worker may have the run. Stop working on it.
-    Lost,
+pub enum FencedWrite {
+    /// The write was applied.
+    Applied,
+    /// The lease is lost, and nothing was written: another worker may have the run. Stop working on it.
+    LeaseLost,
 }
 
-impl From<u8> for Fenced {
+impl From<u8> for FencedWrite {
     fn from(answer: u8) -> Self {
-        if answer == 1 { Self::Done } else { Self::Lost }
+        if answer == 1 { Self::Applied } else { Self::LeaseLost }
     }
 }
 
@@ -220,24 +220,24 @@ pub struct Claim {
     pub entry: Entry,
 }
 
-/// A run that its worker lets go of.
+/// Release of a run by its worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LetGo {
+pub struct Release {
     /// The run's id.
     pub uid: String,
     /// Of the claim.
     pub epoch: u64,
     /// What becomes of the run.
-    pub ending: Ending,
+    pub disposition: Disposition,
     /// How far it has come, as JSON.
     pub checkpoint: String,
     /// Its attempts, when one more of them failed.
     pub attempts: Option<Attempts>,
 }
 
-/// What becomes of a run that its worker lets go of.
+/// Disposition of a released run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum Disposition {
     /// Its work is done.
     Completed,
     /// It ends without; holds why, as JSON. One that is to be rolled back is claimed once more, and ends when it is let go

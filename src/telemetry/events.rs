@@ -11,7 +11,7 @@ use kube::{
 };
 use tokio::time::timeout;
 
-use crate::domain::Note;
+use crate::domain::ObjectEvent;
 
 /// Longest wait for an event to be taken. Events are news, not records: one that is lost is lost.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -38,7 +38,7 @@ impl Events {
     }
 
     /// Publishes what there was to tell about an object. Failures are logged and otherwise ignored.
-    pub async fn publish(&self, object: &ObjectReference, note: &Note, at: Timestamp) {
+    pub async fn publish(&self, object: &ObjectReference, note: &ObjectEvent, at: Timestamp) {
         let namespace = object.namespace.as_deref().unwrap_or("default");
         let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         let event = self.event(object, namespace, note, at);
@@ -49,7 +49,7 @@ impl Events {
         }
     }
 
-    fn event(&self, object: &ObjectReference, namespace: &str, note: &Note, at: Timestamp) -> Event {
+    fn event(&self, object: &ObjectReference, namespace: &str, note: &ObjectEvent, at: Timestamp) -> Event {
         let name = object.name.as_deref().unwrap_or_default();
         Event {
             metadata: ObjectMeta {

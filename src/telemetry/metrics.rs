@@ -96,7 +96,7 @@ fn run_labels(type_: SyncType, result: &str, reason: &str) -> OwnedLabels {
     vec![("type", type_label(type_).to_owned()), ("result", result.to_owned()), ("reason", reason.to_owned())]
 }
 
-/// Counts a run whose end was told. `reason`: of its condition. `trace_id`: where the run is traced.
+/// Counts a finished run. `reason`: of its condition. `trace_id`: where the run is traced.
 pub fn run_ended(type_: SyncType, complete: bool, reason: &str, took: Option<Duration>, trace_id: Option<String>) {
     let result = if complete { COMPLETE } else { FAILED };
     RUNS.get_or_create(&run_labels(type_, result, reason)).inc();
@@ -219,7 +219,7 @@ impl Metrics {
                 Unit::Seconds,
                 SCHEDULE_SKEW.clone(),
             );
-            registry.register("sync_runs", "Runs whose end was told, by type, result and reason", RUNS.clone());
+            registry.register("sync_runs", "Finished runs, by type, result and reason", RUNS.clone());
             let help = "Time from the start of a run to its end";
             registry.register_with_unit("sync_run_duration", help, Unit::Seconds, RUN_DURATION.clone());
             let help = "Messages to the sinks of alerts, by kind of sink and result";
@@ -232,7 +232,7 @@ impl Metrics {
             registry.register_with_unit("sync_clock_skew", help, Unit::Seconds, CLOCK_SKEW.clone());
         }
         if let Some(schedules) = self.schedules {
-            registry.register("sync_schedules", "Schedules, by how they stand", by_state(schedules));
+            registry.register("sync_schedules", "Schedules, by state", by_state(schedules));
         }
         if let Some(Workers { slots, busy }) = self.workers {
             let help = "Runs that this process can work on at a time";

@@ -1,9 +1,9 @@
 //! Logs, metrics, traces and events.
 
+mod availability;
 pub mod events;
 pub mod logs;
 pub mod metrics;
-mod outage;
 pub mod traces;
 
-pub use outage::{LEASE, MONGODB, Outage, REDIS, Witness, note_write};
+pub use availability::{Availability, AvailabilityProbe, LEASE, MONGODB, REDIS, note_write};

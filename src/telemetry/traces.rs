@@ -20,7 +20,7 @@ use opentelemetry_sdk::{
     trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor},
 };
 
-use super::Outage;
+use super::Availability;
 use crate::domain::trace::{Root, Sampler, TraceParent, root};
 
 /// Longest wait, when the program stops, for what is not sent yet. Kubernetes waits for 30 s, most of which runs may take.
@@ -31,7 +31,7 @@ const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP
 const NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
 static TRACES: OnceLock<Traces> = OnceLock::new();
-static RECEIVER: Outage = Outage::new("the receiver of traces");
+static RECEIVER: Availability = Availability::new("the receiver of traces");
 
 struct Traces {
     processor: BatchSpanProcessor,

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::pulse::Beat;
+use super::health::HealthReporter;
 use crate::{
     engine::Signals,
     queue::{Queue, Renewed},
@@ -63,22 +63,22 @@ impl Leases {
     }
 
     /// Renews every lease three times in its length, and shows that the worker lives.
-    pub async fn keep(&self, beat: &Beat) {
+    pub async fn keep(&self, reporter: &HealthReporter) {
         let every = self.queue.lease() / 3;
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.renew(every, beat).await;
+            self.renew(every, reporter).await;
         }
     }
 
-    async fn renew(&self, limit: Duration, beat: &Beat) {
+    async fn renew(&self, limit: Duration, reporter: &HealthReporter) {
         let sent = Instant::now();
         let held: Vec<(String, u64)> = self.lock().iter().map(|(uid, held)| (uid.clone(), held.epoch)).collect();
         let renewed = timeout(limit, self.queue.renew(&self.worker, &held)).await;
         if let Ok(answer) = &renewed {
-            beat.renewed(answer);
+            reporter.renewed(answer);
         }
         let mut leases = self.lock();
         if let Ok(Ok(Renewed { lost, recalled })) = renewed {

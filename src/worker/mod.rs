@@ -1,9 +1,9 @@
 //! Claims runs, keeps their leases, and drives them.
 
+mod completer;
 mod coordinator;
+mod health;
 mod leases;
-mod pulse;
-mod recorder;
 mod spans;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
@@ -25,19 +25,19 @@ use crate::{
         run::{Checkpoint, Outcome, Payload, RunSpec, State},
     },
     engine::{Attempt, AttemptResult, Opening, Signals, Sources},
-    queue::{self, Attempts, Candidates, Claim, Ending, Entry, Fenced, LetGo, Queue},
+    queue::{self, Attempts, Candidates, Claim, Disposition, Entry, FencedWrite, Queue, Release},
     recovery::recover_expired,
     sync::{Databases, Error, Target},
     telemetry::{REDIS, metrics, note_write, traces::Parent},
 };
+use completer::BatchCompleter;
 use coordinator::{QueueCoordinator, RedisClock};
 use leases::Leases;
-use recorder::Recorder;
 
-use pulse::Busy;
-pub use pulse::{Beat, Pulse};
+use health::SlotGuard;
+pub use health::{HealthReporter, WorkerHealth};
 
-/// Longest wait for a ring of the doorbell before looking for runs anyway.
+/// Longest wait for a notification before the worker tries to claim anyway.
 const IDLE: Duration = Duration::from_secs(5);
 /// Between two looks at who owns the queue.
 const OWNER_LOOK: Duration = Duration::from_secs(30);
@@ -76,18 +76,18 @@ pub async fn run(
     queue: Queue,
     databases: Databases,
     sources: Sources,
-    beat: Beat,
+    reporter: HealthReporter,
     stop: CancellationToken,
 ) -> Result<(), NotRenewed> {
     let leases = Leases::new(settings.id.clone(), queue.clone());
-    let (recorder, unrecorded) = Recorder::new();
-    let worker = Arc::new(Worker { leases, recorder, id: settings.id, queue, databases, sources, beat });
+    let (completer, completions) = BatchCompleter::new();
+    let worker = Arc::new(Worker { leases, completer, id: settings.id, queue, databases, sources, reporter });
     let runs = TaskTracker::new();
     let keeping = CancellationToken::new();
     let mut keeper = tokio::spawn(keeping.clone().run_until_cancelled_owned({
         let worker = Arc::clone(&worker);
         async move {
-            let (leases, recording) = (worker.leases.keep(&worker.beat), unrecorded.keep_recording(&worker.queue));
+            let (leases, recording) = (worker.leases.keep(&worker.reporter), completions.run(&worker.queue));
             tokio::join!(leases, recording, worker.recover(), worker.compare_installations())
         }
     }));
@@ -116,15 +116,15 @@ struct Worker {
     databases: Databases,
     sources: Sources,
     leases: Leases,
-    recorder: Recorder,
-    beat: Beat,
+    completer: BatchCompleter,
+    reporter: HealthReporter,
 }
 
 impl Worker {
     /// Claims runs, at most `slots` at a time, and starts them.
     async fn claim(self: &Arc<Self>, slots: usize, runs: &TaskTracker, stop: &CancellationToken) {
         let free = Arc::new(Semaphore::new(slots));
-        let mut doorbell = self.queue.doorbell();
+        let mut notifier = self.queue.work_notifier();
         let mut candidates = Candidates::default();
         let mut was_unasserted = false;
         loop {
@@ -153,16 +153,17 @@ impl Worker {
                 );
             }
             was_unasserted = is_unasserted;
-            self.beat.looked(&claimed);
+            self.reporter.looked(&claimed);
             match claimed {
                 Ok(Ok(claims)) => {
                     for claim in claims {
-                        let (worker, stop, slot) = (Arc::clone(self), stop.clone(), self.beat.busy(permits.split(1)));
+                        let (worker, stop, slot) =
+                            (Arc::clone(self), stop.clone(), self.reporter.busy(permits.split(1)));
                         runs.spawn(async move { worker.handle(claim, slot, &stop).await });
                     }
                 }
                 Ok(Err(next_due)) => {
-                    let wait = doorbell.wait(next_due.unwrap_or(IDLE).min(IDLE));
+                    let wait = notifier.wait(next_due.unwrap_or(IDLE).min(IDLE));
                     match stop.run_until_cancelled(wait).await {
                         None => return,
                         Some(Ok(())) => {}
@@ -203,7 +204,7 @@ impl Worker {
 
     /// Drives a claimed run to the end of this claim. Its slot is free when the work is done: the next run need not
     /// wait until the end of this one is recorded.
-    async fn handle(&self, claim: Claim, slot: Busy, stop: &CancellationToken) {
+    async fn handle(&self, claim: Claim, slot: SlotGuard, stop: &CancellationToken) {
         let claimed = Instant::now();
         let (signals, _kept) = self.leases.hold(&claim.uid, claim.entry.epoch, stop);
         let epoch = claim.entry.epoch;
@@ -249,8 +250,8 @@ impl Worker {
         // By the clock of Redis, as its start is.
         let now = claim.at.checked_add(claimed.elapsed()).unwrap_or(claim.at);
         if let Some(run) = let_go(&claim, &end, &checkpoint, payload.as_ref().ok(), now) {
-            let recorded = signals.lost.run_until_cancelled(self.recorder.record(run)).await;
-            if recorded == Some(Fenced::Done) {
+            let recorded = signals.lost.run_until_cancelled(self.completer.record(run)).await;
+            if recorded == Some(FencedWrite::Applied) {
                 self.forget(target.filter(|_| end == AttemptResult::Completed)).await;
             } else {
                 metrics::lease_lost();
@@ -271,9 +272,9 @@ impl Worker {
         let (uid, epoch, needs) = (claim.uid.clone(), claim.entry.epoch, self.queue.level().number + 1);
         tracing::warn!(uid, lacking, needs, "the run needs a worker of a newer release: given back");
         let checkpoint = claim.entry.checkpoint.clone().unwrap_or_default();
-        let run = LetGo { uid, epoch, ending: Ending::Unsupported(needs), checkpoint, attempts: None };
+        let run = Release { uid, epoch, disposition: Disposition::Unsupported(needs), checkpoint, attempts: None };
         // A run whose lease is lost is elsewhere.
-        signals.lost.run_until_cancelled(self.recorder.record(run)).await;
+        signals.lost.run_until_cancelled(self.completer.record(run)).await;
     }
 
     /// A journal that outlives its run is dropped by a later run.
@@ -371,7 +372,7 @@ fn log_end(
             );
         }
         AttemptResult::Retry(Outcome { reason, message }) if is_rollback => {
-            tracing::warn!(namespace, name, uid, epoch, trace_id, reason, error = message, "rollback waits");
+            tracing::warn!(namespace, name, uid, epoch, trace_id, reason, error = message, "rollback postponed");
         }
         AttemptResult::Failed(Outcome { reason, message }) | AttemptResult::Retry(Outcome { reason, message }) => {
             let again = matches!(end, AttemptResult::Retry(_));
@@ -388,7 +389,7 @@ fn log_end(
                 "attempt failed"
             );
         }
-        AttemptResult::Released => tracing::info!(namespace, name, uid, epoch, trace_id, "run given back"),
+        AttemptResult::Released => tracing::info!(namespace, name, uid, epoch, trace_id, "run released"),
         AttemptResult::Paused(pause) => {
             let seconds = pause.as_secs();
             tracing::info!(namespace, name, uid, epoch, trace_id, seconds, "run paused: the source limits requests");
@@ -415,30 +416,36 @@ fn let_go(
     checkpoint: &Checkpoint,
     payload: Option<&Payload>,
     now: Timestamp,
-) -> Option<LetGo> {
+) -> Option<Release> {
     let rolling_back = failed_with(claim).is_some();
     let mut checkpoint = Cow::Borrowed(checkpoint);
-    let (ending, attempts) = match end {
+    let (disposition, attempts) = match end {
         AttemptResult::LeaseLost => return None,
-        AttemptResult::Failed(outcome) if rolling_back => (Ending::Failed(json(outcome)), None),
-        AttemptResult::Retry(_) if rolling_back => (Ending::Retry(retry::ROLLBACK_PAUSE), None),
-        AttemptResult::Released => (Ending::Released, None),
-        AttemptResult::Paused(pause) => (Ending::Paused(*pause), None),
-        AttemptResult::Held(documents) => (Ending::Held(*documents), None),
-        AttemptResult::Completed => (Ending::Completed, None),
+        AttemptResult::Failed(outcome) if rolling_back => (Disposition::Failed(json(outcome)), None),
+        AttemptResult::Retry(_) if rolling_back => (Disposition::Retry(retry::ROLLBACK_PAUSE), None),
+        AttemptResult::Released => (Disposition::Released, None),
+        AttemptResult::Paused(pause) => (Disposition::Paused(*pause), None),
+        AttemptResult::Held(documents) => (Disposition::Held(*documents), None),
+        AttemptResult::Completed => (Disposition::Completed, None),
         AttemptResult::Failed(outcome) | AttemptResult::Retry(outcome) => {
             let count = claim.entry.attempts + 1;
             let mut history = serde_json::from_str(&claim.entry.history).unwrap_or_default();
             retry::record(&mut history, count, claim.at, now, outcome);
             let without_progress = checkpoint.to_mut().count_failure();
-            let ending = match after_failure(end, payload, (count, without_progress), outcome) {
-                Retry::After(delay) => Ending::Retry(delay),
-                Retry::GiveUp(outcome) => Ending::Failed(json(&outcome)),
+            let disposition = match after_failure(end, payload, (count, without_progress), outcome) {
+                Retry::After(delay) => Disposition::Retry(delay),
+                Retry::GiveUp(outcome) => Disposition::Failed(json(&outcome)),
             };
-            (ending, Some(Attempts { count, history: json(&history) }))
+            (disposition, Some(Attempts { count, history: json(&history) }))
         }
     };
-    Some(LetGo { uid: claim.uid.clone(), epoch: claim.entry.epoch, ending, checkpoint: json(&*checkpoint), attempts })
+    Some(Release {
+        uid: claim.uid.clone(),
+        epoch: claim.entry.epoch,
+        disposition,
+        checkpoint: json(&*checkpoint),
+        attempts,
+    })
 }
 
 /// How a run that is to be rolled back has failed.

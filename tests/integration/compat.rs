@@ -19,7 +19,7 @@ use sync_operator::{
         needs::Level,
         run::{Payload, RunSpec, State},
     },
-    queue::{Candidates, Control, Ending, Fenced, LetGo, NewRun, Queue},
+    queue::{Candidates, Control, Disposition, FencedWrite, NewRun, Queue, Release},
 };
 
 use crate::{
@@ -180,8 +180,8 @@ async fn the_runs_of_each_release_are_worked_off() {
             let start = claim.entry.started.unwrap();
             assert!(is_recovered == (start < Timestamp::now() - Duration::from_secs(20)), "{file}: {start}");
             let (uid, epoch, checkpoint) = (claim.uid, claim.entry.epoch, "{}".to_owned());
-            let run = LetGo { uid, epoch, ending: Ending::Completed, checkpoint, attempts: None };
-            assert_eq!(queue.let_go([&run]).await.unwrap(), [Fenced::Done], "{file}");
+            let run = Release { uid, epoch, disposition: Disposition::Completed, checkpoint, attempts: None };
+            assert_eq!(queue.release([&run]).await.unwrap(), [FencedWrite::Applied], "{file}");
         }
         assert_eq!(queue.unfinished().await.unwrap(), [""; 0], "{file}");
         queue.repair([]).await.unwrap();

@@ -62,7 +62,7 @@ async fn servers_that_are_away_are_reported_without_their_login() {
     });
     let log = eventually("both are away", async || {
         let log = operator.log();
-        (log.contains("Redis is away") && log.contains("MongoDB is away")).then_some(log)
+        (log.contains("Redis is unavailable") && log.contains("MongoDB is unavailable")).then_some(log)
     });
     for text in [told.await, log.await, get(port, "/readyz").await.unwrap().1, get(port, "/metrics").await.unwrap().1] {
         assert!(!text.contains("S3cret"), "{text}");

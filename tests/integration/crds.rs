@@ -542,7 +542,7 @@ async fn spec_and_status_are_written_apart() {
     let world = World::new().await;
     let merge = PatchParams::default();
     let unseen = json!({"conditions": [{
-        "type": "Ready", "status": "Unknown", "reason": "Pending", "message": "No controller has looked at it yet",
+        "type": "Ready", "status": "Unknown", "reason": "Pending", "message": "Not reconciled yet",
         "lastTransitionTime": "1970-01-01T00:00:00Z",
     }], "runs": {"total": 0, "succeeded": 0, "failed": 0, "replaced": 0, "skipped": 0}, "consecutiveFailures": 0});
     for (kind, status, first) in [

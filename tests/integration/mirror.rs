@@ -200,7 +200,7 @@ async fn what_bullmq_and_bull_board_read_is_what_the_calls_tell() {
         (keys(&mut redis, &prefix).await.len() == 8 + 2 + 6).then_some(())
     })
     .await;
-    assert!(!operator.log().contains("BullMQ is away"), "{}", operator.log());
+    assert!(!operator.log().contains("BullMQ is unavailable"), "{}", operator.log());
 }
 
 /// Each scheduler is what `/jobs/status` calls repeatable.

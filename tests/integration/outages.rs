@@ -70,8 +70,8 @@ async fn redis_away_in_mid_run() {
 
     assert_complete(&finished(&world, "run").await);
     let log = operator.log();
-    assert!(lines(&log, "Redis is away") <= 2, "one line for each part that uses Redis:\n{log}");
-    assert!(lines(&log, "Redis is back") >= 1, "{log}");
+    assert!(lines(&log, "Redis is unavailable") <= 2, "one line for each part that uses Redis:\n{log}");
+    assert!(lines(&log, "Redis is available again") >= 1, "{log}");
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn the_api_server_away_in_mid_run() {
     apply_job(&world, "run", slow()).await;
     under_way(&world, "run").await;
     // A CRD's storage may still be starting when the operator does: that is not the outage meant here.
-    let (away, back) = ("the Kubernetes API is away", "the Kubernetes API is back");
+    let (away, back) = ("the Kubernetes API is unavailable", "the Kubernetes API is available again");
     let earlier = eventually("no earlier outage is left", async || {
         let log = operator.log();
         (lines(&log, away) == lines(&log, back)).then_some(log)
@@ -171,7 +171,7 @@ async fn everything_missing_at_the_start() {
     assert_eq!(job.status.unwrap().attempts, Some(0), "no worker took it before MongoDB answered");
     eventually("/readyz answers", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
     let log = operator.log();
-    let told = ["the Kubernetes API is away", "MongoDB is away"].map(|text| lines(&log, text));
+    let told = ["the Kubernetes API is unavailable", "MongoDB is unavailable"].map(|text| lines(&log, text));
     assert_eq!(told, [1, 1], "{log}");
 }
 

@@ -17,8 +17,8 @@ use sync_operator::{
         run::{LeaseState, State},
     },
     queue::{
-        Attempts, Candidates, Changes, Claim, Control, Ending, Entry, Error, Fenced, LetGo, NewRun, Queue, Renewed,
-        Repaired,
+        Attempts, Candidates, Claim, Control, Disposition, Entry, Error, FencedWrite, NewRun, Queue, Release, Renewed,
+        Repaired, RunChanges,
     },
 };
 use tokio::{
@@ -153,37 +153,49 @@ impl Raw {
     }
 }
 
-fn let_go(uid: &str, epoch: u64, ending: Ending, progress: Progress<'_>) -> LetGo {
+fn let_go(uid: &str, epoch: u64, disposition: Disposition, progress: Progress<'_>) -> Release {
     let attempts = Some(Attempts { count: progress.attempts, history: progress.history.to_owned() });
-    LetGo { uid: uid.to_owned(), epoch, ending, checkpoint: progress.checkpoint.to_owned(), attempts }
+    Release { uid: uid.to_owned(), epoch, disposition, checkpoint: progress.checkpoint.to_owned(), attempts }
 }
 
 /// Lets go of one run.
 trait One {
-    async fn one(&self, run: LetGo) -> Result<Fenced, Error>;
+    async fn one(&self, run: Release) -> Result<FencedWrite, Error>;
 
-    async fn finish(&self, uid: &str, epoch: u64, ending: Ending, progress: Progress<'_>) -> Result<Fenced, Error> {
-        self.one(let_go(uid, epoch, ending, progress)).await
+    async fn finish(
+        &self,
+        uid: &str,
+        epoch: u64,
+        disposition: Disposition,
+        progress: Progress<'_>,
+    ) -> Result<FencedWrite, Error> {
+        self.one(let_go(uid, epoch, disposition, progress)).await
     }
 
-    async fn retry(&self, uid: &str, epoch: u64, delay: Duration, progress: Progress<'_>) -> Result<Fenced, Error> {
-        self.one(let_go(uid, epoch, Ending::Retry(delay), progress)).await
+    async fn retry(
+        &self,
+        uid: &str,
+        epoch: u64,
+        delay: Duration,
+        progress: Progress<'_>,
+    ) -> Result<FencedWrite, Error> {
+        self.one(let_go(uid, epoch, Disposition::Retry(delay), progress)).await
     }
 
-    async fn hold(&self, uid: &str, epoch: u64, number: u64) -> Result<Fenced, Error> {
+    async fn hold(&self, uid: &str, epoch: u64, number: u64) -> Result<FencedWrite, Error> {
         let progress = Progress { checkpoint: "held", ..NOTHING };
-        self.one(LetGo { attempts: None, ..let_go(uid, epoch, Ending::Held(number), progress) }).await
+        self.one(Release { attempts: None, ..let_go(uid, epoch, Disposition::Held(number), progress) }).await
     }
 
-    async fn release(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<Fenced, Error> {
+    async fn give_back(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<FencedWrite, Error> {
         let progress = Progress { checkpoint, ..NOTHING };
-        self.one(LetGo { attempts: None, ..let_go(uid, epoch, Ending::Released, progress) }).await
+        self.one(Release { attempts: None, ..let_go(uid, epoch, Disposition::Released, progress) }).await
     }
 }
 
 impl One for Queue {
-    async fn one(&self, run: LetGo) -> Result<Fenced, Error> {
-        let answers = self.let_go([&run]).await?;
+    async fn one(&self, run: Release) -> Result<FencedWrite, Error> {
+        let answers = self.release([&run]).await?;
         assert_eq!(answers.len(), 1);
         Ok(answers[0])
     }
@@ -224,10 +236,13 @@ async fn reap(queue: &Queue, count: usize) {
 async fn assert_fenced(queue: &Queue, uid: &str, epoch: u64) {
     let before = queue.get(uid).await.unwrap();
     assert_eq!(queue.checkpoint(uid, epoch, "x").await.unwrap(), LeaseState::Lost);
-    assert_eq!(queue.release(uid, epoch, "x").await.unwrap(), Fenced::Lost);
-    assert_eq!(queue.retry(uid, epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Lost);
-    assert_eq!(queue.finish(uid, epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Lost);
-    assert_eq!(queue.finish(uid, epoch, Ending::Failed("x".to_owned()), NOTHING).await.unwrap(), Fenced::Lost);
+    assert_eq!(queue.give_back(uid, epoch, "x").await.unwrap(), FencedWrite::LeaseLost);
+    assert_eq!(queue.retry(uid, epoch, Duration::ZERO, NOTHING).await.unwrap(), FencedWrite::LeaseLost);
+    assert_eq!(queue.finish(uid, epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::LeaseLost);
+    assert_eq!(
+        queue.finish(uid, epoch, Disposition::Failed("x".to_owned()), NOTHING).await.unwrap(),
+        FencedWrite::LeaseLost
+    );
     assert_eq!(queue.renew("w", &[(uid.to_owned(), epoch)]).await.unwrap().lost, [uid]);
     assert_eq!(queue.get(uid).await.unwrap(), before, "a refused write changes nothing");
 }
@@ -238,7 +253,10 @@ async fn a_run_is_enqueued_once() {
     assert!(enqueue(&queue, "a", 0).await);
     assert!(!enqueue(&queue, "a", 0).await);
     let run = claim(&queue, "w").await;
-    assert_eq!(queue.finish("a", run.entry.epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(
+        queue.finish("a", run.entry.epoch, Disposition::Completed, NOTHING).await.unwrap(),
+        FencedWrite::Applied
+    );
     assert!(!enqueue(&queue, "a", 0).await, "a finished run is not run again");
     assert_eq!(queue.get("a").await.unwrap().unwrap().state, State::Completed);
 }
@@ -261,7 +279,7 @@ async fn a_released_run_takes_its_old_place_and_spends_no_attempt() {
     enqueue(&queue, "first", 0).await;
     let run = claim(&queue, "w").await;
     enqueue(&queue, "second", 0).await;
-    assert_eq!(queue.release("first", run.entry.epoch, r#"{"at":1}"#).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.give_back("first", run.entry.epoch, r#"{"at":1}"#).await.unwrap(), FencedWrite::Applied);
     let again = claim(&queue, "w").await;
     assert_eq!((again.uid.as_str(), again.entry.attempts), ("first", 0));
     assert_eq!(again.entry.checkpoint.as_deref(), Some(r#"{"at":1}"#));
@@ -276,12 +294,12 @@ async fn a_claim_raises_the_epoch_and_fixes_the_start_once() {
     let first = claim(&queue, "w1").await;
     assert_eq!(first.entry.started, Some(first.at));
     let progress = Progress { attempts: 1, ..NOTHING };
-    assert_eq!(queue.retry("a", first.entry.epoch, Duration::ZERO, progress).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.retry("a", first.entry.epoch, Duration::ZERO, progress).await.unwrap(), FencedWrite::Applied);
     let second = eventually("the clock of Redis has moved on", async || {
         let claim = claim(&queue, "w2").await;
         let moved = claim.at > first.at;
         if !moved {
-            assert_eq!(queue.release("a", claim.entry.epoch, "{}").await.unwrap(), Fenced::Done);
+            assert_eq!(queue.give_back("a", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
         }
         moved.then_some(claim)
     })
@@ -309,7 +327,7 @@ async fn a_write_with_an_old_epoch_is_refused_and_changes_nothing() {
     let queue = queue(LEASE);
     enqueue(&queue, "a", 0).await;
     let old = claim(&queue, "w1").await.entry.epoch;
-    assert_eq!(queue.release("a", old, "{}").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.give_back("a", old, "{}").await.unwrap(), FencedWrite::Applied);
     assert_fenced(&queue, "a", old).await;
     let current = claim(&queue, "w2").await.entry.epoch;
     assert_fenced(&queue, "a", old).await;
@@ -318,21 +336,21 @@ async fn a_write_with_an_old_epoch_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn who_let_go_of_a_run_can_write_to_it_no_more() {
+async fn a_worker_cannot_write_to_a_run_that_it_released() {
     let queue = queue(LEASE);
     for uid in ["delayed", "completed", "failed", "removed"] {
         enqueue(&queue, uid, 0).await;
         let epoch = claim(&queue, "w").await.entry.epoch;
         let done = match uid {
             "delayed" => queue.retry(uid, epoch, LEASE, NOTHING).await.unwrap(),
-            "completed" => queue.finish(uid, epoch, Ending::Completed, NOTHING).await.unwrap(),
-            "failed" => queue.finish(uid, epoch, Ending::Failed("{}".to_owned()), NOTHING).await.unwrap(),
+            "completed" => queue.finish(uid, epoch, Disposition::Completed, NOTHING).await.unwrap(),
+            "failed" => queue.finish(uid, epoch, Disposition::Failed("{}".to_owned()), NOTHING).await.unwrap(),
             _ => {
                 queue.remove(uid).await.unwrap();
-                Fenced::Done
+                FencedWrite::Applied
             }
         };
-        assert_eq!(done, Fenced::Done);
+        assert_eq!(done, FencedWrite::Applied);
         assert_fenced(&queue, uid, epoch).await;
     }
 }
@@ -359,13 +377,13 @@ async fn a_worker_whose_claim_was_lost_is_fenced_off() {
     enqueue(&queue, "a", 0).await;
     let before = entry(&queue, "a").await.epoch;
     let lost = claim(&queue, "w1").await.entry.epoch;
-    assert_eq!(queue.release("a", lost, "{}").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.give_back("a", lost, "{}").await.unwrap(), FencedWrite::Applied);
     raw.set("a", "epoch", before as i64).await;
     let new = eventually("another millisecond has come", async || {
         let claim = claim(&queue, "w2").await.entry;
         assert!(claim.epoch > before);
         if claim.epoch == lost {
-            assert_eq!(queue.release("a", claim.epoch, "{}").await.unwrap(), Fenced::Done);
+            assert_eq!(queue.give_back("a", claim.epoch, "{}").await.unwrap(), FencedWrite::Applied);
             raw.set("a", "epoch", before as i64).await;
         }
         (claim.epoch != lost).then_some(claim.epoch)
@@ -381,7 +399,10 @@ async fn a_delayed_run_is_claimed_when_it_is_due() {
     enqueue(&queue, "a", 0).await;
     let run = claim(&queue, "w").await;
     let progress = Progress { attempts: 1, ..NOTHING };
-    assert_eq!(queue.retry("a", run.entry.epoch, Duration::from_secs(2), progress).await.unwrap(), Fenced::Done);
+    assert_eq!(
+        queue.retry("a", run.entry.epoch, Duration::from_secs(2), progress).await.unwrap(),
+        FencedWrite::Applied
+    );
     let due = entry(&queue, "a").await.retry_at.unwrap();
     let wait = claim_one(&queue, "w").await.unwrap().unwrap_err().unwrap();
     assert!(!wait.is_zero() && wait <= Duration::from_secs(2), "{wait:?}");
@@ -398,7 +419,7 @@ async fn a_run_that_is_due_again_takes_its_old_place() {
     let run = claim(&queue, "w").await;
     enqueue(&queue, "second", 0).await;
     enqueue(&queue, "urgent", 1).await;
-    assert_eq!(queue.retry("first", run.entry.epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.retry("first", run.entry.epoch, Duration::ZERO, NOTHING).await.unwrap(), FencedWrite::Applied);
     for expected in ["urgent", "first", "second"] {
         assert_eq!(claim(&queue, "w").await.uid, expected);
     }
@@ -409,7 +430,7 @@ async fn a_claimed_run_has_no_backoff_any_more_wherever_it_waited() {
     let queue = queue(LEASE);
     enqueue(&queue, "a", 0).await;
     let run = claim(&queue, "w").await;
-    assert_eq!(queue.retry("a", run.entry.epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.retry("a", run.entry.epoch, Duration::ZERO, NOTHING).await.unwrap(), FencedWrite::Applied);
     assert_eq!(entry(&queue, "a").await.state, State::Waiting);
     let run = claim(&queue, "w").await;
     assert_eq!((run.entry.retry_at, entry(&queue, "a").await), (None, run.entry.clone()));
@@ -433,7 +454,10 @@ async fn ended_runs_stay_until_a_controller_forgets_them() {
     for uid in ["old", "young"] {
         enqueue(&queue, uid, 0).await;
         let run = claim(&queue, "w").await;
-        assert_eq!(queue.finish(uid, run.entry.epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+        assert_eq!(
+            queue.finish(uid, run.entry.epoch, Disposition::Completed, NOTHING).await.unwrap(),
+            FencedWrite::Applied
+        );
         let key = raw.key(&format!("run:{uid}"));
         assert_eq!(raw.connection.pttl::<_, i64>(key).await.unwrap(), -1, "it does not expire");
         if uid == "old" {
@@ -489,7 +513,7 @@ async fn a_run_that_keeps_losing_its_worker_ends_as_failed() {
 async fn a_run_that_is_rolled_back_ends_only_when_its_worker_says_so_again() {
     let name = unique("rollback");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
-    for (uid, end) in [("failed", Ending::Failed("why".to_owned())), ("cancelled", Ending::Released)] {
+    for (uid, end) in [("failed", Disposition::Failed("why".to_owned())), ("cancelled", Disposition::Released)] {
         queue.enqueue(&NewRun { rollback: true, ..NewRun::new(uid, "{}") }).await.unwrap();
         let first = claim(&queue, "w").await;
         assert_eq!(first.entry.outcome, None);
@@ -497,7 +521,7 @@ async fn a_run_that_is_rolled_back_ends_only_when_its_worker_says_so_again() {
             let control = Control { suspended: true, cancelled: Some("why"), ..GO_ON };
             assert!(queue.control(uid, control).await.unwrap());
         }
-        assert_eq!(queue.finish(uid, first.entry.epoch, end, NOTHING).await.unwrap(), Fenced::Done);
+        assert_eq!(queue.finish(uid, first.entry.epoch, end, NOTHING).await.unwrap(), FencedWrite::Applied);
         let waiting = entry(&queue, uid).await;
         assert_eq!((waiting.state, waiting.outcome.as_deref()), (State::Waiting, Some("why")));
         // Neither can anybody stop that, nor does a lost worker.
@@ -517,8 +541,8 @@ async fn a_run_that_is_rolled_back_ends_only_when_its_worker_says_so_again() {
             }
         }
         let last = claim(&queue, "w").await;
-        let ending = Ending::Failed("why, and put back".to_owned());
-        assert_eq!(queue.finish(uid, last.entry.epoch, ending, NOTHING).await.unwrap(), Fenced::Done);
+        let disposition = Disposition::Failed("why, and put back".to_owned());
+        assert_eq!(queue.finish(uid, last.entry.epoch, disposition, NOTHING).await.unwrap(), FencedWrite::Applied);
         let ended = entry(&queue, uid).await;
         assert_eq!((ended.state, ended.outcome.as_deref()), (State::Failed, Some("why, and put back")));
     }
@@ -563,7 +587,7 @@ async fn renewing_extends_what_is_held_and_tells_what_is_lost() {
     }
     for uid in ["released", "taken"] {
         let epoch = held.iter().find(|(held, _)| held == uid).unwrap().1;
-        assert_eq!(queue.release(uid, epoch, "{}").await.unwrap(), Fenced::Done);
+        assert_eq!(queue.give_back(uid, epoch, "{}").await.unwrap(), FencedWrite::Applied);
     }
     assert_eq!(claim(&queue, "w2").await.uid, "taken");
     held.push(("unknown".to_owned(), 1));
@@ -606,11 +630,11 @@ async fn removing_a_run_forgets_it_wherever_it_is() {
             let epoch = claim(&queue, "w").await.entry.epoch;
             let done = match set {
                 "delayed" => queue.retry(set, epoch, LEASE, NOTHING).await.unwrap(),
-                "completed" => queue.finish(set, epoch, Ending::Completed, NOTHING).await.unwrap(),
-                "failed" => queue.finish(set, epoch, Ending::Failed("{}".to_owned()), NOTHING).await.unwrap(),
-                _ => Fenced::Done,
+                "completed" => queue.finish(set, epoch, Disposition::Completed, NOTHING).await.unwrap(),
+                "failed" => queue.finish(set, epoch, Disposition::Failed("{}".to_owned()), NOTHING).await.unwrap(),
+                _ => FencedWrite::Applied,
             };
-            assert_eq!(done, Fenced::Done);
+            assert_eq!(done, FencedWrite::Applied);
         }
         assert_eq!(raw.sets(set).await, [set]);
         queue.remove(set).await.unwrap();
@@ -623,13 +647,13 @@ async fn removing_a_run_forgets_it_wherever_it_is() {
 async fn a_finished_run_stays_readable_and_is_not_run_again() {
     let queue = queue(LEASE);
     let progress = Progress { checkpoint: r#"{"at":9}"#, history: r#"[{"number":1}]"#, attempts: 1 };
-    for (uid, ending, state, outcome) in [
-        ("a", Ending::Completed, State::Completed, None),
-        ("b", Ending::Failed(r#"{"why":2}"#.to_owned()), State::Failed, Some(r#"{"why":2}"#)),
+    for (uid, disposition, state, outcome) in [
+        ("a", Disposition::Completed, State::Completed, None),
+        ("b", Disposition::Failed(r#"{"why":2}"#.to_owned()), State::Failed, Some(r#"{"why":2}"#)),
     ] {
         enqueue(&queue, uid, 0).await;
         let run = claim(&queue, "w").await;
-        assert_eq!(queue.finish(uid, run.entry.epoch, ending, progress).await.unwrap(), Fenced::Done);
+        assert_eq!(queue.finish(uid, run.entry.epoch, disposition, progress).await.unwrap(), FencedWrite::Applied);
         let ended = entry(&queue, uid).await;
         assert_eq!((ended.state, ended.outcome.as_deref(), ended.attempts), (state, outcome, 1));
         assert_eq!((ended.checkpoint.as_deref(), ended.history.as_str()), (Some(r#"{"at":9}"#), progress.history));
@@ -641,29 +665,29 @@ async fn a_finished_run_stays_readable_and_is_not_run_again() {
 }
 
 #[tokio::test]
-async fn whatever_makes_a_run_claimable_rings_the_doorbell() {
+async fn whatever_makes_a_run_claimable_notifies_a_worker() {
     let queue = queue(Duration::from_millis(200));
     for event in ["enqueue", "release", "retry", "lost"] {
-        let (mut doorbell, start) = (queue.doorbell(), Instant::now());
+        let (mut notifier, start) = (queue.work_notifier(), Instant::now());
         if event != "enqueue" {
             enqueue(&queue, event, 0).await;
-            doorbell.wait(PATIENCE).await.unwrap();
+            notifier.wait(PATIENCE).await.unwrap();
         }
-        let waiter = tokio::spawn(async move { doorbell.wait(PATIENCE).await });
+        let waiter = tokio::spawn(async move { notifier.wait(PATIENCE).await });
         let done = match event {
             "enqueue" => {
                 enqueue(&queue, event, 0).await;
-                Fenced::Done
+                FencedWrite::Applied
             }
-            "release" => queue.release(event, claim(&queue, "w").await.entry.epoch, "{}").await.unwrap(),
+            "release" => queue.give_back(event, claim(&queue, "w").await.entry.epoch, "{}").await.unwrap(),
             "retry" => queue.retry(event, claim(&queue, "w").await.entry.epoch, LEASE, NOTHING).await.unwrap(),
             _ => {
                 claim(&queue, "w").await;
                 reap(&queue, 1).await;
-                Fenced::Done
+                FencedWrite::Applied
             }
         };
-        assert_eq!(done, Fenced::Done);
+        assert_eq!(done, FencedWrite::Applied);
         waiter.await.unwrap().unwrap();
         assert!(start.elapsed() < PATIENCE / 2, "{event} rings: {:?}", start.elapsed());
         queue.remove(event).await.unwrap();
@@ -676,8 +700,8 @@ async fn each_run_wakes_a_waiter_of_its_own() {
     let start = Instant::now();
     let waiters: Vec<_> = (0..3)
         .map(|_| {
-            let mut doorbell = queue.doorbell();
-            tokio::spawn(async move { doorbell.wait(PATIENCE).await })
+            let mut notifier = queue.work_notifier();
+            tokio::spawn(async move { notifier.wait(PATIENCE).await })
         })
         .collect();
     for uid in ["a", "b", "c"] {
@@ -690,9 +714,9 @@ async fn each_run_wakes_a_waiter_of_its_own() {
 }
 
 #[tokio::test]
-async fn the_doorbell_gives_up_after_its_limit() {
+async fn a_wait_for_work_ends_after_its_limit() {
     let queue = queue(LEASE);
-    timeout(PATIENCE / 2, queue.doorbell().wait(Duration::from_millis(50))).await.unwrap().unwrap();
+    timeout(PATIENCE / 2, queue.work_notifier().wait(Duration::from_millis(50))).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -709,7 +733,7 @@ async fn an_emptied_script_cache_is_a_normal_event() {
     flush().await;
     assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), LeaseState::Held);
     flush().await;
-    assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.finish("a", epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::Applied);
     assert_eq!(entry(&queue, "a").await.state, State::Completed);
 }
 
@@ -797,8 +821,8 @@ async fn a_worker_claims_what_its_level_and_installation_allow() {
         let claimed = claim_one(&worker, "w").await.unwrap().ok();
         assert_eq!(claimed.as_ref().map(|claim| claim.uid.as_str()), expected, "{installation}");
         if let Some(claim) = claimed {
-            let release = worker.finish(&claim.uid, claim.entry.epoch, Ending::Completed, NOTHING).await;
-            assert_eq!(release.unwrap(), Fenced::Done);
+            let release = worker.finish(&claim.uid, claim.entry.epoch, Disposition::Completed, NOTHING).await;
+            assert_eq!(release.unwrap(), FencedWrite::Applied);
         }
     }
 }
@@ -809,8 +833,8 @@ async fn an_unsupported_run_waits_for_the_level_that_it_needs() {
     let queue = named_queue(&name, LEASE);
     enqueue(&queue, "a", 0).await;
     let run = claim(&queue, "w").await;
-    let unsupported = let_go("a", run.entry.epoch, Ending::Unsupported(LEVEL + 1), NOTHING);
-    assert_eq!(queue.one(LetGo { attempts: None, ..unsupported }).await.unwrap(), Fenced::Done);
+    let unsupported = let_go("a", run.entry.epoch, Disposition::Unsupported(LEVEL + 1), NOTHING);
+    assert_eq!(queue.one(Release { attempts: None, ..unsupported }).await.unwrap(), FencedWrite::Applied);
     let entry = entry(&queue, "a").await;
     assert_eq!((entry.state, entry.needs, entry.attempts), (State::Waiting, LEVEL + 1, 0));
     assert!(claim_one(&queue, "w").await.unwrap().is_err());
@@ -928,23 +952,23 @@ async fn a_worker_lets_go_of_several_runs_in_one_call_and_learns_what_became_of_
     let epochs: HashMap<&str, u64> = claims.iter().map(|claim| (claim.uid.as_str(), claim.entry.epoch)).collect();
     queue.remove("removed").await.unwrap();
     let runs = [
-        let_go("done", epochs["done"], Ending::Completed, NOTHING),
-        let_go("failed", epochs["failed"] - 1, Ending::Completed, NOTHING),
-        let_go("removed", epochs["removed"], Ending::Completed, NOTHING),
-        let_go("failed", epochs["failed"], Ending::Failed("{}".to_owned()), NOTHING),
-        let_go("later", epochs["later"], Ending::Retry(LEASE), NOTHING),
-        let_go("back", epochs["back"], Ending::Released, NOTHING),
-        let_go("done", epochs["done"], Ending::Retry(LEASE), NOTHING),
+        let_go("done", epochs["done"], Disposition::Completed, NOTHING),
+        let_go("failed", epochs["failed"] - 1, Disposition::Completed, NOTHING),
+        let_go("removed", epochs["removed"], Disposition::Completed, NOTHING),
+        let_go("failed", epochs["failed"], Disposition::Failed("{}".to_owned()), NOTHING),
+        let_go("later", epochs["later"], Disposition::Retry(LEASE), NOTHING),
+        let_go("back", epochs["back"], Disposition::Released, NOTHING),
+        let_go("done", epochs["done"], Disposition::Retry(LEASE), NOTHING),
     ];
-    let (done, lost) = (Fenced::Done, Fenced::Lost);
-    assert_eq!(queue.let_go(&runs).await.unwrap(), [done, lost, lost, done, done, done, lost]);
+    let (done, lost) = (FencedWrite::Applied, FencedWrite::LeaseLost);
+    assert_eq!(queue.release(&runs).await.unwrap(), [done, lost, lost, done, done, done, lost]);
     for (uid, state) in
         [("done", State::Completed), ("failed", State::Failed), ("later", State::Delayed), ("back", State::Waiting)]
     {
         assert_eq!(entry(&queue, uid).await.state, state, "{uid}");
     }
     assert_eq!(queue.get("removed").await.unwrap(), None);
-    assert!(queue.let_go([]).await.unwrap().is_empty());
+    assert!(queue.release([]).await.unwrap().is_empty());
 }
 
 const GO_ON: Control<'_> = Control { suspended: false, cancelled: None, priority: 0, approved: None };
@@ -973,7 +997,7 @@ async fn a_suspended_run_is_recalled_from_its_worker_and_spends_no_attempt() {
     assert_eq!(entry(&queue, "a").await.state, State::Active);
     assert_eq!(queue.renew("w", &[("a".to_owned(), epoch)]).await.unwrap().recalled, ["a"]);
     assert_eq!(queue.checkpoint("a", epoch, "1").await.unwrap(), LeaseState::Recalled);
-    assert_eq!(queue.release("a", epoch, "2").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.give_back("a", epoch, "2").await.unwrap(), FencedWrite::Applied);
     let parked = entry(&queue, "a").await;
     assert_eq!((parked.state, parked.attempts, parked.checkpoint.as_deref()), (State::Parked, 0, Some("2")));
 }
@@ -994,7 +1018,7 @@ async fn the_time_a_run_is_put_aside_is_told_to_its_next_worker() {
 async fn hold(queue: &Queue, uid: &str, number: u64) {
     enqueue(queue, uid, 0).await;
     let epoch = claim(queue, "w").await.entry.epoch;
-    assert_eq!(queue.hold(uid, epoch, number).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.hold(uid, epoch, number).await.unwrap(), FencedWrite::Applied);
 }
 
 const fn approve(number: u64) -> Control<'static> {
@@ -1020,11 +1044,11 @@ async fn a_held_run_continues_when_as_many_documents_are_approved() {
     }
     let claimed = claim(&queue, "w").await.entry;
     assert_eq!((claimed.approved, claimed.attempts), (Some(10), 0));
-    assert_eq!(queue.hold("a", claimed.epoch, 11).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.hold("a", claimed.epoch, 11).await.unwrap(), FencedWrite::Applied);
     assert_eq!(entry(&queue, "a").await.state, State::Parked, "it found more");
     assert!(queue.control("a", approve(11)).await.unwrap());
     let epoch = claim(&queue, "w").await.entry.epoch;
-    assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.finish("a", epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::Applied);
 }
 
 #[tokio::test]
@@ -1034,7 +1058,7 @@ async fn an_approval_that_comes_before_the_hold_is_heard() {
     let claimed = claim(&queue, "w").await.entry;
     assert!(queue.control("a", approve(10)).await.unwrap());
     assert_eq!(queue.checkpoint("a", claimed.epoch, "{}").await.unwrap(), LeaseState::Held, "it is not recalled");
-    assert_eq!(queue.hold("a", claimed.epoch, 10).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.hold("a", claimed.epoch, 10).await.unwrap(), FencedWrite::Applied);
     assert_eq!(claim(&queue, "w").await.entry.approved, Some(10));
 }
 
@@ -1102,7 +1126,7 @@ async fn a_resumed_run_waits_for_the_rest_of_its_backoff() {
     enqueue(&queue, "a", 0).await;
     let epoch = claim(&queue, "w").await.entry.epoch;
     assert!(queue.control("a", SUSPEND).await.unwrap());
-    assert_eq!(queue.retry("a", epoch, LEASE, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.retry("a", epoch, LEASE, NOTHING).await.unwrap(), FencedWrite::Applied);
     assert_eq!(entry(&queue, "a").await.state, State::Parked);
     assert!(queue.control("a", GO_ON).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Delayed);
@@ -1120,13 +1144,13 @@ async fn a_cancelled_run_ends_wherever_it_is_and_stays_so() {
         let claim = claim(&queue, "w").await;
         claims.insert(claim.uid, claim.entry.epoch);
     }
-    assert_eq!(queue.release("waiting", claims["waiting"], "{}").await.unwrap(), Fenced::Done);
-    assert_eq!(queue.retry("delayed", claims["delayed"], LEASE, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.give_back("waiting", claims["waiting"], "{}").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.retry("delayed", claims["delayed"], LEASE, NOTHING).await.unwrap(), FencedWrite::Applied);
     for uid in ["waiting", "parked", "delayed", "active", "lost"] {
         assert!(queue.control(uid, CANCEL).await.unwrap());
     }
     assert_eq!(queue.checkpoint("active", claims["active"], "1").await.unwrap(), LeaseState::Recalled);
-    assert_eq!(queue.release("active", claims["active"], "2").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.give_back("active", claims["active"], "2").await.unwrap(), FencedWrite::Applied);
     for uid in ["waiting", "parked", "delayed", "active"] {
         let run = entry(&queue, uid).await;
         assert_eq!((run.state, run.outcome.as_deref()), (State::Failed, Some(r#"{"why":2}"#)), "{uid}");
@@ -1141,7 +1165,7 @@ async fn a_run_that_completes_before_its_cancellation_arrives_is_complete() {
     enqueue(&queue, "a", 0).await;
     let epoch = claim(&queue, "w").await.entry.epoch;
     assert!(queue.control("a", CANCEL).await.unwrap());
-    assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.finish("a", epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::Applied);
     assert_eq!(entry(&queue, "a").await.state, State::Completed);
 }
 
@@ -1222,7 +1246,7 @@ async fn the_run_that_waits_the_longest_is_told_whatever_its_priority() {
     let claim = claim(&queue, "w").await;
     assert_hour(claim.waited);
     assert_eq!(oldest(&queue).await, Duration::ZERO);
-    assert_eq!(queue.release("old", claim.entry.epoch, "{}").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.give_back("old", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
     assert!(oldest(&queue).await < PATIENCE, "it waits anew");
 }
 
@@ -1233,7 +1257,7 @@ async fn a_run_whose_backoff_has_passed_waits_since_then() {
     enqueue(&queue, "a", 0).await;
     for settles in [false, true] {
         let epoch = claim(&queue, "w").await.entry.epoch;
-        assert_eq!(queue.retry("a", epoch, LEASE, NOTHING).await.unwrap(), Fenced::Done);
+        assert_eq!(queue.retry("a", epoch, LEASE, NOTHING).await.unwrap(), FencedWrite::Applied);
         assert_eq!(oldest(&queue).await, Duration::ZERO, "its backoff is not over");
         raw.set_score("delayed", "a", an_hour_ago()).await;
         raw.set("a", "retry_at", an_hour_ago()).await;
@@ -1244,7 +1268,7 @@ async fn a_run_whose_backoff_has_passed_waits_since_then() {
         assert_hour(oldest(&queue).await);
         let claim = claim(&queue, "w").await;
         assert_hour(claim.waited);
-        assert_eq!(queue.release("a", claim.entry.epoch, "{}").await.unwrap(), Fenced::Done);
+        assert_eq!(queue.give_back("a", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
     }
 }
 
@@ -1282,7 +1306,7 @@ async fn a_repair_learns_which_runs_wait() {
 }
 
 /// Follows the queue from now on: what is done after this is told.
-async fn follow(queue: &Queue) -> (Vec<String>, Changes) {
+async fn follow(queue: &Queue) -> (Vec<String>, RunChanges) {
     let mut changes = queue.changes();
     let mut first = tokio::spawn(async move {
         let told = changes.next().await;
@@ -1331,11 +1355,11 @@ async fn every_transition_is_told() {
     told("claim").await;
     assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), LeaseState::Held);
     told("checkpoint").await;
-    assert_eq!(queue.release("a", epoch, "{}").await.unwrap(), Fenced::Done);
+    assert_eq!(queue.give_back("a", epoch, "{}").await.unwrap(), FencedWrite::Applied);
     told("release").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
     told("claim").await;
-    assert_eq!(queue.retry("a", epoch, Duration::ZERO, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.retry("a", epoch, Duration::ZERO, NOTHING).await.unwrap(), FencedWrite::Applied);
     told("retry").await;
     claim(&queue, "w").await;
     told("claim").await;
@@ -1343,7 +1367,7 @@ async fn every_transition_is_told() {
     told("a lost worker").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
     told("claim").await;
-    assert_eq!(queue.finish("a", epoch, Ending::Completed, NOTHING).await.unwrap(), Fenced::Done);
+    assert_eq!(queue.finish("a", epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::Applied);
     told("finish").await;
 }
 
@@ -1389,7 +1413,7 @@ enum Operation {
         age: usize,
     },
     /// A worker lets go of runs, in one call.
-    LetGo {
+    Release {
         runs: Vec<(usize, usize, How)>,
     },
     Renew {
@@ -1436,7 +1460,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
             .prop_map(|(run, priority, rollback)| Operation::Enqueue { run, priority, rollback }),
         6 => (0..WORKERS.len()).prop_map(|worker| Operation::Claim { worker }),
         2 => (run(), age()).prop_map(|(run, age)| Operation::Checkpoint { run, age }),
-        5 => proptest::collection::vec((run(), age(), how), 1..4).prop_map(|runs| Operation::LetGo { runs }),
+        5 => proptest::collection::vec((run(), age(), how), 1..4).prop_map(|runs| Operation::Release { runs }),
         1 => (run(), age()).prop_map(|(run, age)| Operation::Renew { run, age }),
         1 => run().prop_map(|run| Operation::Remove { run }),
         4 => (run(), any::<bool>(), prop::bool::weighted(0.2), -1..=1, prop::option::of(1..3_u64))
@@ -1667,26 +1691,26 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 raw.set(UIDS[run], "retry_at", 1).await;
             }
         }
-        Operation::LetGo { runs } => {
-            let given: Vec<LetGo> = runs
+        Operation::Release { runs } => {
+            let given: Vec<Release> = runs
                 .iter()
                 .map(|&(run, age, how)| {
-                    let ending = match how {
-                        How::Completed => Ending::Completed,
-                        How::Failed => Ending::Failed("{}".to_owned()),
-                        How::Retry => Ending::Retry(LEASE),
-                        How::Release => Ending::Released,
-                        How::Hold(number) => Ending::Held(number),
+                    let disposition = match how {
+                        How::Completed => Disposition::Completed,
+                        How::Failed => Disposition::Failed("{}".to_owned()),
+                        How::Retry => Disposition::Retry(LEASE),
+                        How::Release => Disposition::Released,
+                        How::Hold(number) => Disposition::Held(number),
                     };
-                    let run = let_go(UIDS[run], model.epoch(run, age).0, ending, progress);
-                    if how.costs_no_attempt() { LetGo { attempts: None, ..run } } else { run }
+                    let run = let_go(UIDS[run], model.epoch(run, age).0, disposition, progress);
+                    if how.costs_no_attempt() { Release { attempts: None, ..run } } else { run }
                 })
                 .collect();
-            let answers = queue.let_go(&given).await.unwrap();
+            let answers = queue.release(&given).await.unwrap();
             assert_eq!(answers.len(), runs.len());
             for ((run, age, how), answer) in runs.into_iter().zip(answers) {
                 let (_, held) = model.epoch(run, age);
-                assert_eq!(answer, if held { Fenced::Done } else { Fenced::Lost });
+                assert_eq!(answer, if held { FencedWrite::Applied } else { FencedWrite::LeaseLost });
                 let Some(run) = model.runs[run].as_mut().filter(|_| held) else { continue };
                 run.checkpoint = Some(step);
                 run.backing_off = how == How::Retry;

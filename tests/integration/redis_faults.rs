@@ -128,14 +128,14 @@ async fn redis_has_no_room_and_says_so() {
     .await;
     assert!(told.message.contains("OOM: its memory is full"), "{}", told.message);
     eventually("looks at Redis were answered meanwhile", async || {
-        (lines(&operator.log(), "writing to Redis is away") == 1).then_some(())
+        (lines(&operator.log(), "writing to Redis is unavailable") == 1).then_some(())
     })
     .await;
     redis.ask::<()>("CONFIG SET maxmemory 0").await;
     assert!(is_complete(&finished(&world, "run").await));
     let log = operator.log();
-    let told =
-        ["writing to Redis is away", "writing to Redis is back", "WARN Redis is away"].map(|text| lines(&log, text));
+    let told = ["writing to Redis is unavailable", "writing to Redis is available again", "WARN Redis is unavailable"]
+        .map(|text| lines(&log, text));
     assert_eq!(told, [1, 1, 0], "{log}");
 }
 

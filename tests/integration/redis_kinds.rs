@@ -61,8 +61,8 @@ async fn behind_sentinel_a_run_goes_on_after_a_failover() {
     let queue = Queue::new(&url, &name, LEASE).unwrap();
     enqueue(&queue, "a").await;
     let epoch = claim_one(&queue, "w").await.unwrap().unwrap().entry.epoch;
-    let mut doorbell = queue.doorbell();
-    doorbell.wait(Duration::from_secs(1)).await.unwrap();
+    let mut notifier = queue.work_notifier();
+    notifier.wait(Duration::from_secs(1)).await.unwrap();
     eventually("the replica has it", async || {
         watched.replica.ask::<Option<f64>>(&format!("ZSCORE {{sync:{name}}}:active a")).await.map(drop)
     })
@@ -76,7 +76,7 @@ async fn behind_sentinel_a_run_goes_on_after_a_failover() {
     let server = queue.server().await.unwrap();
     assert!(!server.is_asserted);
     assert!(queue.confirm(&server.replication_id).await.unwrap());
-    eventually("the doorbell finds the new master", async || doorbell.wait(Duration::from_secs(1)).await.ok()).await;
+    eventually("the notifier finds the new master", async || notifier.wait(Duration::from_secs(1)).await.ok()).await;
     assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "b");
 }
 

@@ -188,7 +188,7 @@ async fn a_leader_that_was_paused_for_longer_than_its_lease_writes_no_more() {
         (newer.count() >= 2).then_some(())
     })
     .await;
-    assert!(paused.process.log().contains("leads no more"));
+    assert!(paused.process.log().contains("lost leadership"));
     let told_by = async |by: bool| {
         let events = events(&world).await;
         let later = events.iter().filter(|event| event.event_time.as_ref().is_some_and(|time| time.0 > since));

@@ -20,7 +20,7 @@ use sync_operator::{
         job::{is_complete, is_finished},
         run::{LeaseState, Payload, State},
     },
-    queue::{Control, Ending, Error, Fenced, KnownRun, LetGo, NewRun, Queue},
+    queue::{Control, Disposition, Error, FencedWrite, KnownRun, NewRun, Queue, Release},
 };
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -193,11 +193,14 @@ async fn a_full_redis_keeps_its_runs_and_starts_none() {
     assert_eq!(queue.get("lost").await.unwrap().unwrap().state, State::Waiting);
     let saved = queue.checkpoint("kept", held["kept"], "far").await.unwrap();
     assert_eq!(saved, LeaseState::Held);
-    let endings =
-        [("kept", Ending::Completed), ("cancelled", Ending::Released), ("failed", Ending::Failed("{}".into()))];
-    for (uid, ending) in endings {
-        let run = LetGo { uid: uid.into(), epoch: held[uid], ending, checkpoint: "{}".into(), attempts: None };
-        assert_eq!(queue.let_go([&run]).await.unwrap(), [Fenced::Done], "{uid}");
+    let endings = [
+        ("kept", Disposition::Completed),
+        ("cancelled", Disposition::Released),
+        ("failed", Disposition::Failed("{}".into())),
+    ];
+    for (uid, disposition) in endings {
+        let run = Release { uid: uid.into(), epoch: held[uid], disposition, checkpoint: "{}".into(), attempts: None };
+        assert_eq!(queue.release([&run]).await.unwrap(), [FencedWrite::Applied], "{uid}");
     }
     let states = async |uid| queue.get(uid).await.unwrap().unwrap().state;
     assert_eq!(states("kept").await, State::Completed);

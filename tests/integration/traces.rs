@@ -148,7 +148,7 @@ async fn a_receiver_that_is_away_or_does_not_answer_holds_nothing_up() {
     let job = finished(&world, "run").await;
     assert!(is_complete(&job));
     let complaints = |log: &str| log.lines().filter(|line| line.contains("the receiver of traces is")).count();
-    eventually("the outage is told", async || controller.log().contains("traces is away").then_some(())).await;
+    eventually("the outage is told", async || controller.log().contains("traces is unavailable").then_some(())).await;
     assert_eq!(complaints(&controller.log()), 1, "{}", controller.log());
     assert!(stalling.received().requests > 0 && complaints(&worker.log()) <= 1);
     assert_eq!(worker.stop().await, Some(0));
@@ -157,7 +157,8 @@ async fn a_receiver_that_is_away_or_does_not_answer_holds_nothing_up() {
     apply_job(&world, "cancelled", json!({"cancelled": true})).await;
     let is_cancelled = |span: &Span| span.is_error && span.attributes["error.type"] == "Cancelled";
     eventually("it is sent", async || receiver.named("sync.run").into_iter().find(is_cancelled)).await;
-    eventually("its return is told", async || controller.log().contains("traces is back").then_some(())).await;
+    eventually("its return is told", async || controller.log().contains("traces is available again").then_some(()))
+        .await;
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use crate::{
     api::{
         SyncSchedule, SyncScheduleStatus,
         conditions::{STALLED, SUSPENDED},
-        syncalert::{AlertType, Trigger},
+        syncalert::{AlertRule, AlertType},
         syncschedule::{HeldRun, RunResult},
     },
     domain::{conditions, from_seconds},
@@ -32,14 +32,14 @@ pub(super) struct Found {
 }
 
 /// Looks at schedules. What happened before `created` is no news.
-pub(super) fn look(when: &[Trigger], schedules: &[&Arc<SyncSchedule>], created: Timestamp, now: Timestamp) -> Found {
+pub(super) fn look(when: &[AlertRule], schedules: &[&Arc<SyncSchedule>], created: Timestamp, now: Timestamp) -> Found {
     let mut found = Found { findings: Vec::new(), next: None };
     for schedule in schedules {
-        for trigger in when {
-            match find(trigger, schedule, created, now) {
+        for rule in when {
+            match find(rule, schedule, created, now) {
                 Some(Ok((occurrence, since, message))) => found.findings.push(Finding {
                     schedule: schedule.name_any(),
-                    type_: trigger.type_,
+                    type_: rule.type_,
                     occurrence,
                     since,
                     message,
@@ -55,9 +55,9 @@ pub(super) fn look(when: &[Trigger], schedules: &[&Arc<SyncSchedule>], created: 
 /// What began it, since when it is so, and how it stands; or when it will be so unless something happens.
 type Standing = Result<(String, Timestamp, String), Timestamp>;
 
-fn find(trigger: &Trigger, schedule: &SyncSchedule, created: Timestamp, now: Timestamp) -> Option<Standing> {
+fn find(rule: &AlertRule, schedule: &SyncSchedule, created: Timestamp, now: Timestamp) -> Option<Standing> {
     let status = schedule.status.as_ref()?;
-    match trigger.type_ {
+    match rule.type_ {
         AlertType::RunFailed => run_failed(status).map(Ok),
         AlertType::RunRecovered => {
             let last = status.last_result.as_ref().filter(|last| last.recoveries > 0 && last.time.0 >= created)?;
@@ -80,14 +80,14 @@ fn find(trigger: &Trigger, schedule: &SyncSchedule, created: Timestamp, now: Tim
             Some(Ok((since.to_string(), since, format!("The schedule starts nothing: {}", stalled.message))))
         }
         AlertType::FailedDocumentsAbove => {
-            let (last, percent) = (status.last_result.as_ref()?, i64::from(trigger.percent?));
+            let (last, percent) = (status.last_result.as_ref()?, i64::from(rule.percent?));
             let RunResult { job, processed, failed, .. } = last;
             let message =
                 format!("{failed} of {processed} documents of SyncJob {job} were refused, more than {percent} %");
             (failed * 100 > percent * processed).then(|| Ok(of_run(last, message)))
         }
         AlertType::NoSuccessFor => {
-            let limit = trigger.duration.as_ref()?.parse().ok()?;
+            let limit = rule.duration.as_ref()?.parse().ok()?;
             no_success(schedule, status, limit, now)
         }
         AlertType::Test => None,

@@ -30,7 +30,7 @@ struct World {
     jobs: Vec<Arc<SyncJob>>,
     /// What the controller remembers to have made.
     made: Vec<String>,
-    notes: Vec<Note>,
+    notes: Vec<ObjectEvent>,
 }
 
 impl World {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::{Sent, session::local};
 use crate::{
     api::{SyncJob, SyncSchedule},
-    domain::run::Wanted,
+    domain::run::DesiredState,
     http::{
         App, control,
         extract::{By, Path, Place},
@@ -156,7 +156,7 @@ pub(super) async fn approve(
     Sent(Approval { removals }): Sent<Approval>,
 ) -> Result<Response, Problem> {
     control::allow(&app, &caller, &place, removals).await?;
-    let is_approved = |job: &SyncJob| Wanted::from(job).approved == Some(removals.unsigned_abs());
+    let is_approved = |job: &SyncJob| DesiredState::from(job).approved == Some(removals.unsigned_abs());
     shown(|| jobs::find(&app, &place).is_ok_and(|job| is_approved(&job))).await;
     Ok(Redirect::to(&format!("/ui/runs/{}/{}", place.namespace, place.name)).into_response())
 }

@@ -8,16 +8,16 @@ use crate::http::samples::Sample;
 const WIDTH: f64 = 600.0;
 const HEIGHT: f64 = 100.0;
 
-/// Documents a second over the time of a run. Between two samples it is the mean.
+/// Documents per second over the time of a run. Between two samples it is the mean.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Curve {
     /// The `d` of an SVG path, in a box of 600 by 100.
     pub line: String,
     /// The same, closed at the bottom.
     pub area: String,
-    /// Documents a second where it was fastest.
+    /// Documents per second where it was fastest.
     pub most: i64,
-    /// Documents a second over the whole time.
+    /// Documents per second over the whole time.
     pub mean: i64,
     /// Seconds from the first sample to the last.
     pub seconds: i64,
@@ -48,7 +48,7 @@ pub(super) fn curve(samples: &[Sample]) -> Option<Curve> {
     Some(Curve { line, area, most: most.round() as i64, mean, seconds: whole.round() as i64, samples: samples.len() })
 }
 
-/// Documents a second. A new worker may go back a little, to the last checkpoint: that is no work.
+/// Documents per second. A new worker may go back a little, to the last checkpoint: that is no work.
 fn rate(from: &Sample, to: &Sample) -> f64 {
     (to.processed - from.processed).max(0) as f64 / to.at.duration_since(from.at).as_secs_f64()
 }

@@ -215,21 +215,21 @@ async fn change(
     generation: i64,
 ) -> Result<Result<SyncSchedule, Status>, Problem> {
     let objects = app.listed()?;
-    let (api, name): (Api<SyncSchedule>, _) = (objects.beside(&schedule.metadata), schedule.name_any());
+    let (api, name): (Api<SyncSchedule>, _) = (objects.namespaced(&schedule.metadata), schedule.name_any());
     let fields = json!({"interval": spec.interval, "schedule": spec.schedule, "timeZone": spec.time_zone});
     let meanwhile = || {
         let detail = "the schedule was changed since you opened this page; open it again to see how it is now";
         Problem::new(Kind::Conflict, detail)
     };
     for _ in 0..TRIES {
-        let live = objects.ask("read a SyncSchedule", cluster::get_opt(&api, &name)).await?.ok_or_else(meanwhile)?;
+        let live = objects.call("read a SyncSchedule", cluster::get_opt(&api, &name)).await?.ok_or_else(meanwhile)?;
         if live.metadata.generation != Some(generation) || live.uid() != schedule.uid() {
             return Err(meanwhile());
         }
         let metadata = json!({"resourceVersion": live.resource_version()});
         let patch = Patch::Merge(json!({"metadata": metadata, "spec": fields}));
-        let any: Api<Read<SyncSchedule>> = objects.beside(&schedule.metadata);
-        match objects.ask("change a SyncSchedule", any.patch(&name, &PatchParams::default(), &patch)).await {
+        let any: Api<Read<SyncSchedule>> = objects.namespaced(&schedule.metadata);
+        match objects.call("change a SyncSchedule", any.patch(&name, &PatchParams::default(), &patch)).await {
             Ok(changed) => return Ok(Ok(changed.into_outline())),
             // A controller has written its status.
             Err(error) if error.is_conflict() => {}

@@ -86,9 +86,9 @@ pub(super) async fn of(app: &App, visitor: &Visitor, job: &SyncJob) -> Result<Ev
 }
 
 async fn read(app: &App, job: &SyncJob, uid: &str) -> Result<Arc<Vec<Told>>, cluster::Error> {
-    let events: Api<Event> = app.objects.beside(&job.metadata);
+    let events: Api<Event> = app.objects.namespaced(&job.metadata);
     let params = ListParams::default().fields(&format!("regarding.uid={uid}")).limit(MOST);
-    let found = app.objects.ask("list events", events.list(&params)).await?;
+    let found = app.objects.call("list events", events.list(&params)).await?;
     let mut told: Vec<_> = found.items.into_iter().filter_map(Told::new).collect();
     told.sort_by_key(|told| std::cmp::Reverse(told.at));
     Ok(Arc::new(told))

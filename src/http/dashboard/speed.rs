@@ -67,7 +67,7 @@ async fn pages_of_runs() {
         queue: Queue::new("redis://127.0.0.1:1", "speed", Duration::from_secs(30)).unwrap(),
         cluster: None,
         leadership: watch::channel(None).1,
-        pulse: watch::channel(None).1,
+        worker_health: watch::channel(None).1,
         lacks_mongodb: watch::channel(false).1,
         objects: None,
         standings: crate::http::Standings::default(),

@@ -17,7 +17,7 @@ use super::objects::{Marks, Objects};
 use crate::{
     api::{SyncJob, syncjob::Phase},
     queue::Queue,
-    telemetry::Outage,
+    telemetry::Availability,
 };
 use books::{Books, Write};
 use store::{Error, Store};
@@ -29,7 +29,7 @@ const RENEWAL: Duration = Duration::from_secs(15 * 60);
 /// Runs and schedules that are prepared before they are written.
 const CHUNK: usize = 100;
 
-static MIRROR: Outage = Outage::new("the mirror for BullMQ");
+static MIRROR: Availability = Availability::new("the mirror for BullMQ");
 
 /// The prefix cannot be used.
 #[derive(Debug, thiserror::Error)]

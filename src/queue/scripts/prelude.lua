@@ -98,7 +98,7 @@ local function move(uid, run, from, state, score, ...)
 end
 
 -- One item wakes one worker.
-local function ring()
+local function notify()
   redis.call('LPUSH', WAKE, 1)
   redis.call('LTRIM', WAKE, 0, math.max(64, redis.call('ZCARD', WORKERS)) - 1)
 end
@@ -144,12 +144,12 @@ settle = function(uid, run, now)
   elseif retry_at and tonumber(retry_at) > now then
     move(uid, run, from, 'delayed', retry_at)
     -- A waiting worker must learn when to look again.
-    ring()
+    notify()
   else
     move(uid, run, from, 'waiting', fields[5])
     -- One that waits already, and is only reordered, has waited since it began to.
     redis.call('ZADD', DUE, 'NX', from == 'delayed' and retry_at or now, uid)
-    ring()
+    notify()
   end
 end
 

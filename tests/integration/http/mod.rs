@@ -71,7 +71,7 @@ impl Sidecar {
             queue: world.queue(),
             cluster: None,
             leadership: watch::channel(None).1,
-            pulse: watch::channel(None).1,
+            worker_health: watch::channel(None).1,
             lacks_mongodb: watch::channel(false).1,
             objects: None,
             standings: Standings::default(),

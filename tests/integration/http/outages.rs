@@ -44,7 +44,7 @@ async fn without_redis_the_last_counts_are_told_with_their_time() {
     })
     .await;
     redis.start();
-    eventually("Redis is back", async || {
+    eventually("Redis is available again", async || {
         let status = sidecar.get("/jobs/status").await.body;
         (status["asOf"]["queue"] == status["asOf"]["objects"]).then_some(())
     })

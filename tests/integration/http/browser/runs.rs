@@ -52,7 +52,7 @@ async fn a_person_sees_how_a_run_went() {
     browser.shows("#phase", "Complete").await;
     let run = browser.path().await;
     browser.shows(".timeline", "Complete").await;
-    browser.shows("h2:has(+ svg.curve)", "Documents a second").await;
+    browser.shows("h2:has(+ svg.curve)", "Documents per second").await;
     browser.shows("#failures", "30 failed. A run keeps the first 20").await;
     eventually("the event of its end", async || {
         browser.open(&format!("{site}{run}")).await;

@@ -15,22 +15,22 @@ use jiff::Timestamp;
 /// Reasons told of one outage. Others are not.
 const MAX_REASONS: usize = 5;
 
-/// Whether something the program depends on is away.
+/// Availability of a service that the program depends on.
 #[derive(Debug)]
-pub struct Outage {
+pub struct Availability {
     what: &'static str,
     away: Mutex<Option<Away>>,
-    witnesses: AtomicUsize,
+    probes: AtomicUsize,
 }
 
-/// One of several who ask the same server, each for something else: it is back when all of them were answered.
+/// Probe of a service, one of several. The service is available again when each probe was answered.
 #[derive(Debug)]
-pub struct Witness {
-    outage: &'static Outage,
+pub struct AvailabilityProbe {
+    outage: &'static Availability,
     number: usize,
 }
 
-/// The witness who speaks for all who are not told apart.
+/// The probe who speaks for all who are not told apart.
 const ANYBODY: usize = 0;
 
 #[derive(Debug)]
@@ -43,16 +43,16 @@ struct Away {
 }
 
 /// Redis, for the whole process: controllers and workers notice the same outage.
-pub static REDIS: Outage = Outage::new("Redis");
+pub static REDIS: Availability = Availability::new("Redis");
 
 /// MongoDB, before it first answers. Later, each attempt tells for itself.
-pub static MONGODB: Outage = Outage::new("MongoDB");
+pub static MONGODB: Availability = Availability::new("MongoDB");
 
 /// The Lease by which the leader is found, for a process that only looks at it.
-pub static LEASE: Outage = Outage::new("the Lease");
+pub static LEASE: Availability = Availability::new("the Lease");
 
 /// Redis, which answers, but refuses what is to be written: its memory is full, most likely.
-static REDIS_WRITES: Outage = Outage::new("writing to Redis");
+static REDIS_WRITES: Availability = Availability::new("writing to Redis");
 
 /// Takes note of the answer of Redis to a write, or its absence. `is_refusal`: Redis did answer, with an error.
 pub fn note_write<T, E: Display>(answer: &Result<T, E>, is_refusal: bool) {
@@ -64,16 +64,16 @@ pub fn note_write<T, E: Display>(answer: &Result<T, E>, is_refusal: bool) {
     }
 }
 
-impl Outage {
+impl Availability {
     /// Watches over `what`, which is taken to be there.
     #[must_use]
     pub const fn new(what: &'static str) -> Self {
-        Self { what, away: Mutex::new(None), witnesses: AtomicUsize::new(ANYBODY + 1) }
+        Self { what, away: Mutex::new(None), probes: AtomicUsize::new(ANYBODY + 1) }
     }
 
     /// One more who asks, and whose answers are told apart from all others'.
-    pub fn witness(&'static self) -> Witness {
-        Witness { outage: self, number: self.witnesses.fetch_add(1, Ordering::Relaxed) }
+    pub fn probe(&'static self) -> AvailabilityProbe {
+        AvailabilityProbe { outage: self, number: self.probes.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// Takes note of an answer, or its absence. Logs only what is news: that it is away, another reason, that it is back.
@@ -84,27 +84,27 @@ impl Outage {
         }
     }
 
-    fn answered(&self, witness: usize) {
+    fn answered(&self, probe: usize) {
         let mut away = self.lock();
         let Some(outage) = away.as_mut() else { return };
-        if outage.unanswered.remove(&witness) && outage.unanswered.is_empty() {
+        if outage.unanswered.remove(&probe) && outage.unanswered.is_empty() {
             *away = None;
-            tracing::info!("{} is back", self.what);
+            tracing::info!("{} is available again", self.what);
         }
     }
 
-    fn failed(&self, witness: usize, error: &impl Display) {
+    fn failed(&self, probe: usize, error: &impl Display) {
         match &mut *self.lock() {
             away @ None => {
-                tracing::warn!(%error, "{} is away; trying again until it is back", self.what);
-                let (unanswered, told) = ([witness].into(), vec![error.to_string()]);
+                tracing::warn!(%error, "{} is unavailable; retrying", self.what);
+                let (unanswered, told) = ([probe].into(), vec![error.to_string()]);
                 *away = Some(Away { since: Timestamp::now(), unanswered, told });
             }
             Some(away) => {
-                away.unanswered.insert(witness);
+                away.unanswered.insert(probe);
                 let error = error.to_string();
                 if away.told.len() < MAX_REASONS && !away.told.contains(&error) {
-                    tracing::warn!(error, "{} is still away", self.what);
+                    tracing::warn!(error, "{} is still unavailable", self.what);
                     away.told.push(error);
                 }
             }
@@ -121,8 +121,8 @@ impl Outage {
     }
 }
 
-impl Witness {
-    /// As [`Outage::note`], for this one's own questions.
+impl AvailabilityProbe {
+    /// As [`Availability::note`], for this one's own questions.
     pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
         match result {
             Ok(_) => self.outage.answered(self.number),
@@ -132,7 +132,7 @@ impl Witness {
 }
 
 /// One who asks no more does not keep the others waiting.
-impl Drop for Witness {
+impl Drop for AvailabilityProbe {
     fn drop(&mut self) {
         self.outage.answered(self.number);
     }
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn each_reason_is_told_once_and_the_outage_is_one() {
-        let outage = Outage::new("Test");
+        let outage = Availability::new("Test");
         let told = || outage.lock().as_ref().map(|away| away.told.clone());
         outage.note(&Err::<(), _>("refused"));
         let since = outage.since();
@@ -162,10 +162,10 @@ mod tests {
 
     #[test]
     fn a_server_is_back_when_all_who_asked_were_answered() {
-        static OUTAGE: Outage = Outage::new("Test");
-        let [one, two, gone] = [OUTAGE.witness(), OUTAGE.witness(), OUTAGE.witness()];
-        for witness in [&one, &two, &gone, &one] {
-            witness.note(&Err::<(), _>("refused"));
+        static OUTAGE: Availability = Availability::new("Test");
+        let [one, two, gone] = [OUTAGE.probe(), OUTAGE.probe(), OUTAGE.probe()];
+        for probe in [&one, &two, &gone, &one] {
+            probe.note(&Err::<(), _>("refused"));
         }
         let since = OUTAGE.since();
         assert!(since.is_some());

@@ -15,7 +15,7 @@ use super::{
     assertion::{assert_runs, is_gone},
 };
 use crate::{
-    cluster::Over,
+    cluster::JobGone,
     queue::{Queue, Repaired},
 };
 
@@ -77,17 +77,17 @@ async fn forget_finished(context: &Context) -> Result<(), Error> {
 
 /// Forgets objects that were deleted while the watch was away.
 fn forget_gone(context: &Context) {
-    let Context { cluster, pace, made, .. } = context;
+    let Context { cluster, throttle, expectations, .. } = context;
     let schedules: HashSet<_> = cluster.schedules.state().iter().filter_map(|schedule| schedule.uid()).collect();
-    pace.forget_gone(|uid| cluster.has_job(uid));
-    made.forget_gone(|uid| schedules.contains(uid));
+    throttle.forget_gone(|uid| cluster.has_job(uid));
+    expectations.forget_gone(|uid| schedules.contains(uid));
 }
 
 /// Forgets SyncAlerts that were deleted. What is missed here, Redis forgets by itself in time.
 async fn forget_alerts(context: &Context) {
     let alerts = context.cluster.alerts.state();
     let has = |uid: &str| alerts.iter().any(|alert| alert.metadata.uid.as_deref() == Some(uid));
-    for uid in context.outbox.sweep(has) {
+    for uid in context.deliveries.sweep(has) {
         if let Err(error) = context.queue.forget_alert(&uid).await {
             tracing::debug!(uid, %error, "what is kept of a deleted SyncAlert not removed yet");
         }
@@ -110,9 +110,9 @@ async fn repair(queue: &Queue, known: Vec<String>) {
 
 /// Forgets SyncJobs with which it is over, and the runs of those that are deleted, so that their work stops at once. What
 /// is missed here is swept.
-pub(super) async fn forget(mut over: mpsc::UnboundedReceiver<Over>, queue: &Queue, context: &Context) {
-    while let Some(Over { uid, deleted }) = over.recv().await {
-        context.pace.forget(&uid);
+pub(super) async fn forget(mut over: mpsc::UnboundedReceiver<JobGone>, queue: &Queue, context: &Context) {
+    while let Some(JobGone { uid, deleted }) = over.recv().await {
+        context.throttle.forget(&uid);
         let removed = match (deleted, context.redis.was_restored()) {
             (true, _) => queue.remove(&uid).await,
             (false, true) => queue.remove_unfinished(std::slice::from_ref(&uid)).await.map(drop),

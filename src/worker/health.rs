@@ -1,4 +1,4 @@
-//! Whether the workers of this process really get answers from the queue.
+//! Health of the workers of this process: whether the queue answers them.
 
 use std::time::Duration;
 
@@ -20,32 +20,32 @@ struct Signs {
     renewed: Instant,
 }
 
-/// Beats at each answer of the queue. Cheap to clone.
+/// Reporter of answers of the queue. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Beat(watch::Sender<Signs>);
+pub struct HealthReporter(watch::Sender<Signs>);
 
-/// Shows whether the workers of this process are alive. Cheap to clone.
+/// Health of the workers of this process. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Pulse {
+pub struct WorkerHealth {
     signs: watch::Receiver<Signs>,
     lease: Duration,
     slots: usize,
 }
 
-/// A slot with a run in it, until it is dropped.
+/// Guard of an occupied slot. The slot is free when the guard is dropped.
 #[derive(Debug)]
-pub(super) struct Busy {
-    beat: Beat,
+pub(super) struct SlotGuard {
+    reporter: HealthReporter,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Pulse {
-    /// A pulse of workers that have some slots.
+impl WorkerHealth {
+    /// Health of workers with this number of slots.
     #[must_use]
-    pub fn new(lease: Duration, slots: usize) -> (Beat, Self) {
+    pub fn new(lease: Duration, slots: usize) -> (HealthReporter, Self) {
         let now = Instant::now();
-        let (beat, signs) = watch::channel(Signs { free: slots, looked: now, renewed: now });
-        (Beat(beat), Self { signs, lease, slots })
+        let (reporter, signs) = watch::channel(Signs { free: slots, looked: now, renewed: now });
+        (HealthReporter(reporter), Self { signs, lease, slots })
     }
 
     /// Most runs at a time.
@@ -74,31 +74,31 @@ impl Pulse {
     }
 }
 
-impl Beat {
-    /// Takes note of the answer to a look for runs. A worker that has to wait for a controller is alive.
+impl HealthReporter {
+    /// Records the answer to a claim. A worker that waits for a controller is alive.
     pub(super) fn looked<T>(&self, answer: &Result<T, queue::Error>) {
         if matches!(answer, Ok(_) | Err(queue::Error::Unasserted)) {
             self.0.send_modify(|signs| signs.looked = Instant::now());
         }
     }
 
-    /// Takes note of the answer to a renewal.
+    /// Records the answer to a renewal.
     pub(super) fn renewed<T, E>(&self, answer: &Result<T, E>) {
         if answer.is_ok() {
             self.0.send_modify(|signs| signs.renewed = Instant::now());
         }
     }
 
-    /// Takes note that a slot is not free any more.
-    pub(super) fn busy(&self, permit: Option<OwnedSemaphorePermit>) -> Busy {
+    /// Records that a slot is occupied.
+    pub(super) fn busy(&self, permit: Option<OwnedSemaphorePermit>) -> SlotGuard {
         self.0.send_modify(|signs| signs.free = signs.free.saturating_sub(1));
-        Busy { beat: self.clone(), _permit: permit }
+        SlotGuard { reporter: self.clone(), _permit: permit }
     }
 }
 
-impl Drop for Busy {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
-        self.beat.0.send_modify(|signs| {
+        self.reporter.0.send_modify(|signs| {
             if signs.free == 0 {
                 signs.looked = Instant::now();
             }
@@ -117,8 +117,8 @@ mod tests {
     const LONG: Duration = Duration::from_secs(1000);
 
     /// As if nothing had happened for some time before now.
-    fn wait(beat: &Beat, time: Duration) {
-        beat.0.send_modify(|signs| {
+    fn wait(reporter: &HealthReporter, time: Duration) {
+        reporter.0.send_modify(|signs| {
             signs.looked -= time;
             signs.renewed -= time;
         });
@@ -126,40 +126,40 @@ mod tests {
 
     #[test]
     fn while_there_is_a_free_slot_runs_must_be_looked_for() {
-        let (beat, pulse) = Pulse::new(LONG, 2);
-        let _run = beat.busy(None);
-        assert_eq!(pulse.busy(), 1);
-        wait(&beat, 2 * IDLE);
-        assert!(pulse.is_alive());
-        wait(&beat, IDLE);
-        beat.looked(&ERROR);
-        assert!(!pulse.is_alive(), "an error is no answer");
-        beat.renewed(&OK);
-        assert!(!pulse.is_alive(), "a renewal tells nothing of the looks for runs");
-        beat.looked(&OK);
-        assert!(pulse.is_alive());
+        let (reporter, health) = WorkerHealth::new(LONG, 2);
+        let _run = reporter.busy(None);
+        assert_eq!(health.busy(), 1);
+        wait(&reporter, 2 * IDLE);
+        assert!(health.is_alive());
+        wait(&reporter, IDLE);
+        reporter.looked(&ERROR);
+        assert!(!health.is_alive(), "an error is no answer");
+        reporter.renewed(&OK);
+        assert!(!health.is_alive(), "a renewal tells nothing of the looks for runs");
+        reporter.looked(&OK);
+        assert!(health.is_alive());
     }
 
     #[test]
     fn without_a_free_slot_nothing_is_looked_for_until_one_is_free() {
-        let (beat, pulse) = Pulse::new(LONG, 2);
-        let runs = [beat.busy(None), beat.busy(None)];
-        wait(&beat, 10 * IDLE);
-        assert!(pulse.is_alive());
+        let (reporter, health) = WorkerHealth::new(LONG, 2);
+        let runs = [reporter.busy(None), reporter.busy(None)];
+        wait(&reporter, 10 * IDLE);
+        assert!(health.is_alive());
         drop(runs);
-        assert!(pulse.is_alive(), "it was free only now");
-        wait(&beat, 3 * IDLE);
-        assert!(!pulse.is_alive());
+        assert!(health.is_alive(), "it was free only now");
+        wait(&reporter, 3 * IDLE);
+        assert!(!health.is_alive());
     }
 
     #[test]
     fn leases_must_be_renewed() {
-        let (beat, pulse) = Pulse::new(LONG, 1);
-        wait(&beat, LONG);
-        beat.looked(&OK);
-        beat.renewed(&ERROR);
-        assert!(!pulse.is_alive());
-        beat.renewed(&OK);
-        assert!(pulse.is_alive());
+        let (reporter, health) = WorkerHealth::new(LONG, 1);
+        wait(&reporter, LONG);
+        reporter.looked(&OK);
+        reporter.renewed(&ERROR);
+        assert!(!health.is_alive());
+        reporter.renewed(&OK);
+        assert!(health.is_alive());
     }
 }
