@@ -544,7 +544,7 @@ async fn spec_and_status_are_written_apart() {
     let unseen = json!({"conditions": [{
         "type": "Ready", "status": "Unknown", "reason": "Pending", "message": "Not reconciled yet",
         "lastTransitionTime": "1970-01-01T00:00:00Z",
-    }], "runs": {"total": 0, "succeeded": 0, "failed": 0, "replaced": 0, "skipped": 0}, "consecutiveFailures": 0});
+    }], "runs": {"total": 0, "succeeded": 0, "failed": 0, "replaced": 0, "deleted": 0, "skipped": 0}, "consecutiveFailures": 0});
     for (kind, status, first) in [
         (JOB, json!({"phase": "Running", "progress": 40, "conditions": [condition("Reconciling")]}), None),
         (SCHEDULE, json!({"schedule": "20m", "activeCount": 1, "conditions": [condition("Ready")]}), Some(unseen)),
