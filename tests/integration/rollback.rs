@@ -266,15 +266,15 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback_has_begun() 
 
     let users = world.database.collection::<Document>("users");
     users.update_many(doc! {}, doc! {"$unset": {"_sync": 1}}).await.unwrap();
-    assert_eq!(write().await.unwrap_err().outcome().reason, "FencedWrite");
-    assert_eq!(lost.open_rollback().await.unwrap_err().outcome().reason, "FencedWrite");
-    assert_eq!(lost.put_back(None).await.unwrap_err().outcome().reason, "FencedWrite");
+    assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced");
+    assert_eq!(lost.open_rollback().await.unwrap_err().outcome().reason, "Fenced");
+    assert_eq!(lost.put_back(None).await.unwrap_err().outcome().reason, "Fenced");
     let put_back = newer.put_back(None).await.unwrap().unwrap();
     assert_eq!((put_back.documents, put_back.failures.len()), (20, 0));
     assert_eq!(newer.put_back(Some(&put_back.last)).await.unwrap(), None);
     assert_eq!(world.count(doc! {"name": "new"}).await, 0);
     newer.drop_journal().await.unwrap();
-    assert_eq!(write().await.unwrap_err().outcome().reason, "FencedWrite", "nor after it has ended");
+    assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced", "nor after it has ended");
     assert_eq!(all(&world).await.len(), before.len());
 }
 
