@@ -41,19 +41,23 @@ impl Level {
         needed.min(self.number)
     }
 
-    /// What of a run's payload this program does not know. `None`: it knows all of it, or the payload is damaged.
+    /// What of a run's payload this program does not know. `None`: it knows all of it, or the payload is damaged. `parsed`: the payload,
+    /// unless it could not be parsed.
     #[must_use]
-    pub fn lacking(&self, payload: &str) -> Option<String> {
+    pub fn lacking(&self, payload: &str, parsed: Option<&Payload>) -> Option<String> {
+        if let (Some(parsed), None) = (parsed, &self.lacks) {
+            return unknown_fields(&parsed.spec).into_iter().next();
+        }
         let value: Value = serde_json::from_str(payload).ok()?;
         let spec = value.get("spec").filter(|spec| spec.is_object())?;
         if let Some(field) = self.lacks.as_deref().filter(|field| spec.get(field).is_some_and(|value| !value.is_null()))
         {
             return Some(format!("spec.{field}"));
         }
-        match serde_json::from_value::<Payload>(value) {
-            Ok(payload) => unknown_fields(&payload.spec).into_iter().next(),
-            // The text may quote a value.
-            Err(_) => Some("the value of a field".to_owned()),
+        match parsed {
+            Some(parsed) => unknown_fields(&parsed.spec).into_iter().next(),
+            // The error of the parser may quote a value.
+            None => Some("the value of a field".to_owned()),
         }
     }
 }
@@ -99,6 +103,10 @@ mod tests {
         json!({"namespace": "ns", "name": "job", "spec": spec}).to_string()
     }
 
+    fn lacking(level: &Level, payload: &str) -> Option<String> {
+        level.lacking(payload, serde_json::from_str(payload).ok().as_ref())
+    }
+
     #[test]
     fn what_a_program_does_not_know_of_a_run_is_found() {
         let source = |more: &Value| {
@@ -123,11 +131,11 @@ mod tests {
             ),
             (json!({"syncType": "Newer"}), Some("the value of a field"), Some("the value of a field")),
         ] {
-            assert_eq!(all.lacking(&payload(&spec)).as_deref(), by_all, "{spec}");
-            assert_eq!(before.lacking(&payload(&spec)).as_deref(), by_before, "{spec}");
+            assert_eq!(lacking(&all, &payload(&spec)).as_deref(), by_all, "{spec}");
+            assert_eq!(lacking(&before, &payload(&spec)).as_deref(), by_before, "{spec}");
         }
         for damaged in ["", "{", "{}", "[]", r#"{"spec": 1}"#] {
-            assert_eq!(all.lacking(damaged), None, "{damaged}");
+            assert_eq!(lacking(&all, damaged), None, "{damaged}");
         }
     }
 

@@ -216,7 +216,7 @@ impl Worker {
         let trace_id = root.trace_id();
         metrics::claimed(claim.waited, trace_id.clone());
         tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, trace_id, "run claimed");
-        if let Some(lacking) = lacking(&claim, self.queue.level()) {
+        if let Some(lacking) = lacking(&claim, payload.as_ref().ok(), self.queue.level()) {
             drop(slot);
             self.leave_to_newer(&claim, &lacking, &signals).await;
             return;
@@ -405,8 +405,8 @@ fn log_end(
 }
 
 /// What of a run this worker must not ignore, and does not know. A controller of a newer release has said what the run needs.
-fn lacking(claim: &Claim, level: &Level) -> Option<String> {
-    if claim.entry.level > level.number { None } else { level.lacking(&claim.entry.payload) }
+fn lacking(claim: &Claim, payload: Option<&Payload>, level: &Level) -> Option<String> {
+    if claim.entry.level > level.number { None } else { level.lacking(&claim.entry.payload, payload) }
 }
 
 /// What is to be recorded of how a claim ended.
