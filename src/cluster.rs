@@ -382,8 +382,8 @@ pub fn schedule_name(job: &SyncJob) -> Option<&str> {
     owner.or_else(|| job.labels().get(SCHEDULE_LABEL).map(String::as_str))
 }
 
-/// Enters a change into the index and tells the senders of it. Returns what the cache has to know: of those that have
-/// ended, or cannot be read, nothing.
+/// Applies a change to the index and sends it to the streams. Returns the change for the cache, which has no SyncJob that has ended or
+/// cannot be read.
 fn route_event(
     event: watcher::Event<Read<SyncJob>>,
     index: &RwLock<Index>,

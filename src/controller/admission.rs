@@ -214,7 +214,7 @@ mod tests {
         ObjectKey::Job(ObjectRef::new(&format!("j{number}")).within("here"))
     }
 
-    /// A queue whose permits are all taken, and its callers' ends.
+    /// A queue without free permits, the permits, and the streams of its dispatcher.
     fn full() -> (AdmissionQueue, Vec<Permit>, Admitted) {
         let (queue, dispatcher, admitted) = AdmissionQueue::new();
         tokio::spawn(dispatcher.dispatch());
@@ -273,17 +273,17 @@ mod tests {
         }
         assert!(queue.enqueue(job(100)).is_none());
         let mut permits = permits.into_iter();
-        let mut told = 0;
+        let mut served = 0;
         loop {
             permits.next();
             select! {
                 Some(_) = from.jobs.next() => break,
                 Some(schedule) = from.schedules.next() => {
-                    told += 1;
+                    served += 1;
                     drop(queue.take_permit(&ObjectKey::Schedule(schedule)).unwrap());
                 }
             }
         }
-        assert!(told < PERMITS, "{told}");
+        assert!(served < PERMITS, "{served}");
     }
 }

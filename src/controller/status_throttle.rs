@@ -178,7 +178,7 @@ mod tests {
             !stale_cache_delay("a", Some("8")) && !stale_cache_delay("b", Some("7")) && !stale_cache_delay("a", None)
         );
         let later = Instant::now() + LAG;
-        assert!(throttle.stale_cache_delay("a", Some("7"), later).is_none(), "it may never be told of");
+        assert!(throttle.stale_cache_delay("a", Some("7"), later).is_none(), "the watch may never report it");
         throttle.begin_write("a", Some("8".to_owned()));
         throttle.finish_write("a", false);
         assert!(!stale_cache_delay("a", Some("8")), "a write that failed replaced nothing");

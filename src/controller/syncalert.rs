@@ -74,8 +74,8 @@ fn decide(alert: &SyncAlert, kept: Option<SyncAlertStatus>, uid: &str, context: 
     let beside: Vec<_> =
         schedules.into_iter().filter(|schedule| schedule.metadata.namespace == alert.metadata.namespace).collect();
     let unusable_template = alert.spec.template.as_ref().and_then(check_template);
-    let mut outbox = context.deliveries.lock();
-    let entry = outbox.entry(uid.to_owned()).or_default();
+    let mut deliveries = context.deliveries.lock();
+    let entry = deliveries.entry(uid.to_owned()).or_default();
     entry.looked = Some(Instant::now());
     let known = [kept, entry.kept.take(), alert.status.clone()];
     // Of those that are equally new, the first one: the last one has not all.

@@ -31,9 +31,9 @@ use crate::{
 
 /// While Redis is away. Its return is noticed at once, so this is only a safety net.
 const QUEUE_AWAY: Duration = Duration::from_secs(30);
-/// When an end that is not told yet is looked at again: at first, and later.
-const BOOKS_LOOK: Duration = Duration::from_millis(50);
-const MAX_BOOKS_LOOK: Duration = Duration::from_secs(2);
+/// Shortest and longest requeue of a SyncJob whose end waits for its SyncSchedule to list it as active.
+const ACCOUNTING_REQUEUE: Duration = Duration::from_millis(50);
+const MAX_ACCOUNTING_REQUEUE: Duration = Duration::from_secs(2);
 
 pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Result<Action, Error> {
     let now = context.clock.now();
@@ -80,8 +80,8 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     }
     if let Some(schedule) = context.cluster.schedule_of(&job).filter(|_| job::has_ended(&plan.status)) {
         let waited = context.throttle.since_end(&uid, Instant::now());
-        if job::waits_for_books(&job, &plan.status, &schedule, waited) {
-            return Ok(Action::requeue(waited.clamp(BOOKS_LOOK, MAX_BOOKS_LOOK)));
+        if job::awaits_accounting(&job, &plan.status, &schedule, waited) {
+            return Ok(Action::requeue(waited.clamp(ACCOUNTING_REQUEUE, MAX_ACCOUNTING_REQUEUE)));
         }
     }
     if let Some(wait) = context.throttle.initial_delay(&uid).filter(|_| !job::has_ended(&plan.status)) {

@@ -137,9 +137,9 @@ async fn observe_and_decide(
     Ok((jobs, plan))
 }
 
-/// The schedule's SyncJobs. The cache may be behind, so those are asked for that it lacks of the books, and those that
-/// are unfinished there without being in the books. What this process made is waited for before, see [`Expectations::pending`](super::expectations::Expectations::pending). Of one
-/// that cannot be read there is an outline.
+/// SyncJobs of the schedule. The cache may be stale, so active runs that the cache lacks are read, and unfinished SyncJobs that are not
+/// active. Those that this process created are waited for before (`Expectations::pending`). Of a SyncJob that this release cannot read there is an
+/// outline.
 async fn observe(schedule: &SyncSchedule, who: &ObjectKey, context: &Context) -> Result<Vec<Arc<SyncJob>>, Error> {
     let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
     let in_books: HashSet<&str> = active.iter().map(|run| run.name.as_str()).collect();
@@ -297,7 +297,7 @@ impl Act<'_> {
 /// How long after its time a run was made, jitter included in its time.
 fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun, context: &Context) {
     if let Some(parsed) = parsed.filter(|_| run.trigger.is_none()) {
-        let start = parsed.slots(&schedule.uid().unwrap_or_default()).start(run.slot.0);
+        let start = parsed.start_of(run, &schedule.uid().unwrap_or_default());
         let skew = elapsed(start, context.clock.now()).as_secs_f64();
         metrics::SCHEDULE_SKEW.observe(skew);
         tracing::debug!(name = run.name, skew, "SyncJob created");

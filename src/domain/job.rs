@@ -19,8 +19,8 @@ use crate::api::{
     truncate,
 };
 
-/// How long an end is held back until the schedule's books have the run.
-const BOOKS_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest delay of an end until the schedule lists the run as active.
+const ACCOUNTING_LIMIT: Duration = Duration::from_secs(30);
 
 /// What is to be done about a SyncJob.
 #[derive(Clone, Debug, PartialEq)]
@@ -294,16 +294,16 @@ pub fn unknown(job: &SyncJob, reason: &str, message: &str, now: Timestamp) -> Sy
     status
 }
 
-/// True while a run has ended that its schedule does not have in its books yet, and would never count: one that a call
-/// made, and that was short. For 30 s at most, since a schedule's trouble must not hide how a run ended. `waited`: since this process
-/// first saw the end, by a clock of its own.
+/// True while the end of a run waits for its SyncSchedule to list the run as active: a run that a call created and that was short would
+/// never be counted. For 30 s at most, since a fault of the schedule must not hide how a run ended. `waited`: time since this process first saw
+/// the end, by the clock of this process.
 #[must_use]
-pub fn waits_for_books(job: &SyncJob, next: &SyncJobStatus, schedule: &SyncSchedule, waited: Duration) -> bool {
+pub fn awaits_accounting(job: &SyncJob, next: &SyncJobStatus, schedule: &SyncSchedule, waited: Duration) -> bool {
     if !has_ended(next) || schedule.metadata.deletion_timestamp.is_some() {
         return false;
     }
-    let books = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
-    waited <= BOOKS_PATIENCE && !books.iter().any(|run| run.name == job.name_any())
+    let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
+    waited <= ACCOUNTING_LIMIT && !active.iter().any(|run| run.name == job.name_any())
 }
 
 /// Copies what a Redis that went back may know less of. What is recorded is asserted there.
@@ -585,14 +585,14 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_told_when_the_books_have_the_run_or_it_is_late() {
+    fn an_end_waits_until_the_schedule_lists_the_run_or_30_s() {
         let mut job = job(serde_json::json!({}));
         job.metadata.creation_timestamp = Some(Time(at(90)));
-        let schedule = |books: &[&str]| {
+        let schedule = |active: &[&str]| {
             let spec = serde_json::from_value(serde_json::json!({"jobTemplate": {"spec": {}}})).unwrap();
             let mut schedule = SyncSchedule::new("user-sync", spec);
             let entry = |name: &&str| serde_json::json!({"name": name, "slot": "2026-11-25T00:00:00Z"});
-            let active: Vec<_> = books.iter().map(entry).collect();
+            let active: Vec<_> = active.iter().map(entry).collect();
             schedule.status = serde_json::from_value(serde_json::json!({"active": active})).unwrap();
             schedule
         };
@@ -603,14 +603,15 @@ mod tests {
         let mut deleted = without.clone();
         deleted.metadata.deletion_timestamp = Some(Time(at(161)));
         for (what, next, schedule, waited, waits) in [
-            ("not in the books", &ended, &without, 1, true),
-            ("in the books", &ended, &with, 1, false),
+            ("not active", &ended, &without, 1, true),
+            ("active", &ended, &with, 1, false),
             ("late", &ended, &without, 31, false),
             ("under way", &running, &without, 1, false),
             ("the schedule goes", &ended, &deleted, 1, false),
             ("never started", &never_started, &without, 0, true),
+            ("never started, late", &never_started, &without, 31, false),
         ] {
-            assert_eq!(waits_for_books(&job, next, schedule, Duration::from_secs(waited)), waits, "{what}");
+            assert_eq!(awaits_accounting(&job, next, schedule, Duration::from_secs(waited)), waits, "{what}");
         }
     }
 

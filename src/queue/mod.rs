@@ -538,7 +538,7 @@ impl Queue {
         self.call(call.arg(replication_id), "let workers claim runs").await
     }
 
-    /// Returns runs whose lease has ended to their topology in the queue. A run that keeps losing its worker
+    /// Returns runs whose lease has ended to their place in the queue. A run that keeps losing its worker
     /// without getting any further ends as failed, with `stalled` as its outcome; while it is rolled back, it waits for
     /// a minute instead. Returns how many were found.
     ///
@@ -565,7 +565,7 @@ impl Queue {
         self.call(&call, "return runs to the queue").await
     }
 
-    /// Looks at every run that Redis or the caller knows, and mends those whose hash and topology do not agree: after a restore of
+    /// Looks at every run that Redis or the caller knows, and mends those whose hash and set do not agree: after a restore of
     /// part of the data, or an eviction. Reads all sets, so not for every few seconds.
     ///
     /// # Errors
@@ -686,7 +686,7 @@ impl Queue {
         Ok(Depth { active, waiting, delayed, parked, workers, oldest: Duration::from_millis(oldest) })
     }
 
-    /// Waits for news of runs that can be claimed. See [`WorkNotifier`].
+    /// Notifier of runs that can be claimed.
     #[must_use]
     pub fn work_notifier(&self) -> WorkNotifier {
         WorkNotifier::new(self.topology.clone(), self.keys.wake().to_owned())

@@ -1,5 +1,5 @@
-//! One log line when something goes away, one for each further reason, and one when it is back, instead of one for each
-//! failed try.
+//! Availability of the services that the program depends on. The log has one line when a service becomes unavailable, one for each further
+//! reason, and one when it is available again, instead of one for each failed request.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 
-/// Reasons told of one outage. Others are not.
+/// Limit of reasons that are logged for one outage.
 const MAX_REASONS: usize = 5;
 
 /// Availability of a service that the program depends on.
@@ -26,20 +26,20 @@ pub struct Availability {
 /// Probe of a service, one of several. The service is available again when each probe was answered.
 #[derive(Debug)]
 pub struct AvailabilityProbe {
-    outage: &'static Availability,
+    service: &'static Availability,
     number: usize,
 }
 
-/// The probe who speaks for all who are not told apart.
-const ANYBODY: usize = 0;
+/// Number of the probe that all callers without a probe of their own share.
+const SHARED: usize = 0;
 
 #[derive(Debug)]
 struct Away {
     since: Timestamp,
-    /// Who was not answered since.
+    /// Probes that were not answered since.
     unanswered: BTreeSet<usize>,
     /// The first reason is not always the one to act on: a server that starts refuses connections before passwords.
-    told: Vec<String>,
+    logged: Vec<String>,
 }
 
 /// Redis, for the whole process: controllers and workers notice the same outage.
@@ -54,7 +54,7 @@ pub static LEASE: Availability = Availability::new("the Lease");
 /// Redis, which answers, but refuses what is to be written: its memory is full, most likely.
 static REDIS_WRITES: Availability = Availability::new("writing to Redis");
 
-/// Takes note of the answer of Redis to a write, or its absence. `is_refusal`: Redis did answer, with an error.
+/// Records the answer of Redis to a write, or its absence. `is_refusal`: Redis did answer, with an error.
 pub fn note_write<T, E: Display>(answer: &Result<T, E>, is_refusal: bool) {
     if !is_refusal {
         REDIS.note(answer);
@@ -68,19 +68,19 @@ impl Availability {
     /// Watches over `what`, which is taken to be there.
     #[must_use]
     pub const fn new(what: &'static str) -> Self {
-        Self { what, away: Mutex::new(None), probes: AtomicUsize::new(ANYBODY + 1) }
+        Self { what, away: Mutex::new(None), probes: AtomicUsize::new(SHARED + 1) }
     }
 
     /// One more who asks, and whose answers are told apart from all others'.
     pub fn probe(&'static self) -> AvailabilityProbe {
-        AvailabilityProbe { outage: self, number: self.probes.fetch_add(1, Ordering::Relaxed) }
+        AvailabilityProbe { service: self, number: self.probes.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Takes note of an answer, or its absence. Logs only what is news: that it is away, another reason, that it is back.
+    /// Records an answer, or its absence. Logs a change: unavailable, another reason, available again.
     pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
         match result {
-            Ok(_) => self.answered(ANYBODY),
-            Err(error) => self.failed(ANYBODY, error),
+            Ok(_) => self.answered(SHARED),
+            Err(error) => self.failed(SHARED, error),
         }
     }
 
@@ -97,21 +97,21 @@ impl Availability {
         match &mut *self.lock() {
             away @ None => {
                 tracing::warn!(%error, "{} is unavailable; retrying", self.what);
-                let (unanswered, told) = ([probe].into(), vec![error.to_string()]);
-                *away = Some(Away { since: Timestamp::now(), unanswered, told });
+                let (unanswered, logged) = ([probe].into(), vec![error.to_string()]);
+                *away = Some(Away { since: Timestamp::now(), unanswered, logged });
             }
             Some(away) => {
                 away.unanswered.insert(probe);
                 let error = error.to_string();
-                if away.told.len() < MAX_REASONS && !away.told.contains(&error) {
+                if away.logged.len() < MAX_REASONS && !away.logged.contains(&error) {
                     tracing::warn!(error, "{} is still unavailable", self.what);
-                    away.told.push(error);
+                    away.logged.push(error);
                 }
             }
         }
     }
 
-    /// Since when it is away. `None` while it is there.
+    /// Start of the outage. `None` while the service is available.
     pub fn since(&self) -> Option<Timestamp> {
         self.lock().as_ref().map(|away| away.since)
     }
@@ -122,19 +122,19 @@ impl Availability {
 }
 
 impl AvailabilityProbe {
-    /// As [`Availability::note`], for this one's own questions.
+    /// Records an answer to this probe, as [`Availability::note`] does.
     pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
         match result {
-            Ok(_) => self.outage.answered(self.number),
-            Err(error) => self.outage.failed(self.number, error),
+            Ok(_) => self.service.answered(self.number),
+            Err(error) => self.service.failed(self.number, error),
         }
     }
 }
 
-/// One who asks no more does not keep the others waiting.
+/// A probe that is dropped no longer keeps the service unavailable.
 impl Drop for AvailabilityProbe {
     fn drop(&mut self) {
-        self.outage.answered(self.number);
+        self.service.answered(self.number);
     }
 }
 
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn each_reason_is_told_once_and_the_outage_is_one() {
         let outage = Availability::new("Test");
-        let told = || outage.lock().as_ref().map(|away| away.told.clone());
+        let told = || outage.lock().as_ref().map(|away| away.logged.clone());
         outage.note(&Err::<(), _>("refused"));
         let since = outage.since();
         for reason in ["refused", "password", "refused", "password"] {

@@ -270,7 +270,7 @@ impl Worker {
     /// Gives a run back of which this worker does not know all, for workers of a newer release.
     async fn leave_to_newer(&self, claim: &Claim, lacking: &str, signals: &Signals) {
         let (uid, epoch, needs) = (claim.uid.clone(), claim.entry.epoch, self.queue.level().number + 1);
-        tracing::warn!(uid, lacking, needs, "the run needs a worker of a newer release: given back");
+        tracing::warn!(uid, lacking, needs, "the run needs a worker of a newer release: released");
         let checkpoint = claim.entry.checkpoint.clone().unwrap_or_default();
         let run = Release { uid, epoch, disposition: Disposition::Unsupported(needs), checkpoint, attempts: None };
         // A run whose lease is lost is elsewhere.

@@ -385,7 +385,7 @@ impl Round<'_> {
         Some(job)
     }
 
-    /// Ends the wishes that would keep runs from disposition. The faults are over.
+    /// Ends the wishes that would keep runs from ending. The faults are over.
     async fn heal(&self, scheduled: bool) {
         for run in 0..RUNS {
             self.wish(run, &json!({"suspended": false})).await;
