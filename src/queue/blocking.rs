@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use redis::{RedisError, Value, aio::MultiplexedConnection};
+use redis::{RedisError, Value, aio::MultiplexedConnection, from_redis_value};
 use tokio::time::{sleep, timeout};
 
 use super::{Error, connection::Topology, read_changes, unavailable};
@@ -37,39 +37,42 @@ impl BlockingConnection {
 
 /// Notifier of runs that can be claimed.
 pub struct WorkNotifier {
-    line: BlockingConnection,
+    connection: BlockingConnection,
     key: String,
 }
 
 impl WorkNotifier {
     pub(super) fn new(topology: Topology, key: String) -> Self {
-        Self { line: BlockingConnection { topology, connection: None }, key }
+        Self { connection: BlockingConnection { topology, connection: None }, key }
     }
 
-    /// Waits for a notification, at most for `limit` (rounded up to 10 ms). One notification wakes one waiter. Dropping this future
-    /// may lose a notification, so claim before waiting again.
+    /// Waits for a notification, at most for `limit` (rounded up to 10 ms), and returns the run that it names, if any. One
+    /// notification wakes one waiter. Dropping this future may lose a notification, so claim before waiting again.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn wait(&mut self, limit: Duration) -> Result<(), Error> {
+    pub async fn wait(&mut self, limit: Duration) -> Result<Option<String>, Error> {
         let limit = limit.max(Duration::from_millis(10));
         let mut command = redis::cmd("BLPOP");
         command.arg(&self.key).arg(limit.as_secs_f64());
-        self.line.block(&command, limit).await.map(drop).map_err(unavailable("wait for runs"))
+        let answer = self.connection.block(&command, limit).await.and_then(|answer| Ok(from_redis_value(answer)?));
+        // An item of release 0.1.0 is the number 1, which no run has as its id.
+        let item: Option<(String, String)> = answer.map_err(unavailable("wait for runs"))?;
+        Ok(item.map(|(_, uid)| uid).filter(|uid| !uid.is_empty()))
     }
 }
 
 /// Stream of the runs that changed, in order. It begins at the first call, and an outage may leave a gap: a reader must also
 /// list all runs from time to time.
 pub struct RunChanges {
-    line: BlockingConnection,
+    connection: BlockingConnection,
     key: String,
     last: Option<String>,
 }
 
 impl RunChanges {
     pub(super) fn new(topology: Topology, key: String) -> Self {
-        Self { line: BlockingConnection { topology, connection: None }, key, last: None }
+        Self { connection: BlockingConnection { topology, connection: None }, key, last: None }
     }
 
     /// Waits for the next runs that changed. Never fails: retries while Redis is unavailable.
@@ -91,7 +94,7 @@ impl RunChanges {
             let mut command = redis::cmd("XREAD");
             command.arg("COUNT").arg(1000).arg("BLOCK").arg(BLOCK.as_millis() as u64);
             command.arg("STREAMS").arg(&self.key).arg(last);
-            match self.line.block(&command, BLOCK).await {
+            match self.connection.block(&command, BLOCK).await {
                 Ok(answer) => {
                     if let Some((last, uids)) = read_changes(answer) {
                         self.last = Some(last);
@@ -109,8 +112,8 @@ impl RunChanges {
     async fn newest(&mut self) -> Result<String, RedisError> {
         let mut command = redis::cmd("XREVRANGE");
         command.arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1);
-        let answer = self.line.block(&command, Duration::ZERO).await?;
-        let newest: redis::streams::StreamRangeReply = redis::from_redis_value(answer)?;
+        let answer = self.connection.block(&command, Duration::ZERO).await?;
+        let newest: redis::streams::StreamRangeReply = from_redis_value(answer)?;
         Ok(newest.ids.first().map_or_else(|| "0-0".to_owned(), |event| event.id.clone()))
     }
 }

@@ -207,6 +207,13 @@ pub struct Entry {
 #[derive(Debug, Default)]
 pub struct Candidates(pub(super) Vec<String>);
 
+impl Candidates {
+    /// Adds a run that a notification names, which saves the call that lists the runs that wait.
+    pub fn add(&mut self, uid: String) {
+        self.0.push(uid);
+    }
+}
+
 /// A run a worker holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {

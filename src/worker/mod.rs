@@ -166,7 +166,7 @@ impl Worker {
                     let wait = notifier.wait(next_due.unwrap_or(IDLE).min(IDLE));
                     match stop.run_until_cancelled(wait).await {
                         None => return,
-                        Some(Ok(())) => {}
+                        Some(Ok(uid)) => uid.into_iter().for_each(|uid| candidates.add(uid)),
                         Some(Err(_)) => sleep(PAUSE).await,
                     }
                 }

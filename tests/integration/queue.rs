@@ -26,7 +26,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::support::{PATIENCE, eventually, unique, variable};
+use crate::{
+    own::Redis,
+    support::{PATIENCE, eventually, unique, variable},
+};
 
 /// What a worker writes when it lets go of a run.
 #[derive(Clone, Copy)]
@@ -691,6 +694,29 @@ async fn whatever_makes_a_run_claimable_notifies_a_worker() {
         waiter.await.unwrap().unwrap();
         assert!(start.elapsed() < PATIENCE / 2, "{event} rings: {:?}", start.elapsed());
         queue.remove(event).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_a_notification_names_is_claimed_in_one_call() {
+    let redis = Redis::start(&[]);
+    redis.connect().await;
+    let queue = Queue::new(&redis.url(), &unique("queue"), LEASE).unwrap();
+    let scripts = async || {
+        let stats: String = redis.ask("INFO commandstats").await;
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        calls.and_then(|calls| calls.split(',').next()).map_or(0, |calls| calls.parse::<u64>().unwrap())
+    };
+    let (mut notifier, mut candidates) = (queue.work_notifier(), Candidates::default());
+    // The first claim also loads the script.
+    for (uid, most) in [("a", None), ("b", Some(1))] {
+        enqueue(&queue, uid, 0).await;
+        candidates.add(notifier.wait(PATIENCE).await.unwrap().unwrap());
+        let before = scripts().await;
+        let claims = queue.claim("w", 1, &mut candidates).await.unwrap().unwrap();
+        assert_eq!(claims.iter().map(|claim| claim.uid.as_str()).collect::<Vec<_>>(), [uid]);
+        let calls = scripts().await - before;
+        assert!(most.is_none_or(|most| calls == most), "{calls} calls for {uid}");
     }
 }
 

@@ -48,7 +48,8 @@ local function claim(uid, run, fields)
   return { uid, fields, math.max(0, now - due) }
 end
 
-if #ready > 0 then
+-- A run that is first and not known keeps this call from taking any.
+if #ready > 0 and (ARGV[7] == '1' or known[ready[1]]) then
   -- Redis may have gone back to a time before runs ended that wait here.
   if redis.call('GET', ASSERTED) ~= replication_id() then return { {}, now, {}, -2 } end
   refuse_when_full()

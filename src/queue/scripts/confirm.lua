@@ -3,5 +3,5 @@
 if replication_id() ~= ARGV[1] then return 0 end
 write_when_full()
 redis.call('SET', ASSERTED, ARGV[1])
-notify()
+notify('')
 return 1

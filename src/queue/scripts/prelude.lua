@@ -49,7 +49,7 @@ local function stamp_clock(now, step)
   local last = tonumber(redis.call('GET', CLOCK) or 0)
   if last > now + MAX_AHEAD then last = 0 end
   local stamp = math.max(now, last + step)
-  redis.call('SET', CLOCK, whole(stamp))
+  if stamp ~= last then redis.call('SET', CLOCK, whole(stamp)) end
   return stamp
 end
 
@@ -97,9 +97,9 @@ local function move(uid, run, from, state, score, ...)
   tell(uid)
 end
 
--- One item wakes one worker.
-local function notify()
-  redis.call('LPUSH', WAKE, 1)
+-- One item wakes one worker, and names the run that it can claim. Empty: any run.
+local function notify(uid)
+  redis.call('LPUSH', WAKE, uid)
   redis.call('LTRIM', WAKE, 0, math.max(64, redis.call('ZCARD', WORKERS)) - 1)
 end
 
@@ -144,12 +144,12 @@ settle = function(uid, run, now)
   elseif retry_at and tonumber(retry_at) > now then
     move(uid, run, from, 'delayed', retry_at)
     -- A waiting worker must learn when to look again.
-    notify()
+    notify(uid)
   else
     move(uid, run, from, 'waiting', fields[5])
     -- One that waits already, and is only reordered, has waited since it began to.
     redis.call('ZADD', DUE, 'NX', from == 'delayed' and retry_at or now, uid)
-    notify()
+    notify(uid)
   end
 end
 
