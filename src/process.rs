@@ -27,7 +27,7 @@ use crate::{
     http, installation, lint,
     local::{self, Ended},
     queue::Queue,
-    sync::{Databases, Egress},
+    sync::{Deployment, Egress},
     telemetry::{MONGODB, logs, traces},
     verify,
     worker::{self, WorkerHealth},
@@ -373,7 +373,7 @@ async fn add_workers(
     if let Some(ca) = ca {
         parts.files.read("MONGODB_CA_FILE", ca)?;
     }
-    let databases = Databases::new(&uri, database, &mongodb.allowed_databases, ca)
+    let deployment = Deployment::new(&uri, database, &mongodb.allowed_databases, ca)
         .await
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
     let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };
@@ -383,14 +383,14 @@ async fn add_workers(
     view.lacks_mongodb.send_replace(true);
     let (shown, lacks_mongodb) = (view.worker_health.clone(), view.lacks_mongodb.clone());
     parts.add(async move {
-        let ready = async { tokio::join!(first_answer(&databases), queue.identified()) };
+        let ready = async { tokio::join!(first_answer(&deployment), queue.identified()) };
         if stop.run_until_cancelled(ready).await.is_none() {
             return Ok(());
         }
         let (reporter, health) = WorkerHealth::new(queue.lease(), settings.slots);
         shown.send_replace(Some(health));
         lacks_mongodb.send_replace(false);
-        worker::run(settings, queue, databases, sources, reporter, stop)
+        worker::run(settings, queue, deployment, sources, reporter, stop)
             .await
             .map_err(|error| Error::Failed(error.to_string()))
     });
@@ -399,9 +399,9 @@ async fn add_workers(
 
 /// Waits until MongoDB has answered once: a process that was given a wrong address or password takes no runs away from
 /// those that can work on them.
-async fn first_answer(databases: &Databases) {
+async fn first_answer(deployment: &Deployment) {
     loop {
-        let answer = databases.ping().await;
+        let answer = deployment.ping().await;
         MONGODB.note(&answer);
         if answer.is_ok() {
             return;

@@ -27,7 +27,7 @@ use crate::{
         self, Level,
         file::{self, STANDARD_INPUT},
     },
-    sync::{Databases, Egress},
+    sync::{Deployment, Egress},
 };
 use coordinator::{MongoClock, RateLimits};
 use plan::{Plan, Planned};
@@ -154,18 +154,18 @@ fn read_plan(settings: &Settings) -> Result<Plan, Error> {
 async fn connect(settings: &Settings, plan: &Plan) -> Result<Environment, Error> {
     let stdin_is_free = !settings.files.iter().any(|file| file == Path::new(STANDARD_INPUT));
     let secrets = secrets::read(&settings.secrets, stdin_is_free).map_err(usage)?;
-    let databases =
-        Databases::for_local_run(&settings.mongodb_uri, settings.database.as_deref(), settings.ca.as_deref())
+    let deployment =
+        Deployment::for_local_run(&settings.mongodb_uri, settings.database.as_deref(), settings.ca.as_deref())
             .await
             .map_err(|error| usage(format!("MONGODB_URI: {error}")))?;
     for Planned { job, spec } in &plan.runs {
-        databases
+        deployment
             .target(spec, run::namespace(job), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH)
             .map_err(|error| usage(format!("{}: {error}", job.name_any())))?;
     }
-    let now = databases.time().await.map_err(|error| Error::Failed(format!("MONGODB_URI: {error}")))?;
+    let now = deployment.time().await.map_err(|error| Error::Failed(format!("MONGODB_URI: {error}")))?;
     Ok(Environment {
-        databases,
+        deployment,
         sources: Sources { secrets: SecretReader::Given(secrets), egress: Egress::anywhere() },
         limits: RateLimits::default(),
         approved: settings.approved,

@@ -22,13 +22,13 @@ use crate::{
         run::{Checkpoint, DesiredState, Outcome, Run, RunSpec, State},
     },
     engine::{Attempt, AttemptResult, Opening, Signals, Sources},
-    sync::Databases,
+    sync::Deployment,
     telemetry::traces::Parent,
 };
 
 /// What local runs work with. All runs of a process share it.
 pub(super) struct Environment {
-    pub databases: Databases,
+    pub deployment: Deployment,
     pub sources: Sources,
     pub limits: RateLimits,
     pub clock: MongoClock,
@@ -232,7 +232,7 @@ impl Progress {
             rolls_back: rolls_back.is_some(),
             trace: Parent::of_run(&self.uid, None),
         };
-        let opened = Attempt::open(opening, &environment.databases, &environment.sources, Arc::new(coordinator)).await;
+        let opened = Attempt::open(opening, &environment.deployment, &environment.sources, Arc::new(coordinator)).await;
         let mut attempt = match (opened, rolls_back.clone()) {
             (Ok(attempt), _) => attempt,
             (Err(error), None) => return AttemptResult::from(&error),

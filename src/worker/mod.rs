@@ -27,7 +27,7 @@ use crate::{
     engine::{Attempt, AttemptResult, Opening, Signals, Sources},
     queue::{self, Attempts, Candidates, Claim, Disposition, Entry, FencedWrite, Queue, Release},
     recovery::recover_expired,
-    sync::{Databases, Error, Target},
+    sync::{Deployment, Error, TargetCollection},
     telemetry::{REDIS, metrics, note_write, traces::Parent},
 };
 use completer::BatchCompleter;
@@ -74,14 +74,14 @@ pub struct NotRenewed(JoinError);
 pub async fn run(
     settings: Settings,
     queue: Queue,
-    databases: Databases,
+    deployment: Deployment,
     sources: Sources,
     reporter: HealthReporter,
     stop: CancellationToken,
 ) -> Result<(), NotRenewed> {
     let leases = Leases::new(settings.id.clone(), queue.clone());
     let (completer, completions) = BatchCompleter::new();
-    let worker = Arc::new(Worker { leases, completer, id: settings.id, queue, databases, sources, reporter });
+    let worker = Arc::new(Worker { leases, completer, id: settings.id, queue, deployment, sources, reporter });
     let runs = TaskTracker::new();
     let keeping = CancellationToken::new();
     let mut keeper = tokio::spawn(keeping.clone().run_until_cancelled_owned({
@@ -113,7 +113,7 @@ pub async fn run(
 struct Worker {
     id: String,
     queue: Queue,
-    databases: Databases,
+    deployment: Deployment,
     sources: Sources,
     leases: Leases,
     completer: BatchCompleter,
@@ -278,7 +278,7 @@ impl Worker {
     }
 
     /// A journal that outlives its run is dropped by a later run.
-    async fn forget(&self, completed: Option<Target>) {
+    async fn forget(&self, completed: Option<TargetCollection>) {
         let Some(target) = completed else { return };
         if let Err(error) = target.drop_journal().await {
             tracing::debug!(%error, "journal not dropped yet");
@@ -286,7 +286,7 @@ impl Worker {
     }
 
     /// Drops journals whose runs have ended, or that nobody knows any more.
-    async fn sweep_journals(&self, target: &Target) -> Result<(), Error> {
+    async fn sweep_journals(&self, target: &TargetCollection) -> Result<(), Error> {
         for journal in target.journals().await? {
             let has_ended = match self.queue.get(&journal.uid).await {
                 Ok(Some(Entry { state, .. })) => matches!(state, State::Completed | State::Failed),
@@ -316,7 +316,7 @@ impl Worker {
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let refused = |error| AttemptResult::from(&error);
         if spec.rollback && claim.entry.checkpoint.is_none() {
-            let target = self.databases.target(&spec, &payload.namespace, started, clock.at).map_err(refused)?;
+            let target = self.deployment.target(&spec, &payload.namespace, started, clock.at).map_err(refused)?;
             self.sweep_journals(&target).await.map_err(refused)?;
         }
         let coordinator = QueueCoordinator {
@@ -339,7 +339,7 @@ impl Worker {
             rolls_back: failed_with(claim).is_some(),
             trace,
         };
-        Attempt::open(opening, &self.databases, &self.sources, Arc::new(coordinator)).await.map_err(refused)
+        Attempt::open(opening, &self.deployment, &self.sources, Arc::new(coordinator)).await.map_err(refused)
     }
 }
 

@@ -25,7 +25,7 @@ use sync_operator::{
     engine::{
         Attempt, AttemptResult, CoordinationError, Coordinator, GivenSecrets, Opening, SecretReader, Signals, Sources,
     },
-    sync::{Databases, Egress},
+    sync::{Deployment, Egress},
     telemetry::traces::Parent,
 };
 use tokio::sync::watch;
@@ -53,7 +53,7 @@ pub fn sources() -> Sources {
 
 /// What all cases work with.
 pub struct Ground {
-    pub databases: Databases,
+    pub deployment: Deployment,
     pub sources: Sources,
     pub database: Database,
     pub stages: Stages,
@@ -413,23 +413,25 @@ impl Player<'_> {
             Some(Kill::Polls(most)) => Some(most),
             _ => None,
         };
-        let work = async {
-            let mut attempt =
-                match Attempt::open(opening, &self.ground.databases, &self.ground.sources, Arc::new(coordinator)).await
-                {
-                    Ok(attempt) => attempt,
-                    Err(error) => return (AttemptResult::from(&error), None),
+        let work =
+            async {
+                let mut attempt =
+                    match Attempt::open(opening, &self.ground.deployment, &self.ground.sources, Arc::new(coordinator))
+                        .await
+                    {
+                        Ok(attempt) => attempt,
+                        Err(error) => return (AttemptResult::from(&error), None),
+                    };
+                let result = match rolls_back {
+                    Some(outcome) => attempt.roll_back(outcome).await,
+                    None => attempt.drive().await,
                 };
-            let result = match rolls_back {
-                Some(outcome) => attempt.roll_back(outcome).await,
-                None => attempt.drive().await,
+                let (target, checkpoint) = attempt.into_parts();
+                if result == AttemptResult::Completed {
+                    target.drop_journal().await.unwrap();
+                }
+                (result, Some(checkpoint))
             };
-            let (target, checkpoint) = attempt.into_parts();
-            if result == AttemptResult::Completed {
-                target.drop_journal().await.unwrap();
-            }
-            (result, Some(checkpoint))
-        };
         let done = killed.run_until_cancelled(polled(work, polls)).await.flatten();
         match done {
             Some((AttemptResult::LeaseLost, _)) | None => {

@@ -21,7 +21,7 @@ use crate::{
         guard::Hold,
         run::{Checkpoint, LeaseState, MAX_CHANGES, MAX_FAILED_KEYS, MAX_PAUSES, Outcome, Paging, RunSpec, Warning},
     },
-    sync::{Databases, Error, Outcome as Written, PageEnd, Target},
+    sync::{Deployment, Error, Outcome as Written, PageEnd, TargetCollection},
     telemetry::traces::Parent,
 };
 
@@ -60,7 +60,7 @@ pub struct Opening {
 pub struct Attempt {
     type_: SyncType,
     spec: RunSpec,
-    target: Target,
+    target: TargetCollection,
     source: Option<Arc<SourceFetcher>>,
     checkpoint: Checkpoint,
     trace: Parent,
@@ -124,7 +124,7 @@ impl Attempt {
     /// When the target or the source cannot be used as the spec describes them.
     pub async fn open(
         opening: Opening,
-        databases: &Databases,
+        deployment: &Deployment,
         sources: &Sources,
         coordinator: Arc<dyn Coordinator>,
     ) -> Result<Self, Error> {
@@ -141,7 +141,7 @@ impl Attempt {
             rolls_back,
             trace,
         } = opening;
-        let mut target = databases.target(&spec, &namespace, started, coordinator.now())?;
+        let mut target = deployment.target(&spec, &namespace, started, coordinator.now())?;
         if spec.rollback {
             target = target.journalled(&uid, epoch);
         }
@@ -172,7 +172,7 @@ impl Attempt {
 
     /// Ends the attempt, and returns its target and how far the run has come.
     #[must_use]
-    pub fn into_parts(self) -> (Target, Checkpoint) {
+    pub fn into_parts(self) -> (TargetCollection, Checkpoint) {
         (self.target, self.checkpoint)
     }
 

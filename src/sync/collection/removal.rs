@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use mongodb::Cursor;
 
 use super::{
-    Listing, Outcome, Read, Stamped, Target,
+    Listing, Outcome, Read, Stamped, TargetCollection,
     apply::{Kind, Write},
     both, integer, within_limit,
 };
@@ -86,7 +86,7 @@ impl Candidates {
     }
 }
 
-impl Target {
+impl TargetCollection {
     /// True when the run may mark and delete documents.
     #[must_use]
     pub fn removes(&self) -> bool {

@@ -7,7 +7,7 @@ use futures::{Stream, TryStreamExt, stream};
 use mongodb::{Cursor, IndexModel};
 use serde_json::Value;
 
-use super::{Batch, NO_COLLECTION, Read, Stamped, Target, both, is_command, within, within_limit};
+use super::{Batch, NO_COLLECTION, Read, Stamped, TargetCollection, both, is_command, within, within_limit};
 use crate::{
     domain::source::{Missing, STATE},
     sync::{Error, error::CURSOR_LOST, keys},
@@ -24,7 +24,7 @@ const MAX_REOPENED: u32 = 3;
 
 /// A walk through the documents.
 struct Walk {
-    target: Target,
+    target: TargetCollection,
     /// Key of the last document that was read.
     after: Option<Bson>,
     cursor: Option<Box<Cursor<RawDocumentBuf>>>,
@@ -59,7 +59,7 @@ impl Walk {
     }
 }
 
-impl Target {
+impl TargetCollection {
     /// How many documents the run has to handle: exact when that is known within 5 s, otherwise an estimate.
     ///
     /// # Errors

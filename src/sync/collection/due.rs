@@ -3,7 +3,7 @@
 use bson::{Bson, DateTime, Document, doc};
 use mongodb::{IndexModel, options::IndexOptions};
 
-use super::{Target, both, within};
+use super::{TargetCollection, both, within};
 use crate::{
     domain::run::Warning,
     sync::{Error, keys},
@@ -122,8 +122,8 @@ impl Due {
     }
 }
 
-impl Target {
-    /// Counts the documents that the run has to handle, as [`Target::count`] does, and chooses how to find them.
+impl TargetCollection {
+    /// Counts the documents that the run has to handle, as [`TargetCollection::count`] does, and chooses how to find them.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the query.

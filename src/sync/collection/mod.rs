@@ -1,7 +1,7 @@
 //! The MongoDB collection a run works on: counting, walking and stamping it.
 
 mod apply;
-mod databases;
+mod deployment;
 mod due;
 mod journal;
 mod pages;
@@ -25,7 +25,7 @@ use crate::{
     domain::source::{Mapped, Missing, Removal},
 };
 
-pub use databases::Databases;
+pub use deployment::Deployment;
 pub use journal::{FoundJournal, PutBack};
 pub use removal::{Candidates, States};
 
@@ -38,7 +38,7 @@ const NO_COLLECTION: i32 = 26;
 
 /// The documents one run works on.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct TargetCollection {
     database: Database,
     collection: Collection<RawDocumentBuf>,
     key: String,
@@ -224,7 +224,7 @@ async fn within_limit<T>(limit: Duration, operation: impl Future<Output = Result
     timeout(limit, operation).await.unwrap_or_else(|_| Err(Error::timeout()))
 }
 
-impl Target {
+impl TargetCollection {
     /// The query for documents with this key. A bare value could be read as an operator.
     fn of_key(&self, key: &Bson) -> Document {
         doc! {&self.key: {"$eq": key.clone()}}

@@ -3,13 +3,13 @@
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
 use super::{
-    Batch, Outcome, Stamped, Target, chunks, integer,
+    Batch, Outcome, Stamped, TargetCollection, chunks, integer,
     statement::{Guard, raw_size},
     within,
 };
 use crate::sync::{Error, error::refusal, keys};
 
-impl Target {
+impl TargetCollection {
     /// Stamps the documents of a batch. Doing it twice, or late, changes nothing that matters: a stamp only
     /// moves forward.
     ///

@@ -3,7 +3,7 @@
 use bson::{Bson, DateTime, Document, RawArrayBuf, RawDocumentBuf, cstr, doc, rawdoc};
 use mongodb::ClientSession;
 
-use super::{Target, integer, within};
+use super::{TargetCollection, integer, within};
 use crate::sync::{Error, error::is_of_document};
 
 /// Conditions that the statements of a batch have in common, beside the keys.
@@ -39,7 +39,7 @@ impl Guard {
     }
 }
 
-impl Target {
+impl TargetCollection {
     /// The guard of a batch: its statements update documents of the run that carry no such stamp and no later one. `$not $gte` also takes
     /// missing, null and wrongly typed values.
     ///
@@ -71,7 +71,7 @@ impl Target {
         self.send(rawdoc! {"update": self.collection.name(), "updates": updates, "ordered": false}, session).await
     }
 
-    /// Sends a command, as [`Target::update`] does.
+    /// Sends a command, as [`TargetCollection::update`] does.
     pub(super) async fn command(
         &self,
         command: Document,

@@ -6,13 +6,13 @@ use bson::{Bson, doc};
 use jiff::Timestamp;
 use mongodb::IndexModel;
 
-use super::{Batch, Listing, Outcome, PageEnd, Read, Stamped, Target, both, within, within_limit};
+use super::{Batch, Listing, Outcome, PageEnd, Read, Stamped, TargetCollection, both, within, within_limit};
 use crate::{
     domain::source::Missing,
     sync::{Error, Found, Page, keys},
 };
 
-impl Target {
+impl TargetCollection {
     /// Checks that documents can be made without ever making one twice. `field` is where that is asked for.
     ///
     /// # Errors
@@ -120,7 +120,7 @@ impl Target {
         })
     }
 
-    /// Writes a page of what a source has, which was asked for at `fetched`, as [`Target::apply`] does.
+    /// Writes a page of what a source has, which was asked for at `fetched`, as [`TargetCollection::apply`] does.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole page.

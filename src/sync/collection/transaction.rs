@@ -5,7 +5,7 @@ use std::time::Duration;
 use mongodb::{ClientSession, options::WriteConcern};
 use tokio::time::{Instant, sleep};
 
-use super::{Target, within};
+use super::{TargetCollection, within};
 use crate::sync::{Error, error::WRITE_CONFLICT};
 
 /// How long a transaction waits for others that are in its way: longer than MongoDB keeps the one of a worker that was killed,
@@ -23,7 +23,7 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
-    pub async fn new(target: &Target) -> Result<Self, Error> {
+    pub async fn new(target: &TargetCollection) -> Result<Self, Error> {
         let session = within(async { Ok(target.database.client().start_session().await?) }).await?;
         Ok(Self { session, began: Instant::now(), conflicts: 0 })
     }

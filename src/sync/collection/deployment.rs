@@ -10,7 +10,7 @@ use mongodb::{
 };
 
 use super::{
-    Listing, State, Target, both,
+    Listing, State, TargetCollection, both,
     due::{Access, Due},
     within,
 };
@@ -36,7 +36,7 @@ const FUTURE: Duration = Duration::from_mins(5);
 
 /// The MongoDB deployment, and which of its databases may be worked on.
 #[derive(Clone, Debug)]
-pub struct Databases {
+pub struct Deployment {
     client: Client,
     /// `None`: each target has to name its own.
     default: Option<String>,
@@ -50,7 +50,7 @@ enum Allowed {
     Only(Vec<String>),
 }
 
-impl Databases {
+impl Deployment {
     /// A deployment. Connects when first used. `allowed` are databases beside `default` that runs may name. `ca`: file
     /// with the certificates (PEM) of the authorities that vouch for the servers, instead of the well-known ones.
     ///
@@ -98,7 +98,13 @@ impl Databases {
     ///
     /// # Errors
     /// When the spec names a database that is not allowed, or a filter that is no query.
-    pub fn target(&self, spec: &RunSpec, namespace: &str, started: Timestamp, now: Timestamp) -> Result<Target, Error> {
+    pub fn target(
+        &self,
+        spec: &RunSpec,
+        namespace: &str,
+        started: Timestamp,
+        now: Timestamp,
+    ) -> Result<TargetCollection, Error> {
         let Some(name) = spec.database.as_deref().or(self.default.as_deref()) else {
             return Err(Error::InvalidTarget(
                 "target.database is not set, and there is no default: set it, or MONGODB_DATABASE, or name a database in MONGODB_URI, such as mongodb://localhost:27017/codex"
@@ -137,7 +143,7 @@ impl Databases {
         let due = due(spec, &progress, started, future);
         let removal = source.filter(is_named).filter(|_| spec.subset.is_everything());
         let database = self.client.database(name);
-        Ok(Target {
+        Ok(TargetCollection {
             collection: database.collection(&spec.collection),
             database,
             key: spec.key_field.clone(),

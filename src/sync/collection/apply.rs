@@ -9,7 +9,7 @@ use mongodb::ClientSession;
 use serde_json::Value;
 
 use super::{
-    Batch, Listing, Outcome, Read, Target, both, chunks, done, integer, size,
+    Batch, Listing, Outcome, Read, TargetCollection, both, chunks, done, integer, size,
     statement::{Guard, raw, raw_size},
     transaction::Transaction,
 };
@@ -82,7 +82,7 @@ impl<'a> Write<'a> {
     }
 }
 
-impl Target {
+impl TargetCollection {
     /// Writes what a source had for [`Batch::due`], in the same order, when it was asked at `fetched`. A document that was
     /// fetched later by somebody else stays as it is. Doing it twice, or late, changes nothing that matters.
     ///

@@ -12,8 +12,8 @@ use futures::TryStreamExt;
 use mongodb::{ClientSession, Collection, IndexModel, options::IndexOptions};
 
 use super::{
-    MAX_COMMAND, NO_COLLECTION, Target, chunks, done, first_error, integer, is_command, size, transaction::Transaction,
-    within,
+    MAX_COMMAND, NO_COLLECTION, TargetCollection, chunks, done, first_error, integer, is_command, size,
+    transaction::Transaction, within,
 };
 use crate::{
     api::syncjob::DocumentFailure,
@@ -22,7 +22,7 @@ use crate::{
         Error,
         error::refusal,
         keys,
-        restore::{Restored, restored},
+        three_way_merge::{Restored, restored},
     },
 };
 
@@ -106,7 +106,7 @@ fn id(document: &RawDocument) -> Option<Bson> {
     keys::key_at(document, "_id")
 }
 
-impl Target {
+impl TargetCollection {
     /// Journals in the database, whatever has become of their runs.
     ///
     /// # Errors
@@ -163,7 +163,7 @@ impl Target {
     }
 
     /// Keeps earlier claims of the run from writing, waits until none of them has a transaction open, and keeps the entries
-    /// from expiring. Goes before [`Target::put_back`]. Returns how many documents were put back before.
+    /// from expiring. Goes before [`TargetCollection::put_back`]. Returns how many documents were put back before.
     ///
     /// # Errors
     /// When MongoDB does not answer, such a transaction is open for too long, or a later claim has the run.
