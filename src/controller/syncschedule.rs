@@ -220,7 +220,7 @@ impl Act<'_> {
     async fn create(&self, parsed: Option<&Parsed>, run: &ActiveRun) -> Result<bool, Error> {
         let Self { schedule, who, context, .. } = *self;
         let jobs = context.cluster.namespaced::<SyncJob>(&schedule.metadata);
-        let (params, job) = (PostParams::default(), schedule::job_for(schedule, parsed, run));
+        let (params, job) = (PostParams::default(), schedule::build_job(schedule, parsed, run));
         match context.write(who, RequestClass::StartRun, CREATE, jobs.create(&params, &job)).await {
             Ok(created) => {
                 context.expectations.expect(schedule, &created, Instant::now());

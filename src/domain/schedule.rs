@@ -10,9 +10,9 @@
 //!
 //! **Held runs** stay in `active` until they are counted, but are in nobody's way: they may wait for days.
 
+mod job_builder;
 mod spec;
 mod standing;
-mod template;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -49,9 +49,9 @@ const MAX_HANDLED_TRIGGERS: usize = 20;
 /// starts may have to wait for each other.
 const ON_TIME: Duration = Duration::from_mins(1);
 
+pub use job_builder::build_job;
 pub use spec::{Parsed, interval};
 pub use standing::{STANDINGS, count as count_standings};
-pub use template::job_for;
 
 /// Why a slot was skipped.
 pub mod skips {

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     run::{SpecError, duration, range},
-    template,
+    url_template,
 };
 use crate::api::{
     SyncJobSpec,
@@ -253,7 +253,7 @@ fn graph_ql(source: &GraphQl) -> Result<OwnFields, SpecError> {
 
 fn rest(rest: &Rest, source: &Source) -> Result<OwnFields, SpecError> {
     let endpoint = endpoint(&rest.endpoint)?;
-    if !template::is_usable(&endpoint) {
+    if !url_template::is_usable(&endpoint) {
         return Err(SpecError::Places);
     }
     let by = source.pagination.as_ref().filter(|_| source.batching == Batching::Pages).map(|pagination| pagination.by);
@@ -263,18 +263,18 @@ fn rest(rest: &Rest, source: &Source) -> Result<OwnFields, SpecError> {
         ("page", "pagination.by Number", by == Some(PageBy::Number)),
         ("after", "pagination.by Cursor", by == Some(PageBy::Cursor)),
     ] {
-        if template::has(&endpoint, name) != is_set {
+        if url_template::has_placeholder(&endpoint, name) != is_set {
             return Err(SpecError::Place(name, setting));
         }
     }
-    if template::has(&endpoint, "first") && source.batching != Batching::Pages {
+    if url_template::has_placeholder(&endpoint, "first") && source.batching != Batching::Pages {
         return Err(SpecError::Needs("endpoint with {first}", "batching Pages"));
     }
     Ok((endpoint, Request::Rest, pointer("resultPath", &rest.result_path)?))
 }
 
 fn endpoint(text: &str) -> Result<String, SpecError> {
-    let authority = template::authority(text);
+    let authority = url_template::authority(text);
     if authority.is_empty() || authority.contains('@') { Err(SpecError::Endpoint) } else { Ok(text.to_owned()) }
 }
 
@@ -395,7 +395,7 @@ fn pages(pagination: Option<&Pagination>, endpoint: &str, request: &Request) -> 
         ends_short,
         is_sized: match request {
             Request::GraphQl { query, .. } => query.contains("$first"),
-            Request::Rest => template::has(endpoint, "first"),
+            Request::Rest => url_template::has_placeholder(endpoint, "first"),
         },
     })
 }

@@ -226,7 +226,7 @@ fn build(schedule: &SyncSchedule, caller: &Caller, key: Option<&str>, mode: Mode
     let name = names::job_for_trigger(&schedule.name_any(), &format!("{}\n{key}", caller.name));
     let slot = Time(from_seconds(Timestamp::now().as_second()));
     let run = ActiveRun { name, uid: None, slot, trigger: Some(key) };
-    let mut job = schedule::job_for(schedule, schedule::Parsed::new(&schedule.spec).ok().as_ref(), &run);
+    let mut job = schedule::build_job(schedule, schedule::Parsed::new(&schedule.spec).ok().as_ref(), &run);
     job.annotations_mut().insert(TRIGGERED_BY_ANNOTATION.to_owned(), caller.name.clone());
     job.spec.sync_type = mode.into();
     job

@@ -8,7 +8,7 @@ use crate::{
     api::{SyncJob, SyncSchedule, syncschedule::ActiveRun},
     domain::{
         run::{RunSpec, SpecError, Subset},
-        schedule::{Parsed, job_for},
+        schedule::{Parsed, build_job},
     },
     manifest::{Manifest, Object},
 };
@@ -76,7 +76,7 @@ fn job_of(schedule: &SyncSchedule, now: Timestamp) -> Result<SyncJob, Invalid> {
     let name = schedule.name_any();
     let parsed = Parsed::new(&schedule.spec).map_err(|source| Invalid { name: name.clone(), source })?;
     let run = ActiveRun { name, uid: None, slot: Time(now), trigger: None };
-    Ok(job_for(schedule, Some(&parsed), &run))
+    Ok(build_job(schedule, Some(&parsed), &run))
 }
 
 /// The name of a SyncJob. One with `generateName` gets a name as the API server would give it.

@@ -629,7 +629,7 @@ fn a_job_says_until_when_it_may_be_created() {
         let schedule = schedule(spec);
         let parsed = Parsed::new(&schedule.spec).unwrap();
         let run = ActiveRun { name: "run".to_owned(), uid: None, slot: Time(at(1_200_000)), trigger };
-        let job = job_for(&schedule, Some(&parsed), &run);
+        let job = build_job(&schedule, Some(&parsed), &run);
         assert_eq!(job.annotations()[STARTING_DEADLINE_ANNOTATION], at(expected).to_string());
     }
 }

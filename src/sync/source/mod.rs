@@ -21,7 +21,7 @@ use crate::{
     api::conditions::reasons,
     domain::{
         source::{Asking, By, Pages, Request, SourceSpec},
-        template,
+        url_template,
     },
     network,
 };
@@ -188,9 +188,9 @@ impl Source {
         let is_one = matches!(self.spec.asking, Asking::PerUser(_));
         let fits = |key: &String| !key.is_empty() && (is_one || !key.contains(','));
         let misfit = || Found::Failed("InvalidKey", "its key cannot stand in the address of a request".to_owned());
-        let encoded: Vec<String> = keys.iter().filter(|key| fits(key)).map(|key| template::encode(key)).collect();
-        let place = if is_one { "id" } else { "ids" };
-        let filled = template::fill(&self.spec.endpoint, &[(place, &encoded.join(","))]);
+        let encoded: Vec<String> = keys.iter().filter(|key| fits(key)).map(|key| url_template::encode(key)).collect();
+        let placeholder = if is_one { "id" } else { "ids" };
+        let filled = url_template::fill(&self.spec.endpoint, &[(placeholder, &encoded.join(","))]);
         let Some(address) = filled.filter(|_| !encoded.is_empty()) else {
             return Ok(Reply::whole(vec![misfit(); keys.len()], None));
         };
@@ -244,8 +244,8 @@ impl Source {
         }
         let nowhere = || unusable("its cursor cannot stand in an address");
         let at = if at.is_null() { "".into() } else { answer::text(at).ok_or_else(nowhere)? };
-        let (at, size) = (template::encode(&at), size.to_string());
-        let filled = template::fill(&self.spec.endpoint, &[("first", &size), ("page", &at), ("after", &at)]);
+        let (at, size) = (url_template::encode(&at), size.to_string());
+        let filled = url_template::fill(&self.spec.endpoint, &[("first", &size), ("page", &at), ("after", &at)]);
         Ok(self.parsed(&filled.ok_or_else(nowhere)?)?)
     }
 

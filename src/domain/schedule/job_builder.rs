@@ -1,4 +1,4 @@
-//! The SyncJob that a schedule's template gives for a run.
+//! Builder of the SyncJob of a run, from the template of its schedule.
 
 use kube::{Resource, ResourceExt};
 
@@ -8,10 +8,10 @@ use crate::api::{
     syncschedule::ActiveRun,
 };
 
-/// The SyncJob of a run. `parsed` gives what the template leaves to the schedule; without it, the SyncJob's own default
-/// holds.
+/// Builds the SyncJob of a run. `parsed` supplies the fields that the template leaves to the schedule; without `parsed`, the SyncJob's
+/// defaults apply.
 #[must_use]
-pub fn job_for(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) -> SyncJob {
+pub fn build_job(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun) -> SyncJob {
     let template = schedule.spec.job_template.clone();
     let mut job = SyncJob::new(&run.name, template.spec);
     if job.spec.stale_after.is_none() {

@@ -1,8 +1,8 @@
-//! Addresses with places to be filled in, such as `https://api.example.com/users/{id}`.
+//! URL templates: addresses with placeholders, such as `https://api.example.com/users/{id}`.
 
 use std::fmt::Write as _;
 
-/// What can be filled in.
+/// Names of the placeholders.
 const NAMES: [&str; 5] = ["id", "ids", "page", "after", "first"];
 
 /// Host and port of a URL, with what may stand before them. Empty when it is neither `https` nor `http`.
@@ -11,30 +11,29 @@ pub(super) fn authority(url: &str) -> &str {
     rest.and_then(|rest| rest.split(['/', '\\', '?', '#']).next()).unwrap_or_default()
 }
 
-/// True when there is a place of this name.
-pub(super) fn has(template: &str, name: &str) -> bool {
-    template.contains(&place(name))
+/// True when the template has a placeholder of this name.
+pub(super) fn has_placeholder(template: &str, name: &str) -> bool {
+    template.contains(&placeholder(name))
 }
 
-/// True when all places are after the host, and of names that are known.
+/// True when each placeholder has a known name and is after the host.
 pub(super) fn is_usable(template: &str) -> bool {
-    let filled = NAMES.iter().fold(template.to_owned(), |text, name| text.replace(&place(name), "0"));
+    let filled = NAMES.iter().fold(template.to_owned(), |text, name| text.replace(&placeholder(name), "0"));
     let is_odd = |character: char| character.is_control() || "{}# ".contains(character);
     let authority = authority(template);
     !authority.is_empty() && !authority.contains(['{', '}']) && !filled.contains(is_odd) && fill(&filled, &[]).is_some()
 }
 
-/// The address with these values, which must be encoded. `None`: one of them would lead out of its place, as `..` does
-/// in a path.
+/// The address with these values, which must be encoded. `None`: a value would change the path around its placeholder, as `..` does.
 #[must_use]
 pub fn fill(template: &str, values: &[(&str, &str)]) -> Option<String> {
-    let filled = values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(&place(name), value));
+    let filled = values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(&placeholder(name), value));
     let leads_out = |part: &str| matches!(part.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..");
     let path = filled.split('?').next().unwrap_or_default();
     (!path.split(['/', '\\']).any(leads_out)).then_some(filled)
 }
 
-/// A text as it can stand in a path or a query: all but letters, digits and `-._~` is encoded.
+/// Percent-encodes a text for a path or a query: every byte except letters, digits and `-._~`.
 #[must_use]
 pub fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
@@ -49,7 +48,7 @@ pub fn encode(text: &str) -> String {
     encoded
 }
 
-fn place(name: &str) -> String {
+fn placeholder(name: &str) -> String {
     format!("{{{name}}}")
 }
 
@@ -58,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_stay_in_their_place() {
+    fn values_stay_in_their_placeholders() {
         for (template, key, expected) in [
             ("https://a/users/{id}", "7", Some("https://a/users/7")),
             ("https://a/users/{id}/x?u={id}", "a b", Some("https://a/users/a%20b/x?u=a%20b")),
@@ -79,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_known_and_after_the_host() {
+    fn placeholders_are_known_and_after_the_host() {
         for (template, usable) in [
             ("https://a.example/users", true),
             ("https://a.example:8443/users/{id}?x={id}", true),
