@@ -294,7 +294,7 @@ impl View {
             worker_health: self.worker_health.subscribe(),
             lacks_mongodb: self.lacks_mongodb.subscribe(),
             objects: None,
-            standings: http::Standings::default(),
+            schedule_health: http::ScheduleHealth::default(),
         }
     }
 }

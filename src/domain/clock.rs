@@ -86,8 +86,8 @@ mod tests {
             let reading = read(&Clocks { local: at(local), api_server: api_server.map(at), redis: redis.map(at) });
             assert_eq!(reading.now, at(now), "{local} {api_server:?} {redis:?}");
             match (&reading.skew, skew) {
-                (Some(told), Some(part)) => assert!(told.contains(part), "{told}"),
-                (told, part) => assert_eq!(told.as_deref(), part),
+                (Some(warning), Some(part)) => assert!(warning.contains(part), "{warning}"),
+                (warning, part) => assert_eq!(warning.as_deref(), part),
             }
         }
     }

@@ -253,7 +253,7 @@ mod tests {
         texts.into_iter().map(str::to_owned).collect()
     }
 
-    fn told(mappings: &Mappings, schedule: &SyncSchedule) -> Vec<String> {
+    fn conflicts_of(mappings: &Mappings, schedule: &SyncSchedule) -> Vec<String> {
         let other = |other| match other {
             Other::Beside(key) => format!("{}/{}", key.namespace, key.name),
             Other::Elsewhere => "?".to_owned(),
@@ -275,7 +275,11 @@ mod tests {
         ] {
             let (a, b) = (schedule(a.0, &a.1), schedule(b.0, &b.1));
             let mappings = Mappings::new([&a, &b]);
-            assert_eq!((told(&mappings, &a), told(&mappings, &b)), (texts(of_a), texts(of_b)), "{what}");
+            assert_eq!(
+                (conflicts_of(&mappings, &a), conflicts_of(&mappings, &b)),
+                (texts(of_a), texts(of_b)),
+                "{what}"
+            );
         }
     }
 
@@ -292,26 +296,26 @@ mod tests {
         let plain = SyncSchedule::new("plain", serde_json::from_value(json!({})).unwrap());
         for other in others.iter().chain([&plain]) {
             let mappings = Mappings::new([&a, other]);
-            assert_eq!((told(&mappings, &a), told(&mappings, other)), (vec![], vec![]));
+            assert_eq!((conflicts_of(&mappings, &a), conflicts_of(&mappings, other)), (vec![], vec![]));
         }
         let mut named = schedule("x/b", &["n"]);
         named.spec.job_template.spec.target.collection = Some("users".to_owned());
-        assert_eq!(told(&Mappings::new([&a, &named]), &a), ["n x/b"], "the type's collection");
+        assert_eq!(conflicts_of(&Mappings::new([&a, &named]), &a), ["n x/b"], "the type's collection");
     }
 
     #[test]
     fn those_are_told_whose_conflicts_change() {
         let (a, b, c) = (schedule("x/a", &["n"]), schedule("x/b", &["n", "m"]), schedule("x/c", &["m"]));
-        let keys = |told: Vec<ScheduleKey>| told.into_iter().map(|key| key.name).collect::<Vec<_>>();
+        let keys = |changed: Vec<ScheduleKey>| changed.into_iter().map(|key| key.name).collect::<Vec<_>>();
         let mut mappings = Mappings::new([&a]);
         assert_eq!(keys(mappings.apply(&a)), [""; 0], "nothing has changed");
         assert_eq!(keys(mappings.apply(&b)), ["a"]);
         assert_eq!(keys(mappings.apply(&c)), ["b"]);
-        assert_eq!(told(&mappings, &b), ["n x/a", "m x/c"]);
+        assert_eq!(conflicts_of(&mappings, &b), ["n x/a", "m x/c"]);
         assert_eq!(keys(mappings.apply(&schedule("x/b", &["m"]))), ["a"]);
         assert_eq!(keys(mappings.delete(&c)), ["b"]);
         assert_eq!(keys(mappings.delete(&b)), [""; 0]);
-        assert_eq!((told(&mappings, &a), mappings.schedules.len()), (vec![], 1));
+        assert_eq!((conflicts_of(&mappings, &a), mappings.schedules.len()), (vec![], 1));
         mappings.delete(&a);
         assert!(mappings.schedules.is_empty() && mappings.collections.is_empty());
     }

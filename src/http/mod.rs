@@ -21,9 +21,9 @@ mod prefix;
 mod probes;
 mod problem;
 mod samples;
+mod schedule_health;
 mod search;
 mod server;
-mod standings;
 mod status;
 mod throughput;
 mod trigger;
@@ -43,7 +43,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     cluster::Cluster,
     controller::Leadership,
-    domain::schedule::count_standings,
+    domain::schedule::count_by_health,
     queue::{Depth, Queue},
     telemetry::events::Events,
     worker::WorkerHealth,
@@ -59,9 +59,9 @@ pub use leader::LeaseName;
 pub use mirror::{Mirror, NoHashTag};
 pub use objects::Objects;
 pub use prefix::{Prefix, PrefixError};
+use schedule_health::HealthCounts;
+pub use schedule_health::ScheduleHealth;
 pub use server::{Certificate, CertificateError, serve};
-use standings::Counts;
-pub use standings::Standings;
 
 /// Longest wait for Redis or the API server within one request.
 const LIMIT: Duration = Duration::from_millis(1500);
@@ -82,7 +82,7 @@ pub struct State {
     /// What the calls are answered from. Absent in a process that serves none.
     pub objects: Option<Objects>,
     /// How many schedules stand how.
-    pub standings: Standings,
+    pub schedule_health: ScheduleHealth,
 }
 
 impl State {
@@ -100,11 +100,11 @@ impl State {
         }
     }
 
-    /// How many schedules stand how. `None` until the controllers have listed them.
-    fn standings(&self) -> Option<Counts> {
+    /// Number of schedules in each state of health. `None` until the controllers have listed the schedules.
+    fn schedule_health(&self) -> Option<HealthCounts> {
         let cluster = self.cluster.as_ref()?.borrow().clone().filter(Cluster::is_ready)?;
-        let count = || count_standings(cluster.schedules.state().iter().map(AsRef::as_ref), Timestamp::now());
-        Some(self.standings.get(Instant::now(), count))
+        let count = || count_by_health(cluster.schedules.state().iter().map(AsRef::as_ref), Timestamp::now());
+        Some(self.schedule_health.get(Instant::now(), count))
     }
 
     /// What the queue holds. `None` when Redis does not answer in time.

@@ -79,7 +79,7 @@ pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -
         .as_ref()
         .map(|worker_health| Workers { slots: worker_health.slots(), busy: worker_health.busy() });
     let queue = state.depth().await;
-    let schedules = (leading == Some(true)).then(|| state.standings()).flatten();
+    let schedules = (leading == Some(true)).then(|| state.schedule_health()).flatten();
     let metrics = Metrics { leading, serving: state.objects.is_some(), workers, queue, schedules };
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
 }

@@ -14,7 +14,7 @@ impl Queue {
     ///
     /// # Errors
     /// When Redis does not answer; it may or may not be kept.
-    pub async fn keep_alert(&self, uid: &str, revision: i64, value: &str) -> Result<bool, Error> {
+    pub async fn store_alert_status(&self, uid: &str, revision: i64, value: &str) -> Result<bool, Error> {
         let mut call = self.script(&scripts::KEEP);
         call.key(self.keys.alert(uid)).arg(revision).arg(value).arg(KEEP_ALERT.as_millis() as u64);
         self.call(&call, "keep what is known of an alert").await
@@ -24,7 +24,7 @@ impl Queue {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn kept_alert(&self, uid: &str) -> Result<Option<String>, Error> {
+    pub async fn load_alert_status(&self, uid: &str) -> Result<Option<String>, Error> {
         let mut connection = self.connection.clone();
         connection.hget(self.keys.alert(uid), "value").await.map_err(unavailable("read what is kept of an alert"))
     }

@@ -30,12 +30,12 @@ struct World {
     jobs: Vec<Arc<SyncJob>>,
     /// What the controller remembers to have made.
     made: Vec<String>,
-    notes: Vec<ObjectEvent>,
+    events: Vec<ObjectEvent>,
 }
 
 impl World {
     fn new(spec: Value) -> Self {
-        Self { schedule: schedule(spec), last_trigger: None, jobs: Vec::new(), made: Vec::new(), notes: Vec::new() }
+        Self { schedule: schedule(spec), last_trigger: None, jobs: Vec::new(), made: Vec::new(), events: Vec::new() }
     }
 
     fn decide(&self, now: i64) -> Plan {
@@ -67,7 +67,7 @@ impl World {
         for job in self.jobs.iter_mut().filter(|job| plan.cancel.contains(&job.name_any())) {
             Arc::make_mut(job).spec.cancelled = true;
         }
-        self.notes.extend(plan.notes.clone());
+        self.events.extend(plan.events.clone());
         plan
     }
 
@@ -164,7 +164,7 @@ fn forbid_skips_the_slot_and_says_so() {
     let status = world.status();
     assert_eq!(status.runs.skipped, 1);
     assert_eq!(status.last_skip, Some(Skip { time: Time(at(1_000_020)), reason: "Active".into() }));
-    assert_eq!(world.notes.last().unwrap().reason, "RunSkipped");
+    assert_eq!(world.events.last().unwrap().reason, "RunSkipped");
     world.end("user-sync-1000010", COMPLETE, 1_000_021);
     world.pass(1_000_022);
     assert_eq!(world.names().len(), 1, "a skipped slot is not run later");
@@ -217,9 +217,9 @@ fn three_days_away_cost_one_run_and_the_rest_is_counted() {
     assert_eq!(world.names().len(), 1);
     assert_eq!(world.status().runs.skipped, 3 * 1440 - 1);
     assert_eq!(world.status().last_skip.as_ref().unwrap().reason, "CatchUp");
-    let told: Vec<_> = world.notes.iter().map(|note| note.text.as_str()).collect();
+    let published: Vec<_> = world.events.iter().map(|event| event.text.as_str()).collect();
     let text = "4319 slots from 1970-01-12T13:47:00Z to 1970-01-15T13:45:00Z were skipped: passed while no controller was at work";
-    assert_eq!(told, [text]);
+    assert_eq!(published, [text]);
 }
 
 #[test]
@@ -299,9 +299,9 @@ fn what_cannot_be_scheduled_is_stalled_with_the_reason() {
         let stalled = conditions::find(&plan.status.conditions, STALLED).unwrap();
         assert_eq!((stalled.status.as_str(), stalled.reason.as_str(), plan.requeue), ("True", reason, None));
         assert!(!conditions::is_true(&plan.status.conditions, READY));
-        assert_eq!(world.notes[0].reason, "InvalidSchedule");
+        assert_eq!(world.events[0].reason, "InvalidSchedule");
         world.pass(CREATED + 5);
-        assert_eq!(world.notes.len(), 1, "told once");
+        assert_eq!(world.events.len(), 1, "published once");
     }
 }
 
@@ -317,8 +317,8 @@ fn a_stalled_schedule_says_how_many_failed_why_and_what_to_do() {
     let stalled = conditions::find(&world.status().conditions, STALLED).unwrap();
     let message = "2 runs in a row have failed, the last one with the reason Why, and spec.failureThreshold is 2: no slots are started until a triggered run completes or the spec is changed";
     assert_eq!(stalled.message, message);
-    let told: Vec<_> = world.notes.iter().map(|note| (note.reason, note.text.as_str())).collect();
-    assert_eq!(told, [("ScheduleStalled", message)]);
+    let published: Vec<_> = world.events.iter().map(|event| (event.reason, event.text.as_str())).collect();
+    assert_eq!(published, [("ScheduleStalled", message)]);
 }
 
 #[test]
@@ -362,10 +362,10 @@ fn ready_names_the_owner_of_the_queue_and_clocks_that_differ() {
     assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InstallationConflict"));
     assert!(ready.message.contains("ns/other (database a)") && ready.message.contains("QUEUE_NAME"));
     assert!(conditions::is_true(&plan.status.conditions, CLOCK_SKEW));
-    assert_eq!(plan.notes.iter().map(|note| note.reason).collect::<Vec<_>>(), ["ClockSkew"]);
+    assert_eq!(plan.events.iter().map(|event| event.reason).collect::<Vec<_>>(), ["ClockSkew"]);
     let later =
         look(Some(plan.status.clone()), Some("ns/other (database a)"), Some("The clock of Redis is 41 s ahead"));
-    assert_eq!((&later.status, later.notes), (&plan.status, vec![]));
+    assert_eq!((&later.status, later.events), (&plan.status, vec![]));
     let over = look(Some(plan.status), None, None).status;
     assert!(conditions::is_true(&over.conditions, READY));
     assert_eq!(conditions::find(&over.conditions, CLOCK_SKEW), None);
@@ -379,7 +379,7 @@ fn times_that_a_wrong_clock_left_behind_hold_nothing_up() {
     let ahead = world.names();
     assert_eq!(world.status().slots_since.as_ref().unwrap().0, at(1_000_000 + YEAR));
     let plan = world.pass(CREATED + 20);
-    assert!(plan.notes.iter().any(|note| note.reason == "ClockSkew"));
+    assert!(plan.events.iter().any(|event| event.reason == "ClockSkew"));
     assert_eq!(world.status().slots_since.as_ref().unwrap().0, at(CREATED + 20));
     for name in &ahead {
         world.end(name, COMPLETE, CREATED + 25);
@@ -446,7 +446,7 @@ fn a_second_pass_on_the_same_state_changes_nothing() {
     let before = world.status().clone();
     let plan = world.pass(CREATED + 1);
     assert_eq!(plan.status, before);
-    assert!(plan.notes.is_empty() && plan.create.is_empty() && plan.delete.is_empty());
+    assert!(plan.events.is_empty() && plan.create.is_empty() && plan.delete.is_empty());
 }
 
 #[test]
@@ -589,9 +589,9 @@ proptest! {
             let passed = slots.due(at(CREATED), at(CREATED).max(slots.start(handled(status)))).map_or(0, |due| due.count);
             let RunCounters { total, succeeded, failed, replaced, deleted, .. } = status.runs;
             prop_assert_eq!(total, succeeded + failed + replaced + deleted + status.active.len() as i64);
-            let books = status.runs.total + status.runs.skipped;
-            prop_assert!((passed..=passed + triggered).contains(&books), "{passed} slots and {triggered} triggers, but {:?}", status.runs);
-            prop_assert_eq!(plan.skipped.iter().map(|(_, count)| count).sum::<i64>() > 0, plan.notes.iter().any(|note| note.reason == "RunSkipped"));
+            let counted = status.runs.total + status.runs.skipped;
+            prop_assert!((passed..=passed + triggered).contains(&counted), "{passed} slots and {triggered} triggers, but {:?}", status.runs);
+            prop_assert_eq!(plan.skipped.iter().map(|(_, count)| count).sum::<i64>() > 0, plan.events.iter().any(|event| event.reason == "RunSkipped"));
         }
         let times = made.len();
         made.sort();
@@ -661,7 +661,7 @@ fn how_the_last_run_ended_is_kept_unless_somebody_ended_it() {
 fn a_field_with_two_sources_is_told_while_it_has_them() {
     let mut schedule = schedule(json!({}));
     let conflicts = [FieldConflict { field: "name".to_owned(), other: field_conflict::Other::Elsewhere }];
-    for (conflicts, told) in [(conflicts.as_slice(), true), (&[], false)] {
+    for (conflicts, is_shown) in [(conflicts.as_slice(), true), (&[], false)] {
         let observed = Observed {
             schedule: &schedule,
             jobs: &[],
@@ -673,7 +673,7 @@ fn a_field_with_two_sources_is_told_while_it_has_them() {
             failure: None,
         };
         let status = decide(&observed, at(CREATED)).status;
-        assert_eq!(conditions::is_true(&status.conditions, FIELD_CONFLICT), told);
+        assert_eq!(conditions::is_true(&status.conditions, FIELD_CONFLICT), is_shown);
         assert!(conditions::is_true(&status.conditions, READY));
         schedule.status = Some(status);
     }

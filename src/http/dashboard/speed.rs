@@ -70,7 +70,7 @@ async fn pages_of_runs() {
         worker_health: watch::channel(None).1,
         lacks_mongodb: watch::channel(false).1,
         objects: None,
-        standings: crate::http::Standings::default(),
+        schedule_health: crate::http::ScheduleHealth::default(),
     };
     let many = 1_000_000.try_into().unwrap();
     let dashboard = Some(Sessions::new(None, false).unwrap());

@@ -22,7 +22,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use serde_json::Value;
-use sync_operator::http::{LeaseName, Objects, ReadAccess, Sessions, Settings, Standings, State, router};
+use sync_operator::http::{LeaseName, Objects, ReadAccess, ScheduleHealth, Sessions, Settings, State, router};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -74,7 +74,7 @@ impl Sidecar {
             worker_health: watch::channel(None).1,
             lacks_mongodb: watch::channel(false).1,
             objects: None,
-            standings: Standings::default(),
+            schedule_health: ScheduleHealth::default(),
         };
         let router = router(state, objects, settings, "test", stop.clone());
         Self { router, stop }

@@ -149,7 +149,7 @@ fn given(given: &Value) -> (SyncSchedule, Vec<Arc<SyncJob>>) {
 }
 
 /// What was decided, in the words of the table. The status only as far as `asked`.
-fn told(plan: &Plan, asked: &Value) -> Value {
+fn outcome_of(plan: &Plan, asked: &Value) -> Value {
     let shown = |time: &Option<Time>| time.as_ref().map(|time| show(time.0));
     let names = |names: &[String]| names.iter().map(|name| run_of(name)).collect::<Vec<_>>();
     let status = &plan.status;
@@ -177,28 +177,28 @@ fn told(plan: &Plan, asked: &Value) -> Value {
         "stalled": condition(STALLED),
         "reconciling": condition(RECONCILING),
     });
-    let mut told = json!({});
+    let mut outcome = json!({});
     let supersede: Vec<_> = plan.supersede.iter().map(|(held, later)| run_of(held) + " by " + &run_of(later)).collect();
     for (key, list) in [
         ("supersede", supersede),
         ("create", plan.create.iter().map(|run| run_of(&run.name)).collect()),
         ("cancel", names(&plan.cancel)),
         ("delete", names(&plan.delete)),
-        ("events", plan.notes.iter().map(|note| note.reason.to_owned()).collect()),
+        ("events", plan.events.iter().map(|event| event.reason.to_owned()).collect()),
     ] {
         if !list.is_empty() {
-            told[key] = json!(list);
+            outcome[key] = json!(list);
         }
     }
     for key in asked.as_object().unwrap().keys() {
         match key.as_str() {
-            "requeue" => told[key] = json!(plan.requeue.map(|wait| wait.as_secs())),
-            "counted" => told[key] = json!(plan.skipped.iter().copied().collect::<BTreeMap<_, _>>()),
-            key if all.get(key).is_some() => told[key] = all[key].clone(),
+            "requeue" => outcome[key] = json!(plan.requeue.map(|wait| wait.as_secs())),
+            "counted" => outcome[key] = json!(plan.skipped.iter().copied().collect::<BTreeMap<_, _>>()),
+            key if all.get(key).is_some() => outcome[key] = all[key].clone(),
             _ => {}
         }
     }
-    told
+    outcome
 }
 
 #[test]
@@ -633,7 +633,7 @@ fn decisions() {
             json!({"active": ["@09:50"], "activeCount": 0}),
         ),
         (
-            "held: an unknown one gets into the books, and is in nobody's way",
+            "held: an unknown run is added to active, and blocks no other run",
             json!({"jobs": ["@09:50 held"], "now": "10:00"}),
             json!({"create": ["@10:00"], "active": ["@09:50", "@10:00 waiting"], "total": 2}),
         ),
@@ -818,12 +818,12 @@ fn decisions() {
         ),
         // History.
         (
-            "books: made by this controller and gone before it was noted: somebody deleted it",
+            "active: created by this controller and gone before its uid was recorded: a user deleted it",
             json!({"active": ["@09:50 waiting"], "made": ["@09:50"], "now": "09:55"}),
             json!({"active": []}),
         ),
         (
-            "books: not made by this controller: a crash came between",
+            "active: not created by this controller: a crash came between",
             json!({"active": ["@09:50 waiting"], "made": ["@09:40"], "now": "09:55"}),
             json!({"create": ["@09:50"], "active": ["@09:50 waiting"]}),
         ),
@@ -986,7 +986,7 @@ fn decisions() {
             conflicts: &[],
             failure: failure.as_ref(),
         };
-        let decided = told(&decide(&observed, time(row["now"].as_str().unwrap())), &expected);
+        let decided = outcome_of(&decide(&observed, time(row["now"].as_str().unwrap())), &expected);
         if decided != expected {
             wrong.push(format!("{name}\n  expected {expected}\n  decided  {decided}"));
         }
