@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Requests to Kubernetes at a time for one call.
-pub(super) const AT_A_TIME: usize = 8;
+pub(super) const CONCURRENT_REQUESTS: usize = 8;
 
 /// What a call is about. Without anything: all that the operator watches.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -148,7 +148,7 @@ async fn suspend_all<K: Pausable>(
         Ok((Named { namespace, name }, suspend_with_note(app, caller, &*object, suspended, note).await?))
     });
     let mut outcome = Outcome::default();
-    let mut changes = changes.try_buffer_unordered(AT_A_TIME);
+    let mut changes = changes.try_buffer_unordered(CONCURRENT_REQUESTS);
     while let Some((object, change)) = changes.try_next().await? {
         match change {
             Change::Made => outcome.changed.push(object),

@@ -14,7 +14,7 @@ use crate::{
         cleanup, control,
         extract::Place,
         jobs,
-        pause::AT_A_TIME,
+        pause::CONCURRENT_REQUESTS,
         problem::{Kind, Problem},
         search::Rank,
         trigger,
@@ -122,7 +122,7 @@ pub(super) async fn carry_out(
     deed: Deed,
     ranks: &[Rank],
 ) -> (Vec<Outcome>, Option<Problem>) {
-    let mut turns = stream::iter(ranks.to_vec()).map(|rank| one(app, caller, deed, rank)).buffered(AT_A_TIME);
+    let mut turns = stream::iter(ranks.to_vec()).map(|rank| one(app, caller, deed, rank)).buffered(CONCURRENT_REQUESTS);
     let (mut outcomes, mut deleted, mut stopped) = (Vec::new(), Vec::new(), None);
     while let Some((outcome, gone)) = turns.next().await {
         deleted.extend(gone);
@@ -135,7 +135,7 @@ pub(super) async fn carry_out(
         }
     }
     drop(turns);
-    cleanup::note(app, caller, &deleted).await;
+    cleanup::record_cleanup(app, caller, &deleted).await;
     (outcomes, stopped)
 }
 
@@ -159,7 +159,7 @@ async fn one(app: &App, caller: &Caller, deed: Deed, rank: Rank) -> (Outcome, Op
 async fn delete(app: &App, caller: &Caller, place: &Place) -> Result<Option<Arc<SyncJob>>, Problem> {
     app.access.check(caller, Deed::Delete.right(Some(&place.namespace)).on(&place.name)).await?;
     let job = jobs::find(app, place)?;
-    if !is_finished(&job) || cleanup::is_in_books(&job, app.listed()?) {
+    if !is_finished(&job) || cleanup::awaits_accounting(&job, app.listed()?) {
         return Ok(None);
     }
     cleanup::delete(app.listed()?, job).await

@@ -1,6 +1,6 @@
--- May this process write the mirror? KEYS: meta, id, then the lists (3) and the sorted sets. ARGV: the process, milliseconds
--- until another one may, milliseconds until keys end that nobody renews. Answers with {-1, key} when the key is somebody
--- else's, {0} when another process writes, and otherwise with the length of each list and set.
+-- Takes or renews the lease of the mirror. KEYS: meta, id, then the lists (3) and the sorted sets. ARGV: the process, length of the lease
+-- in milliseconds, milliseconds until keys expire that are not renewed. Answers with {-1, key} when the key belongs to a queue of BullMQ,
+-- {0} when another process holds the lease, and otherwise with 1 and the length of each list and set.
 local meta, id = KEYS[1], KEYS[2]
 local writer, expires = unpack(redis.call('HMGET', meta, 'sync-operator', 'sync-operator.until'))
 -- BullMQ counts every job there that was ever added to a queue.
