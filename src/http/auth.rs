@@ -47,14 +47,14 @@ pub(super) struct Caller {
 
 /// A caller whom a proxy that is believed has named. What comes before its headers.
 #[derive(Clone)]
-pub(super) struct Vouched(pub Arc<Caller>);
+pub(super) struct ProxyIdentity(pub Arc<Caller>);
 
 /// By what somebody came in: a token, or the names that a proxy gave. Tokens are kept as hashes only.
 type LoginHash = [u8; 32];
 
 impl Caller {
     /// Somebody who is known by their name and groups alone.
-    pub fn vouched(name: &str, groups: Vec<String>) -> Self {
+    pub fn from_proxy(name: &str, groups: Vec<String>) -> Self {
         // No token has a line break, so none has the same hash.
         let login = hash(&format!("{name}\n{}", groups.join("\n")));
         let user = UserInfo { username: Some(name.to_owned()), groups: Some(groups), ..UserInfo::default() };

@@ -15,11 +15,11 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    audit::{self, Deed},
+    audit::{self, AuditedAction},
     auth::{Caller, Right},
-    extract::{Body, By, Query},
+    extract::{Authenticated, Body, Query},
     objects::Objects,
-    pause::{CONCURRENT_REQUESTS, Cover},
+    pause::{CONCURRENT_REQUESTS, RunFilter},
     problem::{Kind, Problem},
 };
 use crate::{
@@ -61,23 +61,23 @@ pub(super) struct Cleaned {
 
 /// Deletes finished SyncJobs. Never one that has not finished.
 #[utoipa::path(
-    post, path = "/jobs/cleanup", tag = "control", params(Cover),
+    post, path = "/jobs/cleanup", tag = "control", params(RunFilter),
     request_body(content = Option<Cleanup>), responses((status = 200, body = Cleaned)),
 )]
 pub(super) async fn cleanup(
     State(app): State<App>,
-    By(caller): By,
-    Query(cover): Query<Cover>,
+    Authenticated(caller): Authenticated,
+    Query(filter): Query<RunFilter>,
     Body(Cleanup { grace_period_hours, dry_run }): Body<Cleanup>,
 ) -> Result<Json<Cleaned>, Problem> {
     if !(0.0..=MAX_HOURS).contains(&grace_period_hours) {
         return Err(Problem::new(Kind::InvalidBody, format!("gracePeriodHours must be from 0 to {MAX_HOURS}")));
     }
-    app.access.check(&caller, Right::new("delete", "syncjobs", cover.namespace.as_deref())).await?;
+    app.access.check(&caller, Right::new("delete", "syncjobs", filter.namespace.as_deref())).await?;
     let objects = app.listed()?;
     let before = Timestamp::now() - SignedDuration::from_secs_f64(grace_period_hours * 3600.0);
     let mut old: Vec<_> = objects.jobs.state();
-    old.retain(|job| cover.takes_job(job) && ended_before(job, before) && !awaits_accounting(job, objects));
+    old.retain(|job| filter.matches_job(job) && ended_before(job, before) && !awaits_accounting(job, objects));
     let remaining = old.len().saturating_sub(MOST);
     old.truncate(MOST);
     if !dry_run {
@@ -138,14 +138,14 @@ pub(super) async fn record_cleanup(app: &App, caller: &Caller, deleted: &[Arc<Sy
     for job in deleted {
         match schedule_of(job, &app.objects) {
             Some(schedule) => {
-                let place = (schedule.namespace().unwrap_or_default(), schedule.name_any());
-                by_schedule.entry(place).or_insert((schedule, 0)).1 += 1;
+                let key = (schedule.namespace().unwrap_or_default(), schedule.name_any());
+                by_schedule.entry(key).or_insert((schedule, 0)).1 += 1;
             }
-            None => audit::record_cleanup(app, caller, Deed::CleanedUp, &**job, "Deleted").await,
+            None => audit::record_cleanup(app, caller, AuditedAction::CleanedUp, &**job, "Deleted").await,
         }
     }
     for (schedule, count) in by_schedule.into_values() {
         let what = format!("Deleted {count} finished SyncJobs");
-        audit::record_cleanup(app, caller, Deed::CleanedUp, &*schedule, &what).await;
+        audit::record_cleanup(app, caller, AuditedAction::CleanedUp, &*schedule, &what).await;
     }
 }

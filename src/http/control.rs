@@ -10,11 +10,11 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    audit::{self, Deed},
+    audit::{self, AuditedAction},
     auth::{Caller, Right},
-    extract::{Body, By, Path, Place},
+    extract::{Authenticated, Body, ObjectPath, Path},
     jobs::{find, live},
-    pause::{self, Change},
+    pause::{self, PatchResult},
     problem::{Kind, Problem},
     trigger::{self, Triggered, accepted, create},
 };
@@ -44,22 +44,22 @@ pub(super) struct Controlled {
 /// Ends a run as Failed, reason Cancelled, at its next batch boundary. Cannot be taken back.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/cancel", tag = "control",
-    params(Place), responses((status = 200, body = Controlled)),
+    params(ObjectPath), responses((status = 200, body = Controlled)),
 )]
 pub(super) async fn cancel(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Json<Controlled>, Problem> {
-    end(&app, &caller, &place).await.map(Json)
+    end(&app, &caller, &path).await.map(Json)
 }
 
 /// Ends a run.
-pub(super) async fn end(app: &App, caller: &Caller, place: &Place) -> Result<Controlled, Problem> {
-    let job = unfinished(app, caller, place).await?;
+pub(super) async fn end(app: &App, caller: &Caller, path: &ObjectPath) -> Result<Controlled, Problem> {
+    let job = unfinished(app, caller, path).await?;
     let change = pause::patch(app, &*job, |job| job.spec.cancelled, json!({"cancelled": true})).await?;
-    if change == Change::Made {
-        audit::note(app, caller, Deed::Cancelled, &*job, "Cancelled").await;
+    if change == PatchResult::Applied {
+        audit::record(app, caller, AuditedAction::Cancelled, &*job, "Cancelled").await;
     }
     answer(&job, change)
 }
@@ -67,27 +67,27 @@ pub(super) async fn end(app: &App, caller: &Caller, place: &Place) -> Result<Con
 /// Puts a run aside at its next batch boundary. Costs no attempt.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/suspend", tag = "control",
-    params(Place), responses((status = 200, body = Controlled)),
+    params(ObjectPath), responses((status = 200, body = Controlled)),
 )]
 pub(super) async fn suspend(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Json<Controlled>, Problem> {
-    set_suspended(&app, &caller, &place, true).await.map(Json)
+    set_suspended(&app, &caller, &path, true).await.map(Json)
 }
 
 /// Lets a run go on from its last checkpoint.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/resume", tag = "control",
-    params(Place), responses((status = 200, body = Controlled)),
+    params(ObjectPath), responses((status = 200, body = Controlled)),
 )]
 pub(super) async fn resume(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Json<Controlled>, Problem> {
-    set_suspended(&app, &caller, &place, false).await.map(Json)
+    set_suspended(&app, &caller, &path, false).await.map(Json)
 }
 
 /// What a person approves.
@@ -111,20 +111,20 @@ fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
 /// The run counts again. If it finds more than that, it is held again with the new number.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/approve", tag = "control",
-    params(Place), request_body = Approval, responses((status = 200, body = Controlled)),
+    params(ObjectPath), request_body = Approval, responses((status = 200, body = Controlled)),
 )]
 pub(super) async fn approve(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
     Body(Approval { removals }): Body<Approval>,
 ) -> Result<Json<Controlled>, Problem> {
-    allow(&app, &caller, &place, removals).await.map(Json)
+    allow(&app, &caller, &path, removals).await.map(Json)
 }
 
 /// Lets a held run remove so many documents.
-pub(super) async fn allow(app: &App, caller: &Caller, place: &Place, removals: i64) -> Result<Controlled, Problem> {
-    let job = unfinished(app, caller, place).await?;
+pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removals: i64) -> Result<Controlled, Problem> {
+    let job = unfinished(app, caller, path).await?;
     // The cache may not show yet that it is held, or for how many documents.
     let job = live(app, &job).await?;
     let name = job.name_any();
@@ -143,8 +143,8 @@ pub(super) async fn allow(app: &App, caller: &Caller, place: &Place, removals: i
     let is_so = |job: &SyncJob| job.annotations().get(APPROVE_ANNOTATION) == Some(&text);
     let change = json!({"metadata": {"annotations": {APPROVE_ANNOTATION: text}}});
     let change = pause::apply(app, &job, is_so, change).await?;
-    if change == Change::Made {
-        audit::note(app, caller, Deed::Approved, &job, &format!("Approved {removals} removals")).await;
+    if change == PatchResult::Applied {
+        audit::record(app, caller, AuditedAction::Approved, &job, &format!("Approved {removals} removals")).await;
     }
     answer(&job, change)
 }
@@ -154,22 +154,22 @@ pub(super) async fn allow(app: &App, caller: &Caller, place: &Place, removals: i
 /// A run that has ended is never run again. The same call again gives the same new SyncJob.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/retry", tag = "control",
-    params(Place), responses((status = 202, body = Triggered, headers(("Location" = String, description = "Where the new run can be read")))),
+    params(ObjectPath), responses((status = 202, body = Triggered, headers(("Location" = String, description = "Where the new run can be read")))),
 )]
 pub(super) async fn retry(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Response, Problem> {
-    let (job, replayed) = start_again(&app, &caller, &place).await?;
+    let (job, replayed) = start_again(&app, &caller, &path).await?;
     accepted(&job, replayed)
 }
 
 /// Makes a SyncJob like one that failed. True when that was done before.
-pub(super) async fn start_again(app: &App, caller: &Caller, place: &Place) -> Result<(SyncJob, bool), Problem> {
-    let Place { namespace, name } = place;
+pub(super) async fn start_again(app: &App, caller: &Caller, path: &ObjectPath) -> Result<(SyncJob, bool), Problem> {
+    let ObjectPath { namespace, name } = path;
     app.access.check(caller, trigger::right(Some(namespace))).await?;
-    let cached = find(app, place)?;
+    let cached = find(app, path)?;
     if !is_finished(&cached) || is_complete(&cached) {
         let detail = format!("{name} has not failed; only a run that ended as Failed can be tried again");
         return Err(Problem::new(Kind::Conflict, detail));
@@ -179,7 +179,7 @@ pub(super) async fn start_again(app: &App, caller: &Caller, place: &Place) -> Re
     let (job, replayed) = create(app, &again(&failed)).await?;
     if !replayed {
         let what = format!("Created SyncJob {}", job.name_any());
-        audit::note(app, caller, Deed::Retried, &failed, &what).await;
+        audit::record(app, caller, AuditedAction::Retried, &failed, &what).await;
     }
     Ok((job, replayed))
 }
@@ -201,23 +201,23 @@ fn again(failed: &SyncJob) -> SyncJob {
 pub(super) async fn set_suspended(
     app: &App,
     caller: &Caller,
-    place: &Place,
+    path: &ObjectPath,
     suspended: bool,
 ) -> Result<Controlled, Problem> {
-    let job = unfinished(app, caller, place).await?;
+    let job = unfinished(app, caller, path).await?;
     let change = pause::suspend(app, caller, &*job, suspended).await?;
     answer(&job, change)
 }
 
 /// What changing a run takes.
-pub(super) fn right(Place { namespace, name }: &Place) -> Right {
+pub(super) fn right(ObjectPath { namespace, name }: &ObjectPath) -> Right {
     Right::new("patch", "syncjobs", Some(namespace)).on(name)
 }
 
 /// The SyncJob, when the caller may change it and it can be changed still.
-async fn unfinished(app: &App, caller: &Caller, place: &Place) -> Result<Arc<SyncJob>, Problem> {
-    app.access.check(caller, right(place)).await?;
-    let job = find(app, place)?;
+async fn unfinished(app: &App, caller: &Caller, path: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
+    app.access.check(caller, right(path)).await?;
+    let job = find(app, path)?;
     if is_finished(&job) { Err(ended(&job)) } else { Ok(job) }
 }
 
@@ -225,11 +225,11 @@ fn ended(job: &SyncJob) -> Problem {
     Problem::new(Kind::Conflict, format!("{} has ended, and is never changed again", job.name_any()))
 }
 
-fn answer(job: &SyncJob, change: Change) -> Result<Controlled, Problem> {
+fn answer(job: &SyncJob, change: PatchResult) -> Result<Controlled, Problem> {
     let changed = match change {
-        Change::Made => true,
-        Change::Needless => false,
-        Change::Late => return Err(ended(job)),
+        PatchResult::Applied => true,
+        PatchResult::Unchanged => false,
+        PatchResult::TooLate => return Err(ended(job)),
     };
     let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
     Ok(Controlled { namespace, name, job_id: job.uid().unwrap_or_default(), changed })

@@ -12,7 +12,7 @@ use utoipa::IntoParams;
 
 use super::{
     App,
-    auth::{Caller, Vouched},
+    auth::{Caller, ProxyIdentity},
     problem::{Kind, Problem},
 };
 
@@ -86,15 +86,15 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
 /// Who calls: whom a proxy that is believed has named, or somebody with a valid token.
 pub(super) async fn caller(parts: &Parts, app: &App) -> Result<Arc<Caller>, Problem> {
     match parts.extensions.get() {
-        Some(Vouched(caller)) => Ok(Arc::clone(caller)),
+        Some(ProxyIdentity(caller)) => Ok(Arc::clone(caller)),
         None => app.access.caller(&parts.headers).await,
     }
 }
 
 /// Somebody who says who they are.
-pub(super) struct By(pub Arc<Caller>);
+pub(super) struct Authenticated(pub Arc<Caller>);
 
-impl FromRequestParts<App> for By {
+impl FromRequestParts<App> for Authenticated {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
@@ -116,7 +116,7 @@ impl FromRequestParts<App> for Reader {
 /// An object's place in the path.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
-pub(super) struct Place {
+pub(super) struct ObjectPath {
     /// Its namespace.
     pub namespace: String,
     /// Its name.

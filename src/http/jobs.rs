@@ -9,11 +9,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App,
-    extract::{self, Path, Place, Reader},
+    extract::{self, ObjectPath, Path, Reader},
+    job_view::{Job, JobDetails},
     objects::Objects,
     problem::{Kind, Problem},
-    search::{Index, Query, Rank},
-    view::{Job, JobDetails},
+    search::{Index, Query, SortKey},
 };
 use crate::{
     api::{
@@ -85,7 +85,7 @@ pub(super) fn page(
     namespaces: Option<&BTreeSet<String>>,
 ) -> Result<Page, Problem> {
     let (found, next_cursor) = search(&objects.index(), selection, namespaces)?;
-    let jobs = found.iter().filter_map(|rank| objects.jobs.get(&rank.place()));
+    let jobs = found.iter().filter_map(|sort_key| objects.jobs.get(&sort_key.reference()));
     Ok(Page { items: jobs.map(|job| Job::from(&*job)).collect(), next_cursor })
 }
 
@@ -93,14 +93,14 @@ fn search(
     index: &Index,
     selection: &Selection,
     namespaces: Option<&BTreeSet<String>>,
-) -> Result<(Vec<Rank>, Option<String>), Problem> {
+) -> Result<(Vec<SortKey>, Option<String>), Problem> {
     let limit = selection.limit.unwrap_or(PAGE.0);
     if !(1..=PAGE.1).contains(&limit) {
         return Err(Problem::new(Kind::BadRequest, format!("limit must be from 1 to {}", PAGE.1)));
     }
     let after = selection.cursor.as_deref().map(read_cursor).transpose()?;
     let query = selection.query(namespaces);
-    let mut found = index.find(&query, after.as_ref(), limit + 1);
+    let mut found = index.page(&query, after.as_ref(), limit + 1);
     let more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| more).map(write_cursor);
@@ -124,41 +124,41 @@ impl Selection {
 }
 
 /// No part of it has a `~`, and none needs to be escaped in a URL.
-pub(super) fn write_cursor(Rank { created, namespace, name }: &Rank) -> String {
+pub(super) fn write_cursor(SortKey { created, namespace, name }: &SortKey) -> String {
     format!("{}~{namespace}~{name}", created.0)
 }
 
-pub(super) fn read_cursor(text: &str) -> Result<Rank, Problem> {
-    let rank = || {
+pub(super) fn read_cursor(text: &str) -> Result<SortKey, Problem> {
+    let sort_key = || {
         let (created, object) = text.split_once('~')?;
         let (namespace, name) = object.split_once('~')?;
-        Some(Rank { created: Reverse(created.parse().ok()?), namespace: namespace.into(), name: name.into() })
+        Some(SortKey { created: Reverse(created.parse().ok()?), namespace: namespace.into(), name: name.into() })
     };
-    rank().ok_or_else(|| Problem::new(Kind::BadRequest, "cursor must be the nextCursor of an earlier page"))
+    sort_key().ok_or_else(|| Problem::new(Kind::BadRequest, "cursor must be the nextCursor of an earlier page"))
 }
 
 /// Shows a run, with its failed attempts and refused documents.
 #[utoipa::path(
-    get, path = "/jobs/{namespace}/{name}", tag = "jobs", params(Place), responses((status = 200, body = JobDetails)),
+    get, path = "/jobs/{namespace}/{name}", tag = "jobs", params(ObjectPath), responses((status = 200, body = JobDetails)),
 )]
 pub(super) async fn read(
     State(app): State<App>,
     Reader(reader): Reader,
-    Path(place): Path<Place>,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Json<JobDetails>, Problem> {
-    app.access.check_read(&reader, Some(&place.namespace)).await?;
-    Ok(Json((&*whole(&app, &place).await?).into()))
+    app.access.check_read(&reader, Some(&path.namespace)).await?;
+    Ok(Json((&*whole(&app, &path).await?).into()))
 }
 
 /// A SyncJob with all that is known of it.
-pub(super) async fn whole(app: &App, place: &Place) -> Result<Arc<SyncJob>, Problem> {
-    let job = find(app, place)?;
+pub(super) async fn whole(app: &App, path: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
+    let job = find(app, path)?;
     // The cache does not keep everything of a run that has ended.
     if is_finished(&job) { live(app, &job).await.map(Arc::new) } else { Ok(job) }
 }
 
 /// A SyncJob as last seen.
-pub(super) fn find(app: &App, Place { namespace, name }: &Place) -> Result<Arc<SyncJob>, Problem> {
+pub(super) fn find(app: &App, ObjectPath { namespace, name }: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
     let found = app.listed()?.jobs.get(&ObjectRef::new(name).within(namespace));
     found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncJob {namespace}/{name}")))
 }
@@ -200,8 +200,8 @@ mod tests {
         index
     }
 
-    fn names(found: &[Rank]) -> Vec<String> {
-        found.iter().map(|rank| rank.name.to_string()).collect()
+    fn names(found: &[SortKey]) -> Vec<String> {
+        found.iter().map(|sort_key| sort_key.name.to_string()).collect()
     }
 
     #[test]
@@ -239,7 +239,7 @@ mod tests {
         for text in ["", "x", "1~a", "x~a~b"] {
             assert!(read_cursor(text).is_err(), "{text}");
         }
-        let rank = Rank { created: Reverse(5), namespace: "a".into(), name: "b".into() };
-        assert_eq!(read_cursor(&write_cursor(&rank)), Ok(rank));
+        let sort_key = SortKey { created: Reverse(5), namespace: "a".into(), name: "b".into() };
+        assert_eq!(read_cursor(&write_cursor(&sort_key)), Ok(sort_key));
     }
 }

@@ -29,7 +29,7 @@ use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLaye
 
 use super::{
     App,
-    auth::Vouched,
+    auth::ProxyIdentity,
     extract::MAX_BODY,
     problem::{Kind, Problem},
 };
@@ -66,12 +66,12 @@ impl Limits {
         }
     }
 
-    /// Takes a place among those who listen to events.
+    /// Acquires a permit for a stream of events.
     pub fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
         Arc::clone(&self.streams).try_acquire_owned().map_err(|_| busy())
     }
 
-    /// Takes a place among the pages that are told of changes.
+    /// Acquires a permit for a page of the dashboard that receives updates.
     pub fn page(&self) -> Result<OwnedSemaphorePermit, Problem> {
         Arc::clone(&self.pages).try_acquire_owned().map_err(|_| busy())
     }
@@ -118,14 +118,14 @@ async fn bounded(State(app): State<App>, request: Request, next: Next) -> Respon
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_string());
     // By name when it is known: behind a proxy all callers have one address.
     let caller = match request.extensions().get() {
-        Some(Vouched(caller)) => Some(caller.name.clone()),
+        Some(ProxyIdentity(caller)) => Some(caller.name.clone()),
         None => app.access.known(request.headers()).await,
     };
     let caller = caller.or(address).unwrap_or_default();
     if let Err(problem) = app.limits.check_rate(&caller) {
         return problem.into_response();
     }
-    let Ok(_place) = app.limits.at_a_time.try_acquire() else { return busy().into_response() };
+    let Ok(_permit) = app.limits.at_a_time.try_acquire() else { return busy().into_response() };
     timeout(ANSWER, next.run(request)).await.unwrap_or_else(|_| {
         Problem::new(Kind::Unavailable, "the call took too long; what it began may go on").into_response()
     })

@@ -9,7 +9,8 @@ mod dashboard;
 mod events;
 mod extract;
 mod health;
-mod host;
+mod host_check;
+mod job_view;
 mod jobs;
 mod leader;
 mod limits;
@@ -20,14 +21,13 @@ mod pause;
 mod prefix;
 mod probes;
 mod problem;
-mod samples;
+mod progress_history;
 mod schedule_health;
 mod search;
 mod server;
 mod status;
 mod throughput;
 mod trigger;
-mod view;
 
 use std::{num::NonZeroU32, ops::Deref, sync::Arc, time::Duration};
 
@@ -144,10 +144,10 @@ struct Parts {
     access: Access,
     events: Events,
     limits: Limits,
-    feed: Arc<dashboard::Feed>,
+    live_updates: Arc<dashboard::LiveUpdates>,
     leader: Leader,
     status: status::Kept,
-    notes: dashboard::Notes,
+    object_events: dashboard::EventCache,
     logs: Option<LogsUrl>,
     stop: CancellationToken,
 }
@@ -182,10 +182,10 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
         access: settings.reads.map_or_else(Access::anyone, |reads| Access::reviewed(client.clone(), reads)),
         events: Events::new(client, instance),
         limits: Limits::new(settings.requests_per_second, settings.requests_at_a_time),
-        feed: Arc::default(),
+        live_updates: Arc::default(),
         leader,
         status: status::Kept::default(),
-        notes: dashboard::Notes::default(),
+        object_events: dashboard::EventCache::default(),
         logs: settings.logs,
         stop,
     }));
@@ -204,7 +204,7 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
         Some(sessions) => dashboard::layer(router, &app, sessions.below(prefix.as_ref()), proxies),
         None => router,
     };
-    let router = if app.access.is_locked() { router } else { host::layer(router) };
+    let router = if app.access.is_locked() { router } else { host_check::layer(router) };
     match prefix {
         Some(prefix) => prefix::layer(router, prefix),
         None => router,

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    samples::{Sample, Samples},
+    progress_history::{ProgressHistory, ProgressSample},
     search::Index,
     throughput::{LastHour, Throughput},
 };
@@ -38,7 +38,7 @@ use crate::{
 /// Requests at a time. More would not be answered any faster.
 const REQUESTS: usize = 16;
 /// Changes a listener may lag behind, and deletions that are remembered.
-const REMEMBERED: usize = 1024;
+const MAX_DELETIONS: usize = 1024;
 /// For a watch that is told late what a request did. Usually it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -51,13 +51,13 @@ pub struct Objects {
     pub(super) schedules: Store<SyncSchedule>,
     /// Every SyncJob.
     pub(super) jobs: Store<SyncJob>,
-    news: Arc<RwLock<News>>,
-    samples: Arc<RwLock<Samples>>,
+    deletions: Arc<RwLock<DeletionLog>>,
+    progress: Arc<RwLock<ProgressHistory>>,
     index: Arc<RwLock<Index>>,
     throughput: Arc<RwLock<Throughput>>,
-    changes: broadcast::Sender<Change>,
+    changes: broadcast::Sender<ObjectChange>,
     /// For one who looks from time to time; `None` when there is nobody.
-    marks: Arc<Mutex<Option<Marks>>>,
+    changed_objects: Arc<Mutex<Option<ChangedObjects>>>,
     requests: Arc<Semaphore>,
     /// Kinds that were listed once.
     listed: watch::Receiver<usize>,
@@ -65,11 +65,11 @@ pub struct Objects {
 
 /// Something happened, and the cache shows it.
 #[derive(Clone, Debug)]
-pub(super) enum Change {
+pub(super) enum ObjectChange {
     /// A SyncJob was created or changed; with its version.
     Job(ObjectRef<SyncJob>, u64),
     /// A SyncJob was deleted.
-    Gone(Arc<Gone>),
+    Deleted(Arc<DeletedJob>),
     /// All SyncJobs were listed anew: single changes may have been missed.
     Listed,
     /// A SyncSchedule of this namespace was created, changed or deleted.
@@ -78,7 +78,7 @@ pub(super) enum Change {
 
 /// What changed since somebody looked last. Never more than there are objects, however long that was ago.
 #[derive(Debug, Default)]
-pub(super) struct Marks {
+pub(super) struct ChangedObjects {
     /// All of a kind were listed anew: any of them may have changed, or be gone.
     pub all: bool,
     pub schedules: HashSet<ObjectRef<SyncSchedule>>,
@@ -88,7 +88,7 @@ pub(super) struct Marks {
 
 /// A SyncJob that was deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Gone {
+pub(super) struct DeletedJob {
     pub namespace: String,
     pub name: String,
     pub uid: String,
@@ -100,11 +100,11 @@ pub(super) struct Gone {
 
 /// What is known of the time since all SyncJobs were listed last.
 #[derive(Default)]
-struct News {
+struct DeletionLog {
     /// Names that time.
     listing: u64,
     /// The last deletions.
-    gone: VecDeque<Arc<Gone>>,
+    gone: VecDeque<Arc<DeletedJob>>,
     /// Deletions up to this version may be missing in `gone`.
     forgotten: u64,
 }
@@ -124,33 +124,38 @@ impl Objects {
         let schedule_changes = readable(cluster::changes(api(&client, namespace))).reflect(schedule_writer);
         let index: Arc<RwLock<Index>> = Arc::default();
         // Before what lists do not show is dropped: searches ask for it.
-        let job_changes = readable(cluster::changes(api(&client, namespace))).inspect(keep(Arc::clone(&index)));
+        let job_changes =
+            readable(cluster::changes(api(&client, namespace))).inspect(index_updater(Arc::clone(&index)));
         let job_changes = job_changes.modify(slim).reflect(job_writer);
         let objects = Self {
             client,
             schedules,
             jobs,
-            news: Arc::default(),
-            samples: Arc::default(),
+            deletions: Arc::default(),
+            progress: Arc::default(),
             index: Arc::clone(&index),
             throughput: Arc::new(RwLock::new(Throughput::new(Timestamp::now()))),
-            changes: broadcast::channel(REMEMBERED).0,
-            marks: Arc::default(),
+            changes: broadcast::channel(MAX_DELETIONS).0,
+            changed_objects: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             listed,
         };
-        let noting = objects.clone();
+        let recorder = objects.clone();
         let driver = async move {
-            let note_schedule = |event: &Event<SyncSchedule>| noting.note_schedule(event);
-            let note = |event: &Event<SyncJob>| noting.note(event);
-            join(drain(schedule_changes, &listing, note_schedule), drain(job_changes, &listing, note)).await;
+            let record_schedule_event = |event: &Event<SyncSchedule>| recorder.record_schedule_event(event);
+            let record_job_event = |event: &Event<SyncJob>| recorder.record_job_event(event);
+            join(
+                drain(schedule_changes, &listing, record_schedule_event),
+                drain(job_changes, &listing, record_job_event),
+            )
+            .await;
         };
         (objects, driver)
     }
 
     /// These objects, watched by nobody.
     #[cfg(test)]
-    pub(super) fn of(client: Client, schedules: Vec<SyncSchedule>, jobs: Vec<SyncJob>) -> Self {
+    pub(super) fn from_objects(client: Client, schedules: Vec<SyncSchedule>, jobs: Vec<SyncJob>) -> Self {
         fn events<K>(objects: Vec<K>) -> impl Iterator<Item = Event<K>> {
             let objects = objects.into_iter().map(Event::InitApply);
             std::iter::once(Event::Init).chain(objects).chain(std::iter::once(Event::InitDone))
@@ -158,25 +163,25 @@ impl Objects {
         let (schedule_store, mut schedule_writer) = reflector::store();
         let (job_store, mut job_writer) = reflector::store();
         let index: Arc<RwLock<Index>> = Arc::default();
-        let mut keeping = keep(Arc::clone(&index));
+        let mut updater = index_updater(Arc::clone(&index));
         for event in events(schedules) {
             schedule_writer.apply_watcher_event(&event);
         }
         for event in events(jobs) {
             let event = Ok(event);
-            keeping(&event);
+            updater(&event);
             event.map(|event| job_writer.apply_watcher_event(&event.modify(slim))).unwrap();
         }
         Self {
             client,
             schedules: schedule_store,
             jobs: job_store,
-            news: Arc::default(),
-            samples: Arc::default(),
+            deletions: Arc::default(),
+            progress: Arc::default(),
             throughput: Arc::new(RwLock::new(Throughput::new(Timestamp::now()))),
             index,
-            changes: broadcast::channel(REMEMBERED).0,
-            marks: Arc::default(),
+            changes: broadcast::channel(MAX_DELETIONS).0,
+            changed_objects: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             listed: watch::channel(2).1,
         }
@@ -201,7 +206,7 @@ impl Objects {
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, cluster::Error> {
         // Fails only when it was closed, and nobody does that.
-        let _turn = self.requests.acquire().await.ok();
+        let _permit = self.requests.acquire().await.ok();
         cluster::call(action, request).await
     }
 
@@ -214,7 +219,7 @@ impl Objects {
     }
 
     /// Waits until the cache shows a SyncJob that was just made, so that the next call finds it. At most [`PATIENCE`].
-    pub(super) async fn seen(&self, job: &SyncJob) {
+    pub(super) async fn wait_until_cached(&self, job: &SyncJob) {
         let mut changes = self.changes();
         let shown = async {
             while self.jobs.get(&ObjectRef::from_obj(job)).is_none() {
@@ -226,44 +231,44 @@ impl Objects {
     }
 
     /// Changes from now on.
-    pub(super) fn changes(&self) -> broadcast::Receiver<Change> {
+    pub(super) fn changes(&self) -> broadcast::Receiver<ObjectChange> {
         self.changes.subscribe()
     }
 
     /// From now on, changes are marked.
-    pub(super) fn mark(&self) {
-        *self.lock_marks() = Some(Marks::default());
+    pub(super) fn track_changes(&self) {
+        *self.lock_changed_objects() = Some(ChangedObjects::default());
     }
 
     /// What was marked since this was asked last.
-    pub(super) fn take_marks(&self) -> Marks {
-        self.lock_marks().as_mut().map(take).unwrap_or_default()
+    pub(super) fn take_changed_objects(&self) -> ChangedObjects {
+        self.lock_changed_objects().as_mut().map(take).unwrap_or_default()
     }
 
     /// Names the last time that all SyncJobs were listed.
     pub(super) fn listing(&self) -> u64 {
-        self.read_news().listing
+        self.read_deletions().listing
     }
 
     /// SyncJobs that were deleted after a version. `None` when not all of them are known any more.
-    pub(super) fn deletions_since(&self, version: u64) -> Option<Vec<Arc<Gone>>> {
-        let news = self.read_news();
-        let known = version >= news.forgotten;
-        known.then(|| news.gone.iter().filter(|gone| gone.version > version).cloned().collect())
+    pub(super) fn deletions_since(&self, version: u64) -> Option<Vec<Arc<DeletedJob>>> {
+        let deletions = self.read_deletions();
+        let known = version >= deletions.forgotten;
+        known.then(|| deletions.gone.iter().filter(|gone| gone.version > version).cloned().collect())
     }
 
-    fn note_schedule(&self, event: &Event<SyncSchedule>) {
-        if let Some(marks) = self.lock_marks().as_mut() {
+    fn record_schedule_event(&self, event: &Event<SyncSchedule>) {
+        if let Some(changed_objects) = self.lock_changed_objects().as_mut() {
             match event {
                 Event::Apply(schedule) | Event::Delete(schedule) => {
-                    marks.schedules.insert(ObjectRef::from_obj(schedule));
+                    changed_objects.schedules.insert(ObjectRef::from_obj(schedule));
                 }
-                Event::InitDone => marks.all = true,
+                Event::InitDone => changed_objects.all = true,
                 Event::Init | Event::InitApply(_) => {}
             }
         }
         if let Event::Apply(schedule) | Event::Delete(schedule) = event {
-            self.changes.send(Change::Schedule(schedule.namespace().unwrap_or_default())).ok();
+            self.changes.send(ObjectChange::Schedule(schedule.namespace().unwrap_or_default())).ok();
         }
     }
 
@@ -278,62 +283,62 @@ impl Objects {
     }
 
     /// How far a run had come when, as far as this process saw it.
-    pub(super) fn samples_of(&self, job: &SyncJob) -> Vec<Sample> {
-        let samples = self.samples.read().unwrap_or_else(PoisonError::into_inner);
-        job.metadata.uid.as_deref().map(|uid| samples.of(uid)).unwrap_or_default()
+    pub(super) fn progress_of(&self, job: &SyncJob) -> Vec<ProgressSample> {
+        let progress = self.progress.read().unwrap_or_else(PoisonError::into_inner);
+        job.metadata.uid.as_deref().map(|uid| progress.of_run(uid)).unwrap_or_default()
     }
 
-    fn sample(&self, event: &Event<SyncJob>) {
-        let mut samples = self.samples.write().unwrap_or_else(PoisonError::into_inner);
+    fn record_progress(&self, event: &Event<SyncJob>) {
+        let mut progress = self.progress.write().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Apply(job) | Event::InitApply(job) => samples.note(job, Timestamp::now()),
-            Event::Delete(job) => samples.forget(job),
+            Event::Apply(job) | Event::InitApply(job) => progress.record(job, Timestamp::now()),
+            Event::Delete(job) => progress.forget(job),
             Event::Init | Event::InitDone => {}
         }
     }
 
-    fn note(&self, event: &Event<SyncJob>) {
-        if let Some(marks) = self.lock_marks().as_mut() {
+    fn record_job_event(&self, event: &Event<SyncJob>) {
+        if let Some(changed_objects) = self.lock_changed_objects().as_mut() {
             match event {
                 Event::Apply(job) | Event::Delete(job) => {
-                    marks.jobs.insert(job.uid().unwrap_or_default(), ObjectRef::from_obj(job));
+                    changed_objects.jobs.insert(job.uid().unwrap_or_default(), ObjectRef::from_obj(job));
                 }
-                Event::InitDone => marks.all = true,
+                Event::InitDone => changed_objects.all = true,
                 Event::Init | Event::InitApply(_) => {}
             }
         }
-        self.sample(event);
-        self.throughput.write().unwrap_or_else(PoisonError::into_inner).note(event, Timestamp::now());
+        self.record_progress(event);
+        self.throughput.write().unwrap_or_else(PoisonError::into_inner).record(event, Timestamp::now());
         let change = match event {
             Event::Init => {
-                *self.write_news() = News { listing: rand::random(), ..News::default() };
+                *self.write_deletions() = DeletionLog { listing: rand::random(), ..DeletionLog::default() };
                 return;
             }
             Event::InitApply(_) => return,
-            Event::InitDone => Change::Listed,
-            Event::Apply(job) => Change::Job(ObjectRef::from_obj(job), version_of(job)),
-            Event::Delete(job) => Change::Gone(self.write_news().remember(job)),
+            Event::InitDone => ObjectChange::Listed,
+            Event::Apply(job) => ObjectChange::Job(ObjectRef::from_obj(job), version_of(job)),
+            Event::Delete(job) => ObjectChange::Deleted(self.write_deletions().record(job)),
         };
         // Fails when nobody listens.
         self.changes.send(change).ok();
     }
 
-    fn lock_marks(&self) -> MutexGuard<'_, Option<Marks>> {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_changed_objects(&self) -> MutexGuard<'_, Option<ChangedObjects>> {
+        self.changed_objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_news(&self) -> RwLockReadGuard<'_, News> {
-        self.news.read().unwrap_or_else(PoisonError::into_inner)
+    fn read_deletions(&self) -> RwLockReadGuard<'_, DeletionLog> {
+        self.deletions.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_news(&self) -> RwLockWriteGuard<'_, News> {
-        self.news.write().unwrap_or_else(PoisonError::into_inner)
+    fn write_deletions(&self) -> RwLockWriteGuard<'_, DeletionLog> {
+        self.deletions.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl News {
-    fn remember(&mut self, job: &SyncJob) -> Arc<Gone> {
-        let gone = Arc::new(Gone {
+impl DeletionLog {
+    fn record(&mut self, job: &SyncJob) -> Arc<DeletedJob> {
+        let gone = Arc::new(DeletedJob {
             namespace: job.namespace().unwrap_or_default(),
             name: job.name_any(),
             uid: job.uid().unwrap_or_default(),
@@ -341,7 +346,7 @@ impl News {
             version: version_of(job),
         });
         self.gone.push_back(Arc::clone(&gone));
-        if self.gone.len() > REMEMBERED {
+        if self.gone.len() > MAX_DELETIONS {
             self.forgotten = self.gone.pop_front().map_or(self.forgotten, |oldest| oldest.version);
         }
         gone
@@ -356,7 +361,7 @@ fn readable<K: cluster::Kind>(
 }
 
 /// Keeps an index up to date. While all SyncJobs are listed anew, the old one answers.
-fn keep(index: Arc<RwLock<Index>>) -> impl FnMut(&watcher::Result<Event<SyncJob>>) + Send {
+fn index_updater(index: Arc<RwLock<Index>>) -> impl FnMut(&watcher::Result<Event<SyncJob>>) + Send {
     let mut fresh = Index::default();
     let write =
         move |change: &mut dyn FnMut(&mut Index)| change(&mut index.write().unwrap_or_else(PoisonError::into_inner));
@@ -397,11 +402,11 @@ mod tests {
 
     #[test]
     fn of_deletions_the_last_ones_are_remembered_and_it_is_known_which_are_not() {
-        let mut news = News::default();
-        for version in 1..=REMEMBERED + 5 {
-            news.remember(&deleted(version));
+        let mut deletions = DeletionLog::default();
+        for version in 1..=MAX_DELETIONS + 5 {
+            deletions.record(&deleted(version));
         }
-        assert_eq!((news.gone.len(), news.forgotten), (REMEMBERED, 5));
-        assert_eq!(news.gone[0].version, 6);
+        assert_eq!((deletions.gone.len(), deletions.forgotten), (MAX_DELETIONS, 5));
+        assert_eq!(deletions.gone[0].version, 6);
     }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
-use super::{App, extract::Reader, problem::Problem, view::Mode};
+use super::{App, extract::Reader, job_view::Mode, problem::Problem};
 use crate::{
     api::{SyncJob, SyncSchedule, syncjob::Phase},
     cluster,

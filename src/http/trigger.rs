@@ -19,11 +19,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App,
-    audit::{self, Deed},
+    audit::{self, AuditedAction},
     auth::{Caller, MAX_NAMESPACES, Right},
-    extract::{Body, By, Path, Query},
+    extract::{Authenticated, Body, Path, Query},
+    job_view::Mode,
     problem::{Candidate, Kind, Problem},
-    view::Mode,
 };
 use crate::{
     api::{
@@ -118,7 +118,7 @@ pub(super) struct Triggered {
 )]
 pub(super) async fn trigger(
     State(app): State<App>,
-    By(caller): By,
+    Authenticated(caller): Authenticated,
     Path(sync): Path<Sync>,
     Query(choice): Query<Choice>,
     headers: HeaderMap,
@@ -151,7 +151,7 @@ pub(super) async fn start(
     }
     if !replayed {
         let what = format!("Created SyncJob {}", job.name_any());
-        audit::note(app, caller, Deed::Triggered, &*schedule, &what).await;
+        audit::record(app, caller, AuditedAction::Triggered, &*schedule, &what).await;
     }
     Ok((job, replayed))
 }
@@ -238,7 +238,7 @@ pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), 
     let jobs: Api<SyncJob> = objects.namespaced(&job.metadata);
     match objects.call("create a SyncJob", jobs.create(&PostParams::default(), job)).await {
         Ok(created) => {
-            objects.seen(&created).await;
+            objects.wait_until_cached(&created).await;
             Ok((created, false))
         }
         Err(error) if error.is_already_exists() => {

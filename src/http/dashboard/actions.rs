@@ -16,11 +16,11 @@ use crate::{
     domain::run::DesiredState,
     http::{
         App, control,
-        extract::{By, Path, Place},
+        extract::{Authenticated, ObjectPath, Path},
+        job_view::Mode,
         jobs, pause,
         problem::{Kind, Problem},
         trigger::{self, Choice},
-        view::Mode,
     },
 };
 
@@ -32,7 +32,7 @@ const MAX_NOTE: usize = 256;
 
 /// An object, and what is to become of it.
 #[derive(Deserialize)]
-pub(super) struct Deed<A> {
+pub(super) struct ActionPath<A> {
     namespace: String,
     name: String,
     action: A,
@@ -74,16 +74,16 @@ pub(super) struct Fields {
 /// A button of a schedule.
 pub(super) async fn on_schedule(
     State(app): State<App>,
-    By(caller): By,
-    Path(Deed { namespace, name, action }): Path<Deed<OnSchedule>>,
+    Authenticated(caller): Authenticated,
+    Path(ActionPath { namespace, name, action }): Path<ActionPath<OnSchedule>>,
     Sent(fields): Sent<Fields>,
 ) -> Result<Response, Problem> {
-    let place = ObjectRef::<SyncSchedule>::new(&name).within(&namespace);
+    let reference = ObjectRef::<SyncSchedule>::new(&name).within(&namespace);
     let schedules = &app.listed()?.schedules;
     if action == OnSchedule::Run {
         // Asked again below. Who may not even know what there is, is not told.
         app.access.check(&caller, trigger::right(Some(&namespace))).await?;
-        let schedule = schedules.get(&place);
+        let schedule = schedules.get(&reference);
         let schedule =
             schedule.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {name}")))?;
         let choice = Choice { namespace: Some(namespace), schedule: Some(name) };
@@ -93,10 +93,10 @@ pub(super) async fn on_schedule(
         return Ok(to_run(&job));
     }
     let suspended = action == OnSchedule::Suspend;
-    let cover = pause::Cover { namespace: Some(namespace), schedule: Some(name) };
+    let filter = pause::RunFilter { namespace: Some(namespace), schedule: Some(name) };
     let note = note(&fields.note)?.filter(|_| suspended);
-    pause::set_with_note(&app, &caller, &cover, suspended, note).await?;
-    shown(|| schedules.get(&place).is_none_or(|schedule| schedule.spec.suspended == suspended)).await;
+    pause::set_with_note(&app, &caller, &filter, suspended, note).await?;
+    shown(|| schedules.get(&reference).is_none_or(|schedule| schedule.spec.suspended == suspended)).await;
     Ok(Redirect::to(local(&fields.next)).into_response())
 }
 
@@ -113,33 +113,33 @@ fn note(text: &str) -> Result<Option<&str>, Problem> {
 /// A button of a run.
 pub(super) async fn on_run(
     State(app): State<App>,
-    By(caller): By,
-    Path(Deed { namespace, name, action }): Path<Deed<OnRun>>,
+    Authenticated(caller): Authenticated,
+    Path(ActionPath { namespace, name, action }): Path<ActionPath<OnRun>>,
 ) -> Result<Response, Problem> {
-    let place = Place { namespace, name };
+    let path = ObjectPath { namespace, name };
     if action == OnRun::Retry {
-        let (job, _) = control::start_again(&app, &caller, &place).await?;
+        let (job, _) = control::start_again(&app, &caller, &path).await?;
         return Ok(to_run(&job));
     }
     let shows = |is_so: fn(&SyncJob) -> bool| {
-        let (app, place) = (&app, &place);
-        shown(move || jobs::find(app, place).is_ok_and(|job| is_so(&job)))
+        let (app, path) = (&app, &path);
+        shown(move || jobs::find(app, path).is_ok_and(|job| is_so(&job)))
     };
     match action {
         OnRun::Cancel => {
-            control::end(&app, &caller, &place).await?;
+            control::end(&app, &caller, &path).await?;
             shows(|job| job.spec.cancelled).await;
         }
         OnRun::Suspend => {
-            control::set_suspended(&app, &caller, &place, true).await?;
+            control::set_suspended(&app, &caller, &path, true).await?;
             shows(|job| job.spec.suspended).await;
         }
         OnRun::Resume | OnRun::Retry => {
-            control::set_suspended(&app, &caller, &place, false).await?;
+            control::set_suspended(&app, &caller, &path, false).await?;
             shows(|job| !job.spec.suspended).await;
         }
     }
-    Ok(Redirect::to(&format!("/ui/runs/{}/{}", place.namespace, place.name)).into_response())
+    Ok(Redirect::to(&format!("/ui/runs/{}/{}", path.namespace, path.name)).into_response())
 }
 
 /// What a person approves.
@@ -151,14 +151,14 @@ pub(super) struct Approval {
 /// The button of a held run. It carries the number that its page showed.
 pub(super) async fn approve(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
     Sent(Approval { removals }): Sent<Approval>,
 ) -> Result<Response, Problem> {
-    control::allow(&app, &caller, &place, removals).await?;
+    control::allow(&app, &caller, &path, removals).await?;
     let is_approved = |job: &SyncJob| DesiredState::from(job).approved == Some(removals.unsigned_abs());
-    shown(|| jobs::find(&app, &place).is_ok_and(|job| is_approved(&job))).await;
-    Ok(Redirect::to(&format!("/ui/runs/{}/{}", place.namespace, place.name)).into_response())
+    shown(|| jobs::find(&app, &path).is_ok_and(|job| is_approved(&job))).await;
+    Ok(Redirect::to(&format!("/ui/runs/{}/{}", path.namespace, path.name)).into_response())
 }
 
 fn to_run(job: &SyncJob) -> Response {

@@ -1,27 +1,27 @@
 //! One deed on many runs: those that were chosen, or all that fit the filters. First a page that says how many, and asks;
 //! then so many at a time.
 
-mod deeds;
+mod actions;
 
 use std::collections::{BTreeSet, HashSet};
 
 use askama::Template;
 use axum::{extract::State, response::Response};
 
-use super::{Frame, Scope, Sent, Visitor, namespaces, page, read_query, words::filters};
+use super::{Frame, Scope, Sent, Visitor, format::filters, namespaces, page, read_query};
 use crate::{
     api::syncjob::Phase,
     http::{
         App,
         auth::Right,
-        extract::{Path, Place},
+        extract::{ObjectPath, Path},
         jobs::{self, Selection, read_cursor, write_cursor},
         problem::Problem,
-        search::{Index, Query, Rank},
+        search::{Index, Query, SortKey},
     },
 };
-pub(super) use deeds::Deed;
-use deeds::Outcome;
+use actions::ActionResult;
+pub(super) use actions::BulkAction;
 
 /// Most runs that one request does something to: some seconds of work.
 const MOST: usize = 200;
@@ -49,8 +49,8 @@ impl Fields {
             match name.as_str() {
                 "action" => fields.action = value,
                 "run" => {
-                    let place = value.split_once('/');
-                    fields.runs.extend(place.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
+                    let path = value.split_once('/');
+                    fields.runs.extend(path.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
                 }
                 "all" => fields.all = true,
                 "filter" => fields.filter = value,
@@ -64,7 +64,7 @@ impl Fields {
 
 /// Runs that a deed suits, and that the visitor may see and do it to.
 enum Chosen {
-    These(Vec<Rank>),
+    These(Vec<SortKey>),
     Fitting(Box<Fitting>),
 }
 
@@ -73,43 +73,43 @@ struct Fitting {
     selection: Selection,
     phases: Vec<Phase>,
     scope: Scope,
-    from: Rank,
+    from: SortKey,
 }
 
 /// What the next form sends.
-struct Again {
-    runs: Vec<Rank>,
+struct NextForm {
+    runs: Vec<SortKey>,
     filter: Option<String>,
     from: String,
 }
 
 #[derive(Template)]
 #[template(path = "bulk.html")]
-struct Asked {
+struct ConfirmationPage {
     frame: Frame,
-    deed: Deed,
+    action: BulkAction,
     count: usize,
     /// The first of them.
-    shown: Vec<Rank>,
+    shown: Vec<SortKey>,
     /// Of those that were chosen one by one, those that it cannot be done to.
     left_out: usize,
-    again: Again,
+    next_form: NextForm,
 }
 
 #[derive(Template)]
 #[template(path = "bulk_done.html")]
-struct Told {
+struct ResultPage {
     frame: Frame,
-    deed: Deed,
+    action: BulkAction,
     done: usize,
-    needless: usize,
+    unchanged: usize,
     failed: usize,
     /// The first of those that failed, and why.
-    failures: Vec<(Rank, String)>,
+    failures: Vec<(SortKey, String)>,
     /// Why it stopped before its time.
     stopped: Option<String>,
     left: usize,
-    again: Again,
+    next_form: NextForm,
 }
 
 /// Says how many runs it is about, and asks.
@@ -119,72 +119,84 @@ pub(super) async fn ask(
     Sent(pairs): Sent<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
     let fields = Fields::new(pairs);
-    let deed: Deed = fields.action.parse()?;
-    let chosen = choose(&app, &visitor, deed, &fields).await?;
+    let action: BulkAction = fields.action.parse()?;
+    let chosen = select_runs(&app, &visitor, action, &fields).await?;
     let (count, shown) = {
         let index = app.listed()?.index();
         (chosen.count(&index), chosen.first(&index, SHOWN))
     };
     let left_out = if fields.all { 0 } else { fields.runs.len().saturating_sub(count) };
-    page(&Asked { frame: still(visitor), deed, count, shown, left_out, again: chosen.again() })
+    page(&ConfirmationPage {
+        frame: static_frame(visitor),
+        action,
+        count,
+        shown,
+        left_out,
+        next_form: chosen.next_form(),
+    })
 }
 
 /// Does it to the next ones.
 pub(super) async fn carry_out(
     State(app): State<App>,
     visitor: Visitor,
-    Path(deed): Path<Deed>,
+    Path(action): Path<BulkAction>,
     Sent(pairs): Sent<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
-    let chosen = choose(&app, &visitor, deed, &Fields::new(pairs)).await?;
+    let chosen = select_runs(&app, &visitor, action, &Fields::new(pairs)).await?;
     let batch = chosen.first(&app.listed()?.index(), MOST);
-    let (outcomes, stopped) = deeds::carry_out(&app, &visitor.caller, deed, &batch).await;
+    let (outcomes, stopped) = actions::carry_out(&app, &visitor.caller, action, &batch).await;
     let chosen = chosen.after(&batch[..outcomes.len()]);
-    let count = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|outcome| wanted(outcome)).count();
-    let failures = batch.iter().zip(&outcomes).filter_map(|(rank, outcome)| match outcome {
-        Outcome::Failed(problem) => Some((rank.clone(), problem.detail().to_owned())),
+    let count = |wanted: fn(&ActionResult) -> bool| outcomes.iter().filter(|outcome| wanted(outcome)).count();
+    let failures = batch.iter().zip(&outcomes).filter_map(|(sort_key, outcome)| match outcome {
+        ActionResult::Failed(problem) => Some((sort_key.clone(), problem.detail().to_owned())),
         _ => None,
     });
-    page(&Told {
-        frame: still(visitor),
-        deed,
-        done: count(|outcome| matches!(outcome, Outcome::Done)),
-        needless: count(|outcome| matches!(outcome, Outcome::Needless)),
-        failed: count(|outcome| matches!(outcome, Outcome::Failed(_))),
+    page(&ResultPage {
+        frame: static_frame(visitor),
+        action,
+        done: count(|outcome| matches!(outcome, ActionResult::Done)),
+        unchanged: count(|outcome| matches!(outcome, ActionResult::Unchanged)),
+        failed: count(|outcome| matches!(outcome, ActionResult::Failed(_))),
         failures: failures.take(SHOWN).collect(),
         stopped: stopped.map(|problem| problem.detail().to_owned()),
         left: chosen.count(&app.listed()?.index()),
-        again: chosen.again(),
+        next_form: chosen.next_form(),
     })
 }
 
 /// Around a page that does not follow what happens.
-fn still(visitor: Visitor) -> Frame {
+fn static_frame(visitor: Visitor) -> Frame {
     Frame { path: String::new(), events: None, ..visitor.frame("runs", &Scope(None)) }
 }
 
-async fn choose(app: &App, visitor: &Visitor, deed: Deed, fields: &Fields) -> Result<Chosen, Problem> {
+async fn select_runs(app: &App, visitor: &Visitor, action: BulkAction, fields: &Fields) -> Result<Chosen, Problem> {
     if !fields.all {
-        return these(app, visitor, deed, &fields.runs).await.map(Chosen::These);
+        return select_listed(app, visitor, action, &fields.runs).await.map(Chosen::These);
     }
     let selection: Selection = read_query(&fields.filter)?;
-    let scope = visitor.reach(app, deed, selection.namespace.as_deref()).await?;
+    let scope = visitor.actionable_scope(app, action, selection.namespace.as_deref()).await?;
     if scope.0.as_ref().is_some_and(BTreeSet::is_empty) {
-        app.access.check(&visitor.caller, deed.right(selection.namespace.as_deref())).await?;
+        app.access.check(&visitor.caller, action.right(selection.namespace.as_deref())).await?;
     }
-    let mut phases = deed.phases().to_vec();
+    let mut phases = action.phases().to_vec();
     phases.retain(|phase| selection.phase.is_none_or(|wanted| wanted == *phase));
     let from = fields.from.as_deref().map(read_cursor).transpose()?;
-    let fitting = Fitting { selection, phases, scope, from: from.unwrap_or_else(Rank::first) };
+    let fitting = Fitting { selection, phases, scope, from: from.unwrap_or_else(SortKey::first) };
     let fitting = if fields.from.is_some() { fitting } else { fitting.up_to_now(&app.listed()?.index()) };
     Ok(Chosen::Fitting(Box::new(fitting)))
 }
 
 /// Of the runs that were chosen one by one, those that it can be done to.
-async fn these(app: &App, visitor: &Visitor, deed: Deed, runs: &[(String, String)]) -> Result<Vec<Rank>, Problem> {
+async fn select_listed(
+    app: &App,
+    visitor: &Visitor,
+    action: BulkAction,
+    runs: &[(String, String)],
+) -> Result<Vec<SortKey>, Problem> {
     let (mut seen, mut found, mut refused) = (HashSet::new(), Vec::new(), Vec::new());
     for (namespace, name) in runs {
-        let rights = [Right::new("list", "syncjobs", Some(namespace)), deed.right(Some(namespace)).on(name)];
+        let rights = [Right::new("list", "syncjobs", Some(namespace)), action.right(Some(namespace)).on(name)];
         if !seen.insert((namespace, name)) {
             continue;
         }
@@ -192,8 +204,8 @@ async fn these(app: &App, visitor: &Visitor, deed: Deed, runs: &[(String, String
             refused.extend(rights);
             continue;
         }
-        let job = jobs::find(app, &Place { namespace: namespace.clone(), name: name.clone() }).ok();
-        found.extend(job.filter(|job| deed.suits(job)).map(|job| Rank::of(&job)));
+        let job = jobs::find(app, &ObjectPath { namespace: namespace.clone(), name: name.clone() }).ok();
+        found.extend(job.filter(|job| action.suits(job)).map(|job| SortKey::of(&job)));
     }
     // Who may do nothing of it is told so.
     for right in refused.into_iter().filter(|_| found.is_empty()) {
@@ -204,9 +216,14 @@ async fn these(app: &App, visitor: &Visitor, deed: Deed, runs: &[(String, String
 
 impl Visitor {
     /// Where a visitor may see runs and do something to all of them.
-    pub(super) async fn reach(&self, app: &App, deed: Deed, namespace: Option<&str>) -> Result<Scope, Problem> {
+    pub(super) async fn actionable_scope(
+        &self,
+        app: &App,
+        action: BulkAction,
+        namespace: Option<&str>,
+    ) -> Result<Scope, Problem> {
         let seen = self.scope(app, "syncjobs", namespace).await?;
-        let right = deed.right(namespace);
+        let right = action.right(namespace);
         if app.access.has(&self.caller, &right).await? {
             return Ok(seen);
         }
@@ -226,8 +243,8 @@ impl Fitting {
 
     /// Without what is made from the next second on: it was not counted. By the clock of Kubernetes.
     fn up_to_now(self, index: &Index) -> Self {
-        let newest = index.find(&self.query(), None, 1).pop();
-        let from = newest.map_or_else(Rank::first, |newest| Rank { created: newest.created, ..Rank::first() });
+        let newest = index.page(&self.query(), None, 1).pop();
+        let from = newest.map_or_else(SortKey::first, |newest| SortKey { created: newest.created, ..SortKey::first() });
         Self { from, ..self }
     }
 }
@@ -235,22 +252,22 @@ impl Fitting {
 impl Chosen {
     fn count(&self, index: &Index) -> usize {
         match self {
-            Self::These(ranks) => ranks.len(),
+            Self::These(sort_keys) => sort_keys.len(),
             Self::Fitting(fitting) => index.count(&fitting.query(), Some(&fitting.from)),
         }
     }
 
-    fn first(&self, index: &Index, count: usize) -> Vec<Rank> {
+    fn first(&self, index: &Index, count: usize) -> Vec<SortKey> {
         match self {
-            Self::These(ranks) => ranks.iter().take(count).cloned().collect(),
-            Self::Fitting(fitting) => index.find(&fitting.query(), Some(&fitting.from), count),
+            Self::These(sort_keys) => sort_keys.iter().take(count).cloned().collect(),
+            Self::Fitting(fitting) => index.page(&fitting.query(), Some(&fitting.from), count),
         }
     }
 
     /// Those that are left when the first ones have had their turn.
-    fn after(self, passed: &[Rank]) -> Self {
+    fn after(self, passed: &[SortKey]) -> Self {
         match self {
-            Self::These(ranks) => Self::These(ranks.into_iter().skip(passed.len()).collect()),
+            Self::These(sort_keys) => Self::These(sort_keys.into_iter().skip(passed.len()).collect()),
             Self::Fitting(fitting) => {
                 let from = passed.last().cloned().unwrap_or_else(|| fitting.from.clone());
                 Self::Fitting(Box::new(Fitting { from, ..*fitting }))
@@ -258,12 +275,12 @@ impl Chosen {
         }
     }
 
-    fn again(self) -> Again {
+    fn next_form(self) -> NextForm {
         match self {
-            Self::These(runs) => Again { runs, filter: None, from: String::new() },
+            Self::These(runs) => NextForm { runs, filter: None, from: String::new() },
             Self::Fitting(fitting) => {
                 let Fitting { selection, from, .. } = *fitting;
-                Again { runs: Vec::new(), filter: Some(selection.address()), from: write_cursor(&from) }
+                NextForm { runs: Vec::new(), filter: Some(selection.address()), from: write_cursor(&from) }
             }
         }
     }
@@ -285,10 +302,10 @@ mod tests {
             ("filter", "text=x"),
             ("other", "1"),
         ];
-        let place = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        let pair = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
         let expected = Fields {
             action: "cancel".to_owned(),
-            runs: vec![place("a", "b"), place("c", "d/e")],
+            runs: vec![pair("a", "b"), pair("c", "d/e")],
             filter: "text=x".to_owned(),
             ..Fields::default()
         };
@@ -299,10 +316,10 @@ mod tests {
 
     #[test]
     fn after_some_had_their_turn_the_others_are_left() {
-        let rank = |name: &str| Rank { created: Reverse(5), namespace: "a".into(), name: name.into() };
-        let chosen = Chosen::These(vec![rank("a"), rank("b"), rank("c")]);
+        let sort_key = |name: &str| SortKey { created: Reverse(5), namespace: "a".into(), name: name.into() };
+        let chosen = Chosen::These(vec![sort_key("a"), sort_key("b"), sort_key("c")]);
         let index = Index::default();
         let first = chosen.first(&index, 2);
-        assert_eq!(chosen.after(&first).first(&index, 9), [rank("c")]);
+        assert_eq!(chosen.after(&first).first(&index, 9), [sort_key("c")]);
     }
 }

@@ -19,9 +19,9 @@ use serde_json::json;
 use super::{
     Filled, Frame, Sent, Visitor,
     actions::shown,
+    format::Clock,
     page,
     schedules::{slots, zone_of},
-    words::Clock,
 };
 use crate::{
     api::{GoDuration, SyncSchedule, SyncScheduleSpec},
@@ -29,9 +29,9 @@ use crate::{
     domain::schedule::Parsed,
     http::{
         App,
-        audit::{self, Deed},
+        audit::{self, AuditedAction},
         auth::Right,
-        extract::{Path, Place},
+        extract::{ObjectPath, Path},
         problem::{Kind, Problem},
     },
 };
@@ -73,7 +73,7 @@ struct Wrong {
 #[template(path = "edit.html")]
 struct Edit {
     frame: Frame,
-    place: Place,
+    path: ObjectPath,
     when: When,
     wrong: Wrong,
     words: Option<String>,
@@ -113,13 +113,13 @@ impl When {
 
 impl Wrong {
     fn at(&mut self, field: &str, message: String) {
-        let place = match field.trim_start_matches("spec.") {
+        let message_of_field = match field.trim_start_matches("spec.") {
             "interval" => &mut self.interval,
             "schedule" => &mut self.schedule,
             "timeZone" => &mut self.time_zone,
             _ => &mut self.rest,
         };
-        place.get_or_insert(message);
+        message_of_field.get_or_insert(message);
     }
 
     /// What the program itself finds. Its messages begin with the field.
@@ -146,43 +146,43 @@ impl Wrong {
     }
 }
 
-fn right(place: &Place) -> Right {
-    Right::new("patch", "syncschedules", Some(&place.namespace)).on(&place.name)
+fn right(path: &ObjectPath) -> Right {
+    Right::new("patch", "syncschedules", Some(&path.namespace)).on(&path.name)
 }
 
-fn edit(visitor: Visitor, place: Place, schedule: &SyncSchedule, when: When, wrong: Wrong) -> Edit {
+fn edit(visitor: Visitor, path: ObjectPath, schedule: &SyncSchedule, when: When, wrong: Wrong) -> Edit {
     let changed = SyncSchedule { spec: when.put_into(&schedule.spec), ..schedule.clone() };
     let (now, zone) = (Timestamp::now(), zone_of(&changed.spec));
     let words = Parsed::new(&changed.spec).ok().map(|parsed| parsed.words());
     let slots = slots(&changed, now).iter().map(|slot| slot.clock(&zone)).collect();
     let frame = Frame { path: String::new(), events: None, ..visitor.into_frame("schedules") };
-    Edit { frame, place, when, wrong, words, slots }
+    Edit { frame, path, when, wrong, words, slots }
 }
 
 /// The form, with what is stored or what was filled in so far.
 pub(super) async fn read(
     State(app): State<App>,
     visitor: Visitor,
-    Path(place): Path<Place>,
+    Path(path): Path<ObjectPath>,
     Filled(when): Filled<When>,
 ) -> Result<Response, Problem> {
-    app.access.check(&visitor.caller, right(&place)).await?;
-    let schedule = find(&app, &place)?;
+    app.access.check(&visitor.caller, right(&path)).await?;
+    let schedule = find(&app, &path)?;
     let filled_in = when.grid.is_some();
     let when = if filled_in { when } else { When::of(&schedule) };
     let wrong = if filled_in { Wrong::found(&when.put_into(&schedule.spec)) } else { Wrong::default() };
-    page(&edit(visitor, place, &schedule, when, wrong))
+    page(&edit(visitor, path, &schedule, when, wrong))
 }
 
 /// Changes the object. Shows the form again with what is wrong, if anything.
 pub(super) async fn save(
     State(app): State<App>,
     visitor: Visitor,
-    Path(place): Path<Place>,
+    Path(path): Path<ObjectPath>,
     Sent(when): Sent<When>,
 ) -> Result<Response, Problem> {
-    app.access.check(&visitor.caller, right(&place)).await?;
-    let schedule = find(&app, &place)?;
+    app.access.check(&visitor.caller, right(&path)).await?;
+    let schedule = find(&app, &path)?;
     let spec = when.put_into(&schedule.spec);
     let mut wrong = Wrong::found(&spec);
     if wrong == Wrong::default() {
@@ -190,19 +190,19 @@ pub(super) async fn save(
             Ok(changed) => {
                 let text = |spec: &SyncScheduleSpec| Parsed::new(spec).map_or_else(|_| "?".to_owned(), |it| it.words());
                 let what = format!("Changed from {} to {}", text(&schedule.spec), text(&spec));
-                audit::note(&app, &visitor.caller, Deed::Rescheduled, &changed, &what).await;
+                audit::record(&app, &visitor.caller, AuditedAction::Rescheduled, &changed, &what).await;
                 let is_shown = |found: &SyncSchedule| found.metadata.generation >= changed.metadata.generation;
-                shown(|| find(&app, &place).is_ok_and(|found| is_shown(&found))).await;
-                return Ok(Redirect::to(&format!("/ui/schedules/{}/{}", place.namespace, place.name)).into_response());
+                shown(|| find(&app, &path).is_ok_and(|found| is_shown(&found))).await;
+                return Ok(Redirect::to(&format!("/ui/schedules/{}/{}", path.namespace, path.name)).into_response());
             }
             Err(status) => wrong = Wrong::said(&status),
         }
     }
-    let form = page(&edit(visitor, place, &schedule, when, wrong))?;
+    let form = page(&edit(visitor, path, &schedule, when, wrong))?;
     Ok((StatusCode::UNPROCESSABLE_ENTITY, form).into_response())
 }
 
-fn find(app: &App, Place { namespace, name }: &Place) -> Result<std::sync::Arc<SyncSchedule>, Problem> {
+fn find(app: &App, ObjectPath { namespace, name }: &ObjectPath) -> Result<std::sync::Arc<SyncSchedule>, Problem> {
     let found = app.listed()?.schedules.get(&ObjectRef::new(name).within(namespace));
     found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))
 }

@@ -11,7 +11,7 @@ use crate::{
     api::syncjob::DocumentFailure,
     http::{
         App,
-        extract::{Path, Place},
+        extract::{ObjectPath, Path},
         jobs,
         problem::{Kind, Problem},
     },
@@ -63,15 +63,15 @@ impl Part {
 pub(super) async fn download(
     State(app): State<App>,
     visitor: Visitor,
-    Path(place): Path<Place>,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Response, Problem> {
-    visitor.scope(&app, "syncjobs", Some(&place.namespace)).await?;
-    let job = jobs::whole(&app, &place).await?;
+    visitor.scope(&app, "syncjobs", Some(&path.namespace)).await?;
+    let job = jobs::whole(&app, &path).await?;
     let failures = job.status.as_ref().map(|status| status.failures.as_slice()).unwrap_or_default();
     if failures.is_empty() {
-        return Err(Problem::new(Kind::NotFound, format!("no document of {} failed", place.name)));
+        return Err(Problem::new(Kind::NotFound, format!("no document of {} failed", path.name)));
     }
-    let file = format!("attachment; filename=\"{}-failures.csv\"", place.name);
+    let file = format!("attachment; filename=\"{}-failures.csv\"", path.name);
     let headers = [(CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()), (CONTENT_DISPOSITION, file)];
     Ok((headers, csv(failures)).into_response())
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::http::{
     App,
-    auth::{AUDIENCE, Vouched},
+    auth::{AUDIENCE, ProxyIdentity},
     problem::{Kind, Problem},
 };
 
@@ -50,15 +50,16 @@ struct Page<'a> {
 pub(super) async fn read(
     State(app): State<App>,
     Extension(way): Extension<Way>,
-    vouched: Option<Extension<Vouched>>,
+    is_proxied: Option<Extension<ProxyIdentity>>,
     Filled(target): Filled<Target>,
 ) -> Result<Response, Problem> {
-    let may_log_in = app.access.is_locked() && vouched.is_none();
+    let may_log_in = app.access.is_locked() && is_proxied.is_none();
     if may_log_in { form(way, &target.next, None) } else { Ok(Redirect::to("/").into_response()) }
 }
 
 fn form(way: Way, next: &str, wrong: Option<&str>) -> Result<Response, Problem> {
-    let frame = Frame { user: None, locked: true, vouched: false, section: "login", events: None, path: String::new() };
+    let frame =
+        Frame { user: None, locked: true, is_proxied: false, section: "login", events: None, path: String::new() };
     let open = way == Way::Open;
     page(&Page { frame, next: local(next), audience: AUDIENCE, open, wrong })
 }

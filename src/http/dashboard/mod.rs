@@ -4,24 +4,24 @@
 mod actions;
 mod assets;
 mod bulk;
-mod curve;
 mod edit;
 mod failures;
-mod feed;
+mod format;
 mod hour;
+mod live_updates;
 mod login;
 mod logs;
-mod notes;
+mod object_events;
 mod overview;
 mod proxy;
 mod run;
 mod runs;
 mod schedules;
 mod session;
+mod sparkline;
 #[cfg(test)]
 mod speed;
 mod timeline;
-mod words;
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
@@ -47,20 +47,21 @@ use serde::de::DeserializeOwned;
 
 use super::{
     App,
-    auth::{Caller, Right, Vouched},
-    extract, nowhere,
+    auth::{Caller, ProxyIdentity, Right},
+    extract,
+    job_view::Job,
+    nowhere,
     objects::Objects,
     problem::{Kind, Problem},
-    view::Job,
 };
-pub(super) use feed::Feed;
-use feed::Mark;
+use format::Moment;
+pub(super) use live_updates::LiveUpdates;
+use live_updates::UpdateId;
 pub use logs::{LogsUrl, LogsUrlError};
-pub(super) use notes::Notes;
+pub(super) use object_events::EventCache;
 pub use proxy::Proxies;
 use session::Way;
 pub use session::{Sessions, WeakSecret};
-use words::Moment;
 
 /// Everything comes from here, nothing is inline, and no other page may hold one of these.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -69,8 +70,8 @@ const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-p
 
 /// The routes, inside the limits of the calls. Begins to gather what changes for open pages.
 pub(super) fn routes(app: &App) -> Router<App> {
-    let (feed, objects, stop) = (Arc::clone(&app.feed), app.objects.clone(), app.stop.clone());
-    tokio::spawn(async move { stop.run_until_cancelled(feed.run(&objects)).await });
+    let (live_updates, objects, stop) = (Arc::clone(&app.live_updates), app.objects.clone(), app.stop.clone());
+    tokio::spawn(async move { stop.run_until_cancelled(live_updates.run(&objects)).await });
     Router::new()
         .route("/", get(overview::read))
         .route("/ui/schedules", get(schedules::list))
@@ -83,8 +84,8 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .route("/ui/runs/{namespace}/{name}/approve", post(actions::approve))
         .route("/ui/runs/{namespace}/{name}/{action}", post(actions::on_run))
         .route("/ui/bulk", post(bulk::ask))
-        .route("/ui/bulk/{deed}", post(bulk::carry_out))
-        .route("/ui/events", get(feed::events))
+        .route("/ui/bulk/{action}", post(bulk::carry_out))
+        .route("/ui/events", get(live_updates::events))
         .route("/ui/login", get(login::read).post(login::login))
         .route("/ui/logout", post(login::logout))
         .route("/ui/static/{file}", get(assets::serve))
@@ -92,28 +93,28 @@ pub(super) fn routes(app: &App) -> Router<App> {
 
 /// Puts the dashboard's manners around everything, also around the limits: they know callers by their token.
 pub(super) fn layer(router: Router, app: &App, sessions: Sessions, proxies: Option<Proxies>) -> Router {
-    router.layer(middleware::from_fn_with_state(Door { app: app.clone(), sessions, proxies }, around))
+    router.layer(middleware::from_fn_with_state(Authenticator { app: app.clone(), sessions, proxies }, authenticate))
 }
 
 /// By what people come in.
 #[derive(Clone)]
-struct Door {
+struct Authenticator {
     app: App,
     sessions: Sessions,
     proxies: Option<Proxies>,
 }
 
-impl Door {
+impl Authenticator {
     /// Lets a request in, as somebody or nobody: whom a proxy names, or else whoever has a session.
-    async fn pass(&self, mut request: Request, next: Next) -> Response {
+    async fn admit(&self, mut request: Request, next: Next) -> Response {
         let way = self.sessions.way(&request);
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
         let named = self.proxies.as_ref().map(|proxies| proxies.caller(peer, request.headers()));
         match named.transpose() {
             Ok(Some(Some(caller))) => {
-                request.extensions_mut().insert(Vouched(caller));
+                request.extensions_mut().insert(ProxyIdentity(caller));
             }
-            Ok(_) => self.take_up_session(&mut request, way),
+            Ok(_) => self.apply_session(&mut request, way),
             Err(problem) => return problem.into_response(),
         }
         request.extensions_mut().insert(way);
@@ -126,7 +127,7 @@ impl Door {
         next.run(request).await
     }
 
-    fn take_up_session(&self, request: &mut Request, way: Way) {
+    fn apply_session(&self, request: &mut Request, way: Way) {
         let token = self.sessions.token(request.headers(), way, Timestamp::now());
         let bearer = token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok());
         if let Some(mut bearer) = bearer
@@ -139,7 +140,7 @@ impl Door {
 }
 
 /// Lets people in, refuses forms of other sites, and shows problems as pages.
-async fn around(State(door): State<Door>, request: Request, next: Next) -> Response {
+async fn authenticate(State(authenticator): State<Authenticator>, request: Request, next: Next) -> Response {
     let uri = request.uri().clone();
     let html = wants_html(request.headers());
     let ours = uri.path().starts_with("/ui/") || (uri.path() == "/" && html);
@@ -147,11 +148,11 @@ async fn around(State(door): State<Door>, request: Request, next: Next) -> Respo
         return next.run(request).await;
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let mut response = door.pass(request, next).await;
+    let mut response = authenticator.admit(request, next).await;
     if html && let Some(problem) = response.extensions().get::<Problem>().cloned() {
         let back = if reads { uri.path_and_query().map_or("/", |path| path.as_str()) } else { "/" };
         let retry_after = response.headers_mut().remove(RETRY_AFTER);
-        response = failure(&door, &problem, back);
+        response = failure(&authenticator, &problem, back);
         response.headers_mut().extend(retry_after.map(|after| (RETRY_AFTER, after)));
     }
     let headers = response.headers_mut();
@@ -171,14 +172,14 @@ fn wants_html(headers: &HeaderMap) -> bool {
 }
 
 /// What a person sees instead of a problem document.
-fn failure(door: &Door, problem: &Problem, back: &str) -> Response {
+fn failure(authenticator: &Authenticator, problem: &Problem, back: &str) -> Response {
     if problem.kind() == Kind::Unauthenticated {
         let next = askama::filters::urlencode_strict(back).map(|next| next.to_string()).unwrap_or_default();
         return Redirect::to(&format!("/ui/login?next={next}")).into_response();
     }
     let (status, title) = problem.title();
-    let (locked, vouched) = (door.app.access.is_locked(), door.proxies.is_some());
-    let frame = Frame { user: None, locked, vouched, section: "", events: None, path: String::new() };
+    let (locked, is_proxied) = (authenticator.app.access.is_locked(), authenticator.proxies.is_some());
+    let frame = Frame { user: None, locked, is_proxied, section: "", events: None, path: String::new() };
     let page = Failure { frame, title, detail: problem.detail() };
     page.render().map_or_else(|_| status.into_response(), |text| (status, Html(text)).into_response())
 }
@@ -198,7 +199,7 @@ struct Frame {
     /// Whether people have to log in.
     locked: bool,
     /// Whether a proxy does that, and logs them out.
-    vouched: bool,
+    is_proxied: bool,
     section: &'static str,
     /// Where to be told of changes. `None`: there are none.
     events: Option<String>,
@@ -231,9 +232,9 @@ struct Visitor {
     caller: Arc<Caller>,
     path: String,
     locked: bool,
-    vouched: bool,
+    is_proxied: bool,
     /// What is known to whom looks now.
-    mark: Mark,
+    update_id: UpdateId,
 }
 
 impl FromRequestParts<App> for Visitor {
@@ -241,9 +242,9 @@ impl FromRequestParts<App> for Visitor {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        let vouched = parts.extensions.get::<Vouched>().is_some();
-        let (locked, mark) = (app.access.is_locked(), app.feed.mark());
-        Ok(Self { caller: extract::caller(parts, app).await?, path, locked, vouched, mark })
+        let is_proxied = parts.extensions.get::<ProxyIdentity>().is_some();
+        let (locked, update_id) = (app.access.is_locked(), app.live_updates.update_id());
+        Ok(Self { caller: extract::caller(parts, app).await?, path, locked, is_proxied, update_id })
     }
 }
 
@@ -278,14 +279,14 @@ impl Visitor {
     }
 
     fn frame(self, section: &'static str, scope: &Scope) -> Frame {
-        let events = Some(scope.events(self.mark));
+        let events = Some(scope.events(self.update_id));
         Frame { events, ..self.into_frame(section) }
     }
 
     fn into_frame(self, section: &'static str) -> Frame {
         let user = self.locked.then(|| self.caller.name.clone());
-        let Self { locked, vouched, path, .. } = self;
-        Frame { user, locked, vouched, section, events: None, path }
+        let Self { locked, is_proxied, path, .. } = self;
+        Frame { user, locked, is_proxied, section, events: None, path }
     }
 }
 
@@ -299,16 +300,16 @@ fn namespaces(objects: &Objects) -> BTreeSet<String> {
 struct Scope(Option<BTreeSet<String>>);
 
 impl Scope {
-    fn takes(&self, object: &impl ResourceExt) -> bool {
+    fn includes(&self, object: &impl ResourceExt) -> bool {
         let Some(namespaces) = &self.0 else { return true };
         object.meta().namespace.as_ref().is_some_and(|namespace| namespaces.contains(namespace))
     }
 
     /// The stream that tells of changes in these.
-    fn events(&self, mark: Mark) -> String {
+    fn events(&self, update_id: UpdateId) -> String {
         match self.0.as_ref().filter(|some| some.len() == 1).and_then(BTreeSet::first) {
-            Some(only) => format!("/ui/events?namespace={only}&since={mark}"),
-            None => format!("/ui/events?since={mark}"),
+            Some(only) => format!("/ui/events?namespace={only}&since={update_id}"),
+            None => format!("/ui/events?since={update_id}"),
         }
     }
 }
@@ -346,13 +347,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
 }
 
 /// A run in a list.
-struct Line {
+struct RunRow {
     job: Job,
     created: Option<Moment>,
     finished: Option<Moment>,
 }
 
-impl Line {
+impl RunRow {
     fn new(job: Job, now: Timestamp) -> Self {
         let moment = |at: Option<Timestamp>| at.map(|at| Moment::new(at, now));
         Self { created: moment(job.created_at), finished: moment(job.finished_at), job }

@@ -9,10 +9,10 @@ use kube::ResourceExt;
 use serde::Deserialize;
 
 use super::{
-    Filled, Frame, FromBrowser, Line, Visitor,
+    Filled, Frame, FromBrowser, RunRow, Visitor,
+    format::{Moment, PHASES, filters},
     hour::{self, Hour},
     page,
-    words::{Moment, PHASES, filters},
 };
 use crate::{
     api::{SyncJob, SyncSchedule, syncjob::Phase},
@@ -68,10 +68,10 @@ struct Facts {
     counts: Vec<(Phase, i64)>,
     schedules: usize,
     suspended: usize,
-    oldest: Option<Line>,
+    oldest: Option<RunRow>,
     slots: Vec<Slot>,
-    failures: Vec<Line>,
-    workers: Vec<(String, Vec<Line>)>,
+    failures: Vec<RunRow>,
+    workers: Vec<(String, Vec<RunRow>)>,
     mongodb: MongoDb,
 }
 
@@ -102,10 +102,10 @@ pub(super) async fn read(
     let objects = app.listed()?;
     let scope = visitor.scope(&app, "syncjobs", namespace.as_deref()).await?;
     let mut jobs = objects.jobs.state();
-    jobs.retain(|job| scope.takes(&**job));
+    jobs.retain(|job| scope.includes(&**job));
     let mut schedules = objects.schedules.state();
     match visitor.scope(&app, "syncschedules", namespace.as_deref()).await {
-        Ok(scope) => schedules.retain(|schedule| scope.takes(&**schedule)),
+        Ok(scope) => schedules.retain(|schedule| scope.includes(&**schedule)),
         Err(_) => schedules.clear(),
     }
     let now = Timestamp::now();
@@ -122,14 +122,14 @@ fn phase(job: &SyncJob) -> Phase {
 }
 
 fn facts(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], now: Timestamp) -> Facts {
-    let line = |job: &Arc<SyncJob>| Line::new((&**job).into(), now);
+    let line = |job: &Arc<SyncJob>| RunRow::new((&**job).into(), now);
     let in_phase = |wanted: Phase| jobs.iter().filter(move |job| phase(job) == wanted);
     let waiting = in_phase(Phase::Pending).chain(in_phase(Phase::Queued));
     let oldest = waiting.min_by_key(|job| job.metadata.creation_timestamp.as_ref().map(|time| time.0));
     let mut failures: Vec<_> = in_phase(Phase::Failed).filter(|job| !is_replaced(job)).collect();
     let ended = |job: &SyncJob| job.status.as_ref()?.completion_time.as_ref().map(|time| time.0);
     failures.sort_by_cached_key(|job| Reverse(ended(job)));
-    let mut workers: BTreeMap<String, Vec<Line>> = BTreeMap::new();
+    let mut workers: BTreeMap<String, Vec<RunRow>> = BTreeMap::new();
     for job in in_phase(Phase::Running).chain(in_phase(Phase::RollingBack)) {
         let worker = job.status.as_ref().and_then(|status| status.worker.clone()).unwrap_or_default();
         workers.entry(worker).or_default().push(line(job));
@@ -194,7 +194,7 @@ mod tests {
         json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})
     }
 
-    fn names(lines: &[Line]) -> Vec<&str> {
+    fn names(lines: &[RunRow]) -> Vec<&str> {
         lines.iter().map(|line| line.job.name.as_str()).collect()
     }
 

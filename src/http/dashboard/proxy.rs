@@ -50,7 +50,7 @@ impl Proxies {
             return Err(Problem::new(Kind::Forbidden, detail));
         }
         let groups = groups.chain([AUTHENTICATED]).map(str::to_owned).collect();
-        Ok(Some(Arc::new(Caller::vouched(user, groups))))
+        Ok(Some(Arc::new(Caller::from_proxy(user, groups))))
     }
 }
 

@@ -5,10 +5,10 @@ use axum::{extract::State, response::Response};
 use jiff::Timestamp;
 
 use super::{
-    Filled, Frame, Line, Visitor,
-    bulk::Deed,
+    Filled, Frame, RunRow, Visitor,
+    bulk::BulkAction,
+    format::{PHASES, filters},
     page,
-    words::{PHASES, filters},
 };
 use crate::{
     api::syncjob::SyncType,
@@ -28,13 +28,13 @@ const PAGE: usize = 50;
 struct List {
     frame: Frame,
     selection: Selection,
-    lines: Vec<Line>,
+    lines: Vec<RunRow>,
     /// How many fit.
     total: usize,
     /// Whether errors and keys of all runs can be searched.
     is_whole: bool,
     /// What the visitor may do to runs, somewhere among those that fit.
-    deeds: Vec<Deed>,
+    actions: Vec<BulkAction>,
     /// The filters, as they stand in the address.
     filter: String,
     next: Option<String>,
@@ -55,15 +55,15 @@ pub(super) async fn list(
         let asks = selection.error.is_some() || selection.key.is_some();
         (index.count(&selection.query(scope.0.as_ref()), None), !asks || index.is_whole())
     };
-    let mut deeds = Vec::new();
-    for deed in Deed::ALL {
-        let reach = visitor.reach(&app, deed, selection.namespace.as_deref()).await?;
-        deeds.extend(reach.0.is_none_or(|some| !some.is_empty()).then_some(deed));
+    let mut actions = Vec::new();
+    for action in BulkAction::ALL {
+        let reach = visitor.actionable_scope(&app, action, selection.namespace.as_deref()).await?;
+        actions.extend(reach.0.is_none_or(|some| !some.is_empty()).then_some(action));
     }
     let now = Timestamp::now();
-    let lines = found.items.into_iter().map(|job| Line::new(job, now)).collect();
+    let lines = found.items.into_iter().map(|job| RunRow::new(job, now)).collect();
     let (filter, next) = (selection.address(), found.next_cursor);
-    page(&List { frame: visitor.frame("runs", &scope), selection, lines, total, is_whole, deeds, filter, next })
+    page(&List { frame: visitor.frame("runs", &scope), selection, lines, total, is_whole, actions, filter, next })
 }
 
 impl Selection {

@@ -9,8 +9,9 @@ use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use serde::Deserialize;
 
 use super::{
-    Filled, Frame, Line, Visitor, page,
-    words::{Clock, Moment, filters},
+    Filled, Frame, RunRow, Visitor,
+    format::{Clock, Moment, filters},
+    page,
 };
 use crate::{
     api::{
@@ -22,10 +23,10 @@ use crate::{
     http::{
         App,
         extract::{self, Path},
-        pause::{self, Cover},
+        job_view::{Job, Mode},
+        pause::{self, RunFilter},
         problem::{Kind, Problem},
         trigger,
-        view::{Job, Mode},
     },
 };
 
@@ -71,7 +72,7 @@ struct Row {
     /// Why it does not do its work.
     problem: Option<String>,
     /// The last runs, the newest first.
-    strip: Vec<Line>,
+    strip: Vec<RunRow>,
     may: May,
     /// Names the run that a button starts.
     key: String,
@@ -99,7 +100,7 @@ pub(super) async fn list(
     let objects = app.listed()?;
     let scope = visitor.scope(&app, "syncschedules", selection.namespace.as_deref()).await?;
     let mut schedules = objects.schedules.state();
-    schedules.retain(|schedule| scope.takes(&**schedule) && selection.takes(schedule));
+    schedules.retain(|schedule| scope.includes(&**schedule) && selection.matches(schedule));
     let total = schedules.len();
     let (schedules, next) = selection.page(schedules);
     let now = Timestamp::now();
@@ -107,49 +108,49 @@ pub(super) async fn list(
     let mut strips = strips(&schedules, &jobs);
     let mut rows = Vec::new();
     for schedule in &schedules {
-        let strip = strips.remove(&place(schedule)).unwrap_or_default();
+        let strip = strips.remove(&key(schedule)).unwrap_or_default();
         rows.push(row(&app, &visitor, schedule, strip, now).await?);
     }
     page(&List { frame: visitor.frame("schedules", &scope), selection, rows, total, next })
 }
 
 impl Selection {
-    fn takes(&self, schedule: &SyncSchedule) -> bool {
+    fn matches(&self, schedule: &SyncSchedule) -> bool {
         self.suspended.is_none_or(|wanted| wanted == schedule.spec.suspended)
-            && self.text.as_ref().is_none_or(|text| place(schedule).1.contains(text.as_str()))
+            && self.text.as_ref().is_none_or(|text| key(schedule).1.contains(text.as_str()))
     }
 
     fn page(&self, mut found: Vec<Arc<SyncSchedule>>) -> (Vec<Arc<SyncSchedule>>, Option<String>) {
         if let Some(after) = self.after.as_ref().and_then(|after| after.split_once('/')) {
-            found.retain(|schedule| place(schedule) > after);
+            found.retain(|schedule| key(schedule) > after);
         }
-        let by_place = |a: &Arc<SyncSchedule>, b: &Arc<SyncSchedule>| place(a).cmp(&place(b));
+        let by_key = |a: &Arc<SyncSchedule>, b: &Arc<SyncSchedule>| key(a).cmp(&key(b));
         let more = found.len() > PAGE;
         if more {
-            found.select_nth_unstable_by(PAGE, by_place);
+            found.select_nth_unstable_by(PAGE, by_key);
             found.truncate(PAGE);
         }
-        found.sort_unstable_by(by_place);
-        let next = found.last().filter(|_| more).map(|last| place(last));
+        found.sort_unstable_by(by_key);
+        let next = found.last().filter(|_| more).map(|last| key(last));
         let next = next.map(|(namespace, name)| format!("{namespace}/{name}"));
         (found, next)
     }
 }
 
 /// Namespace and name.
-type Place<'a> = (&'a str, &'a str);
+type ScheduleKey<'a> = (&'a str, &'a str);
 
-fn place(schedule: &SyncSchedule) -> Place<'_> {
+fn key(schedule: &SyncSchedule) -> ScheduleKey<'_> {
     let metadata = &schedule.metadata;
     (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
 }
 
 /// The last runs of some schedules, the newest first.
-fn strips<'a>(schedules: &'a [Arc<SyncSchedule>], jobs: &'a [Arc<SyncJob>]) -> HashMap<Place<'a>, Vec<Job>> {
-    let mut found: HashMap<Place<'a>, Vec<&SyncJob>> = schedules.iter().map(|it| (place(it), Vec::new())).collect();
+fn strips<'a>(schedules: &'a [Arc<SyncSchedule>], jobs: &'a [Arc<SyncJob>]) -> HashMap<ScheduleKey<'a>, Vec<Job>> {
+    let mut found: HashMap<ScheduleKey<'a>, Vec<&SyncJob>> = schedules.iter().map(|it| (key(it), Vec::new())).collect();
     for job in jobs {
-        let place = (job.metadata.namespace.as_deref(), job.labels().get(SCHEDULE_LABEL));
-        if let (Some(namespace), Some(schedule)) = place
+        let key = (job.metadata.namespace.as_deref(), job.labels().get(SCHEDULE_LABEL));
+        if let (Some(namespace), Some(schedule)) = key
             && let Some(jobs) = found.get_mut(&(namespace, schedule.as_str()))
         {
             jobs.push(job);
@@ -159,7 +160,7 @@ fn strips<'a>(schedules: &'a [Arc<SyncSchedule>], jobs: &'a [Arc<SyncJob>]) -> H
         jobs.sort_by_cached_key(|job| (Reverse(job.creation_timestamp().map(|time| time.0)), job.name_any()));
         jobs.into_iter().take(STRIP).map(Job::from).collect()
     };
-    found.into_iter().map(|(place, jobs)| (place, newest(jobs))).collect()
+    found.into_iter().map(|(key, jobs)| (key, newest(jobs))).collect()
 }
 
 async fn row(
@@ -169,10 +170,10 @@ async fn row(
     strip: Vec<Job>,
     now: Timestamp,
 ) -> Result<Row, Problem> {
-    let (namespace, name) = place(schedule);
+    let (namespace, name) = key(schedule);
     let (namespace, name) = (namespace.to_owned(), name.to_owned());
-    let cover = Cover { namespace: Some(namespace.clone()), schedule: Some(name.clone()) };
-    let rights = pause::rights(&cover);
+    let filter = RunFilter { namespace: Some(namespace.clone()), schedule: Some(name.clone()) };
+    let rights = pause::rights(&filter);
     let may = May {
         pause: visitor.may(app, &rights).await?,
         edit: visitor.may(app, &rights[..1]).await?,
@@ -180,7 +181,7 @@ async fn row(
     };
     // Runs are another right.
     let sees_runs = visitor.scope(app, "syncjobs", Some(&namespace)).await.is_ok();
-    let strip = strip.into_iter().filter(|_| sees_runs).map(|job| Line::new(job, now)).collect();
+    let strip = strip.into_iter().filter(|_| sees_runs).map(|job| RunRow::new(job, now)).collect();
     let status = schedule.status.as_ref();
     let next = status.and_then(|status| status.next_schedule_time.as_ref());
     let ready = status.and_then(|status| conditions::find(&status.conditions, READY));
@@ -217,7 +218,7 @@ struct One {
 pub(super) async fn read(
     State(app): State<App>,
     visitor: Visitor,
-    Path(extract::Place { namespace, name }): Path<extract::Place>,
+    Path(extract::ObjectPath { namespace, name }): Path<extract::ObjectPath>,
 ) -> Result<Response, Problem> {
     let objects = app.listed()?;
     let scope = visitor.scope(&app, "syncschedules", Some(&namespace)).await?;
@@ -226,7 +227,7 @@ pub(super) async fn read(
         schedule.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))?;
     let now = Timestamp::now();
     let strip =
-        strips(std::slice::from_ref(&schedule), &objects.jobs.state()).remove(&place(&schedule)).unwrap_or_default();
+        strips(std::slice::from_ref(&schedule), &objects.jobs.state()).remove(&key(&schedule)).unwrap_or_default();
     let row = row(&app, &visitor, &schedule, strip, now).await?;
     let status = schedule.status.clone().unwrap_or_default();
     let zone = zone_of(&schedule.spec);
@@ -299,7 +300,7 @@ mod tests {
             }
         }
         let places = |schedules: &[Arc<SyncSchedule>]| -> Vec<String> {
-            schedules.iter().map(|schedule| format!("{:?}", place(schedule))).collect()
+            schedules.iter().map(|schedule| format!("{:?}", key(schedule))).collect()
         };
         let mut expected = places(&all);
         expected.sort();

@@ -62,7 +62,7 @@ fn client() -> Client {
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn pages_of_runs() {
-    let objects = Objects::of(client(), (0..SCHEDULES).map(schedule).collect(), (0..RUNS).map(job).collect());
+    let objects = Objects::from_objects(client(), (0..SCHEDULES).map(schedule).collect(), (0..RUNS).map(job).collect());
     let state = crate::http::State {
         queue: Queue::new("redis://127.0.0.1:1", "speed", Duration::from_secs(30)).unwrap(),
         cluster: None,

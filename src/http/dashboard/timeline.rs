@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::words::{Moment, lasted};
-use crate::{api::syncjob::Phase, http::view::JobDetails};
+use super::format::{Moment, lasted};
+use crate::{api::syncjob::Phase, http::job_view::JobDetails};
 
 /// Something that happened, or is to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, from_value, json};
 
-    fn told(status: &Value, retry_at: Option<&str>) -> Vec<String> {
+    fn described(status: &Value, retry_at: Option<&str>) -> Vec<String> {
         let job = json!({
             "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {}, "status": status,
             "metadata": {"name": "a", "creationTimestamp": "2026-11-25T10:00:00Z"},
@@ -144,9 +144,9 @@ mod tests {
                 &["good | Complete | 10:02:00 | 1m59s"],
             ),
         ] {
-            let told = told(&status, retry_at);
-            assert_eq!(told[0], "wait | Made | 10:00:00");
-            assert_eq!(&told[1..], expected, "{status}");
+            let described = described(&status, retry_at);
+            assert_eq!(described[0], "wait | Made | 10:00:00");
+            assert_eq!(&described[1..], expected, "{status}");
         }
     }
 
@@ -154,9 +154,9 @@ mod tests {
     fn attempts_that_are_not_kept_are_owned_up_to() {
         let status = json!({"phase": "Running", "startTime": "2026-11-25T10:00:01.000000Z", "attempts": 12,
                             "attemptHistory": [attempt(3, "01:00", "01:05")]});
-        let told = told(&status, None);
-        assert_eq!(told[1], "bad | Attempts | 10:00:01 | Of 2 earlier ones nothing is kept.");
-        assert_eq!(told[2], "bad | Attempt 3 failed: TargetUnavailable | 10:01:00 | 5 s | away");
-        assert_eq!(told[3], "busy | Attempt 13 is under way");
+        let described = described(&status, None);
+        assert_eq!(described[1], "bad | Attempts | 10:00:01 | Of 2 earlier ones nothing is kept.");
+        assert_eq!(described[2], "bad | Attempt 3 failed: TargetUnavailable | 10:01:00 | 5 s | away");
+        assert_eq!(described[3], "busy | Attempt 13 is under way");
     }
 }

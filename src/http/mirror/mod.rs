@@ -13,7 +13,7 @@ use std::{cmp::Reverse, time::Duration};
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::objects::{Marks, Objects};
+use super::objects::{ChangedObjects, Objects};
 use crate::{
     api::{SyncJob, syncjob::Phase},
     queue::Queue,
@@ -54,7 +54,7 @@ impl Mirror {
     /// # Errors
     /// When the queue is in a Cluster and the prefix has no hash tag.
     pub fn new(objects: Objects, queue: Queue, prefix: &str, writer: &str) -> Result<Self, NoHashTag> {
-        objects.mark();
+        objects.track_changes();
         let store = Store::new(&queue, prefix, writer).ok_or(NoHashTag)?;
         Ok(Self { objects, queue, store, snapshot: None, written: Instant::now(), writes: None })
     }
@@ -76,7 +76,7 @@ impl Mirror {
     }
 
     async fn step(&mut self) -> Result<(), Error> {
-        let marks = self.objects.take_marks();
+        let changed = self.objects.take_changed_objects();
         if self.store.is_renewal_due() {
             let sizes = self.store.renew_lease().await?;
             self.log_role(sizes.is_some());
@@ -89,8 +89,8 @@ impl Mirror {
             return Ok(());
         }
         match &mut self.snapshot {
-            Some(snapshot) if !marks.all && self.written.elapsed() < RENEWAL => {
-                apply_changes(snapshot, &self.objects, &self.queue, marks).await?;
+            Some(snapshot) if !changed.all && self.written.elapsed() < RENEWAL => {
+                apply_changes(snapshot, &self.objects, &self.queue, changed).await?;
                 self.store.write(snapshot.take_writes()).await
             }
             _ => self.write_all().await,
@@ -142,14 +142,19 @@ impl Mirror {
 }
 
 /// Applies the changes of the watches to the snapshot.
-async fn apply_changes(snapshot: &mut Snapshot, objects: &Objects, queue: &Queue, marks: Marks) -> Result<(), Error> {
-    for schedule in marks.schedules {
+async fn apply_changes(
+    snapshot: &mut Snapshot,
+    objects: &Objects,
+    queue: &Queue,
+    changed: ChangedObjects,
+) -> Result<(), Error> {
+    for schedule in changed.schedules {
         match objects.schedules.get(&schedule) {
             Some(schedule) => snapshot.put(record::schedule(&schedule)),
             None => snapshot.remove(&record::scheduler_id(&schedule)),
         }
     }
-    for (uid, reference) in marks.jobs {
+    for (uid, reference) in changed.jobs {
         let job = objects.jobs.get(&reference).filter(|job| job.metadata.uid.as_ref() == Some(&uid));
         let record = match job {
             Some(job) => load_record(queue, &job).await?,

@@ -8,7 +8,7 @@ use serde_json::{json, to_string};
 use super::path;
 use crate::{
     api::{SyncJob, SyncSchedule, syncjob::Phase},
-    http::{status::Repeatable, view::Job},
+    http::{job_view::Job, status::Repeatable},
 };
 
 /// Score of a schedule that has no next slot. BullMQ converts an infinite score to `null`.
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_schedule_is_a_job_scheduler() {
-        for (spec, next, score, told) in [
+        for (spec, next, score, expected) in [
             (json!({"interval": "20m"}), Some("2026-11-23T12:20:00Z"), NOON + 1_200_000, [Some("1200000"), None, None]),
             (json!({}), None, NO_NEXT_SLOT, [Some("1200000"), None, None]),
             (
@@ -286,7 +286,7 @@ mod tests {
             .unwrap();
             let found = super::schedule(&schedule);
             assert_eq!((found.id.as_str(), found.set, found.score), ("team/users", JobSet::Repeat, score));
-            assert_eq!(["every", "pattern", "tz"].map(|name| field(&found, name)), told);
+            assert_eq!(["every", "pattern", "tz"].map(|name| field(&found, name)), expected);
             assert_eq!((field(&found, "name"), field(&found, "ic")), (Some("users"), Some("7")));
             assert_eq!(found.is_suspended, schedule.spec.suspended);
         }

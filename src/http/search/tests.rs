@@ -36,16 +36,16 @@ fn fits(job: &SyncJob, query: &Query<'_>) -> bool {
         && query.phases.is_none_or(|wanted| wanted.contains(&phase_of(job)))
         && query.type_.is_none_or(|wanted| wanted == job.spec.type_)
         && query.text.is_none_or(|text| job.name_any().contains(&text.to_lowercase()))
-        && words::split(query.error.unwrap_or_default())
+        && word_index::split_words(query.error.unwrap_or_default())
             .iter()
             .all(|beginning| words_of(job).iter().any(|word| word.starts_with(beginning.as_str())))
-        && query.key.is_none_or(|key| keys_of(job).iter().any(|found| found.starts_with(&words::cut(key))))
+        && query.key.is_none_or(|key| keys_of(job).iter().any(|found| found.starts_with(&word_index::normalize(key))))
 }
 
-fn ranks<'a>(jobs: impl Iterator<Item = &'a SyncJob>) -> Vec<Rank> {
-    let mut ranks: Vec<_> = jobs.map(Rank::of).collect();
-    ranks.sort();
-    ranks
+fn sort_keys<'a>(jobs: impl Iterator<Item = &'a SyncJob>) -> Vec<SortKey> {
+    let mut sort_keys: Vec<_> = jobs.map(SortKey::of).collect();
+    sort_keys.sort();
+    sort_keys
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -110,11 +110,11 @@ proptest! {
             namespaces: namespaces.as_ref(), namespace: namespace.as_deref(), schedule: schedule.as_deref(),
             phases: phases.as_deref(), type_, text: text_.as_deref(), error, key,
         };
-        let expected = ranks(jobs.values().filter(|job| fits(job, &query)));
+        let expected = sort_keys(jobs.values().filter(|job| fits(job, &query)));
         let (mut found, mut after) = (Vec::new(), None);
         loop {
             prop_assert_eq!(index.count(&query, after.as_ref()), expected.len() - found.len());
-            let page = index.find(&query, after.as_ref(), limit);
+            let page = index.page(&query, after.as_ref(), limit);
             after = page.last().cloned();
             found.extend(page);
             if after.is_none() || found.len() > expected.len() {
@@ -128,7 +128,7 @@ proptest! {
         }
         prop_assert!(index.newest.is_empty() && index.phases.is_empty() && index.schedules.is_empty() && index.namespaces.is_empty());
         prop_assert_eq!(index.free.len(), index.runs.len());
-        prop_assert_eq!(index.errors.beginning_with("").count() + index.keys.beginning_with("").count(), 0);
+        prop_assert_eq!(index.errors.with_prefix("").count() + index.keys.with_prefix("").count(), 0);
         prop_assert!(index.names.candidates("").is_none());
     }
 }
@@ -141,7 +141,7 @@ fn errors_are_found_by_the_beginnings_of_their_words_also_when_the_cache_has_non
     index.apply(&job("a-2", "one", 2, None, "User", &status("Failed", "MongoDB is away", "")));
     let found = |error, key| -> Vec<String> {
         let query = Query { error, key, ..Query::default() };
-        index.find(&query, None, 10).into_iter().map(|rank| rank.name.to_string()).collect()
+        index.page(&query, None, 10).into_iter().map(|sort_key| sort_key.name.to_string()).collect()
     };
     for (error, expected) in [
         ("duplicate", &["a-1"][..]),
@@ -160,14 +160,14 @@ fn errors_are_found_by_the_beginnings_of_their_words_also_when_the_cache_has_non
 
 #[test]
 fn errors_for_which_there_is_no_room_are_owned_up_to() {
-    let mut words = Words::with_room(3);
+    let mut words = WordIndex::with_room(3);
     let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<BTreeSet<_>>();
-    let first = words.replace(Vec::new(), texts(&["a", "b"]), 0);
+    let first = words.replace_texts(Vec::new(), texts(&["a", "b"]), 0);
     assert_eq!((first.len(), words.is_whole()), (2, true));
-    let second = words.replace(Vec::new(), texts(&["a", "c"]), 1);
+    let second = words.replace_texts(Vec::new(), texts(&["a", "c"]), 1);
     assert_eq!((second.len(), words.is_whole()), (1, false));
-    words.replace(first, BTreeSet::new(), 0);
-    assert_eq!(words.replace(second, texts(&["a", "c"]), 1).len(), 2, "there is room again");
+    words.replace_texts(first, BTreeSet::new(), 0);
+    assert_eq!(words.replace_texts(second, texts(&["a", "c"]), 1).len(), 2, "there is room again");
 }
 
 /// What 100,000 runs cost, a tenth of them with twenty documents that failed. `docs/testing.md` says how to run it.
@@ -231,7 +231,7 @@ fn speed() {
         ),
     ] {
         let began = Instant::now();
-        let found = index.find(&query, None, 51).len();
+        let found = index.page(&query, None, 51).len();
         let (page, began) = (began.elapsed(), Instant::now());
         println!("{what}: {found} in {page:?}; {} in all in {:?}", index.count(&query, None), began.elapsed());
     }

@@ -13,18 +13,18 @@ const RUNS: usize = 2000;
 
 /// So many documents were processed at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sample {
+pub(super) struct ProgressSample {
     pub at: Timestamp,
     pub processed: i64,
 }
 
 /// The samples of runs, by uid.
 #[derive(Debug, Default)]
-pub(super) struct Samples(HashMap<String, Vec<Sample>>);
+pub(super) struct ProgressHistory(HashMap<String, Vec<ProgressSample>>);
 
-impl Samples {
+impl ProgressHistory {
     /// Takes down what a SyncJob tells. Of one that had ended when it was first seen nothing is known.
-    pub fn note(&mut self, job: &SyncJob, now: Timestamp) {
+    pub fn record(&mut self, job: &SyncJob, now: Timestamp) {
         let (Some(uid), Some(status)) = (&job.metadata.uid, &job.status) else { return };
         let (Some(start), Some(counts)) = (&status.start_time, &status.counts) else { return };
         let ended = status.completion_time.as_ref().map(|ended| ended.0);
@@ -33,10 +33,10 @@ impl Samples {
                 return;
             }
             self.make_room();
-            self.0.insert(uid.clone(), vec![Sample { at: start.0, processed: 0 }]);
+            self.0.insert(uid.clone(), vec![ProgressSample { at: start.0, processed: 0 }]);
         }
         if let Some(samples) = self.0.get_mut(uid) {
-            add(samples, Sample { at: ended.unwrap_or(now), processed: counts.processed });
+            add(samples, ProgressSample { at: ended.unwrap_or(now), processed: counts.processed });
         }
     }
 
@@ -48,7 +48,7 @@ impl Samples {
     }
 
     /// What is known of a run, oldest first. Empty when nothing is.
-    pub fn of(&self, uid: &str) -> Vec<Sample> {
+    pub fn of_run(&self, uid: &str) -> Vec<ProgressSample> {
         self.0.get(uid).cloned().unwrap_or_default()
     }
 
@@ -56,7 +56,7 @@ impl Samples {
         if self.0.len() < RUNS {
             return;
         }
-        let last = |samples: &Vec<Sample>| samples.last().map(|sample| sample.at);
+        let last = |samples: &Vec<ProgressSample>| samples.last().map(|sample| sample.at);
         let oldest = self.0.iter().min_by_key(|(_, samples)| last(samples)).map(|(uid, _)| uid.clone());
         if let Some(uid) = oldest {
             self.0.remove(&uid);
@@ -65,7 +65,7 @@ impl Samples {
 }
 
 /// Adds a sample, unless it is no later than the last one: the clocks of two machines.
-fn add(samples: &mut Vec<Sample>, sample: Sample) {
+fn add(samples: &mut Vec<ProgressSample>, sample: ProgressSample) {
     if samples.last().is_some_and(|last| sample.at <= last.at) {
         return;
     }
@@ -106,17 +106,17 @@ mod tests {
         from_seconds(start() + second)
     }
 
-    fn seen(samples: &Samples, uid: &str) -> Vec<(i64, i64)> {
-        samples.of(uid).iter().map(|sample| (sample.at.as_second() - start(), sample.processed)).collect()
+    fn seen(samples: &ProgressHistory, uid: &str) -> Vec<(i64, i64)> {
+        samples.of_run(uid).iter().map(|sample| (sample.at.as_second() - start(), sample.processed)).collect()
     }
 
     #[test]
     fn a_run_that_is_watched_has_samples_from_its_start_to_its_end() {
-        let mut samples = Samples::default();
-        samples.note(&job("a", 100, None), at(2));
-        samples.note(&job("a", 200, None), at(4));
-        samples.note(&job("a", 200, None), at(4));
-        samples.note(&job("a", 300, Some(5)), at(60));
+        let mut samples = ProgressHistory::default();
+        samples.record(&job("a", 100, None), at(2));
+        samples.record(&job("a", 200, None), at(4));
+        samples.record(&job("a", 200, None), at(4));
+        samples.record(&job("a", 300, Some(5)), at(60));
         assert_eq!(seen(&samples, "a"), [(0, 0), (2, 100), (4, 200), (5, 300)]);
         samples.forget(&job("a", 300, Some(5)));
         assert_eq!(seen(&samples, "a"), []);
@@ -124,19 +124,19 @@ mod tests {
 
     #[test]
     fn of_a_run_that_ended_unseen_or_has_not_begun_nothing_is_known() {
-        let mut samples = Samples::default();
-        samples.note(&job("a", 300, Some(5)), at(60));
+        let mut samples = ProgressHistory::default();
+        samples.record(&job("a", 300, Some(5)), at(60));
         let mut pending = job("b", 0, None);
         pending.status = None;
-        samples.note(&pending, at(1));
+        samples.record(&pending, at(1));
         assert_eq!((seen(&samples, "a"), seen(&samples, "b")), (vec![], vec![]));
     }
 
     #[test]
     fn of_too_many_runs_the_one_told_of_longest_ago_gives_way() {
-        let mut samples = Samples::default();
+        let mut samples = ProgressHistory::default();
         for i in 0..=RUNS {
-            samples.note(&job(&format!("run-{i}"), 1, None), at(1 + i as i64));
+            samples.record(&job(&format!("run-{i}"), 1, None), at(1 + i as i64));
         }
         assert_eq!((samples.0.len(), seen(&samples, "run-0")), (RUNS, vec![]));
         assert_eq!(seen(&samples, &format!("run-{RUNS}")).len(), 2);
@@ -145,11 +145,11 @@ mod tests {
     proptest! {
         #[test]
         fn samples_stay_few_and_in_order_and_span_the_whole_run(steps in prop::collection::vec((-2..50_i64, 0..100_i64), 1..600)) {
-            let mut samples = vec![Sample { at: at(0), processed: 0 }];
+            let mut samples = vec![ProgressSample { at: at(0), processed: 0 }];
             let (mut clock, mut last) = (0, samples[0]);
             for (step, processed) in steps {
                 clock += step;
-                let sample = Sample { at: at(clock), processed: last.processed + processed };
+                let sample = ProgressSample { at: at(clock), processed: last.processed + processed };
                 if sample.at > last.at {
                     last = sample;
                 }

@@ -12,11 +12,11 @@ use crate::{
         App,
         auth::{Caller, Right},
         cleanup, control,
-        extract::Place,
+        extract::ObjectPath,
         jobs,
         pause::CONCURRENT_REQUESTS,
         problem::{Kind, Problem},
-        search::Rank,
+        search::SortKey,
         trigger,
     },
 };
@@ -24,30 +24,30 @@ use crate::{
 /// What is to become of runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(in crate::http::dashboard) enum Deed {
+pub(in crate::http::dashboard) enum BulkAction {
     Cancel,
     Retry,
     Delete,
 }
 
 /// What became of one.
-pub(super) enum Outcome {
+pub(super) enum ActionResult {
     Done,
     /// It was so already, or it was too late.
-    Needless,
+    Unchanged,
     Failed(Problem),
 }
 
-impl FromStr for Deed {
+impl FromStr for BulkAction {
     type Err = Problem;
 
     fn from_str(text: &str) -> Result<Self, Problem> {
-        let found = Self::ALL.into_iter().find(|deed| deed.word() == text);
+        let found = Self::ALL.into_iter().find(|action| action.word() == text);
         found.ok_or_else(|| Problem::new(Kind::BadRequest, "say what to do: cancel, retry or delete"))
     }
 }
 
-impl Deed {
+impl BulkAction {
     pub const ALL: [Self; 3] = [Self::Cancel, Self::Retry, Self::Delete];
 
     /// As it stands in addresses.
@@ -119,15 +119,17 @@ impl Deed {
 pub(super) async fn carry_out(
     app: &App,
     caller: &Caller,
-    deed: Deed,
-    ranks: &[Rank],
-) -> (Vec<Outcome>, Option<Problem>) {
-    let mut turns = stream::iter(ranks.to_vec()).map(|rank| one(app, caller, deed, rank)).buffered(CONCURRENT_REQUESTS);
+    action: BulkAction,
+    sort_keys: &[SortKey],
+) -> (Vec<ActionResult>, Option<Problem>) {
+    let mut turns = stream::iter(sort_keys.to_vec())
+        .map(|sort_key| one(app, caller, action, sort_key))
+        .buffered(CONCURRENT_REQUESTS);
     let (mut outcomes, mut deleted, mut stopped) = (Vec::new(), Vec::new(), None);
     while let Some((outcome, gone)) = turns.next().await {
         deleted.extend(gone);
         match outcome {
-            Outcome::Failed(problem) if problem.kind() == Kind::Unavailable => {
+            ActionResult::Failed(problem) if problem.kind() == Kind::Unavailable => {
                 stopped = Some(problem);
                 break;
             }
@@ -140,25 +142,30 @@ pub(super) async fn carry_out(
 }
 
 /// Does it to one; with the SyncJob, when that was deleted.
-async fn one(app: &App, caller: &Caller, deed: Deed, rank: Rank) -> (Outcome, Option<Arc<SyncJob>>) {
-    let place = Place { namespace: rank.namespace.to_string(), name: rank.name.to_string() };
-    let result = match deed {
-        Deed::Cancel => control::end(app, caller, &place).await.map(|controlled| (controlled.changed, None)),
-        Deed::Retry => control::start_again(app, caller, &place).await.map(|(_, replayed)| (!replayed, None)),
-        Deed::Delete => delete(app, caller, &place).await.map(|gone| (gone.is_some(), gone)),
+async fn one(
+    app: &App,
+    caller: &Caller,
+    action: BulkAction,
+    sort_key: SortKey,
+) -> (ActionResult, Option<Arc<SyncJob>>) {
+    let path = ObjectPath { namespace: sort_key.namespace.to_string(), name: sort_key.name.to_string() };
+    let result = match action {
+        BulkAction::Cancel => control::end(app, caller, &path).await.map(|controlled| (controlled.changed, None)),
+        BulkAction::Retry => control::start_again(app, caller, &path).await.map(|(_, replayed)| (!replayed, None)),
+        BulkAction::Delete => delete(app, caller, &path).await.map(|gone| (gone.is_some(), gone)),
     };
     match result {
-        Ok((true, gone)) => (Outcome::Done, gone),
-        Ok((false, _)) => (Outcome::Needless, None),
-        Err(problem) if matches!(problem.kind(), Kind::Conflict | Kind::NotFound) => (Outcome::Needless, None),
-        Err(problem) => (Outcome::Failed(problem), None),
+        Ok((true, gone)) => (ActionResult::Done, gone),
+        Ok((false, _)) => (ActionResult::Unchanged, None),
+        Err(problem) if matches!(problem.kind(), Kind::Conflict | Kind::NotFound) => (ActionResult::Unchanged, None),
+        Err(problem) => (ActionResult::Failed(problem), None),
     }
 }
 
 /// Deletes a run that has ended and that its schedule has counted.
-async fn delete(app: &App, caller: &Caller, place: &Place) -> Result<Option<Arc<SyncJob>>, Problem> {
-    app.access.check(caller, Deed::Delete.right(Some(&place.namespace)).on(&place.name)).await?;
-    let job = jobs::find(app, place)?;
+async fn delete(app: &App, caller: &Caller, path: &ObjectPath) -> Result<Option<Arc<SyncJob>>, Problem> {
+    app.access.check(caller, BulkAction::Delete.right(Some(&path.namespace)).on(&path.name)).await?;
+    let job = jobs::find(app, path)?;
     if !is_finished(&job) || cleanup::awaits_accounting(&job, app.listed()?) {
         return Ok(None);
     }
@@ -171,10 +178,10 @@ mod tests {
 
     #[test]
     fn each_deed_is_known_by_its_word() {
-        for deed in Deed::ALL {
-            assert_eq!(deed.word().parse(), Ok(deed));
-            assert_eq!(serde_json::from_value(deed.word().into()).ok(), Some(deed));
+        for action in BulkAction::ALL {
+            assert_eq!(action.word().parse(), Ok(action));
+            assert_eq!(serde_json::from_value(action.word().into()).ok(), Some(action));
         }
-        assert!("suspend".parse::<Deed>().is_err());
+        assert!("suspend".parse::<BulkAction>().is_err());
     }
 }

@@ -8,9 +8,9 @@ use super::{Bits, Candidates, Id, add};
 type Gram = [u8; 3];
 
 #[derive(Debug, Default)]
-pub(super) struct Names(BTreeMap<Gram, Vec<Id>>);
+pub(super) struct TrigramIndex(BTreeMap<Gram, Vec<Id>>);
 
-impl Names {
+impl TrigramIndex {
     pub fn add(&mut self, name: &str, id: Id) {
         for gram in grams(name) {
             add(self.0.entry(gram).or_default(), id);
@@ -20,8 +20,8 @@ impl Names {
     pub fn remove(&mut self, name: &str, id: Id) {
         for gram in grams(name) {
             let Some(list) = self.0.get_mut(&gram) else { continue };
-            if let Ok(place) = list.binary_search(&id) {
-                list.remove(place);
+            if let Ok(index) = list.binary_search(&id) {
+                list.remove(index);
             }
             if list.is_empty() {
                 self.0.remove(&gram);

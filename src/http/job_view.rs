@@ -86,9 +86,9 @@ pub(super) struct Job {
 impl From<&SyncJob> for Job {
     fn from(job: &SyncJob) -> Self {
         let status = job.status.clone().unwrap_or_default();
-        let telling = [FAILED, COMPLETE, HELD, SUSPENDED, RECONCILING];
-        let told = telling.into_iter().filter_map(|kind| conditions::find(&status.conditions, kind));
-        let told = told.into_iter().find(|condition| condition.status == "True");
+        let kinds = [FAILED, COMPLETE, HELD, SUSPENDED, RECONCILING];
+        let shown = kinds.into_iter().filter_map(|kind| conditions::find(&status.conditions, kind));
+        let shown = shown.into_iter().find(|condition| condition.status == "True");
         Self {
             namespace: job.namespace().unwrap_or_default(),
             name: job.name_any(),
@@ -103,8 +103,8 @@ impl From<&SyncJob> for Job {
             recoveries: status.recoveries.unwrap_or(0),
             priority: job.spec.priority,
             suspended: job.spec.suspended,
-            reason: told.map(|condition| condition.reason.clone()),
-            message: told.map(|condition| condition.message.clone()).filter(|message| !message.is_empty()),
+            reason: shown.map(|condition| condition.reason.clone()),
+            message: shown.map(|condition| condition.message.clone()).filter(|message| !message.is_empty()),
             created_at: job.creation_timestamp().map(|time| time.0),
             started_at: status.start_time.map(|time| time.0),
             finished_at: status.completion_time.map(|time| time.0),

@@ -34,7 +34,7 @@ use super::{Filled, Scope, Visitor};
 use crate::http::{
     App,
     events::{KEEP_ALIVE, LAST_EVENT_ID, LONGEST, RETRY},
-    objects::{Change, Objects},
+    objects::{ObjectChange, Objects},
     problem::Problem,
 };
 
@@ -46,7 +46,7 @@ const PAGES_A_SECOND: u32 = 100;
 const UNBUFFERED: (&str, &str) = ("x-accel-buffering", "no");
 
 /// What changed when. Rounds are numbered from 1.
-pub(in crate::http) struct Feed {
+pub(in crate::http) struct LiveUpdates {
     /// Names this process: numbers of others say nothing.
     process: u64,
     round: watch::Sender<u64>,
@@ -63,13 +63,13 @@ struct Changed {
 }
 
 impl Changed {
-    fn note(&mut self, change: Result<Change, broadcast::error::RecvError>, round: u64) {
+    fn record_change(&mut self, change: Result<ObjectChange, broadcast::error::RecvError>, round: u64) {
         let namespace = match change {
-            Ok(Change::Job(place, _)) => place.namespace,
-            Ok(Change::Gone(gone)) => Some(gone.namespace.clone()),
-            Ok(Change::Schedule(namespace)) => Some(namespace),
+            Ok(ObjectChange::Job(reference, _)) => reference.namespace,
+            Ok(ObjectChange::Deleted(gone)) => Some(gone.namespace.clone()),
+            Ok(ObjectChange::Schedule(namespace)) => Some(namespace),
             // Single changes are not known.
-            Ok(Change::Listed) | Err(_) => None,
+            Ok(ObjectChange::Listed) | Err(_) => None,
         };
         match namespace {
             Some(namespace) => {
@@ -89,7 +89,7 @@ impl Changed {
     }
 }
 
-impl Default for Feed {
+impl Default for LiveUpdates {
     fn default() -> Self {
         Self {
             process: rand::random(),
@@ -101,7 +101,7 @@ impl Default for Feed {
     }
 }
 
-impl Feed {
+impl LiveUpdates {
     /// Gathers changes for as long as there are any.
     pub async fn run(&self, objects: &Objects) {
         let mut stream = objects.changes();
@@ -113,10 +113,10 @@ impl Feed {
             let round = *self.round.borrow() + 1;
             {
                 let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
-                changed.note(first, round);
+                changed.record_change(first, round);
                 loop {
                     match stream.try_recv() {
-                        Ok(change) => changed.note(Ok(change), round),
+                        Ok(change) => changed.record_change(Ok(change), round),
                         Err(broadcast::error::TryRecvError::Lagged(_)) => changed.everywhere = round,
                         Err(_) => break,
                     }
@@ -129,8 +129,8 @@ impl Feed {
     }
 
     /// Up to where a page knows that is made now.
-    pub(super) fn mark(&self) -> Mark {
-        Mark { process: self.process, round: *self.round.borrow() }
+    pub(super) fn update_id(&self) -> UpdateId {
+        UpdateId { process: self.process, round: *self.round.borrow() }
     }
 
     fn since(&self, round: u64, scope: &Scope) -> bool {
@@ -140,18 +140,18 @@ impl Feed {
 
 /// Up to where a page knows what changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct UpdateId {
     process: u64,
     round: u64,
 }
 
-impl std::fmt::Display for Mark {
+impl std::fmt::Display for UpdateId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:x}-{}", self.process, self.round)
     }
 }
 
-impl FromStr for Mark {
+impl FromStr for UpdateId {
     type Err = std::num::ParseIntError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (process, round) = text.split_once('-').unwrap_or_default();
@@ -162,7 +162,7 @@ impl FromStr for Mark {
 /// What a page wants to be told of.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Wanted {
+pub(super) struct Subscription {
     namespace: Option<String>,
     /// What the page knew when it was made.
     since: Option<String>,
@@ -172,40 +172,43 @@ pub(super) struct Wanted {
 pub(super) async fn events(
     State(app): State<App>,
     visitor: Visitor,
-    Filled(wanted): Filled<Wanted>,
+    Filled(subscription): Filled<Subscription>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Problem> {
-    let scope = visitor.scope(&app, "syncjobs", wanted.namespace.as_deref()).await?;
-    let place = app.limits.page()?;
-    let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).or(wanted.since.as_deref());
-    let here = app.feed.mark();
+    let scope = visitor.scope(&app, "syncjobs", subscription.namespace.as_deref()).await?;
+    let permit = app.limits.page()?;
+    let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).or(subscription.since.as_deref());
+    let here = app.live_updates.update_id();
     // Of another process, or of none: what it knows is not known.
     let seen = last.map_or(here.round, |last| {
-        last.parse().ok().filter(|mark: &Mark| mark.process == here.process).map_or(0, |mark| mark.round)
+        last.parse()
+            .ok()
+            .filter(|update_id: &UpdateId| update_id.process == here.process)
+            .map_or(0, |update_id| update_id.round)
     });
-    let page = Page::new(Arc::clone(&app.feed), scope, seen, place);
+    let page = Page::new(Arc::clone(&app.live_updates), scope, seen, permit);
     let stream = page.stream().take_until(app.stop.clone().cancelled_owned());
     Ok(([UNBUFFERED], Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))))
 }
 
 /// An open page.
 struct Page {
-    feed: Arc<Feed>,
+    live_updates: Arc<LiveUpdates>,
     round: watch::Receiver<u64>,
     scope: Scope,
     seen: u64,
     /// Its turn among the pages, from 0 to 1.
-    turn: f64,
-    greeted: bool,
+    offset: f64,
+    has_sent_retry: bool,
     until: Instant,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Page {
-    fn new(feed: Arc<Feed>, scope: Scope, seen: u64, place: OwnedSemaphorePermit) -> Self {
-        feed.pages.fetch_add(1, Ordering::Relaxed);
-        let (round, until) = (feed.round.subscribe(), Instant::now() + LONGEST);
-        Self { round, scope, seen, turn: rand::random(), greeted: false, until, _place: place, feed }
+    fn new(live_updates: Arc<LiveUpdates>, scope: Scope, seen: u64, permit: OwnedSemaphorePermit) -> Self {
+        live_updates.pages.fetch_add(1, Ordering::Relaxed);
+        let (round, until) = (live_updates.round.subscribe(), Instant::now() + LONGEST);
+        Self { round, scope, seen, offset: rand::random(), has_sent_retry: false, until, _permit: permit, live_updates }
     }
 
     fn stream(self) -> impl Stream<Item = Result<Event, Infallible>> {
@@ -216,16 +219,16 @@ impl Page {
     }
 
     async fn next(&mut self) -> Option<Event> {
-        if !std::mem::replace(&mut self.greeted, true) {
+        if !std::mem::replace(&mut self.has_sent_retry, true) {
             return Some(Event::default().retry(RETRY));
         }
         loop {
-            if self.feed.since(self.seen, &self.scope) {
-                let pages = self.feed.pages.load(Ordering::Relaxed);
-                sleep(until_turn(pages, self.feed.began.elapsed(), self.turn)).await;
-                let mark = self.feed.mark();
-                self.seen = mark.round;
-                return Some(Event::default().event("changed").id(mark.to_string()).data("{}"));
+            if self.live_updates.since(self.seen, &self.scope) {
+                let pages = self.live_updates.pages.load(Ordering::Relaxed);
+                sleep(delay_until(pages, self.live_updates.began.elapsed(), self.offset)).await;
+                let update_id = self.live_updates.update_id();
+                self.seen = update_id.round;
+                return Some(Event::default().event("changed").id(update_id.to_string()).data("{}"));
             }
             select! {
                 () = sleep_until(self.until) => return None,
@@ -237,18 +240,18 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        self.feed.pages.fetch_sub(1, Ordering::Relaxed);
+        self.live_updates.pages.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// How long a page waits until it is told. Few pages do not; of many each has its turn once in a while.
-fn until_turn(pages: usize, elapsed: Duration, turn: f64) -> Duration {
+fn delay_until(pages: usize, elapsed: Duration, offset: f64) -> Duration {
     let lap = Duration::from_secs(pages as u64) / PAGES_A_SECOND;
     if lap <= ROUND {
         return Duration::ZERO;
     }
     let passed = elapsed.as_secs_f64() / lap.as_secs_f64();
-    lap.mul_f64((turn - passed).rem_euclid(1.0))
+    lap.mul_f64((offset - passed).rem_euclid(1.0))
 }
 
 #[cfg(test)]
@@ -264,21 +267,21 @@ mod tests {
     fn a_page_is_told_of_what_it_shows() {
         let mut changed = Changed::default();
         assert!(!changed.since(0, &Scope(None)));
-        changed.note(Ok(Change::Schedule("a".to_owned())), 3);
-        for (round, told) in [(2, true), (3, false)] {
-            assert_eq!(changed.since(round, &Scope(None)), told);
-            assert_eq!(changed.since(round, &scope(&["b", "a"])), told);
+        changed.record_change(Ok(ObjectChange::Schedule("a".to_owned())), 3);
+        for (round, is_notified) in [(2, true), (3, false)] {
+            assert_eq!(changed.since(round, &Scope(None)), is_notified);
+            assert_eq!(changed.since(round, &scope(&["b", "a"])), is_notified);
             assert!(!changed.since(round, &scope(&["b"])));
         }
-        changed.note(Err(broadcast::error::RecvError::Lagged(1)), 4);
+        changed.record_change(Err(broadcast::error::RecvError::Lagged(1)), 4);
         assert!(changed.since(3, &scope(&["b"])), "what was missed may have been anywhere");
     }
 
     #[test]
     fn many_pages_take_turns() {
         let ms = Duration::from_millis;
-        assert_eq!(until_turn(100, ms(300), 0.7), Duration::ZERO, "few need not");
-        let wait = |elapsed, turn| (until_turn(500, elapsed, turn).as_secs_f64() * 1000.0).round() as u64;
+        assert_eq!(delay_until(100, ms(300), 0.7), Duration::ZERO, "few need not");
+        let wait = |elapsed, offset| (delay_until(500, elapsed, offset).as_secs_f64() * 1000.0).round() as u64;
         assert_eq!(
             [wait(ms(0), 0.5), wait(ms(5000), 0.5), wait(ms(2000), 0.5), wait(ms(3000), 0.5)],
             [2500, 2500, 500, 4500]
@@ -287,10 +290,10 @@ mod tests {
 
     #[test]
     fn only_marks_of_our_own_are_read() {
-        let mark = Mark { process: 255, round: 12 };
-        assert_eq!((mark.to_string().as_str(), "ff-12".parse()), ("ff-12", Ok(mark)));
+        let update_id = UpdateId { process: 255, round: 12 };
+        assert_eq!((update_id.to_string().as_str(), "ff-12".parse()), ("ff-12", Ok(update_id)));
         for text in ["", "-", "12", "x-1", "1-x"] {
-            assert!(text.parse::<Mark>().is_err(), "{text}");
+            assert!(text.parse::<UpdateId>().is_err(), "{text}");
         }
     }
 }

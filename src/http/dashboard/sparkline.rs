@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::http::samples::Sample;
+use crate::http::progress_history::ProgressSample;
 
 /// The curve's own units: what the page makes of them is the style's matter.
 const WIDTH: f64 = 600.0;
@@ -10,7 +10,7 @@ const HEIGHT: f64 = 100.0;
 
 /// Documents per second over the time of a run. Between two samples it is the mean.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Curve {
+pub(super) struct Sparkline {
     /// The `d` of an SVG path, in a box of 600 by 100.
     pub line: String,
     /// The same, closed at the bottom.
@@ -26,9 +26,9 @@ pub(super) struct Curve {
 }
 
 /// `None` when there are too few samples for one.
-pub(super) fn curve(samples: &[Sample]) -> Option<Curve> {
+pub(super) fn sparkline(samples: &[ProgressSample]) -> Option<Sparkline> {
     let (first, last) = (samples.first()?, samples.last()?);
-    let since = |sample: &Sample| sample.at.duration_since(first.at).as_secs_f64();
+    let since = |sample: &ProgressSample| sample.at.duration_since(first.at).as_secs_f64();
     let (whole, done) = (since(last), last.processed - first.processed);
     if samples.len() < 3 || whole <= 0.0 || done <= 0 {
         return None;
@@ -45,11 +45,18 @@ pub(super) fn curve(samples: &[Sample]) -> Option<Curve> {
     }
     let area = format!("{line}V{HEIGHT}H0Z");
     let mean = (done as f64 / whole).round() as i64;
-    Some(Curve { line, area, most: most.round() as i64, mean, seconds: whole.round() as i64, samples: samples.len() })
+    Some(Sparkline {
+        line,
+        area,
+        most: most.round() as i64,
+        mean,
+        seconds: whole.round() as i64,
+        samples: samples.len(),
+    })
 }
 
 /// Documents per second. A new worker may go back a little, to the last checkpoint: that is no work.
-fn rate(from: &Sample, to: &Sample) -> f64 {
+fn rate(from: &ProgressSample, to: &ProgressSample) -> f64 {
     (to.processed - from.processed).max(0) as f64 / to.at.duration_since(from.at).as_secs_f64()
 }
 
@@ -58,28 +65,31 @@ mod tests {
     use super::*;
     use crate::domain::from_seconds;
 
-    fn samples(pairs: &[(i64, i64)]) -> Vec<Sample> {
-        pairs.iter().map(|(second, processed)| Sample { at: from_seconds(*second), processed: *processed }).collect()
+    fn samples(pairs: &[(i64, i64)]) -> Vec<ProgressSample> {
+        pairs
+            .iter()
+            .map(|(second, processed)| ProgressSample { at: from_seconds(*second), processed: *processed })
+            .collect()
     }
 
     #[test]
     fn a_curve_has_the_mean_between_two_samples() {
-        let curve = curve(&samples(&[(0, 0), (10, 1000), (20, 1500), (30, 1500)])).unwrap();
-        assert_eq!(curve.line, "M0.0 0.0H200.0L200.0 50.0H400.0L400.0 100.0H600.0");
-        assert_eq!(curve.area, format!("{}V100H0Z", curve.line));
-        assert_eq!((curve.most, curve.mean, curve.seconds, curve.samples), (100, 50, 30, 4));
+        let sparkline = sparkline(&samples(&[(0, 0), (10, 1000), (20, 1500), (30, 1500)])).unwrap();
+        assert_eq!(sparkline.line, "M0.0 0.0H200.0L200.0 50.0H400.0L400.0 100.0H600.0");
+        assert_eq!(sparkline.area, format!("{}V100H0Z", sparkline.line));
+        assert_eq!((sparkline.most, sparkline.mean, sparkline.seconds, sparkline.samples), (100, 50, 30, 4));
     }
 
     #[test]
     fn going_back_to_a_checkpoint_is_no_speed() {
-        let curve = curve(&samples(&[(0, 0), (10, 100), (20, 50), (30, 150)])).unwrap();
-        assert_eq!(curve.line, "M0.0 0.0H200.0L200.0 100.0H400.0L400.0 0.0H600.0");
+        let sparkline = sparkline(&samples(&[(0, 0), (10, 100), (20, 50), (30, 150)])).unwrap();
+        assert_eq!(sparkline.line, "M0.0 0.0H200.0L200.0 100.0H400.0L400.0 0.0H600.0");
     }
 
     #[test]
     fn of_too_little_no_curve_is_made() {
         for few in [&[][..], &[(0, 0)], &[(0, 0), (10, 100)], &[(0, 0), (10, 0), (20, 0)], &[(0, 0), (0, 5), (0, 9)]] {
-            assert_eq!(curve(&samples(few)), None, "{few:?}");
+            assert_eq!(sparkline(&samples(few)), None, "{few:?}");
         }
     }
 }

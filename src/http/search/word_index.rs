@@ -14,7 +14,7 @@ const MOST: usize = 1_000_000;
 const LONGEST: usize = 48;
 
 #[derive(Debug)]
-pub(super) struct Words {
+pub(super) struct WordIndex {
     runs: BTreeMap<Arc<str>, Vec<Id>>,
     count: usize,
     room: usize,
@@ -22,20 +22,20 @@ pub(super) struct Words {
     left_out: bool,
 }
 
-impl Default for Words {
+impl Default for WordIndex {
     fn default() -> Self {
         Self::with_room(MOST)
     }
 }
 
-impl Words {
+impl WordIndex {
     /// With room for so many texts.
     pub fn with_room(room: usize) -> Self {
         Self { runs: BTreeMap::new(), count: 0, room, left_out: false }
     }
 
     /// Gives a run other texts, and says which it has now: fewer when there is no more room.
-    pub fn replace(&mut self, before: Vec<Arc<str>>, now: BTreeSet<String>, id: Id) -> Vec<Arc<str>> {
+    pub fn replace_texts(&mut self, before: Vec<Arc<str>>, now: BTreeSet<String>, id: Id) -> Vec<Arc<str>> {
         if before.len() == now.len() && before.iter().zip(&now).all(|(before, now)| **before == **now) {
             return before;
         }
@@ -48,7 +48,7 @@ impl Words {
             if let Some(text) = had.get(text.as_str()) {
                 has.push(Arc::clone(text));
             } else if self.count < self.room {
-                has.push(self.give(&text, id));
+                has.push(self.add_text(&text, id));
             } else {
                 self.left_out = true;
             }
@@ -61,13 +61,13 @@ impl Words {
     }
 
     /// The runs of each text that begins so.
-    pub fn beginning_with<'a>(&'a self, beginning: &str) -> impl Iterator<Item = &'a Vec<Id>> {
+    pub fn with_prefix<'a>(&'a self, beginning: &str) -> impl Iterator<Item = &'a Vec<Id>> {
         let from = (Bound::Included(beginning), Bound::Unbounded);
         let texts = self.runs.range::<str, _>(from).take_while(move |(text, _)| text.starts_with(beginning));
         texts.map(|(_, runs)| runs)
     }
 
-    fn give(&mut self, text: &str, id: Id) -> Arc<str> {
+    fn add_text(&mut self, text: &str, id: Id) -> Arc<str> {
         self.count += 1;
         let key = self.runs.get_key_value(text).map_or_else(|| text.into(), |(key, _)| Arc::clone(key));
         add(self.runs.entry(Arc::clone(&key)).or_default(), id);
@@ -76,8 +76,8 @@ impl Words {
 
     fn take(&mut self, text: &str, id: Id) {
         let Some(runs) = self.runs.get_mut(text) else { return };
-        if let Ok(place) = runs.binary_search(&id) {
-            runs.remove(place);
+        if let Ok(index) = runs.binary_search(&id) {
+            runs.remove(index);
             self.count -= 1;
         }
         if runs.is_empty() {
@@ -87,11 +87,11 @@ impl Words {
 }
 
 /// The words of a text, in small letters.
-pub(super) fn split(text: &str) -> Vec<String> {
-    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(cut).collect()
+pub(super) fn split_words(text: &str) -> Vec<String> {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(normalize).collect()
 }
 
 /// What counts of a word or a key.
-pub(super) fn cut(text: &str) -> String {
+pub(super) fn normalize(text: &str) -> String {
     text.chars().flat_map(char::to_lowercase).take(LONGEST).collect()
 }

@@ -8,7 +8,7 @@ use kube::{Api, api::ListParams};
 use moka::future::Cache;
 use tokio::time::timeout;
 
-use super::{Visitor, words::Moment};
+use super::{Visitor, format::Moment};
 use crate::{
     api::SyncJob,
     cluster,
@@ -24,9 +24,9 @@ const OBJECTS: u64 = 200;
 
 /// Events that were just read, by the object's uid. Cheap to clone.
 #[derive(Clone)]
-pub(in crate::http) struct Notes(Cache<String, Arc<Vec<Told>>>);
+pub(in crate::http) struct EventCache(Cache<String, Arc<Vec<ShownEvent>>>);
 
-impl Default for Notes {
+impl Default for EventCache {
     fn default() -> Self {
         Self(Cache::builder().max_capacity(OBJECTS).time_to_live(HOLD).build())
     }
@@ -34,14 +34,14 @@ impl Default for Notes {
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct ShownEvent {
     at: Timestamp,
     pub reason: String,
     pub text: String,
     pub is_warning: bool,
 }
 
-impl Told {
+impl ShownEvent {
     fn new(event: Event) -> Option<Self> {
         let created = event.metadata.creation_timestamp.map(|time| time.0);
         Some(Self {
@@ -58,38 +58,38 @@ impl Told {
 }
 
 /// What is told of an object.
-pub(super) enum Events {
+pub(super) enum ObjectEvents {
     /// The visitor may not list events there.
     Hidden,
     /// Kubernetes did not answer in time, or this process may not list events.
     Unknown,
     /// The newest first.
-    Known(Arc<Vec<Told>>),
+    Known(Arc<Vec<ShownEvent>>),
 }
 
 /// The events of a SyncJob, as far as the visitor may see them.
-pub(super) async fn of(app: &App, visitor: &Visitor, job: &SyncJob) -> Result<Events, Problem> {
+pub(super) async fn load_events(app: &App, visitor: &Visitor, job: &SyncJob) -> Result<ObjectEvents, Problem> {
     let right = Right { group: "", ..Right::new("list", "events", job.metadata.namespace.as_deref()) };
     if !app.access.has(&visitor.caller, &right).await? {
-        return Ok(Events::Hidden);
+        return Ok(ObjectEvents::Hidden);
     }
     let uid = job.metadata.uid.clone().unwrap_or_default();
-    let read = app.notes.0.try_get_with(uid.clone(), read(app, job, &uid));
+    let read = app.object_events.0.try_get_with(uid.clone(), list_events(app, job, &uid));
     Ok(match timeout(LIMIT, read).await {
-        Ok(Ok(told)) => Events::Known(told),
+        Ok(Ok(known)) => ObjectEvents::Known(known),
         Ok(Err(error)) => {
             tracing::debug!(%error, "events not read");
-            Events::Unknown
+            ObjectEvents::Unknown
         }
-        Err(_) => Events::Unknown,
+        Err(_) => ObjectEvents::Unknown,
     })
 }
 
-async fn read(app: &App, job: &SyncJob, uid: &str) -> Result<Arc<Vec<Told>>, cluster::Error> {
+async fn list_events(app: &App, job: &SyncJob, uid: &str) -> Result<Arc<Vec<ShownEvent>>, cluster::Error> {
     let events: Api<Event> = app.objects.namespaced(&job.metadata);
     let params = ListParams::default().fields(&format!("regarding.uid={uid}")).limit(MOST);
     let found = app.objects.call("list events", events.list(&params)).await?;
-    let mut told: Vec<_> = found.items.into_iter().filter_map(Told::new).collect();
-    told.sort_by_key(|told| std::cmp::Reverse(told.at));
-    Ok(Arc::new(told))
+    let mut shown: Vec<_> = found.items.into_iter().filter_map(ShownEvent::new).collect();
+    shown.sort_by_key(|event| std::cmp::Reverse(event.at));
+    Ok(Arc::new(shown))
 }
