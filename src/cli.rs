@@ -13,12 +13,12 @@ use ipnet::IpNet;
 
 use crate::{
     api::GoDuration,
-    credentials::{self, Files},
     domain::run::Subset,
     http::{LogsUrl, Prefix, Proxies, ReadAccess},
     local::{self, Output, SecretArgument},
     sync::Egress,
     telemetry::logs::Format,
+    watched_files::{self, WatchedFiles},
 };
 
 /// Keeps MongoDB collections in sync on a schedule, in Kubernetes.
@@ -545,7 +545,7 @@ impl Redis {
     ///
     /// # Errors
     /// When a file that holds a part of it cannot be read.
-    pub fn url(&self, files: &mut Files) -> Result<String, credentials::Error> {
+    pub fn url(&self, files: &mut WatchedFiles) -> Result<String, watched_files::Error> {
         let url = files.read_line_or("REDIS_URL_FILE", self.redis_url_file.as_deref(), self.redis_url.as_deref())?;
         if let Some(url) = url {
             return Ok(url);
@@ -565,7 +565,7 @@ impl Redis {
     ///
     /// # Errors
     /// When their file cannot be read.
-    pub fn ca(&self, files: &mut Files) -> Result<Option<Vec<u8>>, credentials::Error> {
+    pub fn ca(&self, files: &mut WatchedFiles) -> Result<Option<Vec<u8>>, watched_files::Error> {
         self.redis_ca_file.as_ref().map(|path| files.read("REDIS_CA_FILE", path)).transpose()
     }
 }
@@ -575,7 +575,7 @@ impl MongoDb {
     ///
     /// # Errors
     /// When its file cannot be read.
-    pub fn uri(&self, files: &mut Files) -> Result<Option<String>, credentials::Error> {
+    pub fn uri(&self, files: &mut WatchedFiles) -> Result<Option<String>, watched_files::Error> {
         files.read_line_or("MONGODB_URI_FILE", self.mongodb_uri_file.as_deref(), self.mongodb_uri.as_deref())
     }
 }
@@ -585,10 +585,10 @@ impl Run {
     ///
     /// # Errors
     /// When a file that the settings name cannot be read.
-    pub fn settings(self) -> Result<local::Settings, credentials::Error> {
+    pub fn settings(self) -> Result<local::Settings, watched_files::Error> {
         let Self { files, mongodb, secrets, dry_run, limit, keys, approve, resume, output } = self;
         let (file, given) = (mongodb.mongodb_uri_file.as_deref(), mongodb.mongodb_uri.as_deref());
-        let mut credentials = Files::default();
+        let mut credentials = WatchedFiles::default();
         let uri = credentials.read_line_or("MONGODB_URI_FILE", file, given)?;
         if let Some(ca) = &mongodb.mongodb_ca_file {
             credentials.read("MONGODB_CA_FILE", ca)?;
@@ -712,14 +712,14 @@ mod tests {
             queue_name: "sync".to_owned(),
             lease_duration: Duration::from_secs(30),
         };
-        let url = |redis: &Redis| redis.url(&mut Files::default()).unwrap();
+        let url = |redis: &Redis| redis.url(&mut WatchedFiles::default()).unwrap();
         assert_eq!(url(&parts), "redis://:p%40ss%2F1@cache:6379/3");
         let parts = Redis { redis_tls: true, redis_username: "a:b".to_owned(), ..parts };
         assert_eq!(url(&parts), "rediss://a%3Ab:p%40ss%2F1@cache:6379/3");
         let parts = Redis { redis_url: Some("rediss://h".to_owned()), ..parts };
         assert_eq!(url(&parts), "rediss://h");
         let file = Redis { redis_url: None, redis_password_file: Some("/no/such/file".into()), ..parts };
-        let error = file.url(&mut Files::default()).unwrap_err().to_string();
+        let error = file.url(&mut WatchedFiles::default()).unwrap_err().to_string();
         assert!(error.starts_with("REDIS_PASSWORD_FILE: could not read /no/such/file"), "{error}");
     }
 }

@@ -21,7 +21,6 @@ use crate::{
     cli::{self, Cli, Command, Kind},
     cluster::{self, Cluster},
     controller::{self, Election, Leadership},
-    credentials::{self, Files},
     domain::{installation::Owner, needs::Level},
     engine::{SecretReader, Sources},
     http, installation, lint,
@@ -30,6 +29,7 @@ use crate::{
     sync::{Deployment, Egress},
     telemetry::{MONGODB, logs, traces},
     verify,
+    watched_files::{self, WatchedFiles},
     worker::{self, WorkerHealth},
 };
 
@@ -61,8 +61,8 @@ enum Error {
     Failed(String),
 }
 
-impl From<credentials::Error> for Error {
-    fn from(error: credentials::Error) -> Self {
+impl From<watched_files::Error> for Error {
+    fn from(error: watched_files::Error) -> Self {
         Self::Configuration(error.to_string())
     }
 }
@@ -153,7 +153,7 @@ struct Parts {
     tasks: JoinSet<Result<(), Error>>,
     stop: CancellationToken,
     /// Passwords and certificates that the parts go by.
-    files: Files,
+    files: WatchedFiles,
 }
 
 impl Parts {
@@ -203,7 +203,7 @@ fn flatten(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(
 /// Checks all of the configuration, then starts the parts.
 async fn start(command: Command, id: &str) -> Result<(), Error> {
     let stop = CancellationToken::new();
-    let mut parts = Parts { tasks: JoinSet::new(), stop, files: Files::default() };
+    let mut parts = Parts { tasks: JoinSet::new(), stop, files: WatchedFiles::default() };
     let view = View::default();
     match command {
         Command::Crd(_) | Command::Lint(_) | Command::Openapi | Command::Run(_) => {}

@@ -31,13 +31,13 @@ pub use types::{
 };
 
 use crate::{
+    connection_error::{self, LOGIN},
     domain::{
         from_millis,
         installation::{Fingerprint, OWNERSHIP, Owner},
         needs::{self, Level},
         run::LeaseState,
     },
-    network::{self, LOGIN},
 };
 use connection::Topology;
 use keys::Keys;
@@ -140,7 +140,7 @@ fn describe(error: &RedisError) -> String {
         None if error.is_connection_refusal() => "connection refused".to_owned(),
         None if error.is_timeout() => "no answer in time".to_owned(),
         None if error.is_io_error() => {
-            network::cause(&error.to_string()).unwrap_or_else(|| "the connection broke".to_owned())
+            connection_error::known_cause(&error.to_string()).unwrap_or_else(|| "the connection broke".to_owned())
         }
         None => error.category().to_owned(),
     }
@@ -196,7 +196,7 @@ impl Queue {
         let topology =
             Topology::parse(url, ca, keys.wake()).map_err(|_| match Topology::parse(url, None, keys.wake()) {
                 Ok(_) => InvalidAddress("REDIS_CA_FILE needs rediss:// and certificates in PEM".to_owned()),
-                Err(_) => InvalidAddress(network::mistake(url, &connection::SCHEMES)),
+                Err(_) => InvalidAddress(connection_error::connection_string_mistake(url, &connection::SCHEMES)),
             })?;
         let (connection, installation) = (Connection::new(topology.clone()), Arc::new(watch::Sender::new(None)));
         Ok(Self { connection, topology, keys, lease, installation, level: Level::default() })

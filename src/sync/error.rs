@@ -7,8 +7,8 @@ use mongodb::error::{Error as MongoError, ErrorKind};
 
 use crate::{
     api::{conditions::reasons, truncate_to},
+    connection_error,
     domain::run::Outcome,
-    network,
 };
 use mongodb::error::TRANSIENT_TRANSACTION_ERROR;
 
@@ -145,7 +145,7 @@ impl Error {
 }
 
 fn because(what: &str, text: &str) -> String {
-    network::cause(text).map_or_else(|| what.to_owned(), |cause| format!("{what}: {cause}"))
+    connection_error::known_cause(text).map_or_else(|| what.to_owned(), |cause| format!("{what}: {cause}"))
 }
 
 impl From<MongoError> for Error {

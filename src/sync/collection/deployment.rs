@@ -15,11 +15,11 @@ use super::{
     within,
 };
 use crate::{
+    connection_error,
     domain::{
         run::RunSpec,
         source::{Asking, Missing, SourceName, SourceSpec},
     },
-    network,
     sync::{Error, Unavailable, keys},
 };
 
@@ -179,7 +179,9 @@ impl Deployment {
 async fn open(uri: &str, ca: Option<&Path>) -> Result<(Client, Option<String>), Unavailable> {
     let unusable = |error: mongodb::error::Error| Unavailable(Error::from(error).to_string());
     let mut options = ClientOptions::parse(uri).await.map_err(|error| match *error.kind {
-        mongodb::error::ErrorKind::InvalidArgument { .. } => Unavailable(network::mistake(uri, &SCHEMES)),
+        mongodb::error::ErrorKind::InvalidArgument { .. } => {
+            Unavailable(connection_error::connection_string_mistake(uri, &SCHEMES))
+        }
         _ => unusable(error),
     })?;
     options.app_name.get_or_insert_with(|| "sync-operator".to_owned());

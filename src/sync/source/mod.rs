@@ -19,11 +19,11 @@ use serde_json::{Map, Value};
 use super::{Error, json, keys};
 use crate::{
     api::conditions::reasons,
+    connection_error,
     domain::{
         source::{Asking, By, Pages, Request, SourceSpec},
         url_template,
     },
-    network,
 };
 pub use answer::Page;
 use answer::{End, unusable};
@@ -328,7 +328,7 @@ impl Source {
             causes += &format!("{inner}; ");
             cause = inner.source();
         }
-        Failure::Transient(match network::cause(&causes) {
+        Failure::Transient(match connection_error::known_cause(&causes) {
             _ if error.is_timeout() => {
                 let field = self.spec.field("timeout");
                 attempt("SourceTimeout", format!("the source did not answer within {field}"))

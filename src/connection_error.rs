@@ -1,17 +1,17 @@
-//! Why a server cannot be reached, or a connection string cannot be used, in words that hold neither its address nor a password.
+//! Descriptions of connection errors and of mistakes in connection strings, without addresses and passwords.
 
 use crate::api::truncate_to;
 
 const MAX_TEXT: usize = 120;
-/// The cause when a server refuses the login.
+/// Cause of a refused login.
 pub const LOGIN: &str = "the user or the password is wrong";
 
-/// The cause in a driver's error text, which has no kind of its own for it. Up to 120 bytes.
+/// Known cause in the error text of a driver, for causes that the driver's error types do not tell apart. Up to 120 bytes.
 #[must_use]
-pub fn cause(text: &str) -> Option<String> {
+pub fn known_cause(text: &str) -> Option<String> {
     const CERTIFICATE: &str = "invalid peer certificate";
     if let Some(at) = text.find(CERTIFICATE) {
-        // UnknownIssuer, Expired, NotValidForName …: a word, and then what may name hosts.
+        // UnknownIssuer, Expired, NotValidForName …: one word, followed by text that may name hosts.
         let rest = text[at + CERTIFICATE.len()..].trim_start_matches([':', ' ']);
         let word: String = rest.chars().take_while(char::is_ascii_alphanumeric).collect();
         return Some(truncate_to(&format!("its certificate is not trusted ({word})"), MAX_TEXT));
@@ -26,10 +26,10 @@ pub fn cause(text: &str) -> Option<String> {
     known.iter().find(|(sign, _)| text.contains(sign)).map(|(_, cause)| (*cause).to_owned())
 }
 
-/// The mistake in a connection string that was refused. Quotes no part of it: where a character of the password is not
-/// percent-encoded, what a driver takes for a host, a port or an option is a part of the password.
+/// Mistake in a refused connection string. The description quotes no part of the string: where a character of the password is not
+/// percent-encoded, a driver may read a part of the password as a host, a port or an option.
 #[must_use]
-pub fn mistake(connection_string: &str, schemes: &[&str]) -> String {
+pub fn connection_string_mistake(connection_string: &str, schemes: &[&str]) -> String {
     let known = connection_string.split_once("://").filter(|(scheme, _)| schemes.contains(scheme));
     let Some((_, rest)) = known else {
         let schemes: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
@@ -50,7 +50,7 @@ pub fn mistake(connection_string: &str, schemes: &[&str]) -> String {
     "its hosts, ports, database or options are not valid, or it lacks the @ between password and host".to_owned()
 }
 
-/// True when a user and a password are written as a URL needs it.
+/// True when a user and a password are percent-encoded.
 fn is_encoded(login: &str) -> bool {
     let (user, password) = login.split_once(':').unwrap_or((login, ""));
     let is_escape = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
@@ -92,15 +92,18 @@ mod tests {
             ("mongodb://u:p@host:S3cret", "lacks the @"),
             ("mongodb://u:p@host/?S3cret=1", "lacks the @"),
         ] {
-            let told = mistake(text, &["mongodb", "redis"]);
-            assert!(told.contains(expected) && !told.contains("S3cret"), "{text}: {told}");
+            let mistake = connection_string_mistake(text, &["mongodb", "redis"]);
+            assert!(mistake.contains(expected) && !mistake.contains("S3cret"), "{text}: {mistake}");
         }
-        assert!(mistake("redis+sentinel://u:S3cret@a,b/", &["redis+sentinel"]).contains("names no master"));
+        assert!(
+            connection_string_mistake("redis+sentinel://u:S3cret@a,b/", &["redis+sentinel"])
+                .contains("names no master")
+        );
     }
 
     #[test]
     fn the_cause_is_told_without_the_address() {
-        for (text, told) in [
+        for (text, cause) in [
             (
                 "I/O error: invalid peer certificate: UnknownIssuer, host db.example",
                 "its certificate is not trusted (UnknownIssuer)",
@@ -112,8 +115,8 @@ mod tests {
             ),
             ("Kind: SCRAM failure: Authentication failed. user secret", "the user or the password is wrong"),
         ] {
-            assert_eq!(cause(text).as_deref(), Some(told), "{text}");
+            assert_eq!(known_cause(text).as_deref(), Some(cause), "{text}");
         }
-        assert_eq!(cause("something else at db.example"), None);
+        assert_eq!(known_cause("something else at db.example"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Posts to a URL, and judges the answer.
+//! HTTP client of the sinks: sends POST requests, and checks the answers.
 
 use std::error::Error;
 
@@ -8,60 +8,62 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 
-use super::{Notifier, mistake, outage, silence};
+use super::{Notifier, configuration_error, no_answer, unavailable};
 use crate::{
+    connection_error,
     domain::alert::Refusal,
-    network,
     sync::source::{
         egress::{Denied, NotAllowed},
         limits,
     },
 };
 
-/// What is posted where.
-pub(super) struct Post {
+/// POST request to a sink.
+pub(super) struct PostRequest {
     pub url: Url,
     pub content_type: &'static str,
-    /// Further headers. Their values are not shown anywhere.
+    /// Further headers, with values that are never shown.
     pub headers: Vec<(&'static str, String)>,
     pub body: String,
-    /// Authorities, as PEM.
+    /// CA bundle, as PEM.
     pub ca: Option<Vec<u8>>,
 }
 
-/// A URL, and the host that must be allowed to receive secrets. `what` names it in errors, which do not show it.
-pub(super) fn url(text: &str, what: &str) -> Result<(Url, String), Refusal> {
+/// Parses a URL, and returns it with the host that must be allowed to receive secrets. `what` names the URL in errors, which do not show
+/// the URL.
+pub(super) fn parse_url(text: &str, what: &str) -> Result<(Url, String), Refusal> {
     let url = Url::parse(text.trim()).ok();
     let found = url.and_then(|url| url.host_str().map(str::to_owned).map(|host| (url, host)));
     found
         .filter(|(url, _)| matches!(url.scheme(), "http" | "https"))
-        .ok_or_else(|| mistake(format!("{what} is no http or https URL: correct it")))
+        .ok_or_else(|| configuration_error(format!("{what} is no http or https URL: correct it")))
 }
 
 const NOT_ALLOWED: &str = "it is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs";
 
 impl Notifier {
-    pub(super) async fn post(&self, post: Post) -> Result<(), Refusal> {
+    pub(super) async fn post(&self, post: PostRequest) -> Result<(), Refusal> {
         self.egress.admit(&post.url).map_err(|denied| match denied {
-            Denied::Address => mistake(NOT_ALLOWED),
-            Denied::PlainText => {
-                mistake("its URL must be https, or its host be named by the operator's --source-allowed-hosts")
-            }
+            Denied::Address => configuration_error(NOT_ALLOWED),
+            Denied::PlainText => configuration_error(
+                "its URL must be https, or its host be named by the operator's --source-allowed-hosts",
+            ),
         })?;
-        let unusable = || mistake("caSecretRef holds no usable certificate in PEM");
+        let unusable = || configuration_error("caSecretRef holds no usable certificate in PEM");
         let client = self.egress.client(post.ca.as_deref()).ok_or_else(unusable)?;
         let client = client.build().map_err(|_| unusable())?;
         let request = client.post(post.url).headers(headers(&post.headers)?).header(CONTENT_TYPE, post.content_type);
-        // The status says it all; the body is not read.
-        let response = request.body(post.body).send().await.map_err(|error| unreached(&error))?;
-        judge(response.status(), response.headers())
+        // Only the status counts, so the body is not read.
+        let response = request.body(post.body).send().await.map_err(|error| unreachable(&error))?;
+        check_answer(response.status(), response.headers())
     }
 }
 
 fn headers(given: &[(&'static str, String)]) -> Result<HeaderMap, Refusal> {
     let mut headers = HeaderMap::new();
     for (name, value) in given {
-        let unusable = |_| mistake(format!("the Secret's value for the header {name} cannot be sent in a header"));
+        let unusable =
+            |_| configuration_error(format!("the Secret's value for the header {name} cannot be sent in a header"));
         let mut value = HeaderValue::from_str(value).map_err(unusable)?;
         value.set_sensitive(true);
         headers.insert(HeaderName::from_static(name), value);
@@ -69,35 +71,35 @@ fn headers(given: &[(&'static str, String)]) -> Result<HeaderMap, Refusal> {
     Ok(headers)
 }
 
-fn judge(status: StatusCode, headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_answer(status: StatusCode, headers: &HeaderMap) -> Result<(), Refusal> {
     let code = status.as_u16();
     let rest = limits::pause(headers, Timestamp::now());
     match code {
         200..=299 => Ok(()),
-        429 => Err(Refusal { rest, ..outage("it wants fewer messages (429)") }),
-        408 | 500..=599 => Err(Refusal { rest, ..outage(format!("it answered with {code}")) }),
-        300..=399 => Err(mistake(format!(
+        429 => Err(Refusal { rest, ..unavailable("it wants fewer messages (429)") }),
+        408 | 500..=599 => Err(Refusal { rest, ..unavailable(format!("it answered with {code}")) }),
+        300..=399 => Err(configuration_error(format!(
             "it answered with {code}, a redirect, which is not followed: set its URL to the destination"
         ))),
-        401 | 403 => Err(mistake(format!("it refuses with {code}: check its Secret, and its rights"))),
-        _ => Err(mistake(format!("it refuses messages with {code}: check its URL, and what it expects"))),
+        401 | 403 => Err(configuration_error(format!("it refuses with {code}: check its Secret, and its rights"))),
+        _ => Err(configuration_error(format!("it refuses messages with {code}: check its URL, and what it expects"))),
     }
 }
 
-fn unreached(error: &reqwest::Error) -> Refusal {
+fn unreachable(error: &reqwest::Error) -> Refusal {
     let mut causes = String::new();
     let mut cause = Error::source(error);
     while let Some(inner) = cause {
         if inner.is::<NotAllowed>() {
-            return mistake(NOT_ALLOWED);
+            return configuration_error(NOT_ALLOWED);
         }
         causes += &format!("{inner}; ");
         cause = inner.source();
     }
-    match network::cause(&causes) {
-        Some(cause) => outage(format!("it could not be reached: {cause}")),
-        None if error.is_timeout() => outage("it could not be reached: no answer in time"),
-        None => silence("the connection to it broke"),
+    match connection_error::known_cause(&causes) {
+        Some(cause) => unavailable(format!("it could not be reached: {cause}")),
+        None if error.is_timeout() => unavailable("it could not be reached: no answer in time"),
+        None => no_answer("the connection to it broke"),
     }
 }
 
@@ -121,7 +123,7 @@ mod tests {
             (500, Some((false, Some(7)))),
             (503, Some((false, Some(7)))),
         ] {
-            let refusal = judge(StatusCode::from_u16(code).unwrap(), &waiting).err();
+            let refusal = check_answer(StatusCode::from_u16(code).unwrap(), &waiting).err();
             let told = refusal.map(|refusal| (refusal.is_mistake, refusal.rest.as_ref().map(Duration::as_secs)));
             assert_eq!(told, expected, "{code}");
         }
@@ -130,8 +132,8 @@ mod tests {
     #[test]
     fn a_url_that_is_wrong_is_not_shown() {
         for text in ["", "hooks.slack.com/services/T0/B0/secret", "ftp://h/secret", "https:///secret"] {
-            let error = url(text, "the Secret's value");
-            let told = error.as_ref().map_or_else(ToString::to_string, |(url, _)| url.to_string());
+            let error = parse_url(text, "the Secret's value");
+            let shown = error.as_ref().map_or_else(ToString::to_string, |(url, _)| url.to_string());
             assert!(error.is_err() || text == "https:///secret", "{text}: {told}");
             assert!(error.is_ok() || !told.contains("secret"), "{told}");
         }

@@ -1,4 +1,4 @@
-//! How messages are worded: by the templates of the SyncAlert, or without.
+//! Rendering of messages, from the templates of a SyncAlert or the default ones.
 
 use std::fmt::Write as _;
 
@@ -14,31 +14,31 @@ use crate::{
 /// Longest title and text, in bytes.
 const MAX_TITLE: usize = 200;
 const MAX_TEXT: usize = 16 << 10;
-/// Steps a template may take, and 64 times as many bytes of memory.
+/// Largest number of steps of a template, and a 64th of its memory in bytes.
 const FUEL: u64 = 50_000;
 
-/// A message in words.
-pub(super) struct Wording {
-    /// One line.
+/// Title and text of a message.
+pub(super) struct RenderedMessage {
+    /// Title, in one line.
     pub title: String,
-    /// Lines.
+    /// Text, in one or more lines.
     pub text: String,
 }
 
-impl Wording {
-    /// A template that cannot be used gives way to the usual words: that something is wrong has to be told.
+impl RenderedMessage {
+    /// Renders a message. The default text replaces a template that cannot be used, so that the sink is notified in any case.
     pub fn new(alert: &SyncAlert, message: &Message) -> Self {
         let template = alert.spec.template.as_ref();
         let context = context(alert, message);
-        let worded = |template: Option<&String>, usual: String| {
-            template.and_then(|template| render(template, &context).ok()).unwrap_or(usual)
+        let rendered = |template: Option<&String>, default: String| {
+            template.and_then(|template| render(template, &context).ok()).unwrap_or(default)
         };
-        let title = worded(template.and_then(|template| template.title.as_ref()), usual_title(alert, message));
-        let text = worded(template.and_then(|template| template.text.as_ref()), usual_text(message));
-        Self { title: truncate_to(title.trim(), MAX_TITLE), text: cut(&text) }
+        let title = rendered(template.and_then(|template| template.title.as_ref()), default_title(alert, message));
+        let text = rendered(template.and_then(|template| template.text.as_ref()), default_text(message));
+        Self { title: truncate_to(title.trim(), MAX_TITLE), text: truncate_text(&text) }
     }
 
-    /// The message for programs.
+    /// Payload of the message, for programs.
     pub fn payload(&self, alert: &SyncAlert, message: &Message) -> Value {
         let mut payload = context(alert, message);
         payload["id"] = Value::from(message.id.as_str());
@@ -53,9 +53,9 @@ fn context(alert: &SyncAlert, message: &Message) -> Value {
     json!({"namespace": namespace, "name": name, "firing": message.firing, "resolved": message.resolved})
 }
 
-/// Why a template cannot be used. `None` when it can, for all that can be said without a message.
+/// Mistake in a template. `None`: the template renders a message with one alert.
 #[must_use]
-pub fn check(template: &Template) -> Option<String> {
+pub fn check_template(template: &Template) -> Option<String> {
     let item = json!({"schedule": "", "type": "", "occurrence": "", "since": "", "message": "", "repeated": false});
     let context = json!({"namespace": "", "name": "", "firing": [item], "resolved": [item]});
     let parts = [("title", &template.title), ("text", &template.text)];
@@ -80,14 +80,14 @@ fn render(template: &str, context: &Value) -> Result<String, minijinja::Error> {
     environment.render_str(template, minijinja::value::Serde(context))
 }
 
-fn usual_title(alert: &SyncAlert, message: &Message) -> String {
+fn default_title(alert: &SyncAlert, message: &Message) -> String {
     let counts = [(message.firing.len(), "firing"), (message.resolved.len(), "resolved")];
     let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
     let counts = counts.collect::<Vec<_>>().join(", ");
     format!("SyncAlert {}/{}: {counts}", alert.namespace().unwrap_or_default(), alert.name_any())
 }
 
-fn usual_text(message: &Message) -> String {
+fn default_text(message: &Message) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
     for Item { schedule, type_, since, message, repeated, .. } in &message.firing {
@@ -101,7 +101,7 @@ fn usual_text(message: &Message) -> String {
     text
 }
 
-fn cut(text: &str) -> String {
+fn truncate_text(text: &str) -> String {
     let end = text.floor_char_boundary(MAX_TEXT);
     if end < text.len() { format!("{}\n…", &text[..end]) } else { text.to_owned() }
 }
