@@ -31,8 +31,8 @@ use crate::{
         job::is_finished,
     },
 };
-use index::{Index, is_history, schedule_of};
-pub use read::{Kind, Read, Unreadable, get_opt, read};
+use index::{JobIndex, is_history, schedule_of};
+pub use read::{Kind, ReadResult, Unreadable, get_opt, read_object};
 use requests::RequestLimiter;
 pub use requests::{Error, RequestClass, RequestPermit, call, connect};
 pub use unreadable::{UnreadableObject, UnreadableObjects};
@@ -53,7 +53,7 @@ pub struct Cluster {
     pub alerts: Store<SyncAlert>,
     /// Every object that this release cannot read. It is in none of the caches above.
     pub unreadable: UnreadableObjects,
-    index: Arc<RwLock<Index>>,
+    index: Arc<RwLock<JobIndex>>,
     /// What the sources of SyncSchedules map.
     mappings: Arc<RwLock<Mappings>>,
     limiter: Arc<RequestLimiter>,
@@ -100,7 +100,7 @@ struct ChangeSenders {
 }
 
 /// Tells a reader which objects there are, or changed. Those that are gone are not told of.
-fn tell<K>(reader: &mpsc::UnboundedSender<Arc<K>>, store: &Store<K>, event: &watcher::Event<K>)
+fn send_changed<K>(reader: &mpsc::UnboundedSender<Arc<K>>, store: &Store<K>, event: &watcher::Event<K>)
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
@@ -116,7 +116,7 @@ where
 }
 
 /// Tells which SyncAlerts may watch the SyncSchedules that a change is about.
-fn tell_watching(
+fn send_watching_alerts(
     reader: &mpsc::UnboundedSender<ObjectRef<SyncAlert>>,
     alerts: &Store<SyncAlert>,
     event: &watcher::Event<SyncSchedule>,
@@ -165,18 +165,18 @@ impl Cluster {
         let (schedules, schedule_writer) = reflector::store();
         let (jobs, job_writer) = reflector::store();
         let (alerts, alert_writer) = reflector::store();
-        let ((tell_alerts, changed_alerts), (tell_watching, watching)) =
+        let ((alert_sender, changed_alerts), (watching_sender, watching)) =
             (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let (tell_schedules, changed_schedules) = mpsc::unbounded_channel();
-        let (tell_jobs, changed_jobs) = mpsc::unbounded_channel();
-        let ((tell_owners, owners), (tell_over, over)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let (schedule_sender, changed_schedules) = mpsc::unbounded_channel();
+        let (job_sender, changed_jobs) = mpsc::unbounded_channel();
+        let ((owner_sender, owners), (over_sender, over)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let senders = ChangeSenders {
-            schedules: tell_schedules,
-            jobs: tell_jobs,
-            alerts: tell_alerts,
-            watching: tell_watching,
-            owners: tell_owners,
-            over: tell_over,
+            schedules: schedule_sender,
+            jobs: job_sender,
+            alerts: alert_sender,
+            watching: watching_sender,
+            owners: owner_sender,
+            over: over_sender,
         };
         let streams = WatchStreams {
             schedules: changed_schedules.into(),
@@ -214,23 +214,23 @@ impl Cluster {
         senders: ChangeSenders,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (index, senders) = (Arc::clone(&self.index), Arc::new(senders));
-        let (schedule_store, job_store, telling) = (self.schedules.clone(), self.jobs.clone(), Arc::clone(&senders));
+        let (schedule_store, job_store, shared) = (self.schedules.clone(), self.jobs.clone(), Arc::clone(&senders));
         let (alert_store, mappings) = (self.alerts.clone(), Arc::clone(&self.mappings));
         let schedules = with_readable(changes(self.api()), self.unreadable.clone(), readable).reflect(schedules);
         let route =
-            move |event: watcher::Event<Read<SyncJob>>| route_event(event.modify(drop_labels), &index, &senders);
+            move |event: watcher::Event<ReadResult<SyncJob>>| route_event(event.modify(drop_labels), &index, &senders);
         let jobs = with_readable(changes(self.api()), self.unreadable.clone(), route).reflect(jobs);
         let alerts = with_readable(changes_of_alerts(self.api()), self.unreadable.clone(), readable).reflect(alerts);
         async move {
             let schedules = drain(schedules, &listing, |event| {
-                requeue_conflicts(&telling.owners, &mappings, &schedule_store, event);
-                tell(&telling.schedules, &schedule_store, event);
-                tell_watching(&telling.watching, &alert_store, event);
+                requeue_conflicts(&shared.owners, &mappings, &schedule_store, event);
+                send_changed(&shared.schedules, &schedule_store, event);
+                send_watching_alerts(&shared.watching, &alert_store, event);
             });
-            let jobs = drain(jobs, &listing, |event| tell(&telling.jobs, &job_store, event));
+            let jobs = drain(jobs, &listing, |event| send_changed(&shared.jobs, &job_store, event));
             // Nobody waits for them.
             let unheard = watch::Sender::new(0);
-            let alerts = drain(alerts, &unheard, |event| tell(&telling.alerts, &alert_store, event));
+            let alerts = drain(alerts, &unheard, |event| send_changed(&shared.alerts, &alert_store, event));
             join3(schedules, jobs, alerts).await;
         }
     }
@@ -338,22 +338,22 @@ impl Cluster {
         self.mappings.read().unwrap_or_else(PoisonError::into_inner).conflicts(schedule)
     }
 
-    fn index(&self) -> RwLockReadGuard<'_, Index> {
+    fn index(&self) -> RwLockReadGuard<'_, JobIndex> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Passes on what `keep` makes of each change, and notes the objects that cannot be read.
 fn with_readable<K: Kind>(
-    changes: impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>> + Send,
+    changes: impl Stream<Item = watcher::Result<watcher::Event<ReadResult<K>>>> + Send,
     unreadable: UnreadableObjects,
-    mut keep: impl FnMut(watcher::Event<Read<K>>) -> Option<watcher::Event<K>> + Send,
+    mut keep: impl FnMut(watcher::Event<ReadResult<K>>) -> Option<watcher::Event<K>> + Send,
 ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send {
     changes.filter_map(move |event| {
         ready(
             event
                 .map(|event| {
-                    unreadable.note(&event);
+                    unreadable.record(&event);
                     keep(event)
                 })
                 .transpose(),
@@ -362,7 +362,7 @@ fn with_readable<K: Kind>(
 }
 
 /// A schedule's runs are found by their owner here, and their labels take a sixth of their memory.
-fn drop_labels(job: &mut Read<SyncJob>) {
+fn drop_labels(job: &mut ReadResult<SyncJob>) {
     let meta = job.meta_mut();
     if index::controlling(meta).is_some() {
         meta.labels = None;
@@ -385,18 +385,18 @@ pub fn schedule_name(job: &SyncJob) -> Option<&str> {
 /// Applies a change to the index and sends it to the streams. Returns the change for the cache, which has no SyncJob that has ended or
 /// cannot be read.
 fn route_event(
-    event: watcher::Event<Read<SyncJob>>,
-    index: &RwLock<Index>,
+    event: watcher::Event<ReadResult<SyncJob>>,
+    index: &RwLock<JobIndex>,
     senders: &ChangeSenders,
 ) -> Option<watcher::Event<SyncJob>> {
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
-    let index = || -> RwLockWriteGuard<'_, Index> { index.write().unwrap_or_else(PoisonError::into_inner) };
+    let index = || -> RwLockWriteGuard<'_, JobIndex> { index.write().unwrap_or_else(PoisonError::into_inner) };
     // The readers are gone only when the process ends.
-    let tell = |schedule: Option<ObjectRef<SyncSchedule>>| {
+    let send_owner = |schedule: Option<ObjectRef<SyncSchedule>>| {
         schedule.and_then(|schedule| senders.owners.send(schedule).ok());
     };
-    let over = |job: &SyncJob, deleted| {
-        tell(schedule_of(job));
+    let send_gone = |job: &SyncJob, deleted| {
+        send_owner(schedule_of(job));
         let uid = job.metadata.uid.clone();
         uid.and_then(|uid| senders.over.send(JobGone { uid, deleted }).ok());
     };
@@ -408,33 +408,33 @@ fn route_event(
         InitApply(job) => {
             index().list(&job);
             match job {
-                Read::Object(job) if !is_history(&job) => Some(InitApply(job)),
+                ReadResult::Object(job) if !is_history(&job) => Some(InitApply(job)),
                 _ => None,
             }
         }
         InitDone => {
-            index().listed().into_iter().for_each(|schedule| tell(Some(schedule)));
+            index().listed().into_iter().for_each(|schedule| send_owner(Some(schedule)));
             Some(InitDone)
         }
         Apply(read) => {
-            let is_news = index().apply(&read);
-            let is_readable = matches!(read, Read::Object(_));
+            let is_relevant = index().apply(&read);
+            let is_readable = matches!(read, ReadResult::Object(_));
             let job = read.into_outline();
             if !is_history(&job) {
-                if is_news {
-                    tell(schedule_of(&job));
+                if is_relevant {
+                    send_owner(schedule_of(&job));
                 }
                 return Some(if is_readable { Apply(job) } else { Delete(job) });
             }
-            if is_news {
-                over(&job, false);
+            if is_relevant {
+                send_gone(&job, false);
             }
             Some(Delete(job))
         }
         Delete(job) => {
             let job = job.into_outline();
             index().delete(job.metadata.uid.as_deref().unwrap_or_default());
-            over(&job, true);
+            send_gone(&job, true);
             Some(Delete(job))
         }
     }
@@ -486,11 +486,11 @@ mod tests {
             assert_eq!(ended.try_recv().map_err(|_| ()), expected_over);
             kept
         };
-        let complete = || Read::Object(complete());
-        let under_way = |status: &Value| Read::Object(job(status));
+        let complete = || ReadResult::Object(complete());
+        let under_way = |status: &Value| ReadResult::Object(job(status));
         let unreadable = || {
             let reason = String::new();
-            Read::Unreadable(Box::new(Unreadable { outline: job(&json!({})), reason }))
+            ReadResult::Unreadable(Box::new(Unreadable { outline: job(&json!({})), reason }))
         };
         assert!(matches!(pass(Init, false, Err(())), Some(Init)));
         assert!(pass(InitApply(complete()), false, Err(())).is_none());

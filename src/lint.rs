@@ -17,12 +17,12 @@ pub fn run(files: &[PathBuf], output: LintOutput) -> bool {
     let mut summary = Summary { files: files.len(), ..Summary::default() };
     let (mut all, mut is_readable) = (Vec::new(), true);
     for path in files {
-        match file::read(path) {
+        match file::read_to_string(path) {
             Ok(text) => {
-                let read = manifest::read(&file::name(path), &text);
-                summary.documents += read.documents;
-                report_skipped(&read.manifests);
-                all.extend(read.findings);
+                let parsed = manifest::parse(&file::name(path), &text);
+                summary.documents += parsed.documents;
+                report_skipped(&parsed.manifests);
+                all.extend(parsed.findings);
             }
             Err(error) => {
                 is_readable = false;
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn findings_are_printed_as_lines_or_json() {
-        let findings = manifest::read("a.yaml", "apiVersion: v1alpha1\nkind: SyncJob\n").findings;
+        let findings = manifest::parse("a.yaml", "apiVersion: v1alpha1\nkind: SyncJob\n").findings;
         let printed = |output| {
             let mut text = Vec::new();
             print(&findings, output, &mut text).unwrap();

@@ -217,7 +217,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             let client = connect().await?;
             let (scope, database) =
                 (options.kubernetes.watch_namespace.as_deref(), options.mongodb_database.as_deref());
-            let fingerprint = installation::of_controllers(&client, scope, database).await;
+            let fingerprint = installation::controller_fingerprint(&client, scope, database).await;
             let lease = lease_name(&options.leader_election, &options.kubernetes).path(&client);
             let adopted = adopt::run(client, &queue, scope, Owner { fingerprint, lease }).await;
             return adopted.map_err(|error| Error::Failed(error.to_string()));
@@ -335,7 +335,7 @@ fn identify_controllers(
     let (queue, client, stop) = (queue.clone(), client.clone(), parts.stop.clone());
     let (scope, database) = (kubernetes.watch_namespace.clone(), mongodb.mongodb_database.clone());
     tokio::spawn(stop.run_until_cancelled_owned(async move {
-        queue.identify(installation::of_controllers(&client, scope.as_deref(), database.as_deref()).await);
+        queue.identify(installation::controller_fingerprint(&client, scope.as_deref(), database.as_deref()).await);
     }));
 }
 
@@ -343,7 +343,7 @@ fn identify_controllers(
 fn identify_workers(parts: &mut Parts, queue: &Queue, client: Option<Client>, mongodb: &cli::MongoDb) {
     let (queue, stop, database) = (queue.clone(), parts.stop.clone(), mongodb.mongodb_database.clone());
     tokio::spawn(stop.run_until_cancelled_owned(async move {
-        queue.identify(installation::of_workers(client.as_ref(), database.as_deref()).await);
+        queue.identify(installation::worker_fingerprint(client.as_ref(), database.as_deref()).await);
     }));
 }
 
@@ -402,7 +402,7 @@ async fn add_workers(
 async fn first_answer(deployment: &Deployment) {
     loop {
         let answer = deployment.ping().await;
-        MONGODB.note(&answer);
+        MONGODB.record(&answer);
         if answer.is_ok() {
             return;
         }

@@ -24,21 +24,26 @@ pub enum Error {
 ///
 /// # Errors
 /// When it is not there, may not be read, or may not be sent there.
-pub async fn read(client: Client, namespace: &str, entry: &SecretKey, host: Option<&str>) -> Result<Vec<u8>, Error> {
-    let found = get(client, namespace, entry).await?;
+pub async fn read_entry(
+    client: Client,
+    namespace: &str,
+    entry: &SecretKey,
+    host: Option<&str>,
+) -> Result<Vec<u8>, Error> {
+    let found = find_entry(client, namespace, entry).await?;
     host.map_or(Ok(()), |host| found.may_go_to(host))?;
     Ok(found.value)
 }
 
 /// One entry of a Secret, and where it may be sent.
-pub struct Found {
+pub struct SecretEntry {
     name: String,
     hosts: String,
     /// What stands there.
     pub value: Vec<u8>,
 }
 
-impl Found {
+impl SecretEntry {
     /// Fails when the Secret's annotation does not name the host.
     ///
     /// # Errors
@@ -54,11 +59,11 @@ impl Found {
     }
 }
 
-/// Reads one entry of a Secret that says itself where it goes: ask [`Found::may_go_to`] before it is sent.
+/// Reads one entry of a Secret that says itself where it goes: ask [`SecretEntry::may_go_to`] before it is sent.
 ///
 /// # Errors
 /// When it is not there, or may not be read.
-pub async fn get(client: Client, namespace: &str, entry: &SecretKey) -> Result<Found, Error> {
+pub async fn find_entry(client: Client, namespace: &str, entry: &SecretKey) -> Result<SecretEntry, Error> {
     let SecretKey { name, key } = entry;
     let secrets = Api::<Secret>::namespaced(client, namespace);
     let secret = call("read a Secret", secrets.get_opt(name)).await.map_err(|error| match error.status() {
@@ -72,5 +77,5 @@ pub async fn get(client: Client, namespace: &str, entry: &SecretKey) -> Result<F
     let hosts = secret.annotations().get(HOSTS_ANNOTATION).cloned().unwrap_or_default();
     let value = secret.data.and_then(|mut data| data.remove(key));
     let lacking = || Error::Invalid(format!("Secret {name} has no key {key}: add it, or name another one"));
-    Ok(Found { name: name.clone(), hosts, value: value.ok_or_else(lacking)?.0 })
+    Ok(SecretEntry { name: name.clone(), hosts, value: value.ok_or_else(lacking)?.0 })
 }

@@ -63,12 +63,12 @@ pub async fn run(client: Client, settings: Settings) -> Result<(), Error> {
     spec.target.collection = Some(settings.collection);
     let made = call("create a SyncJob", jobs.create(&PostParams::default(), &SyncJob::new(&name, spec))).await?;
     println!("SyncJob {namespace}/{} created", made.name_any());
-    let ended = end_of(&jobs, &name, settings.timeout).await;
+    let ended = wait_for_end(&jobs, &name, settings.timeout).await;
     call("delete a SyncJob", jobs.delete(&name, &DeleteParams::background())).await?;
     ended
 }
 
-async fn end_of(jobs: &Api<SyncJob>, name: &str, limit: Duration) -> Result<(), Error> {
+async fn wait_for_end(jobs: &Api<SyncJob>, name: &str, limit: Duration) -> Result<(), Error> {
     let (start, mut last) = (Instant::now(), String::new());
     loop {
         let job = call("read a SyncJob", jobs.get(name)).await?;

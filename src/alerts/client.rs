@@ -134,8 +134,8 @@ mod tests {
         for text in ["", "hooks.slack.com/services/T0/B0/secret", "ftp://h/secret", "https:///secret"] {
             let error = parse_url(text, "the Secret's value");
             let shown = error.as_ref().map_or_else(ToString::to_string, |(url, _)| url.to_string());
-            assert!(error.is_err() || text == "https:///secret", "{text}: {told}");
-            assert!(error.is_ok() || !told.contains("secret"), "{told}");
+            assert!(error.is_err() || text == "https:///secret", "{text}: {shown}");
+            assert!(error.is_ok() || !shown.contains("secret"), "{shown}");
         }
     }
 }

@@ -99,12 +99,12 @@ impl Notifier {
     }
 
     async fn secret(&self, namespace: &str, entry: &SecretKey, host: &str) -> Result<Vec<u8>, Refusal> {
-        Ok(secrets::read(self.client.clone(), namespace, entry, Some(host)).await?)
+        Ok(secrets::read_entry(self.client.clone(), namespace, entry, Some(host)).await?)
     }
 
     async fn ca(&self, namespace: &str, entry: Option<&SecretKey>) -> Result<Option<Vec<u8>>, Refusal> {
         match entry {
-            Some(entry) => Ok(Some(secrets::read(self.client.clone(), namespace, entry, None).await?)),
+            Some(entry) => Ok(Some(secrets::read_entry(self.client.clone(), namespace, entry, None).await?)),
             None => Ok(None),
         }
     }

@@ -12,7 +12,7 @@ use crate::{api::syncalert::Slack, domain::alert::Refusal, secrets};
 
 impl Notifier {
     pub(super) async fn slack(&self, namespace: &str, sink: &Slack, rendered: &RenderedMessage) -> Result<(), Refusal> {
-        let secret = secrets::get(self.client.clone(), namespace, &sink.url_secret_ref).await?;
+        let secret = secrets::find_entry(self.client.clone(), namespace, &sink.url_secret_ref).await?;
         let what = format!("the value in Secret {}", sink.url_secret_ref.name);
         let text = str::from_utf8(&secret.value).map_err(|_| configuration_error(format!("{what} is no text")))?;
         let (url, host) = parse_url(text, &what)?;

@@ -62,7 +62,7 @@ impl Notifier {
     async fn addresses(&self, sink: &Smtp) -> Result<Vec<SocketAddr>, Refusal> {
         let default = if sink.tls == SmtpTls::Tls { 465 } else { 587 };
         let port = sink.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(default);
-        let found = self.egress.find(&sink.host, port).await;
+        let found = self.egress.resolve(&sink.host, port).await;
         let found = found.map_err(|_| unavailable("it could not be reached: its host name is not known"))?;
         if found.is_empty() {
             return Err(configuration_error(

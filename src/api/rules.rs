@@ -31,7 +31,7 @@ pub(super) fn pointer(field: &str, example: &str) -> Rule {
 }
 
 /// A place to be filled in that `rest.endpoint` has when, and only when, `holds` is true. `setting` says what that is.
-pub(super) fn place(name: &str, setting: &str, holds: &str) -> Rule {
+pub(super) fn placeholder(name: &str, setting: &str, holds: &str) -> Rule {
     Rule::new(format!("!has(self.rest) || self.rest.endpoint.contains('{{{name}}}') == ({holds})"))
         .message(&*format!(
             "source.rest.endpoint with {{{name}}} and {setting} go together: set both, or remove {{{name}}}"

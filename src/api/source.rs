@@ -21,10 +21,10 @@ use super::{GoDuration, Unknown, rules};
     validation = Rule::new("!self.adopt || (self.batching == 'Pages' && self.onMissing in ['Mark', 'Delete'])").message("source.adopt needs batching Pages and onMissing Mark or Delete: set both, or remove adopt").field_path(".adopt"),
     validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("source.onMissing Mark and Delete need batching PerUser or Pages: what is missing in a list may only have been cut off").field_path(".onMissing"),
     validation = Rule::new("!has(self.pagination) || self.pagination.by != 'Link' || has(self.rest)").message("source.pagination.by Link is for rest: use Cursor or Number").field_path(".pagination.by"),
-    validation = rules::place("id", "batching PerUser", "self.batching == 'PerUser'"),
-    validation = rules::place("ids", "batching PerBatch", "self.batching == 'PerBatch'"),
-    validation = rules::place("page", "pagination.by Number", "has(self.pagination) && self.pagination.by == 'Number'"),
-    validation = rules::place("after", "pagination.by Cursor", "has(self.pagination) && self.pagination.by == 'Cursor'"),
+    validation = rules::placeholder("id", "batching PerUser", "self.batching == 'PerUser'"),
+    validation = rules::placeholder("ids", "batching PerBatch", "self.batching == 'PerBatch'"),
+    validation = rules::placeholder("page", "pagination.by Number", "has(self.pagination) && self.pagination.by == 'Number'"),
+    validation = rules::placeholder("after", "pagination.by Cursor", "has(self.pagination) && self.pagination.by == 'Cursor'"),
     validation = Rule::new("!has(self.rest) || !self.rest.endpoint.contains('{first}') || self.batching == 'Pages'").message("source.rest.endpoint with {first} needs batching Pages: remove it, or set batching Pages").field_path(".rest.endpoint")
 )]
 pub struct Source {

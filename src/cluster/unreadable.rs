@@ -10,7 +10,7 @@ use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta:
 use kube::{Resource, runtime::watcher};
 use tokio::sync::watch;
 
-use super::{Kind, Read, Unreadable};
+use super::{Kind, ReadResult, Unreadable};
 
 /// An object that this release cannot read.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,7 +65,7 @@ impl UnreadableObjects {
     }
 
     /// Takes note of a change.
-    pub(super) fn note<K: Kind>(&self, event: &watcher::Event<Read<K>>) {
+    pub(super) fn record<K: Kind>(&self, event: &watcher::Event<ReadResult<K>>) {
         let mut kinds = self.lock();
         let Objects { known, listing } = kinds.entry(K::kind(&()).into_owned()).or_default();
         let is_changed = match event {
@@ -113,15 +113,15 @@ impl UnreadableObjects {
     }
 }
 
-fn key<K: Kind>(object: &Read<K>) -> Key {
+fn key<K: Kind>(object: &ReadResult<K>) -> Key {
     let meta = object.meta();
     (meta.namespace.clone(), meta.name.clone())
 }
 
-fn apply<K: Kind>(objects: &mut HashMap<Key, UnreadableObject>, object: &Read<K>) {
+fn apply<K: Kind>(objects: &mut HashMap<Key, UnreadableObject>, object: &ReadResult<K>) {
     match object {
-        Read::Object(_) => objects.remove(&key(object)),
-        Read::Unreadable(unreadable) => objects.insert(key(object), UnreadableObject::from(&**unreadable)),
+        ReadResult::Object(_) => objects.remove(&key(object)),
+        ReadResult::Unreadable(unreadable) => objects.insert(key(object), UnreadableObject::from(&**unreadable)),
     };
 }
 
@@ -140,7 +140,7 @@ mod tests {
     use crate::api::SyncJob;
     use watcher::Event;
 
-    fn job(name: &str, is_readable: bool) -> Read<SyncJob> {
+    fn job(name: &str, is_readable: bool) -> ReadResult<SyncJob> {
         let sync_type = if is_readable { "Full" } else { "Newer" };
         let text = format!(r#"{{"metadata":{{"name":"{name}","uid":"{name}"}},"spec":{{"syncType":"{sync_type}"}}}}"#);
         serde_json::from_str(&text).unwrap()
@@ -149,15 +149,15 @@ mod tests {
     #[test]
     fn an_object_stays_until_it_can_be_read_or_is_gone() {
         let objects = UnreadableObjects::new();
-        let after = |events: Vec<Event<Read<SyncJob>>>| {
+        let after = |events: Vec<Event<ReadResult<SyncJob>>>| {
             for event in &events {
-                objects.note(event);
+                objects.record(event);
             }
             let mut names: Vec<_> = objects.all().into_iter().filter_map(|object| object.reference.name).collect();
             names.sort();
             names.join(" ")
         };
-        let list = |jobs: Vec<Read<SyncJob>>| {
+        let list = |jobs: Vec<ReadResult<SyncJob>>| {
             let jobs = jobs.into_iter().map(Event::InitApply);
             std::iter::once(Event::Init).chain(jobs).chain([Event::InitDone]).collect::<Vec<_>>()
         };
@@ -173,15 +173,15 @@ mod tests {
     fn only_changes_of_unreadable_objects_are_told() {
         let objects = UnreadableObjects::new();
         let mut changes = objects.changes();
-        for (event, tells) in [
+        for (event, expected) in [
             (Event::Apply(job("a", true)), false),
             (Event::Apply(job("b", false)), true),
             (Event::Apply(job("b", false)), false),
             (Event::Apply(job("b", true)), true),
             (Event::Delete(job("b", true)), false),
         ] {
-            objects.note(&event);
-            assert_eq!(changes.has_changed().unwrap(), tells, "{event}");
+            objects.record(&event);
+            assert_eq!(changes.has_changed().unwrap(), expected, "{event}");
             changes.mark_unchanged();
         }
     }

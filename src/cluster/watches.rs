@@ -10,7 +10,7 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use super::{Kind, Read};
+use super::{Kind, ReadResult};
 use crate::{
     api::SyncAlert,
     telemetry::{Availability, AvailabilityProbe},
@@ -39,9 +39,9 @@ static ALERTS: Availability = Availability::new("the kind SyncAlert, or the righ
 
 /// The changes of SyncAlerts. A cluster that has no such kind yet, as in the middle of an upgrade, is no outage.
 pub(super) fn changes_of_alerts(
-    api: Api<Read<SyncAlert>>,
-) -> impl Stream<Item = watcher::Result<watcher::Event<Read<SyncAlert>>>> + Send {
-    let is_absent = |event: &watcher::Result<watcher::Event<Read<SyncAlert>>>| match event {
+    api: Api<ReadResult<SyncAlert>>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<ReadResult<SyncAlert>>>> + Send {
+    let is_absent = |event: &watcher::Result<watcher::Event<ReadResult<SyncAlert>>>| match event {
         Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) => ABSENT.contains(&status.code),
         _ => false,
     };
@@ -49,48 +49,52 @@ pub(super) fn changes_of_alerts(
     bare(events(api).inspect(move |event| {
         let is_absent = is_absent(event);
         if is_absent || matches!(event, Ok(watcher::Event::InitDone)) {
-            ALERTS.note(event);
+            ALERTS.record(event);
         }
         if is_absent {
-            probe.note(&Ok::<_, watcher::Error>(()));
+            probe.record(&Ok::<_, watcher::Error>(()));
         } else {
-            note_answer(&probe, event);
+            record_answer(&probe, event);
         }
     }))
 }
 
 /// The changes of a kind, without what nobody asks.
-pub fn changes<K: Kind>(api: Api<Read<K>>) -> impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>> + Send {
+pub fn changes<K: Kind>(
+    api: Api<ReadResult<K>>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<ReadResult<K>>>> + Send {
     let probe = API_SERVER.probe();
-    bare(events(api).inspect(move |event| note_answer(&probe, event)))
+    bare(events(api).inspect(move |event| record_answer(&probe, event)))
 }
 
 /// The changes as caches take them: of an object that cannot be read any more, that it is gone.
-pub fn readable<K: Kind>(event: watcher::Event<Read<K>>) -> Option<watcher::Event<K>> {
+pub fn readable<K: Kind>(event: watcher::Event<ReadResult<K>>) -> Option<watcher::Event<K>> {
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
     match event {
         Init => Some(Init),
-        InitApply(Read::Object(object)) => Some(InitApply(object)),
-        InitApply(Read::Unreadable(_)) => None,
+        InitApply(ReadResult::Object(object)) => Some(InitApply(object)),
+        InitApply(ReadResult::Unreadable(_)) => None,
         InitDone => Some(InitDone),
-        Apply(Read::Object(object)) => Some(Apply(object)),
-        Apply(Read::Unreadable(unreadable)) => Some(Delete(unreadable.outline)),
+        Apply(ReadResult::Object(object)) => Some(Apply(object)),
+        Apply(ReadResult::Unreadable(unreadable)) => Some(Delete(unreadable.outline)),
         Delete(object) => Some(Delete(object.into_outline())),
     }
 }
 
-fn events<K: Kind>(api: Api<Read<K>>) -> impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>> + Send {
+fn events<K: Kind>(
+    api: Api<ReadResult<K>>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<ReadResult<K>>>> + Send {
     watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0))
 }
 
-fn note_answer<K>(probe: &AvailabilityProbe, event: &watcher::Result<watcher::Event<K>>) {
+fn record_answer<K>(probe: &AvailabilityProbe, event: &watcher::Result<watcher::Event<K>>) {
     match event {
         // They say that a list is about to be asked for: the API server answered, and that is all.
         Ok(watcher::Event::Init) => {}
         Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
         // No outage: the watch is started again within seconds, and of a kind in which nothing changes no event would end it.
         Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == TOO_MANY_REQUESTS => {}
-        _ => probe.note(event),
+        _ => probe.record(event),
     }
 }
 
@@ -119,13 +123,13 @@ pub fn stale_since() -> Option<Timestamp> {
 pub async fn drain<K: Resource>(
     watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
     listing: &watch::Sender<usize>,
-    note: impl Fn(&watcher::Event<K>),
+    handle_event: impl Fn(&watcher::Event<K>),
 ) {
     let mut watch = std::pin::pin!(watch);
     let mut listed = false;
     while let Some(event) = watch.next().await {
         let Ok(event) = event else { continue };
-        note(&event);
+        handle_event(&event);
         if matches!(event, watcher::Event::InitDone) && !std::mem::replace(&mut listed, true) {
             listing.send_modify(|kinds| *kinds += 1);
         }

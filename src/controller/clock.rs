@@ -104,7 +104,7 @@ impl Clock {
         let clocks =
             Clocks { local: if api_server.is_some() { Timestamp::now() } else { expected }, api_server, redis };
         metrics::clock_skew(&clocks);
-        let Reading { now, skew } = clock::read(&clocks);
+        let Reading { now, skew } = clock::compare(&clocks);
         *self.0.base.lock().unwrap_or_else(PoisonError::into_inner) = (now, Instant::now());
         if now.duration_since(expected).as_secs_f64().abs() > STEP {
             tracing::warn!(%expected, %now, "the clock of the controllers has jumped; every schedule is looked at again");

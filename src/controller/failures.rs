@@ -16,22 +16,22 @@ use crate::domain::{
 };
 
 /// Objects of which failures are kept before those are looked for that are over.
-const MANY: usize = 1000;
+const CLEANUP_THRESHOLD: usize = 1000;
 /// How long a failure is kept that is not tried again: the object is gone, or another process leads.
-const KEEP: Duration = Duration::from_secs(24 * 3600);
+const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// Failed actions by object.
 #[derive(Default)]
-pub(super) struct Failures(Mutex<HashMap<ObjectKey, Object>>);
+pub(super) struct Failures(Mutex<HashMap<ObjectKey, FailedObject>>);
 
 #[derive(Default)]
-struct Object {
+struct FailedObject {
     /// Its uid, and the generation of its spec.
     spec: Option<(Option<String>, Option<i64>)>,
-    actions: HashMap<&'static str, Entry>,
+    actions: HashMap<&'static str, FailedAction>,
 }
 
-struct Entry {
+struct FailedAction {
     cause: Cause,
     count: u32,
     until: Instant,
@@ -39,44 +39,44 @@ struct Entry {
 }
 
 /// What is to be made of a failure.
-pub(super) struct Noted {
+pub(super) struct RecordedFailure {
     /// It is the first one of the action.
     pub is_first: bool,
     /// The event that tells of it, once for each message.
-    pub note: Option<ObjectEvent>,
+    pub event: Option<ObjectEvent>,
 }
 
 impl Failures {
-    /// Notes that an action failed. `asked`: how long the server wants to be left alone.
-    pub fn note(
+    /// Notes that an action failed. `retry_after`: how long the server wants to be left alone.
+    pub fn record(
         &self,
         who: &ObjectKey,
         action: &'static str,
         (cause, error): (Cause, &str),
-        asked: Duration,
+        retry_after: Duration,
         now: Instant,
-    ) -> Noted {
+    ) -> RecordedFailure {
         let mut objects = self.lock();
-        if objects.len() > MANY {
-            let is_recent = |entry: &Entry| now.saturating_duration_since(entry.until) < KEEP;
+        if objects.len() > CLEANUP_THRESHOLD {
+            let is_recent = |entry: &FailedAction| now.saturating_duration_since(entry.until) < RETENTION;
             objects.retain(|_, object| object.actions.values().any(is_recent));
         }
         let object = objects.entry(who.clone()).or_default();
-        let entry = object.actions.entry(action).or_insert(Entry { cause, count: 0, until: now, shown: None });
+        let entry = object.actions.entry(action).or_insert(FailedAction { cause, count: 0, until: now, shown: None });
         entry.count = if entry.cause == cause { entry.count.saturating_add(1) } else { 1 };
         entry.cause = cause;
-        entry.until = now + cause.delay(entry.count, asked, rand::random());
+        entry.until = now + cause.delay(entry.count, retry_after, rand::random());
         let failure = Some(Failure::new(action, error)).filter(|_| cause.is_shown(entry.count));
-        let note = failure.clone().filter(|failure| entry.shown.as_ref() != Some(failure));
+        let event = failure.clone().filter(|failure| entry.shown.as_ref() != Some(failure));
         entry.shown = failure.or_else(|| entry.shown.take());
-        Noted {
+        RecordedFailure {
             is_first: entry.count == 1,
-            note: note.map(|failure| ObjectEvent::warning(failure.reason, failure.message)),
+            event: event.map(|failure| ObjectEvent::warning(failure.reason, failure.message)),
         }
     }
 
     /// Notes that an action succeeded, or had nothing to do.
-    pub fn passed(&self, who: &ObjectKey, action: &'static str) {
+    pub fn record_success(&self, who: &ObjectKey, action: &'static str) {
         let mut objects = self.lock();
         if let Some(object) = objects.get_mut(who) {
             object.actions.remove(action);
@@ -87,14 +87,14 @@ impl Failures {
     }
 
     /// How long an action must not be tried. `None`: it may be.
-    pub fn held_back(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
+    pub fn remaining_backoff(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
         let objects = self.lock();
         let entry = objects.get(who)?.actions.get(action).filter(|entry| entry.cause.holds_back())?;
         entry.until.checked_duration_since(now).filter(|wait| !wait.is_zero())
     }
 
     /// How long until an action that failed is due again.
-    pub fn wait(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
+    pub fn retry_delay(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
         let objects = self.lock();
         Some(objects.get(who)?.actions.get(action)?.until.saturating_duration_since(now))
     }
@@ -120,7 +120,7 @@ impl Failures {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectKey, Object>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectKey, FailedObject>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -137,23 +137,23 @@ mod tests {
     #[test]
     fn each_action_on_an_object_has_a_backoff_of_its_own() {
         let (failures, now) = (Failures::default(), Instant::now());
-        let refused = || failures.note(&who("a"), CREATE, (Cause::Refused, "no"), Duration::ZERO, now);
+        let refused = || failures.record(&who("a"), CREATE, (Cause::Refused, "no"), Duration::ZERO, now);
         refused();
-        let first = failures.held_back(&who("a"), CREATE, now).unwrap();
+        let first = failures.remaining_backoff(&who("a"), CREATE, now).unwrap();
         refused();
-        let second = failures.held_back(&who("a"), CREATE, now).unwrap();
+        let second = failures.remaining_backoff(&who("a"), CREATE, now).unwrap();
         assert!(first <= Duration::from_millis(1250) && second >= Duration::from_millis(1500));
-        assert!(failures.held_back(&who("a"), "delete a SyncJob", now).is_none());
-        assert!(failures.held_back(&who("b"), CREATE, now).is_none());
-        assert!(failures.held_back(&who("a"), CREATE, now + second).is_none(), "it is over");
-        failures.passed(&who("a"), CREATE);
+        assert!(failures.remaining_backoff(&who("a"), "delete a SyncJob", now).is_none());
+        assert!(failures.remaining_backoff(&who("b"), CREATE, now).is_none());
+        assert!(failures.remaining_backoff(&who("a"), CREATE, now + second).is_none(), "it is over");
+        failures.record_success(&who("a"), CREATE);
         assert!(failures.lock().is_empty());
     }
 
     #[test]
     fn an_event_tells_of_each_message_once() {
         let (failures, now) = (Failures::default(), Instant::now());
-        let note = |error: &str, cause| failures.note(&who("a"), CREATE, (cause, error), Duration::ZERO, now).note;
+        let event = |error: &str, cause| failures.record(&who("a"), CREATE, (cause, error), Duration::ZERO, now).event;
         assert_eq!(note("no", Cause::Refused).unwrap().text, "No");
         assert!(note("no", Cause::Refused).is_none());
         assert_eq!(note("never", Cause::Refused).unwrap().text, "Never");
@@ -171,9 +171,9 @@ mod tests {
     #[test]
     fn a_conflict_holds_nothing_back() {
         let (failures, now) = (Failures::default(), Instant::now());
-        let noted = failures.note(&who("a"), "write", (Cause::Conflict, "c"), Duration::ZERO, now);
-        assert!(noted.is_first && noted.note.is_none());
-        assert!(failures.held_back(&who("a"), "write", now).is_none());
-        assert!(failures.wait(&who("a"), "write", now).unwrap() < Duration::from_millis(320));
+        let noted = failures.record(&who("a"), "write", (Cause::Conflict, "c"), Duration::ZERO, now);
+        assert!(noted.is_first && noted.event.is_none());
+        assert!(failures.remaining_backoff(&who("a"), "write", now).is_none());
+        assert!(failures.retry_delay(&who("a"), "write", now).unwrap() < Duration::from_millis(320));
     }
 }

@@ -149,11 +149,11 @@ impl Context {
             return Err(Error::NotLeading);
         }
         let answer = cluster::call(action, request).await;
-        self.note(who, action, &answer);
+        self.record(who, action, &answer);
         Ok(answer?)
     }
 
-    /// Reads what the start of a run depends on.
+    /// Sends a read that the start of a run depends on.
     async fn read<T>(
         &self,
         who: &ObjectKey,
@@ -161,23 +161,23 @@ impl Context {
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
         let answer = self.cluster.call(action, request).await;
-        self.note(who, action, &answer);
+        self.record(who, action, &answer);
         Ok(answer?)
     }
 
     fn check(&self, who: &ObjectKey, action: &'static str) -> Result<(), Error> {
-        self.failures.held_back(who, action, Instant::now()).map_or(Ok(()), |wait| Err(Error::HeldBack(wait)))
+        self.failures.remaining_backoff(who, action, Instant::now()).map_or(Ok(()), |wait| Err(Error::HeldBack(wait)))
     }
 
     /// Records the answer to an action, or its absence.
-    fn note<T>(&self, who: &ObjectKey, action: &'static str, answer: &Result<T, cluster::Error>) {
+    fn record<T>(&self, who: &ObjectKey, action: &'static str, answer: &Result<T, cluster::Error>) {
         let error = match answer {
             Err(error) if !error.is_already_exists() && !error.is_not_found() => error,
-            _ => return self.failures.passed(who, action),
+            _ => return self.failures.record_success(who, action),
         };
         if error.is_in_terminating_namespace() {
             // Not reported: the object is about to be deleted.
-            self.failures.note(who, ANYTHING, (Cause::Refused, &error.to_string()), TERMINATING, Instant::now());
+            self.failures.record(who, ANYTHING, (Cause::Refused, &error.to_string()), TERMINATING, Instant::now());
             return;
         }
         // An outage is reported once, and not for each object.
@@ -189,15 +189,16 @@ impl Context {
 
     /// Records that an action on an object failed. Logs the first failure, and publishes an event when the object shows the
     /// failure in a condition.
-    fn fail(&self, who: &ObjectKey, action: &'static str, cause: Cause, error: &str, asked: Duration) {
-        let failures::Noted { is_first, note } = self.failures.note(who, action, (cause, error), asked, Instant::now());
+    fn fail(&self, who: &ObjectKey, action: &'static str, cause: Cause, error: &str, retry_after: Duration) {
+        let recorded = self.failures.record(who, action, (cause, error), retry_after, Instant::now());
+        let failures::RecordedFailure { is_first, event } = recorded;
         let object = who.reference();
         if is_first && cause.holds_back() {
             let (kind, namespace, name) = (&object.kind, &object.namespace, &object.name);
             tracing::warn!(kind, namespace, name, error, "a request for an object failed; trying again");
         }
-        if let Some(note) = note {
-            self.publisher.publish_about(object, note);
+        if let Some(event) = event {
+            self.publisher.publish_about(object, event);
         }
     }
 
@@ -285,7 +286,7 @@ where
 {
     let (who, began) = (ObjectKey::from(&*object), Instant::now());
     context.failures.begin(&who, object.meta());
-    if context.failures.held_back(&who, ANYTHING, began).is_some() {
+    if context.failures.remaining_backoff(&who, ANYTHING, began).is_some() {
         return Ok(Action::await_change());
     }
     let was_shown = context.failures.shown(&who).is_some();
@@ -404,7 +405,7 @@ pub async fn run(
         () = start_dispatcher.dispatch() => {}
         () = report_dispatcher.dispatch() => {}
         () = &mut events => {}
-        () = look_at_redis(&context, &availability) => {}
+        () = poll_redis(&context, &availability) => {}
         () = recover(&context) => {}
         () = clock.compare_regularly(&client, &queue) => {}
         () = ownership::assert_regularly(&queue, &leadership, &lease, queue_available.clone()) => {}
@@ -414,7 +415,7 @@ pub async fn run(
     }
     drop(context);
     timeout(LAST_EVENTS, events).await.ok();
-    elector.give_up().await;
+    elector.release().await;
     tracing::info!("controllers stopped");
 }
 
@@ -429,7 +430,7 @@ fn after(who: &ObjectKey, error: &Error, context: &Context) -> Action {
 }
 
 fn retry_after(who: &ObjectKey, error: &Error, context: &Context) -> Duration {
-    let wait = |action| context.failures.wait(who, action, Instant::now());
+    let wait = |action| context.failures.retry_delay(who, action, Instant::now());
     let wait = match error {
         Error::Cluster(error) => wait(error.action()),
         Error::Occupied(_) => wait(CREATE),
@@ -481,18 +482,18 @@ fn unfinished(
     })
 }
 
-async fn look_at_redis(context: &Context, availability: &watch::Sender<bool>) {
+async fn poll_redis(context: &Context, availability: &watch::Sender<bool>) {
     let mut ticks = interval(PING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut misses = 0;
     loop {
         ticks.tick().await;
         let server = timeout(PING, context.queue.server()).await.unwrap_or(Err(queue::Error::Silent));
-        REDIS.note(&server);
+        REDIS.record(&server);
         misses = misses_after(misses, server.is_ok());
         let is_available = misses < MISSES;
         if let Ok(server) = server {
-            context.redis.note(&server);
+            context.redis.record(&server);
         }
         availability.send_if_modified(|available| std::mem::replace(available, is_available) != is_available);
     }

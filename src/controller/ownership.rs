@@ -53,7 +53,7 @@ pub(super) async fn assert_regularly(
     loop {
         let ownership = if leadership.is_held() { assert(queue, &me).await } else { Ownership::Unknown };
         let pause = if leadership.is_held() && ownership == Ownership::Unknown { EVERY / 30 } else { EVERY };
-        leadership.note_ownership(queue.name(), ownership);
+        leadership.record_ownership(queue.name(), ownership);
         let changed = async {
             select! {
                 Ok(()) = leader.changed() => {}
@@ -140,7 +140,7 @@ impl Peers {
         let Some((namespace, name)) = lease.split_once('/') else { return false };
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), namespace);
         match cluster::call("read the Lease of another installation", leases.get_opt(name)).await {
-            Ok(found) => !is_over(found.as_ref().map(leader::read).as_ref(), Timestamp::now()),
+            Ok(found) => !is_over(found.as_ref().map(leader::parse_lease).as_ref(), Timestamp::now()),
             Err(error) => {
                 tracing::warn!(lease, %error, "another installation is taken to be at work, since its Lease cannot be read");
                 true

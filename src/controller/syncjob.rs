@@ -26,7 +26,7 @@ use crate::{
         run::{DesiredState, Payload, Run, RunSpec, State},
     },
     queue::{self, Control, Entry, NewRun},
-    telemetry::{metrics, note_write},
+    telemetry::{metrics, record_write},
 };
 
 /// Requeue while Redis is unavailable. The return of Redis triggers a reconciliation at once, so this is only a safety net.
@@ -126,7 +126,7 @@ async fn other_owner(job: &SyncJob, context: &Context) -> Option<String> {
 async fn leave(job: &SyncJob, uid: &str, owner: &str, context: &Context, now: Timestamp) -> Result<Action, Error> {
     let mut status = job.status.clone().unwrap_or_default();
     let event =
-        installation::note_conflict(&mut status.conditions, owner, context.peers.me(), job.metadata.generation, now);
+        installation::set_conflict(&mut status.conditions, owner, context.peers.me(), job.metadata.generation, now);
     if job.status.as_ref() != Some(&status) && context.cluster.schedule_of(job).is_none() {
         let permit = context.cluster.acquire(RequestClass::ReportStatus).await;
         write_status(job, uid, status, &permit, context).await?;
@@ -158,7 +158,7 @@ async fn observe_and_decide(job: &SyncJob, uid: &str, context: &Context, now: Ti
     }
     if job.status.as_ref() != Some(&plan.status) {
         plan.status.installation = Some(context.peers.me().to_owned());
-        installation::forget_conflict(&mut plan.status.conditions, context.peers.me(), now);
+        installation::clear_conflict(&mut plan.status.conditions, context.peers.me(), now);
     }
     Ok(plan)
 }
@@ -240,7 +240,7 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
     };
     let enqueued = context.queue.enqueue(&run).await;
     if !matches!(enqueued, Err(queue::Error::Owned)) {
-        note_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
+        record_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
     }
     if enqueued? {
         let trace_id = trace::id(trace);
@@ -272,13 +272,13 @@ async fn write_status(
     if ended {
         let mut next = job.clone();
         next.status = Some(status);
-        note_end(&next);
+        record_end(&next);
     }
     Ok(())
 }
 
 /// Records the metrics and the trace of a run whose end was written into the status.
-fn note_end(job: &SyncJob) {
+fn record_end(job: &SyncJob) {
     let Some(status) = &job.status else { return };
     let complete = job::is_complete(job);
     let condition = if complete { conditions::COMPLETE } else { conditions::FAILED };

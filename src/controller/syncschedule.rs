@@ -16,7 +16,7 @@ use crate::{
         REPLACED_BY_ANNOTATION, SUPERSEDED_BY_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus,
         syncschedule::ActiveRun,
     },
-    cluster::{self, Read, RequestClass, RequestPermit},
+    cluster::{self, ReadResult, RequestClass, RequestPermit},
     domain::{
         ObjectEvent, elapsed,
         failure::{CREATE, Cause},
@@ -87,7 +87,7 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
 /// Leaves a schedule to the installation that owns the schedule, and reports the conflict in the status.
 async fn leave(schedule: &SyncSchedule, owner: &str, context: &Context) -> Result<Action, Error> {
     let (mut status, now) = (schedule.status.clone().unwrap_or_default(), context.clock.now());
-    let event = installation::note_conflict(
+    let event = installation::set_conflict(
         &mut status.conditions,
         owner,
         context.peers.me(),
@@ -127,13 +127,15 @@ async fn observe_and_decide(
     };
     let now = context.clock.now();
     let mut plan = schedule::decide(&observed, now);
-    if let Some(wait) = context.failures.held_back(who, CREATE, Instant::now()).filter(|_| !plan.create.is_empty()) {
+    if let Some(wait) =
+        context.failures.remaining_backoff(who, CREATE, Instant::now()).filter(|_| !plan.create.is_empty())
+    {
         plan.create.clear();
         plan.requeue = plan.requeue.into_iter().chain([wait]).min();
     }
     if schedule.status.as_ref() != Some(&plan.status) {
         plan.status.installation = Some(context.peers.me().to_owned());
-        installation::forget_conflict(&mut plan.status.conditions, context.peers.me(), now);
+        installation::clear_conflict(&mut plan.status.conditions, context.peers.me(), now);
     }
     Ok((jobs, plan))
 }
@@ -155,8 +157,8 @@ async fn observe(schedule: &SyncSchedule, who: &ObjectKey, context: &Context) ->
     };
     let api = context.cluster.namespaced::<SyncJob>(&schedule.metadata);
     for name in doubtful {
-        let live = context.read(who, READ, cluster::read(&api, &name)).await?;
-        jobs.extend(live.map(Read::into_outline).filter(|job| is_ours(schedule, job)).map(Arc::new));
+        let live = context.read(who, READ, cluster::read_object(&api, &name)).await?;
+        jobs.extend(live.map(ReadResult::into_outline).filter(|job| is_ours(schedule, job)).map(Arc::new));
     }
     Ok(jobs)
 }
@@ -231,8 +233,8 @@ impl Act<'_> {
                 Ok(true)
             }
             Err(Error::Cluster(error)) if error.is_already_exists() => {
-                let existing = context.read(who, READ, cluster::read(&jobs, &run.name)).await?;
-                let existing = existing.map(Read::into_outline);
+                let existing = context.read(who, READ, cluster::read_object(&jobs, &run.name)).await?;
+                let existing = existing.map(ReadResult::into_outline);
                 if existing.as_ref().is_some_and(|job| is_ours(schedule, job)) {
                     return Ok(true);
                 }
@@ -267,7 +269,7 @@ impl Act<'_> {
         // The uid makes this a conflict for another SyncJob of the same name.
         let metadata = json!({"uid": self.uid(name), "annotations": {annotation: newer}});
         let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"cancelled": true}}));
-        let jobs = context.cluster.namespaced::<Read<SyncJob>>(&schedule.metadata);
+        let jobs = context.cluster.namespaced::<ReadResult<SyncJob>>(&schedule.metadata);
         let (params, action) = (PatchParams::default(), "cancel a SyncJob");
         match context.write(who, RequestClass::StartRun, action, jobs.patch(name, &params, &patch)).await {
             Ok(_) => {

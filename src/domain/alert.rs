@@ -221,7 +221,7 @@ fn record_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str,
         }
     }
     for key in &delivery.notified {
-        let Some(alert) = status.alerts.iter_mut().find(|alert| key.is_of(alert)) else { continue };
+        let Some(alert) = status.alerts.iter_mut().find(|alert| key.identifies(alert)) else { continue };
         let is_sinks = |notified: &Notification| notified.sink == delivery.sink;
         if delivery.result.is_err() {
             alert.notified.retain(|notified| !(is_sinks(notified) && notified.unsure) || key.may_be_known);
@@ -236,7 +236,7 @@ fn record_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str,
 /// Records that a message is about to be sent. Without a result of the delivery, the sink may have been notified.
 fn record_intent(status: &mut SyncAlertStatus, message: &Message, at: Timestamp) {
     for key in message.notified.iter().filter(|key| !key.resolved) {
-        let Some(alert) = status.alerts.iter_mut().find(|alert| key.is_of(alert)) else { continue };
+        let Some(alert) = status.alerts.iter_mut().find(|alert| key.identifies(alert)) else { continue };
         if !alert.notified.iter().any(|notified| notified.sink == message.sink) {
             alert.notified.push(Notification {
                 sink: message.sink.clone(),

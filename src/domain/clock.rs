@@ -33,7 +33,7 @@ fn is_near(a: Timestamp, b: Timestamp) -> bool {
 /// Decides what time it is. A local clock that differs from the API server's is not used: the API server stamps all objects. Of
 /// Redis and the API server nobody else can tell which one is right.
 #[must_use]
-pub fn read(clocks: &Clocks) -> Reading {
+pub fn compare(clocks: &Clocks) -> Reading {
     let Clocks { local, api_server, redis } = *clocks;
     let now = api_server.filter(|api_server| !is_near(local, *api_server)).unwrap_or(local);
     let skew = redis.filter(|redis| !is_near(*redis, now)).map(|redis| {
@@ -83,7 +83,7 @@ mod tests {
             // All three differ.
             (YEAR, Some(100), Some(500), 100, Some("400 s ahead of that of the API server")),
         ] {
-            let reading = read(&Clocks { local: at(local), api_server: api_server.map(at), redis: redis.map(at) });
+            let reading = compare(&Clocks { local: at(local), api_server: api_server.map(at), redis: redis.map(at) });
             assert_eq!(reading.now, at(now), "{local} {api_server:?} {redis:?}");
             match (&reading.skew, skew) {
                 (Some(warning), Some(part)) => assert!(warning.contains(part), "{warning}"),

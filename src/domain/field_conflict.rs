@@ -69,17 +69,17 @@ struct Mapping {
 }
 
 impl ScheduleKey {
-    fn of(schedule: &SyncSchedule) -> Self {
+    fn from_schedule(schedule: &SyncSchedule) -> Self {
         Self { namespace: schedule.namespace().unwrap_or_default(), name: schedule.name_any() }
     }
 }
 
 impl Mapping {
     /// `None`: the schedule has no source, or maps nothing.
-    fn of(schedule: &SyncSchedule) -> Option<Self> {
+    fn from_schedule(schedule: &SyncSchedule) -> Option<Self> {
         let spec = &schedule.spec.job_template.spec;
         let source = spec.source.as_ref().filter(|_| !spec.mapping.is_empty())?;
-        let ScheduleKey { namespace, name } = ScheduleKey::of(schedule);
+        let ScheduleKey { namespace, name } = ScheduleKey::from_schedule(schedule);
         let collection = spec.target.collection.clone();
         Some(Self {
             place: Place {
@@ -98,25 +98,25 @@ impl Mappings {
     pub fn new<'a>(schedules: impl IntoIterator<Item = &'a SyncSchedule>) -> Self {
         let mut mappings = Self::default();
         for schedule in schedules {
-            mappings.set(ScheduleKey::of(schedule), Mapping::of(schedule));
+            mappings.set(ScheduleKey::from_schedule(schedule), Mapping::from_schedule(schedule));
         }
         mappings
     }
 
     /// Notes a schedule that was made or changed. Returns others whose conflicts that changes.
     pub fn apply(&mut self, schedule: &SyncSchedule) -> Vec<ScheduleKey> {
-        self.change(ScheduleKey::of(schedule), Mapping::of(schedule))
+        self.change(ScheduleKey::from_schedule(schedule), Mapping::from_schedule(schedule))
     }
 
     /// Forgets a schedule that was deleted. Returns others whose conflicts that changes.
     pub fn delete(&mut self, schedule: &SyncSchedule) -> Vec<ScheduleKey> {
-        self.change(ScheduleKey::of(schedule), None)
+        self.change(ScheduleKey::from_schedule(schedule), None)
     }
 
     /// Fields that the schedule's source maps, and another source too.
     #[must_use]
     pub fn conflicts(&self, schedule: &SyncSchedule) -> Vec<FieldConflict> {
-        self.conflicts_of(&ScheduleKey::of(schedule))
+        self.conflicts_of(&ScheduleKey::from_schedule(schedule))
     }
 
     fn conflicts_of(&self, key: &ScheduleKey) -> Vec<FieldConflict> {

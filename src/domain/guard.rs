@@ -36,7 +36,7 @@ enum Limit {
 
 impl Limit {
     /// The most of `all` documents that it allows.
-    fn of(self, all: u64) -> u64 {
+    fn resolve(self, all: u64) -> u64 {
         match self {
             Self::Count(count) => count,
             Self::Percent(percent) => all.saturating_mul(percent) / 100,
@@ -123,8 +123,8 @@ impl Guard {
             return hold(format!("the source lists {results} results, and guard.minResults is {min}"));
         }
         let allowed = self.max_missing.map_or_else(
-            || Limit::Percent(DEFAULT_PERCENT).of(confirmed).max(DEFAULT_FLOOR),
-            |limit| limit.of(confirmed),
+            || Limit::Percent(DEFAULT_PERCENT).resolve(confirmed).max(DEFAULT_FLOOR),
+            |limit| limit.resolve(confirmed),
         );
         let exceeding = [("mark", removals.marks), ("delete", removals.deletions)];
         let (verb, number) = exceeding.into_iter().find(|(_, number)| *number > allowed)?;
@@ -136,7 +136,7 @@ impl Guard {
     /// The most confirmed documents that a run may change, of `confirmed`. `None`: any number.
     #[must_use]
     pub fn max_changed(&self, confirmed: u64, approved: Option<u64>) -> Option<u64> {
-        self.max_changed.map(|limit| limit.of(confirmed).max(approved.unwrap_or(0)))
+        self.max_changed.map(|limit| limit.resolve(confirmed).max(approved.unwrap_or(0)))
     }
 
     /// Why a run that has changed `changed` documents has to wait, without keys.

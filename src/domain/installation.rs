@@ -110,7 +110,7 @@ pub fn is_over(lease: Option<&Record>, now: Timestamp) -> bool {
 
 /// Sets the condition of an object on which the controllers of two Leases work, and returns its event. `owner` is the Lease whose
 /// controllers go on.
-pub fn note_conflict(
+pub fn set_conflict(
     conditions: &mut Vec<Condition>,
     owner: &str,
     me: &str,
@@ -137,9 +137,9 @@ fn who_leaves(lease: &str) -> String {
 
 /// Removes the condition about another installation, for the owner of the object, when that has not repeated it for some time, or
 /// when it was the owner who left the object alone.
-pub fn forget_conflict(conditions: &mut Vec<Condition>, me: &str, now: Timestamp) {
-    let is_over = |noted: &Condition| {
-        noted.message.starts_with(&who_leaves(me)) || elapsed(noted.last_transition_time.0, now) > OWNERSHIP
+pub fn clear_conflict(conditions: &mut Vec<Condition>, me: &str, now: Timestamp) {
+    let is_over = |conflict: &Condition| {
+        conflict.message.starts_with(&who_leaves(me)) || elapsed(conflict.last_transition_time.0, now) > OWNERSHIP
     };
     if conditions::find(conditions, INSTALLATION_CONFLICT).is_some_and(is_over) {
         conditions::clear(conditions, INSTALLATION_CONFLICT);
@@ -213,13 +213,13 @@ mod tests {
     #[test]
     fn a_conflict_that_nobody_repeats_is_forgotten() {
         let mut conditions = Vec::new();
-        note_conflict(&mut conditions, "a/one", "b/two", None, at(0));
-        forget_conflict(&mut conditions, "a/one", at(599));
+        set_conflict(&mut conditions, "a/one", "b/two", None, at(0));
+        clear_conflict(&mut conditions, "a/one", at(599));
         assert!(conditions[0].message.contains("a/one") && conditions[0].message.contains("b/two"));
-        forget_conflict(&mut conditions, "a/one", at(601));
+        clear_conflict(&mut conditions, "a/one", at(601));
         assert_eq!(conditions, []);
-        note_conflict(&mut conditions, "a/one", "b/two", None, at(0));
-        forget_conflict(&mut conditions, "b/two", at(1));
+        set_conflict(&mut conditions, "a/one", "b/two", None, at(0));
+        clear_conflict(&mut conditions, "b/two", at(1));
         assert_eq!(conditions, [], "it has adopted the object");
     }
 }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 /// What stands in the Lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Record {
+pub struct LeaseRecord {
     /// Who leads. `None` when it was given up.
     pub holder: Option<String>,
     /// For how long a renewal holds.
@@ -27,11 +27,11 @@ pub struct Record {
 pub fn claim(
     me: &str,
     duration: Duration,
-    seen: Option<&Record>,
+    seen: Option<&LeaseRecord>,
     unchanged: Duration,
     now: Timestamp,
-) -> Option<Record> {
-    let mine = |acquired, transitions| Record {
+) -> Option<LeaseRecord> {
+    let mine = |acquired, transitions| LeaseRecord {
         holder: Some(me.to_owned()),
         duration,
         acquired: Some(acquired),
@@ -48,9 +48,9 @@ pub fn claim(
 
 /// The record that gives the Lease up. `None` when another one has it.
 #[must_use]
-pub fn give_up(me: &str, seen: &Record, now: Timestamp) -> Option<Record> {
-    let held = seen.holder.as_deref() == Some(me);
-    held.then(|| Record { holder: None, duration: Duration::from_secs(1), renewed: Some(now), ..seen.clone() })
+pub fn release(me: &str, seen: &LeaseRecord, now: Timestamp) -> Option<LeaseRecord> {
+    let is_held = seen.holder.as_deref() == Some(me);
+    is_held.then(|| LeaseRecord { holder: None, duration: Duration::from_secs(1), renewed: Some(now), ..seen.clone() })
 }
 
 #[cfg(test)]
@@ -62,8 +62,8 @@ mod tests {
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
-    fn record(holder: Option<&str>, acquired: i64, renewed: i64, transitions: i32) -> Record {
-        Record {
+    fn record(holder: Option<&str>, acquired: i64, renewed: i64, transitions: i32) -> LeaseRecord {
+        LeaseRecord {
             holder: holder.map(str::to_owned),
             duration: LENGTH,
             acquired: Some(at(acquired)),
@@ -93,9 +93,9 @@ mod tests {
 
     #[test]
     fn only_the_holder_gives_the_lease_up() {
-        let given_up = give_up("me", &record(Some("me"), 10, 20, 3), at(50)).unwrap();
+        let given_up = release("me", &record(Some("me"), 10, 20, 3), at(50)).unwrap();
         assert_eq!((given_up.holder, given_up.transitions), (None, 3));
-        assert_eq!(give_up("me", &record(Some("other"), 10, 20, 3), at(50)), None);
-        assert_eq!(give_up("me", &record(None, 10, 20, 3), at(50)), None);
+        assert_eq!(release("me", &record(Some("other"), 10, 20, 3), at(50)), None);
+        assert_eq!(release("me", &record(None, 10, 20, 3), at(50)), None);
     }
 }

@@ -29,7 +29,7 @@ const ROOM: u32 = 20;
 
 /// How requests follow each other so that a rate is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pace {
+pub struct RequestRate {
     /// Least time from one to the next.
     pub every: Duration,
     /// How much later than its turn one may be sent: half of the room. Many that were held up would arrive together.
@@ -87,7 +87,7 @@ pub struct SourceSpec {
     /// Further tries of a request.
     pub retries: u32,
     /// How requests of all runs follow each other.
-    pub pace: Option<Pace>,
+    pub rate: Option<RequestRate>,
     /// Secret with the token.
     pub token: Option<SecretKey>,
     /// Headers from Secrets.
@@ -338,7 +338,7 @@ fn shared(
         },
         timeout: duration("timeout", &source.timeout)?,
         retries: range("requestRetries", source.request_retries, 0, 10)? as u32,
-        pace: source.rate_limit.as_ref().map(pace).transpose()?,
+        rate: source.rate_limit.as_ref().map(parse_rate).transpose()?,
         token: source.token_secret_ref.clone(),
         headers: source.headers_from.clone(),
         ca: source.ca_secret_ref.clone(),
@@ -400,10 +400,10 @@ fn pages(pagination: Option<&Pagination>, endpoint: &str, request: &Request) -> 
     })
 }
 
-fn pace(limit: &RateLimit) -> Result<Pace, SpecError> {
+fn parse_rate(limit: &RateLimit) -> Result<RequestRate, SpecError> {
     let requests = range("rateLimit.requests", limit.requests, 1, 100_000)? as u32;
     let per = duration("rateLimit.per", &limit.per)?;
-    Ok(Pace { every: (per + per / ROOM) / requests, slack: per / ROOM / 2 })
+    Ok(RequestRate { every: (per + per / ROOM) / requests, slack: per / ROOM / 2 })
 }
 
 fn pointer(field: &'static str, text: &str) -> Result<PointerBuf, SpecError> {
@@ -469,7 +469,7 @@ mod tests {
     fn defaults_are_filled_in() {
         let source = parsed(&json!({}));
         assert_eq!((source.asking, source.key.as_str(), source.missing), (Asking::PerBatch, "/id", Missing::Fail));
-        assert_eq!((source.timeout, source.pace), (Duration::from_secs(30), None));
+        assert_eq!((source.timeout, source.rate), (Duration::from_secs(30), None));
         assert_eq!(parsed(&json!({"batching": "PerUser"})).asking, Asking::PerUser(8));
     }
 
@@ -483,11 +483,12 @@ mod tests {
 
     #[test]
     fn a_rate_is_kept_with_some_room() {
-        let pace = |limit| parsed(&json!({"rateLimit": limit})).pace;
-        let every =
-            |micros, slack| Some(Pace { every: Duration::from_micros(micros), slack: Duration::from_millis(slack) });
-        assert_eq!(pace(json!({"requests": 100})), every(10_500, 25));
-        assert_eq!(pace(json!({"requests": 5000, "per": "1h"})), every(756_000, 90_000));
+        let rate = |limit| parsed(&json!({"rateLimit": limit})).rate;
+        let every = |micros, slack| {
+            Some(RequestRate { every: Duration::from_micros(micros), slack: Duration::from_millis(slack) })
+        };
+        assert_eq!(rate(json!({"requests": 100})), every(10_500, 25));
+        assert_eq!(rate(json!({"requests": 5000, "per": "1h"})), every(756_000, 90_000));
     }
 
     fn rest(endpoint: &str, part: &Value) -> SyncJobSpec {

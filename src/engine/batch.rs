@@ -12,7 +12,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{fetcher::SourceFetcher, request_slot::RequestSlot};
 use crate::{
     api::syncjob::SyncType,
-    sync::{Batch, Error, Outcome as Stamped, TargetCollection},
+    sync::{Batch, BatchResult as Stamped, Error, TargetCollection},
     telemetry::{
         metrics,
         traces::{Parent, Span},

@@ -21,7 +21,7 @@ use crate::{
     domain::{
         backoff::Backoff,
         rate_limit::Reservation,
-        source::{Asking, Pace, Pages},
+        source::{Asking, Pages, RequestRate},
     },
     sync::{Error, Failure, Found, Page, Reply, Source, Walk},
     telemetry::{
@@ -33,7 +33,7 @@ use crate::{
 /// Pause while the state of the rate limit cannot be reached. The lease decides for how long.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait before a rejected reservation is tried again: a Redis that lost a pause allows requests earlier.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+const RESERVATION_RETRY: Duration = Duration::from_secs(5);
 /// Longest pause that a run waits for with its worker. After a longer one it is claimed again.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Waits before further tries of a request: the first is so long, each further one twice as long, with up to half of it more or less.
@@ -47,7 +47,7 @@ const MAX_UNSPECIFIED: u32 = 8;
 /// Reason of an attempt that the source did not let go on with a page after the first one.
 pub(super) const CURSOR_EXPIRED: &str = "CursorExpired";
 /// Documents whose requests fail, one after the other, that end the attempt: an outage is no matter of documents.
-const OUTAGE: u32 = 20;
+const MAX_FAILED_IN_A_ROW: u32 = 20;
 
 /// Client of a source that heeds its rate limit.
 pub(super) struct SourceFetcher {
@@ -90,7 +90,7 @@ impl SourceFetcher {
     /// as it has one. Returns `None` where each request waits for itself: a rate counts when requests are sent.
     pub async fn wait_ahead(&self) -> Option<RatePassed> {
         let spec = self.source.spec();
-        if spec.pace.is_some() || matches!(spec.asking, Asking::PerUser(_)) {
+        if spec.rate.is_some() || matches!(spec.asking, Asking::PerUser(_)) {
             return None;
         }
         // A long pause is found again when the request is to be sent.
@@ -120,19 +120,19 @@ impl SourceFetcher {
         // Of several requests the first one counts: no answer is older.
         let asked = self.now();
         let Asking::PerUser(in_flight) = self.source.spec().asking else {
-            let ask = || self.source.ask(&keys, || slot.release());
+            let send = || self.source.request_documents(&keys, || slot.release());
             return if keys.is_empty() {
                 Ok((Vec::new(), asked))
             } else {
-                self.fetch_with_retry(passed, Some(&slot), ask).await.map_err(Failure::into_error)
+                self.fetch_with_retry(passed, Some(&slot), send).await.map_err(Failure::into_error)
             };
         };
         // The batch holds its slot until all of them are answered.
-        let ask = |key| async move {
-            let ask = || self.source.ask(std::slice::from_ref(&key), || ());
-            self.of_one_document(self.fetch_with_retry(None, None, ask).await)
+        let send = |key| async move {
+            let send = || self.source.request_documents(std::slice::from_ref(&key), || ());
+            self.attribute_failure(self.fetch_with_retry(None, None, send).await)
         };
-        let answers: Vec<_> = stream::iter(keys).map(ask).buffered(in_flight).try_collect().await?;
+        let answers: Vec<_> = stream::iter(keys).map(send).buffered(in_flight).try_collect().await?;
         let has_answered = self.has_answered.load(Ordering::Relaxed);
         let found = answers.into_iter().map(|found| match found {
             Ok(found) => Ok(found),
@@ -144,7 +144,7 @@ impl SourceFetcher {
 
     /// Decides whose failure it is when there is no usable answer for one document. The inner error is the document's if the
     /// source answers requests for others, and else the run's; the outer one is the run's or the attempt's.
-    fn of_one_document(
+    fn attribute_failure(
         &self,
         fetched: Result<(Vec<Found>, Timestamp), Failure>,
     ) -> Result<Result<Found, Error>, Error> {
@@ -156,7 +156,7 @@ impl SourceFetcher {
             Err(Failure::Rejected(error)) => Ok(Err(error)),
             Err(Failure::Transient(error) | Failure::Unusable(error)) => {
                 let in_a_row = self.failed_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
-                if in_a_row >= OUTAGE { Err(error) } else { Ok(Err(error)) }
+                if in_a_row >= MAX_FAILED_IN_A_ROW { Err(error) } else { Ok(Err(error)) }
             }
             Err(failure) => Err(failure.into_error()),
         }
@@ -215,7 +215,7 @@ impl SourceFetcher {
         &self,
         mut passed: Option<RatePassed>,
         slot: Option<&RequestSlot>,
-        ask: impl Fn() -> F,
+        send: impl Fn() -> F,
     ) -> Result<(T, Timestamp), Failure>
     where
         F: Future<Output = Result<Reply<T>, Failure>>,
@@ -229,7 +229,7 @@ impl SourceFetcher {
                 slot.acquire().await;
             }
             let (asked, began) = (self.now(), Instant::now());
-            let reply = ask().await;
+            let reply = send().await;
             metrics::source_asked(reply.is_ok(), began.elapsed());
             match reply {
                 Ok(Reply { found, is_partial, pause }) => {
@@ -265,7 +265,7 @@ impl SourceFetcher {
 
     /// Waits until the rate limit lets a request pass. Gives up before a long pause: the run need not keep its worker busy then.
     async fn wait(&self) -> Result<(), Error> {
-        let Pace { every, slack } = self.source.spec().pace.unwrap_or_default();
+        let RequestRate { every, slack } = self.source.spec().rate.unwrap_or_default();
         loop {
             match self.coordinator.reserve_request(&self.limit, every).await {
                 Ok(Reservation::After(wait)) => {
@@ -276,7 +276,7 @@ impl SourceFetcher {
                     }
                 }
                 Ok(Reservation::RetryAfter(wait)) if wait > every + LONGEST_WAIT => return Err(Error::Paused(wait)),
-                Ok(Reservation::RetryAfter(wait)) => sleep(wait.min(ASK_AGAIN)).await,
+                Ok(Reservation::RetryAfter(wait)) => sleep(wait.min(RESERVATION_RETRY)).await,
                 Err(error) => {
                     tracing::debug!(%error, "request to the source not reserved");
                     sleep(PAUSE).await;

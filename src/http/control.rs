@@ -13,7 +13,7 @@ use super::{
     audit::{self, AuditedAction},
     auth::{Caller, Right},
     extract::{Authenticated, Body, ObjectPath, Path},
-    jobs::{find, live},
+    jobs::{find_job, load_live},
     pause::{self, PatchResult},
     problem::{Kind, Problem},
     trigger::{self, Triggered, accepted, create},
@@ -126,7 +126,7 @@ pub(super) async fn approve(
 pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removals: i64) -> Result<Controlled, Problem> {
     let job = unfinished(app, caller, path).await?;
     // The cache may not show yet that it is held, or for how many documents.
-    let job = live(app, &job).await?;
+    let job = load_live(app, &job).await?;
     let name = job.name_any();
     let Some(number) = held(&job).and(job.status.as_ref()).map(held_number) else {
         return Err(Problem::new(Kind::Conflict, format!("{name} is not held, so there is nothing to approve")));
@@ -169,13 +169,13 @@ pub(super) async fn retry(
 pub(super) async fn start_again(app: &App, caller: &Caller, path: &ObjectPath) -> Result<(SyncJob, bool), Problem> {
     let ObjectPath { namespace, name } = path;
     app.access.check(caller, trigger::right(Some(namespace))).await?;
-    let cached = find(app, path)?;
+    let cached = find_job(app, path)?;
     if !is_finished(&cached) || is_complete(&cached) {
         let detail = format!("{name} has not failed; only a run that ended as Failed can be tried again");
         return Err(Problem::new(Kind::Conflict, detail));
     }
     // The cache does not keep everything of a run that has ended.
-    let failed = live(app, &cached).await?;
+    let failed = load_live(app, &cached).await?;
     let (job, replayed) = create(app, &again(&failed)).await?;
     if !replayed {
         let what = format!("Created SyncJob {}", job.name_any());
@@ -217,7 +217,7 @@ pub(super) fn right(ObjectPath { namespace, name }: &ObjectPath) -> Right {
 /// The SyncJob, when the caller may change it and it can be changed still.
 async fn unfinished(app: &App, caller: &Caller, path: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
     app.access.check(caller, right(path)).await?;
-    let job = find(app, path)?;
+    let job = find_job(app, path)?;
     if is_finished(&job) { Err(ended(&job)) } else { Ok(job) }
 }
 

@@ -147,24 +147,24 @@ pub(super) async fn read(
     Path(path): Path<ObjectPath>,
 ) -> Result<Json<JobDetails>, Problem> {
     app.access.check_read(&reader, Some(&path.namespace)).await?;
-    Ok(Json((&*whole(&app, &path).await?).into()))
+    Ok(Json((&*load_whole(&app, &path).await?).into()))
 }
 
 /// A SyncJob with all that is known of it.
-pub(super) async fn whole(app: &App, path: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
-    let job = find(app, path)?;
+pub(super) async fn load_whole(app: &App, path: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
+    let job = find_job(app, path)?;
     // The cache does not keep everything of a run that has ended.
-    if is_finished(&job) { live(app, &job).await.map(Arc::new) } else { Ok(job) }
+    if is_finished(&job) { load_live(app, &job).await.map(Arc::new) } else { Ok(job) }
 }
 
 /// A SyncJob as last seen.
-pub(super) fn find(app: &App, ObjectPath { namespace, name }: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
+pub(super) fn find_job(app: &App, ObjectPath { namespace, name }: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
     let found = app.listed()?.jobs.get(&ObjectRef::new(name).within(namespace));
     found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncJob {namespace}/{name}")))
 }
 
 /// A SyncJob as it is.
-pub(super) async fn live(app: &App, job: &SyncJob) -> Result<SyncJob, Problem> {
+pub(super) async fn load_live(app: &App, job: &SyncJob) -> Result<SyncJob, Problem> {
     let jobs = app.listed()?.namespaced::<SyncJob>(&job.metadata);
     let found = cluster::call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
     found.ok_or_else(|| {

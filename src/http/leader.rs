@@ -59,10 +59,10 @@ impl Leader {
         Self { leases, name: lease.name, answer: Cache::builder().time_to_live(FRESH).build() }
     }
 
-    pub async fn read(&self, objects: &Objects, now: Timestamp) -> Leads {
+    pub async fn load(&self, objects: &Objects, now: Timestamp) -> Leads {
         let read = async {
             let answer = objects.call("read the Lease", self.leases.get_opt(&self.name)).await;
-            LEASE.note(&answer);
+            LEASE.record(&answer);
             answer.map_or(Leads::Unknown, |lease| leads(lease.and_then(|lease| lease.spec), now))
         };
         self.answer.get_with((), read).await

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
-    cluster::{self, Read, api, drain},
+    cluster::{self, ReadResult, api, drain},
 };
 
 /// Requests at a time. More would not be answered any faster.
@@ -355,7 +355,7 @@ impl DeletionLog {
 
 /// The changes of the objects that can be read. Pages and calls do not show the others.
 fn readable<K: cluster::Kind>(
-    changes: impl Stream<Item = watcher::Result<Event<Read<K>>>> + Send,
+    changes: impl Stream<Item = watcher::Result<Event<ReadResult<K>>>> + Send,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send {
     changes.filter_map(|event| ready(event.map(cluster::readable).transpose()))
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     api::{SCHEDULE_LABEL, SUSPEND_NOTE_ANNOTATION, SyncJob, SyncSchedule},
-    cluster::{self, Read},
+    cluster::{self, ReadResult},
     domain::job::is_finished,
 };
 
@@ -263,7 +263,7 @@ pub(super) async fn apply<K: Pausable>(
     }
     // The uid makes this a conflict for another object of the same name.
     change["metadata"]["uid"] = object.uid().into();
-    let api = objects.namespaced::<Read<K>>(object.meta());
+    let api = objects.namespaced::<ReadResult<K>>(object.meta());
     match objects.call("change an object", api.patch(&name, &PatchParams::default(), &Patch::Merge(&change))).await {
         Ok(_) => Ok(PatchResult::Applied),
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(PatchResult::TooLate),

@@ -51,7 +51,7 @@ impl SortKey {
     }
 
     /// Where a SyncJob stands.
-    pub fn of(job: &SyncJob) -> Self {
+    pub fn from_job(job: &SyncJob) -> Self {
         let created = job.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0);
         let (namespace, name) = (job.metadata.namespace.as_deref(), job.metadata.name.as_deref());
         Self {
@@ -125,7 +125,7 @@ struct Bits {
 impl Index {
     /// Takes in a SyncJob, or what has changed of it.
     pub fn apply(&mut self, job: &SyncJob) {
-        let sort_key = SortKey::of(job);
+        let sort_key = SortKey::from_job(job);
         let sort_key = SortKey { namespace: shared(&self.namespaces, &sort_key.namespace), ..sort_key };
         let known = self.newest.get(&sort_key).copied();
         let (words, keys) = (words_of(job), keys_of(job));
@@ -163,7 +163,7 @@ impl Index {
 
     /// Forgets a SyncJob that was deleted.
     pub fn remove(&mut self, job: &SyncJob) {
-        let sort_key = SortKey::of(job);
+        let sort_key = SortKey::from_job(job);
         let Some(id) = self.newest.remove(&sort_key) else { return };
         let Some(run) = self.runs.get_mut(id as usize).and_then(Option::take) else { return };
         take(&mut self.namespaces, &sort_key.namespace, id);

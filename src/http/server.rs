@@ -38,7 +38,7 @@ pub struct CertificateError {
 }
 
 impl Certificate {
-    async fn read(&self) -> Result<(Vec<u8>, Vec<u8>), CertificateError> {
+    async fn load_certificate(&self) -> Result<(Vec<u8>, Vec<u8>), CertificateError> {
         let read = async { Ok((fs::read(&self.certificate).await?, fs::read(&self.key).await?)) };
         read.await.map_err(|source| self.unusable(source))
     }
@@ -62,7 +62,7 @@ pub async fn serve(
     let tls = match certificate {
         None => None,
         Some(files) => {
-            let (certificate, key) = files.read().await?;
+            let (certificate, key) = files.load_certificate().await?;
             let config = RustlsConfig::from_pem(certificate.clone(), key.clone()).await;
             let config = config.map_err(|source| files.unusable(source))?;
             Some((config, files, (certificate, key)))
@@ -100,7 +100,7 @@ fn bounded<A>(mut server: Server<SocketAddr, A>, stop: CancellationToken) -> Ser
 async fn reload(config: RustlsConfig, files: Certificate, mut last: (Vec<u8>, Vec<u8>)) {
     loop {
         sleep(LOOK).await;
-        let changed = match files.read().await {
+        let changed = match files.load_certificate().await {
             Ok(read) if read == last => continue,
             Ok(read) => {
                 last = read.clone();

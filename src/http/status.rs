@@ -88,23 +88,23 @@ struct ActiveJob {
     started_at: Option<Timestamp>,
 }
 
-/// What was last told. Kept for a moment, so that any number of dashboards cost next to nothing.
+/// What was last told. CachedStatus for a moment, so that any number of dashboards cost next to nothing.
 #[derive(Default)]
-pub(super) struct Kept {
+pub(super) struct CachedStatus {
     answer: std::sync::Mutex<Option<(Instant, Bytes)>>,
     /// Held by the one who makes it anew. The last answer of Redis outlives Redis.
     depth: Mutex<Option<(Depth, Timestamp)>>,
 }
 
-impl Kept {
+impl CachedStatus {
     fn answer(&self, younger_than: Duration) -> Option<Bytes> {
         let answer = self.answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         answer.as_ref().filter(|(at, _)| at.elapsed() < younger_than).map(|(_, answer)| answer.clone())
     }
 
-    fn keep(&self, answer: &Bytes) {
-        let kept = Some((Instant::now(), answer.clone()));
-        *self.answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = kept;
+    fn store(&self, answer: &Bytes) {
+        let stored = Some((Instant::now(), answer.clone()));
+        *self.answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = stored;
     }
 }
 
@@ -142,7 +142,7 @@ async fn make(app: &App, last: &mut Option<(Depth, Timestamp)>) -> Result<Bytes,
     let as_of = AsOf { queue: last.map(|(_, at)| at), objects: cluster::stale_since().unwrap_or(now) };
     let status = build(&objects.schedules.state(), &objects.jobs.state(), last.map(|(depth, _)| depth), as_of);
     let answer = Bytes::from(serde_json::to_vec(&status).unwrap_or_default());
-    app.status.keep(&answer);
+    app.status.store(&answer);
     Ok(answer)
 }
 

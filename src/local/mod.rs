@@ -105,12 +105,12 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
         }
         path.exists()
     });
-    let resumed = resume.map(Resume::read).transpose().map_err(usage)?.unwrap_or_default();
+    let resumed = resume.map(Resume::load).transpose().map_err(usage)?.unwrap_or_default();
     let environment = connect(&settings, &plan).await?;
     let mut runs = Vec::new();
     for planned in &plan.runs {
         let path = resume.unwrap_or(Path::new(""));
-        let progress = resumed.find(&planned.job, &settings.subset, path).map_err(usage)?;
+        let progress = resumed.progress_of(&planned.job, &settings.subset, path).map_err(usage)?;
         runs.push((planned, progress));
     }
     let mut signals = InterruptSignals::listen()?;
@@ -126,20 +126,20 @@ fn read_plan(settings: &Settings) -> Result<Plan, Error> {
     let mut manifests = Vec::new();
     let mut is_valid = true;
     for path in &settings.files {
-        let text = file::read(path).map_err(usage)?;
-        let read = manifest::read(&file::name(path), &text);
-        for finding in &read.findings {
+        let text = file::read_to_string(path).map_err(usage)?;
+        let parsed = manifest::parse(&file::name(path), &text);
+        for finding in &parsed.findings {
             eprintln!("{finding}");
             is_valid &= finding.level != Level::Error;
         }
-        manifests.extend(read.manifests);
+        manifests.extend(parsed.manifests);
     }
     if !is_valid {
         return Err(usage("the manifests are not valid, so nothing was run: correct what is listed above"));
     }
     let plan = plan::plan(manifests, settings.dry_run, &settings.subset, Timestamp::now()).map_err(usage)?;
-    for note in &plan.notes {
-        eprintln!("note: {note}");
+    for warning in &plan.warnings {
+        eprintln!("note: {warning}");
     }
     if plan.runs.is_empty() {
         return Err(usage("no manifest of a SyncJob or a SyncSchedule was found: name a file that has one"));
@@ -153,7 +153,7 @@ fn read_plan(settings: &Settings) -> Result<Plan, Error> {
 /// Connects to MongoDB, and checks that each run has a target that can be used.
 async fn connect(settings: &Settings, plan: &Plan) -> Result<Environment, Error> {
     let stdin_is_free = !settings.files.iter().any(|file| file == Path::new(STANDARD_INPUT));
-    let secrets = secrets::read(&settings.secrets, stdin_is_free).map_err(usage)?;
+    let secrets = secrets::load_given(&settings.secrets, stdin_is_free).map_err(usage)?;
     let deployment =
         Deployment::for_local_run(&settings.mongodb_uri, settings.database.as_deref(), settings.ca.as_deref())
             .await
@@ -192,7 +192,7 @@ async fn execute(
             bar.remove();
             println!("{}", report::result(output, job, &progress.status(job, environment.clock.now())));
             // The summary for people says it already.
-            if let Some(hold) = progress.hold().filter(|_| output != Output::Text) {
+            if let Some(hold) = progress.pending_hold().filter(|_| output != Output::Text) {
                 let name = job.name_any();
                 eprintln!("{name} waits for an approval: {}", job::hold_message(hold, &run::approval(hold)));
             }

@@ -24,7 +24,7 @@ pub(super) struct Planned {
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub runs: Vec<Planned>,
-    pub notes: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 /// A manifest that gives no run.
@@ -43,7 +43,7 @@ pub(super) fn plan(manifests: Vec<Manifest>, dry_run: bool, subset: &Subset, now
             Object::SyncJob(job) => *job,
             Object::SyncSchedule(schedule) => {
                 if schedule.spec.suspended {
-                    plan.notes.push(format!(
+                    plan.warnings.push(format!(
                         "SyncSchedule {} is suspended: its template is run all the same",
                         schedule.name_any()
                     ));
@@ -51,17 +51,17 @@ pub(super) fn plan(manifests: Vec<Manifest>, dry_run: bool, subset: &Subset, now
                 job_of(&schedule, now)?
             }
             Object::SyncAlert(alert) => {
-                plan.notes.push(format!("SyncAlert {} is skipped: a local run sends no alerts", alert.name_any()));
+                plan.warnings.push(format!("SyncAlert {} is skipped: a local run sends no alerts", alert.name_any()));
                 continue;
             }
             Object::Other { kind, name, .. } => {
-                plan.notes.push(format!("{kind} {name} is skipped: only SyncJobs and SyncSchedules are run"));
+                plan.warnings.push(format!("{kind} {name} is skipped: only SyncJobs and SyncSchedules are run"));
                 continue;
             }
         };
         let name = name_of(&mut job);
         if job.spec.suspended {
-            plan.notes.push(format!("SyncJob {name} is suspended: it is run all the same"));
+            plan.warnings.push(format!("SyncJob {name} is suspended: it is run all the same"));
         }
         job.spec.dry_run |= dry_run;
         let mut spec = RunSpec::parse(&job.spec).map_err(|source| Invalid { name, source })?;

@@ -103,7 +103,7 @@ impl Progress {
     }
 
     /// Why the run waits for an approval.
-    pub fn hold(&self) -> Option<&Hold> {
+    pub fn pending_hold(&self) -> Option<&Hold> {
         self.checkpoint.hold.as_ref().filter(|_| self.phase == Phase::Held)
     }
 
@@ -131,7 +131,7 @@ impl Progress {
             lacks_level: None,
         };
         let mut status = job::decide(job, Some(&run), now).status;
-        if let Some(hold) = self.hold() {
+        if let Some(hold) = self.pending_hold() {
             let (message, generation) = (job::hold_message(hold, &approval(hold)), job.metadata.generation);
             let conditions = &mut status.conditions;
             conditions::set(conditions, HELD, true, reasons::GUARD_EXCEEDED, message, generation, now);
@@ -169,11 +169,11 @@ impl Progress {
                 }
                 AttemptResult::Retry(_) if rolls_back => Next::Wait(retry::ROLLBACK_PAUSE),
                 AttemptResult::Failed(outcome) => {
-                    self.note_failure(began, &outcome, environment);
+                    self.record_failure(began, &outcome, environment);
                     self.fail(outcome, spec, environment, observer)
                 }
                 AttemptResult::Retry(outcome) => {
-                    self.note_failure(began, &outcome, environment);
+                    self.record_failure(began, &outcome, environment);
                     let without_progress = self.checkpoint.count_failure();
                     match retry::after_failure(spec, self.attempts, without_progress, &outcome, rand::random()) {
                         Retry::After(delay) => {
@@ -230,7 +230,7 @@ impl Progress {
             checkpoint: self.checkpoint.clone(),
             approved: environment.approved,
             rolls_back: rolls_back.is_some(),
-            trace: Parent::of_run(&self.uid, None),
+            trace: Parent::for_run(&self.uid, None),
         };
         let opened = Attempt::open(opening, &environment.deployment, &environment.sources, Arc::new(coordinator)).await;
         let mut attempt = match (opened, rolls_back.clone()) {
@@ -255,7 +255,7 @@ impl Progress {
         result
     }
 
-    fn note_failure(&mut self, began: Timestamp, outcome: &Outcome, environment: &Environment) {
+    fn record_failure(&mut self, began: Timestamp, outcome: &Outcome, environment: &Environment) {
         self.attempts += 1;
         retry::record(&mut self.history, self.attempts, began, environment.clock.now(), outcome);
     }

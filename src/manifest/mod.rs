@@ -1,6 +1,6 @@
 //! Manifests as users write them: reading, and validation as the API server's and the reconciler's.
 //!
-//! [`read`] needs no server. It validates documents as if each of them were created with strict field validation. The
+//! [`parsed`] needs no server. It validates documents as if each of them were created with strict field validation. The
 //! checks run in this order. The last two groups need an object without errors:
 //!
 //! 1. YAML, and the structure that the CustomResourceDefinition describes: `yaml`, `schema`, `metadata`.
@@ -66,7 +66,7 @@ pub enum Object {
 
 /// The result of reading a file.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Read {
+pub struct ParsedManifest {
     /// Number of documents that are not empty.
     pub documents: usize,
     /// The documents without errors.
@@ -77,18 +77,18 @@ pub struct Read {
 
 /// Reads and validates the documents of a file. `file` is its name in findings.
 #[must_use]
-pub fn read(file: &str, text: &str) -> Read {
-    let mut read = Read::default();
+pub fn parse(file: &str, text: &str) -> ParsedManifest {
+    let mut parsed = ParsedManifest::default();
     let (chunks, errors) = yaml::split(text);
-    read.add_syntax_errors(file, errors);
+    parsed.add_syntax_errors(file, errors);
     let mut evaluator = Evaluator::default();
     for chunk in chunks {
-        read.add(file, chunk, &mut evaluator);
+        parsed.add(file, chunk, &mut evaluator);
     }
-    read
+    parsed
 }
 
-impl Read {
+impl ParsedManifest {
     fn add(&mut self, file: &str, chunk: Chunk<'_>, evaluator: &mut Evaluator) {
         let (root, errors) = yaml::parse(chunk);
         let Some(root) = root else {

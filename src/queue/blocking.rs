@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::{RedisError, Value, aio::MultiplexedConnection};
 use tokio::time::{sleep, timeout};
 
-use super::{Error, connection::Topology, read_changes, unavailable};
+use super::{Error, connection::Topology, parse_changes, unavailable};
 
 /// How much longer than the server's own limit an answer may take.
 const WATCHDOG: Duration = Duration::from_secs(5);
@@ -93,7 +93,7 @@ impl RunChanges {
             command.arg("STREAMS").arg(&self.key).arg(last);
             match self.line.block(&command, BLOCK).await {
                 Ok(answer) => {
-                    if let Some((last, uids)) = read_changes(answer) {
+                    if let Some((last, uids)) = parse_changes(answer) {
                         self.last = Some(last);
                         return uids;
                     }

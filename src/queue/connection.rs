@@ -129,7 +129,7 @@ impl Topology {
     }
 
     /// Where another key lives, when that may be another server.
-    pub fn of(&self, key: &str) -> Option<Self> {
+    pub fn for_key(&self, key: &str) -> Option<Self> {
         let Kind::Cluster { seeds, node, .. } = &*self.0 else { return None };
         let (seeds, key, node) = (seeds.clone(), key.to_owned(), node.clone());
         Some(Self(Arc::new(Kind::Cluster { seeds, key, node, last: AtomicUsize::new(0) })))
@@ -142,7 +142,7 @@ impl Topology {
             Kind::Sentinel { sentinels, master, node, last } => {
                 let unknown = || invalid("no Sentinel knows the master");
                 race(sentinels, last, unknown, |sentinel| async move {
-                    let address = ask_sentinel(sentinel, master).await?.ok_or_else(unknown)?;
+                    let address = query_sentinel(sentinel, master).await?.ok_or_else(unknown)?;
                     open_master(&node.open(&address)?, limit).await
                 })
                 .await
@@ -150,7 +150,7 @@ impl Topology {
             Kind::Cluster { seeds, key, node, last } => {
                 let unknown = || invalid("no server knows who has the queue's slot");
                 race(seeds, last, unknown, |(seed, host)| async move {
-                    let address = ask_cluster(seed, host, key).await?.ok_or_else(unknown)?;
+                    let address = query_cluster(seed, host, key).await?.ok_or_else(unknown)?;
                     open_master(&node.open(&address)?, limit).await
                 })
                 .await
@@ -216,7 +216,7 @@ fn address(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-async fn ask_sentinel(sentinel: &Client, master: &str) -> RedisResult<Option<String>> {
+async fn query_sentinel(sentinel: &Client, master: &str) -> RedisResult<Option<String>> {
     let mut connection = open(sentinel, Some(CONNECT_TIMEOUT)).await?;
     let mut command = redis::cmd("SENTINEL");
     command.arg("get-master-addr-by-name").arg(master);
@@ -224,7 +224,7 @@ async fn ask_sentinel(sentinel: &Client, master: &str) -> RedisResult<Option<Str
     Ok(found.map(|(host, port)| address(&host, port)))
 }
 
-async fn ask_cluster(seed: &Client, seed_host: &str, key: &str) -> RedisResult<Option<String>> {
+async fn query_cluster(seed: &Client, seed_host: &str, key: &str) -> RedisResult<Option<String>> {
     let mut connection = open(seed, Some(CONNECT_TIMEOUT)).await?;
     let slot: i64 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(key).query_async(&mut connection).await?;
     let ranges: Vec<Vec<Value>> = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;

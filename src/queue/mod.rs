@@ -270,7 +270,7 @@ impl Queue {
     /// A connection to the server that has other keys than the queue's. `key`: any of them; in a Cluster it needs a hash tag,
     /// so that they are all on one server.
     pub(crate) fn connection_for(&self, key: &str) -> Option<Connection> {
-        match self.topology.of(key) {
+        match self.topology.for_key(key) {
             None => Some(self.connection.clone()),
             Some(topology) => keys::has_tag(key).then(|| Connection::new(topology)),
         }
@@ -384,7 +384,7 @@ impl Queue {
                 let (claimed, now, next_due): (Vec<Claimed>, i64, i64);
                 (claimed, now, candidates.0, next_due) = self.call(&call, "claim runs").await?;
                 if !claimed.is_empty() {
-                    return Ok(Ok(read_claims(claimed, now)));
+                    return Ok(Ok(parse_claims(claimed, now)));
                 }
                 if next_due == UNASSERTED {
                     return Err(Error::Unasserted);
@@ -595,7 +595,7 @@ impl Queue {
         let mut connection = self.connection.clone();
         let values: Vec<Option<String>> =
             connection.hmget(self.keys.run(uid), &types::FIELDS).await.map_err(unavailable("read a run"))?;
-        if values.iter().all(Option::is_none) { Ok(None) } else { Entry::read(uid, &values).map(Some) }
+        if values.iter().all(Option::is_none) { Ok(None) } else { Entry::parse(uid, &values).map(Some) }
     }
 
     /// Forgets a run. A worker that has it stops at its next checkpoint.
@@ -700,8 +700,8 @@ impl Queue {
 }
 
 /// A run that cannot be read is left to its lease: after some recoveries it ends as failed.
-fn read_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
-    let read = |(uid, values, waited): Claimed| match Entry::read(&uid, &values) {
+fn parse_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
+    let read = |(uid, values, waited): Claimed| match Entry::parse(&uid, &values) {
         Ok(entry) => Some(Claim { uid, at: from_millis(now), waited: Duration::from_millis(waited), entry }),
         Err(error) => {
             tracing::warn!(%error, "skipping a claimed run");
@@ -712,7 +712,7 @@ fn read_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
 }
 
 /// Reads the ids out of an `XREAD` answer, and the id of the last event.
-fn read_changes(answer: Value) -> Option<(String, Vec<String>)> {
+fn parse_changes(answer: Value) -> Option<(String, Vec<String>)> {
     let streams: redis::streams::StreamReadReply = from_redis_value(answer).ok()?;
     let events = streams.keys.into_iter().next()?.ids;
     let last = events.last()?.id.clone();

@@ -313,7 +313,7 @@ pub(super) const FIELDS: [&str; 22] = [
 
 impl Entry {
     /// Reads the values of [`FIELDS`].
-    pub(super) fn read(uid: &str, values: &[Option<String>]) -> Result<Self, Error> {
+    pub(super) fn parse(uid: &str, values: &[Option<String>]) -> Result<Self, Error> {
         let unreadable = |what| Error::Unreadable { uid: uid.to_owned(), what };
         let text = |name: &str| {
             let at = FIELDS.iter().position(|field| *field == name)?;

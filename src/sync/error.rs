@@ -93,7 +93,7 @@ const DOCUMENT_ERRORS: [i64; 32] = [
 ];
 
 /// True when the error of one statement concerns its document alone.
-pub(super) fn is_of_document(code: i64) -> bool {
+pub(super) fn is_document_error(code: i64) -> bool {
     DOCUMENT_ERRORS.contains(&code)
 }
 
@@ -276,7 +276,7 @@ mod tests {
             (11_601, false), // Interrupted
             (16_500, false), // CosmosDB: the request rate is large
         ] {
-            assert_eq!(is_of_document(code), expected, "{code}");
+            assert_eq!(is_document_error(code), expected, "{code}");
         }
     }
 }

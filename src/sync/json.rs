@@ -18,7 +18,7 @@ const REPLACEMENT: &[u8] = b"\\ufffd";
 ///
 /// # Errors
 /// When it is no JSON, or nested deeper than 128.
-pub(super) fn read(body: &[u8]) -> Result<Option<Value>, serde_json::Error> {
+pub(super) fn parse(body: &[u8]) -> Result<Option<Value>, serde_json::Error> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if body.trim_ascii().is_empty() {
         return Ok(None);
@@ -142,10 +142,10 @@ mod tests {
             (r#"{"a": 1, "b": 2, "a": 3}"#, json!({"a": 3, "b": 2})),
             ("[18446744073709551615, -9223372036854775808, 1.5e300]", json!([u64::MAX, i64::MIN, 1.5e300])),
         ] {
-            assert_eq!(read(body.as_bytes()).unwrap(), Some(expected), "{body}");
+            assert_eq!(parse(body.as_bytes()).unwrap(), Some(expected), "{body}");
         }
         for body in ["", " \n", "\u{feff}"] {
-            assert_eq!(read(body.as_bytes()).unwrap(), None, "{body:?}");
+            assert_eq!(parse(body.as_bytes()).unwrap(), None, "{body:?}");
         }
     }
 
@@ -154,7 +154,7 @@ mod tests {
         for number in
             ["18446744073709551616", "-9223372036854775809", "1e400", "-1E+999", "123456789012345678901234567890"]
         {
-            let value = read(format!("{{\"n\": {number}, \"m\": 1}}").as_bytes()).unwrap().unwrap();
+            let value = parse(format!("{{\"n\": {number}, \"m\": 1}}").as_bytes()).unwrap().unwrap();
             assert_eq!((too_large(&value["n"]), &value["m"]), (Some(number), &json!(1)), "{number}");
         }
         assert_eq!(too_large(&json!("1e400")), None);
@@ -173,8 +173,8 @@ mod tests {
             "\"a\\",
             &deep,
         ] {
-            assert!(read(body.as_bytes()).is_err(), "{body}");
+            assert!(parse(body.as_bytes()).is_err(), "{body}");
         }
-        assert!(read(b"\"\xff\"").is_err());
+        assert!(parse(b"\"\xff\"").is_err());
     }
 }

@@ -9,7 +9,7 @@ pub(crate) mod source;
 mod three_way_merge;
 
 pub use collection::{
-    Batch, Candidates, Deployment, FoundJournal, Outcome, PageEnd, PutBack, States, TargetCollection,
+    Batch, BatchResult, Candidates, Deployment, FoundJournal, PageEnd, PutBack, States, TargetCollection,
 };
 pub use error::{Error, Unavailable};
 pub use source::{Doubt, Egress, Failure, Found, Page, Reply, Secrets, Source, Walk};

@@ -55,12 +55,12 @@ pub static LEASE: Availability = Availability::new("the Lease");
 static REDIS_WRITES: Availability = Availability::new("writing to Redis");
 
 /// Records the answer of Redis to a write, or its absence. `is_refusal`: Redis did answer, with an error.
-pub fn note_write<T, E: Display>(answer: &Result<T, E>, is_refusal: bool) {
+pub fn record_write<T, E: Display>(answer: &Result<T, E>, is_refusal: bool) {
     if !is_refusal {
-        REDIS.note(answer);
+        REDIS.record(answer);
     }
     if is_refusal || answer.is_ok() {
-        REDIS_WRITES.note(answer);
+        REDIS_WRITES.record(answer);
     }
 }
 
@@ -77,7 +77,7 @@ impl Availability {
     }
 
     /// Records an answer, or its absence. Logs a change: unavailable, another reason, available again.
-    pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
+    pub fn record<T, E: Display>(&self, result: &Result<T, E>) {
         match result {
             Ok(_) => self.answered(SHARED),
             Err(error) => self.failed(SHARED, error),
@@ -123,7 +123,7 @@ impl Availability {
 
 impl AvailabilityProbe {
     /// Records an answer to this probe, as [`Availability::note`] does.
-    pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
+    pub fn record<T, E: Display>(&self, result: &Result<T, E>) {
         match result {
             Ok(_) => self.service.answered(self.number),
             Err(error) => self.service.failed(self.number, error),
@@ -145,19 +145,19 @@ mod tests {
     #[test]
     fn each_reason_is_told_once_and_the_outage_is_one() {
         let outage = Availability::new("Test");
-        let told = || outage.lock().as_ref().map(|away| away.logged.clone());
-        outage.note(&Err::<(), _>("refused"));
+        let logged = || outage.lock().as_ref().map(|away| away.logged.clone());
+        outage.record(&Err::<(), _>("refused"));
         let since = outage.since();
         for reason in ["refused", "password", "refused", "password"] {
-            outage.note(&Err::<(), _>(reason));
+            outage.record(&Err::<(), _>(reason));
         }
-        assert_eq!(told(), Some(vec!["refused".to_owned(), "password".to_owned()]));
+        assert_eq!(logged(), Some(vec!["refused".to_owned(), "password".to_owned()]));
         for reason in 0..10 {
-            outage.note(&Err::<(), _>(reason));
+            outage.record(&Err::<(), _>(reason));
         }
-        assert_eq!((told().unwrap().len(), outage.since()), (MAX_REASONS, since));
-        outage.note(&Ok::<_, &str>(()));
-        assert_eq!((told(), outage.since()), (None, None));
+        assert_eq!((logged().unwrap().len(), outage.since()), (MAX_REASONS, since));
+        outage.record(&Ok::<_, &str>(()));
+        assert_eq!((logged(), outage.since()), (None, None));
     }
 
     #[test]
@@ -165,16 +165,16 @@ mod tests {
         static OUTAGE: Availability = Availability::new("Test");
         let [one, two, gone] = [OUTAGE.probe(), OUTAGE.probe(), OUTAGE.probe()];
         for probe in [&one, &two, &gone, &one] {
-            probe.note(&Err::<(), _>("refused"));
+            probe.record(&Err::<(), _>("refused"));
         }
         let since = OUTAGE.since();
         assert!(since.is_some());
-        one.note(&Ok::<_, &str>(()));
-        one.note(&Ok::<_, &str>(()));
+        one.record(&Ok::<_, &str>(()));
+        one.record(&Ok::<_, &str>(()));
         assert_eq!(OUTAGE.since(), since, "two of them still have no answer");
         drop(gone);
         assert_eq!(OUTAGE.since(), since);
-        two.note(&Ok::<_, &str>(()));
+        two.record(&Ok::<_, &str>(()));
         assert_eq!(OUTAGE.since(), None);
     }
 }

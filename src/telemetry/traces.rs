@@ -128,7 +128,7 @@ struct Noted(SpanExporter);
 impl opentelemetry_sdk::trace::SpanExporter for Noted {
     async fn export(&self, spans: Vec<SpanData>) -> OTelSdkResult {
         let sent = self.0.export(spans).await;
-        RECEIVER.note(&sent);
+        RECEIVER.record(&sent);
         sent
     }
 
@@ -154,7 +154,7 @@ pub struct Parent(Option<TraceParent>);
 impl Parent {
     /// The run's root span, as it stands in the run's hash, or else as it follows from the uid.
     #[must_use]
-    pub fn of_run(uid: &str, traceparent: Option<&str>) -> Self {
+    pub fn for_run(uid: &str, traceparent: Option<&str>) -> Self {
         if TRACES.get().is_none() {
             return Self(None);
         }
@@ -303,7 +303,7 @@ mod tests {
         let uid = "6ba7b810-9dad-41d1-80b4-00c04fd430c8";
         let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert_eq!(root_of(uid, Some(traceparent)), None);
-        let parent = Parent::of_run(uid, Some(traceparent));
+        let parent = Parent::for_run(uid, Some(traceparent));
         assert_eq!(parent.trace_id(), None);
         let span = parent.begin("sync.attempt");
         assert!(span.0.is_none() && span.parent().0.is_none());

@@ -28,7 +28,7 @@ use crate::{
     queue::{self, Attempts, Candidates, Claim, Disposition, Entry, FencedWrite, Queue, Release},
     recovery::recover_expired,
     sync::{Deployment, Error, TargetCollection},
-    telemetry::{REDIS, metrics, note_write, traces::Parent},
+    telemetry::{REDIS, metrics, record_write, traces::Parent},
 };
 use completer::BatchCompleter;
 use coordinator::{QueueCoordinator, RedisClock};
@@ -40,7 +40,7 @@ pub use health::{HealthReporter, WorkerHealth};
 /// Longest wait for a notification before the worker tries to claim anyway.
 const IDLE: Duration = Duration::from_secs(5);
 /// Between two looks at who owns the queue.
-const OWNER_LOOK: Duration = Duration::from_secs(30);
+const OWNER_POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// Pause after an error of Redis.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -83,11 +83,11 @@ pub async fn run(
     let (completer, completions) = BatchCompleter::new();
     let worker = Arc::new(Worker { leases, completer, id: settings.id, queue, deployment, sources, reporter });
     let runs = TaskTracker::new();
-    let keeping = CancellationToken::new();
-    let mut keeper = tokio::spawn(keeping.clone().run_until_cancelled_owned({
+    let background_stop = CancellationToken::new();
+    let mut background = tokio::spawn(background_stop.clone().run_until_cancelled_owned({
         let worker = Arc::clone(&worker);
         async move {
-            let (leases, recording) = (worker.leases.keep(&worker.reporter), completions.run(&worker.queue));
+            let (leases, recording) = (worker.leases.renew_regularly(&worker.reporter), completions.run(&worker.queue));
             tokio::join!(leases, recording, worker.recover(), worker.compare_installations())
         }
     }));
@@ -99,10 +99,10 @@ pub async fn run(
     };
     select! {
         () = working => {}
-        ended = &mut keeper => return ended.map(drop).map_err(NotRenewed),
+        ended = &mut background => return ended.map(drop).map_err(NotRenewed),
     }
-    keeping.cancel();
-    keeper.await.ok();
+    background_stop.cancel();
+    background.await.ok();
     if let Err(error) = worker.queue.retire(&worker.id).await {
         tracing::debug!(%error, "worker not retired");
     }
@@ -141,11 +141,11 @@ impl Worker {
             let is_unasserted = matches!(claimed, Err(queue::Error::Unasserted));
             match &claimed {
                 // Redis answers.
-                Err(queue::Error::Unasserted) => REDIS.note(&Ok::<_, queue::Error>(())),
+                Err(queue::Error::Unasserted) => REDIS.record(&Ok::<_, queue::Error>(())),
                 // Without runs to claim, nothing is written.
-                Ok(Err(_)) => REDIS.note(&claimed),
-                Ok(Ok(_)) => note_write(&claimed, false),
-                Err(error) => note_write(&claimed, error.refusal().is_some()),
+                Ok(Err(_)) => REDIS.record(&claimed),
+                Ok(Ok(_)) => record_write(&claimed, false),
+                Err(error) => record_write(&claimed, error.refusal().is_some()),
             }
             if is_unasserted && !was_unasserted {
                 tracing::warn!(
@@ -153,7 +153,7 @@ impl Worker {
                 );
             }
             was_unasserted = is_unasserted;
-            self.reporter.looked(&claimed);
+            self.reporter.claim_answered(&claimed);
             match claimed {
                 Ok(Ok(claims)) => {
                     for claim in claims {
@@ -188,7 +188,7 @@ impl Worker {
     /// Says when the queue is another installation's than this worker's, whose runs the worker does not claim.
     async fn compare_installations(&self) {
         let (mine, mut known) = (self.queue.identified().await, None);
-        let mut ticks = interval(OWNER_LOOK);
+        let mut ticks = interval(OWNER_POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -206,19 +206,19 @@ impl Worker {
     /// wait until the end of this one is recorded.
     async fn handle(&self, claim: Claim, slot: SlotGuard, stop: &CancellationToken) {
         let claimed = Instant::now();
-        let (signals, _kept) = self.leases.hold(&claim.uid, claim.entry.epoch, stop);
+        let (signals, _lease) = self.leases.add(&claim.uid, claim.entry.epoch, stop);
         let epoch = claim.entry.epoch;
         let payload = serde_json::from_str::<Payload>(&claim.entry.payload);
         let (namespace, name) =
             payload.as_ref().map_or(("?", "?"), |payload| (payload.namespace.as_str(), payload.name.as_str()));
         let attempt = claim.entry.attempts + 1;
-        let root = Parent::of_run(&claim.uid, claim.entry.traceparent.as_deref());
+        let root = Parent::for_run(&claim.uid, claim.entry.traceparent.as_deref());
         let trace_id = root.trace_id();
         metrics::claimed(claim.waited, trace_id.clone());
         tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, trace_id, "run claimed");
         if let Some(lacking) = lacking(&claim, payload.as_ref().ok(), self.queue.level()) {
             drop(slot);
-            self.leave_to_newer(&claim, &lacking, &signals).await;
+            self.release_to_newer_worker(&claim, &lacking, &signals).await;
             return;
         }
         let span = spans::claimed(root, &claim, &self.id);
@@ -241,18 +241,18 @@ impl Worker {
                 let end = attempt.roll_back(outcome).await;
                 (end, attempt.into_parts().1)
             }
-            (Err(end), None) => (end, read_checkpoint(&claim)),
-            (Err(end), Some(outcome)) => (end.without_rollback(outcome), read_checkpoint(&claim)),
+            (Err(end), None) => (end, parse_checkpoint(&claim)),
+            (Err(end), Some(outcome)) => (end.without_rollback(outcome), parse_checkpoint(&claim)),
         };
         drop(slot);
         spans::end(span, &end, &checkpoint.counts);
         log_end(&claim, (namespace, name), trace_id.as_deref(), &end, &checkpoint);
         // By the clock of Redis, as its start is.
         let now = claim.at.checked_add(claimed.elapsed()).unwrap_or(claim.at);
-        if let Some(run) = let_go(&claim, &end, &checkpoint, payload.as_ref().ok(), now) {
+        if let Some(run) = release_of(&claim, &end, &checkpoint, payload.as_ref().ok(), now) {
             let recorded = signals.lost.run_until_cancelled(self.completer.record(run)).await;
             if recorded == Some(FencedWrite::Applied) {
-                self.forget(target.filter(|_| end == AttemptResult::Completed)).await;
+                self.drop_journal(target.filter(|_| end == AttemptResult::Completed)).await;
             } else {
                 metrics::lease_lost();
                 tracing::warn!(
@@ -268,7 +268,7 @@ impl Worker {
     }
 
     /// Gives a run back of which this worker does not know all, for workers of a newer release.
-    async fn leave_to_newer(&self, claim: &Claim, lacking: &str, signals: &Signals) {
+    async fn release_to_newer_worker(&self, claim: &Claim, lacking: &str, signals: &Signals) {
         let (uid, epoch, needs) = (claim.uid.clone(), claim.entry.epoch, self.queue.level().number + 1);
         tracing::warn!(uid, lacking, needs, "the run needs a worker of a newer release: released");
         let checkpoint = claim.entry.checkpoint.clone().unwrap_or_default();
@@ -278,7 +278,7 @@ impl Worker {
     }
 
     /// A journal that outlives its run is dropped by a later run.
-    async fn forget(&self, completed: Option<TargetCollection>) {
+    async fn drop_journal(&self, completed: Option<TargetCollection>) {
         let Some(target) = completed else { return };
         if let Err(error) = target.drop_journal().await {
             tracing::debug!(%error, "journal not dropped yet");
@@ -334,7 +334,7 @@ impl Worker {
             spec,
             started,
             parked_for: claim.entry.parked_for,
-            checkpoint: read_checkpoint(claim),
+            checkpoint: parse_checkpoint(claim),
             approved: claim.entry.approved,
             rolls_back: failed_with(claim).is_some(),
             trace,
@@ -410,7 +410,7 @@ fn lacking(claim: &Claim, payload: Option<&Payload>, level: &Level) -> Option<St
 }
 
 /// What is to be recorded of how a claim ended.
-fn let_go(
+fn release_of(
     claim: &Claim,
     end: &AttemptResult,
     checkpoint: &Checkpoint,
@@ -471,7 +471,7 @@ fn after_failure(
     }
 }
 
-fn read_checkpoint(claim: &Claim) -> Checkpoint {
+fn parse_checkpoint(claim: &Claim) -> Checkpoint {
     claim.entry.checkpoint.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 

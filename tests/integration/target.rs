@@ -12,7 +12,7 @@ use mongodb::{Database, IndexModel, options::IndexOptions};
 use serde_json::{Value, json};
 use sync_operator::{
     domain::run::{RunSpec, Warning},
-    sync::{Batch, Deployment, Error, Found, Outcome, TargetCollection},
+    sync::{Batch, BatchResult, Deployment, Error, Found, TargetCollection},
 };
 
 use crate::support::{eventually, unique, variable};
@@ -44,7 +44,7 @@ async fn run(target: &TargetCollection, cursor: Option<&Value>) -> Result<Sums, 
     let batches = target.batches(cursor);
     pin_mut!(batches);
     while let Some(batch) = batches.next().await {
-        let outcome: Outcome = target.write(batch?).await?;
+        let outcome: BatchResult = target.write(batch?).await?;
         sums.processed += outcome.processed();
         sums.updated += outcome.updated;
         sums.unchanged += outcome.unchanged;
@@ -750,7 +750,7 @@ async fn unchanged(database: &Database) {
     insert(database, (0..10).map(|id| doc! {"_id": id, "name": "same", "_sync": before(id)}).collect()).await;
 }
 
-async fn apply_same(target: &TargetCollection, batch: &Batch) -> sync_operator::sync::Outcome {
+async fn apply_same(target: &TargetCollection, batch: &Batch) -> sync_operator::sync::BatchResult {
     target.apply(batch.clone(), source(batch, "same"), Timestamp::from_millisecond(3000).unwrap()).await.unwrap()
 }
 

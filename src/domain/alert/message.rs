@@ -71,7 +71,7 @@ pub struct Item {
 impl Key {
     /// True when the key identifies this alert.
     #[must_use]
-    pub fn is_of(&self, alert: &Alert) -> bool {
+    pub fn identifies(&self, alert: &Alert) -> bool {
         self.schedule == alert.schedule && self.type_ == alert.type_ && self.occurrence == alert.occurrence
     }
 }

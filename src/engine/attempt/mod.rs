@@ -21,7 +21,7 @@ use crate::{
         guard::Hold,
         run::{Checkpoint, LeaseState, MAX_CHANGES, MAX_FAILED_KEYS, MAX_PAUSES, Outcome, Paging, RunSpec, Warning},
     },
-    sync::{Deployment, Error, Outcome as Written, PageEnd, TargetCollection},
+    sync::{BatchResult as Written, Deployment, Error, PageEnd, TargetCollection},
     telemetry::traces::Parent,
 };
 
@@ -261,7 +261,7 @@ impl Attempt {
                 Some(Some(Ok(outcome))) => {
                     self.add(outcome);
                     if let Some(hold) = self.exceeds_changes() {
-                        return Some(self.hold(hold));
+                        return Some(self.hold_run(hold));
                     }
                 }
                 Some(Some(Err(error))) => return Some(AttemptResult::from(&error)),
@@ -328,7 +328,7 @@ impl Attempt {
     }
 
     /// Ends the attempt at a limit of the guard.
-    fn hold(&mut self, hold: Hold) -> AttemptResult {
+    fn hold_run(&mut self, hold: Hold) -> AttemptResult {
         self.checkpoint.counts.held = Some(hold.number as i64);
         let (number, message) = (hold.number, hold.message.clone());
         self.checkpoint.hold = Some(hold);

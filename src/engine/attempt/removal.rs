@@ -45,7 +45,7 @@ impl Attempt {
             None => return Some(AttemptResult::Released),
         };
         match counted {
-            Err(hold) => Some(self.hold(hold)),
+            Err(hold) => Some(self.hold_run(hold)),
             Ok(removals) => self.remove_candidates(removals, &listed, now).await,
         }
     }

@@ -50,7 +50,7 @@ impl Attempt {
             self.target.drop_journal().await?;
             back
         } else {
-            let journal = self.target.keep_journal().await?;
+            let journal = self.target.retain_journal().await?;
             format!("{back}, {left} could not be: what they were stays in the collection {journal} for 30 days")
         };
         Ok(AttemptResult::Failed(Outcome { message, ..outcome }))

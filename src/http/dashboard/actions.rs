@@ -123,7 +123,7 @@ pub(super) async fn on_run(
     }
     let shows = |is_so: fn(&SyncJob) -> bool| {
         let (app, path) = (&app, &path);
-        shown(move || jobs::find(app, path).is_ok_and(|job| is_so(&job)))
+        shown(move || jobs::find_job(app, path).is_ok_and(|job| is_so(&job)))
     };
     match action {
         OnRun::Cancel => {
@@ -157,7 +157,7 @@ pub(super) async fn approve(
 ) -> Result<Response, Problem> {
     control::allow(&app, &caller, &path, removals).await?;
     let is_approved = |job: &SyncJob| DesiredState::from(job).approved == Some(removals.unsigned_abs());
-    shown(|| jobs::find(&app, &path).is_ok_and(|job| is_approved(&job))).await;
+    shown(|| jobs::find_job(&app, &path).is_ok_and(|job| is_approved(&job))).await;
     Ok(Redirect::to(&format!("/ui/runs/{}/{}", path.namespace, path.name)).into_response())
 }
 

@@ -204,8 +204,8 @@ async fn select_listed(
             refused.extend(rights);
             continue;
         }
-        let job = jobs::find(app, &ObjectPath { namespace: namespace.clone(), name: name.clone() }).ok();
-        found.extend(job.filter(|job| action.suits(job)).map(|job| SortKey::of(&job)));
+        let job = jobs::find_job(app, &ObjectPath { namespace: namespace.clone(), name: name.clone() }).ok();
+        found.extend(job.filter(|job| action.suits(job)).map(|job| SortKey::from_job(&job)));
     }
     // Who may do nothing of it is told so.
     for right in refused.into_iter().filter(|_| found.is_empty()) {

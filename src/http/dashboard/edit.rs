@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     api::{GoDuration, SyncSchedule, SyncScheduleSpec},
-    cluster::{self, Read},
+    cluster::{self, ReadResult},
     domain::schedule::Parsed,
     http::{
         App,
@@ -87,7 +87,7 @@ impl Edit {
 }
 
 impl When {
-    fn of(schedule: &SyncSchedule) -> Self {
+    fn from_schedule(schedule: &SyncSchedule) -> Self {
         let spec = &schedule.spec;
         Self {
             grid: Some(if spec.schedule.is_some() { Grid::Cron } else { Grid::Interval }),
@@ -160,16 +160,16 @@ fn edit(visitor: Visitor, path: ObjectPath, schedule: &SyncSchedule, when: When,
 }
 
 /// The form, with what is stored or what was filled in so far.
-pub(super) async fn read(
+pub(super) async fn show(
     State(app): State<App>,
     visitor: Visitor,
     Path(path): Path<ObjectPath>,
     Filled(when): Filled<When>,
 ) -> Result<Response, Problem> {
     app.access.check(&visitor.caller, right(&path)).await?;
-    let schedule = find(&app, &path)?;
+    let schedule = find_schedule(&app, &path)?;
     let filled_in = when.grid.is_some();
-    let when = if filled_in { when } else { When::of(&schedule) };
+    let when = if filled_in { when } else { When::from_schedule(&schedule) };
     let wrong = if filled_in { Wrong::found(&when.put_into(&schedule.spec)) } else { Wrong::default() };
     page(&edit(visitor, path, &schedule, when, wrong))
 }
@@ -182,7 +182,7 @@ pub(super) async fn save(
     Sent(when): Sent<When>,
 ) -> Result<Response, Problem> {
     app.access.check(&visitor.caller, right(&path)).await?;
-    let schedule = find(&app, &path)?;
+    let schedule = find_schedule(&app, &path)?;
     let spec = when.put_into(&schedule.spec);
     let mut wrong = Wrong::found(&spec);
     if wrong == Wrong::default() {
@@ -192,7 +192,7 @@ pub(super) async fn save(
                 let what = format!("Changed from {} to {}", text(&schedule.spec), text(&spec));
                 audit::record(&app, &visitor.caller, AuditedAction::Rescheduled, &changed, &what).await;
                 let is_shown = |found: &SyncSchedule| found.metadata.generation >= changed.metadata.generation;
-                shown(|| find(&app, &path).is_ok_and(|found| is_shown(&found))).await;
+                shown(|| find_schedule(&app, &path).is_ok_and(|found| is_shown(&found))).await;
                 return Ok(Redirect::to(&format!("/ui/schedules/{}/{}", path.namespace, path.name)).into_response());
             }
             Err(status) => wrong = Wrong::said(&status),
@@ -202,7 +202,10 @@ pub(super) async fn save(
     Ok((StatusCode::UNPROCESSABLE_ENTITY, form).into_response())
 }
 
-fn find(app: &App, ObjectPath { namespace, name }: &ObjectPath) -> Result<std::sync::Arc<SyncSchedule>, Problem> {
+fn find_schedule(
+    app: &App,
+    ObjectPath { namespace, name }: &ObjectPath,
+) -> Result<std::sync::Arc<SyncSchedule>, Problem> {
     let found = app.listed()?.schedules.get(&ObjectRef::new(name).within(namespace));
     found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))
 }
@@ -228,7 +231,7 @@ async fn change(
         }
         let metadata = json!({"resourceVersion": live.resource_version()});
         let patch = Patch::Merge(json!({"metadata": metadata, "spec": fields}));
-        let any: Api<Read<SyncSchedule>> = objects.namespaced(&schedule.metadata);
+        let any: Api<ReadResult<SyncSchedule>> = objects.namespaced(&schedule.metadata);
         match objects.call("change a SyncSchedule", any.patch(&name, &PatchParams::default(), &patch)).await {
             Ok(changed) => return Ok(Ok(changed.into_outline())),
             // A controller has written its status.
@@ -261,7 +264,7 @@ mod tests {
             ["{}", r#"{"interval":"5m","jitter":"3s"}"#, r#"{"schedule":"0 3 * * *","timeZone":"Europe/Berlin"}"#]
         {
             let schedule = SyncSchedule::new("users", spec(text));
-            let mut back = When::of(&schedule).put_into(&schedule.spec);
+            let mut back = When::from_schedule(&schedule).put_into(&schedule.spec);
             if schedule.spec.interval.is_none() && schedule.spec.schedule.is_none() {
                 assert_eq!(back.interval.take(), Some(GoDuration::new("20m")), "the default is shown");
             }

@@ -66,7 +66,7 @@ pub(super) async fn download(
     Path(path): Path<ObjectPath>,
 ) -> Result<Response, Problem> {
     visitor.scope(&app, "syncjobs", Some(&path.namespace)).await?;
-    let job = jobs::whole(&app, &path).await?;
+    let job = jobs::load_whole(&app, &path).await?;
     let failures = job.status.as_ref().map(|status| status.failures.as_slice()).unwrap_or_default();
     if failures.is_empty() {
         return Err(Problem::new(Kind::NotFound, format!("no document of {} failed", path.name)));

@@ -47,7 +47,7 @@ struct Page<'a> {
 }
 
 /// The form.
-pub(super) async fn read(
+pub(super) async fn show(
     State(app): State<App>,
     Extension(way): Extension<Way>,
     is_proxied: Option<Extension<ProxyIdentity>>,

@@ -79,11 +79,11 @@ impl FromStr for LogsUrl {
 
 impl LogsUrl {
     /// The address of a run's logs. What is put into it is encoded, so that it stays in its place.
-    pub(super) fn of(&self, run: &JobDetails, now: Timestamp) -> String {
+    pub(super) fn url_for(&self, run: &JobDetails, now: Timestamp) -> String {
         let text = |part: &Part| match part {
             Part::Text(text) => text.clone(),
             Part::Placeholder(placeholder) => {
-                let value = placeholder.of(run, now);
+                let value = placeholder.value_for(run, now);
                 askama::filters::urlencode_strict(&value).map(|value| value.to_string()).unwrap_or_default()
             }
         };
@@ -92,7 +92,7 @@ impl LogsUrl {
 }
 
 impl Placeholder {
-    fn of(self, run: &JobDetails, now: Timestamp) -> String {
+    fn value_for(self, run: &JobDetails, now: Timestamp) -> String {
         let job = &run.job;
         let worker = run.worker.as_deref().unwrap_or_default();
         match self {
@@ -140,7 +140,7 @@ mod tests {
             ("https://logs/?from={from}&to={to}", "https://logs/?from=1795600800000&to=1795600830000"),
             ("https://logs/?q=%7Bpod%7D#top", "https://logs/?q=%7Bpod%7D#top"),
         ] {
-            assert_eq!(template.parse::<LogsUrl>().unwrap().of(&run(), now), expected);
+            assert_eq!(template.parse::<LogsUrl>().unwrap().url_for(&run(), now), expected);
         }
         let unfinished = JobDetails { job: crate::http::job_view::Job { finished_at: None, ..run().job }, ..run() };
         assert_eq!("https://logs/{to}".parse::<LogsUrl>().unwrap().of(&unfinished, now), "https://logs/1795604400000");

@@ -93,7 +93,7 @@ struct Slot {
 }
 
 /// The page.
-pub(super) async fn read(
+pub(super) async fn show(
     State(app): State<App>,
     _: FromBrowser,
     visitor: Visitor,
@@ -109,7 +109,7 @@ pub(super) async fn read(
         Err(_) => schedules.clear(),
     }
     let now = Timestamp::now();
-    let (redis, leads) = tokio::join!(app.state.depth(), app.leader.read(objects, now));
+    let (redis, leads) = tokio::join!(app.state.depth(), app.leader.load(objects, now));
     let leader = Leader::new(leads, now);
     let hour = Hour::new(&objects.last_hour(scope.0.as_ref(), now), now);
     let stale = cluster::stale_since().map(|at| Moment::new(at, now));

@@ -94,14 +94,14 @@ struct Queued {
 }
 
 /// The page.
-pub(super) async fn read(
+pub(super) async fn show(
     State(app): State<App>,
     visitor: Visitor,
     Path(path): Path<ObjectPath>,
     Filled(query): Filled<PageQuery>,
 ) -> Result<Response, Problem> {
     let scope = visitor.scope(&app, "syncjobs", Some(&path.namespace)).await?;
-    let job = jobs::whole(&app, &path).await?;
+    let job = jobs::load_whole(&app, &path).await?;
     let now = Timestamp::now();
     let (queued, events) = tokio::join!(queued(&app, &job), object_events::load_events(&app, &visitor, &job));
     let is_open = !is_finished(&job);
@@ -120,7 +120,7 @@ pub(super) async fn read(
         frame: visitor.frame("runs", &scope),
         started: details.job.started_at.map(|at| Moment::new(at, now)),
         steps: timeline(&details, queued.as_ref().and_then(|queued| queued.retry_at), now),
-        logs: app.logs.as_ref().map(|logs| logs.of(&details, now)),
+        logs: app.logs.as_ref().map(|logs| logs.url_for(&details, now)),
         failures: Part::new(details.failures, details.job.counts.failed, query.failures),
         sparkline: sparkline(&app.objects.progress_of(&job)),
         line: RunRow::new(details.job, now),

@@ -215,7 +215,7 @@ struct One {
 }
 
 /// One schedule.
-pub(super) async fn read(
+pub(super) async fn show(
     State(app): State<App>,
     visitor: Visitor,
     Path(extract::ObjectPath { namespace, name }): Path<extract::ObjectPath>,

@@ -71,7 +71,7 @@ impl Mirror {
                 // Any part of the writes may have been applied.
                 self.snapshot = None;
             }
-            MIRROR.note(&done);
+            MIRROR.record(&done);
         }
     }
 

@@ -43,7 +43,7 @@ fn fits(job: &SyncJob, query: &Query<'_>) -> bool {
 }
 
 fn sort_keys<'a>(jobs: impl Iterator<Item = &'a SyncJob>) -> Vec<SortKey> {
-    let mut sort_keys: Vec<_> = jobs.map(SortKey::of).collect();
+    let mut sort_keys: Vec<_> = jobs.map(SortKey::from_job).collect();
     sort_keys.sort();
     sort_keys
 }

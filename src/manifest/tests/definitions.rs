@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kube::core::cel::{Validator, compile_schema};
 use serde_json::{Value, json};
 
-use crate::manifest::{API_VERSION, cel, finding, kind::Kind, read, schema};
+use crate::manifest::{API_VERSION, cel, finding, kind::Kind, parse, schema};
 
 fn merge(into: &mut Value, patch: &Value) {
     let Some(patch) = patch.as_object() else {
@@ -72,12 +72,12 @@ fn each_rule_of_the_definitions_is_found_broken() {
         let (validator, compiled) = (Validator::new(), compile_schema(kind.schema()));
         let objects: Vec<_> = broken.iter().filter(|(of, _)| *of == kind).map(|(_, object)| object).collect();
         let documents = objects.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n---\n");
-        let read = read("a.yaml", &documents);
-        assert_eq!((read.documents, read.manifests.len()), (objects.len(), 0));
+        let parsed = parse("a.yaml", &documents);
+        assert_eq!((parsed.documents, parsed.manifests.len()), (objects.len(), 0));
         for (index, object) in objects.into_iter().enumerate() {
             for error in &validator.validate_compiled(&compiled, object, None).unwrap_err() {
                 missing.remove(&(finding::without_indices(&error.field_path), error.rule.clone()));
-                let mut found = read.findings.iter().filter(|finding| finding.origin.line == 2 * index + 1);
+                let mut found = parsed.findings.iter().filter(|finding| finding.origin.line == 2 * index + 1);
                 assert!(found.any(|finding| finding.message == error.message), "{object} {error}");
             }
         }

@@ -112,7 +112,7 @@ impl Builder {
                 if !span.is_empty() {
                     self.multi_line.push((node.at.line - self.lines_before, span.end.line()));
                 }
-                self.place(node, anchor)
+                self.insert(node, anchor)
             }
             Event::Alias(anchor) => {
                 let found = self.anchors.get(&anchor).cloned();
@@ -125,7 +125,7 @@ impl Builder {
                 if self.expects_key() && node.as_str().is_none() {
                     return Err(no_key(at));
                 }
-                self.place(node, 0)
+                self.insert(node, 0)
             }
             _ => Ok(()),
         }
@@ -185,7 +185,7 @@ impl Builder {
         let expects_key = self.expects_key();
         let node = Node { at, content: Content::Scalar(value) };
         if !expects_key {
-            return self.place(node, anchor);
+            return self.insert(node, anchor);
         }
         let key = match &node.content {
             Content::Scalar(Value::String(key)) => key.clone(),
@@ -204,7 +204,7 @@ impl Builder {
     }
 
     /// Puts a node that is complete into the collection around it.
-    fn place(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
+    fn insert(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
         }

@@ -9,7 +9,7 @@ use mongodb::ClientSession;
 use serde_json::Value;
 
 use super::{
-    Batch, Listing, Outcome, Read, TargetCollection, both, chunks, done, integer, size,
+    Batch, BatchResult, Listing, ReadDocument, TargetCollection, both, chunks, done, integer, size,
     statement::{Guard, raw, raw_size},
     transaction::Transaction,
 };
@@ -34,7 +34,7 @@ struct Refused<'a> {
 
 /// One document's write.
 pub(super) struct Write<'a> {
-    pub read: &'a Read,
+    pub read: &'a ReadDocument,
     pub changes: Changes<'a>,
     /// The stamp that was read.
     pub stamped: Option<DateTime>,
@@ -58,7 +58,7 @@ pub(super) enum Kind {
 
 /// A document of a batch that the source lists with a result that can be written.
 struct Listed<'a> {
-    read: &'a Read,
+    read: &'a ReadDocument,
     /// The stamp that was read.
     stamped: Option<DateTime>,
     /// Something else than the stamp changes.
@@ -66,7 +66,7 @@ struct Listed<'a> {
 }
 
 impl<'a> Listed<'a> {
-    fn of(write: &Write<'a>) -> Self {
+    fn from_write(write: &Write<'a>) -> Self {
         Self { read: write.read, stamped: write.stamped, differs: write.differs }
     }
 }
@@ -88,7 +88,7 @@ impl TargetCollection {
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole batch. Documents that cannot be written are no error.
-    pub async fn apply(&self, batch: Batch, found: Vec<Found>, fetched: Timestamp) -> Result<Outcome, Error> {
+    pub async fn apply(&self, batch: Batch, found: Vec<Found>, fetched: Timestamp) -> Result<BatchResult, Error> {
         let mut outcome = batch.outcome();
         let stamp = DateTime::from_millis(fetched.as_millisecond());
         let (mut writes, mut absent, mut unusable) = (Vec::new(), Vec::new(), Vec::new());
@@ -125,7 +125,7 @@ impl TargetCollection {
                 }
             }
         }
-        let listed: Vec<Listed> = writes.iter().map(Listed::of).collect();
+        let listed: Vec<Listed> = writes.iter().map(Listed::from_write).collect();
         if self.dry_run {
             outcome.changes = writes.iter().filter(|write| write.differs).map(Write::key).map(keys::show).collect();
             outcome.updated = outcome.changes.len() as i64;
@@ -145,29 +145,29 @@ impl TargetCollection {
     async fn end_absence(
         &self,
         listed: &[Listed<'_>],
-        unusable: Vec<&Read>,
+        unusable: Vec<&ReadDocument>,
         stamp: DateTime,
-        outcome: &mut Outcome,
+        outcome: &mut BatchResult,
     ) -> Result<(), Error> {
-        let is_failed = |read: &&Read| outcome.failed.contains(&keys::text(&read.key));
-        let is_marked = |read: &&Read| self.removal.is_some() && self.marked_at(read).is_some();
+        let is_failed = |read: &&ReadDocument| outcome.failed.contains(&keys::text(&read.key));
+        let is_marked = |read: &&ReadDocument| self.removal.is_some() && self.marked_at(read).is_some();
         let refused = listed.iter().map(|listed| listed.read).filter(is_marked).filter(is_failed);
-        let marked: Vec<&Read> = refused.chain(unusable.into_iter().filter(is_marked)).collect();
+        let marked: Vec<&ReadDocument> = refused.chain(unusable.into_iter().filter(is_marked)).collect();
         if marked.is_empty() {
             return Ok(());
         }
         let ends = marked.into_iter().map(|read| self.end_of_absence(read)).collect();
         // They have failed already.
-        let mut written = Outcome::default();
+        let mut written = BatchResult::default();
         self.write_batch(ends, &[], stamp, &mut written).await?;
         outcome.unmarked += written.updated;
         Ok(())
     }
 
     /// Counts what a batch says about listed documents that were written, apart from their fields.
-    fn count_listed(&self, listed: &[Listed<'_>], outcome: &mut Outcome) {
+    fn count_listed(&self, listed: &[Listed<'_>], outcome: &mut BatchResult) {
         let failed: HashSet<&String> = outcome.failed.iter().collect();
-        let is_written = |read: &Read| failed.is_empty() || !failed.contains(&keys::text(&read.key));
+        let is_written = |read: &ReadDocument| failed.is_empty() || !failed.contains(&keys::text(&read.key));
         let (mut first_confirmed, mut changed, mut unmarked) = (0, 0, 0);
         for Listed { read, stamped, differs } in listed.iter().filter(|listed| is_written(listed.read)) {
             first_confirmed += i64::from(stamped.is_none());
@@ -182,9 +182,9 @@ impl TargetCollection {
     pub(super) async fn write_batch<'a>(
         &self,
         writes: Vec<Write<'a>>,
-        deletes: &[&'a Read],
+        deletes: &[&'a ReadDocument],
         stamp: DateTime,
-        outcome: &mut Outcome,
+        outcome: &mut BatchResult,
     ) -> Result<(), Error> {
         let (updated, refused) = if self.transaction {
             self.write_as_a_whole(writes, deletes, stamp).await?
@@ -204,7 +204,7 @@ impl TargetCollection {
     async fn write_apart<'a>(
         &self,
         writes: Vec<Write<'a>>,
-        deletes: &[&Read],
+        deletes: &[&ReadDocument],
         stamp: DateTime,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
         let is_same = |write: &Write| {
@@ -228,7 +228,7 @@ impl TargetCollection {
                 by_stamp.entry(write.stamped).or_default().push(write.key().clone());
             }
             let together = |(stamped, keys): (Option<DateTime>, Vec<Bson>)| {
-                let these = both(self.of_keys(keys), doc! {&self.progress: stamped});
+                let these = both(self.keys_query(keys), doc! {&self.progress: stamped});
                 guard.statement(&these, &update)
             };
             let statements = by_stamp.into_iter().map(together).collect::<Result<Vec<_>, _>>()?;
@@ -247,13 +247,13 @@ impl TargetCollection {
     async fn write_as_a_whole<'a>(
         &self,
         mut writes: Vec<Write<'a>>,
-        deletes: &[&Read],
+        deletes: &[&ReadDocument],
         stamp: DateTime,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
         let mut left_out = Vec::new();
         let mut transaction = Transaction::new(self).await?;
         loop {
-            let written = self.write_and_note(&writes, deletes, stamp, transaction.begin().await?).await;
+            let written = self.write_journalled(&writes, deletes, stamp, transaction.begin().await?).await;
             let written = written.map(|(updated, refused)| match refused.into_iter().next() {
                 None => Some(updated),
                 Some(refused) => {
@@ -269,10 +269,10 @@ impl TargetCollection {
     }
 
     /// Writes in a transaction, and notes what that did, where there is a journal.
-    async fn write_and_note<'a>(
+    async fn write_journalled<'a>(
         &self,
         writes: &[Write<'a>],
-        deletes: &[&Read],
+        deletes: &[&ReadDocument],
         stamp: DateTime,
         session: &mut ClientSession,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
@@ -280,12 +280,12 @@ impl TargetCollection {
         journal.check(Some(&mut *session)).await?;
         let keys: Vec<Bson> =
             writes.iter().map(Write::key).chain(deletes.iter().map(|read| &read.key)).cloned().collect();
-        let these = self.of_keys(keys);
+        let these = self.keys_query(keys);
         let before = self.whole(these.clone(), session).await?;
         let (updated, mut refused) = self.write_all(writes, deletes, stamp, Some(&mut *session)).await?;
         if refused.is_empty() {
             let after = self.whole(these, session).await?;
-            if let Some(key) = self.note(journal, before, after, session).await? {
+            if let Some(key) = self.append_entry(journal, before, after, session).await? {
                 let why = ("DocumentTooLarge", "the document is too large for the journal".to_owned());
                 let Some(at) = writes.iter().position(|write| *write.key() == key) else {
                     return Err(Error::Attempt { reason: why.0, message: why.1 });
@@ -300,7 +300,7 @@ impl TargetCollection {
     async fn write_all<'a>(
         &self,
         writes: &[Write<'a>],
-        deletes: &[&Read],
+        deletes: &[&ReadDocument],
         stamp: DateTime,
         mut session: Option<&mut ClientSession>,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
@@ -365,23 +365,23 @@ impl TargetCollection {
     }
 
     /// True when this source listed the document before this run.
-    pub(super) fn is_confirmed(&self, read: &Read) -> bool {
+    pub(super) fn is_confirmed(&self, read: &ReadDocument) -> bool {
         self.stamp_of(read).is_some_and(|at| at < self.stamp)
     }
 
-    fn stamp_of(&self, read: &Read) -> Option<DateTime> {
+    fn stamp_of(&self, read: &ReadDocument) -> Option<DateTime> {
         read.date(&self.progress)
     }
 
     /// What a result makes of its document.
-    fn changes(&self, read: &Read, result: &Value) -> Result<Changes<'_>, String> {
+    fn changes(&self, read: &ReadDocument, result: &Value) -> Result<Changes<'_>, String> {
         let mut changes = mapping::apply(self.mapping.as_deref().unwrap_or_default(), result)?;
         self.unmark(read, &mut changes);
         Ok(changes)
     }
 
     /// Deletes documents that are as they were read. Returns how many.
-    async fn delete(&self, reads: &[&Read], session: Option<&mut ClientSession>) -> Result<i64, Error> {
+    async fn delete(&self, reads: &[&ReadDocument], session: Option<&mut ClientSession>) -> Result<i64, Error> {
         let deletes: Vec<_> = reads.iter().map(|read| doc! {"q": self.as_read(read), "limit": 0}).collect();
         let command = doc! {"delete": self.collection.name(), "deletes": deletes, "ordered": false};
         let reply = self.command(command, session).await?;
@@ -404,7 +404,7 @@ impl TargetCollection {
             Kind::Result => self.listed(set, unset, self.is_marked_elsewhere(write.read)),
             _ => updated(set, unset),
         };
-        let mut statement = guard.statement(&self.of_key(write.key()), &update)?;
+        let mut statement = guard.statement(&self.key_query(write.key()), &update)?;
         if write.is_new() {
             statement.append(cstr!("upsert"), true);
         }
@@ -417,7 +417,7 @@ fn updated(set: Document, unset: Document) -> Document {
     parts.map(|(operator, fields)| (operator.to_owned(), fields.into())).collect()
 }
 
-impl Read {
+impl ReadDocument {
     /// Bytes that were read, its key among them.
     fn size(&self) -> usize {
         self.fields.as_ref().map_or(0, |fields| fields.as_bytes().len())

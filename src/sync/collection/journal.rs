@@ -193,7 +193,7 @@ impl TargetCollection {
     ///
     /// # Errors
     /// When MongoDB does not answer, or a later claim has the run.
-    pub async fn keep_journal(&self) -> Result<&str, Error> {
+    pub async fn retain_journal(&self) -> Result<&str, Error> {
         let Some(journal) = &self.journal else { return Ok("") };
         self.raise_fence(journal, doc! {"kept": true}).await?;
         self.expire(journal).await?;
@@ -213,7 +213,7 @@ impl TargetCollection {
     }
 
     /// Notes what a transaction has done to documents. Returns the key of one whose entry would be too large.
-    pub(super) async fn note(
+    pub(super) async fn append_entry(
         &self,
         journal: &Journal,
         before: Whole,

@@ -112,12 +112,12 @@ impl State {
 /// Neighbouring documents that are written together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    documents: Vec<Read>,
+    documents: Vec<ReadDocument>,
 }
 
 /// What the walk reads of a document.
 #[derive(Clone, Debug, PartialEq)]
-struct Read {
+struct ReadDocument {
     key: Bson,
     stamped: Stamped,
     /// Its mapped fields, when there is a source. `None` then: there is no such document yet.
@@ -140,7 +140,7 @@ enum Stamped {
 
 /// What came of a batch.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Outcome {
+pub struct BatchResult {
     /// Documents that carry this run's stamp; with a source, those that were changed, marked or deleted.
     pub updated: i64,
     /// Documents that were marked.
@@ -194,7 +194,7 @@ pub struct PageEnd {
     pub seen: Vec<String>,
 }
 
-impl Outcome {
+impl BatchResult {
     /// Documents handled.
     #[must_use]
     pub fn processed(&self) -> i64 {
@@ -226,14 +226,14 @@ async fn within_limit<T>(limit: Duration, operation: impl Future<Output = Result
 
 impl TargetCollection {
     /// The query for documents with this key. A bare value could be read as an operator.
-    fn of_key(&self, key: &Bson) -> Document {
+    fn key_query(&self, key: &Bson) -> Document {
         doc! {&self.key: {"$eq": key.clone()}}
     }
 
     /// The query for documents with one of these keys. A regular expression among the values of `$in` would stand for what it matches.
-    fn of_keys(&self, keys: Vec<Bson>) -> Document {
+    fn keys_query(&self, keys: Vec<Bson>) -> Document {
         if keys.iter().any(|key| matches!(key, Bson::RegularExpression(_))) {
-            doc! {"$or": keys.iter().map(|key| self.of_key(key)).collect::<Vec<_>>()}
+            doc! {"$or": keys.iter().map(|key| self.key_query(key)).collect::<Vec<_>>()}
         } else {
             doc! {&self.key: {"$in": keys}}
         }
@@ -284,7 +284,7 @@ impl Batch {
         self
     }
 
-    fn due_documents(&self) -> impl Iterator<Item = &Read> {
+    fn due_documents(&self) -> impl Iterator<Item = &ReadDocument> {
         self.documents.iter().filter(|read| read.stamped == Stamped::Due)
     }
 
@@ -309,9 +309,9 @@ impl Batch {
     }
 
     /// What came of it before anything is written.
-    fn outcome(&self) -> Outcome {
+    fn outcome(&self) -> BatchResult {
         let has_stamps_ahead = self.documents.iter().any(|read| read.stamped == Stamped::Ahead);
-        let mut outcome = Outcome { cursor: self.cursor(), has_stamps_ahead, ..Outcome::default() };
+        let mut outcome = BatchResult { cursor: self.cursor(), has_stamps_ahead, ..BatchResult::default() };
         for read in self.documents.iter().filter(|read| read.stamped == Stamped::InvalidKey) {
             outcome.fail(&read.key, "InvalidKey", "its key is an array");
         }

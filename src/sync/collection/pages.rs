@@ -6,7 +6,9 @@ use bson::{Bson, doc};
 use jiff::Timestamp;
 use mongodb::IndexModel;
 
-use super::{Batch, Listing, Outcome, PageEnd, Read, Stamped, TargetCollection, both, within, within_limit};
+use super::{
+    Batch, BatchResult, Listing, PageEnd, ReadDocument, Stamped, TargetCollection, both, within, within_limit,
+};
 use crate::{
     domain::source::Missing,
     sync::{Error, Found, Page, keys},
@@ -63,13 +65,13 @@ impl TargetCollection {
     }
 
     /// The documents of a page's results, and new ones where they may be made.
-    async fn find(&self, keys: Vec<Bson>) -> Result<Batch, Error> {
+    async fn find_documents(&self, keys: Vec<Bson>) -> Result<Batch, Error> {
         let query = both(self.selection.clone(), doc! {&self.key: {"$in": keys.clone()}});
         let find = self.collection.find(query).projection(self.projection()).batch_size(keys.len().max(1) as u32);
         let mut cursor = within(async { Ok(find.await?) }).await?;
         let mut documents = Vec::with_capacity(keys.len());
         while within(async { Ok(cursor.advance().await?) }).await? {
-            documents.push(self.look_at(cursor.current()));
+            documents.push(self.read_document(cursor.current()));
         }
         if self.upserts() {
             documents.extend(self.new_documents(keys, &documents).await?);
@@ -79,16 +81,16 @@ impl TargetCollection {
 
     /// Those of the keys that no document has. Where a document has a key in another form, the collection has a collation: only
     /// MongoDB can tell then which of the other keys are new.
-    async fn new_documents(&self, keys: Vec<Bson>, known: &[Read]) -> Result<Vec<Read>, Error> {
+    async fn new_documents(&self, keys: Vec<Bson>, known: &[ReadDocument]) -> Result<Vec<ReadDocument>, Error> {
         let asked: HashSet<_> = keys.iter().map(keys::text).collect();
         let texts: HashSet<_> = known.iter().map(|read| keys::text(&read.key)).collect();
         let has_other_forms = texts.iter().any(|text| !asked.contains(text));
         let mut new = Vec::new();
         for key in keys.into_iter().filter(|key| !texts.contains(&keys::text(key))) {
             let exists = has_other_forms
-                && within(async { Ok(self.collection.find_one(self.of_key(&key)).await?.is_some()) }).await?;
+                && within(async { Ok(self.collection.find_one(self.key_query(&key)).await?.is_some()) }).await?;
             if !exists {
-                new.push(Read { key, stamped: Stamped::Due, fields: None });
+                new.push(ReadDocument { key, stamped: Stamped::Due, fields: None });
             }
         }
         Ok(new)
@@ -103,7 +105,7 @@ impl TargetCollection {
             let find = self.collection.find_one(self.selection.clone()).sort(doc! {&self.key: order});
             let find = find.projection(self.projection());
             let read =
-                within_limit(self.read_limit, async { Ok(find.await?) }).await?.map(|found| self.look_at(&found));
+                within_limit(self.read_limit, async { Ok(find.await?) }).await?.map(|found| self.read_document(&found));
             match read.map(|read| read.key) {
                 None | Some(Bson::Null) => return Ok(()),
                 Some(key) if keys::is_range(&key, listed) => return Ok(()),
@@ -124,14 +126,14 @@ impl TargetCollection {
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole page.
-    pub async fn apply_page(&self, page: Page, fetched: Timestamp) -> Result<Outcome, Error> {
+    pub async fn apply_page(&self, page: Page, fetched: Timestamp) -> Result<BatchResult, Error> {
         let Page { results, unreadable, next, new, total, doubt, .. } = page;
         let (keys, found): (Vec<_>, Vec<_>) = results.into_iter().unzip();
         let by_key: HashMap<_, _> = keys.iter().map(keys::text).zip(found).collect();
         let results = keys.len() + unreadable;
         let seen = if self.dry_run { keys.iter().map(keys::text).collect() } else { Vec::new() };
         let first = keys.first().cloned();
-        let batch = self.find(keys).await?;
+        let batch = self.find_documents(keys).await?;
         if batch.documents.iter().all(|read| read.fields.is_none()) {
             self.check_key_type(first.as_ref()).await?;
         }
@@ -145,6 +147,6 @@ impl TargetCollection {
         }
         let failed = std::mem::take(&mut outcome.failed);
         let page = PageEnd { next, results, unreadable, new, total, doubt, failed, seen };
-        Ok(Outcome { cursor: None, page: Some(page), ..outcome })
+        Ok(BatchResult { cursor: None, page: Some(page), ..outcome })
     }
 }

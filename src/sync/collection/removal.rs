@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use mongodb::Cursor;
 
 use super::{
-    Listing, Outcome, Read, Stamped, TargetCollection,
+    BatchResult, Listing, ReadDocument, Stamped, TargetCollection,
     apply::{Kind, Write},
     both, integer, within_limit,
 };
@@ -32,7 +32,7 @@ const TOGETHER: usize = 1000;
 /// Documents that are to be removed, and what becomes of each.
 #[derive(Clone, Debug, Default)]
 pub struct Candidates {
-    reads: Vec<(Read, Fate)>,
+    reads: Vec<(ReadDocument, Fate)>,
 }
 
 /// Documents of a run's selection by what its source has said about them.
@@ -200,7 +200,7 @@ impl TargetCollection {
         let mut reads = Vec::with_capacity(documents.len());
         for document in documents {
             let is_shared = keys::key_at(&document, "_id").is_none_or(|id| shared.contains(&id));
-            let read = self.look_at(&document);
+            let read = self.read_document(&document);
             if is_shared || read.stamped == Stamped::InvalidKey || listed.contains(&keys::text(&read.key)) {
                 continue;
             }
@@ -222,7 +222,7 @@ impl TargetCollection {
         }
         let these: Vec<Bson> = documents.iter().filter_map(|document| keys::key_at(document, &self.key)).collect();
         let pipeline = [
-            doc! {"$match": self.of_keys(these)},
+            doc! {"$match": self.keys_query(these)},
             doc! {"$group": {"_id": format!("${}", self.key), "ids": {"$push": "$_id"}}},
             doc! {"$match": {"ids.1": {"$exists": true}}},
         ];
@@ -235,9 +235,9 @@ impl TargetCollection {
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole batch. Documents that cannot be written are no error.
-    pub async fn remove(&self, candidates: &Candidates, now: Timestamp) -> Result<Outcome, Error> {
+    pub async fn remove(&self, candidates: &Candidates, now: Timestamp) -> Result<BatchResult, Error> {
         let of = |wanted: Fate| candidates.reads.iter().filter(move |(_, fate)| *fate == wanted).map(|(read, _)| read);
-        let (mut outcome, now) = (Outcome::default(), DateTime::from_millis(now.as_millisecond()));
+        let (mut outcome, now) = (BatchResult::default(), DateTime::from_millis(now.as_millisecond()));
         if self.dry_run {
             outcome.changes = candidates.reads.iter().map(|(read, _)| keys::show(&read.key)).collect();
             outcome.marked = of(Fate::Marked).count() as i64;
@@ -252,7 +252,7 @@ impl TargetCollection {
         self.write_batch(marks, &[], now, &mut outcome).await?;
         outcome.marked = outcome.updated - before;
         let before = outcome.updated;
-        let deletes: Vec<&Read> = of(Fate::Deleted).collect();
+        let deletes: Vec<&ReadDocument> = of(Fate::Deleted).collect();
         self.write_batch(Vec::new(), &deletes, now, &mut outcome).await?;
         outcome.deleted = outcome.updated - before;
         let written = outcome.updated + outcome.failures.len() as i64;
@@ -265,7 +265,7 @@ impl TargetCollection {
     }
 
     /// In a dry run: counts what would be removed of documents that the source said to be gone.
-    pub(super) fn try_removal(&self, absent: &[&Read], now: DateTime, outcome: &mut Outcome) {
+    pub(super) fn try_removal(&self, absent: &[&ReadDocument], now: DateTime, outcome: &mut BatchResult) {
         let Some(removal) = &self.removal else { return };
         for read in absent {
             let latest = removal.delete_after.map(|after| now.timestamp_millis() - after.as_millis() as i64);
@@ -280,25 +280,25 @@ impl TargetCollection {
     }
 
     /// When this source marked the document.
-    pub(super) fn marked_at(&self, read: &Read) -> Option<DateTime> {
+    pub(super) fn marked_at(&self, read: &ReadDocument) -> Option<DateTime> {
         read.date(&self.state.as_ref()?.gone)
     }
 
     /// The write that notes that the source said the document to be gone.
-    pub(super) fn absence<'a>(&'a self, read: &'a Read, at: DateTime) -> Write<'a> {
+    pub(super) fn absence<'a>(&'a self, read: &'a ReadDocument, at: DateTime) -> Write<'a> {
         let set = self.state.iter().map(|state| (state.none.as_str(), at.into())).collect();
         let changes = Changes { set, ..Changes::default() };
         Write { read, changes, stamped: None, differs: false, kind: Kind::Absence }
     }
 
     /// The write that ends the absence of a document, and changes nothing else.
-    pub(super) fn end_of_absence<'a>(&'a self, read: &'a Read) -> Write<'a> {
+    pub(super) fn end_of_absence<'a>(&'a self, read: &'a ReadDocument) -> Write<'a> {
         let mut changes = Changes::default();
         self.unmark(read, &mut changes);
         Write { read, changes, stamped: None, differs: true, kind: Kind::Listing }
     }
 
-    fn removal_mark<'a>(&'a self, read: &'a Read, at: DateTime) -> Write<'a> {
+    fn removal_mark<'a>(&'a self, read: &'a ReadDocument, at: DateTime) -> Write<'a> {
         let mut changes = Changes::default();
         if let (Some(state), Some(removal)) = (&self.state, &self.removal) {
             changes.set = vec![(&state.gone, at.into()), (&removal.field, at.into())];
@@ -306,7 +306,7 @@ impl TargetCollection {
         Write { read, changes, stamped: None, differs: true, kind: Kind::Removal }
     }
 
-    fn adoption<'a>(&'a self, read: &'a Read, at: DateTime) -> Write<'a> {
+    fn adoption<'a>(&'a self, read: &'a ReadDocument, at: DateTime) -> Write<'a> {
         let set = self.state.iter().map(|state| (state.at.as_str(), at.into())).collect();
         let changes = Changes { set, ..Changes::default() };
         Write { read, changes, stamped: None, differs: true, kind: Kind::Removal }
@@ -337,11 +337,11 @@ impl TargetCollection {
     }
 
     /// The query for a document as it was read: its confirmation and its mark are the same.
-    pub(super) fn as_read(&self, read: &Read) -> Document {
+    pub(super) fn as_read(&self, read: &ReadDocument) -> Document {
         let id = read.fields.as_ref().and_then(|fields| keys::key_at(fields, "_id"));
         let mut query = match id {
             Some(id) => doc! {"_id": {"$eq": id}},
-            None => self.of_key(&read.key),
+            None => self.key_query(&read.key),
         };
         for path in self.state.iter().flat_map(|state| [&state.at, &state.none, &state.gone]) {
             let value = read.date(path).map_or_else(|| doc! {"$not": {"$type": "date"}}.into(), Bson::from);
@@ -351,7 +351,7 @@ impl TargetCollection {
     }
 
     /// True when another source has the document marked: the mark for people stays then.
-    pub(super) fn is_marked_elsewhere(&self, read: &Read) -> bool {
+    pub(super) fn is_marked_elsewhere(&self, read: &ReadDocument) -> bool {
         let (Some(state), Some(removal), Some(fields)) = (&self.state, &self.removal, &read.fields) else {
             return false;
         };
@@ -360,7 +360,7 @@ impl TargetCollection {
 
     /// Adds to the changes of a listed document what ends its absence: the mark of this source goes, that for people where no other
     /// source has one, and what the mark replaced comes back unless somebody changed it.
-    pub(super) fn unmark<'a>(&'a self, read: &Read, changes: &mut Changes<'a>) {
+    pub(super) fn unmark<'a>(&'a self, read: &ReadDocument, changes: &mut Changes<'a>) {
         let (Some(state), Some(fields)) = (&self.state, &read.fields) else { return };
         if read.date(&state.none).is_some() {
             changes.unset.push(&state.none);

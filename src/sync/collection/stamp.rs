@@ -3,7 +3,7 @@
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
 use super::{
-    Batch, Outcome, Stamped, TargetCollection, chunks, integer,
+    Batch, BatchResult, Stamped, TargetCollection, chunks, integer,
     statement::{Guard, raw_size},
     within,
 };
@@ -15,7 +15,7 @@ impl TargetCollection {
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole batch. Documents it refuses one by one are no error.
-    pub async fn write(&self, batch: Batch) -> Result<Outcome, Error> {
+    pub async fn write(&self, batch: Batch) -> Result<BatchResult, Error> {
         let due = batch.due();
         let by_this_run = batch.documents.iter().filter(|read| read.stamped == Stamped::ByThisRun).count() as i64;
         let mut outcome = batch.outcome();
@@ -49,7 +49,7 @@ impl TargetCollection {
     async fn stamp_together(&self, due: &[&Bson], first: &Bson, last: &Bson) -> Result<Option<i64>, Error> {
         let keys = if self.is_short_walk() {
             // Most documents between them are not due.
-            self.of_keys(due.iter().map(|key| (*key).clone()).collect())
+            self.keys_query(due.iter().map(|key| (*key).clone()).collect())
         } else {
             doc! {&self.key: {"$gte": first.clone(), "$lte": last.clone()}}
         };
@@ -61,9 +61,10 @@ impl TargetCollection {
     }
 
     /// One statement for each document, so that each one that is refused is named and the others are written.
-    async fn stamp_each(&self, due: &[&Bson], outcome: &mut Outcome) -> Result<(), Error> {
+    async fn stamp_each(&self, due: &[&Bson], outcome: &mut BatchResult) -> Result<(), Error> {
         let guard = self.guard(self.stamp)?;
-        let statements = due.iter().map(|key| self.stamp(&guard, &self.of_key(key))).collect::<Result<Vec<_>, _>>()?;
+        let statements =
+            due.iter().map(|key| self.stamp(&guard, &self.key_query(key))).collect::<Result<Vec<_>, _>>()?;
         let mut rest = due;
         for chunk in chunks(&statements, raw_size) {
             let (these, later) = rest.split_at(chunk.len());
@@ -77,7 +78,7 @@ impl TargetCollection {
         &self,
         due: &[&Bson],
         statements: &[RawDocumentBuf],
-        outcome: &mut Outcome,
+        outcome: &mut BatchResult,
     ) -> Result<(), Error> {
         let reply = self.update(statements, None).await?;
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
@@ -92,7 +93,7 @@ impl TargetCollection {
 
     /// How many of a batch's documents carry the stamp. Others may share their keys.
     async fn count_stamped(&self, keys: &[&Bson]) -> Result<i64, Error> {
-        let mut stamped = self.of_keys(keys.iter().map(|key| (*key).clone()).collect());
+        let mut stamped = self.keys_query(keys.iter().map(|key| (*key).clone()).collect());
         stamped.insert(&self.stamp_field, self.stamp);
         let count = within(async { Ok(self.collection.count_documents(stamped).await? as i64) }).await?;
         Ok(count.min(keys.len() as i64))

@@ -4,7 +4,7 @@ use bson::{Bson, DateTime, Document, RawArrayBuf, RawDocumentBuf, cstr, doc, raw
 use mongodb::ClientSession;
 
 use super::{TargetCollection, integer, within};
-use crate::sync::{Error, error::is_of_document};
+use crate::sync::{Error, error::is_document_error};
 
 /// Conditions that the statements of a batch have in common, beside the keys.
 pub(super) struct Guard(Vec<RawDocumentBuf>);
@@ -92,7 +92,7 @@ impl TargetCollection {
         }
         // A server that cannot write says so for each statement, not for the command.
         let errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
-        let of_server = |error: &&Document| !is_of_document(integer(error, "code"));
+        let of_server = |error: &&Document| !is_document_error(integer(error, "code"));
         if let Some(error) = errors.into_iter().find(of_server) {
             let text = error.get_str("errmsg").unwrap_or_default();
             let code = integer(error, "code") as i32;

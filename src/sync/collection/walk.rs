@@ -7,7 +7,7 @@ use futures::{Stream, TryStreamExt, stream};
 use mongodb::{Cursor, IndexModel};
 use serde_json::Value;
 
-use super::{Batch, NO_COLLECTION, Read, Stamped, TargetCollection, both, is_command, within, within_limit};
+use super::{Batch, NO_COLLECTION, ReadDocument, Stamped, TargetCollection, both, is_command, within, within_limit};
 use crate::{
     domain::source::{Missing, STATE},
     sync::{Error, error::CURSOR_LOST, keys},
@@ -35,7 +35,7 @@ struct Walk {
 impl Walk {
     async fn next(&mut self) -> Result<Batch, Error> {
         loop {
-            match self.read().await {
+            match self.read_batch().await {
                 Ok(batch) => {
                     self.reopened = 0;
                     self.after = batch.last_key().cloned().or(self.after.take());
@@ -50,12 +50,12 @@ impl Walk {
         }
     }
 
-    async fn read(&mut self) -> Result<Batch, Error> {
+    async fn read_batch(&mut self) -> Result<Batch, Error> {
         let cursor = match &mut self.cursor {
             Some(cursor) => cursor,
             none => none.insert(Box::new(self.target.open(self.after.as_ref()).await?)),
         };
-        self.target.read(cursor).await
+        self.target.read_batch(cursor).await
     }
 }
 
@@ -170,18 +170,18 @@ impl TargetCollection {
         projection
     }
 
-    async fn read(&self, cursor: &mut Cursor<RawDocumentBuf>) -> Result<Batch, Error> {
+    async fn read_batch(&self, cursor: &mut Cursor<RawDocumentBuf>) -> Result<Batch, Error> {
         let mut documents = Vec::with_capacity(self.batch_size);
         let more = async |cursor: &mut Cursor<RawDocumentBuf>| {
             within_limit(self.read_limit, async { Ok(cursor.advance().await?) }).await
         };
         while documents.len() < self.batch_size && more(cursor).await? {
-            documents.push(self.look_at(cursor.current()));
+            documents.push(self.read_document(cursor.current()));
         }
         Ok(Batch { documents })
     }
 
-    pub(super) fn look_at(&self, document: &RawDocument) -> Read {
+    pub(super) fn read_document(&self, document: &RawDocument) -> ReadDocument {
         let key = keys::key_at(document, &self.key).unwrap_or(Bson::Null);
         let stamped = match keys::at_path(document, &self.progress) {
             _ if matches!(key, Bson::Array(_)) => Stamped::InvalidKey,
@@ -195,6 +195,6 @@ impl TargetCollection {
             }
             _ => Stamped::Due,
         };
-        Read { key, stamped, fields: self.mapping.as_ref().map(|_| document.to_owned()) }
+        ReadDocument { key, stamped, fields: self.mapping.as_ref().map(|_| document.to_owned()) }
     }
 }

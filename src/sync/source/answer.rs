@@ -95,7 +95,11 @@ impl Page {
 
 /// Sorts an answer by the keys that were asked for. The answer is `None` when it has no content. Also returns whether a part of
 /// it failed for a reason that another request may not meet.
-pub(super) fn read(spec: &SourceSpec, keys: &[String], answer: Option<Value>) -> Result<(Vec<Found>, bool), Failure> {
+pub(super) fn parse_answer(
+    spec: &SourceSpec,
+    keys: &[String],
+    answer: Option<Value>,
+) -> Result<(Vec<Found>, bool), Failure> {
     let Some(mut answer) = answer else { return Ok((vec![Found::NotReturned; keys.len()], false)) };
     let errors = errors_of(spec, &answer)?.to_vec();
     let is_partial = errors.iter().any(|error| has_code(error, &TRANSIENT));
@@ -379,8 +383,8 @@ mod tests {
 
     fn shown(answer: &Value) -> Result<Vec<&'static str>, String> {
         let keys = ["1", "2", "3"].map(str::to_owned);
-        let read = read(&spec("PerBatch", "/data/users"), &keys, Some(answer.clone()));
-        let (found, _) = read.map_err(|failure| failure.into_error().to_string())?;
+        let parsed = parse_answer(&spec("PerBatch", "/data/users"), &keys, Some(answer.clone()));
+        let (found, _) = parsed.map_err(|failure| failure.into_error().to_string())?;
         Ok(found
             .iter()
             .map(|found| match found {
@@ -462,8 +466,9 @@ mod tests {
 
     /// What is found for one document, or the message of the failure.
     fn one(spec: &SourceSpec, answer: Value) -> Result<Found, String> {
-        let read = read(spec, &["1".to_owned()], Some(answer)).map_err(|failure| failure.into_error().to_string())?;
-        Ok(read.0.into_iter().next().unwrap())
+        let parsed =
+            parse_answer(spec, &["1".to_owned()], Some(answer)).map_err(|failure| failure.into_error().to_string())?;
+        Ok(parsed.0.into_iter().next().unwrap())
     }
 
     #[test]
@@ -493,7 +498,7 @@ mod tests {
         ] {
             assert_eq!(one(&search, answer.clone()).ok(), expected, "{answer}");
         }
-        assert_eq!(read(&search, &["1".to_owned()], None).unwrap().0, [Found::NotReturned]);
+        assert_eq!(parse_answer(&search, &["1".to_owned()], None).unwrap().0, [Found::NotReturned]);
     }
 
     fn pages(by: By) -> Pages {
@@ -564,7 +569,9 @@ mod tests {
         let list = rest(&json!({"endpoint": "https://a/?ids={ids}"}));
         let read = |keys: &[&str], answer| {
             let keys: Vec<_> = keys.iter().map(|key| (*key).to_owned()).collect();
-            read(&list, &keys, Some(answer)).map(|(found, _)| found).map_err(|failure| failure.into_error().to_string())
+            parse_answer(&list, &keys, Some(answer))
+                .map(|(found, _)| found)
+                .map_err(|failure| failure.into_error().to_string())
         };
         let two = Found::Result(json!({"id": 2}));
         assert_eq!(read(&["1", "2"], json!([{"id": 2}])).unwrap(), [Found::NotReturned, two.clone()]);

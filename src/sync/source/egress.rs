@@ -95,7 +95,7 @@ impl Egress {
     }
 
     /// The allowed addresses of a host. Empty when it has others only.
-    pub(crate) async fn find(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    pub(crate) async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let any = self.allows_host(host);
         let found = tokio::net::lookup_host((host, port)).await?;
         Ok(found.filter(|address| any || self.allows(address.ip())).collect())
@@ -143,7 +143,7 @@ impl Resolve for Egress {
     fn resolve(&self, name: Name) -> Resolving {
         let egress = self.clone();
         Box::pin(async move {
-            let allowed = egress.find(name.as_str(), 0).await?;
+            let allowed = egress.resolve(name.as_str(), 0).await?;
             if allowed.is_empty() { Err(NotAllowed.into()) } else { Ok(Box::new(allowed.into_iter()) as Addrs) }
         })
     }

@@ -17,7 +17,8 @@ const MAX_ADDRESS: usize = 8 << 10;
 /// When a header is malformed: pages after this one would be taken for not there. When the link leads elsewhere.
 pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Failure> {
     for header in headers.get_all(LINK) {
-        let links = header.to_str().ok().and_then(read).ok_or_else(|| unusable("its header Link cannot be read"))?;
+        let links =
+            header.to_str().ok().and_then(parse_links).ok_or_else(|| unusable("its header Link cannot be read"))?;
         if let Some(link) = links.iter().find(|link| link.is_next()) {
             let next = follow(asked, link.target)?;
             return if next == *asked { Err(unusable("its header Link leads to itself")) } else { Ok(Some(next)) };
@@ -56,7 +57,7 @@ impl Link<'_> {
 }
 
 /// The links in a header. `None`: it is malformed.
-fn read(mut text: &str) -> Option<Vec<Link<'_>>> {
+fn parse_links(mut text: &str) -> Option<Vec<Link<'_>>> {
     let mut links = Vec::new();
     loop {
         text = text.trim_start_matches([' ', '\t', ',']);

@@ -168,23 +168,27 @@ impl Source {
     ///
     /// # Errors
     /// When there is no usable answer.
-    pub async fn ask(&self, keys: &[Bson], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Failure> {
+    pub async fn request_documents(
+        &self,
+        keys: &[Bson],
+        received: impl FnOnce(),
+    ) -> Result<Reply<Vec<Found>>, Failure> {
         let keys: Vec<String> = keys.iter().map(keys::text).collect();
         let Request::GraphQl { variables, .. } = &self.spec.request else {
-            return self.ask_by_address(&keys, received).await;
+            return self.request_by_url(&keys, received).await;
         };
         let mut variables = variables.clone();
         match (&self.spec.asking, keys.as_slice()) {
             (Asking::PerUser(_), [key]) => variables.insert("id".to_owned(), Value::from(key.as_str())),
             _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
         };
-        let read = |_: &HeaderMap, answer: Option<Value>| answer::read(&self.spec, &keys, answer);
-        Ok(self.send(self.post(variables), received, read).await?)
+        let parse = |_: &HeaderMap, answer: Option<Value>| answer::parse_answer(&self.spec, &keys, answer);
+        Ok(self.send(self.post(variables), received, parse).await?)
     }
 
     /// The same, with the keys in the address. Those that cannot stand there have failed: the address would be another
     /// resource's.
-    async fn ask_by_address(&self, keys: &[String], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Failure> {
+    async fn request_by_url(&self, keys: &[String], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Failure> {
         let is_one = matches!(self.spec.asking, Asking::PerUser(_));
         let fits = |key: &String| !key.is_empty() && (is_one || !key.contains(','));
         let misfit = || Found::Failed("InvalidKey", "its key cannot stand in the address of a request".to_owned());
@@ -197,12 +201,12 @@ impl Source {
         if address.len() > MAX_ADDRESS {
             return Err(too_long().into());
         }
-        let read = |_: &HeaderMap, answer: Option<Value>| {
-            let (found, is_partial) = answer::read(&self.spec, keys, answer)?;
+        let parse = |_: &HeaderMap, answer: Option<Value>| {
+            let (found, is_partial) = answer::parse_answer(&self.spec, keys, answer)?;
             let fitting = |(key, found)| if fits(key) { found } else { misfit() };
             Ok((keys.iter().zip(found).map(fitting).collect(), is_partial))
         };
-        match self.send(self.get(self.parsed(&address)?), received, read).await {
+        match self.send(self.get(self.parsed(&address)?), received, parse).await {
             Err(Unanswered::NothingThere(pause, _)) if is_one => Ok(Reply::whole(vec![Found::Missing], pause)),
             reply => Ok(reply?),
         }
@@ -216,13 +220,13 @@ impl Source {
     pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<Page>, Failure> {
         let Request::GraphQl { variables, .. } = &self.spec.request else {
             let asked = self.page_address(pages, at, size)?;
-            let read = |headers: &HeaderMap, answer: Option<Value>| {
+            let parse = |headers: &HeaderMap, answer: Option<Value>| {
                 let link = if pages.by == By::Link { links::next(headers, &asked)? } else { None };
                 let end = if headers.contains_key(LINK) { End::Stated } else { End::Absent };
                 let link = link.map(|link| Value::from(link.as_str())).ok_or(end);
                 answer::page(&self.spec, pages, at, answer.unwrap_or_default(), link)
             };
-            return match self.send(self.get(asked.clone()), || (), read).await {
+            return match self.send(self.get(asked.clone()), || (), parse).await {
                 Err(Unanswered::NothingThere(pause, _)) if pages.by == By::Number && *at != pages.first() => {
                     Ok(Reply::whole(Page::default(), pause))
                 }
@@ -232,10 +236,10 @@ impl Source {
         let mut variables = variables.clone();
         variables.insert("first".to_owned(), Value::from(size));
         variables.insert(if pages.by == By::Number { "page" } else { "after" }.to_owned(), at.clone());
-        let read = |_: &HeaderMap, answer: Option<Value>| {
+        let parse = |_: &HeaderMap, answer: Option<Value>| {
             answer::page(&self.spec, pages, at, answer.unwrap_or_default(), Err(End::Absent))
         };
-        Ok(self.send(self.post(variables), || (), read).await?)
+        Ok(self.send(self.post(variables), || (), parse).await?)
     }
 
     fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, Failure> {
@@ -276,7 +280,7 @@ impl Source {
         &self,
         request: RequestBuilder,
         received: impl FnOnce(),
-        read: impl FnOnce(&HeaderMap, Option<Value>) -> Result<(T, bool), Failure>,
+        parse: impl FnOnce(&HeaderMap, Option<Value>) -> Result<(T, bool), Failure>,
     ) -> Result<Reply<T>, Unanswered> {
         let mut response = request.send().await.map_err(|error| self.unreached(&error))?;
         let pause = limits::pause(response.headers(), Timestamp::now());
@@ -287,8 +291,8 @@ impl Source {
         let headers = mem::take(response.headers_mut());
         let body = self.receive(&mut response).await?;
         received();
-        let answer = json::read(&body).map_err(|_| unusable("it is no JSON"))?;
-        match read(&headers, answer) {
+        let answer = json::parse(&body).map_err(|_| unusable("it is no JSON"))?;
+        match parse(&headers, answer) {
             Ok((found, is_partial)) => Ok(Reply { found, is_partial, pause }),
             // The body says that there is a limit, and the headers how long it lasts.
             Err(Failure::Limited(None)) => Err(Failure::Limited(pause).into()),
@@ -314,7 +318,7 @@ impl Source {
 
     async fn is_rate_limit(&self, response: &mut Response) -> bool {
         let body = self.receive(response).await;
-        let body = body.ok().and_then(|body| json::read(&body).ok().flatten());
+        let body = body.ok().and_then(|body| json::parse(&body).ok().flatten());
         body.is_some_and(|body| limits::is_rate_limit(&body))
     }
 

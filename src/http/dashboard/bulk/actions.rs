@@ -165,7 +165,7 @@ async fn one(
 /// Deletes a run that has ended and that its schedule has counted.
 async fn delete(app: &App, caller: &Caller, path: &ObjectPath) -> Result<Option<Arc<SyncJob>>, Problem> {
     app.access.check(caller, BulkAction::Delete.right(Some(&path.namespace)).on(&path.name)).await?;
-    let job = jobs::find(app, path)?;
+    let job = jobs::find_job(app, path)?;
     if !is_finished(&job) || cleanup::awaits_accounting(&job, app.listed()?) {
         return Ok(None);
     }
