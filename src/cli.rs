@@ -56,7 +56,7 @@ pub enum Command {
     /// Runs controllers, workers and the HTTP calls in one process.
     All(Box<All>),
     /// Executes the runs of manifests in this process, with MongoDB alone: without Kubernetes and without Redis.
-    Run(Box<Run>),
+    Run(Box<RunOptions>),
     /// Makes a SyncJob, waits until it is complete, and deletes it: does the installation work?
     Verify(Verify),
     /// Takes the queue and the objects over from another installation: after a move, or a restore. Needs the settings of the
@@ -84,7 +84,7 @@ pub struct Controller {
     pub mongodb: MongoDb,
     /// Workers in this process.
     #[command(flatten)]
-    pub workers: Workers,
+    pub workers: WorkerOptions,
     /// Probes and metrics.
     #[command(flatten)]
     pub probes: Probes,
@@ -101,7 +101,7 @@ pub struct Worker {
     pub mongodb: MongoDb,
     /// Workers in this process.
     #[command(flatten)]
-    pub workers: Workers,
+    pub workers: WorkerOptions,
     /// Probes and metrics.
     #[command(flatten)]
     pub probes: Probes,
@@ -121,7 +121,7 @@ pub struct Api {
     pub http: Http,
     /// A copy for BullMQ's tools.
     #[command(flatten)]
-    pub mirror: Mirror,
+    pub mirror: MirrorOptions,
     /// Which Lease tells who leads.
     #[command(flatten)]
     pub leader_election: LeaderElection,
@@ -144,7 +144,7 @@ pub struct All {
     pub mongodb: MongoDb,
     /// Workers in this process.
     #[command(flatten)]
-    pub workers: Workers,
+    pub workers: WorkerOptions,
     /// Probes and metrics.
     #[command(flatten)]
     pub probes: Probes,
@@ -153,7 +153,7 @@ pub struct All {
     pub http: Http,
     /// A copy for BullMQ's tools.
     #[command(flatten)]
-    pub mirror: Mirror,
+    pub mirror: MirrorOptions,
 }
 
 /// Options of the controllers.
@@ -173,7 +173,7 @@ pub struct Controllers {
 
 /// Options of `run`.
 #[derive(Args)]
-pub struct Run {
+pub struct RunOptions {
     /// File with manifests of SyncJobs, or of SyncSchedules, whose templates are run once. - is standard input.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
@@ -285,12 +285,12 @@ pub enum LintOutput {
 pub struct Crd {
     /// Print this one only.
     #[arg(value_enum)]
-    pub kind: Option<Kind>,
+    pub kind: Option<CrdKind>,
 }
 
 /// A custom resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
+pub enum CrdKind {
     /// SyncSchedule.
     #[value(name = "syncschedule")]
     SyncSchedule,
@@ -395,7 +395,7 @@ pub struct MongoDb {
 
 /// Workers in a process.
 #[derive(Clone, Debug, Args)]
-pub struct Workers {
+pub struct WorkerOptions {
     /// Runs worked on at a time in this process, 0 to 256.
     #[arg(long, env = "WORKERS", help_heading = "Workers", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub workers: u16,
@@ -407,7 +407,7 @@ pub struct Workers {
     pub source_allowed_cidrs: Vec<IpNet>,
 }
 
-impl Workers {
+impl WorkerOptions {
     /// Which addresses sources may be at.
     #[must_use]
     pub fn egress(&self) -> Egress {
@@ -489,7 +489,7 @@ pub struct Http {
 /// A copy of runs and schedules that BullMQ's tools can read.
 #[derive(Clone, Debug, Args)]
 #[group(id = "mirror_options")]
-pub struct Mirror {
+pub struct MirrorOptions {
     /// Show runs and schedules as a queue of BullMQ under this prefix, for Bull Board and the like. The queue has the name
     /// of ours. Nothing that is done to it has any effect. In a Redis Cluster with braces: {bull}.
     #[arg(long, env = "BULLMQ_MIRROR", help_heading = "BullMQ", value_name = "PREFIX", value_parser = key_prefix)]
@@ -580,12 +580,12 @@ impl MongoDb {
     }
 }
 
-impl Run {
+impl RunOptions {
     /// The settings of the runs.
     ///
     /// # Errors
     /// When a file that the settings name cannot be read.
-    pub fn settings(self) -> Result<local::Settings, watched_files::Error> {
+    pub fn settings(self) -> Result<local::LocalRunSettings, watched_files::Error> {
         let Self { files, mongodb, secrets, dry_run, limit, keys, approve, resume, output } = self;
         let (file, given) = (mongodb.mongodb_uri_file.as_deref(), mongodb.mongodb_uri.as_deref());
         let mut credentials = WatchedFiles::default();
@@ -593,7 +593,7 @@ impl Run {
         if let Some(ca) = &mongodb.mongodb_ca_file {
             credentials.read("MONGODB_CA_FILE", ca)?;
         }
-        Ok(local::Settings {
+        Ok(local::LocalRunSettings {
             files,
             mongodb_uri: uri.unwrap_or_default(),
             database: mongodb.mongodb_database,

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     cli::LintOutput,
-    manifest::{self, Finding, Level, Manifest, Object, file},
+    manifest::{self, Finding, Manifest, Object, Severity, file},
 };
 
 /// Validates files and prints the findings. Returns true when all files can be read and have no errors.
@@ -32,8 +32,8 @@ pub fn run(files: &[PathBuf], output: LintOutput) -> bool {
     }
     for finding in &all {
         match finding.level {
-            Level::Error => summary.errors += 1,
-            Level::Warning => summary.warnings += 1,
+            Severity::Error => summary.errors += 1,
+            Severity::Warning => summary.warnings += 1,
         }
     }
     // A reader that has seen enough closes the pipe.

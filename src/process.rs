@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     adopt,
     api::{SyncAlert, SyncJob, SyncSchedule},
-    cli::{self, Cli, Command, Kind},
+    cli::{self, Cli, Command, CrdKind},
     cluster::{self, Cluster},
-    controller::{self, Election, Leadership},
+    controller::{self, ElectionSettings, Leadership},
     domain::{installation::Owner, needs::Level},
     engine::{SecretReader, Sources},
     http, installation, lint,
@@ -110,7 +110,7 @@ pub fn main(cli: Cli) -> ExitCode {
 }
 
 /// Executes the runs of manifests.
-async fn run(options: cli::Run) -> Result<ExitCode, Error> {
+async fn run(options: cli::RunOptions) -> Result<ExitCode, Error> {
     match local::run(options.settings()?).await {
         Ok(Ended::Complete) => Ok(ExitCode::SUCCESS),
         Ok(Ended::Failed) => Ok(ExitCode::FAILURE),
@@ -135,11 +135,11 @@ fn finish(result: Result<ExitCode, Error>) -> ExitCode {
     }
 }
 
-fn print_crds(kind: Option<Kind>) -> Result<(), Error> {
+fn print_crds(kind: Option<CrdKind>) -> Result<(), Error> {
     let crds = [
-        (Kind::SyncSchedule, SyncSchedule::definition()),
-        (Kind::SyncJob, SyncJob::crd()),
-        (Kind::SyncAlert, SyncAlert::definition()),
+        (CrdKind::SyncSchedule, SyncSchedule::definition()),
+        (CrdKind::SyncJob, SyncJob::crd()),
+        (CrdKind::SyncAlert, SyncAlert::definition()),
     ];
     for (_, crd) in crds.into_iter().filter(|(of, _)| kind.is_none_or(|kind| kind == *of)) {
         let yaml = serde_yaml_ng::to_string(&crd).map_err(|error| Error::Failed(error.to_string()))?;
@@ -209,7 +209,8 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
         Command::Crd(_) | Command::Lint(_) | Command::Openapi | Command::Run(_) => {}
         Command::Verify(options) => {
             let cli::Verify { namespace, collection, timeout } = options;
-            let verified = verify::run(connect().await?, verify::Settings { namespace, collection, timeout }).await;
+            let verified =
+                verify::run(connect().await?, verify::VerifySettings { namespace, collection, timeout }).await;
             return verified.map_err(|error| Error::Failed(error.to_string()));
         }
         Command::Adopt(options) => {
@@ -233,7 +234,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
         }
         Command::Worker(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
-            let state = http::State { cluster: None, ..view.state(&queue) };
+            let state = http::HttpState { cluster: None, ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state).await?;
             let client = cluster::connect().await.ok();
             identify_workers(&mut parts, &queue, client.clone(), &options.mongodb);
@@ -242,7 +243,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
         Command::Api(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
             let objects = watch_objects(&mut parts, connect().await?, &options.kubernetes);
-            let state = http::State { cluster: None, objects: Some(objects.clone()), ..view.state(&queue) };
+            let state = http::HttpState { cluster: None, objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
             let lease = lease_name(&options.leader_election, &options.kubernetes);
             add_mirror(&mut parts, options.mirror, &objects, &queue, id)?;
@@ -254,7 +255,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             identify_controllers(&mut parts, &queue, &client, &options.controllers.kubernetes, &options.mongodb);
             let egress = options.workers.egress();
             let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
-            let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
+            let state = http::HttpState { objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
             let lease = lease_name(&options.controllers.leader_election, &options.controllers.kubernetes);
             add_mirror(&mut parts, options.mirror, &objects, &queue, id)?;
@@ -286,8 +287,8 @@ impl Default for View {
 }
 
 impl View {
-    fn state(&self, queue: &Queue) -> http::State {
-        http::State {
+    fn state(&self, queue: &Queue) -> http::HttpState {
+        http::HttpState {
             queue: queue.clone(),
             cluster: Some(self.cluster.subscribe()),
             leadership: self.leadership.subscribe(),
@@ -355,7 +356,7 @@ async fn connect() -> Result<Client, Error> {
 
 async fn add_workers(
     parts: &mut Parts,
-    options: cli::Workers,
+    options: cli::WorkerOptions,
     id: &str,
     queue: &Queue,
     mongodb: &cli::MongoDb,
@@ -376,7 +377,7 @@ async fn add_workers(
     let deployment = Deployment::new(&uri, database, &mongodb.allowed_databases, ca)
         .await
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
-    let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };
+    let settings = worker::WorkerSettings { id: id.to_owned(), slots: usize::from(options.workers) };
     let secrets = client.map_or(SecretReader::None, SecretReader::Kubernetes);
     let sources = Sources { secrets, egress: options.egress() };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
@@ -420,13 +421,18 @@ fn add_controllers(
 ) {
     let cli::Controllers { kubernetes, leader_election: election, times } = options;
     let http::LeaseName { namespace, name } = lease_name(&election, &kubernetes);
-    let settings = controller::Settings {
+    let settings = controller::ControllerSettings {
         resync: times.resync_interval,
         status_interval: times.status_interval,
         status_writes_per_second: times.status_writes_per_second,
         instance: id.to_owned(),
         egress,
-        election: Election { identity: id.to_owned(), namespace, name, duration: election.leader_lease_duration },
+        election: ElectionSettings {
+            identity: id.to_owned(),
+            namespace,
+            name,
+            duration: election.leader_lease_duration,
+        },
         namespace: kubernetes.watch_namespace,
     };
     let stop = parts.stop.clone();
@@ -466,7 +472,7 @@ fn watch_objects(parts: &mut Parts, client: Client, options: &cli::Kubernetes) -
 
 fn add_mirror(
     parts: &mut Parts,
-    options: cli::Mirror,
+    options: cli::MirrorOptions,
     objects: &http::Objects,
     queue: &Queue,
     id: &str,
@@ -485,7 +491,7 @@ fn add_mirror(
 async fn add_http(
     parts: &mut Parts,
     options: cli::Http,
-    state: http::State,
+    state: http::HttpState,
     objects: http::Objects,
     lease: http::LeaseName,
     id: &str,
@@ -496,7 +502,7 @@ async fn add_http(
     let sessions = http::Sessions::new(secret.as_deref(), options.http_tls_cert.is_some());
     let sessions = sessions.map_err(|error| Error::Configuration(format!("DASHBOARD_KEY_FILE: {error}")))?;
     let dashboard = (options.dashboard == cli::Switch::On).then_some(sessions);
-    let settings = http::Settings {
+    let settings = http::HttpSettings {
         reads: (!options.insecure_no_auth).then_some(options.read_access),
         requests_per_second: options.http_requests_per_second,
         requests_at_a_time: options.http_requests_at_a_time,
@@ -519,7 +525,7 @@ async fn add_http(
     serve(parts, "HTTP_PORT", address, router, certificate).await
 }
 
-async fn add_probes(parts: &mut Parts, options: cli::Probes, state: http::State) -> Result<(), Error> {
+async fn add_probes(parts: &mut Parts, options: cli::Probes, state: http::HttpState) -> Result<(), Error> {
     let address = SocketAddr::new(options.metrics_address, options.metrics_port);
     serve(parts, "METRICS_PORT", address, http::probes(state), None).await
 }

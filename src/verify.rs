@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// What to run.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct VerifySettings {
     /// Where the SyncJob is made. `None`: in the client's own namespace.
     pub namespace: Option<String>,
     /// The collection it synchronises.
@@ -55,7 +55,7 @@ pub enum Error {
 ///
 /// # Errors
 /// When it does not complete. It is deleted all the same. When cancelled, it stays.
-pub async fn run(client: Client, settings: Settings) -> Result<(), Error> {
+pub async fn run(client: Client, settings: VerifySettings) -> Result<(), Error> {
     let namespace = settings.namespace.as_deref().unwrap_or(client.default_namespace()).to_owned();
     let jobs: Api<SyncJob> = Api::namespaced(client, &namespace);
     let name = format!("verify-{:08x}", rand::random::<u32>());

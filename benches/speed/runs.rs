@@ -16,7 +16,7 @@ use sync_operator::{
     engine::Sources,
     queue::{NewRun, Queue},
     sync::Deployment,
-    worker::{self, Settings, WorkerHealth},
+    worker::{self, WorkerHealth, WorkerSettings},
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -130,7 +130,7 @@ async fn work(queue: &Queue, slots: usize) -> Result<Working> {
     let deployment = Deployment::new(&variable("MONGODB_URI")?, "bench", &[], None).await?;
     let (reporter, _health) = WorkerHealth::new(LEASE, slots);
     let stop = CancellationToken::new();
-    let settings = Settings { id: worker::new_id(), slots };
+    let settings = WorkerSettings { id: worker::new_id(), slots };
     let task =
         tokio::spawn(worker::run(settings, queue.clone(), deployment, Sources::default(), reporter, stop.clone()));
     Ok(Working { stop, task })

@@ -22,7 +22,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Settings of the election.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ElectionSettings {
     /// Names this process in the Lease. Never used twice.
     pub identity: String,
     /// Namespace of the Lease. The client's own when `None`.
@@ -123,7 +123,7 @@ impl Leadership {
 
 /// Takes part in the election.
 pub(super) struct Elector {
-    settings: Settings,
+    settings: ElectionSettings,
     leases: Api<Lease>,
     until: watch::Sender<Option<Instant>>,
     leader: watch::Sender<Option<String>>,
@@ -137,7 +137,7 @@ pub(super) struct Elector {
 
 impl Elector {
     /// From `stop` on, it only keeps the Lease if it has it.
-    pub fn new(settings: Settings, client: Client, stop: CancellationToken) -> (Self, Leadership) {
+    pub fn new(settings: ElectionSettings, client: Client, stop: CancellationToken) -> (Self, Leadership) {
         let leases = match &settings.namespace {
             Some(namespace) => Api::namespaced(client, namespace),
             None => Api::default_namespaced(client),
@@ -192,7 +192,7 @@ impl Elector {
             }
             (None, _) => Duration::ZERO,
         };
-        let Settings { identity, duration, .. } = &self.settings;
+        let ElectionSettings { identity, duration, .. } = &self.settings;
         let holder = record.as_ref().and_then(|record| record.holder.clone());
         let next = lease::claim(identity, *duration, record.as_ref(), unchanged, Timestamp::now());
         // One that stops would only keep the others from leading.
@@ -317,8 +317,8 @@ mod tests {
 
     use super::*;
 
-    fn settings() -> Settings {
-        Settings {
+    fn settings() -> ElectionSettings {
+        ElectionSettings {
             identity: "me".to_owned(),
             namespace: None,
             name: "sync-operator".to_owned(),

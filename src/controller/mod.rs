@@ -64,7 +64,7 @@ use ownership::Peers;
 use resync::{forget, sweep};
 use status_throttle::StatusThrottle;
 
-pub use leader::{Leadership, Settings as Election};
+pub use leader::{ElectionSettings, Leadership};
 
 /// Objects reconciled at a time, for each kind. More than there are permits in both queues ([`AdmissionQueue`]).
 const CONCURRENCY: u16 = 256;
@@ -83,7 +83,7 @@ const ANYTHING: &str = "create anything";
 
 /// Settings of the controllers.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ControllerSettings {
     /// Only this namespace; all when `None`.
     pub namespace: Option<String>,
     /// Every unfinished SyncJob is compared with the queue this often.
@@ -95,7 +95,7 @@ pub struct Settings {
     /// Names this process in events.
     pub instance: String,
     /// How the one that reconciles is found among several controllers.
-    pub election: Election,
+    pub election: ElectionSettings,
     /// Which addresses sinks of alerts may be at.
     pub egress: Egress,
 }
@@ -310,7 +310,7 @@ where
 /// Runs the controllers until `stop`, then lets reconciliations under way end and gives the Lease up. They do
 /// nothing while another process leads. The cluster's caches, and who leads, are handed out for others to read.
 pub async fn run(
-    settings: Settings,
+    settings: ControllerSettings,
     client: Client,
     queue: Queue,
     stop: CancellationToken,

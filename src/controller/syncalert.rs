@@ -19,7 +19,7 @@ use crate::{
     api::{SyncAlert, SyncAlertStatus},
     cluster::RequestPermit,
     domain::{
-        alert::{self, Delivery, Message, Observed, Plan},
+        alert::{self, AlertPlan, Delivery, Message, ObservedAlert},
         failure,
     },
     telemetry::metrics,
@@ -44,7 +44,7 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
     let stored = context.queue.load_alert_status(&uid).await;
     let is_redis_away = stored.is_err();
     let stored = stored.ok().flatten().and_then(|stored| serde_json::from_str(&stored).ok());
-    let Plan { status, messages, events, requeue } = decide(&alert, stored, &uid, &context);
+    let AlertPlan { status, messages, events, requeue } = decide(&alert, stored, &uid, &context);
     // Store, before another message is sent.
     let is_stored = !is_redis_away && store_status(&uid, &status, &context).await;
     // Act.
@@ -69,7 +69,7 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
 }
 
 /// Decides on the newest stored status. Does not wait: deliveries that have ended are taken and recorded at once.
-fn decide(alert: &SyncAlert, stored: Option<SyncAlertStatus>, uid: &str, context: &Context) -> Plan {
+fn decide(alert: &SyncAlert, stored: Option<SyncAlertStatus>, uid: &str, context: &Context) -> AlertPlan {
     let schedules = context.cluster.schedules.state();
     let beside: Vec<_> =
         schedules.into_iter().filter(|schedule| schedule.metadata.namespace == alert.metadata.namespace).collect();
@@ -82,7 +82,7 @@ fn decide(alert: &SyncAlert, stored: Option<SyncAlertStatus>, uid: &str, context
     let stored = known.into_iter().flatten().rev().max_by_key(|stored| stored.revision).unwrap_or_default();
     let ended = std::mem::take(&mut entry.ended);
     let plan = alert::decide(
-        Observed { alert, stored, schedules: &beside, ended: &ended, busy: &entry.busy, unusable_template },
+        ObservedAlert { alert, stored, schedules: &beside, ended: &ended, busy: &entry.busy, unusable_template },
         context.clock.now(),
     );
     entry.decided = Some(plan.status.clone());

@@ -21,7 +21,7 @@ use crate::{
     cluster::{self, RequestClass, RequestPermit},
     domain::{
         conditions as merged, elapsed, failure, installation,
-        job::{self, Plan},
+        job::{self, JobPlan},
         needs,
         run::{DesiredState, Payload, Run, RunSpec, State},
     },
@@ -108,7 +108,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     Ok(next)
 }
 
-fn next(plan: &Plan) -> Action {
+fn next(plan: &JobPlan) -> Action {
     plan.requeue.map_or_else(Action::await_change, Action::requeue)
 }
 
@@ -136,7 +136,12 @@ async fn leave(job: &SyncJob, uid: &str, owner: &str, context: &Context, now: Ti
 }
 
 /// Reads the run from the queue, and decides.
-async fn observe_and_decide(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Result<Plan, queue::Error> {
+async fn observe_and_decide(
+    job: &SyncJob,
+    uid: &str,
+    context: &Context,
+    now: Timestamp,
+) -> Result<JobPlan, queue::Error> {
     let entry = context.queue.get(uid).await?;
     let is_asking = |entry: &Entry| entry.state == State::Waiting && entry.needs > needs::FIRST;
     let highest_level = if entry.as_ref().is_some_and(is_asking) { context.queue.highest_level().await? } else { None };
@@ -290,7 +295,7 @@ fn record_end(job: &SyncJob) {
 }
 
 /// True when only progress differs, so that a later write loses nothing.
-fn is_progress_only(job: &SyncJob, plan: &Plan) -> bool {
+fn is_progress_only(job: &SyncJob, plan: &JobPlan) -> bool {
     let Some(old) = &job.status else { return false };
     let mut same = plan.status.clone();
     same.progress = old.progress;

@@ -21,7 +21,7 @@ use crate::{
         ObjectEvent, elapsed,
         failure::{CREATE, Cause},
         installation, job,
-        schedule::{self, Observed, Parsed, Plan},
+        schedule::{self, ObservedSchedule, Parsed, SchedulePlan},
     },
     telemetry::metrics,
 };
@@ -107,7 +107,7 @@ async fn observe_and_decide(
     schedule: &SyncSchedule,
     who: &ObjectKey,
     context: &Context,
-) -> Result<(Vec<Arc<SyncJob>>, Plan), Error> {
+) -> Result<(Vec<Arc<SyncJob>>, SchedulePlan), Error> {
     let jobs = observe(schedule, who, context).await?;
     let made = context.expectations.expected(schedule);
     let queue_available = *context.queue_available.borrow();
@@ -115,7 +115,7 @@ async fn observe_and_decide(
     let queue_owner = context.leadership.queue_owner();
     let skew = context.clock.skew();
     let failure = context.failures.shown(who);
-    let observed = Observed {
+    let observed = ObservedSchedule {
         schedule,
         jobs: &jobs,
         made: &made,
@@ -191,7 +191,7 @@ struct Act<'a> {
 
 impl Act<'_> {
     /// Carries out a plan. A failed action does not prevent the other actions. Returns the first error.
-    async fn carry_out(&self, plan: &Plan, mut written: SyncSchedule) -> Result<(), Error> {
+    async fn carry_out(&self, plan: &SchedulePlan, mut written: SyncSchedule) -> Result<(), Error> {
         let mut failed = Ok(());
         let mut collect = |result: Result<(), Error>| failed = std::mem::replace(&mut failed, Ok(())).and(result);
         for name in &plan.cancel {

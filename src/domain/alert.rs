@@ -26,7 +26,7 @@ use crate::api::{
     syncalert::{Alert, AlertType, Notification, SinkStatus},
     truncate, truncate_to,
 };
-use findings::{Finding, evaluate};
+use findings::{AlertFinding, evaluate};
 pub use message::{Item, Key, Message};
 
 /// Largest number of alerts in the status of the object. Redis has all of them.
@@ -44,7 +44,7 @@ const MISTAKE: Backoff =
 
 /// Input of a decision.
 #[derive(Debug)]
-pub struct Observed<'a> {
+pub struct ObservedAlert<'a> {
     /// The SyncAlert as stored.
     pub alert: &'a SyncAlert,
     /// Stored status: the newest one that is known.
@@ -88,7 +88,7 @@ pub struct Refusal {
 
 /// Actions of a decision, in this order: store the status, send, publish, write the status.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct AlertPlan {
     /// Status to store. The object has only the [`bounded`] part of the alerts.
     pub status: SyncAlertStatus,
     /// Messages to send now, at most one to each sink.
@@ -109,8 +109,8 @@ pub fn bounded(mut status: SyncAlertStatus) -> SyncAlertStatus {
 
 /// Decides on a SyncAlert.
 #[must_use]
-pub fn decide(observed: Observed<'_>, now: Timestamp) -> Plan {
-    let Observed { alert, stored, schedules, ended, busy, unusable_template } = observed;
+pub fn decide(observed: ObservedAlert<'_>, now: Timestamp) -> AlertPlan {
+    let ObservedAlert { alert, stored, schedules, ended, busy, unusable_template } = observed;
     // The API server keeps no finer times.
     let at = from_seconds(now.as_second());
     let mut status = stored.clone();
@@ -147,7 +147,7 @@ pub fn decide(observed: Observed<'_>, now: Timestamp) -> Plan {
         status.revision += 1;
     }
     let requeue = next.into_iter().chain(due).min().map(|next| elapsed(now, next).max(Duration::from_millis(1)));
-    Plan { status, messages, events, requeue }
+    AlertPlan { status, messages, events, requeue }
 }
 
 /// True for an incident, as opposed to a problem that lasts: each sink is notified of an incident once.
@@ -249,10 +249,10 @@ fn record_intent(status: &mut SyncAlertStatus, message: &Message, at: Timestamp)
 }
 
 /// Updates the alerts from the findings: adds new ones, updates those that last, and resolves those that are over.
-fn update_alerts(status: &mut SyncAlertStatus, findings: Vec<Finding>, at: Timestamp) {
-    let mut found: HashMap<(String, AlertType), Finding> =
+fn update_alerts(status: &mut SyncAlertStatus, findings: Vec<AlertFinding>, at: Timestamp) {
+    let mut found: HashMap<(String, AlertType), AlertFinding> =
         findings.into_iter().map(|finding| ((finding.schedule.clone(), finding.type_), finding)).collect();
-    let is_known = |alert: &Alert, finding: &Finding| alert.occurrence == finding.occurrence;
+    let is_known = |alert: &Alert, finding: &AlertFinding| alert.occurrence == finding.occurrence;
     let mut superseded = Vec::new();
     for (index, alert) in status.alerts.iter_mut().enumerate() {
         let key = (alert.schedule.clone(), alert.type_);
@@ -288,7 +288,7 @@ fn update_alerts(status: &mut SyncAlertStatus, findings: Vec<Finding>, at: Times
 }
 
 impl Alert {
-    fn from_finding(finding: &Finding, at: Timestamp) -> Self {
+    fn from_finding(finding: &AlertFinding, at: Timestamp) -> Self {
         Self {
             schedule: finding.schedule.clone(),
             type_: finding.type_,
@@ -302,7 +302,7 @@ impl Alert {
     }
 
     /// Replaces the incident of this alert with a newer one of the same type.
-    fn replace_incident(&mut self, finding: &Finding) {
+    fn replace_incident(&mut self, finding: &AlertFinding) {
         self.occurrence.clone_from(&finding.occurrence);
         self.since = Time(finding.since);
         self.message = truncate_to(&finding.message, MAX_MESSAGE);
@@ -318,7 +318,7 @@ fn add_test(status: &mut SyncAlertStatus, alert: &SyncAlert, at: Timestamp) {
         return;
     };
     status.sinks.iter_mut().for_each(|sink| sink.next_try_time = None);
-    let test = Finding {
+    let test = AlertFinding {
         schedule: String::new(),
         type_: AlertType::Test,
         occurrence: token.clone(),

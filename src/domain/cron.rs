@@ -33,7 +33,7 @@ pub struct Cron {
 
 /// Why an expression gives no slots.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
+pub enum InvalidCron {
     /// It cannot be read.
     #[error("schedule: {text:?} is not a cron expression such as */20 * * * *: {reason}")]
     Pattern {
@@ -55,9 +55,9 @@ impl Cron {
     ///
     /// # Errors
     /// When one of them is not understood, or the expression never fires.
-    pub fn new(text: &str, zone: Option<&str>) -> Result<Self, Invalid> {
+    pub fn new(text: &str, zone: Option<&str>) -> Result<Self, InvalidCron> {
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-        let invalid = |reason: String| Invalid::Pattern { text: text.to_owned(), reason };
+        let invalid = |reason: String| InvalidCron::Pattern { text: text.to_owned(), reason };
         // The one nickname of CronJob's that the library does not know.
         let known = if text.eq_ignore_ascii_case("@midnight") { "@daily" } else { text };
         let pattern = parser.parse(known).map_err(|error| invalid(error.to_string()))?;
@@ -65,7 +65,7 @@ impl Cron {
         let hours = pattern.pattern.hours.values().into_iter();
         let times =
             hours.flat_map(|hour| minutes.iter().map(move |minute| i64::from(hour) * 3600 + i64::from(*minute) * 60));
-        let unknown = || Invalid::TimeZone(zone.unwrap_or_default().to_owned());
+        let unknown = || InvalidCron::TimeZone(zone.unwrap_or_default().to_owned());
         let cron = Self {
             times: times.collect(),
             pattern,
@@ -75,7 +75,7 @@ impl Cron {
             return Err(unknown());
         }
         // Any date will do: what fires at all does so within the horizon.
-        cron.next(Timestamp::UNIX_EPOCH).ok_or_else(|| Invalid::Never(text.to_owned()))?;
+        cron.next(Timestamp::UNIX_EPOCH).ok_or_else(|| InvalidCron::Never(text.to_owned()))?;
         Ok(cron)
     }
 

@@ -24,7 +24,7 @@ const ACCOUNTING_LIMIT: Duration = Duration::from_secs(30);
 
 /// Actions of a decision about a SyncJob.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct JobPlan {
     /// Next status of the SyncJob.
     pub status: SyncJobStatus,
     /// True when the run is to be enqueued.
@@ -91,10 +91,10 @@ fn is_approved(job: &SyncJob, status: &SyncJobStatus) -> bool {
 
 /// Decides on a SyncJob from its object and its run in the queue (`None` when the queue has none).
 #[must_use]
-pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
+pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> JobPlan {
     let old = job.status.clone().unwrap_or_default();
     if is_finished(job) {
-        return Plan { status: old, enqueue: false, control: None, end: None, events: Vec::new(), requeue: None };
+        return JobPlan { status: old, enqueue: false, control: None, end: None, events: Vec::new(), requeue: None };
     }
     let mut status = old.clone();
     status.observed_generation = job.metadata.generation;
@@ -154,7 +154,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
         .chain(skipped_removal_event(&old, &status))
         .chain(run.map(|run| slow_run_events(&old, run)).unwrap_or_default())
         .collect();
-    Plan { status, enqueue, control, end, events, requeue }
+    JobPlan { status, enqueue, control, end, events, requeue }
 }
 
 /// Outcome of a SyncJob that was restored from a backup without its status: the run may have ended long ago. `None`: the SyncJob is executed.
@@ -174,12 +174,12 @@ pub fn restored_without_status(job: &SyncJob, is_owned: bool) -> Option<Outcome>
 
 /// Decides on a SyncJob that ends without a run.
 #[must_use]
-pub fn end_without_run(job: &SyncJob, outcome: &Outcome, now: Timestamp) -> Plan {
+pub fn end_without_run(job: &SyncJob, outcome: &Outcome, now: Timestamp) -> JobPlan {
     let mut status = job.status.clone().unwrap_or_default();
     status.observed_generation = job.metadata.generation;
     fail(&mut status, outcome, job.metadata.generation, now);
     let events = transition_event(&job.status.clone().unwrap_or_default(), &status).into_iter().collect();
-    Plan { status, enqueue: false, control: None, end: None, events, requeue: None }
+    JobPlan { status, enqueue: false, control: None, end: None, events, requeue: None }
 }
 
 /// Deadline of a run that no worker holds: without workers, the controller has to end the run. `None`: the run has no deadline now. A
@@ -557,7 +557,7 @@ mod tests {
             lacks_level: None,
         }
     }
-    fn reasons_of(plan: &Plan) -> Vec<&str> {
+    fn reasons_of(plan: &JobPlan) -> Vec<&str> {
         plan.events.iter().map(|event| event.reason).collect()
     }
 

@@ -18,11 +18,11 @@ pub enum Reservation {
 ///
 /// `queue/scripts/rate_limit.lua` has the same rule for processes that share Redis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RateLimit {
+pub struct RateLimitState {
     free_at: Duration,
 }
 
-impl RateLimit {
+impl RateLimitState {
     /// Reserves the next request when one request may pass per `every`.
     #[must_use]
     pub fn reserve(&mut self, now: Duration, every: Duration) -> Reservation {
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn requests_are_spaced_evenly() {
-        let mut limit = RateLimit::default();
+        let mut limit = RateLimitState::default();
         for (now, reserved) in [
             (0, Reservation::After(millis(0))),
             (0, Reservation::After(millis(400))),
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn an_idle_limit_saves_nothing_up() {
-        let mut limit = RateLimit::default();
+        let mut limit = RateLimitState::default();
         assert_eq!(limit.reserve(millis(0), millis(400)), Reservation::After(Duration::ZERO));
         assert_eq!(limit.reserve(millis(5000), millis(400)), Reservation::After(Duration::ZERO));
         assert_eq!(limit.reserve(millis(5000), millis(400)), Reservation::After(millis(400)));
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_pause_rejects_requests_until_it_is_over() {
-        let mut limit = RateLimit::default();
+        let mut limit = RateLimitState::default();
         limit.pause(millis(0), millis(3000));
         assert_eq!(limit.reserve(millis(500), Duration::ZERO), Reservation::RetryAfter(millis(2500)));
         assert_eq!(limit.reserve(millis(2500), Duration::ZERO), Reservation::After(millis(500)));
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_shorter_pause_does_not_end_a_longer_one() {
-        let mut limit = RateLimit::default();
+        let mut limit = RateLimitState::default();
         limit.pause(millis(0), millis(3000));
         limit.pause(millis(0), millis(1000));
         assert_eq!(limit.reserve(millis(1000), Duration::ZERO), Reservation::RetryAfter(millis(2000)));

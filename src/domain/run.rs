@@ -443,7 +443,7 @@ pub enum SpecError {
     Template(Box<SpecError>),
     /// A cron expression or time zone that gives no slots.
     #[error(transparent)]
-    Cron(#[from] super::cron::Invalid),
+    Cron(#[from] super::cron::InvalidCron),
     /// A limit that is neither a number nor a percentage.
     #[error("{0} must be a number of documents, or a percentage from 0% to 100%")]
     Share(&'static str),

@@ -79,7 +79,7 @@ pub mod skips {
 
 /// Input of a decision.
 #[derive(Clone, Debug)]
-pub struct Observed<'a> {
+pub struct ObservedSchedule<'a> {
     /// The schedule as stored.
     pub schedule: &'a SyncSchedule,
     /// Every SyncJob that the schedule controls.
@@ -129,7 +129,7 @@ struct Pass<'a> {
 
 /// Actions of a decision, in this order: write the status, publish, cancel, create, delete.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct SchedulePlan {
     /// The next status.
     pub status: SyncScheduleStatus,
     /// Names of SyncJobs to cancel, which a newer run replaces.
@@ -154,10 +154,10 @@ pub struct Plan {
 
 /// Decides on a schedule.
 #[must_use]
-pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
+pub fn decide(observed: &ObservedSchedule<'_>, now: Timestamp) -> SchedulePlan {
     let schedule = observed.schedule;
     let old = schedule.status.clone().unwrap_or_default();
-    let mut plan = Plan {
+    let mut plan = SchedulePlan {
         status: old.clone(),
         cancel: Vec::new(),
         replacement: None,
@@ -245,7 +245,7 @@ fn shown_failure(status: &SyncScheduleStatus, pass: &Pass<'_>, failure: Option<&
 }
 
 /// Skips waiting entries whose SyncJob must not be created any more.
-fn skip_abandoned(plan: &mut Plan, pass: &Pass<'_>, parsed: Result<&Parsed, &SpecError>) {
+fn skip_abandoned(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: Result<&Parsed, &SpecError>) {
     let is_suspended = pass.schedule.spec.suspended;
     let refused = pass.refused.as_ref().map(|failure| (skips::CREATE_FAILED, failure.message.as_str()));
     let why = |run: &ActiveRun| match parsed {
@@ -273,7 +273,11 @@ fn next_abandoned(status: &SyncScheduleStatus, pass: &Pass<'_>, parsed: &Parsed)
 }
 
 /// Skips the waiting entries for which `why` returns a reason.
-fn skip_waiting<'a>(plan: &mut Plan, pass: &Pass<'_>, why: impl Fn(&ActiveRun) -> Option<(&'static str, &'a str)>) {
+fn skip_waiting<'a>(
+    plan: &mut SchedulePlan,
+    pass: &Pass<'_>,
+    why: impl Fn(&ActiveRun) -> Option<(&'static str, &'a str)>,
+) {
     let dropped: Vec<_> =
         plan.status.active.extract_if(.., |run| waits_for_job(run, &pass.jobs) && why(run).is_some()).collect();
     for run in dropped {
@@ -459,7 +463,7 @@ fn held(job: &SyncJob) -> Option<HeldRun> {
 }
 
 /// Starts the run that the trigger annotation requests, once for each token. Returns what the run waits for.
-fn start_triggered(plan: &mut Plan, pass: &Pass<'_>, parsed: &Parsed) -> Option<String> {
+fn start_triggered(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: &Parsed) -> Option<String> {
     let Pass { schedule, jobs, now, .. } = pass;
     let token = truncate(schedule.annotations().get(TRIGGER_ANNOTATION)?);
     if token.is_empty() || plan.status.last_handled_trigger.as_ref() == Some(&token) {
@@ -501,7 +505,7 @@ pub fn triggered_mode(token: &str) -> Option<SyncMode> {
     }
 }
 
-fn start_due(plan: &mut Plan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed: &Parsed) {
+fn start_due(plan: &mut SchedulePlan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed: &Parsed) {
     let Pass { schedule, now, .. } = *pass;
     let slots = parsed.slots(&schedule.uid().unwrap_or_default());
     let created = from_seconds(schedule.creation_timestamp().map_or(now, |created| created.0).as_second());
@@ -553,7 +557,12 @@ fn start_due(plan: &mut Plan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed:
 }
 
 /// Reason for which the newest due slot is skipped.
-fn refusal(plan: &Plan, pass: &Pass<'_>, parsed: &Parsed, late: Duration) -> Option<(&'static str, &'static str)> {
+fn refusal(
+    plan: &SchedulePlan,
+    pass: &Pass<'_>,
+    parsed: &Parsed,
+    late: Duration,
+) -> Option<(&'static str, &'static str)> {
     let Pass { schedule, jobs, refused, .. } = pass;
     let policy = schedule.spec.concurrency_policy;
     let under_way = active(&plan.status, jobs).count();
@@ -583,7 +592,7 @@ fn slot_run(schedule: &SyncSchedule, slot: Timestamp) -> ActiveRun {
 }
 
 /// Adds a run to `active`. With `Replace`, the run replaces a waiting entry.
-fn start(plan: &mut Plan, pass: &Pass<'_>, run: ActiveRun) {
+fn start(plan: &mut SchedulePlan, pass: &Pass<'_>, run: ActiveRun) {
     if run.trigger.is_none() {
         plan.status.last_schedule_time = Some(run.slot.clone());
     }
@@ -602,7 +611,7 @@ fn start(plan: &mut Plan, pass: &Pass<'_>, run: ActiveRun) {
 }
 
 /// Counts slots as skipped, from the first to the last. One event reports all of them: there may be thousands.
-fn skip(plan: &mut Plan, slots: (Timestamp, Timestamp), count: i64, reason: &'static str, why: &str) {
+fn skip(plan: &mut SchedulePlan, slots: (Timestamp, Timestamp), count: i64, reason: &'static str, why: &str) {
     let (first, last) = slots;
     record_skip(&mut plan.status, last, count, reason);
     plan.skipped.push((reason, count));
@@ -679,7 +688,7 @@ fn history(
 
 fn set_conditions(
     status: &mut SyncScheduleStatus,
-    observed: &Observed<'_>,
+    observed: &ObservedSchedule<'_>,
     stall: Option<(&'static str, String)>,
     waits: Option<&str>,
     failure: Option<&Failure>,

@@ -144,7 +144,7 @@ pub struct Mapped {
     /// Path of the field.
     pub to: String,
     /// Where the value is from.
-    pub origin: Origin,
+    pub origin: ValueOrigin,
     /// What it is converted to.
     pub type_: FieldType,
     /// Time zone of dates that name none.
@@ -155,7 +155,7 @@ pub struct Mapped {
 
 /// Where the value of a field is from.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Origin {
+pub enum ValueOrigin {
     /// The result has it here.
     Result(PointerBuf),
     /// It is the same for every document.
@@ -419,8 +419,8 @@ fn mapping(fields: &[MappedField], reserved: &[&str]) -> Result<Vec<Mapped>, Spe
             return Err(SpecError::FieldPath { field: "mapping[].to", example: "name" });
         }
         let origin = match (from, value) {
-            (Some(from), None) => Origin::Result(pointer("mapping[].from", from)?),
-            (None, Some(text)) => Origin::Constant(Value::from(text.as_str())),
+            (Some(from), None) => ValueOrigin::Result(pointer("mapping[].from", from)?),
+            (None, Some(text)) => ValueOrigin::Constant(Value::from(text.as_str())),
             _ => return Err(SpecError::Constant(to.clone())),
         };
         let others = fields[..at].iter().map(|other| other.to.as_str()).chain(reserved.iter().copied()).chain(["_id"]);

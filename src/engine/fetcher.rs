@@ -23,7 +23,7 @@ use crate::{
         rate_limit::Reservation,
         source::{Asking, Pages, RequestRate},
     },
-    sync::{Error, Failure, Found, Page, Reply, Source, Walk},
+    sync::{Error, Found, Reply, RequestFailure, SourceClient, SourcePage, Walk},
     telemetry::{
         metrics,
         traces::{Parent, Span},
@@ -51,7 +51,7 @@ const MAX_FAILED_IN_A_ROW: u32 = 20;
 
 /// Client of a source that heeds its rate limit.
 pub(super) struct SourceFetcher {
-    source: Source,
+    source: SourceClient,
     coordinator: Arc<dyn Coordinator>,
     /// Name of the rate limit: a hash of the endpoint.
     limit: String,
@@ -71,7 +71,7 @@ pub(super) struct RatePassed(Instant);
 
 impl SourceFetcher {
     /// A client for an attempt at a run that waited `pauses` times since it last came further.
-    pub fn new(source: Source, coordinator: Arc<dyn Coordinator>, trace: Parent, pauses: i64) -> Self {
+    pub fn new(source: SourceClient, coordinator: Arc<dyn Coordinator>, trace: Parent, pauses: i64) -> Self {
         let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
         let limit = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
         Self {
@@ -124,7 +124,7 @@ impl SourceFetcher {
             return if keys.is_empty() {
                 Ok((Vec::new(), asked))
             } else {
-                self.fetch_with_retry(passed, Some(&slot), send).await.map_err(Failure::into_error)
+                self.fetch_with_retry(passed, Some(&slot), send).await.map_err(RequestFailure::into_error)
             };
         };
         // The batch holds its slot until all of them are answered.
@@ -146,15 +146,15 @@ impl SourceFetcher {
     /// source answers requests for others, and else the run's; the outer one is the run's or the attempt's.
     fn attribute_failure(
         &self,
-        fetched: Result<(Vec<Found>, Timestamp), Failure>,
+        fetched: Result<(Vec<Found>, Timestamp), RequestFailure>,
     ) -> Result<Result<Found, Error>, Error> {
         match fetched {
             Ok((found, _)) => {
                 self.failed_in_a_row.store(0, Ordering::Relaxed);
                 Ok(Ok(found.into_iter().next().unwrap_or(Found::NotReturned)))
             }
-            Err(Failure::Rejected(error)) => Ok(Err(error)),
-            Err(Failure::Transient(error) | Failure::Unusable(error)) => {
+            Err(RequestFailure::Rejected(error)) => Ok(Err(error)),
+            Err(RequestFailure::Transient(error) | RequestFailure::Unusable(error)) => {
                 let in_a_row = self.failed_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
                 if in_a_row >= MAX_FAILED_IN_A_ROW { Err(error) } else { Ok(Err(error)) }
             }
@@ -170,7 +170,7 @@ impl SourceFetcher {
         walk: Walk,
         next: Option<Value>,
         size: usize,
-    ) -> impl Stream<Item = Result<(Page, Timestamp), Error>> + Send {
+    ) -> impl Stream<Item = Result<(SourcePage, Timestamp), Error>> + Send {
         stream::unfold((self, pages, walk, next), move |(fetch, pages, mut walk, next)| async move {
             let at = next?;
             let span = fetch.trace.begin("sync.fetch").asking();
@@ -181,7 +181,7 @@ impl SourceFetcher {
             });
             let page = page.map_err(|failure| match failure {
                 // A cursor, or an address, is of no use any more after hours.
-                Failure::Rejected(error) if at != pages.first() => {
+                RequestFailure::Rejected(error) if at != pages.first() => {
                     Error::Attempt { reason: CURSOR_EXPIRED, message: format!("the walk starts over: {error}") }
                 }
                 failure => failure.into_error(),
@@ -216,9 +216,9 @@ impl SourceFetcher {
         mut passed: Option<RatePassed>,
         slot: Option<&RequestSlot>,
         send: impl Fn() -> F,
-    ) -> Result<(T, Timestamp), Failure>
+    ) -> Result<(T, Timestamp), RequestFailure>
     where
-        F: Future<Output = Result<Reply<T>, Failure>>,
+        F: Future<Output = Result<Reply<T>, RequestFailure>>,
     {
         let (mut tries, retries) = (0, self.source.spec().retries);
         loop {
@@ -241,12 +241,12 @@ impl SourceFetcher {
                         return Ok((found, asked));
                     }
                 }
-                Err(Failure::Limited(pause)) => {
-                    let pause = pause.or_else(|| self.unspecified_pause()).ok_or(Failure::Limited(None))?;
+                Err(RequestFailure::Limited(pause)) => {
+                    let pause = pause.or_else(|| self.unspecified_pause()).ok_or(RequestFailure::Limited(None))?;
                     self.pause(pause).await;
                     continue;
                 }
-                Err(Failure::Transient(_)) if tries < retries => {}
+                Err(RequestFailure::Transient(_)) if tries < retries => {}
                 Err(failure) => return Err(failure),
             }
             tries += 1;

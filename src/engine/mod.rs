@@ -11,6 +11,6 @@ mod fetcher;
 mod request_slot;
 mod sources;
 
-pub use attempt::{Attempt, AttemptResult, Opening};
+pub use attempt::{AttemptResult, Opening, RunAttempt};
 pub use coordinator::{CoordinationError, Coordinator, Signals};
 pub use sources::{GivenSecrets, SecretReader, Sources};

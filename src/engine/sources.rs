@@ -8,7 +8,7 @@ use crate::{
     api::source::SecretKey,
     domain::source::SourceSpec,
     secrets,
-    sync::{Egress, Error, Secrets, Source},
+    sync::{Egress, Error, Secrets, SourceClient},
 };
 
 /// What runs may fetch from, and the Secrets they fetch with.
@@ -78,8 +78,8 @@ impl SecretReader {
 }
 
 impl Sources {
-    pub(super) async fn open(&self, namespace: &str, spec: &SourceSpec) -> Result<Source, Error> {
-        let host = Source::host(spec)?;
+    pub(super) async fn open(&self, namespace: &str, spec: &SourceSpec) -> Result<SourceClient, Error> {
+        let host = SourceClient::host(spec)?;
         let mut secrets = Secrets::default();
         if let Some(token) = &spec.token {
             let token = self.secrets.read_secret(namespace, token, Some(&host)).await?;
@@ -92,7 +92,7 @@ impl Sources {
         if let Some(ca) = &spec.ca {
             secrets.ca = Some(self.secrets.read_secret(namespace, ca, None).await?);
         }
-        Source::new(spec, &secrets, &self.egress)
+        SourceClient::new(spec, &secrets, &self.egress)
     }
 }
 

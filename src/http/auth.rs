@@ -11,7 +11,7 @@ use kube::{Api, Client, api::PostParams};
 use moka::{Expiry, future::Cache};
 use sha2::{Digest, Sha256};
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use crate::{api::GROUP, cluster};
 
 /// What a token must be made for: `kubectl create token NAME --audience sync-operator`.
@@ -150,13 +150,13 @@ impl Access {
         let Some(reviews) = &self.0 else { return Ok(Arc::new(anonymous())) };
         let token = token(headers).ok_or_else(|| {
             let detail = format!("send Authorization: Bearer TOKEN, with a token for the audience {AUDIENCE}");
-            Problem::new(Kind::Unauthenticated, detail)
+            Problem::new(ProblemKind::Unauthenticated, detail)
         })?;
         let review = reviews.review_token(token);
         let caller = reviews.callers.try_get_with(hash(token), review).await.map_err(|problem| (*problem).clone())?;
         caller.ok_or_else(|| {
             let detail = format!("Kubernetes does not accept the token; it must be valid for the audience {AUDIENCE}");
-            Problem::new(Kind::Unauthenticated, detail)
+            Problem::new(ProblemKind::Unauthenticated, detail)
         })
     }
 
@@ -183,7 +183,7 @@ impl Access {
         if self.has(caller, &right).await? {
             return Ok(());
         }
-        Err(Problem::new(Kind::Forbidden, format!("{} may not {right}", caller.name)))
+        Err(Problem::new(ProblemKind::Forbidden, format!("{} may not {right}", caller.name)))
     }
 
     /// Whether a caller has a right.

@@ -20,7 +20,7 @@ use super::{
     extract::{Authenticated, Body, Query},
     objects::Objects,
     pause::{CONCURRENT_REQUESTS, RunFilter},
-    problem::{Kind, Problem},
+    problem::{Problem, ProblemKind},
 };
 use crate::{
     api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
@@ -71,7 +71,7 @@ pub(super) async fn cleanup(
     Body(Cleanup { grace_period_hours, dry_run }): Body<Cleanup>,
 ) -> Result<Json<Cleaned>, Problem> {
     if !(0.0..=MAX_HOURS).contains(&grace_period_hours) {
-        return Err(Problem::new(Kind::InvalidBody, format!("gracePeriodHours must be from 0 to {MAX_HOURS}")));
+        return Err(Problem::new(ProblemKind::InvalidBody, format!("gracePeriodHours must be from 0 to {MAX_HOURS}")));
     }
     app.access.check(&caller, Right::new("delete", "syncjobs", filter.namespace.as_deref())).await?;
     let objects = app.listed()?;

@@ -15,7 +15,7 @@ use super::{
     extract::{Authenticated, Body, ObjectPath, Path},
     jobs::{find_job, load_live},
     pause::{self, PatchResult},
-    problem::{Kind, Problem},
+    problem::{Problem, ProblemKind},
     trigger::{self, Triggered, accepted, create},
 };
 use crate::{
@@ -129,15 +129,15 @@ pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removal
     let job = load_live(app, &job).await?;
     let name = job.name_any();
     let Some(number) = held(&job).and(job.status.as_ref()).map(held_number) else {
-        return Err(Problem::new(Kind::Conflict, format!("{name} is not held, so there is nothing to approve")));
+        return Err(Problem::new(ProblemKind::Conflict, format!("{name} is not held, so there is nothing to approve")));
     };
     if !(1..=MAX_REMOVALS).contains(&removals) {
         let detail = format!("removals must be from 1 to {MAX_REMOVALS}; {name} is held for {number}");
-        return Err(Problem::new(Kind::InvalidBody, detail));
+        return Err(Problem::new(ProblemKind::InvalidBody, detail));
     }
     if removals < number {
         let detail = format!("{name} is held for {number} removals, more than {removals}; look at it again");
-        return Err(Problem::new(Kind::Conflict, detail));
+        return Err(Problem::new(ProblemKind::Conflict, detail));
     }
     let text = removals.to_string();
     let is_so = |job: &SyncJob| job.annotations().get(APPROVE_ANNOTATION) == Some(&text);
@@ -172,7 +172,7 @@ pub(super) async fn start_again(app: &App, caller: &Caller, path: &ObjectPath) -
     let cached = find_job(app, path)?;
     if !is_finished(&cached) || is_complete(&cached) {
         let detail = format!("{name} has not failed; only a run that ended as Failed can be tried again");
-        return Err(Problem::new(Kind::Conflict, detail));
+        return Err(Problem::new(ProblemKind::Conflict, detail));
     }
     // The cache does not keep everything of a run that has ended.
     let failed = load_live(app, &cached).await?;
@@ -222,7 +222,7 @@ async fn unfinished(app: &App, caller: &Caller, path: &ObjectPath) -> Result<Arc
 }
 
 fn ended(job: &SyncJob) -> Problem {
-    Problem::new(Kind::Conflict, format!("{} has ended, and is never changed again", job.name_any()))
+    Problem::new(ProblemKind::Conflict, format!("{} has ended, and is never changed again", job.name_any()))
 }
 
 fn answer(job: &SyncJob, change: PatchResult) -> Result<Controlled, Problem> {

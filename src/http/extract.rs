@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 use super::{
     App,
     auth::{Caller, ProxyIdentity},
-    problem::{Kind, Problem},
+    problem::{Problem, ProblemKind},
 };
 
 /// Longest body.
@@ -32,11 +32,14 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
             return Ok(Self(T::default()));
         }
         if !is_json {
-            return Err(Problem::new(Kind::UnsupportedMediaType, "send the header Content-Type: application/json"));
+            return Err(Problem::new(
+                ProblemKind::UnsupportedMediaType,
+                "send the header Content-Type: application/json",
+            ));
         }
         let body = serde_json::from_slice::<Option<T>>(&bytes).map(Option::unwrap_or_default);
         body.map(Self).map_err(|error| {
-            let kind = if error.is_data() { Kind::InvalidBody } else { Kind::BadRequest };
+            let kind = if error.is_data() { ProblemKind::InvalidBody } else { ProblemKind::BadRequest };
             Problem::new(kind, format!("the body: {error}"))
         })
     }
@@ -49,9 +52,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 fn unreadable(error: &BytesRejection) -> Problem {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        Problem::new(Kind::TooLarge, "the body may have 64 KiB at most")
+        Problem::new(ProblemKind::TooLarge, "the body may have 64 KiB at most")
     } else {
-        Problem::new(Kind::BadRequest, "the body did not arrive whole")
+        Problem::new(ProblemKind::BadRequest, "the body did not arrive whole")
     }
 }
 
@@ -64,7 +67,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Query<T
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         match axum::extract::Query::from_request_parts(parts, state).await {
             Ok(axum::extract::Query(query)) => Ok(Self(query)),
-            Err(error) => Err(Problem::new(Kind::BadRequest, format!("the query: {}", error.body_text()))),
+            Err(error) => Err(Problem::new(ProblemKind::BadRequest, format!("the query: {}", error.body_text()))),
         }
     }
 }
@@ -78,7 +81,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         match axum::extract::Path::from_request_parts(parts, state).await {
             Ok(axum::extract::Path(path)) => Ok(Self(path)),
-            Err(_) => Err(Problem::new(Kind::NotFound, "there is no such path")),
+            Err(_) => Err(Problem::new(ProblemKind::NotFound, "there is no such path")),
         }
     }
 }

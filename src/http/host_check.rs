@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 pub(super) fn layer(router: Router) -> Router {
     router.layer(middleware::from_fn(check))
@@ -24,7 +24,7 @@ async fn check(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     let advice = "without authorization, calls are answered at localhost or a loopback address only";
-    Problem::new(Kind::Forbidden, advice).into_response()
+    Problem::new(ProblemKind::Forbidden, advice).into_response()
 }
 
 fn is_local(host: &str) -> bool {

@@ -12,8 +12,8 @@ use super::{
     extract::{self, ObjectPath, Path, Reader},
     job_view::{Job, JobDetails},
     objects::Objects,
-    problem::{Kind, Problem},
-    search::{Index, Query, SortKey},
+    problem::{Problem, ProblemKind},
+    search::{RunIndex, RunQuery, SortKey},
 };
 use crate::{
     api::{
@@ -31,7 +31,7 @@ const PAGE: (usize, usize) = (100, 500);
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Selection {
+pub(super) struct RunSelection {
     /// Of this namespace.
     pub namespace: Option<String>,
     /// Of the SyncSchedule of this name.
@@ -68,11 +68,11 @@ pub(super) struct Page {
 }
 
 /// Lists runs.
-#[utoipa::path(get, path = "/jobs", tag = "jobs", params(Selection), responses((status = 200, body = Page)))]
+#[utoipa::path(get, path = "/jobs", tag = "jobs", params(RunSelection), responses((status = 200, body = Page)))]
 pub(super) async fn list(
     State(app): State<App>,
     Reader(reader): Reader,
-    extract::Query(selection): extract::Query<Selection>,
+    extract::Query(selection): extract::Query<RunSelection>,
 ) -> Result<Json<Page>, Problem> {
     app.access.check_read(&reader, selection.namespace.as_deref()).await?;
     page(app.listed()?, &selection, None).map(Json)
@@ -81,7 +81,7 @@ pub(super) async fn list(
 /// The runs that fit, in these namespaces only.
 pub(super) fn page(
     objects: &Objects,
-    selection: &Selection,
+    selection: &RunSelection,
     namespaces: Option<&BTreeSet<String>>,
 ) -> Result<Page, Problem> {
     let (found, next_cursor) = search(&objects.index(), selection, namespaces)?;
@@ -90,13 +90,13 @@ pub(super) fn page(
 }
 
 fn search(
-    index: &Index,
-    selection: &Selection,
+    index: &RunIndex,
+    selection: &RunSelection,
     namespaces: Option<&BTreeSet<String>>,
 ) -> Result<(Vec<SortKey>, Option<String>), Problem> {
     let limit = selection.limit.unwrap_or(PAGE.0);
     if !(1..=PAGE.1).contains(&limit) {
-        return Err(Problem::new(Kind::BadRequest, format!("limit must be from 1 to {}", PAGE.1)));
+        return Err(Problem::new(ProblemKind::BadRequest, format!("limit must be from 1 to {}", PAGE.1)));
     }
     let after = selection.cursor.as_deref().map(read_cursor).transpose()?;
     let query = selection.query(namespaces);
@@ -107,10 +107,10 @@ fn search(
     Ok((found, next_cursor))
 }
 
-impl Selection {
+impl RunSelection {
     /// What it asks of the index, in these namespaces only.
-    pub fn query<'a>(&'a self, namespaces: Option<&'a BTreeSet<String>>) -> Query<'a> {
-        Query {
+    pub fn query<'a>(&'a self, namespaces: Option<&'a BTreeSet<String>>) -> RunQuery<'a> {
+        RunQuery {
             namespaces,
             namespace: self.namespace.as_deref(),
             schedule: self.schedule.as_deref(),
@@ -134,7 +134,7 @@ pub(super) fn read_cursor(text: &str) -> Result<SortKey, Problem> {
         let (namespace, name) = object.split_once('~')?;
         Some(SortKey { created: Reverse(created.parse().ok()?), namespace: namespace.into(), name: name.into() })
     };
-    sort_key().ok_or_else(|| Problem::new(Kind::BadRequest, "cursor must be the nextCursor of an earlier page"))
+    sort_key().ok_or_else(|| Problem::new(ProblemKind::BadRequest, "cursor must be the nextCursor of an earlier page"))
 }
 
 /// Shows a run, with its failed attempts and refused documents.
@@ -160,7 +160,7 @@ pub(super) async fn load_whole(app: &App, path: &ObjectPath) -> Result<Arc<SyncJ
 /// A SyncJob as last seen.
 pub(super) fn find_job(app: &App, ObjectPath { namespace, name }: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
     let found = app.listed()?.jobs.get(&ObjectRef::new(name).within(namespace));
-    found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncJob {namespace}/{name}")))
+    found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no SyncJob {namespace}/{name}")))
 }
 
 /// A SyncJob as it is.
@@ -169,7 +169,7 @@ pub(super) async fn load_live(app: &App, job: &SyncJob) -> Result<SyncJob, Probl
     let found = cluster::call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
     found.ok_or_else(|| {
         let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-        Problem::new(Kind::NotFound, format!("there is no SyncJob {namespace}/{name}"))
+        Problem::new(ProblemKind::NotFound, format!("there is no SyncJob {namespace}/{name}"))
     })
 }
 
@@ -192,8 +192,8 @@ mod tests {
         )
     }
 
-    fn index(jobs: &[Arc<SyncJob>]) -> Index {
-        let mut index = Index::default();
+    fn index(jobs: &[Arc<SyncJob>]) -> RunIndex {
+        let mut index = RunIndex::default();
         for job in jobs {
             index.apply(job);
         }
@@ -208,7 +208,7 @@ mod tests {
     fn pages_follow_each_other_without_gap_or_repetition_though_jobs_come_and_go() {
         let mut jobs: Vec<_> = (0..10).map(|i| job(&format!("a-{i}"), 100 + i / 2, "Complete")).collect();
         let mut seen = Vec::new();
-        let mut selection = Selection { limit: Some(3), ..Selection::default() };
+        let mut selection = RunSelection { limit: Some(3), ..RunSelection::default() };
         loop {
             let (found, next) = search(&index(&jobs), &selection, None).unwrap();
             seen.extend(names(&found));

@@ -31,7 +31,7 @@ use super::{
     App,
     auth::ProxyIdentity,
     extract::MAX_BODY,
-    problem::{Kind, Problem},
+    problem::{Problem, ProblemKind},
 };
 use crate::telemetry::metrics;
 
@@ -82,13 +82,13 @@ impl Limits {
         }
         self.rates.check_key(caller).map_err(|full| {
             let wait = full.wait_time_from(self.rates.clock().now());
-            Problem::new(Kind::TooManyRequests, "slow down").retry_after(wait.as_secs() + 1)
+            Problem::new(ProblemKind::TooManyRequests, "slow down").retry_after(wait.as_secs() + 1)
         })
     }
 }
 
 fn busy() -> Problem {
-    Problem::new(Kind::Overloaded, "too many calls are under way").retry_after(1)
+    Problem::new(ProblemKind::Overloaded, "too many calls are under way").retry_after(1)
 }
 
 /// Puts the limits around the routes. Probes and `/health` are never refused.
@@ -103,7 +103,7 @@ pub(super) fn layer(router: Router<App>, app: &App) -> Router<App> {
         .layer(middleware::from_fn(measured))
         .layer(CatchPanicLayer::custom(|_| {
             tracing::error!("a call ended in a panic");
-            Problem::new(Kind::Internal, "the call could not be carried out").into_response()
+            Problem::new(ProblemKind::Internal, "the call could not be carried out").into_response()
         }))
         .layer(header(CACHE_CONTROL, "no-store"))
         .layer(header(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
@@ -127,7 +127,7 @@ async fn bounded(State(app): State<App>, request: Request, next: Next) -> Respon
     }
     let Ok(_permit) = app.limits.at_a_time.try_acquire() else { return busy().into_response() };
     timeout(ANSWER, next.run(request)).await.unwrap_or_else(|_| {
-        Problem::new(Kind::Unavailable, "the call took too long; what it began may go on").into_response()
+        Problem::new(ProblemKind::Unavailable, "the call took too long; what it began may go on").into_response()
     })
 }
 

@@ -51,7 +51,7 @@ use crate::{
 use auth::Access;
 use leader::Leader;
 use limits::Limits;
-use problem::{Kind, Problem};
+use problem::{Problem, ProblemKind};
 
 pub use auth::{AUDIENCE, ReadAccess};
 pub use dashboard::{LogsUrl, LogsUrlError, Proxies, Sessions, WeakSecret};
@@ -68,7 +68,7 @@ const LIMIT: Duration = Duration::from_millis(1500);
 
 /// What handlers answer from.
 #[derive(Clone)]
-pub struct State {
+pub struct HttpState {
     /// The queue.
     pub queue: Queue,
     /// The controllers' caches; absent until the watches were set up. `None` in a process without controllers.
@@ -85,7 +85,7 @@ pub struct State {
     pub schedule_health: ScheduleHealth,
 }
 
-impl State {
+impl HttpState {
     /// Waits until the objects of the cluster were listed, where this process watches them.
     async fn listed(&self) {
         if let Some(mut cluster) = self.cluster.clone() {
@@ -115,7 +115,7 @@ impl State {
 
 /// Settings of the sidecar.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct HttpSettings {
     /// Who may read. `None`: anyone may do anything.
     pub reads: Option<ReadAccess>,
     /// Requests a second of one caller, and as many at once.
@@ -139,7 +139,7 @@ pub struct Settings {
 struct App(Arc<Parts>);
 
 struct Parts {
-    state: Arc<State>,
+    state: Arc<HttpState>,
     objects: Objects,
     access: Access,
     events: Events,
@@ -159,7 +159,7 @@ impl Deref for App {
     }
 }
 
-impl FromRef<App> for Arc<State> {
+impl FromRef<App> for Arc<HttpState> {
     fn from_ref(app: &App) -> Self {
         Arc::clone(&app.state)
     }
@@ -173,11 +173,17 @@ impl App {
 }
 
 /// Every route of the sidecar. Streams of events end at `stop`.
-pub fn router(state: State, objects: Objects, settings: Settings, instance: &str, stop: CancellationToken) -> Router {
+pub fn router(
+    state: HttpState,
+    objects: Objects,
+    settings: HttpSettings,
+    instance: &str,
+    stop: CancellationToken,
+) -> Router {
     let client = objects.client.clone();
     let leader = Leader::new(client.clone(), settings.lease);
     let app = App(Arc::new(Parts {
-        state: Arc::new(State { objects: Some(objects.clone()), ..state }),
+        state: Arc::new(HttpState { objects: Some(objects.clone()), ..state }),
         objects,
         access: settings.reads.map_or_else(Access::anyone, |reads| Access::reviewed(client.clone(), reads)),
         events: Events::new(client, instance),
@@ -189,7 +195,7 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
         logs: settings.logs,
         stop,
     }));
-    let Settings { dashboard, proxies, prefix, .. } = settings;
+    let HttpSettings { dashboard, proxies, prefix, .. } = settings;
     let (router, document) = documented().split_for_parts();
     let document = openapi::finish(document, prefix.as_ref());
     let router = if dashboard.is_some() { router.merge(dashboard::routes(&app)) } else { router };
@@ -197,7 +203,7 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
         .route("/openapi.json", get(async || openapi::answer(document)))
         .fallback(async |uri: Uri| nowhere(&uri))
         .method_not_allowed_fallback(async || {
-            Problem::new(Kind::MethodNotAllowed, "the header Allow says which methods it has")
+            Problem::new(ProblemKind::MethodNotAllowed, "the header Allow says which methods it has")
         });
     let router = limits::layer(router, &app).with_state(app.clone());
     let router = match dashboard {
@@ -213,7 +219,7 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
 
 /// There is no such path.
 fn nowhere(uri: &Uri) -> Problem {
-    Problem::new(Kind::NotFound, format!("there is no {}", uri.path()))
+    Problem::new(ProblemKind::NotFound, format!("there is no {}", uri.path()))
 }
 
 /// The routes that the OpenAPI document tells of.
@@ -244,7 +250,7 @@ pub fn openapi_document() -> String {
 }
 
 /// What every process serves for its cluster: probes and metrics.
-pub fn probes(state: State) -> Router {
+pub fn probes(state: HttpState) -> Router {
     Router::new()
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz))

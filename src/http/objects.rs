@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     progress_history::{ProgressHistory, ProgressSample},
-    search::Index,
+    search::RunIndex,
     throughput::{LastHour, Throughput},
 };
 use crate::{
@@ -53,7 +53,7 @@ pub struct Objects {
     pub(super) jobs: Store<SyncJob>,
     deletions: Arc<RwLock<DeletionLog>>,
     progress: Arc<RwLock<ProgressHistory>>,
-    index: Arc<RwLock<Index>>,
+    index: Arc<RwLock<RunIndex>>,
     throughput: Arc<RwLock<Throughput>>,
     changes: broadcast::Sender<ObjectChange>,
     /// For one who looks from time to time; `None` when there is nobody.
@@ -122,7 +122,7 @@ impl Objects {
         let (jobs, job_writer) = reflector::store();
         let (listing, listed) = watch::channel(0);
         let schedule_changes = readable(cluster::changes(api(&client, namespace))).reflect(schedule_writer);
-        let index: Arc<RwLock<Index>> = Arc::default();
+        let index: Arc<RwLock<RunIndex>> = Arc::default();
         // Before what lists do not show is dropped: searches ask for it.
         let job_changes =
             readable(cluster::changes(api(&client, namespace))).inspect(index_updater(Arc::clone(&index)));
@@ -162,7 +162,7 @@ impl Objects {
         }
         let (schedule_store, mut schedule_writer) = reflector::store();
         let (job_store, mut job_writer) = reflector::store();
-        let index: Arc<RwLock<Index>> = Arc::default();
+        let index: Arc<RwLock<RunIndex>> = Arc::default();
         let mut updater = index_updater(Arc::clone(&index));
         for event in events(schedules) {
             schedule_writer.apply_watcher_event(&event);
@@ -273,7 +273,7 @@ impl Objects {
     }
 
     /// Finds SyncJobs. It may be a moment ahead of `jobs`.
-    pub(super) fn index(&self) -> RwLockReadGuard<'_, Index> {
+    pub(super) fn index(&self) -> RwLockReadGuard<'_, RunIndex> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -361,16 +361,16 @@ fn readable<K: cluster::Kind>(
 }
 
 /// Keeps an index up to date. While all SyncJobs are listed anew, the old one answers.
-fn index_updater(index: Arc<RwLock<Index>>) -> impl FnMut(&watcher::Result<Event<SyncJob>>) + Send {
-    let mut fresh = Index::default();
+fn index_updater(index: Arc<RwLock<RunIndex>>) -> impl FnMut(&watcher::Result<Event<SyncJob>>) + Send {
+    let mut fresh = RunIndex::default();
     let write =
-        move |change: &mut dyn FnMut(&mut Index)| change(&mut index.write().unwrap_or_else(PoisonError::into_inner));
+        move |change: &mut dyn FnMut(&mut RunIndex)| change(&mut index.write().unwrap_or_else(PoisonError::into_inner));
     move |event| match event {
-        Ok(Event::Init) => fresh = Index::default(),
+        Ok(Event::Init) => fresh = RunIndex::default(),
         Ok(Event::InitApply(job)) => fresh.apply(job),
         Ok(Event::InitDone) => {
             write(&mut |index| std::mem::swap(index, &mut fresh));
-            fresh = Index::default();
+            fresh = RunIndex::default();
         }
         Ok(Event::Apply(job)) => write(&mut |index| index.apply(job)),
         Ok(Event::Delete(job)) => write(&mut |index| index.remove(job)),

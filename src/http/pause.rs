@@ -17,7 +17,7 @@ use super::{
     audit::{self, AuditedAction},
     auth::{Caller, Right},
     extract::{Authenticated, Query},
-    problem::{Candidate as Named, Kind, Problem},
+    problem::{Candidate as Named, Problem, ProblemKind},
 };
 use crate::{
     api::{SCHEDULE_LABEL, SUSPEND_NOTE_ANNOTATION, SyncJob, SyncSchedule},
@@ -111,7 +111,7 @@ pub(super) async fn set_with_note(
     let mut schedules = objects.schedules.state();
     schedules.retain(|schedule| filter.matches_schedule(schedule));
     if let (Some(name), true) = (&filter.schedule, schedules.is_empty()) {
-        return Err(Problem::new(Kind::NotFound, format!("there is no SyncSchedule {name} that fits")));
+        return Err(Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {name} that fits")));
     }
     let schedules = suspend_all(app, caller, schedules, suspended, note).await?;
     // Afterwards, so that those are seen that a schedule made meanwhile.

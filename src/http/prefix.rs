@@ -15,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// What paths of our own begin with. A prefix that does as well would be taken off where a proxy took it off already.
 const OURS: [&str; 8] = ["ui", "jobs", "events", "health", "livez", "readyz", "openapi.json", "metrics"];
@@ -111,7 +111,7 @@ async fn below(State(prefix): State<Prefix>, mut request: Request, next: Next) -
     let (mut head, body) = response.into_parts();
     let page = to_bytes(body, usize::MAX).await.ok().and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
     let Some(page) = page else {
-        return Problem::new(Kind::Internal, "the page could not be made").into_response();
+        return Problem::new(ProblemKind::Internal, "the page could not be made").into_response();
     };
     head.headers.remove(CONTENT_LENGTH);
     Response::from_parts(head, Body::from(prefix.before_links(&page)))

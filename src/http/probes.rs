@@ -11,10 +11,10 @@ use serde::Serialize;
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
-use super::{LIMIT, State};
+use super::{HttpState, LIMIT};
 use crate::{
     controller::Leadership,
-    telemetry::metrics::{self, Metrics, Workers},
+    telemetry::metrics::{self, Metrics, WorkerSlots},
 };
 
 /// The body of `/readyz`.
@@ -46,7 +46,7 @@ pub(super) async fn livez() -> StatusCode {
     get, path = "/readyz", tag = "probes",
     responses((status = 200, body = Readiness), (status = 503, body = Readiness)),
 )]
-pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Readiness>) {
+pub(super) async fn readyz(extract::State(state): extract::State<Arc<HttpState>>) -> (StatusCode, Json<Readiness>) {
     let worker_health = state.worker_health.borrow().clone();
     let leadership = state.leadership.borrow().clone();
     let listed = timeout(LIMIT, state.listed());
@@ -71,13 +71,13 @@ pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) ->
 }
 
 /// Metrics as OpenMetrics text.
-pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -> impl IntoResponse {
+pub(super) async fn metrics(extract::State(state): extract::State<Arc<HttpState>>) -> impl IntoResponse {
     let leading = state.leadership.borrow().as_ref().map(Leadership::is_held);
     let workers = state
         .worker_health
         .borrow()
         .as_ref()
-        .map(|worker_health| Workers { slots: worker_health.slots(), busy: worker_health.busy() });
+        .map(|worker_health| WorkerSlots { slots: worker_health.slots(), busy: worker_health.busy() });
     let queue = state.depth().await;
     let schedules = (leading == Some(true)).then(|| state.schedule_health()).flatten();
     let metrics = Metrics { leading, serving: state.objects.is_some(), workers, queue, schedules };

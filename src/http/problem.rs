@@ -20,7 +20,7 @@ const TYPE_PREFIX: &str = "urn:sync-operator:problem:";
 
 /// What can be wrong with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ProblemKind {
     /// The path, the query or a header cannot be read, or the body is no JSON.
     BadRequest,
     /// No token, or one that Kubernetes does not accept.
@@ -53,7 +53,7 @@ pub(super) enum Kind {
     Internal,
 }
 
-impl Kind {
+impl ProblemKind {
     #[cfg(test)]
     const ALL: [Self; 15] = [
         Self::BadRequest,
@@ -103,7 +103,7 @@ impl Kind {
 /// A call that was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
-    kind: Kind,
+    kind: ProblemKind,
     detail: String,
     retry_after_s: Option<u64>,
     candidates: Vec<Candidate>,
@@ -138,13 +138,13 @@ pub(super) struct Document {
 }
 
 impl Problem {
-    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        let retry_after_s = matches!(kind, Kind::Unavailable | Kind::Overloaded).then_some(5);
+    pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        let retry_after_s = matches!(kind, ProblemKind::Unavailable | ProblemKind::Overloaded).then_some(5);
         Self { kind, detail: detail.into(), retry_after_s, candidates: Vec::new() }
     }
 
     /// What is wrong, for programs.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ProblemKind {
         self.kind
     }
 
@@ -171,7 +171,7 @@ impl Problem {
 
     /// The objects are not listed yet.
     pub fn not_listed() -> Self {
-        Self::new(Kind::Unavailable, "the objects of the cluster are not listed yet")
+        Self::new(ProblemKind::Unavailable, "the objects of the cluster are not listed yet")
     }
 }
 
@@ -180,18 +180,18 @@ impl From<cluster::Error> for Problem {
     fn from(error: cluster::Error) -> Self {
         let refused = error.status().map(|status| (status.code, status.message.clone()));
         match refused {
-            Some((404, _)) => Self::new(Kind::NotFound, "there is no such object"),
-            Some((409, _)) => Self::new(Kind::Conflict, "the object was changed meanwhile; try again"),
+            Some((404, _)) => Self::new(ProblemKind::NotFound, "there is no such object"),
+            Some((409, _)) => Self::new(ProblemKind::Conflict, "the object was changed meanwhile; try again"),
             Some((400 | 422, message)) => {
-                Self::new(Kind::InvalidBody, format!("Kubernetes refuses the object: {}", truncate(&message)))
+                Self::new(ProblemKind::InvalidBody, format!("Kubernetes refuses the object: {}", truncate(&message)))
             }
             Some((403, _)) => {
                 tracing::error!(%error, "the operator lacks a right");
-                Self::new(Kind::Unavailable, "Kubernetes does not let the operator do this; its log says why")
+                Self::new(ProblemKind::Unavailable, "Kubernetes does not let the operator do this; its log says why")
             }
             _ => {
                 tracing::warn!(%error, "a call could not be carried out");
-                Self::new(Kind::Unavailable, "the Kubernetes API does not answer; try again")
+                Self::new(ProblemKind::Unavailable, "the Kubernetes API does not answer; try again")
             }
         }
     }
@@ -211,7 +211,7 @@ impl IntoResponse for Problem {
         let mut response = (status, Json(document)).into_response();
         let mut set = |name: HeaderName, value: HeaderValue| response.headers_mut().insert(name, value);
         set(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        if problem.kind == Kind::Unauthenticated {
+        if problem.kind == ProblemKind::Unauthenticated {
             set(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(seconds) = self.retry_after_s {
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn each_problem_is_in_the_reference_with_its_code() {
         let page = include_str!("../../docs/reference/http.md");
-        for kind in Kind::ALL {
+        for kind in ProblemKind::ALL {
             let (word, status, _) = kind.parts();
             assert!(page.contains(&format!("| `{word}` | {} |", status.as_u16())), "{kind:?}");
         }

@@ -69,7 +69,7 @@ impl SortKey {
 
 /// Which runs to find. What is not given does not matter.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Query<'a> {
+pub(super) struct RunQuery<'a> {
     /// In one of these namespaces.
     pub namespaces: Option<&'a BTreeSet<String>>,
     pub namespace: Option<&'a str>,
@@ -87,7 +87,7 @@ pub(super) struct Query<'a> {
 
 /// The runs, in several orders.
 #[derive(Debug, Default)]
-pub(super) struct Index {
+pub(super) struct RunIndex {
     runs: Vec<Option<Run>>,
     free: Vec<Id>,
     newest: BTreeMap<SortKey, Id>,
@@ -122,7 +122,7 @@ struct Bits {
     count: usize,
 }
 
-impl Index {
+impl RunIndex {
     /// Takes in a SyncJob, or what has changed of it.
     pub fn apply(&mut self, job: &SyncJob) {
         let sort_key = SortKey::from_job(job);
@@ -188,7 +188,7 @@ impl Index {
     }
 
     /// The newest runs that fit and come after a rank, at most so many.
-    pub fn page(&self, query: &Query<'_>, after: Option<&SortKey>, limit: usize) -> Vec<SortKey> {
+    pub fn page(&self, query: &RunQuery<'_>, after: Option<&SortKey>, limit: usize) -> Vec<SortKey> {
         let Some(plan) = self.plan(query) else { return Vec::new() };
         let comes_after = |run: &Run| after.is_none_or(|after| run.sort_key > *after);
         if let Some(few) = plan.least().filter(|least| least.len() <= MANY) {
@@ -208,7 +208,7 @@ impl Index {
     }
 
     /// How many runs fit and come after a rank.
-    pub fn count(&self, query: &Query<'_>, after: Option<&SortKey>) -> usize {
+    pub fn count(&self, query: &RunQuery<'_>, after: Option<&SortKey>) -> usize {
         let Some(plan) = self.plan(query) else { return 0 };
         let fits = |id: Id| {
             self.run(id).is_some_and(|run| after.is_none_or(|after| run.sort_key > *after) && plan.fits(id, run))
@@ -225,7 +225,7 @@ impl Index {
     }
 
     /// What a query asks of a run. `None` when nothing fits.
-    fn plan<'a>(&'a self, query: &Query<'a>) -> Option<Plan<'a>> {
+    fn plan<'a>(&'a self, query: &RunQuery<'a>) -> Option<Plan<'a>> {
         let mut sets = Vec::new();
         for (list, name) in [(&self.namespaces, query.namespace), (&self.schedules, query.schedule)] {
             if let Some(name) = name {

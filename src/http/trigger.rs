@@ -23,7 +23,7 @@ use super::{
     auth::{Caller, MAX_NAMESPACES, Right},
     extract::{Authenticated, Body, Path, Query},
     job_view::Mode,
-    problem::{Candidate, Kind, Problem},
+    problem::{Candidate, Problem, ProblemKind},
 };
 use crate::{
     api::{
@@ -147,7 +147,7 @@ pub(super) async fn start(
     }
     let (job, replayed) = create(app, &job).await?;
     if replayed && !is_same(&job, caller, key, mode) {
-        return Err(Problem::new(Kind::KeyReused, "use another Idempotency-Key for another run"));
+        return Err(Problem::new(ProblemKind::KeyReused, "use another Idempotency-Key for another run"));
     }
     if !replayed {
         let what = format!("Created SyncJob {}", job.name_any());
@@ -171,7 +171,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     match key {
         Some(key) if (1..=MAX_KEY).contains(&key.len()) => Ok(Some(key.to_owned())),
         _ => Err(Problem::new(
-            Kind::BadRequest,
+            ProblemKind::BadRequest,
             "Idempotency-Key must have 1 to 255 visible ASCII characters without spaces",
         )),
     }
@@ -196,7 +196,7 @@ async fn choose(app: &App, caller: &Caller, type_: SyncType, choice: &Choice) ->
             let detail = format!(
                 "there is no SyncSchedule of type {type_:?} that fits: create one, or change ?namespace= and ?schedule="
             );
-            Err(Problem::new(Kind::NotFound, detail))
+            Err(Problem::new(ProblemKind::NotFound, detail))
         }
         Err(several) => {
             let name = |schedule: &Arc<SyncSchedule>| Candidate {
@@ -206,7 +206,8 @@ async fn choose(app: &App, caller: &Caller, type_: SyncType, choice: &Choice) ->
             let mut candidates: Vec<_> = several.iter().map(name).collect();
             candidates.sort();
             candidates.truncate(MAX_NAMESPACES);
-            Err(Problem::new(Kind::Ambiguous, "choose one with ?namespace= and ?schedule=").with_candidates(candidates))
+            Err(Problem::new(ProblemKind::Ambiguous, "choose one with ?namespace= and ?schedule=")
+                .with_candidates(candidates))
         }
     }
 }
@@ -243,11 +244,12 @@ pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), 
         }
         Err(error) if error.is_already_exists() => {
             let found = objects.call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
-            let again = || Problem::new(Kind::Conflict, format!("the SyncJob {} is gone; try again", job.name_any()));
+            let again =
+                || Problem::new(ProblemKind::Conflict, format!("the SyncJob {} is gone; try again", job.name_any()));
             let found = found.ok_or_else(again)?;
             if controller_of(&found) != controller_of(job) {
                 let detail = format!("another SyncJob is named {}; try again", job.name_any());
-                return Err(Problem::new(Kind::Conflict, detail));
+                return Err(Problem::new(ProblemKind::Conflict, detail));
             }
             Ok((found, true))
         }
@@ -266,7 +268,7 @@ fn is_same(job: &SyncJob, caller: &Caller, key: Option<&str>, mode: Mode) -> boo
 pub(super) fn accepted(job: &SyncJob, replayed: bool) -> Result<Response, Problem> {
     let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
     let location: Result<HeaderValue, InvalidHeaderValue> = format!("/jobs/{namespace}/{name}").parse();
-    let location = location.map_err(|_| Problem::new(Kind::Internal, "the SyncJob's name fits no header"))?;
+    let location = location.map_err(|_| Problem::new(ProblemKind::Internal, "the SyncJob's name fits no header"))?;
     let job_id = job.uid().unwrap_or_default();
     let body = Json(Triggered { job_id, name, namespace, sync_type: job.spec.sync_type.into() });
     let mut response = (StatusCode::ACCEPTED, [(LOCATION, location)], body).into_response();

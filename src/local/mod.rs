@@ -24,13 +24,13 @@ use crate::{
     domain::{from_millis, job, run::Subset},
     engine::{SecretReader, Sources},
     manifest::{
-        self, Level,
+        self, Severity,
         file::{self, STANDARD_INPUT},
     },
     sync::{Deployment, Egress},
 };
 use coordinator::{MongoClock, RateLimits};
-use plan::{Plan, Planned};
+use plan::{LocalPlan, Planned};
 use report::Bar;
 use resume::Resume;
 use run::{Environment, Progress};
@@ -40,7 +40,7 @@ pub use secrets::SecretArgument;
 
 /// Settings of local runs.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct LocalRunSettings {
     /// Files with manifests. `-`: standard input.
     pub files: Vec<PathBuf>,
     /// Connection string of MongoDB.
@@ -97,7 +97,7 @@ fn usage(error: impl ToString) -> Error {
 ///
 /// # Errors
 /// When no run could start, or the resume file could not be written.
-pub async fn run(settings: Settings) -> Result<Ended, Error> {
+pub async fn run(settings: LocalRunSettings) -> Result<Ended, Error> {
     let plan = read_plan(&settings)?;
     let resume = settings.resume.as_deref().filter(|path| {
         if !path.exists() {
@@ -122,7 +122,7 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
 }
 
 /// Reads and validates the manifests.
-fn read_plan(settings: &Settings) -> Result<Plan, Error> {
+fn read_plan(settings: &LocalRunSettings) -> Result<LocalPlan, Error> {
     let mut manifests = Vec::new();
     let mut is_valid = true;
     for path in &settings.files {
@@ -130,7 +130,7 @@ fn read_plan(settings: &Settings) -> Result<Plan, Error> {
         let parsed = manifest::parse(&file::name(path), &text);
         for finding in &parsed.findings {
             eprintln!("{finding}");
-            is_valid &= finding.level != Level::Error;
+            is_valid &= finding.level != Severity::Error;
         }
         manifests.extend(parsed.manifests);
     }
@@ -151,7 +151,7 @@ fn read_plan(settings: &Settings) -> Result<Plan, Error> {
 }
 
 /// Connects to MongoDB, and checks that each run has a target that can be used.
-async fn connect(settings: &Settings, plan: &Plan) -> Result<Environment, Error> {
+async fn connect(settings: &LocalRunSettings, plan: &LocalPlan) -> Result<Environment, Error> {
     let stdin_is_free = !settings.files.iter().any(|file| file == Path::new(STANDARD_INPUT));
     let secrets = secrets::load_given(&settings.secrets, stdin_is_free).map_err(usage)?;
     let deployment =
@@ -175,7 +175,7 @@ async fn connect(settings: &Settings, plan: &Plan) -> Result<Environment, Error>
 }
 
 async fn execute(
-    settings: &Settings,
+    settings: &LocalRunSettings,
     runs: Vec<(&Planned, Option<Progress>)>,
     environment: &Environment,
 ) -> Result<Ended, Error> {

@@ -22,7 +22,7 @@ pub(super) struct Planned {
 
 /// The runs of manifests, and what is to be said about objects that give none or are run all the same.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
+pub(super) struct LocalPlan {
     pub runs: Vec<Planned>,
     pub warnings: Vec<String>,
 }
@@ -30,14 +30,19 @@ pub(super) struct Plan {
 /// A manifest that gives no run.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: {source}")]
-pub(super) struct Invalid {
+pub(super) struct InvalidManifest {
     name: String,
     source: SpecError,
 }
 
 /// Plans the runs of `manifests`: each SyncJob, and one run of each SyncSchedule's template.
-pub(super) fn plan(manifests: Vec<Manifest>, dry_run: bool, subset: &Subset, now: Timestamp) -> Result<Plan, Invalid> {
-    let mut plan = Plan::default();
+pub(super) fn plan(
+    manifests: Vec<Manifest>,
+    dry_run: bool,
+    subset: &Subset,
+    now: Timestamp,
+) -> Result<LocalPlan, InvalidManifest> {
+    let mut plan = LocalPlan::default();
     for Manifest { object, .. } in manifests {
         let mut job = match object {
             Object::SyncJob(job) => *job,
@@ -64,7 +69,7 @@ pub(super) fn plan(manifests: Vec<Manifest>, dry_run: bool, subset: &Subset, now
             plan.warnings.push(format!("SyncJob {name} is suspended: it is run all the same"));
         }
         job.spec.dry_run |= dry_run;
-        let mut spec = RunSpec::parse(&job.spec).map_err(|source| Invalid { name, source })?;
+        let mut spec = RunSpec::parse(&job.spec).map_err(|source| InvalidManifest { name, source })?;
         spec.subset = subset.clone();
         plan.runs.push(Planned { job, spec });
     }
@@ -72,9 +77,9 @@ pub(super) fn plan(manifests: Vec<Manifest>, dry_run: bool, subset: &Subset, now
 }
 
 /// The SyncJob that a schedule would create now.
-fn job_of(schedule: &SyncSchedule, now: Timestamp) -> Result<SyncJob, Invalid> {
+fn job_of(schedule: &SyncSchedule, now: Timestamp) -> Result<SyncJob, InvalidManifest> {
     let name = schedule.name_any();
-    let parsed = Parsed::new(&schedule.spec).map_err(|source| Invalid { name: name.clone(), source })?;
+    let parsed = Parsed::new(&schedule.spec).map_err(|source| InvalidManifest { name: name.clone(), source })?;
     let run = ActiveRun { name, uid: None, slot: Time(now), trigger: None };
     Ok(build_job(schedule, Some(&parsed), &run))
 }

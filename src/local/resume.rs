@@ -31,13 +31,13 @@ pub(super) enum Error {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Resume {
     format: u32,
-    runs: Vec<Entry>,
+    runs: Vec<StoredRun>,
 }
 
 /// How far one run has come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Entry {
+struct StoredRun {
     name: String,
     /// Hash of the spec and of the flags that change what the run does.
     spec_hash: String,
@@ -77,7 +77,7 @@ impl Resume {
     /// Adds how far the run of `job` has come.
     pub fn add(&mut self, job: &SyncJob, subset: &Subset, progress: &Progress) {
         self.format = FORMAT;
-        self.runs.push(Entry { name: name(job), spec_hash: hash(job, subset), progress: progress.clone() });
+        self.runs.push(StoredRun { name: name(job), spec_hash: hash(job, subset), progress: progress.clone() });
     }
 
     /// Writes the file as a whole. Only its owner can read it: failures name keys of documents.

@@ -12,7 +12,7 @@ use crate::{
     api::{
         SyncJob, SyncJobStatus,
         conditions::{HELD, reasons},
-        syncjob::{Attempt as FailedAttempt, Phase},
+        syncjob::{Attempt, Phase},
     },
     domain::{
         conditions, elapsed,
@@ -21,7 +21,7 @@ use crate::{
         retry::{self, Retry},
         run::{Checkpoint, DesiredState, Outcome, Run, RunSpec, State},
     },
-    engine::{Attempt, AttemptResult, Opening, Signals, Sources},
+    engine::{AttemptResult, Opening, RunAttempt, Signals, Sources},
     sync::Deployment,
     telemetry::traces::Parent,
 };
@@ -61,7 +61,7 @@ pub(super) struct Progress {
     /// Attempts that failed.
     pub attempts: u32,
     /// The last attempts that failed.
-    pub history: Vec<FailedAttempt>,
+    pub history: Vec<Attempt>,
     /// Where the run continues.
     pub checkpoint: Checkpoint,
     /// Why the run has failed, or will have failed once it is rolled back.
@@ -232,7 +232,8 @@ impl Progress {
             rolls_back: rolls_back.is_some(),
             trace: Parent::for_run(&self.uid, None),
         };
-        let opened = Attempt::open(opening, &environment.deployment, &environment.sources, Arc::new(coordinator)).await;
+        let opened =
+            RunAttempt::open(opening, &environment.deployment, &environment.sources, Arc::new(coordinator)).await;
         let mut attempt = match (opened, rolls_back.clone()) {
             (Ok(attempt), _) => attempt,
             (Err(error), None) => return AttemptResult::from(&error),

@@ -27,8 +27,8 @@ use serde_json::Value;
 use crate::api::{GROUP, SyncAlert, SyncJob, SyncSchedule};
 use cel::Evaluator;
 use finding::Report;
-pub use finding::{Finding, Level, Origin};
-use kind::Kind;
+pub use finding::{Finding, Origin, Severity};
+use kind::ObjectKind;
 use yaml::{Chunk, Content, Node, Position, SyntaxError};
 
 /// The version of all kinds.
@@ -148,7 +148,7 @@ fn validate(root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> 
         return None;
     };
     let is_own_group = api_version.split('/').next() == Some(GROUP);
-    let found = Kind::named(kind);
+    let found = ObjectKind::named(kind);
     match found {
         Some(found) if api_version == API_VERSION => return validate_own(found, root, evaluator, report),
         // A kind without a group would be Kubernetes' own.
@@ -157,7 +157,7 @@ fn validate(root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> 
             return None;
         }
         None if is_own_group => {
-            let names = || Kind::ALL.into_iter().map(Kind::name);
+            let names = || ObjectKind::ALL.into_iter().map(ObjectKind::name);
             let near = schema::similar(kind, names()).map(|near| format!("; did you mean {near}?")).unwrap_or_default();
             let list = names().collect::<Vec<_>>().join(", ");
             report.error("kind", format!("unsupported value {kind:?}: supported values are {list}{near}"));
@@ -170,7 +170,7 @@ fn validate(root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> 
 }
 
 /// Validates a document of a kind of this operator.
-fn validate_own(kind: Kind, root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> Option<Object> {
+fn validate_own(kind: ObjectKind, root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> Option<Object> {
     let schema = kind.schema();
     // The API server drops the status of an object that is created, but refuses unknown fields in it.
     let mut object = schema::check(schema, &root.without(STATUS), "", report);
@@ -184,9 +184,9 @@ fn validate_own(kind: Kind, root: &Node, evaluator: &mut Evaluator, report: &mut
         return None;
     }
     let object = match kind {
-        Kind::SyncJob => typed(object, report).map(Object::SyncJob),
-        Kind::SyncSchedule => typed(object, report).map(Object::SyncSchedule),
-        Kind::SyncAlert => typed(object, report).map(Object::SyncAlert),
+        ObjectKind::SyncJob => typed(object, report).map(Object::SyncJob),
+        ObjectKind::SyncSchedule => typed(object, report).map(Object::SyncSchedule),
+        ObjectKind::SyncAlert => typed(object, report).map(Object::SyncAlert),
     }?;
     reconcile::check(&object, report);
     if !report.has_errors() {

@@ -12,7 +12,7 @@ use crate::{
         run::{RunSpec, SpecError},
         schedule::Parsed,
     },
-    sync::Source,
+    sync::SourceClient,
 };
 
 const SPEC: &str = "spec";
@@ -42,7 +42,7 @@ fn check_job(spec: &SyncJobSpec, base: &str, report: &mut Report<'_>) {
             return;
         }
     };
-    if let Some(Err(error)) = run.source.as_ref().map(Source::host) {
+    if let Some(Err(error)) = run.source.as_ref().map(SourceClient::host) {
         report.error_naming(base, error.to_string());
     }
 }

@@ -38,7 +38,7 @@ fn samples_are_valid_and_need_what_they_say() {
     ] {
         let parsed = parse("a.yaml", sample);
         assert_eq!((parsed.manifests.len(), parsed.findings.len()), (1, warnings), "{:#?}", parsed.findings);
-        assert!(parsed.findings.iter().all(|finding| finding.level == Level::Warning));
+        assert!(parsed.findings.iter().all(|finding| finding.level == Severity::Warning));
     }
 }
 

@@ -40,12 +40,12 @@ pub(super) enum Content {
     /// A null, boolean, number or string.
     Scalar(Value),
     List(Vec<Node>),
-    Mapping(Vec<Entry>),
+    Mapping(Vec<KeyValue>),
 }
 
 /// A key of a mapping with its value.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Entry {
+pub(super) struct KeyValue {
     pub key: String,
     /// The key as it is written, when YAML reads something else.
     pub written: Option<String>,

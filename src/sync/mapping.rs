@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{json, keys};
 use crate::{
     api::source::{FieldType, OnNull},
-    domain::source::{Mapped, Origin},
+    domain::source::{Mapped, ValueOrigin},
 };
 
 /// Largest whole number up to which doubles have no gaps.
@@ -70,8 +70,8 @@ pub(super) fn apply<'a>(mapping: &'a [Mapped], result: &Value) -> Result<Changes
     let mut changes = Changes::default();
     for Mapped { to, origin, type_, zone, on_null } in mapping {
         let value = match origin {
-            Origin::Result(path) => path.resolve(result).ok(),
-            Origin::Constant(value) => Some(value),
+            ValueOrigin::Result(path) => path.resolve(result).ok(),
+            ValueOrigin::Constant(value) => Some(value),
         };
         match value {
             Some(value) if !value.is_null() => {

@@ -9,7 +9,7 @@ pub(crate) mod source;
 mod three_way_merge;
 
 pub use collection::{
-    Batch, BatchResult, Candidates, Deployment, FoundJournal, PageEnd, PutBack, States, TargetCollection,
+    Batch, BatchResult, Deployment, FoundJournal, PageEnd, PutBack, RemovalCandidates, States, TargetCollection,
 };
 pub use error::{Error, Unavailable};
-pub use source::{Doubt, Egress, Failure, Found, Page, Reply, Secrets, Source, Walk};
+pub use source::{Doubt, Egress, Found, Reply, RequestFailure, Secrets, SourceClient, SourcePage, Walk};

@@ -182,7 +182,7 @@ pub fn skipped(reason: &'static str, count: u64) {
 
 /// The workers of a process.
 #[derive(Clone, Copy, Debug)]
-pub struct Workers {
+pub struct WorkerSlots {
     /// Runs they can work on at a time.
     pub slots: usize,
     /// Runs they work on.
@@ -197,7 +197,7 @@ pub struct Metrics {
     /// Whether this process serves the calls.
     pub serving: bool,
     /// The workers of this process. `None` in one without any.
-    pub workers: Option<Workers>,
+    pub workers: Option<WorkerSlots>,
     /// What the queue holds. `None` where it is not asked, or does not answer.
     pub queue: Option<Depth>,
     /// How many schedules stand how. `None` in a process that does not reconcile.
@@ -234,7 +234,7 @@ impl Metrics {
         if let Some(schedules) = self.schedules {
             registry.register("sync_schedules", "Schedules, by state", by_state(schedules));
         }
-        if let Some(Workers { slots, busy }) = self.workers {
+        if let Some(WorkerSlots { slots, busy }) = self.workers {
             let help = "Runs that this process can work on at a time";
             registry.register("sync_worker_slots", help, gauge(slots as u64));
             registry.register("sync_worker_busy", "Runs that this process works on", gauge(busy as u64));
@@ -314,7 +314,7 @@ pub(crate) mod tests {
         Metrics {
             leading: Some(true),
             serving: true,
-            workers: Some(Workers { slots: 4, busy: 2 }),
+            workers: Some(WorkerSlots { slots: 4, busy: 2 }),
             queue: Some(Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5, oldest }),
             schedules: Some([("ok", 9), ("overdue", 1), ("suspended", 0), ("invalid", 0)]),
         }

@@ -24,7 +24,7 @@ use crate::{
         retry::{self, Retry},
         run::{Checkpoint, Outcome, Payload, RunSpec, State},
     },
-    engine::{Attempt, AttemptResult, Opening, Signals, Sources},
+    engine::{AttemptResult, Opening, RunAttempt, Signals, Sources},
     queue::{self, Attempts, Candidates, Claim, Disposition, Entry, FencedWrite, Queue, Release},
     recovery::recover_expired,
     sync::{Deployment, Error, TargetCollection},
@@ -46,7 +46,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Settings of a worker.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct WorkerSettings {
     /// Names this worker. New at every process start, so that a restarted process never takes itself for the
     /// one that held a lease before.
     pub id: String,
@@ -72,7 +72,7 @@ pub struct NotRenewed(JoinError);
 /// # Errors
 /// When a part of it ended that nothing goes on without.
 pub async fn run(
-    settings: Settings,
+    settings: WorkerSettings,
     queue: Queue,
     deployment: Deployment,
     sources: Sources,
@@ -306,7 +306,7 @@ impl Worker {
         payload: Option<&Payload>,
         signals: Signals,
         trace: Parent,
-    ) -> Result<Attempt, AttemptResult> {
+    ) -> Result<RunAttempt, AttemptResult> {
         let started = claim.entry.started.unwrap_or(claim.at);
         // After a failover, the clock of another Redis may be behind. What is fetched now is not from before the run.
         let clock = RedisClock { at: claim.at.max(started), since: Instant::now() };
@@ -339,7 +339,7 @@ impl Worker {
             rolls_back: failed_with(claim).is_some(),
             trace,
         };
-        Attempt::open(opening, &self.deployment, &self.sources, Arc::new(coordinator)).await.map_err(refused)
+        RunAttempt::open(opening, &self.deployment, &self.sources, Arc::new(coordinator)).await.map_err(refused)
     }
 }
 

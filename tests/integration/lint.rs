@@ -14,7 +14,7 @@ use sync_operator::{
     alerts::check_template,
     api::{SyncAlert, SyncJob, SyncJobSpec, SyncSchedule},
     domain::{run::RunSpec, schedule::Parsed},
-    manifest::{Finding, Level, Manifest, Object, parse},
+    manifest::{Finding, Manifest, Object, Severity, parse},
 };
 
 use crate::support::World;
@@ -46,7 +46,7 @@ async fn post(world: &World, kind: &str, text: &str, query: &str) -> Result<Valu
 
 fn errors(text: &str) -> Vec<Finding> {
     let findings = parse("a.yaml", text).findings.into_iter();
-    findings.filter(|finding| finding.level == Level::Error).collect()
+    findings.filter(|finding| finding.level == Severity::Error).collect()
 }
 
 fn typed<T: DeserializeOwned>(object: &Value) -> T {
@@ -55,7 +55,7 @@ fn typed<T: DeserializeOwned>(object: &Value) -> T {
 
 fn is_refused_by_a_worker(spec: &SyncJobSpec) -> bool {
     RunSpec::parse(spec)
-        .map_or(true, |run| run.source.is_some_and(|source| sync_operator::sync::Source::host(&source).is_err()))
+        .map_or(true, |run| run.source.is_some_and(|source| sync_operator::sync::SourceClient::host(&source).is_err()))
 }
 
 /// True when the API server takes an object that the operator refuses.
@@ -92,7 +92,7 @@ struct Compared {
 
 async fn compare(world: &World, kind: &str, text: &str) -> Compared {
     let parsed = parse("a.yaml", text);
-    let is_valid = parsed.findings.iter().all(|finding| finding.level == Level::Warning);
+    let is_valid = parsed.findings.iter().all(|finding| finding.level == Severity::Warning);
     // kubectl sends nothing for an empty document, and sends an object of another kind elsewhere.
     if parsed.documents == 0 || matches!(parsed.manifests.first(), Some(Manifest { object: Object::Other { .. }, .. }))
     {

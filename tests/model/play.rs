@@ -23,7 +23,8 @@ use sync_operator::{
         run::{Checkpoint, LeaseState, RunSpec},
     },
     engine::{
-        Attempt, AttemptResult, CoordinationError, Coordinator, GivenSecrets, Opening, SecretReader, Signals, Sources,
+        AttemptResult, CoordinationError, Coordinator, GivenSecrets, Opening, RunAttempt, SecretReader, Signals,
+        Sources,
     },
     sync::{Deployment, Egress},
     telemetry::traces::Parent,
@@ -413,25 +414,24 @@ impl Player<'_> {
             Some(Kill::Polls(most)) => Some(most),
             _ => None,
         };
-        let work =
-            async {
-                let mut attempt =
-                    match Attempt::open(opening, &self.ground.deployment, &self.ground.sources, Arc::new(coordinator))
-                        .await
-                    {
-                        Ok(attempt) => attempt,
-                        Err(error) => return (AttemptResult::from(&error), None),
-                    };
-                let result = match rolls_back {
-                    Some(outcome) => attempt.roll_back(outcome).await,
-                    None => attempt.drive().await,
+        let work = async {
+            let mut attempt =
+                match RunAttempt::open(opening, &self.ground.deployment, &self.ground.sources, Arc::new(coordinator))
+                    .await
+                {
+                    Ok(attempt) => attempt,
+                    Err(error) => return (AttemptResult::from(&error), None),
                 };
-                let (target, checkpoint) = attempt.into_parts();
-                if result == AttemptResult::Completed {
-                    target.drop_journal().await.unwrap();
-                }
-                (result, Some(checkpoint))
+            let result = match rolls_back {
+                Some(outcome) => attempt.roll_back(outcome).await,
+                None => attempt.drive().await,
             };
+            let (target, checkpoint) = attempt.into_parts();
+            if result == AttemptResult::Completed {
+                target.drop_journal().await.unwrap();
+            }
+            (result, Some(checkpoint))
+        };
         let done = killed.run_until_cancelled(polled(work, polls)).await.flatten();
         match done {
             Some((AttemptResult::LeaseLost, _)) | None => {

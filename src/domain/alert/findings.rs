@@ -17,7 +17,7 @@ use crate::{
 
 /// Problem or incident of a schedule that an alert reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Finding {
+pub(super) struct AlertFinding {
     pub schedule: String,
     pub type_: AlertType,
     pub occurrence: String,
@@ -27,7 +27,7 @@ pub(super) struct Finding {
 
 /// Result of an evaluation of all rules for all schedules.
 pub(super) struct Evaluation {
-    pub findings: Vec<Finding>,
+    pub findings: Vec<AlertFinding>,
     /// Time at which another finding is due if no status changes.
     pub next: Option<Timestamp>,
 }
@@ -43,7 +43,7 @@ pub(super) fn evaluate(
     for schedule in schedules {
         for rule in when {
             match evaluate_rule(rule, schedule, created, now) {
-                Some(Evaluated::Now(Occurrence { name, since, message })) => evaluation.findings.push(Finding {
+                Some(Evaluated::Now(Occurrence { name, since, message })) => evaluation.findings.push(AlertFinding {
                     schedule: schedule.name_any(),
                     type_: rule.type_,
                     occurrence: name,

@@ -93,13 +93,13 @@ impl World {
         self.status(name).held = Some(HeldRun { job, since: time(now), removals: 400, message });
     }
 
-    fn pass(&mut self, now: i64) -> Plan {
+    fn pass(&mut self, now: i64) -> AlertPlan {
         let busy: Vec<_> = self.under_way.iter().map(|message| message.sink.clone()).collect();
         let ended = std::mem::take(&mut self.ended);
         // As it comes back from Redis.
         let stored = serde_json::from_str(&serde_json::to_string(&self.stored).unwrap()).unwrap();
         let plan = decide(
-            Observed {
+            ObservedAlert {
                 alert: &self.alert,
                 stored,
                 schedules: &self.schedules,

@@ -38,9 +38,9 @@ impl World {
         Self { schedule: schedule(spec), last_trigger: None, jobs: Vec::new(), made: Vec::new(), events: Vec::new() }
     }
 
-    fn decide(&self, now: i64) -> Plan {
+    fn decide(&self, now: i64) -> SchedulePlan {
         decide(
-            &Observed {
+            &ObservedSchedule {
                 schedule: &self.schedule,
                 jobs: &self.jobs,
                 made: &self.made,
@@ -54,7 +54,7 @@ impl World {
         )
     }
 
-    fn pass(&mut self, now: i64) -> Plan {
+    fn pass(&mut self, now: i64) -> SchedulePlan {
         let plan = self.decide(now);
         self.schedule.status = Some(plan.status.clone());
         for run in &plan.create {
@@ -324,7 +324,7 @@ fn a_stalled_schedule_says_how_many_failed_why_and_what_to_do() {
 #[test]
 fn without_redis_runs_are_made_and_ready_says_why_they_wait() {
     let schedule = schedule(json!({"interval": "10s", "immediate": true}));
-    let observed = Observed {
+    let observed = ObservedSchedule {
         schedule: &schedule,
         jobs: &[],
         made: &[],
@@ -345,7 +345,7 @@ fn ready_names_the_owner_of_the_queue_and_clocks_that_differ() {
     let look = |status: Option<SyncScheduleStatus>, queue_owner, clock_skew| {
         let schedule = SyncSchedule { status, ..schedule.clone() };
         let (jobs, made, conflicts) = (&[][..], &[][..], &[][..]);
-        let observed = Observed {
+        let observed = ObservedSchedule {
             schedule: &schedule,
             jobs,
             made,
@@ -662,7 +662,7 @@ fn a_field_with_two_sources_is_told_while_it_has_them() {
     let mut schedule = schedule(json!({}));
     let conflicts = [FieldConflict { field: "name".to_owned(), other: field_conflict::Other::Elsewhere }];
     for (conflicts, is_shown) in [(conflicts.as_slice(), true), (&[], false)] {
-        let observed = Observed {
+        let observed = ObservedSchedule {
             schedule: &schedule,
             jobs: &[],
             made: &[],

@@ -57,7 +57,7 @@ pub struct Opening {
 }
 
 /// One attempt at a run.
-pub struct Attempt {
+pub struct RunAttempt {
     type_: SyncType,
     spec: RunSpec,
     target: TargetCollection,
@@ -117,7 +117,7 @@ impl AttemptResult {
     }
 }
 
-impl Attempt {
+impl RunAttempt {
     /// Opens the target and the source of a run. Reads the Secrets that the source names.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::{collections::HashSet, pin::pin};
 use futures::StreamExt;
 use jiff::Timestamp;
 
-use super::{Attempt, AttemptResult};
+use super::{AttemptResult, RunAttempt};
 use crate::{
     api::conditions::reasons,
     domain::{
@@ -13,10 +13,10 @@ use crate::{
         run::{LeaseState, Outcome, Paging},
         source::Missing,
     },
-    sync::{Candidates, Error, States},
+    sync::{Error, RemovalCandidates, States},
 };
 
-impl Attempt {
+impl RunAttempt {
     /// Marks and deletes the documents that the walk did not find in the source. Returns `None` when that is done, or is not to be
     /// done.
     pub(super) async fn remove(&mut self) -> Option<AttemptResult> {
@@ -159,7 +159,7 @@ impl Attempt {
         None
     }
 
-    async fn remove_batch(&mut self, candidates: &Candidates, now: Timestamp) -> Result<(), Error> {
+    async fn remove_batch(&mut self, candidates: &RemovalCandidates, now: Timestamp) -> Result<(), Error> {
         if candidates.is_empty() {
             return Ok(());
         }

@@ -5,7 +5,7 @@ use std::{collections::HashSet, pin::pin, sync::Arc};
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
 
-use super::{Attempt, AttemptResult};
+use super::{AttemptResult, RunAttempt};
 use crate::{
     api::{conditions::reasons, syncjob::Counts},
     domain::{
@@ -26,7 +26,7 @@ const READ_AHEAD: usize = 16;
 /// Documents that a source is asked about before it counts as empty.
 const PROBED: usize = 1000;
 
-impl Attempt {
+impl RunAttempt {
     /// Returns how many documents a restricted run may still handle.
     fn remaining(&self) -> Option<u64> {
         self.spec.subset.limit.map(|limit| limit.saturating_sub(self.checkpoint.counts.processed as u64))

@@ -19,7 +19,7 @@ use crate::{
         extract::{Authenticated, ObjectPath, Path},
         job_view::Mode,
         jobs, pause,
-        problem::{Kind, Problem},
+        problem::{Problem, ProblemKind},
         trigger::{self, Choice},
     },
 };
@@ -85,7 +85,7 @@ pub(super) async fn on_schedule(
         app.access.check(&caller, trigger::right(Some(&namespace))).await?;
         let schedule = schedules.get(&reference);
         let schedule =
-            schedule.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {name}")))?;
+            schedule.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {name}")))?;
         let choice = Choice { namespace: Some(namespace), schedule: Some(name) };
         let type_ = schedule.spec.job_template.spec.type_;
         let key = fields.key.as_deref();
@@ -105,7 +105,7 @@ fn note(text: &str) -> Result<Option<&str>, Problem> {
     let text = text.trim();
     if text.len() > MAX_NOTE || text.contains(char::is_control) {
         let detail = format!("the note may be one line of {MAX_NOTE} bytes");
-        return Err(Problem::new(Kind::BadRequest, detail));
+        return Err(Problem::new(ProblemKind::BadRequest, detail));
     }
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
@@ -144,7 +144,7 @@ pub(super) async fn on_run(
 
 /// What a person approves.
 #[derive(Deserialize)]
-pub(super) struct Approval {
+pub(super) struct ApprovalForm {
     removals: i64,
 }
 
@@ -153,7 +153,7 @@ pub(super) async fn approve(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
     Path(path): Path<ObjectPath>,
-    Sent(Approval { removals }): Sent<Approval>,
+    Sent(ApprovalForm { removals }): Sent<ApprovalForm>,
 ) -> Result<Response, Problem> {
     control::allow(&app, &caller, &path, removals).await?;
     let is_approved = |job: &SyncJob| DesiredState::from(job).approved == Some(removals.unsigned_abs());
@@ -185,7 +185,7 @@ mod tests {
             assert_eq!(note(text), Ok(read), "{text}");
         }
         for text in [format!("{long}x"), "a\nb".to_owned(), "a\0".to_owned()] {
-            assert_eq!(note(&text).map_err(|problem| problem.kind()), Err(Kind::BadRequest), "{text:?}");
+            assert_eq!(note(&text).map_err(|problem| problem.kind()), Err(ProblemKind::BadRequest), "{text:?}");
         }
     }
 }

@@ -15,9 +15,9 @@ use crate::{
         App,
         auth::Right,
         extract::{ObjectPath, Path},
-        jobs::{self, Selection, read_cursor, write_cursor},
+        jobs::{self, RunSelection, read_cursor, write_cursor},
         problem::Problem,
-        search::{Index, Query, SortKey},
+        search::{RunIndex, RunQuery, SortKey},
     },
 };
 use actions::ActionResult;
@@ -70,7 +70,7 @@ enum Chosen {
 
 /// All that fit the filters and come after a rank.
 struct Fitting {
-    selection: Selection,
+    selection: RunSelection,
     phases: Vec<Phase>,
     scope: Scope,
     from: SortKey,
@@ -174,7 +174,7 @@ async fn select_runs(app: &App, visitor: &Visitor, action: BulkAction, fields: &
     if !fields.all {
         return select_listed(app, visitor, action, &fields.runs).await.map(Chosen::These);
     }
-    let selection: Selection = read_query(&fields.filter)?;
+    let selection: RunSelection = read_query(&fields.filter)?;
     let scope = visitor.actionable_scope(app, action, selection.namespace.as_deref()).await?;
     if scope.0.as_ref().is_some_and(BTreeSet::is_empty) {
         app.access.check(&visitor.caller, action.right(selection.namespace.as_deref())).await?;
@@ -237,12 +237,12 @@ impl Visitor {
 }
 
 impl Fitting {
-    fn query(&self) -> Query<'_> {
-        Query { phases: Some(&self.phases), ..self.selection.query(self.scope.0.as_ref()) }
+    fn query(&self) -> RunQuery<'_> {
+        RunQuery { phases: Some(&self.phases), ..self.selection.query(self.scope.0.as_ref()) }
     }
 
     /// Without what is made from the next second on: it was not counted. By the clock of Kubernetes.
-    fn up_to_now(self, index: &Index) -> Self {
+    fn up_to_now(self, index: &RunIndex) -> Self {
         let newest = index.page(&self.query(), None, 1).pop();
         let from = newest.map_or_else(SortKey::first, |newest| SortKey { created: newest.created, ..SortKey::first() });
         Self { from, ..self }
@@ -250,14 +250,14 @@ impl Fitting {
 }
 
 impl Chosen {
-    fn count(&self, index: &Index) -> usize {
+    fn count(&self, index: &RunIndex) -> usize {
         match self {
             Self::These(sort_keys) => sort_keys.len(),
             Self::Fitting(fitting) => index.count(&fitting.query(), Some(&fitting.from)),
         }
     }
 
-    fn first(&self, index: &Index, count: usize) -> Vec<SortKey> {
+    fn first(&self, index: &RunIndex, count: usize) -> Vec<SortKey> {
         match self {
             Self::These(sort_keys) => sort_keys.iter().take(count).cloned().collect(),
             Self::Fitting(fitting) => index.page(&fitting.query(), Some(&fitting.from), count),
@@ -318,7 +318,7 @@ mod tests {
     fn after_some_had_their_turn_the_others_are_left() {
         let sort_key = |name: &str| SortKey { created: Reverse(5), namespace: "a".into(), name: name.into() };
         let chosen = Chosen::These(vec![sort_key("a"), sort_key("b"), sort_key("c")]);
-        let index = Index::default();
+        let index = RunIndex::default();
         let first = chosen.first(&index, 2);
         assert_eq!(chosen.after(&first).first(&index, 9), [sort_key("c")]);
     }

@@ -19,7 +19,7 @@ use serde_json::json;
 use super::{
     Filled, Frame, Sent, Visitor,
     actions::shown,
-    format::Clock,
+    format::ZonedMoment,
     page,
     schedules::{slots, zone_of},
 };
@@ -32,7 +32,7 @@ use crate::{
         audit::{self, AuditedAction},
         auth::Right,
         extract::{ObjectPath, Path},
-        problem::{Kind, Problem},
+        problem::{Problem, ProblemKind},
     },
 };
 
@@ -77,7 +77,7 @@ struct Edit {
     when: When,
     wrong: Wrong,
     words: Option<String>,
-    slots: Vec<Clock>,
+    slots: Vec<ZonedMoment>,
 }
 
 impl Edit {
@@ -207,7 +207,7 @@ fn find_schedule(
     ObjectPath { namespace, name }: &ObjectPath,
 ) -> Result<std::sync::Arc<SyncSchedule>, Problem> {
     let found = app.listed()?.schedules.get(&ObjectRef::new(name).within(namespace));
-    found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))
+    found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))
 }
 
 /// The changed object, or why the API server refuses it.
@@ -222,7 +222,7 @@ async fn change(
     let fields = json!({"interval": spec.interval, "schedule": spec.schedule, "timeZone": spec.time_zone});
     let meanwhile = || {
         let detail = "the schedule was changed since you opened this page; open it again to see how it is now";
-        Problem::new(Kind::Conflict, detail)
+        Problem::new(ProblemKind::Conflict, detail)
     };
     for _ in 0..TRIES {
         let live = objects.call("read a SyncSchedule", cluster::get_opt(&api, &name)).await?.ok_or_else(meanwhile)?;

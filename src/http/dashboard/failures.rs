@@ -13,7 +13,7 @@ use crate::{
         App,
         extract::{ObjectPath, Path},
         jobs,
-        problem::{Kind, Problem},
+        problem::{Problem, ProblemKind},
     },
 };
 
@@ -69,7 +69,7 @@ pub(super) async fn download(
     let job = jobs::load_whole(&app, &path).await?;
     let failures = job.status.as_ref().map(|status| status.failures.as_slice()).unwrap_or_default();
     if failures.is_empty() {
-        return Err(Problem::new(Kind::NotFound, format!("no document of {} failed", path.name)));
+        return Err(Problem::new(ProblemKind::NotFound, format!("no document of {} failed", path.name)));
     }
     let file = format!("attachment; filename=\"{}-failures.csv\"", path.name);
     let headers = [(CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()), (CONTENT_DISPOSITION, file)];

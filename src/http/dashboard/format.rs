@@ -20,8 +20,8 @@ impl Moment {
     }
 
     /// What the clocks of a zone show then.
-    pub fn clock(&self, zone: &TimeZone) -> Clock {
-        Clock { at: *self, zone: zone.clone() }
+    pub fn clock(&self, zone: &TimeZone) -> ZonedMoment {
+        ZonedMoment { at: *self, zone: zone.clone() }
     }
 
     /// The time itself.
@@ -42,12 +42,12 @@ impl fmt::Display for Moment {
 
 /// What clocks show at a time. As HTML, with room for what those of whoever looks show.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Clock {
+pub(super) struct ZonedMoment {
     at: Moment,
     zone: TimeZone,
 }
 
-impl Clock {
+impl ZonedMoment {
     /// The time as people say it.
     pub fn relative(&self) -> String {
         relative(self.at.at, self.at.now)
@@ -55,9 +55,9 @@ impl Clock {
 }
 
 /// Names of zones come from the time-zone database.
-impl HtmlSafe for Clock {}
+impl HtmlSafe for ZonedMoment {}
 
-impl fmt::Display for Clock {
+impl fmt::Display for ZonedMoment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let machine = self.at.at.strftime("%Y-%m-%dT%H:%M:%SZ");
         let shown = self.at.at.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M %Z").to_string();

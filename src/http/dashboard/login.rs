@@ -17,13 +17,13 @@ use super::{
 use crate::http::{
     App,
     auth::{AUDIENCE, ProxyIdentity},
-    problem::{Kind, Problem},
+    problem::{Problem, ProblemKind},
 };
 
 /// Where to go afterwards.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Target {
+pub(super) struct LoginQuery {
     next: String,
 }
 
@@ -51,7 +51,7 @@ pub(super) async fn show(
     State(app): State<App>,
     Extension(way): Extension<Way>,
     is_proxied: Option<Extension<ProxyIdentity>>,
-    Filled(target): Filled<Target>,
+    Filled(target): Filled<LoginQuery>,
 ) -> Result<Response, Problem> {
     let may_log_in = app.access.is_locked() && is_proxied.is_none();
     if may_log_in { form(way, &target.next, None) } else { Ok(Redirect::to("/").into_response()) }
@@ -72,7 +72,7 @@ pub(super) async fn login(
     Sent(Credentials { token, next }): Sent<Credentials>,
 ) -> Result<Response, Problem> {
     if way == Way::Open {
-        return Err(Problem::new(Kind::Forbidden, "the token would be readable on its way here: use HTTPS"));
+        return Err(Problem::new(ProblemKind::Forbidden, "the token would be readable on its way here: use HTTPS"));
     }
     let token = token.trim();
     let refused = |why| form(way, &next, Some(why)).map(|page| (StatusCode::UNAUTHORIZED, page).into_response());
@@ -81,7 +81,7 @@ pub(super) async fn login(
     };
     match app.access.caller(&HeaderMap::from_iter([(AUTHORIZATION, bearer)])).await {
         Ok(caller) => tracing::info!(caller = caller.name, "logged in to the dashboard"),
-        Err(problem) if problem.kind() == Kind::Unauthenticated => {
+        Err(problem) if problem.kind() == ProblemKind::Unauthenticated => {
             return refused("Kubernetes does not accept this token. It may have expired, or be for another audience.");
         }
         Err(problem) => return Err(problem),

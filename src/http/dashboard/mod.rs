@@ -52,7 +52,7 @@ use super::{
     job_view::Job,
     nowhere,
     objects::Objects,
-    problem::{Kind, Problem},
+    problem::{Problem, ProblemKind},
 };
 use format::Moment;
 pub(super) use live_updates::LiveUpdates;
@@ -122,7 +122,7 @@ impl Authenticator {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         if !reads && !session::is_same_origin(request.headers()) {
             let detail = "the form was not sent by a page of this dashboard";
-            return Problem::new(Kind::Forbidden, detail).into_response();
+            return Problem::new(ProblemKind::Forbidden, detail).into_response();
         }
         next.run(request).await
     }
@@ -173,7 +173,7 @@ fn wants_html(headers: &HeaderMap) -> bool {
 
 /// What a person sees instead of a problem document.
 fn failure(authenticator: &Authenticator, problem: &Problem, back: &str) -> Response {
-    if problem.kind() == Kind::Unauthenticated {
+    if problem.kind() == ProblemKind::Unauthenticated {
         let next = askama::filters::urlencode_strict(back).map(|next| next.to_string()).unwrap_or_default();
         return Redirect::to(&format!("/ui/login?next={next}")).into_response();
     }
@@ -211,7 +211,7 @@ struct Frame {
 fn page(template: &impl Template) -> Result<Response, Problem> {
     let text = template.render().map_err(|error| {
         tracing::error!(%error, "a page could not be made");
-        Problem::new(Kind::Internal, "the page could not be made")
+        Problem::new(ProblemKind::Internal, "the page could not be made")
     })?;
     Ok((StatusCode::OK, Html(text)).into_response())
 }
@@ -327,7 +327,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Filled<
 
 fn read_query<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
     let filled: Vec<_> = query.split('&').filter(|pair| !pair.ends_with('=')).collect();
-    let unreadable = |error: String| Problem::new(Kind::BadRequest, format!("the query: {error}"));
+    let unreadable = |error: String| Problem::new(ProblemKind::BadRequest, format!("the query: {error}"));
     let uri: Uri = format!("/?{}", filled.join("&")).parse().map_err(|_| unreadable("it is no text".to_owned()))?;
     Query::try_from_uri(&uri).map(|Query(query)| query).map_err(|error| unreadable(error.body_text()))
 }
@@ -341,7 +341,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         match Form::from_request(request, state).await {
             Ok(Form(fields)) => Ok(Self(fields)),
-            Err(error) => Err(Problem::new(Kind::BadRequest, format!("the form: {}", error.body_text()))),
+            Err(error) => Err(Problem::new(ProblemKind::BadRequest, format!("the form: {}", error.body_text()))),
         }
     }
 }

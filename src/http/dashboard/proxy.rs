@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::http::{
     auth::Caller,
-    problem::{Kind, Problem},
+    problem::{Problem, ProblemKind},
 };
 
 /// Names that Kubernetes keeps for itself begin so.
@@ -47,7 +47,7 @@ impl Proxies {
         let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty());
         if let Some(name) = groups.clone().chain([user]).find(|name| name.starts_with(RESERVED)) {
             let detail = format!("the proxy says {name}: names with {RESERVED} are those of Kubernetes itself");
-            return Err(Problem::new(Kind::Forbidden, detail));
+            return Err(Problem::new(ProblemKind::Forbidden, detail));
         }
         let groups = groups.chain([AUTHENTICATED]).map(str::to_owned).collect();
         Ok(Some(Arc::new(Caller::from_proxy(user, groups))))
@@ -59,10 +59,10 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>
     let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next(), values.next());
     if second.is_some() {
-        return Err(Problem::new(Kind::BadRequest, format!("the proxy sends {name} more than once")));
+        return Err(Problem::new(ProblemKind::BadRequest, format!("the proxy sends {name} more than once")));
     }
     let text = first.map(|value| std::str::from_utf8(value.as_bytes())).transpose();
-    let text = text.map_err(|_| Problem::new(Kind::BadRequest, format!("the proxy's {name} is no text")))?;
+    let text = text.map_err(|_| Problem::new(ProblemKind::BadRequest, format!("the proxy's {name} is no text")))?;
     Ok(text.map(str::trim).filter(|text| !text.is_empty()))
 }
 
@@ -71,7 +71,10 @@ mod tests {
     use super::*;
     use axum::http::HeaderValue;
 
-    fn said(peer: &str, headers: &[(&'static str, &'static str)]) -> Result<Option<(String, Vec<String>)>, Kind> {
+    fn said(
+        peer: &str,
+        headers: &[(&'static str, &'static str)],
+    ) -> Result<Option<(String, Vec<String>)>, ProblemKind> {
         let networks = ["10.1.0.0/16", "fd00::/8"].map(|network| network.parse().unwrap());
         let [user, groups] = ["x-forwarded-user", "x-forwarded-groups"].map(HeaderName::from_static);
         let mut map = HeaderMap::new();
@@ -107,10 +110,13 @@ mod tests {
     #[test]
     fn reserved_and_repeated_names_are_refused() {
         for (headers, kind) in [
-            (&[("x-forwarded-user", "system:admin")][..], Kind::Forbidden),
-            (&[("x-forwarded-user", "a"), ("x-forwarded-groups", "b,system:masters")], Kind::Forbidden),
-            (&[("x-forwarded-user", "a"), ("x-forwarded-user", "b")], Kind::BadRequest),
-            (&[("x-forwarded-user", "a"), ("x-forwarded-groups", "b"), ("x-forwarded-groups", "c")], Kind::BadRequest),
+            (&[("x-forwarded-user", "system:admin")][..], ProblemKind::Forbidden),
+            (&[("x-forwarded-user", "a"), ("x-forwarded-groups", "b,system:masters")], ProblemKind::Forbidden),
+            (&[("x-forwarded-user", "a"), ("x-forwarded-user", "b")], ProblemKind::BadRequest),
+            (
+                &[("x-forwarded-user", "a"), ("x-forwarded-groups", "b"), ("x-forwarded-groups", "c")],
+                ProblemKind::BadRequest,
+            ),
         ] {
             assert_eq!(said("10.1.2.3", headers), Err(kind), "{headers:?}");
         }

@@ -14,7 +14,7 @@ use crate::{
     api::syncjob::SyncType,
     http::{
         App,
-        jobs::{self, Selection},
+        jobs::{self, RunSelection},
         problem::Problem,
     },
 };
@@ -27,7 +27,7 @@ const PAGE: usize = 50;
 #[template(path = "runs.html")]
 struct List {
     frame: Frame,
-    selection: Selection,
+    selection: RunSelection,
     lines: Vec<RunRow>,
     /// How many fit.
     total: usize,
@@ -44,7 +44,7 @@ struct List {
 pub(super) async fn list(
     State(app): State<App>,
     visitor: Visitor,
-    Filled(mut selection): Filled<Selection>,
+    Filled(mut selection): Filled<RunSelection>,
 ) -> Result<Response, Problem> {
     let scope = visitor.scope(&app, "syncjobs", selection.namespace.as_deref()).await?;
     let objects = app.listed()?;
@@ -66,7 +66,7 @@ pub(super) async fn list(
     page(&List { frame: visitor.frame("runs", &scope), selection, lines, total, is_whole, actions, filter, next })
 }
 
-impl Selection {
+impl RunSelection {
     /// Its filters, as they stand in an address after the `?`.
     pub(super) fn address(&self) -> String {
         let (phase, type_) =
@@ -97,10 +97,10 @@ mod tests {
     fn filters_stand_in_the_address_and_are_read_from_it() {
         let address =
             "text=a%26b&namespace=team%2Da&schedule=users&error=%3Cb%3E%20x&key=%C3%BC&phase=Failed&type=User";
-        let selection: Selection = read_query(address).unwrap();
+        let selection: RunSelection = read_query(address).unwrap();
         assert_eq!((selection.text.as_deref(), selection.error.as_deref()), (Some("a&b"), Some("<b> x")));
-        let again: Selection = read_query(&selection.address()).unwrap();
+        let again: RunSelection = read_query(&selection.address()).unwrap();
         assert_eq!(format!("{again:?}"), format!("{selection:?}"));
-        assert_eq!(read_query::<Selection>("").unwrap().address(), "");
+        assert_eq!(read_query::<RunSelection>("").unwrap().address(), "");
     }
 }

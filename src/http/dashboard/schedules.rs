@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{
     Filled, Frame, RunRow, Visitor,
-    format::{Clock, Moment, filters},
+    format::{Moment, ZonedMoment, filters},
     page,
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
         extract::{self, Path},
         job_view::{Job, Mode},
         pause::{self, RunFilter},
-        problem::{Kind, Problem},
+        problem::{Problem, ProblemKind},
         trigger,
     },
 };
@@ -39,7 +39,7 @@ const SLOTS: usize = 5;
 /// Which schedules to list.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Selection {
+pub(super) struct ScheduleSelection {
     namespace: Option<String>,
     /// With this text in the name.
     text: Option<String>,
@@ -52,7 +52,7 @@ pub(super) struct Selection {
 #[template(path = "schedules.html")]
 struct List {
     frame: Frame,
-    selection: Selection,
+    selection: ScheduleSelection,
     rows: Vec<Row>,
     total: usize,
     next: Option<String>,
@@ -95,7 +95,7 @@ impl Row {
 pub(super) async fn list(
     State(app): State<App>,
     visitor: Visitor,
-    Filled(selection): Filled<Selection>,
+    Filled(selection): Filled<ScheduleSelection>,
 ) -> Result<Response, Problem> {
     let objects = app.listed()?;
     let scope = visitor.scope(&app, "syncschedules", selection.namespace.as_deref()).await?;
@@ -114,7 +114,7 @@ pub(super) async fn list(
     page(&List { frame: visitor.frame("schedules", &scope), selection, rows, total, next })
 }
 
-impl Selection {
+impl ScheduleSelection {
     fn matches(&self, schedule: &SyncSchedule) -> bool {
         self.suspended.is_none_or(|wanted| wanted == schedule.spec.suspended)
             && self.text.as_ref().is_none_or(|text| key(schedule).1.contains(text.as_str()))
@@ -208,7 +208,7 @@ async fn row(
 struct One {
     frame: Frame,
     row: Row,
-    slots: Vec<Clock>,
+    slots: Vec<ZonedMoment>,
     runs: crate::api::syncschedule::RunCounters,
     skip: Option<(String, Moment)>,
     spec: String,
@@ -223,8 +223,8 @@ pub(super) async fn show(
     let objects = app.listed()?;
     let scope = visitor.scope(&app, "syncschedules", Some(&namespace)).await?;
     let schedule = objects.schedules.get(&ObjectRef::new(&name).within(&namespace));
-    let schedule =
-        schedule.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))?;
+    let schedule = schedule
+        .ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))?;
     let now = Timestamp::now();
     let strip =
         strips(std::slice::from_ref(&schedule), &objects.jobs.state()).remove(&key(&schedule)).unwrap_or_default();
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn pages_of_schedules_follow_each_other() {
         let all: Vec<_> = (0..60).map(|i| schedule(["b", "a"][i % 2], &format!("s{:02}", i * 7 % 60))).collect();
-        let (mut seen, mut selection) = (Vec::new(), Selection::default());
+        let (mut seen, mut selection) = (Vec::new(), ScheduleSelection::default());
         loop {
             let (page, next) = selection.page(all.clone());
             seen.extend(page);

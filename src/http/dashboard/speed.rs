@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::{
     api::{SyncJob, SyncSchedule},
-    http::{LeaseName, Objects, Settings, router},
+    http::{HttpSettings, LeaseName, Objects, router},
     queue::Queue,
 };
 
@@ -63,7 +63,7 @@ fn client() -> Client {
 #[ignore = "a measurement"]
 async fn pages_of_runs() {
     let objects = Objects::from_objects(client(), (0..SCHEDULES).map(schedule).collect(), (0..RUNS).map(job).collect());
-    let state = crate::http::State {
+    let state = crate::http::HttpState {
         queue: Queue::new("redis://127.0.0.1:1", "speed", Duration::from_secs(30)).unwrap(),
         cluster: None,
         leadership: watch::channel(None).1,
@@ -74,7 +74,7 @@ async fn pages_of_runs() {
     };
     let many = 1_000_000.try_into().unwrap();
     let dashboard = Some(Sessions::new(None, false).unwrap());
-    let settings = Settings {
+    let settings = HttpSettings {
         reads: None,
         requests_per_second: many,
         requests_at_a_time: many,

@@ -25,7 +25,7 @@ fn status(phase: &str, error: &str, key: &str) -> Value {
 }
 
 /// What a query means, without any index.
-fn fits(job: &SyncJob, query: &Query<'_>) -> bool {
+fn fits(job: &SyncJob, query: &RunQuery<'_>) -> bool {
     let same = |wanted: Option<&str>, found: Option<&String>| {
         wanted.is_none_or(|wanted| found.is_some_and(|found| found == wanted))
     };
@@ -89,7 +89,7 @@ proptest! {
         namespaces in prop::option::of(prop::collection::btree_set("one|two", 0..2)),
         limit in 1..5_usize,
     ) {
-        let mut index = Index::default();
+        let mut index = RunIndex::default();
         let mut jobs: BTreeMap<(String, String, i64), SyncJob> = BTreeMap::new();
         for step in steps {
             match step {
@@ -106,7 +106,7 @@ proptest! {
                 }
             }
         }
-        let query = Query {
+        let query = RunQuery {
             namespaces: namespaces.as_ref(), namespace: namespace.as_deref(), schedule: schedule.as_deref(),
             phases: phases.as_deref(), type_, text: text_.as_deref(), error, key,
         };
@@ -135,12 +135,12 @@ proptest! {
 
 #[test]
 fn errors_are_found_by_the_beginnings_of_their_words_also_when_the_cache_has_none() {
-    let mut index = Index::default();
+    let mut index = RunIndex::default();
     let error = "E11000 duplicate key error collection: app.users";
     index.apply(&job("a-1", "one", 1, None, "User", &status("Failed", error, "65f0")));
     index.apply(&job("a-2", "one", 2, None, "User", &status("Failed", "MongoDB is away", "")));
     let found = |error, key| -> Vec<String> {
-        let query = Query { error, key, ..Query::default() };
+        let query = RunQuery { error, key, ..RunQuery::default() };
         index.page(&query, None, 10).into_iter().map(|sort_key| sort_key.name.to_string()).collect()
     };
     for (error, expected) in [
@@ -202,7 +202,7 @@ fn speed() {
             &status,
         )
     };
-    let (before, mut index, mut took) = (resident(), Index::default(), Duration::ZERO);
+    let (before, mut index, mut took) = (resident(), RunIndex::default(), Duration::ZERO);
     for i in 0..100_000 {
         let job = make(i * 37 % 100_000);
         let began = Instant::now();
@@ -212,22 +212,22 @@ fn speed() {
     println!("100,000 runs: {} KiB, each taken in within {:?}", resident() - before, took / 100_000);
     let teams = BTreeSet::from(["team-1".to_owned()]);
     for (what, query) in [
-        ("all", Query::default()),
-        ("a part of each name", Query { text: Some("schedule"), ..Query::default() }),
-        ("two letters", Query { text: Some("le"), ..Query::default() }),
-        ("one name", Query { text: Some("1795012345"), ..Query::default() }),
-        ("a name that is nowhere", Query { text: Some("00-1795099999"), ..Query::default() }),
+        ("all", RunQuery::default()),
+        ("a part of each name", RunQuery { text: Some("schedule"), ..RunQuery::default() }),
+        ("two letters", RunQuery { text: Some("le"), ..RunQuery::default() }),
+        ("one name", RunQuery { text: Some("1795012345"), ..RunQuery::default() }),
+        ("a name that is nowhere", RunQuery { text: Some("00-1795099999"), ..RunQuery::default() }),
         (
             "failed, of one namespace",
-            Query { phases: Some(&[Phase::Failed]), namespaces: Some(&teams), ..Query::default() },
+            RunQuery { phases: Some(&[Phase::Failed]), namespaces: Some(&teams), ..RunQuery::default() },
         ),
-        ("an error of many", Query { error: Some("valid field"), ..Query::default() }),
-        ("an error of one", Query { error: Some("99990"), ..Query::default() }),
-        ("a key", Query { key: Some("user-77770-1"), ..Query::default() }),
-        ("the beginning of many keys", Query { key: Some("user"), ..Query::default() }),
+        ("an error of many", RunQuery { error: Some("valid field"), ..RunQuery::default() }),
+        ("an error of one", RunQuery { error: Some("99990"), ..RunQuery::default() }),
+        ("a key", RunQuery { key: Some("user-77770-1"), ..RunQuery::default() }),
+        ("the beginning of many keys", RunQuery { key: Some("user"), ..RunQuery::default() }),
         (
             "a phase and a type that never meet",
-            Query { phases: Some(&[Phase::Complete]), type_: Some(SyncType::Issue), ..Query::default() },
+            RunQuery { phases: Some(&[Phase::Complete]), type_: Some(SyncType::Issue), ..RunQuery::default() },
         ),
     ] {
         let began = Instant::now();

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::HashMap};
 use saphyr_parser::{Event, Marker, ScalarStyle, ScanError, Span, Tag as YamlTag};
 use serde_json::Value;
 
-use super::{Content, Entry, Node, Position, SyntaxError};
+use super::{Content, KeyValue, Node, Position, SyntaxError};
 use crate::{
     domain::free_form::MAX_LEVELS,
     manifest::scalar::{self, Tag},
@@ -216,7 +216,7 @@ impl Builder {
             (Content::List(items), _) => items.push(node),
             (Content::Mapping(entries), Some(key)) if key.is_merge => merge(entries, node, key.at, &mut self.errors)?,
             (Content::Mapping(entries), Some(Key { text, written, at, .. })) => {
-                let entry = Entry { key: text, written, at, value: node, is_merged: false };
+                let entry = KeyValue { key: text, written, at, value: node, is_merged: false };
                 insert(entries, entry, &mut self.errors);
             }
             // An alias that is a key.
@@ -251,7 +251,7 @@ fn no_key(at: Position) -> SyntaxError {
 }
 
 /// Adds an entry. It replaces one that a merge key brought in, and must not repeat another one.
-fn insert(entries: &mut Vec<Entry>, entry: Entry, errors: &mut Vec<SyntaxError>) {
+fn insert(entries: &mut Vec<KeyValue>, entry: KeyValue, errors: &mut Vec<SyntaxError>) {
     let Some(found) = entries.iter_mut().find(|found| found.key == entry.key) else {
         entries.push(entry);
         return;
@@ -270,7 +270,12 @@ fn insert(entries: &mut Vec<Entry>, entry: Entry, errors: &mut Vec<SyntaxError>)
 }
 
 /// Adds the entries of one mapping, or of a list of them in which earlier ones go first.
-fn merge(entries: &mut Vec<Entry>, node: Node, at: Position, errors: &mut Vec<SyntaxError>) -> Result<(), SyntaxError> {
+fn merge(
+    entries: &mut Vec<KeyValue>,
+    node: Node,
+    at: Position,
+    errors: &mut Vec<SyntaxError>,
+) -> Result<(), SyntaxError> {
     let mappings = match node.content {
         Content::List(items) => items,
         _ => vec![node],
@@ -281,7 +286,7 @@ fn merge(entries: &mut Vec<Entry>, node: Node, at: Position, errors: &mut Vec<Sy
             return Err(SyntaxError { at, message: message.to_owned() });
         };
         for entry in merged {
-            let position = Entry { at, is_merged: true, ..entry };
+            let position = KeyValue { at, is_merged: true, ..entry };
             insert(entries, position, errors);
         }
     }

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::{
     Batch, BatchResult, Listing, ReadDocument, TargetCollection, both, chunks, done, integer, size,
-    statement::{Guard, raw, raw_size},
-    transaction::Transaction,
+    statement::{WriteGuard, raw, raw_size},
+    transaction::BatchTransaction,
 };
 use crate::{
     domain::source::Missing,
@@ -40,12 +40,12 @@ pub(super) struct Write<'a> {
     pub stamped: Option<DateTime>,
     /// Something else than the stamp changes.
     pub differs: bool,
-    pub kind: Kind,
+    pub kind: WriteKind,
 }
 
 /// Why a document is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum WriteKind {
     /// The source has it.
     Result,
     /// The source said that it does not have it any more.
@@ -116,7 +116,7 @@ impl TargetCollection {
                     read,
                     stamped: self.stamp_of(read),
                     differs: !read.fields.as_ref().is_some_and(|fields| changes.are_in(fields)),
-                    kind: Kind::Result,
+                    kind: WriteKind::Result,
                     changes,
                 }),
                 Err((reason, message)) => {
@@ -208,7 +208,7 @@ impl TargetCollection {
         stamp: DateTime,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
         let is_same = |write: &Write| {
-            let is_plain = write.kind == Kind::Result && !self.is_marked_elsewhere(write.read);
+            let is_plain = write.kind == WriteKind::Result && !self.is_marked_elsewhere(write.read);
             !write.differs && write.stamped.is_some() && is_plain
         };
         let (same, other): (Vec<_>, Vec<_>) = writes.into_iter().partition(is_same);
@@ -251,7 +251,7 @@ impl TargetCollection {
         stamp: DateTime,
     ) -> Result<(i64, Vec<Refused<'a>>), Error> {
         let mut left_out = Vec::new();
-        let mut transaction = Transaction::new(self).await?;
+        let mut transaction = BatchTransaction::new(self).await?;
         loop {
             let written = self.write_journalled(&writes, deletes, stamp, transaction.begin().await?).await;
             let written = written.map(|(updated, refused)| match refused.into_iter().next() {
@@ -390,18 +390,18 @@ impl TargetCollection {
     }
 
     /// A statement that makes one document what it should be, and stamps it.
-    fn change(&self, write: &Write, stamp: DateTime, guard: &Guard) -> Result<RawDocumentBuf, Error> {
+    fn change(&self, write: &Write, stamp: DateTime, guard: &WriteGuard) -> Result<RawDocumentBuf, Error> {
         let Changes { set, unset } = &write.changes;
         let mut set: Document = set.iter().map(|(path, value)| ((*path).to_owned(), value.clone())).collect();
         match write.kind {
-            Kind::Result => set.extend(self.stamps(stamp)),
-            Kind::Absence => drop(set.insert(&self.progress, stamp)),
-            Kind::Removal => return raw(&doc! {"q": self.as_read(write.read), "u": self.mark(set)}),
-            Kind::Listing => {}
+            WriteKind::Result => set.extend(self.stamps(stamp)),
+            WriteKind::Absence => drop(set.insert(&self.progress, stamp)),
+            WriteKind::Removal => return raw(&doc! {"q": self.as_read(write.read), "u": self.mark(set)}),
+            WriteKind::Listing => {}
         }
         let unset: Document = unset.iter().map(|path| ((*path).to_owned(), Bson::from(""))).collect();
         let update = match write.kind {
-            Kind::Result => self.listed(set, unset, self.is_marked_elsewhere(write.read)),
+            WriteKind::Result => self.listed(set, unset, self.is_marked_elsewhere(write.read)),
             _ => updated(set, unset),
         };
         let mut statement = guard.statement(&self.key_query(write.key()), &update)?;

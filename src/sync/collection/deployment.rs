@@ -11,7 +11,7 @@ use mongodb::{
 
 use super::{
     Listing, State, TargetCollection, both,
-    due::{Access, Due},
+    due::{AccessPlan, DueFilter},
     within,
 };
 use crate::{
@@ -210,16 +210,16 @@ fn after(now: Timestamp, time: Duration) -> DateTime {
 }
 
 /// What an Incremental run takes. That includes what it has handled itself, so that a run that starts over counts it.
-fn due(spec: &RunSpec, progress: &str, started: Timestamp, future: DateTime) -> Option<Due> {
+fn due(spec: &RunSpec, progress: &str, started: Timestamp, future: DateTime) -> Option<DueFilter> {
     let stale_after = spec.stale_after?;
     let stamp = DateTime::from_millis(started.as_millisecond());
-    Some(Due {
+    Some(DueFilter {
         progress: progress.to_owned(),
         stale: DateTime::from_millis(stamp.timestamp_millis().saturating_sub(stale_after.as_millis() as i64)),
         future,
         // With a source, it is the time of the fetch.
         own: if spec.source.is_some() { doc! {"$gte": stamp}.into() } else { stamp.into() },
-        access: Access::Scan,
+        access: AccessPlan::Scan,
         are_few: None,
     })
 }

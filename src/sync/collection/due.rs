@@ -18,7 +18,7 @@ const SMALL: i64 = 10_000;
 
 /// The documents that an Incremental run takes.
 #[derive(Clone, Debug)]
-pub(super) struct Due {
+pub(super) struct DueFilter {
     /// Field that holds when a document was last synced.
     pub progress: String,
     /// Documents that were last synced before this time are due.
@@ -28,14 +28,14 @@ pub(super) struct Due {
     /// Condition on `progress` for what the run has handled itself, so that one that starts over counts it.
     pub own: Bson,
     /// How MongoDB finds them.
-    pub access: Access,
+    pub access: AccessPlan,
     /// True when few of the documents are due. `None`: not counted.
     pub are_few: Option<bool>,
 }
 
 /// How MongoDB finds the documents that are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
+pub(super) enum AccessPlan {
     /// It reads all documents.
     Scan,
     /// The same, since the index on the progress field is multikey: some document has, or had, an array there.
@@ -44,7 +44,7 @@ pub(super) enum Access {
     Indexes,
 }
 
-impl Due {
+impl DueFilter {
     /// The query for them.
     pub fn query(&self) -> Document {
         let mut due = self.by_progress();
@@ -80,19 +80,19 @@ impl Due {
     }
 
     /// How a plan with these scans finds them.
-    fn access(&self, scans: &[&Document]) -> Access {
+    fn access(&self, scans: &[&Document]) -> AccessPlan {
         let is_index = |scan: &&Document| scan.get_str("stage").is_ok_and(|stage| stage == "IXSCAN");
         if scans.is_empty() || !scans.iter().all(is_index) {
-            return Access::Scan;
+            return AccessPlan::Scan;
         }
         let is_multikey = |scan: &&Document| match scan.get_document("multiKeyPaths") {
             Ok(paths) => Some(paths.get_array(&self.progress).is_ok_and(|arrays| !arrays.is_empty())),
             Err(_) => scan.get_bool("isMultiKey").ok(),
         };
         match scans.iter().map(is_multikey).collect::<Option<Vec<_>>>() {
-            None => Access::Scan,
-            Some(multikey) if multikey.contains(&true) => Access::Multikey,
-            Some(_) => Access::Indexes,
+            None => AccessPlan::Scan,
+            Some(multikey) if multikey.contains(&true) => AccessPlan::Multikey,
+            Some(_) => AccessPlan::Indexes,
         }
     }
 
@@ -108,13 +108,13 @@ impl Due {
         let missing: Vec<_> =
             missing.filter(|(_, exists)| !exists).map(|(field, _)| create_index(collection, field)).collect();
         let message = match self.access {
-            Access::Indexes => return None,
-            Access::Multikey => format!(
+            AccessPlan::Indexes => return None,
+            AccessPlan::Multikey => format!(
                 "a document has, or had, an array at {}, so the run reads all documents to find those that are due: unset it there, and drop and create the index on that field",
                 self.progress
             ),
-            Access::Scan if missing.is_empty() => return None,
-            Access::Scan => {
+            AccessPlan::Scan if missing.is_empty() => return None,
+            AccessPlan::Scan => {
                 format!("the run reads all documents to find those that are due: {}", missing.join(", "))
             }
         };
@@ -130,7 +130,7 @@ impl TargetCollection {
     pub async fn plan_walk(&mut self) -> Result<i64, Error> {
         let Some(mut due) = self.due.take() else { return self.count().await };
         due.access = self.access(&due).await;
-        let query = if due.access == Access::Indexes { due.query_by_indexes() } else { due.query() };
+        let query = if due.access == AccessPlan::Indexes { due.query_by_indexes() } else { due.query() };
         self.selection = both(self.filter.clone(), query);
         let count = self.count_exactly().await?;
         due.are_few = match count {
@@ -149,16 +149,16 @@ impl TargetCollection {
 
     /// True when the documents of the walk are few, and MongoDB finds them by indexes.
     pub(super) fn is_short_walk(&self) -> bool {
-        self.due.as_ref().is_some_and(|due| due.access == Access::Indexes && due.are_few == Some(true))
+        self.due.as_ref().is_some_and(|due| due.access == AccessPlan::Indexes && due.are_few == Some(true))
     }
 
     /// Asks MongoDB how it would find the documents that are due. A server that does not tell reads all of them.
-    async fn access(&self, due: &Due) -> Access {
+    async fn access(&self, due: &DueFilter) -> AccessPlan {
         let find = doc! {"find": self.collection.name(), "filter": due.query_by_indexes()};
         let explain = doc! {"explain": find, "verbosity": "queryPlanner"};
         match within(async { Ok(self.database.run_command(explain).await?) }).await {
             Ok(plan) => due.access(&scans(&plan)),
-            Err(_) => Access::Scan,
+            Err(_) => AccessPlan::Scan,
         }
     }
 
@@ -219,13 +219,13 @@ fn create_index(collection: &str, field: &str) -> String {
 mod tests {
     use super::*;
 
-    fn due() -> Due {
-        Due {
+    fn due() -> DueFilter {
+        DueFilter {
             progress: "sync.at".to_owned(),
             stale: DateTime::from_millis(1),
             future: DateTime::from_millis(3),
             own: DateTime::from_millis(2).into(),
-            access: Access::Scan,
+            access: AccessPlan::Scan,
             are_few: Some(true),
         }
     }
@@ -237,12 +237,12 @@ mod tests {
         };
         let (progress, changed) = (index("sync.at", &[]), index("updatedAt", &["updatedAt"]));
         for (scans, access) in [
-            (vec![progress.clone(), changed.clone()], Access::Indexes),
-            (vec![index("sync.at", &["sync"]), changed], Access::Multikey),
-            (vec![progress, doc! {"stage": "COLLSCAN"}], Access::Scan),
-            (vec![doc! {"stage": "IXSCAN", "isMultiKey": false}], Access::Indexes),
-            (vec![doc! {"stage": "IXSCAN"}], Access::Scan),
-            (vec![], Access::Scan),
+            (vec![progress.clone(), changed.clone()], AccessPlan::Indexes),
+            (vec![index("sync.at", &["sync"]), changed], AccessPlan::Multikey),
+            (vec![progress, doc! {"stage": "COLLSCAN"}], AccessPlan::Scan),
+            (vec![doc! {"stage": "IXSCAN", "isMultiKey": false}], AccessPlan::Indexes),
+            (vec![doc! {"stage": "IXSCAN"}], AccessPlan::Scan),
+            (vec![], AccessPlan::Scan),
         ] {
             let plan = doc! {"stage": "FETCH", "inputStage": {"stage": "OR", "inputStages": scans.clone()}};
             let rejected = vec![doc! {"stage": "COLLSCAN"}];
@@ -267,28 +267,28 @@ mod tests {
             (index(doc! {"sync.at": 1}, doc! {}), index(doc! {"updatedAt": -1}, doc! {"sparse": true}));
         let (all, few) = (["sync.at", "updatedAt"], Some(true));
         for (access, are_few, indexes, asked) in [
-            (Access::Scan, few, vec![], all.to_vec()),
-            (Access::Scan, None, vec![], all.to_vec()),
-            (Access::Scan, Some(false), vec![], vec![]),
-            (Access::Scan, few, vec![changed.clone()], vec!["sync.at"]),
+            (AccessPlan::Scan, few, vec![], all.to_vec()),
+            (AccessPlan::Scan, None, vec![], all.to_vec()),
+            (AccessPlan::Scan, Some(false), vec![], vec![]),
+            (AccessPlan::Scan, few, vec![changed.clone()], vec!["sync.at"]),
             (
-                Access::Scan,
+                AccessPlan::Scan,
                 few,
                 vec![index(doc! {"sync.at": 1}, doc! {"sparse": true}), changed.clone()],
                 vec!["sync.at"],
             ),
-            (Access::Scan, few, vec![index(doc! {"sync.at": "hashed"}, doc! {})], all.to_vec()),
-            (Access::Scan, few, vec![index(doc! {"sync.at": 1}, doc! {"hidden": true})], all.to_vec()),
-            (Access::Scan, few, vec![index(doc! {"a": 1, "sync.at": 1}, doc! {})], all.to_vec()),
-            (Access::Scan, few, vec![progress.clone(), changed.clone()], vec![]),
-            (Access::Indexes, few, vec![progress, changed], vec![]),
+            (AccessPlan::Scan, few, vec![index(doc! {"sync.at": "hashed"}, doc! {})], all.to_vec()),
+            (AccessPlan::Scan, few, vec![index(doc! {"sync.at": 1}, doc! {"hidden": true})], all.to_vec()),
+            (AccessPlan::Scan, few, vec![index(doc! {"a": 1, "sync.at": 1}, doc! {})], all.to_vec()),
+            (AccessPlan::Scan, few, vec![progress.clone(), changed.clone()], vec![]),
+            (AccessPlan::Indexes, few, vec![progress, changed], vec![]),
         ] {
-            let warning = Due { access, are_few, ..due() }.warning("users", &indexes);
+            let warning = DueFilter { access, are_few, ..due() }.warning("users", &indexes);
             let commands = warning.map(|warning| warning.message().split(": db.").nth(1).unwrap().to_owned());
             let expected = asked.iter().map(|field| create_index("users", field)).collect::<Vec<_>>().join(", ");
             assert_eq!(commands.map_or_else(String::new, |commands| format!("db.{commands}")), expected, "{indexes:?}");
         }
-        let multikey = Due { access: Access::Multikey, ..due() }.warning("users", &[]).unwrap();
+        let multikey = DueFilter { access: AccessPlan::Multikey, ..due() }.warning("users", &[]).unwrap();
         assert!(multikey.message().contains("an array at sync.at"), "{multikey:?}");
     }
 }

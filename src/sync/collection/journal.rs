@@ -13,7 +13,7 @@ use mongodb::{ClientSession, Collection, IndexModel, options::IndexOptions};
 
 use super::{
     MAX_COMMAND, NO_COLLECTION, TargetCollection, chunks, done, first_error, integer, is_command, size,
-    transaction::Transaction, within,
+    transaction::BatchTransaction, within,
 };
 use crate::{
     api::syncjob::DocumentFailure,
@@ -255,7 +255,7 @@ impl TargetCollection {
         let mut entries = self.entries(journal, last.unwrap_or(&Bson::MinKey)).await?;
         let Some(last) = entries.last().and_then(|entry| id(entry)) else { return Ok(None) };
         let mut failures = Vec::new();
-        let mut transaction = Transaction::new(self).await?;
+        let mut transaction = BatchTransaction::new(self).await?;
         loop {
             let done = self.put_all_back(journal, &entries, transaction.begin().await?).await;
             let done = done.map(|done| match done {

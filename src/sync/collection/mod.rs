@@ -18,7 +18,7 @@ use mongodb::{Collection, Database, error::ErrorKind};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use self::{due::Due, journal::Journal};
+use self::{due::DueFilter, journal::Journal};
 use super::{Doubt, Error, keys};
 use crate::{
     api::{syncjob::DocumentFailure, truncate},
@@ -27,7 +27,7 @@ use crate::{
 
 pub use deployment::Deployment;
 pub use journal::{FoundJournal, PutBack};
-pub use removal::{Candidates, States};
+pub use removal::{RemovalCandidates, States};
 
 /// Longest wait for one answer of MongoDB.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,7 +52,7 @@ pub struct TargetCollection {
     /// Those of them that the run has to handle, those it handled already included.
     selection: Document,
     /// For an Incremental run, the part of the selection that is not the spec's.
-    due: Option<Due>,
+    due: Option<DueFilter>,
     /// Time the run started: what is stamped.
     stamp: DateTime,
     /// Stamps from this time on are in the future.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     domain::source::Missing,
-    sync::{Error, Found, Page, keys},
+    sync::{Error, Found, SourcePage, keys},
 };
 
 impl TargetCollection {
@@ -126,8 +126,8 @@ impl TargetCollection {
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole page.
-    pub async fn apply_page(&self, page: Page, fetched: Timestamp) -> Result<BatchResult, Error> {
-        let Page { results, unreadable, next, new, total, doubt, .. } = page;
+    pub async fn apply_page(&self, page: SourcePage, fetched: Timestamp) -> Result<BatchResult, Error> {
+        let SourcePage { results, unreadable, next, new, total, doubt, .. } = page;
         let (keys, found): (Vec<_>, Vec<_>) = results.into_iter().unzip();
         let by_key: HashMap<_, _> = keys.iter().map(keys::text).zip(found).collect();
         let results = keys.len() + unreadable;

@@ -12,7 +12,7 @@ use mongodb::Cursor;
 
 use super::{
     BatchResult, Listing, ReadDocument, Stamped, TargetCollection,
-    apply::{Kind, Write},
+    apply::{Write, WriteKind},
     both, integer, within_limit,
 };
 use crate::{
@@ -31,7 +31,7 @@ const TOGETHER: usize = 1000;
 
 /// Documents that are to be removed, and what becomes of each.
 #[derive(Clone, Debug, Default)]
-pub struct Candidates {
+pub struct RemovalCandidates {
     reads: Vec<(ReadDocument, Fate)>,
 }
 
@@ -53,7 +53,7 @@ enum Fate {
     Adopted,
 }
 
-impl Candidates {
+impl RemovalCandidates {
     /// Number of documents.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -131,7 +131,7 @@ impl TargetCollection {
         &'a self,
         now: Timestamp,
         listed: &'a HashSet<String>,
-    ) -> impl Stream<Item = Result<Candidates, Error>> + 'a {
+    ) -> impl Stream<Item = Result<RemovalCandidates, Error>> + 'a {
         let query = both(self.filter.clone(), self.removable(now));
         let opened = async move {
             let find = self.collection.find(query).sort(doc! {&self.key: 1}).projection(self.whole_state());
@@ -195,7 +195,7 @@ impl TargetCollection {
         &self,
         documents: Vec<RawDocumentBuf>,
         listed: &HashSet<String>,
-    ) -> Result<Candidates, Error> {
+    ) -> Result<RemovalCandidates, Error> {
         let shared = self.shared_keys(&documents).await?;
         let mut reads = Vec::with_capacity(documents.len());
         for document in documents {
@@ -211,7 +211,7 @@ impl TargetCollection {
             };
             reads.push((read, fate));
         }
-        Ok(Candidates { reads })
+        Ok(RemovalCandidates { reads })
     }
 
     /// The `_id`s of those documents whose key another document has too. Which keys are equal, MongoDB decides: the collection may have
@@ -235,7 +235,7 @@ impl TargetCollection {
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole batch. Documents that cannot be written are no error.
-    pub async fn remove(&self, candidates: &Candidates, now: Timestamp) -> Result<BatchResult, Error> {
+    pub async fn remove(&self, candidates: &RemovalCandidates, now: Timestamp) -> Result<BatchResult, Error> {
         let of = |wanted: Fate| candidates.reads.iter().filter(move |(_, fate)| *fate == wanted).map(|(read, _)| read);
         let (mut outcome, now) = (BatchResult::default(), DateTime::from_millis(now.as_millisecond()));
         if self.dry_run {
@@ -288,14 +288,14 @@ impl TargetCollection {
     pub(super) fn absence<'a>(&'a self, read: &'a ReadDocument, at: DateTime) -> Write<'a> {
         let set = self.state.iter().map(|state| (state.none.as_str(), at.into())).collect();
         let changes = Changes { set, ..Changes::default() };
-        Write { read, changes, stamped: None, differs: false, kind: Kind::Absence }
+        Write { read, changes, stamped: None, differs: false, kind: WriteKind::Absence }
     }
 
     /// The write that ends the absence of a document, and changes nothing else.
     pub(super) fn end_of_absence<'a>(&'a self, read: &'a ReadDocument) -> Write<'a> {
         let mut changes = Changes::default();
         self.unmark(read, &mut changes);
-        Write { read, changes, stamped: None, differs: true, kind: Kind::Listing }
+        Write { read, changes, stamped: None, differs: true, kind: WriteKind::Listing }
     }
 
     fn removal_mark<'a>(&'a self, read: &'a ReadDocument, at: DateTime) -> Write<'a> {
@@ -303,13 +303,13 @@ impl TargetCollection {
         if let (Some(state), Some(removal)) = (&self.state, &self.removal) {
             changes.set = vec![(&state.gone, at.into()), (&removal.field, at.into())];
         }
-        Write { read, changes, stamped: None, differs: true, kind: Kind::Removal }
+        Write { read, changes, stamped: None, differs: true, kind: WriteKind::Removal }
     }
 
     fn adoption<'a>(&'a self, read: &'a ReadDocument, at: DateTime) -> Write<'a> {
         let set = self.state.iter().map(|state| (state.at.as_str(), at.into())).collect();
         let changes = Changes { set, ..Changes::default() };
-        Write { read, changes, stamped: None, differs: true, kind: Kind::Removal }
+        Write { read, changes, stamped: None, differs: true, kind: WriteKind::Removal }
     }
 
     /// The update that sets `set`, and for a mark also the fields of `missing.set`, whose values it keeps.

@@ -4,7 +4,7 @@ use bson::{Bson, Document, RawDocumentBuf, doc};
 
 use super::{
     Batch, BatchResult, Stamped, TargetCollection, chunks, integer,
-    statement::{Guard, raw_size},
+    statement::{WriteGuard, raw_size},
     within,
 };
 use crate::sync::{Error, error::refusal, keys};
@@ -99,7 +99,7 @@ impl TargetCollection {
         Ok(count.min(keys.len() as i64))
     }
 
-    fn stamp(&self, guard: &Guard, keys: &Document) -> Result<RawDocumentBuf, Error> {
+    fn stamp(&self, guard: &WriteGuard, keys: &Document) -> Result<RawDocumentBuf, Error> {
         guard.statement(keys, &doc! {"$set": {&self.stamp_field: self.stamp}})
     }
 }

@@ -7,7 +7,7 @@ use super::{TargetCollection, integer, within};
 use crate::sync::{Error, error::is_document_error};
 
 /// Conditions that the statements of a batch have in common, beside the keys.
-pub(super) struct Guard(Vec<RawDocumentBuf>);
+pub(super) struct WriteGuard(Vec<RawDocumentBuf>);
 
 /// A document as MongoDB gets it.
 ///
@@ -23,7 +23,7 @@ pub(super) fn raw_size(statement: &RawDocumentBuf) -> usize {
     statement.as_bytes().len() + 16
 }
 
-impl Guard {
+impl WriteGuard {
     /// A statement that updates the documents of these keys. For many documents even where there is one: of a sharded collection,
     /// MongoDB updates a single one only by its `_id` or the shard key.
     ///
@@ -45,14 +45,14 @@ impl TargetCollection {
     ///
     /// # Errors
     /// When a name has a NUL byte.
-    pub(super) fn guard(&self, stamp: DateTime) -> Result<Guard, Error> {
+    pub(super) fn guard(&self, stamp: DateTime) -> Result<WriteGuard, Error> {
         let by_stamp = doc! {"$or": [
             {&self.progress: {"$not": {"$gte": stamp}}},
             {&self.progress: {"$type": "array"}},
             {&self.progress: {"$gt": self.future}},
         ]};
         let selection = Some(&self.selection).filter(|selection| !selection.is_empty());
-        Ok(Guard([&by_stamp].into_iter().chain(selection).map(raw).collect::<Result<_, _>>()?))
+        Ok(WriteGuard([&by_stamp].into_iter().chain(selection).map(raw).collect::<Result<_, _>>()?))
     }
 
     /// Sends statements as one update command, and returns the reply.

@@ -16,13 +16,13 @@ const PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// One transaction after the other, until one of them is done.
-pub(super) struct Transaction {
+pub(super) struct BatchTransaction {
     session: ClientSession,
     began: Instant,
     conflicts: u32,
 }
 
-impl Transaction {
+impl BatchTransaction {
     pub async fn new(target: &TargetCollection) -> Result<Self, Error> {
         let session = within(async { Ok(target.database.client().start_session().await?) }).await?;
         Ok(Self { session, began: Instant::now(), conflicts: 0 })

@@ -9,7 +9,7 @@ use bson::Bson;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::{Doubt, Failure, Found, limits, rejected};
+use super::{Doubt, Found, RequestFailure, limits, rejected};
 use crate::{
     domain::source::{Asking, By, Pages, Request, SourceSpec},
     sync::{Error, keys, mapping},
@@ -54,7 +54,7 @@ const PERMANENT: [&str; 16] = [
 
 /// One page of all that a source has.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Page {
+pub struct SourcePage {
     /// What there is, by key.
     pub results: Vec<(Bson, Found)>,
     /// How many results it has beside these whose keys cannot be read: of which documents they are, nobody can tell.
@@ -83,7 +83,7 @@ pub enum End {
     Stuck,
 }
 
-impl Page {
+impl SourcePage {
     /// Keeps the results whose keys are in `only`, unless it is empty, and of these the first `count`.
     pub fn restrict(&mut self, only: &[String], count: usize) {
         if !only.is_empty() {
@@ -99,7 +99,7 @@ pub(super) fn parse_answer(
     spec: &SourceSpec,
     keys: &[String],
     answer: Option<Value>,
-) -> Result<(Vec<Found>, bool), Failure> {
+) -> Result<(Vec<Found>, bool), RequestFailure> {
     let Some(mut answer) = answer else { return Ok((vec![Found::NotReturned; keys.len()], false)) };
     let errors = errors_of(spec, &answer)?.to_vec();
     let is_partial = errors.iter().any(|error| has_code(error, &TRANSIENT));
@@ -118,7 +118,7 @@ pub(super) fn page(
     at: &Value,
     mut answer: Value,
     link: Result<Value, End>,
-) -> Result<(Page, bool), Failure> {
+) -> Result<(SourcePage, bool), RequestFailure> {
     let errors = errors_of(spec, &answer)?.to_vec();
     let is_partial = errors.iter().any(|error| has_code(error, &TRANSIENT));
     // Read before the list is taken out of the answer: the cursor may be inside it.
@@ -152,7 +152,7 @@ pub(super) fn page(
         Ok(next) => (Some(next), End::default()),
         Err(end) => (None, end),
     };
-    Ok((Page { results, unreadable, next, end, total, ..Page::default() }, is_partial))
+    Ok((SourcePage { results, unreadable, next, end, total, ..SourcePage::default() }, is_partial))
 }
 
 /// A number of results, as servers write it.
@@ -167,7 +167,7 @@ fn next(
     at: &Value,
     answer: &Value,
     is_empty: bool,
-) -> Result<Result<Value, End>, Failure> {
+) -> Result<Result<Value, End>, RequestFailure> {
     let more = match &pages.more {
         Some(path) => Some(path.resolve(answer).ok().and_then(is_more).ok_or_else(|| {
             let field = spec.field("pagination.morePath");
@@ -205,7 +205,7 @@ fn is_more(value: &Value) -> Option<bool> {
 }
 
 /// The errors of single results, which GraphQL has beside the data. `Err`: there are others.
-fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Failure> {
+fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], RequestFailure> {
     if spec.request == Request::Rest {
         return Ok(&[]);
     }
@@ -224,17 +224,17 @@ fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Fa
     let is_invalid = has_code(error, &PERMANENT) || (!has_code(error, &TRANSIENT) && error.get("locations").is_some());
     // One error without a place may concern any document.
     Err(if limits::is_rate_limit(answer) {
-        Failure::Limited(None)
+        RequestFailure::Limited(None)
     } else if has_no_data && is_invalid {
-        Failure::Fatal(rejected(&format!("the source rejects the query{}", describe(error))))
+        RequestFailure::Fatal(rejected(&format!("the source rejects the query{}", describe(error))))
     } else {
-        Failure::Transient(unusable(&format!("it tells of an error{}", describe(error))).into_error())
+        RequestFailure::Transient(unusable(&format!("it tells of an error{}", describe(error))).into_error())
     })
 }
 
 /// What an answer has for the one document that was asked for. Only what stands where a result would stand says that there is
 /// none: that a part of the way there is missing is more likely a mistake, or a lack of rights.
-fn single(spec: &SourceSpec, answer: &mut Value, errors: &[Value]) -> Result<Found, Failure> {
+fn single(spec: &SourceSpec, answer: &mut Value, errors: &[Value]) -> Result<Found, RequestFailure> {
     if let Some(error) = errors.iter().find(|error| concerns(spec, error)) {
         return Ok(failed(error));
     }
@@ -273,7 +273,7 @@ fn items<'a>(
     spec: &SourceSpec,
     result: Option<Value>,
     errors: &'a [Value],
-) -> Result<(Vec<Value>, HashMap<usize, &'a Value>), Failure> {
+) -> Result<(Vec<Value>, HashMap<usize, &'a Value>), RequestFailure> {
     let mut broken = HashMap::new();
     for error in errors {
         match path_in_results(spec, error).map(|path| path.first().and_then(Value::as_u64)) {
@@ -282,7 +282,7 @@ fn items<'a>(
             Some(None) => {
                 let failure = unusable(&format!("it has no list of results{}", describe(error)));
                 let is_transient = has_code(error, &TRANSIENT);
-                return Err(if is_transient { Failure::Transient(failure.into_error()) } else { failure });
+                return Err(if is_transient { RequestFailure::Transient(failure.into_error()) } else { failure });
             }
             None => {}
         }
@@ -293,7 +293,12 @@ fn items<'a>(
     Ok((items, broken))
 }
 
-fn list(spec: &SourceSpec, keys: &[String], result: Option<Value>, errors: &[Value]) -> Result<Vec<Found>, Failure> {
+fn list(
+    spec: &SourceSpec,
+    keys: &[String],
+    result: Option<Value>,
+    errors: &[Value],
+) -> Result<Vec<Found>, RequestFailure> {
     let (items, broken) = items(spec, result, errors)?;
     let mut wanted: HashMap<&str, Vec<usize>> = HashMap::new();
     for (at, key) in keys.iter().enumerate() {
@@ -343,8 +348,8 @@ fn failed(error: &Value) -> Found {
     Found::Failed("SourceError", format!("the source has an error for it{}", describe(error)))
 }
 
-pub(super) fn unusable(why: &str) -> Failure {
-    Failure::Unusable(Error::Attempt {
+pub(super) fn unusable(why: &str) -> RequestFailure {
+    RequestFailure::Unusable(Error::Attempt {
         reason: "BadAnswer",
         message: format!("the source's answer cannot be used: {why}"),
     })

@@ -5,7 +5,7 @@ use reqwest::{
     header::{HeaderMap, LINK},
 };
 
-use super::{Failure, answer::unusable};
+use super::{RequestFailure, answer::unusable};
 
 const BLANK: [char; 2] = [' ', '\t'];
 /// Longest address that is followed, in bytes: it stands in the run's checkpoint.
@@ -15,7 +15,7 @@ const MAX_ADDRESS: usize = 8 << 10;
 ///
 /// # Errors
 /// When a header is malformed: pages after this one would be taken for not there. When the link leads elsewhere.
-pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Failure> {
+pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, RequestFailure> {
     for header in headers.get_all(LINK) {
         let links =
             header.to_str().ok().and_then(parse_links).ok_or_else(|| unusable("its header Link cannot be read"))?;
@@ -31,7 +31,7 @@ pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Fail
 ///
 /// # Errors
 /// When it is not at the same scheme, host and port: the requests carry secrets.
-pub(super) fn follow(from: &Url, address: &str) -> Result<Url, Failure> {
+pub(super) fn follow(from: &Url, address: &str) -> Result<Url, RequestFailure> {
     let stays = |url: &Url| url.origin() == from.origin() && url.username().is_empty() && url.password().is_none();
     let mut url = from.join(address).ok().filter(stays).ok_or_else(|| {
         unusable("its header Link leads to another scheme, host or port than source.rest.endpoint, or to none")

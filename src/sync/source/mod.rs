@@ -25,7 +25,7 @@ use crate::{
         url_template,
     },
 };
-pub use answer::Page;
+pub use answer::SourcePage;
 use answer::{End, unusable};
 pub use egress::Egress;
 use egress::{Denied, NotAllowed};
@@ -47,7 +47,7 @@ pub struct Secrets {
 
 /// An API that says what documents should be.
 #[derive(Clone)]
-pub struct Source {
+pub struct SourceClient {
     client: Client,
     endpoint: Url,
     spec: SourceSpec,
@@ -86,7 +86,7 @@ impl<T> Reply<T> {
 
 /// A request that has no usable answer, by what may follow from it.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Failure {
+pub enum RequestFailure {
     /// The same request may succeed: the connection, a timeout, or an error of the server.
     Transient(Error),
     /// The server rejects the request for its rate, and says for how long, or does not.
@@ -99,7 +99,7 @@ pub enum Failure {
     Fatal(Error),
 }
 
-impl Failure {
+impl RequestFailure {
     /// The error of a request that concerns more than one document.
     #[must_use]
     pub fn into_error(self) -> Error {
@@ -110,7 +110,7 @@ impl Failure {
     }
 }
 
-impl From<Error> for Failure {
+impl From<Error> for RequestFailure {
     fn from(error: Error) -> Self {
         Self::Fatal(error)
     }
@@ -124,7 +124,7 @@ fn attempt(reason: &'static str, message: impl Into<String>) -> Error {
     Error::Attempt { reason, message: message.into() }
 }
 
-impl Source {
+impl SourceClient {
     /// Where an endpoint's requests go: the host that must be allowed to receive secrets.
     ///
     /// # Errors
@@ -172,7 +172,7 @@ impl Source {
         &self,
         keys: &[Bson],
         received: impl FnOnce(),
-    ) -> Result<Reply<Vec<Found>>, Failure> {
+    ) -> Result<Reply<Vec<Found>>, RequestFailure> {
         let keys: Vec<String> = keys.iter().map(keys::text).collect();
         let Request::GraphQl { variables, .. } = &self.spec.request else {
             return self.request_by_url(&keys, received).await;
@@ -188,7 +188,11 @@ impl Source {
 
     /// The same, with the keys in the address. Those that cannot stand there have failed: the address would be another
     /// resource's.
-    async fn request_by_url(&self, keys: &[String], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Failure> {
+    async fn request_by_url(
+        &self,
+        keys: &[String],
+        received: impl FnOnce(),
+    ) -> Result<Reply<Vec<Found>>, RequestFailure> {
         let is_one = matches!(self.spec.asking, Asking::PerUser(_));
         let fits = |key: &String| !key.is_empty() && (is_one || !key.contains(','));
         let misfit = || Found::Failed("InvalidKey", "its key cannot stand in the address of a request".to_owned());
@@ -217,7 +221,7 @@ impl Source {
     ///
     /// # Errors
     /// When there is no usable answer.
-    pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<Page>, Failure> {
+    pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<SourcePage>, RequestFailure> {
         let Request::GraphQl { variables, .. } = &self.spec.request else {
             let asked = self.page_address(pages, at, size)?;
             let parse = |headers: &HeaderMap, answer: Option<Value>| {
@@ -228,7 +232,7 @@ impl Source {
             };
             return match self.send(self.get(asked.clone()), || (), parse).await {
                 Err(Unanswered::NothingThere(pause, _)) if pages.by == By::Number && *at != pages.first() => {
-                    Ok(Reply::whole(Page::default(), pause))
+                    Ok(Reply::whole(SourcePage::default(), pause))
                 }
                 reply => Ok(reply?),
             };
@@ -242,7 +246,7 @@ impl Source {
         Ok(self.send(self.post(variables), || (), parse).await?)
     }
 
-    fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, Failure> {
+    fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, RequestFailure> {
         if let (By::Link, Value::String(link)) = (&pages.by, at) {
             return links::follow(&self.endpoint, link);
         }
@@ -280,7 +284,7 @@ impl Source {
         &self,
         request: RequestBuilder,
         received: impl FnOnce(),
-        parse: impl FnOnce(&HeaderMap, Option<Value>) -> Result<(T, bool), Failure>,
+        parse: impl FnOnce(&HeaderMap, Option<Value>) -> Result<(T, bool), RequestFailure>,
     ) -> Result<Reply<T>, Unanswered> {
         let mut response = request.send().await.map_err(|error| self.unreached(&error))?;
         let pause = limits::pause(response.headers(), Timestamp::now());
@@ -295,7 +299,7 @@ impl Source {
         match parse(&headers, answer) {
             Ok((found, is_partial)) => Ok(Reply { found, is_partial, pause }),
             // The body says that there is a limit, and the headers how long it lasts.
-            Err(Failure::Limited(None)) => Err(Failure::Limited(pause).into()),
+            Err(RequestFailure::Limited(None)) => Err(RequestFailure::Limited(pause).into()),
             Err(failure) => Err(failure.into()),
         }
     }
@@ -305,14 +309,14 @@ impl Source {
         let error = refusal(&self.spec, status);
         match status.as_u16() {
             404 | 410 => Unanswered::NothingThere(pause, error),
-            429 => Failure::Limited(pause).into(),
+            429 => RequestFailure::Limited(pause).into(),
             // GitHub limits with 403, and GraphQL servers do with 400.
-            400 | 403 | 503 if pause.is_some() => Failure::Limited(pause).into(),
-            408 | 425 | 500..=599 => Failure::Transient(error).into(),
-            401 | 414 | 300..=399 => Failure::Fatal(error).into(),
-            400 if self.is_rate_limit(response).await => Failure::Limited(None).into(),
-            403 if self.is_rate_limit(response).await => Failure::Limited(Some(limits::SECONDARY_PAUSE)).into(),
-            _ => Failure::Rejected(error).into(),
+            400 | 403 | 503 if pause.is_some() => RequestFailure::Limited(pause).into(),
+            408 | 425 | 500..=599 => RequestFailure::Transient(error).into(),
+            401 | 414 | 300..=399 => RequestFailure::Fatal(error).into(),
+            400 if self.is_rate_limit(response).await => RequestFailure::Limited(None).into(),
+            403 if self.is_rate_limit(response).await => RequestFailure::Limited(Some(limits::SECONDARY_PAUSE)).into(),
+            _ => RequestFailure::Rejected(error).into(),
         }
     }
 
@@ -322,17 +326,17 @@ impl Source {
         body.is_some_and(|body| limits::is_rate_limit(&body))
     }
 
-    fn unreached(&self, error: &reqwest::Error) -> Failure {
+    fn unreached(&self, error: &reqwest::Error) -> RequestFailure {
         let mut causes = String::new();
         let mut cause = std::error::Error::source(error);
         while let Some(inner) = cause {
             if inner.is::<NotAllowed>() {
-                return Failure::Fatal(not_allowed(&self.spec));
+                return RequestFailure::Fatal(not_allowed(&self.spec));
             }
             causes += &format!("{inner}; ");
             cause = inner.source();
         }
-        Failure::Transient(match connection_error::known_cause(&causes) {
+        RequestFailure::Transient(match connection_error::known_cause(&causes) {
             _ if error.is_timeout() => {
                 let field = self.spec.field("timeout");
                 attempt("SourceTimeout", format!("the source did not answer within {field}"))
@@ -342,7 +346,7 @@ impl Source {
         })
     }
 
-    async fn receive(&self, response: &mut Response) -> Result<Vec<u8>, Failure> {
+    async fn receive(&self, response: &mut Response) -> Result<Vec<u8>, RequestFailure> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreached(&error))? {
             if body.len() + chunk.len() > MAX_ANSWER {
@@ -419,16 +423,16 @@ enum Unanswered {
     /// There is nothing at the address. What that means depends on what was asked for.
     NothingThere(Option<Duration>, Error),
     /// It failed.
-    Failed(Failure),
+    Failed(RequestFailure),
 }
 
-impl From<Failure> for Unanswered {
-    fn from(failure: Failure) -> Self {
+impl From<RequestFailure> for Unanswered {
+    fn from(failure: RequestFailure) -> Self {
         Self::Failed(failure)
     }
 }
 
-impl From<Unanswered> for Failure {
+impl From<Unanswered> for RequestFailure {
     fn from(unanswered: Unanswered) -> Self {
         match unanswered {
             Unanswered::NothingThere(_, error) => Self::Rejected(error),

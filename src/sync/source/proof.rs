@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Failure, Page,
+    RequestFailure, SourcePage,
     answer::{End, unusable},
 };
 use crate::{domain::source::Pages, sync::keys};
@@ -78,7 +78,13 @@ impl Walk {
     ///
     /// # Errors
     /// When the page leads back to one that was there before.
-    pub fn observe(&mut self, page: &mut Page, pages: &Pages, at: &Value, size: usize) -> Result<(), Failure> {
+    pub fn observe(
+        &mut self,
+        page: &mut SourcePage,
+        pages: &Pages,
+        at: &Value,
+        size: usize,
+    ) -> Result<(), RequestFailure> {
         self.places.insert(self.hash(&at.to_string()));
         let hashes: Vec<u64> = page.results.iter().map(|(key, _)| self.hash(&keys::text(key))).collect();
         page.new = hashes.into_iter().filter(|hash| self.listed.insert(*hash)).count();
@@ -132,9 +138,9 @@ mod tests {
     use bson::Bson;
     use jsonptr::PointerBuf;
 
-    fn page(keys: &[i32], next: Option<i32>, end: End, total: Option<u64>) -> Page {
+    fn page(keys: &[i32], next: Option<i32>, end: End, total: Option<u64>) -> SourcePage {
         let results = keys.iter().map(|key| (Bson::from(*key), Found::Missing)).collect();
-        Page { results, next: next.map(Value::from), end, total, ..Page::default() }
+        SourcePage { results, next: next.map(Value::from), end, total, ..SourcePage::default() }
     }
 
     #[test]

@@ -149,7 +149,7 @@ fn given(given: &Value) -> (SyncSchedule, Vec<Arc<SyncJob>>) {
 }
 
 /// What was decided, in the words of the table. The status only as far as `asked`.
-fn outcome_of(plan: &Plan, asked: &Value) -> Value {
+fn outcome_of(plan: &SchedulePlan, asked: &Value) -> Value {
     let shown = |time: &Option<Time>| time.as_ref().map(|time| show(time.0));
     let names = |names: &[String]| names.iter().map(|name| run_of(name)).collect::<Vec<_>>();
     let status = &plan.status;
@@ -976,7 +976,7 @@ fn decisions() {
             let reason = if reason == "create" { reasons::CREATE_FAILED } else { reasons::RECONCILIATION_FAILED };
             Failure { reason, message: "No".to_owned() }
         });
-        let observed = Observed {
+        let observed = ObservedSchedule {
             schedule: &schedule,
             jobs: &jobs,
             made: &made,

@@ -15,7 +15,7 @@ use crate::{
         extract::ObjectPath,
         jobs,
         pause::CONCURRENT_REQUESTS,
-        problem::{Kind, Problem},
+        problem::{Problem, ProblemKind},
         search::SortKey,
         trigger,
     },
@@ -43,7 +43,7 @@ impl FromStr for BulkAction {
 
     fn from_str(text: &str) -> Result<Self, Problem> {
         let found = Self::ALL.into_iter().find(|action| action.word() == text);
-        found.ok_or_else(|| Problem::new(Kind::BadRequest, "say what to do: cancel, retry or delete"))
+        found.ok_or_else(|| Problem::new(ProblemKind::BadRequest, "say what to do: cancel, retry or delete"))
     }
 }
 
@@ -129,7 +129,7 @@ pub(super) async fn carry_out(
     while let Some((outcome, gone)) = turns.next().await {
         deleted.extend(gone);
         match outcome {
-            ActionResult::Failed(problem) if problem.kind() == Kind::Unavailable => {
+            ActionResult::Failed(problem) if problem.kind() == ProblemKind::Unavailable => {
                 stopped = Some(problem);
                 break;
             }
@@ -157,7 +157,9 @@ async fn one(
     match result {
         Ok((true, gone)) => (ActionResult::Done, gone),
         Ok((false, _)) => (ActionResult::Unchanged, None),
-        Err(problem) if matches!(problem.kind(), Kind::Conflict | Kind::NotFound) => (ActionResult::Unchanged, None),
+        Err(problem) if matches!(problem.kind(), ProblemKind::Conflict | ProblemKind::NotFound) => {
+            (ActionResult::Unchanged, None)
+        }
         Err(problem) => (ActionResult::Failed(problem), None),
     }
 }
