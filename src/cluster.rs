@@ -39,26 +39,27 @@ pub use unreadable::{UnreadableObject, UnreadableObjects};
 use watches::changes_of_alerts;
 pub use watches::{changes, drain, readable, stale_since};
 
-/// All kinds, as last seen. Cheap to clone.
+/// Watch caches of all kinds. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
-    /// For requests.
+    /// Client for requests.
     pub client: Client,
     /// Every SyncSchedule.
     pub schedules: Store<SyncSchedule>,
-    /// Every SyncJob that something is still to be done about: all but those that have ended and stay. Without labels, when
-    /// it is a schedule's.
+    /// Every SyncJob that is unfinished or expires: ended SyncJobs that stay are left out. SyncJobs of a schedule
+    /// have no labels here.
     pub jobs: Store<SyncJob>,
     /// Every SyncAlert.
     pub alerts: Store<SyncAlert>,
-    /// Every object that this release cannot read. It is in none of the caches above.
+    /// Every object that this release cannot read. Such an object is in none of the caches above.
     pub unreadable: UnreadableObjects,
     index: Arc<RwLock<JobIndex>>,
-    /// What the sources of SyncSchedules map.
+    /// Fields that the sources of SyncSchedules map.
     mappings: Arc<RwLock<Mappings>>,
     limiter: Arc<RequestLimiter>,
     namespace: Option<String>,
-    /// Of SyncSchedules and SyncJobs, the kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
+    /// Number of kinds, of SyncSchedules and SyncJobs, that were listed once. `Store::wait_until_ready` is not used:
+    /// of several waiters, it wakes only the last one.
     listed: watch::Receiver<usize>,
 }
 
@@ -70,21 +71,22 @@ pub struct WatchStreams {
     pub jobs: UnboundedReceiverStream<Arc<SyncJob>>,
     /// Changes of SyncAlerts.
     pub alerts: UnboundedReceiverStream<Arc<SyncAlert>>,
-    /// SyncAlerts in whose namespace a SyncSchedule was made, changed or deleted.
+    /// SyncAlerts in whose namespace a SyncSchedule was created, changed or deleted.
     pub watching: mpsc::UnboundedReceiver<ObjectRef<SyncAlert>>,
-    /// SyncSchedules one of whose SyncJobs was made, was held or approved, has ended or was deleted, or whose source maps what another
-    /// one began or ceased to map.
+    /// SyncSchedules one of whose SyncJobs was created, held, approved or deleted, or has ended, and SyncSchedules
+    /// whose field conflicts may have changed.
     pub owners: mpsc::UnboundedReceiver<ObjectRef<SyncSchedule>>,
-    /// SyncJobs with which it is over. One deleted while the watch was away is not told.
+    /// SyncJobs that have ended or were deleted. A SyncJob that was deleted while the watch was interrupted is
+    /// missing.
     pub over: mpsc::UnboundedReceiver<JobGone>,
 }
 
 /// A SyncJob that has ended or was deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobGone {
-    /// Its uid.
+    /// Uid of the SyncJob.
     pub uid: String,
-    /// It was deleted, as opposed to having ended.
+    /// True when the SyncJob was deleted, false when it has ended.
     pub deleted: bool,
 }
 
@@ -99,7 +101,7 @@ struct ChangeSenders {
     over: mpsc::UnboundedSender<JobGone>,
 }
 
-/// Tells a reader which objects there are, or changed. Those that are gone are not told of.
+/// Sends the objects of an event that exist to a reader.
 fn send_changed<K>(reader: &mpsc::UnboundedSender<Arc<K>>, store: &Store<K>, event: &watcher::Event<K>)
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
@@ -115,7 +117,7 @@ where
     }
 }
 
-/// Tells which SyncAlerts may watch the SyncSchedules that a change is about.
+/// Sends the SyncAlerts that may watch the SyncSchedules of an event to a reader.
 fn send_watching_alerts(
     reader: &mpsc::UnboundedSender<ObjectRef<SyncAlert>>,
     alerts: &Store<SyncAlert>,
@@ -135,7 +137,8 @@ fn send_watching_alerts(
     }
 }
 
-/// Records what a schedule's source maps, and requeues the other schedules for which that makes or ends a conflict.
+/// Records which fields the source of a schedule maps, and requeues the other schedules whose conflicts begin or end
+/// by that.
 fn requeue_conflicts(
     reader: &mpsc::UnboundedSender<ObjectRef<SyncSchedule>>,
     mappings: &RwLock<Mappings>,
@@ -228,7 +231,7 @@ impl Cluster {
                 send_watching_alerts(&shared.watching, &alert_store, event);
             });
             let jobs = drain(jobs, &listing, |event| send_changed(&shared.jobs, &job_store, event));
-            // Nobody waits for them.
+            // No task waits for the list of SyncAlerts.
             let unheard = watch::Sender::new(0);
             let alerts = drain(alerts, &unheard, |event| send_changed(&shared.alerts, &alert_store, event));
             join3(schedules, jobs, alerts).await;
@@ -240,7 +243,7 @@ impl Cluster {
         self.limiter.acquire(class).await
     }
 
-    /// As [`ask`], for what has to be known to start a run.
+    /// Sends a request as [`call`] does, with the request class of run starts.
     ///
     /// # Errors
     /// As [`ask`]. The time before the request is sent is not counted.
@@ -318,8 +321,8 @@ impl Cluster {
         self.namespace.as_deref()
     }
 
-    /// The SyncJobs that an object controls. One that was made a moment ago may be missing. Those that have ended have
-    /// their name, uid and outcome only.
+    /// Returns the SyncJobs that an object controls. A SyncJob that was created a moment ago may be missing. Ended
+    /// SyncJobs have only their name, uid and outcome.
     #[must_use]
     pub fn jobs_of(&self, owner: &SyncSchedule) -> Vec<Arc<SyncJob>> {
         self.index().jobs_of(owner.metadata.uid.as_deref().unwrap_or_default(), &self.jobs)
@@ -332,7 +335,7 @@ impl Cluster {
         (schedule.metadata.uid.as_deref() == controller_of(job)).then_some(schedule)
     }
 
-    /// Fields that the source of a SyncSchedule maps, and another one too.
+    /// Fields that the source of a SyncSchedule and another source both map.
     #[must_use]
     pub fn field_conflicts(&self, schedule: &SyncSchedule) -> Vec<FieldConflict> {
         self.mappings.read().unwrap_or_else(PoisonError::into_inner).conflicts(schedule)
@@ -343,7 +346,7 @@ impl Cluster {
     }
 }
 
-/// Passes on what `keep` makes of each change, and notes the objects that cannot be read.
+/// Maps each change with `keep`, and records the objects that cannot be read.
 fn with_readable<K: Kind>(
     changes: impl Stream<Item = watcher::Result<watcher::Event<ReadResult<K>>>> + Send,
     unreadable: UnreadableObjects,

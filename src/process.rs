@@ -39,7 +39,7 @@ const USAGE: u8 = 2;
 const HELD: u8 = 3;
 /// Exit code of a process that its user interrupted: that of SIGINT in shells.
 const INTERRUPTED: u8 = 130;
-/// What is logged, unless a setting says otherwise.
+/// Default log filter.
 const LOG_LEVEL: &str = "warn,sync_operator=info";
 /// Longest wait for requests and batches under way after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -47,12 +47,12 @@ const DRAIN: Duration = Duration::from_secs(25);
 /// Variable with a field of a SyncJob's spec that the program takes for one of a newer release. For tests of programs of two releases
 /// beside each other.
 const LACKS: &str = "SYNC_OPERATOR_LACKS";
-/// Between two looks for a MongoDB that has not answered yet.
-const MONGODB_LOOK: Duration = Duration::from_secs(2);
-/// Between two looks for a Redis that can be asked for its settings.
-const POLICY_LOOK: Duration = Duration::from_secs(5);
+/// Interval between pings of a MongoDB that has not answered yet.
+const MONGODB_PING_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval between requests for the settings of Redis.
+const EVICTION_POLICY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Why the program did not start, or stopped.
+/// Error for which the program did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{0}")]
@@ -161,8 +161,8 @@ impl Parts {
         self.tasks.spawn(part);
     }
 
-    /// Waits for a signal, for a part to end by itself, or for a password to change, and then for all parts. A process
-    /// that stopped gives its runs back, so a new one with the new password goes on with them.
+    /// Waits for a signal, the end of a part, or a changed password, and then for all parts. A process that stops
+    /// releases its runs, so a new process with the new password continues them.
     async fn run(mut self) -> Result<(), Error> {
         let files = std::mem::take(&mut self.files);
         if !files.is_empty() {
@@ -267,7 +267,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
     parts.run().await
 }
 
-/// What the parts of this process show of themselves to those who serve probes and calls.
+/// Handles to the parts of this process, for the servers of probes and HTTP calls.
 struct View {
     cluster: watch::Sender<Option<Cluster>>,
     leadership: watch::Sender<Option<Leadership>>,
@@ -309,7 +309,7 @@ fn open_queue(parts: &mut Parts, options: &cli::Redis) -> Result<Queue, Error> {
     let checked = queue.clone();
     tokio::spawn(async move {
         while checked.ping().await.is_err() {
-            tokio::time::sleep(POLICY_LOOK).await;
+            tokio::time::sleep(EVICTION_POLICY_INTERVAL).await;
         }
         match checked.eviction_policy().await.as_deref() {
             Some("noeviction") => {}
@@ -340,7 +340,7 @@ fn identify_controllers(
     }));
 }
 
-/// The same for a process that has workers alone.
+/// Identifies the installation of a process that has only workers.
 fn identify_workers(parts: &mut Parts, queue: &Queue, client: Option<Client>, mongodb: &cli::MongoDb) {
     let (queue, stop, database) = (queue.clone(), parts.stop.clone(), mongodb.mongodb_database.clone());
     tokio::spawn(stop.run_until_cancelled_owned(async move {
@@ -407,7 +407,7 @@ async fn first_answer(deployment: &Deployment) {
         if answer.is_ok() {
             return;
         }
-        tokio::time::sleep(MONGODB_LOOK).await;
+        tokio::time::sleep(MONGODB_PING_INTERVAL).await;
     }
 }
 
@@ -437,7 +437,7 @@ fn add_controllers(
     };
     let stop = parts.stop.clone();
     parts.add(async move {
-        // A run that says nothing of its installation would be any worker's.
+        // Workers of any installation would claim a run without an installation.
         if stop.run_until_cancelled(queue.identified()).await.is_none() {
             return Ok(());
         }
@@ -451,7 +451,7 @@ fn add_controllers(
 }
 
 fn lease_name(election: &cli::LeaderElection, kubernetes: &cli::Kubernetes) -> http::LeaseName {
-    // Controllers of different namespaces do not stand in for each other.
+    // Controllers of different namespaces do not replace each other.
     let name = election.leader_lease_name.clone().unwrap_or_else(|| match &kubernetes.watch_namespace {
         Some(namespace) => format!("sync-operator-{namespace}"),
         None => "sync-operator".to_owned(),

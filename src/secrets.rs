@@ -11,7 +11,7 @@ use crate::{
 /// An entry of a Secret that cannot be used. The texts hold nothing of what is in it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody has to correct something.
+    /// A user has to correct the configuration.
     #[error("{0}")]
     Invalid(String),
     /// Worth another try.
@@ -19,8 +19,9 @@ pub enum Error {
     Unavailable(String),
 }
 
-/// Reads one entry of a Secret. `host`: where it is to be sent, which its annotation must allow. Whoever may create objects
-/// that name Secrets may not always read them, and could have them sent to a host of their own.
+/// Reads an entry of a Secret. `host`: the host that receives the value, which the annotation of the Secret must
+/// allow. Users that may create objects with references to Secrets may have no right to read them, and could have
+/// them sent to a host of their own.
 ///
 /// # Errors
 /// When it is not there, may not be read, or may not be sent there.
@@ -35,11 +36,11 @@ pub async fn read_entry(
     Ok(found.value)
 }
 
-/// One entry of a Secret, and where it may be sent.
+/// Entry of a Secret, with the hosts that may receive it.
 pub struct SecretEntry {
     name: String,
     hosts: String,
-    /// What stands there.
+    /// Value of the entry.
     pub value: Vec<u8>,
 }
 
@@ -59,7 +60,7 @@ impl SecretEntry {
     }
 }
 
-/// Reads one entry of a Secret that says itself where it goes: ask [`SecretEntry::may_go_to`] before it is sent.
+/// Reads an entry of a Secret whose value contains its own host: check [`SecretEntry::may_go_to`] before it is sent.
 ///
 /// # Errors
 /// When it is not there, or may not be read.

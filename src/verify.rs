@@ -21,10 +21,10 @@ use crate::{
 
 const LOOK: Duration = Duration::from_millis(250);
 
-/// What to run.
+/// Settings of a verification.
 #[derive(Clone, Debug)]
 pub struct VerifySettings {
-    /// Where the SyncJob is made. `None`: in the client's own namespace.
+    /// Namespace of the SyncJob. `None`: the namespace of the client.
     pub namespace: Option<String>,
     /// The collection it synchronises.
     pub collection: String,
@@ -44,14 +44,14 @@ pub enum Error {
     /// The run has not ended.
     #[error("the run has not ended after {after:?}; it is {last}; look at the operator's pods: /readyz and logs")]
     Late {
-        /// How long it was waited for.
+        /// Duration of the wait.
         after: Duration,
-        /// What is known of it.
+        /// Last known state of the SyncJob.
         last: String,
     },
 }
 
-/// Makes a SyncJob, prints what becomes of it, waits for its end and deletes it.
+/// Creates a SyncJob, prints its progress, waits for its end and deletes it.
 ///
 /// # Errors
 /// When it does not complete. It is deleted all the same. When cancelled, it stays.

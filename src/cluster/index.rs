@@ -1,6 +1,5 @@
-//! What is known of SyncJobs besides the watch cache: where each of them is and whose it is. Those that have ended are
-//! only here, with the little that is still asked of them: there may be many, and a whole object takes ten times the
-//! memory.
+//! Index of SyncJobs beside the watch cache: the reference and the owner of each SyncJob. Ended SyncJobs are only
+//! here, with the few fields that are still needed: there may be many, and a whole object takes ten times the memory.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -56,7 +55,7 @@ pub(super) struct JobIndex {
 #[derive(Default)]
 struct Known {
     jobs: HashMap<Arc<str>, Job>,
-    /// By the uid of the object that controls them.
+    /// Owners, by the uid of the object that controls the SyncJobs.
     owners: HashMap<Arc<str>, Owner>,
 }
 
@@ -71,17 +70,17 @@ struct Owner {
 }
 
 enum State {
-    /// It is in the watch cache.
+    /// Unfinished SyncJob in the watch cache.
     UnderWay {
         reference: Box<ObjectRef<SyncJob>>,
         is_held: bool,
     },
-    /// It cannot be read, and has not ended as far as is known. This is its outline.
+    /// Outline of a SyncJob that cannot be read, and has not ended as far as is known.
     Unreadable(Arc<SyncJob>),
     Ended(Ended),
 }
 
-/// What is asked of a SyncJob that has ended.
+/// Fields that are kept of an ended SyncJob.
 struct Ended {
     name: Box<str>,
     slot: Timestamp,
@@ -95,12 +94,12 @@ struct Ended {
 }
 
 impl JobIndex {
-    /// All of them are about to be listed.
+    /// Begins a list of all SyncJobs.
     pub fn begin(&mut self) {
         self.listing = Known::default();
     }
 
-    /// One of the list.
+    /// Adds a SyncJob of the list.
     pub fn list(&mut self, job: &ReadResult<SyncJob>) {
         self.listing.apply(job);
     }
@@ -112,7 +111,8 @@ impl JobIndex {
         owners.filter_map(|owner| owner.schedule).collect()
     }
 
-    /// A SyncJob was made or changed. True when its schedule has to know: it was made, has ended, or is held or not any more.
+    /// Records a created or changed SyncJob. True when its schedule has to be reconciled: the SyncJob was created,
+    /// has ended, or its hold has changed.
     pub fn apply(&mut self, job: &ReadResult<SyncJob>) -> bool {
         self.known.apply(job)
     }
@@ -122,12 +122,12 @@ impl JobIndex {
         self.known.remove(uid);
     }
 
-    /// True when there is one with this uid.
+    /// True when a SyncJob with this uid exists.
     pub fn has(&self, uid: &str) -> bool {
         self.known.jobs.contains_key(uid)
     }
 
-    /// Where one is that has not ended.
+    /// Reference to an unfinished SyncJob.
     pub fn under_way(&self, uid: &str) -> Option<&ObjectRef<SyncJob>> {
         match &self.known.jobs.get(uid)?.state {
             State::UnderWay { reference, .. } => Some(reference),
@@ -135,7 +135,7 @@ impl JobIndex {
         }
     }
 
-    /// Those that an object controls.
+    /// SyncJobs that an object controls.
     pub fn jobs_of(&self, owner: &str, cache: &Store<SyncJob>) -> Vec<Arc<SyncJob>> {
         let uids = self.known.owners.get(owner).map(|owner| owner.jobs.as_slice()).unwrap_or_default();
         uids.iter()
@@ -226,7 +226,7 @@ impl State {
 }
 
 impl Ended {
-    /// The SyncJob, without what nobody asks.
+    /// SyncJob with only the kept fields.
     fn to_job(&self, uid: &str) -> SyncJob {
         let mut job = SyncJob::new(&self.name, SyncJobSpec::default());
         job.metadata.uid = Some(uid.to_owned());

@@ -1,8 +1,8 @@
 //! Objects as the API server sends them. Each one is read for itself: one that this release cannot read keeps no other one
 //! from being read.
 //!
-//! kube's `DeserializeGuard` is not enough: it reads an object into a tree of values first, and the JSON reader gives up
-//! the whole list when one object is nested deeper than 128 levels.
+//! kube's `DeserializeGuard` is not enough: it reads an object into a tree of values first, and the JSON reader
+//! rejects the whole list when one object is nested deeper than 128 levels.
 
 use std::{borrow::Cow, fmt::Debug};
 
@@ -49,7 +49,7 @@ pub enum ReadResult<K> {
 /// known.
 #[derive(Clone, Debug)]
 pub struct Unreadable<K> {
-    /// Its metadata, and what can be read of its status. Its spec is empty.
+    /// Metadata and the readable part of the status. The spec is empty.
     pub outline: K,
     /// The reason, as a sentence without a full stop.
     pub reason: String,
@@ -130,7 +130,7 @@ impl<'de, K: Kind> Deserialize<'de> for ReadResult<K> {
     }
 }
 
-/// What is read of an object that cannot be read as a whole. The rest is skipped without recursion.
+/// Readable fields of an object that cannot be read as a whole. The rest is skipped without recursion.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Outline {
@@ -174,7 +174,7 @@ fn outline<K: Kind>(text: &str) -> K {
 
 fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    // Line and column are those of a text that nobody has.
+    // The line and the column refer to a text that no user sees.
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
     let text = match text {
         "recursion limit exceeded" => {
@@ -191,7 +191,7 @@ fn status<S: DeserializeOwned, P: DeserializeOwned>(text: Option<&str>, rest: im
     serde_json::from_str(text).ok().or_else(|| serde_json::from_str(text).ok().map(rest))
 }
 
-/// What is read of a status that cannot be read as a whole.
+/// Readable fields of a status that cannot be read as a whole.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct PartialStatus {
@@ -244,7 +244,7 @@ impl Kind for SyncAlert {
     }
 }
 
-/// Reads an object as it is now. `None`: it is not there.
+/// Reads the current object from the API server. `None`: the object does not exist.
 ///
 /// # Errors
 /// When the API server refuses, or cannot be reached.
@@ -257,7 +257,7 @@ pub async fn read_object<K: Kind>(api: &Api<K>, name: &str) -> kube::Result<Opti
     }
 }
 
-/// Reads an object as it is now, whole. `None`: it is not there.
+/// Reads the current object from the API server, as a whole. `None`: the object does not exist.
 ///
 /// # Errors
 /// As [`read_object`], and when this release cannot read the object.

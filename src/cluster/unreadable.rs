@@ -25,7 +25,7 @@ pub struct UnreadableObject {
     pub generation: Option<i64>,
     /// The conditions in its status.
     pub conditions: Vec<Condition>,
-    /// Why it cannot be read, as a sentence without a full stop.
+    /// Reason for which the object cannot be read, as a sentence without a full stop.
     pub reason: String,
 }
 
@@ -43,7 +43,7 @@ impl<K: Kind> From<&Unreadable<K>> for UnreadableObject {
     }
 }
 
-/// All unreadable objects. Cheap to clone.
+/// Unreadable objects of all kinds. Cheap to clone.
 #[derive(Clone)]
 pub struct UnreadableObjects {
     kinds: Arc<Mutex<HashMap<String, Objects>>>,
@@ -64,7 +64,7 @@ impl UnreadableObjects {
         Self { kinds: Arc::default(), changes: Arc::new(watch::Sender::new(())) }
     }
 
-    /// Takes note of a change.
+    /// Records a change.
     pub(super) fn record<K: Kind>(&self, event: &watcher::Event<ReadResult<K>>) {
         let mut kinds = self.lock();
         let Objects { known, listing } = kinds.entry(K::kind(&()).into_owned()).or_default();
@@ -96,13 +96,13 @@ impl UnreadableObjects {
         }
     }
 
-    /// All of them.
+    /// All unreadable objects.
     #[must_use]
     pub fn all(&self) -> Vec<UnreadableObject> {
         self.lock().values().flat_map(|objects| objects.known.values().cloned()).collect()
     }
 
-    /// Tells when one of them is new, is changed, or can be read again.
+    /// Receiver that is notified when an unreadable object is added or changed, or becomes readable.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()

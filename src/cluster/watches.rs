@@ -16,10 +16,10 @@ use crate::{
     telemetry::{Availability, AvailabilityProbe},
 };
 
-/// What `kubectl apply` leaves on an object, which is the whole of it once more.
+/// Annotation with a copy of the whole object, which `kubectl apply` sets.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// How long a watch lasts until it is asked for anew from where it was. When nothing comes for 5 s longer, its
-/// connection is taken to be dead: nobody tells when a network forgets it. kube's own 290 s are long to be blind.
+/// Longest duration of a watch before it is resumed. Without data for 5 s longer, the connection counts as broken: no
+/// error is reported when a network loses a connection. The 290 s of kube would leave the caches stale for too long.
 const WATCH: u32 = 30;
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
@@ -29,8 +29,8 @@ const EXPIRED: u16 = 410;
 /// Code of an API server that answers, and asks for the same watch later: the storage of a kind still starts.
 const TOO_MANY_REQUESTS: u16 = 429;
 
-/// Codes of a kind that is not installed, or that the operator has no right to: nobody is told of anything then, and all
-/// else goes on.
+/// Status codes of a kind that is not installed, or that the operator has no right to. The operator works without
+/// that kind then.
 const ABSENT: [u16; 2] = [403, 404];
 
 static API_SERVER: Availability = Availability::new("the Kubernetes API");
@@ -59,7 +59,7 @@ pub(super) fn changes_of_alerts(
     }))
 }
 
-/// The changes of a kind, without what nobody asks.
+/// Stream of the changes of a kind, without fields that are not needed.
 pub fn changes<K: Kind>(
     api: Api<ReadResult<K>>,
 ) -> impl Stream<Item = watcher::Result<watcher::Event<ReadResult<K>>>> + Send {
@@ -89,7 +89,7 @@ fn events<K: Kind>(
 
 fn record_answer<K>(probe: &AvailabilityProbe, event: &watcher::Result<watcher::Event<K>>) {
     match event {
-        // They say that a list is about to be asked for: the API server answered, and that is all.
+        // The event says only that a list is about to be requested: the API server has answered.
         Ok(watcher::Event::Init) => {}
         Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
         // No outage: the watch is started again within seconds, and of a kind in which nothing changes no event would end it.
@@ -113,13 +113,14 @@ where
     })
 }
 
-/// Since when the API server has not answered a watch. `None` while it answers all: the caches are up to date.
+/// Time since which the API server has not answered a watch. `None`: the API server answers all watches, and the
+/// caches are up to date.
 #[must_use]
 pub fn stale_since() -> Option<Timestamp> {
     API_SERVER.since()
 }
 
-/// Takes note of each event of a watch that has shown in its cache, and counts the watch once it has listed.
+/// Handles each event of a watch after its cache was updated, and counts the watch once it has listed its objects.
 pub async fn drain<K: Resource>(
     watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
     listing: &watch::Sender<usize>,
@@ -136,7 +137,7 @@ pub async fn drain<K: Resource>(
     }
 }
 
-/// Doubling waits. The watcher's own go up to 30 s, which a short outage would be made longer by.
+/// Backoff that doubles. The backoff of the watcher goes up to 30 s, which would prolong a short outage.
 struct Retry(Duration);
 
 impl Iterator for Retry {

@@ -21,7 +21,8 @@ use crate::api::{SyncAlert, SyncJob, SyncSchedule};
 /// Permits of one queue. Each holder keeps a reconciliation open, so both queues together must leave some reconciliations for objects that
 /// write nothing. kube starts reconciliations beyond its limit in no order.
 const PERMITS: usize = 64;
-/// How long a dispatched permit is reserved. An object that was deleted in the meantime never takes it.
+/// Longest time for which a dispatched permit is reserved. An object that was deleted in the meantime never takes the
+/// permit.
 const KEEP: Duration = Duration::from_secs(5);
 
 /// Object whose reconciliation has something to write.
@@ -241,7 +242,7 @@ mod tests {
             permits.push(queue.take_permit(&who).unwrap());
             assert!(queue.take_permit(&who).is_none() && queue.take_permit(&job(102)).is_none());
         }
-        // Each is there once.
+        // Each object is in the queue once.
         permits.drain(..3);
         let rest = [next_admitted(&mut from).await, next_admitted(&mut from).await];
         assert_eq!(rest, [job(102), job(7)]);

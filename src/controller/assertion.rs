@@ -1,5 +1,5 @@
-//! Asserts in Redis what the SyncJobs say of their runs: Redis is a cache, and may lose any of it, or go back to an earlier time.
-//! `docs/design/redis-as-cache.md` has the reasons.
+//! Assertion of the runs in Redis from the SyncJobs: Redis is a cache, and may lose any of its data or go back to an
+//! earlier time. `docs/design/redis-as-cache.md` has the reasons.
 
 use std::{
     collections::HashMap,
@@ -32,19 +32,19 @@ use crate::{
 
 /// SyncJobs in one page of a list.
 const PAGE: u32 = 500;
-/// SyncJobs that are read from the cache at once: what is asserted of them is from a moment ago.
+/// Number of SyncJobs that are read from the cache at once, so that the asserted values are recent.
 const CHUNK: usize = 100;
-/// How long after a restore of Redis the end of a run is asserted as soon as its SyncJob tells it: it may have been on its way when the
-/// SyncJobs were listed.
+/// Time after a restore of Redis during which an end of a run is asserted as soon as its SyncJob has it: the end may
+/// not have been in the list of SyncJobs yet.
 const LATE_END_PERIOD: Duration = Duration::from_mins(1);
 
-/// What is known of the Redis server.
+/// Last known state of the Redis server.
 #[derive(Debug)]
 pub(super) struct RedisView {
     /// Called when runs have to be asserted at once.
     pub is_restored: Notify,
     confirmed: Mutex<Option<Instant>>,
-    /// When a worker was last known to live.
+    /// Time at which a worker was last known to be connected.
     workers_seen: Mutex<Instant>,
     lease: Duration,
 }
@@ -59,7 +59,7 @@ impl RedisView {
         }
     }
 
-    /// Notes what the server said of itself.
+    /// Records an answer of the server.
     pub fn record(&self, server: &Server) {
         if server.workers > 0 {
             *self.workers_seen.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -80,7 +80,7 @@ impl RedisView {
     }
 }
 
-/// What the API server says of a SyncJob.
+/// State of a SyncJob in the API server or a cache of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
     Absent,
@@ -88,7 +88,7 @@ enum Presence {
     Ended,
 }
 
-/// What is to be done about a run that Redis takes for unfinished.
+/// Action for a run that is unfinished in Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Keep,
@@ -105,12 +105,12 @@ fn decide_removal(cached: Presence, listed: Option<Presence>) -> Verdict {
             Verdict::Remove
         }
         (Presence::Unfinished, None) | (_, Some(Presence::Unfinished)) => Verdict::Keep,
-        // One that is not in the list was made, or deleted, since.
+        // A SyncJob that is not in the list was created or deleted since.
         (Presence::Absent, None) | (Presence::Unfinished, Some(Presence::Absent)) => Verdict::Ask,
     }
 }
 
-/// Makes the unfinished runs in Redis what the SyncJobs say. After a restore of Redis, workers may claim runs again after that.
+/// Asserts the unfinished runs in Redis. After a restore of Redis, workers may claim runs again after that.
 pub(super) async fn assert_runs(context: &Context) -> Result<(), Error> {
     let Context { cluster, queue, redis, .. } = context;
     let (began, server) = (Instant::now(), queue.server().await?);
@@ -183,7 +183,7 @@ async fn assert_unfinished(context: &Context, is_restored: bool) -> Result<usize
     Ok(asserted)
 }
 
-/// What a SyncJob says of its run, as the queue takes it.
+/// State of a run that is asserted from its SyncJob.
 struct AssertedRun {
     uid: String,
     desired: DesiredState,
@@ -245,7 +245,7 @@ pub(super) async fn is_gone(context: &Context, uid: &str) -> Result<bool, Error>
     Ok(live.is_none_or(|job| job.uid().as_deref() != Some(uid)))
 }
 
-/// What a list of SyncJobs is read for. Nothing else in them can make the list unreadable.
+/// SyncJob in a list that needs only the uid and the conditions. No other field can make the list unreadable.
 type Listed = Object<IgnoredAny, ListedStatus>;
 
 #[derive(Clone, Debug, Default, Deserialize)]

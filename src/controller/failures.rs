@@ -1,4 +1,4 @@
-//! What failed of late on which object. Each action on an object has a backoff of its own.
+//! Recent failures by object. Each action on an object has a backoff of its own.
 
 use std::{
     collections::HashMap,
@@ -15,9 +15,9 @@ use crate::domain::{
     failure::{CREATE, Cause, Failure},
 };
 
-/// Objects of which failures are kept before those are looked for that are over.
+/// Number of objects above which old failures are removed.
 const CLEANUP_THRESHOLD: usize = 1000;
-/// How long a failure is kept that is not tried again: the object is gone, or another process leads.
+/// Longest time for which a failure is kept without a retry: the object is gone, or another process leads.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// Failed actions by object.
@@ -26,7 +26,7 @@ pub(super) struct Failures(Mutex<HashMap<ObjectKey, FailedObject>>);
 
 #[derive(Default)]
 struct FailedObject {
-    /// Its uid, and the generation of its spec.
+    /// Uid of the object, and generation of its spec.
     spec: Option<(Option<String>, Option<i64>)>,
     actions: HashMap<&'static str, FailedAction>,
 }
@@ -38,11 +38,11 @@ struct FailedAction {
     shown: Option<Failure>,
 }
 
-/// What is to be made of a failure.
+/// Result of a recorded failure.
 pub(super) struct RecordedFailure {
-    /// It is the first one of the action.
+    /// True for the first failure of the action in a row.
     pub is_first: bool,
-    /// The event that tells of it, once for each message.
+    /// Event about the failure, once for each message.
     pub event: Option<ObjectEvent>,
 }
 
@@ -86,14 +86,14 @@ impl Failures {
         }
     }
 
-    /// How long an action must not be tried. `None`: it may be.
+    /// Time until an action may be tried again. `None`: the action may be tried now.
     pub fn remaining_backoff(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
         let objects = self.lock();
         let entry = objects.get(who)?.actions.get(action).filter(|entry| entry.cause.holds_back())?;
         entry.until.checked_duration_since(now).filter(|wait| !wait.is_zero())
     }
 
-    /// How long until an action that failed is due again.
+    /// Time until a failed action is due again.
     pub fn retry_delay(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
         let objects = self.lock();
         Some(objects.get(who)?.actions.get(action)?.until.saturating_duration_since(now))
@@ -108,7 +108,7 @@ impl Failures {
         first.map(|(_, failure)| failure.clone())
     }
 
-    /// Forgets what failed on an object before its spec was changed, or on another one of the same name.
+    /// Removes failures from before a change of the spec, and failures of another object of the same name.
     pub fn begin(&self, who: &ObjectKey, meta: &ObjectMeta) {
         let mut objects = self.lock();
         if let Some(object) = objects.get_mut(who) {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::ownership::Ownership;
 use crate::domain::lease::{self, LeaseRecord};
 
-/// Between two tries to give the Lease up.
+/// Interval between attempts to release the Lease.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Settings of the election.
@@ -29,15 +29,15 @@ pub struct ElectionSettings {
     pub namespace: Option<String>,
     /// Name of the Lease.
     pub name: String,
-    /// How long a standby waits for a leader that shows no sign of life, at least 1 s, in whole seconds. A leader
-    /// stops writing when it could not renew the Lease for seven tenths of that.
+    /// Length of the Lease, at least 1 s, in whole seconds. A standby takes over when the leader has not renewed the
+    /// Lease for this time. A leader stops writing after seven tenths of it without a renewal.
     pub duration: Duration,
 }
 
-/// Whether this process leads. Cheap to clone.
+/// Leadership of this process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Leadership {
-    /// End of the time in which nobody else can have taken the Lease, by this process's monotonic clock.
+    /// End of the time in which no other process can have acquired the Lease, by the monotonic clock of this process.
     until: watch::Receiver<Option<Instant>>,
     leader: watch::Receiver<Option<String>>,
     refused: watch::Receiver<bool>,
@@ -45,8 +45,8 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    /// True while nobody else can lead. Ask directly before each write: a process that was stopped for a while
-    /// learns it here first.
+    /// True while no other process can lead. Call it directly before each write: after a pause of the process, this
+    /// is the first sign that leadership is lost.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.until.borrow().is_some_and(|until| Instant::now() < until)
@@ -65,21 +65,21 @@ impl Leadership {
         }
     }
 
-    /// Who leads, as far as is known.
+    /// Identity of the leader, as far as is known.
     #[must_use]
     pub fn leader(&self) -> Option<String> {
         self.leader.borrow().clone()
     }
 
-    /// True while the API server refuses this process the Lease, so that it can never lead: rights are missing, most
-    /// likely. The log says which.
+    /// True while the API server refuses this process the Lease, so that the process can never lead. The log has the
+    /// reason, such as missing rights.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         *self.refused.borrow()
     }
 
-    /// Name of the other installation that owns the queue, as far as this process knows. Nothing is done with the queue while there
-    /// is one.
+    /// Name of the other installation that owns the queue, as far as this process knows. The process does not use the
+    /// queue then.
     #[must_use]
     pub fn queue_owner(&self) -> Option<String> {
         match &*self.ownership.borrow() {
@@ -110,12 +110,12 @@ impl Leadership {
         }
     }
 
-    /// Tells each time another installation begins or ceases to own the queue.
+    /// Receiver that is notified when another installation begins or ceases to own the queue.
     pub(super) fn ownership_changes(&self) -> watch::Receiver<Ownership> {
         self.ownership.subscribe()
     }
 
-    /// Tells each time someone else leads, or this process does.
+    /// Receiver that is notified when the leader changes.
     pub(super) fn changes(&self) -> watch::Receiver<Option<String>> {
         self.leader.clone()
     }
@@ -136,7 +136,7 @@ pub(super) struct Elector {
 }
 
 impl Elector {
-    /// From `stop` on, it only keeps the Lease if it has it.
+    /// Creates an elector. From `stop` on, the elector renews a Lease that it holds, and acquires none.
     pub fn new(settings: ElectionSettings, client: Client, stop: CancellationToken) -> (Self, Leadership) {
         let leases = match &settings.namespace {
             Some(namespace) => Api::namespaced(client, namespace),
@@ -155,7 +155,7 @@ impl Elector {
         let mut is_failing = false;
         loop {
             let sent = Instant::now();
-            // An answer that comes later is of no use; the Lease's resource version makes the write harmless.
+            // A later answer is not used. The resource version of the Lease makes the write harmless.
             match timeout_at(sent + self.settings.duration / 2, self.attempt()).await {
                 Ok(Ok(leads)) => {
                     is_failing = false;
@@ -165,7 +165,8 @@ impl Elector {
                     }
                 }
                 Ok(Err(error)) => {
-                    // A conflict: someone was faster. Anything else: the Lease may still be ours, until its time ends.
+                    // A conflict means that another process was faster. After any other error, this process may still
+                    // hold the Lease until it expires.
                     if !is_conflict(&error) && !std::mem::replace(&mut is_failing, true) {
                         tracing::warn!(lease = self.settings.name, %error, "the Lease cannot be read or written; trying again");
                     }
@@ -195,7 +196,7 @@ impl Elector {
         let ElectionSettings { identity, duration, .. } = &self.settings;
         let holder = record.as_ref().and_then(|record| record.holder.clone());
         let next = lease::claim(identity, *duration, record.as_ref(), unchanged, Timestamp::now());
-        // One that stops would only keep the others from leading.
+        // A process that stops would only keep other processes from leading.
         let next = next.filter(|_| !self.stop.is_cancelled() || holder.as_deref() == Some(identity));
         let Some(next) = next else {
             self.maybe_mine = false;
@@ -222,7 +223,7 @@ impl Elector {
     }
 
     fn renew(&self, until: Instant) {
-        // A renewal that came too late begins a new time: what was due in between was put aside.
+        // A late renewal begins a new period of leadership: work that was due in between was cancelled.
         self.step_down_when_expired();
         if self.until.send_replace(Some(until)).is_none() {
             tracing::info!(lease = self.settings.name, "acquired leadership");
@@ -248,7 +249,7 @@ impl Elector {
         self.leader.send_if_modified(|known| std::mem::replace(known, leader.map(str::to_owned)).as_deref() != leader);
     }
 
-    /// Gives the Lease up, so that another one leads at once. To be called when nothing is written any more.
+    /// Releases the Lease, so that another process leads at once. Call it when all writes have ended.
     pub async fn release(self) {
         self.until.send_replace(None);
         if !self.maybe_mine {

@@ -68,15 +68,15 @@ pub use leader::{ElectionSettings, Leadership};
 
 /// Objects reconciled at a time, for each kind. More than there are permits in both queues ([`AdmissionQueue`]).
 const CONCURRENCY: u16 = 256;
-/// How often Redis is asked for a sign of life.
+/// Interval between pings of Redis.
 const PING: Duration = Duration::from_secs(2);
 /// Times in a row that Redis does not answer until it is taken to be away: a single slow answer is no outage.
 const MISSES: u32 = 3;
-/// How long events may take that wait when the process ends.
+/// Longest time for the delivery of pending events when the process ends.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// The wait after an error that has no backoff of its own: a server cannot be reached, which is noticed elsewhere.
 const AFTER_ERROR: Duration = Duration::from_secs(5);
-/// How long an object is left alone whose namespace is being deleted.
+/// Delay of the next reconciliation of an object whose namespace is being deleted.
 const TERMINATING: Duration = Duration::from_mins(1);
 /// The action that fails in a namespace that is being deleted.
 const ANYTHING: &str = "create anything";
@@ -84,17 +84,17 @@ const ANYTHING: &str = "create anything";
 /// Settings of the controllers.
 #[derive(Clone, Debug)]
 pub struct ControllerSettings {
-    /// Only this namespace; all when `None`.
+    /// Namespace to watch. `None`: all namespaces.
     pub namespace: Option<String>,
-    /// Every unfinished SyncJob is compared with the queue this often.
+    /// Interval between comparisons of every unfinished SyncJob with the queue.
     pub resync: Duration,
-    /// Least time between two status writes of one SyncJob that tell of progress only.
+    /// Least time between two status writes of one SyncJob that report progress only.
     pub status_interval: Duration,
-    /// Most status writes a second, of all objects together.
+    /// Largest number of status writes per second, of all objects together.
     pub status_writes_per_second: NonZeroU32,
     /// Names this process in events.
     pub instance: String,
-    /// How the one that reconciles is found among several controllers.
+    /// Settings of the leader election among several controllers.
     pub election: ElectionSettings,
     /// Which addresses sinks of alerts may be at.
     pub egress: Egress,
@@ -221,8 +221,8 @@ impl Context {
     }
 }
 
-/// Merge patch of an object's status. It carries the resource version that the decision was made on, so that the API server refuses
-/// an outdated one, and has only the fields that this release knows.
+/// Merge patch of the status of an object. The patch carries the resource version that the decision was made on, so
+/// that the API server refuses a stale one, and contains only the fields that this release knows.
 fn status_patch<S: Serialize>(metadata: &ObjectMeta, old: Option<&S>, new: &S) -> Patch<Value> {
     // These are texts, numbers and times.
     let json = |status: &S| serde_json::to_value(status).unwrap_or_default();
@@ -244,17 +244,17 @@ enum Error {
     HeldBack(Duration),
     #[error("a SyncJob of the name {0} is about to be deleted")]
     Occupied(String),
-    /// An action failed; the others were carried out.
+    /// One action failed; the others were carried out.
     #[error("{error}")]
     Partly {
         error: Box<Error>,
-        /// When the object is due in any case.
+        /// Time until the object is due in any case.
         next: Option<Duration>,
     },
 }
 
 impl Error {
-    /// Nothing more is to be done: the object will be deleted with its namespace.
+    /// True when the object will be deleted with its namespace, so that no action is needed.
     fn is_in_terminating_namespace(&self) -> bool {
         match self {
             Self::Cluster(error) => error.is_in_terminating_namespace(),
@@ -419,7 +419,7 @@ pub async fn run(
     tracing::info!("controllers stopped");
 }
 
-/// When an object is reconciled again after an error.
+/// Action after an error: when the object is reconciled again.
 fn after(who: &ObjectKey, error: &Error, context: &Context) -> Action {
     tracing::debug!(%error, "reconciliation failed");
     if error.is_in_terminating_namespace() {
@@ -458,7 +458,8 @@ fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<Syn
     })
 }
 
-/// Every SyncJob that has something to wait for, in each resync, when Redis is available again, and when the leader changes.
+/// Stream of all unfinished SyncJobs, in each resync, when Redis is available again, and when the leader or the owner
+/// of the queue changes.
 fn unfinished(
     cluster: &Cluster,
     resync: Duration,

@@ -35,7 +35,7 @@ struct LastWrite {
     written: Option<Instant>,
     /// Resource version that the last write replaced, and when.
     replaced: Option<(String, Instant)>,
-    /// When the end of the run was first seen that is not in the status yet.
+    /// Time at which an end of the run was first seen that is not in the status yet.
     ended: Option<Instant>,
 }
 

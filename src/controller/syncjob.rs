@@ -132,7 +132,7 @@ async fn leave(job: &SyncJob, uid: &str, owner: &str, context: &Context, now: Ti
         write_status(job, uid, status, &permit, context).await?;
         context.publish_events(job, vec![event]);
     }
-    Ok(Action::requeue(ownership::LOOK))
+    Ok(Action::requeue(ownership::CHECK_INTERVAL))
 }
 
 /// Reads the run from the queue, and decides.

@@ -99,7 +99,7 @@ async fn leave(schedule: &SyncSchedule, owner: &str, context: &Context) -> Resul
         write_status(schedule, &ObjectKey::Schedule(ObjectRef::from_obj(schedule)), status, &permit, context).await?;
         context.publisher.publish(schedule, event);
     }
-    Ok(Action::requeue(ownership::LOOK))
+    Ok(Action::requeue(ownership::CHECK_INTERVAL))
 }
 
 /// Reads the SyncJobs of a schedule, and decides.
@@ -266,7 +266,7 @@ impl Act<'_> {
     /// Cancels a run that a newer run replaces. An annotation names the newer run.
     async fn cancel(&self, name: &str, (annotation, newer): (&str, &str), event: ObjectEvent) -> Result<(), Error> {
         let Self { schedule, who, context, .. } = *self;
-        // The uid makes this a conflict for another SyncJob of the same name.
+        // The uid causes a conflict for another SyncJob of the same name.
         let metadata = json!({"uid": self.uid(name), "annotations": {annotation: newer}});
         let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"cancelled": true}}));
         let jobs = context.cluster.namespaced::<ReadResult<SyncJob>>(&schedule.metadata);

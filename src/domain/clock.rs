@@ -9,15 +9,15 @@ pub const TOLERANCE: SignedDuration = SignedDuration::from_secs(30);
 /// The clocks at one moment. `None`: the server did not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clocks {
-    /// Of this process.
+    /// Clock of this process.
     pub local: Timestamp,
-    /// Of the API server.
+    /// Clock of the API server.
     pub api_server: Option<Timestamp>,
-    /// Of Redis, by which runs start, and leases and deadlines end.
+    /// Clock of Redis, which the start of runs, leases and deadlines use.
     pub redis: Option<Timestamp>,
 }
 
-/// What follows from the clocks.
+/// Result of a comparison of the clocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The time.
@@ -30,8 +30,9 @@ fn is_near(a: Timestamp, b: Timestamp) -> bool {
     a.duration_since(b).abs() <= TOLERANCE
 }
 
-/// Decides what time it is. A local clock that differs from the API server's is not used: the API server stamps all objects. Of
-/// Redis and the API server nobody else can tell which one is right.
+/// Compares the clocks, and decides on the current time. A local clock that differs from the API server's is not
+/// used: the API server stamps all objects. When Redis and the API server differ, the process cannot tell which one
+/// is right.
 #[must_use]
 pub fn compare(clocks: &Clocks) -> Reading {
     let Clocks { local, api_server, redis } = *clocks;

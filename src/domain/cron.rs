@@ -1,7 +1,7 @@
 //! Slots by the clocks of a time zone: every full minute at which they show a time that a cron expression matches.
 //!
-//! That is how a Kubernetes CronJob reads an expression (`Next` in <https://github.com/robfig/cron>): a time that the
-//! clocks skip gives no slot, and one that they show twice gives two.
+//! The semantics are those of a Kubernetes CronJob (`Next` in <https://github.com/robfig/cron>): a time that the
+//! clocks skip gives no slot, and a time that occurs twice gives two.
 
 use std::{ops::Range, time::Duration};
 
@@ -19,7 +19,8 @@ use jiff::{
 use super::{from_seconds, slots::Due};
 
 const DAY: i64 = 86_400;
-/// What matches no date in this time never does: 29 February falls on a given weekday at least every 40 years.
+/// Period after which an expression without a match has none: 29 February is on a given weekday at least every 40
+/// years.
 const HORIZON: i64 = 41 * 366 * DAY;
 
 /// A cron expression in a time zone.
@@ -31,15 +32,15 @@ pub struct Cron {
     zone: TimeZone,
 }
 
-/// Why an expression gives no slots.
+/// Mistake of an expression that gives no slots.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCron {
-    /// It cannot be read.
+    /// The expression cannot be parsed.
     #[error("schedule: {text:?} is not a cron expression such as */20 * * * *: {reason}")]
     Pattern {
         /// The expression.
         text: String,
-        /// What is wrong with it.
+        /// Description of the mistake.
         reason: String,
     },
     /// There is no such date.
@@ -79,11 +80,11 @@ impl Cron {
         Ok(cron)
     }
 
-    /// When it fires, in plain words.
+    /// Description of the slots, in English.
     #[must_use]
     pub fn words(&self) -> String {
         let zone = self.zone.iana_name().unwrap_or("UTC");
-        // The library says "At every 20 minutes."
+        // The library returns "At every 20 minutes."
         let said = self.pattern.describe().replacen("At every", "Every", 1);
         format!("{}, {zone}", said.trim_end_matches('.'))
     }
@@ -178,12 +179,12 @@ impl Cron {
 struct Span {
     /// Seconds since the epoch.
     instants: Range<i64>,
-    /// What the clocks show more.
+    /// Offset of local time from UTC.
     offset: i64,
 }
 
 impl Span {
-    /// What the clocks show, in seconds since they showed the epoch.
+    /// Range of local time, in seconds since the epoch in local time.
     fn clocks(&self) -> Range<i64> {
         self.instants.start + self.offset..self.instants.end + self.offset
     }

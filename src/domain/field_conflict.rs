@@ -10,8 +10,8 @@ use kube::ResourceExt;
 
 use crate::api::SyncSchedule;
 
-/// Most schedules that a change of another one requeues at once. The controller sees the change of the others at their next
-/// slot.
+/// Largest number of schedules that a change of another schedule requeues at once. The controller sees the change of
+/// the others at their next slot.
 const MAX_REQUEUED: usize = 100;
 /// Fields that a condition names.
 const NAMED: usize = 5;
@@ -19,13 +19,13 @@ const NAMED: usize = 5;
 /// Namespace and name of a SyncSchedule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ScheduleKey {
-    /// Its namespace.
+    /// Namespace of the SyncSchedule.
     pub namespace: String,
-    /// Its name.
+    /// Name of the SyncSchedule.
     pub name: String,
 }
 
-/// A field that a source maps, and another one too.
+/// Field that a source and another source both map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldConflict {
     /// Path of the field, as the schedule has it.
@@ -37,13 +37,13 @@ pub struct FieldConflict {
 /// A schedule whose source maps the same field.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Other {
-    /// One of another namespace, into which not everybody may look.
+    /// Schedule of another namespace, which the user may have no right to see.
     Elsewhere,
-    /// One of the same namespace.
+    /// Schedule of the same namespace.
     Beside(ScheduleKey),
 }
 
-/// What the sources of all SyncSchedules map.
+/// Fields that the sources of all SyncSchedules map.
 #[derive(Clone, Debug, Default)]
 pub struct Mappings {
     schedules: HashMap<ScheduleKey, Mapping>,
@@ -60,7 +60,7 @@ struct Place {
     collection: String,
 }
 
-/// What the source of one schedule maps.
+/// Fields that the source of one schedule maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mapping {
     place: Place,
@@ -103,7 +103,7 @@ impl Mappings {
         mappings
     }
 
-    /// Notes a schedule that was made or changed. Returns others whose conflicts that changes.
+    /// Records a created or changed schedule. Returns the other schedules whose conflicts that changes.
     pub fn apply(&mut self, schedule: &SyncSchedule) -> Vec<ScheduleKey> {
         self.change(ScheduleKey::from_schedule(schedule), Mapping::from_schedule(schedule))
     }
@@ -124,7 +124,7 @@ impl Mappings {
         let conflict = |field: &String| {
             let others =
                 self.overlapping(&mapping.place, field).filter_map(|sources| another(sources, &mapping.source));
-            // One that may be named tells more.
+            // A schedule that may be named is more useful to the user.
             let other = others.max()?;
             Some(FieldConflict { field: field.clone(), other })
         };
@@ -188,14 +188,14 @@ impl Mappings {
     }
 }
 
-/// Changes a value of a map, and removes it when `is_empty` says so.
+/// Changes a value of a map, and removes it when `is_empty` returns true.
 fn remove<K: Ord, V>(map: &mut BTreeMap<K, V>, key: &K, is_empty: impl FnOnce(&mut V) -> bool) {
     if map.get_mut(key).is_some_and(is_empty) {
         map.remove(key);
     }
 }
 
-/// Another source than this one. Looks at few of them, however many there are.
+/// Returns another source than this one. Checks only a few of them, however many there are.
 fn another(sources: &Sources, own: &(String, String)) -> Option<Other> {
     let (namespace, _) = own;
     let first = (namespace.clone(), String::new());
@@ -330,7 +330,7 @@ mod tests {
             mappings.delete(schedule);
             mappings.apply(schedule);
         }
-        // It is 0.3 s here; to look at each pair would take minutes.
+        // This takes 0.3 s here. To compare each pair would take minutes.
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
 

@@ -21,9 +21,9 @@ pub struct Guard {
     max_missing: Option<Limit>,
     max_changed: Option<Limit>,
     min_results: u64,
-    /// What a tripped guard does.
+    /// Action of the guard when a limit is exceeded.
     pub action: GuardAction,
-    /// How long a held run waits.
+    /// Longest time for which a held run waits.
     pub hold_for: Duration,
 }
 
@@ -44,7 +44,7 @@ impl Limit {
     }
 }
 
-/// What a run is about to remove.
+/// Removals that a run is about to make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removals {
     /// Documents that it would mark newly.
@@ -63,7 +63,7 @@ impl Removals {
     }
 }
 
-/// Why a run waits for an approval.
+/// Hold of a run that waits for an approval.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// Documents that the approval has to cover.
@@ -139,7 +139,7 @@ impl Guard {
         self.max_changed.map(|limit| limit.resolve(confirmed).max(approved.unwrap_or(0)))
     }
 
-    /// Why a run that has changed `changed` documents has to wait, without keys.
+    /// Hold, without keys, of a run that has changed `changed` documents. `None`: the limit is not exceeded.
     #[must_use]
     pub fn check_changes(&self, changed: u64, max: u64) -> Option<Hold> {
         (changed > max).then(|| Hold {

@@ -64,7 +64,7 @@ impl Fingerprint {
 /// Owner of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// What its processes agree on.
+    /// Fingerprint that all processes of the installation agree on.
     pub fingerprint: Fingerprint,
     /// Name of its Lease, as `<namespace>/<name>`.
     pub lease: String,
@@ -99,8 +99,8 @@ impl Owner {
     }
 }
 
-/// True when the controllers of a Lease are not at work any more: it is gone (`None`), was given up, or was not renewed for so
-/// long that they have lost what they owned.
+/// True when the controllers of a Lease are inactive: the Lease does not exist (`None`), was released, or was not
+/// renewed for so long that its installation has lost its ownership.
 #[must_use]
 pub fn is_over(lease: Option<&Record>, now: Timestamp) -> bool {
     let Some(lease) = lease else { return true };
@@ -108,8 +108,8 @@ pub fn is_over(lease: Option<&Record>, now: Timestamp) -> bool {
     !is_held || lease.renewed.is_none_or(|renewed| elapsed(renewed, now) > OWNERSHIP)
 }
 
-/// Sets the condition of an object on which the controllers of two Leases work, and returns its event. `owner` is the Lease whose
-/// controllers go on.
+/// Sets the condition of an object that the controllers of two Leases reconcile, and returns its event. `owner` is
+/// the Lease whose controllers continue.
 pub fn set_conflict(
     conditions: &mut Vec<Condition>,
     owner: &str,
@@ -125,7 +125,7 @@ pub fn set_conflict(
     ObjectEvent::warning("InstallationConflict", message)
 }
 
-/// What users read while the queue belongs to another installation.
+/// Message for users while the queue belongs to another installation.
 #[must_use]
 pub fn queue_is_owned(owner: &str) -> String {
     format!("The queue belongs to the installation {owner}: set another QUEUE_NAME, or run sync-operator adopt")

@@ -918,8 +918,8 @@ mod tests {
         assert_eq!(recorded(&job, at(200)).parked_since, Some(at(120)));
     }
 
-    /// Each row: the state, how long it was put aside, whether it is rolled back, the time, whether it ends, and the seconds after
-    /// which it is looked at again.
+    /// Each row: the state, the time for which the run was parked, whether it is rolled back, the time, whether it
+    /// ends, and the seconds until the next reconciliation.
     #[test]
     fn a_run_that_no_worker_holds_ends_at_its_deadline() {
         for (state, parked_for, rolled_back, now, ends, requeue) in [

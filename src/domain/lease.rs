@@ -1,28 +1,28 @@
-//! Who of several controllers leads: what is to be done about the Lease. The rules are client-go's
-//! (<https://pkg.go.dev/k8s.io/client-go/tools/leaderelection>): a standby takes a Lease over when it has seen it
-//! unchanged for its whole length by its own clock, so the clocks of the pods do not have to agree.
+//! Leader election: decisions about the Lease. The rules are client-go's
+//! (<https://pkg.go.dev/k8s.io/client-go/tools/leaderelection>): a standby takes a Lease over when it has seen the
+//! Lease unchanged for its whole length by its own clock, so the clocks of the pods do not have to agree.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// What stands in the Lease.
+/// Content of the Lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseRecord {
-    /// Who leads. `None` when it was given up.
+    /// Identity of the leader. `None`: the Lease was released.
     pub holder: Option<String>,
-    /// For how long a renewal holds.
+    /// Time for which a renewal holds.
     pub duration: Duration,
-    /// When the holder became the leader.
+    /// Time at which the holder became the leader.
     pub acquired: Option<Timestamp>,
-    /// When the holder showed itself last. Different at every renewal; not compared with any clock.
+    /// Time of the last renewal. Each renewal has another time, which is compared with no clock.
     pub renewed: Option<Timestamp>,
-    /// How often the leader changed.
+    /// Number of changes of the leader.
     pub transitions: i32,
 }
 
-/// The record to write to lead, or go on leading; `None` while another one leads. `seen` is what stands there
-/// (`None`: no Lease), and `unchanged` for how long that has been so by the clock of this process.
+/// Record to write to become or stay the leader. `None`: another process leads. `seen`: current record (`None`: no
+/// Lease). `unchanged`: time for which the record has not changed, by the clock of this process.
 #[must_use]
 pub fn claim(
     me: &str,
@@ -46,7 +46,7 @@ pub fn claim(
     }
 }
 
-/// The record that gives the Lease up. `None` when another one has it.
+/// Record that releases the Lease. `None`: another process holds the Lease.
 #[must_use]
 pub fn release(me: &str, seen: &LeaseRecord, now: Timestamp) -> Option<LeaseRecord> {
     let is_held = seen.holder.as_deref() == Some(me);
@@ -83,7 +83,7 @@ mod tests {
             (Some(record(Some("me"), 10, 20, 3)), long, Some(record(Some("me"), 10, 50, 3))),
             (Some(record(Some("other"), 10, 20, 3)), short, None),
             (Some(record(Some("other"), 10, 20, 3)), long, Some(record(Some("me"), 50, 50, 4))),
-            // Whatever the other one's clock says.
+            // The clock of the other process does not matter.
             (Some(record(Some("other"), 10, -1_000_000, 3)), short, None),
             (Some(record(Some("other"), 10, 1_000_000, 3)), long, Some(record(Some("me"), 50, 50, 4))),
         ] {

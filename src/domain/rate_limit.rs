@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// How far ahead a request can be reserved. A pause does not revoke reservations, so they must not reach far.
+/// Longest time for which a request can be reserved ahead. A pause does not revoke reservations, so they must not
+/// reach far.
 const HORIZON: Duration = Duration::from_secs(1);
 
 /// Answer to the reservation of a request.

@@ -1,9 +1,9 @@
 //! Decisions about a SyncSchedule: which runs to create, which to count, which to delete.
 //!
-//! **Counting exactly once.** A run is first written into `status.active`, then its SyncJob is created, and
-//! it is counted in the same status write that takes it out of `active`. Each of these writes carries the
-//! resource version it was decided on, so of two controllers that decide on the same state one is refused.
-//! A crash between the steps leaves an entry in `active`, and the next pass goes on from there.
+//! **Counting exactly once.** A run is first written into `status.active`, then its SyncJob is created, and it is
+//! counted in the same status write that removes it from `active`. Each of these writes carries the resource version
+//! it was decided on, so of two controllers that decide on the same state one is refused. A crash between the steps
+//! leaves an entry in `active`, and the next reconciliation continues from there.
 //!
 //! **Waiting entries.** Where runs must not overlap, an entry may wait in `active` for the end of an earlier run
 //! before its SyncJob is created: with `Replace`, until the replaced run was cancelled and its worker is fenced.
@@ -65,7 +65,7 @@ pub mod skips {
     pub const REPLACED: &str = "Replaced";
     /// A SyncJob of that name exists and belongs to another owner.
     pub const NAME_COLLISION: &str = "NameCollision";
-    /// With `concurrencyPolicy: Allow`, as many runs as `spec.maxActive` says were not finished.
+    /// With `concurrencyPolicy: Allow`, `spec.maxActive` runs were not finished.
     pub const MAX_ACTIVE: &str = "MaxActive";
     /// The API server refused to create the SyncJob.
     pub const CREATE_FAILED: &str = "CreateFailed";
@@ -432,7 +432,7 @@ fn is_ended_by_somebody(reason: Option<&str>) -> bool {
     matches!(reason, Some(reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED))
 }
 
-/// Notes how a run ended, unless somebody ended it, or a later one is noted.
+/// Records the outcome of a run, unless a user or the schedule ended it, or the outcome of a later run is recorded.
 fn record_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &SyncJobStatus) {
     let reason = conditions::find(&result.conditions, FAILED).map(|condition| condition.reason.clone());
     let reason = reason.filter(|_| !job::is_complete(finished));

@@ -27,12 +27,13 @@ const REST: &str = "rest";
 /// when they arrive, and some travel faster than others.
 const ROOM: u32 = 20;
 
-/// How requests follow each other so that a rate is kept.
+/// Spacing of requests that keeps a rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestRate {
     /// Least time from one to the next.
     pub every: Duration,
-    /// How much later than its turn one may be sent: half of the room. Many that were held up would arrive together.
+    /// Longest delay of a request beyond its reserved time: half of the margin. Otherwise many delayed requests would
+    /// arrive together.
     pub slack: Duration,
 }
 
@@ -44,13 +45,14 @@ pub const STATE: &str = "_sync";
 pub enum SourceName {
     /// The user gave it, or the schedule.
     Given(String),
-    /// Nobody gave one: a hash of the source and the mapping. Such a source removes nothing.
+    /// Name that is derived from a hash of the source and the mapping, when none is given. Such a source removes no
+    /// documents.
     Derived(String),
 }
 
 impl SourceName {
-    /// Path of the object in which the source keeps its state in a document. The namespace is a part of it, so that no tenant can
-    /// confirm documents for another one.
+    /// Path of the object in which the source keeps its state in a document. The path contains the namespace, so that
+    /// no tenant can confirm documents for another tenant.
     #[must_use]
     pub fn state_path(&self, namespace: &str) -> String {
         let (Self::Given(name) | Self::Derived(name)) = self;
@@ -59,16 +61,16 @@ impl SourceName {
     }
 }
 
-/// Where a run fetches what documents should be.
+/// Parsed spec of a source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceSpec {
-    /// Its name.
+    /// Name of the source.
     pub name: SourceName,
     /// Address of the API. For REST, with places to be filled in.
     pub endpoint: String,
-    /// What is sent there.
+    /// Request that is sent to the source.
     pub request: Request,
-    /// How documents are asked for.
+    /// Way to request documents.
     pub asking: Asking,
     /// Make documents for results that have none.
     pub upsert: bool,
@@ -76,17 +78,17 @@ pub struct SourceSpec {
     pub result: PointerBuf,
     /// Way from a result to its key.
     pub key: PointerBuf,
-    /// What a key is made into.
+    /// Type that a key is converted to.
     pub key_type: FieldType,
-    /// What of a result goes into which field.
+    /// Mapping of results to fields.
     pub mapping: Vec<Mapped>,
-    /// What becomes of documents without a result.
+    /// Handling of documents without a result.
     pub missing: Missing,
     /// Longest wait for an answer.
     pub timeout: Duration,
-    /// Further tries of a request.
+    /// Number of retries of a request.
     pub retries: u32,
-    /// How requests of all runs follow each other.
+    /// Rate limit of the requests of all runs.
     pub rate: Option<RequestRate>,
     /// Secret with the token.
     pub token: Option<SecretKey>,
@@ -111,7 +113,7 @@ impl SourceSpec {
     }
 }
 
-/// What is sent to a source.
+/// Request to a source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
     /// A query, with POST.
@@ -120,67 +122,67 @@ pub enum Request {
         query: String,
         /// Which operation of it is meant.
         operation_name: Option<String>,
-        /// Further variables.
+        /// Additional variables.
         variables: Map<String, Value>,
     },
-    /// Nothing, with GET: the address says what is asked for.
+    /// GET request without a body: the address identifies the documents.
     Rest,
 }
 
-/// How documents are asked for.
+/// Way to request documents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asking {
     /// One request for each batch.
     PerBatch,
-    /// One request for each document, so many at a time.
+    /// One request for each document, with this number of concurrent requests.
     PerUser(usize),
     /// One request for each page.
     Pages(Pages),
 }
 
-/// What goes into one field of a document.
+/// Value of one field of a document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mapped {
     /// Path of the field.
     pub to: String,
-    /// Where the value is from.
+    /// Origin of the value.
     pub origin: ValueOrigin,
-    /// What it is converted to.
+    /// Type that the value is converted to.
     pub type_: FieldType,
     /// Time zone of dates that name none.
     pub zone: TimeZone,
-    /// What to do when there is none.
+    /// Handling of a missing value.
     pub on_null: OnNull,
 }
 
-/// Where the value of a field is from.
+/// Origin of the value of a field.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ValueOrigin {
     /// The result has it here.
     Result(PointerBuf),
-    /// It is the same for every document.
+    /// Constant for every document.
     Constant(Value),
 }
 
-/// What becomes of documents that the source has nothing for.
+/// Handling of documents without a result.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Missing {
-    /// They have failed.
+    /// The documents have failed.
     Fail,
-    /// Nothing.
+    /// The documents stay as they are.
     Ignore,
-    /// They are marked, and perhaps deleted later.
+    /// The documents are marked, and may be deleted later.
     Remove(Removal),
 }
 
-/// How documents are removed that the source does not have any more.
+/// Removal of documents that the source no longer has.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Removal {
     /// Field that receives the time of the mark, for people.
     pub field: String,
     /// Fields that are set with the mark, and their values.
     pub set: Vec<(String, Value)>,
-    /// How long after the mark a document may be deleted. `None`: it stays.
+    /// Time after the mark at which a document may be deleted. `None`: the document stays.
     pub delete_after: Option<Duration>,
     /// Confirm documents that no run of this source has found.
     pub adopt: bool,
@@ -189,31 +191,31 @@ pub struct Removal {
 /// A walk through pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pages {
-    /// What tells them apart.
+    /// Identification of a page.
     pub by: By,
     /// Way to whether there are more.
     pub more: Option<PointerBuf>,
     /// Way to the number of all results.
     pub total: Option<PointerBuf>,
-    /// By number: a page with fewer results than were asked for is the last one.
+    /// True when a page with fewer results than requested is the last one. Used with page numbers.
     pub ends_short: bool,
     /// The source knows how many results a page should have.
     pub is_sized: bool,
 }
 
-/// What tells pages apart.
+/// Identification of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
     /// A cursor, which the page before has here.
     Cursor(PointerBuf),
-    /// Their number, from 1 on.
+    /// Page number, from 1 on.
     Number,
-    /// Their address, which the page before has in its header `Link`.
+    /// Address of the page, from the header `Link` of the previous page.
     Link,
 }
 
 impl Pages {
-    /// What the first one is asked for with.
+    /// Identification of the first page.
     #[must_use]
     pub fn first(&self) -> Value {
         if self.by == By::Number { Value::from(1) } else { Value::Null }
@@ -239,7 +241,7 @@ pub(super) fn parse(spec: &SyncJobSpec) -> Result<Option<SourceSpec>, SpecError>
     Ok(Some(SourceSpec { mapping: mapping(&spec.mapping, &reserved)?, ..parsed }))
 }
 
-/// What sources of one kind have for themselves: the address, what is sent there, and the way to the results.
+/// Fields that only one kind of source has: the address, the request, and the path of the results.
 type OwnFields = (String, Request, PointerBuf);
 
 fn graph_ql(source: &GraphQl) -> Result<OwnFields, SpecError> {

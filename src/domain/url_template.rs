@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 /// Names of the placeholders.
 const NAMES: [&str; 5] = ["id", "ids", "page", "after", "first"];
 
-/// Host and port of a URL, with what may stand before them. Empty when it is neither `https` nor `http`.
+/// Host and port of a URL, with the user information before them. Empty when the scheme is neither `https` nor
+/// `http`.
 pub(super) fn authority(url: &str) -> &str {
     let rest = ["https://", "http://"].iter().find_map(|scheme| url.strip_prefix(scheme));
     rest.and_then(|rest| rest.split(['/', '\\', '?', '#']).next()).unwrap_or_default()

@@ -36,15 +36,15 @@ const PAUSE: Duration = Duration::from_millis(500);
 const RESERVATION_RETRY: Duration = Duration::from_secs(5);
 /// Longest pause that a run waits for with its worker. After a longer one it is claimed again.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// Waits before further tries of a request: the first is so long, each further one twice as long, with up to half of it more or less.
+/// Backoff of the retries of a request, with a jitter of up to a half.
 const RETRY_BACKOFF: Backoff =
     Backoff { initial: Duration::from_millis(500), factor: 2, max: Duration::from_secs(30), jitter: 0.5 };
-/// Pauses where a server rejects requests for their rate and does not say for how long.
+/// Backoff of the pauses for a server that rejects requests for their rate without a duration.
 const UNSPECIFIED_PAUSE: Backoff =
     Backoff { initial: Duration::from_secs(10), factor: 2, max: Duration::from_mins(15), jitter: 0.0 };
-/// Such pauses, one after the other, before the attempt fails.
+/// Largest number of these pauses in a row before the attempt fails.
 const MAX_UNSPECIFIED: u32 = 8;
-/// Reason of an attempt that the source did not let go on with a page after the first one.
+/// Reason of an attempt whose source rejected a page after the first one.
 pub(super) const CURSOR_EXPIRED: &str = "CursorExpired";
 /// Documents whose requests fail, one after the other, that end the attempt: an outage is no matter of documents.
 const MAX_FAILED_IN_A_ROW: u32 = 20;
@@ -56,7 +56,7 @@ pub(super) struct SourceFetcher {
     /// Name of the rate limit: a hash of the endpoint.
     limit: String,
     trace: Parent,
-    /// When this attempt last paused the requests.
+    /// Time at which this attempt last paused the requests.
     paused: Mutex<Option<Instant>>,
     /// True once the source has answered a request of this run.
     has_answered: AtomicBool,
@@ -192,7 +192,7 @@ impl SourceFetcher {
         })
     }
 
-    /// How the source is walked through, when it is.
+    /// Pages of the source, when the source is walked through page by page.
     pub fn pages(&self) -> Option<&Pages> {
         match &self.source.spec().asking {
             Asking::Pages(pages) => Some(pages),
@@ -209,8 +209,9 @@ impl SourceFetcher {
         self.coordinator.now()
     }
 
-    /// Sends a request when the rate limit lets it pass: again after each pause that the source asks for, and some times more
-    /// when it fails for a reason that another request may not meet. Holds `slot` while it does, where there is one.
+    /// Sends a request when the rate limit lets it pass. Repeats it after each pause that the source asks for, and
+    /// retries it a limited number of times after failures that a retry may avoid. Holds `slot` meanwhile, where
+    /// there is one.
     async fn fetch_with_retry<T, F>(
         &self,
         mut passed: Option<RatePassed>,
@@ -263,7 +264,8 @@ impl SourceFetcher {
         (before < MAX_UNSPECIFIED).then(|| UNSPECIFIED_PAUSE.delay(before + 1, 0.0))
     }
 
-    /// Waits until the rate limit lets a request pass. Gives up before a long pause: the run need not keep its worker busy then.
+    /// Waits until the rate limit lets a request pass. Fails before a long pause, during which the run does not need
+    /// a worker.
     async fn wait(&self) -> Result<(), Error> {
         let RequestRate { every, slack } = self.source.spec().rate.unwrap_or_default();
         loop {

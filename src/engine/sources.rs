@@ -11,7 +11,7 @@ use crate::{
     sync::{Egress, Error, Secrets, SourceClient},
 };
 
-/// What runs may fetch from, and the Secrets they fetch with.
+/// Factory of source clients, with the Secrets that they use.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// Reader of Secrets.

@@ -1,4 +1,4 @@
-//! Each change that a call makes leaves a log line and an event: who, what, on which object.
+//! Audit of the changes that calls make: a log line and an event with the caller, the action and the object.
 
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt};
@@ -6,7 +6,7 @@ use kube::{Resource, ResourceExt};
 use super::{App, auth::Caller};
 use crate::domain::ObjectEvent;
 
-/// What a caller did. The reasons of the events are listed in `docs/reference/events-and-conditions.md`.
+/// Action of a caller. The reasons of the events are listed in `docs/reference/events-and-conditions.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AuditedAction {
     Triggered,

@@ -28,17 +28,17 @@ use crate::{
 };
 
 const MAX_HOURS: f64 = 8760.0;
-/// Most SyncJobs deleted by one call: some ten seconds of work.
+/// Largest number of SyncJobs that one call deletes: some ten seconds of work.
 const MOST: usize = 2000;
 
-/// What to delete.
+/// Selection of runs to delete.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(super) struct Cleanup {
     /// Keep runs that ended within so many hours.
     #[schema(minimum = 0, maximum = 8760)]
     grace_period_hours: f64,
-    /// Only count them.
+    /// Count the runs without deleting them.
     dry_run: bool,
 }
 
@@ -48,7 +48,7 @@ impl Default for Cleanup {
     }
 }
 
-/// How many were deleted, or would be.
+/// Number of runs that were deleted, or would be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct Cleaned {
     /// Runs that had completed.

@@ -26,10 +26,10 @@ use crate::{
     },
 };
 
-/// Most removals that one call approves.
+/// Largest number of removals that one call approves.
 const MAX_REMOVALS: i64 = 1_000_000_000;
 
-/// What became of a run.
+/// Result of a change of a run.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Controlled {
@@ -77,7 +77,7 @@ pub(super) async fn suspend(
     set_suspended(&app, &caller, &path, true).await.map(Json)
 }
 
-/// Lets a run go on from its last checkpoint.
+/// Resumes a run from its last checkpoint.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/resume", tag = "control",
     params(ObjectPath), responses((status = 200, body = Controlled)),
@@ -90,7 +90,7 @@ pub(super) async fn resume(
     set_suspended(&app, &caller, &path, false).await.map(Json)
 }
 
-/// What a person approves.
+/// Approval of removals.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Approval {
@@ -149,7 +149,7 @@ pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removal
     answer(&job, change)
 }
 
-/// Makes a new SyncJob like one that failed.
+/// Creates a new SyncJob like one that failed.
 ///
 /// A run that has ended is never run again. The same call again gives the same new SyncJob.
 #[utoipa::path(
@@ -165,7 +165,7 @@ pub(super) async fn retry(
     accepted(&job, replayed)
 }
 
-/// Makes a SyncJob like one that failed. True when that was done before.
+/// Creates a SyncJob like one that failed. True when an earlier call has created it.
 pub(super) async fn start_again(app: &App, caller: &Caller, path: &ObjectPath) -> Result<(SyncJob, bool), Problem> {
     let ObjectPath { namespace, name } = path;
     app.access.check(caller, trigger::right(Some(namespace))).await?;
@@ -197,7 +197,7 @@ fn again(failed: &SyncJob) -> SyncJob {
     job
 }
 
-/// Puts a run aside, or lets it go on.
+/// Suspends or resumes a run.
 pub(super) async fn set_suspended(
     app: &App,
     caller: &Caller,
@@ -209,7 +209,7 @@ pub(super) async fn set_suspended(
     answer(&job, change)
 }
 
-/// What changing a run takes.
+/// Right to change a run.
 pub(super) fn right(ObjectPath { namespace, name }: &ObjectPath) -> Right {
     Right::new("patch", "syncjobs", Some(namespace)).on(name)
 }

@@ -1,6 +1,6 @@
 //! `GET /events`: state and progress of runs as server-sent events.
 //!
-//! What is sent is always the newest state, so a slow client, or one that was away, misses steps and never the end.
+//! Events always contain the newest state, so a slow or interrupted client misses steps and never the end.
 
 mod throttle;
 
@@ -36,10 +36,10 @@ use crate::{api::SyncJob, domain::job::is_finished};
 use throttle::Throttle;
 
 pub(super) const LAST_EVENT_ID: &str = "last-event-id";
-/// A stream ends after this time; clients come back by themselves, and their right is looked at again.
+/// Longest duration of a stream. Clients reconnect by themselves, and their right is checked again.
 pub(super) const LONGEST: Duration = Duration::from_mins(15);
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How long a client waits before it comes back.
+/// Delay before a client reconnects.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 /// A run that was deleted.
@@ -53,9 +53,9 @@ struct Deleted {
 
 /// Streams what happens to runs, as server-sent events.
 ///
-/// Begins with every unfinished run. `job`: a run's state, at most once a second for each. `deleted`: a run is gone.
-/// `reset`: forget everything; the unfinished runs follow. A client that comes back with Last-Event-ID is told what it
-/// missed.
+/// The stream begins with every unfinished run. `job`: state of a run, at most once a second for each. `deleted`: a
+/// run was deleted. `reset`: drop all state; the unfinished runs follow. A client that reconnects with Last-Event-ID
+/// receives the events that it missed.
 #[utoipa::path(
     get, path = "/events", tag = "jobs",
     params(RunFilter, ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was received")),
@@ -76,7 +76,7 @@ pub(super) async fn events(
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
 
-/// How far a client has been told: of which listing of the cluster, and up to which version.
+/// Position of a client in the stream: a listing of the cluster, and a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Id {
     listing: u64,
@@ -91,7 +91,7 @@ impl std::str::FromStr for Id {
     }
 }
 
-/// One client.
+/// Stream of one client.
 struct Listener {
     objects: Objects,
     filter: RunFilter,
@@ -177,7 +177,7 @@ impl Listener {
         self.ready.extend(events);
     }
 
-    /// Tells what happened after an event, or everything when that is not known any more.
+    /// Sends the changes since an event, or all unfinished runs when the changes are not known any more.
     fn send_changes_since(&mut self, last: Id) {
         let deletions = self.objects.deletions_since(last.version);
         let Some(deletions) = deletions.filter(|_| last.listing == self.objects.listing()) else {

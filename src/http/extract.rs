@@ -86,7 +86,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     }
 }
 
-/// Who calls: whom a proxy that is believed has named, or somebody with a valid token.
+/// Authenticates the caller: the identity of a trusted proxy, or a valid token.
 pub(super) async fn caller(parts: &Parts, app: &App) -> Result<Arc<Caller>, Problem> {
     match parts.extensions.get() {
         Some(ProxyIdentity(caller)) => Ok(Arc::clone(caller)),
@@ -94,7 +94,7 @@ pub(super) async fn caller(parts: &Parts, app: &App) -> Result<Arc<Caller>, Prob
     }
 }
 
-/// Somebody who says who they are.
+/// Extractor for an authenticated caller; rejects anonymous requests.
 pub(super) struct Authenticated(pub Arc<Caller>);
 
 impl FromRequestParts<App> for Authenticated {
@@ -105,7 +105,7 @@ impl FromRequestParts<App> for Authenticated {
     }
 }
 
-/// The same, or anyone where reading is open.
+/// Extractor for a reader; accepts anonymous requests where reading is open.
 pub(super) struct Reader(pub Arc<Caller>);
 
 impl FromRequestParts<App> for Reader {
@@ -120,8 +120,8 @@ impl FromRequestParts<App> for Reader {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 pub(super) struct ObjectPath {
-    /// Its namespace.
+    /// Namespace of the object.
     pub namespace: String,
-    /// Its name.
+    /// Name of the object.
     pub name: String,
 }

@@ -1,5 +1,6 @@
-//! Without authorization, calls are answered by the names of this machine only. A browser on it may show a page of somebody
-//! whose name was made to point here (DNS rebinding): such a page's calls come from this machine too, but by that name.
+//! Check of the header Host. Without authorization, calls are answered only under the names of this machine. A
+//! browser on this machine may show a page of another site whose name resolves to it (DNS rebinding): the calls of
+//! such a page come from this machine too, but under that name.
 
 use std::net::IpAddr;
 
@@ -18,7 +19,7 @@ pub(super) fn layer(router: Router) -> Router {
 }
 
 async fn check(request: Request, next: Next) -> Response {
-    // Browsers always say whom they ask.
+    // Browsers always send the header Host.
     let host = request.headers().get(HOST).map(|host| host.to_str().unwrap_or_default());
     if host.is_none_or(is_local) {
         return next.run(request).await;

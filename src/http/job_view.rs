@@ -14,14 +14,14 @@ use crate::{
     domain::conditions,
 };
 
-/// How much is synchronised, in the words of the Node service.
+/// Mode of a run, in the terms of the Node service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Mode {
     /// Only the documents that are due.
     #[default]
     Incremental,
-    /// Every document.
+    /// All documents.
     Full,
 }
 
@@ -65,20 +65,20 @@ pub(super) struct Job {
     pub counts: Counts,
     /// Attempts that failed.
     pub attempts_made: i32,
-    /// How often it went on elsewhere after its worker was lost.
+    /// Number of times that the run was recovered from a lost worker.
     pub recoveries: i32,
     pub priority: i32,
     pub suspended: bool,
-    /// What it waits for, or how it ended, in one CamelCase word.
+    /// Reason for which the run waits or ended, in one CamelCase word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The same in a sentence.
+    /// The reason, as a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     pub created_at: Option<Timestamp>,
     pub started_at: Option<Timestamp>,
     pub finished_at: Option<Timestamp>,
-    /// From the start to the end, such as `1m30s`.
+    /// Time from the start to the end, such as `1m30s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
 }

@@ -32,24 +32,24 @@ const PAGE: (usize, usize) = (100, 500);
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct RunSelection {
-    /// Of this namespace.
+    /// Namespace of the runs.
     pub namespace: Option<String>,
-    /// Of the SyncSchedule of this name.
+    /// Name of the SyncSchedule of the runs.
     pub schedule: Option<String>,
-    /// In this phase.
+    /// Phase of the runs.
     #[param(inline)]
     pub phase: Option<Phase>,
-    /// Of this type.
+    /// Type of the runs.
     #[serde(rename = "type")]
     #[param(inline)]
     pub type_: Option<SyncType>,
-    /// With this text in the name.
+    /// Text in the name of the runs.
     pub text: Option<String>,
-    /// With words that begin so in an error: of the run, its attempts or its documents. All of them must be found.
+    /// Beginnings of words in an error of the run, its attempts or its documents. All of them must match.
     pub error: Option<String>,
-    /// With a failed document whose key begins so. Of each run the first 20 are known.
+    /// Beginning of the key of a failed document. The first 20 documents of each run can be found.
     pub key: Option<String>,
-    /// Most runs in the answer. Default: 100.
+    /// Largest number of runs in the answer. Default: 100.
     #[param(minimum = 1, maximum = 500)]
     pub limit: Option<usize>,
     /// `nextCursor` of the page before.
@@ -62,7 +62,7 @@ pub(super) struct RunSelection {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Page {
     pub items: Vec<Job>,
-    /// For `?cursor=` of the next page. Absent on the last one.
+    /// Value of `?cursor=` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -108,7 +108,7 @@ fn search(
 }
 
 impl RunSelection {
-    /// What it asks of the index, in these namespaces only.
+    /// Query of the index, in these namespaces only.
     pub fn query<'a>(&'a self, namespaces: Option<&'a BTreeSet<String>>) -> RunQuery<'a> {
         RunQuery {
             namespaces,
@@ -123,7 +123,7 @@ impl RunSelection {
     }
 }
 
-/// No part of it has a `~`, and none needs to be escaped in a URL.
+/// Formats a cursor. No part of it contains `~`, and none needs to be escaped in a URL.
 pub(super) fn write_cursor(SortKey { created, namespace, name }: &SortKey) -> String {
     format!("{}~{namespace}~{name}", created.0)
 }

@@ -45,7 +45,7 @@ const FORGET_EVERY: u64 = 4096;
 /// Open pages of the dashboard for each listener to events: they cost little.
 const PAGES: usize = 4;
 
-/// How much this process takes. Of one caller, and of all.
+/// Limits of the requests of one caller and of all.
 pub(super) struct Limits {
     rates: RateLimiter<String, HashMapStateStore<String>, DefaultClock>,
     calls: AtomicU64,

@@ -1,5 +1,5 @@
-//! The HTTP sidecar: the calls of the Node service it takes over from, and more. What it tells comes from Redis and the
-//! watch cache; what it changes is a change of the Kubernetes objects, allowed to those who could make it themselves.
+//! HTTP sidecar: the calls of the Node service that it replaces, and more. Answers come from Redis and the watch
+//! cache. Changes are changes of Kubernetes objects, and need the caller's right to make them.
 
 mod audit;
 mod auth;
@@ -66,22 +66,22 @@ pub use server::{Certificate, CertificateError, serve};
 /// Longest wait for Redis or the API server within one request.
 const LIMIT: Duration = Duration::from_millis(1500);
 
-/// What handlers answer from.
+/// State that the handlers share.
 #[derive(Clone)]
 pub struct HttpState {
     /// The queue.
     pub queue: Queue,
     /// The controllers' caches; absent until the watches were set up. `None` in a process without controllers.
     pub cluster: Option<watch::Receiver<Option<Cluster>>>,
-    /// Who leads. Absent in a process without controllers.
+    /// Leadership. Absent in a process without controllers.
     pub leadership: watch::Receiver<Option<Leadership>>,
     /// The workers. Absent in a process without any.
     pub worker_health: watch::Receiver<Option<WorkerHealth>>,
-    /// Whether MongoDB has not answered this process's workers yet. They start when it has.
+    /// True until MongoDB has answered the workers of this process. The workers start then.
     pub lacks_mongodb: watch::Receiver<bool>,
-    /// What the calls are answered from. Absent in a process that serves none.
+    /// Cache for the HTTP calls. Absent in a process that serves none.
     pub objects: Option<Objects>,
-    /// How many schedules stand how.
+    /// Cached number of schedules in each state of health.
     pub schedule_health: ScheduleHealth,
 }
 
@@ -107,7 +107,7 @@ impl HttpState {
         Some(self.schedule_health.get(Instant::now(), count))
     }
 
-    /// What the queue holds. `None` when Redis does not answer in time.
+    /// Depth of the queue. `None` when Redis does not answer in time.
     async fn depth(&self) -> Option<Depth> {
         timeout(LIMIT, self.queue.depth()).await.ok()?.ok()
     }
@@ -116,25 +116,25 @@ impl HttpState {
 /// Settings of the sidecar.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
-    /// Who may read. `None`: anyone may do anything.
+    /// Read access. `None`: no authorization.
     pub reads: Option<ReadAccess>,
     /// Requests a second of one caller, and as many at once.
     pub requests_per_second: NonZeroU32,
     /// Requests at a time, of all callers, and as many listeners to events besides; four times as many open pages.
     pub requests_at_a_time: NonZeroU32,
-    /// Who is logged in to the dashboard. `None`: there is none.
+    /// Sessions of the dashboard. `None`: no dashboard.
     pub dashboard: Option<Sessions>,
-    /// Where the dashboard says that the logs of a run are.
+    /// Address of the logs of a run, for links in the dashboard.
     pub logs: Option<LogsUrl>,
-    /// Who else may say who is logged in to it.
+    /// Proxies that may authenticate users of the dashboard.
     pub proxies: Option<Proxies>,
-    /// Where a proxy has all of it.
+    /// Path below which a proxy serves the sidecar.
     pub prefix: Option<Prefix>,
-    /// Where it stands which controller leads.
+    /// Lease of the leader election.
     pub lease: LeaseName,
 }
 
-/// What the sidecar's handlers share. Cheap to clone.
+/// State that the handlers of the sidecar share. Cheap to clone.
 #[derive(Clone)]
 struct App(Arc<Parts>);
 
@@ -172,7 +172,7 @@ impl App {
     }
 }
 
-/// Every route of the sidecar. Streams of events end at `stop`.
+/// Router with every route of the sidecar. Streams of events end at `stop`.
 pub fn router(
     state: HttpState,
     objects: Objects,
@@ -222,7 +222,7 @@ fn nowhere(uri: &Uri) -> Problem {
     Problem::new(ProblemKind::NotFound, format!("there is no {}", uri.path()))
 }
 
-/// The routes that the OpenAPI document tells of.
+/// Routes in the OpenAPI document.
 fn documented() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(health::health))
@@ -249,7 +249,7 @@ pub fn openapi_document() -> String {
     openapi::finish(documented().into_openapi(), None)
 }
 
-/// What every process serves for its cluster: probes and metrics.
+/// Router of every process for its cluster: probes and metrics.
 pub fn probes(state: HttpState) -> Router {
     Router::new()
         .route("/livez", get(probes::livez))

@@ -39,13 +39,13 @@ use crate::{
 const REQUESTS: usize = 16;
 /// Changes a listener may lag behind, and deletions that are remembered.
 const MAX_DELETIONS: usize = 1024;
-/// For a watch that is told late what a request did. Usually it takes milliseconds.
+/// Longest wait for a watch to report the result of a request. Usually it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Both kinds, as last seen. Cheap to clone.
 #[derive(Clone)]
 pub struct Objects {
-    /// For requests.
+    /// Client for requests.
     pub(super) client: Client,
     /// Every SyncSchedule.
     pub(super) schedules: Store<SyncSchedule>,
@@ -56,33 +56,34 @@ pub struct Objects {
     index: Arc<RwLock<RunIndex>>,
     throughput: Arc<RwLock<Throughput>>,
     changes: broadcast::Sender<ObjectChange>,
-    /// For one who looks from time to time; `None` when there is nobody.
+    /// Objects that changed since the last call of [`Objects::take_changed_objects`]. `None`: changes are not
+    /// tracked.
     changed_objects: Arc<Mutex<Option<ChangedObjects>>>,
     requests: Arc<Semaphore>,
     /// Kinds that were listed once.
     listed: watch::Receiver<usize>,
 }
 
-/// Something happened, and the cache shows it.
+/// Change that the cache shows.
 #[derive(Clone, Debug)]
 pub(super) enum ObjectChange {
     /// A SyncJob was created or changed; with its version.
     Job(ObjectRef<SyncJob>, u64),
     /// A SyncJob was deleted.
     Deleted(Arc<DeletedJob>),
-    /// All SyncJobs were listed anew: single changes may have been missed.
+    /// All SyncJobs were listed again: single changes may have been missed.
     Listed,
     /// A SyncSchedule of this namespace was created, changed or deleted.
     Schedule(String),
 }
 
-/// What changed since somebody looked last. Never more than there are objects, however long that was ago.
+/// Objects that changed since the last call, with each object once.
 #[derive(Debug, Default)]
 pub(super) struct ChangedObjects {
-    /// All of a kind were listed anew: any of them may have changed, or be gone.
+    /// True when all objects of a kind were listed again: any of them may have changed or been deleted.
     pub all: bool,
     pub schedules: HashSet<ObjectRef<SyncSchedule>>,
-    /// By uid: one of the same name may be another one.
+    /// SyncJobs by uid: another SyncJob may have the same name.
     pub jobs: HashMap<String, ObjectRef<SyncJob>>,
 }
 
@@ -98,7 +99,7 @@ pub(super) struct DeletedJob {
     pub version: u64,
 }
 
-/// What is known of the time since all SyncJobs were listed last.
+/// Log of deletions since all SyncJobs were listed last.
 #[derive(Default)]
 struct DeletionLog {
     /// Names that time.
@@ -153,7 +154,7 @@ impl Objects {
         (objects, driver)
     }
 
-    /// These objects, watched by nobody.
+    /// Creates a cache of these objects, without a watch.
     #[cfg(test)]
     pub(super) fn from_objects(client: Client, schedules: Vec<SyncSchedule>, jobs: Vec<SyncJob>) -> Self {
         fn events<K>(objects: Vec<K>) -> impl Iterator<Item = Event<K>> {
@@ -205,7 +206,7 @@ impl Objects {
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, cluster::Error> {
-        // Fails only when it was closed, and nobody does that.
+        // Fails only when the semaphore is closed, which never happens.
         let _permit = self.requests.acquire().await.ok();
         cluster::call(action, request).await
     }
@@ -218,12 +219,13 @@ impl Objects {
         api(&self.client, Some(object.namespace.as_deref().unwrap_or_default()))
     }
 
-    /// Waits until the cache shows a SyncJob that was just made, so that the next call finds it. At most [`PATIENCE`].
+    /// Waits until the cache shows a SyncJob that was just created, so that the next call finds it. At most
+    /// [`PATIENCE`].
     pub(super) async fn wait_until_cached(&self, job: &SyncJob) {
         let mut changes = self.changes();
         let shown = async {
             while self.jobs.get(&ObjectRef::from_obj(job)).is_none() {
-                // An error says that changes were missed: look again.
+                // After an error, changes were missed, so the cache is checked again.
                 changes.recv().await.ok();
             }
         };
@@ -235,12 +237,12 @@ impl Objects {
         self.changes.subscribe()
     }
 
-    /// From now on, changes are marked.
+    /// Starts to track changed objects.
     pub(super) fn track_changes(&self) {
         *self.lock_changed_objects() = Some(ChangedObjects::default());
     }
 
-    /// What was marked since this was asked last.
+    /// Returns the objects that changed since the last call.
     pub(super) fn take_changed_objects(&self) -> ChangedObjects {
         self.lock_changed_objects().as_mut().map(take).unwrap_or_default()
     }
@@ -277,12 +279,12 @@ impl Objects {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What runs did in the last hour, in some namespaces or in all.
+    /// Throughput of the last hour, in some namespaces or in all.
     pub(super) fn last_hour(&self, namespaces: Option<&BTreeSet<String>>, now: Timestamp) -> LastHour {
         self.throughput.read().unwrap_or_else(PoisonError::into_inner).last_hour(namespaces, now)
     }
 
-    /// How far a run had come when, as far as this process saw it.
+    /// Progress of a run over time, as far as this process has observed it.
     pub(super) fn progress_of(&self, job: &SyncJob) -> Vec<ProgressSample> {
         let progress = self.progress.read().unwrap_or_else(PoisonError::into_inner);
         job.metadata.uid.as_deref().map(|uid| progress.of_run(uid)).unwrap_or_default()
@@ -319,7 +321,7 @@ impl Objects {
             Event::Apply(job) => ObjectChange::Job(ObjectRef::from_obj(job), version_of(job)),
             Event::Delete(job) => ObjectChange::Deleted(self.write_deletions().record(job)),
         };
-        // Fails when nobody listens.
+        // Fails when there is no receiver.
         self.changes.send(change).ok();
     }
 
@@ -353,14 +355,14 @@ impl DeletionLog {
     }
 }
 
-/// The changes of the objects that can be read. Pages and calls do not show the others.
+/// Changes of the objects that can be read. Pages and calls do not show the others.
 fn readable<K: cluster::Kind>(
     changes: impl Stream<Item = watcher::Result<Event<ReadResult<K>>>> + Send,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send {
     changes.filter_map(|event| ready(event.map(cluster::readable).transpose()))
 }
 
-/// Keeps an index up to date. While all SyncJobs are listed anew, the old one answers.
+/// Returns a function that updates an index. While all SyncJobs are listed again, searches use the old index.
 fn index_updater(index: Arc<RwLock<RunIndex>>) -> impl FnMut(&watcher::Result<Event<SyncJob>>) + Send {
     let mut fresh = RunIndex::default();
     let write =

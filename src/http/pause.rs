@@ -28,12 +28,12 @@ use crate::{
 /// Requests to Kubernetes at a time for one call.
 pub(super) const CONCURRENT_REQUESTS: usize = 8;
 
-/// What a call is about. Without anything: all that the operator watches.
+/// Filter of a call by namespace and schedule. An empty filter selects everything that the operator watches.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct RunFilter {
-    /// This namespace.
+    /// Namespace of the objects.
     pub namespace: Option<String>,
     /// The SyncSchedule of this name, and its SyncJobs.
     pub schedule: Option<String>,
@@ -54,10 +54,10 @@ impl RunFilter {
     }
 }
 
-/// What was changed.
+/// Result of a suspension or resumption.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Changed {
-    /// Whether they are suspended now.
+    /// True when the objects are suspended now.
     paused: bool,
     /// SyncSchedules that were changed.
     schedules: Vec<Named>,
@@ -69,7 +69,7 @@ pub(super) struct Changed {
 
 /// Suspends SyncSchedules and their unfinished SyncJobs.
 ///
-/// A run under way is put aside at its next batch boundary and costs no attempt.
+/// A run under way is suspended at its next batch boundary, and costs no attempt.
 #[utoipa::path(post, path = "/jobs/pause", tag = "control", params(RunFilter), responses((status = 200, body = Changed)))]
 pub(super) async fn pause(
     State(app): State<App>,
@@ -79,7 +79,7 @@ pub(super) async fn pause(
     set(&app, &caller, &filter, true).await.map(Json)
 }
 
-/// Lets SyncSchedules and SyncJobs go on, whoever suspended them.
+/// Resumes SyncSchedules and SyncJobs, whoever suspended them.
 ///
 /// Slots that passed meanwhile are not run.
 #[utoipa::path(post, path = "/jobs/resume", tag = "control", params(RunFilter), responses((status = 200, body = Changed)))]
@@ -91,12 +91,12 @@ pub(super) async fn resume(
     set(&app, &caller, &filter, false).await.map(Json)
 }
 
-/// Suspends what is covered, or lets it go on.
+/// Suspends or resumes the selected objects.
 async fn set(app: &App, caller: &Caller, filter: &RunFilter, suspended: bool) -> Result<Changed, Problem> {
     set_with_note(app, caller, filter, suspended, None).await
 }
 
-/// The same. What is suspended shows the note as long as it is.
+/// Suspends or resumes the selected objects. Suspended objects show the note.
 pub(super) async fn set_with_note(
     app: &App,
     caller: &Caller,
@@ -114,7 +114,7 @@ pub(super) async fn set_with_note(
         return Err(Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {name} that fits")));
     }
     let schedules = suspend_all(app, caller, schedules, suspended, note).await?;
-    // Afterwards, so that those are seen that a schedule made meanwhile.
+    // The SyncJobs are read after the schedules, so that runs that a schedule created meanwhile are included.
     let mut jobs = objects.jobs.state();
     jobs.retain(|job| filter.matches_job(job) && !is_finished(job));
     let jobs = suspend_all(app, caller, jobs, suspended, note).await?;
@@ -122,13 +122,13 @@ pub(super) async fn set_with_note(
     Ok(Changed { paused: suspended, schedules: schedules.changed, jobs: jobs.changed, unchanged })
 }
 
-/// What suspending takes.
+/// Rights to suspend the selected objects.
 pub(super) fn rights(filter: &RunFilter) -> [Right; 2] {
     let patch = |resource| Right::new("patch", resource, filter.namespace.as_deref());
     [Right { name: filter.schedule.clone(), ..patch("syncschedules") }, patch("syncjobs")]
 }
 
-/// What became of the objects of one kind.
+/// Result for the objects of one kind.
 #[derive(Default)]
 struct Outcome {
     changed: Vec<Named>,
@@ -188,14 +188,14 @@ impl Pausable for SyncJob {
     }
 }
 
-/// What a call did to an object.
+/// Result of a patch of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PatchResult {
-    /// It was changed.
+    /// The object was changed.
     Applied,
-    /// It was so already.
+    /// The object had that state already.
     Unchanged,
-    /// It had ended, or was gone.
+    /// The object had ended, or did not exist any more.
     TooLate,
 }
 
@@ -261,7 +261,7 @@ pub(super) async fn apply<K: Pausable>(
     if is_so(&live) {
         return Ok(PatchResult::Unchanged);
     }
-    // The uid makes this a conflict for another object of the same name.
+    // The uid causes a conflict for another object of the same name.
     change["metadata"]["uid"] = object.uid().into();
     let api = objects.namespaced::<ReadResult<K>>(object.meta());
     match objects.call("change an object", api.patch(&name, &PatchParams::default(), &Patch::Merge(&change))).await {

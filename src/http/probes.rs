@@ -21,16 +21,17 @@ use crate::{
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     ready: bool,
-    /// What this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `lease` (it may not have the
-    /// one by which the leader is found), `installation` (the queue belongs to another one), `mongodb` (it has not answered yet, and workers start when it has), `workers` (the
-    /// queue has not answered them lately). Absent when it is ready.
+    /// Conditions that this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `lease` (the
+    /// process may not use the Lease of the leader election), `installation` (the queue belongs to another
+    /// installation), `mongodb` (MongoDB has not answered yet, and workers start when it has), `workers` (the queue
+    /// has not answered the workers lately). Absent when the process is ready.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     missing: Vec<&'static str>,
-    /// Whether this process reconciles. Absent in one without controllers.
+    /// True when this process reconciles. Absent in a process without controllers.
     #[serde(skip_serializing_if = "Option::is_none")]
     leading: Option<bool>,
-    /// Who reconciles, when that is known.
+    /// Identity of the leader, when it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     leader: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Errors as problem documents (RFC 9457). Nothing internal stands in them: no address, token or stack.
+//! Problem documents for errors (RFC 9457). They contain no internal data: no address, token or stack.
 
 use axum::{
     Json,
@@ -15,15 +15,15 @@ use crate::{api::truncate, cluster};
 
 /// The content type of a problem document.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
-/// What every `type` begins with. `docs/reference/http.md` lists what follows.
+/// Prefix of every `type`. `docs/reference/http.md` lists the types.
 const TYPE_PREFIX: &str = "urn:sync-operator:problem:";
 
-/// What can be wrong with a call.
+/// Kind of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ProblemKind {
     /// The path, the query or a header cannot be read, or the body is no JSON.
     BadRequest,
-    /// No token, or one that Kubernetes does not accept.
+    /// The request has no token, or one that Kubernetes does not accept.
     Unauthenticated,
     /// The caller may not do that.
     Forbidden,
@@ -112,9 +112,9 @@ pub(super) struct Problem {
 /// A schedule that fits an ambiguous call.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 pub(super) struct Candidate {
-    /// Its namespace.
+    /// Namespace of the object.
     pub namespace: String,
-    /// Its name.
+    /// Name of the object.
     pub name: String,
 }
 
@@ -122,14 +122,14 @@ pub(super) struct Candidate {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub(super) struct Document {
-    /// What is wrong, for programs: `urn:sync-operator:problem:` and a word.
+    /// Kind of the problem: `urn:sync-operator:problem:` and a word.
     #[serde(rename = "type")]
     type_: String,
-    /// The same for people.
+    /// Kind of the problem, as a title.
     title: &'static str,
     /// The status code.
     status: u16,
-    /// What is wrong in this case, and what to do about it.
+    /// Description of the mistake, and its fix.
     detail: String,
     /// Schedules to choose from with `?namespace=` and `?schedule=`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -143,28 +143,28 @@ impl Problem {
         Self { kind, detail: detail.into(), retry_after_s, candidates: Vec::new() }
     }
 
-    /// What is wrong, for programs.
+    /// Kind of the problem.
     pub fn kind(&self) -> ProblemKind {
         self.kind
     }
 
-    /// What is wrong, for people.
+    /// Status code and title.
     pub fn title(&self) -> (StatusCode, &'static str) {
         let (_, status, title) = self.kind.parts();
         (status, title)
     }
 
-    /// What is wrong in this case, and what to do about it.
+    /// Description of the mistake, and its fix.
     pub fn detail(&self) -> &str {
         &self.detail
     }
 
-    /// Says when to try again, in seconds.
+    /// Adds the time after which a retry makes sense, in seconds.
     pub fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after_s: Some(seconds), ..self }
     }
 
-    /// Says what to choose from.
+    /// Adds the candidates to choose from.
     pub fn with_candidates(self, candidates: Vec<Candidate>) -> Self {
         Self { candidates, ..self }
     }
@@ -176,7 +176,7 @@ impl Problem {
 }
 
 impl From<cluster::Error> for Problem {
-    /// What Kubernetes says of a user's object is for the user; the rest goes to the log.
+    /// An error of Kubernetes about a user's object is shown to the user; other errors are logged.
     fn from(error: cluster::Error) -> Self {
         let refused = error.status().map(|status| (status.code, status.message.clone()));
         match refused {

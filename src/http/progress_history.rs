@@ -1,4 +1,4 @@
-//! How far runs had come when, as the watch told of them. Nothing else keeps that; it is lost with the process.
+//! History of the progress of runs, as the watch reports it. The history is kept in memory only.
 
 use std::collections::HashMap;
 
@@ -6,12 +6,12 @@ use jiff::Timestamp;
 
 use crate::api::SyncJob;
 
-/// Most samples of a run. When it has as many, every second one is left out.
+/// Largest number of samples of a run. A run that has as many keeps every second one.
 const MOST: usize = 120;
-/// Most runs whose samples are kept. The ones told of longest ago give way.
+/// Largest number of runs with samples. The run with the oldest last sample is removed first.
 const RUNS: usize = 2000;
 
-/// So many documents were processed at a time.
+/// Number of processed documents at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProgressSample {
     pub at: Timestamp,
@@ -23,7 +23,7 @@ pub(super) struct ProgressSample {
 pub(super) struct ProgressHistory(HashMap<String, Vec<ProgressSample>>);
 
 impl ProgressHistory {
-    /// Takes down what a SyncJob tells. Of one that had ended when it was first seen nothing is known.
+    /// Records the progress of a SyncJob. A SyncJob that had ended when it was first seen has no history.
     pub fn record(&mut self, job: &SyncJob, now: Timestamp) {
         let (Some(uid), Some(status)) = (&job.metadata.uid, &job.status) else { return };
         let (Some(start), Some(counts)) = (&status.start_time, &status.counts) else { return };
@@ -47,7 +47,7 @@ impl ProgressHistory {
         }
     }
 
-    /// What is known of a run, oldest first. Empty when nothing is.
+    /// Samples of a run, oldest first. Empty when there are none.
     pub fn of_run(&self, uid: &str) -> Vec<ProgressSample> {
         self.0.get(uid).cloned().unwrap_or_default()
     }

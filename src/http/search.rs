@@ -1,4 +1,4 @@
-//! Which runs fit: an index over all SyncJobs, kept up to date with the cache. No search looks at every object.
+//! Search index over all SyncJobs, kept up to date with the cache. No search reads every object.
 //!
 //! Names are found by any part, errors by the beginnings of their words, documents by the beginning of their key. Of a run
 //! that has ended the cache keeps no errors; what is known of them is here.
@@ -27,18 +27,19 @@ use crate::{
 use trigram_index::TrigramIndex;
 use word_index::WordIndex;
 
-/// Of so many candidates, all are looked at and put in order; of more, the newest runs are gone through until a page is full.
+/// Largest number of candidates that are checked and sorted. With more, the newest runs are checked until a page is
+/// full.
 const MANY: usize = 4096;
-/// Most words of a run's errors that are kept.
+/// Largest number of words of the errors of a run.
 const WORDS: usize = 64;
 
 /// Names a run within the index.
 type Id = u32;
 
-/// Where a run stands in the list: the newest first.
+/// Sort key of a run in lists: the newest first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SortKey {
-    /// When it was made, in seconds since 1970.
+    /// Creation time, in seconds since 1970.
     pub created: Reverse<i64>,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
@@ -50,7 +51,7 @@ impl SortKey {
         Self { created: Reverse(i64::MAX), namespace: "".into(), name: "".into() }
     }
 
-    /// Where a SyncJob stands.
+    /// Sort key of a SyncJob.
     pub fn from_job(job: &SyncJob) -> Self {
         let created = job.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0);
         let (namespace, name) = (job.metadata.namespace.as_deref(), job.metadata.name.as_deref());
@@ -61,7 +62,7 @@ impl SortKey {
         }
     }
 
-    /// Where the object is.
+    /// Reference to the SyncJob.
     pub fn reference(&self) -> ObjectRef<SyncJob> {
         ObjectRef::new(&self.name).within(&self.namespace)
     }
@@ -70,11 +71,11 @@ impl SortKey {
 /// Which runs to find. What is not given does not matter.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RunQuery<'a> {
-    /// In one of these namespaces.
+    /// Namespaces of the runs.
     pub namespaces: Option<&'a BTreeSet<String>>,
     pub namespace: Option<&'a str>,
     pub schedule: Option<&'a str>,
-    /// In one of these phases.
+    /// Phases of the runs.
     pub phases: Option<&'a [Phase]>,
     pub type_: Option<SyncType>,
     /// Part of the name.
@@ -182,7 +183,7 @@ impl RunIndex {
         self.namespaces.keys().map(|name| &**name)
     }
 
-    /// Whether no error or key had to be left out for want of room.
+    /// True when no error or key was left out for lack of room.
     pub fn is_whole(&self) -> bool {
         self.errors.is_whole() && self.keys.is_whole()
     }
@@ -207,7 +208,7 @@ impl RunIndex {
         fitting.take(limit).map(|(sort_key, _)| sort_key.clone()).collect()
     }
 
-    /// How many runs fit and come after a rank.
+    /// Number of runs that match and sort after a key.
     pub fn count(&self, query: &RunQuery<'_>, after: Option<&SortKey>) -> usize {
         let Some(plan) = self.plan(query) else { return 0 };
         let fits = |id: Id| {
@@ -224,7 +225,7 @@ impl RunIndex {
         self.runs.get(id as usize)?.as_ref()
     }
 
-    /// What a query asks of a run. `None` when nothing fits.
+    /// Plan of a query. `None` when no run matches.
     fn plan<'a>(&'a self, query: &RunQuery<'a>) -> Option<Plan<'a>> {
         let mut sets = Vec::new();
         for (list, name) in [(&self.namespaces, query.namespace), (&self.schedules, query.schedule)] {
@@ -250,7 +251,7 @@ impl RunIndex {
     }
 }
 
-/// What a query asks of a run.
+/// Plan of a query: sets of runs and further conditions.
 struct Plan<'a> {
     sets: Vec<Candidates<'a>>,
     text: Option<String>,
@@ -357,7 +358,7 @@ fn take<K: std::hash::Hash + Eq>(lists: &mut HashMap<K, Vec<Id>>, key: &K, id: I
     }
 }
 
-/// The text of a key that is there already, or a new one.
+/// Existing text of a key, or a new one.
 fn shared(lists: &HashMap<Arc<str>, Vec<Id>>, text: &str) -> Arc<str> {
     lists.get_key_value(text).map_or_else(|| text.into(), |(key, _)| Arc::clone(key))
 }

@@ -17,15 +17,15 @@ use tokio_util::sync::CancellationToken;
 const HEAD: Duration = Duration::from_secs(15);
 /// Longest wait for calls under way after a stop.
 const DRAIN: Duration = Duration::from_secs(20);
-/// How often the files of the certificate are looked at.
-const LOOK: Duration = Duration::from_secs(10);
+/// Interval between reads of the files of the certificate.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Files of a certificate and its key, in PEM. A mounted Secret changes them when it is renewed.
 #[derive(Clone, Debug)]
 pub struct Certificate {
     /// The certificate, and those between it and the authority.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// Private key of the certificate.
     pub key: PathBuf,
 }
 
@@ -99,7 +99,7 @@ fn bounded<A>(mut server: Server<SocketAddr, A>, stop: CancellationToken) -> Ser
 /// Takes a new certificate when its files change. One that cannot be used is left alone.
 async fn reload(config: RustlsConfig, files: Certificate, mut last: (Vec<u8>, Vec<u8>)) {
     loop {
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
         let changed = match files.load_certificate().await {
             Ok(read) if read == last => continue,
             Ok(read) => {

@@ -22,11 +22,11 @@ use crate::{
     queue::Depth,
 };
 
-/// An answer is made anew after this time, and never given after [`OLDEST`].
+/// Age after which an answer is renewed. No answer is older than [`OLDEST`].
 const FRESH: Duration = Duration::from_millis(500);
 const OLDEST: Duration = Duration::from_secs(2);
 
-/// The body of `/jobs/status`. Everything in it may be up to 2 s older than `asOf` says.
+/// Body of `/jobs/status`. All values may be up to 2 s older than `asOf` says.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Status {
@@ -38,12 +38,12 @@ pub(super) struct Status {
     as_of: AsOf,
 }
 
-/// How old what is told may be. Behind the present when a server does not answer.
+/// Time of the data. It is in the past when a server does not answer.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 struct AsOf {
-    /// Of `active`, `waiting`, `delayed` and `paused` in `counts`. `null` when Redis has never answered.
+    /// Time of `active`, `waiting`, `delayed` and `paused` in `counts`. `null` when Redis has never answered.
     queue: Option<Timestamp>,
-    /// Of everything else.
+    /// Time of everything else.
     objects: Timestamp,
 }
 
@@ -88,11 +88,12 @@ struct ActiveJob {
     started_at: Option<Timestamp>,
 }
 
-/// What was last told. CachedStatus for a moment, so that any number of dashboards cost next to nothing.
+/// Last answer, cached for a moment, so that any number of dashboards cost next to nothing.
 #[derive(Default)]
 pub(super) struct CachedStatus {
     answer: std::sync::Mutex<Option<(Instant, Bytes)>>,
-    /// Held by the one who makes it anew. The last answer of Redis outlives Redis.
+    /// Last answer of Redis, which is kept while Redis is unavailable. The caller that renews the answer holds the
+    /// lock.
     depth: Mutex<Option<(Depth, Timestamp)>>,
 }
 
@@ -108,7 +109,7 @@ impl CachedStatus {
     }
 }
 
-/// Schedules, counts, and runs under way, as the Node service told them.
+/// Schedules, counts, and runs under way, as the Node service returned them.
 #[utoipa::path(get, path = "/jobs/status", tag = "jobs", responses((status = 200, body = Status)))]
 pub(super) async fn status(State(app): State<App>, Reader(reader): Reader) -> Result<Response, Problem> {
     app.access.check_read(&reader, None).await?;
@@ -119,7 +120,8 @@ pub(super) async fn status(State(app): State<App>, Reader(reader): Reader) -> Re
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-/// A new answer; or a recent one, while someone else makes a new one. That may take as long as Redis is silent.
+/// Returns a new answer, or a recent one while another caller renews it. That may take as long as Redis does not
+/// answer.
 async fn renewed(app: &App) -> Result<Bytes, Problem> {
     if let Ok(mut depth) = app.status.depth.try_lock() {
         return make(app, &mut depth).await;

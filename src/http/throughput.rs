@@ -1,5 +1,5 @@
-//! What runs did in the last hour. It is counted from their changes, since the objects of those that have ended are soon deleted;
-//! so nothing is known of the time before this process began.
+//! Throughput of runs in the last hour. It is counted from their changes, since the objects of ended runs are soon
+//! deleted, so it covers only the lifetime of this process.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -17,14 +17,14 @@ const MINUTE_S: i64 = 60;
 /// Counts, by namespace and minute. The clock is an argument.
 pub(super) struct Throughput {
     since: Timestamp,
-    /// Whether all runs were listed: those seen from then on are new.
+    /// True once all runs were listed: runs that appear after that are new.
     listed: bool,
     /// Documents that each unfinished run has processed so far, by uid.
     processed: HashMap<String, i64>,
     minutes: HashMap<String, [Minute; MINUTES]>,
 }
 
-/// What happened in a minute.
+/// Counts of a minute.
 #[derive(Clone, Copy, Default)]
 struct Minute {
     /// Minutes since the epoch.
@@ -32,7 +32,7 @@ struct Minute {
     counts: ThroughputCounts,
 }
 
-/// What happened in a time.
+/// Counts of a period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ThroughputCounts {
     /// Documents processed.
@@ -54,7 +54,7 @@ impl std::ops::AddAssign for ThroughputCounts {
 /// The last hour.
 #[derive(Debug, PartialEq)]
 pub(super) struct LastHour {
-    /// Since when that is known, where it is less than an hour.
+    /// Start of the data, where it is less than an hour ago.
     pub since: Option<Timestamp>,
     pub counts: ThroughputCounts,
     /// Documents per second in the last whole minute.
@@ -68,7 +68,7 @@ impl Throughput {
         Self { since: now, listed: false, processed: HashMap::new(), minutes: HashMap::new() }
     }
 
-    /// Takes note of what a watch tells.
+    /// Records an event of the watch.
     pub fn record(&mut self, event: &Event<SyncJob>, now: Timestamp) {
         match event {
             Event::Init => {}
@@ -95,7 +95,7 @@ impl Throughput {
         };
         let complete = i64::from(is_over && is_complete(job));
         let failed = i64::from(is_over) - complete;
-        // After a crash a run may go on from an earlier point.
+        // After a crash, a run may continue from an earlier point.
         let documents = (processed - before).max(0);
         self.add(&job.namespace().unwrap_or_default(), ThroughputCounts { documents, complete, failed }, now);
         if is_over {

@@ -37,7 +37,7 @@ use crate::{
 /// Names a trigger that must not act twice.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-/// Where in a trace the caller is: W3C Trace Context.
+/// Position of the caller in a trace: W3C Trace Context.
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const MAX_KEY: usize = 255;
 
@@ -65,11 +65,11 @@ impl From<Sync> for SyncType {
     }
 }
 
-/// What to run.
+/// Run to start.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(super) struct Trigger {
-    /// How much is synchronised.
+    /// Mode of the run.
     #[schema(inline, default = "incremental")]
     sync_type: Mode,
 }
@@ -79,13 +79,13 @@ pub(super) struct Trigger {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Choice {
-    /// One of this namespace.
+    /// Namespace of the schedule.
     pub namespace: Option<String>,
     /// The one of this name.
     pub schedule: Option<String>,
 }
 
-/// The run that was made.
+/// Run that was started.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Triggered {
@@ -93,15 +93,15 @@ pub(super) struct Triggered {
     pub job_id: String,
     /// The SyncJob's name.
     pub name: String,
-    /// Its namespace.
+    /// Namespace of the run.
     pub namespace: String,
-    /// How much it synchronises.
+    /// Mode of the run.
     pub sync_type: Mode,
 }
 
 /// Starts a run now, from the template of a SyncSchedule.
 ///
-/// It does not wait for a run that is under way: of two, the later start decides what is stamped.
+/// The run does not wait for a run under way: of two runs, the later start decides the stamp.
 #[utoipa::path(
     post, path = "/jobs/trigger/{sync}", tag = "control",
     params(
@@ -130,7 +130,7 @@ pub(super) async fn trigger(
     accepted(&job, replayed)
 }
 
-/// Makes a run. True when the key was used for it before.
+/// Starts a run. True when the key was used for the run before.
 pub(super) async fn start(
     app: &App,
     caller: &Caller,
@@ -156,7 +156,7 @@ pub(super) async fn start(
     Ok((job, replayed))
 }
 
-/// What making runs in a namespace takes, or in all of them.
+/// Right to create runs in a namespace, or in all of them.
 pub(super) fn right(namespace: Option<&str>) -> Right {
     Right::new("create", "syncjobs", namespace)
 }
@@ -264,7 +264,7 @@ fn is_same(job: &SyncJob, caller: &Caller, key: Option<&str>, mode: Mode) -> boo
         && Mode::from(job.spec.sync_type) == mode
 }
 
-/// The answer that tells of a SyncJob.
+/// Response with the SyncJob that was created.
 pub(super) fn accepted(job: &SyncJob, replayed: bool) -> Result<Response, Problem> {
     let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
     let location: Result<HeaderValue, InvalidHeaderValue> = format!("/jobs/{namespace}/{name}").parse();

@@ -59,7 +59,7 @@ pub struct LocalRunSettings {
     pub approved: Option<u64>,
     /// File that an interrupted process wrote, or is to write.
     pub resume: Option<PathBuf>,
-    /// How results are shown.
+    /// Format of the results.
     pub output: Option<Output>,
 }
 
@@ -70,7 +70,7 @@ pub enum Ended {
     Complete,
     /// At least one run has failed.
     Failed,
-    /// No run has failed, and at least one waits for an approval of what its guard holds.
+    /// No run has failed, and at least one waits for an approval.
     Held,
     /// The user interrupted a run.
     Interrupted,
@@ -79,7 +79,7 @@ pub enum Ended {
 /// Local runs that did not start, or could not be interrupted as they should.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The command line, a manifest or a file cannot be used: somebody has to correct it.
+    /// The command line, a manifest or a file cannot be used until a user corrects it.
     #[error("{0}")]
     Usage(String),
     /// MongoDB or the machine did not do what was needed.
@@ -191,7 +191,7 @@ async fn execute(
             progress.execute(job, spec, environment, &bar).await;
             bar.remove();
             println!("{}", report::result(output, job, &progress.status(job, environment.clock.now())));
-            // The summary for people says it already.
+            // The text summary contains the command already.
             if let Some(hold) = progress.pending_hold().filter(|_| output != Output::Text) {
                 let name = job.name_any();
                 eprintln!("{name} waits for an approval: {}", job::hold_message(hold, &run::approval(hold)));

@@ -20,7 +20,7 @@ pub(super) struct Planned {
     pub spec: RunSpec,
 }
 
-/// The runs of manifests, and what is to be said about objects that give none or are run all the same.
+/// Runs of manifests, and warnings about objects that give no run or are run in spite of a field.
 #[derive(Debug, Default)]
 pub(super) struct LocalPlan {
     pub runs: Vec<Planned>,

@@ -34,7 +34,7 @@ pub(super) struct Resume {
     runs: Vec<StoredRun>,
 }
 
-/// How far one run has come.
+/// Progress of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct StoredRun {

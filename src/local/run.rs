@@ -26,7 +26,7 @@ use crate::{
     telemetry::traces::Parent,
 };
 
-/// What local runs work with. All runs of a process share it.
+/// Dependencies that all local runs of a process share.
 pub(super) struct Environment {
     pub deployment: Deployment,
     pub sources: Sources,
@@ -38,7 +38,7 @@ pub(super) struct Environment {
     pub interrupt: CancellationToken,
 }
 
-/// How far a local run has come: what a resume file keeps of it. Holds no Secret.
+/// Progress of a local run, as a resume file stores it. Contains no Secret.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Progress {
@@ -51,7 +51,7 @@ pub(super) struct Progress {
     /// End of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished: Option<Timestamp>,
-    /// When the run was interrupted last, or held.
+    /// Time at which the run was last interrupted or held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interrupted: Option<Timestamp>,
     /// Time that the run was interrupted or held altogether. As with a suspended run, `activeDeadline` does not count it.
@@ -62,9 +62,9 @@ pub(super) struct Progress {
     pub attempts: u32,
     /// The last attempts that failed.
     pub history: Vec<Attempt>,
-    /// Where the run continues.
+    /// Checkpoint at which the run continues.
     pub checkpoint: Checkpoint,
-    /// Why the run has failed, or will have failed once it is rolled back.
+    /// Outcome of a failed run, or of a run that fails once it is rolled back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
 }
@@ -102,7 +102,7 @@ impl Progress {
         matches!(self.phase, Phase::Complete | Phase::Failed | Phase::Held)
     }
 
-    /// Why the run waits for an approval.
+    /// Hold for which the run waits for an approval.
     pub fn pending_hold(&self) -> Option<&Hold> {
         self.checkpoint.hold.as_ref().filter(|_| self.phase == Phase::Held)
     }
@@ -280,7 +280,7 @@ impl Progress {
     }
 }
 
-/// How a held run is approved.
+/// Instruction to approve a held run.
 pub(super) fn approval(hold: &Hold) -> String {
     format!("run the same command with --approve {}", hold.number)
 }
@@ -290,9 +290,9 @@ pub(super) fn namespace(job: &SyncJob) -> &str {
     job.metadata.namespace.as_deref().unwrap_or("default")
 }
 
-/// What follows an attempt.
+/// Step after an attempt.
 enum Next {
-    /// Nothing: the run has ended, or is interrupted.
+    /// No further attempt: the run has ended, or is interrupted.
     End,
     /// Another attempt, after this time.
     Wait(Duration),

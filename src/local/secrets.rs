@@ -12,7 +12,7 @@ pub struct SecretArgument {
     location: SecretLocation,
 }
 
-/// Where the value of an entry is.
+/// Location of the value of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum SecretLocation {
     Variable(String),

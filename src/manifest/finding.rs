@@ -209,7 +209,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// The path of the field around another one.
+/// Path of the enclosing field.
 fn parent(path: &str) -> &str {
     &path[..path.rfind(['.', '[']).unwrap_or(0)]
 }

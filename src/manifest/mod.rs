@@ -132,7 +132,8 @@ fn text<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
     node.get(key).and_then(Node::as_str).filter(|text| !text.is_empty())
 }
 
-/// Validates a document. `None`: it describes no object. Otherwise the report says whether the object is valid.
+/// Validates a document. `None`: the document contains no object. Otherwise the report says whether the object is
+/// valid.
 fn validate(root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> Option<Object> {
     let Content::Mapping(entries) = &root.content else {
         report.error("", "a manifest must be a mapping with apiVersion, kind, metadata and spec");

@@ -62,7 +62,7 @@ fn check_schedule(spec: &SyncScheduleSpec, report: &mut Report<'_>) {
         report.error_naming(SPEC, error.to_string());
     }
     check_job(&spec.job_template.spec, TEMPLATE_SPEC, report);
-    // The API server checks these when a SyncJob is made from the template.
+    // The API server checks these fields when a SyncJob is created from the template.
     metadata::check_labels(&format!("{TEMPLATE}.metadata"), &json!(spec.job_template.metadata), report);
 }
 

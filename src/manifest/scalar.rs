@@ -6,7 +6,7 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Number, Value};
 
-/// Floating-point numbers from here on are written with an exponent in JSON, which makes them no integers.
+/// Least floating-point number that is written with an exponent in JSON, so that it is not an integer.
 const EXPONENT: f64 = 1e21;
 
 /// A tag of a scalar.
@@ -14,7 +14,7 @@ const EXPONENT: f64 = 1e21;
 pub(super) enum Tag {
     /// A tag of YAML's own types, such as `int` for `!!int`.
     Core(String),
-    /// Any other tag. The scalar is a string.
+    /// Any other tag: the scalar is a string.
     Custom,
 }
 

@@ -137,7 +137,7 @@ fn is_scalar_of(type_: &str, value: &Value) -> bool {
     }
 }
 
-/// Why a value is none of an enum.
+/// Error of a value that an enum does not contain.
 fn unsupported(schema: &Value, node: &Node) -> Option<String> {
     let supported = schema["enum"].as_array()?;
     let value = node.to_json();

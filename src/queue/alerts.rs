@@ -1,4 +1,4 @@
-//! What is kept of alerts: who was told of what.
+//! Statuses of SyncAlerts in Redis: which sink was notified of which alert.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use redis::AsyncCommands;
 
 use super::{Error, Queue, scripts, unavailable};
 
-/// How long it is kept when nothing changes. A problem that lasts is told again sooner than that.
+/// Time for which an unchanged status is kept. A problem that lasts is reported again sooner than that.
 const KEEP_ALERT: Duration = Duration::from_hours(30 * 24);
 
 impl Queue {
@@ -20,7 +20,7 @@ impl Queue {
         self.call(&call, "keep what is known of an alert").await
     }
 
-    /// What is kept of an alert.
+    /// Loads the status of a SyncAlert.
     ///
     /// # Errors
     /// When Redis does not answer.

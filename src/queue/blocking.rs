@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{Error, connection::Topology, parse_changes, unavailable};
 
-/// How much longer than the server's own limit an answer may take.
+/// Additional time beyond the timeout of the server before an answer counts as missing.
 const WATCHDOG: Duration = Duration::from_secs(5);
 const RECONNECT: Duration = Duration::from_millis(500);
 

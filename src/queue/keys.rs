@@ -4,8 +4,8 @@
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
-    /// What every script gets, in the order in which `scripts/prelude.lua` names it: first the sets of the runs
-    /// that have not ended (4), then of those that have (2), then those that wait, by the time since which they do.
+    /// Keys of every script, in the order in which `scripts/prelude.lua` names them: first the sets of the runs that
+    /// have not ended (4), then of those that have (2), then the waiting runs by the time since which they wait.
     pub shared: [String; 14],
 }
 

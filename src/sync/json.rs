@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-/// First character of the text that stands for a number which neither 64 bits nor a double hold. It is a noncharacter, which
-/// texts are not to have (<https://www.unicode.org/faq/private_use.html#nonchar1>); one that does is
-/// treated as such a number.
+/// First character of the text that represents a number which neither 64 bits nor a double can hold. It is a
+/// noncharacter, which texts should not contain (<https://www.unicode.org/faq/private_use.html#nonchar1>); a text
+/// that does is treated as such a number.
 const TOO_LARGE: char = '\u{fdd0}';
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// Stands for half of a surrogate pair, as in other readers.
+/// Replacement for half of a surrogate pair, as in other readers.
 const REPLACEMENT: &[u8] = b"\\ufffd";
 
 /// Reads JSON. A byte order mark is left out, half of a surrogate pair becomes U+FFFD, and of several members of one name the
@@ -31,7 +31,7 @@ pub(super) fn too_large(value: &Value) -> Option<&str> {
     value.as_str()?.strip_prefix(TOO_LARGE)
 }
 
-/// The same JSON with what `serde_json` rejects or rounds in another form.
+/// Returns the same JSON with the parts that `serde_json` rejects or rounds in another form.
 fn readable(body: &[u8]) -> Cow<'_, [u8]> {
     let mut readable = Vec::new();
     let (mut copied, mut at) = (0, 0);
@@ -104,7 +104,7 @@ fn is_numeric(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E')
 }
 
-/// The text that stands for a number, when it fits into none.
+/// Text that represents a number, when no number type can hold it.
 fn quoted(number: &[u8]) -> Option<String> {
     let is_integer = number.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-');
     let has_exponent = || number.iter().any(|byte| matches!(byte, b'e' | b'E'));

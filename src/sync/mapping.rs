@@ -1,4 +1,4 @@
-//! What of a source's result goes into which field of a document.
+//! Mapping of the result of a source to the fields of a document.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,7 @@ use crate::{
 /// Largest whole number up to which doubles have no gaps.
 const EXACT: u64 = 1 << 53;
 
-/// What is to be written into one document, by path.
+/// Changes of one document, by path.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Changes<'a> {
     pub set: Vec<(&'a str, Bson)>,
@@ -65,7 +65,7 @@ pub(super) fn whole_double(double: f64) -> Option<i64> {
     (double.fract() == 0.0 && (-END..END).contains(&double)).then_some(double as i64)
 }
 
-/// Makes a result into what is to be written. On failure says which field it was, and nothing of the value.
+/// Converts a result into changes. An error names the field, and not its value.
 pub(super) fn apply<'a>(mapping: &'a [Mapped], result: &Value) -> Result<Changes<'a>, String> {
     let mut changes = Changes::default();
     for Mapped { to, origin, type_, zone, on_null } in mapping {

@@ -1,4 +1,4 @@
-//! What a run does to the data. Knows nothing of the queue or of Kubernetes.
+//! Access of a run to the data. Independent of the queue and of Kubernetes.
 
 mod collection;
 mod error;

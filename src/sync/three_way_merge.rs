@@ -1,21 +1,21 @@
-//! What a document has to become so that it is as before a run again, but for what others changed meanwhile.
+//! Three-way merge that restores a document to its state before a run, and keeps later changes of other clients.
 
 use bson::{Bson, Document};
 
-/// What becomes of a document.
+/// Result of a merge.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Restored {
-    /// It stays as it is.
+    /// The document stays as it is.
     AsIs,
-    /// It becomes this.
+    /// The document becomes this one.
     Is(Document),
-    /// It goes, since the run made it.
+    /// The document is deleted, since the run created it.
     Gone,
 }
 
-/// Decides about a document that was `before`, that the run left as `after`, and that is `now`. None: there was, or is, none.
-/// What somebody else removed, or made anew, or uses since the run made it, is theirs; and so is a document that another run of the
-/// same source, which writes `confirmation`, found right since.
+/// Merges a document that was `before`, that the run left as `after`, and that is `now`. None: the document did, or
+/// does, not exist. A document that another client removed, created again, or used since the run created it, stays.
+/// So does a document that another run of the same source, which writes `confirmation`, has confirmed since.
 pub(super) fn restored(
     before: Option<&Document>,
     after: Option<&Document>,
@@ -68,7 +68,7 @@ fn merged(before: &Document, after: &Document, now: &Document) -> Document {
     whole
 }
 
-/// Also the same order of fields, and NaN is NaN.
+/// Compares the order of the fields too, and NaN equals NaN.
 fn is_same(a: &Document, b: &Document) -> bool {
     let bytes = |document| bson::serialize_to_vec(document).ok();
     bytes(a) == bytes(b)

@@ -45,10 +45,10 @@ struct Away {
 /// Redis, for the whole process: controllers and workers notice the same outage.
 pub static REDIS: Availability = Availability::new("Redis");
 
-/// MongoDB, before it first answers. Later, each attempt tells for itself.
+/// MongoDB, before it first answers. Later, each attempt reports its own failures.
 pub static MONGODB: Availability = Availability::new("MongoDB");
 
-/// The Lease by which the leader is found, for a process that only looks at it.
+/// Lease of the leader election, for a process that only reads it.
 pub static LEASE: Availability = Availability::new("the Lease");
 
 /// Redis, which answers, but refuses what is to be written: its memory is full, most likely.
@@ -71,7 +71,7 @@ impl Availability {
         Self { what, away: Mutex::new(None), probes: AtomicUsize::new(SHARED + 1) }
     }
 
-    /// One more who asks, and whose answers are told apart from all others'.
+    /// Adds a probe, whose answers are recorded separately.
     pub fn probe(&'static self) -> AvailabilityProbe {
         AvailabilityProbe { service: self, number: self.probes.fetch_add(1, Ordering::Relaxed) }
     }

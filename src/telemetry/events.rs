@@ -13,11 +13,11 @@ use tokio::time::timeout;
 
 use crate::domain::ObjectEvent;
 
-/// Longest wait for an event to be taken. Events are news, not records: one that is lost is lost.
+/// Longest wait for the delivery of an event. Events are best effort: a lost event is not repeated.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Writes events, one for each note. kube's own recorder makes all of one reason and object one event with a count, which
-/// keeps the text of the first, and remembers every event for six minutes.
+/// Writer of Kubernetes events, one for each [`ObjectEvent`]. The recorder of kube combines events of one reason and
+/// object into one with a count, which keeps the text of the first, and remembers every event for six minutes.
 #[derive(Clone)]
 pub struct Events {
     client: Client,

@@ -16,24 +16,24 @@ use tracing_subscriber::{
     EnvFilter, Registry, filter::filter_fn, fmt as lines, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
-/// How often the file with the filter is looked at. A kubelet brings a changed ConfigMap within about a minute.
+/// Interval between reads of the file with the filter. A kubelet writes a changed ConfigMap within about a minute.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Text, for users.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object in each line.
     Json,
 }
 
-/// What is logged: a filter that was given, such as `info` or `sync_operator=debug,warn`, unless a file says otherwise.
+/// Log filter: the given one, such as `info` or `sync_operator=debug,warn`, unless a file overrides it.
 pub struct LogFilter {
     default: String,
     file: Option<PathBuf>,
-    /// What the file said when it was last read.
+    /// Content of the file when it was last read.
     content: Option<String>,
     handle: reload::Handle<EnvFilter, Registry>,
 }
@@ -88,7 +88,7 @@ impl LogFilter {
 
     fn reload_if_changed(&mut self) {
         let Some(file) = &self.file else { return };
-        // One that is not there, or is no text, says nothing.
+        // A missing file, or one without text, is ignored.
         let content = fs::read_to_string(file).ok().and_then(|text| parse_filter(&text));
         if content == self.content {
             return;
@@ -103,7 +103,7 @@ impl LogFilter {
         self.content = content;
     }
 
-    /// The change is told by whichever of the two filters lets it through.
+    /// The filter of the two that lets it through logs the change.
     fn change(&self, wanted: &str, filter: EnvFilter) {
         let log_change = || tracing::info!(filter = wanted, "log filter changed");
         let is_logged = tracing::enabled!(tracing::Level::INFO);
@@ -118,13 +118,13 @@ impl LogFilter {
     }
 }
 
-/// True for warnings of kube's client, which hold the whole text of an answer that it cannot read: a list of objects, or a
-/// Secret. Whoever asked logs the error without it.
+/// True for warnings of kube's client, which contain the whole text of an answer that it cannot read: a list of
+/// objects, or a Secret. The caller logs the error without the text.
 fn has_answer(event: &Metadata<'_>) -> bool {
     event.target() == "kube_client::client" && *event.level() == Level::WARN
 }
 
-/// What a file says, when it says anything.
+/// Filter in a file, when the file is not empty.
 fn parse_filter(text: &str) -> Option<String> {
     Some(text.trim()).filter(|line| !line.is_empty()).map(str::to_owned)
 }

@@ -70,7 +70,7 @@ static RECOVERIES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 static CLOCK_SKEW: LazyLock<Family<Labels, Gauge<f64, AtomicU64>>> = LazyLock::new(Family::default);
 
-/// Of what takes milliseconds, most of the time.
+/// Buckets of durations of some milliseconds.
 const QUICK: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0];
 
 fn quick() -> Histogram {
@@ -175,7 +175,7 @@ pub fn clock_skew(clocks: &Clocks) {
     }
 }
 
-/// Counts slots for which no run was made. `reason` is one of [`crate::domain::schedule::skips`].
+/// Counts slots that were skipped. `reason` is one of [`crate::domain::schedule::skips`].
 pub fn skipped(reason: &'static str, count: u64) {
     SKIPPED.get_or_create(&vec![("reason", reason)]).inc_by(count);
 }
@@ -189,18 +189,18 @@ pub struct WorkerSlots {
     pub busy: usize,
 }
 
-/// What is read at the time of a scrape.
+/// Values that are read at the time of a scrape.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Metrics {
-    /// Whether this process reconciles. `None` in one without controllers.
+    /// True when this process reconciles. `None` in a process without controllers.
     pub leading: Option<bool>,
-    /// Whether this process serves the calls.
+    /// True when this process serves HTTP calls.
     pub serving: bool,
     /// The workers of this process. `None` in one without any.
     pub workers: Option<WorkerSlots>,
-    /// What the queue holds. `None` where it is not asked, or does not answer.
+    /// Depth of the queue. `None` where the queue is not read, or does not answer.
     pub queue: Option<Depth>,
-    /// How many schedules stand how. `None` in a process that does not reconcile.
+    /// Number of schedules in each state of health. `None` in a process that does not reconcile.
     pub schedules: Option<[(&'static str, u64); 4]>,
 }
 
@@ -290,7 +290,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// What every metric has a value of. The rest is counted once for all tests of this process.
+    /// Values for every metric. The other values are counted once for all tests of this process.
     pub(crate) fn everything() -> Metrics {
         static COUNTED: LazyLock<()> = LazyLock::new(|| {
             skipped("Deadline", 2);

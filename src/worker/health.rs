@@ -9,12 +9,12 @@ use tokio::{
 
 use crate::queue;
 
-/// What is known of the workers. Read as a whole, so that a slot that becomes free is never taken for one that was
-/// free all the time.
+/// Times of the last answers of the queue. They are read as a whole, so that a slot that has just become free does
+/// not count as free all the time.
 #[derive(Clone, Copy, Debug)]
 struct LastAnswers {
     free: usize,
-    /// The last look for runs that was answered, or since when there is a free slot again.
+    /// Time of the last answered claim, or since which there is a free slot again.
     claim_answered: Instant,
     /// The last renewal of leases that was answered.
     renewal_answered: Instant,
@@ -49,7 +49,7 @@ impl WorkerHealth {
         (HealthReporter(reporter), Self { answers, lease, slots })
     }
 
-    /// Most runs at a time.
+    /// Largest number of concurrent runs.
     #[must_use]
     pub fn slots(&self) -> usize {
         self.slots
@@ -61,8 +61,8 @@ impl WorkerHealth {
         self.slots.saturating_sub(self.answers.borrow().free)
     }
 
-    /// True when the queue answered lately: a look for runs within the time of three, unless there is no free slot to
-    /// look for, and a renewal of leases within that time or the length of one.
+    /// True when the queue answered lately: a claim within the time of three, unless there is no free slot, and a
+    /// renewal of leases within that time or the length of one.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.is_alive_at(Instant::now())
@@ -117,7 +117,7 @@ mod tests {
     const ERROR: Result<(), queue::Error> = Err(queue::Error::Silent);
     const LONG: Duration = Duration::from_secs(1000);
 
-    /// As if nothing had happened for some time before now.
+    /// Simulates that nothing has happened for some time before now.
     fn wait(reporter: &HealthReporter, time: Duration) {
         reporter.0.send_modify(|answers| {
             answers.claim_answered -= time;

@@ -39,7 +39,7 @@ pub use health::{HealthReporter, WorkerHealth};
 
 /// Longest wait for a notification before the worker tries to claim anyway.
 const IDLE: Duration = Duration::from_secs(5);
-/// Between two looks at who owns the queue.
+/// Interval between checks of the owner of the queue.
 const OWNER_POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// Pause after an error of Redis.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -50,7 +50,7 @@ pub struct WorkerSettings {
     /// Names this worker. New at every process start, so that a restarted process never takes itself for the
     /// one that held a lease before.
     pub id: String,
-    /// Most runs at a time.
+    /// Largest number of concurrent runs.
     pub slots: usize,
 }
 
@@ -185,7 +185,7 @@ impl Worker {
         }
     }
 
-    /// Says when the queue is another installation's than this worker's, whose runs the worker does not claim.
+    /// Logs when the queue belongs to another installation than this worker, which then does not claim its runs.
     async fn compare_installations(&self) {
         let (mine, mut known) = (self.queue.identified().await, None);
         let mut ticks = interval(OWNER_POLL_INTERVAL);
@@ -285,7 +285,7 @@ impl Worker {
         }
     }
 
-    /// Drops journals whose runs have ended, or that nobody knows any more.
+    /// Drops journals whose runs have ended or are unknown.
     async fn sweep_journals(&self, target: &TargetCollection) -> Result<(), Error> {
         for journal in target.journals().await? {
             let has_ended = match self.queue.get(&journal.uid).await {
@@ -404,12 +404,13 @@ fn log_end(
     }
 }
 
-/// What of a run this worker must not ignore, and does not know. A controller of a newer release has said what the run needs.
+/// Part of a run that this worker does not support and must not ignore. A controller of a newer release has set the
+/// level that the run needs.
 fn lacking(claim: &Claim, payload: Option<&Payload>, level: &Level) -> Option<String> {
     if claim.entry.level > level.number { None } else { level.lacking(&claim.entry.payload, payload) }
 }
 
-/// What is to be recorded of how a claim ended.
+/// Release to record at the end of a claim.
 fn release_of(
     claim: &Claim,
     end: &AttemptResult,
@@ -448,7 +449,7 @@ fn release_of(
     })
 }
 
-/// How a run that is to be rolled back has failed.
+/// Outcome of a failed run that is to be rolled back.
 fn failed_with(claim: &Claim) -> Option<Outcome> {
     let outcome = claim.entry.outcome.as_deref()?;
     let unreadable = |_| Outcome { reason: reasons::STALLED.to_owned(), message: String::new() };

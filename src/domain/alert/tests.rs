@@ -25,7 +25,7 @@ struct World {
     ended: Vec<Delivery>,
     /// Messages that were sent and not answered.
     under_way: Vec<Message>,
-    /// What arrived: when, at which sink, and what.
+    /// Messages that have arrived: time, sink and content.
     arrived: Vec<(i64, String, String)>,
     events: Vec<&'static str>,
 }
@@ -55,7 +55,7 @@ impl World {
         Self::new(&json!({"when": [{"type": type_}]}))
     }
 
-    /// The schedule of a name, made when it is first asked for.
+    /// Returns the schedule of a name, and creates it on the first call.
     fn schedule(&mut self, name: &str) -> &mut SyncSchedule {
         let index = self.schedules.iter().position(|schedule| schedule.name_any() == name);
         let index = index.unwrap_or_else(|| {
@@ -417,14 +417,15 @@ fn the_status_stays_small_with_a_thousand_problems() {
     assert!(size < 32 << 10, "{size} bytes");
 }
 
-/// What may happen in a second.
+/// Events that may happen within a second.
 #[derive(Clone, Debug)]
 enum Step {
     Fails(u8),
     Completes(u8),
     /// Messages under way are taken, or not.
     Answer(bool),
-    /// The process is killed: answers it did not look at, and what is under way, are lost. Of the latter, some had arrived.
+    /// Kill of the process: results that were not processed, and deliveries under way, are lost. Some of the messages
+    /// under way had arrived.
     Killed {
         arrived: bool,
     },
@@ -502,7 +503,7 @@ proptest! {
         let open = format!("s0 RunFailed {}", world.stored.alerts[0].occurrence);
         let unended: Vec<_> = notified.iter().filter(|(alert, (_, is_over))| !is_over && **alert != open).collect();
         prop_assert!(unended.is_empty(), "never heard that it is over: {unended:?}");
-        // A message that a crash doubles may tell of several things.
+        // A message that a crash repeats may contain several alerts.
         prop_assert!(doubled.len() <= crashes, "doubled at {doubled:?} after {crashes} crashes: {:?}", world.arrived);
         let too_often: Vec<_> = doubles.iter().filter(|(_, doubles)| **doubles > crashes).collect();
         prop_assert!(too_often.is_empty(), "{too_often:?} doubles after {crashes} crashes: {:?}", world.arrived);

@@ -1,4 +1,4 @@
-//! What a SyncSchedule's spec says, checked and with every default filled in.
+//! Parsed spec of a SyncSchedule, checked and with every default filled in.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub struct Parsed {
     pub(super) starting_deadline: Option<Duration>,
     /// Completed and failed SyncJobs that are kept.
     pub(super) keep: (usize, usize),
-    /// With `concurrencyPolicy: Allow`, runs at a time.
+    /// Largest number of active runs with `concurrencyPolicy: Allow`.
     pub(super) max_active: usize,
     /// Failures in a row that stop the schedule.
     pub(super) failure_threshold: Option<i32>,
@@ -59,7 +59,7 @@ impl Parsed {
         })
     }
 
-    /// When it is due, in plain words.
+    /// Description of the slots, in English.
     #[must_use]
     pub fn words(&self) -> String {
         match &self.grid {
@@ -85,7 +85,8 @@ impl Parsed {
         Slots::new(&self.grid, stable_offset(uid, self.jitter))
     }
 
-    /// When a run of a schedule with this uid is due: a triggered one at once, any other one when its slot starts.
+    /// Start of a run of a schedule with this uid: a triggered run starts at once, any other run when its slot
+    /// starts.
     #[must_use]
     pub fn start_of(&self, run: &ActiveRun, uid: &str) -> Timestamp {
         match run.trigger {
@@ -94,7 +95,7 @@ impl Parsed {
         }
     }
 
-    /// Until when the SyncJob of a run may be created: for `startingDeadline`, or until the next slot starts.
+    /// Time until which the SyncJob of a run may be created: for `startingDeadline`, or until the next slot starts.
     #[must_use]
     pub fn starts_until(&self, run: &ActiveRun, uid: &str) -> Option<Timestamp> {
         let (start, slots) = (self.start_of(run, uid), self.slots(uid));

@@ -28,7 +28,7 @@ struct World {
     schedule: SyncSchedule,
     last_trigger: Option<String>,
     jobs: Vec<Arc<SyncJob>>,
-    /// What the controller remembers to have made.
+    /// SyncJobs that the controller remembers to have created.
     made: Vec<String>,
     events: Vec<ObjectEvent>,
 }
@@ -477,10 +477,10 @@ fn a_token_may_ask_for_the_kind_of_run() {
     }
 }
 
-/// What may happen to a schedule, its controller and its clock.
+/// Events that may happen to a schedule, its controller and its clock.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Time goes on, and then the controller looks.
+    /// Time passes, and then the controller reconciles.
     Wait(i64),
     /// The clock is set, and then the controller looks.
     Set(i64),
@@ -488,11 +488,11 @@ enum Step {
     Crash(i64),
     /// A run ends.
     End(prop::sample::Index, bool),
-    /// Somebody deletes a SyncJob.
+    /// A user deletes a SyncJob.
     Delete(prop::sample::Index),
-    /// Somebody asks for a run.
+    /// A user triggers a run.
     Trigger(u8),
-    /// Somebody changes what happens when runs would overlap.
+    /// A user changes the concurrency policy.
     Policy(ConcurrencyPolicy),
 }
 
@@ -553,7 +553,7 @@ proptest! {
                     }
                 }
                 Step::Delete(which) => {
-                    // One that goes before a new controller has seen it is made again.
+                    // A SyncJob that is deleted before a new controller has seen it is created again.
                     let unseen = |job: &SyncJob| {
                         if world.made.contains(&job.name_any()) {
                             return false;

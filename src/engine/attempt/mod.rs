@@ -27,10 +27,10 @@ use crate::{
 
 /// Shortest time between two checkpoints of a run.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
-/// How long batches in flight may take after a recall. Writing them again later does no harm.
+/// Longest time for the batches in flight after a recall. Writing them again later does no harm.
 const LAST_BATCHES: Duration = Duration::from_secs(5);
 
-/// Everything that an attempt needs to know of its run.
+/// Input of an attempt.
 pub struct Opening {
     /// Id of the run. Names its journal.
     pub uid: String,
@@ -46,7 +46,7 @@ pub struct Opening {
     pub started: Timestamp,
     /// Time since then in which the run was suspended.
     pub parked_for: Duration,
-    /// Where the run continues.
+    /// Checkpoint at which the run continues.
     pub checkpoint: Checkpoint,
     /// Documents that a person has approved the run to mark, delete or change.
     pub approved: Option<u64>,
@@ -83,9 +83,10 @@ pub enum AttemptResult {
     Failed(Outcome),
     /// The attempt has failed, and another one may succeed.
     Retry(Outcome),
-    /// The source wants no requests for so long. The run continues at its checkpoint after that.
+    /// The source allows no requests for this time. The run continues at its checkpoint after that.
     Paused(Duration),
-    /// The guard holds the run: the checkpoint's hold says why. It continues at its checkpoint once so many documents are approved.
+    /// The guard holds the run; the reason is the hold in the checkpoint. The run continues at its checkpoint once so
+    /// many documents are approved.
     Held(u64),
     /// The run was recalled. It continues at its checkpoint.
     Released,

@@ -97,7 +97,8 @@ impl RunAttempt {
         *self.checkpoint.confirmed.get_or_insert(counted)
     }
 
-    /// Returns how many changed documents needed an approval: it does not cover as many removals, which nobody has seen.
+    /// Returns how many changed documents needed an approval. That approval does not cover as many removals, which no
+    /// user has seen.
     fn approved_changes(&self, confirmed: u64) -> u64 {
         let changed = u64::try_from(self.checkpoint.changed).unwrap_or(0);
         self.spec.guard.max_changed(confirmed, None).filter(|max| changed > *max).map_or(0, |_| changed)
@@ -182,7 +183,7 @@ impl RunAttempt {
         Ok(())
     }
 
-    /// Why the run has changed more documents than its guard allows.
+    /// Hold of a run that has changed more documents than its guard allows. `None`: the guard allows them.
     pub(super) fn exceeds_changes(&self) -> Option<Hold> {
         let max = self.max_changed.filter(|_| !self.spec.dry_run)?;
         self.spec.guard.check_changes(u64::try_from(self.checkpoint.changed).unwrap_or(0), max)

@@ -192,7 +192,7 @@ impl RunAttempt {
     }
 }
 
-/// Why a walk does not tell which documents the source does not have.
+/// Reason for which a walk does not prove which documents the source lacks.
 fn why_skipped(paging: &Paging) -> Option<Outcome> {
     let outcome = |reason: &str, message: String| Some(Outcome { reason: reason.to_owned(), message });
     if paging.is_unsure {

@@ -1,4 +1,4 @@
-//! What the buttons do: the calls, and then a page.
+//! Actions of the buttons: an HTTP call, followed by a page.
 
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ use crate::{
     },
 };
 
-/// For the cache to show what was done, so that the next page does. Usually it takes milliseconds.
+/// Longest wait until the cache shows a change, so that the next page does too. Usually it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest note, in bytes.
 const MAX_NOTE: usize = 256;
 
@@ -55,18 +55,18 @@ pub(super) enum OnRun {
     Retry,
 }
 
-/// What a button sends besides.
+/// Fields of a button's form.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Fields {
-    /// Where to go afterwards.
+    /// Page to show afterwards.
     #[serde(default)]
     next: String,
     #[serde(default)]
     sync_type: Mode,
     /// A button that is pressed twice starts one run.
     key: Option<String>,
-    /// Why something is suspended.
+    /// Reason of a suspension.
     #[serde(default)]
     note: String,
 }
@@ -81,7 +81,7 @@ pub(super) async fn on_schedule(
     let reference = ObjectRef::<SyncSchedule>::new(&name).within(&namespace);
     let schedules = &app.listed()?.schedules;
     if action == OnSchedule::Run {
-        // Asked again below. Who may not even know what there is, is not told.
+        // Checked again below. A caller without this right must not learn which schedules exist.
         app.access.check(&caller, trigger::right(Some(&namespace))).await?;
         let schedule = schedules.get(&reference);
         let schedule =
@@ -100,7 +100,7 @@ pub(super) async fn on_schedule(
     Ok(Redirect::to(local(&fields.next)).into_response())
 }
 
-/// What somebody wrote, if anything.
+/// Parses the reason of a suspension. `None`: the text is empty.
 fn note(text: &str) -> Result<Option<&str>, Problem> {
     let text = text.trim();
     if text.len() > MAX_NOTE || text.contains(char::is_control) {
@@ -142,7 +142,7 @@ pub(super) async fn on_run(
     Ok(Redirect::to(&format!("/ui/runs/{}/{}", path.namespace, path.name)).into_response())
 }
 
-/// What a person approves.
+/// Approval of removals.
 #[derive(Deserialize)]
 pub(super) struct ApprovalForm {
     removals: i64,
@@ -168,7 +168,7 @@ fn to_run(job: &SyncJob) -> Response {
 pub(super) async fn shown(is_so: impl Fn() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !is_so() && Instant::now() < until {
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -46,7 +46,7 @@ fn path(name: &str, content: &str, extension: &str) -> String {
 }
 
 impl Asset {
-    /// Where it is.
+    /// Path of the asset.
     pub fn path(&self) -> &str {
         &self.path
     }

@@ -1,5 +1,5 @@
-//! One deed on many runs: those that were chosen, or all that fit the filters. First a page that says how many, and asks;
-//! then so many at a time.
+//! Bulk actions on the selected runs, or on all runs that match the filters. The first page asks for a confirmation
+//! with the number of runs; each later request acts on a limited number.
 
 mod actions;
 
@@ -23,12 +23,12 @@ use crate::{
 use actions::ActionResult;
 pub(super) use actions::BulkAction;
 
-/// Most runs that one request does something to: some seconds of work.
+/// Largest number of runs that one request acts on: some seconds of work.
 const MOST: usize = 200;
-/// Names on the page that asks, and failures on the one that tells.
+/// Number of names on the confirmation page, and of failures on the result page.
 const SHOWN: usize = 10;
 
-/// What a form sends.
+/// Fields of the form.
 #[derive(Debug, Default, PartialEq)]
 struct Fields {
     action: String,
@@ -36,9 +36,9 @@ struct Fields {
     runs: Vec<(String, String)>,
     /// Take all that fit the filters instead.
     all: bool,
-    /// The filters, as they stand in the address of the list.
+    /// Filters, in the format of the address of the list.
     filter: String,
-    /// Where to go on.
+    /// Cursor at which the next request continues.
     from: Option<String>,
 }
 
@@ -68,7 +68,7 @@ enum Chosen {
     Fitting(Box<Fitting>),
 }
 
-/// All that fit the filters and come after a rank.
+/// Runs that match the filters and sort after a key.
 struct Fitting {
     selection: RunSelection,
     phases: Vec<Phase>,
@@ -76,7 +76,7 @@ struct Fitting {
     from: SortKey,
 }
 
-/// What the next form sends.
+/// Fields of the next form.
 struct NextForm {
     runs: Vec<SortKey>,
     filter: Option<String>,
@@ -91,7 +91,7 @@ struct ConfirmationPage {
     count: usize,
     /// The first of them.
     shown: Vec<SortKey>,
-    /// Of those that were chosen one by one, those that it cannot be done to.
+    /// Number of selected runs that the action does not apply to.
     left_out: usize,
     next_form: NextForm,
 }
@@ -106,13 +106,13 @@ struct ResultPage {
     failed: usize,
     /// The first of those that failed, and why.
     failures: Vec<(SortKey, String)>,
-    /// Why it stopped before its time.
+    /// Reason for which the request stopped early.
     stopped: Option<String>,
     left: usize,
     next_form: NextForm,
 }
 
-/// Says how many runs it is about, and asks.
+/// Shows the number of runs, and asks for a confirmation.
 pub(super) async fn ask(
     State(app): State<App>,
     visitor: Visitor,
@@ -187,7 +187,7 @@ async fn select_runs(app: &App, visitor: &Visitor, action: BulkAction, fields: &
     Ok(Chosen::Fitting(Box::new(fitting)))
 }
 
-/// Of the runs that were chosen one by one, those that it can be done to.
+/// Returns those of the selected runs that the action applies to.
 async fn select_listed(
     app: &App,
     visitor: &Visitor,
@@ -207,7 +207,7 @@ async fn select_listed(
         let job = jobs::find_job(app, &ObjectPath { namespace: namespace.clone(), name: name.clone() }).ok();
         found.extend(job.filter(|job| action.suits(job)).map(|job| SortKey::from_job(&job)));
     }
-    // Who may do nothing of it is told so.
+    // A user without a right to any of the actions gets an error.
     for right in refused.into_iter().filter(|_| found.is_empty()) {
         app.access.check(&visitor.caller, right).await?;
     }
@@ -215,7 +215,7 @@ async fn select_listed(
 }
 
 impl Visitor {
-    /// Where a visitor may see runs and do something to all of them.
+    /// Namespaces in which a visitor may see runs and act on all of them.
     pub(super) async fn actionable_scope(
         &self,
         app: &App,
@@ -241,7 +241,7 @@ impl Fitting {
         RunQuery { phases: Some(&self.phases), ..self.selection.query(self.scope.0.as_ref()) }
     }
 
-    /// Without what is made from the next second on: it was not counted. By the clock of Kubernetes.
+    /// Leaves out runs that are created from the next second on, by the clock of Kubernetes: they were not counted.
     fn up_to_now(self, index: &RunIndex) -> Self {
         let newest = index.page(&self.query(), None, 1).pop();
         let from = newest.map_or_else(SortKey::first, |newest| SortKey { created: newest.created, ..SortKey::first() });
@@ -264,7 +264,7 @@ impl Chosen {
         }
     }
 
-    /// Those that are left when the first ones have had their turn.
+    /// Runs that remain after the first ones were processed.
     fn after(self, passed: &[SortKey]) -> Self {
         match self {
             Self::These(sort_keys) => Self::These(sort_keys.into_iter().skip(passed.len()).collect()),

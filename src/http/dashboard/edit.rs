@@ -56,11 +56,11 @@ pub(super) struct When {
     interval: String,
     schedule: String,
     time_zone: String,
-    /// Of the spec that was seen.
+    /// Generation of the spec that the user saw.
     generation: i64,
 }
 
-/// What is wrong, at each field and besides.
+/// Mistakes, by field and others.
 #[derive(Debug, Default, PartialEq)]
 struct Wrong {
     interval: Option<String>,
@@ -122,7 +122,7 @@ impl Wrong {
         message_of_field.get_or_insert(message);
     }
 
-    /// What the program itself finds. Its messages begin with the field.
+    /// Mistakes that the program itself finds. Their messages begin with the field.
     fn found(spec: &SyncScheduleSpec) -> Self {
         let mut wrong = Self::default();
         if let Err(error) = Parsed::new(spec) {
@@ -133,7 +133,7 @@ impl Wrong {
         wrong
     }
 
-    /// What the API server says.
+    /// Mistakes that the API server reports.
     fn said(status: &Status) -> Self {
         let mut wrong = Self::default();
         for cause in status.details.iter().flat_map(|details| &details.causes) {

@@ -20,15 +20,15 @@ use crate::{
 /// Failures on a page.
 const PAGE: usize = 10;
 
-/// Some of the failures that a status tells of.
+/// Page of the failures in a status.
 pub(super) struct Part {
     pub shown: Vec<DocumentFailure>,
     /// The number of the first one shown, and of the last one; from 1.
     pub from: usize,
     pub to: usize,
-    /// All that are kept.
+    /// Number of failures in the status.
     pub kept: usize,
-    /// All there were.
+    /// Number of failures of the run.
     pub total: i64,
     /// The pages before and after this one.
     pub before: Option<usize>,
@@ -53,13 +53,13 @@ impl Part {
         }
     }
 
-    /// Whether there were more than a status keeps.
+    /// True when the run has more failures than its status.
     pub fn is_cut(&self) -> bool {
         self.total > self.kept as i64
     }
 }
 
-/// All that are kept, as CSV (RFC 4180).
+/// Sends all failures in the status, as CSV (RFC 4180).
 pub(super) async fn download(
     State(app): State<App>,
     visitor: Visitor,
@@ -82,8 +82,8 @@ fn csv(failures: &[DocumentFailure]) -> String {
     std::iter::once("key,reason,message\r\n".to_owned()).chain(rows).collect()
 }
 
-/// A text in quotes. Spreadsheets take one that begins like a formula for one, even in quotes; an apostrophe before it
-/// makes it a text. <https://owasp.org/www-community/attacks/CSV_Injection>
+/// Quoted text. Spreadsheets read a text that begins like a formula as one, even in quotes; an apostrophe before it
+/// prevents that. <https://owasp.org/www-community/attacks/CSV_Injection>
 fn cell(text: &str) -> String {
     let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']);
     format!("\"{}{}\"", if formula { "'" } else { "" }, text.replace('"', "\"\""))

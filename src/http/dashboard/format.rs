@@ -1,4 +1,4 @@
-//! How things are said.
+//! Formats of times, durations and numbers.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use crate::api::syncjob::Phase;
 
-/// A time as people say it. As HTML, with the time itself for programs and for those who point at it.
+/// Relative time. Its HTML contains the exact time for programs and as a tooltip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Moment {
     at: Timestamp,
@@ -19,7 +19,7 @@ impl Moment {
         Self { at, now }
     }
 
-    /// What the clocks of a zone show then.
+    /// The same time in a time zone.
     pub fn clock(&self, zone: &TimeZone) -> ZonedMoment {
         ZonedMoment { at: *self, zone: zone.clone() }
     }
@@ -30,7 +30,7 @@ impl Moment {
     }
 }
 
-/// Nothing of it comes from a user.
+/// The text contains no input of users.
 impl HtmlSafe for Moment {}
 
 impl fmt::Display for Moment {
@@ -40,7 +40,7 @@ impl fmt::Display for Moment {
     }
 }
 
-/// What clocks show at a time. As HTML, with room for what those of whoever looks show.
+/// Time in a time zone. Its HTML has room for the time in the zone of the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ZonedMoment {
     at: Moment,
@@ -48,7 +48,7 @@ pub(super) struct ZonedMoment {
 }
 
 impl ZonedMoment {
-    /// The time as people say it.
+    /// Relative time.
     pub fn relative(&self) -> String {
         relative(self.at.at, self.at.now)
     }
@@ -78,7 +78,7 @@ fn relative(at: Timestamp, now: Timestamp) -> String {
     if seconds > 0 { format!("in {number} {unit}") } else { format!("{number} {unit} ago") }
 }
 
-/// How long something took.
+/// Formats a duration.
 pub(super) fn lasted(seconds: i64) -> String {
     match seconds.max(0) {
         few @ ..60 => format!("{few} s"),
@@ -101,7 +101,7 @@ pub(super) const PHASES: [Phase; 9] = [
     Phase::Failed,
 ];
 
-/// What templates put after a `|`.
+/// Filters of templates.
 pub(super) mod filters {
     #![allow(
         clippy::inline_always,
@@ -118,13 +118,13 @@ pub(super) mod filters {
 
     use crate::api::syncjob::Phase;
 
-    /// One of our words, as it stands in the API.
+    /// Name of a variant, as in the API.
     #[filter_fn]
     pub fn word(value: impl Debug, _: &dyn Values) -> Result<String> {
         Ok(format!("{value:?}"))
     }
 
-    /// For those who do not see the colours.
+    /// Symbol of a phase, for users who cannot distinguish the colours.
     #[filter_fn]
     pub fn sign(phase: &Phase, _: &dyn Values) -> Result<&'static str> {
         Ok(match phase {
@@ -138,7 +138,7 @@ pub(super) mod filters {
         })
     }
 
-    /// How long something took, of seconds.
+    /// Formats a duration in seconds.
     #[filter_fn]
     pub fn lasted(seconds: &i64, _: &dyn Values) -> Result<String> {
         Ok(super::lasted(*seconds))

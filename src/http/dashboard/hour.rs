@@ -5,14 +5,14 @@ use jiff::Timestamp;
 use super::format::Moment;
 use crate::http::throughput::{LastHour, ThroughputCounts};
 
-/// Of the chart, in its own units.
+/// Height of the chart, in its own units.
 pub(super) const HEIGHT: f64 = 20.0;
 /// A bar that is lower could not be seen.
 const LEAST: f64 = 0.5;
 
 /// Counts, and a bar for each minute.
 pub(super) struct Hour {
-    /// Since when it is known, where that is less than an hour.
+    /// Start of the data, where that is less than an hour ago.
     pub since: Option<Moment>,
     pub counts: ThroughputCounts,
     /// Documents in the last whole minute, for each second of it.
@@ -40,7 +40,7 @@ impl Hour {
     }
 }
 
-/// With as many digits as tell something.
+/// Formats a rate with only significant digits.
 fn rate(per_second: f64) -> String {
     match per_second {
         none if none <= 0.0 => "0".to_owned(),

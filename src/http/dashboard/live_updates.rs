@@ -1,7 +1,7 @@
 //! `/ui/events`: tells open pages that something changed, so that they look again.
 //!
-//! Changes are gathered once for all pages, at most once a second; a page costs a look at a number. The more pages are open, the
-//! less often each of them is told, so that what they fetch then stays bounded too.
+//! Changes are collected once for all pages, at most once a second, and each page compares one number. The more pages
+//! are open, the less often each of them is notified, so that their requests stay bounded too.
 
 use std::{
     collections::HashMap,
@@ -40,14 +40,14 @@ use crate::http::{
 
 /// Least time between two rounds, and between two events of a page.
 const ROUND: Duration = Duration::from_secs(1);
-/// Pages that are told within a second. Each of them fetches itself anew.
+/// Largest number of pages that are notified within a second. Each of them fetches its content again.
 const PAGES_A_SECOND: u32 = 100;
 /// Proxies such as nginx would keep events back until they have many.
 const UNBUFFERED: (&str, &str) = ("x-accel-buffering", "no");
 
-/// What changed when. Rounds are numbered from 1.
+/// Record of changes. Rounds are numbered from 1.
 pub(in crate::http) struct LiveUpdates {
-    /// Names this process: numbers of others say nothing.
+    /// Identifier of this process: numbers of another process have no meaning here.
     process: u64,
     round: watch::Sender<u64>,
     changed: RwLock<Changed>,
@@ -79,7 +79,7 @@ impl Changed {
         }
     }
 
-    /// Whether a page that was told up to a round has something to see.
+    /// True when something changed for a page that was notified up to a round.
     fn since(&self, round: u64, scope: &Scope) -> bool {
         let newest = match &scope.0 {
             None => self.namespaces.values().max(),
@@ -128,7 +128,7 @@ impl LiveUpdates {
         }
     }
 
-    /// Up to where a page knows that is made now.
+    /// Update that a page created now contains.
     pub(super) fn update_id(&self) -> UpdateId {
         UpdateId { process: self.process, round: *self.round.borrow() }
     }
@@ -159,12 +159,12 @@ impl FromStr for UpdateId {
     }
 }
 
-/// What a page wants to be told of.
+/// Updates that a page subscribes to.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Subscription {
     namespace: Option<String>,
-    /// What the page knew when it was made.
+    /// Update that the page contained when it was created.
     since: Option<String>,
 }
 
@@ -197,7 +197,7 @@ struct Page {
     round: watch::Receiver<u64>,
     scope: Scope,
     seen: u64,
-    /// Its turn among the pages, from 0 to 1.
+    /// Offset of the page among all pages, from 0 to 1.
     offset: f64,
     has_sent_retry: bool,
     until: Instant,
@@ -244,7 +244,7 @@ impl Drop for Page {
     }
 }
 
-/// How long a page waits until it is told. Few pages do not; of many each has its turn once in a while.
+/// Delay of the notification of a page. Few pages are notified at once; many pages are notified one after the other.
 fn delay_until(pages: usize, elapsed: Duration, offset: f64) -> Duration {
     let lap = Duration::from_secs(pages as u64) / PAGES_A_SECOND;
     if lap <= ROUND {

@@ -20,14 +20,14 @@ use crate::http::{
     problem::{Problem, ProblemKind},
 };
 
-/// Where to go afterwards.
+/// Parameters of the login page.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct LoginQuery {
     next: String,
 }
 
-/// What is sent.
+/// Fields of the login form.
 #[derive(Deserialize)]
 pub(super) struct Credentials {
     token: String,
@@ -64,7 +64,7 @@ fn form(way: Way, next: &str, wrong: Option<&str>) -> Result<Response, Problem> 
     page(&Page { frame, next: local(next), audience: AUDIENCE, open, wrong })
 }
 
-/// Begins a session, another one each time.
+/// Begins a session, with a new cookie each time.
 pub(super) async fn login(
     State(app): State<App>,
     Extension(way): Extension<Way>,

@@ -1,4 +1,4 @@
-//! Where the logs of a run are: an address that the operator's people give, with the run in it.
+//! Links to the logs of a run: a configured address with placeholders for the run.
 
 use std::str::FromStr;
 
@@ -45,7 +45,7 @@ pub enum LogsUrlError {
     /// Browsers would not go there, or would run it.
     #[error("it must begin with https:// or http://")]
     Scheme,
-    /// A brace that stands for nothing.
+    /// A brace without a known placeholder.
     #[error(
         "{0:?} is none of {{uid}}, {{namespace}}, {{name}}, {{schedule}}, {{worker}}, {{pod}}, {{from}} and {{to}}; write a brace of the address itself as %7B or %7D"
     )]

@@ -63,7 +63,8 @@ pub use proxy::Proxies;
 use session::Way;
 pub use session::{Sessions, WeakSecret};
 
-/// Everything comes from here, nothing is inline, and no other page may hold one of these.
+/// Content security policy: all content is from this host, nothing is inline, and no other page may embed one of
+/// these.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
@@ -96,7 +97,7 @@ pub(super) fn layer(router: Router, app: &App, sessions: Sessions, proxies: Opti
     router.layer(middleware::from_fn_with_state(Authenticator { app: app.clone(), sessions, proxies }, authenticate))
 }
 
-/// By what people come in.
+/// Authenticator of requests to the dashboard.
 #[derive(Clone)]
 struct Authenticator {
     app: App,
@@ -105,7 +106,8 @@ struct Authenticator {
 }
 
 impl Authenticator {
-    /// Lets a request in, as somebody or nobody: whom a proxy names, or else whoever has a session.
+    /// Adds the identity to a request: the one that a proxy sets, or else the one of the session. The request may be
+    /// anonymous.
     async fn admit(&self, mut request: Request, next: Next) -> Response {
         let way = self.sessions.way(&request);
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
@@ -159,7 +161,7 @@ async fn authenticate(State(authenticator): State<Authenticator>, request: Reque
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    // With no-referrer, browsers do not tell the origin of a form either.
+    // With no-referrer, browsers do not send the origin of a form either.
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(OPENER_POLICY, HeaderValue::from_static("same-origin"));
@@ -171,7 +173,7 @@ fn wants_html(headers: &HeaderMap) -> bool {
     headers.get(ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|accept| accept.contains("text/html"))
 }
 
-/// What a person sees instead of a problem document.
+/// Error page, in place of a problem document.
 fn failure(authenticator: &Authenticator, problem: &Problem, back: &str) -> Response {
     if problem.kind() == ProblemKind::Unauthenticated {
         let next = askama::filters::urlencode_strict(back).map(|next| next.to_string()).unwrap_or_default();
@@ -192,18 +194,18 @@ struct Failure<'a> {
     detail: &'a str,
 }
 
-/// What stands around each page.
+/// Frame around each page.
 struct Frame {
-    /// Who is logged in. `None` where nobody has to be.
+    /// Name of the user. `None` where no login is required.
     user: Option<String>,
-    /// Whether people have to log in.
+    /// True when users have to log in.
     locked: bool,
-    /// Whether a proxy does that, and logs them out.
+    /// True when a proxy logs users in and out.
     is_proxied: bool,
     section: &'static str,
-    /// Where to be told of changes. `None`: there are none.
+    /// Address of the stream of updates. `None`: the page has no updates.
     events: Option<String>,
-    /// Where the page is.
+    /// Path of the page.
     path: String,
 }
 
@@ -227,13 +229,13 @@ impl FromRequestParts<App> for FromBrowser {
     }
 }
 
-/// Somebody who looks at a page.
+/// User of a page.
 struct Visitor {
     caller: Arc<Caller>,
     path: String,
     locked: bool,
     is_proxied: bool,
-    /// What is known to whom looks now.
+    /// Update that the page contains.
     update_id: UpdateId,
 }
 
@@ -249,8 +251,8 @@ impl FromRequestParts<App> for Visitor {
 }
 
 impl Visitor {
-    /// Where a visitor may list the objects of a kind: in all namespaces, or in some. One that is asked for must be
-    /// among them.
+    /// Namespaces in which a visitor may list the objects of a kind: all of them, or some. A requested namespace must
+    /// be among them.
     async fn scope(&self, app: &App, resource: &'static str, namespace: Option<&str>) -> Result<Scope, Problem> {
         let right = Right::new("list", resource, namespace);
         if app.access.has(&self.caller, &right).await? {
@@ -266,7 +268,7 @@ impl Visitor {
         Ok(Scope(Some(allowed)))
     }
 
-    /// Whether a visitor has all of some rights: what they may not do is not shown.
+    /// Returns whether a visitor has all of some rights. Actions without a right are not shown.
     async fn may(&self, app: &App, rights: &[Right]) -> Result<bool, Problem> {
         for right in rights {
             // One answer for a whole list, where the right is not one on single objects.
@@ -305,7 +307,7 @@ impl Scope {
         object.meta().namespace.as_ref().is_some_and(|namespace| namespaces.contains(namespace))
     }
 
-    /// The stream that tells of changes in these.
+    /// Address of the stream of changes in these namespaces.
     fn events(&self, update_id: UpdateId) -> String {
         match self.0.as_ref().filter(|some| some.len() == 1).and_then(BTreeSet::first) {
             Some(only) => format!("/ui/events?namespace={only}&since={update_id}"),
@@ -359,13 +361,13 @@ impl RunRow {
         Self { created: moment(job.created_at), finished: moment(job.finished_at), job }
     }
 
-    /// What it waits for, or how it ended, where that says more than its phase.
+    /// Reason for which the run waits or ended, where it says more than the phase.
     fn reason(&self) -> Option<&str> {
         let phase = format!("{:?}", self.job.phase);
         self.job.reason.as_deref().filter(|reason| !reason.starts_with(&phase))
     }
 
-    /// Its page.
+    /// Path of the page of the run.
     fn path(&self) -> String {
         format!("/ui/runs/{}/{}", self.job.namespace, self.job.name)
     }

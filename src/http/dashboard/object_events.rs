@@ -15,9 +15,9 @@ use crate::{
     http::{App, LIMIT, auth::Right, problem::Problem},
 };
 
-/// Most events that are asked for, and shown.
+/// Largest number of events that are read and shown.
 const MOST: u32 = 50;
-/// How long an answer holds. A page that is looked at asks every second, and Kubernetes has no index for this question.
+/// Lifetime of a cached answer. An open page reads every second, and Kubernetes has no index for this query.
 const HOLD: Duration = Duration::from_secs(10);
 /// Objects whose events are kept at a time.
 const OBJECTS: u64 = 200;
@@ -57,7 +57,7 @@ impl ShownEvent {
     }
 }
 
-/// What is told of an object.
+/// Events of an object.
 pub(super) enum ObjectEvents {
     /// The visitor may not list events there.
     Hidden,

@@ -22,12 +22,12 @@ use crate::{
     queue::Depth,
 };
 
-/// Of each list at most so many.
+/// Largest number of entries in each list.
 const SHOWN: usize = 8;
 /// Reasons of attempts to which MongoDB gave no answer that could be used.
 const MONGODB_AWAY: [&str; 4] = ["Unreachable", "Timeout", "Unauthorized", "ServerError"];
 
-/// What to look at.
+/// Namespace to show.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Where {
@@ -45,7 +45,7 @@ struct Overview {
     stale: Option<Moment>,
 }
 
-/// Who leads, as it is shown.
+/// Leader, as shown.
 enum Leader {
     Process(String, Option<Moment>),
     Nobody(Option<Moment>),
@@ -63,7 +63,7 @@ impl Leader {
     }
 }
 
-/// What follows from the objects.
+/// Facts derived from the objects.
 struct Facts {
     counts: Vec<(Phase, i64)>,
     schedules: usize,
@@ -75,17 +75,17 @@ struct Facts {
     mongodb: MongoDb,
 }
 
-/// How MongoDB is, as far as runs tell. The sidecar has no way to it.
+/// State of MongoDB, as the runs report it. The sidecar has no access to MongoDB.
 #[derive(Debug, PartialEq)]
 enum MongoDb {
-    /// So many runs wait since it did not answer them; why, as one of them says.
+    /// Number of runs that wait since MongoDB did not answer, and the reason of one of them.
     Away(usize, String),
     /// A run ended well at that time.
     There(Moment),
     Unknown,
 }
 
-/// When a schedule is due.
+/// Next slot of a schedule.
 struct Slot {
     namespace: String,
     name: String,

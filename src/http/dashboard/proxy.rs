@@ -1,7 +1,7 @@
-//! People whom a proxy has logged in, such as oauth2-proxy: it says in headers who they are.
+//! Users that a proxy has logged in, such as oauth2-proxy. The proxy sends their identity in headers.
 //!
-//! For the dashboard only. A browser sends what the proxy knows people by with the forms of other sites too; the dashboard
-//! refuses these, and the calls could not.
+//! This is for the dashboard only. A browser sends the cookies of the proxy with forms of other sites too; the
+//! dashboard refuses these, and the HTTP calls could not.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -15,7 +15,7 @@ use crate::http::{
 
 /// Names that Kubernetes keeps for itself begin so.
 const RESERVED: &str = "system:";
-/// The group that Kubernetes adds itself, to all whom it knows.
+/// Group that Kubernetes adds to all authenticated users.
 const AUTHENTICATED: &str = "system:authenticated";
 
 /// Which proxies are believed, and by which headers. Cheap to clone.
@@ -33,10 +33,11 @@ impl Proxies {
         Self { networks: networks.into(), user, groups }
     }
 
-    /// Whom a request is from. `None` where no proxy that is believed says so.
+    /// Identity of a request. `None` without a header of a trusted proxy.
     ///
-    /// What a proxy says twice is refused: it may have left in what somebody sent through it. So are names that Kubernetes
-    /// keeps for itself: who may choose a group's name would be an administrator by `system:masters`.
+    /// A header that occurs twice is refused: the proxy may have passed one of the client on. Names that Kubernetes
+    /// reserves are refused too: otherwise a client that chooses the name of a group could become an administrator by
+    /// `system:masters`.
     pub(super) fn caller(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<Option<Arc<Caller>>, Problem> {
         let is_trusted = |peer: IpAddr| self.networks.iter().any(|network| network.contains(&peer.to_canonical()));
         if !peer.is_some_and(is_trusted) {

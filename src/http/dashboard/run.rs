@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// What of the run is looked at.
+/// Parameters of the page of a run.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct PageQuery {
@@ -67,7 +67,7 @@ struct Run {
 struct Held {
     /// Documents that the approval has to cover.
     removals: i64,
-    /// Somebody has approved as many.
+    /// True when an approval covers these documents.
     is_approved: bool,
 }
 
@@ -79,14 +79,14 @@ impl Held {
     }
 }
 
-/// What the visitor may do to the run as it is.
+/// Actions on the run that the visitor may use in its current state.
 struct May {
     change: bool,
     retry: bool,
     delete: bool,
 }
 
-/// What the queue knows of a run.
+/// Run in the queue.
 struct Queued {
     epoch: u64,
     checkpoint: Option<i64>,

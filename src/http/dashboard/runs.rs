@@ -20,7 +20,7 @@ use crate::{
 };
 
 const TYPES: [SyncType; 4] = [SyncType::User, SyncType::Project, SyncType::Issue, SyncType::Pipeline];
-/// Runs on a page, unless the address says otherwise.
+/// Default number of runs on a page.
 const PAGE: usize = 50;
 
 #[derive(Template)]
@@ -29,13 +29,13 @@ struct List {
     frame: Frame,
     selection: RunSelection,
     lines: Vec<RunRow>,
-    /// How many fit.
+    /// Number of matching runs.
     total: usize,
-    /// Whether errors and keys of all runs can be searched.
+    /// True when errors and keys of all runs can be searched.
     is_whole: bool,
-    /// What the visitor may do to runs, somewhere among those that fit.
+    /// Actions that the visitor may use on some of the matching runs.
     actions: Vec<BulkAction>,
-    /// The filters, as they stand in the address.
+    /// Filters, in the format of the address.
     filter: String,
     next: Option<String>,
 }
@@ -67,7 +67,7 @@ pub(super) async fn list(
 }
 
 impl RunSelection {
-    /// Its filters, as they stand in an address after the `?`.
+    /// Filters, in the format of an address after the `?`.
     pub(super) fn address(&self) -> String {
         let (phase, type_) =
             (self.phase.map(|phase| format!("{phase:?}")), self.type_.map(|type_| format!("{type_:?}")));

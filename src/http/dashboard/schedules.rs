@@ -32,7 +32,7 @@ use crate::{
 
 /// Schedules on a page.
 const PAGE: usize = 25;
-/// Runs in the strip of a schedule, and slots to come that are told.
+/// Number of runs in the strip of a schedule, and of future slots.
 const STRIP: usize = 20;
 const SLOTS: usize = 5;
 
@@ -41,7 +41,7 @@ const SLOTS: usize = 5;
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ScheduleSelection {
     namespace: Option<String>,
-    /// With this text in the name.
+    /// Text in the name.
     text: Option<String>,
     suspended: Option<bool>,
     /// The last one of the page before: namespace and name.
@@ -66,10 +66,10 @@ struct Row {
     mode: Mode,
     words: String,
     suspended: bool,
-    /// Why.
+    /// Reason of the suspension.
     note: Option<String>,
     next: Option<Moment>,
-    /// Why it does not do its work.
+    /// Reason for which the schedule does not work.
     problem: Option<String>,
     /// The last runs, the newest first.
     strip: Vec<RunRow>,
@@ -78,7 +78,7 @@ struct Row {
     key: String,
 }
 
-/// What whoever looks may do with it.
+/// Actions that the visitor may use on the schedule.
 struct May {
     pause: bool,
     edit: bool,
@@ -214,7 +214,7 @@ struct One {
     spec: String,
 }
 
-/// One schedule.
+/// Shows one schedule.
 pub(super) async fn show(
     State(app): State<App>,
     visitor: Visitor,
@@ -250,7 +250,7 @@ pub(super) fn slots(schedule: &SyncSchedule, now: Timestamp) -> Vec<Moment> {
     following.take(SLOTS).map(|slot| Moment::new(slots.start(slot), now)).collect()
 }
 
-/// Where its clock is.
+/// Time zone of a schedule.
 pub(super) fn zone_of(spec: &SyncScheduleSpec) -> TimeZone {
     spec.time_zone.as_deref().and_then(|name| TimeZone::get(name).ok()).unwrap_or(TimeZone::UTC)
 }

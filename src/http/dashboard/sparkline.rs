@@ -1,10 +1,10 @@
-//! How fast a run was, as a curve.
+//! Sparkline of the speed of a run.
 
 use std::fmt::Write;
 
 use crate::http::progress_history::ProgressSample;
 
-/// The curve's own units: what the page makes of them is the style's matter.
+/// Width of the sparkline, in its own units: the style sheet sets the size on the page.
 const WIDTH: f64 = 600.0;
 const HEIGHT: f64 = 100.0;
 
@@ -13,7 +13,7 @@ const HEIGHT: f64 = 100.0;
 pub(super) struct Sparkline {
     /// The `d` of an SVG path, in a box of 600 by 100.
     pub line: String,
-    /// The same, closed at the bottom.
+    /// The same path, closed at the bottom.
     pub area: String,
     /// Documents per second where it was fastest.
     pub most: i64,
@@ -21,7 +21,7 @@ pub(super) struct Sparkline {
     pub mean: i64,
     /// Seconds from the first sample to the last.
     pub seconds: i64,
-    /// How many samples it is made of.
+    /// Number of samples.
     pub samples: usize,
 }
 

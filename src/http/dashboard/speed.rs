@@ -1,4 +1,4 @@
-//! What pages cost with 10,000 schedules and 100,000 runs.
+//! Measurement of pages with 10,000 schedules and 100,000 runs.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ fn schedule(i: usize) -> SyncSchedule {
     .unwrap()
 }
 
-/// Of ten runs one has failed, with twenty documents.
+/// One of ten runs has failed, with twenty documents.
 fn job(i: usize) -> SyncJob {
     let (schedule, at) = (i / 10, "2026-11-25T10:00:00Z");
     let failures: Vec<Value> = (0..20)

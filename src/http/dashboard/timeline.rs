@@ -1,24 +1,24 @@
-//! What became of a run, one thing after the other.
+//! Timeline of a run.
 
 use jiff::Timestamp;
 
 use super::format::{Moment, lasted};
 use crate::{api::syncjob::Phase, http::job_view::JobDetails};
 
-/// Something that happened, or is to come.
+/// Step in the timeline, in the past or the future.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Step {
-    /// What it looks like: `good`, `bad`, `busy` or `wait`.
+    /// Appearance: `good`, `bad`, `busy` or `wait`.
     pub kind: &'static str,
     pub what: String,
     pub at: Option<Moment>,
-    /// How long it took.
+    /// Duration of the step.
     pub took: Option<String>,
-    /// Why, in a sentence.
+    /// Reason, as a sentence.
     pub why: Option<String>,
 }
 
-/// From the making of a run to its end, or to what it waits for.
+/// Timeline of a run from its creation to its end, or to what the run waits for.
 pub(super) fn timeline(run: &JobDetails, retry_at: Option<Timestamp>, now: Timestamp) -> Vec<Step> {
     let job = &run.job;
     let step = |kind, what: &str, at: Option<Timestamp>| Step {
@@ -55,7 +55,7 @@ pub(super) fn timeline(run: &JobDetails, retry_at: Option<Timestamp>, now: Times
     steps
 }
 
-/// How it stands now.
+/// Current step.
 fn last(
     run: &JobDetails,
     retry_at: Option<Timestamp>,

@@ -7,10 +7,10 @@ use tokio::time::Instant;
 /// Least time between two events about one run.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Which runs are to be told of, and when. The clock is an argument.
+/// Throttle of events about runs. The clock is an argument.
 pub(super) struct Throttle<K> {
     waiting: HashMap<K, Waiting>,
-    /// Runs told of within the last interval.
+    /// Runs with an event within the last interval.
     sent: HashMap<K, Instant>,
     /// Newest version seen.
     newest: u64,
@@ -18,7 +18,7 @@ pub(super) struct Throttle<K> {
 
 struct Waiting {
     due: Instant,
-    /// The first version that was not told.
+    /// First version without an event.
     since: u64,
 }
 
@@ -29,19 +29,19 @@ impl<K> Default for Throttle<K> {
 }
 
 impl<K: Clone + Eq + Hash> Throttle<K> {
-    /// Something happened to a run.
+    /// Enqueues a changed run.
     pub fn enqueue(&mut self, key: K, version: u64, now: Instant) {
         self.observe_version(version);
         let due = self.sent.get(&key).map_or(now, |sent| *sent + INTERVAL);
         self.waiting.entry(key).or_insert(Waiting { due, since: version });
     }
 
-    /// Something happened that need not wait, or need not be told.
+    /// Records a version that needs no event, or whose event was sent at once.
     pub fn observe_version(&mut self, version: u64) {
         self.newest = self.newest.max(version);
     }
 
-    /// The next run to tell of, if it is time. The newest state of it is what counts.
+    /// Takes the next run whose event is due. The event contains the newest state of the run.
     pub fn take_due(&mut self, now: Instant) -> Option<K> {
         self.sent.retain(|_, sent| now.duration_since(*sent) < INTERVAL);
         let ripe = self.waiting.iter().filter(|(_, waiting)| waiting.due <= now);
@@ -51,12 +51,12 @@ impl<K: Clone + Eq + Hash> Throttle<K> {
         Some(key)
     }
 
-    /// When there will be one.
+    /// Time of the next due event.
     pub fn due(&self) -> Option<Instant> {
         self.waiting.values().map(|waiting| waiting.due).min()
     }
 
-    /// Everything up to this version was told. A run that waits holds it back.
+    /// Version up to which all events were sent. A waiting run limits it.
     pub fn sent_version(&self) -> u64 {
         let waiting = self.waiting.values().map(|waiting| waiting.since.saturating_sub(1)).min();
         waiting.unwrap_or(self.newest).min(self.newest)

@@ -286,7 +286,7 @@ mod tests {
         let scores: BTreeSet<_> = redis.sets[JobSet::Failed as usize].values().copied().collect();
         assert_eq!(scores, (4..=HISTORY as i64 + 3).collect());
         assert_eq!(redis.hashes.len(), HISTORY);
-        // One that is there may change.
+        // A run that is in the set may change.
         snapshot.put(record("5", JobSet::Failed, 5, "y"));
         assert_eq!(snapshot.take_writes().len(), 1);
     }

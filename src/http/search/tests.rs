@@ -24,7 +24,7 @@ fn status(phase: &str, error: &str, key: &str) -> Value {
     })
 }
 
-/// What a query means, without any index.
+/// Reference implementation of a query, without an index.
 fn fits(job: &SyncJob, query: &RunQuery<'_>) -> bool {
     let same = |wanted: Option<&str>, found: Option<&String>| {
         wanted.is_none_or(|wanted| found.is_some_and(|found| found == wanted))
@@ -170,7 +170,7 @@ fn errors_for_which_there_is_no_room_are_owned_up_to() {
     assert_eq!(words.replace_texts(second, texts(&["a", "c"]), 1).len(), 2, "there is room again");
 }
 
-/// What 100,000 runs cost, a tenth of them with twenty documents that failed. `docs/testing.md` says how to run it.
+/// Measurement of 100,000 runs, a tenth of them with twenty failed documents. `docs/testing.md` says how to run it.
 #[test]
 #[ignore = "a measurement"]
 fn speed() {

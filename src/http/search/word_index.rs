@@ -8,7 +8,7 @@ use std::{
 
 use super::{Id, add};
 
-/// Most texts that runs have, each counted as often as a run has it. Bounds the memory.
+/// Largest number of texts of all runs, each counted once for each run. Bounds the memory.
 const MOST: usize = 1_000_000;
 /// Characters of a text that count.
 const LONGEST: usize = 48;
@@ -29,12 +29,12 @@ impl Default for WordIndex {
 }
 
 impl WordIndex {
-    /// With room for so many texts.
+    /// Creates an index with room for this number of texts.
     pub fn with_room(room: usize) -> Self {
         Self { runs: BTreeMap::new(), count: 0, room, left_out: false }
     }
 
-    /// Gives a run other texts, and says which it has now: fewer when there is no more room.
+    /// Replaces the texts of a run, and returns its texts now: fewer when there is no more room.
     pub fn replace_texts(&mut self, before: Vec<Arc<str>>, now: BTreeSet<String>, id: Id) -> Vec<Arc<str>> {
         if before.len() == now.len() && before.iter().zip(&now).all(|(before, now)| **before == **now) {
             return before;
@@ -91,7 +91,7 @@ pub(super) fn split_words(text: &str) -> Vec<String> {
     text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(normalize).collect()
 }
 
-/// What counts of a word or a key.
+/// Normalizes a word or a key: lower case, of limited length.
 pub(super) fn normalize(text: &str) -> String {
     text.chars().flat_map(char::to_lowercase).take(LONGEST).collect()
 }

@@ -85,7 +85,7 @@ fn each_rule_of_the_definitions_is_found_broken() {
     }
 }
 
-/// Every keyword of a schema, with its parents.
+/// Collects every keyword of a schema, with its parents.
 fn keywords(schema: &Value, found: &mut BTreeSet<String>) {
     for (keyword, value) in schema.as_object().into_iter().flatten() {
         found.insert(keyword.clone());

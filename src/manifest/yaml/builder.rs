@@ -13,7 +13,7 @@ use crate::{
 
 /// Deepest nesting. MongoDB allows documents of 100 levels.
 const MAX_DEPTH: usize = 100;
-/// Largest document, in nodes, with aliases expanded: a few nested anchors can stand for billions.
+/// Largest number of nodes of a document, with aliases expanded: a few nested anchors can expand to billions.
 const MAX_NODES: usize = 100_000;
 const MERGE: &str = "<<";
 const NO_TABS: &str = ": indent with spaces instead of tabs";
@@ -250,7 +250,7 @@ fn no_key(at: Position) -> SyntaxError {
     SyntaxError { at, message: message.to_owned() }
 }
 
-/// Adds an entry. It replaces one that a merge key brought in, and must not repeat another one.
+/// Adds an entry. The entry replaces one from a merge key, and must not repeat any other entry.
 fn insert(entries: &mut Vec<KeyValue>, entry: KeyValue, errors: &mut Vec<SyntaxError>) {
     let Some(found) = entries.iter_mut().find(|found| found.key == entry.key) else {
         entries.push(entry);

@@ -25,32 +25,32 @@ use crate::{
 
 /// A write that MongoDB refuses.
 struct Refused<'a> {
-    /// Its place among the writes.
+    /// Position among the writes.
     at: usize,
     key: &'a Bson,
     /// A word and a sentence. `None`: there is nothing wrong.
     why: Option<(&'static str, String)>,
 }
 
-/// One document's write.
+/// Write of one document.
 pub(super) struct Write<'a> {
     pub read: &'a ReadDocument,
     pub changes: Changes<'a>,
     /// The stamp that was read.
     pub stamped: Option<DateTime>,
-    /// Something else than the stamp changes.
+    /// True when more than the stamp changes.
     pub differs: bool,
     pub kind: WriteKind,
 }
 
-/// Why a document is written.
+/// Reason of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WriteKind {
     /// The source has it.
     Result,
-    /// The source said that it does not have it any more.
+    /// The source reported that it no longer has the document.
     Absence,
-    /// It is marked, or adopted.
+    /// The document is marked, or adopted.
     Removal,
     /// The source lists it, with a result that cannot be written.
     Listing,
@@ -61,7 +61,7 @@ struct Listed<'a> {
     read: &'a ReadDocument,
     /// The stamp that was read.
     stamped: Option<DateTime>,
-    /// Something else than the stamp changes.
+    /// True when more than the stamp changes.
     differs: bool,
 }
 
@@ -76,15 +76,15 @@ impl<'a> Write<'a> {
         &self.read.key
     }
 
-    /// It makes the document.
+    /// True when the write creates the document.
     fn is_new(&self) -> bool {
         self.read.fields.is_none()
     }
 }
 
 impl TargetCollection {
-    /// Writes what a source had for [`Batch::due`], in the same order, when it was asked at `fetched`. A document that was
-    /// fetched later by somebody else stays as it is. Doing it twice, or late, changes nothing that matters.
+    /// Writes the results of a source for [`Batch::due`], in the same order, which were requested at `fetched`. A
+    /// document that another run fetched later stays as it is. A repeated or late call does no harm.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole batch. Documents that cannot be written are no error.
@@ -140,8 +140,8 @@ impl TargetCollection {
         Ok(outcome)
     }
 
-    /// Removes the marks of documents that the source lists, although what it says cannot be used, or MongoDB refuses it: a later
-    /// run would delete them.
+    /// Removes the marks of documents that the source lists, although their results cannot be used, or MongoDB
+    /// refuses them: a later run would delete the documents.
     async fn end_absence(
         &self,
         listed: &[Listed<'_>],
@@ -164,7 +164,7 @@ impl TargetCollection {
         Ok(())
     }
 
-    /// Counts what a batch says about listed documents that were written, apart from their fields.
+    /// Counts the absences and confirmations of listed documents that were written.
     fn count_listed(&self, listed: &[Listed<'_>], outcome: &mut BatchResult) {
         let failed: HashSet<&String> = outcome.failed.iter().collect();
         let is_written = |read: &ReadDocument| failed.is_empty() || !failed.contains(&keys::text(&read.key));
@@ -200,7 +200,7 @@ impl TargetCollection {
         Ok(())
     }
 
-    /// Writes what differs document by document, and the others together.
+    /// Writes documents that differ one by one, and the others together.
     async fn write_apart<'a>(
         &self,
         writes: Vec<Write<'a>>,
@@ -336,14 +336,14 @@ impl TargetCollection {
         for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
             let at = integer(error, "index") as usize;
             let Some(write) = writes.get(at) else { continue };
-            // Somebody else has made it meanwhile, or the filter leaves it out.
+            // Another client has created the document meanwhile, or the filter excludes it.
             let exists =
                 write.is_new() && error.get_document("keyPattern").is_ok_and(|keys| keys.keys().eq([&self.key]));
             let why = (!exists).then(|| refusal(error));
             refused.push(Refused { at: before + at, key: write.key(), why });
             differing -= i64::from(write.differs);
         }
-        // The others are gone, or were fetched later by somebody else.
+        // The other documents do not exist, or another run fetched them later.
         let absent = (writes.len() as i64 - refused.len() as i64 - integer(&reply, "n")).max(0);
         Ok(((differing - absent).max(0), refused))
     }
@@ -373,7 +373,7 @@ impl TargetCollection {
         read.date(&self.progress)
     }
 
-    /// What a result makes of its document.
+    /// Changes that a result makes to its document.
     fn changes(&self, read: &ReadDocument, result: &Value) -> Result<Changes<'_>, String> {
         let mut changes = mapping::apply(self.mapping.as_deref().unwrap_or_default(), result)?;
         self.unmark(read, &mut changes);
@@ -389,7 +389,7 @@ impl TargetCollection {
         Ok(integer(&reply, "n"))
     }
 
-    /// A statement that makes one document what it should be, and stamps it.
+    /// Statement that applies the changes to one document, and stamps it.
     fn change(&self, write: &Write, stamp: DateTime, guard: &WriteGuard) -> Result<RawDocumentBuf, Error> {
         let Changes { set, unset } = &write.changes;
         let mut set: Document = set.iter().map(|(path, value)| ((*path).to_owned(), value.clone())).collect();

@@ -23,12 +23,12 @@ use crate::{
     sync::{Error, Unavailable, keys},
 };
 
-/// How a connection string begins.
+/// URL schemes of a connection string.
 const SCHEMES: [&str; 2] = ["mongodb", "mongodb+srv"];
 
 const SERVER_SELECTION: Duration = Duration::from_secs(5);
-/// Most connections to each server, unless the URI says otherwise. The driver's 10 are fewer than one run may use, and a write that
-/// waits for one would count as not answered.
+/// Largest number of connections to each server, unless the URI sets another. The driver's 10 are fewer than one run
+/// may use, and a write that waits for a connection would count as unanswered.
 const CONNECTIONS: u32 = 256;
 /// A stamp that is so much later than the end of any run that is under way is a mistake, such as a local time that was stored as UTC.
 /// Clocks of servers that take over from each other differ by less.
@@ -51,8 +51,8 @@ enum Allowed {
 }
 
 impl Deployment {
-    /// A deployment. Connects when first used. `allowed` are databases beside `default` that runs may name. `ca`: file
-    /// with the certificates (PEM) of the authorities that vouch for the servers, instead of the well-known ones.
+    /// Opens a deployment, and connects when first used. `allowed`: additional databases that runs may name. `ca`:
+    /// file with a CA bundle (PEM) that verifies the servers, instead of the built-in roots.
     ///
     /// # Errors
     /// When the URI cannot be used. The text does not hold the URI.
@@ -129,7 +129,7 @@ impl Deployment {
                 doc! {&spec.key_field: {"$in": keys.iter().flat_map(|key| keys::spellings(key)).collect::<Vec<_>>()}},
             ),
         };
-        // Documents without a key are not the source's. MongoDB's null stands for a missing field too.
+        // Documents without a key do not belong to the source. In MongoDB, null also matches a missing field.
         let filter = match spec.source {
             Some(_) if spec.key_field != "_id" => both(filter, doc! {&spec.key_field: {"$ne": null}}),
             _ => filter,
@@ -209,7 +209,8 @@ fn after(now: Timestamp, time: Duration) -> DateTime {
     DateTime::from_millis(now.as_millisecond().saturating_add(time.as_millis() as i64))
 }
 
-/// What an Incremental run takes. That includes what it has handled itself, so that a run that starts over counts it.
+/// Filter of the documents that are due for an Incremental run. The filter includes documents that the run has
+/// handled itself, so that a run that starts over counts them.
 fn due(spec: &RunSpec, progress: &str, started: Timestamp, future: DateTime) -> Option<DueFilter> {
     let stale_after = spec.stale_after?;
     let stamp = DateTime::from_millis(started.as_millisecond());

@@ -11,7 +11,8 @@ use crate::{
 
 /// Field in which an application keeps when it last changed a document.
 const CHANGED: &str = "updatedAt";
-/// One in so many documents, at most, are few: it takes less to find and sort these than to read all of them by key.
+/// Denominator of the largest share of documents that counts as few: for these, a search and a sort are faster than
+/// reading all documents by key.
 const SHARE: i64 = 10;
 /// A collection without more documents than this is read in no time, index or not.
 const SMALL: i64 = 10_000;
@@ -27,20 +28,21 @@ pub(super) struct DueFilter {
     pub future: DateTime,
     /// Condition on `progress` for what the run has handled itself, so that one that starts over counts it.
     pub own: Bson,
-    /// How MongoDB finds them.
+    /// Access plan for these documents.
     pub access: AccessPlan,
     /// True when few of the documents are due. `None`: not counted.
     pub are_few: Option<bool>,
 }
 
-/// How MongoDB finds the documents that are due.
+/// Access plan of MongoDB for the documents that are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AccessPlan {
-    /// It reads all documents.
+    /// MongoDB reads all documents.
     Scan,
-    /// The same, since the index on the progress field is multikey: some document has, or had, an array there.
+    /// MongoDB reads all documents, since the index on the progress field is multikey: some document has, or had, an
+    /// array there.
     Multikey,
-    /// By indexes alone.
+    /// MongoDB uses only indexes.
     Indexes,
 }
 
@@ -55,8 +57,8 @@ impl DueFilter {
 
     /// The query for the same documents, where no progress field is an array or in one, of which each part has bounds in an index.
     ///
-    /// What the conditions on the progress field leave is dates from `stale` on. A value that sorts after one of them is a later date,
-    /// or of a type that sorts after dates.
+    /// Dates from `stale` on remain after the conditions on the progress field. A value that sorts after one of them
+    /// is a later date, or has a type that sorts after dates.
     pub fn query_by_indexes(&self) -> Document {
         let mut due = self.by_progress();
         due.push(both(keys::after(CHANGED, &self.stale.into()), self.is_changed()).into());
@@ -79,7 +81,7 @@ impl DueFilter {
         doc! {"$expr": {"$gt": [format!("${CHANGED}"), format!("${}", self.progress)]}}
     }
 
-    /// How a plan with these scans finds them.
+    /// Access plan with these scans.
     fn access(&self, scans: &[&Document]) -> AccessPlan {
         let is_index = |scan: &&Document| scan.get_str("stage").is_ok_and(|stage| stage == "IXSCAN");
         if scans.is_empty() || !scans.iter().all(is_index) {
@@ -96,7 +98,8 @@ impl DueFilter {
         }
     }
 
-    /// What makes finding them slow, although it need not be. Nothing does where most documents are due, or there are not many.
+    /// Warning about a slow search for due documents, and its fix. There is none where most documents are due, or
+    /// there are not many.
     fn warning(&self, collection: &str, indexes: &[IndexModel]) -> Option<Warning> {
         if self.are_few == Some(false) {
             return None;
@@ -152,7 +155,7 @@ impl TargetCollection {
         self.due.as_ref().is_some_and(|due| due.access == AccessPlan::Indexes && due.are_few == Some(true))
     }
 
-    /// Asks MongoDB how it would find the documents that are due. A server that does not tell reads all of them.
+    /// Requests the query plan for due documents from MongoDB. A server that does not return one reads all documents.
     async fn access(&self, due: &DueFilter) -> AccessPlan {
         let find = doc! {"find": self.collection.name(), "filter": due.query_by_indexes()};
         let explain = doc! {"explain": find, "verbosity": "queryPlanner"};
@@ -162,7 +165,7 @@ impl TargetCollection {
         }
     }
 
-    /// What makes the walk slow, and how to mend it. Nothing also when the server does not tell.
+    /// Warnings about a slow walk, and their fixes. Empty also when the server returns no query plan.
     pub async fn warnings(&self) -> Vec<Warning> {
         if self.key == "_id" && self.due.is_none() {
             return Vec::new();

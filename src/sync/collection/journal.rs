@@ -1,5 +1,5 @@
-//! What a run may have to put back: each document it writes, as it was before and as the run left it. An entry is written
-//! in the transaction that writes the document, so there is one for every change and none without.
+//! Journal of a run that may be rolled back: each document that the run writes, before and after the write. An entry
+//! is written in the transaction that writes the document, so there is one for every change and none without.
 //!
 //! A worker that lost its run may still have a transaction open. The journal's fence, its first entry, holds the epoch of
 //! the claim that may write, and each transaction reads it first. A rollback raises it, and then drops an index of the
@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// How long an entry is kept at most: nobody may come back for it, when its SyncJob was deleted.
+/// Longest time for which an entry is kept: no run may drop it when its SyncJob was deleted.
 const KEEP: Duration = Duration::from_hours(30 * 24);
 /// The index by which MongoDB forgets entries.
 const EXPIRY: &str = "expiry";
@@ -41,7 +41,7 @@ const TOGETHER: i64 = 100;
 #[derive(Clone, Debug)]
 pub(super) struct Journal {
     entries: Collection<RawDocumentBuf>,
-    /// Of the claim.
+    /// Epoch of the claim.
     epoch: i64,
 }
 
@@ -55,27 +55,27 @@ struct Change {
 /// Documents that were put back together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PutBack {
-    /// How many are as before the run again, those of earlier calls included.
+    /// Number of documents that are restored, those of earlier calls included.
     pub documents: i64,
-    /// Those that MongoDB does not take back.
+    /// Documents that MongoDB refuses to restore.
     pub failures: Vec<DocumentFailure>,
     /// The last of their entries.
     pub last: Bson,
 }
 
-/// A journal that stands in the database.
+/// Journal in the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundJournal {
-    /// Of the run.
+    /// Uid of the run.
     pub uid: String,
-    /// It holds what could not be put back.
+    /// True when the journal has documents that could not be restored.
     pub is_kept: bool,
-    /// Nobody has opened it for as long as its entries are kept.
+    /// True when the journal was not opened for as long as its entries are kept.
     pub is_old: bool,
 }
 
 impl Journal {
-    /// Refuses to go on when another claim has the run, or the run has ended. Returns how many documents were put back.
+    /// Fails when another claim has the run, or the run has ended. Returns how many documents were restored.
     pub async fn check(&self, session: Option<&mut ClientSession>) -> Result<i64, Error> {
         let find = self.entries.find_one(doc! {"_id": Bson::MinKey});
         let fence = within(async {
@@ -129,7 +129,7 @@ impl TargetCollection {
         Ok(found)
     }
 
-    /// The same documents, with a journal of what becomes of them in a claim of a run.
+    /// Returns the same collection, with a journal of the changes of a claim of a run.
     #[must_use]
     pub fn journalled(self, uid: &str, epoch: u64) -> Self {
         let entries = self.database.collection(&format!("{JOURNALS}{uid}"));
@@ -295,7 +295,8 @@ impl TargetCollection {
         let before = journal.check(Some(&mut *session)).await?;
         let ids: Vec<Bson> = entries.iter().filter_map(|entry| id(entry)).collect();
         let now = self.whole(doc! {"_id": {"$in": ids.clone()}}, session).await?;
-        // Not by upserts: of a sharded collection, MongoDB makes a document only where the query has the shard key.
+        // Upserts are not used: in a sharded collection, MongoDB creates a document only where the query has the
+        // shard key.
         let (mut updates, mut inserts, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (at, (entry, id)) in entries.iter().zip(&ids).enumerate() {
             let (before, after, now) = (document(entry, "before"), document(entry, "after"), now.document(id));
@@ -357,7 +358,7 @@ impl Whole {
     }
 }
 
-/// Unlike a key's text, this tells 1 from "1".
+/// In contrast to the text of a key, this distinguishes 1 from "1".
 fn identity(id: &Bson) -> Vec<u8> {
     bson::serialize_to_vec(&doc! {"": id.clone()}).unwrap_or_default()
 }

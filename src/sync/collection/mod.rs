@@ -49,9 +49,9 @@ pub struct TargetCollection {
     progress: String,
     /// The documents that the spec is about.
     filter: Document,
-    /// Those of them that the run has to handle, those it handled already included.
+    /// Documents that the run has to handle, those it handled already included.
     selection: Document,
-    /// For an Incremental run, the part of the selection that is not the spec's.
+    /// Filter of the documents that are due, for an Incremental run.
     due: Option<DueFilter>,
     /// Time the run started: what is stamped.
     stamp: DateTime,
@@ -62,27 +62,27 @@ pub struct TargetCollection {
     batch_size: usize,
     /// Longest wait for the first documents of a walk, or for more of them: the server may have to read all that there are.
     read_limit: Duration,
-    /// What of a source's results goes where. `None`: there is no source.
+    /// Mapping of results to fields. `None`: the run has no source.
     mapping: Option<Vec<Mapped>>,
-    /// Where the source keeps its state in documents.
+    /// Paths of the state of the source in documents.
     state: Option<State>,
     missing: Missing,
-    /// How documents are marked and deleted. `None`: none is.
+    /// Marks and deletions of documents. `None`: the run removes none.
     removal: Option<Removal>,
     listing: Listing,
     /// A batch is written as a whole.
     transaction: bool,
-    /// What may have to be put back.
+    /// Journal of the run.
     journal: Option<Journal>,
     dry_run: bool,
 }
 
-/// What a source says about documents that it does not have.
+/// Meaning of the answers of a source for documents that the source lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listing {
-    /// Nothing by itself: it is asked for documents.
+    /// The source is asked for single documents, so the absence of others means nothing.
     Documents,
-    /// It lists what it has, page by page. Results that have no document get one where `upsert` is true.
+    /// The source lists all its documents, page by page. With `upsert`, results without a document create one.
     Pages { upsert: bool },
 }
 
@@ -94,11 +94,11 @@ struct State {
     /// Confirmation: when the source was asked for the answer that listed the document. For a source that is asked for each
     /// document, when it was last asked for this one.
     at: String,
-    /// When it was asked for the answer that said that the document is gone. For a source that is asked for each document.
+    /// Time of the request whose answer said that the document is gone, for a source that is asked for each document.
     none: String,
     /// Mark: since when it does not have the document.
     gone: String,
-    /// What the mark replaced.
+    /// Values that the mark replaced.
     was: String,
 }
 
@@ -115,12 +115,12 @@ pub struct Batch {
     documents: Vec<ReadDocument>,
 }
 
-/// What the walk reads of a document.
+/// Fields of a document that the walk reads.
 #[derive(Clone, Debug, PartialEq)]
 struct ReadDocument {
     key: Bson,
     stamped: Stamped,
-    /// Its mapped fields, when there is a source. `None` then: there is no such document yet.
+    /// Mapped fields of the document, when there is a source. `None` then: the document does not exist yet.
     fields: Option<RawDocumentBuf>,
 }
 
@@ -134,11 +134,11 @@ enum Stamped {
     Later,
     /// Carries a stamp that no clock shows yet, and which another run may write before this one ends.
     Ahead,
-    /// Has an array for a key, which tells nobody which document it is.
+    /// The key is an array, which does not identify a document.
     InvalidKey,
 }
 
-/// What came of a batch.
+/// Result of a batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BatchResult {
     /// Documents that carry this run's stamp; with a source, those that were changed, marked or deleted.
@@ -151,7 +151,7 @@ pub struct BatchResult {
     pub unmarked: i64,
     /// Documents that the source does not have, and never had.
     pub unconfirmed: i64,
-    /// Confirmed documents of which the source said that they are gone.
+    /// Confirmed documents that the source reported as gone.
     pub absent: i64,
     /// Confirmed documents that were changed.
     pub changed: i64,
@@ -161,7 +161,7 @@ pub struct BatchResult {
     pub unchanged: i64,
     /// Documents that could not be brought up to date.
     pub failures: Vec<DocumentFailure>,
-    /// Their keys, as text.
+    /// Keys of the failed documents, as text.
     pub failed: Vec<String>,
     /// Keys of documents that would have been written, were this no dry run.
     pub changes: Vec<String>,
@@ -169,28 +169,28 @@ pub struct BatchResult {
     pub cursor: Option<Value>,
     /// Documents are left as they are because their stamps are in the future.
     pub has_stamps_ahead: bool,
-    /// What this page of a walk through pages was.
+    /// End of the page, in a walk through pages.
     pub page: Option<PageEnd>,
 }
 
-/// How a page ended.
+/// End of a page.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PageEnd {
     /// The page after it.
     pub next: Option<Value>,
-    /// Its results.
+    /// Number of results.
     pub results: usize,
-    /// Those of them whose keys cannot be read.
+    /// Number of results whose keys cannot be read.
     pub unreadable: usize,
-    /// How many of its results were on no page before.
+    /// Number of results that were on no earlier page.
     pub new: usize,
     /// The number of all results that it gives.
     pub total: Option<u64>,
-    /// Why the walk does not prove that the source has nothing more. For the last page.
+    /// Reason for which the walk does not prove that the source has no more results. For the last page.
     pub doubt: Option<Doubt>,
     /// Keys of its results that failed.
     pub failed: Vec<String>,
-    /// In a dry run: keys of its results, which no stamp tells.
+    /// Keys of the results in a dry run, which writes no stamps.
     pub seen: Vec<String>,
 }
 
@@ -230,7 +230,8 @@ impl TargetCollection {
         doc! {&self.key: {"$eq": key.clone()}}
     }
 
-    /// The query for documents with one of these keys. A regular expression among the values of `$in` would stand for what it matches.
+    /// Query for documents with one of these keys. A regular expression among the values of `$in` would match other
+    /// keys.
     fn keys_query(&self, keys: Vec<Bson>) -> Document {
         if keys.iter().any(|key| matches!(key, Bson::RegularExpression(_))) {
             doc! {"$or": keys.iter().map(|key| self.key_query(key)).collect::<Vec<_>>()}
@@ -299,7 +300,7 @@ impl Batch {
         self.documents.iter().map(|read| &read.key)
     }
 
-    /// The last key from which a walk can go on.
+    /// Last key from which a walk can continue.
     fn last_key(&self) -> Option<&Bson> {
         self.documents.iter().rev().find(|read| read.stamped != Stamped::InvalidKey).map(|read| &read.key)
     }
@@ -308,7 +309,7 @@ impl Batch {
         self.last_key().map(|key| key.clone().into_canonical_extjson())
     }
 
-    /// What came of it before anything is written.
+    /// Result of the batch before any write.
     fn outcome(&self) -> BatchResult {
         let has_stamps_ahead = self.documents.iter().any(|read| read.stamped == Stamped::Ahead);
         let mut outcome = BatchResult { cursor: self.cursor(), has_stamps_ahead, ..BatchResult::default() };
@@ -327,7 +328,7 @@ fn first_error(reply: &Document) -> Option<&Document> {
     reply.get_array("writeErrors").ok()?.first()?.as_document()
 }
 
-/// For what is no document's own mistake.
+/// Checks for an error of the command that no single document causes.
 fn done(reply: &Document) -> Result<(), Error> {
     first_error(reply).map_or(Ok(()), |error| Err(Error::server(integer(error, "code") as i32, "", "")))
 }

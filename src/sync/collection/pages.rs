@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl TargetCollection {
-    /// Checks that documents can be made without ever making one twice. `field` is where that is asked for.
+    /// Checks that documents can be created without duplicates. `field`: the field of the spec that requests this.
     ///
     /// # Errors
     /// When they cannot.
@@ -41,14 +41,14 @@ impl TargetCollection {
         self.listing == Listing::Pages { upsert: true }
     }
 
-    /// What is left of the documents once a walk through pages has dealt with those that the source has.
+    /// Documents that a walk through pages has not handled: the source does not have them.
     #[must_use]
     pub fn left(&self) -> Self {
         let untouched = doc! {&self.progress: {"$not": {"$gte": self.stamp}}};
         Self { selection: both(self.selection.clone(), untouched), due: None, ..self.clone() }
     }
 
-    /// All documents that the source is thought to know, also those that an Incremental run leaves out.
+    /// All documents that the source is expected to have, also those that an Incremental run leaves out.
     #[must_use]
     pub fn known(&self) -> Self {
         let selection = match &self.state {
@@ -64,7 +64,7 @@ impl TargetCollection {
         self.missing == Missing::Fail
     }
 
-    /// The documents of a page's results, and new ones where they may be made.
+    /// Documents of the results of a page, and new ones where the run may create them.
     async fn find_documents(&self, keys: Vec<Bson>) -> Result<Batch, Error> {
         let query = both(self.selection.clone(), doc! {&self.key: {"$in": keys.clone()}});
         let find = self.collection.find(query).projection(self.projection()).batch_size(keys.len().max(1) as u32);
@@ -79,8 +79,8 @@ impl TargetCollection {
         Ok(Batch { documents })
     }
 
-    /// Those of the keys that no document has. Where a document has a key in another form, the collection has a collation: only
-    /// MongoDB can tell then which of the other keys are new.
+    /// Keys without a document. Where a document has a key in another form, the collection has a collation, and only
+    /// MongoDB can compare the other keys.
     async fn new_documents(&self, keys: Vec<Bson>, known: &[ReadDocument]) -> Result<Vec<ReadDocument>, Error> {
         let asked: HashSet<_> = keys.iter().map(keys::text).collect();
         let texts: HashSet<_> = known.iter().map(|read| keys::text(&read.key)).collect();
@@ -137,7 +137,7 @@ impl TargetCollection {
         if batch.documents.iter().all(|read| read.fields.is_none()) {
             self.check_key_type(first.as_ref()).await?;
         }
-        // Several documents may share a key. Which of them a collation takes for equal, MongoDB alone can tell.
+        // Several documents may share a key, and only MongoDB can compare keys under a collation.
         let other_form = || Found::Failed("InvalidKey", "the source lists its key in another form".to_owned());
         let found =
             batch.due().iter().map(|key| by_key.get(&keys::text(key)).cloned().unwrap_or_else(other_form)).collect();

@@ -35,14 +35,14 @@ pub struct RemovalCandidates {
     reads: Vec<(ReadDocument, Fate)>,
 }
 
-/// Documents of a run's selection by what its source has said about them.
+/// Documents of the selection of a run, by the answers of its source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct States {
     /// Confirmed ones that were not marked when the run started, those included that it has confirmed.
     pub confirmed: i64,
-    /// Those that no run of this source has confirmed.
+    /// Documents that no run of this source has confirmed.
     pub unconfirmed: i64,
-    /// Those that were marked since the run started.
+    /// Documents that were marked since the run started.
     pub marked: i64,
 }
 
@@ -99,7 +99,7 @@ impl TargetCollection {
         self.dry_run && self.listing == Listing::Documents
     }
 
-    /// Counts the documents of the selection by what the source has said about them.
+    /// Counts the documents of the selection by the answers of the source.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the query.
@@ -264,7 +264,7 @@ impl TargetCollection {
         Ok(outcome)
     }
 
-    /// In a dry run: counts what would be removed of documents that the source said to be gone.
+    /// Counts the documents that would be removed, in a dry run, of those that the source reported as gone.
     pub(super) fn try_removal(&self, absent: &[&ReadDocument], now: DateTime, outcome: &mut BatchResult) {
         let Some(removal) = &self.removal else { return };
         for read in absent {
@@ -279,12 +279,12 @@ impl TargetCollection {
         }
     }
 
-    /// When this source marked the document.
+    /// Time at which this source marked the document.
     pub(super) fn marked_at(&self, read: &ReadDocument) -> Option<DateTime> {
         read.date(&self.state.as_ref()?.gone)
     }
 
-    /// The write that notes that the source said the document to be gone.
+    /// Write that records that the source reported the document as gone.
     pub(super) fn absence<'a>(&'a self, read: &'a ReadDocument, at: DateTime) -> Write<'a> {
         let set = self.state.iter().map(|state| (state.none.as_str(), at.into())).collect();
         let changes = Changes { set, ..Changes::default() };
@@ -358,8 +358,9 @@ impl TargetCollection {
         keys::at_path(fields, &removal.field).is_some() && is_marked_by_another(fields, &state.all)
     }
 
-    /// Adds to the changes of a listed document what ends its absence: the mark of this source goes, that for people where no other
-    /// source has one, and what the mark replaced comes back unless somebody changed it.
+    /// Adds the end of an absence to the changes of a listed document: the mark of this source is removed, the mark
+    /// for users where no other source has one, and the values that the mark replaced are restored unless another
+    /// client changed them.
     pub(super) fn unmark<'a>(&'a self, read: &ReadDocument, changes: &mut Changes<'a>) {
         let (Some(state), Some(fields)) = (&self.state, &read.fields) else { return };
         if read.date(&state.none).is_some() {

@@ -45,7 +45,7 @@ impl TargetCollection {
         Ok(outcome)
     }
 
-    /// One statement for keys of one type. `None` when the server refused a document of them.
+    /// Writes one statement for keys of one type. `None`: the server refused one of the documents.
     async fn stamp_together(&self, due: &[&Bson], first: &Bson, last: &Bson) -> Result<Option<i64>, Error> {
         let keys = if self.is_short_walk() {
             // Most documents between them are not due.
@@ -60,7 +60,7 @@ impl TargetCollection {
         Ok(Some(integer(&reply, "nModified")))
     }
 
-    /// One statement for each document, so that each one that is refused is named and the others are written.
+    /// Writes one statement for each document, so that each refused document is named and the others are written.
     async fn stamp_each(&self, due: &[&Bson], outcome: &mut BatchResult) -> Result<(), Error> {
         let guard = self.guard(self.stamp)?;
         let statements =
@@ -86,12 +86,12 @@ impl TargetCollection {
             let (reason, message) = refusal(error);
             outcome.fail(key, reason, &message);
         }
-        // The failed statement for the range may have stamped some of them before: count by what stands there.
+        // The failed statement for the range may have stamped some of them before, so the stamps are counted.
         outcome.updated += self.count_stamped(due).await?;
         Ok(())
     }
 
-    /// How many of a batch's documents carry the stamp. Others may share their keys.
+    /// Number of documents of a batch that carry the stamp. Other documents may share their keys.
     async fn count_stamped(&self, keys: &[&Bson]) -> Result<i64, Error> {
         let mut stamped = self.keys_query(keys.iter().map(|key| (*key).clone()).collect());
         stamped.insert(&self.stamp_field, self.stamp);

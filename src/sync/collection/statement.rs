@@ -24,8 +24,8 @@ pub(super) fn raw_size(statement: &RawDocumentBuf) -> usize {
 }
 
 impl WriteGuard {
-    /// A statement that updates the documents of these keys. For many documents even where there is one: of a sharded collection,
-    /// MongoDB updates a single one only by its `_id` or the shard key.
+    /// Statement that updates the documents of these keys. The statement is for many documents even where there is
+    /// one: in a sharded collection, MongoDB updates a single document only by its `_id` or the shard key.
     ///
     /// # Errors
     /// When a name has a NUL byte.
@@ -90,7 +90,7 @@ impl TargetCollection {
         if let Ok(concern) = reply.get_document("writeConcernError") {
             return Err(Error::server(integer(concern, "code") as i32, concern.get_str("codeName").unwrap_or(""), ""));
         }
-        // A server that cannot write says so for each statement, not for the command.
+        // A server that cannot write reports an error for each statement, and not for the command.
         let errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
         let of_server = |error: &&Document| !is_document_error(integer(error, "code"));
         if let Some(error) = errors.into_iter().find(of_server) {

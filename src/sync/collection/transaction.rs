@@ -8,14 +8,15 @@ use tokio::time::{Instant, sleep};
 use super::{TargetCollection, within};
 use crate::sync::{Error, error::WRITE_CONFLICT};
 
-/// How long a transaction waits for others that are in its way: longer than MongoDB keeps the one of a worker that was killed,
-/// 60 s (<https://www.mongodb.com/docs/manual/reference/parameter/#mongodb-parameter-param.transactionLifetimeLimitSeconds>).
+/// Longest wait of a transaction for conflicting ones: longer than MongoDB keeps the transaction of a killed worker,
+/// 60 s
+/// (<https://www.mongodb.com/docs/manual/reference/parameter/#mongodb-parameter-param.transactionLifetimeLimitSeconds>).
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Between two tries, more each time.
+/// First delay between two attempts. Later delays are longer.
 const PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// One transaction after the other, until one of them is done.
+/// Transactions that are attempted in sequence until one succeeds.
 pub(super) struct BatchTransaction {
     session: ClientSession,
     began: Instant,
@@ -34,8 +35,8 @@ impl BatchTransaction {
         Ok(&mut self.session)
     }
 
-    /// Ends it by what came of its work. `None`: it has to be done once more, since something was left out of it, or another
-    /// one was in its way.
+    /// Commits or aborts the transaction by the result of its work. `None`: the transaction has to be repeated, since
+    /// a part was left out, or it conflicted with another one.
     pub async fn end<T>(&mut self, done: Result<Option<T>, Error>) -> Result<Option<T>, Error> {
         match done {
             Ok(Some(done)) => {

@@ -60,7 +60,7 @@ impl Walk {
 }
 
 impl TargetCollection {
-    /// How many documents the run has to handle: exact when that is known within 5 s, otherwise an estimate.
+    /// Number of documents that the run has to handle: exact when it is known within 5 s, otherwise an estimate.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the query.
@@ -81,7 +81,7 @@ impl TargetCollection {
         }
     }
 
-    /// How many documents the collection has, roughly.
+    /// Approximate number of documents in the collection.
     pub(super) async fn estimate(&self) -> Result<i64, Error> {
         within(async { Ok(self.collection.estimated_document_count().await? as i64) }).await
     }
@@ -102,8 +102,9 @@ impl TargetCollection {
         Ok(indexes.map(|indexes| indexes.into_iter().filter(|index| !is_partial(index)).collect()))
     }
 
-    /// Walks the documents in key order, from after `cursor` on. The stream ends after the first error. Where the server no longer
-    /// has the cursor, as after 30 minutes without a call, another one is opened after the last document.
+    /// Walks the documents in key order, starting after `cursor`. The stream ends after the first error. Where the
+    /// server no longer has the cursor, as after 30 minutes without a call, a new one is opened after the last
+    /// document.
     pub fn batches(&self, cursor: Option<&Value>) -> impl Stream<Item = Result<Batch, Error>> + use<> {
         let resume = cursor.cloned().map(Bson::try_from).transpose();
         let resume = resume.map_err(|error| Error::InvalidTarget(format!("the checkpoint is not readable: {error}")));

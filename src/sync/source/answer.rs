@@ -52,34 +52,35 @@ const PERMANENT: [&str; 16] = [
     "variablemismatch",
 ];
 
-/// One page of all that a source has.
+/// Page of the results of a source.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SourcePage {
-    /// What there is, by key.
+    /// Results of the page, by key.
     pub results: Vec<(Bson, Found)>,
-    /// How many results it has beside these whose keys cannot be read: of which documents they are, nobody can tell.
+    /// Number of further results whose keys cannot be read, so that their documents are unknown.
     pub unreadable: usize,
     /// The page after it.
     pub next: Option<Value>,
-    /// What it says about the end of the walk. For a page without another one after it.
+    /// Statement of the page about the end of the walk, for a page without a next one.
     pub end: End,
     /// The number of all results that it gives.
     pub total: Option<u64>,
-    /// How many of its results were on no page before. Filled in by the walk.
+    /// Number of results that were on no earlier page. The walk fills it in.
     pub new: usize,
-    /// Why the walk does not prove that the source has nothing more. Filled in by the walk, for the last page.
+    /// Reason for which the walk does not prove that the source has no more results. The walk fills it in, for the
+    /// last page.
     pub doubt: Option<Doubt>,
 }
 
-/// What a page without another one after it says about that.
+/// Statement about the end of a walk by a page without a next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum End {
-    /// It says that it is the last one, or has no results.
+    /// The page says that it is the last one, or has no results.
     #[default]
     Stated,
-    /// It has nothing where the way to the next page would be.
+    /// The page has nothing at the path of the next page.
     Absent,
-    /// It says that there are more, and has no way to them.
+    /// The page says that there are more pages, but not how to request them.
     Stuck,
 }
 
@@ -110,8 +111,8 @@ pub(super) fn parse_answer(
     Ok((found, is_partial))
 }
 
-/// Reads a page, `at` which it was asked for. `link` is what its headers say about the next one. Also returns whether a part of it failed
-/// for a reason that another request may not meet.
+/// Parses the page that was requested at `at`. `link`: next page from its headers. Also returns whether a part of it
+/// failed for a reason that a retry may avoid.
 pub(super) fn page(
     spec: &SourceSpec,
     pages: &Pages,
@@ -160,7 +161,7 @@ fn whole(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
-/// The page after this one, or what this one says about the end.
+/// Next page, or the statement of this page about the end.
 fn next(
     spec: &SourceSpec,
     pages: &Pages,
@@ -194,7 +195,7 @@ fn next(
     }
 }
 
-/// Whether there are more pages: a boolean, or the address of the next page, or null.
+/// True when there are more pages: the value is a boolean, the address of the next page, or null.
 fn is_more(value: &Value) -> Option<bool> {
     match value {
         Value::Bool(is_more) => Some(*is_more),
@@ -232,8 +233,8 @@ fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Re
     })
 }
 
-/// What an answer has for the one document that was asked for. Only what stands where a result would stand says that there is
-/// none: that a part of the way there is missing is more likely a mistake, or a lack of rights.
+/// Result for the one requested document. Only null at the path of the result says that there is none: a missing part
+/// of the path is more likely a mistake, or a lack of rights.
 fn single(spec: &SourceSpec, answer: &mut Value, errors: &[Value]) -> Result<Found, RequestFailure> {
     if let Some(error) = errors.iter().find(|error| concerns(spec, error)) {
         return Ok(failed(error));
@@ -307,7 +308,8 @@ fn list(
     let mut found = vec![Found::NotReturned; keys.len()];
     let count = items.len();
     for (place, item) in items.into_iter().enumerate() {
-        // An item that an error made null has no key; where the list has one item for each key, its place tells.
+        // An item that an error made null has no key. Where the list has one item for each key, its position
+        // identifies the key.
         let by_place = || if item.is_null() && count == keys.len() { vec![place] } else { Vec::new() };
         let by_key = spec.key.resolve(&item).ok().and_then(text).and_then(|key| wanted.get(&*key).cloned());
         for at in by_key.unwrap_or_else(by_place) {
@@ -339,7 +341,7 @@ fn has_code(error: &Value, codes: &[&str]) -> bool {
     found.into_iter().any(|code| codes.contains(&code.to_ascii_lowercase().as_str()))
 }
 
-/// Two results for one document: which one is right, nobody can tell.
+/// Result of a document with two results, of which either may be wrong.
 fn twice() -> Found {
     Found::Failed("DuplicateResult", "the source gave two different results for it".to_owned())
 }
@@ -355,7 +357,7 @@ pub(super) fn unusable(why: &str) -> RequestFailure {
     })
 }
 
-/// What can be said of an error without repeating what it says: its code, and where in the query it is.
+/// Description of an error that does not repeat its message: its code, and its position in the query.
 fn describe(error: &Value) -> String {
     let is_word = |code: &&str| {
         code.len() <= MAX_CODE && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
@@ -469,7 +471,7 @@ mod tests {
         }
     }
 
-    /// What is found for one document, or the message of the failure.
+    /// Result for one document, or the message of the failure.
     fn one(spec: &SourceSpec, answer: Value) -> Result<Found, String> {
         let parsed =
             parse_answer(spec, &["1".to_owned()], Some(answer)).map_err(|failure| failure.into_error().to_string())?;

@@ -1,4 +1,4 @@
-//! The page after this one, as the header `Link` of its answer tells (RFC 8288).
+//! Next page, from the header `Link` of an answer (RFC 8288).
 
 use reqwest::{
     Url,
@@ -8,7 +8,7 @@ use reqwest::{
 use super::{RequestFailure, answer::unusable};
 
 const BLANK: [char; 2] = [' ', '\t'];
-/// Longest address that is followed, in bytes: it stands in the run's checkpoint.
+/// Largest length of an address that is followed, in bytes: the checkpoint of the run contains it.
 const MAX_ADDRESS: usize = 8 << 10;
 
 /// The address of the first link with `rel="next"`. `None`: this is the last page.
@@ -27,7 +27,7 @@ pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Requ
     Ok(None)
 }
 
-/// An address as seen from another one.
+/// Resolves an address relative to another one.
 ///
 /// # Errors
 /// When it is not at the same scheme, host and port: the requests carry secrets.
@@ -44,9 +44,9 @@ pub(super) fn follow(from: &Url, address: &str) -> Result<Url, RequestFailure> {
 #[derive(Debug, PartialEq)]
 struct Link<'a> {
     target: &'a str,
-    /// Its relations, separated by blanks.
+    /// Relations of the link, separated by blanks.
     rel: String,
-    /// It is a link from somewhere else.
+    /// True when the link has another context than the page.
     is_anchored: bool,
 }
 

@@ -36,7 +36,7 @@ const MAX_ANSWER: usize = 16 << 20;
 /// Longest address that keys are put into, in bytes. Many servers take half of it.
 const MAX_ADDRESS: usize = 16 << 10;
 
-/// What was read from Secrets for a source. Not to be shown.
+/// Secrets of a source. Must not be shown.
 #[derive(Default)]
 pub struct Secrets {
     /// Values of headers, by name.
@@ -45,7 +45,7 @@ pub struct Secrets {
     pub ca: Option<Vec<u8>>,
 }
 
-/// An API that says what documents should be.
+/// Client of the API of a source.
 #[derive(Clone)]
 pub struct SourceClient {
     client: Client,
@@ -53,14 +53,14 @@ pub struct SourceClient {
     spec: SourceSpec,
 }
 
-/// What the source has for one document.
+/// Result of a source for one document.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
-    /// This.
+    /// The source has this result.
     Result(Value),
-    /// Nothing: it says that there is no such thing.
+    /// The source says that it has no such document.
     Missing,
-    /// Nothing, which may have other reasons.
+    /// The source returned no result, which may have other reasons.
     NotReturned,
     /// An error: a word, and a sentence.
     Failed(&'static str, String),
@@ -69,11 +69,11 @@ pub enum Found {
 /// A usable answer.
 #[derive(Debug)]
 pub struct Reply<T> {
-    /// What it holds.
+    /// Content of the answer.
     pub found: T,
     /// True when a part of it failed for a reason that another request may not meet.
     pub is_partial: bool,
-    /// For how long the server wants no more requests after this one.
+    /// Time for which the server asks for no more requests.
     pub pause: Option<Duration>,
 }
 
@@ -87,15 +87,15 @@ impl<T> Reply<T> {
 /// A request that has no usable answer, by what may follow from it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RequestFailure {
-    /// The same request may succeed: the connection, a timeout, or an error of the server.
+    /// A repeated request may succeed: the failure was one of the connection, a timeout, or an error of the server.
     Transient(Error),
-    /// The server rejects the request for its rate, and says for how long, or does not.
+    /// The server rejects the request for its rate, with or without a duration.
     Limited(Option<Duration>),
     /// The server rejects this request, and perhaps only this one.
     Rejected(Error),
     /// The answer cannot be used.
     Unusable(Error),
-    /// No request can succeed: the credentials, the address.
+    /// No request can succeed: the credentials or the address are wrong.
     Fatal(Error),
 }
 
@@ -125,7 +125,7 @@ fn attempt(reason: &'static str, message: impl Into<String>) -> Error {
 }
 
 impl SourceClient {
-    /// Where an endpoint's requests go: the host that must be allowed to receive secrets.
+    /// Host of an endpoint, which must be allowed to receive secrets.
     ///
     /// # Errors
     /// When the endpoint is no URL.
@@ -158,7 +158,7 @@ impl SourceClient {
         Ok(Self { client, endpoint, spec: spec.clone() })
     }
 
-    /// What it was made from.
+    /// Spec of the source.
     pub fn spec(&self) -> &SourceSpec {
         &self.spec
     }
@@ -186,8 +186,8 @@ impl SourceClient {
         Ok(self.send(self.post(variables), received, parse).await?)
     }
 
-    /// The same, with the keys in the address. Those that cannot stand there have failed: the address would be another
-    /// resource's.
+    /// Requests documents with their keys in the address. Keys that cannot be part of an address have failed: the
+    /// address would identify another resource.
     async fn request_by_url(
         &self,
         keys: &[String],
@@ -298,13 +298,13 @@ impl SourceClient {
         let answer = json::parse(&body).map_err(|_| unusable("it is no JSON"))?;
         match parse(&headers, answer) {
             Ok((found, is_partial)) => Ok(Reply { found, is_partial, pause }),
-            // The body says that there is a limit, and the headers how long it lasts.
+            // The body reports a limit, and the headers its duration.
             Err(RequestFailure::Limited(None)) => Err(RequestFailure::Limited(pause).into()),
             Err(failure) => Err(failure.into()),
         }
     }
 
-    /// Sorts an answer by its status, and where that does not tell, by its body.
+    /// Classifies an answer by its status, and where that is ambiguous, by its body.
     async fn refused(&self, status: StatusCode, pause: Option<Duration>, response: &mut Response) -> Unanswered {
         let error = refusal(&self.spec, status);
         match status.as_u16() {
@@ -422,7 +422,7 @@ fn refusal(spec: &SourceSpec, status: StatusCode) -> Error {
 enum Unanswered {
     /// There is nothing at the address. What that means depends on what was asked for.
     NothingThere(Option<Duration>, Error),
-    /// It failed.
+    /// The request failed.
     Failed(RequestFailure),
 }
 

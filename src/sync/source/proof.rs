@@ -14,12 +14,12 @@ use super::{
 };
 use crate::{domain::source::Pages, sync::keys};
 
-/// Why a walk does not prove that the source has nothing more.
+/// Reason for which a walk does not prove that the source has no more results.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
-    /// A full page does not say how to go on, as where `pagination.nextPath` has a typing error.
+    /// A full page has no next page, as where `pagination.nextPath` has a typing error.
     NoWayOn,
-    /// A page says that there are more, and not how to get there.
+    /// A page says that there are more pages, but not how to request them.
     Stuck,
     /// A page listed only what was on pages before it.
     NothingNew,
@@ -50,7 +50,7 @@ impl fmt::Display for Doubt {
     }
 }
 
-/// What an attempt knows of a walk through pages.
+/// State of a walk through pages in an attempt.
 #[derive(Default)]
 pub struct Walk {
     /// Hashes of the keys on the pages of this attempt.
@@ -62,7 +62,7 @@ pub struct Walk {
     distinct: u64,
     /// Number of results that the source gave on the first page.
     total: Option<u64>,
-    /// The same of the last page that gave one: an empty last page, or 404, has none.
+    /// Total of the last page that has one: an empty last page, or 404, has none.
     last_total: Option<u64>,
 }
 
@@ -73,8 +73,8 @@ impl Walk {
         Self { distinct, total, last_total: total, ..Self::default() }
     }
 
-    /// Looks at a page, `at` which about `size` results were asked for. Fills in what only the whole walk knows, and ends the walk
-    /// where going on would list nothing new.
+    /// Observes the page that was requested at `at` for about `size` results. Fills in what only the whole walk
+    /// knows, and ends the walk where it would list nothing new.
     ///
     /// # Errors
     /// When the page leads back to one that was there before.

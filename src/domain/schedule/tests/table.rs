@@ -1,9 +1,9 @@
-//! One decision a row: what is there and what time it is, and what is to be done.
+//! Table of decisions. Each row has the state and the time, and the expected actions.
 //!
-//! All on one day. The schedule `s` was made at 9:00 and has a slot every ten minutes, of which that of 9:50 was handled
-//! last. A run is named by its slot, `@10:00`, or `@trigger`. In `jobs`, `running`, `cancelling`, `held`, `approved` and
-//! `ending` (held ones), `complete` and `failed` are SyncJobs; in `active`, `waiting` is an entry whose SyncJob was not made
-//! yet. A row lists everything that is done; of the status, only what it is about.
+//! All rows are on one day. The schedule `s` was created at 9:00 and has a slot every ten minutes, of which the one
+//! of 9:50 was handled last. A run is named by its slot, `@10:00`, or `@trigger`. In `jobs`, `running`, `cancelling`,
+//! `held`, `approved` and `ending` (held ones), `complete` and `failed` are SyncJobs; in `active`, `waiting` is an
+//! entry whose SyncJob was not created yet. A row lists all actions, and of the status only the part that it tests.
 
 use std::collections::BTreeMap;
 
@@ -148,7 +148,7 @@ fn given(given: &Value) -> (SyncSchedule, Vec<Arc<SyncJob>>) {
     (schedule, strings(&given["jobs"]).into_iter().map(|text| Arc::new(job(text))).collect())
 }
 
-/// What was decided, in the words of the table. The status only as far as `asked`.
+/// Returns the decision in the terms of the table. Of the status, only the keys of `asked`.
 fn outcome_of(plan: &SchedulePlan, asked: &Value) -> Value {
     let shown = |time: &Option<Time>| time.as_ref().map(|time| show(time.0));
     let names = |names: &[String]| names.iter().map(|name| run_of(name)).collect::<Vec<_>>();

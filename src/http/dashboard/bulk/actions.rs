@@ -1,4 +1,4 @@
-//! What can be done to many runs at a time.
+//! Actions on many runs at a time.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// What is to become of runs.
+/// Bulk action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::http::dashboard) enum BulkAction {
@@ -30,10 +30,10 @@ pub(in crate::http::dashboard) enum BulkAction {
     Delete,
 }
 
-/// What became of one.
+/// Result of the action on one run.
 pub(super) enum ActionResult {
     Done,
-    /// It was so already, or it was too late.
+    /// The run was in that state already, or it was too late.
     Unchanged,
     Failed(Problem),
 }
@@ -50,7 +50,7 @@ impl FromStr for BulkAction {
 impl BulkAction {
     pub const ALL: [Self; 3] = [Self::Cancel, Self::Retry, Self::Delete];
 
-    /// As it stands in addresses.
+    /// Name of the action in addresses.
     pub fn word(self) -> &'static str {
         match self {
             Self::Cancel => "cancel",
@@ -59,7 +59,7 @@ impl BulkAction {
         }
     }
 
-    /// As people say it.
+    /// Name of the action for users.
     pub fn label(self) -> &'static str {
         match self {
             Self::Cancel => "Cancel",
@@ -68,7 +68,7 @@ impl BulkAction {
         }
     }
 
-    /// As people say it when it was done.
+    /// Past participle of the action for users.
     pub fn past(self) -> &'static str {
         match self {
             Self::Cancel => "cancelled",
@@ -77,7 +77,7 @@ impl BulkAction {
         }
     }
 
-    /// What to know before.
+    /// Warning before the action.
     pub fn warning(self) -> &'static str {
         match self {
             Self::Cancel => "A cancelled run ends as failed at its next batch boundary. This cannot be taken back.",
@@ -86,7 +86,7 @@ impl BulkAction {
         }
     }
 
-    /// What it takes.
+    /// Right that the action needs.
     pub fn right(self, namespace: Option<&str>) -> Right {
         match self {
             Self::Cancel => Right::new("patch", "syncjobs", namespace),
@@ -104,7 +104,7 @@ impl BulkAction {
         }
     }
 
-    /// Whether something can come of it.
+    /// True when the action applies to a run.
     pub fn suits(self, job: &SyncJob) -> bool {
         match self {
             Self::Cancel => !is_finished(job) && !job.spec.cancelled,
@@ -114,8 +114,8 @@ impl BulkAction {
     }
 }
 
-/// Does it to each, as the caller. Stops when Kubernetes does not do its part, and says why: of the runs after those that
-/// it tells of, some may be done.
+/// Carries out the action for each run, as the caller. Stops when Kubernetes fails, and returns the error: some of
+/// the runs after the returned results may be done.
 pub(super) async fn carry_out(
     app: &App,
     caller: &Caller,
