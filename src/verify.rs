@@ -19,7 +19,7 @@ use crate::{
     domain::{conditions, job},
 };
 
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Settings of a verification.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ async fn wait_for_end(jobs: &Api<SyncJob>, name: &str, limit: Duration) -> Resul
         if start.elapsed() > limit {
             return Err(Error::Late { after: limit, last });
         }
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
