@@ -295,8 +295,8 @@ impl Cluster {
     /// The SyncJob with a uid, when something is still to be done about it.
     #[must_use]
     pub fn job(&self, uid: &str) -> Option<Arc<SyncJob>> {
-        let place = self.index().under_way(uid).cloned()?;
-        self.jobs.get(&place).filter(|job| job.metadata.uid.as_deref() == Some(uid))
+        let reference = self.index().under_way(uid).cloned()?;
+        self.jobs.get(&reference).filter(|job| job.metadata.uid.as_deref() == Some(uid))
     }
 
     /// True when there is a SyncJob with this uid.
@@ -346,18 +346,18 @@ impl Cluster {
     }
 }
 
-/// Maps each change with `keep`, and records the objects that cannot be read.
+/// Maps each change with `filter`, and records the objects that cannot be read.
 fn with_readable<K: Kind>(
     changes: impl Stream<Item = watcher::Result<watcher::Event<ReadResult<K>>>> + Send,
     unreadable: UnreadableObjects,
-    mut keep: impl FnMut(watcher::Event<ReadResult<K>>) -> Option<watcher::Event<K>> + Send,
+    mut filter: impl FnMut(watcher::Event<ReadResult<K>>) -> Option<watcher::Event<K>> + Send,
 ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send {
     changes.filter_map(move |event| {
         ready(
             event
                 .map(|event| {
                     unreadable.record(&event);
-                    keep(event)
+                    filter(event)
                 })
                 .transpose(),
         )
@@ -475,17 +475,17 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_keeps_no_job_that_has_ended_and_its_schedule_is_told() {
+    fn an_ended_job_leaves_the_cache_and_requeues_its_schedule() {
         use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
         let index = RwLock::default();
-        let ((owners, mut told), (over, mut ended)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let ((owners, mut requeued), (over, mut ended)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (schedules, jobs) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
         let (alerts, watching) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
         let senders = ChangeSenders { schedules, jobs, alerts, watching, owners, over };
         let over = |deleted| Ok(JobGone { uid: "uid-job".to_owned(), deleted });
-        let mut pass = |event, expected_news: bool, expected_over| {
+        let mut pass = |event, is_requeued: bool, expected_over| {
             let kept = route_event(event, &index, &senders);
-            assert_eq!(told.try_recv().map(|schedule| schedule.name).ok(), expected_news.then(|| "s".to_owned()));
+            assert_eq!(requeued.try_recv().map(|schedule| schedule.name).ok(), is_requeued.then(|| "s".to_owned()));
             assert_eq!(ended.try_recv().map_err(|_| ()), expected_over);
             kept
         };

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_is_told_without_the_address() {
+    fn a_known_cause_contains_no_address() {
         for (text, cause) in [
             (
                 "I/O error: invalid peer certificate: UnknownIssuer, host db.example",

@@ -513,7 +513,7 @@ async fn add_http(
         lease,
     };
     if options.insecure_no_auth && settings.proxies.is_some() {
-        let advice = "TRUSTED_PROXIES: with --insecure-no-auth nobody has to log in: leave one of them out";
+        let advice = "TRUSTED_PROXIES: with --insecure-no-auth, no login is required: remove one of the two options";
         return Err(Error::Configuration(advice.to_owned()));
     }
     if options.insecure_no_auth {

@@ -19,7 +19,7 @@ pub async fn recover_expired(queue: &Queue) {
                 tracing::warn!(count, "runs of lost workers returned to the queue");
             }
             Err(error) => {
-                tracing::debug!(%error, "leases not looked at");
+                tracing::debug!(%error, "leases not checked");
                 return;
             }
         }

@@ -1,5 +1,5 @@
-//! `sync-operator verify`: makes a SyncJob as a user would, and waits for its end. It passes through every part of an
-//! installation.
+//! `sync-operator verify`: creates a SyncJob as a user would, and waits for its end. The SyncJob passes through every
+//! part of an installation.
 
 use std::time::Duration;
 

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_holds_something_else_is_noticed_and_one_that_is_away_is_not() {
+    fn a_changed_file_is_noticed_and_a_missing_one_is_not() {
         let path = std::env::temp_dir().join(format!("sync-operator-{:016x}", rand::random::<u64>()));
         let mut files = WatchedFiles::default();
         assert!(files.read_line("REDIS_URL_FILE", &path).unwrap_err().to_string().starts_with("REDIS_URL_FILE: could"));

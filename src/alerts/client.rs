@@ -109,7 +109,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn what_somebody_must_correct_is_told_from_what_time_cures() {
+    fn mistakes_are_distinguished_from_outages() {
         let waiting = HeaderMap::from_iter([(reqwest::header::RETRY_AFTER, HeaderValue::from_static("7"))]);
         for (code, expected) in [
             (200, None),
@@ -124,8 +124,8 @@ mod tests {
             (503, Some((false, Some(7)))),
         ] {
             let refusal = check_answer(StatusCode::from_u16(code).unwrap(), &waiting).err();
-            let told = refusal.map(|refusal| (refusal.is_mistake, refusal.rest.as_ref().map(Duration::as_secs)));
-            assert_eq!(told, expected, "{code}");
+            let found = refusal.map(|refusal| (refusal.is_mistake, refusal.rest.as_ref().map(Duration::as_secs)));
+            assert_eq!(found, expected, "{code}");
         }
     }
 

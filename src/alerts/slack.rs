@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_called_by_a_text() {
+    fn mentions_are_escaped() {
         assert_eq!(escape("<!channel> a & b"), "&lt;!channel&gt; a &amp; b");
     }
 }

@@ -58,7 +58,7 @@ pub struct Source {
     #[x_kube(validation = rules::range("concurrency", 1, 64))]
     pub concurrency: i32,
 
-    /// For Pages: how the next page is requested.
+    /// For Pages: way to request the next page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pagination: Option<Pagination>,
 

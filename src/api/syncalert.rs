@@ -23,7 +23,7 @@ use super::{GoDuration, conditions, rules, source::SecretKey};
     namespaced,
     status = "SyncAlertStatus",
     derive = "PartialEq",
-    doc = "A SyncAlert tells people or programs when something is wrong with SyncSchedules of its namespace, and when it is right again.",
+    doc = "A SyncAlert notifies people or programs of problems of the SyncSchedules in its namespace, and of their end.",
     printcolumn(
         name = "Firing",
         type_ = "integer",

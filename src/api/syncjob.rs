@@ -32,7 +32,7 @@ use super::{
     printcolumn(name = "Type", type_ = "string", json_path = ".spec.syncType", description = "Full or Incremental"),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.phase", description = "What the run is doing, in one word"),
     printcolumn(name = "Progress", type_ = "integer", json_path = ".status.progress", description = "Per cent done"),
-    printcolumn(name = "Processed", type_ = "integer", json_path = ".status.counts.processed", description = "Documents looked at"),
+    printcolumn(name = "Processed", type_ = "integer", json_path = ".status.counts.processed", description = "Documents processed"),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.counts.failed", description = "Documents that could not be synchronised"),
     printcolumn(name = "Attempts", type_ = "integer", json_path = ".status.attempts", description = "Failed attempts"),
     printcolumn(name = "Duration", type_ = "string", json_path = ".status.duration", description = "From the first claim to the end"),

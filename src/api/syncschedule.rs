@@ -1,4 +1,4 @@
-//! `SyncSchedule`: when runs are made, and what from.
+//! `SyncSchedule`: a schedule of runs, with a template for their SyncJobs.
 
 use std::collections::BTreeMap;
 

@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_job_that_is_to_be_deleted_in_time_stays_in_the_cache() {
+    fn an_ended_job_with_a_ttl_stays_in_the_cache() {
         let mut own = job(1, None, &ended("Complete"));
         assert!(is_history(&own));
         own.spec.ttl_after_finished = Some(GoDuration::new("1h"));
@@ -392,9 +392,9 @@ mod tests {
         index.begin();
         index.list(&read(2, Some("new"), &ended("Complete")));
         assert_eq!((names(&index, "old", &cache), names(&index, "new", &cache)), (vec!["job-1".to_owned()], vec![]));
-        let mut told: Vec<_> = index.listed().into_iter().map(|schedule| schedule.name).collect();
-        told.sort();
-        assert_eq!(told, ["new", "old"]);
+        let mut schedules: Vec<_> = index.listed().into_iter().map(|schedule| schedule.name).collect();
+        schedules.sort();
+        assert_eq!(schedules, ["new", "old"]);
         assert_eq!((names(&index, "old", &cache), names(&index, "new", &cache)), (vec![], vec!["job-2".to_owned()]));
     }
 

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_of_unreadable_objects_are_told() {
+    fn only_changes_of_unreadable_objects_notify() {
         let objects = UnreadableObjects::new();
         let mut changes = objects.changes();
         for (event, expected) in [

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_that_find_no_place_are_admitted_in_the_order_they_came() {
+    async fn queued_objects_are_admitted_in_order() {
         let (queue, mut permits, mut from) = full();
         for number in [100, 101, 100, 102] {
             assert!(queue.enqueue(job(number)).is_none());
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_place_of_one_that_does_not_come_is_free_again() {
+    async fn an_unused_permit_is_reclaimed() {
         let (queue, mut permits, mut from) = full();
         assert!(queue.enqueue(job(100)).is_none() && queue.enqueue(job(101)).is_none());
         permits.pop();

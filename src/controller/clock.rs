@@ -82,7 +82,7 @@ impl Clock {
         let mut ticks = interval(COMPARE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut time, mut since, mut is_pending) = (Timestamp::now(), Instant::now(), false);
-        for look in (0..COMPARISONS_PER_SYNC).cycle() {
+        for tick in (0..COMPARISONS_PER_SYNC).cycle() {
             ticks.tick().await;
             let (before, began) = (std::mem::replace(&mut time, Timestamp::now()), since);
             since = Instant::now();
@@ -90,7 +90,7 @@ impl Clock {
             if off.abs() > STEP {
                 tracing::warn!(seconds = off, "the clock was set");
             }
-            if off.abs() > STEP || look == 0 || is_pending {
+            if off.abs() > STEP || tick == 0 || is_pending {
                 is_pending = !self.compare(client, queue).await;
             }
         }
@@ -107,7 +107,7 @@ impl Clock {
         let Reading { now, skew } = clock::compare(&clocks);
         *self.0.base.lock().unwrap_or_else(PoisonError::into_inner) = (now, Instant::now());
         if now.duration_since(expected).as_secs_f64().abs() > STEP {
-            tracing::warn!(%expected, %now, "the clock of the controllers has jumped; every schedule is looked at again");
+            tracing::warn!(%expected, %now, "the clock of the controllers has jumped; all schedules are reconciled again");
             self.0.jumps.send_modify(|jumps| *jumps += 1);
         }
         self.0.skew.send_if_modified(|known| {

@@ -259,16 +259,16 @@ impl Elector {
             loop {
                 match self.try_release().await {
                     // A renewal that was under way may have come in between, or the answer to this got lost.
-                    Err(error) => tracing::debug!(%error, "the Lease is not given up yet; trying again"),
+                    Err(error) => tracing::debug!(%error, "the Lease is not released yet; trying again"),
                     Ok(()) => return,
                 }
                 sleep(RETRY_INTERVAL).await;
             }
         };
         if timeout_at(Instant::now() + self.settings.duration / 2, given_up).await.is_ok() {
-            tracing::info!(lease = self.settings.name, "the Lease is given up");
+            tracing::info!(lease = self.settings.name, "the Lease is released");
         } else {
-            tracing::warn!(lease = self.settings.name, "the Lease could not be given up in time; it ends by itself");
+            tracing::warn!(lease = self.settings.name, "the Lease could not be released in time and will expire");
         }
     }
 
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_time_is_over_by_the_clock_though_nobody_says_so() {
+    async fn leadership_ends_by_the_clock_alone() {
         let (elector, leadership) = Elector::new(settings(), server("me", &[]).0, CancellationToken::new());
         let state = || (leadership.is_held(), leadership.lost().now_or_never().is_some());
         assert_eq!(state(), (false, true), "before the first election");
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_renewal_that_comes_too_late_is_told_as_a_change() {
+    async fn a_late_renewal_is_a_change_of_leadership() {
         let (elector, leadership) = Elector::new(settings(), server("me", &[]).0, CancellationToken::new());
         let mut changes = leadership.changes();
         let later = || Instant::now() + Duration::from_secs(7);

@@ -170,8 +170,8 @@ impl Cron {
     }
 
     fn times_of(&self, day: i64, clocks: &Range<i64>) -> &[i64] {
-        let place = |end: i64| self.times.partition_point(|time| day * DAY + time < end);
-        &self.times[place(clocks.start)..place(clocks.end)]
+        let position = |end: i64| self.times.partition_point(|time| day * DAY + time < end);
+        &self.times[position(clocks.start)..position(clocks.end)]
     }
 }
 

@@ -47,7 +47,7 @@ pub enum Other {
 #[derive(Clone, Debug, Default)]
 pub struct Mappings {
     schedules: HashMap<ScheduleKey, Mapping>,
-    collections: HashMap<Place, BTreeMap<String, Sources>>,
+    collections: HashMap<TargetPath, BTreeMap<String, Sources>>,
 }
 
 /// Sources that map a field, by namespace and name, and the schedules that have them.
@@ -55,7 +55,7 @@ type Sources = BTreeMap<(String, String), BTreeSet<String>>;
 
 /// A collection. The database is that of the spec: one that names the operator's own database is not known to be that.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Place {
+struct TargetPath {
     database: Option<String>,
     collection: String,
 }
@@ -63,7 +63,7 @@ struct Place {
 /// Fields that the source of one schedule maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mapping {
-    place: Place,
+    target: TargetPath,
     source: (String, String),
     fields: Vec<String>,
 }
@@ -82,7 +82,7 @@ impl Mapping {
         let ScheduleKey { namespace, name } = ScheduleKey::from_schedule(schedule);
         let collection = spec.target.collection.clone();
         Some(Self {
-            place: Place {
+            target: TargetPath {
                 database: spec.target.database.clone(),
                 collection: collection.unwrap_or_else(|| spec.type_.collection().to_owned()),
             },
@@ -123,7 +123,7 @@ impl Mappings {
         let Some(mapping) = self.schedules.get(key) else { return Vec::new() };
         let conflict = |field: &String| {
             let others =
-                self.overlapping(&mapping.place, field).filter_map(|sources| another(sources, &mapping.source));
+                self.overlapping(&mapping.target, field).filter_map(|sources| another(sources, &mapping.source));
             // A schedule that may be named is more useful to the user.
             let other = others.max()?;
             Some(FieldConflict { field: field.clone(), other })
@@ -132,8 +132,8 @@ impl Mappings {
     }
 
     /// Sources that map the field, a part of it, or what it is a part of.
-    fn overlapping<'a>(&'a self, place: &Place, field: &'a str) -> impl Iterator<Item = &'a Sources> {
-        let fields = self.collections.get(place);
+    fn overlapping<'a>(&'a self, target: &TargetPath, field: &'a str) -> impl Iterator<Item = &'a Sources> {
+        let fields = self.collections.get(target);
         let above = field.match_indices('.').map(|(end, _)| &field[..end]).chain([field]);
         // "/" comes after ".".
         let (first, end) = (format!("{field}."), format!("{field}/"));
@@ -148,7 +148,7 @@ impl Mappings {
         }
         let mut others = BTreeSet::new();
         for mapping in self.schedules.get(&key).into_iter().chain(&mapping) {
-            let sources = mapping.fields.iter().flat_map(|field| self.overlapping(&mapping.place, field)).flatten();
+            let sources = mapping.fields.iter().flat_map(|field| self.overlapping(&mapping.target, field)).flatten();
             let keys = sources.flat_map(|((namespace, _), names)| {
                 names.iter().map(|name| ScheduleKey { namespace: namespace.clone(), name: name.clone() })
             });
@@ -162,7 +162,7 @@ impl Mappings {
 
     fn set(&mut self, key: ScheduleKey, mapping: Option<Mapping>) {
         if let Some(old) = self.schedules.remove(&key)
-            && let Some(fields) = self.collections.get_mut(&old.place)
+            && let Some(fields) = self.collections.get_mut(&old.target)
         {
             for field in &old.fields {
                 remove(fields, field, |sources| {
@@ -174,11 +174,11 @@ impl Mappings {
                 });
             }
             if fields.is_empty() {
-                self.collections.remove(&old.place);
+                self.collections.remove(&old.target);
             }
         }
         if let Some(mapping) = mapping {
-            let fields = self.collections.entry(mapping.place.clone()).or_default();
+            let fields = self.collections.entry(mapping.target.clone()).or_default();
             for field in &mapping.fields {
                 let sources = fields.entry(field.clone()).or_default();
                 sources.entry(mapping.source.clone()).or_default().insert(key.name.clone());
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn those_are_told_whose_conflicts_change() {
+    fn schedules_with_changed_conflicts_are_requeued() {
         let (a, b, c) = (schedule("x/a", &["n"]), schedule("x/b", &["n", "m"]), schedule("x/c", &["m"]));
         let keys = |changed: Vec<ScheduleKey>| changed.into_iter().map(|key| key.name).collect::<Vec<_>>();
         let mut mappings = Mappings::new([&a]);

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conflict_that_nobody_repeats_is_forgotten() {
+    fn an_old_conflict_is_cleared() {
         let mut conditions = Vec::new();
         set_conflict(&mut conditions, "a/one", "b/two", None, at(0));
         clear_conflict(&mut conditions, "a/one", at(599));

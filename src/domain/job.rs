@@ -205,7 +205,7 @@ fn is_over(job: &SyncJob, status: &SyncJobStatus, hold_for: Option<Duration>, no
 fn not_approved(status: &SyncJobStatus, hold_for: Option<Duration>) -> Outcome {
     let held = held_number(status);
     let hold_for = hold_for.map_or_else(String::new, |hold_for| GoDuration::from(hold_for).to_string());
-    let message = format!("nobody approved {held} documents within spec.guard.holdFor ({hold_for})");
+    let message = format!("no approval for {held} documents within spec.guard.holdFor ({hold_for})");
     Outcome { reason: reasons::NOT_APPROVED.to_owned(), message }
 }
 
@@ -625,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_is_told_what_is_wanted_of_a_run_until_it_knows() {
+    fn the_desired_state_is_written_until_the_queue_has_it() {
         let desired = DesiredState { suspended: true, priority: 7, ..DesiredState::default() };
         let job = job(serde_json::json!({"suspended": true, "priority": 7}));
         for state in [State::Waiting, State::Active, State::Delayed, State::Parked] {
@@ -742,7 +742,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_held_as_long_as_it_is_put_aside_for_nothing_else() {
+    fn a_parked_run_is_held_unless_it_is_suspended() {
         let suspended = |run: Run| Run { desired: DesiredState { suspended: true, ..run.desired }, ..run };
         for (what, run, phase) in [
             ("held", guarded(State::Parked, 10, None), Phase::Held),
@@ -777,7 +777,7 @@ mod tests {
     /// Each row: the annotation, the part of the spec, the seconds for which it is held, and whether the plan ends the run, the requeue,
     /// and whether the plan writes the desired state.
     #[test]
-    fn a_held_run_ends_when_nobody_approves_it_in_time() {
+    fn a_held_run_fails_without_an_approval_in_time() {
         let none = || serde_json::json!({});
         for (approved, part, seconds, ends, requeue, controls) in [
             (None, none(), 0, false, Some(60), false),
@@ -807,7 +807,7 @@ mod tests {
             assert_eq!(plan.status.phase, Some(Phase::Held), "{row}");
         }
         let end = decide(&held_job(&none()), Some(&guarded(State::Parked, 10, None)), at(HELD_AT + 60)).end.unwrap();
-        assert_eq!(end.message, "nobody approved 10 documents within spec.guard.holdFor (1m)");
+        assert_eq!(end.message, "no approval for 10 documents within spec.guard.holdFor (1m)");
         let ended = Run { outcome: Some(end), ..guarded(State::Failed, 10, None) };
         let plan = decide(&held_job(&none()), Some(&ended), at(HELD_AT + 61));
         assert_eq!(reason(&plan.status, FAILED), Some(reasons::NOT_APPROVED));
@@ -815,7 +815,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_queue_ended_by_itself_is_not_told_to_it_again() {
+    fn a_run_that_the_queue_ended_is_not_cancelled_again() {
         let outcome = Outcome { reason: reasons::NOT_APPROVED.to_owned(), message: String::new() };
         let mut run = Run { outcome: Some(outcome), ..guarded(State::Waiting, 10, None) };
         run.desired.cancelled = true;
@@ -911,7 +911,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_is_to_be_resumed_is_put_aside_until_the_queue_knows() {
+    fn a_resumed_run_is_parked_until_the_queue_resumes_it() {
         let mut job = job(serde_json::json!({"suspended": true}));
         job.status = Some(decide(&job, Some(&run(State::Parked, 100)), at(120)).status);
         job.spec.suspended = false;
@@ -1030,7 +1030,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_worker_is_told_wherever_the_run_is_seen_next() {
+    fn a_recovery_has_an_event_in_every_state() {
         let mut job = job(serde_json::json!({}));
         job.status = Some(decide(&job, Some(&run(State::Active, 10)), at(120)).status);
         for state in [State::Waiting, State::Active] {
@@ -1040,7 +1040,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_a_run_slow_is_told_once() {
+    fn a_slow_run_has_one_event_per_warning() {
         let mut job = job(serde_json::json!({}));
         let slow = |state| {
             let mut run = run(state, 100);
@@ -1078,7 +1078,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_run_that_redis_lost_is_enqueued_when_it_has_to_be_rolled_back() {
+    fn a_cancelled_lost_run_is_enqueued_for_its_rollback() {
         let spec = |on_failure| {
             serde_json::json!({"cancelled": true, "transaction": "Batch", "onFailure": on_failure,
                 "source": {"graphQL": {"endpoint": "https://api.example/", "query": "q", "resultPath": ""}}})

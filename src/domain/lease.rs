@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lease_is_taken_when_it_is_free_and_renewed_when_it_is_mine() {
+    fn a_free_lease_is_acquired_and_an_own_one_renewed() {
         let (short, long) = (Duration::from_secs(9), LENGTH);
         for (seen, unchanged, written) in [
             (None, short, Some(record(Some("me"), 50, 50, 0))),

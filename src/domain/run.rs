@@ -32,7 +32,7 @@ pub const MAX_ATTEMPTS: usize = 10;
 pub const JOURNALS: &str = "sync_journal.";
 /// Pauses of a run without any progress in between, after which its attempt fails.
 pub const MAX_PAUSES: i64 = 24;
-/// `staleAfter` of an Incremental run that no schedule made.
+/// Default of `staleAfter` for an Incremental run without a schedule.
 const DEFAULT_STALE_AFTER: Duration = Duration::from_mins(10);
 
 /// Share of failed documents with which a run with a source fails.
@@ -208,7 +208,7 @@ impl Warning {
     #[must_use]
     pub fn stamps_ahead() -> Self {
         Self::StampsAhead(
-            "Documents whose stamps are in the future are left as they are: a clock was ahead, or somebody else writes the field"
+            "Documents whose stamps are in the future are left as they are: a clock was ahead, or another client writes the field"
                 .to_owned(),
         )
     }

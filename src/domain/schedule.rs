@@ -198,7 +198,7 @@ pub fn decide(observed: &ObservedSchedule<'_>, now: Timestamp) -> SchedulePlan {
             if let Some((_, why)) = stall.as_ref().filter(|_| !is_stopped_by_failures(&old)) {
                 plan.events.push(ObjectEvent::warning("ScheduleStalled", why.clone()));
             }
-            let (delete, later) = history(&plan.status, observed.jobs, parsed.keep, now);
+            let (delete, later) = history(&plan.status, observed.jobs, parsed.history_limits, now);
             plan.delete = delete;
             let late = next_abandoned(&plan.status, &pass, parsed);
             plan.requeue = plan.requeue.into_iter().chain(late).chain(later).min();
@@ -411,7 +411,7 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     status.runs.failed += 1;
     let condition = conditions::find(&result.conditions, FAILED);
     // One that ended before the last success is no failure since then.
-    if !is_ended_by_somebody(condition.map(|condition| condition.reason.as_str()))
+    if !is_ended_on_request(condition.map(|condition| condition.reason.as_str()))
         && result.completion_time >= status.last_successful_time
     {
         status.consecutive_failures = status.consecutive_failures.saturating_add(1);
@@ -428,7 +428,7 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
 }
 
 /// A run that failed with this reason was ended by a person or by a later run.
-fn is_ended_by_somebody(reason: Option<&str>) -> bool {
+fn is_ended_on_request(reason: Option<&str>) -> bool {
     matches!(reason, Some(reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED))
 }
 
@@ -437,7 +437,7 @@ fn record_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &S
     let reason = conditions::find(&result.conditions, FAILED).map(|condition| condition.reason.clone());
     let reason = reason.filter(|_| !job::is_complete(finished));
     let time = result.completion_time.clone().unwrap_or(Time(Timestamp::UNIX_EPOCH));
-    if is_ended_by_somebody(reason.as_deref()) || status.last_result.as_ref().is_some_and(|last| last.time > time) {
+    if is_ended_on_request(reason.as_deref()) || status.last_result.as_ref().is_some_and(|last| last.time > time) {
         return;
     }
     let counts = result.counts.unwrap_or_default();
@@ -665,7 +665,7 @@ fn superseded(jobs: &[Arc<SyncJob>]) -> Vec<(String, String)> {
 fn history(
     status: &SyncScheduleStatus,
     jobs: &[Arc<SyncJob>],
-    keep: (usize, usize),
+    history_limits: (usize, usize),
     now: Timestamp,
 ) -> (Vec<String>, Option<Duration>) {
     let active: HashSet<&str> = status.active.iter().map(|run| run.name.as_str()).collect();
@@ -681,7 +681,7 @@ fn history(
             .map_or(Timestamp::MIN, |time| time.0),
     });
     let wait = |run: &Finished| SHORT.checked_sub(elapsed(run.at, now)).filter(|wait| !wait.is_zero());
-    let beyond = retention::beyond(finished.collect(), keep.0, keep.1);
+    let beyond = retention::beyond(finished.collect(), history_limits.0, history_limits.1);
     let requeue_after = beyond.iter().filter_map(wait).min();
     (beyond.into_iter().filter(|run| wait(run).is_none()).map(|run| run.name).collect(), requeue_after)
 }

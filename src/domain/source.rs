@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_has_the_places_that_its_requests_fill_in() {
+    fn an_endpoint_has_the_placeholders_of_its_requests() {
         let each = json!({"batching": "PerUser"});
         let batch = json!({});
         let paged = |by: Value| json!({"batching": "Pages", "pagination": by});

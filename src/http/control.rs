@@ -136,7 +136,7 @@ pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removal
         return Err(Problem::new(ProblemKind::InvalidBody, detail));
     }
     if removals < number {
-        let detail = format!("{name} is held for {number} removals, more than {removals}; look at it again");
+        let detail = format!("{name} is held for {number} removals, more than {removals}; check the run again");
         return Err(Problem::new(ProblemKind::Conflict, detail));
     }
     let text = removals.to_string();

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_follow_each_other_without_gap_or_repetition_though_jobs_come_and_go() {
+    fn pages_have_no_gap_or_repetition_though_jobs_change() {
         let mut jobs: Vec<_> = (0..10).map(|i| job(&format!("a-{i}"), 100 + i / 2, "Complete")).collect();
         let mut seen = Vec::new();
         let mut selection = RunSelection { limit: Some(3), ..RunSelection::default() };

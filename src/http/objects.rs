@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn of_deletions_the_last_ones_are_remembered_and_it_is_known_which_are_not() {
+    fn the_deletion_log_keeps_the_last_deletions() {
         let mut deletions = DeletionLog::default();
         for version in 1..=MAX_DELETIONS + 5 {
             deletions.record(&deleted(version));

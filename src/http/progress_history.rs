@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_runs_the_one_told_of_longest_ago_gives_way() {
+    fn the_run_with_the_oldest_sample_is_removed() {
         let mut samples = ProgressHistory::default();
         for i in 0..=RUNS {
             samples.record(&job(&format!("run-{i}"), 1, None), at(1 + i as i64));

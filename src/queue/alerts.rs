@@ -17,7 +17,7 @@ impl Queue {
     pub async fn store_alert_status(&self, uid: &str, revision: i64, value: &str) -> Result<bool, Error> {
         let mut call = self.script(&scripts::KEEP);
         call.key(self.keys.alert(uid)).arg(revision).arg(value).arg(KEEP_ALERT.as_millis() as u64);
-        self.call(&call, "keep what is known of an alert").await
+        self.call(&call, "store the status of an alert").await
     }
 
     /// Loads the status of a SyncAlert.
@@ -26,7 +26,7 @@ impl Queue {
     /// When Redis does not answer.
     pub async fn load_alert_status(&self, uid: &str) -> Result<Option<String>, Error> {
         let mut connection = self.connection.clone();
-        connection.hget(self.keys.alert(uid), "value").await.map_err(unavailable("read what is kept of an alert"))
+        connection.hget(self.keys.alert(uid), "value").await.map_err(unavailable("read the status of an alert"))
     }
 
     /// Forgets an alert.
@@ -35,6 +35,6 @@ impl Queue {
     /// When Redis does not answer.
     pub async fn forget_alert(&self, uid: &str) -> Result<(), Error> {
         let mut connection = self.connection.clone();
-        connection.del(self.keys.alert(uid)).await.map_err(unavailable("forget an alert"))
+        connection.del(self.keys.alert(uid)).await.map_err(unavailable("remove the status of an alert"))
     }
 }

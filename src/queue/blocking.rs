@@ -37,13 +37,13 @@ impl BlockingConnection {
 
 /// Notifier of runs that can be claimed.
 pub struct WorkNotifier {
-    line: BlockingConnection,
+    connection: BlockingConnection,
     key: String,
 }
 
 impl WorkNotifier {
     pub(super) fn new(topology: Topology, key: String) -> Self {
-        Self { line: BlockingConnection { topology, connection: None }, key }
+        Self { connection: BlockingConnection { topology, connection: None }, key }
     }
 
     /// Waits for a notification, at most for `limit` (rounded up to 10 ms). One notification wakes one waiter. Dropping this future
@@ -55,21 +55,21 @@ impl WorkNotifier {
         let limit = limit.max(Duration::from_millis(10));
         let mut command = redis::cmd("BLPOP");
         command.arg(&self.key).arg(limit.as_secs_f64());
-        self.line.block(&command, limit).await.map(drop).map_err(unavailable("wait for runs"))
+        self.connection.block(&command, limit).await.map(drop).map_err(unavailable("wait for runs"))
     }
 }
 
 /// Stream of the runs that changed, in order. It begins at the first call, and an outage may leave a gap: a reader must also
 /// list all runs from time to time.
 pub struct RunChanges {
-    line: BlockingConnection,
+    connection: BlockingConnection,
     key: String,
     last: Option<String>,
 }
 
 impl RunChanges {
     pub(super) fn new(topology: Topology, key: String) -> Self {
-        Self { line: BlockingConnection { topology, connection: None }, key, last: None }
+        Self { connection: BlockingConnection { topology, connection: None }, key, last: None }
     }
 
     /// Waits for the next runs that changed. Never fails: retries while Redis is unavailable.
@@ -91,7 +91,7 @@ impl RunChanges {
             let mut command = redis::cmd("XREAD");
             command.arg("COUNT").arg(1000).arg("BLOCK").arg(BLOCK.as_millis() as u64);
             command.arg("STREAMS").arg(&self.key).arg(last);
-            match self.line.block(&command, BLOCK).await {
+            match self.connection.block(&command, BLOCK).await {
                 Ok(answer) => {
                     if let Some((last, uids)) = parse_changes(answer) {
                         self.last = Some(last);
@@ -109,7 +109,7 @@ impl RunChanges {
     async fn newest(&mut self) -> Result<String, RedisError> {
         let mut command = redis::cmd("XREVRANGE");
         command.arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1);
-        let answer = self.line.block(&command, Duration::ZERO).await?;
+        let answer = self.connection.block(&command, Duration::ZERO).await?;
         let newest: redis::streams::StreamRangeReply = redis::from_redis_value(answer)?;
         Ok(newest.ids.first().map_or_else(|| "0-0".to_owned(), |event| event.id.clone()))
     }

@@ -69,7 +69,7 @@ impl Node {
     }
 }
 
-/// `ca`: certificates of the authorities that vouch for the server, instead of the system's.
+/// Opens a client. `ca`: CA bundle (PEM) that verifies the server, instead of the system roots.
 fn client(url: impl IntoConnectionInfo, ca: Option<&Vec<u8>>) -> RedisResult<Client> {
     let server = url.into_connection_info()?;
     // The name of the library would be one right more that the user needs.

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_tag_is_the_first_pair_of_braces_when_something_is_in_it() {
+    fn a_hash_tag_is_the_first_nonempty_pair_of_braces() {
         for (key, tagged) in [("{bull}:a", true), ("a{b}c", true), ("bull:a", false), ("{}a{b}", false), ("}a{", false)]
         {
             assert_eq!(has_tag(key), tagged, "{key}");

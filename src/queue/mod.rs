@@ -372,14 +372,14 @@ impl Queue {
         candidates: &mut Candidates,
     ) -> Result<Result<Vec<Claim>, Option<Duration>>, Error> {
         let most = most.clamp(1, MAX_CLAIMS);
-        let (look, installation) = (2 * most.max(2), self.installation().to_string());
+        let (window, installation) = (2 * most.max(2), self.installation().to_string());
         // Skipped runs stay in the set, so the runs behind them have to be checked as well.
-        for offset in (0..).step_by(look) {
+        for offset in (0..).step_by(window) {
             // The first call may only return which runs wait now.
             for fresh in [false, true] {
                 let mut call = self.script(&scripts::CLAIM);
                 call.arg(self.level.number).arg(worker).arg(self.lease.as_millis() as u64);
-                call.arg(most).arg(offset).arg(look).arg(u8::from(fresh)).arg(&installation);
+                call.arg(most).arg(offset).arg(window).arg(u8::from(fresh)).arg(&installation);
                 for uid in &candidates.0 {
                     call.key(self.keys.run(uid)).arg(uid);
                 }
@@ -482,7 +482,7 @@ impl Queue {
                 None => call.arg("").arg(""),
             };
         }
-        let answers: Vec<u8> = self.call(&call, "let go of runs").await?;
+        let answers: Vec<u8> = self.call(&call, "release runs").await?;
         Ok(answers.into_iter().map(FencedWrite::from).collect())
     }
 

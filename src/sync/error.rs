@@ -137,7 +137,7 @@ impl Error {
                 "MongoDB cannot sort so many documents in memory ({name}): make an index on target.keyField"
             )),
             112 => {
-                Self::Attempt { reason: WRITE_CONFLICT, message: "somebody else writes the same documents".to_owned() }
+                Self::Attempt { reason: WRITE_CONFLICT, message: "another client writes the same documents".to_owned() }
             }
             _ => Self::Attempt { reason: "ServerError", message: format!("MongoDB answered with {name}") },
         }

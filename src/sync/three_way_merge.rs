@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_else_touched_is_as_before_in_the_same_order() {
+    fn unchanged_fields_are_restored_in_order() {
         let before = doc! {"_id": 1, "name": "a", "profile": {"x": 1, "y": f64::NAN}, "old": [1, 2]};
         for after in [
             doc! {"_id": 1, "name": "b", "profile": {"x": 1, "y": f64::NAN, "z": 2}, "old": [1, 2], "new": true},
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_comes_back_or_goes_only_when_nobody_else_has_a_hand_in_it() {
+    fn only_unchanged_documents_are_restored_or_deleted() {
         let (a, b) = (&doc! {"_id": 1, "a": 1}, &doc! {"_id": 1, "a": 2});
         for (before, after, now, expected) in [
             (Some(a), None, None, Restored::Is(a.clone())),

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_is_told_once_and_the_outage_is_one() {
+    fn each_reason_of_an_outage_is_logged_once() {
         let outage = Availability::new("Test");
         let logged = || outage.lock().as_ref().map(|away| away.logged.clone());
         outage.record(&Err::<(), _>("refused"));

@@ -225,7 +225,7 @@ impl Metrics {
             let help = "Messages to the sinks of alerts, by kind of sink and result";
             registry.register("sync_alert_messages", help, ALERT_MESSAGES.clone());
             registry.register("sync_reconcile", "Reconciliations, by kind and result", RECONCILED.clone());
-            let help = "Time that a reconciliation took, waiting for its turn included";
+            let help = "Duration of a reconciliation, waiting for a permit included";
             registry.register_with_unit("sync_reconcile_duration", help, Unit::Seconds, RECONCILE_DURATION.clone());
             registry.register("sync_status_writes", "Status writes, by kind and result", STATUS_WRITES.clone());
             let help = "Time by which a clock is ahead of the API server's, whose clock has whole seconds";

@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn traces_are_sent_where_a_receiver_is_named_and_nothing_forbids_it() {
+    fn traces_are_sent_to_a_configured_receiver() {
         const RECEIVER: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
         for (given, wanted) in [
             (vec![], false),

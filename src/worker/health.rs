@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn while_there_is_a_free_slot_runs_must_be_looked_for() {
+    fn a_free_slot_needs_answered_claims() {
         let (reporter, health) = WorkerHealth::new(LONG, 2);
         let _run = reporter.busy(None);
         assert_eq!(health.busy(), 1);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_free_slot_nothing_is_looked_for_until_one_is_free() {
+    fn full_slots_need_no_claims() {
         let (reporter, health) = WorkerHealth::new(LONG, 2);
         let runs = [reporter.busy(None), reporter.busy(None)];
         wait(&reporter, 10 * IDLE);

@@ -148,7 +148,7 @@ fn away() -> Result<(), Refusal> {
 }
 
 #[test]
-fn a_failure_is_told_after_the_window_repeated_and_resolved() {
+fn a_failure_is_reported_repeated_and_resolved() {
     let mut world = World::on("RunFailed");
     world.run("s", "s-1", 10, Some("TooManyFailed"));
     world.until(10, 400);
@@ -166,7 +166,7 @@ fn a_failure_is_told_after_the_window_repeated_and_resolved() {
 }
 
 #[test]
-fn what_is_over_before_the_window_ends_is_not_told() {
+fn a_short_problem_is_not_reported() {
     let mut world = World::on("RunFailed");
     world.run("s", "s-1", 10, Some("TooManyFailed"));
     world.until(10, 20);
@@ -289,7 +289,7 @@ fn no_success_for_a_time_is_noticed_without_being_asked() {
 }
 
 #[test]
-fn a_sink_that_fails_is_tried_again_later_and_later_and_holds_back_no_other() {
+fn a_failing_sink_has_a_backoff_and_delays_no_other() {
     let sink = |name: &str| json!({"name": name, "slack": {"urlSecretRef": {"name": "s", "key": "url"}}});
     let mut world = World::new(&json!({"when": [{"type": "RunFailed"}], "sinks": [sink("a"), sink("b")]}));
     world.run("s", "s-1", 0, Some("Stalled"));
@@ -331,7 +331,7 @@ fn a_rest_that_a_sink_asks_for_is_heeded() {
 }
 
 #[test]
-fn a_mistake_is_tried_seldom_until_the_spec_is_changed_or_a_test_is_asked_for() {
+fn a_mistake_has_a_long_backoff_until_a_change_or_a_test() {
     let mut world = World::on("RunFailed");
     world.run("s", "s-1", 0, Some("Stalled"));
     world.pass(0);
@@ -359,7 +359,7 @@ fn a_mistake_is_tried_seldom_until_the_spec_is_changed_or_a_test_is_asked_for() 
 }
 
 #[test]
-fn news_that_waits_for_a_sink_becomes_the_newest_of_its_kind() {
+fn a_waiting_incident_is_replaced_by_the_newest() {
     let mut world = World::on("RunSkipped");
     for slot in 1..=50 {
         world.status("s").last_skip = Some(Skip { time: time(slot * 10), reason: "Active".to_owned() });
@@ -373,7 +373,7 @@ fn news_that_waits_for_a_sink_becomes_the_newest_of_its_kind() {
 }
 
 #[test]
-fn only_schedules_that_are_selected_are_looked_at() {
+fn only_selected_schedules_are_evaluated() {
     let mut world = World::new(&json!({"when": [{"type": "RunFailed"}], "selector": {"matchLabels": {"team": "a"}}}));
     world.run("s", "s-1", 0, Some("Stalled"));
     world.until(0, 100);
@@ -387,7 +387,7 @@ fn only_schedules_that_are_selected_are_looked_at() {
 }
 
 #[test]
-fn a_selector_with_a_mistake_stalls_the_alert_and_resolves_nothing() {
+fn an_invalid_selector_stalls_the_alert() {
     let mut world = World::on("RunFailed");
     world.run("s", "s-1", 0, Some("Stalled"));
     world.until(0, 100);
@@ -445,7 +445,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
-    fn each_problem_arrives_once_but_for_crashes_and_never_after_it_was_told_to_be_over(steps in steps()) {
+    fn each_problem_arrives_once_but_for_crashes(steps in steps()) {
         let mut world = World::on("RunFailed");
         let (mut now, mut crashes, mut run) = (0, 0, 0);
         for step in steps {

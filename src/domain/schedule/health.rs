@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_is_overdue_when_no_run_completed_for_twice_its_interval() {
+    fn a_schedule_is_overdue_after_twice_its_interval() {
         let spec = json!({"interval": "20m"});
         assert_eq!(health_at(&spec, &success("23T10:01"), "23T10:40"), OK, "the run of 10:40 has just begun");
         assert_eq!(health_at(&spec, &success("23T10:01"), "23T10:41"), OK);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suspended_schedule_is_not_overdue_and_has_its_time_when_it_is_resumed() {
+    fn a_suspended_or_just_resumed_schedule_is_not_overdue() {
         let condition = json!({"type": "Suspended", "status": "False", "reason": "Active", "message": "",
             "lastTransitionTime": "2026-11-25T10:00:00Z"});
         let status = json!({"lastSuccessfulTime": "2026-11-23T10:00:00Z", "conditions": [condition]});

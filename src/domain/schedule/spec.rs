@@ -25,7 +25,7 @@ pub struct Parsed {
     jitter: Duration,
     pub(super) starting_deadline: Option<Duration>,
     /// Completed and failed SyncJobs that are kept.
-    pub(super) keep: (usize, usize),
+    pub(super) history_limits: (usize, usize),
     /// Largest number of active runs with `concurrencyPolicy: Allow`.
     pub(super) max_active: usize,
     /// Failures in a row that stop the schedule.
@@ -50,7 +50,7 @@ impl Parsed {
                 .as_ref()
                 .map(|value| duration("startingDeadline", value))
                 .transpose()?,
-            keep: (
+            history_limits: (
                 limit("successfulJobsHistoryLimit", spec.successful_jobs_history_limit)?,
                 limit("failedJobsHistoryLimit", spec.failed_jobs_history_limit)?,
             ),

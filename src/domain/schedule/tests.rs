@@ -116,7 +116,7 @@ fn immediate_runs_once_at_creation() {
 }
 
 #[test]
-fn a_run_is_counted_once_however_often_it_is_looked_at() {
+fn a_run_is_counted_once_in_many_reconciliations() {
     let mut world = World::new(json!({"interval": "10s"}));
     world.pass(CREATED);
     world.pass(1_000_010);
@@ -144,7 +144,7 @@ fn a_crash_after_the_intent_was_written_creates_the_job_later() {
 }
 
 #[test]
-fn a_job_deleted_by_somebody_is_not_made_again() {
+fn a_job_that_a_user_deleted_is_not_created_again() {
     let mut world = World::new(json!({"interval": "10s"}));
     world.pass(CREATED);
     world.pass(1_000_010);
@@ -342,7 +342,7 @@ fn without_redis_runs_are_made_and_ready_says_why_they_wait() {
 #[test]
 fn ready_names_the_owner_of_the_queue_and_clocks_that_differ() {
     let schedule = schedule(json!({"interval": "10s"}));
-    let look = |status: Option<SyncScheduleStatus>, queue_owner, clock_skew| {
+    let decide_with = |status: Option<SyncScheduleStatus>, queue_owner, clock_skew| {
         let schedule = SyncSchedule { status, ..schedule.clone() };
         let (jobs, made, conflicts) = (&[][..], &[][..], &[][..]);
         let observed = ObservedSchedule {
@@ -357,16 +357,16 @@ fn ready_names_the_owner_of_the_queue_and_clocks_that_differ() {
         };
         decide(&observed, at(CREATED))
     };
-    let plan = look(None, Some("ns/other (database a)"), Some("The clock of Redis is 40 s ahead"));
+    let plan = decide_with(None, Some("ns/other (database a)"), Some("The clock of Redis is 40 s ahead"));
     let ready = conditions::find(&plan.status.conditions, READY).unwrap();
     assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InstallationConflict"));
     assert!(ready.message.contains("ns/other (database a)") && ready.message.contains("QUEUE_NAME"));
     assert!(conditions::is_true(&plan.status.conditions, CLOCK_SKEW));
     assert_eq!(plan.events.iter().map(|event| event.reason).collect::<Vec<_>>(), ["ClockSkew"]);
     let later =
-        look(Some(plan.status.clone()), Some("ns/other (database a)"), Some("The clock of Redis is 41 s ahead"));
+        decide_with(Some(plan.status.clone()), Some("ns/other (database a)"), Some("The clock of Redis is 41 s ahead"));
     assert_eq!((&later.status, later.events), (&plan.status, vec![]));
-    let over = look(Some(plan.status), None, None).status;
+    let over = decide_with(Some(plan.status), None, None).status;
     assert!(conditions::is_true(&over.conditions, READY));
     assert_eq!(conditions::find(&over.conditions, CLOCK_SKEW), None);
 }
@@ -635,7 +635,7 @@ fn a_job_says_until_when_it_may_be_created() {
 }
 
 #[test]
-fn how_the_last_run_ended_is_kept_unless_somebody_ended_it() {
+fn the_last_result_omits_runs_that_a_user_ended() {
     let mut world = World::new(json!({"interval": "10s"}));
     for (slot, condition, reason, expected) in [
         (1_000_010, FAILED, "TooManyFailed", ("user-sync-1000010", Some("TooManyFailed"))),
@@ -658,7 +658,7 @@ fn how_the_last_run_ended_is_kept_unless_somebody_ended_it() {
 }
 
 #[test]
-fn a_field_with_two_sources_is_told_while_it_has_them() {
+fn a_field_conflict_is_shown_while_it_lasts() {
     let mut schedule = schedule(json!({}));
     let conflicts = [FieldConflict { field: "name".to_owned(), other: field_conflict::Other::Elsewhere }];
     for (conflicts, is_shown) in [(conflicts.as_slice(), true), (&[], false)] {

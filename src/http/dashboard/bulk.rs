@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn after_some_had_their_turn_the_others_are_left() {
+    fn processed_runs_are_removed_from_the_selection() {
         let sort_key = |name: &str| SortKey { created: Reverse(5), namespace: "a".into(), name: name.into() };
         let chosen = Chosen::These(vec![sort_key("a"), sort_key("b"), sort_key("c")]);
         let index = RunIndex::default();

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn no_cell_breaks_out_of_its_place_or_is_a_formula() {
+    fn no_cell_breaks_its_quotes_or_is_a_formula() {
         for (text, expected) in [
             ("plain", "\"plain\""),
             ("", "\"\""),

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_told_of_what_it_shows() {
+    fn a_page_is_notified_of_changes_in_its_namespaces() {
         let mut changed = Changed::default();
         assert!(!changed.since(0, &Scope(None)));
         changed.record_change(Ok(ObjectChange::Schedule("a".to_owned())), 3);

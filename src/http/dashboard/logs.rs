@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runs_data_are_encoded_into_their_places() {
+    fn fields_of_a_run_are_encoded() {
         let now = "2026-11-25T11:00:00Z".parse().unwrap();
         for (template, expected) in [
             ("https://logs/?uid={uid}&pod={pod}&to=", "https://logs/?uid=1-2-3&pod=pod-7f%26x%3D1&to="),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_with_known_places_is_refused() {
+    fn unknown_placeholders_are_refused() {
         for text in ["", "logs", "javascript:alert({uid})", "//logs/{uid}", "/logs"] {
             assert_eq!(text.parse::<LogsUrl>(), Err(LogsUrlError::Scheme), "{text}");
         }

@@ -122,7 +122,7 @@ fn phase(job: &SyncJob) -> Phase {
 }
 
 fn facts(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], now: Timestamp) -> Facts {
-    let line = |job: &Arc<SyncJob>| RunRow::new((&**job).into(), now);
+    let row = |job: &Arc<SyncJob>| RunRow::new((&**job).into(), now);
     let in_phase = |wanted: Phase| jobs.iter().filter(move |job| phase(job) == wanted);
     let waiting = in_phase(Phase::Pending).chain(in_phase(Phase::Queued));
     let oldest = waiting.min_by_key(|job| job.metadata.creation_timestamp.as_ref().map(|time| time.0));
@@ -132,7 +132,7 @@ fn facts(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], now: Timestamp)
     let mut workers: BTreeMap<String, Vec<RunRow>> = BTreeMap::new();
     for job in in_phase(Phase::Running).chain(in_phase(Phase::RollingBack)) {
         let worker = job.status.as_ref().and_then(|status| status.worker.clone()).unwrap_or_default();
-        workers.entry(worker).or_default().push(line(job));
+        workers.entry(worker).or_default().push(row(job));
     }
     let next = |schedule: &SyncSchedule| Some(schedule.status.as_ref()?.next_schedule_time.as_ref()?.0);
     let mut slots: Vec<_> = schedules.iter().filter_map(|schedule| Some((next(schedule)?, schedule))).collect();
@@ -146,9 +146,9 @@ fn facts(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], now: Timestamp)
         counts: PHASES.into_iter().map(|phase| (phase, in_phase(phase).count() as i64)).collect(),
         schedules: schedules.len(),
         suspended: schedules.iter().filter(|schedule| schedule.spec.suspended).count(),
-        oldest: oldest.map(line),
+        oldest: oldest.map(row),
         slots: slots.iter().take(SHOWN).map(slot).collect(),
-        failures: failures.into_iter().take(SHOWN).map(line).collect(),
+        failures: failures.into_iter().take(SHOWN).map(row).collect(),
         workers: workers.into_iter().take(SHOWN).collect(),
         mongodb: mongodb(jobs, now),
     }
@@ -194,8 +194,8 @@ mod tests {
         json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})
     }
 
-    fn names(lines: &[RunRow]) -> Vec<&str> {
-        lines.iter().map(|line| line.job.name.as_str()).collect()
+    fn names(rows: &[RunRow]) -> Vec<&str> {
+        rows.iter().map(|row| row.job.name.as_str()).collect()
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_overview_tells_what_waits_longest_runs_where_failed_last_and_is_due_next() {
+    fn the_overview_shows_waiting_running_failed_and_due_runs() {
         let jobs = [
             job("new", "2026-11-25T10:03:00Z", &json!({"phase": "Queued"})),
             job("old", "2026-11-25T10:01:00Z", &json!({"phase": "Queued"})),

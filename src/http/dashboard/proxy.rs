@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_named_is_nobody() {
+    fn a_request_without_identity_is_anonymous() {
         for headers in [&[][..], &[("x-forwarded-user", " ")], &[("x-forwarded-groups", "a")]] {
             assert_eq!(said("10.1.2.3", headers), Ok(None), "{headers:?}");
         }

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_gives_its_token_back_to_processes_with_the_same_secret_until_it_ends() {
+    fn a_session_is_readable_with_the_same_secret_until_it_ends() {
         let cookie = sessions().begin("a.b.c", Way::Https, now()).unwrap();
         assert!(cookie.starts_with("__Host-sync-operator="), "{cookie}");
         assert!(cookie.ends_with("; Path=/; Max-Age=28800; HttpOnly; SameSite=Strict; Secure"), "{cookie}");

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_told_from_its_making_to_what_comes_next() {
+    fn a_timeline_reaches_from_creation_to_the_next_step() {
         let at = "2026-11-25T10:00:01.000000Z";
         let attempts = [attempt(1, "00:01", "00:04"), attempt(2, "00:09", "01:19")];
         for (status, retry_at, expected) in [
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_that_are_not_kept_are_owned_up_to() {
+    fn dropped_attempts_are_mentioned() {
         let status = json!({"phase": "Running", "startTime": "2026-11-25T10:00:01.000000Z", "attempts": 12,
                             "attemptHistory": [attempt(3, "01:00", "01:05")]});
         let described = described(&status, None);

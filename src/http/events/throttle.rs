@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_is_told_at_once_and_then_once_a_second_in_its_newest_state() {
+    fn a_run_has_at_most_one_event_a_second() {
         let (mut throttle, start) = (Throttle::default(), Instant::now());
         let at = |millis| start + Duration::from_millis(millis);
         throttle.enqueue("a", 1, at(0));
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_not_taken_for_told() {
+    fn waiting_events_limit_the_sent_version() {
         let (mut throttle, now) = (Throttle::default(), Instant::now());
         throttle.enqueue("a", 5, now);
         throttle.take_due(now);

@@ -131,7 +131,7 @@ impl Mirror {
         self.store.write(snapshot.take_writes()).await?;
         self.store.write(snapshot.take_sets()).await?;
         self.store.write(left_over).await?;
-        tracing::debug!(sizes = ?snapshot.sizes(), "the mirror for BullMQ was written anew");
+        tracing::debug!(sizes = ?snapshot.sizes(), "wrote the whole mirror for BullMQ");
         (self.snapshot, self.written) = (Some(snapshot), Instant::now());
         Ok(())
     }

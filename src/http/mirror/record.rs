@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn each_phase_has_its_place_and_its_order_there() {
+    fn each_phase_has_a_set_and_a_score() {
         let retry = Timestamp::from_millisecond(NOON + 90_000).unwrap();
         for (phase, priority, set, score) in [
             ("Queued", 0, JobSet::Wait, NOON),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_run_has_the_fields_that_bullmq_reads_and_nothing_of_its_target() {
+    fn a_failed_run_has_the_fields_of_bullmq_and_no_target() {
         let spec = json!({"backoffLimit": 2, "target": {"filter": {"secret": "42"}}});
         let failed = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": "7 of 9 failed",
                             "lastTransitionTime": "2026-11-23T12:01:00Z"});

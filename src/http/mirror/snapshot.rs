@@ -228,7 +228,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn after_any_changes_the_same_stands_there_as_if_it_were_written_anew(
+        fn incremental_writes_equal_a_full_write(
             first in 0_usize..6,
             changes in prop::collection::vec((0_usize..6, prop::option::of((0_usize..7, 0_i64..3, 0_i32..2))), 0..40),
             pause in 1_usize..5,
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_that_nobody_names_any_more_are_known() {
+    fn hashes_without_a_record_are_found() {
         let (_, old) = Redis::with([record("a", JobSet::Active, 1, "x"), record("n/s", JobSet::Repeat, 1, "x")]);
         let (_, new) = Redis::with([record("a", JobSet::Failed, 1, "x")]);
         assert_eq!(old.without(&new), ["repeat:n/s"]);

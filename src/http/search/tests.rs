@@ -134,7 +134,7 @@ proptest! {
 }
 
 #[test]
-fn errors_are_found_by_the_beginnings_of_their_words_also_when_the_cache_has_none() {
+fn errors_are_found_by_the_beginnings_of_their_words() {
     let mut index = RunIndex::default();
     let error = "E11000 duplicate key error collection: app.users";
     index.apply(&job("a-1", "one", 1, None, "User", &status("Failed", error, "65f0")));
@@ -159,7 +159,7 @@ fn errors_are_found_by_the_beginnings_of_their_words_also_when_the_cache_has_non
 }
 
 #[test]
-fn errors_for_which_there_is_no_room_are_owned_up_to() {
+fn an_index_without_room_is_not_whole() {
     let mut words = WordIndex::with_room(3);
     let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<BTreeSet<_>>();
     let first = words.replace_texts(Vec::new(), texts(&["a", "b"]), 0);

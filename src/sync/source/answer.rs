@@ -129,13 +129,13 @@ pub(super) fn page(
     let (items, broken) = items(spec, spec.result.resolve_mut(&mut answer).ok().map(Value::take), &errors)?;
     let mut results: Vec<(Bson, Found)> = Vec::with_capacity(items.len());
     let (mut places, mut unreadable) = (HashMap::new(), 0);
-    for (place, item) in items.into_iter().enumerate() {
+    for (position, item) in items.into_iter().enumerate() {
         let key = spec.key.resolve(&item).ok().filter(|key| key.is_string() || key.is_number());
         let Some(key) = key.and_then(|key| mapping::convert(key, spec.key_type, &TimeZone::UTC)) else {
             unreadable += 1;
             continue;
         };
-        let found = broken.get(&place).map_or_else(|| Found::Result(item), |error| failed(error));
+        let found = broken.get(&position).map_or_else(|| Found::Result(item), |error| failed(error));
         match places.entry(keys::text(&key)) {
             Entry::Vacant(entry) => {
                 entry.insert(results.len());
@@ -229,7 +229,7 @@ fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Re
     } else if has_no_data && is_invalid {
         RequestFailure::Fatal(rejected(&format!("the source rejects the query{}", describe(error))))
     } else {
-        RequestFailure::Transient(unusable(&format!("it tells of an error{}", describe(error))).into_error())
+        RequestFailure::Transient(unusable(&format!("it reports an error{}", describe(error))).into_error())
     })
 }
 
@@ -307,13 +307,13 @@ fn list(
     }
     let mut found = vec![Found::NotReturned; keys.len()];
     let count = items.len();
-    for (place, item) in items.into_iter().enumerate() {
+    for (position, item) in items.into_iter().enumerate() {
         // An item that an error made null has no key. Where the list has one item for each key, its position
         // identifies the key.
-        let by_place = || if item.is_null() && count == keys.len() { vec![place] } else { Vec::new() };
+        let by_position = || if item.is_null() && count == keys.len() { vec![position] } else { Vec::new() };
         let by_key = spec.key.resolve(&item).ok().and_then(text).and_then(|key| wanted.get(&*key).cloned());
-        for at in by_key.unwrap_or_else(by_place) {
-            found[at] = match (broken.get(&place), &found[at]) {
+        for at in by_key.unwrap_or_else(by_position) {
+            found[at] = match (broken.get(&position), &found[at]) {
                 (Some(error), _) => failed(error),
                 (None, Found::NotReturned) if !item.is_null() => Found::Result(item.clone()),
                 (None, Found::NotReturned) => Found::NotReturned,
@@ -334,10 +334,10 @@ pub(super) fn text(value: &Value) -> Option<Cow<'_, str>> {
     }
 }
 
-/// True when an error has one of these codes, at one of the places where servers write them.
+/// True when an error has one of these codes, at one of the paths where servers write them.
 fn has_code(error: &Value, codes: &[&str]) -> bool {
-    let places = ["/extensions/code", "/extensions/errorType", "/type", "/errorType"];
-    let found = places.into_iter().filter_map(|place| error.pointer(place)?.as_str());
+    let paths = ["/extensions/code", "/extensions/errorType", "/type", "/errorType"];
+    let found = paths.into_iter().filter_map(|path| error.pointer(path)?.as_str());
     found.into_iter().any(|code| codes.contains(&code.to_ascii_lowercase().as_str()))
 }
 
@@ -363,9 +363,9 @@ fn describe(error: &Value) -> String {
         code.len() <= MAX_CODE && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
     };
     let code = error.pointer("/extensions/code").and_then(Value::as_str).filter(is_word);
-    let place = |name| error.pointer("/locations/0").and_then(|place| place.get(name)).and_then(Value::as_u64);
+    let location = |name| error.pointer("/locations/0").and_then(|location| location.get(name)).and_then(Value::as_u64);
     let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
-    match (place("line"), place("column")) {
+    match (location("line"), location("column")) {
         (Some(line), Some(column)) => format!("{code} at line {line}, column {column} of source.graphQL.query"),
         _ => code,
     }
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn results_are_sorted_by_key_and_errors_by_place() {
+    fn results_are_matched_by_key_and_errors_by_position() {
         let user = |id: i32| json!({"id": id.to_string()});
         for (answer, expected) in [
             (json!({"data": {"users": [user(3), user(1)]}}), ["result", "not", "result"]),
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_every_document_is_the_attempts_or_the_querys_failure() {
+    fn an_error_of_all_documents_fails_the_attempt() {
         for (answer, message) in [
             (
                 json!({"errors": [{"message": "secret", "locations": [{"line": 1, "column": 9}],
@@ -442,11 +442,11 @@ mod tests {
             ),
             (
                 json!({"data": null, "errors": [{"message": "secret"}]}),
-                "the source's answer cannot be used: it tells of an error",
+                "the source's answer cannot be used: it reports an error",
             ),
             (
                 json!({"data": null, "errors": [{"extensions": {"code": "INTERNAL_SERVER_ERROR"}}]}),
-                "the source's answer cannot be used: it tells of an error (INTERNAL_SERVER_ERROR)",
+                "the source's answer cannot be used: it reports an error (INTERNAL_SERVER_ERROR)",
             ),
             (
                 json!({"errors": [{"type": "RATE_LIMITED", "message": "secret"}]}),
@@ -463,7 +463,7 @@ mod tests {
             ),
             (
                 json!({"data": {"users": []}, "errors": [{"message": "secret"}]}),
-                "the source's answer cannot be used: it tells of an error",
+                "the source's answer cannot be used: it reports an error",
             ),
         ] {
             let error = shown(&answer).unwrap_err();
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn only_null_in_the_place_of_a_result_says_that_it_is_missing() {
+    fn only_null_at_the_result_path_means_missing() {
         let spec = spec("PerUser", "/data/project/user");
         let nothing =
             "the source's answer cannot be used: it has nothing at source.graphQL.resultPath /data/project/user";
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_each_document_once_and_none_that_cannot_be_told() {
+    fn a_page_has_each_identifiable_document_once() {
         let spec = spec("PerBatch", "/data/users");
         let pages = pages(By::Number);
         let read = |users: Value, errors: Value| {

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_is_malformed_or_leads_elsewhere_is_not_the_end_of_the_walk() {
+    fn a_malformed_or_foreign_link_does_not_end_the_walk() {
         let long = format!("</{}>; rel=next", "x".repeat(8 << 10));
         for (given, why) in [
             ("https://a.example/2; rel=next", "cannot be read"),

@@ -293,7 +293,7 @@ fn decisions() {
             json!({"events": ["RunSkipped"], "skip": "@10:00 Deadline", "counted": {"Deadline": 1}, "next": "@10:10"}),
         ),
         (
-            "deadline: told once",
+            "deadline: reported once",
             json!({"spec": {"startingDeadline": "1m"}, "now": "10:01:02", "last": "10:00"}),
             json!({}),
         ),
@@ -700,7 +700,7 @@ fn decisions() {
             json!({"succeeded": 1}),
         ),
         (
-            "invalid: told when first seen",
+            "invalid: reported when first seen",
             json!({"spec": {"interval": "banana"}, "status": "none", "now": "10:00"}),
             json!({"events": ["InvalidSchedule"]}),
         ),
@@ -812,7 +812,7 @@ fn decisions() {
             json!({"held": null}),
         ),
         (
-            "held: nobody approved it",
+            "held: not approved",
             json!({"held": "@09:50", "active": ["@09:50"], "jobs": ["@09:50 unapproved 09:58"], "now": "09:59"}),
             json!({"held": null, "failed": 1}),
         ),
@@ -849,12 +849,12 @@ fn decisions() {
         ),
         // The API server refuses the SyncJob.
         (
-            "refused: told, and tried again",
+            "refused: reported, and tried again",
             json!({"refused": "create", "active": ["@09:50 waiting"], "now": "09:55"}),
             json!({"create": ["@09:50"], "ready": "False CreateFailed", "reconciling": "True CreateFailed", "requeue": 300}),
         ),
         (
-            "refused: told also after a restart",
+            "refused: reported also after a restart",
             json!({"wasRefused": true, "active": ["@09:50 waiting"], "now": "09:55"}),
             json!({"create": ["@09:50"], "ready": "False CreateFailed"}),
         ),

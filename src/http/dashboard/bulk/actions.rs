@@ -122,11 +122,11 @@ pub(super) async fn carry_out(
     action: BulkAction,
     sort_keys: &[SortKey],
 ) -> (Vec<ActionResult>, Option<Problem>) {
-    let mut turns = stream::iter(sort_keys.to_vec())
+    let mut results = stream::iter(sort_keys.to_vec())
         .map(|sort_key| one(app, caller, action, sort_key))
         .buffered(CONCURRENT_REQUESTS);
     let (mut outcomes, mut deleted, mut stopped) = (Vec::new(), Vec::new(), None);
-    while let Some((outcome, gone)) = turns.next().await {
+    while let Some((outcome, gone)) = results.next().await {
         deleted.extend(gone);
         match outcome {
             ActionResult::Failed(problem) if problem.kind() == ProblemKind::Unavailable => {
@@ -136,7 +136,7 @@ pub(super) async fn carry_out(
             outcome => outcomes.push(outcome),
         }
     }
-    drop(turns);
+    drop(results);
     cleanup::record_cleanup(app, caller, &deleted).await;
     (outcomes, stopped)
 }
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_deed_is_known_by_its_word() {
+    fn each_action_is_parsed_from_its_word() {
         for action in BulkAction::ALL {
             assert_eq!(action.word().parse(), Ok(action));
             assert_eq!(serde_json::from_value(action.word().into()).ok(), Some(action));
