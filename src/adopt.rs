@@ -28,7 +28,7 @@ pub enum Error {
 /// Makes `me` the owner of the queue, and of the objects in a namespace, or in all. Prints the previous owners.
 ///
 /// # Errors
-/// When Redis or the API server does not do it. Doing it again does no harm.
+/// When Redis or the API server does not answer. A repeated call does no harm.
 pub async fn run(client: Client, queue: &Queue, namespace: Option<&str>, me: Owner) -> Result<(), Error> {
     let former = loop {
         let recorded = queue.owner().await?;

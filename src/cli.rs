@@ -521,7 +521,7 @@ impl Http {
     /// The address to listen on.
     ///
     /// # Errors
-    /// When others could reach it, and everyone may do everything.
+    /// When other machines could reach the address, and authentication is disabled.
     pub fn address(&self) -> Result<SocketAddr, String> {
         let default = if self.insecure_no_auth { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
         let address = self.http_address.unwrap_or(default.into());
@@ -545,7 +545,7 @@ impl Redis {
     /// The address as one URL.
     ///
     /// # Errors
-    /// When a file that holds a part of it cannot be read.
+    /// When a file with a part of the URL cannot be read.
     pub fn url(&self, files: &mut WatchedFiles) -> Result<String, watched_files::Error> {
         let url = files.read_line_or("REDIS_URL_FILE", self.redis_url_file.as_deref(), self.redis_url.as_deref())?;
         if let Some(url) = url {
@@ -575,7 +575,7 @@ impl MongoDb {
     /// The connection string.
     ///
     /// # Errors
-    /// When its file cannot be read.
+    /// When the file cannot be read.
     pub fn uri(&self, files: &mut WatchedFiles) -> Result<Option<String>, watched_files::Error> {
         files.read_line_or("MONGODB_URI_FILE", self.mongodb_uri_file.as_deref(), self.mongodb_uri.as_deref())
     }

@@ -24,7 +24,7 @@ pub enum Error {
 /// them sent to a host of their own.
 ///
 /// # Errors
-/// When it is not there, may not be read, or may not be sent there.
+/// When the entry does not exist, may not be read, or may not be sent to the host.
 pub async fn read_entry(
     client: Client,
     namespace: &str,
@@ -48,7 +48,7 @@ impl SecretEntry {
     /// Fails when the Secret's annotation does not name the host.
     ///
     /// # Errors
-    /// When it does not.
+    /// When the annotation does not name the host.
     pub fn may_go_to(&self, host: &str) -> Result<(), Error> {
         let Self { name, hosts, .. } = self;
         if hosts.split(',').any(|allowed| allowed.trim().eq_ignore_ascii_case(host)) {
@@ -63,7 +63,7 @@ impl SecretEntry {
 /// Reads an entry of a Secret whose value contains its own host: check [`SecretEntry::may_go_to`] before it is sent.
 ///
 /// # Errors
-/// When it is not there, or may not be read.
+/// When the entry does not exist, or may not be read.
 pub async fn find_entry(client: Client, namespace: &str, entry: &SecretKey) -> Result<SecretEntry, Error> {
     let SecretKey { name, key } = entry;
     let secrets = Api::<Secret>::namespaced(client, namespace);

@@ -59,7 +59,7 @@ impl<K> ReadResult<K> {
     /// The object.
     ///
     /// # Errors
-    /// The reason why it cannot be read.
+    /// When the object cannot be read: the reason.
     pub fn into_object(self) -> kube::Result<K> {
         match self {
             Self::Object(object) => Ok(object),

@@ -121,7 +121,7 @@ fn describe(error: &kube::Error) -> String {
 /// Waits for an answer of the API server, at most for 10 s.
 ///
 /// # Errors
-/// When it refuses, cannot be reached, or does not answer in time.
+/// When the API server refuses, cannot be reached, or does not answer in time.
 pub async fn call<T>(action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match timeout(LIMIT, request).await {
         Ok(Ok(answer)) => Ok(answer),

@@ -55,7 +55,7 @@ impl Cron {
     /// Reads an expression of five fields or a nickname such as `@daily`; `zone` is an IANA name, UTC when `None`.
     ///
     /// # Errors
-    /// When one of them is not understood, or the expression never fires.
+    /// When the expression or the time zone cannot be parsed, or the expression matches no time.
     pub fn new(text: &str, zone: Option<&str>) -> Result<Self, InvalidCron> {
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let invalid = |reason: String| InvalidCron::Pattern { text: text.to_owned(), reason };
@@ -82,7 +82,7 @@ impl Cron {
 
     /// Description of the slots, in English.
     #[must_use]
-    pub fn words(&self) -> String {
+    pub fn description(&self) -> String {
         let zone = self.zone.iana_name().unwrap_or("UTC");
         // The library returns "At every 20 minutes."
         let said = self.pattern.describe().replacen("At every", "Every", 1);

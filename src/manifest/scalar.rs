@@ -21,7 +21,7 @@ pub(super) enum Tag {
 /// Resolves a scalar. `is_plain`: it is written without quotes, and not as a block.
 ///
 /// # Errors
-/// When the text is not of the type that the tag names, or JSON has no such value.
+/// When the text does not have the type of the tag, or JSON has no such value.
 pub(super) fn resolve(text: &str, is_plain: bool, tag: Option<&Tag>) -> Result<Value, String> {
     match tag {
         None if is_plain => untagged(text),

@@ -13,7 +13,7 @@ impl Queue {
     /// Keeps what is known of an alert, unless something newer is kept. False when there is.
     ///
     /// # Errors
-    /// When Redis does not answer; it may or may not be kept.
+    /// When Redis does not answer; the status may or may not be stored.
     pub async fn store_alert_status(&self, uid: &str, revision: i64, value: &str) -> Result<bool, Error> {
         let mut call = self.script(&scripts::KEEP);
         call.key(self.keys.alert(uid)).arg(revision).arg(value).arg(KEEP_ALERT.as_millis() as u64);

@@ -254,7 +254,7 @@ impl Queue {
     /// it was recorded.
     ///
     /// # Errors
-    /// When Redis does not answer; it may or may not be recorded.
+    /// When Redis does not answer; the owner may or may not be recorded.
     pub async fn own(&self, owner: &Owner, expected: Option<&Owner>) -> Result<bool, Error> {
         let expected = expected.map_or_else(String::new, |owner| format!("{}\n{}", owner.fingerprint, owner.lease));
         let mut call = self.script(&scripts::OWN);
@@ -283,10 +283,10 @@ impl Queue {
         self.lease
     }
 
-    /// Asks Redis for a sign of life.
+    /// Pings Redis.
     ///
     /// # Errors
-    /// When there is none.
+    /// When Redis does not answer.
     pub async fn ping(&self) -> Result<(), Error> {
         redis::cmd("PING").exec_async(&mut self.connection.clone()).await.map_err(unavailable("reach Redis"))
     }
@@ -363,7 +363,7 @@ impl Queue {
     /// delayed run is due. `candidates` is kept from one call to the next, which saves a call.
     ///
     /// # Errors
-    /// When Redis does not answer. A claim whose answer got lost comes back when its lease ends. [`Error::Unasserted`] after a
+    /// When Redis does not answer. The run of a claim whose answer got lost is recovered when its lease expires. [`Error::Unasserted`] after a
     /// restart or failover of Redis, until a controller has called [`Queue::confirm`].
     pub async fn claim(
         &self,

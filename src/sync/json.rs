@@ -17,7 +17,7 @@ const REPLACEMENT: &[u8] = b"\\ufffd";
 /// last counts. A number beyond 64 bits keeps its digits: see [`too_large`]. Returns `None` for a body without content.
 ///
 /// # Errors
-/// When it is no JSON, or nested deeper than 128.
+/// When the text is not JSON, or nested deeper than 128 levels.
 pub(super) fn parse(body: &[u8]) -> Result<Option<Value>, serde_json::Error> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if body.trim_ascii().is_empty() {

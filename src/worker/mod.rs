@@ -70,7 +70,7 @@ pub struct NotRenewed(JoinError);
 /// returns.
 ///
 /// # Errors
-/// When a part of it ended that nothing goes on without.
+/// When a required part of the worker has ended.
 pub async fn run(
     settings: WorkerSettings,
     queue: Queue,

@@ -61,9 +61,9 @@ impl Parsed {
 
     /// Description of the slots, in English.
     #[must_use]
-    pub fn words(&self) -> String {
+    pub fn description(&self) -> String {
         match &self.grid {
-            Grid::Cron(cron) => cron.words(),
+            Grid::Cron(cron) => cron.description(),
             Grid::Every(seconds) => every(*seconds),
         }
     }

@@ -278,7 +278,7 @@ fn a_name_that_is_taken_skips_the_slot() {
     let mut world = World::new(json!({"interval": "10s"}));
     world.pass(CREATED);
     let mut plan = world.pass(1_000_010);
-    collided(&mut plan.status, &plan.create[0]);
+    skip_on_name_collision(&mut plan.status, &plan.create[0]);
     assert_eq!((plan.status.active.len(), plan.status.runs.total, plan.status.runs.skipped), (0, 0, 1));
     assert_eq!(plan.status.last_skip.unwrap().reason, "NameCollision");
 }
@@ -613,7 +613,7 @@ fn a_schedule_says_in_plain_words_when_it_is_due() {
         (json!({"schedule": "30 6 * * 1"}), "At 06:30, on Monday, UTC"),
     ] {
         let spec = serde_json::from_value(spec).unwrap();
-        assert_eq!(Parsed::new(&spec).unwrap().words(), words);
+        assert_eq!(Parsed::new(&spec).unwrap().description(), words);
     }
 }
 

@@ -94,14 +94,14 @@ pub(super) async fn on_schedule(
     }
     let suspended = action == OnSchedule::Suspend;
     let filter = pause::RunFilter { namespace: Some(namespace), schedule: Some(name) };
-    let note = note(&fields.note)?.filter(|_| suspended);
+    let note = parse_note(&fields.note)?.filter(|_| suspended);
     pause::set_with_note(&app, &caller, &filter, suspended, note).await?;
     shown(|| schedules.get(&reference).is_none_or(|schedule| schedule.spec.suspended == suspended)).await;
     Ok(Redirect::to(local(&fields.next)).into_response())
 }
 
 /// Parses the reason of a suspension. `None`: the text is empty.
-fn note(text: &str) -> Result<Option<&str>, Problem> {
+fn parse_note(text: &str) -> Result<Option<&str>, Problem> {
     let text = text.trim();
     if text.len() > MAX_NOTE || text.contains(char::is_control) {
         let detail = format!("the note may be one line of {MAX_NOTE} bytes");
@@ -182,10 +182,10 @@ mod tests {
         for (text, read) in
             [("", None), ("  ", None), (" why ", Some("why")), ("<b>ä", Some("<b>ä")), (&long, Some(&*long))]
         {
-            assert_eq!(note(text), Ok(read), "{text}");
+            assert_eq!(parse_note(text), Ok(read), "{text}");
         }
         for text in [format!("{long}x"), "a\nb".to_owned(), "a\0".to_owned()] {
-            assert_eq!(note(&text).map_err(|problem| problem.kind()), Err(ProblemKind::BadRequest), "{text:?}");
+            assert_eq!(parse_note(&text).map_err(|problem| problem.kind()), Err(ProblemKind::BadRequest), "{text:?}");
         }
     }
 }

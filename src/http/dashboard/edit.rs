@@ -76,7 +76,7 @@ struct Edit {
     path: ObjectPath,
     when: When,
     wrong: Wrong,
-    words: Option<String>,
+    description: Option<String>,
     slots: Vec<ZonedMoment>,
 }
 
@@ -153,10 +153,10 @@ fn right(path: &ObjectPath) -> Right {
 fn edit(visitor: Visitor, path: ObjectPath, schedule: &SyncSchedule, when: When, wrong: Wrong) -> Edit {
     let changed = SyncSchedule { spec: when.put_into(&schedule.spec), ..schedule.clone() };
     let (now, zone) = (Timestamp::now(), zone_of(&changed.spec));
-    let words = Parsed::new(&changed.spec).ok().map(|parsed| parsed.words());
+    let description = Parsed::new(&changed.spec).ok().map(|parsed| parsed.description());
     let slots = slots(&changed, now).iter().map(|slot| slot.clock(&zone)).collect();
     let frame = Frame { path: String::new(), events: None, ..visitor.into_frame("schedules") };
-    Edit { frame, path, when, wrong, words, slots }
+    Edit { frame, path, when, wrong, description, slots }
 }
 
 /// The form, with what is stored or what was filled in so far.
@@ -188,7 +188,8 @@ pub(super) async fn save(
     if wrong == Wrong::default() {
         match change(&app, &schedule, &spec, when.generation).await? {
             Ok(changed) => {
-                let text = |spec: &SyncScheduleSpec| Parsed::new(spec).map_or_else(|_| "?".to_owned(), |it| it.words());
+                let text =
+                    |spec: &SyncScheduleSpec| Parsed::new(spec).map_or_else(|_| "?".to_owned(), |it| it.description());
                 let what = format!("Changed from {} to {}", text(&schedule.spec), text(&spec));
                 audit::record(&app, &visitor.caller, AuditedAction::Rescheduled, &changed, &what).await;
                 let is_shown = |found: &SyncSchedule| found.metadata.generation >= changed.metadata.generation;

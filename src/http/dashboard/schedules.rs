@@ -64,7 +64,7 @@ struct Row {
     name: String,
     type_: SyncType,
     mode: Mode,
-    words: String,
+    description: String,
     suspended: bool,
     /// Reason of the suspension.
     note: Option<String>,
@@ -188,7 +188,7 @@ async fn row(
     let problem = ready.filter(|ready| ready.status == "False" && !schedule.spec.suspended);
     let template = &schedule.spec.job_template.spec;
     Ok(Row {
-        words: Parsed::new(&schedule.spec).map_or_else(|error| error.to_string(), |parsed| parsed.words()),
+        description: Parsed::new(&schedule.spec).map_or_else(|error| error.to_string(), |parsed| parsed.description()),
         type_: template.type_,
         mode: template.sync_type.into(),
         suspended: schedule.spec.suspended,

@@ -85,10 +85,10 @@ impl Deployment {
         })
     }
 
-    /// Asks MongoDB for a sign of life.
+    /// Pings MongoDB.
     ///
     /// # Errors
-    /// When there is none.
+    /// When MongoDB does not answer.
     pub async fn ping(&self) -> Result<(), Error> {
         within(async { Ok(self.client.database("admin").run_command(doc! {"ping": 1}).await?) }).await.map(drop)
     }

@@ -18,7 +18,7 @@ impl TargetCollection {
     /// Checks that documents can be created without duplicates. `field`: the field of the spec that requests this.
     ///
     /// # Errors
-    /// When they cannot.
+    /// When documents cannot be created.
     pub async fn check_upsert(&self, field: &str) -> Result<(), Error> {
         if !self.upserts() || self.key == "_id" {
             return Ok(());

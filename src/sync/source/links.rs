@@ -30,7 +30,7 @@ pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Requ
 /// Resolves an address relative to another one.
 ///
 /// # Errors
-/// When it is not at the same scheme, host and port: the requests carry secrets.
+/// When the address has another scheme, host or port: the requests carry secrets.
 pub(super) fn follow(from: &Url, address: &str) -> Result<Url, RequestFailure> {
     let stays = |url: &Url| url.origin() == from.origin() && url.username().is_empty() && url.password().is_none();
     let mut url = from.join(address).ok().filter(stays).ok_or_else(|| {

@@ -77,7 +77,7 @@ impl Walk {
     /// knows, and ends the walk where it would list nothing new.
     ///
     /// # Errors
-    /// When the page leads back to one that was there before.
+    /// When the page links to an earlier page.
     pub fn observe(
         &mut self,
         page: &mut SourcePage,
