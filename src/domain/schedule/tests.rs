@@ -586,7 +586,7 @@ proptest! {
             triggered += i64::from(plan.status.last_handled_trigger != world.last_trigger);
             world.last_trigger.clone_from(&plan.status.last_handled_trigger);
             let status = world.status();
-            let passed = slots.due(at(CREATED), at(CREATED).max(slots.start(handled(status)))).map_or(0, |due| due.count);
+            let passed = slots.due(at(CREATED), at(CREATED).max(slots.start(handled_until(status)))).map_or(0, |due| due.count);
             let RunCounters { total, succeeded, failed, replaced, deleted, .. } = status.runs;
             prop_assert_eq!(total, succeeded + failed + replaced + deleted + status.active.len() as i64);
             let counted = status.runs.total + status.runs.skipped;
