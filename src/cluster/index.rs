@@ -289,7 +289,7 @@ mod tests {
         let (cache, _writer) = reflector::store();
         let mut index = JobIndex::default();
         assert!(index.apply(&read(1, Some("s"), &json!({}))));
-        assert!(!index.apply(&read(1, Some("s"), &json!({"progress": 10}))), "progress is no senders for a schedule");
+        assert!(!index.apply(&read(1, Some("s"), &json!({"progress": 10}))), "progress does not requeue the schedule");
         let held = json!({"conditions": [
             {"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "", "lastTransitionTime": "2026-11-24T10:00:00Z"},
         ]});

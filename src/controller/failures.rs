@@ -151,13 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn an_event_tells_of_each_message_once() {
+    fn each_message_has_one_event() {
         let (failures, now) = (Failures::default(), Instant::now());
-        let event = |error: &str, cause| failures.record(&who("a"), CREATE, (cause, error), Duration::ZERO, now).event;
-        assert_eq!(note("no", Cause::Refused).unwrap().text, "No");
-        assert!(note("no", Cause::Refused).is_none());
-        assert_eq!(note("never", Cause::Refused).unwrap().text, "Never");
-        assert!(note("busy", Cause::Busy).is_none(), "the first time-out is not told");
+        let event_of = |error: &str, cause| failures.record(&who("a"), CREATE, (cause, error), Duration::ZERO, now).event;
+        assert_eq!(event_of("no", Cause::Refused).unwrap().text, "No");
+        assert!(event_of("no", Cause::Refused).is_none());
+        assert_eq!(event_of("never", Cause::Refused).unwrap().text, "Never");
+        assert!(event_of("busy", Cause::Busy).is_none(), "the first time-out has no event");
         assert_eq!(failures.shown(&who("a")).unwrap().message, "Never");
         let meta = |generation| ObjectMeta { generation: Some(generation), ..ObjectMeta::default() };
         for generation in [1, 1] {
@@ -165,14 +165,14 @@ mod tests {
             assert!(failures.shown(&who("a")).is_some());
         }
         failures.begin(&who("a"), &meta(2));
-        assert!(failures.shown(&who("a")).is_none(), "its user may have mended it");
+        assert!(failures.shown(&who("a")).is_none(), "a user may have corrected the spec");
     }
 
     #[test]
     fn a_conflict_holds_nothing_back() {
         let (failures, now) = (Failures::default(), Instant::now());
-        let noted = failures.record(&who("a"), "write", (Cause::Conflict, "c"), Duration::ZERO, now);
-        assert!(noted.is_first && noted.event.is_none());
+        let recorded = failures.record(&who("a"), "write", (Cause::Conflict, "c"), Duration::ZERO, now);
+        assert!(recorded.is_first && recorded.event.is_none());
         assert!(failures.remaining_backoff(&who("a"), "write", now).is_none());
         assert!(failures.retry_delay(&who("a"), "write", now).unwrap() < Duration::from_millis(320));
     }

@@ -75,9 +75,9 @@ local function forget(uid)
   redis.call('ZREM', DUE, uid)
 end
 
--- Tells whoever follows the queue that something happened to a run. Each call of a script trims the stream once.
+-- Records a change of a run in the stream of changes. Each call of a script trims the stream once.
 local is_trimmed = false
-local function tell(uid)
+local function record_change(uid)
   if is_trimmed then
     redis.call('XADD', EVENTS, '*', 'uid', uid)
   else
@@ -94,7 +94,7 @@ local function move(uid, run, from, state, score, ...)
   redis.call('HSET', run, 'state', state, ...)
   redis.call('ZADD', SETS[state], score, uid)
   if from == 'waiting' and state ~= 'waiting' then redis.call('ZREM', DUE, uid) end
-  tell(uid)
+  record_change(uid)
 end
 
 -- One item wakes one worker.

@@ -18,11 +18,11 @@ function refresh() {
   htmx.trigger(main(), "refresh");
 }
 
-function soon() {
+function scheduleRefresh() {
   waiting ??= setTimeout(refresh, Math.max(0, last + LEAST - Date.now()));
 }
 
-function say() {
+function showState() {
   sign.textContent = live ? "live" : "every 5 s";
   sign.className = live ? "on" : "";
 }
@@ -30,26 +30,26 @@ function say() {
 function listen() {
   const url = main().dataset.events;
   if (!url) return;
-  // It comes back by itself, with the id of the last event, unless it was refused.
+  // An EventSource reconnects by itself, with the id of the last event, unless it was refused.
   events = new EventSource(url);
-  const set = (now) => () => { live = now; say(); };
+  const set = (now) => () => { live = now; showState(); };
   events.addEventListener("open", set(true));
   events.addEventListener("error", set(false));
-  events.addEventListener("changed", soon);
+  events.addEventListener("changed", scheduleRefresh);
 }
 
-function look() {
+function onVisibilityChange() {
   // Browsers keep few connections to a host, so hidden pages hold none.
   events?.close();
   live = false;
   if (document.hidden) return;
   listen();
-  soon();
+  scheduleRefresh();
 }
 
 if (main().hasAttribute("data-live")) {
-  say();
+  showState();
   listen();
   setInterval(() => { if (Date.now() - last >= (live ? WITH_EVENTS : WITHOUT)) refresh(); }, 1000);
-  document.addEventListener("visibilitychange", look);
+  document.addEventListener("visibilitychange", onVisibilityChange);
 }
