@@ -23,7 +23,7 @@ use crate::api::{SyncAlert, SyncJob, SyncSchedule};
 const PERMITS: usize = 64;
 /// Longest time for which a dispatched permit is reserved. An object that was deleted in the meantime never takes the
 /// permit.
-const KEEP: Duration = Duration::from_secs(5);
+const RESERVATION: Duration = Duration::from_secs(5);
 
 /// Object whose reconciliation has something to write.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -154,7 +154,7 @@ impl AdmissionQueue {
 
     fn reclaim_unused(&self, now: Instant) {
         self.lock().retain(
-            |_, known| !matches!(known, Known::Reserved(_, since) if now.saturating_duration_since(*since) >= KEEP),
+            |_, known| !matches!(known, Known::Reserved(_, since) if now.saturating_duration_since(*since) >= RESERVATION),
         );
     }
 
@@ -176,7 +176,7 @@ fn take_reserved(known: &mut HashMap<ObjectKey, Known>, who: &ObjectKey) -> Opti
 impl Dispatcher {
     /// Dispatches permits. Never ends.
     pub async fn dispatch(mut self) {
-        let mut ticks = interval(KEEP / 5);
+        let mut ticks = interval(RESERVATION / 5);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut next = None;
         loop {
@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(next_admitted(&mut from).await, job(100));
         queue.reclaim_unused(Instant::now());
         assert!(queue.lock().contains_key(&job(100)));
-        queue.reclaim_unused(Instant::now() + KEEP);
+        queue.reclaim_unused(Instant::now() + RESERVATION);
         assert_eq!(next_admitted(&mut from).await, job(101));
         assert!(queue.take_permit(&job(100)).is_none());
         assert!(queue.enqueue(job(100)).is_none(), "it waits anew");

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_behind_until_the_watch_tells_of_the_last_write() {
+    fn the_cache_is_stale_until_the_watch_reports_the_write() {
         let throttle = throttle(Duration::ZERO, 10);
         let now = Instant::now();
         let stale_cache_delay = |uid, version| throttle.stale_cache_delay(uid, version, now).is_some();

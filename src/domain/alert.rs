@@ -34,7 +34,7 @@ const MAX_ALERTS: usize = 30;
 /// Longest text of an alert, in bytes.
 const MAX_MESSAGE: usize = 240;
 /// Longest time for which a resolved alert waits for a sink that does not answer. After that, the sink is not notified.
-const KEEP_RESOLVED: Duration = Duration::from_hours(7 * 24);
+const RESOLVED_RETENTION: Duration = Duration::from_hours(7 * 24);
 /// Backoff of a sink that does not answer.
 const OUTAGE: Backoff =
     Backoff { initial: Duration::from_secs(5), factor: 2, max: Duration::from_secs(300), jitter: 0.1 };
@@ -347,7 +347,7 @@ fn resolve_incidents(status: &mut SyncAlertStatus, spec: &SyncAlertSpec, at: Tim
         Some(_) if is_notified_once(alert.type_) => true,
         Some(resolved) => {
             let is_pending = spec.send_resolved && alert.notified.iter().any(|notified| !notified.resolved);
-            is_pending && elapsed(resolved.0, at) < KEEP_RESOLVED
+            is_pending && elapsed(resolved.0, at) < RESOLVED_RETENTION
         }
     });
 }

@@ -495,14 +495,14 @@ pub enum SpecError {
         "endpoint must be an http or https URL without user and password, such as https://gitlab.example.com/api/graphql"
     )]
     Endpoint,
-    /// An endpoint with places that cannot be filled in.
+    /// An endpoint with unknown or misplaced placeholders.
     #[error(
         "endpoint must be a URL such as https://api.example.com/users/{{id}}, with no other braces than {{id}}, {{ids}}, {{page}}, {{after}} and {{first}}, after its host, and without .. in its path"
     )]
-    Places,
-    /// An endpoint that lacks a place, or has one that is not for it.
+    InvalidPlaceholders,
+    /// An endpoint that lacks a placeholder, or has one without its setting.
     #[error("endpoint with {{{0}}} and {1} go together: set both, or remove {{{0}}}")]
-    Place(&'static str, &'static str),
+    MissingPlaceholder(&'static str, &'static str),
     /// Pages that only the header of an answer identifies.
     #[error("pagination.by Link is for rest: use Cursor or Number")]
     Link,

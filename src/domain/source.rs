@@ -256,7 +256,7 @@ fn graph_ql(source: &GraphQl) -> Result<OwnFields, SpecError> {
 fn rest(rest: &Rest, source: &Source) -> Result<OwnFields, SpecError> {
     let endpoint = endpoint(&rest.endpoint)?;
     if !url_template::is_usable(&endpoint) {
-        return Err(SpecError::Places);
+        return Err(SpecError::InvalidPlaceholders);
     }
     let by = source.pagination.as_ref().filter(|_| source.batching == Batching::Pages).map(|pagination| pagination.by);
     for (name, setting, is_set) in [
@@ -266,7 +266,7 @@ fn rest(rest: &Rest, source: &Source) -> Result<OwnFields, SpecError> {
         ("after", "pagination.by Cursor", by == Some(PageBy::Cursor)),
     ] {
         if url_template::has_placeholder(&endpoint, name) != is_set {
-            return Err(SpecError::Place(name, setting));
+            return Err(SpecError::MissingPlaceholder(name, setting));
         }
     }
     if url_template::has_placeholder(&endpoint, "first") && source.batching != Batching::Pages {

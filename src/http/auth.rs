@@ -115,15 +115,15 @@ struct Reviews {
 }
 
 /// A yes is kept for longer than a no, so that a right that was just given soon counts.
-struct Hold;
+struct AnswerExpiry;
 
-impl<K> Expiry<K, bool> for Hold {
+impl<K> Expiry<K, bool> for AnswerExpiry {
     fn expire_after_create(&self, _: &K, allowed: &bool, _: std::time::Instant) -> Option<Duration> {
         Some(if *allowed { ALLOWED_FOR } else { DENIED_FOR })
     }
 }
 
-impl<K> Expiry<K, Option<Arc<Caller>>> for Hold {
+impl<K> Expiry<K, Option<Arc<Caller>>> for AnswerExpiry {
     fn expire_after_create(&self, _: &K, caller: &Option<Arc<Caller>>, _: std::time::Instant) -> Option<Duration> {
         Some(if caller.is_some() { ALLOWED_FOR } else { DENIED_FOR })
     }
@@ -135,8 +135,8 @@ impl Access {
         Self(Some(Reviews {
             client,
             reads,
-            callers: Cache::builder().max_capacity(MAX_ANSWERS).expire_after(Hold).build(),
-            rights: Cache::builder().max_capacity(MAX_ANSWERS).expire_after(Hold).build(),
+            callers: Cache::builder().max_capacity(MAX_ANSWERS).expire_after(AnswerExpiry).build(),
+            rights: Cache::builder().max_capacity(MAX_ANSWERS).expire_after(AnswerExpiry).build(),
         }))
     }
 

@@ -13,9 +13,9 @@ use crate::domain::schedule::HEALTH_STATES;
 pub(super) type HealthCounts = [(&'static str, u64); HEALTH_STATES.len()];
 
 /// Lifetime of a count, as a multiple of the time that it took. So counting costs a thousandth of a core.
-const HOLDS: u32 = 1000;
+const LIFETIME_FACTOR: u32 = 1000;
 /// Longest lifetime of a count. Alerts wait for longer.
-const MOST: Duration = Duration::from_secs(60);
+const MAX_LIFETIME: Duration = Duration::from_secs(60);
 
 /// Cache of the last count.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +31,7 @@ impl ScheduleHealth {
         let began = Instant::now();
         let counts = count();
         let took = began.elapsed();
-        *last = Some((counts, now + took + (took * HOLDS).min(MOST)));
+        *last = Some((counts, now + took + (took * LIFETIME_FACTOR).min(MAX_LIFETIME)));
         counts
     }
 }
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn what_took_long_to_count_holds_for_a_while() {
+    fn a_slow_count_is_cached() {
         let (schedule_health, now) = (ScheduleHealth::default(), Instant::now());
         let slow = || {
             sleep(Duration::from_millis(50));

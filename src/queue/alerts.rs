@@ -7,7 +7,7 @@ use redis::AsyncCommands;
 use super::{Error, Queue, scripts, unavailable};
 
 /// Time for which an unchanged status is kept. A problem that lasts is reported again sooner than that.
-const KEEP_ALERT: Duration = Duration::from_hours(30 * 24);
+const ALERT_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 impl Queue {
     /// Keeps what is known of an alert, unless something newer is kept. False when there is.
@@ -15,8 +15,8 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer; the status may or may not be stored.
     pub async fn store_alert_status(&self, uid: &str, revision: i64, value: &str) -> Result<bool, Error> {
-        let mut call = self.script(&scripts::KEEP);
-        call.key(self.keys.alert(uid)).arg(revision).arg(value).arg(KEEP_ALERT.as_millis() as u64);
+        let mut call = self.script(&scripts::STORE_ALERT);
+        call.key(self.keys.alert(uid)).arg(revision).arg(value).arg(ALERT_RETENTION.as_millis() as u64);
         self.call(&call, "store the status of an alert").await
     }
 

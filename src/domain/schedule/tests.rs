@@ -372,7 +372,7 @@ fn ready_names_the_owner_of_the_queue_and_clocks_that_differ() {
 }
 
 #[test]
-fn times_that_a_wrong_clock_left_behind_hold_nothing_up() {
+fn future_times_of_a_wrong_clock_delay_nothing() {
     const YEAR: i64 = 31_536_000;
     let mut world = World::new(json!({"interval": "10s"}));
     world.pass(CREATED + YEAR);
@@ -411,7 +411,7 @@ fn a_run_that_just_ended_is_not_deleted_yet() {
 }
 
 #[test]
-fn an_edit_after_a_slot_was_due_tells_that_it_is_skipped() {
+fn an_edit_after_a_due_slot_skips_it_with_an_event() {
     let mut world = World::new(json!({"interval": "10s"}));
     world.pass(CREATED);
     world.schedule.spec.interval = Some(GoDuration::new("20s"));

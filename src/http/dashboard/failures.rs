@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_failures_tells_where_it_is() {
+    fn a_page_of_failures_has_its_range() {
         for (kept, total, page, expected) in [
             (3, 3, 1, ("u1", 1, 3, None, None, false)),
             (20, 500, 1, ("u1", 1, 10, None, Some(2), true)),

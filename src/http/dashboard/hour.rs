@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_has_as_many_digits_as_tell_something() {
+    fn a_rate_has_significant_digits_only() {
         for (number, said) in [(0.0, "0"), (0.01, "< 0.1"), (0.25, "0.2"), (9.5, "9.5"), (1234.4, "1,234")] {
             assert_eq!(rate(number), said);
         }

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn many_pages_take_turns() {
+    fn many_pages_are_notified_in_sequence() {
         let ms = Duration::from_millis;
         assert_eq!(delay_until(100, ms(300), 0.7), Duration::ZERO, "few need not");
         let wait = |elapsed, offset| (delay_until(500, elapsed, offset).as_secs_f64() * 1000.0).round() as u64;

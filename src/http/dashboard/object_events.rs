@@ -18,7 +18,7 @@ use crate::{
 /// Largest number of events that are read and shown.
 const MOST: u32 = 50;
 /// Lifetime of a cached answer. An open page reads every second, and Kubernetes has no index for this query.
-const HOLD: Duration = Duration::from_secs(10);
+const CACHE_LIFETIME: Duration = Duration::from_secs(10);
 /// Objects whose events are kept at a time.
 const OBJECTS: u64 = 200;
 
@@ -28,7 +28,7 @@ pub(in crate::http) struct EventCache(Cache<String, Arc<Vec<ShownEvent>>>);
 
 impl Default for EventCache {
     fn default() -> Self {
-        Self(Cache::builder().max_capacity(OBJECTS).time_to_live(HOLD).build())
+        Self(Cache::builder().max_capacity(OBJECTS).time_to_live(CACHE_LIFETIME).build())
     }
 }
 

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_tell_how_mongodb_is() {
+    fn the_state_of_mongodb_follows_from_runs() {
         let now = "2026-11-25T10:05:00Z".parse().unwrap();
         let at = "2026-11-25T10:01:00Z";
         let retrying = |reason: &str| {

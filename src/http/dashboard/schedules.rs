@@ -299,11 +299,11 @@ mod tests {
                 break;
             }
         }
-        let places = |schedules: &[Arc<SyncSchedule>]| -> Vec<String> {
+        let keys = |schedules: &[Arc<SyncSchedule>]| -> Vec<String> {
             schedules.iter().map(|schedule| format!("{:?}", key(schedule))).collect()
         };
-        let mut expected = places(&all);
+        let mut expected = keys(&all);
         expected.sort();
-        assert_eq!(places(&seen), expected);
+        assert_eq!(keys(&seen), expected);
     }
 }

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_do_not_hold_each_other_up() {
+    fn runs_do_not_delay_each_other() {
         let (mut throttle, now) = (Throttle::default(), Instant::now());
         throttle.enqueue("a", 1, now);
         throttle.enqueue("b", 2, now);

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_waits_for_its_next_attempt_tells_when_and_why() {
+    fn a_delayed_run_has_its_time_and_reason() {
         let attempt = |number: i32| {
             json!({"number": number, "start": "2026-11-23T12:00:00Z", "end": "2026-11-23T12:00:30Z", "reason": "SourceUnavailable",
                    "message": format!("no answer, {number}")})

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_tells_how_documents_are_found() {
+    fn the_query_plan_gives_the_access_plan() {
         let index = |field: &str, arrays: &[&str]| {
             doc! {"stage": "IXSCAN", "isMultiKey": !arrays.is_empty(), "multiKeyPaths": {field: arrays}}
         };

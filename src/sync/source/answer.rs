@@ -128,7 +128,7 @@ pub(super) fn page(
     let total = pages.total.as_ref().and_then(|path| whole(path.resolve(&answer).ok()?));
     let (items, broken) = items(spec, spec.result.resolve_mut(&mut answer).ok().map(Value::take), &errors)?;
     let mut results: Vec<(Bson, Found)> = Vec::with_capacity(items.len());
-    let (mut places, mut unreadable) = (HashMap::new(), 0);
+    let (mut positions, mut unreadable) = (HashMap::new(), 0);
     for (position, item) in items.into_iter().enumerate() {
         let key = spec.key.resolve(&item).ok().filter(|key| key.is_string() || key.is_number());
         let Some(key) = key.and_then(|key| mapping::convert(key, spec.key_type, &TimeZone::UTC)) else {
@@ -136,7 +136,7 @@ pub(super) fn page(
             continue;
         };
         let found = broken.get(&position).map_or_else(|| Found::Result(item), |error| failed(error));
-        match places.entry(keys::text(&key)) {
+        match positions.entry(keys::text(&key)) {
             Entry::Vacant(entry) => {
                 entry.insert(results.len());
                 results.push((key, found));

@@ -55,8 +55,8 @@ impl fmt::Display for Doubt {
 pub struct Walk {
     /// Hashes of the keys on the pages of this attempt.
     listed: HashSet<u64>,
-    /// Hashes of the places of its pages.
-    places: HashSet<u64>,
+    /// Hashes of the identifiers of its pages.
+    seen_pages: HashSet<u64>,
     hasher: RandomState,
     /// Results with different keys, those of earlier attempts included.
     distinct: u64,
@@ -85,7 +85,7 @@ impl Walk {
         at: &Value,
         size: usize,
     ) -> Result<(), RequestFailure> {
-        self.places.insert(self.hash(&at.to_string()));
+        self.seen_pages.insert(self.hash(&at.to_string()));
         let hashes: Vec<u64> = page.results.iter().map(|(key, _)| self.hash(&keys::text(key))).collect();
         page.new = hashes.into_iter().filter(|hash| self.listed.insert(*hash)).count();
         self.distinct += page.new as u64;
@@ -96,7 +96,7 @@ impl Walk {
         if pages.ends_short && is_short {
             (page.next, page.end) = (None, End::Stated);
         }
-        if page.next.as_ref().is_some_and(|next| self.places.contains(&self.hash(&next.to_string()))) {
+        if page.next.as_ref().is_some_and(|next| self.seen_pages.contains(&self.hash(&next.to_string()))) {
             return Err(unusable("it leads to a page that was there before"));
         }
         let is_repeated = count > 0 && page.new == 0;
