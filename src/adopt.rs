@@ -14,7 +14,7 @@ use crate::{
     queue::{self, Queue},
 };
 
-/// Why not everything was adopted.
+/// Error of an incomplete adoption.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The queue was not.
@@ -25,10 +25,10 @@ pub enum Error {
     Cluster(#[from] cluster::Error),
 }
 
-/// Makes `me` the owner of the queue, and of the objects in a namespace, or in all. Prints whom they belonged to.
+/// Makes `me` the owner of the queue, and of the objects in a namespace, or in all. Prints the previous owners.
 ///
 /// # Errors
-/// When Redis or the API server does not do it. Doing it again does no harm.
+/// When Redis or the API server does not answer. A repeated call does no harm.
 pub async fn run(client: Client, queue: &Queue, namespace: Option<&str>, me: Owner) -> Result<(), Error> {
     let former = loop {
         let recorded = queue.owner().await?;
@@ -59,7 +59,7 @@ where
     Ok(cluster::call("list objects", objects.list(&ListParams::default())).await?.items)
 }
 
-/// Puts the Lease of `me` in the place of another one.
+/// Replaces the Lease of the previous owner with that of `me`.
 async fn adopt<K>(client: &Client, object: &K, mark: Option<&str>, me: &str) -> Result<(), Error>
 where
     K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>

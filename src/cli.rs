@@ -13,38 +13,38 @@ use ipnet::IpNet;
 
 use crate::{
     api::GoDuration,
-    credentials::{self, Files},
     domain::run::Subset,
     http::{LogsUrl, Prefix, Proxies, ReadAccess},
     local::{self, Output, SecretArgument},
     sync::Egress,
     telemetry::logs::Format,
+    watched_files::{self, WatchedFiles},
 };
 
 /// Keeps MongoDB collections in sync on a schedule, in Kubernetes.
 #[derive(Parser)]
 #[command(name = "sync-operator", version, about, max_term_width = 100)]
 pub struct Cli {
-    /// What to run.
+    /// Command to run.
     #[command(subcommand)]
     pub command: Command,
 
-    /// How log lines look.
+    /// Format of log lines.
     #[arg(long, global = true, env = "LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: Format,
 
-    /// What is logged: error, warn, info, debug or trace, for everything or by module. Default:
-    /// warn,sync_operator=info; error for run.
+    /// Log level, error, warn, info, debug or trace, for everything or by module. Default: warn,sync_operator=info;
+    /// error for run.
     #[arg(long, global = true, env = "RUST_LOG")]
     pub log_level: Option<String>,
 
-    /// File with one line like that, which goes before it. Read again when it changes, and at once on SIGHUP. One that
-    /// is empty or not there says nothing.
+    /// File with one line in the format of the log level, which it overrides. Read again when it changes, and at once
+    /// on SIGHUP. An empty or missing file is ignored.
     #[arg(long, global = true, env = "LOG_FILTER_FILE")]
     pub log_filter_file: Option<PathBuf>,
 }
 
-/// What to run.
+/// Command to run.
 #[derive(Subcommand)]
 pub enum Command {
     /// Runs the controllers, and workers in the same process.
@@ -56,8 +56,8 @@ pub enum Command {
     /// Runs controllers, workers and the HTTP calls in one process.
     All(Box<All>),
     /// Executes the runs of manifests in this process, with MongoDB alone: without Kubernetes and without Redis.
-    Run(Box<Run>),
-    /// Makes a SyncJob, waits until it is complete, and deletes it: does the installation work?
+    Run(Box<RunOptions>),
+    /// Creates a SyncJob, waits until it is complete, and deletes it, to verify that the installation works.
     Verify(Verify),
     /// Takes the queue and the objects over from another installation: after a move, or a restore. Needs the settings of the
     /// controllers.
@@ -84,7 +84,7 @@ pub struct Controller {
     pub mongodb: MongoDb,
     /// Workers in this process.
     #[command(flatten)]
-    pub workers: Workers,
+    pub workers: WorkerOptions,
     /// Probes and metrics.
     #[command(flatten)]
     pub probes: Probes,
@@ -101,7 +101,7 @@ pub struct Worker {
     pub mongodb: MongoDb,
     /// Workers in this process.
     #[command(flatten)]
-    pub workers: Workers,
+    pub workers: WorkerOptions,
     /// Probes and metrics.
     #[command(flatten)]
     pub probes: Probes,
@@ -121,8 +121,8 @@ pub struct Api {
     pub http: Http,
     /// A copy for BullMQ's tools.
     #[command(flatten)]
-    pub mirror: Mirror,
-    /// Which Lease tells who leads.
+    pub mirror: MirrorOptions,
+    /// Lease of the leader election.
     #[command(flatten)]
     pub leader_election: LeaderElection,
     /// Probes and metrics.
@@ -144,7 +144,7 @@ pub struct All {
     pub mongodb: MongoDb,
     /// Workers in this process.
     #[command(flatten)]
-    pub workers: Workers,
+    pub workers: WorkerOptions,
     /// Probes and metrics.
     #[command(flatten)]
     pub probes: Probes,
@@ -153,7 +153,7 @@ pub struct All {
     pub http: Http,
     /// A copy for BullMQ's tools.
     #[command(flatten)]
-    pub mirror: Mirror,
+    pub mirror: MirrorOptions,
 }
 
 /// Options of the controllers.
@@ -173,7 +173,7 @@ pub struct Controllers {
 
 /// Options of `run`.
 #[derive(Args)]
-pub struct Run {
+pub struct RunOptions {
     /// File with manifests of SyncJobs, or of SyncSchedules, whose templates are run once. - is standard input.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
@@ -205,7 +205,7 @@ pub struct Run {
     pub output: Option<Output>,
 }
 
-/// Where local runs find MongoDB.
+/// MongoDB of local runs.
 #[derive(Clone, Debug, Args)]
 pub struct LocalMongoDb {
     /// Connection string: mongodb://… or mongodb+srv://…
@@ -220,8 +220,7 @@ pub struct LocalMongoDb {
     /// File that holds the connection string.
     #[arg(long, env = "MONGODB_URI_FILE", help_heading = "MongoDB", conflicts_with = "mongodb_uri")]
     pub mongodb_uri_file: Option<PathBuf>,
-    /// File with the certificates, in PEM, of the authorities of MongoDB's certificate, instead of the well-known ones;
-    /// turns TLS on.
+    /// CA bundle (PEM) that verifies MongoDB; replaces the built-in roots; turns TLS on.
     #[arg(long, env = "MONGODB_CA_FILE", help_heading = "MongoDB")]
     pub mongodb_ca_file: Option<PathBuf>,
     /// Database of targets that name none. Default: the connection string's.
@@ -285,12 +284,12 @@ pub enum LintOutput {
 pub struct Crd {
     /// Print this one only.
     #[arg(value_enum)]
-    pub kind: Option<Kind>,
+    pub kind: Option<CrdKind>,
 }
 
 /// A custom resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
+pub enum CrdKind {
     /// SyncSchedule.
     #[value(name = "syncschedule")]
     SyncSchedule,
@@ -317,7 +316,7 @@ pub struct LeaderElection {
     /// Lease duration, in whole seconds. Another controller takes over when the leader stops renewing the Lease.
     #[arg(long, env = "LEADER_LEASE_DURATION", help_heading = "Leader election", default_value = "10s", value_parser = whole_seconds)]
     pub leader_lease_duration: Duration,
-    /// Name of the Lease. Default: sync-operator, with the watched namespace after it when there is one.
+    /// Name of the Lease. Default: sync-operator, followed by the watched namespace when there is one.
     #[arg(long, env = "LEADER_LEASE_NAME", help_heading = "Leader election")]
     pub leader_lease_name: Option<String>,
     /// Namespace of the Lease. Default: the pod's, or that of the kubeconfig's context.
@@ -325,7 +324,7 @@ pub struct LeaderElection {
     pub leader_lease_namespace: Option<String>,
 }
 
-/// Where the queue lives.
+/// Redis of the queue.
 #[derive(Clone, Args)]
 #[group(id = "redis_options")]
 pub struct Redis {
@@ -365,13 +364,13 @@ pub struct Redis {
     /// Name of the queue. Installations that share a Redis server need different ones: a queue belongs to one installation.
     #[arg(long, env = "QUEUE_NAME", help_heading = "Redis", default_value = "sync", value_parser = queue_name)]
     pub queue_name: String,
-    /// How long a worker holds a run without a sign of life, at least 1s. A lost worker's run goes on elsewhere
-    /// after at most one and a half times that. Must be the same in all processes.
+    /// Lease duration of a worker, at least 1s. The run of a lost worker is recovered after at most one and a half
+    /// times that. Must be equal in all processes.
     #[arg(long, env = "LEASE_DURATION", help_heading = "Redis", default_value = "30s", value_parser = at_least_a_second)]
     pub lease_duration: Duration,
 }
 
-/// Where the data lives.
+/// MongoDB of the data.
 #[derive(Clone, Args)]
 #[group(id = "mongodb_options")]
 pub struct MongoDb {
@@ -381,25 +380,26 @@ pub struct MongoDb {
     /// File that holds the connection string. When it changes, the program stops, to be started again with it.
     #[arg(long, env = "MONGODB_URI_FILE", help_heading = "MongoDB", conflicts_with = "mongodb_uri")]
     pub mongodb_uri_file: Option<PathBuf>,
-    /// CA bundle (PEM) that verifies MongoDB; replaces the built-in roots;
-    /// turns TLS on. When it changes, the program stops, to be started again with it.
+    /// CA bundle (PEM) that verifies MongoDB; replaces the built-in roots; turns TLS on. When it changes, the program
+    /// exits, so that the new bundle is used.
     #[arg(long, env = "MONGODB_CA_FILE", help_heading = "MongoDB")]
     pub mongodb_ca_file: Option<PathBuf>,
     /// Database of targets that name none. Needed for workers.
     #[arg(long, env = "MONGODB_DATABASE", help_heading = "MongoDB", value_parser = database_name)]
     pub mongodb_database: Option<String>,
-    /// Further databases that targets may name, separated by commas.
+    /// Additional databases that targets may name, separated by commas.
     #[arg(long, env = "ALLOWED_DATABASES", help_heading = "MongoDB", value_delimiter = ',', value_parser = database_name)]
     pub allowed_databases: Vec<String>,
 }
 
 /// Workers in a process.
 #[derive(Clone, Debug, Args)]
-pub struct Workers {
+pub struct WorkerOptions {
     /// Runs worked on at a time in this process, 0 to 256.
     #[arg(long, env = "WORKERS", help_heading = "Workers", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub workers: u16,
-    /// Hosts that sources, and sinks of alerts, may be at, whatever their address, and without TLS. *.example.com stands for all below it.
+    /// Hosts that sources and sinks of alerts may use, whatever their address, and without TLS. *.example.com matches
+    /// all subdomains.
     #[arg(long, env = "SOURCE_ALLOWED_HOSTS", help_heading = "Workers", value_delimiter = ',')]
     pub source_allowed_hosts: Vec<String>,
     /// Networks beside the public internet that sources, and sinks of alerts, may be in, such as 10.0.0.0/8.
@@ -407,7 +407,7 @@ pub struct Workers {
     pub source_allowed_cidrs: Vec<IpNet>,
 }
 
-impl Workers {
+impl WorkerOptions {
     /// Which addresses sources may be at.
     #[must_use]
     pub fn egress(&self) -> Egress {
@@ -416,21 +416,22 @@ impl Workers {
     }
 }
 
-/// How often things are done.
+/// Intervals and rate limits.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Times {
     /// Compare every unfinished SyncJob with the queue this often, at least every 1s.
     #[arg(long, env = "RESYNC_INTERVAL", help_heading = "Times", default_value = "30s", value_parser = at_least_a_second)]
     pub resync_interval: Duration,
-    /// Least time between two status writes of a SyncJob that only tell of progress.
+    /// Least time between two status writes of a SyncJob that report progress only.
     #[arg(long, env = "STATUS_INTERVAL", help_heading = "Times", default_value = "2s", value_parser = go_duration)]
     pub status_interval: Duration,
-    /// Most status writes a second, of all objects together. Progress gives way to changes of state.
+    /// Largest number of status writes per second, of all objects together. Changes of state take precedence over
+    /// progress.
     #[arg(long, env = "STATUS_WRITES_PER_SECOND", help_heading = "Times", default_value = "50")]
     pub status_writes_per_second: NonZeroU32,
 }
 
-/// Where the HTTP calls are served, and to whom.
+/// Options of the HTTP server and its authorization.
 #[derive(Clone, Debug, Args)]
 pub struct Http {
     /// Address to listen on. Default: 0.0.0.0; 127.0.0.1 with --insecure-no-auth.
@@ -439,7 +440,7 @@ pub struct Http {
     /// Port to listen on.
     #[arg(long, env = "HTTP_PORT", help_heading = "HTTP", default_value_t = 4000)]
     pub http_port: u16,
-    /// Who may read: everyone who reaches the port, or those who may list SyncJobs.
+    /// Read access: everyone who reaches the port, or only callers that may list SyncJobs.
     #[arg(long, env = "READ_ACCESS", help_heading = "HTTP", value_enum, default_value = "open")]
     pub read_access: ReadAccess,
     /// Disable authentication. Allowed only on a loopback address. Only on a loopback address.
@@ -460,8 +461,8 @@ pub struct Http {
     /// be started again with it.
     #[arg(long, env = "DASHBOARD_KEY_FILE", help_heading = "HTTP")]
     pub dashboard_key_file: Option<PathBuf>,
-    /// Where the logs of a run are, for a link on its page: an address with {uid}, {namespace}, {name}, {schedule},
-    /// {worker}, {pod}, {from} or {to} in it. Times are in milliseconds since 1970.
+    /// Address of the logs of a run, for a link on its page, with the placeholders {uid}, {namespace}, {name},
+    /// {schedule}, {worker}, {pod}, {from} or {to}. Times are in milliseconds since 1970.
     #[arg(long, env = "DASHBOARD_LOGS_URL", help_heading = "HTTP")]
     pub dashboard_logs_url: Option<LogsUrl>,
     /// Path at which a proxy serves all of it, such as /sync, on a host that has other things too. Requests may come with
@@ -489,23 +490,23 @@ pub struct Http {
 /// A copy of runs and schedules that BullMQ's tools can read.
 #[derive(Clone, Debug, Args)]
 #[group(id = "mirror_options")]
-pub struct Mirror {
+pub struct MirrorOptions {
     /// Show runs and schedules as a queue of BullMQ under this prefix, for Bull Board and the like. The queue has the name
     /// of ours. Nothing that is done to it has any effect. In a Redis Cluster with braces: {bull}.
     #[arg(long, env = "BULLMQ_MIRROR", help_heading = "BullMQ", value_name = "PREFIX", value_parser = key_prefix)]
     pub bullmq_mirror: Option<String>,
 }
 
-/// Whether something is done.
+/// Switch of a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
-    /// It is.
+    /// The feature is enabled.
     On,
-    /// It is not.
+    /// The feature is disabled.
     Off,
 }
 
-/// Where probes and metrics are served: `/livez`, `/readyz`, `/metrics`.
+/// Options of the server for probes and metrics: `/livez`, `/readyz`, `/metrics`.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Probes {
     /// Address to listen on for probes and metrics.
@@ -520,7 +521,7 @@ impl Http {
     /// The address to listen on.
     ///
     /// # Errors
-    /// When others could reach it, and everyone may do everything.
+    /// When other machines could reach the address, and authentication is disabled.
     pub fn address(&self) -> Result<SocketAddr, String> {
         let default = if self.insecure_no_auth { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
         let address = self.http_address.unwrap_or(default.into());
@@ -532,7 +533,7 @@ impl Http {
         Ok(SocketAddr::new(address, self.http_port))
     }
 
-    /// Who else may say who is logged in to the dashboard.
+    /// Proxies that may authenticate users of the dashboard.
     #[must_use]
     pub fn proxies(&self) -> Option<Proxies> {
         let Self { trusted_proxies, proxy_user_header: user, proxy_groups_header: groups, .. } = self;
@@ -544,8 +545,8 @@ impl Redis {
     /// The address as one URL.
     ///
     /// # Errors
-    /// When a file that holds a part of it cannot be read.
-    pub fn url(&self, files: &mut Files) -> Result<String, credentials::Error> {
+    /// When a file with a part of the URL cannot be read.
+    pub fn url(&self, files: &mut WatchedFiles) -> Result<String, watched_files::Error> {
         let url = files.read_line_or("REDIS_URL_FILE", self.redis_url_file.as_deref(), self.redis_url.as_deref())?;
         if let Some(url) = url {
             return Ok(url);
@@ -565,7 +566,7 @@ impl Redis {
     ///
     /// # Errors
     /// When their file cannot be read.
-    pub fn ca(&self, files: &mut Files) -> Result<Option<Vec<u8>>, credentials::Error> {
+    pub fn ca(&self, files: &mut WatchedFiles) -> Result<Option<Vec<u8>>, watched_files::Error> {
         self.redis_ca_file.as_ref().map(|path| files.read("REDIS_CA_FILE", path)).transpose()
     }
 }
@@ -574,26 +575,26 @@ impl MongoDb {
     /// The connection string.
     ///
     /// # Errors
-    /// When its file cannot be read.
-    pub fn uri(&self, files: &mut Files) -> Result<Option<String>, credentials::Error> {
+    /// When the file cannot be read.
+    pub fn uri(&self, files: &mut WatchedFiles) -> Result<Option<String>, watched_files::Error> {
         files.read_line_or("MONGODB_URI_FILE", self.mongodb_uri_file.as_deref(), self.mongodb_uri.as_deref())
     }
 }
 
-impl Run {
+impl RunOptions {
     /// The settings of the runs.
     ///
     /// # Errors
     /// When a file that the settings name cannot be read.
-    pub fn settings(self) -> Result<local::Settings, credentials::Error> {
+    pub fn settings(self) -> Result<local::LocalRunSettings, watched_files::Error> {
         let Self { files, mongodb, secrets, dry_run, limit, keys, approve, resume, output } = self;
         let (file, given) = (mongodb.mongodb_uri_file.as_deref(), mongodb.mongodb_uri.as_deref());
-        let mut credentials = Files::default();
+        let mut credentials = WatchedFiles::default();
         let uri = credentials.read_line_or("MONGODB_URI_FILE", file, given)?;
         if let Some(ca) = &mongodb.mongodb_ca_file {
             credentials.read("MONGODB_CA_FILE", ca)?;
         }
-        Ok(local::Settings {
+        Ok(local::LocalRunSettings {
             files,
             mongodb_uri: uri.unwrap_or_default(),
             database: mongodb.mongodb_database,
@@ -712,14 +713,14 @@ mod tests {
             queue_name: "sync".to_owned(),
             lease_duration: Duration::from_secs(30),
         };
-        let url = |redis: &Redis| redis.url(&mut Files::default()).unwrap();
+        let url = |redis: &Redis| redis.url(&mut WatchedFiles::default()).unwrap();
         assert_eq!(url(&parts), "redis://:p%40ss%2F1@cache:6379/3");
         let parts = Redis { redis_tls: true, redis_username: "a:b".to_owned(), ..parts };
         assert_eq!(url(&parts), "rediss://a%3Ab:p%40ss%2F1@cache:6379/3");
         let parts = Redis { redis_url: Some("rediss://h".to_owned()), ..parts };
         assert_eq!(url(&parts), "rediss://h");
         let file = Redis { redis_url: None, redis_password_file: Some("/no/such/file".into()), ..parts };
-        let error = file.url(&mut Files::default()).unwrap_err().to_string();
+        let error = file.url(&mut WatchedFiles::default()).unwrap_err().to_string();
         assert!(error.starts_with("REDIS_PASSWORD_FILE: could not read /no/such/file"), "{error}");
     }
 }

@@ -31,34 +31,35 @@ use crate::{
         job::is_finished,
     },
 };
-use index::{Index, is_history, schedule_of};
-pub use read::{Kind, Read, Unreadable, get_opt, read};
+use index::{JobIndex, is_history, schedule_of};
+pub use read::{Kind, ReadResult, Unreadable, get_opt, read_object};
 use requests::RequestLimiter;
 pub use requests::{Error, RequestClass, RequestPermit, call, connect};
 pub use unreadable::{UnreadableObject, UnreadableObjects};
 use watches::changes_of_alerts;
 pub use watches::{changes, drain, readable, stale_since};
 
-/// All kinds, as last seen. Cheap to clone.
+/// Watch caches of all kinds. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
-    /// For requests.
+    /// Client for requests.
     pub client: Client,
     /// Every SyncSchedule.
     pub schedules: Store<SyncSchedule>,
-    /// Every SyncJob that something is still to be done about: all but those that have ended and stay. Without labels, when
-    /// it is a schedule's.
+    /// Every SyncJob that is unfinished or expires: ended SyncJobs that stay are left out. SyncJobs of a schedule
+    /// have no labels here.
     pub jobs: Store<SyncJob>,
     /// Every SyncAlert.
     pub alerts: Store<SyncAlert>,
-    /// Every object that this release cannot read. It is in none of the caches above.
+    /// Every object that this release cannot read. Such an object is in none of the caches above.
     pub unreadable: UnreadableObjects,
-    index: Arc<RwLock<Index>>,
-    /// What the sources of SyncSchedules map.
+    index: Arc<RwLock<JobIndex>>,
+    /// Fields that the sources of SyncSchedules map.
     mappings: Arc<RwLock<Mappings>>,
     limiter: Arc<RequestLimiter>,
     namespace: Option<String>,
-    /// Of SyncSchedules and SyncJobs, the kinds that were listed once. Not `Store::wait_until_ready`: of several waiters it wakes only the last one.
+    /// Number of kinds, of SyncSchedules and SyncJobs, that were listed once. `Store::wait_until_ready` is not used:
+    /// of several waiters, it wakes only the last one.
     listed: watch::Receiver<usize>,
 }
 
@@ -70,21 +71,22 @@ pub struct WatchStreams {
     pub jobs: UnboundedReceiverStream<Arc<SyncJob>>,
     /// Changes of SyncAlerts.
     pub alerts: UnboundedReceiverStream<Arc<SyncAlert>>,
-    /// SyncAlerts in whose namespace a SyncSchedule was made, changed or deleted.
+    /// SyncAlerts in whose namespace a SyncSchedule was created, changed or deleted.
     pub watching: mpsc::UnboundedReceiver<ObjectRef<SyncAlert>>,
-    /// SyncSchedules one of whose SyncJobs was made, was held or approved, has ended or was deleted, or whose source maps what another
-    /// one began or ceased to map.
+    /// SyncSchedules one of whose SyncJobs was created, held, approved or deleted, or has ended, and SyncSchedules
+    /// whose field conflicts may have changed.
     pub owners: mpsc::UnboundedReceiver<ObjectRef<SyncSchedule>>,
-    /// SyncJobs with which it is over. One deleted while the watch was away is not told.
+    /// SyncJobs that have ended or were deleted. A SyncJob that was deleted while the watch was interrupted is
+    /// missing.
     pub over: mpsc::UnboundedReceiver<JobGone>,
 }
 
 /// A SyncJob that has ended or was deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobGone {
-    /// Its uid.
+    /// Uid of the SyncJob.
     pub uid: String,
-    /// It was deleted, as opposed to having ended.
+    /// True when the SyncJob was deleted, false when it has ended.
     pub deleted: bool,
 }
 
@@ -99,8 +101,8 @@ struct ChangeSenders {
     over: mpsc::UnboundedSender<JobGone>,
 }
 
-/// Tells a reader which objects there are, or changed. Those that are gone are not told of.
-fn tell<K>(reader: &mpsc::UnboundedSender<Arc<K>>, store: &Store<K>, event: &watcher::Event<K>)
+/// Sends the objects of an event that exist to a reader.
+fn send_changed<K>(reader: &mpsc::UnboundedSender<Arc<K>>, store: &Store<K>, event: &watcher::Event<K>)
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
@@ -115,8 +117,8 @@ where
     }
 }
 
-/// Tells which SyncAlerts may watch the SyncSchedules that a change is about.
-fn tell_watching(
+/// Sends the SyncAlerts that may watch the SyncSchedules of an event to a reader.
+fn send_watching_alerts(
     reader: &mpsc::UnboundedSender<ObjectRef<SyncAlert>>,
     alerts: &Store<SyncAlert>,
     event: &watcher::Event<SyncSchedule>,
@@ -135,7 +137,8 @@ fn tell_watching(
     }
 }
 
-/// Records what a schedule's source maps, and requeues the other schedules for which that makes or ends a conflict.
+/// Records which fields the source of a schedule maps, and requeues the other schedules whose conflicts begin or end
+/// by that.
 fn requeue_conflicts(
     reader: &mpsc::UnboundedSender<ObjectRef<SyncSchedule>>,
     mappings: &RwLock<Mappings>,
@@ -165,18 +168,18 @@ impl Cluster {
         let (schedules, schedule_writer) = reflector::store();
         let (jobs, job_writer) = reflector::store();
         let (alerts, alert_writer) = reflector::store();
-        let ((tell_alerts, changed_alerts), (tell_watching, watching)) =
+        let ((alert_sender, changed_alerts), (watching_sender, watching)) =
             (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let (tell_schedules, changed_schedules) = mpsc::unbounded_channel();
-        let (tell_jobs, changed_jobs) = mpsc::unbounded_channel();
-        let ((tell_owners, owners), (tell_over, over)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let (schedule_sender, changed_schedules) = mpsc::unbounded_channel();
+        let (job_sender, changed_jobs) = mpsc::unbounded_channel();
+        let ((owner_sender, owners), (over_sender, over)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let senders = ChangeSenders {
-            schedules: tell_schedules,
-            jobs: tell_jobs,
-            alerts: tell_alerts,
-            watching: tell_watching,
-            owners: tell_owners,
-            over: tell_over,
+            schedules: schedule_sender,
+            jobs: job_sender,
+            alerts: alert_sender,
+            watching: watching_sender,
+            owners: owner_sender,
+            over: over_sender,
         };
         let streams = WatchStreams {
             schedules: changed_schedules.into(),
@@ -214,23 +217,23 @@ impl Cluster {
         senders: ChangeSenders,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (index, senders) = (Arc::clone(&self.index), Arc::new(senders));
-        let (schedule_store, job_store, telling) = (self.schedules.clone(), self.jobs.clone(), Arc::clone(&senders));
+        let (schedule_store, job_store, shared) = (self.schedules.clone(), self.jobs.clone(), Arc::clone(&senders));
         let (alert_store, mappings) = (self.alerts.clone(), Arc::clone(&self.mappings));
         let schedules = with_readable(changes(self.api()), self.unreadable.clone(), readable).reflect(schedules);
         let route =
-            move |event: watcher::Event<Read<SyncJob>>| route_event(event.modify(drop_labels), &index, &senders);
+            move |event: watcher::Event<ReadResult<SyncJob>>| route_event(event.modify(drop_labels), &index, &senders);
         let jobs = with_readable(changes(self.api()), self.unreadable.clone(), route).reflect(jobs);
         let alerts = with_readable(changes_of_alerts(self.api()), self.unreadable.clone(), readable).reflect(alerts);
         async move {
             let schedules = drain(schedules, &listing, |event| {
-                requeue_conflicts(&telling.owners, &mappings, &schedule_store, event);
-                tell(&telling.schedules, &schedule_store, event);
-                tell_watching(&telling.watching, &alert_store, event);
+                requeue_conflicts(&shared.owners, &mappings, &schedule_store, event);
+                send_changed(&shared.schedules, &schedule_store, event);
+                send_watching_alerts(&shared.watching, &alert_store, event);
             });
-            let jobs = drain(jobs, &listing, |event| tell(&telling.jobs, &job_store, event));
-            // Nobody waits for them.
+            let jobs = drain(jobs, &listing, |event| send_changed(&shared.jobs, &job_store, event));
+            // No task waits for the list of SyncAlerts.
             let unheard = watch::Sender::new(0);
-            let alerts = drain(alerts, &unheard, |event| tell(&telling.alerts, &alert_store, event));
+            let alerts = drain(alerts, &unheard, |event| send_changed(&shared.alerts, &alert_store, event));
             join3(schedules, jobs, alerts).await;
         }
     }
@@ -240,7 +243,7 @@ impl Cluster {
         self.limiter.acquire(class).await
     }
 
-    /// As [`ask`], for what has to be known to start a run.
+    /// Sends a request as [`call`] does, with the request class of run starts.
     ///
     /// # Errors
     /// As [`ask`]. The time before the request is sent is not counted.
@@ -292,8 +295,8 @@ impl Cluster {
     /// The SyncJob with a uid, when something is still to be done about it.
     #[must_use]
     pub fn job(&self, uid: &str) -> Option<Arc<SyncJob>> {
-        let place = self.index().under_way(uid).cloned()?;
-        self.jobs.get(&place).filter(|job| job.metadata.uid.as_deref() == Some(uid))
+        let reference = self.index().under_way(uid).cloned()?;
+        self.jobs.get(&reference).filter(|job| job.metadata.uid.as_deref() == Some(uid))
     }
 
     /// True when there is a SyncJob with this uid.
@@ -318,8 +321,8 @@ impl Cluster {
         self.namespace.as_deref()
     }
 
-    /// The SyncJobs that an object controls. One that was made a moment ago may be missing. Those that have ended have
-    /// their name, uid and outcome only.
+    /// Returns the SyncJobs that an object controls. A SyncJob that was created a moment ago may be missing. Ended
+    /// SyncJobs have only their name, uid and outcome.
     #[must_use]
     pub fn jobs_of(&self, owner: &SyncSchedule) -> Vec<Arc<SyncJob>> {
         self.index().jobs_of(owner.metadata.uid.as_deref().unwrap_or_default(), &self.jobs)
@@ -332,29 +335,29 @@ impl Cluster {
         (schedule.metadata.uid.as_deref() == controller_of(job)).then_some(schedule)
     }
 
-    /// Fields that the source of a SyncSchedule maps, and another one too.
+    /// Fields that the source of a SyncSchedule and another source both map.
     #[must_use]
     pub fn field_conflicts(&self, schedule: &SyncSchedule) -> Vec<FieldConflict> {
         self.mappings.read().unwrap_or_else(PoisonError::into_inner).conflicts(schedule)
     }
 
-    fn index(&self) -> RwLockReadGuard<'_, Index> {
+    fn index(&self) -> RwLockReadGuard<'_, JobIndex> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Passes on what `keep` makes of each change, and notes the objects that cannot be read.
+/// Maps each change with `filter`, and records the objects that cannot be read.
 fn with_readable<K: Kind>(
-    changes: impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>> + Send,
+    changes: impl Stream<Item = watcher::Result<watcher::Event<ReadResult<K>>>> + Send,
     unreadable: UnreadableObjects,
-    mut keep: impl FnMut(watcher::Event<Read<K>>) -> Option<watcher::Event<K>> + Send,
+    mut filter: impl FnMut(watcher::Event<ReadResult<K>>) -> Option<watcher::Event<K>> + Send,
 ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send {
     changes.filter_map(move |event| {
         ready(
             event
                 .map(|event| {
-                    unreadable.note(&event);
-                    keep(event)
+                    unreadable.record(&event);
+                    filter(event)
                 })
                 .transpose(),
         )
@@ -362,7 +365,7 @@ fn with_readable<K: Kind>(
 }
 
 /// A schedule's runs are found by their owner here, and their labels take a sixth of their memory.
-fn drop_labels(job: &mut Read<SyncJob>) {
+fn drop_labels(job: &mut ReadResult<SyncJob>) {
     let meta = job.meta_mut();
     if index::controlling(meta).is_some() {
         meta.labels = None;
@@ -385,18 +388,18 @@ pub fn schedule_name(job: &SyncJob) -> Option<&str> {
 /// Applies a change to the index and sends it to the streams. Returns the change for the cache, which has no SyncJob that has ended or
 /// cannot be read.
 fn route_event(
-    event: watcher::Event<Read<SyncJob>>,
-    index: &RwLock<Index>,
+    event: watcher::Event<ReadResult<SyncJob>>,
+    index: &RwLock<JobIndex>,
     senders: &ChangeSenders,
 ) -> Option<watcher::Event<SyncJob>> {
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
-    let index = || -> RwLockWriteGuard<'_, Index> { index.write().unwrap_or_else(PoisonError::into_inner) };
+    let index = || -> RwLockWriteGuard<'_, JobIndex> { index.write().unwrap_or_else(PoisonError::into_inner) };
     // The readers are gone only when the process ends.
-    let tell = |schedule: Option<ObjectRef<SyncSchedule>>| {
+    let send_owner = |schedule: Option<ObjectRef<SyncSchedule>>| {
         schedule.and_then(|schedule| senders.owners.send(schedule).ok());
     };
-    let over = |job: &SyncJob, deleted| {
-        tell(schedule_of(job));
+    let send_gone = |job: &SyncJob, deleted| {
+        send_owner(schedule_of(job));
         let uid = job.metadata.uid.clone();
         uid.and_then(|uid| senders.over.send(JobGone { uid, deleted }).ok());
     };
@@ -408,33 +411,33 @@ fn route_event(
         InitApply(job) => {
             index().list(&job);
             match job {
-                Read::Object(job) if !is_history(&job) => Some(InitApply(job)),
+                ReadResult::Object(job) if !is_history(&job) => Some(InitApply(job)),
                 _ => None,
             }
         }
         InitDone => {
-            index().listed().into_iter().for_each(|schedule| tell(Some(schedule)));
+            index().listed().into_iter().for_each(|schedule| send_owner(Some(schedule)));
             Some(InitDone)
         }
         Apply(read) => {
-            let is_news = index().apply(&read);
-            let is_readable = matches!(read, Read::Object(_));
+            let is_relevant = index().apply(&read);
+            let is_readable = matches!(read, ReadResult::Object(_));
             let job = read.into_outline();
             if !is_history(&job) {
-                if is_news {
-                    tell(schedule_of(&job));
+                if is_relevant {
+                    send_owner(schedule_of(&job));
                 }
                 return Some(if is_readable { Apply(job) } else { Delete(job) });
             }
-            if is_news {
-                over(&job, false);
+            if is_relevant {
+                send_gone(&job, false);
             }
             Some(Delete(job))
         }
         Delete(job) => {
             let job = job.into_outline();
             index().delete(job.metadata.uid.as_deref().unwrap_or_default());
-            over(&job, true);
+            send_gone(&job, true);
             Some(Delete(job))
         }
     }
@@ -472,25 +475,25 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_keeps_no_job_that_has_ended_and_its_schedule_is_told() {
+    fn an_ended_job_leaves_the_cache_and_requeues_its_schedule() {
         use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
         let index = RwLock::default();
-        let ((owners, mut told), (over, mut ended)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let ((owners, mut requeued), (over, mut ended)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (schedules, jobs) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
         let (alerts, watching) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
         let senders = ChangeSenders { schedules, jobs, alerts, watching, owners, over };
         let over = |deleted| Ok(JobGone { uid: "uid-job".to_owned(), deleted });
-        let mut pass = |event, expected_news: bool, expected_over| {
+        let mut pass = |event, is_requeued: bool, expected_over| {
             let kept = route_event(event, &index, &senders);
-            assert_eq!(told.try_recv().map(|schedule| schedule.name).ok(), expected_news.then(|| "s".to_owned()));
+            assert_eq!(requeued.try_recv().map(|schedule| schedule.name).ok(), is_requeued.then(|| "s".to_owned()));
             assert_eq!(ended.try_recv().map_err(|_| ()), expected_over);
             kept
         };
-        let complete = || Read::Object(complete());
-        let under_way = |status: &Value| Read::Object(job(status));
+        let complete = || ReadResult::Object(complete());
+        let under_way = |status: &Value| ReadResult::Object(job(status));
         let unreadable = || {
             let reason = String::new();
-            Read::Unreadable(Box::new(Unreadable { outline: job(&json!({})), reason }))
+            ReadResult::Unreadable(Box::new(Unreadable { outline: job(&json!({})), reason }))
         };
         assert!(matches!(pass(Init, false, Err(())), Some(Init)));
         assert!(pass(InitApply(complete()), false, Err(())).is_none());

@@ -1,4 +1,4 @@
-//! Checks what the documentation says about the code.
+//! Tests that compare the documentation with the code.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -28,7 +28,7 @@ fn each_test_that_is_documented_exists() {
 /// A metric with its labels, its type and its unit.
 type Shown = (String, String, String);
 
-/// What a process shows.
+/// Metrics of a process.
 fn shown(text: &str) -> BTreeSet<Shown> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let read = |(name, kind): (&str, &str)| {

@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Determines the fingerprint of controllers that watch one namespace, or all of them. A part that this process may not read is
 /// left out. Waits while the API server is away.
-pub async fn of_controllers(client: &Client, namespace: Option<&str>, database: Option<&str>) -> Fingerprint {
+pub async fn controller_fingerprint(client: &Client, namespace: Option<&str>, database: Option<&str>) -> Fingerprint {
     let cluster = uid(client, CLUSTER).await;
     let scope = match namespace {
         None => ALL_NAMESPACES.to_owned(),
@@ -28,7 +28,7 @@ pub async fn of_controllers(client: &Client, namespace: Option<&str>, database: 
 }
 
 /// Determines the fingerprint of a process that has workers alone. It may be outside of the cluster, and without rights.
-pub async fn of_workers(client: Option<&Client>, database: Option<&str>) -> Fingerprint {
+pub async fn worker_fingerprint(client: Option<&Client>, database: Option<&str>) -> Fingerprint {
     let cluster = match client {
         Some(client) => read_uid(client, CLUSTER).await.ok().flatten(),
         None => None,

@@ -1,14 +1,14 @@
 //! A Kubernetes operator that keeps the documents of a MongoDB collection in sync on a schedule.
 //!
-//! `docs/architecture.md` tells how the parts fit together.
+//! `docs/architecture.md` describes how the parts fit together.
 
 mod adopt;
 pub mod alerts;
 pub mod api;
 pub mod cli;
 pub mod cluster;
+mod connection_error;
 pub mod controller;
-pub mod credentials;
 #[cfg(test)]
 mod documentation;
 pub mod domain;
@@ -18,7 +18,6 @@ mod installation;
 pub mod lint;
 pub mod local;
 pub mod manifest;
-mod network;
 pub mod process;
 pub mod queue;
 mod recovery;
@@ -26,4 +25,5 @@ mod secrets;
 pub mod sync;
 pub mod telemetry;
 pub mod verify;
+pub mod watched_files;
 pub mod worker;

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     cli::LintOutput,
-    manifest::{self, Finding, Level, Manifest, Object, file},
+    manifest::{self, Finding, Manifest, Object, Severity, file},
 };
 
 /// Validates files and prints the findings. Returns true when all files can be read and have no errors.
@@ -17,12 +17,12 @@ pub fn run(files: &[PathBuf], output: LintOutput) -> bool {
     let mut summary = Summary { files: files.len(), ..Summary::default() };
     let (mut all, mut is_readable) = (Vec::new(), true);
     for path in files {
-        match file::read(path) {
+        match file::read_to_string(path) {
             Ok(text) => {
-                let read = manifest::read(&file::name(path), &text);
-                summary.documents += read.documents;
-                report_skipped(&read.manifests);
-                all.extend(read.findings);
+                let parsed = manifest::parse(&file::name(path), &text);
+                summary.documents += parsed.documents;
+                report_skipped(&parsed.manifests);
+                all.extend(parsed.findings);
             }
             Err(error) => {
                 is_readable = false;
@@ -32,8 +32,8 @@ pub fn run(files: &[PathBuf], output: LintOutput) -> bool {
     }
     for finding in &all {
         match finding.level {
-            Level::Error => summary.errors += 1,
-            Level::Warning => summary.warnings += 1,
+            Severity::Error => summary.errors += 1,
+            Severity::Warning => summary.warnings += 1,
         }
     }
     // A reader that has seen enough closes the pipe.
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn findings_are_printed_as_lines_or_json() {
-        let findings = manifest::read("a.yaml", "apiVersion: v1alpha1\nkind: SyncJob\n").findings;
+        let findings = manifest::parse("a.yaml", "apiVersion: v1alpha1\nkind: SyncJob\n").findings;
         let printed = |output| {
             let mut text = Vec::new();
             print(&findings, output, &mut text).unwrap();

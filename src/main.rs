@@ -6,7 +6,7 @@ use clap::Parser;
 use sync_operator::{cli::Cli, process};
 use tikv_jemallocator::Jemalloc;
 
-/// That of musl, which the image's program is linked with, lets all threads wait for each other.
+/// The allocator of musl, with which the program of the image is linked, serializes all threads.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 

@@ -18,18 +18,18 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     adopt,
     api::{SyncAlert, SyncJob, SyncSchedule},
-    cli::{self, Cli, Command, Kind},
+    cli::{self, Cli, Command, CrdKind},
     cluster::{self, Cluster},
-    controller::{self, Election, Leadership},
-    credentials::{self, Files},
+    controller::{self, ElectionSettings, Leadership},
     domain::{installation::Owner, needs::Level},
     engine::{SecretReader, Sources},
     http, installation, lint,
     local::{self, Ended},
     queue::Queue,
-    sync::{Databases, Egress},
+    sync::{Deployment, Egress},
     telemetry::{MONGODB, logs, traces},
     verify,
+    watched_files::{self, WatchedFiles},
     worker::{self, WorkerHealth},
 };
 
@@ -39,7 +39,7 @@ const USAGE: u8 = 2;
 const HELD: u8 = 3;
 /// Exit code of a process that its user interrupted: that of SIGINT in shells.
 const INTERRUPTED: u8 = 130;
-/// What is logged, unless a setting says otherwise.
+/// Default log filter.
 const LOG_LEVEL: &str = "warn,sync_operator=info";
 /// Longest wait for requests and batches under way after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -47,12 +47,12 @@ const DRAIN: Duration = Duration::from_secs(25);
 /// Variable with a field of a SyncJob's spec that the program takes for one of a newer release. For tests of programs of two releases
 /// beside each other.
 const LACKS: &str = "SYNC_OPERATOR_LACKS";
-/// Between two looks for a MongoDB that has not answered yet.
-const MONGODB_LOOK: Duration = Duration::from_secs(2);
-/// Between two looks for a Redis that can be asked for its settings.
-const POLICY_LOOK: Duration = Duration::from_secs(5);
+/// Interval between pings of a MongoDB that has not answered yet.
+const MONGODB_PING_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval between requests for the settings of Redis.
+const EVICTION_POLICY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Why the program did not start, or stopped.
+/// Error for which the program did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{0}")]
@@ -61,8 +61,8 @@ enum Error {
     Failed(String),
 }
 
-impl From<credentials::Error> for Error {
-    fn from(error: credentials::Error) -> Self {
+impl From<watched_files::Error> for Error {
+    fn from(error: watched_files::Error) -> Self {
         Self::Configuration(error.to_string())
     }
 }
@@ -110,7 +110,7 @@ pub fn main(cli: Cli) -> ExitCode {
 }
 
 /// Executes the runs of manifests.
-async fn run(options: cli::Run) -> Result<ExitCode, Error> {
+async fn run(options: cli::RunOptions) -> Result<ExitCode, Error> {
     match local::run(options.settings()?).await {
         Ok(Ended::Complete) => Ok(ExitCode::SUCCESS),
         Ok(Ended::Failed) => Ok(ExitCode::FAILURE),
@@ -135,11 +135,11 @@ fn finish(result: Result<ExitCode, Error>) -> ExitCode {
     }
 }
 
-fn print_crds(kind: Option<Kind>) -> Result<(), Error> {
+fn print_crds(kind: Option<CrdKind>) -> Result<(), Error> {
     let crds = [
-        (Kind::SyncSchedule, SyncSchedule::definition()),
-        (Kind::SyncJob, SyncJob::crd()),
-        (Kind::SyncAlert, SyncAlert::definition()),
+        (CrdKind::SyncSchedule, SyncSchedule::definition()),
+        (CrdKind::SyncJob, SyncJob::crd()),
+        (CrdKind::SyncAlert, SyncAlert::definition()),
     ];
     for (_, crd) in crds.into_iter().filter(|(of, _)| kind.is_none_or(|kind| kind == *of)) {
         let yaml = serde_yaml_ng::to_string(&crd).map_err(|error| Error::Failed(error.to_string()))?;
@@ -153,7 +153,7 @@ struct Parts {
     tasks: JoinSet<Result<(), Error>>,
     stop: CancellationToken,
     /// Passwords and certificates that the parts go by.
-    files: Files,
+    files: WatchedFiles,
 }
 
 impl Parts {
@@ -161,8 +161,8 @@ impl Parts {
         self.tasks.spawn(part);
     }
 
-    /// Waits for a signal, for a part to end by itself, or for a password to change, and then for all parts. A process
-    /// that stopped gives its runs back, so a new one with the new password goes on with them.
+    /// Waits for a signal, the end of a part, or a changed password, and then for all parts. A process that stops
+    /// releases its runs, so a new process with the new password continues them.
     async fn run(mut self) -> Result<(), Error> {
         let files = std::mem::take(&mut self.files);
         if !files.is_empty() {
@@ -203,13 +203,14 @@ fn flatten(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(
 /// Checks all of the configuration, then starts the parts.
 async fn start(command: Command, id: &str) -> Result<(), Error> {
     let stop = CancellationToken::new();
-    let mut parts = Parts { tasks: JoinSet::new(), stop, files: Files::default() };
+    let mut parts = Parts { tasks: JoinSet::new(), stop, files: WatchedFiles::default() };
     let view = View::default();
     match command {
         Command::Crd(_) | Command::Lint(_) | Command::Openapi | Command::Run(_) => {}
         Command::Verify(options) => {
             let cli::Verify { namespace, collection, timeout } = options;
-            let verified = verify::run(connect().await?, verify::Settings { namespace, collection, timeout }).await;
+            let verified =
+                verify::run(connect().await?, verify::VerifySettings { namespace, collection, timeout }).await;
             return verified.map_err(|error| Error::Failed(error.to_string()));
         }
         Command::Adopt(options) => {
@@ -217,7 +218,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             let client = connect().await?;
             let (scope, database) =
                 (options.kubernetes.watch_namespace.as_deref(), options.mongodb_database.as_deref());
-            let fingerprint = installation::of_controllers(&client, scope, database).await;
+            let fingerprint = installation::controller_fingerprint(&client, scope, database).await;
             let lease = lease_name(&options.leader_election, &options.kubernetes).path(&client);
             let adopted = adopt::run(client, &queue, scope, Owner { fingerprint, lease }).await;
             return adopted.map_err(|error| Error::Failed(error.to_string()));
@@ -233,7 +234,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
         }
         Command::Worker(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
-            let state = http::State { cluster: None, ..view.state(&queue) };
+            let state = http::HttpState { cluster: None, ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state).await?;
             let client = cluster::connect().await.ok();
             identify_workers(&mut parts, &queue, client.clone(), &options.mongodb);
@@ -242,7 +243,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
         Command::Api(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
             let objects = watch_objects(&mut parts, connect().await?, &options.kubernetes);
-            let state = http::State { cluster: None, objects: Some(objects.clone()), ..view.state(&queue) };
+            let state = http::HttpState { cluster: None, objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
             let lease = lease_name(&options.leader_election, &options.kubernetes);
             add_mirror(&mut parts, options.mirror, &objects, &queue, id)?;
@@ -254,7 +255,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             identify_controllers(&mut parts, &queue, &client, &options.controllers.kubernetes, &options.mongodb);
             let egress = options.workers.egress();
             let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
-            let state = http::State { objects: Some(objects.clone()), ..view.state(&queue) };
+            let state = http::HttpState { objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
             let lease = lease_name(&options.controllers.leader_election, &options.controllers.kubernetes);
             add_mirror(&mut parts, options.mirror, &objects, &queue, id)?;
@@ -266,7 +267,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
     parts.run().await
 }
 
-/// What the parts of this process show of themselves to those who serve probes and calls.
+/// Handles to the parts of this process, for the servers of probes and HTTP calls.
 struct View {
     cluster: watch::Sender<Option<Cluster>>,
     leadership: watch::Sender<Option<Leadership>>,
@@ -286,15 +287,15 @@ impl Default for View {
 }
 
 impl View {
-    fn state(&self, queue: &Queue) -> http::State {
-        http::State {
+    fn state(&self, queue: &Queue) -> http::HttpState {
+        http::HttpState {
             queue: queue.clone(),
             cluster: Some(self.cluster.subscribe()),
             leadership: self.leadership.subscribe(),
             worker_health: self.worker_health.subscribe(),
             lacks_mongodb: self.lacks_mongodb.subscribe(),
             objects: None,
-            standings: http::Standings::default(),
+            schedule_health: http::ScheduleHealth::default(),
         }
     }
 }
@@ -308,7 +309,7 @@ fn open_queue(parts: &mut Parts, options: &cli::Redis) -> Result<Queue, Error> {
     let checked = queue.clone();
     tokio::spawn(async move {
         while checked.ping().await.is_err() {
-            tokio::time::sleep(POLICY_LOOK).await;
+            tokio::time::sleep(EVICTION_POLICY_INTERVAL).await;
         }
         match checked.eviction_policy().await.as_deref() {
             Some("noeviction") => {}
@@ -335,15 +336,15 @@ fn identify_controllers(
     let (queue, client, stop) = (queue.clone(), client.clone(), parts.stop.clone());
     let (scope, database) = (kubernetes.watch_namespace.clone(), mongodb.mongodb_database.clone());
     tokio::spawn(stop.run_until_cancelled_owned(async move {
-        queue.identify(installation::of_controllers(&client, scope.as_deref(), database.as_deref()).await);
+        queue.identify(installation::controller_fingerprint(&client, scope.as_deref(), database.as_deref()).await);
     }));
 }
 
-/// The same for a process that has workers alone.
+/// Identifies the installation of a process that has only workers.
 fn identify_workers(parts: &mut Parts, queue: &Queue, client: Option<Client>, mongodb: &cli::MongoDb) {
     let (queue, stop, database) = (queue.clone(), parts.stop.clone(), mongodb.mongodb_database.clone());
     tokio::spawn(stop.run_until_cancelled_owned(async move {
-        queue.identify(installation::of_workers(client.as_ref(), database.as_deref()).await);
+        queue.identify(installation::worker_fingerprint(client.as_ref(), database.as_deref()).await);
     }));
 }
 
@@ -355,7 +356,7 @@ async fn connect() -> Result<Client, Error> {
 
 async fn add_workers(
     parts: &mut Parts,
-    options: cli::Workers,
+    options: cli::WorkerOptions,
     id: &str,
     queue: &Queue,
     mongodb: &cli::MongoDb,
@@ -373,24 +374,24 @@ async fn add_workers(
     if let Some(ca) = ca {
         parts.files.read("MONGODB_CA_FILE", ca)?;
     }
-    let databases = Databases::new(&uri, database, &mongodb.allowed_databases, ca)
+    let deployment = Deployment::new(&uri, database, &mongodb.allowed_databases, ca)
         .await
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
-    let settings = worker::Settings { id: id.to_owned(), slots: usize::from(options.workers) };
+    let settings = worker::WorkerSettings { id: id.to_owned(), slots: usize::from(options.workers) };
     let secrets = client.map_or(SecretReader::None, SecretReader::Kubernetes);
     let sources = Sources { secrets, egress: options.egress() };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
     view.lacks_mongodb.send_replace(true);
     let (shown, lacks_mongodb) = (view.worker_health.clone(), view.lacks_mongodb.clone());
     parts.add(async move {
-        let ready = async { tokio::join!(first_answer(&databases), queue.identified()) };
+        let ready = async { tokio::join!(first_answer(&deployment), queue.identified()) };
         if stop.run_until_cancelled(ready).await.is_none() {
             return Ok(());
         }
         let (reporter, health) = WorkerHealth::new(queue.lease(), settings.slots);
         shown.send_replace(Some(health));
         lacks_mongodb.send_replace(false);
-        worker::run(settings, queue, databases, sources, reporter, stop)
+        worker::run(settings, queue, deployment, sources, reporter, stop)
             .await
             .map_err(|error| Error::Failed(error.to_string()))
     });
@@ -399,14 +400,14 @@ async fn add_workers(
 
 /// Waits until MongoDB has answered once: a process that was given a wrong address or password takes no runs away from
 /// those that can work on them.
-async fn first_answer(databases: &Databases) {
+async fn first_answer(deployment: &Deployment) {
     loop {
-        let answer = databases.ping().await;
-        MONGODB.note(&answer);
+        let answer = deployment.ping().await;
+        MONGODB.record(&answer);
         if answer.is_ok() {
             return;
         }
-        tokio::time::sleep(MONGODB_LOOK).await;
+        tokio::time::sleep(MONGODB_PING_INTERVAL).await;
     }
 }
 
@@ -420,18 +421,23 @@ fn add_controllers(
 ) {
     let cli::Controllers { kubernetes, leader_election: election, times } = options;
     let http::LeaseName { namespace, name } = lease_name(&election, &kubernetes);
-    let settings = controller::Settings {
+    let settings = controller::ControllerSettings {
         resync: times.resync_interval,
         status_interval: times.status_interval,
         status_writes_per_second: times.status_writes_per_second,
         instance: id.to_owned(),
         egress,
-        election: Election { identity: id.to_owned(), namespace, name, duration: election.leader_lease_duration },
+        election: ElectionSettings {
+            identity: id.to_owned(),
+            namespace,
+            name,
+            duration: election.leader_lease_duration,
+        },
         namespace: kubernetes.watch_namespace,
     };
     let stop = parts.stop.clone();
     parts.add(async move {
-        // A run that says nothing of its installation would be any worker's.
+        // Workers of any installation would claim a run without an installation.
         if stop.run_until_cancelled(queue.identified()).await.is_none() {
             return Ok(());
         }
@@ -445,7 +451,7 @@ fn add_controllers(
 }
 
 fn lease_name(election: &cli::LeaderElection, kubernetes: &cli::Kubernetes) -> http::LeaseName {
-    // Controllers of different namespaces do not stand in for each other.
+    // Controllers of different namespaces do not replace each other.
     let name = election.leader_lease_name.clone().unwrap_or_else(|| match &kubernetes.watch_namespace {
         Some(namespace) => format!("sync-operator-{namespace}"),
         None => "sync-operator".to_owned(),
@@ -466,7 +472,7 @@ fn watch_objects(parts: &mut Parts, client: Client, options: &cli::Kubernetes) -
 
 fn add_mirror(
     parts: &mut Parts,
-    options: cli::Mirror,
+    options: cli::MirrorOptions,
     objects: &http::Objects,
     queue: &Queue,
     id: &str,
@@ -485,7 +491,7 @@ fn add_mirror(
 async fn add_http(
     parts: &mut Parts,
     options: cli::Http,
-    state: http::State,
+    state: http::HttpState,
     objects: http::Objects,
     lease: http::LeaseName,
     id: &str,
@@ -496,7 +502,7 @@ async fn add_http(
     let sessions = http::Sessions::new(secret.as_deref(), options.http_tls_cert.is_some());
     let sessions = sessions.map_err(|error| Error::Configuration(format!("DASHBOARD_KEY_FILE: {error}")))?;
     let dashboard = (options.dashboard == cli::Switch::On).then_some(sessions);
-    let settings = http::Settings {
+    let settings = http::HttpSettings {
         reads: (!options.insecure_no_auth).then_some(options.read_access),
         requests_per_second: options.http_requests_per_second,
         requests_at_a_time: options.http_requests_at_a_time,
@@ -507,7 +513,7 @@ async fn add_http(
         lease,
     };
     if options.insecure_no_auth && settings.proxies.is_some() {
-        let advice = "TRUSTED_PROXIES: with --insecure-no-auth nobody has to log in: leave one of them out";
+        let advice = "TRUSTED_PROXIES: with --insecure-no-auth, no login is required: remove one of the two options";
         return Err(Error::Configuration(advice.to_owned()));
     }
     if options.insecure_no_auth {
@@ -519,7 +525,7 @@ async fn add_http(
     serve(parts, "HTTP_PORT", address, router, certificate).await
 }
 
-async fn add_probes(parts: &mut Parts, options: cli::Probes, state: http::State) -> Result<(), Error> {
+async fn add_probes(parts: &mut Parts, options: cli::Probes, state: http::HttpState) -> Result<(), Error> {
     let address = SocketAddr::new(options.metrics_address, options.metrics_port);
     serve(parts, "METRICS_PORT", address, http::probes(state), None).await
 }

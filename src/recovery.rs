@@ -3,7 +3,8 @@
 
 use crate::{api::conditions::reasons, domain::run::Outcome, queue::Queue, telemetry::metrics};
 
-/// Returns all runs whose lease has ended to the queue. Looked at twice in each lease, a run is recovered within one and a half.
+/// Returns all runs whose lease has expired to the queue. Call it twice in each lease, so that a run is recovered
+/// within one and a half leases.
 pub async fn recover_expired(queue: &Queue) {
     let stalled = Outcome {
         reason: reasons::STALLED.to_owned(),
@@ -18,7 +19,7 @@ pub async fn recover_expired(queue: &Queue) {
                 tracing::warn!(count, "runs of lost workers returned to the queue");
             }
             Err(error) => {
-                tracing::debug!(%error, "leases not looked at");
+                tracing::debug!(%error, "leases not checked");
                 return;
             }
         }

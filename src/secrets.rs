@@ -11,7 +11,7 @@ use crate::{
 /// An entry of a Secret that cannot be used. The texts hold nothing of what is in it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody has to correct something.
+    /// A user has to correct the configuration.
     #[error("{0}")]
     Invalid(String),
     /// Worth another try.
@@ -19,30 +19,36 @@ pub enum Error {
     Unavailable(String),
 }
 
-/// Reads one entry of a Secret. `host`: where it is to be sent, which its annotation must allow. Whoever may create objects
-/// that name Secrets may not always read them, and could have them sent to a host of their own.
+/// Reads an entry of a Secret. `host`: the host that receives the value, which the annotation of the Secret must
+/// allow. Users that may create objects with references to Secrets may have no right to read them, and could have
+/// them sent to a host of their own.
 ///
 /// # Errors
-/// When it is not there, may not be read, or may not be sent there.
-pub async fn read(client: Client, namespace: &str, entry: &SecretKey, host: Option<&str>) -> Result<Vec<u8>, Error> {
-    let found = get(client, namespace, entry).await?;
+/// When the entry does not exist, may not be read, or may not be sent to the host.
+pub async fn read_entry(
+    client: Client,
+    namespace: &str,
+    entry: &SecretKey,
+    host: Option<&str>,
+) -> Result<Vec<u8>, Error> {
+    let found = find_entry(client, namespace, entry).await?;
     host.map_or(Ok(()), |host| found.may_go_to(host))?;
     Ok(found.value)
 }
 
-/// One entry of a Secret, and where it may be sent.
-pub struct Found {
+/// Entry of a Secret, with the hosts that may receive it.
+pub struct SecretEntry {
     name: String,
     hosts: String,
-    /// What stands there.
+    /// Value of the entry.
     pub value: Vec<u8>,
 }
 
-impl Found {
+impl SecretEntry {
     /// Fails when the Secret's annotation does not name the host.
     ///
     /// # Errors
-    /// When it does not.
+    /// When the annotation does not name the host.
     pub fn may_go_to(&self, host: &str) -> Result<(), Error> {
         let Self { name, hosts, .. } = self;
         if hosts.split(',').any(|allowed| allowed.trim().eq_ignore_ascii_case(host)) {
@@ -54,11 +60,11 @@ impl Found {
     }
 }
 
-/// Reads one entry of a Secret that says itself where it goes: ask [`Found::may_go_to`] before it is sent.
+/// Reads an entry of a Secret whose value contains its own host: check [`SecretEntry::may_go_to`] before it is sent.
 ///
 /// # Errors
-/// When it is not there, or may not be read.
-pub async fn get(client: Client, namespace: &str, entry: &SecretKey) -> Result<Found, Error> {
+/// When the entry does not exist, or may not be read.
+pub async fn find_entry(client: Client, namespace: &str, entry: &SecretKey) -> Result<SecretEntry, Error> {
     let SecretKey { name, key } = entry;
     let secrets = Api::<Secret>::namespaced(client, namespace);
     let secret = call("read a Secret", secrets.get_opt(name)).await.map_err(|error| match error.status() {
@@ -72,5 +78,5 @@ pub async fn get(client: Client, namespace: &str, entry: &SecretKey) -> Result<F
     let hosts = secret.annotations().get(HOSTS_ANNOTATION).cloned().unwrap_or_default();
     let value = secret.data.and_then(|mut data| data.remove(key));
     let lacking = || Error::Invalid(format!("Secret {name} has no key {key}: add it, or name another one"));
-    Ok(Found { name: name.clone(), hosts, value: value.ok_or_else(lacking)?.0 })
+    Ok(SecretEntry { name: name.clone(), hosts, value: value.ok_or_else(lacking)?.0 })
 }

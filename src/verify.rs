@@ -1,5 +1,5 @@
-//! `sync-operator verify`: makes a SyncJob as a user would, and waits for its end. It passes through every part of an
-//! installation.
+//! `sync-operator verify`: creates a SyncJob as a user would, and waits for its end. The SyncJob passes through every
+//! part of an installation.
 
 use std::time::Duration;
 
@@ -19,12 +19,12 @@ use crate::{
     domain::{conditions, job},
 };
 
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What to run.
+/// Settings of a verification.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// Where the SyncJob is made. `None`: in the client's own namespace.
+pub struct VerifySettings {
+    /// Namespace of the SyncJob. `None`: the namespace of the client.
     pub namespace: Option<String>,
     /// The collection it synchronises.
     pub collection: String,
@@ -44,18 +44,18 @@ pub enum Error {
     /// The run has not ended.
     #[error("the run has not ended after {after:?}; it is {last}; look at the operator's pods: /readyz and logs")]
     Late {
-        /// How long it was waited for.
+        /// Duration of the wait.
         after: Duration,
-        /// What is known of it.
+        /// Last known state of the SyncJob.
         last: String,
     },
 }
 
-/// Makes a SyncJob, prints what becomes of it, waits for its end and deletes it.
+/// Creates a SyncJob, prints its progress, waits for its end and deletes it.
 ///
 /// # Errors
-/// When it does not complete. It is deleted all the same. When cancelled, it stays.
-pub async fn run(client: Client, settings: Settings) -> Result<(), Error> {
+/// When the SyncJob does not complete. The SyncJob is deleted all the same, and stays when the call is cancelled.
+pub async fn run(client: Client, settings: VerifySettings) -> Result<(), Error> {
     let namespace = settings.namespace.as_deref().unwrap_or(client.default_namespace()).to_owned();
     let jobs: Api<SyncJob> = Api::namespaced(client, &namespace);
     let name = format!("verify-{:08x}", rand::random::<u32>());
@@ -63,12 +63,12 @@ pub async fn run(client: Client, settings: Settings) -> Result<(), Error> {
     spec.target.collection = Some(settings.collection);
     let made = call("create a SyncJob", jobs.create(&PostParams::default(), &SyncJob::new(&name, spec))).await?;
     println!("SyncJob {namespace}/{} created", made.name_any());
-    let ended = end_of(&jobs, &name, settings.timeout).await;
+    let ended = wait_for_end(&jobs, &name, settings.timeout).await;
     call("delete a SyncJob", jobs.delete(&name, &DeleteParams::background())).await?;
     ended
 }
 
-async fn end_of(jobs: &Api<SyncJob>, name: &str, limit: Duration) -> Result<(), Error> {
+async fn wait_for_end(jobs: &Api<SyncJob>, name: &str, limit: Duration) -> Result<(), Error> {
     let (start, mut last) = (Instant::now(), String::new());
     loop {
         let job = call("read a SyncJob", jobs.get(name)).await?;
@@ -86,7 +86,7 @@ async fn end_of(jobs: &Api<SyncJob>, name: &str, limit: Duration) -> Result<(), 
         if start.elapsed() > limit {
             return Err(Error::Late { after: limit, last });
         }
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -15,8 +15,8 @@ use sync_operator::{
     domain::run::Payload,
     engine::Sources,
     queue::{NewRun, Queue},
-    sync::Databases,
-    worker::{self, Settings, WorkerHealth},
+    sync::Deployment,
+    worker::{self, WorkerHealth, WorkerSettings},
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -127,12 +127,12 @@ impl Working {
 }
 
 async fn work(queue: &Queue, slots: usize) -> Result<Working> {
-    let databases = Databases::new(&variable("MONGODB_URI")?, "bench", &[], None).await?;
+    let deployment = Deployment::new(&variable("MONGODB_URI")?, "bench", &[], None).await?;
     let (reporter, _health) = WorkerHealth::new(LEASE, slots);
     let stop = CancellationToken::new();
-    let settings = Settings { id: worker::new_id(), slots };
+    let settings = WorkerSettings { id: worker::new_id(), slots };
     let task =
-        tokio::spawn(worker::run(settings, queue.clone(), databases, Sources::default(), reporter, stop.clone()));
+        tokio::spawn(worker::run(settings, queue.clone(), deployment, Sources::default(), reporter, stop.clone()));
     Ok(Working { stop, task })
 }
 

@@ -1,13 +1,14 @@
-//! CloudEvents 1.0, as JSON in structured mode.
+//! Sink for CloudEvents 1.0, as JSON in structured mode.
 
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::{
-    Notifier, mistake,
-    post::{Post, url},
-    wording::Wording,
+    Notifier,
+    client::{PostRequest, parse_url},
+    configuration_error,
+    templates::RenderedMessage,
 };
 use crate::{
     api::{SyncAlert, syncalert::CloudEvents},
@@ -20,21 +21,21 @@ impl Notifier {
         alert: &SyncAlert,
         sink: &CloudEvents,
         message: &Message,
-        wording: &Wording,
+        rendered: &RenderedMessage,
     ) -> Result<(), Refusal> {
         let namespace = alert.namespace().unwrap_or_default();
-        let (url, host) = url(&sink.url, "cloudEvents.url")?;
+        let (url, host) = parse_url(&sink.url, "cloudEvents.url")?;
         let mut headers = Vec::new();
         if let Some(entry) = &sink.token_secret_ref {
             let token = self.secret(&namespace, entry, &host).await?;
-            let token = String::from_utf8(token).map_err(|_| mistake("its token is no text"))?;
+            let token = String::from_utf8(token).map_err(|_| configuration_error("its token is no text"))?;
             headers.push(("authorization", format!("Bearer {}", token.trim())));
         }
-        self.post(Post {
+        self.post(PostRequest {
             url,
             content_type: "application/cloudevents+json; charset=utf-8",
             headers,
-            body: event(alert, message, &wording.payload(alert, message), Timestamp::now()).to_string(),
+            body: event(alert, message, &rendered.payload(alert, message), Timestamp::now()).to_string(),
             ca: self.ca(&namespace, sink.ca_secret_ref.as_ref()).await?,
         })
         .await

@@ -1,18 +1,18 @@
 //! Delivers messages to the sinks of SyncAlerts.
 
+mod client;
 mod cloud_events;
-mod post;
 mod slack;
 mod smtp;
+mod templates;
 mod webhook;
-mod wording;
 
 use std::time::Duration;
 
 use kube::{Client, ResourceExt};
 use tokio::time::timeout;
 
-pub use wording::check as check_template;
+pub use templates::check_template;
 
 use crate::{
     api::{SyncAlert, source::SecretKey, syncalert::Sink},
@@ -21,36 +21,36 @@ use crate::{
     sync::Egress,
     telemetry::metrics,
 };
-use wording::Wording;
+use templates::RenderedMessage;
 
-/// Longest time for one delivery, so that a sink that stalls has its next try.
+/// Timeout of one delivery, so that a sink that stalls is tried again.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Somebody has to correct something.
-fn mistake(message: impl Into<String>) -> Refusal {
+/// Refusal for a mistake in the configuration, which a user has to correct.
+fn configuration_error(message: impl Into<String>) -> Refusal {
     Refusal { is_mistake: true, message: message.into(), rest: None, may_have_arrived: false }
 }
 
-/// The sink is away.
-fn outage(message: impl Into<String>) -> Refusal {
-    Refusal { is_mistake: false, ..mistake(message) }
+/// Refusal for an unavailable sink.
+fn unavailable(message: impl Into<String>) -> Refusal {
+    Refusal { is_mistake: false, ..configuration_error(message) }
 }
 
-/// The sink went away before it answered.
-fn silence(message: impl Into<String>) -> Refusal {
-    Refusal { may_have_arrived: true, ..outage(message) }
+/// Refusal for a sink that did not answer: the message may have arrived.
+fn no_answer(message: impl Into<String>) -> Refusal {
+    Refusal { may_have_arrived: true, ..unavailable(message) }
 }
 
 impl From<secrets::Error> for Refusal {
     fn from(error: secrets::Error) -> Self {
         match error {
-            secrets::Error::Invalid(message) => mistake(message),
-            error @ secrets::Error::Unavailable(_) => outage(error.to_string()),
+            secrets::Error::Invalid(message) => configuration_error(message),
+            error @ secrets::Error::Unavailable(_) => unavailable(error.to_string()),
         }
     }
 }
 
-/// Delivers messages, with Secrets that are read for each of them. Cheap to clone.
+/// Notifier of sinks. Reads the Secrets of each message. Cheap to clone.
 #[derive(Clone)]
 pub struct Notifier {
     client: Client,
@@ -58,7 +58,7 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// One that reaches the addresses `egress` allows.
+    /// Creates a notifier that reaches the addresses that `egress` allows.
     #[must_use]
     pub fn new(client: Client, egress: Egress) -> Self {
         Self { client, egress }
@@ -67,38 +67,44 @@ impl Notifier {
     /// Delivers a message, within 30 s. When it is cancelled, the message may or may not have arrived.
     ///
     /// # Errors
-    /// When the sink did not take it, as far as is known.
+    /// When the sink did not accept the message, as far as is known.
     pub async fn deliver(&self, alert: &SyncAlert, sink: &Sink, message: &Message) -> Result<(), Refusal> {
-        let wording = Wording::new(alert, message);
-        let sent = timeout(LIMIT, self.send(alert, sink, message, &wording)).await;
-        let result = sent.unwrap_or_else(|_| Err(silence(format!("it did not answer within {} s", LIMIT.as_secs()))));
+        let rendered = RenderedMessage::new(alert, message);
+        let sent = timeout(LIMIT, self.send(alert, sink, message, &rendered)).await;
+        let result = sent.unwrap_or_else(|_| Err(no_answer(format!("it did not answer within {} s", LIMIT.as_secs()))));
         metrics::alert_sent(kind(sink), result.is_ok());
         result
     }
 
-    async fn send(&self, alert: &SyncAlert, sink: &Sink, message: &Message, wording: &Wording) -> Result<(), Refusal> {
+    async fn send(
+        &self,
+        alert: &SyncAlert,
+        sink: &Sink,
+        message: &Message,
+        rendered: &RenderedMessage,
+    ) -> Result<(), Refusal> {
         let namespace = alert.namespace().unwrap_or_default();
         let Sink { slack, smtp, webhook, cloud_events, .. } = sink;
         if let Some(slack) = slack {
-            self.slack(&namespace, slack, wording).await
+            self.slack(&namespace, slack, rendered).await
         } else if let Some(smtp) = smtp {
-            self.smtp(&namespace, smtp, message, wording).await
+            self.smtp(&namespace, smtp, message, rendered).await
         } else if let Some(webhook) = webhook {
-            self.webhook(&namespace, webhook, &wording.payload(alert, message)).await
+            self.webhook(&namespace, webhook, &rendered.payload(alert, message)).await
         } else if let Some(cloud_events) = cloud_events {
-            self.cloud_events(alert, cloud_events, message, wording).await
+            self.cloud_events(alert, cloud_events, message, rendered).await
         } else {
-            Err(mistake("it has none of slack, smtp, webhook and cloudEvents: set one of them"))
+            Err(configuration_error("it has none of slack, smtp, webhook and cloudEvents: set one of them"))
         }
     }
 
     async fn secret(&self, namespace: &str, entry: &SecretKey, host: &str) -> Result<Vec<u8>, Refusal> {
-        Ok(secrets::read(self.client.clone(), namespace, entry, Some(host)).await?)
+        Ok(secrets::read_entry(self.client.clone(), namespace, entry, Some(host)).await?)
     }
 
     async fn ca(&self, namespace: &str, entry: Option<&SecretKey>) -> Result<Option<Vec<u8>>, Refusal> {
         match entry {
-            Some(entry) => Ok(Some(secrets::read(self.client.clone(), namespace, entry, None).await?)),
+            Some(entry) => Ok(Some(secrets::read_entry(self.client.clone(), namespace, entry, None).await?)),
             None => Ok(None),
         }
     }

@@ -1,23 +1,24 @@
-//! Slack's incoming webhooks, and those of what speaks as Slack does.
+//! Sink for incoming webhooks of Slack and of compatible services.
 
 use serde_json::json;
 
 use super::{
-    Notifier, mistake,
-    post::{Post, url},
-    wording::Wording,
+    Notifier,
+    client::{PostRequest, parse_url},
+    configuration_error,
+    templates::RenderedMessage,
 };
 use crate::{api::syncalert::Slack, domain::alert::Refusal, secrets};
 
 impl Notifier {
-    pub(super) async fn slack(&self, namespace: &str, sink: &Slack, wording: &Wording) -> Result<(), Refusal> {
-        let secret = secrets::get(self.client.clone(), namespace, &sink.url_secret_ref).await?;
+    pub(super) async fn slack(&self, namespace: &str, sink: &Slack, rendered: &RenderedMessage) -> Result<(), Refusal> {
+        let secret = secrets::find_entry(self.client.clone(), namespace, &sink.url_secret_ref).await?;
         let what = format!("the value in Secret {}", sink.url_secret_ref.name);
-        let text = str::from_utf8(&secret.value).map_err(|_| mistake(format!("{what} is no text")))?;
-        let (url, host) = url(text, &what)?;
+        let text = str::from_utf8(&secret.value).map_err(|_| configuration_error(format!("{what} is no text")))?;
+        let (url, host) = parse_url(text, &what)?;
         secret.may_go_to(&host)?;
-        let text = format!("*{}*\n{}", escape(&wording.title), escape(&wording.text));
-        self.post(Post {
+        let text = format!("*{}*\n{}", escape(&rendered.title), escape(&rendered.text));
+        self.post(PostRequest {
             url,
             content_type: "application/json",
             headers: Vec::new(),
@@ -28,7 +29,7 @@ impl Notifier {
     }
 }
 
-/// As Slack wants it: otherwise a text could call everybody in a channel.
+/// Escapes a text for Slack. Otherwise a text could mention everybody in a channel.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_called_by_a_text() {
+    fn mentions_are_escaped() {
         assert_eq!(escape("<!channel> a & b"), "&lt;!channel&gt; a &amp; b");
     }
 }

@@ -1,4 +1,4 @@
-//! Mail.
+//! Sink for e-mail.
 
 use std::net::SocketAddr;
 
@@ -12,11 +12,11 @@ use lettre::{
     },
 };
 
-use super::{Notifier, mistake, outage, silence, wording::Wording};
+use super::{Notifier, configuration_error, no_answer, templates::RenderedMessage, unavailable};
 use crate::{
     api::syncalert::{Smtp, SmtpTls},
+    connection_error,
     domain::alert::{Message, Refusal},
-    network,
 };
 
 impl Notifier {
@@ -25,14 +25,16 @@ impl Notifier {
         namespace: &str,
         sink: &Smtp,
         message: &Message,
-        wording: &Wording,
+        rendered: &RenderedMessage,
     ) -> Result<(), Refusal> {
-        let mail = compose(sink, message, wording)?;
+        let mail = compose(sink, message, rendered)?;
         let addresses = self.addresses(sink).await?;
         let tls = tls(&sink.host, self.ca(namespace, sink.ca_secret_ref.as_ref()).await?)?;
         let login = match (&sink.username_secret_ref, &sink.password_secret_ref) {
             (Some(user), Some(password)) => {
-                let text = |value| String::from_utf8(value).map_err(|_| mistake("its user or password is no text"));
+                let text = |value| {
+                    String::from_utf8(value).map_err(|_| configuration_error("its user or password is no text"))
+                };
                 let user = text(self.secret(namespace, user, &sink.host).await?)?;
                 let password = text(self.secret(namespace, password, &sink.host).await?)?;
                 Some(Credentials::new(user.trim_end().to_owned(), password.trim_end_matches(['\r', '\n']).to_owned()))
@@ -52,7 +54,7 @@ impl Notifier {
             connection.send(mail.envelope(), &mail.formatted()).await
         };
         sent.await.map_err(|error| refused(&error))?;
-        // It has the mail.
+        // The server has accepted the mail.
         connection.quit().await.ok();
         Ok(())
     }
@@ -60,23 +62,23 @@ impl Notifier {
     async fn addresses(&self, sink: &Smtp) -> Result<Vec<SocketAddr>, Refusal> {
         let default = if sink.tls == SmtpTls::Tls { 465 } else { 587 };
         let port = sink.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(default);
-        let found = self.egress.find(&sink.host, port).await;
-        let found = found.map_err(|_| outage("it could not be reached: its host name is not known"))?;
+        let found = self.egress.resolve(&sink.host, port).await;
+        let found = found.map_err(|_| unavailable("it could not be reached: its host name is not known"))?;
         if found.is_empty() {
-            return Err(mistake(
+            return Err(configuration_error(
                 "it is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs",
             ));
         }
         let is_named = |address: &SocketAddr| self.egress.names(address.ip());
         if sink.tls == SmtpTls::None && !self.egress.allows_host(&sink.host) && !found.iter().all(is_named) {
-            return Err(mistake("tls None needs a host that the operator names in --source-allowed-hosts"));
+            return Err(configuration_error("tls None needs a host that the operator names in --source-allowed-hosts"));
         }
         Ok(found)
     }
 }
 
 fn tls(host: &str, ca: Option<Vec<u8>>) -> Result<TlsParameters, Refusal> {
-    let unusable = |_| mistake("caSecretRef holds no usable certificate in PEM");
+    let unusable = |_| configuration_error("caSecretRef holds no usable certificate in PEM");
     let mut parameters = TlsParameters::builder(host.to_owned());
     if let Some(pem) = ca {
         let authorities = Certificate::from_pem(&pem).map_err(unusable)?;
@@ -85,34 +87,35 @@ fn tls(host: &str, ca: Option<Vec<u8>>) -> Result<TlsParameters, Refusal> {
     parameters.build_rustls().map_err(unusable)
 }
 
-fn compose(sink: &Smtp, message: &Message, wording: &Wording) -> Result<Mail, Refusal> {
-    let address =
-        |text: &String| text.parse::<Mailbox>().map_err(|_| mistake("an address in from or to is none: correct it"));
+fn compose(sink: &Smtp, message: &Message, rendered: &RenderedMessage) -> Result<Mail, Refusal> {
+    let address = |text: &String| {
+        text.parse::<Mailbox>().map_err(|_| configuration_error("an address in from or to is none: correct it"))
+    };
     let from = address(&sink.from)?;
-    // The same mail twice has the same id, so that servers may drop one.
+    // A repeated mail has the same id, so that servers may drop one of the two.
     let id = format!("<{}@{}>", message.id, from.email.domain());
-    let mut mail = Mail::builder().message_id(Some(id)).from(from).subject(&wording.title);
+    let mut mail = Mail::builder().message_id(Some(id)).from(from).subject(&rendered.title);
     for to in &sink.to {
         mail = mail.to(address(to)?);
     }
     mail.header(ContentType::TEXT_PLAIN)
-        .body(wording.text.clone())
-        .map_err(|_| mistake("its message is no mail: check from and to"))
+        .body(rendered.text.clone())
+        .map_err(|_| configuration_error("its message is no mail: check from and to"))
 }
 
 fn refused(error: &lettre::transport::smtp::Error) -> Refusal {
     if let Some(code) = error.status() {
         let code = code.to_string();
         return if !error.is_permanent() {
-            outage(format!("it answered with {code}"))
+            unavailable(format!("it answered with {code}"))
         } else if matches!(code.as_str(), "530" | "534" | "535" | "538") {
-            mistake(format!("it refuses the login with {code}: check its user and password"))
+            configuration_error(format!("it refuses the login with {code}: check its user and password"))
         } else {
-            mistake(format!("it refuses the mail with {code}: check from and to"))
+            configuration_error(format!("it refuses the mail with {code}: check from and to"))
         };
     }
     if error.is_client() {
-        return mistake("it does not offer what is asked for: check tls, and the way to log in");
+        return configuration_error("it does not offer what is asked for: check tls, and the way to log in");
     }
     let mut causes = String::new();
     let mut cause = Some(error as &dyn std::error::Error);
@@ -120,8 +123,8 @@ fn refused(error: &lettre::transport::smtp::Error) -> Refusal {
         causes += &format!("{inner}; ");
         cause = inner.source();
     }
-    match network::cause(&causes) {
-        Some(cause) => outage(format!("it could not be reached: {cause}")),
-        None => silence("the connection to it broke"),
+    match connection_error::known_cause(&causes) {
+        Some(cause) => unavailable(format!("it could not be reached: {cause}")),
+        None => no_answer("the connection to it broke"),
     }
 }

@@ -1,20 +1,20 @@
-//! JSON that is signed, so that who gets it knows where it is from.
+//! Sink for webhooks: signed JSON, so that the receiver can verify the sender.
 
 use ring::hmac;
 use serde_json::Value;
 
 use super::{
     Notifier,
-    post::{Post, url},
+    client::{PostRequest, parse_url},
 };
 use crate::{api::syncalert::Webhook, domain::alert::Refusal};
 
 impl Notifier {
     pub(super) async fn webhook(&self, namespace: &str, sink: &Webhook, payload: &Value) -> Result<(), Refusal> {
-        let (url, host) = url(&sink.url, "webhook.url")?;
+        let (url, host) = parse_url(&sink.url, "webhook.url")?;
         let key = self.secret(namespace, &sink.hmac_secret_ref, &host).await?;
         let body = payload.to_string();
-        self.post(Post {
+        self.post(PostRequest {
             url,
             content_type: "application/json",
             headers: vec![("x-signature", signature(&key, &body))],

@@ -3,10 +3,10 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON};
 use serde_json::json;
 
-/// Makes a new object of a kind Ready=Unknown until a controller has looked at it: with no status at all, kstatus takes it
-/// for ready, and `helm --wait` would not wait.
-pub(super) fn unseen(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
-    let unseen = json!({"conditions": [{
+/// Sets Ready=Unknown on new objects of a kind until a controller has reconciled them: without a status, kstatus
+/// takes an object for ready, and `helm --wait` would not wait.
+pub(super) fn with_unknown_ready(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    let with_unknown_ready = json!({"conditions": [{
         "type": READY, "status": "Unknown", "reason": reasons::PENDING,
         "message": "Not reconciled yet", "lastTransitionTime": "1970-01-01T00:00:00Z",
     }]});
@@ -14,7 +14,7 @@ pub(super) fn unseen(mut definition: CustomResourceDefinition) -> CustomResource
         let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
         let status = schema.and_then(|schema| schema.properties.as_mut()?.get_mut("status"));
         if let Some(status) = status {
-            status.default = Some(JSON(unseen.clone()));
+            status.default = Some(JSON(with_unknown_ready.clone()));
         }
     }
     definition
@@ -25,7 +25,7 @@ pub(super) fn unseen(mut definition: CustomResourceDefinition) -> CustomResource
 pub const READY: &str = "Ready";
 /// True while the controller is not yet done with the object: a run under way, or a dependency that is away.
 pub const RECONCILING: &str = "Reconciling";
-/// True when nothing more happens until somebody changes the object, or triggers a run of the schedule.
+/// True when no run starts until a user changes the object, or triggers a run of the schedule.
 pub const STALLED: &str = "Stalled";
 /// True while `spec.suspended` holds the object back.
 pub const SUSPENDED: &str = "Suspended";
@@ -36,7 +36,7 @@ pub const FAILED: &str = "Failed";
 
 /// True while a run waits for an approval of what its guard holds.
 pub const HELD: &str = "Held";
-/// True on a SyncJob that ended without having looked for documents that its source does not have any more.
+/// True on a SyncJob that ended without a search for documents that its source no longer has.
 pub const REMOVAL_SKIPPED: &str = "RemovalSkipped";
 
 /// True on a SyncSchedule while its source maps a field that another source maps too.
@@ -56,7 +56,7 @@ pub mod reasons {
     pub const CREATE_FAILED: &str = "CreateFailed";
     /// A request that the object needs keeps failing.
     pub const RECONCILIATION_FAILED: &str = "ReconciliationFailed";
-    /// No controller has looked at the schedule yet.
+    /// The schedule is not reconciled yet.
     pub const PENDING: &str = "Pending";
     /// The schedule starts its runs as written.
     pub const SCHEDULED: &str = "Scheduled";
@@ -64,7 +64,7 @@ pub mod reasons {
     pub const SUSPENDED: &str = "Suspended";
     /// `spec.suspended` is false.
     pub const ACTIVE: &str = "Active";
-    /// As many runs in a row have failed as `spec.failureThreshold` says.
+    /// `spec.failureThreshold` runs in a row have failed.
     pub const FAILURE_THRESHOLD_EXCEEDED: &str = "FailureThresholdExceeded";
     /// The spec has an error only its owner can mend.
     pub const INVALID_SPEC: &str = "InvalidSpec";
@@ -94,7 +94,7 @@ pub mod reasons {
     pub const ROLLING_BACK: &str = "RollingBack";
     /// The run would exceed a limit of its guard, and waits for an approval.
     pub const GUARD_EXCEEDED: &str = "GuardExceeded";
-    /// Nobody approved the run within `spec.guard.holdFor`.
+    /// No user approved the run within `spec.guard.holdFor`.
     pub const NOT_APPROVED: &str = "NotApproved";
     /// A later run of the schedule took the place of the held one.
     pub const SUPERSEDED: &str = "Superseded";
@@ -127,18 +127,18 @@ pub mod reasons {
     /// The run lost its worker again and again without getting any further.
     pub const STALLED: &str = "Stalled";
 
-    /// Every sink of the alert takes its messages, as far as is known.
+    /// Every sink of the alert accepts messages, as far as is known.
     pub const DELIVERING: &str = "Delivering";
     /// The sink took a message.
     pub const DELIVERED: &str = "Delivered";
     /// The sink refuses messages as the spec or a Secret has it.
     pub const INVALID_SINK: &str = "InvalidSink";
-    /// The sink does not answer, or says that it cannot take messages now.
+    /// The sink does not answer, or reports that it cannot accept messages now.
     pub const SINK_UNAVAILABLE: &str = "SinkUnavailable";
     /// The template cannot be used; messages are worded as without one.
     pub const INVALID_TEMPLATE: &str = "InvalidTemplate";
 
-    /// Why a run can fail that nobody ended.
+    /// Reasons of failed runs that no user ended.
     pub const FAILURES: [&str; 9] = [
         BACKOFF_LIMIT_EXCEEDED,
         DEADLINE_EXCEEDED,

@@ -13,15 +13,15 @@ use super::{GoDuration, Unknown, rules};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Guard {
-    /// Most documents that a run may mark, and most that it may delete: a number, or a percentage of the documents that the
-    /// source had confirmed and not marked when the run started. Default with `onMissing: Mark` or `Delete`: 20%, and always
-    /// 5 documents. A value that is set has no such minimum.
+    /// Largest number of documents that a run may mark, and that it may delete: a number, or a percentage of the
+    /// documents that the source had confirmed and not marked when the run started. Default with `onMissing: Mark` or
+    /// `Delete`: 20%, and always 5 documents. A value that is set has no such minimum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_missing: Option<Share>,
 
-    /// Most confirmed documents that a run may change: a number, or a percentage of the documents that the source had
-    /// confirmed when the run started. New documents and first confirmations do not count. The run stops after the batch
-    /// that exceeds it. Default: no limit.
+    /// Largest number of confirmed documents that a run may change: a number, or a percentage of the documents that
+    /// the source had confirmed when the run started. New documents and first confirmations do not count. The run
+    /// stops after the batch that exceeds it. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_changed: Option<Share>,
 
@@ -31,17 +31,17 @@ pub struct Guard {
     #[x_kube(validation = rules::range("guard.minResults", 0, 1_000_000_000))]
     pub min_results: Option<i64>,
 
-    /// What becomes of a run that exceeds a limit. Hold: it waits for an approval in the phase Held, with its updates written.
-    /// Fail: it fails with the reason GuardExceeded.
+    /// Action when a run exceeds a limit. Hold: the run waits for an approval in the phase Held, with its updates
+    /// written. Fail: the run fails with the reason GuardExceeded.
     #[serde(default)]
     pub action: GuardAction,
 
-    /// How long a held run waits for an approval before it fails with the reason NotApproved, 1m to 8760h.
+    /// Time for which a held run waits for an approval before it fails with the reason NotApproved, 1m to 8760h.
     #[serde(default = "default_hold_for")]
     #[x_kube(validation = rules::duration("guard.holdFor", "1m", "8760h", "72h"))]
     pub hold_for: GoDuration,
 
-    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    /// Fields of a newer release. They are kept, so that a newer release finds them.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
@@ -60,14 +60,14 @@ impl Default for Guard {
     }
 }
 
-/// What becomes of a run that exceeds a limit of its guard.
+/// Action when a run exceeds a limit of its guard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum GuardAction {
-    /// It waits for an approval.
+    /// The run waits for an approval.
     #[default]
     Hold,
-    /// It fails.
+    /// The run fails.
     Fail,
 }
 

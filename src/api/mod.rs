@@ -24,12 +24,12 @@ pub type Unknown = serde_json::Map<String, serde_json::Value>;
 pub const GROUP: &str = "sync.codex.dev";
 /// Label on a SyncJob that names the SyncSchedule it belongs to.
 pub const SCHEDULE_LABEL: &str = "sync.codex.dev/schedule";
-/// Annotation on a SyncJob with the slot it was made for, as RFC 3339.
+/// Annotation on a SyncJob with its slot, as RFC 3339.
 pub const SLOT_ANNOTATION: &str = "sync.codex.dev/scheduled-at";
 /// Annotation on a SyncJob with the time, as RFC 3339, until which it may be created for its slot. One that was created later comes from a
 /// backup.
 pub const STARTING_DEADLINE_ANNOTATION: &str = "sync.codex.dev/starting-deadline";
-/// Annotation on a SyncJob that was cancelled since another one, which it names, takes its place.
+/// Annotation on a SyncJob that was cancelled and replaced by another one: the name of that SyncJob.
 pub const REPLACED_BY_ANNOTATION: &str = "sync.codex.dev/replaced-by";
 /// Number of documents that a person approves a held SyncJob to mark, delete or change.
 pub const APPROVE_ANNOTATION: &str = "sync.codex.dev/approve";
@@ -37,13 +37,13 @@ pub const APPROVE_ANNOTATION: &str = "sync.codex.dev/approve";
 pub const SUPERSEDED_BY_ANNOTATION: &str = "sync.codex.dev/superseded-by";
 /// Annotation on a SyncSchedule that asks for a run now: any new token, or `<token>:Full`.
 pub const TRIGGER_ANNOTATION: &str = "sync.codex.dev/trigger";
-/// Annotation on a SyncJob that a call made: who called.
+/// Annotation on a SyncJob that an HTTP call created: the name of the caller.
 pub const TRIGGERED_BY_ANNOTATION: &str = "sync.codex.dev/triggered-by";
-/// Annotation on a SyncJob with a place in the trace of whoever made it, as a `traceparent` of W3C Trace Context.
+/// Annotation on a SyncJob with the position of its creator in a trace, as a `traceparent` of W3C Trace Context.
 pub const TRACEPARENT_ANNOTATION: &str = "sync.codex.dev/traceparent";
-/// Annotation on what is suspended: why, as somebody wrote who did it by the dashboard.
+/// Annotation on a suspended object: the reason that a user of the dashboard gave.
 pub const SUSPEND_NOTE_ANNOTATION: &str = "sync.codex.dev/suspend-note";
-/// Annotation on a SyncJob that was made like one that failed: the name of that one.
+/// Annotation on a SyncJob that retries a failed one: the name of the failed SyncJob.
 pub const RETRY_OF_ANNOTATION: &str = "sync.codex.dev/retry-of";
 
 /// Annotation on a SyncAlert that asks for a test message: any new token.

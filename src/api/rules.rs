@@ -10,7 +10,7 @@ pub(super) fn duration(field: &str, min: &str, max: &str, example: &str) -> Rule
     .message(&*format!("{field} must be a duration from {min} to {max}, such as {example}"))
 }
 
-/// As [`duration`], in whole seconds: slot names count seconds.
+/// Rule of a duration, as [`duration`], in whole seconds: slot names count seconds.
 pub(super) fn whole_seconds(field: &str, min: &str, max: &str, example: &str) -> Rule {
     Rule::new(format!(
         "self.matches('^([0-9]+(s|m|h))+$') && duration(self) >= duration('{min}') && duration(self) <= duration('{max}')"
@@ -30,8 +30,9 @@ pub(super) fn pointer(field: &str, example: &str) -> Rule {
     ))
 }
 
-/// A place to be filled in that `rest.endpoint` has when, and only when, `holds` is true. `setting` says what that is.
-pub(super) fn place(name: &str, setting: &str, holds: &str) -> Rule {
+/// Rule of a placeholder that `rest.endpoint` must have when, and only when, `holds` is true. `setting` describes
+/// that condition.
+pub(super) fn placeholder(name: &str, setting: &str, holds: &str) -> Rule {
     Rule::new(format!("!has(self.rest) || self.rest.endpoint.contains('{{{name}}}') == ({holds})"))
         .message(&*format!(
             "source.rest.endpoint with {{{name}}} and {setting} go together: set both, or remove {{{name}}}"
@@ -64,7 +65,7 @@ pub(super) fn immutable(field: &str) -> Rule {
     immutable_rule(field, &format!("self.spec.{field} == oldSelf.spec.{field}"))
 }
 
-/// As [`immutable`], for a field that may be absent.
+/// Rule as [`immutable`], for an optional field.
 pub(super) fn immutable_optional(field: &str) -> Rule {
     immutable_rule(
         field,

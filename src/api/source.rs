@@ -1,4 +1,4 @@
-//! Where a run fetches what documents should be, and what of it goes into them.
+//! Types of the source of a run and of the mapping of its results.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{GoDuration, Unknown, rules};
 
-/// An API over HTTP that says what documents should be, and how a run asks it.
+/// HTTP API with the desired content of documents, and the way that a run requests it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -21,10 +21,10 @@ use super::{GoDuration, Unknown, rules};
     validation = Rule::new("!self.adopt || (self.batching == 'Pages' && self.onMissing in ['Mark', 'Delete'])").message("source.adopt needs batching Pages and onMissing Mark or Delete: set both, or remove adopt").field_path(".adopt"),
     validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("source.onMissing Mark and Delete need batching PerUser or Pages: what is missing in a list may only have been cut off").field_path(".onMissing"),
     validation = Rule::new("!has(self.pagination) || self.pagination.by != 'Link' || has(self.rest)").message("source.pagination.by Link is for rest: use Cursor or Number").field_path(".pagination.by"),
-    validation = rules::place("id", "batching PerUser", "self.batching == 'PerUser'"),
-    validation = rules::place("ids", "batching PerBatch", "self.batching == 'PerBatch'"),
-    validation = rules::place("page", "pagination.by Number", "has(self.pagination) && self.pagination.by == 'Number'"),
-    validation = rules::place("after", "pagination.by Cursor", "has(self.pagination) && self.pagination.by == 'Cursor'"),
+    validation = rules::placeholder("id", "batching PerUser", "self.batching == 'PerUser'"),
+    validation = rules::placeholder("ids", "batching PerBatch", "self.batching == 'PerBatch'"),
+    validation = rules::placeholder("page", "pagination.by Number", "has(self.pagination) && self.pagination.by == 'Number'"),
+    validation = rules::placeholder("after", "pagination.by Cursor", "has(self.pagination) && self.pagination.by == 'Cursor'"),
     validation = Rule::new("!has(self.rest) || !self.rest.endpoint.contains('{first}') || self.batching == 'Pages'").message("source.rest.endpoint with {first} needs batching Pages: remove it, or set batching Pages").field_path(".rest.endpoint")
 )]
 pub struct Source {
@@ -53,16 +53,16 @@ pub struct Source {
     #[serde(default)]
     pub batching: Batching,
 
-    /// For PerUser: requests in flight at a time within one batch, 1 to 64.
+    /// For PerUser: number of concurrent requests within one batch, 1 to 64.
     #[serde(default = "default_concurrency")]
     #[x_kube(validation = rules::range("concurrency", 1, 64))]
     pub concurrency: i32,
 
-    /// For Pages: how the next page is asked for.
+    /// For Pages: way to request the next page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pagination: Option<Pagination>,
 
-    /// For Pages: make a document for a result that has none. `target.keyField` needs a unique index.
+    /// For Pages: create a document for a result without one. `target.keyField` needs a unique index.
     #[serde(default)]
     pub upsert: bool,
 
@@ -72,23 +72,24 @@ pub struct Source {
     #[schemars(length(max = 256))]
     pub key_path: String,
 
-    /// For Pages: what a key is made into, which has to be of the type that the documents' keys are of.
+    /// For Pages: type that a key is converted to. It has to be the type of the documents' keys.
     #[serde(default)]
     pub key_type: FieldType,
 
-    /// What to do about a document that the API has no result for. Fail counts it as failed: a list may be shorter than
-    /// asked for, as where the API cuts it into pages. Ignore leaves it as it is, unstamped. Mark writes the time into
-    /// `missing.field`, and `missing.set`. Delete marks it too, and a later run deletes it that still does not find it. Neither
-    /// is for PerBatch, and both concern only documents that an earlier run of this source found in it.
+    /// Handling of a document without a result in the API. Fail counts it as failed: a list may be shorter than
+    /// requested, as where the API splits it into pages. Ignore leaves the document as it is, unstamped. Mark writes
+    /// the time into `missing.field`, and `missing.set`. Delete marks the document too, and a later run deletes it
+    /// when the document still has no result. Mark and Delete are not available for PerBatch, and both affect only
+    /// documents that an earlier run of this source has confirmed.
     #[serde(default)]
     pub on_missing: OnMissing,
 
-    /// For `onMissing: Mark` and `Delete`: what is written into a document that the API has no result for.
+    /// For `onMissing: Mark` and `Delete`: fields that are written into a document without a result in the API.
     #[serde(default)]
     pub missing: Mark,
 
-    /// For `onMissing: Delete`: how long a document stays marked before a run may delete it, 0s to 8760h. Default: the next run
-    /// may.
+    /// For `onMissing: Delete`: time for which a document stays marked before a run may delete it, 0s to 8760h.
+    /// Default: the next run may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::duration("deleteAfter", "0s", "8760h", "720h"))]
     pub delete_after: Option<GoDuration>,
@@ -113,8 +114,8 @@ pub struct Source {
     #[x_kube(validation = rules::duration("timeout", "1s", "10m", "30s"))]
     pub timeout: GoDuration,
 
-    /// Further tries of a request that failed for a reason that another one may not meet, such as a timeout or a status of
-    /// 5xx, 0 to 10.
+    /// Retries of a request that failed for a reason that a retry may avoid, such as a timeout or a status of 5xx, 0
+    /// to 10.
     #[serde(default = "default_request_retries")]
     #[x_kube(validation = rules::range("requestRetries", 0, 10))]
     pub request_retries: i32,
@@ -124,7 +125,7 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
 
-    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    /// Fields of a newer release. They are kept, so that a newer release finds them.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
@@ -141,8 +142,8 @@ pub struct GraphQl {
     #[schemars(length(max = 1024))]
     pub endpoint: String,
 
-    /// The query. The keys of the documents come in as its variable `$ids` (PerBatch), or `$id` (PerUser). For Pages,
-    /// `$first` is `batchSize`, and `$after` or `$page` says which page.
+    /// GraphQL query. The keys of the documents are its variable `$ids` (PerBatch), or `$id` (PerUser). For Pages,
+    /// `$first` is `batchSize`, and `$after` or `$page` identifies the page.
     #[schemars(length(min = 1, max = 16384))]
     pub query: String,
 
@@ -151,8 +152,8 @@ pub struct GraphQl {
     #[schemars(length(max = 256))]
     pub operation_name: Option<String>,
 
-    /// Further variables of the query. `ids`, `id`, `first`, `after` and `page` are set for each request. At
-    /// most 64 KiB of JSON and 32 levels.
+    /// Additional variables of the query. `ids`, `id`, `first`, `after` and `page` are set for each request. At most
+    /// 64 KiB of JSON and 32 levels.
     #[serde(default, skip_serializing_if = "Variables::is_empty")]
     pub variables: Variables,
 
@@ -162,7 +163,7 @@ pub struct GraphQl {
     #[schemars(length(max = 256))]
     pub result_path: String,
 
-    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    /// Fields of a newer release. They are kept, so that a newer release finds them.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
@@ -172,10 +173,10 @@ pub struct GraphQl {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Rest {
-    /// Address of what is asked for. In its path or query, `{id}` is the key of the document (PerUser), `{ids}` are those
-    /// of a batch, separated by commas (PerBatch). For Pages, `{page}` or `{after}` says which page, and `{first}` is
-    /// `batchSize`. Addresses of private networks, and `http://`, only where the operator's `--source-allowed-hosts` or
-    /// `--source-allowed-cidrs` allow them. Redirects are not followed.
+    /// Address of the resource. In its path or query, `{id}` is the key of the document (PerUser), and `{ids}` are
+    /// the keys of a batch, separated by commas (PerBatch). For Pages, `{page}` or `{after}` identifies the page, and
+    /// `{first}` is `batchSize`. Addresses of private networks, and `http://`, are allowed only by the operator's
+    /// `--source-allowed-hosts` or `--source-allowed-cidrs`. Redirects are not followed.
     #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ {}]+([/?]([^# {}]|[{](id|ids|page|after|first)[}])*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://api.example.com/users/{id}, and with no other braces than {id}, {ids}, {page}, {after} and {first}, after its host: tokens belong into tokenSecretRef"))]
     #[schemars(length(max = 1024))]
     pub endpoint: String,
@@ -187,13 +188,13 @@ pub struct Rest {
     #[schemars(length(max = 256))]
     pub result_path: String,
 
-    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    /// Fields of a newer release. They are kept, so that a newer release finds them.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
 }
 
-/// How documents are asked for.
+/// Way to request documents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Batching {
@@ -202,11 +203,11 @@ pub enum Batching {
     PerBatch,
     /// One request for each document.
     PerUser,
-    /// One request for each page of all that there is.
+    /// One request for each page of all results.
     Pages,
 }
 
-/// How the next page is asked for.
+/// Way to request the next page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -235,42 +236,42 @@ pub struct Pagination {
     #[x_kube(validation = rules::pointer("pagination.totalPath", "/total"))]
     #[schemars(length(max = 256))]
     pub total_path: Option<String>,
-    /// For Number: what the last page is. Empty: one without results, since servers shorten pages. Short: also one with fewer
-    /// results than `batchSize`, which saves a request where the server never does that.
+    /// For Number: last page of the walk. Empty: a page without results, since servers shorten pages. Short: also a
+    /// page with fewer results than `batchSize`, which saves a request where the server never shortens pages.
     #[serde(default)]
     pub last_page: LastPage,
 
-    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    /// Fields of a newer release. They are kept, so that a newer release finds them.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
 }
 
-/// What the last page of a walk by number is.
+/// Last page of a walk by number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum LastPage {
-    /// One without results.
+    /// A page without results.
     #[default]
     Empty,
-    /// One with fewer results than were asked for.
+    /// A page with fewer results than requested.
     Short,
 }
 
-/// What tells pages apart.
+/// Identification of a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum PageBy {
-    /// What the page before says.
+    /// Cursor in the previous page.
     #[default]
     Cursor,
-    /// Their number.
+    /// Page number.
     Number,
-    /// Their address, in the header `Link` of the page before.
+    /// Address in the header `Link` of the previous page.
     Link,
 }
 
-/// What to do about a document that the source does not know.
+/// Handling of a document that the source does not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnMissing {
@@ -285,7 +286,7 @@ pub enum OnMissing {
     Delete,
 }
 
-/// What is written into a document that the source does not have.
+/// Mark of a document that the source does not have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Mark {
@@ -295,14 +296,14 @@ pub struct Mark {
     #[schemars(length(max = 128))]
     pub field: String,
 
-    /// Fields that are set with the mark, and put back when the source has the document again, unless somebody changed them
-    /// since.
+    /// Fields that are set with the mark. They are restored when the source has the document again, unless another
+    /// client changed them since.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["to".into()]))]
     #[schemars(length(max = 16))]
     pub set: Vec<SetField>,
 
-    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    /// Fields of a newer release. They are kept, so that a newer release finds them.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
@@ -323,7 +324,7 @@ pub struct SetField {
     #[schemars(length(max = 128))]
     pub to: String,
 
-    /// Its value: a boolean, a number or a string.
+    /// Value of the field: a boolean, a number or a string.
     #[schemars(schema_with = "scalar")]
     pub value: Value,
 }
@@ -352,18 +353,18 @@ pub struct HeaderFrom {
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9-]{1,64}$') && !(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection'])").message("headersFrom[].name must be letters, digits and -, such as PRIVATE-TOKEN, and none of Host, Content-Length, Transfer-Encoding, Connection"))]
     #[schemars(length(max = 64))]
     pub name: String,
-    /// Where its value is.
+    /// Reference to the entry of a Secret with the value.
     pub secret_ref: SecretKey,
 }
 
-/// Most requests in a time.
+/// Limit of the rate of requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RateLimit {
-    /// How many, 1 to 100000.
+    /// Number of requests in the period, 1 to 100000.
     #[x_kube(validation = rules::range("rateLimit.requests", 1, 100_000))]
     pub requests: i32,
-    /// In which time, 1s to 24h.
+    /// Length of the period, 1s to 24h.
     #[serde(default = "default_per")]
     #[x_kube(validation = rules::duration("rateLimit.per", "1s", "24h", "1s"))]
     pub per: GoDuration,
@@ -394,7 +395,7 @@ impl JsonSchema for Variables {
     }
 }
 
-/// What goes into one field of a document.
+/// Value of one field of a document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -413,37 +414,37 @@ pub struct MappedField {
     #[schemars(length(max = 256))]
     pub from: Option<String>,
 
-    /// The same text for every document.
+    /// Constant text for every document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub value: Option<String>,
 
-    /// What the value is made into. Any takes it as it is.
+    /// Type that the value is converted to. Any keeps the value as it is.
     #[serde(rename = "type", default)]
     pub type_: FieldType,
 
-    /// For Date: IANA name of the time zone of values that name none, such as `Europe/Berlin`. Default: UTC.
+    /// For Date: IANA name of the time zone of values without one, such as `Europe/Berlin`. Default: UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::time_zone("mapping[].timeZone"))]
     #[schemars(length(max = 64))]
     pub time_zone: Option<String>,
 
-    /// What to do when the value is null, or not there. Skip leaves the field as it is, Unset removes it, Set makes it
+    /// Handling of a value that is null or missing. Skip leaves the field as it is, Unset removes it, Set makes it
     /// null.
     #[serde(default)]
     pub on_null: OnNull,
 
-    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    /// Fields of a newer release. They are kept, so that a newer release finds them.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
 }
 
-/// What a value is made into.
+/// Type that a value is converted to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum FieldType {
-    /// As it is.
+    /// The value is kept as it is.
     #[default]
     Any,
     /// A text. Numbers and booleans are written out.
@@ -471,7 +472,7 @@ pub enum FieldType {
 }
 
 impl fmt::Display for FieldType {
-    /// As in a manifest.
+    /// Formats the type as in a manifest.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Uuid => f.write_str("UUID"),
@@ -480,7 +481,7 @@ impl fmt::Display for FieldType {
     }
 }
 
-/// What to do about a value that is not there.
+/// Handling of a missing value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnNull {
@@ -512,7 +513,7 @@ fn default_per() -> GoDuration {
     GoDuration::new("1s")
 }
 
-/// A source of this kind in a manifest, whose own fields stand among those that all sources share.
+/// Source of this kind in a manifest, with its own fields beside those that all sources share.
 #[cfg(test)]
 pub(crate) fn manifest(kind: &str, fields: &Value) -> Value {
     const OWN: [&str; 5] = ["endpoint", "query", "operationName", "variables", "resultPath"];

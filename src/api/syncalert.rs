@@ -1,4 +1,4 @@
-//! `SyncAlert`: who is told when something is wrong with schedules.
+//! `SyncAlert`: notifications about problems of schedules.
 
 use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{GoDuration, conditions, rules, source::SecretKey};
 
-/// Which schedules are watched, for what, and who is told.
+/// Alerts about schedules: the rules, and the sinks that are notified.
 #[allow(clippy::duplicated_attributes, reason = "columns of one type")]
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -23,7 +23,7 @@ use super::{GoDuration, conditions, rules, source::SecretKey};
     namespaced,
     status = "SyncAlertStatus",
     derive = "PartialEq",
-    doc = "A SyncAlert tells people or programs when something is wrong with SyncSchedules of its namespace, and when it is right again.",
+    doc = "A SyncAlert notifies people or programs of problems of the SyncSchedules in its namespace, and of their end.",
     printcolumn(
         name = "Firing",
         type_ = "integer",
@@ -51,31 +51,31 @@ pub struct SyncAlertSpec {
     #[serde(default)]
     pub selector: LabelSelector,
 
-    /// What is told.
+    /// Rules of the alert.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(min = 1, max = 7))]
     pub when: Vec<AlertRule>,
 
-    /// Who is told.
+    /// Sinks that are notified.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[schemars(length(min = 1, max = 8))]
     pub sinks: Vec<Sink>,
 
-    /// How long a message waits for more to tell, 0s to 1h. What is over before is not told.
+    /// Time for which a message waits for more alerts, 0s to 1h. A problem that is over before is not reported.
     #[serde(default = "default_group_window")]
     #[x_kube(validation = rules::duration("groupWindow", "0s", "1h", "30s"))]
     pub group_window: GoDuration,
 
-    /// A problem that lasts is told again after this time, 10s to 168h.
+    /// Time after which a problem that lasts is reported again, 10s to 168h.
     #[serde(default = "default_repeat_interval")]
     #[x_kube(validation = rules::duration("repeatInterval", "10s", "168h", "4h"))]
     pub repeat_interval: GoDuration,
 
-    /// Also tell when a problem is over. Only those are told that were told of the problem.
+    /// Also notify when a problem is over. Only sinks that were notified of the problem are notified of its end.
     #[serde(default = "default_send_resolved")]
     pub send_resolved: bool,
 
-    /// How messages are worded. Default: a line for each problem.
+    /// Templates of messages. Default: a line for each problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<Template>,
 }
@@ -98,7 +98,7 @@ impl SyncAlert {
     /// The CustomResourceDefinition.
     #[must_use]
     pub fn definition() -> CustomResourceDefinition {
-        conditions::unseen(Self::crd())
+        conditions::with_unknown_ready(Self::crd())
     }
 }
 
@@ -110,10 +110,10 @@ impl SyncAlert {
     validation = Rule::new("(self.type == 'NoSuccessFor') == has(self.duration)").message("when[].duration and type NoSuccessFor go together: set both, or remove duration")
 )]
 pub struct AlertRule {
-    /// What it is about.
+    /// Type of the alert.
     #[serde(rename = "type")]
     pub type_: AlertType,
-    /// For FailedDocumentsAbove: 0 to 99 per cent of the documents that a run handled.
+    /// For FailedDocumentsAbove: percentage of the documents that a run handled, 0 to 99.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::range("when[].percent", 0, 99))]
     pub percent: Option<i32>,
@@ -123,15 +123,15 @@ pub struct AlertRule {
     pub duration: Option<GoDuration>,
 }
 
-/// What can be told of a schedule.
+/// Type of an alert about a schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum AlertType {
     /// The run that ended last failed. Over when one completes.
     RunFailed,
-    /// A run lost its worker and went on elsewhere. Told once, when the run has ended.
+    /// A run was recovered from a lost worker. Reported once, when the run has ended.
     RunRecovered,
-    /// A slot was skipped. Told once.
+    /// A slot was skipped. Reported once.
     RunSkipped,
     /// A run waits for an approval of what its guard holds. Over when none does.
     RunHeld,
@@ -142,14 +142,14 @@ pub enum AlertType {
     // A release before 0.2 called it `FailedUsersAbove`: one stored SyncAlert that cannot be read would stop the watch of all.
     #[serde(alias = "FailedUsersAbove")]
     FailedDocumentsAbove,
-    /// No run completed for `duration`, in which the schedule was not suspended. Over when one does.
+    /// No run completed for `duration`, in which the schedule was not suspended. Resolved when a run completes.
     NoSuccessFor,
-    /// Somebody asked for a test with an annotation.
+    /// A user requested a test with an annotation.
     #[schemars(skip)]
     Test,
 }
 
-/// Somebody to tell.
+/// Receiver of messages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("[has(self.slack), has(self.smtp), has(self.webhook), has(self.cloudEvents)].filter(set, set).size() == 1").message("sinks[] needs exactly one of slack, smtp, webhook and cloudEvents"))]
@@ -189,12 +189,12 @@ pub struct Slack {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.usernameSecretRef) == has(self.passwordSecretRef)").message("sinks[].smtp.usernameSecretRef and passwordSecretRef go together: set both, or neither"))]
 pub struct Smtp {
-    /// Its host, such as `smtp.example.com`. Addresses of private networks only where the operator's
-    /// `--source-allowed-hosts` or `--source-allowed-cidrs` allow them.
+    /// Host of the mail server, such as `smtp.example.com`. Addresses of private networks are allowed only by the
+    /// operator's `--source-allowed-hosts` or `--source-allowed-cidrs`.
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9.-]+$')").message("sinks[].smtp.host must be a host name, such as smtp.example.com"))]
     #[schemars(length(min = 1, max = 253))]
     pub host: String,
-    /// Its port. Default: 587, and 465 with `tls: Tls`.
+    /// Port of the mail server. Default: 587, and 465 with `tls: Tls`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::range("sinks[].smtp.port", 1, 65535))]
     pub port: Option<i32>,
@@ -202,10 +202,10 @@ pub struct Smtp {
     /// for hosts that the operator's `--source-allowed-hosts` or `--source-allowed-cidrs` name.
     #[serde(default)]
     pub tls: SmtpTls,
-    /// Who the mail is from, such as `Sync <sync@example.com>`.
+    /// Sender of the mail, such as `Sync <sync@example.com>`.
     #[schemars(length(min = 3, max = 320))]
     pub from: String,
-    /// Who gets it.
+    /// Recipients of the mail.
     #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 320)))]
     pub to: Vec<String>,
     /// Secret of the same namespace with the user. It has to name the server's host, as the password's.
@@ -220,16 +220,16 @@ pub struct Smtp {
     pub ca_secret_ref: Option<SecretKey>,
 }
 
-/// How a connection to a mail server is encrypted.
+/// Encryption of the connection to a mail server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum SmtpTls {
     /// After the command STARTTLS.
     #[default]
     StartTls,
-    /// From the start.
+    /// TLS from the start.
     Tls,
-    /// Not at all.
+    /// No encryption.
     None,
 }
 
@@ -237,8 +237,8 @@ pub enum SmtpTls {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Webhook {
-    /// Where the JSON is posted to. Addresses of private networks, and `http://`, only where the operator's
-    /// `--source-allowed-hosts` or `--source-allowed-cidrs` allow them. Redirects are not followed.
+    /// Address that receives the JSON. Addresses of private networks, and `http://`, are allowed only by the
+    /// operator's `--source-allowed-hosts` or `--source-allowed-cidrs`. Redirects are not followed.
     #[x_kube(validation = rules::url("sinks[].webhook.url", "https://alerts.example.com/hook"))]
     #[schemars(length(max = 1024))]
     pub url: String,
@@ -255,7 +255,7 @@ pub struct Webhook {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudEvents {
-    /// Where events are posted to. Addresses as for webhooks.
+    /// Address that receives the events. The rules for addresses are those of webhooks.
     #[x_kube(validation = rules::url("sinks[].cloudEvents.url", "https://broker.example.com/default"))]
     #[schemars(length(max = 1024))]
     pub url: String,
@@ -267,8 +267,8 @@ pub struct CloudEvents {
     pub ca_secret_ref: Option<SecretKey>,
 }
 
-/// How messages are worded, in the language of Jinja templates: values, filters (default, first, join, length, lower,
-/// upper), `if`, `for` and `set`. Nothing can be included.
+/// Templates of messages, in the language of Jinja templates: values, filters (default, first, join, length, lower,
+/// upper), `if`, `for` and `set`. Templates cannot include files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Template {
@@ -286,7 +286,7 @@ pub struct Template {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SyncAlertStatus {
-    /// The `metadata.generation` this status was made from.
+    /// Value of `metadata.generation` for which this status was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Ready, and, while it holds, Stalled.
@@ -296,10 +296,10 @@ pub struct SyncAlertStatus {
     /// Problems there are now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firing: Option<i32>,
-    /// When a message was last delivered.
+    /// Time of the last delivered message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_sent_time: Option<Time>,
-    /// How each sink does.
+    /// Status of each sink.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub sinks: Vec<SinkStatus>,
@@ -314,56 +314,57 @@ pub struct SyncAlertStatus {
     pub revision: i64,
 }
 
-/// How a sink does.
+/// Status of a sink.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SinkStatus {
-    /// Its name.
+    /// Name of the sink.
     pub name: String,
     /// Ready: the last message was delivered. Absent before the first one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// When a message was last delivered to it.
+    /// Time of the last message that was delivered to the sink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_sent_time: Option<Time>,
-    /// When a message last could not be delivered to it.
+    /// Time of the last message that could not be delivered to the sink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error_time: Option<Time>,
-    /// Why not.
+    /// Reason of the last failed delivery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// Tries since then that failed.
     #[serde(default)]
     pub failed_tries: i32,
-    /// Not tried again before. Absent when the last try succeeded.
+    /// Time before which the sink is not tried again. Absent when the last delivery succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_try_time: Option<Time>,
 }
 
-/// Something that is told of a schedule.
+/// Problem or incident of a schedule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Alert {
     /// Name of the SyncSchedule. Empty for a test.
     pub schedule: String,
-    /// What it is about.
+    /// Type of the alert.
     #[serde(rename = "type")]
     #[schemars(with = "String")]
     pub type_: AlertType,
-    /// What it began with: a SyncJob, a slot or a time. With the two above, it tells alerts apart.
+    /// SyncJob, slot or time that began the problem. With the two fields above, it identifies the alert.
     pub occurrence: String,
-    /// Since when the schedule is so.
+    /// Time at which the problem began.
     pub since: Time,
-    /// When it was noticed.
+    /// Time at which the controller noticed the problem.
     pub noticed: Time,
-    /// When it was over; when everybody was told, for what is told once.
+    /// Time at which the problem was over. For an incident that is reported once, time at which all sinks were
+    /// notified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved: Option<Time>,
-    /// How it stands, in a sentence.
+    /// Description of the problem, as a sentence.
     pub message: String,
     /// The sinks that were notified.
-    // A release before 0.2 called it `told`: Redis keeps what it wrote.
+    // Releases before 0.2 called the field `told`, and Redis may have a status from them.
     #[serde(default, alias = "told", skip_serializing_if = "Vec::is_empty")]
     pub notified: Vec<Notification>,
 }
@@ -374,9 +375,9 @@ pub struct Alert {
 pub struct Notification {
     /// Name of the sink.
     pub sink: String,
-    /// When it was last notified.
+    /// Time of the last notification.
     pub time: Time,
-    /// It was also notified that the problem is over.
+    /// True when the sink was also notified that the problem is over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resolved: bool,
     /// A message was sent, and it is not known whether it arrived. Only in Redis.

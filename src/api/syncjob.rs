@@ -14,7 +14,7 @@ use super::{
     source::{MappedField, Source},
 };
 
-/// What one run synchronises, and how.
+/// One run of a synchronisation.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "sync.codex.dev",
@@ -32,7 +32,7 @@ use super::{
     printcolumn(name = "Type", type_ = "string", json_path = ".spec.syncType", description = "Full or Incremental"),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.phase", description = "What the run is doing, in one word"),
     printcolumn(name = "Progress", type_ = "integer", json_path = ".status.progress", description = "Per cent done"),
-    printcolumn(name = "Processed", type_ = "integer", json_path = ".status.counts.processed", description = "Documents looked at"),
+    printcolumn(name = "Processed", type_ = "integer", json_path = ".status.counts.processed", description = "Documents processed"),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.counts.failed", description = "Documents that could not be synchronised"),
     printcolumn(name = "Attempts", type_ = "integer", json_path = ".status.attempts", description = "Failed attempts"),
     printcolumn(name = "Duration", type_ = "string", json_path = ".status.duration", description = "From the first claim to the end"),
@@ -64,8 +64,8 @@ use super::{
     validation = rules::full()
 )]
 pub struct SyncJobSpec {
-    /// What kind of record is synchronised. It presets `target.collection`: User means `users`, Project
-    /// `projects`, Issue `issues`, Pipeline `pipelines`.
+    /// Type of the records. It presets `target.collection`: User means `users`, Project `projects`, Issue `issues`,
+    /// Pipeline `pipelines`.
     #[serde(rename = "type", default)]
     pub type_: SyncType,
 
@@ -74,9 +74,9 @@ pub struct SyncJobSpec {
     #[serde(default)]
     pub sync_type: SyncMode,
 
-    /// For Incremental: how long after its last sync a document is due again. Default: half the
-    /// schedule's interval; 10m for a SyncJob without a schedule. Half, since a document stamped late in
-    /// one run would otherwise still be too young at the next slot and be synced every second run only.
+    /// For Incremental: time after its last sync at which a document is due again. Default: half the schedule's
+    /// interval; 10m for a SyncJob without a schedule. Half, since a document stamped late in one run would otherwise
+    /// still be too young at the next slot and be synced every second run only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::duration("staleAfter", "0s", "8760h", "10m"))]
     pub stale_after: Option<GoDuration>,
@@ -91,8 +91,8 @@ pub struct SyncJobSpec {
     #[x_kube(validation = rules::range("parallelism", 1, 64))]
     pub parallelism: i32,
 
-    /// Retries after the first attempt, 0 to 100. Only an attempt that could not go on counts (database
-    /// away, time-out); documents that MongoDB refuses never end an attempt.
+    /// Retries after the first attempt, 0 to 100. Only attempts that could not continue count, for reasons such as an
+    /// unavailable database or a timeout. Documents that MongoDB refuses never end an attempt.
     #[serde(default = "default_backoff_limit")]
     #[x_kube(validation = rules::range("backoffLimit", 0, 100))]
     pub backoff_limit: i32,
@@ -118,7 +118,7 @@ pub struct SyncJobSpec {
     #[x_kube(validation = rules::range("priority", -1000, 1000))]
     pub priority: i32,
 
-    /// True parks the run at its next batch boundary; false lets it go on from there. Costs no attempt.
+    /// True suspends the run at its next batch boundary; false resumes it from there. Costs no attempt.
     #[serde(default)]
     pub suspended: bool,
 
@@ -126,7 +126,7 @@ pub struct SyncJobSpec {
     #[serde(default)]
     pub cancelled: bool,
 
-    /// When documents that MongoDB refuses make the whole run count as failed.
+    /// Limits of refused documents above which the whole run fails.
     #[serde(default)]
     pub failure_policy: FailurePolicy,
 
@@ -134,11 +134,11 @@ pub struct SyncJobSpec {
     #[serde(default)]
     pub target: Target,
 
-    /// Where to fetch what the documents should be. Without it, a run only stamps `target.lastSyncedField`.
+    /// Source of the desired content of documents. Without a source, a run only stamps `target.lastSyncedField`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Box<Source>>,
 
-    /// What of a result of the source goes into which field of its document. Nothing else is written but
+    /// Mapping of results of the source to fields of their documents. No other fields are written but
     /// `target.lastSyncedField`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["to".into()]))]
@@ -150,8 +150,8 @@ pub struct SyncJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<Guard>,
 
-    /// Batch writes each batch as a whole or not at all, so that nobody sees half of one. Documents that MongoDB refuses are
-    /// left out, each of which costs a try. Needs `source`, and a replica set or a sharded cluster.
+    /// Batch writes each batch as a whole or not at all, so that no client sees half of one. Documents that MongoDB
+    /// refuses are left out, each of which costs a try. Needs `source`, and a replica set or a sharded cluster.
     #[serde(default)]
     pub transaction: Transaction,
 
@@ -161,11 +161,12 @@ pub struct SyncJobSpec {
     #[serde(default)]
     pub on_failure: OnFailure,
 
-    /// True writes nothing: `status.counts.updated` says how many documents would be written, and `status.changes` which.
+    /// True writes nothing: `status.counts.updated` is the number of documents that would be written, and
+    /// `status.changes` has their keys.
     #[serde(default)]
     pub dry_run: bool,
 
-    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    /// Fields of a newer release. They are kept, so that a newer release finds them.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
@@ -199,7 +200,7 @@ impl Default for SyncJobSpec {
     }
 }
 
-/// What kind of record a run synchronises.
+/// Type of the records that a run synchronises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[schemars(inline)]
 pub enum SyncType {
@@ -231,9 +232,9 @@ impl SyncType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum SyncMode {
-    /// Every document the filter matches.
+    /// All documents that match the filter.
     Full,
-    /// Only those that are due.
+    /// Only documents that are due.
     #[default]
     Incremental,
 }
@@ -254,8 +255,8 @@ pub struct Backoff {
     #[serde(default = "default_backoff_max")]
     #[x_kube(validation = rules::duration("backoff.max", "100ms", "24h", "10m"))]
     pub max: GoDuration,
-    /// Each wait is made longer or shorter by up to this share, 0 to 1, so that runs that failed
-    /// together do not all come back together.
+    /// Share by which each wait is randomly longer or shorter, 0 to 1, so that runs that failed together do not all
+    /// retry together.
     #[serde(default = "default_backoff_jitter")]
     #[x_kube(validation = Rule::new("self >= 0.0 && self <= 1.0").message("backoff.jitter must be from 0 to 1"))]
     pub jitter: f64,
@@ -272,7 +273,7 @@ impl Default for Backoff {
     }
 }
 
-/// When refused documents make the run fail.
+/// Limits of refused documents above which a run fails.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FailurePolicy {
@@ -288,8 +289,8 @@ pub struct FailurePolicy {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.lastSyncedField != self.keyField && !self.lastSyncedField.startsWith(self.keyField + '.') && !self.keyField.startsWith(self.lastSyncedField + '.')").message("target.lastSyncedField must not be target.keyField, nor a part of it, nor the reverse: name a field of its own").field_path(".lastSyncedField"))]
 pub struct Target {
-    /// Database. Default: the operator's `MONGODB_DATABASE`; another one is refused unless the operator's
-    /// `--allowed-databases` names it.
+    /// Database. Default: the operator's `MONGODB_DATABASE`. Other databases need the operator's
+    /// `--allowed-databases`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new(r"self.matches('^[^/\\\\. $*<>:|?]{1,63}$') && !(self in ['admin', 'config', 'local'])").message("target.database must be a database name without spaces or any of /\\.$*<>:|? and none of admin, config, local"))]
     #[schemars(length(max = 63))]
@@ -319,7 +320,7 @@ pub struct Target {
     #[schemars(length(max = 128))]
     pub last_synced_field: String,
 
-    /// Fields of a newer release. They are kept, so that whoever knows them finds them.
+    /// Fields of a newer release. They are kept, so that a newer release finds them.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
@@ -343,7 +344,7 @@ impl Default for Target {
 #[serde(transparent)]
 pub struct Filter(pub Map<String, Value>);
 
-/// Operators that make the server run code. Looked for at any depth.
+/// Operators that make the server run code, which are forbidden at any depth.
 pub const FORBIDDEN_OPERATORS: [&str; 3] = ["$where", "$function", "$accumulator"];
 
 impl Filter {
@@ -404,11 +405,11 @@ fn free_object(more: &Map<String, Value>) -> Schema {
     json_schema!({"type": "object", "properties": properties, "x-kubernetes-preserve-unknown-fields": true})
 }
 
-/// What came of a run.
+/// Status of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SyncJobStatus {
-    /// The `metadata.generation` this status was made from.
+    /// Value of `metadata.generation` for which this status was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// A summary for people. Programs read the conditions.
@@ -431,20 +432,20 @@ pub struct SyncJobStatus {
     /// Attempts that failed. See `attemptHistory`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempts: Option<i32>,
-    /// How often the run went on elsewhere after its worker was lost. Costs no attempt.
+    /// Number of times that the run was recovered from a lost worker. Costs no attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recoveries: Option<i32>,
-    /// When a worker first took the run. This is the time that is stamped on the documents.
+    /// Time at which a worker first claimed the run. Documents are stamped with this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<MicroTime>,
     /// Time since `startTime` that does not count towards `spec.activeDeadline`: the run was suspended, held, or paused because its
     /// source limits requests. A pause that has not ended yet is not included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_for: Option<GoDuration>,
-    /// When the run ended.
+    /// End of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-    /// From `startTime` to `completionTime`.
+    /// Time from `startTime` to `completionTime`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<GoDuration>,
     /// The worker that has, or last had, the run.
@@ -461,11 +462,11 @@ pub struct SyncJobStatus {
     pub attempt_history: Vec<Attempt>,
 }
 
-/// What a run is doing, in one word.
+/// Phase of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[schemars(inline)]
 pub enum Phase {
-    /// Not yet in the queue.
+    /// The run is not in the queue yet.
     Pending,
     /// Waiting for a worker.
     Queued,
@@ -485,7 +486,7 @@ pub enum Phase {
     Failed,
 }
 
-/// What is written together.
+/// Scope of a transaction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Transaction {
@@ -496,14 +497,14 @@ pub enum Transaction {
     Batch,
 }
 
-/// What becomes of the documents of a run that fails.
+/// Handling of the documents of a failed run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnFailure {
-    /// They stay as the run left them.
+    /// The documents stay as the run left them.
     #[default]
     Keep,
-    /// They are put back as they were.
+    /// The documents are restored as they were before the run.
     Rollback,
 }
 
@@ -517,15 +518,15 @@ pub struct Counts {
     pub processed: i64,
     /// Documents written by this run: stamped, or, with a source, changed.
     pub updated: i64,
-    /// Documents that were as they should be: already carried a later stamp, or were gone when their turn came; with a
-    /// source also those in which nothing but the stamp had to be written.
+    /// Documents that needed no change: they already carried a later stamp, or did not exist any more; with a source
+    /// also those in which only the stamp had to be written.
     pub unchanged: i64,
     /// Documents that MongoDB refused to update, or for which the source gave nothing that could be written.
     pub failed: i64,
-    /// With `onFailure: Rollback`: documents that are as before the run again.
+    /// With `onFailure: Rollback`: documents that were restored as they were before the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<i64>,
-    /// With `onMissing: Mark` or `Delete`: documents that the run marked, since the source does not have them any more.
+    /// With `onMissing: Mark` or `Delete`: documents that the run marked, since the source no longer has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub marked: Option<i64>,
     /// With `onMissing: Delete`: documents that the run deleted.
@@ -534,8 +535,8 @@ pub struct Counts {
     /// With `onMissing: Mark` or `Delete`: marked documents that the source has again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unmarked: Option<i64>,
-    /// With `onMissing: Mark` or `Delete`: documents that the source does not have, and that it never had, which no run
-    /// touches. See `source.adopt`.
+    /// With `onMissing: Mark` or `Delete`: documents that the source does not have and that no run has confirmed. No
+    /// run changes them. See `source.adopt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unconfirmed: Option<i64>,
     /// Documents that wait for an approval.
@@ -549,9 +550,9 @@ pub struct Counts {
 pub struct DocumentFailure {
     /// The document's key.
     pub key: String,
-    /// Why, in one CamelCase word.
+    /// Reason, in one CamelCase word.
     pub reason: String,
-    /// Why, in a sentence.
+    /// Reason, as a sentence.
     pub message: String,
 }
 
@@ -561,15 +562,15 @@ pub struct DocumentFailure {
 pub struct Attempt {
     /// 1 for the first.
     pub number: i32,
-    /// When the attempt began.
+    /// Start of the attempt.
     #[schema(value_type = jiff::Timestamp)]
     pub start: Time,
-    /// When it failed.
+    /// End of the attempt.
     #[schema(value_type = jiff::Timestamp)]
     pub end: Time,
-    /// Why, in one CamelCase word.
+    /// Reason, in one CamelCase word.
     pub reason: String,
-    /// Why, in a sentence.
+    /// Reason, as a sentence.
     pub message: String,
 }
 

@@ -1,4 +1,4 @@
-//! `SyncSchedule`: when runs are made, and what from.
+//! `SyncSchedule`: a schedule of runs, with a template for their SyncJobs.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{GoDuration, SyncJobSpec, conditions, rules};
 
-/// When runs are made, and from which template.
+/// Schedule of runs, with a template for their SyncJobs.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "sync.codex.dev",
@@ -64,16 +64,16 @@ pub struct SyncScheduleSpec {
     #[schemars(length(max = 64))]
     pub time_zone: Option<String>,
 
-    /// True: no new runs. Runs under way go on. Slots that pass meanwhile are not run afterwards.
+    /// True: no new runs. Runs under way continue. Slots that pass meanwhile are not run afterwards.
     #[serde(default)]
     pub suspended: bool,
 
-    /// What happens when a slot is due and an earlier run is not finished.
+    /// Handling of a slot that is due while an earlier run is not finished.
     #[serde(default)]
     pub concurrency_policy: ConcurrencyPolicy,
 
-    /// With `concurrencyPolicy: Allow`, runs at a time, 1 to 1000. A slot that is due while as many are not finished is skipped, and
-    /// a triggered run waits.
+    /// With `concurrencyPolicy: Allow`, largest number of active runs, 1 to 1000. A slot that is due while as many
+    /// are not finished is skipped, and a triggered run waits.
     #[serde(default = "default_max_active")]
     #[x_kube(validation = rules::range("maxActive", 1, 1000))]
     pub max_active: i32,
@@ -83,7 +83,7 @@ pub struct SyncScheduleSpec {
     #[x_kube(validation = rules::duration("startingDeadline", "1s", "8760h", "5m"))]
     pub starting_deadline: Option<GoDuration>,
 
-    /// What happens to slots that passed while no controller was running.
+    /// Handling of slots that passed while no controller was running.
     #[serde(default)]
     pub catch_up: CatchUp,
 
@@ -114,7 +114,7 @@ pub struct SyncScheduleSpec {
     #[x_kube(validation = rules::range("failureThreshold", 1, 100))]
     pub failure_threshold: Option<i32>,
 
-    /// What each SyncJob is made from.
+    /// Template of each SyncJob.
     #[serde(default)]
     pub job_template: JobTemplate,
 }
@@ -144,11 +144,11 @@ impl SyncSchedule {
     /// The CustomResourceDefinition.
     #[must_use]
     pub fn definition() -> CustomResourceDefinition {
-        conditions::unseen(Self::crd())
+        conditions::with_unknown_ready(Self::crd())
     }
 }
 
-/// What happens when a slot is due and an earlier run is not finished.
+/// Handling of a slot that is due while an earlier run is not finished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ConcurrencyPolicy {
@@ -161,18 +161,18 @@ pub enum ConcurrencyPolicy {
     Replace,
 }
 
-/// What happens to slots that passed while no controller was running.
+/// Handling of slots that passed while no controller was running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum CatchUp {
     /// The newest of them is run once.
     #[default]
     Latest,
-    /// They are skipped.
+    /// The slots are skipped.
     None,
 }
 
-/// What each SyncJob of a schedule is made from.
+/// Template of each SyncJob of a schedule.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobTemplate {
@@ -196,11 +196,11 @@ pub struct TemplateMeta {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// What a schedule has done and will do next.
+/// Status of a schedule: its past and next runs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SyncScheduleStatus {
-    /// The `metadata.generation` this status was made from.
+    /// Value of `metadata.generation` for which this status was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Ready, Suspended, and, while they hold, Reconciling, Stalled, FieldConflict and InstallationConflict.
@@ -224,16 +224,16 @@ pub struct SyncScheduleStatus {
     /// Number of entries in `active` whose run is not held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_count: Option<i32>,
-    /// The newest slot a run was made for.
+    /// Newest slot for which a run was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_schedule_time: Option<Time>,
     /// The next slot, jitter included. Absent while suspended or stalled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_schedule_time: Option<Time>,
-    /// When a run last completed.
+    /// Time at which a run last completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_successful_time: Option<Time>,
-    /// How long the run took that finished last.
+    /// Duration of the run that finished last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_duration: Option<GoDuration>,
     /// Counters since the schedule was created. They do not go down when SyncJobs are deleted.
@@ -252,7 +252,7 @@ pub struct SyncScheduleStatus {
     /// The newest run that waits for an approval. Absent when none does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HeldRun>,
-    /// How the run ended that ended last, but for cancelled, replaced and superseded ones.
+    /// Result of the run that ended last, except for cancelled, replaced and superseded ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_result: Option<RunResult>,
     /// The trigger token that was handled last.
@@ -290,7 +290,7 @@ pub struct RunCounters {
     pub succeeded: i64,
     /// Runs that failed.
     pub failed: i64,
-    /// Slots for which no run was made.
+    /// Slots for which no run was started.
     pub skipped: i64,
     /// Runs that were cancelled since a newer one took their place: replaced or superseded ones.
     pub replaced: i64,
@@ -298,14 +298,14 @@ pub struct RunCounters {
     pub deleted: i64,
 }
 
-/// A slot for which no run was made.
+/// Slot for which no run was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Skip {
     /// The slot.
     pub time: Time,
-    /// Why: Active (an earlier run was not finished), CatchUp, CreateFailed, Deadline, InvalidSpec, MaxActive, NameCollision,
-    /// Replaced or Suspended.
+    /// Reason: Active (an earlier run was not finished), CatchUp, CreateFailed, Deadline, InvalidSpec, MaxActive,
+    /// NameCollision, Replaced or Suspended.
     pub reason: String,
 }
 
@@ -315,11 +315,11 @@ pub struct Skip {
 pub struct RunFailure {
     /// The SyncJob's name.
     pub job: String,
-    /// When it ended.
+    /// End of the run.
     pub time: Time,
-    /// Why, in one CamelCase word.
+    /// Reason, in one CamelCase word.
     pub reason: String,
-    /// Why, in a sentence.
+    /// Reason, as a sentence.
     pub message: String,
 }
 
@@ -329,30 +329,30 @@ pub struct RunFailure {
 pub struct HeldRun {
     /// The SyncJob's name.
     pub job: String,
-    /// When it was held.
+    /// Time at which the run was held.
     pub since: Time,
     /// Documents that an approval has to cover.
     pub removals: i64,
-    /// Why it is held, in a sentence.
+    /// Reason of the hold, as a sentence.
     pub message: String,
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunResult {
     /// The SyncJob's name.
     pub job: String,
-    /// When it ended.
+    /// End of the run.
     pub time: Time,
-    /// Why it failed, in one CamelCase word. Absent when it completed.
+    /// Reason of the failure, in one CamelCase word. Absent when the run completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Documents handled.
     pub processed: i64,
     /// Documents that were refused.
     pub failed: i64,
-    /// How often it lost its worker and went on elsewhere.
+    /// Number of times that the run was recovered from a lost worker.
     pub recoveries: i32,
 }
 

@@ -1,6 +1,5 @@
-//! What is known of SyncJobs besides the watch cache: where each of them is and whose it is. Those that have ended are
-//! only here, with the little that is still asked of them: there may be many, and a whole object takes ten times the
-//! memory.
+//! Index of SyncJobs beside the watch cache: the reference and the owner of each SyncJob. Ended SyncJobs are only
+//! here, with the few fields that are still needed: there may be many, and a whole object takes ten times the memory.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,7 +11,7 @@ use kube::{
     runtime::reflector::{ObjectRef, Store},
 };
 
-use super::Read;
+use super::ReadResult;
 use crate::{
     api::{
         GoDuration, SyncJob, SyncJobSpec, SyncJobStatus, SyncSchedule,
@@ -48,7 +47,7 @@ pub(super) fn is_history(job: &SyncJob) -> bool {
 
 /// SyncJobs by their uid. While they are listed again, what was known stays.
 #[derive(Default)]
-pub(super) struct Index {
+pub(super) struct JobIndex {
     known: Known,
     listing: Known,
 }
@@ -56,7 +55,7 @@ pub(super) struct Index {
 #[derive(Default)]
 struct Known {
     jobs: HashMap<Arc<str>, Job>,
-    /// By the uid of the object that controls them.
+    /// Owners, by the uid of the object that controls the SyncJobs.
     owners: HashMap<Arc<str>, Owner>,
 }
 
@@ -71,17 +70,17 @@ struct Owner {
 }
 
 enum State {
-    /// It is in the watch cache.
+    /// Unfinished SyncJob in the watch cache.
     UnderWay {
-        place: Box<ObjectRef<SyncJob>>,
+        reference: Box<ObjectRef<SyncJob>>,
         is_held: bool,
     },
-    /// It cannot be read, and has not ended as far as is known. This is its outline.
+    /// Outline of a SyncJob that cannot be read, and has not ended as far as is known.
     Unreadable(Arc<SyncJob>),
     Ended(Ended),
 }
 
-/// What is asked of a SyncJob that has ended.
+/// Fields that are kept of an ended SyncJob.
 struct Ended {
     name: Box<str>,
     slot: Timestamp,
@@ -94,14 +93,14 @@ struct Ended {
     failure: Option<Box<(String, String)>>,
 }
 
-impl Index {
-    /// All of them are about to be listed.
+impl JobIndex {
+    /// Begins a list of all SyncJobs.
     pub fn begin(&mut self) {
         self.listing = Known::default();
     }
 
-    /// One of the list.
-    pub fn list(&mut self, job: &Read<SyncJob>) {
+    /// Adds a SyncJob of the list.
+    pub fn list(&mut self, job: &ReadResult<SyncJob>) {
         self.listing.apply(job);
     }
 
@@ -112,8 +111,9 @@ impl Index {
         owners.filter_map(|owner| owner.schedule).collect()
     }
 
-    /// A SyncJob was made or changed. True when its schedule has to know: it was made, has ended, or is held or not any more.
-    pub fn apply(&mut self, job: &Read<SyncJob>) -> bool {
+    /// Records a created or changed SyncJob. True when its schedule has to be reconciled: the SyncJob was created,
+    /// has ended, or its hold has changed.
+    pub fn apply(&mut self, job: &ReadResult<SyncJob>) -> bool {
         self.known.apply(job)
     }
 
@@ -122,26 +122,26 @@ impl Index {
         self.known.remove(uid);
     }
 
-    /// True when there is one with this uid.
+    /// True when a SyncJob with this uid exists.
     pub fn has(&self, uid: &str) -> bool {
         self.known.jobs.contains_key(uid)
     }
 
-    /// Where one is that has not ended.
+    /// Reference to an unfinished SyncJob.
     pub fn under_way(&self, uid: &str) -> Option<&ObjectRef<SyncJob>> {
         match &self.known.jobs.get(uid)?.state {
-            State::UnderWay { place, .. } => Some(place),
+            State::UnderWay { reference, .. } => Some(reference),
             State::Unreadable(_) | State::Ended(_) => None,
         }
     }
 
-    /// Those that an object controls.
+    /// SyncJobs that an object controls.
     pub fn jobs_of(&self, owner: &str, cache: &Store<SyncJob>) -> Vec<Arc<SyncJob>> {
         let uids = self.known.owners.get(owner).map(|owner| owner.jobs.as_slice()).unwrap_or_default();
         uids.iter()
             .filter_map(|uid| match &self.known.jobs.get(uid)?.state {
-                State::UnderWay { place, .. } => {
-                    cache.get(place).filter(|job| job.metadata.uid.as_deref() == Some(uid))
+                State::UnderWay { reference, .. } => {
+                    cache.get(reference).filter(|job| job.metadata.uid.as_deref() == Some(uid))
                 }
                 State::Unreadable(outline) => Some(Arc::clone(outline)),
                 State::Ended(ended) => Some(Arc::new(ended.to_job(uid))),
@@ -151,23 +151,23 @@ impl Index {
 }
 
 impl Known {
-    fn apply(&mut self, read: &Read<SyncJob>) -> bool {
+    fn apply(&mut self, read: &ReadResult<SyncJob>) -> bool {
         let (job, state) = match read {
-            Read::Object(job) => (job, State::of(job)),
-            Read::Unreadable(unreadable) => (&unreadable.outline, State::of_outline(&unreadable.outline)),
+            ReadResult::Object(job) => (job, State::from_job(job)),
+            ReadResult::Unreadable(unreadable) => (&unreadable.outline, State::from_outline(&unreadable.outline)),
         };
         let Some(uid) = job.metadata.uid.as_deref() else { return false };
         let owner = controller(job);
         if let Some(known) = self.jobs.get_mut(uid)
             && known.owner.as_deref() == owner.map(|owner| owner.uid.as_str())
         {
-            let is_news = match (&known.state, &state) {
+            let is_relevant = match (&known.state, &state) {
                 (State::UnderWay { is_held: before, .. }, State::UnderWay { is_held: now, .. }) => before != now,
                 (State::UnderWay { .. } | State::Unreadable(_), State::Ended(_)) => true,
                 (State::Ended(_) | State::Unreadable(_), _) | (_, State::Unreadable(_)) => false,
             };
             known.state = state;
-            return is_news;
+            return is_relevant;
         }
         self.remove(uid);
         let uid: Arc<str> = uid.into();
@@ -200,13 +200,13 @@ impl Owner {
 
 impl State {
     /// The state of one that cannot be read.
-    fn of_outline(job: &SyncJob) -> Self {
-        if is_finished(job) { Self::of(job) } else { Self::Unreadable(Arc::new(job.clone())) }
+    fn from_outline(job: &SyncJob) -> Self {
+        if is_finished(job) { Self::from_job(job) } else { Self::Unreadable(Arc::new(job.clone())) }
     }
 
-    fn of(job: &SyncJob) -> Self {
+    fn from_job(job: &SyncJob) -> Self {
         if !is_history(job) {
-            return Self::UnderWay { place: Box::new(ObjectRef::from_obj(job)), is_held: is_held(job) };
+            return Self::UnderWay { reference: Box::new(ObjectRef::from_obj(job)), is_held: is_held(job) };
         }
         let status = job.status.as_ref();
         let failed = status.and_then(|status| conditions::find(&status.conditions, FAILED));
@@ -226,7 +226,7 @@ impl State {
 }
 
 impl Ended {
-    /// The SyncJob, without what nobody asks.
+    /// SyncJob with only the kept fields.
     fn to_job(&self, uid: &str) -> SyncJob {
         let mut job = SyncJob::new(&self.name, SyncJobSpec::default());
         job.metadata.uid = Some(uid.to_owned());
@@ -269,8 +269,8 @@ mod tests {
         .unwrap()
     }
 
-    fn read(number: i64, owner: Option<&str>, status: &Value) -> Read<SyncJob> {
-        Read::Object(job(number, owner, status))
+    fn read(number: i64, owner: Option<&str>, status: &Value) -> ReadResult<SyncJob> {
+        ReadResult::Object(job(number, owner, status))
     }
 
     fn ended(type_: &str) -> Value {
@@ -280,16 +280,16 @@ mod tests {
         ]})
     }
 
-    fn names(index: &Index, owner: &str, cache: &Store<SyncJob>) -> Vec<String> {
+    fn names(index: &JobIndex, owner: &str, cache: &Store<SyncJob>) -> Vec<String> {
         index.jobs_of(owner, cache).iter().map(|job| job.name_any()).collect()
     }
 
     #[test]
     fn of_a_job_that_has_ended_what_its_schedule_asks_is_kept() {
         let (cache, _writer) = reflector::store();
-        let mut index = Index::default();
+        let mut index = JobIndex::default();
         assert!(index.apply(&read(1, Some("s"), &json!({}))));
-        assert!(!index.apply(&read(1, Some("s"), &json!({"progress": 10}))), "progress is no senders for a schedule");
+        assert!(!index.apply(&read(1, Some("s"), &json!({"progress": 10}))), "progress does not requeue the schedule");
         let held = json!({"conditions": [
             {"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "", "lastTransitionTime": "2026-11-24T10:00:00Z"},
         ]});
@@ -318,7 +318,7 @@ mod tests {
     fn a_job_that_is_held_or_approved_requeues_its_schedule() {
         let held = json!({"conditions": [{"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "",
             "lastTransitionTime": "2026-11-24T10:00:00Z"}]});
-        let mut index = Index::default();
+        let mut index = JobIndex::default();
         index.apply(&read(1, Some("s"), &json!({})));
         for (status, requeues) in [(&held, true), (&held, false), (&json!({}), true), (&json!({}), false)] {
             assert_eq!(index.apply(&read(1, Some("s"), status)), requeues);
@@ -328,13 +328,13 @@ mod tests {
     #[test]
     fn of_a_job_that_has_ended_its_slot_is_known() {
         let (cache, _writer) = reflector::store();
-        let mut index = Index::default();
+        let mut index = JobIndex::default();
         for (number, slot) in [(1, Some("2026-11-24T09:50:00Z")), (2, None)] {
             let mut job = job(number, Some("s"), &ended("Complete"));
             job.metadata.creation_timestamp = Some(Time("2026-11-24T09:55:00Z".parse().unwrap()));
             job.metadata.annotations =
                 slot.map(|slot| [(crate::api::SLOT_ANNOTATION.to_owned(), slot.to_owned())].into());
-            index.apply(&Read::Object(job.clone()));
+            index.apply(&ReadResult::Object(job.clone()));
             let known = index.jobs_of("s", &cache).pop().unwrap();
             assert_eq!(slot_of(&known), slot_of(&job));
         }
@@ -343,9 +343,9 @@ mod tests {
     #[test]
     fn those_under_way_are_in_the_cache_alone() {
         let (cache, mut writer) = reflector::store();
-        let mut index = Index::default();
+        let mut index = JobIndex::default();
         let first = job(1, Some("s"), &json!({}));
-        index.apply(&Read::Object(first.clone()));
+        index.apply(&ReadResult::Object(first.clone()));
         assert!(names(&index, "s", &cache).is_empty(), "the cache does not have it yet");
         writer.apply_watcher_event(&Event::Apply(first));
         assert_eq!(names(&index, "s", &cache), ["job-1"]);
@@ -357,10 +357,10 @@ mod tests {
     #[test]
     fn a_schedule_knows_its_jobs_that_cannot_be_read() {
         let (cache, _writer) = reflector::store();
-        let mut index = Index::default();
+        let mut index = JobIndex::default();
         let unreadable = |number, status: &Value| {
             let outline = job(number, Some("s"), status);
-            Read::Unreadable(Box::new(super::super::Unreadable { outline, reason: "why".to_owned() }))
+            ReadResult::Unreadable(Box::new(super::super::Unreadable { outline, reason: "why".to_owned() }))
         };
         index.list(&unreadable(1, &json!({})));
         index.listed();
@@ -374,34 +374,34 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_job_that_is_to_be_deleted_in_time_stays_in_the_cache() {
+    fn an_ended_job_with_a_ttl_stays_in_the_cache() {
         let mut own = job(1, None, &ended("Complete"));
         assert!(is_history(&own));
         own.spec.ttl_after_finished = Some(GoDuration::new("1h"));
         assert!(!is_history(&own));
-        let mut index = Index::default();
-        index.apply(&Read::Object(own));
+        let mut index = JobIndex::default();
+        index.apply(&ReadResult::Object(own));
         assert!(index.under_way("uid-1").is_some());
     }
 
     #[test]
     fn what_was_known_stays_until_the_list_is_whole() {
         let (cache, _writer) = reflector::store();
-        let mut index = Index::default();
+        let mut index = JobIndex::default();
         index.apply(&read(1, Some("old"), &ended("Complete")));
         index.begin();
         index.list(&read(2, Some("new"), &ended("Complete")));
         assert_eq!((names(&index, "old", &cache), names(&index, "new", &cache)), (vec!["job-1".to_owned()], vec![]));
-        let mut told: Vec<_> = index.listed().into_iter().map(|schedule| schedule.name).collect();
-        told.sort();
-        assert_eq!(told, ["new", "old"]);
+        let mut schedules: Vec<_> = index.listed().into_iter().map(|schedule| schedule.name).collect();
+        schedules.sort();
+        assert_eq!(schedules, ["new", "old"]);
         assert_eq!((names(&index, "old", &cache), names(&index, "new", &cache)), (vec![], vec!["job-2".to_owned()]));
     }
 
     #[test]
     fn a_job_that_changes_hands_is_its_new_owners() {
         let (cache, _writer) = reflector::store();
-        let mut index = Index::default();
+        let mut index = JobIndex::default();
         index.apply(&read(1, Some("a"), &ended("Complete")));
         assert!(index.apply(&read(1, Some("b"), &ended("Complete"))));
         assert_eq!((names(&index, "a", &cache), names(&index, "b", &cache)), (vec![], vec!["job-1".to_owned()]));

@@ -1,8 +1,8 @@
 //! Objects as the API server sends them. Each one is read for itself: one that this release cannot read keeps no other one
 //! from being read.
 //!
-//! kube's `DeserializeGuard` is not enough: it reads an object into a tree of values first, and the JSON reader gives up
-//! the whole list when one object is nested deeper than 128 levels.
+//! kube's `DeserializeGuard` is not enough: it reads an object into a tree of values first, and the JSON reader
+//! rejects the whole list when one object is nested deeper than 128 levels.
 
 use std::{borrow::Cow, fmt::Debug};
 
@@ -38,7 +38,7 @@ pub trait Kind:
 
 /// An object, or the outline of one that this release cannot read.
 #[derive(Clone, Debug)]
-pub enum Read<K> {
+pub enum ReadResult<K> {
     /// The whole object.
     Object(K),
     /// The outline.
@@ -49,17 +49,17 @@ pub enum Read<K> {
 /// known.
 #[derive(Clone, Debug)]
 pub struct Unreadable<K> {
-    /// Its metadata, and what can be read of its status. Its spec is empty.
+    /// Metadata and the readable part of the status. The spec is empty.
     pub outline: K,
     /// The reason, as a sentence without a full stop.
     pub reason: String,
 }
 
-impl<K> Read<K> {
+impl<K> ReadResult<K> {
     /// The object.
     ///
     /// # Errors
-    /// The reason why it cannot be read.
+    /// When the object cannot be read: the reason.
     pub fn into_object(self) -> kube::Result<K> {
         match self {
             Self::Object(object) => Ok(object),
@@ -90,7 +90,7 @@ impl<K> Read<K> {
     }
 }
 
-impl<K: Kind> Resource for Read<K> {
+impl<K: Kind> Resource for ReadResult<K> {
     type DynamicType = ();
     type Scope = NamespaceResourceScope;
 
@@ -119,7 +119,7 @@ impl<K: Kind> Resource for Read<K> {
     }
 }
 
-impl<'de, K: Kind> Deserialize<'de> for Read<K> {
+impl<'de, K: Kind> Deserialize<'de> for ReadResult<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // The text is found without recursion, however deep the object is. Reading it then has serde_json's limit of 128 levels.
         let text = Box::<RawValue>::deserialize(deserializer)?;
@@ -130,7 +130,7 @@ impl<'de, K: Kind> Deserialize<'de> for Read<K> {
     }
 }
 
-/// What is read of an object that cannot be read as a whole. The rest is skipped without recursion.
+/// Readable fields of an object that cannot be read as a whole. The rest is skipped without recursion.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Outline {
@@ -174,7 +174,7 @@ fn outline<K: Kind>(text: &str) -> K {
 
 fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    // Line and column are those of a text that nobody has.
+    // The line and the column refer to a text that no user sees.
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
     let text = match text {
         "recursion limit exceeded" => {
@@ -191,7 +191,7 @@ fn status<S: DeserializeOwned, P: DeserializeOwned>(text: Option<&str>, rest: im
     serde_json::from_str(text).ok().or_else(|| serde_json::from_str(text).ok().map(rest))
 }
 
-/// What is read of a status that cannot be read as a whole.
+/// Readable fields of a status that cannot be read as a whole.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct PartialStatus {
@@ -244,11 +244,11 @@ impl Kind for SyncAlert {
     }
 }
 
-/// Reads an object as it is now. `None`: it is not there.
+/// Reads the current object from the API server. `None`: the object does not exist.
 ///
 /// # Errors
 /// When the API server refuses, or cannot be reached.
-pub async fn read<K: Kind>(api: &Api<K>, name: &str) -> kube::Result<Option<Read<K>>> {
+pub async fn read_object<K: Kind>(api: &Api<K>, name: &str) -> kube::Result<Option<ReadResult<K>>> {
     let request = Request::new(api.resource_url()).get(name, &GetParams::default());
     let request = request.map_err(kube::Error::BuildRequest)?;
     match api.clone().into_client().request(request).await {
@@ -257,12 +257,12 @@ pub async fn read<K: Kind>(api: &Api<K>, name: &str) -> kube::Result<Option<Read
     }
 }
 
-/// Reads an object as it is now, whole. `None`: it is not there.
+/// Reads the current object from the API server, as a whole. `None`: the object does not exist.
 ///
 /// # Errors
-/// As [`read`], and when this release cannot read the object.
+/// As [`read_object`], and when this release cannot read the object.
 pub async fn get_opt<K: Kind>(api: &Api<K>, name: &str) -> kube::Result<Option<K>> {
-    read(api, name).await?.map(Read::into_object).transpose()
+    read_object(api, name).await?.map(ReadResult::into_object).transpose()
 }
 
 #[cfg(test)]
@@ -306,8 +306,9 @@ mod tests {
             items.join(","),
             plain("two")
         );
-        let list: ObjectList<Read<SyncJob>> = serde_json::from_str(&text).unwrap();
-        let read: Vec<_> = list.items.iter().map(|item| (item.name_any(), matches!(item, Read::Object(_)))).collect();
+        let list: ObjectList<ReadResult<SyncJob>> = serde_json::from_str(&text).unwrap();
+        let read: Vec<_> =
+            list.items.iter().map(|item| (item.name_any(), matches!(item, ReadResult::Object(_)))).collect();
         let expected = [("one", true), ("deep", false), ("new", false), ("two", true)];
         assert_eq!(read, expected.map(|(name, is_read)| (name.to_owned(), is_read)));
         let reasons: Vec<_> = list.items.into_iter().filter_map(|item| item.into_object().err()).collect();
@@ -319,18 +320,19 @@ mod tests {
     #[test]
     fn an_unreadable_object_of_a_watch_harms_only_itself() {
         let text = format!(r#"{{"type":"MODIFIED","object":{}}}"#, job("deep", &deep(10_000), "{}"));
-        let WatchEvent::Modified(object) = serde_json::from_str::<WatchEvent<Read<SyncJob>>>(&text).unwrap() else {
+        let WatchEvent::Modified(object) = serde_json::from_str::<WatchEvent<ReadResult<SyncJob>>>(&text).unwrap()
+        else {
             panic!("another event");
         };
         assert_eq!((object.resource_version().as_deref(), object.labels()["l"].as_str()), (Some("7"), "v"));
-        assert!(matches!(object, Read::Unreadable(_)));
+        assert!(matches!(object, ReadResult::Unreadable(_)));
     }
 
     #[test]
     fn fields_of_a_newer_release_are_no_reason_to_refuse_an_object() {
         let spec = json!({"syncType": "Full", "newer": {"a": [1]}, "target": {"newer": true}});
         let text = json!({"metadata": {"name": "a", "newer": 1}, "spec": spec, "newer": 1}).to_string();
-        let job = serde_json::from_str::<Read<SyncJob>>(&text).unwrap().into_object().unwrap();
+        let job = serde_json::from_str::<ReadResult<SyncJob>>(&text).unwrap().into_object().unwrap();
         assert_eq!(job.spec.target.key_field, "_id");
     }
 
@@ -340,7 +342,7 @@ mod tests {
             "lastTransitionTime": "2026-11-24T10:00:00Z"});
         let outline = |status: &Value| {
             let text = job("a", r#"{"syncType":"Newer"}"#, &status.to_string());
-            serde_json::from_str::<Read<SyncJob>>(&text).unwrap().into_outline()
+            serde_json::from_str::<ReadResult<SyncJob>>(&text).unwrap().into_outline()
         };
         let status = json!({"phase": "Newer", "conditions": [condition], "completionTime": "2026-11-24T10:00:00Z"});
         assert!(crate::domain::job::is_finished(&outline(&status)));
@@ -355,7 +357,7 @@ mod tests {
         fn check<K: Kind>() {
             let text = r#"{"metadata":{"name":"a"},"spec":1,"status":{"conditions":[{"type":"Ready","status":"True",
                 "reason":"R","message":"","lastTransitionTime":"2026-11-24T10:00:00Z"}],"newer":1}}"#;
-            let read: Read<K> = serde_json::from_str(text).unwrap();
+            let read: ReadResult<K> = serde_json::from_str(text).unwrap();
             assert_eq!((read.name_any().as_str(), read.outline().conditions().len()), ("a", 1));
             assert!(read.into_object().is_err());
         }

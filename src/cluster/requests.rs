@@ -14,9 +14,10 @@ use crate::domain::failure::Cause;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Requests at a time. More would not be answered any faster, and keep the renewal of the Lease waiting.
 const REQUESTS: usize = 32;
-/// How many of them may be reports. A run that is due must not wait behind reports of earlier ones.
+/// Largest number of concurrent requests that report a status. A run that is due must not wait behind reports of
+/// earlier runs.
 const REPORTS: usize = 8;
-/// A connection on which nothing comes for so long is dead, too, whatever is waited for.
+/// Longest silence of a connection: a connection without data for this time counts as broken.
 const SILENCE: Duration = Duration::from_secs(40);
 
 /// Codes of refusals that another try may not meet: a token that is renewed, a time-out, too many requests.
@@ -27,15 +28,15 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(10);
 /// A request the API server did not carry out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It refused.
+    /// The API server refused the request.
     #[error("could not {action}: {}", describe(source))]
     Refused {
-        /// What was asked, as a verb phrase.
+        /// The request, as a verb phrase.
         action: &'static str,
-        /// What it said.
+        /// Error of the API server.
         source: kube::Error,
     },
-    /// It did not answer in time. What was asked may have been done.
+    /// The API server did not answer in time. The request may have been executed.
     #[error("could not {0}: the Kubernetes API did not answer in time")]
     Timeout(&'static str),
 }
@@ -47,26 +48,26 @@ impl Error {
         self.status().is_some_and(kube::core::Status::is_conflict)
     }
 
-    /// The object is not there.
+    /// True when the object does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.status().is_some_and(kube::core::Status::is_not_found)
     }
 
-    /// An object of that name is there.
+    /// True when an object of that name exists.
     #[must_use]
     pub fn is_already_exists(&self) -> bool {
         self.status().is_some_and(kube::core::Status::is_already_exists)
     }
 
-    /// Its namespace is being deleted, and nothing is created there any more.
+    /// True when the namespace of the object is being deleted, so that no object can be created there.
     #[must_use]
     pub fn is_in_terminating_namespace(&self) -> bool {
         let details = self.status().and_then(|status| status.details.as_ref());
         details.is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
     }
 
-    /// What was asked, as a verb phrase.
+    /// The request, as a verb phrase.
     #[must_use]
     pub fn action(&self) -> &'static str {
         match self {
@@ -74,8 +75,8 @@ impl Error {
         }
     }
 
-    /// Why it failed, as far as it matters for the next try. `None`: the API server cannot be reached, which all objects have
-    /// in common.
+    /// Cause of the failure, as far as retries depend on it. `None`: the API server cannot be reached, which affects
+    /// all objects.
     #[must_use]
     pub fn cause(&self) -> Option<Cause> {
         let Self::Refused { source, .. } = self else { return Some(Cause::Busy) };
@@ -90,14 +91,14 @@ impl Error {
         }
     }
 
-    /// How long the API server wants to be left alone.
+    /// Delay that the API server asks for.
     #[must_use]
     pub fn retry_after(&self) -> Duration {
         let details = self.status().and_then(|status| status.details.as_ref());
         Duration::from_secs(details.map_or(0, |details| details.retry_after_seconds).into()).min(LONGEST_RETRY_AFTER)
     }
 
-    /// What the API server said when it refused.
+    /// Status with which the API server refused the request.
     #[must_use]
     pub fn status(&self) -> Option<&kube::core::Status> {
         match self {
@@ -120,7 +121,7 @@ fn describe(error: &kube::Error) -> String {
 /// Waits for an answer of the API server, at most for 10 s.
 ///
 /// # Errors
-/// When it refuses, cannot be reached, or does not answer in time.
+/// When the API server refuses, cannot be reached, or does not answer in time.
 pub async fn call<T>(action: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match timeout(LIMIT, request).await {
         Ok(Ok(answer)) => Ok(answer),
@@ -138,7 +139,7 @@ pub async fn connect() -> kube::Result<Client> {
     config.connect_timeout = Some(Duration::from_secs(5));
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
-    // Each caller knows for how long a retry makes sense; the client's own go on for minutes.
+    // Each caller decides how long a retry makes sense. The retries of the client would continue for minutes.
     config.default_retry = false;
     Client::try_from(config)
 }
@@ -165,7 +166,7 @@ impl RequestLimiter {
 
     /// Waits for a permit to send a request.
     pub async fn acquire(&self, class: RequestClass) -> RequestPermit<'_> {
-        // These fail only when the semaphore was closed, and nobody does that.
+        // These fail only when the semaphore is closed, which never happens.
         let report = match class {
             RequestClass::StartRun => None,
             RequestClass::ReportStatus => self.reports.acquire().await.ok(),

@@ -10,7 +10,7 @@ use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta:
 use kube::{Resource, runtime::watcher};
 use tokio::sync::watch;
 
-use super::{Kind, Read, Unreadable};
+use super::{Kind, ReadResult, Unreadable};
 
 /// An object that this release cannot read.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +25,7 @@ pub struct UnreadableObject {
     pub generation: Option<i64>,
     /// The conditions in its status.
     pub conditions: Vec<Condition>,
-    /// Why it cannot be read, as a sentence without a full stop.
+    /// Reason for which the object cannot be read, as a sentence without a full stop.
     pub reason: String,
 }
 
@@ -43,7 +43,7 @@ impl<K: Kind> From<&Unreadable<K>> for UnreadableObject {
     }
 }
 
-/// All unreadable objects. Cheap to clone.
+/// Unreadable objects of all kinds. Cheap to clone.
 #[derive(Clone)]
 pub struct UnreadableObjects {
     kinds: Arc<Mutex<HashMap<String, Objects>>>,
@@ -64,8 +64,8 @@ impl UnreadableObjects {
         Self { kinds: Arc::default(), changes: Arc::new(watch::Sender::new(())) }
     }
 
-    /// Takes note of a change.
-    pub(super) fn note<K: Kind>(&self, event: &watcher::Event<Read<K>>) {
+    /// Records a change.
+    pub(super) fn record<K: Kind>(&self, event: &watcher::Event<ReadResult<K>>) {
         let mut kinds = self.lock();
         let Objects { known, listing } = kinds.entry(K::kind(&()).into_owned()).or_default();
         let is_changed = match event {
@@ -96,13 +96,13 @@ impl UnreadableObjects {
         }
     }
 
-    /// All of them.
+    /// All unreadable objects.
     #[must_use]
     pub fn all(&self) -> Vec<UnreadableObject> {
         self.lock().values().flat_map(|objects| objects.known.values().cloned()).collect()
     }
 
-    /// Tells when one of them is new, is changed, or can be read again.
+    /// Receiver that is notified when an unreadable object is added or changed, or becomes readable.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
@@ -113,15 +113,15 @@ impl UnreadableObjects {
     }
 }
 
-fn key<K: Kind>(object: &Read<K>) -> Key {
+fn key<K: Kind>(object: &ReadResult<K>) -> Key {
     let meta = object.meta();
     (meta.namespace.clone(), meta.name.clone())
 }
 
-fn apply<K: Kind>(objects: &mut HashMap<Key, UnreadableObject>, object: &Read<K>) {
+fn apply<K: Kind>(objects: &mut HashMap<Key, UnreadableObject>, object: &ReadResult<K>) {
     match object {
-        Read::Object(_) => objects.remove(&key(object)),
-        Read::Unreadable(unreadable) => objects.insert(key(object), UnreadableObject::from(&**unreadable)),
+        ReadResult::Object(_) => objects.remove(&key(object)),
+        ReadResult::Unreadable(unreadable) => objects.insert(key(object), UnreadableObject::from(&**unreadable)),
     };
 }
 
@@ -140,7 +140,7 @@ mod tests {
     use crate::api::SyncJob;
     use watcher::Event;
 
-    fn job(name: &str, is_readable: bool) -> Read<SyncJob> {
+    fn job(name: &str, is_readable: bool) -> ReadResult<SyncJob> {
         let sync_type = if is_readable { "Full" } else { "Newer" };
         let text = format!(r#"{{"metadata":{{"name":"{name}","uid":"{name}"}},"spec":{{"syncType":"{sync_type}"}}}}"#);
         serde_json::from_str(&text).unwrap()
@@ -149,15 +149,15 @@ mod tests {
     #[test]
     fn an_object_stays_until_it_can_be_read_or_is_gone() {
         let objects = UnreadableObjects::new();
-        let after = |events: Vec<Event<Read<SyncJob>>>| {
+        let after = |events: Vec<Event<ReadResult<SyncJob>>>| {
             for event in &events {
-                objects.note(event);
+                objects.record(event);
             }
             let mut names: Vec<_> = objects.all().into_iter().filter_map(|object| object.reference.name).collect();
             names.sort();
             names.join(" ")
         };
-        let list = |jobs: Vec<Read<SyncJob>>| {
+        let list = |jobs: Vec<ReadResult<SyncJob>>| {
             let jobs = jobs.into_iter().map(Event::InitApply);
             std::iter::once(Event::Init).chain(jobs).chain([Event::InitDone]).collect::<Vec<_>>()
         };
@@ -170,18 +170,18 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_of_unreadable_objects_are_told() {
+    fn only_changes_of_unreadable_objects_notify() {
         let objects = UnreadableObjects::new();
         let mut changes = objects.changes();
-        for (event, tells) in [
+        for (event, expected) in [
             (Event::Apply(job("a", true)), false),
             (Event::Apply(job("b", false)), true),
             (Event::Apply(job("b", false)), false),
             (Event::Apply(job("b", true)), true),
             (Event::Delete(job("b", true)), false),
         ] {
-            objects.note(&event);
-            assert_eq!(changes.has_changed().unwrap(), tells, "{event}");
+            objects.record(&event);
+            assert_eq!(changes.has_changed().unwrap(), expected, "{event}");
             changes.mark_unchanged();
         }
     }

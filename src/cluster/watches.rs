@@ -10,16 +10,16 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use super::{Kind, Read};
+use super::{Kind, ReadResult};
 use crate::{
     api::SyncAlert,
     telemetry::{Availability, AvailabilityProbe},
 };
 
-/// What `kubectl apply` leaves on an object, which is the whole of it once more.
+/// Annotation with a copy of the whole object, which `kubectl apply` sets.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// How long a watch lasts until it is asked for anew from where it was. When nothing comes for 5 s longer, its
-/// connection is taken to be dead: nobody tells when a network forgets it. kube's own 290 s are long to be blind.
+/// Longest duration of a watch before it is resumed. Without data for 5 s longer, the connection counts as broken: no
+/// error is reported when a network loses a connection. The 290 s of kube would leave the caches stale for too long.
 const WATCH: u32 = 30;
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
@@ -29,8 +29,8 @@ const EXPIRED: u16 = 410;
 /// Code of an API server that answers, and asks for the same watch later: the storage of a kind still starts.
 const TOO_MANY_REQUESTS: u16 = 429;
 
-/// Codes of a kind that is not installed, or that the operator has no right to: nobody is told of anything then, and all
-/// else goes on.
+/// Status codes of a kind that is not installed, or that the operator has no right to. The operator works without
+/// that kind then.
 const ABSENT: [u16; 2] = [403, 404];
 
 static API_SERVER: Availability = Availability::new("the Kubernetes API");
@@ -39,9 +39,9 @@ static ALERTS: Availability = Availability::new("the kind SyncAlert, or the righ
 
 /// The changes of SyncAlerts. A cluster that has no such kind yet, as in the middle of an upgrade, is no outage.
 pub(super) fn changes_of_alerts(
-    api: Api<Read<SyncAlert>>,
-) -> impl Stream<Item = watcher::Result<watcher::Event<Read<SyncAlert>>>> + Send {
-    let is_absent = |event: &watcher::Result<watcher::Event<Read<SyncAlert>>>| match event {
+    api: Api<ReadResult<SyncAlert>>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<ReadResult<SyncAlert>>>> + Send {
+    let is_absent = |event: &watcher::Result<watcher::Event<ReadResult<SyncAlert>>>| match event {
         Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) => ABSENT.contains(&status.code),
         _ => false,
     };
@@ -49,48 +49,52 @@ pub(super) fn changes_of_alerts(
     bare(events(api).inspect(move |event| {
         let is_absent = is_absent(event);
         if is_absent || matches!(event, Ok(watcher::Event::InitDone)) {
-            ALERTS.note(event);
+            ALERTS.record(event);
         }
         if is_absent {
-            probe.note(&Ok::<_, watcher::Error>(()));
+            probe.record(&Ok::<_, watcher::Error>(()));
         } else {
-            note_answer(&probe, event);
+            record_answer(&probe, event);
         }
     }))
 }
 
-/// The changes of a kind, without what nobody asks.
-pub fn changes<K: Kind>(api: Api<Read<K>>) -> impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>> + Send {
+/// Stream of the changes of a kind, without fields that are not needed.
+pub fn changes<K: Kind>(
+    api: Api<ReadResult<K>>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<ReadResult<K>>>> + Send {
     let probe = API_SERVER.probe();
-    bare(events(api).inspect(move |event| note_answer(&probe, event)))
+    bare(events(api).inspect(move |event| record_answer(&probe, event)))
 }
 
 /// The changes as caches take them: of an object that cannot be read any more, that it is gone.
-pub fn readable<K: Kind>(event: watcher::Event<Read<K>>) -> Option<watcher::Event<K>> {
+pub fn readable<K: Kind>(event: watcher::Event<ReadResult<K>>) -> Option<watcher::Event<K>> {
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
     match event {
         Init => Some(Init),
-        InitApply(Read::Object(object)) => Some(InitApply(object)),
-        InitApply(Read::Unreadable(_)) => None,
+        InitApply(ReadResult::Object(object)) => Some(InitApply(object)),
+        InitApply(ReadResult::Unreadable(_)) => None,
         InitDone => Some(InitDone),
-        Apply(Read::Object(object)) => Some(Apply(object)),
-        Apply(Read::Unreadable(unreadable)) => Some(Delete(unreadable.outline)),
+        Apply(ReadResult::Object(object)) => Some(Apply(object)),
+        Apply(ReadResult::Unreadable(unreadable)) => Some(Delete(unreadable.outline)),
         Delete(object) => Some(Delete(object.into_outline())),
     }
 }
 
-fn events<K: Kind>(api: Api<Read<K>>) -> impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>> + Send {
+fn events<K: Kind>(
+    api: Api<ReadResult<K>>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<ReadResult<K>>>> + Send {
     watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0))
 }
 
-fn note_answer<K>(probe: &AvailabilityProbe, event: &watcher::Result<watcher::Event<K>>) {
+fn record_answer<K>(probe: &AvailabilityProbe, event: &watcher::Result<watcher::Event<K>>) {
     match event {
-        // They say that a list is about to be asked for: the API server answered, and that is all.
+        // The event says only that a list is about to be requested: the API server has answered.
         Ok(watcher::Event::Init) => {}
         Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
         // No outage: the watch is started again within seconds, and of a kind in which nothing changes no event would end it.
         Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == TOO_MANY_REQUESTS => {}
-        _ => probe.note(event),
+        _ => probe.record(event),
     }
 }
 
@@ -109,30 +113,31 @@ where
     })
 }
 
-/// Since when the API server has not answered a watch. `None` while it answers all: the caches are up to date.
+/// Time since which the API server has not answered a watch. `None`: the API server answers all watches, and the
+/// caches are up to date.
 #[must_use]
 pub fn stale_since() -> Option<Timestamp> {
     API_SERVER.since()
 }
 
-/// Takes note of each event of a watch that has shown in its cache, and counts the watch once it has listed.
+/// Handles each event of a watch after its cache was updated, and counts the watch once it has listed its objects.
 pub async fn drain<K: Resource>(
     watch: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
     listing: &watch::Sender<usize>,
-    note: impl Fn(&watcher::Event<K>),
+    handle_event: impl Fn(&watcher::Event<K>),
 ) {
     let mut watch = std::pin::pin!(watch);
     let mut listed = false;
     while let Some(event) = watch.next().await {
         let Ok(event) = event else { continue };
-        note(&event);
+        handle_event(&event);
         if matches!(event, watcher::Event::InitDone) && !std::mem::replace(&mut listed, true) {
             listing.send_modify(|kinds| *kinds += 1);
         }
     }
 }
 
-/// Doubling waits. The watcher's own go up to 30 s, which a short outage would be made longer by.
+/// Backoff that doubles. The backoff of the watcher goes up to 30 s, which would prolong a short outage.
 struct Retry(Duration);
 
 impl Iterator for Retry {

@@ -21,8 +21,9 @@ use crate::api::{SyncAlert, SyncJob, SyncSchedule};
 /// Permits of one queue. Each holder keeps a reconciliation open, so both queues together must leave some reconciliations for objects that
 /// write nothing. kube starts reconciliations beyond its limit in no order.
 const PERMITS: usize = 64;
-/// How long a dispatched permit is reserved. An object that was deleted in the meantime never takes it.
-const KEEP: Duration = Duration::from_secs(5);
+/// Longest time for which a dispatched permit is reserved. An object that was deleted in the meantime never takes the
+/// permit.
+const RESERVATION: Duration = Duration::from_secs(5);
 
 /// Object whose reconciliation has something to write.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -153,7 +154,7 @@ impl AdmissionQueue {
 
     fn reclaim_unused(&self, now: Instant) {
         self.lock().retain(
-            |_, known| !matches!(known, Known::Reserved(_, since) if now.saturating_duration_since(*since) >= KEEP),
+            |_, known| !matches!(known, Known::Reserved(_, since) if now.saturating_duration_since(*since) >= RESERVATION),
         );
     }
 
@@ -175,7 +176,7 @@ fn take_reserved(known: &mut HashMap<ObjectKey, Known>, who: &ObjectKey) -> Opti
 impl Dispatcher {
     /// Dispatches permits. Never ends.
     pub async fn dispatch(mut self) {
-        let mut ticks = interval(KEEP / 5);
+        let mut ticks = interval(RESERVATION / 5);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut next = None;
         loop {
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_that_find_no_place_are_admitted_in_the_order_they_came() {
+    async fn queued_objects_are_admitted_in_order() {
         let (queue, mut permits, mut from) = full();
         for number in [100, 101, 100, 102] {
             assert!(queue.enqueue(job(number)).is_none());
@@ -241,7 +242,7 @@ mod tests {
             permits.push(queue.take_permit(&who).unwrap());
             assert!(queue.take_permit(&who).is_none() && queue.take_permit(&job(102)).is_none());
         }
-        // Each is there once.
+        // Each object is in the queue once.
         permits.drain(..3);
         let rest = [next_admitted(&mut from).await, next_admitted(&mut from).await];
         assert_eq!(rest, [job(102), job(7)]);
@@ -250,14 +251,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_place_of_one_that_does_not_come_is_free_again() {
+    async fn an_unused_permit_is_reclaimed() {
         let (queue, mut permits, mut from) = full();
         assert!(queue.enqueue(job(100)).is_none() && queue.enqueue(job(101)).is_none());
         permits.pop();
         assert_eq!(next_admitted(&mut from).await, job(100));
         queue.reclaim_unused(Instant::now());
         assert!(queue.lock().contains_key(&job(100)));
-        queue.reclaim_unused(Instant::now() + KEEP);
+        queue.reclaim_unused(Instant::now() + RESERVATION);
         assert_eq!(next_admitted(&mut from).await, job(101));
         assert!(queue.take_permit(&job(100)).is_none());
         assert!(queue.enqueue(job(100)).is_none(), "it waits anew");

@@ -1,5 +1,5 @@
-//! Asserts in Redis what the SyncJobs say of their runs: Redis is a cache, and may lose any of it, or go back to an earlier time.
-//! `docs/design/redis-as-cache.md` has the reasons.
+//! Assertion of the runs in Redis from the SyncJobs: Redis is a cache, and may lose any of its data or go back to an
+//! earlier time. `docs/design/redis-as-cache.md` has the reasons.
 
 use std::{
     collections::HashMap,
@@ -32,19 +32,19 @@ use crate::{
 
 /// SyncJobs in one page of a list.
 const PAGE: u32 = 500;
-/// SyncJobs that are read from the cache at once: what is asserted of them is from a moment ago.
+/// Number of SyncJobs that are read from the cache at once, so that the asserted values are recent.
 const CHUNK: usize = 100;
-/// How long after a restore of Redis the end of a run is asserted as soon as its SyncJob tells it: it may have been on its way when the
-/// SyncJobs were listed.
-const LATE_ENDS: Duration = Duration::from_mins(1);
+/// Time after a restore of Redis during which an end of a run is asserted as soon as its SyncJob has it: the end may
+/// not have been in the list of SyncJobs yet.
+const LATE_END_PERIOD: Duration = Duration::from_mins(1);
 
-/// What is known of the Redis server.
+/// Last known state of the Redis server.
 #[derive(Debug)]
 pub(super) struct RedisView {
     /// Called when runs have to be asserted at once.
     pub is_restored: Notify,
     confirmed: Mutex<Option<Instant>>,
-    /// When a worker was last known to live.
+    /// Time at which a worker was last known to be connected.
     workers_seen: Mutex<Instant>,
     lease: Duration,
 }
@@ -59,8 +59,8 @@ impl RedisView {
         }
     }
 
-    /// Notes what the server said of itself.
-    pub fn note(&self, server: &Server) {
+    /// Records an answer of the server.
+    pub fn record(&self, server: &Server) {
         if server.workers > 0 {
             *self.workers_seen.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
@@ -76,11 +76,11 @@ impl RedisView {
 
     /// True shortly after a restore of Redis.
     pub fn was_restored(&self) -> bool {
-        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < LATE_ENDS)
+        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < LATE_END_PERIOD)
     }
 }
 
-/// What the API server says of a SyncJob.
+/// State of a SyncJob in the API server or a cache of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
     Absent,
@@ -88,7 +88,7 @@ enum Presence {
     Ended,
 }
 
-/// What is to be done about a run that Redis takes for unfinished.
+/// Action for a run that is unfinished in Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Keep,
@@ -98,19 +98,19 @@ enum Verdict {
 }
 
 /// Judges a run by what the cache of SyncJobs has, and by a list that was just read, if it was.
-fn judge(cached: Presence, listed: Option<Presence>) -> Verdict {
+fn decide_removal(cached: Presence, listed: Option<Presence>) -> Verdict {
     match (cached, listed) {
         // An end is final, and nothing is put into the queue that is not in the cache.
         (Presence::Ended, _) | (_, Some(Presence::Ended)) | (Presence::Absent, Some(Presence::Absent)) => {
             Verdict::Remove
         }
         (Presence::Unfinished, None) | (_, Some(Presence::Unfinished)) => Verdict::Keep,
-        // One that is not in the list was made, or deleted, since.
+        // A SyncJob that is not in the list was created or deleted since.
         (Presence::Absent, None) | (Presence::Unfinished, Some(Presence::Absent)) => Verdict::Ask,
     }
 }
 
-/// Makes the unfinished runs in Redis what the SyncJobs say. After a restore of Redis, workers may claim runs again after that.
+/// Asserts the unfinished runs in Redis. After a restore of Redis, workers may claim runs again after that.
 pub(super) async fn assert_runs(context: &Context) -> Result<(), Error> {
     let Context { cluster, queue, redis, .. } = context;
     let (began, server) = (Instant::now(), queue.server().await?);
@@ -149,7 +149,7 @@ async fn remove_ended(
     let mut ended = Vec::new();
     for uid in found {
         let listed = listed.map(|listed| listed.get(&uid).copied().unwrap_or(Presence::Absent));
-        let is_over = match judge(presence(cluster, &uid), listed) {
+        let is_over = match decide_removal(presence(cluster, &uid), listed) {
             Verdict::Keep => false,
             Verdict::Remove => true,
             Verdict::Ask => is_gone(context, &uid).await?,
@@ -165,13 +165,16 @@ async fn remove_ended(
 }
 
 async fn assert_unfinished(context: &Context, is_restored: bool) -> Result<usize, Error> {
-    let places: Vec<_> =
+    let references: Vec<_> =
         context.cluster.jobs.state().iter().map(|job| kube::runtime::reflector::ObjectRef::from_obj(&**job)).collect();
     let mut asserted = 0;
-    for some in places.chunks(CHUNK) {
-        let jobs = some.iter().filter_map(|place| context.cluster.jobs.get(place)).filter(|job| !job::is_finished(job));
-        let known: Vec<_> = jobs.map(|job| Known::of(&job, context.clock.now())).collect();
-        let known: Vec<_> = known.iter().map(Known::as_run).collect();
+    for some in references.chunks(CHUNK) {
+        let jobs = some
+            .iter()
+            .filter_map(|reference| context.cluster.jobs.get(reference))
+            .filter(|job| !job::is_finished(job));
+        let known: Vec<_> = jobs.map(|job| AssertedRun::from_job(&job, context.clock.now())).collect();
+        let known: Vec<_> = known.iter().map(AssertedRun::as_run).collect();
         if !context.leadership.is_held() {
             return Err(Error::NotLeading);
         }
@@ -180,8 +183,8 @@ async fn assert_unfinished(context: &Context, is_restored: bool) -> Result<usize
     Ok(asserted)
 }
 
-/// What a SyncJob says of its run, as the queue takes it.
-struct Known {
+/// State of a run that is asserted from its SyncJob.
+struct AssertedRun {
     uid: String,
     desired: DesiredState,
     cancelled: Option<String>,
@@ -189,8 +192,8 @@ struct Known {
     history: String,
 }
 
-impl Known {
-    fn of(job: &SyncJob, now: Timestamp) -> Self {
+impl AssertedRun {
+    fn from_job(job: &SyncJob, now: Timestamp) -> Self {
         let (desired, recorded) = (DesiredState::from(job), job::recorded(job, now));
         Self {
             uid: job.uid().unwrap_or_default(),
@@ -242,7 +245,7 @@ pub(super) async fn is_gone(context: &Context, uid: &str) -> Result<bool, Error>
     Ok(live.is_none_or(|job| job.uid().as_deref() != Some(uid)))
 }
 
-/// What a list of SyncJobs is read for. Nothing else in them can make the list unreadable.
+/// SyncJob in a list that needs only the uid and the conditions. No other field can make the list unreadable.
 type Listed = Object<IgnoredAny, ListedStatus>;
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -270,7 +273,7 @@ async fn list(cluster: &Cluster) -> Result<HashMap<String, Presence>, Error> {
     let mut params = ListParams::default().limit(PAGE);
     loop {
         let page = cluster::call("list SyncJobs", jobs.list(&params)).await?;
-        found.extend(page.items.iter().filter_map(|job| Some((job.metadata.uid.clone()?, listed_as(job)))));
+        found.extend(page.items.iter().filter_map(|job| Some((job.metadata.uid.clone()?, presence_in_list(job)))));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),
             None => return Ok(found),
@@ -278,7 +281,7 @@ async fn list(cluster: &Cluster) -> Result<HashMap<String, Presence>, Error> {
     }
 }
 
-fn listed_as(job: &Listed) -> Presence {
+fn presence_in_list(job: &Listed) -> Presence {
     let conditions = job.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let is_end = |found: &ListedCondition| [COMPLETE, FAILED].contains(&found.type_.as_str()) && found.status == "True";
     if conditions.iter().any(is_end) { Presence::Ended } else { Presence::Unfinished }
@@ -304,7 +307,7 @@ mod tests {
             (Absent, Some(Ended), Verdict::Remove),
             (Absent, Some(Absent), Verdict::Remove),
         ] {
-            assert_eq!(judge(cached, listed), verdict, "{cached:?} {listed:?}");
+            assert_eq!(decide_removal(cached, listed), verdict, "{cached:?} {listed:?}");
         }
     }
 
@@ -317,7 +320,7 @@ mod tests {
             (r#"{"conditions": [{"type": "Failed", "status": "False"}]}"#.to_owned(), Presence::Unfinished),
         ] {
             let text = format!(r#"{{"metadata": {{"uid": "u"}}, "spec": {deep}, "status": {status}}}"#);
-            assert_eq!(listed_as(&serde_json::from_str(&text).unwrap()), presence, "{status}");
+            assert_eq!(presence_in_list(&serde_json::from_str(&text).unwrap()), presence, "{status}");
         }
     }
 }

@@ -22,23 +22,23 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How often the local clock is compared with the monotonic one.
-const LOOK: Duration = Duration::from_secs(1);
-/// Looks after which all clocks are compared, whatever the local one did.
-const LOOKS: u32 = 30;
+/// Interval between comparisons of the local clock with the monotonic one.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
+/// Number of these comparisons after which all clocks are compared, whatever the local clock did.
+const COMPARISONS_PER_SYNC: u32 = 30;
 /// Seconds in one look by which the local clock is off when it was set, or the machine was asleep, as opposed to led slowly to the
 /// right time.
 const STEP: f64 = 0.5;
 /// Longest wait for one answer.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// A clock that goes on from its last comparison with other clocks. Cheap to clone.
+/// Clock that continues from its last comparison with other clocks. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Clock(Arc<Inner>);
 
 struct Inner {
     base: Mutex<(Timestamp, Instant)>,
-    /// A difference that cannot be made up for.
+    /// Difference between clocks that cannot be corrected.
     skew: watch::Sender<Option<String>>,
     /// Counts jumps of this clock.
     jumps: watch::Sender<u64>,
@@ -65,13 +65,13 @@ impl Clock {
         time.checked_add(since.elapsed()).unwrap_or(time)
     }
 
-    /// A difference between clocks that cannot be made up for, as a sentence.
+    /// Difference between clocks that cannot be corrected, as a sentence.
     pub fn skew(&self) -> Option<String> {
         self.0.skew.borrow().clone()
     }
 
-    /// Tells when the clock has jumped, or a difference that cannot be made up for begins or ends: everything that is done at a time has
-    /// to be looked at again.
+    /// Stream of events: the clock has jumped, or a difference that cannot be corrected begins or ends. All objects
+    /// with due times have to be reconciled then.
     pub fn changes(&self) -> impl Stream<Item = ()> + Send + use<> {
         let jumps = WatchStream::from_changes(self.0.jumps.subscribe()).map(drop);
         jumps.merge(WatchStream::from_changes(self.0.skew.subscribe()).map(drop))
@@ -79,10 +79,10 @@ impl Clock {
 
     /// Compares the clocks each 30 s, and when the local one was set. Never ends.
     pub async fn compare_regularly(&self, client: &Client, queue: &Queue) {
-        let mut ticks = interval(LOOK);
+        let mut ticks = interval(COMPARE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut time, mut since, mut is_pending) = (Timestamp::now(), Instant::now(), false);
-        for look in (0..LOOKS).cycle() {
+        for tick in (0..COMPARISONS_PER_SYNC).cycle() {
             ticks.tick().await;
             let (before, began) = (std::mem::replace(&mut time, Timestamp::now()), since);
             since = Instant::now();
@@ -90,13 +90,13 @@ impl Clock {
             if off.abs() > STEP {
                 tracing::warn!(seconds = off, "the clock was set");
             }
-            if off.abs() > STEP || look == 0 || is_pending {
+            if off.abs() > STEP || tick == 0 || is_pending {
                 is_pending = !self.compare(client, queue).await;
             }
         }
     }
 
-    /// Returns false when the API server has not answered: the clock goes on as it was.
+    /// Compares the clocks. False when the API server has not answered: the clock continues unchanged.
     async fn compare(&self, client: &Client, queue: &Queue) -> bool {
         let (api_server, redis) = tokio::join!(timeout(LIMIT, date(client)), timeout(LIMIT, queue.time()));
         let (api_server, redis) = (api_server.ok().flatten(), redis.ok().and_then(Result::ok));
@@ -104,10 +104,10 @@ impl Clock {
         let clocks =
             Clocks { local: if api_server.is_some() { Timestamp::now() } else { expected }, api_server, redis };
         metrics::clock_skew(&clocks);
-        let Reading { now, skew } = clock::read(&clocks);
+        let Reading { now, skew } = clock::compare(&clocks);
         *self.0.base.lock().unwrap_or_else(PoisonError::into_inner) = (now, Instant::now());
         if now.duration_since(expected).as_secs_f64().abs() > STEP {
-            tracing::warn!(%expected, %now, "the clock of the controllers has jumped; every schedule is looked at again");
+            tracing::warn!(%expected, %now, "the clock of the controllers has jumped; all schedules are reconciled again");
             self.0.jumps.send_modify(|jumps| *jumps += 1);
         }
         self.0.skew.send_if_modified(|known| {

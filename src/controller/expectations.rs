@@ -27,7 +27,7 @@ struct CreatedJob {
     name: String,
     uid: Option<String>,
     at: Instant,
-    /// Its run was not enqueued yet.
+    /// True while the run was not enqueued yet.
     is_new: bool,
 }
 
@@ -49,7 +49,7 @@ impl Expectations {
         waits.filter(|wait| !wait.is_zero()).min()
     }
 
-    /// True once for a SyncJob that was created a moment ago: no worker can have its run.
+    /// True once for a SyncJob that was created a moment ago, whose run no worker can have.
     pub fn is_new(&self, job: &SyncJob, now: Instant) -> bool {
         let mut created = self.lock();
         let mut created = cluster::controller_of(job).and_then(|uid| created.get_mut(uid)).into_iter().flatten();

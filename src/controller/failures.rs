@@ -1,4 +1,4 @@
-//! What failed of late on which object. Each action on an object has a backoff of its own.
+//! Recent failures by object. Each action on an object has a backoff of its own.
 
 use std::{
     collections::HashMap,
@@ -15,68 +15,68 @@ use crate::domain::{
     failure::{CREATE, Cause, Failure},
 };
 
-/// Objects of which failures are kept before those are looked for that are over.
-const MANY: usize = 1000;
-/// How long a failure is kept that is not tried again: the object is gone, or another process leads.
-const KEEP: Duration = Duration::from_secs(24 * 3600);
+/// Number of objects above which old failures are removed.
+const CLEANUP_THRESHOLD: usize = 1000;
+/// Longest time for which a failure is kept without a retry: the object is gone, or another process leads.
+const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// Failed actions by object.
 #[derive(Default)]
-pub(super) struct Failures(Mutex<HashMap<ObjectKey, Object>>);
+pub(super) struct Failures(Mutex<HashMap<ObjectKey, FailedObject>>);
 
 #[derive(Default)]
-struct Object {
-    /// Its uid, and the generation of its spec.
+struct FailedObject {
+    /// Uid of the object, and generation of its spec.
     spec: Option<(Option<String>, Option<i64>)>,
-    actions: HashMap<&'static str, Entry>,
+    actions: HashMap<&'static str, FailedAction>,
 }
 
-struct Entry {
+struct FailedAction {
     cause: Cause,
     count: u32,
     until: Instant,
     shown: Option<Failure>,
 }
 
-/// What is to be made of a failure.
-pub(super) struct Noted {
-    /// It is the first one of the action.
+/// Result of a recorded failure.
+pub(super) struct RecordedFailure {
+    /// True for the first failure of the action in a row.
     pub is_first: bool,
-    /// The event that tells of it, once for each message.
-    pub note: Option<ObjectEvent>,
+    /// Event about the failure, once for each message.
+    pub event: Option<ObjectEvent>,
 }
 
 impl Failures {
-    /// Notes that an action failed. `asked`: how long the server wants to be left alone.
-    pub fn note(
+    /// Notes that an action failed. `retry_after`: how long the server wants to be left alone.
+    pub fn record(
         &self,
         who: &ObjectKey,
         action: &'static str,
         (cause, error): (Cause, &str),
-        asked: Duration,
+        retry_after: Duration,
         now: Instant,
-    ) -> Noted {
+    ) -> RecordedFailure {
         let mut objects = self.lock();
-        if objects.len() > MANY {
-            let is_recent = |entry: &Entry| now.saturating_duration_since(entry.until) < KEEP;
+        if objects.len() > CLEANUP_THRESHOLD {
+            let is_recent = |entry: &FailedAction| now.saturating_duration_since(entry.until) < RETENTION;
             objects.retain(|_, object| object.actions.values().any(is_recent));
         }
         let object = objects.entry(who.clone()).or_default();
-        let entry = object.actions.entry(action).or_insert(Entry { cause, count: 0, until: now, shown: None });
+        let entry = object.actions.entry(action).or_insert(FailedAction { cause, count: 0, until: now, shown: None });
         entry.count = if entry.cause == cause { entry.count.saturating_add(1) } else { 1 };
         entry.cause = cause;
-        entry.until = now + cause.delay(entry.count, asked, rand::random());
+        entry.until = now + cause.delay(entry.count, retry_after, rand::random());
         let failure = Some(Failure::new(action, error)).filter(|_| cause.is_shown(entry.count));
-        let note = failure.clone().filter(|failure| entry.shown.as_ref() != Some(failure));
+        let event = failure.clone().filter(|failure| entry.shown.as_ref() != Some(failure));
         entry.shown = failure.or_else(|| entry.shown.take());
-        Noted {
+        RecordedFailure {
             is_first: entry.count == 1,
-            note: note.map(|failure| ObjectEvent::warning(failure.reason, failure.message)),
+            event: event.map(|failure| ObjectEvent::warning(failure.reason, failure.message)),
         }
     }
 
     /// Notes that an action succeeded, or had nothing to do.
-    pub fn passed(&self, who: &ObjectKey, action: &'static str) {
+    pub fn record_success(&self, who: &ObjectKey, action: &'static str) {
         let mut objects = self.lock();
         if let Some(object) = objects.get_mut(who) {
             object.actions.remove(action);
@@ -86,15 +86,15 @@ impl Failures {
         }
     }
 
-    /// How long an action must not be tried. `None`: it may be.
-    pub fn held_back(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
+    /// Time until an action may be tried again. `None`: the action may be tried now.
+    pub fn remaining_backoff(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
         let objects = self.lock();
         let entry = objects.get(who)?.actions.get(action).filter(|entry| entry.cause.holds_back())?;
         entry.until.checked_duration_since(now).filter(|wait| !wait.is_zero())
     }
 
-    /// How long until an action that failed is due again.
-    pub fn wait(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
+    /// Time until a failed action is due again.
+    pub fn retry_delay(&self, who: &ObjectKey, action: &'static str, now: Instant) -> Option<Duration> {
         let objects = self.lock();
         Some(objects.get(who)?.actions.get(action)?.until.saturating_duration_since(now))
     }
@@ -108,7 +108,7 @@ impl Failures {
         first.map(|(_, failure)| failure.clone())
     }
 
-    /// Forgets what failed on an object before its spec was changed, or on another one of the same name.
+    /// Removes failures from before a change of the spec, and failures of another object of the same name.
     pub fn begin(&self, who: &ObjectKey, meta: &ObjectMeta) {
         let mut objects = self.lock();
         if let Some(object) = objects.get_mut(who) {
@@ -120,7 +120,7 @@ impl Failures {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectKey, Object>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectKey, FailedObject>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -137,27 +137,27 @@ mod tests {
     #[test]
     fn each_action_on_an_object_has_a_backoff_of_its_own() {
         let (failures, now) = (Failures::default(), Instant::now());
-        let refused = || failures.note(&who("a"), CREATE, (Cause::Refused, "no"), Duration::ZERO, now);
+        let refused = || failures.record(&who("a"), CREATE, (Cause::Refused, "no"), Duration::ZERO, now);
         refused();
-        let first = failures.held_back(&who("a"), CREATE, now).unwrap();
+        let first = failures.remaining_backoff(&who("a"), CREATE, now).unwrap();
         refused();
-        let second = failures.held_back(&who("a"), CREATE, now).unwrap();
+        let second = failures.remaining_backoff(&who("a"), CREATE, now).unwrap();
         assert!(first <= Duration::from_millis(1250) && second >= Duration::from_millis(1500));
-        assert!(failures.held_back(&who("a"), "delete a SyncJob", now).is_none());
-        assert!(failures.held_back(&who("b"), CREATE, now).is_none());
-        assert!(failures.held_back(&who("a"), CREATE, now + second).is_none(), "it is over");
-        failures.passed(&who("a"), CREATE);
+        assert!(failures.remaining_backoff(&who("a"), "delete a SyncJob", now).is_none());
+        assert!(failures.remaining_backoff(&who("b"), CREATE, now).is_none());
+        assert!(failures.remaining_backoff(&who("a"), CREATE, now + second).is_none(), "it is over");
+        failures.record_success(&who("a"), CREATE);
         assert!(failures.lock().is_empty());
     }
 
     #[test]
-    fn an_event_tells_of_each_message_once() {
+    fn each_message_has_one_event() {
         let (failures, now) = (Failures::default(), Instant::now());
-        let note = |error: &str, cause| failures.note(&who("a"), CREATE, (cause, error), Duration::ZERO, now).note;
-        assert_eq!(note("no", Cause::Refused).unwrap().text, "No");
-        assert!(note("no", Cause::Refused).is_none());
-        assert_eq!(note("never", Cause::Refused).unwrap().text, "Never");
-        assert!(note("busy", Cause::Busy).is_none(), "the first time-out is not told");
+        let event_of = |error: &str, cause| failures.record(&who("a"), CREATE, (cause, error), Duration::ZERO, now).event;
+        assert_eq!(event_of("no", Cause::Refused).unwrap().text, "No");
+        assert!(event_of("no", Cause::Refused).is_none());
+        assert_eq!(event_of("never", Cause::Refused).unwrap().text, "Never");
+        assert!(event_of("busy", Cause::Busy).is_none(), "the first time-out has no event");
         assert_eq!(failures.shown(&who("a")).unwrap().message, "Never");
         let meta = |generation| ObjectMeta { generation: Some(generation), ..ObjectMeta::default() };
         for generation in [1, 1] {
@@ -165,15 +165,15 @@ mod tests {
             assert!(failures.shown(&who("a")).is_some());
         }
         failures.begin(&who("a"), &meta(2));
-        assert!(failures.shown(&who("a")).is_none(), "its user may have mended it");
+        assert!(failures.shown(&who("a")).is_none(), "a user may have corrected the spec");
     }
 
     #[test]
     fn a_conflict_holds_nothing_back() {
         let (failures, now) = (Failures::default(), Instant::now());
-        let noted = failures.note(&who("a"), "write", (Cause::Conflict, "c"), Duration::ZERO, now);
-        assert!(noted.is_first && noted.note.is_none());
-        assert!(failures.held_back(&who("a"), "write", now).is_none());
-        assert!(failures.wait(&who("a"), "write", now).unwrap() < Duration::from_millis(320));
+        let recorded = failures.record(&who("a"), "write", (Cause::Conflict, "c"), Duration::ZERO, now);
+        assert!(recorded.is_first && recorded.event.is_none());
+        assert!(failures.remaining_backoff(&who("a"), "write", now).is_none());
+        assert!(failures.retry_delay(&who("a"), "write", now).unwrap() < Duration::from_millis(320));
     }
 }

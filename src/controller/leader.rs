@@ -15,29 +15,29 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::ownership::Ownership;
-use crate::domain::lease::{self, Record};
+use crate::domain::lease::{self, LeaseRecord};
 
-/// Between two tries to give the Lease up.
-const AGAIN: Duration = Duration::from_millis(50);
+/// Interval between attempts to release the Lease.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Settings of the election.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ElectionSettings {
     /// Names this process in the Lease. Never used twice.
     pub identity: String,
     /// Namespace of the Lease. The client's own when `None`.
     pub namespace: Option<String>,
     /// Name of the Lease.
     pub name: String,
-    /// How long a standby waits for a leader that shows no sign of life, at least 1 s, in whole seconds. A leader
-    /// stops writing when it could not renew the Lease for seven tenths of that.
+    /// Length of the Lease, at least 1 s, in whole seconds. A standby takes over when the leader has not renewed the
+    /// Lease for this time. A leader stops writing after seven tenths of it without a renewal.
     pub duration: Duration,
 }
 
-/// Whether this process leads. Cheap to clone.
+/// Leadership of this process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Leadership {
-    /// End of the time in which nobody else can have taken the Lease, by this process's monotonic clock.
+    /// End of the time in which no other process can have acquired the Lease, by the monotonic clock of this process.
     until: watch::Receiver<Option<Instant>>,
     leader: watch::Receiver<Option<String>>,
     refused: watch::Receiver<bool>,
@@ -45,8 +45,8 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    /// True while nobody else can lead. Ask directly before each write: a process that was stopped for a while
-    /// learns it here first.
+    /// True while no other process can lead. Call it directly before each write: after a pause of the process, this
+    /// is the first sign that leadership is lost.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.until.borrow().is_some_and(|until| Instant::now() < until)
@@ -65,21 +65,21 @@ impl Leadership {
         }
     }
 
-    /// Who leads, as far as is known.
+    /// Identity of the leader, as far as is known.
     #[must_use]
     pub fn leader(&self) -> Option<String> {
         self.leader.borrow().clone()
     }
 
-    /// True while the API server refuses this process the Lease, so that it can never lead: rights are missing, most
-    /// likely. The log says which.
+    /// True while the API server refuses this process the Lease, so that the process can never lead. The log has the
+    /// reason, such as missing rights.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         *self.refused.borrow()
     }
 
-    /// Name of the other installation that owns the queue, as far as this process knows. Nothing is done with the queue while there
-    /// is one.
+    /// Name of the other installation that owns the queue, as far as this process knows. The process does not use the
+    /// queue then.
     #[must_use]
     pub fn queue_owner(&self) -> Option<String> {
         match &*self.ownership.borrow() {
@@ -94,7 +94,7 @@ impl Leadership {
     }
 
     /// Notes who owns the queue.
-    pub(super) fn note_ownership(&self, queue: &str, next: Ownership) {
+    pub(super) fn record_ownership(&self, queue: &str, next: Ownership) {
         let changed = self.ownership.send_if_modified(|ownership| {
             let before = std::mem::replace(ownership, next.clone());
             before != next && [&before, &next].iter().any(|of| matches!(of, Ownership::Other(_)))
@@ -110,12 +110,12 @@ impl Leadership {
         }
     }
 
-    /// Tells each time another installation begins or ceases to own the queue.
+    /// Receiver that is notified when another installation begins or ceases to own the queue.
     pub(super) fn ownership_changes(&self) -> watch::Receiver<Ownership> {
         self.ownership.subscribe()
     }
 
-    /// Tells each time someone else leads, or this process does.
+    /// Receiver that is notified when the leader changes.
     pub(super) fn changes(&self) -> watch::Receiver<Option<String>> {
         self.leader.clone()
     }
@@ -123,21 +123,21 @@ impl Leadership {
 
 /// Takes part in the election.
 pub(super) struct Elector {
-    settings: Settings,
+    settings: ElectionSettings,
     leases: Api<Lease>,
     until: watch::Sender<Option<Instant>>,
     leader: watch::Sender<Option<String>>,
     refused: watch::Sender<bool>,
     /// The record last seen, and since when it has been the same.
-    seen: Option<(Record, Instant)>,
+    seen: Option<(LeaseRecord, Instant)>,
     /// A record that names this process was sent, and no other was seen since.
     maybe_mine: bool,
     stop: CancellationToken,
 }
 
 impl Elector {
-    /// From `stop` on, it only keeps the Lease if it has it.
-    pub fn new(settings: Settings, client: Client, stop: CancellationToken) -> (Self, Leadership) {
+    /// Creates an elector. From `stop` on, the elector renews a Lease that it holds, and acquires none.
+    pub fn new(settings: ElectionSettings, client: Client, stop: CancellationToken) -> (Self, Leadership) {
         let leases = match &settings.namespace {
             Some(namespace) => Api::namespaced(client, namespace),
             None => Api::default_namespaced(client),
@@ -152,21 +152,22 @@ impl Elector {
     /// Renews the Lease, or waits for it, ten times in its length. Never ends.
     pub async fn run(&mut self) {
         let every = self.settings.duration / 10;
-        let mut failing = false;
+        let mut is_failing = false;
         loop {
             let sent = Instant::now();
-            // An answer that comes later is of no use; the Lease's resource version makes the write harmless.
+            // A later answer is not used. The resource version of the Lease makes the write harmless.
             match timeout_at(sent + self.settings.duration / 2, self.attempt()).await {
                 Ok(Ok(leads)) => {
-                    failing = false;
+                    is_failing = false;
                     self.refused.send_replace(false);
                     if leads {
-                        self.hold(sent + self.settings.duration.mul_f64(0.7));
+                        self.renew(sent + self.settings.duration.mul_f64(0.7));
                     }
                 }
                 Ok(Err(error)) => {
-                    // A conflict: someone was faster. Anything else: the Lease may still be ours, until its time ends.
-                    if !is_conflict(&error) && !std::mem::replace(&mut failing, true) {
+                    // A conflict means that another process was faster. After any other error, this process may still
+                    // hold the Lease until it expires.
+                    if !is_conflict(&error) && !std::mem::replace(&mut is_failing, true) {
                         tracing::warn!(lease = self.settings.name, %error, "the Lease cannot be read or written; trying again");
                     }
                     if let kube::Error::Api(status) = &error {
@@ -175,7 +176,7 @@ impl Elector {
                 }
                 Err(_) => {}
             }
-            self.let_go_when_over();
+            self.step_down_when_expired();
             sleep(every.mul_f64(0.8 + 0.4 * rand::random::<f64>())).await;
         }
     }
@@ -183,7 +184,7 @@ impl Elector {
     /// True when this process has the Lease.
     async fn attempt(&mut self) -> kube::Result<bool> {
         let found = self.leases.get_opt(&self.settings.name).await?;
-        let record = found.as_ref().map(read);
+        let record = found.as_ref().map(parse_lease);
         let unchanged = match (&record, &self.seen) {
             (Some(record), Some((seen, since))) if record == seen => since.elapsed(),
             (Some(record), _) => {
@@ -192,15 +193,15 @@ impl Elector {
             }
             (None, _) => Duration::ZERO,
         };
-        let Settings { identity, duration, .. } = &self.settings;
+        let ElectionSettings { identity, duration, .. } = &self.settings;
         let holder = record.as_ref().and_then(|record| record.holder.clone());
         let next = lease::claim(identity, *duration, record.as_ref(), unchanged, Timestamp::now());
-        // One that stops would only keep the others from leading.
+        // A process that stops would only keep other processes from leading.
         let next = next.filter(|_| !self.stop.is_cancelled() || holder.as_deref() == Some(identity));
         let Some(next) = next else {
             self.maybe_mine = false;
-            self.let_go();
-            self.tell(holder.as_deref());
+            self.step_down();
+            self.set_leader(holder.as_deref());
             return Ok(false);
         };
         self.maybe_mine = true;
@@ -208,72 +209,72 @@ impl Elector {
         Ok(true)
     }
 
-    async fn write(&self, found: Option<Lease>, next: &Record) -> kube::Result<()> {
+    async fn write(&self, found: Option<Lease>, next: &LeaseRecord) -> kube::Result<()> {
         let params = PostParams::default();
         if let Some(mut lease) = found {
             // Carries the resource version that was read.
-            lease.spec = Some(spec(next));
+            lease.spec = Some(build_spec(next));
             self.leases.replace(&self.settings.name, &params, &lease).await.map(drop)
         } else {
-            let mut lease = Lease { spec: Some(spec(next)), ..Lease::default() };
+            let mut lease = Lease { spec: Some(build_spec(next)), ..Lease::default() };
             lease.metadata.name = Some(self.settings.name.clone());
             self.leases.create(&params, &lease).await.map(drop)
         }
     }
 
-    fn hold(&self, until: Instant) {
-        // A renewal that came too late begins a new time: what was due in between was put aside.
-        self.let_go_when_over();
+    fn renew(&self, until: Instant) {
+        // A late renewal begins a new period of leadership: work that was due in between was cancelled.
+        self.step_down_when_expired();
         if self.until.send_replace(Some(until)).is_none() {
             tracing::info!(lease = self.settings.name, "acquired leadership");
         }
-        self.tell(Some(&self.settings.identity));
+        self.set_leader(Some(&self.settings.identity));
     }
 
-    fn let_go_when_over(&self) {
+    fn step_down_when_expired(&self) {
         let over = self.until.borrow().is_some_and(|until| until <= Instant::now());
         if over {
-            self.let_go();
+            self.step_down();
         }
     }
 
-    fn let_go(&self) {
+    fn step_down(&self) {
         if self.until.send_replace(None).is_some() {
             tracing::warn!(lease = self.settings.name, "lost leadership");
-            self.tell(None);
+            self.set_leader(None);
         }
     }
 
-    fn tell(&self, leader: Option<&str>) {
+    fn set_leader(&self, leader: Option<&str>) {
         self.leader.send_if_modified(|known| std::mem::replace(known, leader.map(str::to_owned)).as_deref() != leader);
     }
 
-    /// Gives the Lease up, so that another one leads at once. To be called when nothing is written any more.
-    pub async fn give_up(self) {
+    /// Releases the Lease, so that another process leads at once. Call it when all writes have ended.
+    pub async fn release(self) {
         self.until.send_replace(None);
         if !self.maybe_mine {
             return;
         }
         let given_up = async {
             loop {
-                match self.try_to_give_up().await {
+                match self.try_release().await {
                     // A renewal that was under way may have come in between, or the answer to this got lost.
-                    Err(error) => tracing::debug!(%error, "the Lease is not given up yet; trying again"),
+                    Err(error) => tracing::debug!(%error, "the Lease is not released yet; trying again"),
                     Ok(()) => return,
                 }
-                sleep(AGAIN).await;
+                sleep(RETRY_INTERVAL).await;
             }
         };
         if timeout_at(Instant::now() + self.settings.duration / 2, given_up).await.is_ok() {
-            tracing::info!(lease = self.settings.name, "the Lease is given up");
+            tracing::info!(lease = self.settings.name, "the Lease is released");
         } else {
-            tracing::warn!(lease = self.settings.name, "the Lease could not be given up in time; it ends by itself");
+            tracing::warn!(lease = self.settings.name, "the Lease could not be released in time and will expire");
         }
     }
 
-    async fn try_to_give_up(&self) -> kube::Result<()> {
+    async fn try_release(&self) -> kube::Result<()> {
         let Some(found) = self.leases.get_opt(&self.settings.name).await? else { return Ok(()) };
-        match lease::give_up(&self.settings.identity, &read(&found), Timestamp::now()) {
+        match lease::release(&self.settings.identity, &parse_lease(&found), Timestamp::now()) {
             Some(next) => self.write(Some(found), &next).await,
             None => Ok(()),
         }
@@ -284,9 +285,9 @@ fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_conflict() || status.is_already_exists())
 }
 
-pub(super) fn read(lease: &Lease) -> Record {
+pub(super) fn parse_lease(lease: &Lease) -> LeaseRecord {
     let spec = lease.spec.clone().unwrap_or_default();
-    Record {
+    LeaseRecord {
         holder: spec.holder_identity,
         duration: Duration::from_secs(spec.lease_duration_seconds.unwrap_or(0).max(0) as u64),
         acquired: spec.acquire_time.map(|time| time.0),
@@ -295,7 +296,7 @@ pub(super) fn read(lease: &Lease) -> Record {
     }
 }
 
-fn spec(record: &Record) -> LeaseSpec {
+fn build_spec(record: &LeaseRecord) -> LeaseSpec {
     LeaseSpec {
         holder_identity: Some(record.holder.clone().unwrap_or_default()),
         lease_duration_seconds: Some(record.duration.as_secs().max(1) as i32),
@@ -317,8 +318,8 @@ mod tests {
 
     use super::*;
 
-    fn settings() -> Settings {
-        Settings {
+    fn settings() -> ElectionSettings {
+        ElectionSettings {
             identity: "me".to_owned(),
             namespace: None,
             name: "sync-operator".to_owned(),
@@ -357,7 +358,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_time_is_over_by_the_clock_though_nobody_says_so() {
+    async fn leadership_ends_by_the_clock_alone() {
         let (elector, leadership) = Elector::new(settings(), server("me", &[]).0, CancellationToken::new());
         let state = || (leadership.is_held(), leadership.lost().now_or_never().is_some());
         assert_eq!(state(), (false, true), "before the first election");
@@ -369,17 +370,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_renewal_that_comes_too_late_is_told_as_a_change() {
+    async fn a_late_renewal_is_a_change_of_leadership() {
         let (elector, leadership) = Elector::new(settings(), server("me", &[]).0, CancellationToken::new());
         let mut changes = leadership.changes();
         let later = || Instant::now() + Duration::from_secs(7);
-        elector.hold(later());
+        elector.renew(later());
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
-        elector.hold(later());
+        elector.renew(later());
         assert!(!changes.has_changed().unwrap(), "a renewal in time is no news");
         elector.until.send_replace(Some(Instant::now()));
-        elector.hold(later());
+        elector.renew(later());
         assert!(changes.has_changed().unwrap());
     }
 
@@ -388,7 +389,7 @@ mod tests {
         let (client, written) = server("me", &[200, 409, 500]);
         let (mut elector, leadership) = Elector::new(settings(), client, CancellationToken::new());
         assert!(elector.attempt().await.unwrap());
-        elector.give_up().await;
+        elector.release().await;
         let written = written.lock().unwrap();
         let holders: Vec<_> = written.iter().map(|lease| lease["spec"]["holderIdentity"].as_str().unwrap()).collect();
         assert_eq!(holders, ["me", "", "", ""]);
@@ -403,7 +404,7 @@ mod tests {
             let (mut elector, _) = Elector::new(settings(), client, stop.clone());
             stop.cancel();
             assert_eq!(elector.attempt().await.unwrap(), takes, "{holder}");
-            elector.give_up().await;
+            elector.release().await;
             let written = written.lock().unwrap().len();
             assert_eq!(written, if takes { 2 } else { 0 }, "{holder}");
         }
@@ -414,7 +415,7 @@ mod tests {
         let (client, written) = server("me", &[504]);
         let (mut elector, _) = Elector::new(settings(), client, CancellationToken::new());
         elector.attempt().await.unwrap_err();
-        elector.give_up().await;
+        elector.release().await;
         assert_eq!(written.lock().unwrap().last().unwrap()["spec"]["holderIdentity"], "");
     }
 }

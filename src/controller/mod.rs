@@ -64,38 +64,38 @@ use ownership::Peers;
 use resync::{forget, sweep};
 use status_throttle::StatusThrottle;
 
-pub use leader::{Leadership, Settings as Election};
+pub use leader::{ElectionSettings, Leadership};
 
 /// Objects reconciled at a time, for each kind. More than there are permits in both queues ([`AdmissionQueue`]).
 const CONCURRENCY: u16 = 256;
-/// How often Redis is asked for a sign of life.
+/// Interval between pings of Redis.
 const PING: Duration = Duration::from_secs(2);
 /// Times in a row that Redis does not answer until it is taken to be away: a single slow answer is no outage.
 const MISSES: u32 = 3;
-/// How long events may take that wait when the process ends.
+/// Longest time for the delivery of pending events when the process ends.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// The wait after an error that has no backoff of its own: a server cannot be reached, which is noticed elsewhere.
 const AFTER_ERROR: Duration = Duration::from_secs(5);
-/// How long an object is left alone whose namespace is being deleted.
+/// Delay of the next reconciliation of an object whose namespace is being deleted.
 const TERMINATING: Duration = Duration::from_mins(1);
 /// The action that fails in a namespace that is being deleted.
 const ANYTHING: &str = "create anything";
 
 /// Settings of the controllers.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// Only this namespace; all when `None`.
+pub struct ControllerSettings {
+    /// Namespace to watch. `None`: all namespaces.
     pub namespace: Option<String>,
-    /// Every unfinished SyncJob is compared with the queue this often.
+    /// Interval between comparisons of every unfinished SyncJob with the queue.
     pub resync: Duration,
-    /// Least time between two status writes of one SyncJob that tell of progress only.
+    /// Least time between two status writes of one SyncJob that report progress only.
     pub status_interval: Duration,
-    /// Most status writes a second, of all objects together.
+    /// Largest number of status writes per second, of all objects together.
     pub status_writes_per_second: NonZeroU32,
     /// Names this process in events.
     pub instance: String,
-    /// How the one that reconciles is found among several controllers.
-    pub election: Election,
+    /// Settings of the leader election among several controllers.
+    pub election: ElectionSettings,
     /// Which addresses sinks of alerts may be at.
     pub egress: Egress,
 }
@@ -149,11 +149,11 @@ impl Context {
             return Err(Error::NotLeading);
         }
         let answer = cluster::call(action, request).await;
-        self.note(who, action, &answer);
+        self.record(who, action, &answer);
         Ok(answer?)
     }
 
-    /// Reads what the start of a run depends on.
+    /// Sends a read that the start of a run depends on.
     async fn read<T>(
         &self,
         who: &ObjectKey,
@@ -161,23 +161,23 @@ impl Context {
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Error> {
         let answer = self.cluster.call(action, request).await;
-        self.note(who, action, &answer);
+        self.record(who, action, &answer);
         Ok(answer?)
     }
 
     fn check(&self, who: &ObjectKey, action: &'static str) -> Result<(), Error> {
-        self.failures.held_back(who, action, Instant::now()).map_or(Ok(()), |wait| Err(Error::HeldBack(wait)))
+        self.failures.remaining_backoff(who, action, Instant::now()).map_or(Ok(()), |wait| Err(Error::HeldBack(wait)))
     }
 
     /// Records the answer to an action, or its absence.
-    fn note<T>(&self, who: &ObjectKey, action: &'static str, answer: &Result<T, cluster::Error>) {
+    fn record<T>(&self, who: &ObjectKey, action: &'static str, answer: &Result<T, cluster::Error>) {
         let error = match answer {
             Err(error) if !error.is_already_exists() && !error.is_not_found() => error,
-            _ => return self.failures.passed(who, action),
+            _ => return self.failures.record_success(who, action),
         };
         if error.is_in_terminating_namespace() {
             // Not reported: the object is about to be deleted.
-            self.failures.note(who, ANYTHING, (Cause::Refused, &error.to_string()), TERMINATING, Instant::now());
+            self.failures.record(who, ANYTHING, (Cause::Refused, &error.to_string()), TERMINATING, Instant::now());
             return;
         }
         // An outage is reported once, and not for each object.
@@ -189,15 +189,16 @@ impl Context {
 
     /// Records that an action on an object failed. Logs the first failure, and publishes an event when the object shows the
     /// failure in a condition.
-    fn fail(&self, who: &ObjectKey, action: &'static str, cause: Cause, error: &str, asked: Duration) {
-        let failures::Noted { is_first, note } = self.failures.note(who, action, (cause, error), asked, Instant::now());
+    fn fail(&self, who: &ObjectKey, action: &'static str, cause: Cause, error: &str, retry_after: Duration) {
+        let recorded = self.failures.record(who, action, (cause, error), retry_after, Instant::now());
+        let failures::RecordedFailure { is_first, event } = recorded;
         let object = who.reference();
         if is_first && cause.holds_back() {
             let (kind, namespace, name) = (&object.kind, &object.namespace, &object.name);
             tracing::warn!(kind, namespace, name, error, "a request for an object failed; trying again");
         }
-        if let Some(note) = note {
-            self.publisher.publish_about(object, note);
+        if let Some(event) = event {
+            self.publisher.publish_about(object, event);
         }
     }
 
@@ -220,8 +221,8 @@ impl Context {
     }
 }
 
-/// Merge patch of an object's status. It carries the resource version that the decision was made on, so that the API server refuses
-/// an outdated one, and has only the fields that this release knows.
+/// Merge patch of the status of an object. The patch carries the resource version that the decision was made on, so
+/// that the API server refuses a stale one, and contains only the fields that this release knows.
 fn status_patch<S: Serialize>(metadata: &ObjectMeta, old: Option<&S>, new: &S) -> Patch<Value> {
     // These are texts, numbers and times.
     let json = |status: &S| serde_json::to_value(status).unwrap_or_default();
@@ -243,17 +244,17 @@ enum Error {
     HeldBack(Duration),
     #[error("a SyncJob of the name {0} is about to be deleted")]
     Occupied(String),
-    /// An action failed; the others were carried out.
+    /// One action failed; the others were carried out.
     #[error("{error}")]
     Partly {
         error: Box<Error>,
-        /// When the object is due in any case.
+        /// Time until the object is due in any case.
         next: Option<Duration>,
     },
 }
 
 impl Error {
-    /// Nothing more is to be done: the object will be deleted with its namespace.
+    /// True when the object will be deleted with its namespace, so that no action is needed.
     fn is_in_terminating_namespace(&self) -> bool {
         match self {
             Self::Cluster(error) => error.is_in_terminating_namespace(),
@@ -285,7 +286,7 @@ where
 {
     let (who, began) = (ObjectKey::from(&*object), Instant::now());
     context.failures.begin(&who, object.meta());
-    if context.failures.held_back(&who, ANYTHING, began).is_some() {
+    if context.failures.remaining_backoff(&who, ANYTHING, began).is_some() {
         return Ok(Action::await_change());
     }
     let was_shown = context.failures.shown(&who).is_some();
@@ -309,7 +310,7 @@ where
 /// Runs the controllers until `stop`, then lets reconciliations under way end and gives the Lease up. They do
 /// nothing while another process leads. The cluster's caches, and who leads, are handed out for others to read.
 pub async fn run(
-    settings: Settings,
+    settings: ControllerSettings,
     client: Client,
     queue: Queue,
     stop: CancellationToken,
@@ -404,7 +405,7 @@ pub async fn run(
         () = start_dispatcher.dispatch() => {}
         () = report_dispatcher.dispatch() => {}
         () = &mut events => {}
-        () = look_at_redis(&context, &availability) => {}
+        () = poll_redis(&context, &availability) => {}
         () = recover(&context) => {}
         () = clock.compare_regularly(&client, &queue) => {}
         () = ownership::assert_regularly(&queue, &leadership, &lease, queue_available.clone()) => {}
@@ -414,11 +415,11 @@ pub async fn run(
     }
     drop(context);
     timeout(LAST_EVENTS, events).await.ok();
-    elector.give_up().await;
+    elector.release().await;
     tracing::info!("controllers stopped");
 }
 
-/// When an object is reconciled again after an error.
+/// Action after an error: when the object is reconciled again.
 fn after(who: &ObjectKey, error: &Error, context: &Context) -> Action {
     tracing::debug!(%error, "reconciliation failed");
     if error.is_in_terminating_namespace() {
@@ -429,7 +430,7 @@ fn after(who: &ObjectKey, error: &Error, context: &Context) -> Action {
 }
 
 fn retry_after(who: &ObjectKey, error: &Error, context: &Context) -> Duration {
-    let wait = |action| context.failures.wait(who, action, Instant::now());
+    let wait = |action| context.failures.retry_delay(who, action, Instant::now());
     let wait = match error {
         Error::Cluster(error) => wait(error.action()),
         Error::Occupied(_) => wait(CREATE),
@@ -457,7 +458,8 @@ fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<Syn
     })
 }
 
-/// Every SyncJob that has something to wait for, in each resync, when Redis is available again, and when the leader changes.
+/// Stream of all unfinished SyncJobs, in each resync, when Redis is available again, and when the leader or the owner
+/// of the queue changes.
 fn unfinished(
     cluster: &Cluster,
     resync: Duration,
@@ -481,18 +483,18 @@ fn unfinished(
     })
 }
 
-async fn look_at_redis(context: &Context, availability: &watch::Sender<bool>) {
+async fn poll_redis(context: &Context, availability: &watch::Sender<bool>) {
     let mut ticks = interval(PING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut misses = 0;
     loop {
         ticks.tick().await;
         let server = timeout(PING, context.queue.server()).await.unwrap_or(Err(queue::Error::Silent));
-        REDIS.note(&server);
+        REDIS.record(&server);
         misses = misses_after(misses, server.is_ok());
         let is_available = misses < MISSES;
         if let Ok(server) = server {
-            context.redis.note(&server);
+            context.redis.record(&server);
         }
         availability.send_if_modified(|available| std::mem::replace(available, is_available) != is_available);
     }

@@ -1,4 +1,4 @@
-//! Ownership of the queue and of objects: what belongs to this installation, and what to another one. See
+//! Ownership of the queue and of objects by this installation or another one. See
 //! `docs/design/installations-and-versions.md`.
 
 use std::{
@@ -23,20 +23,20 @@ use crate::{
     queue::{self, Queue},
 };
 
-/// Between two assertions of the ownership of the queue.
+/// Interval between assertions of the ownership of the queue.
 const EVERY: Duration = Duration::from_secs(30);
-/// Between two looks at the Lease of another installation.
-pub(super) const LOOK: Duration = Duration::from_mins(1);
+/// Interval between checks of the Lease of another installation.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Who owns the queue, as far as this process knows.
+/// Owner of the queue, as far as this process knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Ownership {
-    /// Nobody asserted it yet: this process does not lead, or Redis does not answer.
+    /// The ownership is not asserted yet: this process does not lead, or Redis does not answer.
     #[default]
     Unknown,
-    /// This installation.
+    /// This installation owns the queue.
     Mine,
-    /// Another one, with its name.
+    /// Another installation owns the queue: its name.
     Other(String),
 }
 
@@ -53,7 +53,7 @@ pub(super) async fn assert_regularly(
     loop {
         let ownership = if leadership.is_held() { assert(queue, &me).await } else { Ownership::Unknown };
         let pause = if leadership.is_held() && ownership == Ownership::Unknown { EVERY / 30 } else { EVERY };
-        leadership.note_ownership(queue.name(), ownership);
+        leadership.record_ownership(queue.name(), ownership);
         let changed = async {
             select! {
                 Ok(()) = leader.changed() => {}
@@ -88,7 +88,7 @@ pub(super) struct Peers {
     client: Client,
     /// Lease of this process, as `<namespace>/<name>`.
     me: String,
-    /// Whether the controllers of other Leases were at work at the last look.
+    /// Whether the controllers of other Leases were active at the last check.
     at_work: Mutex<HashMap<String, (Instant, bool)>>,
     /// Namespaces with a SyncSchedule of another installation, and the Lease of that.
     namespaces: Mutex<HashMap<String, String>>,
@@ -125,7 +125,7 @@ impl Peers {
     /// The other installation that a Lease is of, while its controllers are at work.
     pub async fn owner(&self, mark: Option<&str>) -> Option<String> {
         let lease = mark.filter(|mark| *mark != self.me)?;
-        let known = lock(&self.at_work).get(lease).copied().filter(|(at, _)| at.elapsed() < LOOK);
+        let known = lock(&self.at_work).get(lease).copied().filter(|(at, _)| at.elapsed() < CHECK_INTERVAL);
         let is_at_work = if let Some((_, is_at_work)) = known {
             is_at_work
         } else {
@@ -140,7 +140,7 @@ impl Peers {
         let Some((namespace, name)) = lease.split_once('/') else { return false };
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), namespace);
         match cluster::call("read the Lease of another installation", leases.get_opt(name)).await {
-            Ok(found) => !is_over(found.as_ref().map(leader::read).as_ref(), Timestamp::now()),
+            Ok(found) => !is_over(found.as_ref().map(leader::parse_lease).as_ref(), Timestamp::now()),
             Err(error) => {
                 tracing::warn!(lease, %error, "another installation is taken to be at work, since its Lease cannot be read");
                 true

@@ -21,9 +21,9 @@ use crate::{
 
 /// The queue is repaired, and runs that have ended are forgotten, once in so many sweeps: that reads all sets.
 const SWEEPS_PER_REPAIR: u32 = 10;
-/// How long a run stays in Redis after its end, unless its SyncJob is deleted. Journals of runs that Redis does not know any more
-/// are dropped later.
-const KEEP_FINISHED_HOURS: i64 = 24;
+/// Time for which a run stays in Redis after its end, unless its SyncJob is deleted. Journals of runs that Redis does
+/// not know any more are dropped later.
+const FINISHED_RETENTION_HOURS: i64 = 24;
 
 /// Asserts runs in each resync, and at once after a restore of Redis, while this process leads.
 pub(super) async fn sweep(context: &Context, every: Duration) {
@@ -58,11 +58,11 @@ pub(super) async fn sweep(context: &Context, every: Duration) {
     }
 }
 
-/// Forgets runs that ended long ago, or whose SyncJobs are gone. One whose SyncJob does not say yet how it ended stays: it would be
-/// executed again.
+/// Removes runs that ended long ago, or whose SyncJobs are gone. A run whose SyncJob has no outcome yet stays: it
+/// would be executed again.
 async fn forget_finished(context: &Context) -> Result<(), Error> {
     let Context { cluster, queue, .. } = context;
-    let long_ago = Timestamp::now().saturating_sub(KEEP_FINISHED_HOURS.hours()).unwrap_or(Timestamp::MIN);
+    let long_ago = Timestamp::now().saturating_sub(FINISHED_RETENTION_HOURS.hours()).unwrap_or(Timestamp::MIN);
     let old = queue.finished_before(long_ago).await?;
     let old: Vec<String> = old.into_iter().filter(|uid| !cluster.has_job(uid) || cluster.has_ended(uid)).collect();
     queue.remove_finished(&old).await?;

@@ -35,7 +35,7 @@ struct LastWrite {
     written: Option<Instant>,
     /// Resource version that the last write replaced, and when.
     replaced: Option<(String, Instant)>,
-    /// When the end of the run was first seen that is not in the status yet.
+    /// Time at which an end of the run was first seen that is not in the status yet.
     ended: Option<Instant>,
 }
 
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_behind_until_the_watch_tells_of_the_last_write() {
+    fn the_cache_is_stale_until_the_watch_reports_the_write() {
         let throttle = throttle(Duration::ZERO, 10);
         let now = Instant::now();
         let stale_cache_delay = |uid, version| throttle.stale_cache_delay(uid, version, now).is_some();

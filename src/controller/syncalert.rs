@@ -1,4 +1,4 @@
-//! Tells the sinks of a SyncAlert what there is to tell of schedules.
+//! Reconciler of SyncAlerts: notifies sinks of problems and incidents of schedules.
 
 use std::{
     collections::HashMap,
@@ -19,15 +19,15 @@ use crate::{
     api::{SyncAlert, SyncAlertStatus},
     cluster::RequestPermit,
     domain::{
-        alert::{self, Delivery, Message, Observed, Plan},
+        alert::{self, AlertPlan, Delivery, Message, ObservedAlert},
         failure,
     },
     telemetry::metrics,
 };
 
-/// Least time between two looks at one SyncAlert, unless a delivery has ended: with many schedules, something happens all
-/// the time, and each look goes through all of them.
-const LOOK: Duration = Duration::from_millis(500);
+/// Least time between two reconciliations of one SyncAlert, unless a delivery has ended: with many schedules, one of them changes all
+/// the time, and each reconciliation reads all of them.
+const RECONCILE_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> Result<Action, Error> {
     let uid = alert.uid().unwrap_or_default();
@@ -35,23 +35,23 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
         return Ok(Action::await_change());
     }
     context.cluster.ready().await;
-    if let Some(wait) = context.deliveries.too_early(&uid) {
+    if let Some(wait) = context.deliveries.remaining_delay(&uid) {
         return Ok(Action::requeue(wait));
     }
     let who = ObjectKey::from(&*alert);
     let reserved = context.reports.take_permit(&who);
-    // Observe. Without Redis, what this process remembers and the status are what there is.
-    let kept = context.queue.kept_alert(&uid).await;
-    let is_redis_away = kept.is_err();
-    let kept = kept.ok().flatten().and_then(|kept| serde_json::from_str(&kept).ok());
-    let Plan { status, messages, notes, requeue } = decide(&alert, kept, &uid, &context);
-    // Keep, before anything more is sent.
-    let is_kept = !is_redis_away && keep(&uid, &status, &context).await;
+    // Observe. Without Redis, the last decision of this process and the status of the object remain.
+    let stored = context.queue.load_alert_status(&uid).await;
+    let is_redis_away = stored.is_err();
+    let stored = stored.ok().flatten().and_then(|stored| serde_json::from_str(&stored).ok());
+    let AlertPlan { status, messages, events, requeue } = decide(&alert, stored, &uid, &context);
+    // Store, before another message is sent.
+    let is_stored = !is_redis_away && store_status(&uid, &status, &context).await;
     // Act.
     for message in messages {
         send(&alert, message, &context);
     }
-    context.publish_events(&*alert, notes);
+    context.publish_events(&*alert, events);
     // Status.
     let mut bounded = alert::bounded(status);
     if let Some(failure) = context.failures.shown(&who) {
@@ -64,47 +64,48 @@ pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> R
     {
         write_status(&alert, &who, bounded, &permit, &context).await?;
     }
-    let retry = (!is_kept).then_some(AFTER_ERROR);
+    let retry = (!is_stored).then_some(AFTER_ERROR);
     Ok(requeue.into_iter().chain(retry).min().map_or_else(Action::await_change, Action::requeue))
 }
 
-/// Decides on the newest of what is kept. No waiting in here: what has ended is taken and noted at once.
-fn decide(alert: &SyncAlert, kept: Option<SyncAlertStatus>, uid: &str, context: &Context) -> Plan {
+/// Decides on the newest stored status. Does not wait: deliveries that have ended are taken and recorded at once.
+fn decide(alert: &SyncAlert, stored: Option<SyncAlertStatus>, uid: &str, context: &Context) -> AlertPlan {
     let schedules = context.cluster.schedules.state();
     let beside: Vec<_> =
         schedules.into_iter().filter(|schedule| schedule.metadata.namespace == alert.metadata.namespace).collect();
     let unusable_template = alert.spec.template.as_ref().and_then(check_template);
     let mut deliveries = context.deliveries.lock();
     let entry = deliveries.entry(uid.to_owned()).or_default();
-    entry.looked = Some(Instant::now());
-    let known = [kept, entry.kept.take(), alert.status.clone()];
-    // Of those that are equally new, the first one: the last one has not all.
-    let kept = known.into_iter().flatten().rev().max_by_key(|kept| kept.revision).unwrap_or_default();
+    entry.reconciled = Some(Instant::now());
+    let known = [stored, entry.decided.take(), alert.status.clone()];
+    // Of equally new statuses, the first one counts: the last one is incomplete.
+    let stored = known.into_iter().flatten().rev().max_by_key(|stored| stored.revision).unwrap_or_default();
     let ended = std::mem::take(&mut entry.ended);
     let plan = alert::decide(
-        Observed { alert, kept, schedules: &beside, ended: &ended, busy: &entry.busy, unusable_template },
+        ObservedAlert { alert, stored, schedules: &beside, ended: &ended, busy: &entry.busy, unusable_template },
         context.clock.now(),
     );
-    entry.kept = Some(plan.status.clone());
+    entry.decided = Some(plan.status.clone());
     plan
 }
 
-/// Writes into Redis what is kept. True when it is there, or something newer.
-async fn keep(uid: &str, status: &SyncAlertStatus, context: &Context) -> bool {
-    if context.deliveries.lock().get(uid).is_some_and(|entry| entry.stored == Some(status.revision)) {
+/// Stores the status in Redis. True when Redis has this status or a newer one.
+async fn store_status(uid: &str, status: &SyncAlertStatus, context: &Context) -> bool {
+    if context.deliveries.lock().get(uid).is_some_and(|entry| entry.redis_revision == Some(status.revision)) {
         return true;
     }
     // These are texts, numbers and times.
     let text = serde_json::to_string(status).unwrap_or_default();
-    let is_kept = context.leadership.is_held() && context.queue.keep_alert(uid, status.revision, &text).await.is_ok();
-    if is_kept && let Some(entry) = context.deliveries.lock().get_mut(uid) {
-        entry.stored = Some(status.revision);
+    let is_stored =
+        context.leadership.is_held() && context.queue.store_alert_status(uid, status.revision, &text).await.is_ok();
+    if is_stored && let Some(entry) = context.deliveries.lock().get_mut(uid) {
+        entry.redis_revision = Some(status.revision);
     }
-    is_kept
+    is_stored
 }
 
-/// Sends a message on a task of its own, so that a sink that stalls holds back nobody. What comes of it is looked at when the
-/// SyncAlert is reconciled again. One that no longer leads gives up: another one sends it.
+/// Sends a message on a task of its own, so that a sink that stalls delays no other sink. The next reconciliation of the SyncAlert records
+/// the result. A process that no longer leads cancels the delivery: the new leader sends the message.
 fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
     let (alert, context) = (Arc::clone(alert), Arc::clone(context));
     context.deliveries.begin(&alert, &message.sink);
@@ -158,7 +159,7 @@ async fn write_status(
     written.map(drop)
 }
 
-/// What this process knows of SyncAlerts, by their uid: messages under way, and what was decided last.
+/// Deliveries under way and last decisions of this process, by the uid of the SyncAlert.
 pub(super) struct DeliveryTracker {
     entries: Mutex<HashMap<String, Entry>>,
     ended: mpsc::UnboundedSender<ObjectRef<SyncAlert>>,
@@ -166,26 +167,27 @@ pub(super) struct DeliveryTracker {
 
 #[derive(Default)]
 struct Entry {
-    kept: Option<SyncAlertStatus>,
+    /// Status that was decided last.
+    decided: Option<SyncAlertStatus>,
     /// Revision that Redis has.
-    stored: Option<i64>,
+    redis_revision: Option<i64>,
     busy: Vec<String>,
     ended: Vec<Delivery>,
-    looked: Option<Instant>,
+    reconciled: Option<Instant>,
 }
 
 impl DeliveryTracker {
-    /// An empty one, and where it tells of SyncAlerts one of whose deliveries has ended.
+    /// Creates an empty tracker, and the channel of SyncAlerts one of whose deliveries has ended.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<ObjectRef<SyncAlert>>) {
         let (ended, heard) = mpsc::unbounded_channel();
         (Self { entries: Mutex::default(), ended }, heard)
     }
 
-    /// How long to wait before the next look. `None`: it is time.
-    fn too_early(&self, uid: &str) -> Option<Duration> {
+    /// Time until the next reconciliation may begin. `None`: the reconciliation may begin now.
+    fn remaining_delay(&self, uid: &str) -> Option<Duration> {
         let entries = self.lock();
         let entry = entries.get(uid).filter(|entry| entry.ended.is_empty())?;
-        LOOK.checked_sub(entry.looked?.elapsed()).filter(|wait| !wait.is_zero())
+        RECONCILE_INTERVAL.checked_sub(entry.reconciled?.elapsed()).filter(|wait| !wait.is_zero())
     }
 
     fn begin(&self, alert: &SyncAlert, sink: &str) {
@@ -202,7 +204,7 @@ impl DeliveryTracker {
         self.ended.send(ObjectRef::from_obj(alert)).ok();
     }
 
-    /// Forgets SyncAlerts that are gone. Returns their uids.
+    /// Removes SyncAlerts that no longer exist, and returns their uids.
     pub fn sweep(&self, has: impl Fn(&str) -> bool) -> Vec<String> {
         self.lock().extract_if(|uid, _| !has(uid)).map(|(uid, _)| uid).collect()
     }

@@ -1,4 +1,4 @@
-//! Brings a SyncJob and its run in the queue together.
+//! Reconciler of SyncJobs: enqueues runs, applies the desired state to the queue, and projects the run onto the status.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,16 +21,16 @@ use crate::{
     cluster::{self, RequestClass, RequestPermit},
     domain::{
         conditions as merged, elapsed, failure, installation,
-        job::{self, Plan},
+        job::{self, JobPlan},
         needs,
         run::{DesiredState, Payload, Run, RunSpec, State},
     },
     queue::{self, Control, Entry, NewRun},
-    telemetry::{metrics, note_write},
+    telemetry::{metrics, record_write},
 };
 
-/// While Redis is away. Its return is noticed at once, so this is only a safety net.
-const QUEUE_AWAY: Duration = Duration::from_secs(30);
+/// Requeue while Redis is unavailable. The return of Redis triggers a reconciliation at once, so this is only a safety net.
+const QUEUE_UNAVAILABLE_REQUEUE: Duration = Duration::from_secs(30);
 /// Shortest and longest requeue of a SyncJob whose end waits for its SyncSchedule to list it as active.
 const ACCOUNTING_REQUEUE: Duration = Duration::from_millis(50);
 const MAX_ACCOUNTING_REQUEUE: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     let now = context.clock.now();
     let Some(uid) = job.uid() else { return Ok(Action::await_change()) };
     if job.metadata.deletion_timestamp.is_some() {
-        // Somebody's finalizer may keep it for long; its run does not wait for that.
+        // A finalizer of a user may keep the SyncJob for long. The run does not wait for that.
         context.queue.remove(&uid).await?;
         return Ok(Action::await_change());
     }
@@ -104,15 +104,15 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     let next = next(&plan);
     write_status(&job, &uid, plan.status, &permit, &context).await?;
     drop(permit);
-    context.publish_events(&*job, plan.notes);
+    context.publish_events(&*job, plan.events);
     Ok(next)
 }
 
-fn next(plan: &Plan) -> Action {
+fn next(plan: &JobPlan) -> Action {
     plan.requeue.map_or_else(Action::await_change, Action::requeue)
 }
 
-/// The other installation that works on a SyncJob.
+/// Other installation that owns a SyncJob.
 async fn other_owner(job: &SyncJob, context: &Context) -> Option<String> {
     if let Some(schedule) = context.cluster.schedule_of(job) {
         let mark = schedule.status.as_ref().and_then(|status| status.installation.as_deref());
@@ -122,28 +122,35 @@ async fn other_owner(job: &SyncJob, context: &Context) -> Option<String> {
     context.peers.owner_of_job(job.metadata.namespace.as_deref().unwrap_or_default(), mark).await
 }
 
-/// Leaves a SyncJob to the installation that works on it, and says so when it has no schedule that does.
+/// Leaves a SyncJob to the installation that owns the SyncJob. Without a schedule that reports the conflict, the status of the SyncJob does.
 async fn leave(job: &SyncJob, uid: &str, owner: &str, context: &Context, now: Timestamp) -> Result<Action, Error> {
     let mut status = job.status.clone().unwrap_or_default();
-    let note =
-        installation::note_conflict(&mut status.conditions, owner, context.peers.me(), job.metadata.generation, now);
+    let event =
+        installation::set_conflict(&mut status.conditions, owner, context.peers.me(), job.metadata.generation, now);
     if job.status.as_ref() != Some(&status) && context.cluster.schedule_of(job).is_none() {
         let permit = context.cluster.acquire(RequestClass::ReportStatus).await;
         write_status(job, uid, status, &permit, context).await?;
-        context.publish_events(job, vec![note]);
+        context.publish_events(job, vec![event]);
     }
-    Ok(Action::requeue(ownership::LOOK))
+    Ok(Action::requeue(ownership::CHECK_INTERVAL))
 }
 
-/// Observes the run in the queue, and decides.
-async fn observe_and_decide(job: &SyncJob, uid: &str, context: &Context, now: Timestamp) -> Result<Plan, queue::Error> {
+/// Reads the run from the queue, and decides.
+async fn observe_and_decide(
+    job: &SyncJob,
+    uid: &str,
+    context: &Context,
+    now: Timestamp,
+) -> Result<JobPlan, queue::Error> {
     let entry = context.queue.get(uid).await?;
     let is_asking = |entry: &Entry| entry.state == State::Waiting && entry.needs > needs::FIRST;
     let highest_level = if entry.as_ref().is_some_and(is_asking) { context.queue.highest_level().await? } else { None };
     let has_workers = context.redis.has_workers();
-    let run = entry.as_ref().map(|entry| Run { has_workers, ..read_run(entry, highest_level) });
-    let restored = job::restored(job, context.cluster.schedule_of(job).is_some()).filter(|_| run.is_none());
-    let mut plan = restored.map_or_else(|| job::decide(job, run.as_ref(), now), |outcome| job::end(job, &outcome, now));
+    let run = entry.as_ref().map(|entry| Run { has_workers, ..parse_run(entry, highest_level) });
+    let restored =
+        job::restored_without_status(job, context.cluster.schedule_of(job).is_some()).filter(|_| run.is_none());
+    let mut plan = restored
+        .map_or_else(|| job::decide(job, run.as_ref(), now), |outcome| job::end_without_run(job, &outcome, now));
     // The default database of the installation was changed, or the installation has adopted the queue.
     let is_other = |entry: &Entry| entry.installation.as_ref().is_some_and(|of| *of != context.queue.installation());
     let is_unfinished = |entry: &Entry| !matches!(entry.state, State::Completed | State::Failed);
@@ -156,12 +163,12 @@ async fn observe_and_decide(job: &SyncJob, uid: &str, context: &Context, now: Ti
     }
     if job.status.as_ref() != Some(&plan.status) {
         plan.status.installation = Some(context.peers.me().to_owned());
-        installation::forget_conflict(&mut plan.status.conditions, context.peers.me(), now);
+        installation::clear_conflict(&mut plan.status.conditions, context.peers.me(), now);
     }
     Ok(plan)
 }
 
-/// Tells why nothing is known of a run, or it is not in the queue yet.
+/// Writes into the status why the queue gives no information about the run, or why the run is not in the queue yet.
 async fn wait_for_queue(
     job: &SyncJob,
     uid: &str,
@@ -186,7 +193,7 @@ async fn wait_for_queue(
     {
         write_status(job, uid, status, &permit, context).await?;
     }
-    Ok(Action::requeue(QUEUE_AWAY))
+    Ok(Action::requeue(QUEUE_UNAVAILABLE_REQUEUE))
 }
 
 fn unknown(error: &queue::Error) -> (&'static str, String) {
@@ -202,8 +209,8 @@ fn unknown(error: &queue::Error) -> (&'static str, String) {
     }
 }
 
-/// Puts a run into the queue. The cache may be behind, and a finished SyncJob must never run again: ask first, but for one
-/// that was only just made.
+/// Enqueues a run. The cache may be stale, and a finished SyncJob must never run again, so the SyncJob is read first, unless this process has
+/// just created the SyncJob.
 async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Error> {
     let live = if context.expectations.is_new(job, Instant::now()) {
         job.clone()
@@ -225,7 +232,7 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
         uid,
         payload: &json(&payload),
         priority: live.spec.priority,
-        // A cancelled one is enqueued to be rolled back, and only one that has begun is.
+        // A cancelled run is enqueued for its rollback, and only a run that has begun is rolled back.
         started: recorded.started.or_else(|| live.spec.cancelled.then(|| context.clock.now())),
         attempts: recorded.attempts,
         recoveries: recorded.recoveries,
@@ -238,13 +245,13 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
     };
     let enqueued = context.queue.enqueue(&run).await;
     if !matches!(enqueued, Err(queue::Error::Owned)) {
-        note_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
+        record_write(&enqueued, enqueued.as_ref().is_err_and(|error| error.refusal().is_some()));
     }
     if enqueued? {
         let trace_id = trace::id(trace);
         tracing::info!(namespace = payload.namespace, name = payload.name, uid, trace_id, "run enqueued");
     }
-    // It may have been deleted in between, and its run forgotten before it was there.
+    // The SyncJob may have been deleted meanwhile, and its run removed before the run was in the queue.
     if !context.cluster.has_job(uid) {
         context.queue.remove(uid).await?;
     }
@@ -270,13 +277,13 @@ async fn write_status(
     if ended {
         let mut next = job.clone();
         next.status = Some(status);
-        note_end(&next);
+        record_end(&next);
     }
     Ok(())
 }
 
-/// Counts a run whose end stands in its status now.
-fn note_end(job: &SyncJob) {
+/// Records the metrics and the trace of a run whose end was written into the status.
+fn record_end(job: &SyncJob) {
     let Some(status) = &job.status else { return };
     let complete = job::is_complete(job);
     let condition = if complete { conditions::COMPLETE } else { conditions::FAILED };
@@ -287,8 +294,8 @@ fn note_end(job: &SyncJob) {
     metrics::run_ended(job.spec.type_, complete, reason, took, trace::id(trace));
 }
 
-/// True when a newer status could replace this one without anything getting lost.
-fn is_progress_only(job: &SyncJob, plan: &Plan) -> bool {
+/// True when only progress differs, so that a later write loses nothing.
+fn is_progress_only(job: &SyncJob, plan: &JobPlan) -> bool {
     let Some(old) = &job.status else { return false };
     let mut same = plan.status.clone();
     same.progress = old.progress;
@@ -298,7 +305,7 @@ fn is_progress_only(job: &SyncJob, plan: &Plan) -> bool {
     same == *old && plan.status != *old
 }
 
-/// Deletes a finished SyncJob whose time has come.
+/// Deletes a finished SyncJob whose `ttlAfterFinished` has passed.
 async fn expire(job: &SyncJob, context: &Context, now: Timestamp) -> Result<Action, Error> {
     let Some(at) = job::expires_at(job) else { return Ok(Action::await_change()) };
     if at > now {
@@ -314,8 +321,8 @@ async fn expire(job: &SyncJob, context: &Context, now: Timestamp) -> Result<Acti
     }
 }
 
-fn read_run(entry: &Entry, highest_level: Option<u32>) -> Run {
-    let read = |text: &Option<String>| text.as_deref().unwrap_or("null").to_owned();
+fn parse_run(entry: &Entry, highest_level: Option<u32>) -> Run {
+    let or_null = |text: &Option<String>| text.as_deref().unwrap_or("null").to_owned();
     Run {
         state: entry.state,
         worker: entry.worker.clone(),
@@ -326,9 +333,9 @@ fn read_run(entry: &Entry, highest_level: Option<u32>) -> Run {
         has_workers: true,
         retry_at: entry.retry_at,
         finished: entry.finished,
-        checkpoint: serde_json::from_str(&read(&entry.checkpoint)).unwrap_or_default(),
+        checkpoint: serde_json::from_str(&or_null(&entry.checkpoint)).unwrap_or_default(),
         history: serde_json::from_str(&entry.history).unwrap_or_default(),
-        outcome: serde_json::from_str(&read(&entry.outcome)).unwrap_or_default(),
+        outcome: serde_json::from_str(&or_null(&entry.outcome)).unwrap_or_default(),
         desired: DesiredState {
             suspended: entry.suspended,
             cancelled: entry.cancelled,
@@ -343,7 +350,7 @@ pub(super) fn json<T: serde::Serialize + ?Sized>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// What a run in the queue was made from.
+/// Payload of a run in the queue.
 pub(super) fn payload(entry: &Entry) -> Option<Payload> {
     serde_json::from_str(&entry.payload).ok()
 }

@@ -16,12 +16,12 @@ use crate::{
         REPLACED_BY_ANNOTATION, SUPERSEDED_BY_ANNOTATION, SyncJob, SyncSchedule, SyncScheduleStatus,
         syncschedule::ActiveRun,
     },
-    cluster::{self, Read, RequestClass, RequestPermit},
+    cluster::{self, ReadResult, RequestClass, RequestPermit},
     domain::{
         ObjectEvent, elapsed,
         failure::{CREATE, Cause},
         installation, job,
-        schedule::{self, Observed, Parsed, Plan},
+        schedule::{self, ObservedSchedule, Parsed, SchedulePlan},
     },
     telemetry::metrics,
 };
@@ -51,13 +51,14 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     if starts && start.is_none() {
         return Ok(next());
     }
-    // Status. It comes first: a run is in the books before it exists, and out of them before it is deleted.
+    // Status, before the actions: a run is in `status.active` before its SyncJob is created, and is removed from there before the SyncJob is
+    // deleted.
     let mut written = SyncSchedule::clone(&schedule);
     if schedule.status.as_ref() != Some(&plan.status) {
         let permit = if starts {
             context.cluster.acquire(RequestClass::StartRun).await
         } else {
-            // The next slot does not wait behind what this one has to tell.
+            // The next slot does not wait for this status write.
             let limit = plan.requeue.unwrap_or(Duration::MAX);
             let permit = match timeout(limit, context.acquire_report(who.clone(), report)).await {
                 Ok(Some(permit)) => permit,
@@ -71,7 +72,7 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
         };
         written = write_status(&schedule, &who, std::mem::take(&mut plan.status), &permit, &context).await?;
     }
-    context.publish_events(&*schedule, std::mem::take(&mut plan.notes));
+    context.publish_events(&*schedule, std::mem::take(&mut plan.events));
     for (reason, count) in std::mem::take(&mut plan.skipped) {
         metrics::skipped(reason, count as u64);
     }
@@ -83,10 +84,10 @@ pub(super) async fn reconcile(mut schedule: Arc<SyncSchedule>, context: Arc<Cont
     }
 }
 
-/// Leaves a schedule to the installation that works on it, and says so.
+/// Leaves a schedule to the installation that owns the schedule, and reports the conflict in the status.
 async fn leave(schedule: &SyncSchedule, owner: &str, context: &Context) -> Result<Action, Error> {
     let (mut status, now) = (schedule.status.clone().unwrap_or_default(), context.clock.now());
-    let note = installation::note_conflict(
+    let event = installation::set_conflict(
         &mut status.conditions,
         owner,
         context.peers.me(),
@@ -96,17 +97,17 @@ async fn leave(schedule: &SyncSchedule, owner: &str, context: &Context) -> Resul
     if schedule.status.as_ref() != Some(&status) {
         let permit = context.cluster.acquire(RequestClass::ReportStatus).await;
         write_status(schedule, &ObjectKey::Schedule(ObjectRef::from_obj(schedule)), status, &permit, context).await?;
-        context.publisher.publish(schedule, note);
+        context.publisher.publish(schedule, event);
     }
-    Ok(Action::requeue(ownership::LOOK))
+    Ok(Action::requeue(ownership::CHECK_INTERVAL))
 }
 
-/// Observes, and decides.
+/// Reads the SyncJobs of a schedule, and decides.
 async fn observe_and_decide(
     schedule: &SyncSchedule,
     who: &ObjectKey,
     context: &Context,
-) -> Result<(Vec<Arc<SyncJob>>, Plan), Error> {
+) -> Result<(Vec<Arc<SyncJob>>, SchedulePlan), Error> {
     let jobs = observe(schedule, who, context).await?;
     let made = context.expectations.expected(schedule);
     let queue_available = *context.queue_available.borrow();
@@ -114,7 +115,7 @@ async fn observe_and_decide(
     let queue_owner = context.leadership.queue_owner();
     let skew = context.clock.skew();
     let failure = context.failures.shown(who);
-    let observed = Observed {
+    let observed = ObservedSchedule {
         schedule,
         jobs: &jobs,
         made: &made,
@@ -126,26 +127,28 @@ async fn observe_and_decide(
     };
     let now = context.clock.now();
     let mut plan = schedule::decide(&observed, now);
-    if let Some(wait) = context.failures.held_back(who, CREATE, Instant::now()).filter(|_| !plan.create.is_empty()) {
+    if let Some(wait) =
+        context.failures.remaining_backoff(who, CREATE, Instant::now()).filter(|_| !plan.create.is_empty())
+    {
         plan.create.clear();
         plan.requeue = plan.requeue.into_iter().chain([wait]).min();
     }
     if schedule.status.as_ref() != Some(&plan.status) {
         plan.status.installation = Some(context.peers.me().to_owned());
-        installation::forget_conflict(&mut plan.status.conditions, context.peers.me(), now);
+        installation::clear_conflict(&mut plan.status.conditions, context.peers.me(), now);
     }
     Ok((jobs, plan))
 }
 
-/// SyncJobs of the schedule. The cache may be stale, so active runs that the cache lacks are read, and unfinished SyncJobs that are not
-/// active. Those that this process created are waited for before (`Expectations::pending`). Of a SyncJob that this release cannot read there is an
-/// outline.
+/// Returns the SyncJobs of the schedule. The cache may be stale, so active runs that the cache lacks are read, and unfinished SyncJobs that
+/// are not in `status.active`. The watch has reported all SyncJobs that this process created (`Expectations::pending`). A SyncJob that this
+/// release cannot read is returned as an outline.
 async fn observe(schedule: &SyncSchedule, who: &ObjectKey, context: &Context) -> Result<Vec<Arc<SyncJob>>, Error> {
     let active = schedule.status.as_ref().map(|status| status.active.as_slice()).unwrap_or_default();
-    let in_books: HashSet<&str> = active.iter().map(|run| run.name.as_str()).collect();
+    let active_names: HashSet<&str> = active.iter().map(|run| run.name.as_str()).collect();
     let cached = context.cluster.jobs_of(schedule).into_iter();
     let (mut jobs, stray): (Vec<_>, Vec<_>) = cached.partition(|job| {
-        job::is_finished(job) || job.metadata.deletion_timestamp.is_some() || in_books.contains(name(job))
+        job::is_finished(job) || job.metadata.deletion_timestamp.is_some() || active_names.contains(name(job))
     });
     let doubtful: Vec<String> = {
         let known: HashSet<&str> = jobs.iter().map(|job| name(job)).collect();
@@ -154,8 +157,8 @@ async fn observe(schedule: &SyncSchedule, who: &ObjectKey, context: &Context) ->
     };
     let api = context.cluster.namespaced::<SyncJob>(&schedule.metadata);
     for name in doubtful {
-        let live = context.read(who, READ, cluster::read(&api, &name)).await?;
-        jobs.extend(live.map(Read::into_outline).filter(|job| is_ours(schedule, job)).map(Arc::new));
+        let live = context.read(who, READ, cluster::read_object(&api, &name)).await?;
+        jobs.extend(live.map(ReadResult::into_outline).filter(|job| is_ours(schedule, job)).map(Arc::new));
     }
     Ok(jobs)
 }
@@ -169,8 +172,8 @@ fn is_ours(schedule: &SyncSchedule, job: &SyncJob) -> bool {
         && cluster::controller_of(job).is_some_and(|uid| schedule.metadata.uid.as_deref() == Some(uid))
 }
 
-/// True when a SyncJob will be gone in a moment that is not ours: it is being deleted, or belonged to a schedule of the same name
-/// that was deleted, and will be collected.
+/// True when a SyncJob of another owner is about to disappear: the SyncJob is being deleted, or belonged to a deleted schedule of the same
+/// name and will be collected.
 fn is_leaving(schedule: &SyncSchedule, job: &SyncJob) -> bool {
     let was_of = |name: &str, uid: &str| schedule.name_any() == name && schedule.metadata.uid.as_deref() != Some(uid);
     let owner = job.owner_references().iter().find(|owner| owner.controller == Some(true));
@@ -178,7 +181,7 @@ fn is_leaving(schedule: &SyncSchedule, job: &SyncJob) -> bool {
     job.metadata.deletion_timestamp.is_some() || is_left_over
 }
 
-/// What a plan is carried out with.
+/// Act stage: carries out a plan for a schedule.
 struct Act<'a> {
     schedule: &'a SyncSchedule,
     who: &'a ObjectKey,
@@ -187,51 +190,51 @@ struct Act<'a> {
 }
 
 impl Act<'_> {
-    /// Carries out a plan. An action that fails keeps no other one from being carried out; the first error is returned.
-    async fn carry_out(&self, plan: &Plan, mut written: SyncSchedule) -> Result<(), Error> {
+    /// Carries out a plan. A failed action does not prevent the other actions. Returns the first error.
+    async fn carry_out(&self, plan: &SchedulePlan, mut written: SyncSchedule) -> Result<(), Error> {
         let mut failed = Ok(());
-        let mut keep = |result: Result<(), Error>| failed = std::mem::replace(&mut failed, Ok(())).and(result);
+        let mut collect = |result: Result<(), Error>| failed = std::mem::replace(&mut failed, Ok(())).and(result);
         for name in &plan.cancel {
             let replacement = plan.replacement.as_deref().unwrap_or_default();
             let text = format!("Cancelled SyncJob {name}: {replacement} replaces it");
-            let note = ObjectEvent::normal("RunReplaced", text);
-            keep(self.cancel(name, (REPLACED_BY_ANNOTATION, replacement), note).await);
+            let event = ObjectEvent::normal("RunReplaced", text);
+            collect(self.cancel(name, (REPLACED_BY_ANNOTATION, replacement), event).await);
         }
         for (name, later) in &plan.supersede {
             let text = format!("Cancelled the held SyncJob {name}: {later} supersedes it");
-            let note = ObjectEvent::normal("RunSuperseded", text);
-            keep(self.cancel(name, (SUPERSEDED_BY_ANNOTATION, later), note).await);
+            let event = ObjectEvent::normal("RunSuperseded", text);
+            collect(self.cancel(name, (SUPERSEDED_BY_ANNOTATION, later), event).await);
         }
         for run in &plan.create {
             match self.create(plan.parsed.as_ref(), run).await {
                 Ok(true) => {}
-                Ok(false) => keep(self.skip_foreign(run, &mut written).await),
-                Err(error) => keep(Err(error)),
+                Ok(false) => collect(self.skip_foreign(run, &mut written).await),
+                Err(error) => collect(Err(error)),
             }
         }
         for name in &plan.delete {
-            keep(self.delete(name).await);
+            collect(self.delete(name).await);
         }
         self.context.expectations.observe(&written);
         failed
     }
 
-    /// Creates the SyncJob of a run. False when its name is taken by one that is not ours.
+    /// Creates the SyncJob of a run. False when a SyncJob of that name exists that another owner controls.
     async fn create(&self, parsed: Option<&Parsed>, run: &ActiveRun) -> Result<bool, Error> {
         let Self { schedule, who, context, .. } = *self;
         let jobs = context.cluster.namespaced::<SyncJob>(&schedule.metadata);
-        let (params, job) = (PostParams::default(), schedule::job_for(schedule, parsed, run));
+        let (params, job) = (PostParams::default(), schedule::build_job(schedule, parsed, run));
         match context.write(who, RequestClass::StartRun, CREATE, jobs.create(&params, &job)).await {
             Ok(created) => {
                 context.expectations.expect(schedule, &created, Instant::now());
-                note_skew(schedule, parsed, run, context);
+                record_skew(schedule, parsed, run, context);
                 let text = format!("Created SyncJob {}", run.name);
                 context.publisher.publish(schedule, ObjectEvent::normal("RunCreated", text));
                 Ok(true)
             }
             Err(Error::Cluster(error)) if error.is_already_exists() => {
-                let existing = context.read(who, READ, cluster::read(&jobs, &run.name)).await?;
-                let existing = existing.map(Read::into_outline);
+                let existing = context.read(who, READ, cluster::read_object(&jobs, &run.name)).await?;
+                let existing = existing.map(ReadResult::into_outline);
                 if existing.as_ref().is_some_and(|job| is_ours(schedule, job)) {
                     return Ok(true);
                 }
@@ -246,11 +249,11 @@ impl Act<'_> {
         }
     }
 
-    /// Removes a run from `status.active` whose name is taken.
+    /// Removes a run from `status.active` whose SyncJob cannot be created, since its name is taken.
     async fn skip_foreign(&self, run: &ActiveRun, written: &mut SyncSchedule) -> Result<(), Error> {
         let Self { schedule, who, context, .. } = *self;
         let mut status = written.status.clone().unwrap_or_default();
-        schedule::collided(&mut status, run);
+        schedule::skip_on_name_collision(&mut status, run);
         let permit = context.cluster.acquire(RequestClass::ReportStatus).await;
         *written = write_status(written, who, status, &permit, context).await?;
         drop(permit);
@@ -260,17 +263,17 @@ impl Act<'_> {
         Ok(())
     }
 
-    /// Cancels a run since a newer one takes its place, which an annotation names.
-    async fn cancel(&self, name: &str, (annotation, newer): (&str, &str), note: ObjectEvent) -> Result<(), Error> {
+    /// Cancels a run that a newer run replaces. An annotation names the newer run.
+    async fn cancel(&self, name: &str, (annotation, newer): (&str, &str), event: ObjectEvent) -> Result<(), Error> {
         let Self { schedule, who, context, .. } = *self;
-        // The uid makes this a conflict for another SyncJob of the same name.
+        // The uid causes a conflict for another SyncJob of the same name.
         let metadata = json!({"uid": self.uid(name), "annotations": {annotation: newer}});
         let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"cancelled": true}}));
-        let jobs = context.cluster.namespaced::<Read<SyncJob>>(&schedule.metadata);
+        let jobs = context.cluster.namespaced::<ReadResult<SyncJob>>(&schedule.metadata);
         let (params, action) = (PatchParams::default(), "cancel a SyncJob");
         match context.write(who, RequestClass::StartRun, action, jobs.patch(name, &params, &patch)).await {
             Ok(_) => {
-                context.publisher.publish(schedule, note);
+                context.publisher.publish(schedule, event);
                 Ok(())
             }
             Err(Error::Cluster(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
@@ -289,13 +292,13 @@ impl Act<'_> {
         }
     }
 
-    fn uid(&self, of: &str) -> Option<String> {
-        self.jobs.iter().find(|job| name(job) == of).and_then(|job| job.uid())
+    fn uid(&self, job_name: &str) -> Option<String> {
+        self.jobs.iter().find(|job| name(job) == job_name).and_then(|job| job.uid())
     }
 }
 
-/// How long after its time a run was made, jitter included in its time.
-fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun, context: &Context) {
+/// Records the time between the start time of a run, jitter included, and the creation of its SyncJob.
+fn record_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun, context: &Context) {
     if let Some(parsed) = parsed.filter(|_| run.trigger.is_none()) {
         let start = parsed.start_of(run, &schedule.uid().unwrap_or_default());
         let skew = elapsed(start, context.clock.now()).as_secs_f64();
@@ -304,8 +307,7 @@ fn note_skew(schedule: &SyncSchedule, parsed: Option<&Parsed>, run: &ActiveRun, 
     }
 }
 
-/// Writes the status. It carries the resource version it was decided on, so of two controllers that decide on the same
-/// state one is refused.
+/// Writes the status with the resource version that was decided on, so of two controllers that decide on the same state one is refused.
 async fn write_status(
     schedule: &SyncSchedule,
     who: &ObjectKey,

@@ -22,7 +22,7 @@ pub(super) fn id(root: Option<Root>) -> Option<String> {
     Parent::from(root.map(|root| root.span)).trace_id()
 }
 
-/// Sends the root span of a run whose end stands in its status. `failed`: with this reason.
+/// Sends the root span of a run whose end is in its status. `failed`: reason of a failed run.
 pub(super) fn send(root: Option<Root>, job: &SyncJob, status: &SyncJobStatus, failed: Option<&str>) {
     let mut span = Span::root(root);
     if span.is_nothing() {
@@ -47,7 +47,8 @@ pub(super) fn send(root: Option<Root>, job: &SyncJob, status: &SyncJobStatus, fa
     span.since(began).end_at(ended);
 }
 
-/// From the slot, or from the creation where that was earlier: a call gives the second in which it came.
+/// Start and end of a run. The start is the slot, or the creation where that was earlier: a call has a resolution of
+/// one second.
 fn times(job: &SyncJob, status: &SyncJobStatus) -> (Timestamp, Timestamp) {
     let slot = job.annotations().get(SLOT_ANNOTATION).and_then(|slot| slot.parse::<Timestamp>().ok());
     let created = job.metadata.creation_timestamp.as_ref().map(|time| time.0);

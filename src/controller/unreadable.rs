@@ -1,4 +1,4 @@
-//! Tells on each object that this release cannot read why nothing is done for it.
+//! Reports on each object that this release cannot read, so that users see why the object has no effect.
 
 use std::collections::HashMap;
 
@@ -17,17 +17,17 @@ use crate::{
     domain::{ObjectEvent, failure, unreadable},
 };
 
-/// Tells of all unreadable objects, while this process leads. Never ends.
+/// Reports all unreadable objects while this process leads. Never ends.
 pub(super) async fn report(context: &Context) {
     let (mut changes, mut leaders) = (context.cluster.unreadable.changes(), context.leadership.changes());
-    let (mut told, mut failures) = (HashMap::new(), 0);
+    let (mut reported, mut failures) = (HashMap::new(), 0);
     loop {
         changes.mark_unchanged();
         let objects = context.cluster.unreadable.all();
-        told.retain(|uid, _| objects.iter().any(|object| object.reference.uid.as_ref() == Some(uid)));
+        reported.retain(|uid, _| objects.iter().any(|object| object.reference.uid.as_ref() == Some(uid)));
         let mut is_done = true;
         for object in objects.iter().filter(|_| context.leadership.is_held()) {
-            is_done &= tell(object, &mut told, context).await;
+            is_done &= report_object(object, &mut reported, context).await;
         }
         failures = if is_done { 0 } else { failures + 1 };
         let again = async {
@@ -45,20 +45,20 @@ pub(super) async fn report(context: &Context) {
     }
 }
 
-/// Tells of an object once for each reason: an event, and the conditions, where they can be written. False: they could not
-/// be written, and may be later.
-async fn tell(object: &UnreadableObject, told: &mut HashMap<String, String>, context: &Context) -> bool {
+/// Reports an object once for each reason: an event, and the conditions, where they can be written. False: the write
+/// failed, and may succeed later.
+async fn report_object(object: &UnreadableObject, reported: &mut HashMap<String, String>, context: &Context) -> bool {
     let UnreadableObject { reference, url, version, generation, conditions, reason } = object;
     let kind = reference.kind.as_deref().unwrap_or_default();
     let Some(conditions) = unreadable::mark(conditions, kind, reason, *generation, Timestamp::now()) else {
         return true;
     };
     let uid = reference.uid.clone().unwrap_or_default();
-    let is_new = told.insert(uid, reason.clone()).as_ref() != Some(reason);
+    let is_new = reported.insert(uid, reason.clone()).as_ref() != Some(reason);
     if is_new {
         context.publisher.publish_about(reference.clone(), ObjectEvent::warning("Unreadable", reason));
     }
-    // The version makes this a conflict when somebody has changed the object, and the watch will tell of that.
+    // The version causes a conflict when the object was changed meanwhile, and the watch reports that change.
     let metadata = json!({"resourceVersion": version});
     let patch = Patch::Merge(json!({"metadata": metadata, "status": {"conditions": conditions}}));
     let name = reference.name.as_deref().unwrap_or_default();

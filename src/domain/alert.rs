@@ -1,11 +1,11 @@
-//! What is to be told about the schedules of a SyncAlert, to whom, and when.
+//! Decisions about a SyncAlert: which message goes to which sink, and when.
 //!
-//! **Told at least once, and hardly ever twice.** What there is to tell follows from how the schedules stand, so it is found
-//! again after a restart. Who was told of it is kept, in Redis and in the status, before anything else is sent to that sink.
-//! A crash in between tells that one message once more.
+//! **Delivery at least once, and hardly ever twice.** Alerts are derived from the statuses of the schedules, so they are found again after a
+//! restart. The notification of a sink is stored in Redis and in the status before another message goes to that sink. A crash in between
+//! sends that one message again.
 //!
-//! **Nothing that is over.** A message is made when it is sent, and made anew for each further try. A sink hears that a
-//! problem is over only when it was told of it, or may have been: that a message is about to be sent is kept, too.
+//! **No stale messages.** A message is rendered when it is sent, and rendered again for each retry. A sink is notified that a problem is over
+//! only when it was notified of the problem, or may have been: the intent to send is stored before each message.
 
 mod findings;
 mod message;
@@ -26,36 +26,36 @@ use crate::api::{
     syncalert::{Alert, AlertType, Notification, SinkStatus},
     truncate, truncate_to,
 };
-use findings::{Finding, look};
+use findings::{AlertFinding, evaluate};
 pub use message::{Item, Key, Message};
 
-/// Alerts in the status of the object. All of them are kept in Redis.
+/// Largest number of alerts in the status of the object. Redis has all of them.
 const MAX_ALERTS: usize = 30;
 /// Longest text of an alert, in bytes.
 const MAX_MESSAGE: usize = 240;
-/// A sink that was away for longer is not told any more that something is over.
-const KEEP_RESOLVED: Duration = Duration::from_hours(7 * 24);
-/// Between tries of a sink that does not answer.
+/// Longest time for which a resolved alert waits for a sink that does not answer. After that, the sink is not notified.
+const RESOLVED_RETENTION: Duration = Duration::from_hours(7 * 24);
+/// Backoff of a sink that does not answer.
 const OUTAGE: Backoff =
     Backoff { initial: Duration::from_secs(5), factor: 2, max: Duration::from_secs(300), jitter: 0.1 };
-/// Between tries of one that refuses: somebody has to correct something first.
+/// Backoff of a sink that refuses messages: a user has to correct the configuration first.
 const MISTAKE: Backoff =
     Backoff { initial: Duration::from_secs(60), factor: 2, max: Duration::from_secs(3600), jitter: 0.1 };
 
-/// What a decision is made from.
+/// Input of a decision.
 #[derive(Debug)]
-pub struct Observed<'a> {
+pub struct ObservedAlert<'a> {
     /// The SyncAlert as stored.
     pub alert: &'a SyncAlert,
-    /// What is kept of it: the newest of what is known.
-    pub kept: SyncAlertStatus,
+    /// Stored status: the newest one that is known.
+    pub stored: SyncAlertStatus,
     /// Every SyncSchedule of its namespace.
     pub schedules: &'a [Arc<SyncSchedule>],
-    /// Deliveries that have ended and were not decided on yet.
+    /// Deliveries that have ended since the last decision.
     pub ended: &'a [Delivery],
     /// Sinks to which a message is under way.
     pub busy: &'a [String],
-    /// Why its template cannot be used.
+    /// Mistake in the template of the SyncAlert.
     pub unusable_template: Option<String>,
 }
 
@@ -66,40 +66,40 @@ pub struct Delivery {
     pub sink: String,
     /// The alerts of the message.
     pub notified: Vec<Key>,
-    /// What became of it.
+    /// Result of the delivery.
     pub result: Result<(), Refusal>,
-    /// When it ended.
+    /// End of the delivery.
     pub at: Timestamp,
 }
 
-/// Why a sink did not take a message.
+/// Error of a sink that did not accept a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// True when somebody has to correct something, false when the sink is away.
+    /// True when a user has to correct the configuration, false when the sink does not answer.
     pub is_mistake: bool,
-    /// Why, in a sentence without addresses, names of users or secrets.
+    /// Reason, as a sentence without addresses, names of users or secrets.
     pub message: String,
-    /// For how long it wants no more messages.
+    /// Time for which the sink asks for no more messages.
     pub rest: Option<Duration>,
-    /// It may have taken the message all the same.
+    /// True when the sink may have accepted the message all the same.
     pub may_have_arrived: bool,
 }
 
-/// What is to be done, in this order: keep the status, send, publish, write the status.
+/// Actions of a decision, in this order: store the status, send, publish, write the status.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
-    /// What is kept from now on. Of its alerts, the object has [`bounded`] only.
+pub struct AlertPlan {
+    /// Status to store. The object has only the [`bounded`] part of the alerts.
     pub status: SyncAlertStatus,
-    /// What is sent now, at most one message to each sink.
+    /// Messages to send now, at most one to each sink.
     pub messages: Vec<Message>,
-    /// What to tell people.
-    pub notes: Vec<ObjectEvent>,
-    /// When to look again without being asked.
+    /// Events to publish.
+    pub events: Vec<ObjectEvent>,
+    /// Time until the next reconciliation without a change.
     pub requeue: Option<Duration>,
 }
 
-/// The status as the object has it.
+/// Status as the object has it.
 #[must_use]
 pub fn bounded(mut status: SyncAlertStatus) -> SyncAlertStatus {
     status.alerts.truncate(MAX_ALERTS);
@@ -109,30 +109,30 @@ pub fn bounded(mut status: SyncAlertStatus) -> SyncAlertStatus {
 
 /// Decides on a SyncAlert.
 #[must_use]
-pub fn decide(observed: Observed<'_>, now: Timestamp) -> Plan {
-    let Observed { alert, kept, schedules, ended, busy, unusable_template } = observed;
+pub fn decide(observed: ObservedAlert<'_>, now: Timestamp) -> AlertPlan {
+    let ObservedAlert { alert, stored, schedules, ended, busy, unusable_template } = observed;
     // The API server keeps no finer times.
     let at = from_seconds(now.as_second());
-    let mut status = kept.clone();
-    let mut notes = Vec::new();
-    keep_sinks(&mut status, alert);
+    let mut status = stored.clone();
+    let mut events = Vec::new();
+    update_sinks(&mut status, alert);
     for delivery in ended {
-        note_delivery(&mut status, delivery, &alert.uid().unwrap_or_default(), &mut notes);
+        record_delivery(&mut status, delivery, &alert.uid().unwrap_or_default(), &mut events);
     }
     let selector = Selector::try_from(alert.spec.selector.clone());
     let mut next = None;
     if let Ok(selector) = &selector {
         let selected: Vec<_> = schedules.iter().filter(|schedule| selector.matches(schedule.labels())).collect();
         let created = alert.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0);
-        let found = look(&alert.spec.when, &selected, created, at);
-        next = found.next;
-        settle(&mut status, found.findings, at);
+        let evaluation = evaluate(&alert.spec.when, &selected, created, at);
+        next = evaluation.next;
+        update_alerts(&mut status, evaluation.findings, at);
         status
             .alerts
             .retain(|alert| !is_notified_once(alert.type_) || alert.resolved.is_none() || is_among(&selected, alert));
     }
-    take_up_test(&mut status, alert, at);
-    close(&mut status, &alert.spec, at);
+    add_test(&mut status, alert, at);
+    resolve_incidents(&mut status, &alert.spec, at);
     status.alerts.sort_by_key(|alert| (alert.resolved.is_some(), std::cmp::Reverse(alert.noticed.0)));
     let is_firing = |alert: &&Alert| alert.resolved.is_none() && !is_notified_once(alert.type_);
     status.firing = Some(status.alerts.iter().filter(is_firing).count() as i32);
@@ -141,16 +141,16 @@ pub fn decide(observed: Observed<'_>, now: Timestamp) -> Plan {
     set_conditions(&mut status, alert, selector.as_ref().err().map(ToString::to_string), unusable_template, at);
     let (messages, due) = messages(&status, alert, busy, at);
     for message in &messages {
-        note_sending(&mut status, message, at);
+        record_intent(&mut status, message, at);
     }
-    if status != kept {
+    if status != stored {
         status.revision += 1;
     }
     let requeue = next.into_iter().chain(due).min().map(|next| elapsed(now, next).max(Duration::from_millis(1)));
-    Plan { status, messages, notes, requeue }
+    AlertPlan { status, messages, events, requeue }
 }
 
-/// True for what is news rather than a problem that lasts.
+/// True for an incident, as opposed to a problem that lasts: each sink is notified of an incident once.
 fn is_notified_once(type_: AlertType) -> bool {
     matches!(type_, AlertType::RunRecovered | AlertType::RunSkipped | AlertType::Test)
 }
@@ -159,24 +159,24 @@ fn is_among(schedules: &[&Arc<SyncSchedule>], alert: &Alert) -> bool {
     schedules.iter().any(|schedule| schedule.metadata.name.as_ref() == Some(&alert.schedule))
 }
 
-/// Those of the spec. One that was changed is tried at once.
-fn keep_sinks(status: &mut SyncAlertStatus, alert: &SyncAlert) {
+/// Updates the sinks of the status from the spec. A sink of a changed spec is tried at once.
+fn update_sinks(status: &mut SyncAlertStatus, alert: &SyncAlert) {
     let is_changed = status.observed_generation != alert.metadata.generation;
     let known = std::mem::take(&mut status.sinks);
     for sink in &alert.spec.sinks {
-        let kept = known.iter().find(|known| known.name == sink.name).cloned();
-        let mut kept = kept.unwrap_or_else(|| SinkStatus { name: sink.name.clone(), ..SinkStatus::default() });
+        let stored = known.iter().find(|known| known.name == sink.name).cloned();
+        let mut stored = stored.unwrap_or_else(|| SinkStatus { name: sink.name.clone(), ..SinkStatus::default() });
         if is_changed {
-            kept.failed_tries = 0;
-            kept.next_try_time = None;
+            stored.failed_tries = 0;
+            stored.next_try_time = None;
         }
-        status.sinks.push(kept);
+        status.sinks.push(stored);
     }
     let is_there = |notified: &Notification| alert.spec.sinks.iter().any(|sink| sink.name == notified.sink);
     status.alerts.iter_mut().for_each(|alert| alert.notified.retain(is_there));
 }
 
-fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, notes: &mut Vec<ObjectEvent>) {
+fn record_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, events: &mut Vec<ObjectEvent>) {
     let at = from_seconds(delivery.at.as_second());
     let Some(sink) = status.sinks.iter_mut().find(|sink| sink.name == delivery.sink) else { return };
     let was_ready = conditions::find(&sink.conditions, READY).map(|ready| ready.status == "True");
@@ -193,10 +193,10 @@ fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, n
                 at,
             );
             if was_ready == Some(false) {
-                notes.push(ObjectEvent::normal("SinkRecovered", format!("Sink {name} takes messages again")));
+                events.push(ObjectEvent::normal("SinkRecovered", format!("Sink {name} takes messages again")));
             }
             if delivery.notified.iter().any(|key| key.type_ == AlertType::Test) {
-                notes.push(ObjectEvent::normal("TestDelivered", format!("Sink {name} took the test message")));
+                events.push(ObjectEvent::normal("TestDelivered", format!("Sink {name} took the test message")));
             }
             sink.last_sent_time = Some(Time(at));
             sink.failed_tries = 0;
@@ -206,7 +206,7 @@ fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, n
             let (reason, backoff) =
                 if refusal.is_mistake { (reasons::INVALID_SINK, MISTAKE) } else { (reasons::SINK_UNAVAILABLE, OUTAGE) };
             if was_ready != Some(false) {
-                notes.push(ObjectEvent::warning("SinkFailing", format!("Sink {name}: {refusal}")));
+                events.push(ObjectEvent::warning("SinkFailing", format!("Sink {name}: {refusal}")));
             }
             conditions::set(&mut sink.conditions, READY, false, reason, &refusal.message, None, at);
             sink.failed_tries += 1;
@@ -221,7 +221,7 @@ fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, n
         }
     }
     for key in &delivery.notified {
-        let Some(alert) = status.alerts.iter_mut().find(|alert| key.is_of(alert)) else { continue };
+        let Some(alert) = status.alerts.iter_mut().find(|alert| key.identifies(alert)) else { continue };
         let is_sinks = |notified: &Notification| notified.sink == delivery.sink;
         if delivery.result.is_err() {
             alert.notified.retain(|notified| !(is_sinks(notified) && notified.unsure) || key.may_be_known);
@@ -233,10 +233,10 @@ fn note_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str, n
     }
 }
 
-/// Notes that a message is about to be sent. If nothing is heard of it again, the sink may have been told.
-fn note_sending(status: &mut SyncAlertStatus, message: &Message, at: Timestamp) {
+/// Records that a message is about to be sent. Without a result of the delivery, the sink may have been notified.
+fn record_intent(status: &mut SyncAlertStatus, message: &Message, at: Timestamp) {
     for key in message.notified.iter().filter(|key| !key.resolved) {
-        let Some(alert) = status.alerts.iter_mut().find(|alert| key.is_of(alert)) else { continue };
+        let Some(alert) = status.alerts.iter_mut().find(|alert| key.identifies(alert)) else { continue };
         if !alert.notified.iter().any(|notified| notified.sink == message.sink) {
             alert.notified.push(Notification {
                 sink: message.sink.clone(),
@@ -248,11 +248,11 @@ fn note_sending(status: &mut SyncAlertStatus, message: &Message, at: Timestamp) 
     }
 }
 
-/// Brings the alerts up to what was found: notes what is new, what goes on, and what is over.
-fn settle(status: &mut SyncAlertStatus, findings: Vec<Finding>, at: Timestamp) {
-    let mut found: HashMap<(String, AlertType), Finding> =
+/// Updates the alerts from the findings: adds new ones, updates those that last, and resolves those that are over.
+fn update_alerts(status: &mut SyncAlertStatus, findings: Vec<AlertFinding>, at: Timestamp) {
+    let mut found: HashMap<(String, AlertType), AlertFinding> =
         findings.into_iter().map(|finding| ((finding.schedule.clone(), finding.type_), finding)).collect();
-    let is_known = |alert: &Alert, finding: &Finding| alert.occurrence == finding.occurrence;
+    let is_known = |alert: &Alert, finding: &AlertFinding| alert.occurrence == finding.occurrence;
     let mut superseded = Vec::new();
     for (index, alert) in status.alerts.iter_mut().enumerate() {
         let key = (alert.schedule.clone(), alert.type_);
@@ -261,7 +261,7 @@ fn settle(status: &mut SyncAlertStatus, findings: Vec<Finding>, at: Timestamp) {
                 if is_known(alert, finding) {
                     found.remove(&key);
                 } else if alert.notified.iter().all(|notified| notified.unsure) && alert.resolved.is_none() {
-                    alert.take(finding);
+                    alert.replace_incident(finding);
                     found.remove(&key);
                 } else if alert.resolved.is_some() {
                     superseded.push(index);
@@ -288,7 +288,7 @@ fn settle(status: &mut SyncAlertStatus, findings: Vec<Finding>, at: Timestamp) {
 }
 
 impl Alert {
-    fn from_finding(finding: &Finding, at: Timestamp) -> Self {
+    fn from_finding(finding: &AlertFinding, at: Timestamp) -> Self {
         Self {
             schedule: finding.schedule.clone(),
             type_: finding.type_,
@@ -301,8 +301,8 @@ impl Alert {
         }
     }
 
-    /// Becomes news of the same kind that is newer.
-    fn take(&mut self, finding: &Finding) {
+    /// Replaces the incident of this alert with a newer one of the same type.
+    fn replace_incident(&mut self, finding: &AlertFinding) {
         self.occurrence.clone_from(&finding.occurrence);
         self.since = Time(finding.since);
         self.message = truncate_to(&finding.message, MAX_MESSAGE);
@@ -310,15 +310,15 @@ impl Alert {
     }
 }
 
-/// Somebody asked for a test: it goes out at once, also to sinks that failed.
-fn take_up_test(status: &mut SyncAlertStatus, alert: &SyncAlert, at: Timestamp) {
+/// Adds the test alert that a user asked for. The test is sent at once, also to sinks that failed.
+fn add_test(status: &mut SyncAlertStatus, alert: &SyncAlert, at: Timestamp) {
     let token = alert.annotations().get(TEST_ANNOTATION).map(|token| truncate_to(token, MAX_MESSAGE));
     let Some(token) = token.filter(|token| !token.is_empty() && status.last_handled_test.as_ref() != Some(token))
     else {
         return;
     };
     status.sinks.iter_mut().for_each(|sink| sink.next_try_time = None);
-    let test = Finding {
+    let test = AlertFinding {
         schedule: String::new(),
         type_: AlertType::Test,
         occurrence: token.clone(),
@@ -330,8 +330,8 @@ fn take_up_test(status: &mut SyncAlertStatus, alert: &SyncAlert, at: Timestamp) 
     status.last_handled_test = Some(token);
 }
 
-/// Ends what everybody was told that is told once, and forgets problems with which everybody is done.
-fn close(status: &mut SyncAlertStatus, spec: &SyncAlertSpec, at: Timestamp) {
+/// Resolves incidents that all sinks were notified of, and removes problems that no sink waits for.
+fn resolve_incidents(status: &mut SyncAlertStatus, spec: &SyncAlertSpec, at: Timestamp) {
     for alert in status.alerts.iter_mut().filter(|alert| is_notified_once(alert.type_) && alert.resolved.is_none()) {
         if spec
             .sinks
@@ -347,7 +347,7 @@ fn close(status: &mut SyncAlertStatus, spec: &SyncAlertSpec, at: Timestamp) {
         Some(_) if is_notified_once(alert.type_) => true,
         Some(resolved) => {
             let is_pending = spec.send_resolved && alert.notified.iter().any(|notified| !notified.resolved);
-            is_pending && elapsed(resolved.0, at) < KEEP_RESOLVED
+            is_pending && elapsed(resolved.0, at) < RESOLVED_RETENTION
         }
     });
 }
@@ -360,7 +360,7 @@ fn parsed(duration: &GoDuration, default: Duration) -> Duration {
     duration.parse().unwrap_or(default)
 }
 
-/// When a sink is to be told of an alert, and whether it was told before. `None`: it knows all there is.
+/// Time at which a sink is notified of an alert, and whether the notification is a repetition. `None`: there is nothing to send.
 fn due(alert: &Alert, sink: &str, spec: &SyncAlertSpec) -> Option<(Timestamp, bool)> {
     let window = parsed(&spec.group_window, Duration::from_secs(30));
     let repeat = parsed(&spec.repeat_interval, Duration::from_hours(4));
@@ -378,7 +378,7 @@ fn due(alert: &Alert, sink: &str, spec: &SyncAlertSpec) -> Option<(Timestamp, bo
     }
 }
 
-/// What to send now, and when there is more to send. What waits goes along with what is due.
+/// Returns the messages to send now, and the time of the next ones. Alerts that wait are sent along with those that are due.
 fn messages(
     status: &SyncAlertStatus,
     alert: &SyncAlert,

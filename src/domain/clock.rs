@@ -9,15 +9,15 @@ pub const TOLERANCE: SignedDuration = SignedDuration::from_secs(30);
 /// The clocks at one moment. `None`: the server did not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clocks {
-    /// Of this process.
+    /// Clock of this process.
     pub local: Timestamp,
-    /// Of the API server.
+    /// Clock of the API server.
     pub api_server: Option<Timestamp>,
-    /// Of Redis, by which runs start, and leases and deadlines end.
+    /// Clock of Redis, which the start of runs, leases and deadlines use.
     pub redis: Option<Timestamp>,
 }
 
-/// What follows from the clocks.
+/// Result of a comparison of the clocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The time.
@@ -30,10 +30,11 @@ fn is_near(a: Timestamp, b: Timestamp) -> bool {
     a.duration_since(b).abs() <= TOLERANCE
 }
 
-/// Decides what time it is. A local clock that differs from the API server's is not used: the API server stamps all objects. Of
-/// Redis and the API server nobody else can tell which one is right.
+/// Compares the clocks, and decides on the current time. A local clock that differs from the API server's is not
+/// used: the API server stamps all objects. When Redis and the API server differ, the process cannot tell which one
+/// is right.
 #[must_use]
-pub fn read(clocks: &Clocks) -> Reading {
+pub fn compare(clocks: &Clocks) -> Reading {
     let Clocks { local, api_server, redis } = *clocks;
     let now = api_server.filter(|api_server| !is_near(local, *api_server)).unwrap_or(local);
     let skew = redis.filter(|redis| !is_near(*redis, now)).map(|redis| {
@@ -83,11 +84,11 @@ mod tests {
             // All three differ.
             (YEAR, Some(100), Some(500), 100, Some("400 s ahead of that of the API server")),
         ] {
-            let reading = read(&Clocks { local: at(local), api_server: api_server.map(at), redis: redis.map(at) });
+            let reading = compare(&Clocks { local: at(local), api_server: api_server.map(at), redis: redis.map(at) });
             assert_eq!(reading.now, at(now), "{local} {api_server:?} {redis:?}");
             match (&reading.skew, skew) {
-                (Some(told), Some(part)) => assert!(told.contains(part), "{told}"),
-                (told, part) => assert_eq!(told.as_deref(), part),
+                (Some(warning), Some(part)) => assert!(warning.contains(part), "{warning}"),
+                (warning, part) => assert_eq!(warning.as_deref(), part),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Slots by the clocks of a time zone: every full minute at which they show a time that a cron expression matches.
 //!
-//! That is how a Kubernetes CronJob reads an expression (`Next` in <https://github.com/robfig/cron>): a time that the
-//! clocks skip gives no slot, and one that they show twice gives two.
+//! The semantics are those of a Kubernetes CronJob (`Next` in <https://github.com/robfig/cron>): a time that the
+//! clocks skip gives no slot, and a time that occurs twice gives two.
 
 use std::{ops::Range, time::Duration};
 
@@ -19,7 +19,8 @@ use jiff::{
 use super::{from_seconds, slots::Due};
 
 const DAY: i64 = 86_400;
-/// What matches no date in this time never does: 29 February falls on a given weekday at least every 40 years.
+/// Period after which an expression without a match has none: 29 February is on a given weekday at least every 40
+/// years.
 const HORIZON: i64 = 41 * 366 * DAY;
 
 /// A cron expression in a time zone.
@@ -31,15 +32,15 @@ pub struct Cron {
     zone: TimeZone,
 }
 
-/// Why an expression gives no slots.
+/// Mistake of an expression that gives no slots.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
-    /// It cannot be read.
+pub enum InvalidCron {
+    /// The expression cannot be parsed.
     #[error("schedule: {text:?} is not a cron expression such as */20 * * * *: {reason}")]
     Pattern {
         /// The expression.
         text: String,
-        /// What is wrong with it.
+        /// Description of the mistake.
         reason: String,
     },
     /// There is no such date.
@@ -54,10 +55,10 @@ impl Cron {
     /// Reads an expression of five fields or a nickname such as `@daily`; `zone` is an IANA name, UTC when `None`.
     ///
     /// # Errors
-    /// When one of them is not understood, or the expression never fires.
-    pub fn new(text: &str, zone: Option<&str>) -> Result<Self, Invalid> {
+    /// When the expression or the time zone cannot be parsed, or the expression matches no time.
+    pub fn new(text: &str, zone: Option<&str>) -> Result<Self, InvalidCron> {
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-        let invalid = |reason: String| Invalid::Pattern { text: text.to_owned(), reason };
+        let invalid = |reason: String| InvalidCron::Pattern { text: text.to_owned(), reason };
         // The one nickname of CronJob's that the library does not know.
         let known = if text.eq_ignore_ascii_case("@midnight") { "@daily" } else { text };
         let pattern = parser.parse(known).map_err(|error| invalid(error.to_string()))?;
@@ -65,7 +66,7 @@ impl Cron {
         let hours = pattern.pattern.hours.values().into_iter();
         let times =
             hours.flat_map(|hour| minutes.iter().map(move |minute| i64::from(hour) * 3600 + i64::from(*minute) * 60));
-        let unknown = || Invalid::TimeZone(zone.unwrap_or_default().to_owned());
+        let unknown = || InvalidCron::TimeZone(zone.unwrap_or_default().to_owned());
         let cron = Self {
             times: times.collect(),
             pattern,
@@ -75,15 +76,15 @@ impl Cron {
             return Err(unknown());
         }
         // Any date will do: what fires at all does so within the horizon.
-        cron.next(Timestamp::UNIX_EPOCH).ok_or_else(|| Invalid::Never(text.to_owned()))?;
+        cron.next(Timestamp::UNIX_EPOCH).ok_or_else(|| InvalidCron::Never(text.to_owned()))?;
         Ok(cron)
     }
 
-    /// When it fires, in plain words.
+    /// Description of the slots, in English.
     #[must_use]
-    pub fn words(&self) -> String {
+    pub fn description(&self) -> String {
         let zone = self.zone.iana_name().unwrap_or("UTC");
-        // The library says "At every 20 minutes."
+        // The library returns "At every 20 minutes."
         let said = self.pattern.describe().replacen("At every", "Every", 1);
         format!("{}, {zone}", said.trim_end_matches('.'))
     }
@@ -169,8 +170,8 @@ impl Cron {
     }
 
     fn times_of(&self, day: i64, clocks: &Range<i64>) -> &[i64] {
-        let place = |end: i64| self.times.partition_point(|time| day * DAY + time < end);
-        &self.times[place(clocks.start)..place(clocks.end)]
+        let position = |end: i64| self.times.partition_point(|time| day * DAY + time < end);
+        &self.times[position(clocks.start)..position(clocks.end)]
     }
 }
 
@@ -178,12 +179,12 @@ impl Cron {
 struct Span {
     /// Seconds since the epoch.
     instants: Range<i64>,
-    /// What the clocks show more.
+    /// Offset of local time from UTC.
     offset: i64,
 }
 
 impl Span {
-    /// What the clocks show, in seconds since they showed the epoch.
+    /// Range of local time, in seconds since the epoch in local time.
     fn clocks(&self) -> Range<i64> {
         self.instants.start + self.offset..self.instants.end + self.offset
     }

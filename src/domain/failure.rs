@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::{backoff::Backoff, conditions};
 use crate::api::conditions::{READY, RECONCILING, STALLED, reasons};
 
-/// After a refusal, which somebody has to act on.
+/// Backoff after a refusal, which a user has to act on.
 pub const REFUSED: Backoff =
     Backoff { initial: Duration::from_secs(1), factor: 2, max: Duration::from_secs(300), jitter: 0.25 };
 /// After an answer that another try may not meet: a time-out, or a server that is busy.
@@ -16,17 +16,17 @@ pub const BUSY: Backoff = Backoff { max: Duration::from_secs(30), ..REFUSED };
 /// After a conflict with another writer.
 pub const CONFLICT: Backoff = Backoff { initial: Duration::from_millis(250), ..REFUSED };
 
-/// Action that makes a run of a schedule.
+/// Action that creates the SyncJob of a run of a schedule.
 pub const CREATE: &str = "create a SyncJob";
 
-/// Why an action failed, as far as it matters for the next try.
+/// Cause of a failed action, as far as retries depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The server refuses what was asked.
     Refused,
     /// The server could not answer now, or did not in time.
     Busy,
-    /// Somebody else has changed the object meanwhile.
+    /// Another client has changed the object meanwhile.
     Conflict,
 }
 
@@ -69,7 +69,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The failure of an action, with what the server said.
+    /// Creates the failure of an action from the error of the server.
     #[must_use]
     pub fn new(action: &str, error: &str) -> Self {
         let reason = if action == CREATE { reasons::CREATE_FAILED } else { reasons::RECONCILIATION_FAILED };

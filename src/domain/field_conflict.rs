@@ -10,8 +10,8 @@ use kube::ResourceExt;
 
 use crate::api::SyncSchedule;
 
-/// Most schedules that a change of another one requeues at once. The controller sees the change of the others at their next
-/// slot.
+/// Largest number of schedules that a change of another schedule requeues at once. The controller sees the change of
+/// the others at their next slot.
 const MAX_REQUEUED: usize = 100;
 /// Fields that a condition names.
 const NAMED: usize = 5;
@@ -19,13 +19,13 @@ const NAMED: usize = 5;
 /// Namespace and name of a SyncSchedule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ScheduleKey {
-    /// Its namespace.
+    /// Namespace of the SyncSchedule.
     pub namespace: String,
-    /// Its name.
+    /// Name of the SyncSchedule.
     pub name: String,
 }
 
-/// A field that a source maps, and another one too.
+/// Field that a source and another source both map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldConflict {
     /// Path of the field, as the schedule has it.
@@ -37,17 +37,17 @@ pub struct FieldConflict {
 /// A schedule whose source maps the same field.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Other {
-    /// One of another namespace, into which not everybody may look.
+    /// Schedule of another namespace, which the user may have no right to see.
     Elsewhere,
-    /// One of the same namespace.
+    /// Schedule of the same namespace.
     Beside(ScheduleKey),
 }
 
-/// What the sources of all SyncSchedules map.
+/// Fields that the sources of all SyncSchedules map.
 #[derive(Clone, Debug, Default)]
 pub struct Mappings {
     schedules: HashMap<ScheduleKey, Mapping>,
-    collections: HashMap<Place, BTreeMap<String, Sources>>,
+    collections: HashMap<TargetPath, BTreeMap<String, Sources>>,
 }
 
 /// Sources that map a field, by namespace and name, and the schedules that have them.
@@ -55,34 +55,34 @@ type Sources = BTreeMap<(String, String), BTreeSet<String>>;
 
 /// A collection. The database is that of the spec: one that names the operator's own database is not known to be that.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Place {
+struct TargetPath {
     database: Option<String>,
     collection: String,
 }
 
-/// What the source of one schedule maps.
+/// Fields that the source of one schedule maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mapping {
-    place: Place,
+    target: TargetPath,
     source: (String, String),
     fields: Vec<String>,
 }
 
 impl ScheduleKey {
-    fn of(schedule: &SyncSchedule) -> Self {
+    fn from_schedule(schedule: &SyncSchedule) -> Self {
         Self { namespace: schedule.namespace().unwrap_or_default(), name: schedule.name_any() }
     }
 }
 
 impl Mapping {
     /// `None`: the schedule has no source, or maps nothing.
-    fn of(schedule: &SyncSchedule) -> Option<Self> {
+    fn from_schedule(schedule: &SyncSchedule) -> Option<Self> {
         let spec = &schedule.spec.job_template.spec;
         let source = spec.source.as_ref().filter(|_| !spec.mapping.is_empty())?;
-        let ScheduleKey { namespace, name } = ScheduleKey::of(schedule);
+        let ScheduleKey { namespace, name } = ScheduleKey::from_schedule(schedule);
         let collection = spec.target.collection.clone();
         Some(Self {
-            place: Place {
+            target: TargetPath {
                 database: spec.target.database.clone(),
                 collection: collection.unwrap_or_else(|| spec.type_.collection().to_owned()),
             },
@@ -98,33 +98,33 @@ impl Mappings {
     pub fn new<'a>(schedules: impl IntoIterator<Item = &'a SyncSchedule>) -> Self {
         let mut mappings = Self::default();
         for schedule in schedules {
-            mappings.set(ScheduleKey::of(schedule), Mapping::of(schedule));
+            mappings.set(ScheduleKey::from_schedule(schedule), Mapping::from_schedule(schedule));
         }
         mappings
     }
 
-    /// Notes a schedule that was made or changed. Returns others whose conflicts that changes.
+    /// Records a created or changed schedule. Returns the other schedules whose conflicts that changes.
     pub fn apply(&mut self, schedule: &SyncSchedule) -> Vec<ScheduleKey> {
-        self.change(ScheduleKey::of(schedule), Mapping::of(schedule))
+        self.change(ScheduleKey::from_schedule(schedule), Mapping::from_schedule(schedule))
     }
 
     /// Forgets a schedule that was deleted. Returns others whose conflicts that changes.
     pub fn delete(&mut self, schedule: &SyncSchedule) -> Vec<ScheduleKey> {
-        self.change(ScheduleKey::of(schedule), None)
+        self.change(ScheduleKey::from_schedule(schedule), None)
     }
 
     /// Fields that the schedule's source maps, and another source too.
     #[must_use]
     pub fn conflicts(&self, schedule: &SyncSchedule) -> Vec<FieldConflict> {
-        self.conflicts_of(&ScheduleKey::of(schedule))
+        self.conflicts_of(&ScheduleKey::from_schedule(schedule))
     }
 
     fn conflicts_of(&self, key: &ScheduleKey) -> Vec<FieldConflict> {
         let Some(mapping) = self.schedules.get(key) else { return Vec::new() };
         let conflict = |field: &String| {
             let others =
-                self.overlapping(&mapping.place, field).filter_map(|sources| another(sources, &mapping.source));
-            // One that may be named tells more.
+                self.overlapping(&mapping.target, field).filter_map(|sources| another(sources, &mapping.source));
+            // A schedule that may be named is more useful to the user.
             let other = others.max()?;
             Some(FieldConflict { field: field.clone(), other })
         };
@@ -132,8 +132,8 @@ impl Mappings {
     }
 
     /// Sources that map the field, a part of it, or what it is a part of.
-    fn overlapping<'a>(&'a self, place: &Place, field: &'a str) -> impl Iterator<Item = &'a Sources> {
-        let fields = self.collections.get(place);
+    fn overlapping<'a>(&'a self, target: &TargetPath, field: &'a str) -> impl Iterator<Item = &'a Sources> {
+        let fields = self.collections.get(target);
         let above = field.match_indices('.').map(|(end, _)| &field[..end]).chain([field]);
         // "/" comes after ".".
         let (first, end) = (format!("{field}."), format!("{field}/"));
@@ -148,7 +148,7 @@ impl Mappings {
         }
         let mut others = BTreeSet::new();
         for mapping in self.schedules.get(&key).into_iter().chain(&mapping) {
-            let sources = mapping.fields.iter().flat_map(|field| self.overlapping(&mapping.place, field)).flatten();
+            let sources = mapping.fields.iter().flat_map(|field| self.overlapping(&mapping.target, field)).flatten();
             let keys = sources.flat_map(|((namespace, _), names)| {
                 names.iter().map(|name| ScheduleKey { namespace: namespace.clone(), name: name.clone() })
             });
@@ -162,7 +162,7 @@ impl Mappings {
 
     fn set(&mut self, key: ScheduleKey, mapping: Option<Mapping>) {
         if let Some(old) = self.schedules.remove(&key)
-            && let Some(fields) = self.collections.get_mut(&old.place)
+            && let Some(fields) = self.collections.get_mut(&old.target)
         {
             for field in &old.fields {
                 remove(fields, field, |sources| {
@@ -174,11 +174,11 @@ impl Mappings {
                 });
             }
             if fields.is_empty() {
-                self.collections.remove(&old.place);
+                self.collections.remove(&old.target);
             }
         }
         if let Some(mapping) = mapping {
-            let fields = self.collections.entry(mapping.place.clone()).or_default();
+            let fields = self.collections.entry(mapping.target.clone()).or_default();
             for field in &mapping.fields {
                 let sources = fields.entry(field.clone()).or_default();
                 sources.entry(mapping.source.clone()).or_default().insert(key.name.clone());
@@ -188,14 +188,14 @@ impl Mappings {
     }
 }
 
-/// Changes a value of a map, and removes it when `is_empty` says so.
+/// Changes a value of a map, and removes it when `is_empty` returns true.
 fn remove<K: Ord, V>(map: &mut BTreeMap<K, V>, key: &K, is_empty: impl FnOnce(&mut V) -> bool) {
     if map.get_mut(key).is_some_and(is_empty) {
         map.remove(key);
     }
 }
 
-/// Another source than this one. Looks at few of them, however many there are.
+/// Returns another source than this one. Checks only a few of them, however many there are.
 fn another(sources: &Sources, own: &(String, String)) -> Option<Other> {
     let (namespace, _) = own;
     let first = (namespace.clone(), String::new());
@@ -253,7 +253,7 @@ mod tests {
         texts.into_iter().map(str::to_owned).collect()
     }
 
-    fn told(mappings: &Mappings, schedule: &SyncSchedule) -> Vec<String> {
+    fn conflicts_of(mappings: &Mappings, schedule: &SyncSchedule) -> Vec<String> {
         let other = |other| match other {
             Other::Beside(key) => format!("{}/{}", key.namespace, key.name),
             Other::Elsewhere => "?".to_owned(),
@@ -275,7 +275,11 @@ mod tests {
         ] {
             let (a, b) = (schedule(a.0, &a.1), schedule(b.0, &b.1));
             let mappings = Mappings::new([&a, &b]);
-            assert_eq!((told(&mappings, &a), told(&mappings, &b)), (texts(of_a), texts(of_b)), "{what}");
+            assert_eq!(
+                (conflicts_of(&mappings, &a), conflicts_of(&mappings, &b)),
+                (texts(of_a), texts(of_b)),
+                "{what}"
+            );
         }
     }
 
@@ -292,26 +296,26 @@ mod tests {
         let plain = SyncSchedule::new("plain", serde_json::from_value(json!({})).unwrap());
         for other in others.iter().chain([&plain]) {
             let mappings = Mappings::new([&a, other]);
-            assert_eq!((told(&mappings, &a), told(&mappings, other)), (vec![], vec![]));
+            assert_eq!((conflicts_of(&mappings, &a), conflicts_of(&mappings, other)), (vec![], vec![]));
         }
         let mut named = schedule("x/b", &["n"]);
         named.spec.job_template.spec.target.collection = Some("users".to_owned());
-        assert_eq!(told(&Mappings::new([&a, &named]), &a), ["n x/b"], "the type's collection");
+        assert_eq!(conflicts_of(&Mappings::new([&a, &named]), &a), ["n x/b"], "the type's collection");
     }
 
     #[test]
-    fn those_are_told_whose_conflicts_change() {
+    fn schedules_with_changed_conflicts_are_requeued() {
         let (a, b, c) = (schedule("x/a", &["n"]), schedule("x/b", &["n", "m"]), schedule("x/c", &["m"]));
-        let keys = |told: Vec<ScheduleKey>| told.into_iter().map(|key| key.name).collect::<Vec<_>>();
+        let keys = |changed: Vec<ScheduleKey>| changed.into_iter().map(|key| key.name).collect::<Vec<_>>();
         let mut mappings = Mappings::new([&a]);
         assert_eq!(keys(mappings.apply(&a)), [""; 0], "nothing has changed");
         assert_eq!(keys(mappings.apply(&b)), ["a"]);
         assert_eq!(keys(mappings.apply(&c)), ["b"]);
-        assert_eq!(told(&mappings, &b), ["n x/a", "m x/c"]);
+        assert_eq!(conflicts_of(&mappings, &b), ["n x/a", "m x/c"]);
         assert_eq!(keys(mappings.apply(&schedule("x/b", &["m"]))), ["a"]);
         assert_eq!(keys(mappings.delete(&c)), ["b"]);
         assert_eq!(keys(mappings.delete(&b)), [""; 0]);
-        assert_eq!((told(&mappings, &a), mappings.schedules.len()), (vec![], 1));
+        assert_eq!((conflicts_of(&mappings, &a), mappings.schedules.len()), (vec![], 1));
         mappings.delete(&a);
         assert!(mappings.schedules.is_empty() && mappings.collections.is_empty());
     }
@@ -326,7 +330,7 @@ mod tests {
             mappings.delete(schedule);
             mappings.apply(schedule);
         }
-        // It is 0.3 s here; to look at each pair would take minutes.
+        // This takes 0.3 s here. To compare each pair would take minutes.
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
 

@@ -9,7 +9,7 @@ use crate::api::SyncJobSpec;
 
 /// Largest size of a free-form field, in bytes of its JSON.
 pub const MAX_BYTES: usize = 64 * 1024;
-/// Deepest nesting of a free-form field. An object within another one is the second level.
+/// Largest number of levels of a free-form field. An object within another object is the second level.
 pub const MAX_LEVELS: usize = 32;
 
 /// Checks the free-form fields of a spec.

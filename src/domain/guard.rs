@@ -21,9 +21,9 @@ pub struct Guard {
     max_missing: Option<Limit>,
     max_changed: Option<Limit>,
     min_results: u64,
-    /// What a tripped guard does.
+    /// Action of the guard when a limit is exceeded.
     pub action: GuardAction,
-    /// How long a held run waits.
+    /// Longest time for which a held run waits.
     pub hold_for: Duration,
 }
 
@@ -36,7 +36,7 @@ enum Limit {
 
 impl Limit {
     /// The most of `all` documents that it allows.
-    fn of(self, all: u64) -> u64 {
+    fn resolve(self, all: u64) -> u64 {
         match self {
             Self::Count(count) => count,
             Self::Percent(percent) => all.saturating_mul(percent) / 100,
@@ -44,7 +44,7 @@ impl Limit {
     }
 }
 
-/// What a run is about to remove.
+/// Removals that a run is about to make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removals {
     /// Documents that it would mark newly.
@@ -63,7 +63,7 @@ impl Removals {
     }
 }
 
-/// Why a run waits for an approval.
+/// Hold of a run that waits for an approval.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// Documents that the approval has to cover.
@@ -123,8 +123,8 @@ impl Guard {
             return hold(format!("the source lists {results} results, and guard.minResults is {min}"));
         }
         let allowed = self.max_missing.map_or_else(
-            || Limit::Percent(DEFAULT_PERCENT).of(confirmed).max(DEFAULT_FLOOR),
-            |limit| limit.of(confirmed),
+            || Limit::Percent(DEFAULT_PERCENT).resolve(confirmed).max(DEFAULT_FLOOR),
+            |limit| limit.resolve(confirmed),
         );
         let exceeding = [("mark", removals.marks), ("delete", removals.deletions)];
         let (verb, number) = exceeding.into_iter().find(|(_, number)| *number > allowed)?;
@@ -136,10 +136,10 @@ impl Guard {
     /// The most confirmed documents that a run may change, of `confirmed`. `None`: any number.
     #[must_use]
     pub fn max_changed(&self, confirmed: u64, approved: Option<u64>) -> Option<u64> {
-        self.max_changed.map(|limit| limit.of(confirmed).max(approved.unwrap_or(0)))
+        self.max_changed.map(|limit| limit.resolve(confirmed).max(approved.unwrap_or(0)))
     }
 
-    /// Why a run that has changed `changed` documents has to wait, without keys.
+    /// Hold, without keys, of a run that has changed `changed` documents. `None`: the limit is not exceeded.
     #[must_use]
     pub fn check_changes(&self, changed: u64, max: u64) -> Option<Hold> {
         (changed > max).then(|| Hold {

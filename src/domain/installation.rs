@@ -64,7 +64,7 @@ impl Fingerprint {
 /// Owner of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// What its processes agree on.
+    /// Fingerprint that all processes of the installation agree on.
     pub fingerprint: Fingerprint,
     /// Name of its Lease, as `<namespace>/<name>`.
     pub lease: String,
@@ -99,8 +99,8 @@ impl Owner {
     }
 }
 
-/// True when the controllers of a Lease are not at work any more: it is gone (`None`), was given up, or was not renewed for so
-/// long that they have lost what they owned.
+/// True when the controllers of a Lease are inactive: the Lease does not exist (`None`), was released, or was not
+/// renewed for so long that its installation has lost its ownership.
 #[must_use]
 pub fn is_over(lease: Option<&Record>, now: Timestamp) -> bool {
     let Some(lease) = lease else { return true };
@@ -108,9 +108,9 @@ pub fn is_over(lease: Option<&Record>, now: Timestamp) -> bool {
     !is_held || lease.renewed.is_none_or(|renewed| elapsed(renewed, now) > OWNERSHIP)
 }
 
-/// Sets the condition of an object on which the controllers of two Leases work, and returns its event. `owner` is the Lease whose
-/// controllers go on.
-pub fn note_conflict(
+/// Sets the condition of an object that the controllers of two Leases reconcile, and returns its event. `owner` is
+/// the Lease whose controllers continue.
+pub fn set_conflict(
     conditions: &mut Vec<Condition>,
     owner: &str,
     me: &str,
@@ -125,7 +125,7 @@ pub fn note_conflict(
     ObjectEvent::warning("InstallationConflict", message)
 }
 
-/// What users read while the queue belongs to another installation.
+/// Message for users while the queue belongs to another installation.
 #[must_use]
 pub fn queue_is_owned(owner: &str) -> String {
     format!("The queue belongs to the installation {owner}: set another QUEUE_NAME, or run sync-operator adopt")
@@ -137,9 +137,9 @@ fn who_leaves(lease: &str) -> String {
 
 /// Removes the condition about another installation, for the owner of the object, when that has not repeated it for some time, or
 /// when it was the owner who left the object alone.
-pub fn forget_conflict(conditions: &mut Vec<Condition>, me: &str, now: Timestamp) {
-    let is_over = |noted: &Condition| {
-        noted.message.starts_with(&who_leaves(me)) || elapsed(noted.last_transition_time.0, now) > OWNERSHIP
+pub fn clear_conflict(conditions: &mut Vec<Condition>, me: &str, now: Timestamp) {
+    let is_over = |conflict: &Condition| {
+        conflict.message.starts_with(&who_leaves(me)) || elapsed(conflict.last_transition_time.0, now) > OWNERSHIP
     };
     if conditions::find(conditions, INSTALLATION_CONFLICT).is_some_and(is_over) {
         conditions::clear(conditions, INSTALLATION_CONFLICT);
@@ -211,15 +211,15 @@ mod tests {
     }
 
     #[test]
-    fn a_conflict_that_nobody_repeats_is_forgotten() {
+    fn an_old_conflict_is_cleared() {
         let mut conditions = Vec::new();
-        note_conflict(&mut conditions, "a/one", "b/two", None, at(0));
-        forget_conflict(&mut conditions, "a/one", at(599));
+        set_conflict(&mut conditions, "a/one", "b/two", None, at(0));
+        clear_conflict(&mut conditions, "a/one", at(599));
         assert!(conditions[0].message.contains("a/one") && conditions[0].message.contains("b/two"));
-        forget_conflict(&mut conditions, "a/one", at(601));
+        clear_conflict(&mut conditions, "a/one", at(601));
         assert_eq!(conditions, []);
-        note_conflict(&mut conditions, "a/one", "b/two", None, at(0));
-        forget_conflict(&mut conditions, "b/two", at(1));
+        set_conflict(&mut conditions, "a/one", "b/two", None, at(0));
+        clear_conflict(&mut conditions, "b/two", at(1));
         assert_eq!(conditions, [], "it has adopted the object");
     }
 }

@@ -1,4 +1,4 @@
-//! What is to be done about a SyncJob, given what the queue knows of its run.
+//! Decisions about a SyncJob, from the object and its run in the queue.
 
 use std::time::Duration;
 
@@ -22,48 +22,48 @@ use crate::api::{
 /// Longest delay of an end until the schedule lists the run as active.
 const ACCOUNTING_LIMIT: Duration = Duration::from_secs(30);
 
-/// What is to be done about a SyncJob.
+/// Actions of a decision about a SyncJob.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
-    /// Its next status.
+pub struct JobPlan {
+    /// Next status of the SyncJob.
     pub status: SyncJobStatus,
-    /// Put its run into the queue.
+    /// True when the run is to be enqueued.
     pub enqueue: bool,
-    /// Tell the queue what people want of the run now.
+    /// Desired state to write into the queue.
     pub control: Option<DesiredState>,
-    /// With `control`: end the run as failed, for this reason, although nobody cancelled it.
+    /// Outcome with which the run ends as failed, although no user cancelled the run. Set along with `control`.
     pub end: Option<Outcome>,
-    /// What to tell people.
-    pub notes: Vec<ObjectEvent>,
-    /// When to look again without being asked.
+    /// Events to publish.
+    pub events: Vec<ObjectEvent>,
+    /// Time until the next reconciliation without a change.
     pub requeue: Option<Duration>,
 }
 
-/// True when the run has ended. Nothing about it changes any more.
+/// True when the run has ended. A finished run never changes.
 #[must_use]
 pub fn is_finished(job: &SyncJob) -> bool {
     job.status.as_ref().is_some_and(has_ended)
 }
 
-/// True when this is the status of a run that has ended.
+/// True for the status of a run that has ended.
 #[must_use]
 pub fn has_ended(status: &SyncJobStatus) -> bool {
     conditions::is_true(&status.conditions, COMPLETE) || conditions::is_true(&status.conditions, FAILED)
 }
 
-/// True when the run has ended well.
+/// True when the run is complete.
 #[must_use]
 pub fn is_complete(job: &SyncJob) -> bool {
     job.status.as_ref().is_some_and(|status| conditions::is_true(&status.conditions, COMPLETE))
 }
 
-/// True while its guard holds the run.
+/// True while the guard holds the run.
 #[must_use]
 pub fn is_held(job: &SyncJob) -> bool {
     job.status.as_ref().is_some_and(shows_hold)
 }
 
-/// True while its guard holds the run, and nobody has approved as many documents as it holds.
+/// True while the guard holds the run, and no approval covers the held documents.
 #[must_use]
 pub fn waits_for_approval(job: &SyncJob) -> bool {
     job.status.as_ref().is_some_and(|status| shows_hold(status) && !is_approved(job, status))
@@ -77,7 +77,7 @@ fn hold_shown(status: &SyncJobStatus) -> Option<&Condition> {
     conditions::find(&status.conditions, HELD).filter(|held| held.status == "True")
 }
 
-/// The number of documents that the guard holds. 0: it holds none.
+/// Number of documents that the guard holds.
 #[must_use]
 pub fn held_number(status: &SyncJobStatus) -> i64 {
     status.counts.and_then(|counts| counts.held).unwrap_or_default()
@@ -91,10 +91,10 @@ fn is_approved(job: &SyncJob, status: &SyncJobStatus) -> bool {
 
 /// Decides on a SyncJob from its object and its run in the queue (`None` when the queue has none).
 #[must_use]
-pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
+pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> JobPlan {
     let old = job.status.clone().unwrap_or_default();
     if is_finished(job) {
-        return Plan { status: old, enqueue: false, control: None, end: None, notes: Vec::new(), requeue: None };
+        return JobPlan { status: old, enqueue: false, control: None, end: None, events: Vec::new(), requeue: None };
     }
     let mut status = old.clone();
     status.observed_generation = job.metadata.generation;
@@ -104,7 +104,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
     let parsed = RunSpec::parse(&job.spec);
     let hold_for = parsed.as_ref().ok().map(|spec| spec.guard.hold_for);
     let deadline = parsed.as_ref().ok().map(|spec| spec.active_deadline);
-    // Redis may have lost a run that had begun: it learns from the queue that it is cancelled, and is rolled back.
+    // Redis may have lost a run that had begun. Such a run is enqueued, cancelled in the queue, and rolled back.
     let has_to_roll_back = parsed.as_ref().is_ok_and(|spec| spec.rollback);
     let enqueue = match (run, parsed) {
         (None, _) if desired.cancelled && !has_to_roll_back => {
@@ -116,7 +116,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
             fail(&mut status, &outcome, generation, now);
             false
         }
-        // Redis lost a held run. It is put back, and kept aside, only to be told how it goes on.
+        // Redis lost a held run. The run is enqueued again, parked, only when it is approved or has to end.
         (None, Ok(_)) if is_held(job) => {
             conditions::clear(&mut status.conditions, RECONCILING);
             let is_over = is_over(job, &status, hold_for, now);
@@ -131,7 +131,7 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
             true
         }
         (Some(run), _) => {
-            mirror(&mut status, job, run, now);
+            project_onto_status(&mut status, job, run, now);
             false
         }
     };
@@ -142,25 +142,25 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> Plan {
         let is_overdue = deadline.is_some_and(|deadline| deadline <= now);
         if is_over { Some(not_approved(&status, hold_for)) } else { is_overdue.then(Outcome::deadline_exceeded) }
     });
-    // The queue may have cancelled the run although nobody did, and that cannot be taken back.
+    // The queue may have cancelled the run although no user did, and that cannot be undone.
     let is_known =
         |run: &Run| desired == DesiredState { cancelled: run.desired.cancelled && desired.cancelled, ..run.desired };
     let control = under_way.filter(|run| end.is_some() || !is_known(run)).map(|_| desired);
     let requeue = held_until(&status, hold_for).into_iter().chain(deadline).map(|until| elapsed(now, until));
     let requeue = requeue.filter(|wait| !wait.is_zero()).min();
-    let notes = approval(&old, &status, desired.approved)
+    let events = approval_event(&old, &status, desired.approved)
         .into_iter()
-        .chain(transition(&old, &status))
-        .chain(skipped_removal(&old, &status))
-        .chain(run.map(|run| slow(&old, run)).unwrap_or_default())
+        .chain(transition_event(&old, &status))
+        .chain(skipped_removal_event(&old, &status))
+        .chain(run.map(|run| slow_run_events(&old, run)).unwrap_or_default())
         .collect();
-    Plan { status, enqueue, control, end, notes, requeue }
+    JobPlan { status, enqueue, control, end, events, requeue }
 }
 
-/// How a SyncJob ends that was restored from a backup without its status: its run may have ended long ago. `None`: it is executed. `is_owned`:
-/// the SyncSchedule that created it exists. That one creates SyncJobs in time, whatever the clocks say.
+/// Outcome of a SyncJob that was restored from a backup without its status: the run may have ended long ago. `None`: the SyncJob is executed.
+/// `is_owned`: the SyncSchedule that created the SyncJob exists. A SyncSchedule creates SyncJobs in time, whatever the clocks say.
 #[must_use]
-pub fn restored(job: &SyncJob, is_owned: bool) -> Option<Outcome> {
+pub fn restored_without_status(job: &SyncJob, is_owned: bool) -> Option<Outcome> {
     let deadline: Timestamp = job.annotations().get(STARTING_DEADLINE_ANNOTATION)?.parse().ok()?;
     let created = job.creation_timestamp()?.0;
     let has_started = job.status.as_ref().is_some_and(|status| status.start_time.is_some());
@@ -174,43 +174,43 @@ pub fn restored(job: &SyncJob, is_owned: bool) -> Option<Outcome> {
 
 /// Decides on a SyncJob that ends without a run.
 #[must_use]
-pub fn end(job: &SyncJob, outcome: &Outcome, now: Timestamp) -> Plan {
+pub fn end_without_run(job: &SyncJob, outcome: &Outcome, now: Timestamp) -> JobPlan {
     let mut status = job.status.clone().unwrap_or_default();
     status.observed_generation = job.metadata.generation;
     fail(&mut status, outcome, job.metadata.generation, now);
-    let notes = transition(&job.status.clone().unwrap_or_default(), &status).into_iter().collect();
-    Plan { status, enqueue: false, control: None, end: None, notes, requeue: None }
+    let events = transition_event(&job.status.clone().unwrap_or_default(), &status).into_iter().collect();
+    JobPlan { status, enqueue: false, control: None, end: None, events, requeue: None }
 }
 
-/// When the deadline of a run ends it that no worker holds: there may be no worker left that would end it. `None`: it has no
-/// deadline now. A rollback has none.
+/// Deadline of a run that no worker holds: without workers, the controller has to end the run. `None`: the run has no deadline now. A
+/// rollback has no deadline.
 fn ends_without_worker_at(run: &Run, deadline: Duration) -> Option<Timestamp> {
     let waits = matches!(run.state, State::Waiting | State::Delayed) && run.outcome.is_none();
     run.started.filter(|_| waits)?.checked_add(deadline.saturating_add(run.parked_for)).ok()
 }
 
-/// When a held run ends unless it is approved.
+/// Time at which a held run ends unless it is approved.
 fn held_until(status: &SyncJobStatus, hold_for: Option<Duration>) -> Option<Timestamp> {
     let held = hold_shown(status)?;
     held.last_transition_time.0.checked_add(hold_for?).ok()
 }
 
-/// True when a held run has waited for its approval in vain.
+/// True when a held run was not approved in time.
 fn is_over(job: &SyncJob, status: &SyncJobStatus, hold_for: Option<Duration>, now: Timestamp) -> bool {
     let is_late = held_until(status, hold_for).is_some_and(|until| until <= now);
     is_late && !job.spec.cancelled && !is_approved(job, status)
 }
 
-/// How a held run ends that nobody has approved.
+/// Outcome of a held run that was not approved in time.
 fn not_approved(status: &SyncJobStatus, hold_for: Option<Duration>) -> Outcome {
     let held = held_number(status);
     let hold_for = hold_for.map_or_else(String::new, |hold_for| GoDuration::from(hold_for).to_string());
-    let message = format!("nobody approved {held} documents within spec.guard.holdFor ({hold_for})");
+    let message = format!("no approval for {held} documents within spec.guard.holdFor ({hold_for})");
     Outcome { reason: reasons::NOT_APPROVED.to_owned(), message }
 }
 
-/// Since when the run is put aside: it is suspended, or held until the queue knows of its approval. That it is to continue, the
-/// queue is told next. `None`: it is not put aside.
+/// Time since which the run is parked: suspended, or held until the queue has its approval. The next write to the queue resumes the run.
+/// `None`: the run is not parked.
 fn parked_since(job: &SyncJob, now: Timestamp) -> Option<Timestamp> {
     let conditions = job.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let since = |type_| conditions::find(conditions, type_).filter(|found| found.status == "True");
@@ -218,7 +218,7 @@ fn parked_since(job: &SyncJob, now: Timestamp) -> Option<Timestamp> {
     parked.or_else(|| job.spec.suspended.then_some(now))
 }
 
-/// What the status of a SyncJob that has not ended says of its run.
+/// Record of the run in the status of an unfinished SyncJob.
 #[must_use]
 pub fn recorded(job: &SyncJob, now: Timestamp) -> Recorded {
     let status = job.status.clone().unwrap_or_default();
@@ -238,14 +238,14 @@ fn suspended_for(status: &SyncJobStatus) -> Duration {
     status.suspended_for.as_ref().and_then(|time| time.parse().ok()).unwrap_or_default()
 }
 
-/// Why the queue has put the run aside, unless it is suspended.
+/// Hold for which the queue has parked the run. `None`: the run is not parked, or is suspended.
 fn hold_of(run: &Run) -> Option<&Hold> {
     let DesiredState { suspended, approved, .. } = run.desired;
     let hold = run.checkpoint.hold.as_ref().filter(|_| run.state == State::Parked && !suspended);
     hold.filter(|hold| approved.is_none_or(|approved| approved < hold.number))
 }
 
-/// Says what is held, and how it is approved. What is to be done comes before the keys, of which a condition has room for some.
+/// Message about held documents and how to approve them. The command comes before the keys, since a condition has room for only some keys.
 #[must_use]
 pub fn hold_message(hold: &Hold, approval: &str) -> String {
     let Hold { message, keys, .. } = hold;
@@ -257,15 +257,15 @@ fn with_warnings(message: String, run: &Run) -> String {
     run.checkpoint.warnings.iter().fold(message, |text, warning| format!("{text}. {}", warning.message()))
 }
 
-/// Tells once what makes a run slow: the conditions say from then on that it was told.
-fn slow(old: &SyncJobStatus, run: &Run) -> Vec<ObjectEvent> {
+/// Events about warnings that make a run slow. Each warning is published once: the conditions contain the published ones.
+fn slow_run_events(old: &SyncJobStatus, run: &Run) -> Vec<ObjectEvent> {
     let is_at_work = matches!(run.state, State::Active | State::Completed) && run.outcome.is_none();
-    let is_told = |message| old.conditions.iter().any(|condition| condition.message.contains(message));
-    let warnings = run.checkpoint.warnings.iter().filter(|warning| is_at_work && !is_told(warning.message()));
+    let is_published = |message| old.conditions.iter().any(|condition| condition.message.contains(message));
+    let warnings = run.checkpoint.warnings.iter().filter(|warning| is_at_work && !is_published(warning.message()));
     warnings.filter_map(|warning| Some(ObjectEvent::warning(warning.event()?, warning.message()))).collect()
 }
 
-/// How a run ends that is cancelled: by its user, or by its schedule for a newer run.
+/// Outcome of a cancelled run: cancelled by a user, or by its schedule for a newer run.
 #[must_use]
 pub fn cancelled(job: &SyncJob) -> Outcome {
     let newer = |annotation| job.annotations().get(annotation);
@@ -277,7 +277,7 @@ pub fn cancelled(job: &SyncJob) -> Outcome {
     Outcome { reason: reason.to_owned(), message }
 }
 
-/// True when the run was cancelled by its schedule, since a newer run took its place.
+/// True when the schedule of the run cancelled the run for a newer run.
 #[must_use]
 pub fn is_replaced(job: &SyncJob) -> bool {
     let conditions = job.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
@@ -285,7 +285,7 @@ pub fn is_replaced(job: &SyncJob) -> bool {
     conditions::find(conditions, FAILED).is_some_and(|failed| replaced.contains(&failed.reason.as_str()))
 }
 
-/// The status while nothing can be learnt from the queue: what was known, and why it may be old.
+/// Status while the queue cannot be read: the last known status, with the reason for which it may be stale.
 #[must_use]
 pub fn unknown(job: &SyncJob, reason: &str, message: &str, now: Timestamp) -> SyncJobStatus {
     let mut status = job.status.clone().unwrap_or_default();
@@ -306,33 +306,34 @@ pub fn awaits_accounting(job: &SyncJob, next: &SyncJobStatus, schedule: &SyncSch
     waited <= ACCOUNTING_LIMIT && !active.iter().any(|run| run.name == job.name_any())
 }
 
-/// Copies what a Redis that went back may know less of. What is recorded is asserted there.
-fn record(status: &mut SyncJobStatus, run: &Run) {
+/// Copies attempts, recoveries and times into the status. A Redis that was restored to an earlier state may know less than the status, so
+/// these values never decrease. They are asserted in Redis.
+fn record_attempts(status: &mut SyncJobStatus, run: &Run) {
     if status.attempts <= Some(run.attempts as i32) {
         status.attempts = Some(run.attempts as i32);
         status.attempt_history.clone_from(&run.history);
     }
     status.recoveries = status.recoveries.max(Some(run.recoveries as i32));
-    // What was stamped carries the time of the first claim.
+    // Stamped documents carry the time of the first claim.
     status.start_time = status.start_time.take().or(run.started.map(MicroTime));
     let suspended_for = suspended_for(status).max(run.parked_for);
     status.suspended_for = (!suspended_for.is_zero()).then(|| suspended_for.into());
 }
 
-/// Copies what the queue knows into the status.
-fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) {
+/// Projects the run in the queue onto the status.
+fn project_onto_status(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) {
     let was_put_back = run.state == State::Parked && run.checkpoint.hold.is_none();
     if shows_hold(status) && was_put_back && !job.spec.suspended {
-        // Redis had lost it. It continues, or ends, by the next call.
+        // Redis had lost the held run. The next call resumes or ends the run.
         return;
     }
     let generation = job.metadata.generation;
     let held_before = status.counts.and_then(|counts| counts.held);
     let complete = run.state == State::Completed;
     status.worker.clone_from(&run.worker);
-    record(status, run);
+    record_attempts(status, run);
 
-    // A run that was lost with Redis starts over. What it shows must not go back meanwhile.
+    // A run that was lost with Redis starts over. The progress in the status must not decrease meanwhile.
     let known = status.counts.unwrap_or_default();
     if run.finished.is_some() || run.checkpoint.counts.processed >= known.processed {
         status.counts = Some(run.checkpoint.counts);
@@ -354,7 +355,7 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     if let Some(hold) = hold_of(run) {
         let number = i64::try_from(hold.number).unwrap_or(i64::MAX);
         if held_before != Some(number) {
-            // Another number is another question.
+            // Another number needs another approval.
             conditions::clear(&mut status.conditions, HELD);
         }
         let command = format!("kubectl annotate syncjob {} {APPROVE_ANNOTATION}={number} --overwrite", job.name_any());
@@ -381,7 +382,7 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     match run.state {
         State::Waiting => {
             status.phase = Some(Phase::Queued);
-            let (reason, message) = waiting(run);
+            let (reason, message) = queued_reason(run);
             reconciling(reason, message);
         }
         State::Active => {
@@ -421,8 +422,8 @@ fn mirror(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now: Timestamp) 
     }
 }
 
-/// What a run waits for that could be claimed: reason and message.
-fn waiting(run: &Run) -> (&'static str, String) {
+/// Reason and message of a run that waits for a claim.
+fn queued_reason(run: &Run) -> (&'static str, String) {
     match run.lacks_level {
         Some(level) => {
             let message = format!("Waiting for a worker of a newer release: no connected worker has level {level}");
@@ -449,22 +450,23 @@ fn finish(status: &mut SyncJobStatus, at: Timestamp) {
     status.duration = millis.map(|millis| GoDuration::from(Duration::from_millis(millis)));
 }
 
-/// Tells that a held run continues.
-fn approval(old: &SyncJobStatus, new: &SyncJobStatus, approved: Option<u64>) -> Option<ObjectEvent> {
+/// Event about a held run that continues.
+fn approval_event(old: &SyncJobStatus, new: &SyncJobStatus, approved: Option<u64>) -> Option<ObjectEvent> {
     let continues = matches!(new.phase, Some(Phase::Queued | Phase::Running | Phase::Retrying | Phase::Complete));
     let approved = approved.filter(|_| shows_hold(old) && !shows_hold(new) && continues)?;
     let text = format!("The annotation {APPROVE_ANNOTATION} approves {approved} documents: continues");
     Some(ObjectEvent::normal("RunApproved", text))
 }
 
-/// Tells that a complete run has removed nothing, and why.
-fn skipped_removal(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEvent> {
+/// Event about a complete run that has removed no documents.
+fn skipped_removal_event(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEvent> {
     let skipped = conditions::find(&new.conditions, REMOVAL_SKIPPED)?;
     let is_new = conditions::find(&old.conditions, REMOVAL_SKIPPED).is_none();
     is_new.then(|| ObjectEvent::warning("RemovalSkipped", skipped.message.clone()))
 }
 
-fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEvent> {
+/// Event about a change of the phase, a recovery or another hold.
+fn transition_event(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEvent> {
     let message = |type_| conditions::find(&new.conditions, type_).map(|c| c.message.clone()).unwrap_or_default();
     let reason = conditions::find(&new.conditions, FAILED).map(|c| c.reason.as_str()).unwrap_or_default();
     let is_wanted = matches!(reason, reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED);
@@ -506,13 +508,13 @@ fn transition(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEvent> {
     })
 }
 
-/// The condition of a run that waits for an approval.
+/// Condition of a run that waits for an approval.
 #[must_use]
 pub fn held(job: &SyncJob) -> Option<&Condition> {
     hold_shown(job.status.as_ref().filter(|_| !is_finished(job))?)
 }
 
-/// When a finished SyncJob without a schedule is to be deleted.
+/// Time at which a finished SyncJob without a schedule is deleted.
 #[must_use]
 pub fn expires_at(job: &SyncJob) -> Option<Timestamp> {
     let ttl = job.spec.ttl_after_finished.as_ref()?.parse().ok()?;
@@ -555,8 +557,8 @@ mod tests {
             lacks_level: None,
         }
     }
-    fn reasons_of(plan: &Plan) -> Vec<&str> {
-        plan.notes.iter().map(|note| note.reason).collect()
+    fn reasons_of(plan: &JobPlan) -> Vec<&str> {
+        plan.events.iter().map(|event| event.reason).collect()
     }
 
     #[test]
@@ -623,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_is_told_what_is_wanted_of_a_run_until_it_knows() {
+    fn the_desired_state_is_written_until_the_queue_has_it() {
         let desired = DesiredState { suspended: true, priority: 7, ..DesiredState::default() };
         let job = job(serde_json::json!({"suspended": true, "priority": 7}));
         for state in [State::Waiting, State::Active, State::Delayed, State::Parked] {
@@ -673,10 +675,10 @@ mod tests {
             job.status = status;
             let deadline = deadline.map(|deadline| (STARTING_DEADLINE_ANNOTATION.to_owned(), at(deadline).to_string()));
             job.annotations_mut().extend(deadline);
-            let outcome = restored(&job, is_owned);
+            let outcome = restored_without_status(&job, is_owned);
             assert_eq!(outcome.is_some(), expected, "{what}");
             let Some(outcome) = outcome else { continue };
-            let plan = end(&job, &outcome, at(200));
+            let plan = end_without_run(&job, &outcome, at(200));
             assert_eq!((plan.enqueue, reasons_of(&plan)), (false, vec!["RunSkipped"]));
             job.status = Some(plan.status);
             assert!(is_finished(&job) && !is_complete(&job), "{what}");
@@ -725,14 +727,14 @@ mod tests {
         let message = "too many. To approve: kubectl annotate syncjob user-sync-1 sync.codex.dev/approve=10 --overwrite. \
                        The first keys: a1, a2";
         assert_eq!(held.message, message);
-        assert_eq!(plan.notes[0].text, message);
-        assert!(plan.notes[0].warning);
+        assert_eq!(plan.events[0].text, message);
+        assert!(plan.events[0].warning);
         assert_eq!(plan.status.counts.unwrap().held, Some(10));
         assert_eq!(reason(&plan.status, RECONCILING), None);
         job.status = Some(plan.status);
         assert!(is_held(&job) && waits_for_approval(&job));
         let again = decide(&job, Some(&guarded(State::Parked, 10, Some(9))), at(150));
-        assert_eq!((Some(&again.status), again.notes.len()), (job.status.as_ref(), 0));
+        assert_eq!((Some(&again.status), again.events.len()), (job.status.as_ref(), 0));
         let more = decide(&job, Some(&guarded(State::Parked, 12, Some(10))), at(160));
         assert_eq!((more.status.counts.unwrap().held, reasons_of(&more)), (Some(12), vec!["RunHeld"]));
         let since = conditions::find(&more.status.conditions, HELD).unwrap().last_transition_time.0;
@@ -740,7 +742,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_held_as_long_as_it_is_put_aside_for_nothing_else() {
+    fn a_parked_run_is_held_unless_it_is_suspended() {
         let suspended = |run: Run| Run { desired: DesiredState { suspended: true, ..run.desired }, ..run };
         for (what, run, phase) in [
             ("held", guarded(State::Parked, 10, None), Phase::Held),
@@ -772,12 +774,12 @@ mod tests {
         }
     }
 
-    /// Each row: the annotation, the part of the spec, the seconds for which it is held, and whether the queue is told to end it, when to
-    /// look again, and whether it is told anything.
+    /// Each row: the annotation, the part of the spec, the seconds for which it is held, and whether the plan ends the run, the requeue,
+    /// and whether the plan writes the desired state.
     #[test]
-    fn a_held_run_ends_when_nobody_approves_it_in_time() {
+    fn a_held_run_fails_without_an_approval_in_time() {
         let none = || serde_json::json!({});
-        for (approved, part, seconds, ends, requeue, told) in [
+        for (approved, part, seconds, ends, requeue, controls) in [
             (None, none(), 0, false, Some(60), false),
             (None, none(), 59, false, Some(1), false),
             (None, none(), 60, true, None, true),
@@ -801,11 +803,11 @@ mod tests {
                 "{row}"
             );
             assert_eq!(plan.requeue, requeue.map(Duration::from_secs), "{row}");
-            assert_eq!(plan.control.is_some(), told, "{row}");
+            assert_eq!(plan.control.is_some(), controls, "{row}");
             assert_eq!(plan.status.phase, Some(Phase::Held), "{row}");
         }
         let end = decide(&held_job(&none()), Some(&guarded(State::Parked, 10, None)), at(HELD_AT + 60)).end.unwrap();
-        assert_eq!(end.message, "nobody approved 10 documents within spec.guard.holdFor (1m)");
+        assert_eq!(end.message, "no approval for 10 documents within spec.guard.holdFor (1m)");
         let ended = Run { outcome: Some(end), ..guarded(State::Failed, 10, None) };
         let plan = decide(&held_job(&none()), Some(&ended), at(HELD_AT + 61));
         assert_eq!(reason(&plan.status, FAILED), Some(reasons::NOT_APPROVED));
@@ -813,7 +815,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_queue_ended_by_itself_is_not_told_to_it_again() {
+    fn a_run_that_the_queue_ended_is_not_cancelled_again() {
         let outcome = Outcome { reason: reasons::NOT_APPROVED.to_owned(), message: String::new() };
         let mut run = Run { outcome: Some(outcome), ..guarded(State::Waiting, 10, None) };
         run.desired.cancelled = true;
@@ -861,7 +863,7 @@ mod tests {
         let run = Run { desired: put_back, checkpoint: Checkpoint::default(), ..run(State::Parked, 0) };
         let job = approve(held_job(&serde_json::json!({})), "10");
         let plan = decide(&job, Some(&run), at(HELD_AT + 61));
-        assert_eq!((Some(&plan.status), plan.notes.len()), (job.status.as_ref(), 0));
+        assert_eq!((Some(&plan.status), plan.events.len()), (job.status.as_ref(), 0));
         let desired = DesiredState { approved: Some(10), ..DesiredState::default() };
         assert_eq!((plan.control, plan.end), (Some(desired), None));
         let late = decide(&held_job(&serde_json::json!({"onFailure": "Rollback"})), Some(&run), at(HELD_AT + 60));
@@ -909,15 +911,15 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_is_to_be_resumed_is_put_aside_until_the_queue_knows() {
+    fn a_resumed_run_is_parked_until_the_queue_resumes_it() {
         let mut job = job(serde_json::json!({"suspended": true}));
         job.status = Some(decide(&job, Some(&run(State::Parked, 100)), at(120)).status);
         job.spec.suspended = false;
         assert_eq!(recorded(&job, at(200)).parked_since, Some(at(120)));
     }
 
-    /// Each row: the state, how long it was put aside, whether it is rolled back, the time, whether it ends, and the seconds after
-    /// which it is looked at again.
+    /// Each row: the state, the time for which the run was parked, whether it is rolled back, the time, whether it
+    /// ends, and the seconds until the next reconciliation.
     #[test]
     fn a_run_that_no_worker_holds_ends_at_its_deadline() {
         for (state, parked_for, rolled_back, now, ends, requeue) in [
@@ -963,7 +965,7 @@ mod tests {
         run.checkpoint.removal_skipped = Some(why.clone());
         let plan = decide(&job(serde_json::json!({})), Some(&run), at(200));
         assert_eq!(reasons_of(&plan), ["RunCompleted", "RemovalSkipped"]);
-        assert_eq!((plan.notes[1].warning, &plan.notes[1].text), (true, &why.message));
+        assert_eq!((plan.events[1].warning, &plan.events[1].text), (true, &why.message));
         let skipped = conditions::find(&plan.status.conditions, REMOVAL_SKIPPED).unwrap();
         assert_eq!(
             (&*skipped.status, &*skipped.reason, &skipped.message),
@@ -1028,7 +1030,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_worker_is_told_wherever_the_run_is_seen_next() {
+    fn a_recovery_has_an_event_in_every_state() {
         let mut job = job(serde_json::json!({}));
         job.status = Some(decide(&job, Some(&run(State::Active, 10)), at(120)).status);
         for state in [State::Waiting, State::Active] {
@@ -1038,7 +1040,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_a_run_slow_is_told_once() {
+    fn a_slow_run_has_one_event_per_warning() {
         let mut job = job(serde_json::json!({}));
         let slow = |state| {
             let mut run = run(state, 100);
@@ -1066,14 +1068,17 @@ mod tests {
         for state in [State::Waiting, State::Delayed, State::Active] {
             let plan = decide(&job, Some(&Run { outcome: outcome.clone(), ..run(state, 10) }), at(140));
             assert_eq!((plan.status.phase, reasons_of(&plan)), (Some(Phase::RollingBack), vec!["RunRollingBack"]));
-            let told = conditions::find(&plan.status.conditions, RECONCILING).unwrap();
-            assert!(told.message.ends_with("spec.cancelled was set") && !has_ended(&plan.status), "{told:?}");
+            let reconciling = conditions::find(&plan.status.conditions, RECONCILING).unwrap();
+            assert!(
+                reconciling.message.ends_with("spec.cancelled was set") && !has_ended(&plan.status),
+                "{reconciling:?}"
+            );
             assert!(!conditions::is_true(&plan.status.conditions, SUSPENDED));
         }
     }
 
     #[test]
-    fn a_cancelled_run_that_redis_lost_is_enqueued_when_it_has_to_be_rolled_back() {
+    fn a_cancelled_lost_run_is_enqueued_for_its_rollback() {
         let spec = |on_failure| {
             serde_json::json!({"cancelled": true, "transaction": "Batch", "onFailure": on_failure,
                 "source": {"graphQL": {"endpoint": "https://api.example/", "query": "q", "resultPath": ""}}})
@@ -1089,7 +1094,7 @@ mod tests {
         job.status = Some(decide(&job, Some(&run(State::Completed, 200)), at(200)).status);
         for view in [None, Some(run(State::Active, 3)), Some(run(State::Failed, 3))] {
             let plan = decide(&job, view.as_ref(), at(300));
-            assert_eq!((Some(&plan.status), plan.enqueue, plan.notes.len()), (job.status.as_ref(), false, 0));
+            assert_eq!((Some(&plan.status), plan.enqueue, plan.events.len()), (job.status.as_ref(), false, 0));
         }
     }
 

@@ -1,37 +1,37 @@
-//! Who of several controllers leads: what is to be done about the Lease. The rules are client-go's
-//! (<https://pkg.go.dev/k8s.io/client-go/tools/leaderelection>): a standby takes a Lease over when it has seen it
-//! unchanged for its whole length by its own clock, so the clocks of the pods do not have to agree.
+//! Leader election: decisions about the Lease. The rules are client-go's
+//! (<https://pkg.go.dev/k8s.io/client-go/tools/leaderelection>): a standby takes a Lease over when it has seen the
+//! Lease unchanged for its whole length by its own clock, so the clocks of the pods do not have to agree.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// What stands in the Lease.
+/// Content of the Lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Record {
-    /// Who leads. `None` when it was given up.
+pub struct LeaseRecord {
+    /// Identity of the leader. `None`: the Lease was released.
     pub holder: Option<String>,
-    /// For how long a renewal holds.
+    /// Time for which a renewal holds.
     pub duration: Duration,
-    /// When the holder became the leader.
+    /// Time at which the holder became the leader.
     pub acquired: Option<Timestamp>,
-    /// When the holder showed itself last. Different at every renewal; not compared with any clock.
+    /// Time of the last renewal. Each renewal has another time, which is compared with no clock.
     pub renewed: Option<Timestamp>,
-    /// How often the leader changed.
+    /// Number of changes of the leader.
     pub transitions: i32,
 }
 
-/// The record to write to lead, or go on leading; `None` while another one leads. `seen` is what stands there
-/// (`None`: no Lease), and `unchanged` for how long that has been so by the clock of this process.
+/// Record to write to become or stay the leader. `None`: another process leads. `seen`: current record (`None`: no
+/// Lease). `unchanged`: time for which the record has not changed, by the clock of this process.
 #[must_use]
 pub fn claim(
     me: &str,
     duration: Duration,
-    seen: Option<&Record>,
+    seen: Option<&LeaseRecord>,
     unchanged: Duration,
     now: Timestamp,
-) -> Option<Record> {
-    let mine = |acquired, transitions| Record {
+) -> Option<LeaseRecord> {
+    let mine = |acquired, transitions| LeaseRecord {
         holder: Some(me.to_owned()),
         duration,
         acquired: Some(acquired),
@@ -46,11 +46,11 @@ pub fn claim(
     }
 }
 
-/// The record that gives the Lease up. `None` when another one has it.
+/// Record that releases the Lease. `None`: another process holds the Lease.
 #[must_use]
-pub fn give_up(me: &str, seen: &Record, now: Timestamp) -> Option<Record> {
-    let held = seen.holder.as_deref() == Some(me);
-    held.then(|| Record { holder: None, duration: Duration::from_secs(1), renewed: Some(now), ..seen.clone() })
+pub fn release(me: &str, seen: &LeaseRecord, now: Timestamp) -> Option<LeaseRecord> {
+    let is_held = seen.holder.as_deref() == Some(me);
+    is_held.then(|| LeaseRecord { holder: None, duration: Duration::from_secs(1), renewed: Some(now), ..seen.clone() })
 }
 
 #[cfg(test)]
@@ -62,8 +62,8 @@ mod tests {
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
-    fn record(holder: Option<&str>, acquired: i64, renewed: i64, transitions: i32) -> Record {
-        Record {
+    fn record(holder: Option<&str>, acquired: i64, renewed: i64, transitions: i32) -> LeaseRecord {
+        LeaseRecord {
             holder: holder.map(str::to_owned),
             duration: LENGTH,
             acquired: Some(at(acquired)),
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lease_is_taken_when_it_is_free_and_renewed_when_it_is_mine() {
+    fn a_free_lease_is_acquired_and_an_own_one_renewed() {
         let (short, long) = (Duration::from_secs(9), LENGTH);
         for (seen, unchanged, written) in [
             (None, short, Some(record(Some("me"), 50, 50, 0))),
@@ -83,7 +83,7 @@ mod tests {
             (Some(record(Some("me"), 10, 20, 3)), long, Some(record(Some("me"), 10, 50, 3))),
             (Some(record(Some("other"), 10, 20, 3)), short, None),
             (Some(record(Some("other"), 10, 20, 3)), long, Some(record(Some("me"), 50, 50, 4))),
-            // Whatever the other one's clock says.
+            // The clock of the other process does not matter.
             (Some(record(Some("other"), 10, -1_000_000, 3)), short, None),
             (Some(record(Some("other"), 10, 1_000_000, 3)), long, Some(record(Some("me"), 50, 50, 4))),
         ] {
@@ -93,9 +93,9 @@ mod tests {
 
     #[test]
     fn only_the_holder_gives_the_lease_up() {
-        let given_up = give_up("me", &record(Some("me"), 10, 20, 3), at(50)).unwrap();
+        let given_up = release("me", &record(Some("me"), 10, 20, 3), at(50)).unwrap();
         assert_eq!((given_up.holder, given_up.transitions), (None, 3));
-        assert_eq!(give_up("me", &record(Some("other"), 10, 20, 3), at(50)), None);
-        assert_eq!(give_up("me", &record(None, 10, 20, 3), at(50)), None);
+        assert_eq!(release("me", &record(Some("other"), 10, 20, 3), at(50)), None);
+        assert_eq!(release("me", &record(None, 10, 20, 3), at(50)), None);
     }
 }

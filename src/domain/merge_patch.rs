@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-/// The merge patch that turns `old` into `new`. Fields that neither has stay as they are: a release that does not know them does not
-/// erase them.
+/// Merge patch that turns `old` into `new`. Fields that neither has stay as they are: a release that does not know
+/// them does not remove them.
 #[must_use]
 pub fn between(old: &Value, new: &Value) -> Value {
     let (Value::Object(old), Value::Object(new)) = (old, new) else { return new.clone() };
@@ -22,7 +22,7 @@ mod tests {
 
     use super::*;
 
-    /// As the API server does it.
+    /// Applies a merge patch as the API server does.
     fn apply(target: &mut Value, patch: &Value) {
         let Value::Object(patch) = patch else {
             *target = patch.clone();

@@ -22,9 +22,9 @@ pub mod run;
 pub mod schedule;
 pub mod slots;
 pub mod source;
-pub mod template;
 pub mod trace;
 pub mod unreadable;
+pub mod url_template;
 
 use jiff::Timestamp;
 

@@ -14,7 +14,7 @@ pub fn job_for_trigger(schedule: &str, token: &str) -> String {
     format!("{schedule}-t{:09x}", super::stable_hash(token) >> 28)
 }
 
-/// Name of the SyncJob that is made like one that failed: `<name>-r<hash of its uid>`. The name may have been cut.
+/// Name of the SyncJob that retries a failed one: `<name>-r<hash of its uid>`. The name may be truncated.
 #[must_use]
 pub fn job_for_retry(name: &str, uid: &str) -> String {
     let name: String = name.chars().take(240).collect();

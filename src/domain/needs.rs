@@ -10,7 +10,7 @@ pub const FIRST: u32 = 1;
 /// Level of this release. Raised by a field, or a value of a field, of a SyncJob's spec that a worker must not ignore.
 pub const LEVEL: u32 = 2;
 
-/// What a program understands.
+/// Level of a program: the fields of a run that it supports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Level {
     /// The number.
@@ -32,17 +32,17 @@ impl Level {
         Self { number: LEVEL - 1, lacks: Some(field) }
     }
 
-    /// The level that a worker needs for a run, as far as this program can tell.
+    /// Level that a worker needs for a run, as far as this program can tell.
     #[must_use]
     pub fn needed_for(&self, spec: &SyncJobSpec) -> u32 {
-        // Release 0.1.0 looks for the fields of a source in other places, and knows no guard: it would ask without a token, and remove
-        // without a limit.
+        // Release 0.1.0 reads the fields of a source from other paths, and has no guard: it would send requests
+        // without a token, and remove documents without a limit.
         let needed = if spec.source.is_some() || spec.guard.is_some() { 2 } else { FIRST };
         needed.min(self.number)
     }
 
-    /// What of a run's payload this program does not know. `None`: it knows all of it, or the payload is damaged. `parsed`: the payload,
-    /// unless it could not be parsed.
+    /// Unknown part of the payload of a run. `None`: the program knows all of the payload, or the payload is damaged.
+    /// `parsed`: the payload, unless it could not be parsed.
     #[must_use]
     pub fn lacking(&self, payload: &str, parsed: Option<&Payload>) -> Option<String> {
         if let (Some(parsed), None) = (parsed, &self.lacks) {

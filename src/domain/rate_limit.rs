@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// How far ahead a request can be reserved. A pause does not revoke reservations, so they must not reach far.
+/// Longest time for which a request can be reserved ahead. A pause does not revoke reservations, so they must not
+/// reach far.
 const HORIZON: Duration = Duration::from_secs(1);
 
 /// Answer to the reservation of a request.
@@ -18,11 +19,11 @@ pub enum Reservation {
 ///
 /// `queue/scripts/rate_limit.lua` has the same rule for processes that share Redis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RateLimit {
+pub struct RateLimitState {
     free_at: Duration,
 }
 
-impl RateLimit {
+impl RateLimitState {
     /// Reserves the next request when one request may pass per `every`.
     #[must_use]
     pub fn reserve(&mut self, now: Duration, every: Duration) -> Reservation {
@@ -51,7 +52,7 @@ mod tests {
 
     #[test]
     fn requests_are_spaced_evenly() {
-        let mut limit = RateLimit::default();
+        let mut limit = RateLimitState::default();
         for (now, reserved) in [
             (0, Reservation::After(millis(0))),
             (0, Reservation::After(millis(400))),
@@ -65,7 +66,7 @@ mod tests {
 
     #[test]
     fn an_idle_limit_saves_nothing_up() {
-        let mut limit = RateLimit::default();
+        let mut limit = RateLimitState::default();
         assert_eq!(limit.reserve(millis(0), millis(400)), Reservation::After(Duration::ZERO));
         assert_eq!(limit.reserve(millis(5000), millis(400)), Reservation::After(Duration::ZERO));
         assert_eq!(limit.reserve(millis(5000), millis(400)), Reservation::After(millis(400)));
@@ -73,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_pause_rejects_requests_until_it_is_over() {
-        let mut limit = RateLimit::default();
+        let mut limit = RateLimitState::default();
         limit.pause(millis(0), millis(3000));
         assert_eq!(limit.reserve(millis(500), Duration::ZERO), Reservation::RetryAfter(millis(2500)));
         assert_eq!(limit.reserve(millis(2500), Duration::ZERO), Reservation::After(millis(500)));
@@ -82,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_shorter_pause_does_not_end_a_longer_one() {
-        let mut limit = RateLimit::default();
+        let mut limit = RateLimitState::default();
         limit.pause(millis(0), millis(3000));
         limit.pause(millis(0), millis(1000));
         assert_eq!(limit.reserve(millis(1000), Duration::ZERO), Reservation::RetryAfter(millis(2000)));

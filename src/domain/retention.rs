@@ -11,12 +11,12 @@ pub struct Finished {
     pub succeeded: bool,
     /// Cancelled since a newer one took its place.
     pub replaced: bool,
-    /// When it ended.
+    /// End of the run.
     pub at: Timestamp,
 }
 
-/// The runs beyond the limits, the oldest first. Of those that did not succeed, replaced ones go first: they would take the
-/// place of failures that somebody has to see.
+/// Runs beyond the limits, the oldest first. Among unsuccessful runs, replaced ones are first: otherwise they would
+/// displace failures that a user has to see.
 #[must_use]
 pub fn beyond(mut finished: Vec<Finished>, keep_succeeded: usize, keep_failed: usize) -> Vec<Finished> {
     finished.sort_by(|a, b| (!a.replaced, a.at, &a.name).cmp(&(!b.replaced, b.at, &b.name)));

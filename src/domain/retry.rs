@@ -11,12 +11,12 @@ use crate::api::{conditions::reasons, syncjob::Attempt, truncate};
 /// Pause between two attempts to roll a run back, whose number is not limited.
 pub const ROLLBACK_PAUSE: Duration = Duration::from_secs(5);
 
-/// What follows a failed attempt.
+/// Decision after a failed attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// Another attempt, after this time.
     After(Duration),
-    /// No other attempt: the run has failed.
+    /// The run has failed, and is not attempted again.
     GiveUp(Outcome),
 }
 

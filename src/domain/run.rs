@@ -1,4 +1,4 @@
-//! What a run is asked to do, and what is known of it: the types that controller and workers share.
+//! Types of a run that the controller and the workers share: its spec, progress and outcome.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::api::{
 pub const MAX_FAILURES: usize = 20;
 /// Keys of changes that a dry run found, kept in a status.
 pub const MAX_CHANGES: usize = 20;
-/// Keys of failed results that a run keeps to tell which documents its source has.
+/// Largest number of keys of failed results that a run keeps, to know which documents its source has.
 pub const MAX_FAILED_KEYS: usize = 10_000;
 /// Failed attempts kept in a status.
 pub const MAX_ATTEMPTS: usize = 10;
@@ -32,13 +32,13 @@ pub const MAX_ATTEMPTS: usize = 10;
 pub const JOURNALS: &str = "sync_journal.";
 /// Pauses of a run without any progress in between, after which its attempt fails.
 pub const MAX_PAUSES: i64 = 24;
-/// `staleAfter` of an Incremental run that no schedule made.
+/// Default of `staleAfter` for an Incremental run without a schedule.
 const DEFAULT_STALE_AFTER: Duration = Duration::from_mins(10);
 
 /// Share of failed documents with which a run with a source fails.
 const DEFAULT_MAX_FAILED_PERCENT: i64 = 50;
 
-/// What travels through the queue with a run. Opaque to the queue.
+/// Payload of a run in the queue. Opaque to the queue.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Payload {
     /// Namespace of the SyncJob.
@@ -49,7 +49,7 @@ pub struct Payload {
     pub spec: SyncJobSpec,
 }
 
-/// How far a run has come: everything before `cursor` is done. Opaque to the queue.
+/// Progress of a run: all documents before `cursor` are done. Opaque to the queue.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Key of the last document of the highest contiguous finished batch, as MongoDB extended JSON.
@@ -61,7 +61,7 @@ pub struct Checkpoint {
     /// The first refused documents up to the cursor.
     #[serde(default)]
     pub failures: Vec<DocumentFailure>,
-    /// How far the walk through a source's pages has come. `None`: not begun.
+    /// Progress of the walk through the pages of a source. `None`: the walk has not begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paging: Option<Paging>,
     /// Keys of the first documents that would be written, were this no dry run.
@@ -70,7 +70,7 @@ pub struct Checkpoint {
     /// True while the run waits because the source limits requests.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_paused: bool,
-    /// How often the run waited for that since it last came further.
+    /// Number of pauses since the run last made progress.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pauses: i64,
     /// The most documents that an attempt had handled when it failed, or paused.
@@ -79,7 +79,7 @@ pub struct Checkpoint {
     /// Attempts that failed without coming further than the ones before: these count against `backoffLimit`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_progress: i64,
-    /// What makes the run slower than it could be, and how to mend that, or why its rollback postponed.
+    /// Warnings: what makes the run slow and how to fix it, or why its rollback is postponed.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "known_warnings")]
     pub warnings: Vec<Warning>,
     /// Documents that the source had confirmed and not marked when the run started. `None`: not counted.
@@ -88,16 +88,16 @@ pub struct Checkpoint {
     /// Confirmed documents that the run has changed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub changed: i64,
-    /// Confirmed documents of which the source said that they are gone, when it was asked for each.
+    /// Confirmed documents that the source reported as gone when it was asked for each of them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub absent: i64,
     /// Documents that the run has confirmed for the first time.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub first_confirmed: i64,
-    /// Why the run waits for an approval, or last did.
+    /// Hold for which the run waits, or last waited, for an approval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
-    /// Why the run looked for no documents that the source does not have any more.
+    /// Reason for which the run did not search for documents that the source no longer has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removal_skipped: Option<Outcome>,
 }
@@ -145,7 +145,7 @@ impl Checkpoint {
     }
 }
 
-/// How far a walk through pages has come.
+/// Progress of a walk through pages.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Paging {
     /// The page that comes next: its cursor or number. `None`: there is none.
@@ -153,13 +153,13 @@ pub struct Paging {
     pub next: Option<Value>,
     /// Results of the pages before it.
     pub results: u64,
-    /// Those of them with different keys.
+    /// Number of these results with different keys.
     #[serde(default)]
     pub distinct: u64,
     /// The number of all results, as the first page gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// Why the walk, which is over, does not prove that the source has nothing more.
+    /// Reason for which the finished walk does not prove that the source has no more results.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doubt: Option<String>,
     /// Keys, as text, of results that failed: the source has them, although their documents do not show it.
@@ -170,17 +170,17 @@ pub struct Paging {
     pub is_unsure: bool,
 }
 
-/// Why a run, or one attempt, ended.
+/// Outcome of a run, or of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// One CamelCase word.
+    /// Reason, in one CamelCase word.
     pub reason: String,
     /// A sentence.
     pub message: String,
 }
 
 impl Outcome {
-    /// How a run ends that took too long.
+    /// Outcome of a run that has exceeded its deadline.
     #[must_use]
     pub fn deadline_exceeded() -> Self {
         Self {
@@ -190,7 +190,7 @@ impl Outcome {
     }
 }
 
-/// What people should know of a run while it is under way: a sentence without a full stop.
+/// Warning about a run under way: a sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Warning {
     /// The field by which documents are walked has no index.
@@ -208,7 +208,7 @@ impl Warning {
     #[must_use]
     pub fn stamps_ahead() -> Self {
         Self::StampsAhead(
-            "Documents whose stamps are in the future are left as they are: a clock was ahead, or somebody else writes the field"
+            "Documents whose stamps are in the future are left as they are: a clock was ahead, or another client writes the field"
                 .to_owned(),
         )
     }
@@ -257,7 +257,7 @@ impl From<&SyncJob> for DesiredState {
     }
 }
 
-/// Where in the queue a run is.
+/// State of a run in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Waits for a worker.
@@ -286,53 +286,54 @@ pub enum LeaseState {
     Lost,
 }
 
-/// What the queue knows of a run.
+/// Run in the queue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
-    /// Where it is.
+    /// State of the run.
     pub state: State,
     /// The worker that has, or last had, it.
     pub worker: Option<String>,
     /// Attempts that failed.
     pub attempts: u32,
-    /// How often it lost its worker.
+    /// Number of times that the run lost its worker.
     pub recoveries: u32,
     /// First claim.
     pub started: Option<Timestamp>,
-    /// How long it was put aside since then: time that does not count towards its deadline.
+    /// Time for which the run was parked since then, which does not count towards its deadline.
     pub parked_for: Duration,
     /// False when no worker has shown itself to the queue for the length of a lease.
     pub has_workers: bool,
-    /// When the backoff ends; for [`State::Delayed`].
+    /// End of the backoff, for [`State::Delayed`].
     pub retry_at: Option<Timestamp>,
-    /// When it ended.
+    /// End of the run.
     pub finished: Option<Timestamp>,
-    /// How far it has come.
+    /// Progress of the run.
     pub checkpoint: Checkpoint,
     /// Attempts that failed, oldest first.
     pub history: Vec<Attempt>,
-    /// Why it ended, for [`State::Failed`], or why it will, once it is rolled back.
+    /// Outcome of the run, for [`State::Failed`]. An unfinished run with an outcome fails with it once the run is
+    /// rolled back.
     pub outcome: Option<Outcome>,
-    /// What the queue knows of people's wishes.
+    /// Desired state that the queue has.
     pub desired: DesiredState,
     /// The level that the run needs, when none of the workers that live has it.
     pub lacks_level: Option<u32>,
 }
 
-/// What a SyncJob has recorded of its run, for a Redis that knows less.
+/// Record of a run in its SyncJob, for a Redis that knows less.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recorded {
     /// First claim.
     pub started: Option<Timestamp>,
     /// Attempts that failed.
     pub attempts: u32,
-    /// How often it lost its worker.
+    /// Number of times that the run lost its worker.
     pub recoveries: u32,
     /// Attempts that failed, oldest first.
     pub history: Vec<Attempt>,
-    /// How long it was put aside before: time that does not count towards its deadline.
+    /// Time for which the run was parked before, which does not count towards its deadline.
     pub parked_for: Duration,
-    /// Since when it is put aside, when it is.
+    /// Time since which the run is parked.
     pub parked_since: Option<Timestamp>,
     /// Documents that its guard holds, when it does.
     pub held: Option<u64>,
@@ -341,7 +342,7 @@ pub struct Recorded {
 /// A spec that was checked: what the work needs, with every default filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSpec {
-    /// For Incremental: documents not synced for this long are due. `None` for Full.
+    /// Age from which documents are due, for Incremental runs. `None` for Full.
     pub stale_after: Option<Duration>,
     /// Documents per batch.
     pub batch_size: usize,
@@ -365,15 +366,15 @@ pub struct RunSpec {
     pub last_synced_field: String,
     /// Query, in extended JSON.
     pub filter: Map<String, Value>,
-    /// Where to fetch what the documents should be.
+    /// Source of the documents.
     pub source: Option<SourceSpec>,
     /// Limits on what the run may do without an approval.
     pub guard: Guard,
     /// A batch is written as a whole.
     pub transaction: bool,
-    /// When the run fails, its documents are put back as they were.
+    /// True when a failed run restores its documents.
     pub rollback: bool,
-    /// Nothing is written.
+    /// True when nothing is written.
     pub dry_run: bool,
     /// The part of the documents that a local run is restricted to.
     pub subset: Subset,
@@ -386,7 +387,7 @@ pub struct Subset {
     /// Keys of the documents, as people write them. Empty: documents of any key.
     #[serde(default)]
     pub keys: Vec<String>,
-    /// Most documents. `None`: any number.
+    /// Largest number of documents. `None`: any number.
     #[serde(default)]
     pub limit: Option<u64>,
 }
@@ -407,7 +408,7 @@ pub enum SpecError {
     Duration {
         /// Path in the spec.
         field: &'static str,
-        /// What is wrong with it.
+        /// Description of the mistake.
         source: InvalidDuration,
     },
     /// A number outside its range.
@@ -443,7 +444,7 @@ pub enum SpecError {
     Template(Box<SpecError>),
     /// A cron expression or time zone that gives no slots.
     #[error(transparent)]
-    Cron(#[from] super::cron::Invalid),
+    Cron(#[from] super::cron::InvalidCron),
     /// A limit that is neither a number nor a percentage.
     #[error("{0} must be a number of documents, or a percentage from 0% to 100%")]
     Share(&'static str),
@@ -455,7 +456,7 @@ pub enum SpecError {
         /// The name found.
         name: String,
     },
-    /// A field that means nothing without another one.
+    /// A field that has no effect without another field.
     #[error("{0} needs {1}: remove it, or set {1}")]
     Needs(&'static str, &'static str),
     /// Two fields that exclude each other.
@@ -494,15 +495,15 @@ pub enum SpecError {
         "endpoint must be an http or https URL without user and password, such as https://gitlab.example.com/api/graphql"
     )]
     Endpoint,
-    /// An endpoint with places that cannot be filled in.
+    /// An endpoint with unknown or misplaced placeholders.
     #[error(
         "endpoint must be a URL such as https://api.example.com/users/{{id}}, with no other braces than {{id}}, {{ids}}, {{page}}, {{after}} and {{first}}, after its host, and without .. in its path"
     )]
-    Places,
-    /// An endpoint that lacks a place, or has one that is not for it.
+    InvalidPlaceholders,
+    /// An endpoint that lacks a placeholder, or has one without its setting.
     #[error("endpoint with {{{0}}} and {1} go together: set both, or remove {{{0}}}")]
-    Place(&'static str, &'static str),
-    /// Pages that only an answer's header tells apart.
+    MissingPlaceholder(&'static str, &'static str),
+    /// Pages that only the header of an answer identifies.
     #[error("pagination.by Link is for rest: use Cursor or Number")]
     Link,
     /// A text that is no JSON pointer.

@@ -1,18 +1,18 @@
-//! What is to be done about a SyncSchedule: which runs to make, which to count, which to delete.
+//! Decisions about a SyncSchedule: which runs to create, which to count, which to delete.
 //!
-//! **Counting exactly once.** A run is first written into `status.active`, then its SyncJob is created, and
-//! it is counted in the same status write that takes it out of `active`. Each of these writes carries the
-//! resource version it was decided on, so of two controllers that decide on the same state one is refused.
-//! A crash between the steps leaves an entry in `active`, and the next pass goes on from there.
+//! **Counting exactly once.** A run is first written into `status.active`, then its SyncJob is created, and it is
+//! counted in the same status write that removes it from `active`. Each of these writes carries the resource version
+//! it was decided on, so of two controllers that decide on the same state one is refused. A crash between the steps
+//! leaves an entry in `active`, and the next reconciliation continues from there.
 //!
-//! **Waiting in the books.** Where runs must not overlap, an entry may wait in `active` for the end of an earlier run
-//! before its SyncJob is created: with `Replace`, until the run it replaces was cancelled and its worker is fenced.
+//! **Waiting entries.** Where runs must not overlap, an entry may wait in `active` for the end of an earlier run
+//! before its SyncJob is created: with `Replace`, until the replaced run was cancelled and its worker is fenced.
 //!
-//! **Held runs** stay in `active` until they are counted, but are in nobody's way: they may wait for days.
+//! **Held runs** stay in `active` until they are counted, but block no other run: a held run may wait for days.
 
+mod health;
+mod job_builder;
 mod spec;
-mod standing;
-mod template;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -40,20 +40,20 @@ use crate::api::{
     truncate,
 };
 
-/// A run that ends sooner than this is counted without having been noted as seen, which saves a write. The controller that
-/// made it knows it all the same.
+/// Shortest age of a run whose uid is written into `active`. A run that ends sooner is counted without that, which saves a write. The
+/// controller that created the SyncJob knows the run all the same.
 const SHORT: Duration = Duration::from_secs(5);
 const MAX_FAILURE_HISTORY: usize = 20;
 const MAX_HANDLED_TRIGGERS: usize = 20;
-/// With `catchUp: None`, a slot that is later than this counts as missed. A new leader takes a quarter of it, and its first
+/// Longest delay of a slot that does not count as missed with `catchUp: None`. A new leader takes a quarter of that time, and its first
 /// starts may have to wait for each other.
 const ON_TIME: Duration = Duration::from_mins(1);
 
+pub use health::{HEALTH_STATES, count as count_by_health};
+pub use job_builder::build_job;
 pub use spec::{Parsed, interval};
-pub use standing::{STANDINGS, count as count_standings};
-pub use template::job_for;
 
-/// Why a slot was skipped.
+/// Reasons for which a slot is skipped.
 pub mod skips {
     /// An earlier run was not finished.
     pub const ACTIVE: &str = "Active";
@@ -61,11 +61,11 @@ pub mod skips {
     pub const DEADLINE: &str = "Deadline";
     /// A newer slot was due too, or `spec.catchUp` is None.
     pub const CATCH_UP: &str = "CatchUp";
-    /// A newer slot came before the run could start that was to replace an earlier one.
+    /// A newer slot was due before the run of this slot could replace an earlier run.
     pub const REPLACED: &str = "Replaced";
-    /// A SyncJob of that name exists and is not this schedule's.
+    /// A SyncJob of that name exists and belongs to another owner.
     pub const NAME_COLLISION: &str = "NameCollision";
-    /// With `concurrencyPolicy: Allow`, as many runs as `spec.maxActive` says were not finished.
+    /// With `concurrencyPolicy: Allow`, `spec.maxActive` runs were not finished.
     pub const MAX_ACTIVE: &str = "MaxActive";
     /// The API server refused to create the SyncJob.
     pub const CREATE_FAILED: &str = "CreateFailed";
@@ -77,22 +77,22 @@ pub mod skips {
     pub const SCHEDULE_CHANGED: &str = "ScheduleChanged";
 }
 
-/// What a decision is made from.
+/// Input of a decision.
 #[derive(Clone, Debug)]
-pub struct Observed<'a> {
+pub struct ObservedSchedule<'a> {
     /// The schedule as stored.
     pub schedule: &'a SyncSchedule,
-    /// Every SyncJob it controls.
+    /// Every SyncJob that the schedule controls.
     pub jobs: &'a [Arc<SyncJob>],
-    /// Names of SyncJobs that are known to have been made, whether or not the books say so.
+    /// Names of SyncJobs that this process created, whether or not `status.active` has their uids.
     pub made: &'a [String],
     /// Redis answers.
     pub queue_available: bool,
     /// Another installation, which owns the queue.
     pub queue_owner: Option<&'a str>,
-    /// A difference between clocks that the controllers cannot make up for.
+    /// Difference between clocks that the controllers cannot correct.
     pub clock_skew: Option<&'a str>,
-    /// Fields that its source maps, and another one too.
+    /// Fields that the source of this schedule and another source both map.
     pub conflicts: &'a [FieldConflict],
     /// The failure of a request that the schedule shows.
     pub failure: Option<&'a Failure>,
@@ -118,46 +118,46 @@ fn name(job: &SyncJob) -> &str {
     job.metadata.name.as_deref().unwrap_or_default()
 }
 
-/// What the steps of a decision share.
+/// Input that the steps of a decision share.
 struct Pass<'a> {
     schedule: &'a SyncSchedule,
     jobs: Jobs<'a>,
-    /// Why the SyncJobs of runs that wait for one could not be created.
+    /// Failure to create the SyncJobs of waiting entries.
     refused: Option<Failure>,
     now: Timestamp,
 }
 
-/// What is to be done, in this order: write the status, publish, cancel, create, delete.
+/// Actions of a decision, in this order: write the status, publish, cancel, create, delete.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct SchedulePlan {
     /// The next status.
     pub status: SyncScheduleStatus,
-    /// Names of SyncJobs that a newer run is to replace.
+    /// Names of SyncJobs to cancel, which a newer run replaces.
     pub cancel: Vec<String>,
-    /// Name of that newer run's SyncJob.
+    /// Name of the SyncJob of the newer run.
     pub replacement: Option<String>,
-    /// Names of held SyncJobs, each with that of the later run that takes its place.
+    /// Names of held SyncJobs to cancel, each with the name of the later SyncJob that supersedes the held one.
     pub supersede: Vec<(String, String)>,
-    /// Runs whose SyncJob does not exist yet, and may now.
+    /// Runs whose SyncJob is created now.
     pub create: Vec<ActiveRun>,
     /// Names of SyncJobs beyond the history limits.
     pub delete: Vec<String>,
     /// Slots that were skipped, by reason.
     pub skipped: Vec<(&'static str, i64)>,
-    /// What to tell people.
-    pub notes: Vec<ObjectEvent>,
-    /// When to look again without being asked.
+    /// Events to publish.
+    pub events: Vec<ObjectEvent>,
+    /// Time until the next reconciliation without a change.
     pub requeue: Option<Duration>,
-    /// The spec as it was read. `None` when it has a mistake.
+    /// Parsed spec. `None` when the spec has a mistake.
     pub parsed: Option<Parsed>,
 }
 
 /// Decides on a schedule.
 #[must_use]
-pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
+pub fn decide(observed: &ObservedSchedule<'_>, now: Timestamp) -> SchedulePlan {
     let schedule = observed.schedule;
     let old = schedule.status.clone().unwrap_or_default();
-    let mut plan = Plan {
+    let mut plan = SchedulePlan {
         status: old.clone(),
         cancel: Vec::new(),
         replacement: None,
@@ -165,18 +165,18 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
         create: Vec::new(),
         delete: Vec::new(),
         skipped: Vec::new(),
-        notes: Vec::new(),
+        events: Vec::new(),
         requeue: None,
         parsed: None,
     };
     plan.status.observed_generation = schedule.metadata.generation;
-    if put_back(&mut plan.status, now) {
+    if clamp_times(&mut plan.status, now) {
         let text = "A clock was ahead when the status was written: the schedule goes on from now";
-        plan.notes.push(ObjectEvent::warning("ClockSkew", text));
+        plan.events.push(ObjectEvent::warning("ClockSkew", text));
     }
 
     let jobs = Jobs::new(observed.jobs);
-    let look_again = settle(&mut plan.status, &jobs, observed.made, now);
+    let requeue_after = account_finished_runs(&mut plan.status, &jobs, observed.made, now);
     plan.status.held = observed
         .jobs
         .iter()
@@ -188,7 +188,7 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
     }
     let parsed = Parsed::new(&schedule.spec);
     let pass = Pass { schedule, refused: refused(&plan.status, &jobs, observed.failure), jobs, now };
-    abandon(&mut plan, &pass, parsed.as_ref());
+    skip_abandoned(&mut plan, &pass, parsed.as_ref());
     let stall = stall(&plan.status, parsed.as_ref());
     let mut waits = None;
     match &parsed {
@@ -196,9 +196,9 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
             waits = start_triggered(&mut plan, &pass, parsed);
             start_due(&mut plan, &pass, &old, parsed);
             if let Some((_, why)) = stall.as_ref().filter(|_| !is_stopped_by_failures(&old)) {
-                plan.notes.push(ObjectEvent::warning("ScheduleStalled", why.clone()));
+                plan.events.push(ObjectEvent::warning("ScheduleStalled", why.clone()));
             }
-            let (delete, later) = history(&plan.status, observed.jobs, parsed.keep, now);
+            let (delete, later) = history(&plan.status, observed.jobs, parsed.history_limits, now);
             plan.delete = delete;
             let late = next_abandoned(&plan.status, &pass, parsed);
             plan.requeue = plan.requeue.into_iter().chain(late).chain(later).min();
@@ -206,46 +206,46 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Plan {
         Err(error) => {
             plan.status.next_schedule_time = None;
             if old.observed_generation.is_none_or(|seen| Some(seen) != schedule.metadata.generation) {
-                plan.notes.push(ObjectEvent::warning("InvalidSchedule", error.to_string()));
+                plan.events.push(ObjectEvent::warning("InvalidSchedule", error.to_string()));
             }
         }
     }
     plan.status.active_count = Some(active(&plan.status, &pass.jobs).count() as i32);
     plan.create = missing(&plan.status, &pass);
-    plan.requeue = plan.requeue.into_iter().chain(look_again).min();
+    plan.requeue = plan.requeue.into_iter().chain(requeue_after).min();
     (plan.cancel, plan.replacement) = replaced(&plan.status, &pass);
     let failure = shown_failure(&plan.status, &pass, observed.failure);
     set_conditions(&mut plan.status, observed, stall, waits.as_deref(), failure.as_ref(), now);
     if let Some(skew) = observed.clock_skew.filter(|_| !conditions::is_true(&old.conditions, CLOCK_SKEW)) {
-        plan.notes.push(ObjectEvent::warning("ClockSkew", skew));
+        plan.events.push(ObjectEvent::warning("ClockSkew", skew));
     }
     plan.parsed = parsed.ok();
     plan
 }
 
-/// Why the SyncJobs of runs that wait for one could not be created. After a restart, the status is what is known of it.
+/// Failure to create the SyncJobs of waiting entries. After a restart, the failure is taken from the status.
 fn refused(status: &SyncScheduleStatus, jobs: &Jobs<'_>, failure: Option<&Failure>) -> Option<Failure> {
-    let waits = status.active.iter().any(|run| waits(run, jobs));
+    let waits = status.active.iter().any(|run| waits_for_job(run, jobs));
     let failure = failure.filter(|failure| failure.reason == reasons::CREATE_FAILED).cloned();
-    let told = || {
+    let shown = || {
         let ready = conditions::find(&status.conditions, READY)?;
         let message = ready.message.clone();
         (ready.reason == reasons::CREATE_FAILED).then_some(Failure { reason: reasons::CREATE_FAILED, message })
     };
-    waits.then(|| failure.or_else(told)).flatten()
+    waits.then(|| failure.or_else(shown)).flatten()
 }
 
-/// The failure that the conditions show. A suspended schedule creates nothing, so nothing is refused.
+/// Failure that the conditions show. A suspended schedule creates no SyncJobs, so a failure to create them is hidden.
 fn shown_failure(status: &SyncScheduleStatus, pass: &Pass<'_>, failure: Option<&Failure>) -> Option<Failure> {
-    let waits = status.active.iter().any(|run| waits(run, &pass.jobs));
+    let waits = status.active.iter().any(|run| waits_for_job(run, &pass.jobs));
     let still_refused = pass.refused.clone().filter(|_| waits);
     let is_hidden =
         |failure: &Failure| pass.schedule.spec.suspended && !waits && failure.reason == reasons::CREATE_FAILED;
     failure.cloned().or(still_refused).filter(|failure| !is_hidden(failure))
 }
 
-/// Ends the slots that have waited for their SyncJob in vain: it may not be created any more.
-fn abandon(plan: &mut Plan, pass: &Pass<'_>, parsed: Result<&Parsed, &SpecError>) {
+/// Skips waiting entries whose SyncJob must not be created any more.
+fn skip_abandoned(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: Result<&Parsed, &SpecError>) {
     let is_suspended = pass.schedule.spec.suspended;
     let refused = pass.refused.as_ref().map(|failure| (skips::CREATE_FAILED, failure.message.as_str()));
     let why = |run: &ActiveRun| match parsed {
@@ -257,25 +257,29 @@ fn abandon(plan: &mut Plan, pass: &Pass<'_>, parsed: Result<&Parsed, &SpecError>
             is_late.then(|| refused.unwrap_or(late))
         }
     };
-    drop_waiting(plan, pass, why);
+    skip_waiting(plan, pass, why);
 }
 
-/// When a run is late by more than the deadline that waits for its SyncJob. A triggered run has one only when it is refused.
+/// Time at which a waiting entry misses its starting deadline. A triggered run has a deadline only when its SyncJob was refused.
 fn abandoned_at(run: &ActiveRun, pass: &Pass<'_>, parsed: &Parsed) -> Option<Timestamp> {
     let deadline = parsed.starting_deadline.filter(|_| run.trigger.is_none() || pass.refused.is_some())?;
     parsed.start_of(run, pass.schedule.metadata.uid.as_deref().unwrap_or_default()).checked_add(deadline).ok()
 }
 
 fn next_abandoned(status: &SyncScheduleStatus, pass: &Pass<'_>, parsed: &Parsed) -> Option<Duration> {
-    let waiting = status.active.iter().filter(|run| waits(run, &pass.jobs));
+    let waiting = status.active.iter().filter(|run| waits_for_job(run, &pass.jobs));
     let next = waiting.filter_map(|run| abandoned_at(run, pass, parsed)).min()?;
     Some(elapsed(pass.now, next).max(Duration::from_millis(1)))
 }
 
-/// Counts the waiting runs for which there is a reason as skipped.
-fn drop_waiting<'a>(plan: &mut Plan, pass: &Pass<'_>, why: impl Fn(&ActiveRun) -> Option<(&'static str, &'a str)>) {
+/// Skips the waiting entries for which `why` returns a reason.
+fn skip_waiting<'a>(
+    plan: &mut SchedulePlan,
+    pass: &Pass<'_>,
+    why: impl Fn(&ActiveRun) -> Option<(&'static str, &'a str)>,
+) {
     let dropped: Vec<_> =
-        plan.status.active.extract_if(.., |run| waits(run, &pass.jobs) && why(run).is_some()).collect();
+        plan.status.active.extract_if(.., |run| waits_for_job(run, &pass.jobs) && why(run).is_some()).collect();
     for run in dropped {
         if let Some((reason, text)) = why(&run) {
             plan.status.runs.total -= 1;
@@ -284,9 +288,9 @@ fn drop_waiting<'a>(plan: &mut Plan, pass: &Pass<'_>, why: impl Fn(&ActiveRun) -
     }
 }
 
-/// Puts times of the status back to now that a clock which was ahead has left there. Later slots, results and failures would not
-/// count until then. SyncJobs have names by their slots, so none is run twice for it.
-fn put_back(status: &mut SyncScheduleStatus, now: Timestamp) -> bool {
+/// Sets times of the status that are in the future to now. A clock that was ahead wrote such times, and later slots, results and failures
+/// would not count until then. SyncJobs are named by their slots, so no slot runs twice.
+fn clamp_times(status: &mut SyncScheduleStatus, now: Timestamp) -> bool {
     let slots = clock::clamp(&mut status.slots_since, now);
     clock::clamp(&mut status.last_schedule_time, now);
     clock::clamp(&mut status.last_successful_time, now);
@@ -298,7 +302,7 @@ fn put_back(status: &mut SyncScheduleStatus, now: Timestamp) -> bool {
     slots
 }
 
-/// Why the schedule starts no run for its slots until somebody does something: reason and message.
+/// Reason and message of a schedule that starts no runs for its slots until a user changes something.
 fn stall(status: &SyncScheduleStatus, parsed: Result<&Parsed, &SpecError>) -> Option<(&'static str, String)> {
     let parsed = match parsed {
         Ok(parsed) => parsed,
@@ -313,41 +317,46 @@ fn stall(status: &SyncScheduleStatus, parsed: Result<&Parsed, &SpecError>) -> Op
     Some((reasons::FAILURE_THRESHOLD_EXCEEDED, message))
 }
 
-/// The status says that the schedule starts nothing because too many runs in a row have failed.
+/// True when the status says that the schedule starts nothing because too many runs in a row have failed.
 fn is_stopped_by_failures(status: &SyncScheduleStatus) -> bool {
     let stalled = conditions::find(&status.conditions, STALLED);
     stalled.is_some_and(|stalled| stalled.reason == reasons::FAILURE_THRESHOLD_EXCEEDED)
 }
 
-/// Notes that the slot of `entry` cannot be run since a SyncJob of its name is not ours.
-pub fn collided(status: &mut SyncScheduleStatus, entry: &ActiveRun) {
+/// Skips the slot of `entry`: a SyncJob of its name exists that another owner controls.
+pub fn skip_on_name_collision(status: &mut SyncScheduleStatus, entry: &ActiveRun) {
     status.active.retain(|run| run.name != entry.name);
     status.active_count = status.active_count.map(|count| count - 1);
     status.runs.total -= 1;
-    note_skip(status, entry.slot.0, 1, skips::NAME_COLLISION);
+    record_skip(status, entry.slot.0, 1, skips::NAME_COLLISION);
 }
 
-/// Counts the runs that ended, and learns the uid of those that were created: from then on, one that is gone was deleted
-/// by somebody. Tells when there is more to learn. An unfinished one that is not in the books gets there: the status was
-/// lost, or another controller made it from an older state.
-fn settle(status: &mut SyncScheduleStatus, jobs: &Jobs<'_>, made: &[String], now: Timestamp) -> Option<Duration> {
+/// Counts the runs that ended, and records the uids of created SyncJobs: a SyncJob with a recorded uid that does not exist was deleted by a
+/// user. An unfinished SyncJob that is not in `active` is added: the status was lost, or another controller created the SyncJob from an
+/// older state. Returns the time after which another uid can be recorded.
+fn account_finished_runs(
+    status: &mut SyncScheduleStatus,
+    jobs: &Jobs<'_>,
+    made: &[String],
+    now: Timestamp,
+) -> Option<Duration> {
     let made: HashSet<&str> = made.iter().map(String::as_str).collect();
-    let (mut active, mut ended, mut look_again) = (Vec::new(), Vec::new(), None);
+    let (mut active, mut ended, mut requeue_after) = (Vec::new(), Vec::new(), None);
     let known: HashSet<String> = status.active.iter().map(|entry| entry.name.clone()).collect();
     for mut entry in std::mem::take(&mut status.active) {
         match jobs.get(&entry.name) {
             Some(job) if job::is_finished(job) => ended.push(job),
-            // As one that is gone: somebody's finalizer may keep it for long.
+            // Counts as deleted: a finalizer of a user may keep the SyncJob for long.
             Some(job) if job.metadata.deletion_timestamp.is_some() => status.runs.deleted += 1,
             Some(job) => {
                 let age = job.creation_timestamp().map_or(SHORT, |created| elapsed(created.0, now));
                 if age >= SHORT {
                     entry.uid = job.uid();
                 }
-                look_again = SHORT.checked_sub(age).filter(|wait| !wait.is_zero()).or(look_again);
+                requeue_after = SHORT.checked_sub(age).filter(|wait| !wait.is_zero()).or(requeue_after);
                 active.push(entry);
             }
-            // Never created: the plan creates it. Made before and now gone: somebody deleted it.
+            // A SyncJob that was never created is created by the plan. A SyncJob that was created before was deleted by a user.
             None if entry.uid.is_none() && !made.contains(entry.name.as_str()) => active.push(entry),
             None => status.runs.deleted += 1,
         }
@@ -362,21 +371,21 @@ fn settle(status: &mut SyncScheduleStatus, jobs: &Jobs<'_>, made: &[String], now
         active.push(ActiveRun { name: job.name_any(), uid: job.uid(), slot: slot_of(job), trigger: None });
     }
     status.active = active;
-    look_again
+    requeue_after
 }
 
-/// The run waits in the books for its SyncJob to be made.
-fn waits(run: &ActiveRun, jobs: &Jobs<'_>) -> bool {
+/// True for a waiting entry: a run in `active` whose SyncJob was not created yet.
+fn waits_for_job(run: &ActiveRun, jobs: &Jobs<'_>) -> bool {
     run.uid.is_none() && jobs.get(&run.name).is_none()
 }
 
-/// The active runs of the books: those that are not held.
+/// Active runs that are not held.
 fn active<'a>(status: &'a SyncScheduleStatus, jobs: &'a Jobs<'_>) -> impl Iterator<Item = &'a ActiveRun> {
     let is_held = |run: &ActiveRun| jobs.get(&run.name).is_some_and(|job| job::waits_for_approval(job));
     status.active.iter().filter(move |run| !is_held(run))
 }
 
-/// The slot of a SyncJob. One that was made for none has its creation for it.
+/// Slot of a SyncJob. A SyncJob without a slot has its creation time instead.
 #[must_use]
 pub fn slot_of(job: &SyncJob) -> Time {
     let slot = job.annotations().get(SLOT_ANNOTATION).and_then(|text| text.parse().ok()).map(Time);
@@ -386,7 +395,7 @@ pub fn slot_of(job: &SyncJob) -> Time {
 fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     let Some(result) = &finished.status else { return };
     status.last_duration.clone_from(&result.duration);
-    note_result(status, finished, result);
+    record_result(status, finished, result);
     if job::is_complete(finished) {
         status.runs.succeeded += 1;
         status.consecutive_failures = 0;
@@ -402,7 +411,7 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     status.runs.failed += 1;
     let condition = conditions::find(&result.conditions, FAILED);
     // One that ended before the last success is no failure since then.
-    if !is_ended_by_somebody(condition.map(|condition| condition.reason.as_str()))
+    if !is_ended_on_request(condition.map(|condition| condition.reason.as_str()))
         && result.completion_time >= status.last_successful_time
     {
         status.consecutive_failures = status.consecutive_failures.saturating_add(1);
@@ -419,16 +428,16 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
 }
 
 /// A run that failed with this reason was ended by a person or by a later run.
-fn is_ended_by_somebody(reason: Option<&str>) -> bool {
+fn is_ended_on_request(reason: Option<&str>) -> bool {
     matches!(reason, Some(reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED))
 }
 
-/// Notes how a run ended, unless somebody ended it, or a later one is noted.
-fn note_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &SyncJobStatus) {
+/// Records the outcome of a run, unless a user or the schedule ended it, or the outcome of a later run is recorded.
+fn record_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &SyncJobStatus) {
     let reason = conditions::find(&result.conditions, FAILED).map(|condition| condition.reason.clone());
     let reason = reason.filter(|_| !job::is_complete(finished));
     let time = result.completion_time.clone().unwrap_or(Time(Timestamp::UNIX_EPOCH));
-    if is_ended_by_somebody(reason.as_deref()) || status.last_result.as_ref().is_some_and(|last| last.time > time) {
+    if is_ended_on_request(reason.as_deref()) || status.last_result.as_ref().is_some_and(|last| last.time > time) {
         return;
     }
     let counts = result.counts.unwrap_or_default();
@@ -442,7 +451,7 @@ fn note_result(status: &mut SyncScheduleStatus, finished: &SyncJob, result: &Syn
     });
 }
 
-/// A run that waits for an approval, as the schedule shows it.
+/// Run that waits for an approval, for `status.held`.
 fn held(job: &SyncJob) -> Option<HeldRun> {
     let condition = job::held(job)?;
     Some(HeldRun {
@@ -453,8 +462,8 @@ fn held(job: &SyncJob) -> Option<HeldRun> {
     })
 }
 
-/// Starts the run that the trigger annotation asks for, once for each token. Tells what it waits for.
-fn start_triggered(plan: &mut Plan, pass: &Pass<'_>, parsed: &Parsed) -> Option<String> {
+/// Starts the run that the trigger annotation requests, once for each token. Returns what the run waits for.
+fn start_triggered(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: &Parsed) -> Option<String> {
     let Pass { schedule, jobs, now, .. } = pass;
     let token = truncate(schedule.annotations().get(TRIGGER_ANNOTATION)?);
     if token.is_empty() || plan.status.last_handled_trigger.as_ref() == Some(&token) {
@@ -486,7 +495,7 @@ fn start_triggered(plan: &mut Plan, pass: &Pass<'_>, parsed: &Parsed) -> Option<
     None
 }
 
-/// What a trigger token asks the SyncJob to be: `<token>:Full` or `<token>:Incremental`.
+/// Mode that a trigger token requests: `<token>:Full` or `<token>:Incremental`.
 #[must_use]
 pub fn triggered_mode(token: &str) -> Option<SyncMode> {
     match token.rsplit_once(':')?.1 {
@@ -496,7 +505,7 @@ pub fn triggered_mode(token: &str) -> Option<SyncMode> {
     }
 }
 
-fn start_due(plan: &mut Plan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed: &Parsed) {
+fn start_due(plan: &mut SchedulePlan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed: &Parsed) {
     let Pass { schedule, now, .. } = *pass;
     let slots = parsed.slots(&schedule.uid().unwrap_or_default());
     let created = from_seconds(schedule.creation_timestamp().map_or(now, |created| created.0).as_second());
@@ -511,8 +520,8 @@ fn start_due(plan: &mut Plan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed:
         plan.status.slots_since = Some(Time(created));
     }
     if resumed || edited {
-        // With jitter, a slot of a moment ago may start later. The clock of this controller may be a little behind that of the one that
-        // started the last slot.
+        // With jitter, a slot of a moment ago may start later. The clock of this controller may be a little behind the clock of the controller
+        // that started the last slot.
         let started = Time(from_seconds(slots.reached(now).as_second()));
         plan.status.slots_since = plan.status.slots_since.take().max(Some(started));
     }
@@ -527,14 +536,14 @@ fn start_due(plan: &mut Plan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed:
     if first_visit && schedule.spec.immediate {
         start(plan, pass, slot_run(schedule, created));
     }
-    if let Some(due) = slots.due(handled(&plan.status), now) {
+    if let Some(due) = slots.due(handled_until(&plan.status), now) {
         if let Some(before) = due.before {
-            let since = handled(&plan.status);
+            let since = handled_until(&plan.status);
             let first = slots.next(since, since).unwrap_or(before);
             skip(plan, (first, before), due.count - 1, skips::CATCH_UP, "passed while no controller was at work");
         }
         if let Some(failure) = pass.refused.as_ref().filter(|_| parsed.starting_deadline.is_none()) {
-            drop_waiting(plan, pass, |_| Some((skips::CREATE_FAILED, failure.message.as_str())));
+            skip_waiting(plan, pass, |_| Some((skips::CREATE_FAILED, failure.message.as_str())));
         }
         match refusal(plan, pass, parsed, elapsed(slots.start(due.newest), now)) {
             Some((reason, why)) => skip(plan, (due.newest, due.newest), 1, reason, why),
@@ -542,17 +551,22 @@ fn start_due(plan: &mut Plan, pass: &Pass<'_>, old: &SyncScheduleStatus, parsed:
         }
         plan.status.slots_since = Some(Time(due.newest));
     }
-    let next = slots.next(handled(&plan.status), now).map(|next| slots.start(next));
+    let next = slots.next(handled_until(&plan.status), now).map(|next| slots.start(next));
     plan.status.next_schedule_time = next.map(|start| Time(from_seconds(start.as_second())));
     plan.requeue = next.map(|start| elapsed(now, start).max(Duration::from_millis(1)));
 }
 
-/// Why the newest slot that is due is not run.
-fn refusal(plan: &Plan, pass: &Pass<'_>, parsed: &Parsed, late: Duration) -> Option<(&'static str, &'static str)> {
+/// Reason for which the newest due slot is skipped.
+fn refusal(
+    plan: &SchedulePlan,
+    pass: &Pass<'_>,
+    parsed: &Parsed,
+    late: Duration,
+) -> Option<(&'static str, &'static str)> {
     let Pass { schedule, jobs, refused, .. } = pass;
     let policy = schedule.spec.concurrency_policy;
     let under_way = active(&plan.status, jobs).count();
-    let waiting = active(&plan.status, jobs).filter(|run| waits(run, jobs)).count();
+    let waiting = active(&plan.status, jobs).filter(|run| waits_for_job(run, jobs)).count();
     if schedule.spec.catch_up == CatchUp::None && late > ON_TIME {
         Some((skips::CATCH_UP, "missed, and spec.catchUp is None"))
     } else if parsed.starting_deadline.is_some_and(|deadline| late > deadline) {
@@ -568,8 +582,8 @@ fn refusal(plan: &Plan, pass: &Pass<'_>, parsed: &Parsed, late: Duration) -> Opt
     }
 }
 
-/// Slots up to this time were dealt with, one way or another.
-fn handled(status: &SyncScheduleStatus) -> Timestamp {
+/// Time up to which all slots were started or skipped.
+fn handled_until(status: &SyncScheduleStatus) -> Timestamp {
     status.slots_since.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
 }
 
@@ -577,12 +591,12 @@ fn slot_run(schedule: &SyncSchedule, slot: Timestamp) -> ActiveRun {
     ActiveRun { name: names::job_for_slot(&schedule.name_any(), slot), uid: None, slot: Time(slot), trigger: None }
 }
 
-/// Writes a run into the books. With `Replace`, it takes the place of one that still waits there.
-fn start(plan: &mut Plan, pass: &Pass<'_>, run: ActiveRun) {
+/// Adds a run to `active`. With `Replace`, the run replaces a waiting entry.
+fn start(plan: &mut SchedulePlan, pass: &Pass<'_>, run: ActiveRun) {
     if run.trigger.is_none() {
         plan.status.last_schedule_time = Some(run.slot.clone());
     }
-    // A slot comes again when its clock was ahead, and was put back.
+    // A slot is due again after a clock that was ahead was corrected.
     let is_made = pass.jobs.get(&run.name).is_some();
     if is_made || plan.status.active.iter().any(|known| known.name == run.name) {
         return;
@@ -590,53 +604,52 @@ fn start(plan: &mut Plan, pass: &Pass<'_>, run: ActiveRun) {
     if pass.schedule.spec.concurrency_policy == ConcurrencyPolicy::Replace {
         let refused = pass.refused.as_ref().map(|failure| (skips::CREATE_FAILED, failure.message.as_str()));
         let replaced = (skips::REPLACED, "a newer run replaces it before it could start");
-        drop_waiting(plan, pass, |_| Some(refused.unwrap_or(replaced)));
+        skip_waiting(plan, pass, |_| Some(refused.unwrap_or(replaced)));
     }
     plan.status.active.push(run);
     plan.status.runs.total += 1;
 }
 
-/// Counts slots, of which the first and the last are given, as skipped. One event tells of all of them: there may be
-/// thousands.
-fn skip(plan: &mut Plan, slots: (Timestamp, Timestamp), count: i64, reason: &'static str, why: &str) {
+/// Counts slots as skipped, from the first to the last. One event reports all of them: there may be thousands.
+fn skip(plan: &mut SchedulePlan, slots: (Timestamp, Timestamp), count: i64, reason: &'static str, why: &str) {
     let (first, last) = slots;
-    note_skip(&mut plan.status, last, count, reason);
+    record_skip(&mut plan.status, last, count, reason);
     plan.skipped.push((reason, count));
     let what = match count {
         1 => format!("The slot {last} was"),
         _ => format!("{count} slots from {first} to {last} were"),
     };
-    plan.notes.push(ObjectEvent::warning("RunSkipped", format!("{what} skipped: {why}")));
+    plan.events.push(ObjectEvent::warning("RunSkipped", format!("{what} skipped: {why}")));
 }
 
-fn note_skip(status: &mut SyncScheduleStatus, slot: Timestamp, count: i64, reason: &str) {
+fn record_skip(status: &mut SyncScheduleStatus, slot: Timestamp, count: i64, reason: &str) {
     status.runs.skipped += count;
     status.last_skip = Some(Skip { time: Time(slot), reason: reason.to_owned() });
 }
 
-/// Runs to create now: all that are not there yet, or where runs must not overlap, the first one when no other is
-/// there.
+/// Runs whose SyncJob is created now: all waiting entries, or where runs must not overlap, the first one when no other run is active.
 fn missing(status: &SyncScheduleStatus, pass: &Pass<'_>) -> Vec<ActiveRun> {
     let jobs = &pass.jobs;
-    let missing = status.active.iter().filter(|run| waits(run, jobs));
+    let missing = status.active.iter().filter(|run| waits_for_job(run, jobs));
     match pass.schedule.spec.concurrency_policy {
         ConcurrencyPolicy::Allow => missing.cloned().collect(),
-        _ if active(status, jobs).any(|run| !waits(run, jobs)) => Vec::new(),
+        _ if active(status, jobs).any(|run| !waits_for_job(run, jobs)) => Vec::new(),
         _ => missing.take(1).cloned().collect(),
     }
 }
 
-/// Runs in the way of one that is to replace them, and that one.
+/// Names of the runs that a waiting run replaces, and the name of the waiting run.
 fn replaced(status: &SyncScheduleStatus, pass: &Pass<'_>) -> (Vec<String>, Option<String>) {
     let (jobs, policy) = (&pass.jobs, pass.schedule.spec.concurrency_policy);
-    let waiting = status.active.iter().find(|run| waits(run, jobs)).filter(|_| policy == ConcurrencyPolicy::Replace);
+    let waiting =
+        status.active.iter().find(|run| waits_for_job(run, jobs)).filter(|_| policy == ConcurrencyPolicy::Replace);
     let Some(waiting) = waiting else { return (Vec::new(), None) };
     let in_the_way = active(status, jobs).filter_map(|run| jobs.get(&run.name));
     let cancel = in_the_way.filter(|job| !job.spec.cancelled && !job::is_finished(job)).map(|job| job.name_any());
     (cancel.collect(), Some(waiting.name.clone()))
 }
 
-/// Held runs, each with the newest later run that is complete or held, and takes its place.
+/// Held runs, each with the newest later run that is complete or held and supersedes the earlier run.
 fn superseded(jobs: &[Arc<SyncJob>]) -> Vec<(String, String)> {
     let supersedes = |job: &SyncJob| job::is_complete(job) || (job::is_held(job) && !job.spec.cancelled);
     let Some(newest) = jobs.iter().filter(|job| supersedes(job)).max_by_key(|job| slot_of(job)) else {
@@ -647,12 +660,12 @@ fn superseded(jobs: &[Arc<SyncJob>]) -> Vec<(String, String)> {
     held.map(|job| (job.name_any(), newest.name_any())).collect()
 }
 
-/// Finished runs beyond the limits, and when to look again. Runs still in `active` are not counted yet and stay, and those that ended a
-/// moment ago: the cache may have the status from before they got there.
+/// Finished runs beyond the history limits, and the time until more are due. Runs that are still in `active` are not counted yet and stay.
+/// Runs that ended a moment ago stay too: the cache may have a status from before they were in `active`.
 fn history(
     status: &SyncScheduleStatus,
     jobs: &[Arc<SyncJob>],
-    keep: (usize, usize),
+    history_limits: (usize, usize),
     now: Timestamp,
 ) -> (Vec<String>, Option<Duration>) {
     let active: HashSet<&str> = status.active.iter().map(|run| run.name.as_str()).collect();
@@ -668,14 +681,14 @@ fn history(
             .map_or(Timestamp::MIN, |time| time.0),
     });
     let wait = |run: &Finished| SHORT.checked_sub(elapsed(run.at, now)).filter(|wait| !wait.is_zero());
-    let beyond = retention::beyond(finished.collect(), keep.0, keep.1);
-    let look_again = beyond.iter().filter_map(wait).min();
-    (beyond.into_iter().filter(|run| wait(run).is_none()).map(|run| run.name).collect(), look_again)
+    let beyond = retention::beyond(finished.collect(), history_limits.0, history_limits.1);
+    let requeue_after = beyond.iter().filter_map(wait).min();
+    (beyond.into_iter().filter(|run| wait(run).is_none()).map(|run| run.name).collect(), requeue_after)
 }
 
 fn set_conditions(
     status: &mut SyncScheduleStatus,
-    observed: &Observed<'_>,
+    observed: &ObservedSchedule<'_>,
     stall: Option<(&'static str, String)>,
     waits: Option<&str>,
     failure: Option<&Failure>,
@@ -721,7 +734,7 @@ fn set_conditions(
         conditions::clear(&mut status.conditions, FIELD_CONFLICT);
     }
     match observed.clock_skew {
-        // The seconds in it are not worth a write.
+        // A change of the seconds alone is not worth a write.
         Some(_) if conditions::is_true(&status.conditions, CLOCK_SKEW) => {}
         Some(skew) => {
             conditions::set(&mut status.conditions, CLOCK_SKEW, true, reasons::CLOCKS_DIFFER, skew, generation, now);

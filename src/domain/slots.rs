@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{cron::Cron, from_seconds};
 
-/// Where the slots of a schedule lie.
+/// Grid of the slots of a schedule.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Grid {
     /// Multiples of so many seconds since the epoch, at least 1.
@@ -31,7 +31,7 @@ pub struct Due {
     pub newest: Timestamp,
     /// The one before it, when there are several.
     pub before: Option<Timestamp>,
-    /// How many there are, the newest included.
+    /// Number of due slots, the newest included.
     pub count: i64,
 }
 
@@ -88,7 +88,7 @@ impl<'a> Slots<'a> {
         }
     }
 
-    /// When a slot is started: the slot plus the offset.
+    /// Start of a slot: the slot plus the offset.
     #[must_use]
     pub fn start(&self, slot: Timestamp) -> Timestamp {
         super::from_millis(slot.as_millisecond().saturating_add(self.offset))

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     run::{SpecError, duration, range},
-    template,
+    url_template,
 };
 use crate::api::{
     SyncJobSpec,
@@ -27,12 +27,13 @@ const REST: &str = "rest";
 /// when they arrive, and some travel faster than others.
 const ROOM: u32 = 20;
 
-/// How requests follow each other so that a rate is kept.
+/// Spacing of requests that keeps a rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pace {
+pub struct RequestRate {
     /// Least time from one to the next.
     pub every: Duration,
-    /// How much later than its turn one may be sent: half of the room. Many that were held up would arrive together.
+    /// Longest delay of a request beyond its reserved time: half of the margin. Otherwise many delayed requests would
+    /// arrive together.
     pub slack: Duration,
 }
 
@@ -44,13 +45,14 @@ pub const STATE: &str = "_sync";
 pub enum SourceName {
     /// The user gave it, or the schedule.
     Given(String),
-    /// Nobody gave one: a hash of the source and the mapping. Such a source removes nothing.
+    /// Name that is derived from a hash of the source and the mapping, when none is given. Such a source removes no
+    /// documents.
     Derived(String),
 }
 
 impl SourceName {
-    /// Path of the object in which the source keeps its state in a document. The namespace is a part of it, so that no tenant can
-    /// confirm documents for another one.
+    /// Path of the object in which the source keeps its state in a document. The path contains the namespace, so that
+    /// no tenant can confirm documents for another tenant.
     #[must_use]
     pub fn state_path(&self, namespace: &str) -> String {
         let (Self::Given(name) | Self::Derived(name)) = self;
@@ -59,16 +61,16 @@ impl SourceName {
     }
 }
 
-/// Where a run fetches what documents should be.
+/// Parsed spec of a source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceSpec {
-    /// Its name.
+    /// Name of the source.
     pub name: SourceName,
     /// Address of the API. For REST, with places to be filled in.
     pub endpoint: String,
-    /// What is sent there.
+    /// Request that is sent to the source.
     pub request: Request,
-    /// How documents are asked for.
+    /// Way to request documents.
     pub asking: Asking,
     /// Make documents for results that have none.
     pub upsert: bool,
@@ -76,18 +78,18 @@ pub struct SourceSpec {
     pub result: PointerBuf,
     /// Way from a result to its key.
     pub key: PointerBuf,
-    /// What a key is made into.
+    /// Type that a key is converted to.
     pub key_type: FieldType,
-    /// What of a result goes into which field.
+    /// Mapping of results to fields.
     pub mapping: Vec<Mapped>,
-    /// What becomes of documents without a result.
+    /// Handling of documents without a result.
     pub missing: Missing,
     /// Longest wait for an answer.
     pub timeout: Duration,
-    /// Further tries of a request.
+    /// Number of retries of a request.
     pub retries: u32,
-    /// How requests of all runs follow each other.
-    pub pace: Option<Pace>,
+    /// Rate limit of the requests of all runs.
+    pub rate: Option<RequestRate>,
     /// Secret with the token.
     pub token: Option<SecretKey>,
     /// Headers from Secrets.
@@ -111,7 +113,7 @@ impl SourceSpec {
     }
 }
 
-/// What is sent to a source.
+/// Request to a source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
     /// A query, with POST.
@@ -120,67 +122,67 @@ pub enum Request {
         query: String,
         /// Which operation of it is meant.
         operation_name: Option<String>,
-        /// Further variables.
+        /// Additional variables.
         variables: Map<String, Value>,
     },
-    /// Nothing, with GET: the address says what is asked for.
+    /// GET request without a body: the address identifies the documents.
     Rest,
 }
 
-/// How documents are asked for.
+/// Way to request documents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asking {
     /// One request for each batch.
     PerBatch,
-    /// One request for each document, so many at a time.
+    /// One request for each document, with this number of concurrent requests.
     PerUser(usize),
     /// One request for each page.
     Pages(Pages),
 }
 
-/// What goes into one field of a document.
+/// Value of one field of a document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mapped {
     /// Path of the field.
     pub to: String,
-    /// Where the value is from.
-    pub origin: Origin,
-    /// What it is converted to.
+    /// Origin of the value.
+    pub origin: ValueOrigin,
+    /// Type that the value is converted to.
     pub type_: FieldType,
     /// Time zone of dates that name none.
     pub zone: TimeZone,
-    /// What to do when there is none.
+    /// Handling of a missing value.
     pub on_null: OnNull,
 }
 
-/// Where the value of a field is from.
+/// Origin of the value of a field.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Origin {
+pub enum ValueOrigin {
     /// The result has it here.
     Result(PointerBuf),
-    /// It is the same for every document.
+    /// Constant for every document.
     Constant(Value),
 }
 
-/// What becomes of documents that the source has nothing for.
+/// Handling of documents without a result.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Missing {
-    /// They have failed.
+    /// The documents have failed.
     Fail,
-    /// Nothing.
+    /// The documents stay as they are.
     Ignore,
-    /// They are marked, and perhaps deleted later.
+    /// The documents are marked, and may be deleted later.
     Remove(Removal),
 }
 
-/// How documents are removed that the source does not have any more.
+/// Removal of documents that the source no longer has.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Removal {
     /// Field that receives the time of the mark, for people.
     pub field: String,
     /// Fields that are set with the mark, and their values.
     pub set: Vec<(String, Value)>,
-    /// How long after the mark a document may be deleted. `None`: it stays.
+    /// Time after the mark at which a document may be deleted. `None`: the document stays.
     pub delete_after: Option<Duration>,
     /// Confirm documents that no run of this source has found.
     pub adopt: bool,
@@ -189,31 +191,31 @@ pub struct Removal {
 /// A walk through pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pages {
-    /// What tells them apart.
+    /// Identification of a page.
     pub by: By,
     /// Way to whether there are more.
     pub more: Option<PointerBuf>,
     /// Way to the number of all results.
     pub total: Option<PointerBuf>,
-    /// By number: a page with fewer results than were asked for is the last one.
+    /// True when a page with fewer results than requested is the last one. Used with page numbers.
     pub ends_short: bool,
     /// The source knows how many results a page should have.
     pub is_sized: bool,
 }
 
-/// What tells pages apart.
+/// Identification of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
     /// A cursor, which the page before has here.
     Cursor(PointerBuf),
-    /// Their number, from 1 on.
+    /// Page number, from 1 on.
     Number,
-    /// Their address, which the page before has in its header `Link`.
+    /// Address of the page, from the header `Link` of the previous page.
     Link,
 }
 
 impl Pages {
-    /// What the first one is asked for with.
+    /// Identification of the first page.
     #[must_use]
     pub fn first(&self) -> Value {
         if self.by == By::Number { Value::from(1) } else { Value::Null }
@@ -239,7 +241,7 @@ pub(super) fn parse(spec: &SyncJobSpec) -> Result<Option<SourceSpec>, SpecError>
     Ok(Some(SourceSpec { mapping: mapping(&spec.mapping, &reserved)?, ..parsed }))
 }
 
-/// What sources of one kind have for themselves: the address, what is sent there, and the way to the results.
+/// Fields that only one kind of source has: the address, the request, and the path of the results.
 type OwnFields = (String, Request, PointerBuf);
 
 fn graph_ql(source: &GraphQl) -> Result<OwnFields, SpecError> {
@@ -253,8 +255,8 @@ fn graph_ql(source: &GraphQl) -> Result<OwnFields, SpecError> {
 
 fn rest(rest: &Rest, source: &Source) -> Result<OwnFields, SpecError> {
     let endpoint = endpoint(&rest.endpoint)?;
-    if !template::is_usable(&endpoint) {
-        return Err(SpecError::Places);
+    if !url_template::is_usable(&endpoint) {
+        return Err(SpecError::InvalidPlaceholders);
     }
     let by = source.pagination.as_ref().filter(|_| source.batching == Batching::Pages).map(|pagination| pagination.by);
     for (name, setting, is_set) in [
@@ -263,18 +265,18 @@ fn rest(rest: &Rest, source: &Source) -> Result<OwnFields, SpecError> {
         ("page", "pagination.by Number", by == Some(PageBy::Number)),
         ("after", "pagination.by Cursor", by == Some(PageBy::Cursor)),
     ] {
-        if template::has(&endpoint, name) != is_set {
-            return Err(SpecError::Place(name, setting));
+        if url_template::has_placeholder(&endpoint, name) != is_set {
+            return Err(SpecError::MissingPlaceholder(name, setting));
         }
     }
-    if template::has(&endpoint, "first") && source.batching != Batching::Pages {
+    if url_template::has_placeholder(&endpoint, "first") && source.batching != Batching::Pages {
         return Err(SpecError::Needs("endpoint with {first}", "batching Pages"));
     }
     Ok((endpoint, Request::Rest, pointer("resultPath", &rest.result_path)?))
 }
 
 fn endpoint(text: &str) -> Result<String, SpecError> {
-    let authority = template::authority(text);
+    let authority = url_template::authority(text);
     if authority.is_empty() || authority.contains('@') { Err(SpecError::Endpoint) } else { Ok(text.to_owned()) }
 }
 
@@ -338,7 +340,7 @@ fn shared(
         },
         timeout: duration("timeout", &source.timeout)?,
         retries: range("requestRetries", source.request_retries, 0, 10)? as u32,
-        pace: source.rate_limit.as_ref().map(pace).transpose()?,
+        rate: source.rate_limit.as_ref().map(parse_rate).transpose()?,
         token: source.token_secret_ref.clone(),
         headers: source.headers_from.clone(),
         ca: source.ca_secret_ref.clone(),
@@ -395,15 +397,15 @@ fn pages(pagination: Option<&Pagination>, endpoint: &str, request: &Request) -> 
         ends_short,
         is_sized: match request {
             Request::GraphQl { query, .. } => query.contains("$first"),
-            Request::Rest => template::has(endpoint, "first"),
+            Request::Rest => url_template::has_placeholder(endpoint, "first"),
         },
     })
 }
 
-fn pace(limit: &RateLimit) -> Result<Pace, SpecError> {
+fn parse_rate(limit: &RateLimit) -> Result<RequestRate, SpecError> {
     let requests = range("rateLimit.requests", limit.requests, 1, 100_000)? as u32;
     let per = duration("rateLimit.per", &limit.per)?;
-    Ok(Pace { every: (per + per / ROOM) / requests, slack: per / ROOM / 2 })
+    Ok(RequestRate { every: (per + per / ROOM) / requests, slack: per / ROOM / 2 })
 }
 
 fn pointer(field: &'static str, text: &str) -> Result<PointerBuf, SpecError> {
@@ -419,8 +421,8 @@ fn mapping(fields: &[MappedField], reserved: &[&str]) -> Result<Vec<Mapped>, Spe
             return Err(SpecError::FieldPath { field: "mapping[].to", example: "name" });
         }
         let origin = match (from, value) {
-            (Some(from), None) => Origin::Result(pointer("mapping[].from", from)?),
-            (None, Some(text)) => Origin::Constant(Value::from(text.as_str())),
+            (Some(from), None) => ValueOrigin::Result(pointer("mapping[].from", from)?),
+            (None, Some(text)) => ValueOrigin::Constant(Value::from(text.as_str())),
             _ => return Err(SpecError::Constant(to.clone())),
         };
         let others = fields[..at].iter().map(|other| other.to.as_str()).chain(reserved.iter().copied()).chain(["_id"]);
@@ -469,7 +471,7 @@ mod tests {
     fn defaults_are_filled_in() {
         let source = parsed(&json!({}));
         assert_eq!((source.asking, source.key.as_str(), source.missing), (Asking::PerBatch, "/id", Missing::Fail));
-        assert_eq!((source.timeout, source.pace), (Duration::from_secs(30), None));
+        assert_eq!((source.timeout, source.rate), (Duration::from_secs(30), None));
         assert_eq!(parsed(&json!({"batching": "PerUser"})).asking, Asking::PerUser(8));
     }
 
@@ -483,11 +485,12 @@ mod tests {
 
     #[test]
     fn a_rate_is_kept_with_some_room() {
-        let pace = |limit| parsed(&json!({"rateLimit": limit})).pace;
-        let every =
-            |micros, slack| Some(Pace { every: Duration::from_micros(micros), slack: Duration::from_millis(slack) });
-        assert_eq!(pace(json!({"requests": 100})), every(10_500, 25));
-        assert_eq!(pace(json!({"requests": 5000, "per": "1h"})), every(756_000, 90_000));
+        let rate = |limit| parsed(&json!({"rateLimit": limit})).rate;
+        let every = |micros, slack| {
+            Some(RequestRate { every: Duration::from_micros(micros), slack: Duration::from_millis(slack) })
+        };
+        assert_eq!(rate(json!({"requests": 100})), every(10_500, 25));
+        assert_eq!(rate(json!({"requests": 5000, "per": "1h"})), every(756_000, 90_000));
     }
 
     fn rest(endpoint: &str, part: &Value) -> SyncJobSpec {
@@ -497,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_has_the_places_that_its_requests_fill_in() {
+    fn an_endpoint_has_the_placeholders_of_its_requests() {
         let each = json!({"batching": "PerUser"});
         let batch = json!({});
         let paged = |by: Value| json!({"batching": "Pages", "pagination": by});

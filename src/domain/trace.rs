@@ -3,18 +3,18 @@
 
 use std::fmt;
 
-/// Of the 128 bits of a trace's id, those that W3C Trace Context Level 2 takes for random. A UUID has its version and its
+/// Number of bits of a trace id that W3C Trace Context Level 2 regards as random. A UUID has its version and its
 /// variant in the others.
 const RANDOM_BITS: u32 = 56;
 
-/// A span in a trace, as a `traceparent` of W3C Trace Context tells it.
+/// Span in a trace, as in a `traceparent` of W3C Trace Context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceParent {
     /// The trace's id, not zero.
     pub trace: u128,
     /// The span's id, not zero.
     pub span: u64,
-    /// Whether what happens in it is recorded.
+    /// True when the trace is recorded.
     pub is_sampled: bool,
 }
 
@@ -29,7 +29,7 @@ impl TraceParent {
             if is_hex { u128::from_str_radix(part, 16).ok() } else { None }
         };
         let (version, trace, span, flags) = (hex(2)?, hex(32)?, hex(16)? as u64, hex(2)?);
-        // Later versions may say more after what is known.
+        // Later versions may have more fields after the known ones.
         let is_whole = version != 0xff && (version > 0 || parts.next().is_none());
         (is_whole && trace != 0 && span != 0).then_some(Self { trace, span, is_sampled: flags & 1 == 1 })
     }
@@ -50,9 +50,9 @@ impl fmt::Display for TraceParent {
 /// Which traces are recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
-    /// How many of all, from 0 to 1.
+    /// Share of all traces that are sampled, from 0 to 1.
     pub share: f64,
-    /// What a caller decided for its trace holds for runs in it.
+    /// True when the sampling decision of a caller applies to the runs in its trace.
     pub follows_caller: bool,
 }
 

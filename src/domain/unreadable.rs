@@ -6,8 +6,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::conditions;
 use crate::api::conditions::{COMPLETE, FAILED, READY, RECONCILING, STALLED, reasons::UNREADABLE};
 
-/// The next conditions of an object that cannot be read. `None`: they stay as they are. A run that has ended is left as it
-/// is, and one under way may go on.
+/// Next conditions of an object that cannot be read. `None`: the conditions do not change. The conditions of a run
+/// that has ended stay, and a run under way may continue.
 #[must_use]
 pub fn mark(
     old: &[Condition],

@@ -12,7 +12,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{fetcher::SourceFetcher, request_slot::RequestSlot};
 use crate::{
     api::syncjob::SyncType,
-    sync::{Batch, Error, Outcome as Stamped, Target},
+    sync::{Batch, BatchResult as Stamped, Error, TargetCollection},
     telemetry::{
         metrics,
         traces::{Parent, Span},
@@ -22,7 +22,7 @@ use crate::{
 /// Parameters that all batches of a walk share.
 #[derive(Clone)]
 pub(super) struct BatchWork {
-    pub target: Target,
+    pub target: TargetCollection,
     pub source: Option<Arc<SourceFetcher>>,
     /// Slots for writes. Fewer than request slots: a source takes longer than MongoDB, and writes that delay each other
     /// delay the next requests too.

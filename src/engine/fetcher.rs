@@ -21,9 +21,9 @@ use crate::{
     domain::{
         backoff::Backoff,
         rate_limit::Reservation,
-        source::{Asking, Pace, Pages},
+        source::{Asking, Pages, RequestRate},
     },
-    sync::{Error, Failure, Found, Page, Reply, Source, Walk},
+    sync::{Error, Found, Reply, RequestFailure, SourceClient, SourcePage, Walk},
     telemetry::{
         metrics,
         traces::{Parent, Span},
@@ -33,30 +33,30 @@ use crate::{
 /// Pause while the state of the rate limit cannot be reached. The lease decides for how long.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait before a rejected reservation is tried again: a Redis that lost a pause allows requests earlier.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+const RESERVATION_RETRY: Duration = Duration::from_secs(5);
 /// Longest pause that a run waits for with its worker. After a longer one it is claimed again.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// Waits before further tries of a request: the first is so long, each further one twice as long, with up to half of it more or less.
+/// Backoff of the retries of a request, with a jitter of up to a half.
 const RETRY_BACKOFF: Backoff =
     Backoff { initial: Duration::from_millis(500), factor: 2, max: Duration::from_secs(30), jitter: 0.5 };
-/// Pauses where a server rejects requests for their rate and does not say for how long.
+/// Backoff of the pauses for a server that rejects requests for their rate without a duration.
 const UNSPECIFIED_PAUSE: Backoff =
     Backoff { initial: Duration::from_secs(10), factor: 2, max: Duration::from_mins(15), jitter: 0.0 };
-/// Such pauses, one after the other, before the attempt fails.
+/// Largest number of these pauses in a row before the attempt fails.
 const MAX_UNSPECIFIED: u32 = 8;
-/// Reason of an attempt that the source did not let go on with a page after the first one.
+/// Reason of an attempt whose source rejected a page after the first one.
 pub(super) const CURSOR_EXPIRED: &str = "CursorExpired";
 /// Documents whose requests fail, one after the other, that end the attempt: an outage is no matter of documents.
-const OUTAGE: u32 = 20;
+const MAX_FAILED_IN_A_ROW: u32 = 20;
 
 /// Client of a source that heeds its rate limit.
 pub(super) struct SourceFetcher {
-    source: Source,
+    source: SourceClient,
     coordinator: Arc<dyn Coordinator>,
     /// Name of the rate limit: a hash of the endpoint.
     limit: String,
     trace: Parent,
-    /// When this attempt last paused the requests.
+    /// Time at which this attempt last paused the requests.
     paused: Mutex<Option<Instant>>,
     /// True once the source has answered a request of this run.
     has_answered: AtomicBool,
@@ -71,7 +71,7 @@ pub(super) struct RatePassed(Instant);
 
 impl SourceFetcher {
     /// A client for an attempt at a run that waited `pauses` times since it last came further.
-    pub fn new(source: Source, coordinator: Arc<dyn Coordinator>, trace: Parent, pauses: i64) -> Self {
+    pub fn new(source: SourceClient, coordinator: Arc<dyn Coordinator>, trace: Parent, pauses: i64) -> Self {
         let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
         let limit = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
         Self {
@@ -90,7 +90,7 @@ impl SourceFetcher {
     /// as it has one. Returns `None` where each request waits for itself: a rate counts when requests are sent.
     pub async fn wait_ahead(&self) -> Option<RatePassed> {
         let spec = self.source.spec();
-        if spec.pace.is_some() || matches!(spec.asking, Asking::PerUser(_)) {
+        if spec.rate.is_some() || matches!(spec.asking, Asking::PerUser(_)) {
             return None;
         }
         // A long pause is found again when the request is to be sent.
@@ -120,19 +120,19 @@ impl SourceFetcher {
         // Of several requests the first one counts: no answer is older.
         let asked = self.now();
         let Asking::PerUser(in_flight) = self.source.spec().asking else {
-            let ask = || self.source.ask(&keys, || slot.release());
+            let send = || self.source.request_documents(&keys, || slot.release());
             return if keys.is_empty() {
                 Ok((Vec::new(), asked))
             } else {
-                self.fetch_with_retry(passed, Some(&slot), ask).await.map_err(Failure::into_error)
+                self.fetch_with_retry(passed, Some(&slot), send).await.map_err(RequestFailure::into_error)
             };
         };
         // The batch holds its slot until all of them are answered.
-        let ask = |key| async move {
-            let ask = || self.source.ask(std::slice::from_ref(&key), || ());
-            self.of_one_document(self.fetch_with_retry(None, None, ask).await)
+        let send = |key| async move {
+            let send = || self.source.request_documents(std::slice::from_ref(&key), || ());
+            self.attribute_failure(self.fetch_with_retry(None, None, send).await)
         };
-        let answers: Vec<_> = stream::iter(keys).map(ask).buffered(in_flight).try_collect().await?;
+        let answers: Vec<_> = stream::iter(keys).map(send).buffered(in_flight).try_collect().await?;
         let has_answered = self.has_answered.load(Ordering::Relaxed);
         let found = answers.into_iter().map(|found| match found {
             Ok(found) => Ok(found),
@@ -144,19 +144,19 @@ impl SourceFetcher {
 
     /// Decides whose failure it is when there is no usable answer for one document. The inner error is the document's if the
     /// source answers requests for others, and else the run's; the outer one is the run's or the attempt's.
-    fn of_one_document(
+    fn attribute_failure(
         &self,
-        fetched: Result<(Vec<Found>, Timestamp), Failure>,
+        fetched: Result<(Vec<Found>, Timestamp), RequestFailure>,
     ) -> Result<Result<Found, Error>, Error> {
         match fetched {
             Ok((found, _)) => {
                 self.failed_in_a_row.store(0, Ordering::Relaxed);
                 Ok(Ok(found.into_iter().next().unwrap_or(Found::NotReturned)))
             }
-            Err(Failure::Rejected(error)) => Ok(Err(error)),
-            Err(Failure::Transient(error) | Failure::Unusable(error)) => {
+            Err(RequestFailure::Rejected(error)) => Ok(Err(error)),
+            Err(RequestFailure::Transient(error) | RequestFailure::Unusable(error)) => {
                 let in_a_row = self.failed_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
-                if in_a_row >= OUTAGE { Err(error) } else { Ok(Err(error)) }
+                if in_a_row >= MAX_FAILED_IN_A_ROW { Err(error) } else { Ok(Err(error)) }
             }
             Err(failure) => Err(failure.into_error()),
         }
@@ -170,7 +170,7 @@ impl SourceFetcher {
         walk: Walk,
         next: Option<Value>,
         size: usize,
-    ) -> impl Stream<Item = Result<(Page, Timestamp), Error>> + Send {
+    ) -> impl Stream<Item = Result<(SourcePage, Timestamp), Error>> + Send {
         stream::unfold((self, pages, walk, next), move |(fetch, pages, mut walk, next)| async move {
             let at = next?;
             let span = fetch.trace.begin("sync.fetch").asking();
@@ -181,7 +181,7 @@ impl SourceFetcher {
             });
             let page = page.map_err(|failure| match failure {
                 // A cursor, or an address, is of no use any more after hours.
-                Failure::Rejected(error) if at != pages.first() => {
+                RequestFailure::Rejected(error) if at != pages.first() => {
                     Error::Attempt { reason: CURSOR_EXPIRED, message: format!("the walk starts over: {error}") }
                 }
                 failure => failure.into_error(),
@@ -192,7 +192,7 @@ impl SourceFetcher {
         })
     }
 
-    /// How the source is walked through, when it is.
+    /// Pages of the source, when the source is walked through page by page.
     pub fn pages(&self) -> Option<&Pages> {
         match &self.source.spec().asking {
             Asking::Pages(pages) => Some(pages),
@@ -209,16 +209,17 @@ impl SourceFetcher {
         self.coordinator.now()
     }
 
-    /// Sends a request when the rate limit lets it pass: again after each pause that the source asks for, and some times more
-    /// when it fails for a reason that another request may not meet. Holds `slot` while it does, where there is one.
+    /// Sends a request when the rate limit lets it pass. Repeats it after each pause that the source asks for, and
+    /// retries it a limited number of times after failures that a retry may avoid. Holds `slot` meanwhile, where
+    /// there is one.
     async fn fetch_with_retry<T, F>(
         &self,
         mut passed: Option<RatePassed>,
         slot: Option<&RequestSlot>,
-        ask: impl Fn() -> F,
-    ) -> Result<(T, Timestamp), Failure>
+        send: impl Fn() -> F,
+    ) -> Result<(T, Timestamp), RequestFailure>
     where
-        F: Future<Output = Result<Reply<T>, Failure>>,
+        F: Future<Output = Result<Reply<T>, RequestFailure>>,
     {
         let (mut tries, retries) = (0, self.source.spec().retries);
         loop {
@@ -229,7 +230,7 @@ impl SourceFetcher {
                 slot.acquire().await;
             }
             let (asked, began) = (self.now(), Instant::now());
-            let reply = ask().await;
+            let reply = send().await;
             metrics::source_asked(reply.is_ok(), began.elapsed());
             match reply {
                 Ok(Reply { found, is_partial, pause }) => {
@@ -241,12 +242,12 @@ impl SourceFetcher {
                         return Ok((found, asked));
                     }
                 }
-                Err(Failure::Limited(pause)) => {
-                    let pause = pause.or_else(|| self.unspecified_pause()).ok_or(Failure::Limited(None))?;
+                Err(RequestFailure::Limited(pause)) => {
+                    let pause = pause.or_else(|| self.unspecified_pause()).ok_or(RequestFailure::Limited(None))?;
                     self.pause(pause).await;
                     continue;
                 }
-                Err(Failure::Transient(_)) if tries < retries => {}
+                Err(RequestFailure::Transient(_)) if tries < retries => {}
                 Err(failure) => return Err(failure),
             }
             tries += 1;
@@ -263,9 +264,10 @@ impl SourceFetcher {
         (before < MAX_UNSPECIFIED).then(|| UNSPECIFIED_PAUSE.delay(before + 1, 0.0))
     }
 
-    /// Waits until the rate limit lets a request pass. Gives up before a long pause: the run need not keep its worker busy then.
+    /// Waits until the rate limit lets a request pass. Fails before a long pause, during which the run does not need
+    /// a worker.
     async fn wait(&self) -> Result<(), Error> {
-        let Pace { every, slack } = self.source.spec().pace.unwrap_or_default();
+        let RequestRate { every, slack } = self.source.spec().rate.unwrap_or_default();
         loop {
             match self.coordinator.reserve_request(&self.limit, every).await {
                 Ok(Reservation::After(wait)) => {
@@ -276,7 +278,7 @@ impl SourceFetcher {
                     }
                 }
                 Ok(Reservation::RetryAfter(wait)) if wait > every + LONGEST_WAIT => return Err(Error::Paused(wait)),
-                Ok(Reservation::RetryAfter(wait)) => sleep(wait.min(ASK_AGAIN)).await,
+                Ok(Reservation::RetryAfter(wait)) => sleep(wait.min(RESERVATION_RETRY)).await,
                 Err(error) => {
                     tracing::debug!(%error, "request to the source not reserved");
                     sleep(PAUSE).await;

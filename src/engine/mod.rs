@@ -1,8 +1,8 @@
 //! The engine: executes one attempt at a run. It counts the documents, walks them in batches, fetches what they should be,
 //! writes them, and saves checkpoints.
 //!
-//! It knows neither the queue nor SyncJobs: what it needs of other processes is behind [`Coordinator`], which workers
-//! implement with Redis and local runs with memory.
+//! The engine knows neither the queue nor SyncJobs. Its interface to other processes is [`Coordinator`], which
+//! workers implement with Redis and local runs in memory.
 
 mod attempt;
 mod batch;
@@ -11,6 +11,6 @@ mod fetcher;
 mod request_slot;
 mod sources;
 
-pub use attempt::{Attempt, AttemptResult, Opening};
+pub use attempt::{AttemptResult, Opening, RunAttempt};
 pub use coordinator::{CoordinationError, Coordinator, Signals};
 pub use sources::{GivenSecrets, SecretReader, Sources};

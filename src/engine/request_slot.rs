@@ -19,8 +19,8 @@ pub(super) struct RequestSlot {
 }
 
 impl RequestSlot {
-    /// Queues for a slot now, also while nobody polls the future: the tasks of batches start in any order, and progress
-    /// waits for the first batch.
+    /// Queues for a slot immediately, also while the future is not polled: the tasks of batches start in any order,
+    /// and progress waits for the first batch.
     pub fn queue(slots: &Arc<Semaphore>) -> impl Future<Output = Self> + Send + use<> {
         let slots = Arc::clone(slots);
         let mut permit = Box::pin(unconstrained(Arc::clone(&slots).acquire_owned()));

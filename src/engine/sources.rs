@@ -8,10 +8,10 @@ use crate::{
     api::source::SecretKey,
     domain::source::SourceSpec,
     secrets,
-    sync::{Egress, Error, Secrets, Source},
+    sync::{Egress, Error, Secrets, SourceClient},
 };
 
-/// What runs may fetch from, and the Secrets they fetch with.
+/// Factory of source clients, with the Secrets that they use.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// Reader of Secrets.
@@ -56,7 +56,7 @@ impl GivenSecrets {
 
 impl SecretReader {
     /// Reads the entry `entry` of a Secret in `namespace`, to be sent to `host`.
-    async fn read(&self, namespace: &str, entry: &SecretKey, host: Option<&str>) -> Result<Vec<u8>, Error> {
+    async fn read_secret(&self, namespace: &str, entry: &SecretKey, host: Option<&str>) -> Result<Vec<u8>, Error> {
         let SecretKey { name, key } = entry;
         match self {
             Self::None => Err(Error::InvalidSource(format!(
@@ -66,7 +66,7 @@ impl SecretReader {
                 Error::InvalidSource(format!("the Secret {name} is not given: add --secret {name}/{key}=env:VARIABLE"))
             }),
             Self::Kubernetes(client) => {
-                secrets::read(client.clone(), namespace, entry, host).await.map_err(|error| match error {
+                secrets::read_entry(client.clone(), namespace, entry, host).await.map_err(|error| match error {
                     secrets::Error::Invalid(message) => Error::InvalidSource(message),
                     secrets::Error::Unavailable(_) => {
                         Error::Attempt { reason: "SecretUnavailable", message: error.to_string() }
@@ -78,21 +78,21 @@ impl SecretReader {
 }
 
 impl Sources {
-    pub(super) async fn open(&self, namespace: &str, spec: &SourceSpec) -> Result<Source, Error> {
-        let host = Source::host(spec)?;
+    pub(super) async fn open(&self, namespace: &str, spec: &SourceSpec) -> Result<SourceClient, Error> {
+        let host = SourceClient::host(spec)?;
         let mut secrets = Secrets::default();
         if let Some(token) = &spec.token {
-            let token = self.secrets.read(namespace, token, Some(&host)).await?;
+            let token = self.secrets.read_secret(namespace, token, Some(&host)).await?;
             secrets.headers.push(("authorization".to_owned(), format!("Bearer {}", text(token)?.trim())));
         }
         for header in &spec.headers {
-            let value = self.secrets.read(namespace, &header.secret_ref, Some(&host)).await?;
+            let value = self.secrets.read_secret(namespace, &header.secret_ref, Some(&host)).await?;
             secrets.headers.push((header.name.to_ascii_lowercase(), text(value)?));
         }
         if let Some(ca) = &spec.ca {
-            secrets.ca = Some(self.secrets.read(namespace, ca, None).await?);
+            secrets.ca = Some(self.secrets.read_secret(namespace, ca, None).await?);
         }
-        Source::new(spec, &secrets, &self.egress)
+        SourceClient::new(spec, &secrets, &self.egress)
     }
 }
 

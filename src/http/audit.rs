@@ -1,4 +1,4 @@
-//! Each change that a call makes leaves a log line and an event: who, what, on which object.
+//! Audit of the changes that calls make: a log line and an event with the caller, the action and the object.
 
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt};
@@ -6,9 +6,9 @@ use kube::{Resource, ResourceExt};
 use super::{App, auth::Caller};
 use crate::domain::ObjectEvent;
 
-/// What a caller did. The reasons of the events are listed in `docs/reference/events-and-conditions.md`.
+/// Action of a caller. The reasons of the events are listed in `docs/reference/events-and-conditions.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Deed {
+pub(super) enum AuditedAction {
     Triggered,
     Paused,
     Resumed,
@@ -19,7 +19,7 @@ pub(super) enum Deed {
     Rescheduled,
 }
 
-impl Deed {
+impl AuditedAction {
     fn reason(self) -> &'static str {
         match self {
             Self::Triggered => "TriggeredByCall",
@@ -35,16 +35,16 @@ impl Deed {
 }
 
 /// Notes what a caller did to an object.
-pub(super) async fn note<K: Resource<DynamicType = ()>>(
+pub(super) async fn record<K: Resource<DynamicType = ()>>(
     app: &App,
     caller: &Caller,
-    deed: Deed,
+    action: AuditedAction,
     object: &K,
     what: &str,
 ) {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    let (kind, reason) = (K::kind(&()), deed.reason());
+    let (kind, reason) = (K::kind(&()), action.reason());
     tracing::info!(namespace, name, kind = &*kind, caller = caller.name, reason, "{what}");
-    let note = ObjectEvent::normal(reason, format!("{what}, by {} over HTTP", caller.name));
-    app.events.publish(&object.object_ref(&()), &note, Timestamp::now()).await;
+    let event = ObjectEvent::normal(reason, format!("{what}, by {} over HTTP", caller.name));
+    app.events.publish(&object.object_ref(&()), &event, Timestamp::now()).await;
 }

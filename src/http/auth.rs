@@ -1,4 +1,4 @@
-//! Who calls, and what they may do: a TokenReview, then a SubjectAccessReview of the caller.
+//! Authentication and authorization of callers: a TokenReview, then a SubjectAccessReview.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -11,57 +11,57 @@ use kube::{Api, Client, api::PostParams};
 use moka::{Expiry, future::Cache};
 use sha2::{Digest, Sha256};
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use crate::{api::GROUP, cluster};
 
-/// What a token must be made for: `kubectl create token NAME --audience sync-operator`.
+/// Audience of the tokens: `kubectl create token NAME --audience sync-operator`.
 pub const AUDIENCE: &str = "sync-operator";
-/// How long an answer of Kubernetes holds: a yes, and a no.
+/// Lifetimes of cached answers of Kubernetes: of an allowed one, and of a denied one.
 const ALLOWED_FOR: Duration = Duration::from_mins(1);
 const DENIED_FOR: Duration = Duration::from_secs(10);
-/// Most answers kept, of each kind.
+/// Largest number of cached answers, of each kind.
 const MAX_ANSWERS: u64 = 10_000;
 /// Namespaces that are looked through for a caller who has a right in some of them only.
 pub(super) const MAX_NAMESPACES: usize = 50;
-/// Longest token that is looked at. Those of service accounts have about 1 KiB.
+/// Longest accepted token. Tokens of service accounts have about 1 KiB.
 const MAX_TOKEN: usize = 16 * 1024;
 
-/// Whether reading calls need a token.
+/// Access to reading calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ReadAccess {
     /// Everyone who reaches the port may read.
     #[default]
     Open,
-    /// Who may list SyncJobs.
+    /// Only callers that may list SyncJobs may read.
     Authorized,
 }
 
-/// Somebody who calls.
+/// Authenticated caller.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
-    /// As Kubernetes knows them: `system:serviceaccount:NAMESPACE:NAME`.
+    /// Username in Kubernetes: `system:serviceaccount:NAMESPACE:NAME`.
     pub name: String,
     user: UserInfo,
     login: LoginHash,
 }
 
-/// A caller whom a proxy that is believed has named. What comes before its headers.
+/// Identity that a trusted proxy has set. It takes precedence over the headers of the request.
 #[derive(Clone)]
-pub(super) struct Vouched(pub Arc<Caller>);
+pub(super) struct ProxyIdentity(pub Arc<Caller>);
 
-/// By what somebody came in: a token, or the names that a proxy gave. Tokens are kept as hashes only.
+/// Hash of the credentials: a token, or the names that a proxy set. Tokens are stored as hashes only.
 type LoginHash = [u8; 32];
 
 impl Caller {
-    /// Somebody who is known by their name and groups alone.
-    pub fn vouched(name: &str, groups: Vec<String>) -> Self {
+    /// Creates a caller with only a name and groups.
+    pub fn from_proxy(name: &str, groups: Vec<String>) -> Self {
         // No token has a line break, so none has the same hash.
         let login = hash(&format!("{name}\n{}", groups.join("\n")));
         let user = UserInfo { username: Some(name.to_owned()), groups: Some(groups), ..UserInfo::default() };
         Self { name: name.to_owned(), user, login }
     }
 
-    /// Their groups, as Kubernetes knows them.
+    /// Groups in Kubernetes.
     #[cfg(test)]
     pub fn groups(&self) -> &[String] {
         self.user.groups.as_deref().unwrap_or_default()
@@ -72,7 +72,7 @@ impl Caller {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Right {
     pub verb: &'static str,
-    /// Its API group.
+    /// API group of the resource.
     pub group: &'static str,
     /// `syncjobs` or `syncschedules`.
     pub resource: &'static str,
@@ -115,15 +115,15 @@ struct Reviews {
 }
 
 /// A yes is kept for longer than a no, so that a right that was just given soon counts.
-struct Hold;
+struct AnswerExpiry;
 
-impl<K> Expiry<K, bool> for Hold {
+impl<K> Expiry<K, bool> for AnswerExpiry {
     fn expire_after_create(&self, _: &K, allowed: &bool, _: std::time::Instant) -> Option<Duration> {
         Some(if *allowed { ALLOWED_FOR } else { DENIED_FOR })
     }
 }
 
-impl<K> Expiry<K, Option<Arc<Caller>>> for Hold {
+impl<K> Expiry<K, Option<Arc<Caller>>> for AnswerExpiry {
     fn expire_after_create(&self, _: &K, caller: &Option<Arc<Caller>>, _: std::time::Instant) -> Option<Duration> {
         Some(if caller.is_some() { ALLOWED_FOR } else { DENIED_FOR })
     }
@@ -135,32 +135,32 @@ impl Access {
         Self(Some(Reviews {
             client,
             reads,
-            callers: Cache::builder().max_capacity(MAX_ANSWERS).expire_after(Hold).build(),
-            rights: Cache::builder().max_capacity(MAX_ANSWERS).expire_after(Hold).build(),
+            callers: Cache::builder().max_capacity(MAX_ANSWERS).expire_after(AnswerExpiry).build(),
+            rights: Cache::builder().max_capacity(MAX_ANSWERS).expire_after(AnswerExpiry).build(),
         }))
     }
 
-    /// Everyone may do everything. For a port that only this machine reaches.
+    /// Access without authorization, for a port that only this machine reaches.
     pub fn anyone() -> Self {
         Self(None)
     }
 
-    /// Who calls.
+    /// Authenticates the caller.
     pub async fn caller(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Problem> {
         let Some(reviews) = &self.0 else { return Ok(Arc::new(anonymous())) };
         let token = token(headers).ok_or_else(|| {
             let detail = format!("send Authorization: Bearer TOKEN, with a token for the audience {AUDIENCE}");
-            Problem::new(Kind::Unauthenticated, detail)
+            Problem::new(ProblemKind::Unauthenticated, detail)
         })?;
         let review = reviews.review_token(token);
         let caller = reviews.callers.try_get_with(hash(token), review).await.map_err(|problem| (*problem).clone())?;
         caller.ok_or_else(|| {
             let detail = format!("Kubernetes does not accept the token; it must be valid for the audience {AUDIENCE}");
-            Problem::new(Kind::Unauthenticated, detail)
+            Problem::new(ProblemKind::Unauthenticated, detail)
         })
     }
 
-    /// Who reads: anyone when reading is open.
+    /// Authenticates a reader: anyone when reading is open.
     pub async fn reader(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Problem> {
         match &self.0 {
             Some(reviews) if reviews.reads == ReadAccess::Authorized => self.caller(headers).await,
@@ -183,17 +183,17 @@ impl Access {
         if self.has(caller, &right).await? {
             return Ok(());
         }
-        Err(Problem::new(Kind::Forbidden, format!("{} may not {right}", caller.name)))
+        Err(Problem::new(ProblemKind::Forbidden, format!("{} may not {right}", caller.name)))
     }
 
-    /// Whether a caller has a right.
+    /// Returns whether a caller has a right.
     pub async fn has(&self, caller: &Caller, right: &Right) -> Result<bool, Problem> {
         let Some(reviews) = &self.0 else { return Ok(true) };
         let asked = reviews.rights.try_get_with((caller.login, right.clone()), reviews.review_right(caller, right));
         asked.await.map_err(|problem| (*problem).clone())
     }
 
-    /// Of some namespaces, those in which a caller has a right.
+    /// Returns those of the namespaces in which a caller has a right.
     pub async fn among(
         &self,
         caller: &Caller,
@@ -210,7 +210,7 @@ impl Access {
         Ok(allowed)
     }
 
-    /// Whether Kubernetes decides, so that callers have to say who they are.
+    /// True when Kubernetes decides, so that callers have to authenticate.
     pub fn is_locked(&self) -> bool {
         self.0.is_some()
     }

@@ -15,12 +15,12 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    audit::{self, Deed},
+    audit::{self, AuditedAction},
     auth::{Caller, Right},
-    extract::{Body, By, Query},
+    extract::{Authenticated, Body, Query},
     objects::Objects,
-    pause::{AT_A_TIME, Cover},
-    problem::{Kind, Problem},
+    pause::{CONCURRENT_REQUESTS, RunFilter},
+    problem::{Problem, ProblemKind},
 };
 use crate::{
     api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
@@ -28,17 +28,17 @@ use crate::{
 };
 
 const MAX_HOURS: f64 = 8760.0;
-/// Most SyncJobs deleted by one call: some ten seconds of work.
+/// Largest number of SyncJobs that one call deletes: some ten seconds of work.
 const MOST: usize = 2000;
 
-/// What to delete.
+/// Selection of runs to delete.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(super) struct Cleanup {
     /// Keep runs that ended within so many hours.
     #[schema(minimum = 0, maximum = 8760)]
     grace_period_hours: f64,
-    /// Only count them.
+    /// Count the runs without deleting them.
     dry_run: bool,
 }
 
@@ -48,7 +48,7 @@ impl Default for Cleanup {
     }
 }
 
-/// How many were deleted, or would be.
+/// Number of runs that were deleted, or would be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct Cleaned {
     /// Runs that had completed.
@@ -61,23 +61,23 @@ pub(super) struct Cleaned {
 
 /// Deletes finished SyncJobs. Never one that has not finished.
 #[utoipa::path(
-    post, path = "/jobs/cleanup", tag = "control", params(Cover),
+    post, path = "/jobs/cleanup", tag = "control", params(RunFilter),
     request_body(content = Option<Cleanup>), responses((status = 200, body = Cleaned)),
 )]
 pub(super) async fn cleanup(
     State(app): State<App>,
-    By(caller): By,
-    Query(cover): Query<Cover>,
+    Authenticated(caller): Authenticated,
+    Query(filter): Query<RunFilter>,
     Body(Cleanup { grace_period_hours, dry_run }): Body<Cleanup>,
 ) -> Result<Json<Cleaned>, Problem> {
     if !(0.0..=MAX_HOURS).contains(&grace_period_hours) {
-        return Err(Problem::new(Kind::InvalidBody, format!("gracePeriodHours must be from 0 to {MAX_HOURS}")));
+        return Err(Problem::new(ProblemKind::InvalidBody, format!("gracePeriodHours must be from 0 to {MAX_HOURS}")));
     }
-    app.access.check(&caller, Right::new("delete", "syncjobs", cover.namespace.as_deref())).await?;
+    app.access.check(&caller, Right::new("delete", "syncjobs", filter.namespace.as_deref())).await?;
     let objects = app.listed()?;
     let before = Timestamp::now() - SignedDuration::from_secs_f64(grace_period_hours * 3600.0);
     let mut old: Vec<_> = objects.jobs.state();
-    old.retain(|job| cover.takes_job(job) && ended_before(job, before) && !is_in_books(job, objects));
+    old.retain(|job| filter.matches_job(job) && ended_before(job, before) && !awaits_accounting(job, objects));
     let remaining = old.len().saturating_sub(MOST);
     old.truncate(MOST);
     if !dry_run {
@@ -92,8 +92,8 @@ fn ended_before(job: &SyncJob, time: Timestamp) -> bool {
     is_finished(job) && ended.is_some_and(|ended| ended.0 <= time)
 }
 
-/// Its schedule has not counted it yet.
-pub(super) fn is_in_books(job: &SyncJob, objects: &Objects) -> bool {
+/// True until the schedule of a run has counted the run.
+pub(super) fn awaits_accounting(job: &SyncJob, objects: &Objects) -> bool {
     let schedule = schedule_of(job, objects);
     let status = schedule.as_ref().and_then(|schedule| schedule.status.as_ref());
     status.is_some_and(|status| status.active.iter().any(|run| run.name == job.name_any()))
@@ -104,23 +104,23 @@ fn schedule_of(job: &SyncJob, objects: &Objects) -> Option<Arc<SyncSchedule>> {
     objects.schedules.get(&ObjectRef::new(name).within(job.metadata.namespace.as_deref()?))
 }
 
-/// Deletes SyncJobs until one cannot be deleted, and tells which are gone in any case.
+/// Deletes SyncJobs until one deletion fails. Records the deleted SyncJobs in any case.
 async fn delete_all(
     app: &App,
     caller: &Caller,
     objects: &Objects,
     jobs: Vec<Arc<SyncJob>>,
 ) -> Result<Vec<Arc<SyncJob>>, Problem> {
-    let mut deletions = stream::iter(jobs).map(|job| delete(objects, job)).buffer_unordered(AT_A_TIME);
+    let mut deletions = stream::iter(jobs).map(|job| delete(objects, job)).buffer_unordered(CONCURRENT_REQUESTS);
     let (mut deleted, mut result) = (Vec::new(), Ok(()));
     while let (Some(deletion), Ok(())) = (deletions.next().await, &result) {
         result = deletion.map(|job| deleted.extend(job));
     }
-    note(app, caller, &deleted).await;
+    record_cleanup(app, caller, &deleted).await;
     result.map(|()| deleted)
 }
 
-/// Deletes a SyncJob. `None` when it was gone.
+/// Deletes a SyncJob. `None` when the SyncJob did not exist any more.
 pub(super) async fn delete(objects: &Objects, job: Arc<SyncJob>) -> Result<Option<Arc<SyncJob>>, Problem> {
     let preconditions = Preconditions { uid: job.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
@@ -132,20 +132,20 @@ pub(super) async fn delete(objects: &Objects, job: Arc<SyncJob>) -> Result<Optio
     }
 }
 
-/// One event on each schedule, and one on each SyncJob without any.
-pub(super) async fn note(app: &App, caller: &Caller, deleted: &[Arc<SyncJob>]) {
+/// Publishes one event on each schedule, and one on each SyncJob without a schedule.
+pub(super) async fn record_cleanup(app: &App, caller: &Caller, deleted: &[Arc<SyncJob>]) {
     let mut by_schedule: BTreeMap<(String, String), (Arc<SyncSchedule>, usize)> = BTreeMap::new();
     for job in deleted {
         match schedule_of(job, &app.objects) {
             Some(schedule) => {
-                let place = (schedule.namespace().unwrap_or_default(), schedule.name_any());
-                by_schedule.entry(place).or_insert((schedule, 0)).1 += 1;
+                let key = (schedule.namespace().unwrap_or_default(), schedule.name_any());
+                by_schedule.entry(key).or_insert((schedule, 0)).1 += 1;
             }
-            None => audit::note(app, caller, Deed::CleanedUp, &**job, "Deleted").await,
+            None => audit::record_cleanup(app, caller, AuditedAction::CleanedUp, &**job, "Deleted").await,
         }
     }
     for (schedule, count) in by_schedule.into_values() {
         let what = format!("Deleted {count} finished SyncJobs");
-        audit::note(app, caller, Deed::CleanedUp, &*schedule, &what).await;
+        audit::record_cleanup(app, caller, AuditedAction::CleanedUp, &*schedule, &what).await;
     }
 }

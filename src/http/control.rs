@@ -10,12 +10,12 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    audit::{self, Deed},
+    audit::{self, AuditedAction},
     auth::{Caller, Right},
-    extract::{Body, By, Path, Place},
-    jobs::{find, live},
-    pause::{self, Change},
-    problem::{Kind, Problem},
+    extract::{Authenticated, Body, ObjectPath, Path},
+    jobs::{find_job, load_live},
+    pause::{self, PatchResult},
+    problem::{Problem, ProblemKind},
     trigger::{self, Triggered, accepted, create},
 };
 use crate::{
@@ -26,10 +26,10 @@ use crate::{
     },
 };
 
-/// Most removals that one call approves.
+/// Largest number of removals that one call approves.
 const MAX_REMOVALS: i64 = 1_000_000_000;
 
-/// What became of a run.
+/// Result of a change of a run.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Controlled {
@@ -44,22 +44,22 @@ pub(super) struct Controlled {
 /// Ends a run as Failed, reason Cancelled, at its next batch boundary. Cannot be taken back.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/cancel", tag = "control",
-    params(Place), responses((status = 200, body = Controlled)),
+    params(ObjectPath), responses((status = 200, body = Controlled)),
 )]
 pub(super) async fn cancel(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Json<Controlled>, Problem> {
-    end(&app, &caller, &place).await.map(Json)
+    end(&app, &caller, &path).await.map(Json)
 }
 
 /// Ends a run.
-pub(super) async fn end(app: &App, caller: &Caller, place: &Place) -> Result<Controlled, Problem> {
-    let job = unfinished(app, caller, place).await?;
+pub(super) async fn end(app: &App, caller: &Caller, path: &ObjectPath) -> Result<Controlled, Problem> {
+    let job = unfinished(app, caller, path).await?;
     let change = pause::patch(app, &*job, |job| job.spec.cancelled, json!({"cancelled": true})).await?;
-    if change == Change::Made {
-        audit::note(app, caller, Deed::Cancelled, &*job, "Cancelled").await;
+    if change == PatchResult::Applied {
+        audit::record(app, caller, AuditedAction::Cancelled, &*job, "Cancelled").await;
     }
     answer(&job, change)
 }
@@ -67,30 +67,30 @@ pub(super) async fn end(app: &App, caller: &Caller, place: &Place) -> Result<Con
 /// Puts a run aside at its next batch boundary. Costs no attempt.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/suspend", tag = "control",
-    params(Place), responses((status = 200, body = Controlled)),
+    params(ObjectPath), responses((status = 200, body = Controlled)),
 )]
 pub(super) async fn suspend(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Json<Controlled>, Problem> {
-    set_suspended(&app, &caller, &place, true).await.map(Json)
+    set_suspended(&app, &caller, &path, true).await.map(Json)
 }
 
-/// Lets a run go on from its last checkpoint.
+/// Resumes a run from its last checkpoint.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/resume", tag = "control",
-    params(Place), responses((status = 200, body = Controlled)),
+    params(ObjectPath), responses((status = 200, body = Controlled)),
 )]
 pub(super) async fn resume(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Json<Controlled>, Problem> {
-    set_suspended(&app, &caller, &place, false).await.map(Json)
+    set_suspended(&app, &caller, &path, false).await.map(Json)
 }
 
-/// What a person approves.
+/// Approval of removals.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Approval {
@@ -111,75 +111,75 @@ fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
 /// The run counts again. If it finds more than that, it is held again with the new number.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/approve", tag = "control",
-    params(Place), request_body = Approval, responses((status = 200, body = Controlled)),
+    params(ObjectPath), request_body = Approval, responses((status = 200, body = Controlled)),
 )]
 pub(super) async fn approve(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
     Body(Approval { removals }): Body<Approval>,
 ) -> Result<Json<Controlled>, Problem> {
-    allow(&app, &caller, &place, removals).await.map(Json)
+    allow(&app, &caller, &path, removals).await.map(Json)
 }
 
 /// Lets a held run remove so many documents.
-pub(super) async fn allow(app: &App, caller: &Caller, place: &Place, removals: i64) -> Result<Controlled, Problem> {
-    let job = unfinished(app, caller, place).await?;
+pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removals: i64) -> Result<Controlled, Problem> {
+    let job = unfinished(app, caller, path).await?;
     // The cache may not show yet that it is held, or for how many documents.
-    let job = live(app, &job).await?;
+    let job = load_live(app, &job).await?;
     let name = job.name_any();
     let Some(number) = held(&job).and(job.status.as_ref()).map(held_number) else {
-        return Err(Problem::new(Kind::Conflict, format!("{name} is not held, so there is nothing to approve")));
+        return Err(Problem::new(ProblemKind::Conflict, format!("{name} is not held, so there is nothing to approve")));
     };
     if !(1..=MAX_REMOVALS).contains(&removals) {
         let detail = format!("removals must be from 1 to {MAX_REMOVALS}; {name} is held for {number}");
-        return Err(Problem::new(Kind::InvalidBody, detail));
+        return Err(Problem::new(ProblemKind::InvalidBody, detail));
     }
     if removals < number {
-        let detail = format!("{name} is held for {number} removals, more than {removals}; look at it again");
-        return Err(Problem::new(Kind::Conflict, detail));
+        let detail = format!("{name} is held for {number} removals, more than {removals}; check the run again");
+        return Err(Problem::new(ProblemKind::Conflict, detail));
     }
     let text = removals.to_string();
     let is_so = |job: &SyncJob| job.annotations().get(APPROVE_ANNOTATION) == Some(&text);
     let change = json!({"metadata": {"annotations": {APPROVE_ANNOTATION: text}}});
     let change = pause::apply(app, &job, is_so, change).await?;
-    if change == Change::Made {
-        audit::note(app, caller, Deed::Approved, &job, &format!("Approved {removals} removals")).await;
+    if change == PatchResult::Applied {
+        audit::record(app, caller, AuditedAction::Approved, &job, &format!("Approved {removals} removals")).await;
     }
     answer(&job, change)
 }
 
-/// Makes a new SyncJob like one that failed.
+/// Creates a new SyncJob like one that failed.
 ///
 /// A run that has ended is never run again. The same call again gives the same new SyncJob.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/retry", tag = "control",
-    params(Place), responses((status = 202, body = Triggered, headers(("Location" = String, description = "Where the new run can be read")))),
+    params(ObjectPath), responses((status = 202, body = Triggered, headers(("Location" = String, description = "Where the new run can be read")))),
 )]
 pub(super) async fn retry(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Response, Problem> {
-    let (job, replayed) = start_again(&app, &caller, &place).await?;
+    let (job, replayed) = start_again(&app, &caller, &path).await?;
     accepted(&job, replayed)
 }
 
-/// Makes a SyncJob like one that failed. True when that was done before.
-pub(super) async fn start_again(app: &App, caller: &Caller, place: &Place) -> Result<(SyncJob, bool), Problem> {
-    let Place { namespace, name } = place;
+/// Creates a SyncJob like one that failed. True when an earlier call has created it.
+pub(super) async fn start_again(app: &App, caller: &Caller, path: &ObjectPath) -> Result<(SyncJob, bool), Problem> {
+    let ObjectPath { namespace, name } = path;
     app.access.check(caller, trigger::right(Some(namespace))).await?;
-    let cached = find(app, place)?;
+    let cached = find_job(app, path)?;
     if !is_finished(&cached) || is_complete(&cached) {
         let detail = format!("{name} has not failed; only a run that ended as Failed can be tried again");
-        return Err(Problem::new(Kind::Conflict, detail));
+        return Err(Problem::new(ProblemKind::Conflict, detail));
     }
     // The cache does not keep everything of a run that has ended.
-    let failed = live(app, &cached).await?;
+    let failed = load_live(app, &cached).await?;
     let (job, replayed) = create(app, &again(&failed)).await?;
     if !replayed {
         let what = format!("Created SyncJob {}", job.name_any());
-        audit::note(app, caller, Deed::Retried, &failed, &what).await;
+        audit::record(app, caller, AuditedAction::Retried, &failed, &what).await;
     }
     Ok((job, replayed))
 }
@@ -197,39 +197,39 @@ fn again(failed: &SyncJob) -> SyncJob {
     job
 }
 
-/// Puts a run aside, or lets it go on.
+/// Suspends or resumes a run.
 pub(super) async fn set_suspended(
     app: &App,
     caller: &Caller,
-    place: &Place,
+    path: &ObjectPath,
     suspended: bool,
 ) -> Result<Controlled, Problem> {
-    let job = unfinished(app, caller, place).await?;
+    let job = unfinished(app, caller, path).await?;
     let change = pause::suspend(app, caller, &*job, suspended).await?;
     answer(&job, change)
 }
 
-/// What changing a run takes.
-pub(super) fn right(Place { namespace, name }: &Place) -> Right {
+/// Right to change a run.
+pub(super) fn right(ObjectPath { namespace, name }: &ObjectPath) -> Right {
     Right::new("patch", "syncjobs", Some(namespace)).on(name)
 }
 
 /// The SyncJob, when the caller may change it and it can be changed still.
-async fn unfinished(app: &App, caller: &Caller, place: &Place) -> Result<Arc<SyncJob>, Problem> {
-    app.access.check(caller, right(place)).await?;
-    let job = find(app, place)?;
+async fn unfinished(app: &App, caller: &Caller, path: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
+    app.access.check(caller, right(path)).await?;
+    let job = find_job(app, path)?;
     if is_finished(&job) { Err(ended(&job)) } else { Ok(job) }
 }
 
 fn ended(job: &SyncJob) -> Problem {
-    Problem::new(Kind::Conflict, format!("{} has ended, and is never changed again", job.name_any()))
+    Problem::new(ProblemKind::Conflict, format!("{} has ended, and is never changed again", job.name_any()))
 }
 
-fn answer(job: &SyncJob, change: Change) -> Result<Controlled, Problem> {
+fn answer(job: &SyncJob, change: PatchResult) -> Result<Controlled, Problem> {
     let changed = match change {
-        Change::Made => true,
-        Change::Needless => false,
-        Change::Late => return Err(ended(job)),
+        PatchResult::Applied => true,
+        PatchResult::Unchanged => false,
+        PatchResult::TooLate => return Err(ended(job)),
     };
     let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
     Ok(Controlled { namespace, name, job_id: job.uid().unwrap_or_default(), changed })

@@ -1,6 +1,6 @@
 //! `GET /events`: state and progress of runs as server-sent events.
 //!
-//! What is sent is always the newest state, so a slow client, or one that was away, misses steps and never the end.
+//! Events always contain the newest state, so a slow or interrupted client misses steps and never the end.
 
 mod throttle;
 
@@ -27,19 +27,19 @@ use utoipa::ToSchema;
 use super::{
     App,
     extract::{Query, Reader},
-    objects::{Change, Gone, Objects, version_of},
-    pause::Cover,
+    job_view::Job,
+    objects::{DeletedJob, ObjectChange, Objects, version_of},
+    pause::RunFilter,
     problem::Problem,
-    view::Job,
 };
 use crate::{api::SyncJob, domain::job::is_finished};
 use throttle::Throttle;
 
 pub(super) const LAST_EVENT_ID: &str = "last-event-id";
-/// A stream ends after this time; clients come back by themselves, and their right is looked at again.
+/// Longest duration of a stream. Clients reconnect by themselves, and their right is checked again.
 pub(super) const LONGEST: Duration = Duration::from_mins(15);
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How long a client waits before it comes back.
+/// Delay before a client reconnects.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 /// A run that was deleted.
@@ -53,30 +53,30 @@ struct Deleted {
 
 /// Streams what happens to runs, as server-sent events.
 ///
-/// Begins with every unfinished run. `job`: a run's state, at most once a second for each. `deleted`: a run is gone.
-/// `reset`: forget everything; the unfinished runs follow. A client that comes back with Last-Event-ID is told what it
-/// missed.
+/// The stream begins with every unfinished run. `job`: state of a run, at most once a second for each. `deleted`: a
+/// run was deleted. `reset`: drop all state; the unfinished runs follow. A client that reconnects with Last-Event-ID
+/// receives the events that it missed.
 #[utoipa::path(
     get, path = "/events", tag = "jobs",
-    params(Cover, ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was received")),
+    params(RunFilter, ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was received")),
     responses((status = 200, content_type = "text/event-stream", body = String)),
 )]
 pub(super) async fn events(
     State(app): State<App>,
     Reader(reader): Reader,
-    Query(cover): Query<Cover>,
+    Query(filter): Query<RunFilter>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Problem> {
-    app.access.check_read(&reader, cover.namespace.as_deref()).await?;
-    let place = app.limits.stream()?;
+    app.access.check_read(&reader, filter.namespace.as_deref()).await?;
+    let permit = app.limits.stream()?;
     let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok());
-    let listener = Listener::new(app.listed()?.clone(), cover, last, place);
+    let listener = Listener::new(app.listed()?.clone(), filter, last, permit);
     let stop = app.stop.clone().cancelled_owned();
     let stream = futures::StreamExt::take_until(listener.stream(), stop);
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
 
-/// How far a client has been told: of which listing of the cluster, and up to which version.
+/// Position of a client in the stream: a listing of the cluster, and a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Id {
     listing: u64,
@@ -91,36 +91,36 @@ impl std::str::FromStr for Id {
     }
 }
 
-/// One client.
+/// Stream of one client.
 struct Listener {
     objects: Objects,
-    cover: Cover,
-    changes: broadcast::Receiver<Change>,
+    filter: RunFilter,
+    changes: broadcast::Receiver<ObjectChange>,
     listing: u64,
     throttle: Throttle<ObjectRef<SyncJob>>,
     ready: VecDeque<Event>,
     until: Instant,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Listener {
-    fn new(objects: Objects, cover: Cover, last: Option<Id>, place: OwnedSemaphorePermit) -> Self {
+    fn new(objects: Objects, filter: RunFilter, last: Option<Id>, permit: OwnedSemaphorePermit) -> Self {
         // Subscribed before anything is read, so nothing falls in between.
         let changes = objects.changes();
         let mut listener = Self {
             listing: objects.listing(),
             changes,
-            cover,
+            filter,
             throttle: Throttle::default(),
             ready: VecDeque::new(),
             until: Instant::now() + LONGEST,
-            _place: place,
+            _permit: permit,
             objects,
         };
         listener.ready.push_back(Event::default().retry(RETRY));
         match last {
-            None => listener.tell_unfinished(),
-            Some(last) => listener.catch_up(last),
+            None => listener.send_unfinished(),
+            Some(last) => listener.send_changes_since(last),
         }
         listener
     }
@@ -137,23 +137,23 @@ impl Listener {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
             }
-            if let Some(place) = self.throttle.take(Instant::now()) {
-                self.ready.extend(self.objects.jobs.get(&place).and_then(|job| self.job(&job)));
+            if let Some(reference) = self.throttle.take_due(Instant::now()) {
+                self.ready.extend(self.objects.jobs.get(&reference).and_then(|job| self.job(&job)));
                 continue;
             }
             let due = self.throttle.due().unwrap_or(self.until).min(self.until);
             select! {
                 () = sleep_until(due) => if Instant::now() >= self.until { return None },
                 change = self.changes.recv() => match change {
-                    Ok(Change::Job(place, version)) => self.throttle.note(place, version, Instant::now()),
-                    Ok(Change::Gone(gone)) => {
-                        self.throttle.saw(gone.version);
+                    Ok(ObjectChange::Job(reference, version)) => self.throttle.enqueue(reference, version, Instant::now()),
+                    Ok(ObjectChange::Deleted(gone)) => {
+                        self.throttle.observe_version(gone.version);
                         self.ready.extend(self.deleted(&gone));
                     }
-                    Ok(Change::Listed) => self.reset(),
-                    Ok(Change::Schedule(_)) => {}
+                    Ok(ObjectChange::Listed) => self.reset(),
+                    Ok(ObjectChange::Schedule(_)) => {}
                     // It was too slow for single changes.
-                    Err(broadcast::error::RecvError::Lagged(_)) => self.catch_up(self.id()),
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.send_changes_since(self.id()),
                     Err(broadcast::error::RecvError::Closed) => return None,
                 },
             }
@@ -161,24 +161,24 @@ impl Listener {
     }
 
     fn id(&self) -> Id {
-        Id { listing: self.listing, version: self.throttle.told() }
+        Id { listing: self.listing, version: self.throttle.sent_version() }
     }
 
     fn reset(&mut self) {
         self.ready.push_back(Event::default().event("reset").data("{}"));
-        self.tell_unfinished();
+        self.send_unfinished();
     }
 
-    fn tell_unfinished(&mut self) {
+    fn send_unfinished(&mut self) {
         self.listing = self.objects.listing();
         let jobs = self.objects.jobs.state();
-        self.throttle.saw(jobs.iter().map(|job| version_of(job)).max().unwrap_or(0));
+        self.throttle.observe_version(jobs.iter().map(|job| version_of(job)).max().unwrap_or(0));
         let events: Vec<_> = jobs.iter().filter(|job| !is_finished(job)).filter_map(|job| self.job(job)).collect();
         self.ready.extend(events);
     }
 
-    /// Tells what happened after an event, or everything when that is not known any more.
-    fn catch_up(&mut self, last: Id) {
+    /// Sends the changes since an event, or all unfinished runs when the changes are not known any more.
+    fn send_changes_since(&mut self, last: Id) {
         let deletions = self.objects.deletions_since(last.version);
         let Some(deletions) = deletions.filter(|_| last.listing == self.objects.listing()) else {
             return self.reset();
@@ -186,7 +186,7 @@ impl Listener {
         let mut jobs = self.objects.jobs.state();
         jobs.retain(|job| version_of(job) > last.version);
         let versions = jobs.iter().map(|job| version_of(job)).chain(deletions.iter().map(|gone| gone.version));
-        self.throttle.saw(versions.max().unwrap_or(last.version));
+        self.throttle.observe_version(versions.max().unwrap_or(last.version));
         let events: Vec<_> = jobs.iter().filter_map(|job| self.job(job)).collect();
         self.ready.extend(events);
         let events: Vec<_> = deletions.iter().filter_map(|gone| self.deleted(gone)).collect();
@@ -194,13 +194,13 @@ impl Listener {
     }
 
     fn job(&self, job: &Arc<SyncJob>) -> Option<Event> {
-        self.cover.takes_job(job).then(|| self.event("job", &Job::from(&**job)))
+        self.filter.matches_job(job).then(|| self.event("job", &Job::from(&**job)))
     }
 
-    fn deleted(&self, gone: &Gone) -> Option<Event> {
-        let takes = self.cover.takes(Some(&gone.namespace), gone.schedule.as_ref());
-        let Gone { namespace, name, uid, .. } = gone.clone();
-        takes.then(|| self.event("deleted", &Deleted { namespace, name, job_id: uid }))
+    fn deleted(&self, gone: &DeletedJob) -> Option<Event> {
+        let is_selected = self.filter.matches(Some(&gone.namespace), gone.schedule.as_ref());
+        let DeletedJob { namespace, name, uid, .. } = gone.clone();
+        is_selected.then(|| self.event("deleted", &Deleted { namespace, name, job_id: uid }))
     }
 
     fn event(&self, kind: &str, data: &impl Serialize) -> Event {

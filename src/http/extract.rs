@@ -12,8 +12,8 @@ use utoipa::IntoParams;
 
 use super::{
     App,
-    auth::{Caller, Vouched},
-    problem::{Kind, Problem},
+    auth::{Caller, ProxyIdentity},
+    problem::{Problem, ProblemKind},
 };
 
 /// Longest body.
@@ -32,11 +32,14 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
             return Ok(Self(T::default()));
         }
         if !is_json {
-            return Err(Problem::new(Kind::UnsupportedMediaType, "send the header Content-Type: application/json"));
+            return Err(Problem::new(
+                ProblemKind::UnsupportedMediaType,
+                "send the header Content-Type: application/json",
+            ));
         }
         let body = serde_json::from_slice::<Option<T>>(&bytes).map(Option::unwrap_or_default);
         body.map(Self).map_err(|error| {
-            let kind = if error.is_data() { Kind::InvalidBody } else { Kind::BadRequest };
+            let kind = if error.is_data() { ProblemKind::InvalidBody } else { ProblemKind::BadRequest };
             Problem::new(kind, format!("the body: {error}"))
         })
     }
@@ -49,9 +52,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 fn unreadable(error: &BytesRejection) -> Problem {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        Problem::new(Kind::TooLarge, "the body may have 64 KiB at most")
+        Problem::new(ProblemKind::TooLarge, "the body may have 64 KiB at most")
     } else {
-        Problem::new(Kind::BadRequest, "the body did not arrive whole")
+        Problem::new(ProblemKind::BadRequest, "the body did not arrive whole")
     }
 }
 
@@ -64,7 +67,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Query<T
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         match axum::extract::Query::from_request_parts(parts, state).await {
             Ok(axum::extract::Query(query)) => Ok(Self(query)),
-            Err(error) => Err(Problem::new(Kind::BadRequest, format!("the query: {}", error.body_text()))),
+            Err(error) => Err(Problem::new(ProblemKind::BadRequest, format!("the query: {}", error.body_text()))),
         }
     }
 }
@@ -78,23 +81,23 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         match axum::extract::Path::from_request_parts(parts, state).await {
             Ok(axum::extract::Path(path)) => Ok(Self(path)),
-            Err(_) => Err(Problem::new(Kind::NotFound, "there is no such path")),
+            Err(_) => Err(Problem::new(ProblemKind::NotFound, "there is no such path")),
         }
     }
 }
 
-/// Who calls: whom a proxy that is believed has named, or somebody with a valid token.
+/// Authenticates the caller: the identity of a trusted proxy, or a valid token.
 pub(super) async fn caller(parts: &Parts, app: &App) -> Result<Arc<Caller>, Problem> {
     match parts.extensions.get() {
-        Some(Vouched(caller)) => Ok(Arc::clone(caller)),
+        Some(ProxyIdentity(caller)) => Ok(Arc::clone(caller)),
         None => app.access.caller(&parts.headers).await,
     }
 }
 
-/// Somebody who says who they are.
-pub(super) struct By(pub Arc<Caller>);
+/// Extractor for an authenticated caller; rejects anonymous requests.
+pub(super) struct Authenticated(pub Arc<Caller>);
 
-impl FromRequestParts<App> for By {
+impl FromRequestParts<App> for Authenticated {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
@@ -102,7 +105,7 @@ impl FromRequestParts<App> for By {
     }
 }
 
-/// The same, or anyone where reading is open.
+/// Extractor for a reader; accepts anonymous requests where reading is open.
 pub(super) struct Reader(pub Arc<Caller>);
 
 impl FromRequestParts<App> for Reader {
@@ -116,9 +119,9 @@ impl FromRequestParts<App> for Reader {
 /// An object's place in the path.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
-pub(super) struct Place {
-    /// Its namespace.
+pub(super) struct ObjectPath {
+    /// Namespace of the object.
     pub namespace: String,
-    /// Its name.
+    /// Name of the object.
     pub name: String,
 }

@@ -13,7 +13,7 @@ pub(super) struct Health {
     /// `OK` or `DEGRADED`.
     status: &'static str,
     jobs: HealthOfJobs,
-    /// What is gone: `redis`, `kubernetes`, `workers`. Absent when nothing is.
+    /// Unavailable services: `redis`, `kubernetes`, `workers`. Absent when all are available.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     missing: Vec<&'static str>,

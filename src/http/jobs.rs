@@ -9,11 +9,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App,
-    extract::{self, Path, Place, Reader},
+    extract::{self, ObjectPath, Path, Reader},
+    job_view::{Job, JobDetails},
     objects::Objects,
-    problem::{Kind, Problem},
-    search::{Index, Query, Rank},
-    view::{Job, JobDetails},
+    problem::{Problem, ProblemKind},
+    search::{RunIndex, RunQuery, SortKey},
 };
 use crate::{
     api::{
@@ -31,25 +31,25 @@ const PAGE: (usize, usize) = (100, 500);
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Selection {
-    /// Of this namespace.
+pub(super) struct RunSelection {
+    /// Namespace of the runs.
     pub namespace: Option<String>,
-    /// Of the SyncSchedule of this name.
+    /// Name of the SyncSchedule of the runs.
     pub schedule: Option<String>,
-    /// In this phase.
+    /// Phase of the runs.
     #[param(inline)]
     pub phase: Option<Phase>,
-    /// Of this type.
+    /// Type of the runs.
     #[serde(rename = "type")]
     #[param(inline)]
     pub type_: Option<SyncType>,
-    /// With this text in the name.
+    /// Text in the name of the runs.
     pub text: Option<String>,
-    /// With words that begin so in an error: of the run, its attempts or its documents. All of them must be found.
+    /// Beginnings of words in an error of the run, its attempts or its documents. All of them must match.
     pub error: Option<String>,
-    /// With a failed document whose key begins so. Of each run the first 20 are known.
+    /// Beginning of the key of a failed document. The first 20 documents of each run can be found.
     pub key: Option<String>,
-    /// Most runs in the answer. Default: 100.
+    /// Largest number of runs in the answer. Default: 100.
     #[param(minimum = 1, maximum = 500)]
     pub limit: Option<usize>,
     /// `nextCursor` of the page before.
@@ -62,17 +62,17 @@ pub(super) struct Selection {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Page {
     pub items: Vec<Job>,
-    /// For `?cursor=` of the next page. Absent on the last one.
+    /// Value of `?cursor=` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
 
 /// Lists runs.
-#[utoipa::path(get, path = "/jobs", tag = "jobs", params(Selection), responses((status = 200, body = Page)))]
+#[utoipa::path(get, path = "/jobs", tag = "jobs", params(RunSelection), responses((status = 200, body = Page)))]
 pub(super) async fn list(
     State(app): State<App>,
     Reader(reader): Reader,
-    extract::Query(selection): extract::Query<Selection>,
+    extract::Query(selection): extract::Query<RunSelection>,
 ) -> Result<Json<Page>, Problem> {
     app.access.check_read(&reader, selection.namespace.as_deref()).await?;
     page(app.listed()?, &selection, None).map(Json)
@@ -81,36 +81,36 @@ pub(super) async fn list(
 /// The runs that fit, in these namespaces only.
 pub(super) fn page(
     objects: &Objects,
-    selection: &Selection,
+    selection: &RunSelection,
     namespaces: Option<&BTreeSet<String>>,
 ) -> Result<Page, Problem> {
     let (found, next_cursor) = search(&objects.index(), selection, namespaces)?;
-    let jobs = found.iter().filter_map(|rank| objects.jobs.get(&rank.place()));
+    let jobs = found.iter().filter_map(|sort_key| objects.jobs.get(&sort_key.reference()));
     Ok(Page { items: jobs.map(|job| Job::from(&*job)).collect(), next_cursor })
 }
 
 fn search(
-    index: &Index,
-    selection: &Selection,
+    index: &RunIndex,
+    selection: &RunSelection,
     namespaces: Option<&BTreeSet<String>>,
-) -> Result<(Vec<Rank>, Option<String>), Problem> {
+) -> Result<(Vec<SortKey>, Option<String>), Problem> {
     let limit = selection.limit.unwrap_or(PAGE.0);
     if !(1..=PAGE.1).contains(&limit) {
-        return Err(Problem::new(Kind::BadRequest, format!("limit must be from 1 to {}", PAGE.1)));
+        return Err(Problem::new(ProblemKind::BadRequest, format!("limit must be from 1 to {}", PAGE.1)));
     }
     let after = selection.cursor.as_deref().map(read_cursor).transpose()?;
     let query = selection.query(namespaces);
-    let mut found = index.find(&query, after.as_ref(), limit + 1);
+    let mut found = index.page(&query, after.as_ref(), limit + 1);
     let more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| more).map(write_cursor);
     Ok((found, next_cursor))
 }
 
-impl Selection {
-    /// What it asks of the index, in these namespaces only.
-    pub fn query<'a>(&'a self, namespaces: Option<&'a BTreeSet<String>>) -> Query<'a> {
-        Query {
+impl RunSelection {
+    /// Query of the index, in these namespaces only.
+    pub fn query<'a>(&'a self, namespaces: Option<&'a BTreeSet<String>>) -> RunQuery<'a> {
+        RunQuery {
             namespaces,
             namespace: self.namespace.as_deref(),
             schedule: self.schedule.as_deref(),
@@ -123,53 +123,53 @@ impl Selection {
     }
 }
 
-/// No part of it has a `~`, and none needs to be escaped in a URL.
-pub(super) fn write_cursor(Rank { created, namespace, name }: &Rank) -> String {
+/// Formats a cursor. No part of it contains `~`, and none needs to be escaped in a URL.
+pub(super) fn write_cursor(SortKey { created, namespace, name }: &SortKey) -> String {
     format!("{}~{namespace}~{name}", created.0)
 }
 
-pub(super) fn read_cursor(text: &str) -> Result<Rank, Problem> {
-    let rank = || {
+pub(super) fn read_cursor(text: &str) -> Result<SortKey, Problem> {
+    let sort_key = || {
         let (created, object) = text.split_once('~')?;
         let (namespace, name) = object.split_once('~')?;
-        Some(Rank { created: Reverse(created.parse().ok()?), namespace: namespace.into(), name: name.into() })
+        Some(SortKey { created: Reverse(created.parse().ok()?), namespace: namespace.into(), name: name.into() })
     };
-    rank().ok_or_else(|| Problem::new(Kind::BadRequest, "cursor must be the nextCursor of an earlier page"))
+    sort_key().ok_or_else(|| Problem::new(ProblemKind::BadRequest, "cursor must be the nextCursor of an earlier page"))
 }
 
 /// Shows a run, with its failed attempts and refused documents.
 #[utoipa::path(
-    get, path = "/jobs/{namespace}/{name}", tag = "jobs", params(Place), responses((status = 200, body = JobDetails)),
+    get, path = "/jobs/{namespace}/{name}", tag = "jobs", params(ObjectPath), responses((status = 200, body = JobDetails)),
 )]
 pub(super) async fn read(
     State(app): State<App>,
     Reader(reader): Reader,
-    Path(place): Path<Place>,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Json<JobDetails>, Problem> {
-    app.access.check_read(&reader, Some(&place.namespace)).await?;
-    Ok(Json((&*whole(&app, &place).await?).into()))
+    app.access.check_read(&reader, Some(&path.namespace)).await?;
+    Ok(Json((&*load_whole(&app, &path).await?).into()))
 }
 
 /// A SyncJob with all that is known of it.
-pub(super) async fn whole(app: &App, place: &Place) -> Result<Arc<SyncJob>, Problem> {
-    let job = find(app, place)?;
+pub(super) async fn load_whole(app: &App, path: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
+    let job = find_job(app, path)?;
     // The cache does not keep everything of a run that has ended.
-    if is_finished(&job) { live(app, &job).await.map(Arc::new) } else { Ok(job) }
+    if is_finished(&job) { load_live(app, &job).await.map(Arc::new) } else { Ok(job) }
 }
 
 /// A SyncJob as last seen.
-pub(super) fn find(app: &App, Place { namespace, name }: &Place) -> Result<Arc<SyncJob>, Problem> {
+pub(super) fn find_job(app: &App, ObjectPath { namespace, name }: &ObjectPath) -> Result<Arc<SyncJob>, Problem> {
     let found = app.listed()?.jobs.get(&ObjectRef::new(name).within(namespace));
-    found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncJob {namespace}/{name}")))
+    found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no SyncJob {namespace}/{name}")))
 }
 
 /// A SyncJob as it is.
-pub(super) async fn live(app: &App, job: &SyncJob) -> Result<SyncJob, Problem> {
+pub(super) async fn load_live(app: &App, job: &SyncJob) -> Result<SyncJob, Problem> {
     let jobs = app.listed()?.namespaced::<SyncJob>(&job.metadata);
     let found = cluster::call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
     found.ok_or_else(|| {
         let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-        Problem::new(Kind::NotFound, format!("there is no SyncJob {namespace}/{name}"))
+        Problem::new(ProblemKind::NotFound, format!("there is no SyncJob {namespace}/{name}"))
     })
 }
 
@@ -192,23 +192,23 @@ mod tests {
         )
     }
 
-    fn index(jobs: &[Arc<SyncJob>]) -> Index {
-        let mut index = Index::default();
+    fn index(jobs: &[Arc<SyncJob>]) -> RunIndex {
+        let mut index = RunIndex::default();
         for job in jobs {
             index.apply(job);
         }
         index
     }
 
-    fn names(found: &[Rank]) -> Vec<String> {
-        found.iter().map(|rank| rank.name.to_string()).collect()
+    fn names(found: &[SortKey]) -> Vec<String> {
+        found.iter().map(|sort_key| sort_key.name.to_string()).collect()
     }
 
     #[test]
-    fn pages_follow_each_other_without_gap_or_repetition_though_jobs_come_and_go() {
+    fn pages_have_no_gap_or_repetition_though_jobs_change() {
         let mut jobs: Vec<_> = (0..10).map(|i| job(&format!("a-{i}"), 100 + i / 2, "Complete")).collect();
         let mut seen = Vec::new();
-        let mut selection = Selection { limit: Some(3), ..Selection::default() };
+        let mut selection = RunSelection { limit: Some(3), ..RunSelection::default() };
         loop {
             let (found, next) = search(&index(&jobs), &selection, None).unwrap();
             seen.extend(names(&found));
@@ -239,7 +239,7 @@ mod tests {
         for text in ["", "x", "1~a", "x~a~b"] {
             assert!(read_cursor(text).is_err(), "{text}");
         }
-        let rank = Rank { created: Reverse(5), namespace: "a".into(), name: "b".into() };
-        assert_eq!(read_cursor(&write_cursor(&rank)), Ok(rank));
+        let sort_key = SortKey { created: Reverse(5), namespace: "a".into(), name: "b".into() };
+        assert_eq!(read_cursor(&write_cursor(&sort_key)), Ok(sort_key));
     }
 }

@@ -1,4 +1,4 @@
-//! Who leads: what stands in the Lease. Read when somebody looks, and then not again for a while.
+//! Leader, from the Lease. The Lease is read on demand, and cached for a short time.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use moka::future::Cache;
 use super::objects::Objects;
 use crate::telemetry::LEASE;
 
-/// How long an answer holds.
+/// Lifetime of a cached answer.
 const FRESH: Duration = Duration::from_secs(5);
 /// A leader renews its Lease ten times in its length. The clocks of two pods may differ by some seconds.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
 
-/// Where the Lease is.
+/// Name of the Lease.
 #[derive(Clone, Debug)]
 pub struct LeaseName {
-    /// Its namespace. The client's own when `None`.
+    /// Namespace of the Lease. `None`: the namespace of the client.
     pub namespace: Option<String>,
-    /// Its name.
+    /// Name of the Lease.
     pub name: String,
 }
 
@@ -39,12 +39,12 @@ pub(super) struct Leader {
     answer: Cache<(), Leads>,
 }
 
-/// Who leads.
+/// Holder of the Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Leads {
-    /// This process, since then.
+    /// The process with this identity leads, since this time.
     Process(String, Option<Timestamp>),
-    /// Nobody: the last sign of life was then.
+    /// No process leads. The time is that of the last renewal.
     Nobody(Option<Timestamp>),
     /// The API server does not answer, or does not let the Lease be read.
     Unknown,
@@ -59,10 +59,10 @@ impl Leader {
         Self { leases, name: lease.name, answer: Cache::builder().time_to_live(FRESH).build() }
     }
 
-    pub async fn read(&self, objects: &Objects, now: Timestamp) -> Leads {
+    pub async fn load(&self, objects: &Objects, now: Timestamp) -> Leads {
         let read = async {
             let answer = objects.call("read the Lease", self.leases.get_opt(&self.name)).await;
-            LEASE.note(&answer);
+            LEASE.record(&answer);
             answer.map_or(Leads::Unknown, |lease| leads(lease.and_then(|lease| lease.spec), now))
         };
         self.answer.get_with((), read).await

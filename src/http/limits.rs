@@ -29,9 +29,9 @@ use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLaye
 
 use super::{
     App,
-    auth::Vouched,
+    auth::ProxyIdentity,
     extract::MAX_BODY,
-    problem::{Kind, Problem},
+    problem::{Problem, ProblemKind},
 };
 use crate::telemetry::metrics;
 
@@ -45,7 +45,7 @@ const FORGET_EVERY: u64 = 4096;
 /// Open pages of the dashboard for each listener to events: they cost little.
 const PAGES: usize = 4;
 
-/// How much this process takes. Of one caller, and of all.
+/// Limits of the requests of one caller and of all.
 pub(super) struct Limits {
     rates: RateLimiter<String, HashMapStateStore<String>, DefaultClock>,
     calls: AtomicU64,
@@ -66,12 +66,12 @@ impl Limits {
         }
     }
 
-    /// Takes a place among those who listen to events.
+    /// Acquires a permit for a stream of events.
     pub fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
         Arc::clone(&self.streams).try_acquire_owned().map_err(|_| busy())
     }
 
-    /// Takes a place among the pages that are told of changes.
+    /// Acquires a permit for a page of the dashboard that receives updates.
     pub fn page(&self) -> Result<OwnedSemaphorePermit, Problem> {
         Arc::clone(&self.pages).try_acquire_owned().map_err(|_| busy())
     }
@@ -82,13 +82,13 @@ impl Limits {
         }
         self.rates.check_key(caller).map_err(|full| {
             let wait = full.wait_time_from(self.rates.clock().now());
-            Problem::new(Kind::TooManyRequests, "slow down").retry_after(wait.as_secs() + 1)
+            Problem::new(ProblemKind::TooManyRequests, "slow down").retry_after(wait.as_secs() + 1)
         })
     }
 }
 
 fn busy() -> Problem {
-    Problem::new(Kind::Overloaded, "too many calls are under way").retry_after(1)
+    Problem::new(ProblemKind::Overloaded, "too many calls are under way").retry_after(1)
 }
 
 /// Puts the limits around the routes. Probes and `/health` are never refused.
@@ -103,7 +103,7 @@ pub(super) fn layer(router: Router<App>, app: &App) -> Router<App> {
         .layer(middleware::from_fn(measured))
         .layer(CatchPanicLayer::custom(|_| {
             tracing::error!("a call ended in a panic");
-            Problem::new(Kind::Internal, "the call could not be carried out").into_response()
+            Problem::new(ProblemKind::Internal, "the call could not be carried out").into_response()
         }))
         .layer(header(CACHE_CONTROL, "no-store"))
         .layer(header(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
@@ -118,16 +118,16 @@ async fn bounded(State(app): State<App>, request: Request, next: Next) -> Respon
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_string());
     // By name when it is known: behind a proxy all callers have one address.
     let caller = match request.extensions().get() {
-        Some(Vouched(caller)) => Some(caller.name.clone()),
+        Some(ProxyIdentity(caller)) => Some(caller.name.clone()),
         None => app.access.known(request.headers()).await,
     };
     let caller = caller.or(address).unwrap_or_default();
     if let Err(problem) = app.limits.check_rate(&caller) {
         return problem.into_response();
     }
-    let Ok(_place) = app.limits.at_a_time.try_acquire() else { return busy().into_response() };
+    let Ok(_permit) = app.limits.at_a_time.try_acquire() else { return busy().into_response() };
     timeout(ANSWER, next.run(request)).await.unwrap_or_else(|_| {
-        Problem::new(Kind::Unavailable, "the call took too long; what it began may go on").into_response()
+        Problem::new(ProblemKind::Unavailable, "the call took too long; what it began may go on").into_response()
     })
 }
 

@@ -1,5 +1,5 @@
-//! The HTTP sidecar: the calls of the Node service it takes over from, and more. What it tells comes from Redis and the
-//! watch cache; what it changes is a change of the Kubernetes objects, allowed to those who could make it themselves.
+//! HTTP sidecar: the calls of the Node service that it replaces, and more. Answers come from Redis and the watch
+//! cache. Changes are changes of Kubernetes objects, and need the caller's right to make them.
 
 mod audit;
 mod auth;
@@ -9,7 +9,8 @@ mod dashboard;
 mod events;
 mod extract;
 mod health;
-mod host;
+mod host_check;
+mod job_view;
 mod jobs;
 mod leader;
 mod limits;
@@ -20,14 +21,13 @@ mod pause;
 mod prefix;
 mod probes;
 mod problem;
-mod samples;
+mod progress_history;
+mod schedule_health;
 mod search;
 mod server;
-mod standings;
 mod status;
 mod throughput;
 mod trigger;
-mod view;
 
 use std::{num::NonZeroU32, ops::Deref, sync::Arc, time::Duration};
 
@@ -43,7 +43,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     cluster::Cluster,
     controller::Leadership,
-    domain::schedule::count_standings,
+    domain::schedule::count_by_health,
     queue::{Depth, Queue},
     telemetry::events::Events,
     worker::WorkerHealth,
@@ -51,7 +51,7 @@ use crate::{
 use auth::Access;
 use leader::Leader;
 use limits::Limits;
-use problem::{Kind, Problem};
+use problem::{Problem, ProblemKind};
 
 pub use auth::{AUDIENCE, ReadAccess};
 pub use dashboard::{LogsUrl, LogsUrlError, Proxies, Sessions, WeakSecret};
@@ -59,33 +59,33 @@ pub use leader::LeaseName;
 pub use mirror::{Mirror, NoHashTag};
 pub use objects::Objects;
 pub use prefix::{Prefix, PrefixError};
+use schedule_health::HealthCounts;
+pub use schedule_health::ScheduleHealth;
 pub use server::{Certificate, CertificateError, serve};
-use standings::Counts;
-pub use standings::Standings;
 
 /// Longest wait for Redis or the API server within one request.
 const LIMIT: Duration = Duration::from_millis(1500);
 
-/// What handlers answer from.
+/// State that the handlers share.
 #[derive(Clone)]
-pub struct State {
+pub struct HttpState {
     /// The queue.
     pub queue: Queue,
     /// The controllers' caches; absent until the watches were set up. `None` in a process without controllers.
     pub cluster: Option<watch::Receiver<Option<Cluster>>>,
-    /// Who leads. Absent in a process without controllers.
+    /// Leadership. Absent in a process without controllers.
     pub leadership: watch::Receiver<Option<Leadership>>,
     /// The workers. Absent in a process without any.
     pub worker_health: watch::Receiver<Option<WorkerHealth>>,
-    /// Whether MongoDB has not answered this process's workers yet. They start when it has.
+    /// True until MongoDB has answered the workers of this process. The workers start then.
     pub lacks_mongodb: watch::Receiver<bool>,
-    /// What the calls are answered from. Absent in a process that serves none.
+    /// Cache for the HTTP calls. Absent in a process that serves none.
     pub objects: Option<Objects>,
-    /// How many schedules stand how.
-    pub standings: Standings,
+    /// Cached number of schedules in each state of health.
+    pub schedule_health: ScheduleHealth,
 }
 
-impl State {
+impl HttpState {
     /// Waits until the objects of the cluster were listed, where this process watches them.
     async fn listed(&self) {
         if let Some(mut cluster) = self.cluster.clone() {
@@ -100,14 +100,14 @@ impl State {
         }
     }
 
-    /// How many schedules stand how. `None` until the controllers have listed them.
-    fn standings(&self) -> Option<Counts> {
+    /// Number of schedules in each state of health. `None` until the controllers have listed the schedules.
+    fn schedule_health(&self) -> Option<HealthCounts> {
         let cluster = self.cluster.as_ref()?.borrow().clone().filter(Cluster::is_ready)?;
-        let count = || count_standings(cluster.schedules.state().iter().map(AsRef::as_ref), Timestamp::now());
-        Some(self.standings.get(Instant::now(), count))
+        let count = || count_by_health(cluster.schedules.state().iter().map(AsRef::as_ref), Timestamp::now());
+        Some(self.schedule_health.get(Instant::now(), count))
     }
 
-    /// What the queue holds. `None` when Redis does not answer in time.
+    /// Depth of the queue. `None` when Redis does not answer in time.
     async fn depth(&self) -> Option<Depth> {
         timeout(LIMIT, self.queue.depth()).await.ok()?.ok()
     }
@@ -115,39 +115,39 @@ impl State {
 
 /// Settings of the sidecar.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// Who may read. `None`: anyone may do anything.
+pub struct HttpSettings {
+    /// Read access. `None`: no authorization.
     pub reads: Option<ReadAccess>,
     /// Requests a second of one caller, and as many at once.
     pub requests_per_second: NonZeroU32,
     /// Requests at a time, of all callers, and as many listeners to events besides; four times as many open pages.
     pub requests_at_a_time: NonZeroU32,
-    /// Who is logged in to the dashboard. `None`: there is none.
+    /// Sessions of the dashboard. `None`: no dashboard.
     pub dashboard: Option<Sessions>,
-    /// Where the dashboard says that the logs of a run are.
+    /// Address of the logs of a run, for links in the dashboard.
     pub logs: Option<LogsUrl>,
-    /// Who else may say who is logged in to it.
+    /// Proxies that may authenticate users of the dashboard.
     pub proxies: Option<Proxies>,
-    /// Where a proxy has all of it.
+    /// Path below which a proxy serves the sidecar.
     pub prefix: Option<Prefix>,
-    /// Where it stands which controller leads.
+    /// Lease of the leader election.
     pub lease: LeaseName,
 }
 
-/// What the sidecar's handlers share. Cheap to clone.
+/// State that the handlers of the sidecar share. Cheap to clone.
 #[derive(Clone)]
 struct App(Arc<Parts>);
 
 struct Parts {
-    state: Arc<State>,
+    state: Arc<HttpState>,
     objects: Objects,
     access: Access,
     events: Events,
     limits: Limits,
-    feed: Arc<dashboard::Feed>,
+    live_updates: Arc<dashboard::LiveUpdates>,
     leader: Leader,
-    status: status::Kept,
-    notes: dashboard::Notes,
+    status: status::CachedStatus,
+    object_events: dashboard::EventCache,
     logs: Option<LogsUrl>,
     stop: CancellationToken,
 }
@@ -159,7 +159,7 @@ impl Deref for App {
     }
 }
 
-impl FromRef<App> for Arc<State> {
+impl FromRef<App> for Arc<HttpState> {
     fn from_ref(app: &App) -> Self {
         Arc::clone(&app.state)
     }
@@ -172,24 +172,30 @@ impl App {
     }
 }
 
-/// Every route of the sidecar. Streams of events end at `stop`.
-pub fn router(state: State, objects: Objects, settings: Settings, instance: &str, stop: CancellationToken) -> Router {
+/// Router with every route of the sidecar. Streams of events end at `stop`.
+pub fn router(
+    state: HttpState,
+    objects: Objects,
+    settings: HttpSettings,
+    instance: &str,
+    stop: CancellationToken,
+) -> Router {
     let client = objects.client.clone();
     let leader = Leader::new(client.clone(), settings.lease);
     let app = App(Arc::new(Parts {
-        state: Arc::new(State { objects: Some(objects.clone()), ..state }),
+        state: Arc::new(HttpState { objects: Some(objects.clone()), ..state }),
         objects,
         access: settings.reads.map_or_else(Access::anyone, |reads| Access::reviewed(client.clone(), reads)),
         events: Events::new(client, instance),
         limits: Limits::new(settings.requests_per_second, settings.requests_at_a_time),
-        feed: Arc::default(),
+        live_updates: Arc::default(),
         leader,
-        status: status::Kept::default(),
-        notes: dashboard::Notes::default(),
+        status: status::CachedStatus::default(),
+        object_events: dashboard::EventCache::default(),
         logs: settings.logs,
         stop,
     }));
-    let Settings { dashboard, proxies, prefix, .. } = settings;
+    let HttpSettings { dashboard, proxies, prefix, .. } = settings;
     let (router, document) = documented().split_for_parts();
     let document = openapi::finish(document, prefix.as_ref());
     let router = if dashboard.is_some() { router.merge(dashboard::routes(&app)) } else { router };
@@ -197,14 +203,14 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
         .route("/openapi.json", get(async || openapi::answer(document)))
         .fallback(async |uri: Uri| nowhere(&uri))
         .method_not_allowed_fallback(async || {
-            Problem::new(Kind::MethodNotAllowed, "the header Allow says which methods it has")
+            Problem::new(ProblemKind::MethodNotAllowed, "the header Allow says which methods it has")
         });
     let router = limits::layer(router, &app).with_state(app.clone());
     let router = match dashboard {
         Some(sessions) => dashboard::layer(router, &app, sessions.below(prefix.as_ref()), proxies),
         None => router,
     };
-    let router = if app.access.is_locked() { router } else { host::layer(router) };
+    let router = if app.access.is_locked() { router } else { host_check::layer(router) };
     match prefix {
         Some(prefix) => prefix::layer(router, prefix),
         None => router,
@@ -213,10 +219,10 @@ pub fn router(state: State, objects: Objects, settings: Settings, instance: &str
 
 /// There is no such path.
 fn nowhere(uri: &Uri) -> Problem {
-    Problem::new(Kind::NotFound, format!("there is no {}", uri.path()))
+    Problem::new(ProblemKind::NotFound, format!("there is no {}", uri.path()))
 }
 
-/// The routes that the OpenAPI document tells of.
+/// Routes in the OpenAPI document.
 fn documented() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(health::health))
@@ -243,8 +249,8 @@ pub fn openapi_document() -> String {
     openapi::finish(documented().into_openapi(), None)
 }
 
-/// What every process serves for its cluster: probes and metrics.
-pub fn probes(state: State) -> Router {
+/// Router of every process for its cluster: probes and metrics.
+pub fn probes(state: HttpState) -> Router {
     Router::new()
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz))

@@ -26,69 +26,70 @@ use tokio::{
 };
 
 use super::{
-    samples::{Sample, Samples},
-    search::Index,
+    progress_history::{ProgressHistory, ProgressSample},
+    search::RunIndex,
     throughput::{LastHour, Throughput},
 };
 use crate::{
     api::{SCHEDULE_LABEL, SyncJob, SyncSchedule},
-    cluster::{self, Read, api, drain},
+    cluster::{self, ReadResult, api, drain},
 };
 
 /// Requests at a time. More would not be answered any faster.
 const REQUESTS: usize = 16;
 /// Changes a listener may lag behind, and deletions that are remembered.
-const REMEMBERED: usize = 1024;
-/// For a watch that is told late what a request did. Usually it takes milliseconds.
+const MAX_DELETIONS: usize = 1024;
+/// Longest wait for a watch to report the result of a request. Usually it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Both kinds, as last seen. Cheap to clone.
 #[derive(Clone)]
 pub struct Objects {
-    /// For requests.
+    /// Client for requests.
     pub(super) client: Client,
     /// Every SyncSchedule.
     pub(super) schedules: Store<SyncSchedule>,
     /// Every SyncJob.
     pub(super) jobs: Store<SyncJob>,
-    news: Arc<RwLock<News>>,
-    samples: Arc<RwLock<Samples>>,
-    index: Arc<RwLock<Index>>,
+    deletions: Arc<RwLock<DeletionLog>>,
+    progress: Arc<RwLock<ProgressHistory>>,
+    index: Arc<RwLock<RunIndex>>,
     throughput: Arc<RwLock<Throughput>>,
-    changes: broadcast::Sender<Change>,
-    /// For one who looks from time to time; `None` when there is nobody.
-    marks: Arc<Mutex<Option<Marks>>>,
+    changes: broadcast::Sender<ObjectChange>,
+    /// Objects that changed since the last call of [`Objects::take_changed_objects`]. `None`: changes are not
+    /// tracked.
+    changed_objects: Arc<Mutex<Option<ChangedObjects>>>,
     requests: Arc<Semaphore>,
     /// Kinds that were listed once.
     listed: watch::Receiver<usize>,
 }
 
-/// Something happened, and the cache shows it.
+/// Change that the cache shows.
 #[derive(Clone, Debug)]
-pub(super) enum Change {
+pub(super) enum ObjectChange {
     /// A SyncJob was created or changed; with its version.
     Job(ObjectRef<SyncJob>, u64),
     /// A SyncJob was deleted.
-    Gone(Arc<Gone>),
-    /// All SyncJobs were listed anew: single changes may have been missed.
+    Deleted(Arc<DeletedJob>),
+    /// All SyncJobs were listed again: single changes may have been missed.
     Listed,
     /// A SyncSchedule of this namespace was created, changed or deleted.
     Schedule(String),
 }
 
-/// What changed since somebody looked last. Never more than there are objects, however long that was ago.
+/// Objects that changed since the last call, with each object once.
 #[derive(Debug, Default)]
-pub(super) struct Marks {
-    /// All of a kind were listed anew: any of them may have changed, or be gone.
+pub(super) struct ChangedObjects {
+    /// True when all objects of a kind were listed again: any of them may have changed or been deleted.
     pub all: bool,
     pub schedules: HashSet<ObjectRef<SyncSchedule>>,
-    /// By uid: one of the same name may be another one.
+    /// SyncJobs by uid: another SyncJob may have the same name.
     pub jobs: HashMap<String, ObjectRef<SyncJob>>,
 }
 
 /// A SyncJob that was deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Gone {
+pub(super) struct DeletedJob {
     pub namespace: String,
     pub name: String,
     pub uid: String,
@@ -98,13 +99,13 @@ pub(super) struct Gone {
     pub version: u64,
 }
 
-/// What is known of the time since all SyncJobs were listed last.
+/// Log of deletions since all SyncJobs were listed last.
 #[derive(Default)]
-struct News {
+struct DeletionLog {
     /// Names that time.
     listing: u64,
     /// The last deletions.
-    gone: VecDeque<Arc<Gone>>,
+    gone: VecDeque<Arc<DeletedJob>>,
     /// Deletions up to this version may be missing in `gone`.
     forgotten: u64,
 }
@@ -122,61 +123,66 @@ impl Objects {
         let (jobs, job_writer) = reflector::store();
         let (listing, listed) = watch::channel(0);
         let schedule_changes = readable(cluster::changes(api(&client, namespace))).reflect(schedule_writer);
-        let index: Arc<RwLock<Index>> = Arc::default();
+        let index: Arc<RwLock<RunIndex>> = Arc::default();
         // Before what lists do not show is dropped: searches ask for it.
-        let job_changes = readable(cluster::changes(api(&client, namespace))).inspect(keep(Arc::clone(&index)));
+        let job_changes =
+            readable(cluster::changes(api(&client, namespace))).inspect(index_updater(Arc::clone(&index)));
         let job_changes = job_changes.modify(slim).reflect(job_writer);
         let objects = Self {
             client,
             schedules,
             jobs,
-            news: Arc::default(),
-            samples: Arc::default(),
+            deletions: Arc::default(),
+            progress: Arc::default(),
             index: Arc::clone(&index),
             throughput: Arc::new(RwLock::new(Throughput::new(Timestamp::now()))),
-            changes: broadcast::channel(REMEMBERED).0,
-            marks: Arc::default(),
+            changes: broadcast::channel(MAX_DELETIONS).0,
+            changed_objects: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             listed,
         };
-        let noting = objects.clone();
+        let recorder = objects.clone();
         let driver = async move {
-            let note_schedule = |event: &Event<SyncSchedule>| noting.note_schedule(event);
-            let note = |event: &Event<SyncJob>| noting.note(event);
-            join(drain(schedule_changes, &listing, note_schedule), drain(job_changes, &listing, note)).await;
+            let record_schedule_event = |event: &Event<SyncSchedule>| recorder.record_schedule_event(event);
+            let record_job_event = |event: &Event<SyncJob>| recorder.record_job_event(event);
+            join(
+                drain(schedule_changes, &listing, record_schedule_event),
+                drain(job_changes, &listing, record_job_event),
+            )
+            .await;
         };
         (objects, driver)
     }
 
-    /// These objects, watched by nobody.
+    /// Creates a cache of these objects, without a watch.
     #[cfg(test)]
-    pub(super) fn of(client: Client, schedules: Vec<SyncSchedule>, jobs: Vec<SyncJob>) -> Self {
+    pub(super) fn from_objects(client: Client, schedules: Vec<SyncSchedule>, jobs: Vec<SyncJob>) -> Self {
         fn events<K>(objects: Vec<K>) -> impl Iterator<Item = Event<K>> {
             let objects = objects.into_iter().map(Event::InitApply);
             std::iter::once(Event::Init).chain(objects).chain(std::iter::once(Event::InitDone))
         }
         let (schedule_store, mut schedule_writer) = reflector::store();
         let (job_store, mut job_writer) = reflector::store();
-        let index: Arc<RwLock<Index>> = Arc::default();
-        let mut keeping = keep(Arc::clone(&index));
+        let index: Arc<RwLock<RunIndex>> = Arc::default();
+        let mut updater = index_updater(Arc::clone(&index));
         for event in events(schedules) {
             schedule_writer.apply_watcher_event(&event);
         }
         for event in events(jobs) {
             let event = Ok(event);
-            keeping(&event);
+            updater(&event);
             event.map(|event| job_writer.apply_watcher_event(&event.modify(slim))).unwrap();
         }
         Self {
             client,
             schedules: schedule_store,
             jobs: job_store,
-            news: Arc::default(),
-            samples: Arc::default(),
+            deletions: Arc::default(),
+            progress: Arc::default(),
             throughput: Arc::new(RwLock::new(Throughput::new(Timestamp::now()))),
             index,
-            changes: broadcast::channel(REMEMBERED).0,
-            marks: Arc::default(),
+            changes: broadcast::channel(MAX_DELETIONS).0,
+            changed_objects: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             listed: watch::channel(2).1,
         }
@@ -200,8 +206,8 @@ impl Objects {
         action: &'static str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, cluster::Error> {
-        // Fails only when it was closed, and nobody does that.
-        let _turn = self.requests.acquire().await.ok();
+        // Fails only when the semaphore is closed, which never happens.
+        let _permit = self.requests.acquire().await.ok();
         cluster::call(action, request).await
     }
 
@@ -213,12 +219,13 @@ impl Objects {
         api(&self.client, Some(object.namespace.as_deref().unwrap_or_default()))
     }
 
-    /// Waits until the cache shows a SyncJob that was just made, so that the next call finds it. At most [`PATIENCE`].
-    pub(super) async fn seen(&self, job: &SyncJob) {
+    /// Waits until the cache shows a SyncJob that was just created, so that the next call finds it. At most
+    /// [`PATIENCE`].
+    pub(super) async fn wait_until_cached(&self, job: &SyncJob) {
         let mut changes = self.changes();
         let shown = async {
             while self.jobs.get(&ObjectRef::from_obj(job)).is_none() {
-                // An error says that changes were missed: look again.
+                // After an error, changes were missed, so the cache is checked again.
                 changes.recv().await.ok();
             }
         };
@@ -226,114 +233,114 @@ impl Objects {
     }
 
     /// Changes from now on.
-    pub(super) fn changes(&self) -> broadcast::Receiver<Change> {
+    pub(super) fn changes(&self) -> broadcast::Receiver<ObjectChange> {
         self.changes.subscribe()
     }
 
-    /// From now on, changes are marked.
-    pub(super) fn mark(&self) {
-        *self.lock_marks() = Some(Marks::default());
+    /// Starts to track changed objects.
+    pub(super) fn track_changes(&self) {
+        *self.lock_changed_objects() = Some(ChangedObjects::default());
     }
 
-    /// What was marked since this was asked last.
-    pub(super) fn take_marks(&self) -> Marks {
-        self.lock_marks().as_mut().map(take).unwrap_or_default()
+    /// Returns the objects that changed since the last call.
+    pub(super) fn take_changed_objects(&self) -> ChangedObjects {
+        self.lock_changed_objects().as_mut().map(take).unwrap_or_default()
     }
 
     /// Names the last time that all SyncJobs were listed.
     pub(super) fn listing(&self) -> u64 {
-        self.read_news().listing
+        self.read_deletions().listing
     }
 
     /// SyncJobs that were deleted after a version. `None` when not all of them are known any more.
-    pub(super) fn deletions_since(&self, version: u64) -> Option<Vec<Arc<Gone>>> {
-        let news = self.read_news();
-        let known = version >= news.forgotten;
-        known.then(|| news.gone.iter().filter(|gone| gone.version > version).cloned().collect())
+    pub(super) fn deletions_since(&self, version: u64) -> Option<Vec<Arc<DeletedJob>>> {
+        let deletions = self.read_deletions();
+        let known = version >= deletions.forgotten;
+        known.then(|| deletions.gone.iter().filter(|gone| gone.version > version).cloned().collect())
     }
 
-    fn note_schedule(&self, event: &Event<SyncSchedule>) {
-        if let Some(marks) = self.lock_marks().as_mut() {
+    fn record_schedule_event(&self, event: &Event<SyncSchedule>) {
+        if let Some(changed_objects) = self.lock_changed_objects().as_mut() {
             match event {
                 Event::Apply(schedule) | Event::Delete(schedule) => {
-                    marks.schedules.insert(ObjectRef::from_obj(schedule));
+                    changed_objects.schedules.insert(ObjectRef::from_obj(schedule));
                 }
-                Event::InitDone => marks.all = true,
+                Event::InitDone => changed_objects.all = true,
                 Event::Init | Event::InitApply(_) => {}
             }
         }
         if let Event::Apply(schedule) | Event::Delete(schedule) = event {
-            self.changes.send(Change::Schedule(schedule.namespace().unwrap_or_default())).ok();
+            self.changes.send(ObjectChange::Schedule(schedule.namespace().unwrap_or_default())).ok();
         }
     }
 
     /// Finds SyncJobs. It may be a moment ahead of `jobs`.
-    pub(super) fn index(&self) -> RwLockReadGuard<'_, Index> {
+    pub(super) fn index(&self) -> RwLockReadGuard<'_, RunIndex> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What runs did in the last hour, in some namespaces or in all.
+    /// Throughput of the last hour, in some namespaces or in all.
     pub(super) fn last_hour(&self, namespaces: Option<&BTreeSet<String>>, now: Timestamp) -> LastHour {
         self.throughput.read().unwrap_or_else(PoisonError::into_inner).last_hour(namespaces, now)
     }
 
-    /// How far a run had come when, as far as this process saw it.
-    pub(super) fn samples_of(&self, job: &SyncJob) -> Vec<Sample> {
-        let samples = self.samples.read().unwrap_or_else(PoisonError::into_inner);
-        job.metadata.uid.as_deref().map(|uid| samples.of(uid)).unwrap_or_default()
+    /// Progress of a run over time, as far as this process has observed it.
+    pub(super) fn progress_of(&self, job: &SyncJob) -> Vec<ProgressSample> {
+        let progress = self.progress.read().unwrap_or_else(PoisonError::into_inner);
+        job.metadata.uid.as_deref().map(|uid| progress.of_run(uid)).unwrap_or_default()
     }
 
-    fn sample(&self, event: &Event<SyncJob>) {
-        let mut samples = self.samples.write().unwrap_or_else(PoisonError::into_inner);
+    fn record_progress(&self, event: &Event<SyncJob>) {
+        let mut progress = self.progress.write().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Apply(job) | Event::InitApply(job) => samples.note(job, Timestamp::now()),
-            Event::Delete(job) => samples.forget(job),
+            Event::Apply(job) | Event::InitApply(job) => progress.record(job, Timestamp::now()),
+            Event::Delete(job) => progress.forget(job),
             Event::Init | Event::InitDone => {}
         }
     }
 
-    fn note(&self, event: &Event<SyncJob>) {
-        if let Some(marks) = self.lock_marks().as_mut() {
+    fn record_job_event(&self, event: &Event<SyncJob>) {
+        if let Some(changed_objects) = self.lock_changed_objects().as_mut() {
             match event {
                 Event::Apply(job) | Event::Delete(job) => {
-                    marks.jobs.insert(job.uid().unwrap_or_default(), ObjectRef::from_obj(job));
+                    changed_objects.jobs.insert(job.uid().unwrap_or_default(), ObjectRef::from_obj(job));
                 }
-                Event::InitDone => marks.all = true,
+                Event::InitDone => changed_objects.all = true,
                 Event::Init | Event::InitApply(_) => {}
             }
         }
-        self.sample(event);
-        self.throughput.write().unwrap_or_else(PoisonError::into_inner).note(event, Timestamp::now());
+        self.record_progress(event);
+        self.throughput.write().unwrap_or_else(PoisonError::into_inner).record(event, Timestamp::now());
         let change = match event {
             Event::Init => {
-                *self.write_news() = News { listing: rand::random(), ..News::default() };
+                *self.write_deletions() = DeletionLog { listing: rand::random(), ..DeletionLog::default() };
                 return;
             }
             Event::InitApply(_) => return,
-            Event::InitDone => Change::Listed,
-            Event::Apply(job) => Change::Job(ObjectRef::from_obj(job), version_of(job)),
-            Event::Delete(job) => Change::Gone(self.write_news().remember(job)),
+            Event::InitDone => ObjectChange::Listed,
+            Event::Apply(job) => ObjectChange::Job(ObjectRef::from_obj(job), version_of(job)),
+            Event::Delete(job) => ObjectChange::Deleted(self.write_deletions().record(job)),
         };
-        // Fails when nobody listens.
+        // Fails when there is no receiver.
         self.changes.send(change).ok();
     }
 
-    fn lock_marks(&self) -> MutexGuard<'_, Option<Marks>> {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_changed_objects(&self) -> MutexGuard<'_, Option<ChangedObjects>> {
+        self.changed_objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_news(&self) -> RwLockReadGuard<'_, News> {
-        self.news.read().unwrap_or_else(PoisonError::into_inner)
+    fn read_deletions(&self) -> RwLockReadGuard<'_, DeletionLog> {
+        self.deletions.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_news(&self) -> RwLockWriteGuard<'_, News> {
-        self.news.write().unwrap_or_else(PoisonError::into_inner)
+    fn write_deletions(&self) -> RwLockWriteGuard<'_, DeletionLog> {
+        self.deletions.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl News {
-    fn remember(&mut self, job: &SyncJob) -> Arc<Gone> {
-        let gone = Arc::new(Gone {
+impl DeletionLog {
+    fn record(&mut self, job: &SyncJob) -> Arc<DeletedJob> {
+        let gone = Arc::new(DeletedJob {
             namespace: job.namespace().unwrap_or_default(),
             name: job.name_any(),
             uid: job.uid().unwrap_or_default(),
@@ -341,31 +348,31 @@ impl News {
             version: version_of(job),
         });
         self.gone.push_back(Arc::clone(&gone));
-        if self.gone.len() > REMEMBERED {
+        if self.gone.len() > MAX_DELETIONS {
             self.forgotten = self.gone.pop_front().map_or(self.forgotten, |oldest| oldest.version);
         }
         gone
     }
 }
 
-/// The changes of the objects that can be read. Pages and calls do not show the others.
+/// Changes of the objects that can be read. Pages and calls do not show the others.
 fn readable<K: cluster::Kind>(
-    changes: impl Stream<Item = watcher::Result<Event<Read<K>>>> + Send,
+    changes: impl Stream<Item = watcher::Result<Event<ReadResult<K>>>> + Send,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send {
     changes.filter_map(|event| ready(event.map(cluster::readable).transpose()))
 }
 
-/// Keeps an index up to date. While all SyncJobs are listed anew, the old one answers.
-fn keep(index: Arc<RwLock<Index>>) -> impl FnMut(&watcher::Result<Event<SyncJob>>) + Send {
-    let mut fresh = Index::default();
+/// Returns a function that updates an index. While all SyncJobs are listed again, searches use the old index.
+fn index_updater(index: Arc<RwLock<RunIndex>>) -> impl FnMut(&watcher::Result<Event<SyncJob>>) + Send {
+    let mut fresh = RunIndex::default();
     let write =
-        move |change: &mut dyn FnMut(&mut Index)| change(&mut index.write().unwrap_or_else(PoisonError::into_inner));
+        move |change: &mut dyn FnMut(&mut RunIndex)| change(&mut index.write().unwrap_or_else(PoisonError::into_inner));
     move |event| match event {
-        Ok(Event::Init) => fresh = Index::default(),
+        Ok(Event::Init) => fresh = RunIndex::default(),
         Ok(Event::InitApply(job)) => fresh.apply(job),
         Ok(Event::InitDone) => {
             write(&mut |index| std::mem::swap(index, &mut fresh));
-            fresh = Index::default();
+            fresh = RunIndex::default();
         }
         Ok(Event::Apply(job)) => write(&mut |index| index.apply(job)),
         Ok(Event::Delete(job)) => write(&mut |index| index.remove(job)),
@@ -396,12 +403,12 @@ mod tests {
     }
 
     #[test]
-    fn of_deletions_the_last_ones_are_remembered_and_it_is_known_which_are_not() {
-        let mut news = News::default();
-        for version in 1..=REMEMBERED + 5 {
-            news.remember(&deleted(version));
+    fn the_deletion_log_keeps_the_last_deletions() {
+        let mut deletions = DeletionLog::default();
+        for version in 1..=MAX_DELETIONS + 5 {
+            deletions.record(&deleted(version));
         }
-        assert_eq!((news.gone.len(), news.forgotten), (REMEMBERED, 5));
-        assert_eq!(news.gone[0].version, 6);
+        assert_eq!((deletions.gone.len(), deletions.forgotten), (MAX_DELETIONS, 5));
+        assert_eq!(deletions.gone[0].version, 6);
     }
 }

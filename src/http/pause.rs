@@ -14,50 +14,50 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App,
-    audit::{self, Deed},
+    audit::{self, AuditedAction},
     auth::{Caller, Right},
-    extract::{By, Query},
-    problem::{Candidate as Named, Kind, Problem},
+    extract::{Authenticated, Query},
+    problem::{Candidate as Named, Problem, ProblemKind},
 };
 use crate::{
     api::{SCHEDULE_LABEL, SUSPEND_NOTE_ANNOTATION, SyncJob, SyncSchedule},
-    cluster::{self, Read},
+    cluster::{self, ReadResult},
     domain::job::is_finished,
 };
 
 /// Requests to Kubernetes at a time for one call.
-pub(super) const AT_A_TIME: usize = 8;
+pub(super) const CONCURRENT_REQUESTS: usize = 8;
 
-/// What a call is about. Without anything: all that the operator watches.
+/// Filter of a call by namespace and schedule. An empty filter selects everything that the operator watches.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Cover {
-    /// This namespace.
+pub(super) struct RunFilter {
+    /// Namespace of the objects.
     pub namespace: Option<String>,
     /// The SyncSchedule of this name, and its SyncJobs.
     pub schedule: Option<String>,
 }
 
-impl Cover {
-    fn takes_schedule(&self, schedule: &SyncSchedule) -> bool {
-        self.takes(schedule.metadata.namespace.as_ref(), schedule.metadata.name.as_ref())
+impl RunFilter {
+    fn matches_schedule(&self, schedule: &SyncSchedule) -> bool {
+        self.matches(schedule.metadata.namespace.as_ref(), schedule.metadata.name.as_ref())
     }
 
-    pub fn takes_job(&self, job: &SyncJob) -> bool {
-        self.takes(job.metadata.namespace.as_ref(), job.labels().get(SCHEDULE_LABEL))
+    pub fn matches_job(&self, job: &SyncJob) -> bool {
+        self.matches(job.metadata.namespace.as_ref(), job.labels().get(SCHEDULE_LABEL))
     }
 
-    pub fn takes(&self, namespace: Option<&String>, schedule: Option<&String>) -> bool {
+    pub fn matches(&self, namespace: Option<&String>, schedule: Option<&String>) -> bool {
         let fits = |wanted: &Option<String>, found: Option<&String>| wanted.is_none() || wanted.as_ref() == found;
         fits(&self.namespace, namespace) && fits(&self.schedule, schedule)
     }
 }
 
-/// What was changed.
+/// Result of a suspension or resumption.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Changed {
-    /// Whether they are suspended now.
+    /// True when the objects are suspended now.
     paused: bool,
     /// SyncSchedules that were changed.
     schedules: Vec<Named>,
@@ -69,66 +69,66 @@ pub(super) struct Changed {
 
 /// Suspends SyncSchedules and their unfinished SyncJobs.
 ///
-/// A run under way is put aside at its next batch boundary and costs no attempt.
-#[utoipa::path(post, path = "/jobs/pause", tag = "control", params(Cover), responses((status = 200, body = Changed)))]
+/// A run under way is suspended at its next batch boundary, and costs no attempt.
+#[utoipa::path(post, path = "/jobs/pause", tag = "control", params(RunFilter), responses((status = 200, body = Changed)))]
 pub(super) async fn pause(
     State(app): State<App>,
-    By(caller): By,
-    Query(cover): Query<Cover>,
+    Authenticated(caller): Authenticated,
+    Query(filter): Query<RunFilter>,
 ) -> Result<Json<Changed>, Problem> {
-    set(&app, &caller, &cover, true).await.map(Json)
+    set(&app, &caller, &filter, true).await.map(Json)
 }
 
-/// Lets SyncSchedules and SyncJobs go on, whoever suspended them.
+/// Resumes SyncSchedules and SyncJobs, whoever suspended them.
 ///
 /// Slots that passed meanwhile are not run.
-#[utoipa::path(post, path = "/jobs/resume", tag = "control", params(Cover), responses((status = 200, body = Changed)))]
+#[utoipa::path(post, path = "/jobs/resume", tag = "control", params(RunFilter), responses((status = 200, body = Changed)))]
 pub(super) async fn resume(
     State(app): State<App>,
-    By(caller): By,
-    Query(cover): Query<Cover>,
+    Authenticated(caller): Authenticated,
+    Query(filter): Query<RunFilter>,
 ) -> Result<Json<Changed>, Problem> {
-    set(&app, &caller, &cover, false).await.map(Json)
+    set(&app, &caller, &filter, false).await.map(Json)
 }
 
-/// Suspends what is covered, or lets it go on.
-async fn set(app: &App, caller: &Caller, cover: &Cover, suspended: bool) -> Result<Changed, Problem> {
-    set_with_note(app, caller, cover, suspended, None).await
+/// Suspends or resumes the selected objects.
+async fn set(app: &App, caller: &Caller, filter: &RunFilter, suspended: bool) -> Result<Changed, Problem> {
+    set_with_note(app, caller, filter, suspended, None).await
 }
 
-/// The same. What is suspended shows the note as long as it is.
+/// Suspends or resumes the selected objects. Suspended objects show the note.
 pub(super) async fn set_with_note(
     app: &App,
     caller: &Caller,
-    cover: &Cover,
+    filter: &RunFilter,
     suspended: bool,
     note: Option<&str>,
 ) -> Result<Changed, Problem> {
-    for right in rights(cover) {
+    for right in rights(filter) {
         app.access.check(caller, right).await?;
     }
     let objects = app.listed()?;
     let mut schedules = objects.schedules.state();
-    schedules.retain(|schedule| cover.takes_schedule(schedule));
-    if let (Some(name), true) = (&cover.schedule, schedules.is_empty()) {
-        return Err(Problem::new(Kind::NotFound, format!("there is no SyncSchedule {name} that fits")));
+    schedules.retain(|schedule| filter.matches_schedule(schedule));
+    if let (Some(name), true) = (&filter.schedule, schedules.is_empty()) {
+        return Err(Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {name} that fits")));
     }
     let schedules = suspend_all(app, caller, schedules, suspended, note).await?;
-    // Afterwards, so that those are seen that a schedule made meanwhile.
+    // The SyncJobs are read after the schedules, so that runs that a schedule created meanwhile are included.
     let mut jobs = objects.jobs.state();
-    jobs.retain(|job| cover.takes_job(job) && !is_finished(job));
+    jobs.retain(|job| filter.matches_job(job) && !is_finished(job));
     let jobs = suspend_all(app, caller, jobs, suspended, note).await?;
     let unchanged = schedules.unchanged + jobs.unchanged;
     Ok(Changed { paused: suspended, schedules: schedules.changed, jobs: jobs.changed, unchanged })
 }
 
-/// What suspending takes.
-pub(super) fn rights(cover: &Cover) -> [Right; 2] {
-    let patch = |resource| Right::new("patch", resource, cover.namespace.as_deref());
-    [Right { name: cover.schedule.clone(), ..patch("syncschedules") }, patch("syncjobs")]
+/// Rights to suspend the selected objects.
+pub(super) fn rights(filter: &RunFilter) -> [Right; 2] {
+    let patch = |resource| Right::new("patch", resource, filter.namespace.as_deref());
+    [Right { name: filter.schedule.clone(), ..patch("syncschedules") }, patch("syncjobs")]
 }
 
-/// What became of the objects of one kind.
+/// Result for the objects of one kind.
 #[derive(Default)]
 struct Outcome {
     changed: Vec<Named>,
@@ -148,12 +148,12 @@ async fn suspend_all<K: Pausable>(
         Ok((Named { namespace, name }, suspend_with_note(app, caller, &*object, suspended, note).await?))
     });
     let mut outcome = Outcome::default();
-    let mut changes = changes.try_buffer_unordered(AT_A_TIME);
+    let mut changes = changes.try_buffer_unordered(CONCURRENT_REQUESTS);
     while let Some((object, change)) = changes.try_next().await? {
         match change {
-            Change::Made => outcome.changed.push(object),
-            Change::Needless => outcome.unchanged += 1,
-            Change::Late => {}
+            PatchResult::Applied => outcome.changed.push(object),
+            PatchResult::Unchanged => outcome.unchanged += 1,
+            PatchResult::TooLate => {}
         }
     }
     outcome.changed.sort();
@@ -188,15 +188,15 @@ impl Pausable for SyncJob {
     }
 }
 
-/// What a call did to an object.
+/// Result of a patch of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    /// It was changed.
-    Made,
-    /// It was so already.
-    Needless,
-    /// It had ended, or was gone.
-    Late,
+pub(super) enum PatchResult {
+    /// The object was changed.
+    Applied,
+    /// The object had that state already.
+    Unchanged,
+    /// The object had ended, or did not exist any more.
+    TooLate,
 }
 
 /// Sets `spec.suspended`.
@@ -205,7 +205,7 @@ pub(super) async fn suspend<K: Pausable>(
     caller: &Caller,
     object: &K,
     suspended: bool,
-) -> Result<Change, Problem> {
+) -> Result<PatchResult, Problem> {
     suspend_with_note(app, caller, object, suspended, None).await
 }
 
@@ -215,7 +215,7 @@ async fn suspend_with_note<K: Pausable>(
     object: &K,
     suspended: bool,
     note: Option<&str>,
-) -> Result<Change, Problem> {
+) -> Result<PatchResult, Problem> {
     let is_so = |object: &K| {
         let noted = object.annotations().get(SUSPEND_NOTE_ANNOTATION).map(String::as_str);
         object.is_suspended() == suspended && (note.is_none() || noted == note)
@@ -224,10 +224,11 @@ async fn suspend_with_note<K: Pausable>(
     let annotations = json!({SUSPEND_NOTE_ANNOTATION: note});
     let change = json!({"metadata": {"annotations": annotations}, "spec": {"suspended": suspended}});
     let change = apply(app, object, is_so, change).await?;
-    if change == Change::Made {
-        let (deed, what) = if suspended { (Deed::Paused, "Suspended") } else { (Deed::Resumed, "Resumed") };
+    if change == PatchResult::Applied {
+        let (action, what) =
+            if suspended { (AuditedAction::Paused, "Suspended") } else { (AuditedAction::Resumed, "Resumed") };
         let what = note.map_or_else(|| what.to_owned(), |note| format!("{what}: {note}"));
-        audit::note(app, caller, deed, object, &what).await;
+        audit::record(app, caller, action, object, &what).await;
     }
     Ok(change)
 }
@@ -240,7 +241,7 @@ pub(super) async fn patch<K: Pausable>(
     object: &K,
     is_so: impl FnOnce(&K) -> bool,
     spec: Value,
-) -> Result<Change, Problem> {
+) -> Result<PatchResult, Problem> {
     apply(app, object, is_so, json!({"spec": spec})).await
 }
 
@@ -250,22 +251,22 @@ pub(super) async fn apply<K: Pausable>(
     object: &K,
     is_so: impl FnOnce(&K) -> bool,
     mut change: Value,
-) -> Result<Change, Problem> {
+) -> Result<PatchResult, Problem> {
     let objects = app.listed()?;
     let (api, name) = (objects.namespaced::<K>(object.meta()), object.name_any());
     let live = objects.call("read an object", cluster::get_opt(&api, &name)).await?;
     let Some(live) = live.filter(|live| live.meta().uid == object.meta().uid && !live.is_over()) else {
-        return Ok(Change::Late);
+        return Ok(PatchResult::TooLate);
     };
     if is_so(&live) {
-        return Ok(Change::Needless);
+        return Ok(PatchResult::Unchanged);
     }
-    // The uid makes this a conflict for another object of the same name.
+    // The uid causes a conflict for another object of the same name.
     change["metadata"]["uid"] = object.uid().into();
-    let api = objects.namespaced::<Read<K>>(object.meta());
+    let api = objects.namespaced::<ReadResult<K>>(object.meta());
     match objects.call("change an object", api.patch(&name, &PatchParams::default(), &Patch::Merge(&change))).await {
-        Ok(_) => Ok(Change::Made),
-        Err(error) if error.is_not_found() || error.is_conflict() => Ok(Change::Late),
+        Ok(_) => Ok(PatchResult::Applied),
+        Err(error) if error.is_not_found() || error.is_conflict() => Ok(PatchResult::TooLate),
         Err(error) => Err(error.into()),
     }
 }

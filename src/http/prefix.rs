@@ -1,5 +1,5 @@
-//! Everything below a path as well, such as `/sync`, for a host that serves other things too. The handlers know nothing of
-//! it: it is taken off what comes in, and put before the addresses in what goes out.
+//! Prefix of all paths, such as `/sync`, for a host that serves other services too. The handlers do not know the
+//! prefix: it is removed from requests, and added to the addresses in responses.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -15,9 +15,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
-/// What paths of our own begin with. A prefix that does as well would be taken off where a proxy took it off already.
+/// First segments of the sidecar's own paths. A prefix that begins with one of them would be removed where a proxy
+/// has removed it already.
 const OURS: [&str; 8] = ["ui", "jobs", "events", "health", "livez", "readyz", "openapi.json", "metrics"];
 /// Attributes of our templates that hold an address. What users wrote has no quotes of its own in a page, so it is never
 /// taken for one.
@@ -30,12 +31,12 @@ pub struct Prefix(Arc<str>);
 /// The text is no prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrefixError {
-    /// Not a plain path.
+    /// The prefix is not a plain path.
     #[error(
         "must be a path like /sync: it begins with /, does not end with it, and has letters, digits, -, _, . and ~"
     )]
     Unreadable,
-    /// One of our own.
+    /// The prefix is a path of the sidecar.
     #[error("is a path of the program itself: choose another one, such as /sync")]
     Taken,
 }
@@ -111,7 +112,7 @@ async fn below(State(prefix): State<Prefix>, mut request: Request, next: Next) -
     let (mut head, body) = response.into_parts();
     let page = to_bytes(body, usize::MAX).await.ok().and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
     let Some(page) = page else {
-        return Problem::new(Kind::Internal, "the page could not be made").into_response();
+        return Problem::new(ProblemKind::Internal, "the page could not be made").into_response();
     };
     head.headers.remove(CONTENT_LENGTH);
     Response::from_parts(head, Body::from(prefix.before_links(&page)))

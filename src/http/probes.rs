@@ -11,26 +11,27 @@ use serde::Serialize;
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
-use super::{LIMIT, State};
+use super::{HttpState, LIMIT};
 use crate::{
     controller::Leadership,
-    telemetry::metrics::{self, Metrics, Workers},
+    telemetry::metrics::{self, Metrics, WorkerSlots},
 };
 
 /// The body of `/readyz`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     ready: bool,
-    /// What this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `lease` (it may not have the
-    /// one by which the leader is found), `installation` (the queue belongs to another one), `mongodb` (it has not answered yet, and workers start when it has), `workers` (the
-    /// queue has not answered them lately). Absent when it is ready.
+    /// Conditions that this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `lease` (the
+    /// process may not use the Lease of the leader election), `installation` (the queue belongs to another
+    /// installation), `mongodb` (MongoDB has not answered yet, and workers start when it has), `workers` (the queue
+    /// has not answered the workers lately). Absent when the process is ready.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     missing: Vec<&'static str>,
-    /// Whether this process reconciles. Absent in one without controllers.
+    /// True when this process reconciles. Absent in a process without controllers.
     #[serde(skip_serializing_if = "Option::is_none")]
     leading: Option<bool>,
-    /// Who reconciles, when that is known.
+    /// Identity of the leader, when it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     leader: Option<String>,
 }
@@ -46,7 +47,7 @@ pub(super) async fn livez() -> StatusCode {
     get, path = "/readyz", tag = "probes",
     responses((status = 200, body = Readiness), (status = 503, body = Readiness)),
 )]
-pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) -> (StatusCode, Json<Readiness>) {
+pub(super) async fn readyz(extract::State(state): extract::State<Arc<HttpState>>) -> (StatusCode, Json<Readiness>) {
     let worker_health = state.worker_health.borrow().clone();
     let leadership = state.leadership.borrow().clone();
     let listed = timeout(LIMIT, state.listed());
@@ -71,15 +72,15 @@ pub(super) async fn readyz(extract::State(state): extract::State<Arc<State>>) ->
 }
 
 /// Metrics as OpenMetrics text.
-pub(super) async fn metrics(extract::State(state): extract::State<Arc<State>>) -> impl IntoResponse {
+pub(super) async fn metrics(extract::State(state): extract::State<Arc<HttpState>>) -> impl IntoResponse {
     let leading = state.leadership.borrow().as_ref().map(Leadership::is_held);
     let workers = state
         .worker_health
         .borrow()
         .as_ref()
-        .map(|worker_health| Workers { slots: worker_health.slots(), busy: worker_health.busy() });
+        .map(|worker_health| WorkerSlots { slots: worker_health.slots(), busy: worker_health.busy() });
     let queue = state.depth().await;
-    let schedules = (leading == Some(true)).then(|| state.standings()).flatten();
+    let schedules = (leading == Some(true)).then(|| state.schedule_health()).flatten();
     let metrics = Metrics { leading, serving: state.objects.is_some(), workers, queue, schedules };
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
 }

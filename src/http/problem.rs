@@ -1,4 +1,4 @@
-//! Errors as problem documents (RFC 9457). Nothing internal stands in them: no address, token or stack.
+//! Problem documents for errors (RFC 9457). They contain no internal data: no address, token or stack.
 
 use axum::{
     Json,
@@ -15,15 +15,15 @@ use crate::{api::truncate, cluster};
 
 /// The content type of a problem document.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
-/// What every `type` begins with. `docs/reference/http.md` lists what follows.
+/// Prefix of every `type`. `docs/reference/http.md` lists the types.
 const TYPE_PREFIX: &str = "urn:sync-operator:problem:";
 
-/// What can be wrong with a call.
+/// Kind of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ProblemKind {
     /// The path, the query or a header cannot be read, or the body is no JSON.
     BadRequest,
-    /// No token, or one that Kubernetes does not accept.
+    /// The request has no token, or one that Kubernetes does not accept.
     Unauthenticated,
     /// The caller may not do that.
     Forbidden,
@@ -53,7 +53,7 @@ pub(super) enum Kind {
     Internal,
 }
 
-impl Kind {
+impl ProblemKind {
     #[cfg(test)]
     const ALL: [Self; 15] = [
         Self::BadRequest,
@@ -103,7 +103,7 @@ impl Kind {
 /// A call that was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
-    kind: Kind,
+    kind: ProblemKind,
     detail: String,
     retry_after_s: Option<u64>,
     candidates: Vec<Candidate>,
@@ -112,9 +112,9 @@ pub(super) struct Problem {
 /// A schedule that fits an ambiguous call.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 pub(super) struct Candidate {
-    /// Its namespace.
+    /// Namespace of the object.
     pub namespace: String,
-    /// Its name.
+    /// Name of the object.
     pub name: String,
 }
 
@@ -122,14 +122,14 @@ pub(super) struct Candidate {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub(super) struct Document {
-    /// What is wrong, for programs: `urn:sync-operator:problem:` and a word.
+    /// Kind of the problem: `urn:sync-operator:problem:` and a word.
     #[serde(rename = "type")]
     type_: String,
-    /// The same for people.
+    /// Kind of the problem, as a title.
     title: &'static str,
     /// The status code.
     status: u16,
-    /// What is wrong in this case, and what to do about it.
+    /// Description of the mistake, and its fix.
     detail: String,
     /// Schedules to choose from with `?namespace=` and `?schedule=`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -138,60 +138,60 @@ pub(super) struct Document {
 }
 
 impl Problem {
-    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        let retry_after_s = matches!(kind, Kind::Unavailable | Kind::Overloaded).then_some(5);
+    pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        let retry_after_s = matches!(kind, ProblemKind::Unavailable | ProblemKind::Overloaded).then_some(5);
         Self { kind, detail: detail.into(), retry_after_s, candidates: Vec::new() }
     }
 
-    /// What is wrong, for programs.
-    pub fn kind(&self) -> Kind {
+    /// Kind of the problem.
+    pub fn kind(&self) -> ProblemKind {
         self.kind
     }
 
-    /// What is wrong, for people.
+    /// Status code and title.
     pub fn title(&self) -> (StatusCode, &'static str) {
         let (_, status, title) = self.kind.parts();
         (status, title)
     }
 
-    /// What is wrong in this case, and what to do about it.
+    /// Description of the mistake, and its fix.
     pub fn detail(&self) -> &str {
         &self.detail
     }
 
-    /// Says when to try again, in seconds.
+    /// Adds the time after which a retry makes sense, in seconds.
     pub fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after_s: Some(seconds), ..self }
     }
 
-    /// Says what to choose from.
+    /// Adds the candidates to choose from.
     pub fn with_candidates(self, candidates: Vec<Candidate>) -> Self {
         Self { candidates, ..self }
     }
 
     /// The objects are not listed yet.
     pub fn not_listed() -> Self {
-        Self::new(Kind::Unavailable, "the objects of the cluster are not listed yet")
+        Self::new(ProblemKind::Unavailable, "the objects of the cluster are not listed yet")
     }
 }
 
 impl From<cluster::Error> for Problem {
-    /// What Kubernetes says of a user's object is for the user; the rest goes to the log.
+    /// An error of Kubernetes about a user's object is shown to the user; other errors are logged.
     fn from(error: cluster::Error) -> Self {
         let refused = error.status().map(|status| (status.code, status.message.clone()));
         match refused {
-            Some((404, _)) => Self::new(Kind::NotFound, "there is no such object"),
-            Some((409, _)) => Self::new(Kind::Conflict, "the object was changed meanwhile; try again"),
+            Some((404, _)) => Self::new(ProblemKind::NotFound, "there is no such object"),
+            Some((409, _)) => Self::new(ProblemKind::Conflict, "the object was changed meanwhile; try again"),
             Some((400 | 422, message)) => {
-                Self::new(Kind::InvalidBody, format!("Kubernetes refuses the object: {}", truncate(&message)))
+                Self::new(ProblemKind::InvalidBody, format!("Kubernetes refuses the object: {}", truncate(&message)))
             }
             Some((403, _)) => {
                 tracing::error!(%error, "the operator lacks a right");
-                Self::new(Kind::Unavailable, "Kubernetes does not let the operator do this; its log says why")
+                Self::new(ProblemKind::Unavailable, "Kubernetes does not let the operator do this; its log says why")
             }
             _ => {
                 tracing::warn!(%error, "a call could not be carried out");
-                Self::new(Kind::Unavailable, "the Kubernetes API does not answer; try again")
+                Self::new(ProblemKind::Unavailable, "the Kubernetes API does not answer; try again")
             }
         }
     }
@@ -211,7 +211,7 @@ impl IntoResponse for Problem {
         let mut response = (status, Json(document)).into_response();
         let mut set = |name: HeaderName, value: HeaderValue| response.headers_mut().insert(name, value);
         set(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        if problem.kind == Kind::Unauthenticated {
+        if problem.kind == ProblemKind::Unauthenticated {
             set(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(seconds) = self.retry_after_s {
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn each_problem_is_in_the_reference_with_its_code() {
         let page = include_str!("../../docs/reference/http.md");
-        for kind in Kind::ALL {
+        for kind in ProblemKind::ALL {
             let (word, status, _) = kind.parts();
             assert!(page.contains(&format!("| `{word}` | {} |", status.as_u16())), "{kind:?}");
         }

@@ -1,10 +1,10 @@
-//! Which runs fit: an index over all SyncJobs, kept up to date with the cache. No search looks at every object.
+//! Search index over all SyncJobs, kept up to date with the cache. No search reads every object.
 //!
 //! Names are found by any part, errors by the beginnings of their words, documents by the beginning of their key. Of a run
 //! that has ended the cache keeps no errors; what is known of them is here.
 
-mod names;
-mod words;
+mod trigram_index;
+mod word_index;
 
 use std::{
     cmp::Reverse,
@@ -24,34 +24,35 @@ use crate::{
     },
     domain::conditions,
 };
-use names::Names;
-use words::Words;
+use trigram_index::TrigramIndex;
+use word_index::WordIndex;
 
-/// Of so many candidates, all are looked at and put in order; of more, the newest runs are gone through until a page is full.
+/// Largest number of candidates that are checked and sorted. With more, the newest runs are checked until a page is
+/// full.
 const MANY: usize = 4096;
-/// Most words of a run's errors that are kept.
+/// Largest number of words of the errors of a run.
 const WORDS: usize = 64;
 
 /// Names a run within the index.
 type Id = u32;
 
-/// Where a run stands in the list: the newest first.
+/// Sort key of a run in lists: the newest first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rank {
-    /// When it was made, in seconds since 1970.
+pub(super) struct SortKey {
+    /// Creation time, in seconds since 1970.
     pub created: Reverse<i64>,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
 }
 
-impl Rank {
+impl SortKey {
     /// Before every SyncJob.
     pub fn first() -> Self {
         Self { created: Reverse(i64::MAX), namespace: "".into(), name: "".into() }
     }
 
-    /// Where a SyncJob stands.
-    pub fn of(job: &SyncJob) -> Self {
+    /// Sort key of a SyncJob.
+    pub fn from_job(job: &SyncJob) -> Self {
         let created = job.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0);
         let (namespace, name) = (job.metadata.namespace.as_deref(), job.metadata.name.as_deref());
         Self {
@@ -61,20 +62,20 @@ impl Rank {
         }
     }
 
-    /// Where the object is.
-    pub fn place(&self) -> ObjectRef<SyncJob> {
+    /// Reference to the SyncJob.
+    pub fn reference(&self) -> ObjectRef<SyncJob> {
         ObjectRef::new(&self.name).within(&self.namespace)
     }
 }
 
 /// Which runs to find. What is not given does not matter.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Query<'a> {
-    /// In one of these namespaces.
+pub(super) struct RunQuery<'a> {
+    /// Namespaces of the runs.
     pub namespaces: Option<&'a BTreeSet<String>>,
     pub namespace: Option<&'a str>,
     pub schedule: Option<&'a str>,
-    /// In one of these phases.
+    /// Phases of the runs.
     pub phases: Option<&'a [Phase]>,
     pub type_: Option<SyncType>,
     /// Part of the name.
@@ -87,21 +88,21 @@ pub(super) struct Query<'a> {
 
 /// The runs, in several orders.
 #[derive(Debug, Default)]
-pub(super) struct Index {
+pub(super) struct RunIndex {
     runs: Vec<Option<Run>>,
     free: Vec<Id>,
-    newest: BTreeMap<Rank, Id>,
+    newest: BTreeMap<SortKey, Id>,
     namespaces: HashMap<Arc<str>, Vec<Id>>,
     schedules: HashMap<Arc<str>, Vec<Id>>,
     phases: HashMap<u8, Vec<Id>>,
-    names: Names,
-    errors: Words,
-    keys: Words,
+    names: TrigramIndex,
+    errors: WordIndex,
+    keys: WordIndex,
 }
 
 #[derive(Debug)]
 struct Run {
-    rank: Rank,
+    sort_key: SortKey,
     schedule: Option<Arc<str>>,
     phase: Phase,
     type_: SyncType,
@@ -122,12 +123,12 @@ struct Bits {
     count: usize,
 }
 
-impl Index {
+impl RunIndex {
     /// Takes in a SyncJob, or what has changed of it.
     pub fn apply(&mut self, job: &SyncJob) {
-        let rank = Rank::of(job);
-        let rank = Rank { namespace: shared(&self.namespaces, &rank.namespace), ..rank };
-        let known = self.newest.get(&rank).copied();
+        let sort_key = SortKey::from_job(job);
+        let sort_key = SortKey { namespace: shared(&self.namespaces, &sort_key.namespace), ..sort_key };
+        let known = self.newest.get(&sort_key).copied();
         let (words, keys) = (words_of(job), keys_of(job));
         let id = known.unwrap_or_else(|| self.free.pop().unwrap_or(self.runs.len() as Id));
         let before = self.runs.get_mut(id as usize).and_then(Option::take);
@@ -135,9 +136,9 @@ impl Index {
         let schedule = schedule.map(|name| shared(&self.schedules, name));
         let phase = phase_of(job);
         if before.is_none() {
-            self.newest.insert(rank.clone(), id);
-            add(self.namespaces.entry(Arc::clone(&rank.namespace)).or_default(), id);
-            self.names.add(&rank.name, id);
+            self.newest.insert(sort_key.clone(), id);
+            add(self.namespaces.entry(Arc::clone(&sort_key.namespace)).or_default(), id);
+            self.names.add(&sort_key.name, id);
         }
         let (had, had_words, had_keys) =
             before.map_or_else(Default::default, |run| (Some((run.phase, run.schedule)), run.words, run.keys));
@@ -151,11 +152,11 @@ impl Index {
         if let Some(name) = &schedule {
             add(self.schedules.entry(Arc::clone(name)).or_default(), id);
         }
-        let words = self.errors.replace(had_words, words, id);
-        let keys = self.keys.replace(had_keys, keys, id);
-        let run = Run { rank, schedule, phase, type_: job.spec.type_, words, keys };
-        if let Some(place) = self.runs.get_mut(id as usize) {
-            *place = Some(run);
+        let words = self.errors.replace_texts(had_words, words, id);
+        let keys = self.keys.replace_texts(had_keys, keys, id);
+        let run = Run { sort_key, schedule, phase, type_: job.spec.type_, words, keys };
+        if let Some(entry) = self.runs.get_mut(id as usize) {
+            *entry = Some(run);
         } else {
             self.runs.push(Some(run));
         }
@@ -163,17 +164,17 @@ impl Index {
 
     /// Forgets a SyncJob that was deleted.
     pub fn remove(&mut self, job: &SyncJob) {
-        let rank = Rank::of(job);
-        let Some(id) = self.newest.remove(&rank) else { return };
+        let sort_key = SortKey::from_job(job);
+        let Some(id) = self.newest.remove(&sort_key) else { return };
         let Some(run) = self.runs.get_mut(id as usize).and_then(Option::take) else { return };
-        take(&mut self.namespaces, &rank.namespace, id);
-        self.names.remove(&rank.name, id);
+        take(&mut self.namespaces, &sort_key.namespace, id);
+        self.names.remove(&sort_key.name, id);
         take(&mut self.phases, &(run.phase as u8), id);
         if let Some(name) = run.schedule {
             take(&mut self.schedules, &name, id);
         }
-        self.errors.replace(run.words, BTreeSet::new(), id);
-        self.keys.replace(run.keys, BTreeSet::new(), id);
+        self.errors.replace_texts(run.words, BTreeSet::new(), id);
+        self.keys.replace_texts(run.keys, BTreeSet::new(), id);
         self.free.push(id);
     }
 
@@ -182,18 +183,18 @@ impl Index {
         self.namespaces.keys().map(|name| &**name)
     }
 
-    /// Whether no error or key had to be left out for want of room.
+    /// True when no error or key was left out for lack of room.
     pub fn is_whole(&self) -> bool {
         self.errors.is_whole() && self.keys.is_whole()
     }
 
     /// The newest runs that fit and come after a rank, at most so many.
-    pub fn find(&self, query: &Query<'_>, after: Option<&Rank>, limit: usize) -> Vec<Rank> {
+    pub fn page(&self, query: &RunQuery<'_>, after: Option<&SortKey>, limit: usize) -> Vec<SortKey> {
         let Some(plan) = self.plan(query) else { return Vec::new() };
-        let comes_after = |run: &Run| after.is_none_or(|after| run.rank > *after);
+        let comes_after = |run: &Run| after.is_none_or(|after| run.sort_key > *after);
         if let Some(few) = plan.least().filter(|least| least.len() <= MANY) {
             let fitting = |id| self.run(id).filter(|run| comes_after(run) && plan.fits(id, run));
-            let mut found: Vec<_> = few.ids().filter_map(fitting).map(|run| &run.rank).collect();
+            let mut found: Vec<_> = few.ids().filter_map(fitting).map(|run| &run.sort_key).collect();
             if found.len() > limit {
                 found.select_nth_unstable(limit);
                 found.truncate(limit);
@@ -202,16 +203,17 @@ impl Index {
             return found.into_iter().cloned().collect();
         }
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let newest = self.newest.range::<Rank, _>((from, Bound::Unbounded));
+        let newest = self.newest.range::<SortKey, _>((from, Bound::Unbounded));
         let fitting = newest.filter(|(_, id)| self.run(**id).is_some_and(|run| plan.fits(**id, run)));
-        fitting.take(limit).map(|(rank, _)| rank.clone()).collect()
+        fitting.take(limit).map(|(sort_key, _)| sort_key.clone()).collect()
     }
 
-    /// How many runs fit and come after a rank.
-    pub fn count(&self, query: &Query<'_>, after: Option<&Rank>) -> usize {
+    /// Number of runs that match and sort after a key.
+    pub fn count(&self, query: &RunQuery<'_>, after: Option<&SortKey>) -> usize {
         let Some(plan) = self.plan(query) else { return 0 };
-        let fits =
-            |id: Id| self.run(id).is_some_and(|run| after.is_none_or(|after| run.rank > *after) && plan.fits(id, run));
+        let fits = |id: Id| {
+            self.run(id).is_some_and(|run| after.is_none_or(|after| run.sort_key > *after) && plan.fits(id, run))
+        };
         match plan.least() {
             Some(least) => least.ids().filter(|id| fits(*id)).count(),
             None if after.is_none() && plan.takes_all() => self.newest.len(),
@@ -223,8 +225,8 @@ impl Index {
         self.runs.get(id as usize)?.as_ref()
     }
 
-    /// What a query asks of a run. `None` when nothing fits.
-    fn plan<'a>(&'a self, query: &Query<'a>) -> Option<Plan<'a>> {
+    /// Plan of a query. `None` when no run matches.
+    fn plan<'a>(&'a self, query: &RunQuery<'a>) -> Option<Plan<'a>> {
         let mut sets = Vec::new();
         for (list, name) in [(&self.namespaces, query.namespace), (&self.schedules, query.schedule)] {
             if let Some(name) = name {
@@ -239,17 +241,17 @@ impl Index {
         if let Some(text) = &text {
             sets.push(self.names.candidates(text)?);
         }
-        for word in query.error.map(words::split).unwrap_or_default() {
-            sets.push(union(self.errors.beginning_with(&word))?);
+        for word in query.error.map(word_index::split_words).unwrap_or_default() {
+            sets.push(union(self.errors.with_prefix(&word))?);
         }
         if let Some(key) = query.key {
-            sets.push(union(self.keys.beginning_with(&words::cut(key)))?);
+            sets.push(union(self.keys.with_prefix(&word_index::normalize(key)))?);
         }
         Some(Plan { sets, text, namespaces: query.namespaces, type_: query.type_ })
     }
 }
 
-/// What a query asks of a run.
+/// Plan of a query: sets of runs and further conditions.
 struct Plan<'a> {
     sets: Vec<Candidates<'a>>,
     text: Option<String>,
@@ -269,8 +271,8 @@ impl Plan<'_> {
     fn fits(&self, id: Id, run: &Run) -> bool {
         self.type_.is_none_or(|wanted| wanted == run.type_)
             && self.sets.iter().all(|set| set.has(id))
-            && self.namespaces.is_none_or(|namespaces| namespaces.contains(&*run.rank.namespace))
-            && self.text.as_ref().is_none_or(|text| run.rank.name.contains(text.as_str()))
+            && self.namespaces.is_none_or(|namespaces| namespaces.contains(&*run.sort_key.namespace))
+            && self.text.as_ref().is_none_or(|text| run.sort_key.name.contains(text.as_str()))
     }
 }
 
@@ -340,23 +342,23 @@ fn union<'a>(lists: impl Iterator<Item = &'a Vec<Id>>) -> Option<Candidates<'a>>
 
 /// Adds a run to a list in the order of ids.
 fn add(list: &mut Vec<Id>, id: Id) {
-    if let Err(place) = list.binary_search(&id) {
-        list.insert(place, id);
+    if let Err(index) = list.binary_search(&id) {
+        list.insert(index, id);
     }
 }
 
 /// Takes a run out of a list, and an empty list away.
 fn take<K: std::hash::Hash + Eq>(lists: &mut HashMap<K, Vec<Id>>, key: &K, id: Id) {
     let Some(list) = lists.get_mut(key) else { return };
-    if let Ok(place) = list.binary_search(&id) {
-        list.remove(place);
+    if let Ok(index) = list.binary_search(&id) {
+        list.remove(index);
     }
     if list.is_empty() {
         lists.remove(key);
     }
 }
 
-/// The text of a key that is there already, or a new one.
+/// Existing text of a key, or a new one.
 fn shared(lists: &HashMap<Arc<str>, Vec<Id>>, text: &str) -> Arc<str> {
     lists.get_key_value(text).map_or_else(|| text.into(), |(key, _)| Arc::clone(key))
 }
@@ -374,7 +376,7 @@ fn words_of(job: &SyncJob) -> BTreeSet<String> {
     let documents = status.failures.iter().map(|failure| (&failure.reason, &failure.message));
     let mut found = BTreeSet::new();
     for (reason, message) in ends.chain(attempts).chain(documents) {
-        for word in words::split(reason).into_iter().chain(words::split(message)) {
+        for word in word_index::split_words(reason).into_iter().chain(word_index::split_words(message)) {
             if found.len() < WORDS {
                 found.insert(word);
             }
@@ -385,7 +387,7 @@ fn words_of(job: &SyncJob) -> BTreeSet<String> {
 
 fn keys_of(job: &SyncJob) -> BTreeSet<String> {
     let failures = job.status.as_ref().map(|status| status.failures.as_slice()).unwrap_or_default();
-    failures.iter().map(|failure| words::cut(&failure.key)).collect()
+    failures.iter().map(|failure| word_index::normalize(&failure.key)).collect()
 }
 
 #[cfg(test)]

@@ -17,15 +17,15 @@ use tokio_util::sync::CancellationToken;
 const HEAD: Duration = Duration::from_secs(15);
 /// Longest wait for calls under way after a stop.
 const DRAIN: Duration = Duration::from_secs(20);
-/// How often the files of the certificate are looked at.
-const LOOK: Duration = Duration::from_secs(10);
+/// Interval between reads of the files of the certificate.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Files of a certificate and its key, in PEM. A mounted Secret changes them when it is renewed.
 #[derive(Clone, Debug)]
 pub struct Certificate {
     /// The certificate, and those between it and the authority.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// Private key of the certificate.
     pub key: PathBuf,
 }
 
@@ -38,7 +38,7 @@ pub struct CertificateError {
 }
 
 impl Certificate {
-    async fn read(&self) -> Result<(Vec<u8>, Vec<u8>), CertificateError> {
+    async fn load_certificate(&self) -> Result<(Vec<u8>, Vec<u8>), CertificateError> {
         let read = async { Ok((fs::read(&self.certificate).await?, fs::read(&self.key).await?)) };
         read.await.map_err(|source| self.unusable(source))
     }
@@ -62,7 +62,7 @@ pub async fn serve(
     let tls = match certificate {
         None => None,
         Some(files) => {
-            let (certificate, key) = files.read().await?;
+            let (certificate, key) = files.load_certificate().await?;
             let config = RustlsConfig::from_pem(certificate.clone(), key.clone()).await;
             let config = config.map_err(|source| files.unusable(source))?;
             Some((config, files, (certificate, key)))
@@ -99,8 +99,8 @@ fn bounded<A>(mut server: Server<SocketAddr, A>, stop: CancellationToken) -> Ser
 /// Takes a new certificate when its files change. One that cannot be used is left alone.
 async fn reload(config: RustlsConfig, files: Certificate, mut last: (Vec<u8>, Vec<u8>)) {
     loop {
-        sleep(LOOK).await;
-        let changed = match files.read().await {
+        sleep(POLL_INTERVAL).await;
+        let changed = match files.load_certificate().await {
             Ok(read) if read == last => continue,
             Ok(read) => {
                 last = read.clone();

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
-use super::{App, extract::Reader, problem::Problem, view::Mode};
+use super::{App, extract::Reader, job_view::Mode, problem::Problem};
 use crate::{
     api::{SyncJob, SyncSchedule, syncjob::Phase},
     cluster,
@@ -22,11 +22,11 @@ use crate::{
     queue::Depth,
 };
 
-/// An answer is made anew after this time, and never given after [`OLDEST`].
+/// Age after which an answer is renewed. No answer is older than [`OLDEST`].
 const FRESH: Duration = Duration::from_millis(500);
 const OLDEST: Duration = Duration::from_secs(2);
 
-/// The body of `/jobs/status`. Everything in it may be up to 2 s older than `asOf` says.
+/// Body of `/jobs/status`. All values may be up to 2 s older than `asOf` says.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Status {
@@ -38,12 +38,12 @@ pub(super) struct Status {
     as_of: AsOf,
 }
 
-/// How old what is told may be. Behind the present when a server does not answer.
+/// Time of the data. It is in the past when a server does not answer.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 struct AsOf {
-    /// Of `active`, `waiting`, `delayed` and `paused` in `counts`. `null` when Redis has never answered.
+    /// Time of `active`, `waiting`, `delayed` and `paused` in `counts`. `null` when Redis has never answered.
     queue: Option<Timestamp>,
-    /// Of everything else.
+    /// Time of everything else.
     objects: Timestamp,
 }
 
@@ -88,27 +88,28 @@ struct ActiveJob {
     started_at: Option<Timestamp>,
 }
 
-/// What was last told. Kept for a moment, so that any number of dashboards cost next to nothing.
+/// Last answer, cached for a moment, so that any number of dashboards cost next to nothing.
 #[derive(Default)]
-pub(super) struct Kept {
+pub(super) struct CachedStatus {
     answer: std::sync::Mutex<Option<(Instant, Bytes)>>,
-    /// Held by the one who makes it anew. The last answer of Redis outlives Redis.
+    /// Last answer of Redis, which is kept while Redis is unavailable. The caller that renews the answer holds the
+    /// lock.
     depth: Mutex<Option<(Depth, Timestamp)>>,
 }
 
-impl Kept {
+impl CachedStatus {
     fn answer(&self, younger_than: Duration) -> Option<Bytes> {
         let answer = self.answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         answer.as_ref().filter(|(at, _)| at.elapsed() < younger_than).map(|(_, answer)| answer.clone())
     }
 
-    fn keep(&self, answer: &Bytes) {
-        let kept = Some((Instant::now(), answer.clone()));
-        *self.answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = kept;
+    fn store(&self, answer: &Bytes) {
+        let stored = Some((Instant::now(), answer.clone()));
+        *self.answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = stored;
     }
 }
 
-/// Schedules, counts, and runs under way, as the Node service told them.
+/// Schedules, counts, and runs under way, as the Node service returned them.
 #[utoipa::path(get, path = "/jobs/status", tag = "jobs", responses((status = 200, body = Status)))]
 pub(super) async fn status(State(app): State<App>, Reader(reader): Reader) -> Result<Response, Problem> {
     app.access.check_read(&reader, None).await?;
@@ -119,7 +120,8 @@ pub(super) async fn status(State(app): State<App>, Reader(reader): Reader) -> Re
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-/// A new answer; or a recent one, while someone else makes a new one. That may take as long as Redis is silent.
+/// Returns a new answer, or a recent one while another caller renews it. That may take as long as Redis does not
+/// answer.
 async fn renewed(app: &App) -> Result<Bytes, Problem> {
     if let Ok(mut depth) = app.status.depth.try_lock() {
         return make(app, &mut depth).await;
@@ -142,7 +144,7 @@ async fn make(app: &App, last: &mut Option<(Depth, Timestamp)>) -> Result<Bytes,
     let as_of = AsOf { queue: last.map(|(_, at)| at), objects: cluster::stale_since().unwrap_or(now) };
     let status = build(&objects.schedules.state(), &objects.jobs.state(), last.map(|(depth, _)| depth), as_of);
     let answer = Bytes::from(serde_json::to_vec(&status).unwrap_or_default());
-    app.status.keep(&answer);
+    app.status.store(&answer);
     Ok(answer)
 }
 

@@ -1,5 +1,5 @@
-//! What runs did in the last hour. It is counted from their changes, since the objects of those that have ended are soon deleted;
-//! so nothing is known of the time before this process began.
+//! Throughput of runs in the last hour. It is counted from their changes, since the objects of ended runs are soon
+//! deleted, so it covers only the lifetime of this process.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -17,24 +17,24 @@ const MINUTE_S: i64 = 60;
 /// Counts, by namespace and minute. The clock is an argument.
 pub(super) struct Throughput {
     since: Timestamp,
-    /// Whether all runs were listed: those seen from then on are new.
+    /// True once all runs were listed: runs that appear after that are new.
     listed: bool,
     /// Documents that each unfinished run has processed so far, by uid.
     processed: HashMap<String, i64>,
     minutes: HashMap<String, [Minute; MINUTES]>,
 }
 
-/// What happened in a minute.
+/// Counts of a minute.
 #[derive(Clone, Copy, Default)]
 struct Minute {
     /// Minutes since the epoch.
     number: i64,
-    counts: Counts,
+    counts: ThroughputCounts,
 }
 
-/// What happened in a time.
+/// Counts of a period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(super) struct ThroughputCounts {
     /// Documents processed.
     pub documents: i64,
     /// Runs that ended as complete.
@@ -43,7 +43,7 @@ pub(super) struct Counts {
     pub failed: i64,
 }
 
-impl std::ops::AddAssign for Counts {
+impl std::ops::AddAssign for ThroughputCounts {
     fn add_assign(&mut self, other: Self) {
         self.documents += other.documents;
         self.complete += other.complete;
@@ -54,9 +54,9 @@ impl std::ops::AddAssign for Counts {
 /// The last hour.
 #[derive(Debug, PartialEq)]
 pub(super) struct LastHour {
-    /// Since when that is known, where it is less than an hour.
+    /// Start of the data, where it is less than an hour ago.
     pub since: Option<Timestamp>,
-    pub counts: Counts,
+    pub counts: ThroughputCounts,
     /// Documents per second in the last whole minute.
     pub per_second: f64,
     /// Documents in each minute, the newest last.
@@ -68,19 +68,19 @@ impl Throughput {
         Self { since: now, listed: false, processed: HashMap::new(), minutes: HashMap::new() }
     }
 
-    /// Takes note of what a watch tells.
-    pub fn note(&mut self, event: &Event<SyncJob>, now: Timestamp) {
+    /// Records an event of the watch.
+    pub fn record(&mut self, event: &Event<SyncJob>, now: Timestamp) {
         match event {
             Event::Init => {}
             Event::InitDone => self.listed = true,
-            Event::InitApply(job) | Event::Apply(job) => self.saw(job, now),
+            Event::InitApply(job) | Event::Apply(job) => self.record_job(job, now),
             Event::Delete(job) => {
                 self.processed.remove(&job.uid().unwrap_or_default());
             }
         }
     }
 
-    fn saw(&mut self, job: &SyncJob, now: Timestamp) {
+    fn record_job(&mut self, job: &SyncJob, now: Timestamp) {
         let uid = job.uid().unwrap_or_default();
         let counts = job.status.as_ref().and_then(|status| status.counts.as_ref());
         let processed = counts.map_or(0, |counts| counts.processed);
@@ -95,9 +95,9 @@ impl Throughput {
         };
         let complete = i64::from(is_over && is_complete(job));
         let failed = i64::from(is_over) - complete;
-        // After a crash a run may go on from an earlier point.
+        // After a crash, a run may continue from an earlier point.
         let documents = (processed - before).max(0);
-        self.add(&job.namespace().unwrap_or_default(), Counts { documents, complete, failed }, now);
+        self.add(&job.namespace().unwrap_or_default(), ThroughputCounts { documents, complete, failed }, now);
         if is_over {
             self.processed.remove(&uid);
         } else {
@@ -105,15 +105,15 @@ impl Throughput {
         }
     }
 
-    fn add(&mut self, namespace: &str, counts: Counts, now: Timestamp) {
-        if counts == Counts::default() {
+    fn add(&mut self, namespace: &str, counts: ThroughputCounts, now: Timestamp) {
+        if counts == ThroughputCounts::default() {
             return;
         }
         let number = minute(now);
         let minutes = self.minutes.entry(namespace.to_owned()).or_insert_with(|| [Minute::default(); MINUTES]);
-        let minute = &mut minutes[place(number)];
+        let minute = &mut minutes[minute_index(number)];
         if minute.number != number {
-            *minute = Minute { number, counts: Counts::default() };
+            *minute = Minute { number, counts: ThroughputCounts::default() };
         }
         minute.counts += counts;
     }
@@ -122,13 +122,13 @@ impl Throughput {
     pub fn last_hour(&self, namespaces: Option<&BTreeSet<String>>, now: Timestamp) -> LastHour {
         let newest = minute(now);
         let first = newest - MINUTES as i64 + 1;
-        let mut minutes = [Counts::default(); MINUTES];
+        let mut minutes = [ThroughputCounts::default(); MINUTES];
         let wanted = self.minutes.iter().filter(|(name, _)| namespaces.is_none_or(|wanted| wanted.contains(*name)));
         for minute in wanted.flat_map(|(_, minutes)| minutes).filter(|minute| (first..=newest).contains(&minute.number))
         {
             minutes[(minute.number - first) as usize] += minute.counts;
         }
-        let mut counts = Counts::default();
+        let mut counts = ThroughputCounts::default();
         for minute in &minutes {
             counts += *minute;
         }
@@ -145,7 +145,7 @@ fn minute(at: Timestamp) -> i64 {
     at.as_second().div_euclid(MINUTE_S)
 }
 
-fn place(minute: i64) -> usize {
+fn minute_index(minute: i64) -> usize {
     minute.rem_euclid(MINUTES as i64) as usize
 }
 
@@ -172,13 +172,13 @@ mod tests {
     fn listed(jobs: Vec<SyncJob>) -> Throughput {
         let mut throughput = Throughput::new(at(0));
         for event in [Event::Init].into_iter().chain(jobs.into_iter().map(Event::InitApply)).chain([Event::InitDone]) {
-            throughput.note(&event, at(0));
+            throughput.record(&event, at(0));
         }
         throughput
     }
 
     fn counts(throughput: &Throughput, now: i64) -> (i64, i64, i64) {
-        let Counts { documents, complete, failed } = throughput.last_hour(None, at(now)).counts;
+        let ThroughputCounts { documents, complete, failed } = throughput.last_hour(None, at(now)).counts;
         (documents, complete, failed)
     }
 
@@ -187,29 +187,32 @@ mod tests {
         let old = vec![job("a", "going", 40, None), job("a", "over", 90, Some("Complete"))];
         let mut throughput = listed(old);
         assert_eq!(counts(&throughput, 0), (0, 0, 0));
-        throughput.note(&Event::Apply(job("a", "going", 60, None)), at(1));
-        throughput.note(&Event::Apply(job("a", "over", 90, Some("Complete"))), at(1));
-        throughput.note(&Event::Apply(job("b", "new", 0, None)), at(1));
-        throughput.note(&Event::Apply(job("b", "new", 30, None)), at(2));
+        throughput.record(&Event::Apply(job("a", "going", 60, None)), at(1));
+        throughput.record(&Event::Apply(job("a", "over", 90, Some("Complete"))), at(1));
+        throughput.record(&Event::Apply(job("b", "new", 0, None)), at(1));
+        throughput.record(&Event::Apply(job("b", "new", 30, None)), at(2));
         assert_eq!(counts(&throughput, 2), (50, 0, 0));
-        throughput.note(&Event::Apply(job("a", "going", 70, Some("Complete"))), at(3));
-        throughput.note(&Event::Apply(job("a", "going", 70, Some("Complete"))), at(3));
-        throughput.note(&Event::Apply(job("b", "new", 30, Some("Failed"))), at(3));
+        throughput.record(&Event::Apply(job("a", "going", 70, Some("Complete"))), at(3));
+        throughput.record(&Event::Apply(job("a", "going", 70, Some("Complete"))), at(3));
+        throughput.record(&Event::Apply(job("b", "new", 30, Some("Failed"))), at(3));
         assert_eq!(counts(&throughput, 3), (60, 1, 1));
         // All of them again, after the watch broke.
         for event in [Event::Init, Event::InitApply(job("a", "going", 70, Some("Complete"))), Event::InitDone] {
-            throughput.note(&event, at(4));
+            throughput.record(&event, at(4));
         }
         assert_eq!(counts(&throughput, 4), (60, 1, 1));
         let here = BTreeSet::from(["b".to_owned()]);
-        assert_eq!(throughput.last_hour(Some(&here), at(4)).counts, Counts { documents: 30, complete: 0, failed: 1 });
+        assert_eq!(
+            throughput.last_hour(Some(&here), at(4)).counts,
+            ThroughputCounts { documents: 30, complete: 0, failed: 1 }
+        );
     }
 
     #[test]
     fn it_is_the_last_hour_and_no_more() {
         let mut throughput = listed(vec![]);
-        throughput.note(&Event::Apply(job("a", "run", 10, None)), at(1));
-        throughput.note(&Event::Apply(job("a", "run", 610, None)), at(30));
+        throughput.record(&Event::Apply(job("a", "run", 10, None)), at(1));
+        throughput.record(&Event::Apply(job("a", "run", 610, None)), at(30));
         let hour = throughput.last_hour(None, at(31));
         assert_eq!((hour.since, hour.per_second), (Some(at(0)), 10.0));
         assert_eq!((hour.minutes.len(), hour.minutes[58], hour.minutes[29]), (60, 600, 10));
@@ -217,7 +220,7 @@ mod tests {
         assert_eq!((counts(&throughput, 61).0, throughput.last_hour(None, at(61)).since), (600, None));
         assert_eq!(counts(&throughput, 90).0, 0);
         // A place is used again after an hour.
-        throughput.note(&Event::Apply(job("a", "run", 615, None)), at(90));
+        throughput.record(&Event::Apply(job("a", "run", 615, None)), at(90));
         assert_eq!(counts(&throughput, 90).0, 5);
     }
 
@@ -225,10 +228,10 @@ mod tests {
     fn work_that_is_done_again_is_work() {
         let mut throughput = listed(vec![]);
         for processed in [50, 20, 60] {
-            throughput.note(&Event::Apply(job("a", "run", processed, None)), at(1));
+            throughput.record(&Event::Apply(job("a", "run", processed, None)), at(1));
         }
         assert_eq!(counts(&throughput, 1).0, 90);
-        throughput.note(&Event::Delete(job("a", "run", 60, None)), at(1));
+        throughput.record(&Event::Delete(job("a", "run", 60, None)), at(1));
         assert!(throughput.processed.is_empty(), "nothing is kept of runs that are gone");
     }
 }

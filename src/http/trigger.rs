@@ -19,11 +19,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App,
-    audit::{self, Deed},
+    audit::{self, AuditedAction},
     auth::{Caller, MAX_NAMESPACES, Right},
-    extract::{Body, By, Path, Query},
-    problem::{Candidate, Kind, Problem},
-    view::Mode,
+    extract::{Authenticated, Body, Path, Query},
+    job_view::Mode,
+    problem::{Candidate, Problem, ProblemKind},
 };
 use crate::{
     api::{
@@ -37,7 +37,7 @@ use crate::{
 /// Names a trigger that must not act twice.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-/// Where in a trace the caller is: W3C Trace Context.
+/// Position of the caller in a trace: W3C Trace Context.
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const MAX_KEY: usize = 255;
 
@@ -65,11 +65,11 @@ impl From<Sync> for SyncType {
     }
 }
 
-/// What to run.
+/// Run to start.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(super) struct Trigger {
-    /// How much is synchronised.
+    /// Mode of the run.
     #[schema(inline, default = "incremental")]
     sync_type: Mode,
 }
@@ -79,13 +79,13 @@ pub(super) struct Trigger {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Choice {
-    /// One of this namespace.
+    /// Namespace of the schedule.
     pub namespace: Option<String>,
     /// The one of this name.
     pub schedule: Option<String>,
 }
 
-/// The run that was made.
+/// Run that was started.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Triggered {
@@ -93,15 +93,15 @@ pub(super) struct Triggered {
     pub job_id: String,
     /// The SyncJob's name.
     pub name: String,
-    /// Its namespace.
+    /// Namespace of the run.
     pub namespace: String,
-    /// How much it synchronises.
+    /// Mode of the run.
     pub sync_type: Mode,
 }
 
 /// Starts a run now, from the template of a SyncSchedule.
 ///
-/// It does not wait for a run that is under way: of two, the later start decides what is stamped.
+/// The run does not wait for a run under way: of two runs, the later start decides the stamp.
 #[utoipa::path(
     post, path = "/jobs/trigger/{sync}", tag = "control",
     params(
@@ -118,7 +118,7 @@ pub(super) struct Triggered {
 )]
 pub(super) async fn trigger(
     State(app): State<App>,
-    By(caller): By,
+    Authenticated(caller): Authenticated,
     Path(sync): Path<Sync>,
     Query(choice): Query<Choice>,
     headers: HeaderMap,
@@ -130,7 +130,7 @@ pub(super) async fn trigger(
     accepted(&job, replayed)
 }
 
-/// Makes a run. True when the key was used for it before.
+/// Starts a run. True when the key was used for the run before.
 pub(super) async fn start(
     app: &App,
     caller: &Caller,
@@ -147,16 +147,16 @@ pub(super) async fn start(
     }
     let (job, replayed) = create(app, &job).await?;
     if replayed && !is_same(&job, caller, key, mode) {
-        return Err(Problem::new(Kind::KeyReused, "use another Idempotency-Key for another run"));
+        return Err(Problem::new(ProblemKind::KeyReused, "use another Idempotency-Key for another run"));
     }
     if !replayed {
         let what = format!("Created SyncJob {}", job.name_any());
-        audit::note(app, caller, Deed::Triggered, &*schedule, &what).await;
+        audit::record(app, caller, AuditedAction::Triggered, &*schedule, &what).await;
     }
     Ok((job, replayed))
 }
 
-/// What making runs in a namespace takes, or in all of them.
+/// Right to create runs in a namespace, or in all of them.
 pub(super) fn right(namespace: Option<&str>) -> Right {
     Right::new("create", "syncjobs", namespace)
 }
@@ -171,7 +171,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     match key {
         Some(key) if (1..=MAX_KEY).contains(&key.len()) => Ok(Some(key.to_owned())),
         _ => Err(Problem::new(
-            Kind::BadRequest,
+            ProblemKind::BadRequest,
             "Idempotency-Key must have 1 to 255 visible ASCII characters without spaces",
         )),
     }
@@ -196,7 +196,7 @@ async fn choose(app: &App, caller: &Caller, type_: SyncType, choice: &Choice) ->
             let detail = format!(
                 "there is no SyncSchedule of type {type_:?} that fits: create one, or change ?namespace= and ?schedule="
             );
-            Err(Problem::new(Kind::NotFound, detail))
+            Err(Problem::new(ProblemKind::NotFound, detail))
         }
         Err(several) => {
             let name = |schedule: &Arc<SyncSchedule>| Candidate {
@@ -206,7 +206,8 @@ async fn choose(app: &App, caller: &Caller, type_: SyncType, choice: &Choice) ->
             let mut candidates: Vec<_> = several.iter().map(name).collect();
             candidates.sort();
             candidates.truncate(MAX_NAMESPACES);
-            Err(Problem::new(Kind::Ambiguous, "choose one with ?namespace= and ?schedule=").with_candidates(candidates))
+            Err(Problem::new(ProblemKind::Ambiguous, "choose one with ?namespace= and ?schedule=")
+                .with_candidates(candidates))
         }
     }
 }
@@ -226,7 +227,7 @@ fn build(schedule: &SyncSchedule, caller: &Caller, key: Option<&str>, mode: Mode
     let name = names::job_for_trigger(&schedule.name_any(), &format!("{}\n{key}", caller.name));
     let slot = Time(from_seconds(Timestamp::now().as_second()));
     let run = ActiveRun { name, uid: None, slot, trigger: Some(key) };
-    let mut job = schedule::job_for(schedule, schedule::Parsed::new(&schedule.spec).ok().as_ref(), &run);
+    let mut job = schedule::build_job(schedule, schedule::Parsed::new(&schedule.spec).ok().as_ref(), &run);
     job.annotations_mut().insert(TRIGGERED_BY_ANNOTATION.to_owned(), caller.name.clone());
     job.spec.sync_type = mode.into();
     job
@@ -238,16 +239,17 @@ pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), 
     let jobs: Api<SyncJob> = objects.namespaced(&job.metadata);
     match objects.call("create a SyncJob", jobs.create(&PostParams::default(), job)).await {
         Ok(created) => {
-            objects.seen(&created).await;
+            objects.wait_until_cached(&created).await;
             Ok((created, false))
         }
         Err(error) if error.is_already_exists() => {
             let found = objects.call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
-            let again = || Problem::new(Kind::Conflict, format!("the SyncJob {} is gone; try again", job.name_any()));
+            let again =
+                || Problem::new(ProblemKind::Conflict, format!("the SyncJob {} is gone; try again", job.name_any()));
             let found = found.ok_or_else(again)?;
             if controller_of(&found) != controller_of(job) {
                 let detail = format!("another SyncJob is named {}; try again", job.name_any());
-                return Err(Problem::new(Kind::Conflict, detail));
+                return Err(Problem::new(ProblemKind::Conflict, detail));
             }
             Ok((found, true))
         }
@@ -262,11 +264,11 @@ fn is_same(job: &SyncJob, caller: &Caller, key: Option<&str>, mode: Mode) -> boo
         && Mode::from(job.spec.sync_type) == mode
 }
 
-/// The answer that tells of a SyncJob.
+/// Response with the SyncJob that was created.
 pub(super) fn accepted(job: &SyncJob, replayed: bool) -> Result<Response, Problem> {
     let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
     let location: Result<HeaderValue, InvalidHeaderValue> = format!("/jobs/{namespace}/{name}").parse();
-    let location = location.map_err(|_| Problem::new(Kind::Internal, "the SyncJob's name fits no header"))?;
+    let location = location.map_err(|_| Problem::new(ProblemKind::Internal, "the SyncJob's name fits no header"))?;
     let job_id = job.uid().unwrap_or_default();
     let body = Json(Triggered { job_id, name, namespace, sync_type: job.spec.sync_type.into() });
     let mut response = (StatusCode::ACCEPTED, [(LOCATION, location)], body).into_response();

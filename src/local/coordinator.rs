@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     domain::{
-        rate_limit::{RateLimit, Reservation},
+        rate_limit::{RateLimitState, Reservation},
         run::{Checkpoint, LeaseState},
     },
     engine::{CoordinationError, Coordinator, Signals},
@@ -39,10 +39,10 @@ impl MongoClock {
 
 /// Rate limits by name. All runs of a process share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct RateLimits(Arc<Mutex<HashMap<String, RateLimit>>>);
+pub(super) struct RateLimits(Arc<Mutex<HashMap<String, RateLimitState>>>);
 
 impl RateLimits {
-    fn update<T>(&self, name: &str, update: impl FnOnce(&mut RateLimit) -> T) -> T {
+    fn update<T>(&self, name: &str, update: impl FnOnce(&mut RateLimitState) -> T) -> T {
         let mut limits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         update(limits.entry(name.to_owned()).or_default())
     }

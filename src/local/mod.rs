@@ -24,13 +24,13 @@ use crate::{
     domain::{from_millis, job, run::Subset},
     engine::{SecretReader, Sources},
     manifest::{
-        self, Level,
+        self, Severity,
         file::{self, STANDARD_INPUT},
     },
-    sync::{Databases, Egress},
+    sync::{Deployment, Egress},
 };
 use coordinator::{MongoClock, RateLimits};
-use plan::{Plan, Planned};
+use plan::{LocalPlan, Planned};
 use report::Bar;
 use resume::Resume;
 use run::{Environment, Progress};
@@ -40,7 +40,7 @@ pub use secrets::SecretArgument;
 
 /// Settings of local runs.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct LocalRunSettings {
     /// Files with manifests. `-`: standard input.
     pub files: Vec<PathBuf>,
     /// Connection string of MongoDB.
@@ -59,7 +59,7 @@ pub struct Settings {
     pub approved: Option<u64>,
     /// File that an interrupted process wrote, or is to write.
     pub resume: Option<PathBuf>,
-    /// How results are shown.
+    /// Format of the results.
     pub output: Option<Output>,
 }
 
@@ -70,7 +70,7 @@ pub enum Ended {
     Complete,
     /// At least one run has failed.
     Failed,
-    /// No run has failed, and at least one waits for an approval of what its guard holds.
+    /// No run has failed, and at least one waits for an approval.
     Held,
     /// The user interrupted a run.
     Interrupted,
@@ -79,7 +79,7 @@ pub enum Ended {
 /// Local runs that did not start, or could not be interrupted as they should.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The command line, a manifest or a file cannot be used: somebody has to correct it.
+    /// The command line, a manifest or a file cannot be used until a user corrects it.
     #[error("{0}")]
     Usage(String),
     /// MongoDB or the machine did not do what was needed.
@@ -97,7 +97,7 @@ fn usage(error: impl ToString) -> Error {
 ///
 /// # Errors
 /// When no run could start, or the resume file could not be written.
-pub async fn run(settings: Settings) -> Result<Ended, Error> {
+pub async fn run(settings: LocalRunSettings) -> Result<Ended, Error> {
     let plan = read_plan(&settings)?;
     let resume = settings.resume.as_deref().filter(|path| {
         if !path.exists() {
@@ -105,12 +105,12 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
         }
         path.exists()
     });
-    let resumed = resume.map(Resume::read).transpose().map_err(usage)?.unwrap_or_default();
+    let resumed = resume.map(Resume::load).transpose().map_err(usage)?.unwrap_or_default();
     let environment = connect(&settings, &plan).await?;
     let mut runs = Vec::new();
     for planned in &plan.runs {
         let path = resume.unwrap_or(Path::new(""));
-        let progress = resumed.find(&planned.job, &settings.subset, path).map_err(usage)?;
+        let progress = resumed.progress_of(&planned.job, &settings.subset, path).map_err(usage)?;
         runs.push((planned, progress));
     }
     let mut signals = InterruptSignals::listen()?;
@@ -122,24 +122,24 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
 }
 
 /// Reads and validates the manifests.
-fn read_plan(settings: &Settings) -> Result<Plan, Error> {
+fn read_plan(settings: &LocalRunSettings) -> Result<LocalPlan, Error> {
     let mut manifests = Vec::new();
     let mut is_valid = true;
     for path in &settings.files {
-        let text = file::read(path).map_err(usage)?;
-        let read = manifest::read(&file::name(path), &text);
-        for finding in &read.findings {
+        let text = file::read_to_string(path).map_err(usage)?;
+        let parsed = manifest::parse(&file::name(path), &text);
+        for finding in &parsed.findings {
             eprintln!("{finding}");
-            is_valid &= finding.level != Level::Error;
+            is_valid &= finding.level != Severity::Error;
         }
-        manifests.extend(read.manifests);
+        manifests.extend(parsed.manifests);
     }
     if !is_valid {
         return Err(usage("the manifests are not valid, so nothing was run: correct what is listed above"));
     }
     let plan = plan::plan(manifests, settings.dry_run, &settings.subset, Timestamp::now()).map_err(usage)?;
-    for note in &plan.notes {
-        eprintln!("note: {note}");
+    for warning in &plan.warnings {
+        eprintln!("note: {warning}");
     }
     if plan.runs.is_empty() {
         return Err(usage("no manifest of a SyncJob or a SyncSchedule was found: name a file that has one"));
@@ -151,21 +151,21 @@ fn read_plan(settings: &Settings) -> Result<Plan, Error> {
 }
 
 /// Connects to MongoDB, and checks that each run has a target that can be used.
-async fn connect(settings: &Settings, plan: &Plan) -> Result<Environment, Error> {
+async fn connect(settings: &LocalRunSettings, plan: &LocalPlan) -> Result<Environment, Error> {
     let stdin_is_free = !settings.files.iter().any(|file| file == Path::new(STANDARD_INPUT));
-    let secrets = secrets::read(&settings.secrets, stdin_is_free).map_err(usage)?;
-    let databases =
-        Databases::for_local_run(&settings.mongodb_uri, settings.database.as_deref(), settings.ca.as_deref())
+    let secrets = secrets::load_given(&settings.secrets, stdin_is_free).map_err(usage)?;
+    let deployment =
+        Deployment::for_local_run(&settings.mongodb_uri, settings.database.as_deref(), settings.ca.as_deref())
             .await
             .map_err(|error| usage(format!("MONGODB_URI: {error}")))?;
     for Planned { job, spec } in &plan.runs {
-        databases
+        deployment
             .target(spec, run::namespace(job), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH)
             .map_err(|error| usage(format!("{}: {error}", job.name_any())))?;
     }
-    let now = databases.time().await.map_err(|error| Error::Failed(format!("MONGODB_URI: {error}")))?;
+    let now = deployment.time().await.map_err(|error| Error::Failed(format!("MONGODB_URI: {error}")))?;
     Ok(Environment {
-        databases,
+        deployment,
         sources: Sources { secrets: SecretReader::Given(secrets), egress: Egress::anywhere() },
         limits: RateLimits::default(),
         approved: settings.approved,
@@ -175,7 +175,7 @@ async fn connect(settings: &Settings, plan: &Plan) -> Result<Environment, Error>
 }
 
 async fn execute(
-    settings: &Settings,
+    settings: &LocalRunSettings,
     runs: Vec<(&Planned, Option<Progress>)>,
     environment: &Environment,
 ) -> Result<Ended, Error> {
@@ -191,8 +191,8 @@ async fn execute(
             progress.execute(job, spec, environment, &bar).await;
             bar.remove();
             println!("{}", report::result(output, job, &progress.status(job, environment.clock.now())));
-            // The summary for people says it already.
-            if let Some(hold) = progress.hold().filter(|_| output != Output::Text) {
+            // The text summary contains the command already.
+            if let Some(hold) = progress.pending_hold().filter(|_| output != Output::Text) {
                 let name = job.name_any();
                 eprintln!("{name} waits for an approval: {}", job::hold_message(hold, &run::approval(hold)));
             }

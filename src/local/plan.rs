@@ -8,7 +8,7 @@ use crate::{
     api::{SyncJob, SyncSchedule, syncschedule::ActiveRun},
     domain::{
         run::{RunSpec, SpecError, Subset},
-        schedule::{Parsed, job_for},
+        schedule::{Parsed, build_job},
     },
     manifest::{Manifest, Object},
 };
@@ -20,30 +20,35 @@ pub(super) struct Planned {
     pub spec: RunSpec,
 }
 
-/// The runs of manifests, and what is to be said about objects that give none or are run all the same.
+/// Runs of manifests, and warnings about objects that give no run or are run in spite of a field.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
+pub(super) struct LocalPlan {
     pub runs: Vec<Planned>,
-    pub notes: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 /// A manifest that gives no run.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: {source}")]
-pub(super) struct Invalid {
+pub(super) struct InvalidManifest {
     name: String,
     source: SpecError,
 }
 
 /// Plans the runs of `manifests`: each SyncJob, and one run of each SyncSchedule's template.
-pub(super) fn plan(manifests: Vec<Manifest>, dry_run: bool, subset: &Subset, now: Timestamp) -> Result<Plan, Invalid> {
-    let mut plan = Plan::default();
+pub(super) fn plan(
+    manifests: Vec<Manifest>,
+    dry_run: bool,
+    subset: &Subset,
+    now: Timestamp,
+) -> Result<LocalPlan, InvalidManifest> {
+    let mut plan = LocalPlan::default();
     for Manifest { object, .. } in manifests {
         let mut job = match object {
             Object::SyncJob(job) => *job,
             Object::SyncSchedule(schedule) => {
                 if schedule.spec.suspended {
-                    plan.notes.push(format!(
+                    plan.warnings.push(format!(
                         "SyncSchedule {} is suspended: its template is run all the same",
                         schedule.name_any()
                     ));
@@ -51,20 +56,20 @@ pub(super) fn plan(manifests: Vec<Manifest>, dry_run: bool, subset: &Subset, now
                 job_of(&schedule, now)?
             }
             Object::SyncAlert(alert) => {
-                plan.notes.push(format!("SyncAlert {} is skipped: a local run sends no alerts", alert.name_any()));
+                plan.warnings.push(format!("SyncAlert {} is skipped: a local run sends no alerts", alert.name_any()));
                 continue;
             }
             Object::Other { kind, name, .. } => {
-                plan.notes.push(format!("{kind} {name} is skipped: only SyncJobs and SyncSchedules are run"));
+                plan.warnings.push(format!("{kind} {name} is skipped: only SyncJobs and SyncSchedules are run"));
                 continue;
             }
         };
         let name = name_of(&mut job);
         if job.spec.suspended {
-            plan.notes.push(format!("SyncJob {name} is suspended: it is run all the same"));
+            plan.warnings.push(format!("SyncJob {name} is suspended: it is run all the same"));
         }
         job.spec.dry_run |= dry_run;
-        let mut spec = RunSpec::parse(&job.spec).map_err(|source| Invalid { name, source })?;
+        let mut spec = RunSpec::parse(&job.spec).map_err(|source| InvalidManifest { name, source })?;
         spec.subset = subset.clone();
         plan.runs.push(Planned { job, spec });
     }
@@ -72,11 +77,11 @@ pub(super) fn plan(manifests: Vec<Manifest>, dry_run: bool, subset: &Subset, now
 }
 
 /// The SyncJob that a schedule would create now.
-fn job_of(schedule: &SyncSchedule, now: Timestamp) -> Result<SyncJob, Invalid> {
+fn job_of(schedule: &SyncSchedule, now: Timestamp) -> Result<SyncJob, InvalidManifest> {
     let name = schedule.name_any();
-    let parsed = Parsed::new(&schedule.spec).map_err(|source| Invalid { name: name.clone(), source })?;
+    let parsed = Parsed::new(&schedule.spec).map_err(|source| InvalidManifest { name: name.clone(), source })?;
     let run = ActiveRun { name, uid: None, slot: Time(now), trigger: None };
-    Ok(job_for(schedule, Some(&parsed), &run))
+    Ok(build_job(schedule, Some(&parsed), &run))
 }
 
 /// The name of a SyncJob. One with `generateName` gets a name as the API server would give it.

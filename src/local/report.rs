@@ -1,4 +1,4 @@
-//! What a local run shows: a progress bar on a terminal, and its result as a summary or as one line of JSON.
+//! Output of a local run: a progress bar on a terminal, and its result as a summary or as one line of JSON.
 
 use std::{fmt::Write as _, io::IsTerminal, time::Duration};
 
@@ -19,10 +19,10 @@ use crate::{
     },
 };
 
-/// How the result of a run is shown.
+/// Format of the result of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// One line of JSON per run.
+    /// One line of JSON for each run.
     Json,
     /// The SyncJob with the status that it would have on a cluster, as YAML.
     Yaml,

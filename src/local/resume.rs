@@ -31,13 +31,13 @@ pub(super) enum Error {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Resume {
     format: u32,
-    runs: Vec<Entry>,
+    runs: Vec<StoredRun>,
 }
 
-/// How far one run has come.
+/// Progress of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Entry {
+struct StoredRun {
     name: String,
     /// Hash of the spec and of the flags that change what the run does.
     spec_hash: String,
@@ -57,7 +57,7 @@ fn name(job: &SyncJob) -> String {
 
 impl Resume {
     /// Reads a resume file.
-    pub fn read(path: &Path) -> Result<Self, Error> {
+    pub fn load(path: &Path) -> Result<Self, Error> {
         let shown = path.display().to_string();
         let text = fs::read_to_string(path).map_err(|source| Error::Read { path: shown.clone(), source })?;
         let resume: Option<Self> = serde_json::from_str(&text).ok();
@@ -65,7 +65,7 @@ impl Resume {
     }
 
     /// Returns how far the run of `job` had come. `None`: it had not started.
-    pub fn find(&self, job: &SyncJob, subset: &Subset, path: &Path) -> Result<Option<Progress>, Error> {
+    pub fn progress_of(&self, job: &SyncJob, subset: &Subset, path: &Path) -> Result<Option<Progress>, Error> {
         let name = name(job);
         let Some(entry) = self.runs.iter().find(|entry| entry.name == name) else { return Ok(None) };
         if entry.spec_hash != hash(job, subset) {
@@ -77,7 +77,7 @@ impl Resume {
     /// Adds how far the run of `job` has come.
     pub fn add(&mut self, job: &SyncJob, subset: &Subset, progress: &Progress) {
         self.format = FORMAT;
-        self.runs.push(Entry { name: name(job), spec_hash: hash(job, subset), progress: progress.clone() });
+        self.runs.push(StoredRun { name: name(job), spec_hash: hash(job, subset), progress: progress.clone() });
     }
 
     /// Writes the file as a whole. Only its owner can read it: failures name keys of documents.
@@ -116,13 +116,13 @@ mod tests {
         let mut resume = Resume::default();
         resume.add(&job("a", 100), &subset, &progress);
         resume.write(&path).unwrap();
-        let read = Resume::read(&path).unwrap();
+        let read = Resume::load(&path).unwrap();
         assert_eq!(read, resume);
-        assert_eq!(read.find(&job("a", 100), &subset, &path).unwrap(), Some(progress));
-        assert_eq!(read.find(&job("b", 100), &subset, &path).unwrap(), None);
+        assert_eq!(read.progress_of(&job("a", 100), &subset, &path).unwrap(), Some(progress));
+        assert_eq!(read.progress_of(&job("b", 100), &subset, &path).unwrap(), None);
         let limited = Subset { limit: Some(1), ..Subset::default() };
         for (job, subset) in [(job("a", 200), &subset), (job("a", 100), &limited)] {
-            let error = read.find(&job, subset, &path).unwrap_err().to_string();
+            let error = read.progress_of(&job, subset, &path).unwrap_err().to_string();
             assert!(error.contains("another spec of default/a"), "{error}");
         }
         fs::remove_file(path).unwrap();
@@ -133,7 +133,7 @@ mod tests {
         let path = path("refused");
         for text in ["", "{}", "[]", r#"{"format": 2, "runs": []}"#] {
             fs::write(&path, text).unwrap();
-            let error = Resume::read(&path).unwrap_err().to_string();
+            let error = Resume::load(&path).unwrap_err().to_string();
             assert!(error.contains("is not a resume file"), "{text}: {error}");
         }
         fs::remove_file(path).unwrap();

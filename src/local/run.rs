@@ -12,7 +12,7 @@ use crate::{
     api::{
         SyncJob, SyncJobStatus,
         conditions::{HELD, reasons},
-        syncjob::{Attempt as FailedAttempt, Phase},
+        syncjob::{Attempt, Phase},
     },
     domain::{
         conditions, elapsed,
@@ -21,14 +21,14 @@ use crate::{
         retry::{self, Retry},
         run::{Checkpoint, DesiredState, Outcome, Run, RunSpec, State},
     },
-    engine::{Attempt, AttemptResult, Opening, Signals, Sources},
-    sync::Databases,
+    engine::{AttemptResult, Opening, RunAttempt, Signals, Sources},
+    sync::Deployment,
     telemetry::traces::Parent,
 };
 
-/// What local runs work with. All runs of a process share it.
+/// Dependencies that all local runs of a process share.
 pub(super) struct Environment {
-    pub databases: Databases,
+    pub deployment: Deployment,
     pub sources: Sources,
     pub limits: RateLimits,
     pub clock: MongoClock,
@@ -38,7 +38,7 @@ pub(super) struct Environment {
     pub interrupt: CancellationToken,
 }
 
-/// How far a local run has come: what a resume file keeps of it. Holds no Secret.
+/// Progress of a local run, as a resume file stores it. Contains no Secret.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Progress {
@@ -51,7 +51,7 @@ pub(super) struct Progress {
     /// End of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished: Option<Timestamp>,
-    /// When the run was interrupted last, or held.
+    /// Time at which the run was last interrupted or held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interrupted: Option<Timestamp>,
     /// Time that the run was interrupted or held altogether. As with a suspended run, `activeDeadline` does not count it.
@@ -61,10 +61,10 @@ pub(super) struct Progress {
     /// Attempts that failed.
     pub attempts: u32,
     /// The last attempts that failed.
-    pub history: Vec<FailedAttempt>,
-    /// Where the run continues.
+    pub history: Vec<Attempt>,
+    /// Checkpoint at which the run continues.
     pub checkpoint: Checkpoint,
-    /// Why the run has failed, or will have failed once it is rolled back.
+    /// Outcome of a failed run, or of a run that fails once it is rolled back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
 }
@@ -102,8 +102,8 @@ impl Progress {
         matches!(self.phase, Phase::Complete | Phase::Failed | Phase::Held)
     }
 
-    /// Why the run waits for an approval.
-    pub fn hold(&self) -> Option<&Hold> {
+    /// Hold for which the run waits for an approval.
+    pub fn pending_hold(&self) -> Option<&Hold> {
         self.checkpoint.hold.as_ref().filter(|_| self.phase == Phase::Held)
     }
 
@@ -131,7 +131,7 @@ impl Progress {
             lacks_level: None,
         };
         let mut status = job::decide(job, Some(&run), now).status;
-        if let Some(hold) = self.hold() {
+        if let Some(hold) = self.pending_hold() {
             let (message, generation) = (job::hold_message(hold, &approval(hold)), job.metadata.generation);
             let conditions = &mut status.conditions;
             conditions::set(conditions, HELD, true, reasons::GUARD_EXCEEDED, message, generation, now);
@@ -169,11 +169,11 @@ impl Progress {
                 }
                 AttemptResult::Retry(_) if rolls_back => Next::Wait(retry::ROLLBACK_PAUSE),
                 AttemptResult::Failed(outcome) => {
-                    self.note_failure(began, &outcome, environment);
+                    self.record_failure(began, &outcome, environment);
                     self.fail(outcome, spec, environment, observer)
                 }
                 AttemptResult::Retry(outcome) => {
-                    self.note_failure(began, &outcome, environment);
+                    self.record_failure(began, &outcome, environment);
                     let without_progress = self.checkpoint.count_failure();
                     match retry::after_failure(spec, self.attempts, without_progress, &outcome, rand::random()) {
                         Retry::After(delay) => {
@@ -230,9 +230,10 @@ impl Progress {
             checkpoint: self.checkpoint.clone(),
             approved: environment.approved,
             rolls_back: rolls_back.is_some(),
-            trace: Parent::of_run(&self.uid, None),
+            trace: Parent::for_run(&self.uid, None),
         };
-        let opened = Attempt::open(opening, &environment.databases, &environment.sources, Arc::new(coordinator)).await;
+        let opened =
+            RunAttempt::open(opening, &environment.deployment, &environment.sources, Arc::new(coordinator)).await;
         let mut attempt = match (opened, rolls_back.clone()) {
             (Ok(attempt), _) => attempt,
             (Err(error), None) => return AttemptResult::from(&error),
@@ -255,7 +256,7 @@ impl Progress {
         result
     }
 
-    fn note_failure(&mut self, began: Timestamp, outcome: &Outcome, environment: &Environment) {
+    fn record_failure(&mut self, began: Timestamp, outcome: &Outcome, environment: &Environment) {
         self.attempts += 1;
         retry::record(&mut self.history, self.attempts, began, environment.clock.now(), outcome);
     }
@@ -279,7 +280,7 @@ impl Progress {
     }
 }
 
-/// How a held run is approved.
+/// Instruction to approve a held run.
 pub(super) fn approval(hold: &Hold) -> String {
     format!("run the same command with --approve {}", hold.number)
 }
@@ -289,9 +290,9 @@ pub(super) fn namespace(job: &SyncJob) -> &str {
     job.metadata.namespace.as_deref().unwrap_or("default")
 }
 
-/// What follows an attempt.
+/// Step after an attempt.
 enum Next {
-    /// Nothing: the run has ended, or is interrupted.
+    /// No further attempt: the run has ended, or is interrupted.
     End,
     /// Another attempt, after this time.
     Wait(Duration),

@@ -9,12 +9,12 @@ use crate::{api::source::SecretKey, domain::source::SourceSpec, engine::GivenSec
 pub struct SecretArgument {
     name: String,
     key: String,
-    place: Place,
+    location: SecretLocation,
 }
 
-/// Where the value of an entry is.
+/// Location of the value of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum SecretLocation {
     Variable(String),
     File(PathBuf),
     StandardInput,
@@ -28,18 +28,18 @@ impl FromStr for SecretArgument {
             "must be NAME/KEY=env:VARIABLE, NAME/KEY=file:PATH or NAME/KEY=- (standard input), such as gitlab/token=env:TOKEN"
                 .to_owned()
         };
-        let (entry, place) = text.split_once('=').ok_or_else(usage)?;
+        let (entry, location) = text.split_once('=').ok_or_else(usage)?;
         let (name, key) = entry.split_once('/').ok_or_else(usage)?;
-        let place = match (place, place.split_once(':')) {
-            ("-", _) => Place::StandardInput,
-            (_, Some(("env", variable))) if !variable.is_empty() => Place::Variable(variable.to_owned()),
-            (_, Some(("file", path))) if !path.is_empty() => Place::File(path.into()),
+        let location = match (location, location.split_once(':')) {
+            ("-", _) => SecretLocation::StandardInput,
+            (_, Some(("env", variable))) if !variable.is_empty() => SecretLocation::Variable(variable.to_owned()),
+            (_, Some(("file", path))) if !path.is_empty() => SecretLocation::File(path.into()),
             _ => return Err(usage()),
         };
         if name.is_empty() || key.is_empty() {
             return Err(usage());
         }
-        Ok(Self { name: name.to_owned(), key: key.to_owned(), place })
+        Ok(Self { name: name.to_owned(), key: key.to_owned(), location })
     }
 }
 
@@ -57,21 +57,21 @@ pub(super) enum Error {
 }
 
 /// Reads the values of all given entries. `stdin_is_free` is false when a manifest is read from standard input.
-pub(super) fn read(given: &[SecretArgument], mut stdin_is_free: bool) -> Result<GivenSecrets, Error> {
+pub(super) fn load_given(given: &[SecretArgument], mut stdin_is_free: bool) -> Result<GivenSecrets, Error> {
     let mut secrets = GivenSecrets::default();
-    for SecretArgument { name, key, place } in given {
+    for SecretArgument { name, key, location } in given {
         let entry = format!("{name}/{key}");
-        let value = match place {
-            Place::Variable(variable) => env::var(variable)
+        let value = match location {
+            SecretLocation::Variable(variable) => env::var(variable)
                 .map(String::into_bytes)
                 .map_err(|_| Error::Variable { entry, variable: variable.clone() })?,
-            Place::File(path) => fs::read(path).map_err(|error| Error::File {
+            SecretLocation::File(path) => fs::read(path).map_err(|error| Error::File {
                 entry,
                 path: path.display().to_string(),
                 cause: error.to_string(),
             })?,
-            Place::StandardInput if !stdin_is_free => return Err(Error::StandardInput(entry)),
-            Place::StandardInput => {
+            SecretLocation::StandardInput if !stdin_is_free => return Err(Error::StandardInput(entry)),
+            SecretLocation::StandardInput => {
                 stdin_is_free = false;
                 let mut value = Vec::new();
                 std::io::stdin().read_to_end(&mut value).map_err(|error| Error::File {
@@ -107,12 +107,12 @@ mod tests {
 
     #[test]
     fn a_secret_comes_from_a_variable_a_file_or_stdin() {
-        for (text, place) in [
-            ("gitlab/token=env:TOKEN", Place::Variable("TOKEN".to_owned())),
-            ("gitlab/token=file:/run/a=b", Place::File("/run/a=b".into())),
-            ("gitlab/token=-", Place::StandardInput),
+        for (text, location) in [
+            ("gitlab/token=env:TOKEN", SecretLocation::Variable("TOKEN".to_owned())),
+            ("gitlab/token=file:/run/a=b", SecretLocation::File("/run/a=b".into())),
+            ("gitlab/token=-", SecretLocation::StandardInput),
         ] {
-            let expected = SecretArgument { name: "gitlab".to_owned(), key: "token".to_owned(), place };
+            let expected = SecretArgument { name: "gitlab".to_owned(), key: "token".to_owned(), location };
             assert_eq!(text.parse(), Ok(expected), "{text}");
         }
         for text in ["", "gitlab", "gitlab/token", "gitlab=env:A", "/a=env:A", "a/=env:A", "a/b=env:", "a/b=secret"] {
@@ -123,9 +123,10 @@ mod tests {
 
     #[test]
     fn a_secret_that_cannot_be_read_is_named_with_the_fix() {
-        let read = |text: &str, stdin_is_free| read(&[text.parse().unwrap()], stdin_is_free).err().unwrap().to_string();
-        assert!(read("a/b=env:SYNC_OPERATOR_NO_SUCH_VARIABLE", true).contains("export it"));
-        assert!(read("a/b=file:/no/such/file", true).contains("could not read /no/such/file"));
-        assert!(read("a/b=-", false).contains("standard input is read already"));
+        let error =
+            |text: &str, stdin_is_free| load_given(&[text.parse().unwrap()], stdin_is_free).err().unwrap().to_string();
+        assert!(error("a/b=env:SYNC_OPERATOR_NO_SUCH_VARIABLE", true).contains("export it"));
+        assert!(error("a/b=file:/no/such/file", true).contains("could not read /no/such/file"));
+        assert!(error("a/b=-", false).contains("standard input is read already"));
     }
 }

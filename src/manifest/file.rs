@@ -14,7 +14,7 @@ pub(crate) fn name(path: &Path) -> String {
 }
 
 /// Reads a file, or standard input. The error names the file and the fix.
-pub(crate) fn read(path: &Path) -> Result<String, String> {
+pub(crate) fn read_to_string(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let read = if path == Path::new(STANDARD_INPUT) {
         io::stdin().lock().read_to_end(&mut bytes).map(|_| ())
@@ -33,8 +33,8 @@ mod tests {
 
     #[test]
     fn unreadable_files_are_named_with_the_fix() {
-        let error = read(Path::new("/no/such/file.yaml")).unwrap_err();
+        let error = read_to_string(Path::new("/no/such/file.yaml")).unwrap_err();
         assert!(error.starts_with("could not read /no/such/file.yaml") && error.contains("check its name"), "{error}");
-        assert!(read(Path::new("/")).unwrap_err().contains("name the files in it"));
+        assert!(read_to_string(Path::new("/")).unwrap_err().contains("name the files in it"));
     }
 }

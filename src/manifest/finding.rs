@@ -35,7 +35,7 @@ impl fmt::Display for Origin {
 /// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub enum Severity {
     /// The API server or the operator refuses the object.
     Error,
     /// The operator refuses the object unless a setting of its installation allows it.
@@ -49,7 +49,7 @@ pub struct Finding {
     #[serde(flatten)]
     pub origin: Origin,
     /// Severity.
-    pub level: Level,
+    pub level: Severity,
     /// Path of the field, such as `spec.source.graphQL.endpoint`. Empty for the whole document.
     pub field: String,
     /// Description of the mistake and of its fix.
@@ -60,8 +60,8 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { origin, level, field, message } = self;
         let level = match level {
-            Level::Error => "error",
-            Level::Warning => "warning",
+            Severity::Error => "error",
+            Severity::Warning => "warning",
         };
         match field.as_str() {
             "" => write!(f, "{origin}: {level}: {message}"),
@@ -121,13 +121,13 @@ impl<'a> Report<'a> {
 
     /// Reports an error in a field.
     pub fn error(&mut self, path: &str, message: impl Into<String>) {
-        self.add(Level::Error, path, message.into());
+        self.add(Severity::Error, path, message.into());
     }
 
     /// Reports an error at a position without a field.
     pub fn error_at(&mut self, at: Position, message: impl Into<String>) {
         let origin = Origin::new(self.file, at);
-        self.findings.push(Finding { origin, level: Level::Error, field: String::new(), message: message.into() });
+        self.findings.push(Finding { origin, level: Severity::Error, field: String::new(), message: message.into() });
     }
 
     /// Reports an error in the structure of a field, which no rule can be applied to.
@@ -146,7 +146,7 @@ impl<'a> Report<'a> {
 
     /// Reports a setting that the operator needs.
     pub fn warning(&mut self, path: &str, message: impl Into<String>) {
-        self.add(Level::Warning, path, message.into());
+        self.add(Severity::Warning, path, message.into());
     }
 
     /// Reports an error below `base` in the field that the message begins with.
@@ -168,7 +168,7 @@ impl<'a> Report<'a> {
 
     /// True when there is an error.
     pub fn has_errors(&self) -> bool {
-        self.findings.iter().any(|finding| finding.level == Level::Error)
+        self.findings.iter().any(|finding| finding.level == Severity::Error)
     }
 
     /// The findings, in the order of their positions.
@@ -177,7 +177,7 @@ impl<'a> Report<'a> {
         self.findings
     }
 
-    fn add(&mut self, level: Level, path: &str, message: String) {
+    fn add(&mut self, level: Severity, path: &str, message: String) {
         let origin = Origin::new(self.file, self.position(path));
         let finding = Finding { origin, level, field: path.to_owned(), message };
         if !self.findings.contains(&finding) {
@@ -209,7 +209,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// The path of the field around another one.
+/// Path of the enclosing field.
 fn parent(path: &str) -> &str {
     &path[..path.rfind(['.', '[']).unwrap_or(0)]
 }
@@ -234,7 +234,8 @@ mod tests {
             ("", "not valid YAML", "not valid YAML"),
         ] {
             let origin = Origin { file: "job.yaml".to_owned(), line: 12, column: 5 };
-            let finding = Finding { origin, level: Level::Error, field: field.to_owned(), message: message.to_owned() };
+            let finding =
+                Finding { origin, level: Severity::Error, field: field.to_owned(), message: message.to_owned() };
             assert_eq!(finding.to_string(), format!("job.yaml:12:5: error: {shown}"));
         }
     }

@@ -15,13 +15,13 @@ use crate::api::{SyncAlert, SyncJob, SyncSchedule};
 /// A kind of this operator.
 #[allow(clippy::enum_variant_names, reason = "these are the names of the kinds")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ObjectKind {
     SyncJob,
     SyncSchedule,
     SyncAlert,
 }
 
-impl Kind {
+impl ObjectKind {
     pub const ALL: [Self; 3] = [Self::SyncJob, Self::SyncSchedule, Self::SyncAlert];
 
     pub fn name(self) -> &'static str {

@@ -8,9 +8,9 @@ const MAX_SUBDOMAIN: usize = 253;
 const MAX_LABEL: usize = 63;
 /// Longest annotations of one object together, in bytes.
 const MAX_ANNOTATIONS: usize = 256 << 10;
-/// A name made from `generateName` is cut to this length before the API server appends characters.
+/// Length to which `generateName` is truncated before the API server appends characters.
 const MAX_GENERATED_BASE: usize = 58;
-/// What the API server appends to `generateName` has this length.
+/// Characters with the length of those that the API server appends to `generateName`.
 const GENERATED_SUFFIX: &str = "xxxxx";
 
 /// Checks the metadata of an object.
@@ -72,7 +72,7 @@ pub(super) fn check_labels(path: &str, metadata: &Value, report: &mut Report<'_>
     }
 }
 
-/// The name of an object as validation rules see it: one that the API server makes has characters appended.
+/// Name of an object as validation rules see it: a generated name has characters appended.
 pub(super) fn name(metadata: &Value) -> Option<String> {
     let text = |key: &str| metadata[key].as_str().filter(|text| !text.is_empty());
     let generated = |prefix: &str| {

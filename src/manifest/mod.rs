@@ -1,6 +1,6 @@
 //! Manifests as users write them: reading, and validation as the API server's and the reconciler's.
 //!
-//! [`read`] needs no server. It validates documents as if each of them were created with strict field validation. The
+//! [`parsed`] needs no server. It validates documents as if each of them were created with strict field validation. The
 //! checks run in this order. The last two groups need an object without errors:
 //!
 //! 1. YAML, and the structure that the CustomResourceDefinition describes: `yaml`, `schema`, `metadata`.
@@ -27,8 +27,8 @@ use serde_json::Value;
 use crate::api::{GROUP, SyncAlert, SyncJob, SyncSchedule};
 use cel::Evaluator;
 use finding::Report;
-pub use finding::{Finding, Level, Origin};
-use kind::Kind;
+pub use finding::{Finding, Origin, Severity};
+use kind::ObjectKind;
 use yaml::{Chunk, Content, Node, Position, SyntaxError};
 
 /// The version of all kinds.
@@ -66,7 +66,7 @@ pub enum Object {
 
 /// The result of reading a file.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Read {
+pub struct ParsedManifest {
     /// Number of documents that are not empty.
     pub documents: usize,
     /// The documents without errors.
@@ -77,18 +77,18 @@ pub struct Read {
 
 /// Reads and validates the documents of a file. `file` is its name in findings.
 #[must_use]
-pub fn read(file: &str, text: &str) -> Read {
-    let mut read = Read::default();
+pub fn parse(file: &str, text: &str) -> ParsedManifest {
+    let mut parsed = ParsedManifest::default();
     let (chunks, errors) = yaml::split(text);
-    read.add_syntax_errors(file, errors);
+    parsed.add_syntax_errors(file, errors);
     let mut evaluator = Evaluator::default();
     for chunk in chunks {
-        read.add(file, chunk, &mut evaluator);
+        parsed.add(file, chunk, &mut evaluator);
     }
-    read
+    parsed
 }
 
-impl Read {
+impl ParsedManifest {
     fn add(&mut self, file: &str, chunk: Chunk<'_>, evaluator: &mut Evaluator) {
         let (root, errors) = yaml::parse(chunk);
         let Some(root) = root else {
@@ -132,7 +132,8 @@ fn text<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
     node.get(key).and_then(Node::as_str).filter(|text| !text.is_empty())
 }
 
-/// Validates a document. `None`: it describes no object. Otherwise the report says whether the object is valid.
+/// Validates a document. `None`: the document contains no object. Otherwise the report says whether the object is
+/// valid.
 fn validate(root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> Option<Object> {
     let Content::Mapping(entries) = &root.content else {
         report.error("", "a manifest must be a mapping with apiVersion, kind, metadata and spec");
@@ -148,7 +149,7 @@ fn validate(root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> 
         return None;
     };
     let is_own_group = api_version.split('/').next() == Some(GROUP);
-    let found = Kind::named(kind);
+    let found = ObjectKind::named(kind);
     match found {
         Some(found) if api_version == API_VERSION => return validate_own(found, root, evaluator, report),
         // A kind without a group would be Kubernetes' own.
@@ -157,7 +158,7 @@ fn validate(root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> 
             return None;
         }
         None if is_own_group => {
-            let names = || Kind::ALL.into_iter().map(Kind::name);
+            let names = || ObjectKind::ALL.into_iter().map(ObjectKind::name);
             let near = schema::similar(kind, names()).map(|near| format!("; did you mean {near}?")).unwrap_or_default();
             let list = names().collect::<Vec<_>>().join(", ");
             report.error("kind", format!("unsupported value {kind:?}: supported values are {list}{near}"));
@@ -170,7 +171,7 @@ fn validate(root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> 
 }
 
 /// Validates a document of a kind of this operator.
-fn validate_own(kind: Kind, root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> Option<Object> {
+fn validate_own(kind: ObjectKind, root: &Node, evaluator: &mut Evaluator, report: &mut Report<'_>) -> Option<Object> {
     let schema = kind.schema();
     // The API server drops the status of an object that is created, but refuses unknown fields in it.
     let mut object = schema::check(schema, &root.without(STATUS), "", report);
@@ -184,9 +185,9 @@ fn validate_own(kind: Kind, root: &Node, evaluator: &mut Evaluator, report: &mut
         return None;
     }
     let object = match kind {
-        Kind::SyncJob => typed(object, report).map(Object::SyncJob),
-        Kind::SyncSchedule => typed(object, report).map(Object::SyncSchedule),
-        Kind::SyncAlert => typed(object, report).map(Object::SyncAlert),
+        ObjectKind::SyncJob => typed(object, report).map(Object::SyncJob),
+        ObjectKind::SyncSchedule => typed(object, report).map(Object::SyncSchedule),
+        ObjectKind::SyncAlert => typed(object, report).map(Object::SyncAlert),
     }?;
     reconcile::check(&object, report);
     if !report.has_errors() {

@@ -12,7 +12,7 @@ use crate::{
         run::{RunSpec, SpecError},
         schedule::Parsed,
     },
-    sync::Source,
+    sync::SourceClient,
 };
 
 const SPEC: &str = "spec";
@@ -42,7 +42,7 @@ fn check_job(spec: &SyncJobSpec, base: &str, report: &mut Report<'_>) {
             return;
         }
     };
-    if let Some(Err(error)) = run.source.as_ref().map(Source::host) {
+    if let Some(Err(error)) = run.source.as_ref().map(SourceClient::host) {
         report.error_naming(base, error.to_string());
     }
 }
@@ -62,7 +62,7 @@ fn check_schedule(spec: &SyncScheduleSpec, report: &mut Report<'_>) {
         report.error_naming(SPEC, error.to_string());
     }
     check_job(&spec.job_template.spec, TEMPLATE_SPEC, report);
-    // The API server checks these when a SyncJob is made from the template.
+    // The API server checks these fields when a SyncJob is created from the template.
     metadata::check_labels(&format!("{TEMPLATE}.metadata"), &json!(spec.job_template.metadata), report);
 }
 

@@ -6,7 +6,7 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Number, Value};
 
-/// Floating-point numbers from here on are written with an exponent in JSON, which makes them no integers.
+/// Least floating-point number that is written with an exponent in JSON, so that it is not an integer.
 const EXPONENT: f64 = 1e21;
 
 /// A tag of a scalar.
@@ -14,14 +14,14 @@ const EXPONENT: f64 = 1e21;
 pub(super) enum Tag {
     /// A tag of YAML's own types, such as `int` for `!!int`.
     Core(String),
-    /// Any other tag. The scalar is a string.
+    /// Any other tag: the scalar is a string.
     Custom,
 }
 
 /// Resolves a scalar. `is_plain`: it is written without quotes, and not as a block.
 ///
 /// # Errors
-/// When the text is not of the type that the tag names, or JSON has no such value.
+/// When the text does not have the type of the tag, or JSON has no such value.
 pub(super) fn resolve(text: &str, is_plain: bool, tag: Option<&Tag>) -> Result<Value, String> {
     match tag {
         None if is_plain => untagged(text),

@@ -9,7 +9,7 @@ use crate::api::guard::MAX_COUNT;
 
 use super::{
     finding::Report,
-    yaml::{Content, Entry, Node},
+    yaml::{Content, KeyValue, Node},
 };
 
 /// Greatest number of changed characters in a name that is suggested for an unknown one.
@@ -50,7 +50,7 @@ fn preserves_unknown_fields(schema: &Value) -> bool {
     schema["x-kubernetes-preserve-unknown-fields"] == true
 }
 
-fn advice<'a>(entry: &Entry, names: impl Iterator<Item = &'a String>) -> String {
+fn advice<'a>(entry: &KeyValue, names: impl Iterator<Item = &'a String>) -> String {
     if let Some(written) = &entry.written {
         return format!("YAML reads the key {written} as {}, so quote it", entry.key);
     }
@@ -137,7 +137,7 @@ fn is_scalar_of(type_: &str, value: &Value) -> bool {
     }
 }
 
-/// Why a value is none of an enum.
+/// Error of a value that an enum does not contain.
 fn unsupported(schema: &Value, node: &Node) -> Option<String> {
     let supported = schema["enum"].as_array()?;
     let value = node.to_json();
@@ -189,11 +189,11 @@ fn check_length(schema: &Value, text: &str, path: &str, report: &mut Report<'_>)
     }
 }
 
-fn object(schema: &Value, entries: &[Entry], path: &str, report: &mut Report<'_>) -> Value {
+fn object(schema: &Value, entries: &[KeyValue], path: &str, report: &mut Report<'_>) -> Value {
     let empty = Map::new();
     let properties = schema["properties"].as_object().unwrap_or(&empty);
     let mut object = Map::new();
-    for Entry { key, at, value, .. } in entries {
+    for KeyValue { key, at, value, .. } in entries {
         let below = join(path, key);
         report.locate(&below, *at);
         let known = properties.get(key).or_else(|| Some(&schema["additionalProperties"]).filter(|it| it.is_object()));

@@ -13,7 +13,7 @@ const SCHEDULE: &str = "apiVersion: sync.codex.dev/v1alpha1\nkind: SyncSchedule\
 /// The findings as lines, without the name of the file.
 fn lines(text: &str) -> Vec<String> {
     let strip = |finding: &Finding| finding.to_string().strip_prefix("a.yaml:").map(str::to_owned);
-    read("a.yaml", text).findings.iter().filter_map(strip).collect()
+    parse("a.yaml", text).findings.iter().filter_map(strip).collect()
 }
 
 fn assert_found(text: &str, expected: &[&str]) {
@@ -36,17 +36,19 @@ fn samples_are_valid_and_need_what_they_say() {
         (include_str!("../../manifests/samples/gitlab/group-projects.yaml"), 1),
         (include_str!("../../manifests/samples/rest/users.yaml"), 1),
     ] {
-        let read = read("a.yaml", sample);
-        assert_eq!((read.manifests.len(), read.findings.len()), (1, warnings), "{:#?}", read.findings);
-        assert!(read.findings.iter().all(|finding| finding.level == Level::Warning));
+        let parsed = parse("a.yaml", sample);
+        assert_eq!((parsed.manifests.len(), parsed.findings.len()), (1, warnings), "{:#?}", parsed.findings);
+        assert!(parsed.findings.iter().all(|finding| finding.level == Severity::Warning));
     }
 }
 
 #[test]
 fn a_valid_object_has_its_defaults() {
-    let read = read("a.yaml", &format!("# comment\n---\n{JOB}spec: {{priority: 0b11, backoff: {{factor: 2.0}}}}\n"));
-    assert_eq!(read.findings, []);
-    let [Manifest { origin, object: Object::SyncJob(job) }] = read.manifests.as_slice() else { panic!("{read:#?}") };
+    let parsed = parse("a.yaml", &format!("# comment\n---\n{JOB}spec: {{priority: 0b11, backoff: {{factor: 2.0}}}}\n"));
+    assert_eq!(parsed.findings, []);
+    let [Manifest { origin, object: Object::SyncJob(job) }] = parsed.manifests.as_slice() else {
+        panic!("{parsed:#?}")
+    };
     assert_eq!(origin.to_string(), "a.yaml:3:1");
     assert_eq!((job.spec.priority, job.spec.batch_size, job.spec.backoff.factor), (3, 100, 2));
 }
@@ -213,7 +215,7 @@ fn settings_that_an_object_needs_are_warnings() {
         let spec = format!(
             "spec: {{source: {{graphQL: {{endpoint: \"{endpoint}\", query: q, resultPath: \"\"}}, {more}}}}}\n"
         );
-        let found = read("a.yaml", &format!("{JOB}{spec}"));
+        let found = parse("a.yaml", &format!("{JOB}{spec}"));
         assert_eq!(found.manifests.len(), 1, "{:#?}", found.findings);
         let found: Vec<_> = lines(&format!("{JOB}{spec}"))
             .into_iter()
@@ -255,7 +257,7 @@ fn other_kinds_are_skipped_and_wrong_versions_refused() {
     }
     let list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Secret\n- apiVersion: sync.codex.dev/v1alpha1\n  kind: SyncJob\n  metadata: {name: A}\n  spec: {}\n";
     assert_found(list, &["8:14: error: metadata.name: \"A\" must have"]);
-    assert_eq!(read("a.yaml", list).documents, 2);
+    assert_eq!(parse("a.yaml", list).documents, 2);
 }
 
 #[test]
@@ -263,9 +265,9 @@ fn a_document_with_an_error_does_not_hide_others() {
     let bad = format!("{JOB}spec:\n\tbatchSize: 5\n");
     let good = format!("{JOB}spec: {{}}\n");
     let wrong = format!("{JOB}spec: {{batchSize: 0}}\n");
-    let read = read("a.yaml", &format!("{good}---\n{bad}--- # next\n{wrong}---\n{good}"));
-    assert_eq!((read.documents, read.manifests.len()), (4, 2));
-    let found: Vec<_> = read.findings.iter().map(ToString::to_string).collect();
+    let parsed = parse("a.yaml", &format!("{good}---\n{bad}--- # next\n{wrong}---\n{good}"));
+    assert_eq!((parsed.documents, parsed.manifests.len()), (4, 2));
+    let found: Vec<_> = parsed.findings.iter().map(ToString::to_string).collect();
     assert!(
         found[0].starts_with("a.yaml:12:1: error: not valid YAML: ") && found[0].contains("spaces instead of tabs"),
         "{found:#?}"
@@ -306,9 +308,9 @@ fn merge_keys_bring_in_what_is_not_set() {
     let text = format!(
         "{JOB}  annotations: &base {{example.com/a: \"1\", example.com/b: \"2\"}}\n  labels:\n    <<: *base\n    example.com/a: own\nspec: {{}}\n"
     );
-    let read = read("a.yaml", &text);
-    assert_eq!(read.findings, []);
-    let Object::SyncJob(job) = &read.manifests[0].object else { panic!("{read:#?}") };
+    let parsed = parse("a.yaml", &text);
+    assert_eq!(parsed.findings, []);
+    let Object::SyncJob(job) = &parsed.manifests[0].object else { panic!("{parsed:#?}") };
     let labels = job.metadata.labels.clone().unwrap();
     assert_eq!(
         labels.into_iter().collect::<Vec<_>>(),

@@ -1,7 +1,7 @@
 //! YAML documents with the position of each field.
 //!
-//! A file is split at lines that begin with `---` before it is parsed, as kubectl does, so a document with a syntax error
-//! does not affect the others.
+//! A file is split at lines that begin with `---` before it is parsed, as in kubectl, so a document with a syntax
+//! error does not affect the others.
 
 mod builder;
 
@@ -40,12 +40,12 @@ pub(super) enum Content {
     /// A null, boolean, number or string.
     Scalar(Value),
     List(Vec<Node>),
-    Mapping(Vec<Entry>),
+    Mapping(Vec<KeyValue>),
 }
 
 /// A key of a mapping with its value.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Entry {
+pub(super) struct KeyValue {
     pub key: String,
     /// The key as it is written, when YAML reads something else.
     pub written: Option<String>,
@@ -139,7 +139,7 @@ pub(super) fn split(text: &str) -> (Vec<Chunk<'_>>, Vec<SyntaxError>) {
     (chunks, errors)
 }
 
-/// Parses a document. `None`: it is empty, or a syntax error makes it unreadable. Duplicate keys leave it readable.
+/// Parses a document. `None`: the document is empty, or has a syntax error. A document with duplicate keys is parsed.
 pub(super) fn parse(chunk: Chunk<'_>) -> (Option<Node>, Vec<SyntaxError>) {
     let mut builder = Builder::new(chunk.lines_before);
     match build(&mut builder, chunk.text) {

@@ -1,4 +1,4 @@
-//! What is kept of alerts: who was told of what.
+//! Statuses of SyncAlerts in Redis: which sink was notified of which alert.
 
 use std::time::Duration;
 
@@ -6,27 +6,27 @@ use redis::AsyncCommands;
 
 use super::{Error, Queue, scripts, unavailable};
 
-/// How long it is kept when nothing changes. A problem that lasts is told again sooner than that.
-const KEEP_ALERT: Duration = Duration::from_hours(30 * 24);
+/// Time for which an unchanged status is kept. A problem that lasts is reported again sooner than that.
+const ALERT_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 impl Queue {
     /// Keeps what is known of an alert, unless something newer is kept. False when there is.
     ///
     /// # Errors
-    /// When Redis does not answer; it may or may not be kept.
-    pub async fn keep_alert(&self, uid: &str, revision: i64, value: &str) -> Result<bool, Error> {
-        let mut call = self.script(&scripts::KEEP);
-        call.key(self.keys.alert(uid)).arg(revision).arg(value).arg(KEEP_ALERT.as_millis() as u64);
-        self.call(&call, "keep what is known of an alert").await
+    /// When Redis does not answer; the status may or may not be stored.
+    pub async fn store_alert_status(&self, uid: &str, revision: i64, value: &str) -> Result<bool, Error> {
+        let mut call = self.script(&scripts::STORE_ALERT);
+        call.key(self.keys.alert(uid)).arg(revision).arg(value).arg(ALERT_RETENTION.as_millis() as u64);
+        self.call(&call, "store the status of an alert").await
     }
 
-    /// What is kept of an alert.
+    /// Loads the status of a SyncAlert.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn kept_alert(&self, uid: &str) -> Result<Option<String>, Error> {
+    pub async fn load_alert_status(&self, uid: &str) -> Result<Option<String>, Error> {
         let mut connection = self.connection.clone();
-        connection.hget(self.keys.alert(uid), "value").await.map_err(unavailable("read what is kept of an alert"))
+        connection.hget(self.keys.alert(uid), "value").await.map_err(unavailable("read the status of an alert"))
     }
 
     /// Forgets an alert.
@@ -35,6 +35,6 @@ impl Queue {
     /// When Redis does not answer.
     pub async fn forget_alert(&self, uid: &str) -> Result<(), Error> {
         let mut connection = self.connection.clone();
-        connection.del(self.keys.alert(uid)).await.map_err(unavailable("forget an alert"))
+        connection.del(self.keys.alert(uid)).await.map_err(unavailable("remove the status of an alert"))
     }
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use redis::{RedisError, Value, aio::MultiplexedConnection, from_redis_value};
 use tokio::time::{sleep, timeout};
 
-use super::{Error, connection::Topology, read_changes, unavailable};
+use super::{Error, connection::Topology, parse_changes, unavailable};
 
-/// How much longer than the server's own limit an answer may take.
+/// Additional time beyond the timeout of the server before an answer counts as missing.
 const WATCHDOG: Duration = Duration::from_secs(5);
 const RECONNECT: Duration = Duration::from_millis(500);
 
@@ -96,7 +96,7 @@ impl RunChanges {
             command.arg("STREAMS").arg(&self.key).arg(last);
             match self.connection.block(&command, BLOCK).await {
                 Ok(answer) => {
-                    if let Some((last, uids)) = read_changes(answer) {
+                    if let Some((last, uids)) = parse_changes(answer) {
                         self.last = Some(last);
                         return uids;
                     }

@@ -1,6 +1,6 @@
-//! Where the queue lives, and one shared connection to it. All keys of a queue are in one slot, so whatever kind of
-//! deployment it is, exactly one server has them: behind Sentinel the master, in a Cluster the owner of the slot.
-//! That server is looked up for each new connection, so a failover is a broken connection and nothing more.
+//! Location of the queue, and one shared connection to it. All keys of a queue are in one slot, so exactly one server
+//! has them in any deployment: behind Sentinel the master, in a Cluster the owner of the slot. That server is looked
+//! up for each new connection, so a failover looks like a broken connection.
 
 use std::{
     future::Future,
@@ -28,11 +28,11 @@ use super::{CONNECT_TIMEOUT, RESPONSE_TIMEOUT};
 /// Time after which the next server is asked for the master as well. One that has vanished answers nothing for 2 s.
 const STAGGER: Duration = Duration::from_millis(100);
 
-/// How an address begins.
+/// URL schemes of an address.
 pub(super) const SCHEMES: [&str; 6] =
     ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"];
 
-/// Where the queue lives.
+/// Location of the queue.
 #[derive(Clone, Debug)]
 pub(super) struct Topology(Arc<Kind>);
 
@@ -43,7 +43,7 @@ enum Kind {
 }
 
 impl std::fmt::Debug for Kind {
-    /// Without addresses, which hold passwords.
+    /// Formats the topology without addresses, which may contain passwords.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Single(_) => "Single",
@@ -53,7 +53,7 @@ impl std::fmt::Debug for Kind {
     }
 }
 
-/// How to connect to a server that others name.
+/// Connection settings for a server that other servers name.
 #[derive(Clone)]
 struct Node {
     ca: Option<Vec<u8>>,
@@ -69,7 +69,7 @@ impl Node {
     }
 }
 
-/// `ca`: certificates of the authorities that vouch for the server, instead of the system's.
+/// Opens a client. `ca`: CA bundle (PEM) that verifies the server, instead of the system roots.
 fn client(url: impl IntoConnectionInfo, ca: Option<&Vec<u8>>) -> RedisResult<Client> {
     let server = url.into_connection_info()?;
     // The name of the library would be one right more that the user needs.
@@ -128,8 +128,8 @@ impl Topology {
         Ok(Self(Arc::new(Kind::Sentinel { sentinels, master: master.to_owned(), node, last: AtomicUsize::new(0) })))
     }
 
-    /// Where another key lives, when that may be another server.
-    pub fn of(&self, key: &str) -> Option<Self> {
+    /// Topology of another key, when another server may have that key.
+    pub fn for_key(&self, key: &str) -> Option<Self> {
         let Kind::Cluster { seeds, node, .. } = &*self.0 else { return None };
         let (seeds, key, node) = (seeds.clone(), key.to_owned(), node.clone());
         Some(Self(Arc::new(Kind::Cluster { seeds, key, node, last: AtomicUsize::new(0) })))
@@ -142,7 +142,7 @@ impl Topology {
             Kind::Sentinel { sentinels, master, node, last } => {
                 let unknown = || invalid("no Sentinel knows the master");
                 race(sentinels, last, unknown, |sentinel| async move {
-                    let address = ask_sentinel(sentinel, master).await?.ok_or_else(unknown)?;
+                    let address = query_sentinel(sentinel, master).await?.ok_or_else(unknown)?;
                     open_master(&node.open(&address)?, limit).await
                 })
                 .await
@@ -150,7 +150,7 @@ impl Topology {
             Kind::Cluster { seeds, key, node, last } => {
                 let unknown = || invalid("no server knows who has the queue's slot");
                 race(seeds, last, unknown, |(seed, host)| async move {
-                    let address = ask_cluster(seed, host, key).await?.ok_or_else(unknown)?;
+                    let address = query_cluster(seed, host, key).await?.ok_or_else(unknown)?;
                     open_master(&node.open(&address)?, limit).await
                 })
                 .await
@@ -159,7 +159,8 @@ impl Topology {
     }
 }
 
-/// The first success of asking servers: the one that was right the last time first, and each of the others a moment later.
+/// Queries several servers, and returns the first success: the server that answered correctly the last time is
+/// queried first, each of the others a moment later.
 async fn race<'a, S, T, F>(
     servers: &'a [S],
     last: &AtomicUsize,
@@ -216,7 +217,7 @@ fn address(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-async fn ask_sentinel(sentinel: &Client, master: &str) -> RedisResult<Option<String>> {
+async fn query_sentinel(sentinel: &Client, master: &str) -> RedisResult<Option<String>> {
     let mut connection = open(sentinel, Some(CONNECT_TIMEOUT)).await?;
     let mut command = redis::cmd("SENTINEL");
     command.arg("get-master-addr-by-name").arg(master);
@@ -224,7 +225,7 @@ async fn ask_sentinel(sentinel: &Client, master: &str) -> RedisResult<Option<Str
     Ok(found.map(|(host, port)| address(&host, port)))
 }
 
-async fn ask_cluster(seed: &Client, seed_host: &str, key: &str) -> RedisResult<Option<String>> {
+async fn query_cluster(seed: &Client, seed_host: &str, key: &str) -> RedisResult<Option<String>> {
     let mut connection = open(seed, Some(CONNECT_TIMEOUT)).await?;
     let slot: i64 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(key).query_async(&mut connection).await?;
     let ranges: Vec<Vec<Value>> = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
@@ -244,8 +245,8 @@ async fn ask_cluster(seed: &Client, seed_host: &str, key: &str) -> RedisResult<O
     Ok(None)
 }
 
-/// The shared connection: made when first used, and again after it broke or its server is no longer the right one.
-/// Cheap to clone.
+/// Shared connection. It is opened when first used, and again after it broke or its server is no longer the right
+/// one. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Connection {
     topology: Topology,
@@ -275,7 +276,7 @@ impl Connection {
         Ok((connection, current.number))
     }
 
-    /// Drops a connection whose answer says that another one, maybe to another server, may do better.
+    /// Drops a connection whose answer shows that a new connection, possibly to another server, may succeed.
     async fn judge(&self, number: u64, answer: Result<&[Value], &RedisError>) {
         let is_wrong = match answer {
             // What the server refuses is an answer like any other here.
@@ -293,7 +294,7 @@ impl Connection {
     }
 }
 
-/// What a server answers that does not have the queue, or not now.
+/// Error codes of a server that does not have the queue, or cannot serve it now.
 pub(super) const WRONG_SERVER: [&str; 7] =
     ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING"];
 

@@ -4,8 +4,8 @@
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
-    /// What every script gets, in the order in which `scripts/prelude.lua` names it: first the sets of the runs
-    /// that have not ended (4), then of those that have (2), then those that wait, by the time since which they do.
+    /// Keys of every script, in the order in which `scripts/prelude.lua` names them: first the sets of the runs that
+    /// have not ended (4), then of those that have (2), then the waiting runs by the time since which they wait.
     pub shared: [String; 14],
 }
 
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_tag_is_the_first_pair_of_braces_when_something_is_in_it() {
+    fn a_hash_tag_is_the_first_nonempty_pair_of_braces() {
         for (key, tagged) in [("{bull}:a", true), ("a{b}c", true), ("bull:a", false), ("{}a{b}", false), ("}a{", false)]
         {
             assert_eq!(has_tag(key), tagged, "{key}");

@@ -1,8 +1,8 @@
 //! The Redis work list. Knows runs by uid, as opaque payloads; nothing of Kubernetes or MongoDB.
 //!
-//! Every transition is one script that runs as a whole or not at all. A claim raises the run's epoch, and every
-//! later write of the worker that claimed it gives the epoch and is refused once it is not the current one.
-//! Time is the Redis server's, so the clocks of the pods do not matter.
+//! Each transition is one script that runs as a whole or not at all. A claim raises the epoch of the run. Every later
+//! write of that worker carries the epoch, and is refused once the epoch is not the current one. The time is the
+//! Redis server's, so the clocks of the pods do not matter.
 
 mod alerts;
 mod blocking;
@@ -31,32 +31,32 @@ pub use types::{
 };
 
 use crate::{
+    connection_error::{self, LOGIN},
     domain::{
         from_millis,
         installation::{Fingerprint, OWNERSHIP, Owner},
         needs::{self, Level},
         run::LeaseState,
     },
-    network::{self, LOGIN},
 };
 use connection::Topology;
 use keys::Keys;
 
 /// Format of a run's hash that each release reads.
 const FORMAT: &str = "1";
-/// Format of the hash of a run with `needs`, which workers of release 0.1.0 would not look at.
+/// Format of the hash of a run with `needs`, which workers of release 0.1.0 do not claim.
 const FORMAT_WITH_NEEDS: &str = "2";
-/// Runs looked at in one reap.
+/// Number of runs that one reap checks.
 const BATCH: usize = 16;
-/// Most runs in one claim: Redis does nothing else meanwhile, about 1 ms.
+/// Largest number of runs in one claim. Redis is blocked meanwhile, for about 1 ms.
 const MAX_CLAIMS: usize = 32;
 /// A run that loses its worker more often than this without a checkpoint in between ends as failed.
 const MAX_STALLS: u32 = 5;
-/// Most runs in one call of which each takes Redis some microseconds.
+/// Largest number of runs in a call that takes Redis some microseconds for each run.
 const CHUNK: usize = 100;
-/// What a claim answers instead of a time while nothing may be claimed.
+/// Answer of a claim while no run may be claimed.
 const UNASSERTED: i64 = -2;
-/// Longest wait for an answer. redis-rs gives up after 500 ms unless told otherwise, which a busy server exceeds.
+/// Longest wait for an answer. The default of redis-rs, 500 ms, is too short for a busy server.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -66,15 +66,15 @@ pub enum Error {
     /// Redis did not do what was asked. Worth another try later.
     #[error("could not {action}: {}", describe(source))]
     Unavailable {
-        /// What was asked, as a verb phrase.
+        /// The command, as a verb phrase.
         action: &'static str,
-        /// What Redis or the connection said.
+        /// Error of Redis or of the connection.
         source: RedisError,
     },
     /// The queue is another installation's.
     #[error("the queue belongs to another installation")]
     Owned,
-    /// Redis said nothing within the time the caller had.
+    /// Redis did not answer within the time limit of the caller.
     #[error("Redis does not answer")]
     Silent,
     /// Redis was restarted or failed over, and may not know which runs have ended since.
@@ -85,20 +85,21 @@ pub enum Error {
     Unreadable {
         /// The run.
         uid: String,
-        /// What is wrong with it.
+        /// Description of the mistake.
         what: &'static str,
     },
 }
 
 impl Error {
-    /// What Redis answered that can be reached and still does not do what is asked, such as OOM when its memory is full.
+    /// Error code of a Redis server that can be reached but does not execute the command, such as OOM when its memory
+    /// is full.
     #[must_use]
     pub fn refusal(&self) -> Option<&str> {
         let Self::Unavailable { source, .. } = self else { return None };
         source.code().filter(|code| !connection::WRONG_SERVER.contains(code))
     }
 
-    /// What Redis answered that takes no writes, in words.
+    /// Description of the answer of a Redis server that accepts no writes.
     #[must_use]
     pub fn answer(&self) -> Option<String> {
         let Self::Unavailable { source, .. } = self else { return None };
@@ -111,7 +112,7 @@ impl Error {
 #[error("the Redis address is not valid: {0}")]
 pub struct InvalidAddress(String);
 
-/// What to look after when Redis can be reached and still does not do what is asked.
+/// Meaning of an error code of a Redis server that can be reached but does not execute commands.
 fn meaning(code: &str) -> Option<&'static str> {
     Some(match code {
         "NOPERM" => "its user lacks a right that the program needs",
@@ -123,7 +124,7 @@ fn meaning(code: &str) -> Option<&'static str> {
     })
 }
 
-/// What a Redis error says, without details that could hold an address or a password.
+/// Description of a Redis error, without details that could contain an address or a password.
 fn describe(error: &RedisError) -> String {
     // What the user may not do in a script is an error like any other.
     let in_script = error.detail().is_some_and(|detail| detail.starts_with("The user executing the script"));
@@ -140,7 +141,7 @@ fn describe(error: &RedisError) -> String {
         None if error.is_connection_refusal() => "connection refused".to_owned(),
         None if error.is_timeout() => "no answer in time".to_owned(),
         None if error.is_io_error() => {
-            network::cause(&error.to_string()).unwrap_or_else(|| "the connection broke".to_owned())
+            connection_error::known_cause(&error.to_string()).unwrap_or_else(|| "the connection broke".to_owned())
         }
         None => error.category().to_owned(),
     }
@@ -158,8 +159,8 @@ pub(crate) fn unavailable(action: &'static str) -> impl FnOnce(RedisError) -> Er
 /// A run's id, the values of [`types::FIELDS`], and the milliseconds since it was due.
 type Claimed = (String, Vec<Option<String>>, u64);
 
-/// One queue. Cheap to clone; clones share a connection. All calls may be cancelled at any point: a script that
-/// was sent still runs as a whole.
+/// Queue of runs in Redis. Cheap to clone; clones share a connection. All calls may be cancelled at any point: a
+/// script that was sent still runs as a whole.
 #[derive(Clone)]
 pub struct Queue {
     topology: Topology,
@@ -187,7 +188,7 @@ impl Queue {
         Self::trusting(None, url, name, lease)
     }
 
-    /// The same on servers that the authorities of these certificates (PEM) vouch for, instead of the system's.
+    /// Opens a queue on servers whose certificates are verified with `ca` (PEM) instead of the system roots.
     ///
     /// # Errors
     /// When the address cannot be used, the certificates cannot be read, or the address is not one of TLS.
@@ -196,19 +197,19 @@ impl Queue {
         let topology =
             Topology::parse(url, ca, keys.wake()).map_err(|_| match Topology::parse(url, None, keys.wake()) {
                 Ok(_) => InvalidAddress("REDIS_CA_FILE needs rediss:// and certificates in PEM".to_owned()),
-                Err(_) => InvalidAddress(network::mistake(url, &connection::SCHEMES)),
+                Err(_) => InvalidAddress(connection_error::connection_string_mistake(url, &connection::SCHEMES)),
             })?;
         let (connection, installation) = (Connection::new(topology.clone()), Arc::new(watch::Sender::new(None)));
         Ok(Self { connection, topology, keys, lease, installation, level: Level::default() })
     }
 
-    /// The same queue for a program of another level.
+    /// Returns the queue for a program of another level.
     #[must_use]
     pub fn at_level(self, level: Level) -> Self {
         Self { level, ..self }
     }
 
-    /// What this program understands.
+    /// Level of this program.
     #[must_use]
     pub fn level(&self) -> &Level {
         &self.level
@@ -233,7 +234,7 @@ impl Queue {
         self.installation.borrow().clone().unwrap_or_default()
     }
 
-    /// Reads who owns the queue. `None`: nobody does, or has not renewed it.
+    /// Reads the owner of the queue. `None`: the queue has no owner, or the owner has not renewed its ownership.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -253,7 +254,7 @@ impl Queue {
     /// it was recorded.
     ///
     /// # Errors
-    /// When Redis does not answer; it may or may not be recorded.
+    /// When Redis does not answer; the owner may or may not be recorded.
     pub async fn own(&self, owner: &Owner, expected: Option<&Owner>) -> Result<bool, Error> {
         let expected = expected.map_or_else(String::new, |owner| format!("{}\n{}", owner.fingerprint, owner.lease));
         let mut call = self.script(&scripts::OWN);
@@ -261,7 +262,7 @@ impl Queue {
         Ok(self.call::<u8>(&call, "record who owns the queue").await? == 1)
     }
 
-    /// Its name.
+    /// Name of the queue.
     #[must_use]
     pub fn name(&self) -> &str {
         self.keys.name()
@@ -270,22 +271,22 @@ impl Queue {
     /// A connection to the server that has other keys than the queue's. `key`: any of them; in a Cluster it needs a hash tag,
     /// so that they are all on one server.
     pub(crate) fn connection_for(&self, key: &str) -> Option<Connection> {
-        match self.topology.of(key) {
+        match self.topology.for_key(key) {
             None => Some(self.connection.clone()),
             Some(topology) => keys::has_tag(key).then(|| Connection::new(topology)),
         }
     }
 
-    /// How long a claim holds without being renewed.
+    /// Time for which a claim holds without a renewal.
     #[must_use]
     pub fn lease(&self) -> Duration {
         self.lease
     }
 
-    /// Asks Redis for a sign of life.
+    /// Pings Redis.
     ///
     /// # Errors
-    /// When there is none.
+    /// When Redis does not answer.
     pub async fn ping(&self) -> Result<(), Error> {
         redis::cmd("PING").exec_async(&mut self.connection.clone()).await.map_err(unavailable("reach Redis"))
     }
@@ -328,7 +329,8 @@ impl Queue {
         call
     }
 
-    /// Puts a run into the queue. Does nothing when the queue has it already, in whatever state; that is told.
+    /// Enqueues a run. Does nothing when the queue has the run already, in whatever state. True when the run was
+    /// enqueued.
     ///
     /// # Errors
     /// When Redis does not answer; the run may or may not be in the queue.
@@ -356,12 +358,12 @@ impl Queue {
         call.call(&mut self.connection.clone()).await.map_err(unavailable(action))
     }
 
-    /// Takes the runs that are next, if there are any: highest priority first, then first come, first served. At
-    /// most `most` (and at most 32), and no more than an equal share for each living worker. Otherwise tells how
-    /// long it is until a delayed run is due. `candidates` is kept from one call to the next, which saves a call.
+    /// Claims the next runs: highest priority first, then first come, first served. At most `most` (and at most 32),
+    /// and no more than an equal share for each living worker. Without a run to claim, returns the time until a
+    /// delayed run is due. `candidates` is kept from one call to the next, which saves a call.
     ///
     /// # Errors
-    /// When Redis does not answer. A claim whose answer got lost comes back when its lease ends. [`Error::Unasserted`] after a
+    /// When Redis does not answer. The run of a claim whose answer got lost is recovered when its lease expires. [`Error::Unasserted`] after a
     /// restart or failover of Redis, until a controller has called [`Queue::confirm`].
     pub async fn claim(
         &self,
@@ -370,21 +372,21 @@ impl Queue {
         candidates: &mut Candidates,
     ) -> Result<Result<Vec<Claim>, Option<Duration>>, Error> {
         let most = most.clamp(1, MAX_CLAIMS);
-        let (look, installation) = (2 * most.max(2), self.installation().to_string());
-        // Runs that are left alone stay where they are, so those behind them have to be looked at as well.
-        for offset in (0..).step_by(look) {
-            // The first call may only tell which runs there are now.
+        let (window, installation) = (2 * most.max(2), self.installation().to_string());
+        // Skipped runs stay in the set, so the runs behind them have to be checked as well.
+        for offset in (0..).step_by(window) {
+            // The first call may only return which runs wait now.
             for fresh in [false, true] {
                 let mut call = self.script(&scripts::CLAIM);
                 call.arg(self.level.number).arg(worker).arg(self.lease.as_millis() as u64);
-                call.arg(most).arg(offset).arg(look).arg(u8::from(fresh)).arg(&installation);
+                call.arg(most).arg(offset).arg(window).arg(u8::from(fresh)).arg(&installation);
                 for uid in &candidates.0 {
                     call.key(self.keys.run(uid)).arg(uid);
                 }
                 let (claimed, now, next_due): (Vec<Claimed>, i64, i64);
                 (claimed, now, candidates.0, next_due) = self.call(&call, "claim runs").await?;
                 if !claimed.is_empty() {
-                    return Ok(Ok(read_claims(claimed, now)));
+                    return Ok(Ok(parse_claims(claimed, now)));
                 }
                 if next_due == UNASSERTED {
                     return Err(Error::Unasserted);
@@ -414,7 +416,7 @@ impl Queue {
         Ok(Renewed { lost, recalled })
     }
 
-    /// How a worker stands among those that live: with its level.
+    /// Member of the set of living workers, with the level of the worker.
     fn member(&self, worker: &str) -> String {
         format!("{worker} {}", self.level.number)
     }
@@ -455,8 +457,8 @@ impl Queue {
         })
     }
 
-    /// Records that a worker lets go of runs, in one call, and tells for each whether it still held the run. Redis does
-    /// nothing else meanwhile: 32 runs take it about 1 ms.
+    /// Records the release of runs by a worker in one call, and returns for each run whether the worker still held
+    /// it. Redis is blocked meanwhile: for about 1 ms with 32 runs.
     ///
     /// # Errors
     /// When Redis does not answer; any of it may or may not be recorded. A run of which it is not comes back when
@@ -480,13 +482,13 @@ impl Queue {
                 None => call.arg("").arg(""),
             };
         }
-        let answers: Vec<u8> = self.call(&call, "let go of runs").await?;
+        let answers: Vec<u8> = self.call(&call, "release runs").await?;
         Ok(answers.into_iter().map(FencedWrite::from).collect())
     }
 
-    /// Makes a run that has not ended what people want it to be. Takes effect at once when no worker holds the run,
-    /// otherwise when its worker releases it; a run that ends before that has ended. False when there is no such
-    /// run, or it has ended.
+    /// Writes the desired state of an unfinished run. The state takes effect at once when no worker holds the run,
+    /// otherwise when its worker releases the run; a run that ends before that has ended. False when there is no such
+    /// run, or the run has ended.
     ///
     /// # Errors
     /// When Redis does not answer. Doing it again does no harm.
@@ -494,9 +496,9 @@ impl Queue {
         self.assert(&[KnownRun::new(uid, control)], false).await.map(|runs| runs == 1)
     }
 
-    /// Makes runs that have not ended what their SyncJobs say, where Redis has another state of them, and returns how many of
-    /// them Redis has. `is_restored`: Redis may have gone back to an earlier time, so it is wrong about since when a run is put
-    /// aside, too. Takes effect as [`Queue::control`] does.
+    /// Asserts unfinished runs from their SyncJobs where Redis has another state, and returns how many of them Redis
+    /// has. `is_restored`: Redis may have gone back to an earlier time, so the time since which a run is parked is
+    /// asserted, too. The state takes effect as in [`Queue::control`].
     ///
     /// # Errors
     /// When Redis does not answer. Doing it again does no harm.
@@ -565,8 +567,8 @@ impl Queue {
         self.call(&call, "return runs to the queue").await
     }
 
-    /// Looks at every run that Redis or the caller knows, and mends those whose hash and set do not agree: after a restore of
-    /// part of the data, or an eviction. Reads all sets, so not for every few seconds.
+    /// Checks every run that Redis or the caller knows, and repairs runs whose hash and set do not agree: after a
+    /// restore of a part of the data, or an eviction. Reads all sets, so it is too slow for a call every few seconds.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -595,7 +597,7 @@ impl Queue {
         let mut connection = self.connection.clone();
         let values: Vec<Option<String>> =
             connection.hmget(self.keys.run(uid), &types::FIELDS).await.map_err(unavailable("read a run"))?;
-        if values.iter().all(Option::is_none) { Ok(None) } else { Entry::read(uid, &values).map(Some) }
+        if values.iter().all(Option::is_none) { Ok(None) } else { Entry::parse(uid, &values).map(Some) }
     }
 
     /// Forgets a run. A worker that has it stops at its next checkpoint.
@@ -675,8 +677,8 @@ impl Queue {
         Ok(sets.into_iter().flatten().collect())
     }
 
-    /// Counts runs by state, and workers, and tells how long the oldest one waits. Redis reads the heads of two sets for
-    /// that, whatever their sizes.
+    /// Counts runs by state, and workers, and returns the waiting time of the oldest run. Redis reads the heads of
+    /// two sets for that, whatever their sizes.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -700,8 +702,8 @@ impl Queue {
 }
 
 /// A run that cannot be read is left to its lease: after some recoveries it ends as failed.
-fn read_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
-    let read = |(uid, values, waited): Claimed| match Entry::read(&uid, &values) {
+fn parse_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
+    let read = |(uid, values, waited): Claimed| match Entry::parse(&uid, &values) {
         Ok(entry) => Some(Claim { uid, at: from_millis(now), waited: Duration::from_millis(waited), entry }),
         Err(error) => {
             tracing::warn!(%error, "skipping a claimed run");
@@ -712,7 +714,7 @@ fn read_claims(claimed: Vec<Claimed>, now: i64) -> Vec<Claim> {
 }
 
 /// Reads the ids out of an `XREAD` answer, and the id of the last event.
-fn read_changes(answer: Value) -> Option<(String, Vec<String>)> {
+fn parse_changes(answer: Value) -> Option<(String, Vec<String>)> {
     let streams: redis::streams::StreamReadReply = from_redis_value(answer).ok()?;
     let events = streams.keys.into_iter().next()?.ids;
     let last = events.last()?.id.clone();

@@ -15,7 +15,7 @@ impl Queue {
         self.reserve(limit, every, Duration::ZERO).await
     }
 
-    /// Rejects reservations under the rate limit `limit` for `pause`. Reservations that were made before stay valid.
+    /// Rejects reservations under the rate limit `limit` for `pause`. Earlier reservations stay valid.
     ///
     /// # Errors
     /// When Redis does not answer.

@@ -27,7 +27,7 @@ scripts! {
     REPAIR = "repair.lua",
     DEPTH = "depth.lua",
     RATE_LIMIT = "rate_limit.lua",
-    KEEP = "keep.lua",
+    STORE_ALERT = "store_alert.lua",
     OWN = "own.lua",
 }
 

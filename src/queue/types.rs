@@ -1,4 +1,4 @@
-//! What goes into the queue's calls, and what comes out of them.
+//! Types of the queue's calls and answers.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ impl From<u8> for FencedWrite {
 pub struct NewRun<'a> {
     /// The run's id.
     pub uid: &'a str,
-    /// What the worker needs to know.
+    /// Payload for the worker, as JSON.
     pub payload: &'a str,
     /// -1000 to 1000, higher first.
     pub priority: i32,
@@ -40,13 +40,13 @@ pub struct NewRun<'a> {
     pub recoveries: u32,
     /// Attempt history, as JSON.
     pub history: &'a str,
-    /// Since when it is suspended, when it is.
+    /// Time since which the run is suspended.
     pub suspended: Option<Timestamp>,
-    /// How long it was put aside before Redis lost it.
+    /// Time for which the run was parked before Redis lost it.
     pub parked_for: Duration,
     /// Before it ends as failed, for whatever reason, a worker claims it once more to roll it back: see [`Entry::outcome`].
     pub rollback: bool,
-    /// Its place in a trace, for those who work on it.
+    /// Position of the run in a trace.
     pub traceparent: Option<String>,
     /// The level that its worker must have.
     pub needs: u32,
@@ -73,7 +73,7 @@ impl<'a> NewRun<'a> {
     }
 }
 
-/// What people want of a run that has not ended.
+/// Desired state of an unfinished run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control<'a> {
     /// Put it aside until this is false again.
@@ -86,24 +86,24 @@ pub struct Control<'a> {
     pub approved: Option<u64>,
 }
 
-/// A run that has not ended, as its SyncJob says it is.
+/// Unfinished run, as its SyncJob describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownRun<'a> {
     /// The run's id.
     pub uid: &'a str,
-    /// What people want of it.
+    /// Desired state.
     pub control: Control<'a>,
     /// First claim.
     pub started: Option<Timestamp>,
     /// Attempts that failed.
     pub attempts: u32,
-    /// How often it lost its worker.
+    /// Number of times that the run lost its worker.
     pub recoveries: u32,
     /// Attempts that failed, as JSON.
     pub history: &'a str,
-    /// How long it was put aside before.
+    /// Time for which the run was parked before.
     pub parked_for: Duration,
-    /// Since when it is put aside, when it is.
+    /// Time since which the run is parked.
     pub parked_since: Option<Timestamp>,
     /// Documents that its guard holds, when it does.
     pub held: Option<u64>,
@@ -130,7 +130,8 @@ impl<'a> KnownRun<'a> {
 /// The Redis server that has the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// Names the history of its data. Another one after each restart, failover or copy of another server.
+    /// Identifier of the history of the server's data. It changes with each restart, failover or copy of another
+    /// server.
     pub replication_id: String,
     /// A controller has asserted all runs since then, so workers may claim them.
     pub is_asserted: bool,
@@ -138,16 +139,16 @@ pub struct Server {
     pub workers: u64,
 }
 
-/// Runs of a worker that it cannot simply go on with.
+/// Runs of a worker whose leases were not renewed normally.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Renewed {
-    /// Their leases are lost.
+    /// Runs whose leases are lost.
     pub lost: Vec<String>,
-    /// They are to be released.
+    /// Runs that the worker has to release.
     pub recalled: Vec<String>,
 }
 
-/// What a repair found.
+/// Result of a repair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Repaired {
     /// Runs whose hash and place did not agree.
@@ -156,46 +157,46 @@ pub struct Repaired {
     pub foreign: u64,
 }
 
-/// A run as it stands in Redis.
+/// Run in Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Where it is.
+    /// State of the run.
     pub state: State,
     /// Raised by each claim; starts at the time of the enqueue in microseconds.
     pub epoch: u64,
-    /// What the worker needs to know.
+    /// Payload for the worker, as JSON.
     pub payload: String,
     /// The worker that has, or last had, it.
     pub worker: Option<String>,
     /// Attempts that failed.
     pub attempts: u32,
-    /// How often it lost its worker.
+    /// Number of times that the run lost its worker.
     pub recoveries: u32,
     /// First claim.
     pub started: Option<Timestamp>,
     /// End of the backoff.
     pub retry_at: Option<Timestamp>,
-    /// When it ended.
+    /// End of the run.
     pub finished: Option<Timestamp>,
-    /// How far it has come, as JSON.
+    /// Progress of the run, as JSON.
     pub checkpoint: Option<String>,
     /// Attempts that failed, as JSON.
     pub history: String,
-    /// Why it ended, as JSON. Of a run that has not ended: why it will end as failed, once it is rolled back.
+    /// Outcome of the run, as JSON. An unfinished run with an outcome fails with it once the run is rolled back.
     pub outcome: Option<String>,
-    /// It is to be, or is, put aside.
+    /// True when the run is, or has to be, suspended.
     pub suspended: bool,
-    /// It is to be, or was, ended as failed.
+    /// True when the run was, or has to be, cancelled.
     pub cancelled: bool,
     /// -1000 to 1000, higher first.
     pub priority: i32,
-    /// How long it was put aside altogether.
+    /// Total time for which the run was parked.
     pub parked_for: Duration,
-    /// Its place in a trace.
+    /// Position of the run in a trace.
     pub traceparent: Option<String>,
     /// Documents that a person has approved the run to mark, delete or change.
     pub approved: Option<u64>,
-    /// The installation that enqueued it. `None`: a release that did not say so.
+    /// Installation that enqueued the run. `None`: a release that does not record it.
     pub installation: Option<Fingerprint>,
     /// The level that its worker must have.
     pub needs: u32,
@@ -221,7 +222,7 @@ pub struct Claim {
     pub uid: String,
     /// Time of the claim.
     pub at: Timestamp,
-    /// How long it could have been claimed before that.
+    /// Time for which the run could have been claimed before that.
     pub waited: Duration,
     /// The run.
     pub entry: Entry,
@@ -232,41 +233,43 @@ pub struct Claim {
 pub struct Release {
     /// The run's id.
     pub uid: String,
-    /// Of the claim.
+    /// Epoch of the claim.
     pub epoch: u64,
-    /// What becomes of the run.
+    /// Disposition of the run.
     pub disposition: Disposition,
-    /// How far it has come, as JSON.
+    /// Progress of the run, as JSON.
     pub checkpoint: String,
-    /// Its attempts, when one more of them failed.
+    /// Attempts of the run, when one more of them has failed.
     pub attempts: Option<Attempts>,
 }
 
 /// Disposition of a released run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// Its work is done.
+    /// The work of the run is done.
     Completed,
-    /// It ends without; holds why, as JSON. One that is to be rolled back is claimed once more, and ends when it is let go
-    /// of like this again.
+    /// The run ends as failed, with the outcome as JSON. A run to be rolled back is claimed once more, and ends with
+    /// its next release of this kind.
     Failed(String),
-    /// It is put aside until its backoff has passed. One that is suspended or cancelled meanwhile is that instead.
+    /// The run is delayed until its backoff has passed. A run that was suspended or cancelled meanwhile is suspended
+    /// or ends instead.
     Retry(Duration),
     /// The run is delayed by this duration, which does not count towards its deadline. Costs no attempt.
     Paused(Duration),
-    /// Its guard holds it until so many documents are approved. Costs no attempt, and no time of its deadline.
+    /// The guard holds the run until so many documents are approved. Costs no attempt, and no time of its deadline.
     Held(u64),
-    /// It is given back, since its worker does not know all of it, and waits for one of this level. Costs no attempt.
+    /// The run is released, since its worker does not support all of it, and waits for a worker of this level. Costs
+    /// no attempt.
     Unsupported(u32),
-    /// It is given back: it is parked when it is suspended, ends when it is cancelled, and otherwise another worker can
-    /// go on with it at once. Costs no attempt.
+    /// The run is released: a suspended run is parked, a cancelled run ends, and any other run can be claimed at
+    /// once. Costs no attempt.
     Released,
 }
 
 /// Attempts at a run that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempts {
-    /// How many.
+    /// Number of failed attempts.
     pub count: u32,
     /// The last of them, as JSON.
     pub history: String,
@@ -285,7 +288,7 @@ pub struct Depth {
     pub parked: u64,
     /// Workers that showed themselves within a lease.
     pub workers: u64,
-    /// How long the run could have been claimed that waits for a worker the longest. Zero when none does.
+    /// Waiting time of the run that has waited the longest for a worker. Zero when no run waits.
     pub oldest: Duration,
 }
 
@@ -320,7 +323,7 @@ pub(super) const FIELDS: [&str; 22] = [
 
 impl Entry {
     /// Reads the values of [`FIELDS`].
-    pub(super) fn read(uid: &str, values: &[Option<String>]) -> Result<Self, Error> {
+    pub(super) fn parse(uid: &str, values: &[Option<String>]) -> Result<Self, Error> {
         let unreadable = |what| Error::Unreadable { uid: uid.to_owned(), what };
         let text = |name: &str| {
             let at = FIELDS.iter().position(|field| *field == name)?;

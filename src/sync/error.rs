@@ -1,4 +1,4 @@
-//! Whose fault an error is: the spec's (only a change helps), the attempt's (try again later), or a document's.
+//! Origin of an error: the spec (only a change helps), the attempt (a retry may help), or a document.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use mongodb::error::{Error as MongoError, ErrorKind};
 
 use crate::{
     api::{conditions::reasons, truncate_to},
+    connection_error,
     domain::run::Outcome,
-    network,
 };
 use mongodb::error::TRANSIENT_TRANSACTION_ERROR;
 
 const MAX_SERVER_TEXT: usize = 300;
-/// Reason of a transaction that met another one.
+/// Reason of a transaction that conflicted with another one.
 pub(super) const WRITE_CONFLICT: &str = "WriteConflict";
 /// Reason of a cursor or a session that the server no longer has.
 pub(super) const CURSOR_LOST: &str = "CursorLost";
 
-/// The run cannot go on.
+/// Error that ends an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The target cannot be worked on as written.
@@ -27,13 +27,13 @@ pub enum Error {
     /// The source cannot be asked as written.
     #[error("{0}")]
     InvalidSource(String),
-    /// The source wants no requests for so long. No attempt has failed.
+    /// The source allows no requests for this time. No attempt has failed.
     #[error("the source limits requests")]
     Paused(Duration),
     /// The database, or the source, did not do what it was asked. Worth another attempt.
     #[error("{message}")]
     Attempt {
-        /// One CamelCase word.
+        /// Reason, in one CamelCase word.
         reason: &'static str,
         /// A sentence.
         message: String,
@@ -93,12 +93,12 @@ const DOCUMENT_ERRORS: [i64; 32] = [
 ];
 
 /// True when the error of one statement concerns its document alone.
-pub(super) fn is_of_document(code: i64) -> bool {
+pub(super) fn is_document_error(code: i64) -> bool {
     DOCUMENT_ERRORS.contains(&code)
 }
 
 impl Error {
-    /// What stands in a status for it.
+    /// Outcome of the run, for its status.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         let reason = match self {
@@ -114,8 +114,8 @@ impl Error {
         Self::Attempt { reason: "Timeout", message: "MongoDB did not answer in time".to_owned() }
     }
 
-    /// Sorts an error answer of the server. Its text is only passed on where it can hold nothing but what
-    /// the spec says: other texts quote documents.
+    /// Classifies an error answer of the server. Its text is only passed on where it can contain nothing but parts of
+    /// the spec: other texts quote documents.
     pub(super) fn server(code: i32, name: &str, text: &str) -> Self {
         let name = if name.is_empty() { format!("code {code}") } else { name.to_owned() };
         match code {
@@ -137,7 +137,7 @@ impl Error {
                 "MongoDB cannot sort so many documents in memory ({name}): make an index on target.keyField"
             )),
             112 => {
-                Self::Attempt { reason: WRITE_CONFLICT, message: "somebody else writes the same documents".to_owned() }
+                Self::Attempt { reason: WRITE_CONFLICT, message: "another client writes the same documents".to_owned() }
             }
             _ => Self::Attempt { reason: "ServerError", message: format!("MongoDB answered with {name}") },
         }
@@ -145,7 +145,7 @@ impl Error {
 }
 
 fn because(what: &str, text: &str) -> String {
-    network::cause(text).map_or_else(|| what.to_owned(), |cause| format!("{what}: {cause}"))
+    connection_error::known_cause(text).map_or_else(|| what.to_owned(), |cause| format!("{what}: {cause}"))
 }
 
 impl From<MongoError> for Error {
@@ -177,7 +177,7 @@ impl From<MongoError> for Error {
     }
 }
 
-/// Why the server refused to write one document, without quoting the document.
+/// Reason and message of a document that the server refused to write, without quoting the document.
 pub(super) fn refusal(error: &Document) -> (&'static str, String) {
     let code = error.get_i32("code").unwrap_or_default();
     let text = error.get_str("errmsg").unwrap_or_default();
@@ -276,7 +276,7 @@ mod tests {
             (11_601, false), // Interrupted
             (16_500, false), // CosmosDB: the request rate is large
         ] {
-            assert_eq!(is_of_document(code), expected, "{code}");
+            assert_eq!(is_document_error(code), expected, "{code}");
         }
     }
 }

@@ -5,20 +5,20 @@ use std::borrow::Cow;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-/// First character of the text that stands for a number which neither 64 bits nor a double hold. It is a noncharacter, which
-/// texts are not to have (<https://www.unicode.org/faq/private_use.html#nonchar1>); one that does is
-/// treated as such a number.
+/// First character of the text that represents a number which neither 64 bits nor a double can hold. It is a
+/// noncharacter, which texts should not contain (<https://www.unicode.org/faq/private_use.html#nonchar1>); a text
+/// that does is treated as such a number.
 const TOO_LARGE: char = '\u{fdd0}';
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// Stands for half of a surrogate pair, as in other readers.
+/// Replacement for half of a surrogate pair, as in other readers.
 const REPLACEMENT: &[u8] = b"\\ufffd";
 
 /// Reads JSON. A byte order mark is left out, half of a surrogate pair becomes U+FFFD, and of several members of one name the
 /// last counts. A number beyond 64 bits keeps its digits: see [`too_large`]. Returns `None` for a body without content.
 ///
 /// # Errors
-/// When it is no JSON, or nested deeper than 128.
-pub(super) fn read(body: &[u8]) -> Result<Option<Value>, serde_json::Error> {
+/// When the text is not JSON, or nested deeper than 128 levels.
+pub(super) fn parse(body: &[u8]) -> Result<Option<Value>, serde_json::Error> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if body.trim_ascii().is_empty() {
         return Ok(None);
@@ -31,7 +31,7 @@ pub(super) fn too_large(value: &Value) -> Option<&str> {
     value.as_str()?.strip_prefix(TOO_LARGE)
 }
 
-/// The same JSON with what `serde_json` rejects or rounds in another form.
+/// Returns the same JSON with the parts that `serde_json` rejects or rounds in another form.
 fn readable(body: &[u8]) -> Cow<'_, [u8]> {
     let mut readable = Vec::new();
     let (mut copied, mut at) = (0, 0);
@@ -104,7 +104,7 @@ fn is_numeric(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E')
 }
 
-/// The text that stands for a number, when it fits into none.
+/// Text that represents a number, when no number type can hold it.
 fn quoted(number: &[u8]) -> Option<String> {
     let is_integer = number.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-');
     let has_exponent = || number.iter().any(|byte| matches!(byte, b'e' | b'E'));
@@ -142,10 +142,10 @@ mod tests {
             (r#"{"a": 1, "b": 2, "a": 3}"#, json!({"a": 3, "b": 2})),
             ("[18446744073709551615, -9223372036854775808, 1.5e300]", json!([u64::MAX, i64::MIN, 1.5e300])),
         ] {
-            assert_eq!(read(body.as_bytes()).unwrap(), Some(expected), "{body}");
+            assert_eq!(parse(body.as_bytes()).unwrap(), Some(expected), "{body}");
         }
         for body in ["", " \n", "\u{feff}"] {
-            assert_eq!(read(body.as_bytes()).unwrap(), None, "{body:?}");
+            assert_eq!(parse(body.as_bytes()).unwrap(), None, "{body:?}");
         }
     }
 
@@ -154,7 +154,7 @@ mod tests {
         for number in
             ["18446744073709551616", "-9223372036854775809", "1e400", "-1E+999", "123456789012345678901234567890"]
         {
-            let value = read(format!("{{\"n\": {number}, \"m\": 1}}").as_bytes()).unwrap().unwrap();
+            let value = parse(format!("{{\"n\": {number}, \"m\": 1}}").as_bytes()).unwrap().unwrap();
             assert_eq!((too_large(&value["n"]), &value["m"]), (Some(number), &json!(1)), "{number}");
         }
         assert_eq!(too_large(&json!("1e400")), None);
@@ -173,8 +173,8 @@ mod tests {
             "\"a\\",
             &deep,
         ] {
-            assert!(read(body.as_bytes()).is_err(), "{body}");
+            assert!(parse(body.as_bytes()).is_err(), "{body}");
         }
-        assert!(read(b"\"\xff\"").is_err());
+        assert!(parse(b"\"\xff\"").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What of a source's result goes into which field of a document.
+//! Mapping of the result of a source to the fields of a document.
 
 use std::borrow::Cow;
 
@@ -9,13 +9,13 @@ use serde_json::Value;
 use super::{json, keys};
 use crate::{
     api::source::{FieldType, OnNull},
-    domain::source::{Mapped, Origin},
+    domain::source::{Mapped, ValueOrigin},
 };
 
 /// Largest whole number up to which doubles have no gaps.
 const EXACT: u64 = 1 << 53;
 
-/// What is to be written into one document, by path.
+/// Changes of one document, by path.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Changes<'a> {
     pub set: Vec<(&'a str, Bson)>,
@@ -65,13 +65,13 @@ pub(super) fn whole_double(double: f64) -> Option<i64> {
     (double.fract() == 0.0 && (-END..END).contains(&double)).then_some(double as i64)
 }
 
-/// Makes a result into what is to be written. On failure says which field it was, and nothing of the value.
+/// Converts a result into changes. An error names the field, and not its value.
 pub(super) fn apply<'a>(mapping: &'a [Mapped], result: &Value) -> Result<Changes<'a>, String> {
     let mut changes = Changes::default();
     for Mapped { to, origin, type_, zone, on_null } in mapping {
         let value = match origin {
-            Origin::Result(path) => path.resolve(result).ok(),
-            Origin::Constant(value) => Some(value),
+            ValueOrigin::Result(path) => path.resolve(result).ok(),
+            ValueOrigin::Constant(value) => Some(value),
         };
         match value {
             Some(value) if !value.is_null() => {
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn values_are_converted_exactly_or_not_at_all() {
         let (id, uuid) = ("65920080706565720000002a", "123e4567-e89b-12d3-a456-426614174000");
-        let too_large = |number: &str| json::read(number.as_bytes()).unwrap().unwrap();
+        let too_large = |number: &str| json::parse(number.as_bytes()).unwrap().unwrap();
         let decimal = |text: &str| Some(Bson::Decimal128(text.parse().unwrap()));
         for (type_, value, expected) in [
             ("Any", json!({"a": [1, null, {"$oid": "x"}]}), Some(Bson::from(doc! {"a": [1, null, {"$oid": "x"}]}))),

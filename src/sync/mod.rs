@@ -1,13 +1,15 @@
-//! What a run does to the data. Knows nothing of the queue or of Kubernetes.
+//! Access of a run to the data. Independent of the queue and of Kubernetes.
 
+mod collection;
 mod error;
 mod json;
 mod keys;
 mod mapping;
-mod restore;
 pub(crate) mod source;
-mod target;
+mod three_way_merge;
 
+pub use collection::{
+    Batch, BatchResult, Deployment, FoundJournal, PageEnd, PutBack, RemovalCandidates, States, TargetCollection,
+};
 pub use error::{Error, Unavailable};
-pub use source::{Doubt, Egress, Failure, Found, Page, Reply, Secrets, Source, Walk};
-pub use target::{Batch, Candidates, Databases, FoundJournal, Outcome, PageEnd, PutBack, States, Target};
+pub use source::{Doubt, Egress, Found, Reply, RequestFailure, Secrets, SourceClient, SourcePage, Walk};

@@ -45,22 +45,22 @@ struct Away {
 /// Redis, for the whole process: controllers and workers notice the same outage.
 pub static REDIS: Availability = Availability::new("Redis");
 
-/// MongoDB, before it first answers. Later, each attempt tells for itself.
+/// MongoDB, before it first answers. Later, each attempt reports its own failures.
 pub static MONGODB: Availability = Availability::new("MongoDB");
 
-/// The Lease by which the leader is found, for a process that only looks at it.
+/// Lease of the leader election, for a process that only reads it.
 pub static LEASE: Availability = Availability::new("the Lease");
 
 /// Redis, which answers, but refuses what is to be written: its memory is full, most likely.
 static REDIS_WRITES: Availability = Availability::new("writing to Redis");
 
 /// Records the answer of Redis to a write, or its absence. `is_refusal`: Redis did answer, with an error.
-pub fn note_write<T, E: Display>(answer: &Result<T, E>, is_refusal: bool) {
+pub fn record_write<T, E: Display>(answer: &Result<T, E>, is_refusal: bool) {
     if !is_refusal {
-        REDIS.note(answer);
+        REDIS.record(answer);
     }
     if is_refusal || answer.is_ok() {
-        REDIS_WRITES.note(answer);
+        REDIS_WRITES.record(answer);
     }
 }
 
@@ -71,13 +71,13 @@ impl Availability {
         Self { what, away: Mutex::new(None), probes: AtomicUsize::new(SHARED + 1) }
     }
 
-    /// One more who asks, and whose answers are told apart from all others'.
+    /// Adds a probe, whose answers are recorded separately.
     pub fn probe(&'static self) -> AvailabilityProbe {
         AvailabilityProbe { service: self, number: self.probes.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// Records an answer, or its absence. Logs a change: unavailable, another reason, available again.
-    pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
+    pub fn record<T, E: Display>(&self, result: &Result<T, E>) {
         match result {
             Ok(_) => self.answered(SHARED),
             Err(error) => self.failed(SHARED, error),
@@ -123,7 +123,7 @@ impl Availability {
 
 impl AvailabilityProbe {
     /// Records an answer to this probe, as [`Availability::note`] does.
-    pub fn note<T, E: Display>(&self, result: &Result<T, E>) {
+    pub fn record<T, E: Display>(&self, result: &Result<T, E>) {
         match result {
             Ok(_) => self.service.answered(self.number),
             Err(error) => self.service.failed(self.number, error),
@@ -143,21 +143,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_is_told_once_and_the_outage_is_one() {
+    fn each_reason_of_an_outage_is_logged_once() {
         let outage = Availability::new("Test");
-        let told = || outage.lock().as_ref().map(|away| away.logged.clone());
-        outage.note(&Err::<(), _>("refused"));
+        let logged = || outage.lock().as_ref().map(|away| away.logged.clone());
+        outage.record(&Err::<(), _>("refused"));
         let since = outage.since();
         for reason in ["refused", "password", "refused", "password"] {
-            outage.note(&Err::<(), _>(reason));
+            outage.record(&Err::<(), _>(reason));
         }
-        assert_eq!(told(), Some(vec!["refused".to_owned(), "password".to_owned()]));
+        assert_eq!(logged(), Some(vec!["refused".to_owned(), "password".to_owned()]));
         for reason in 0..10 {
-            outage.note(&Err::<(), _>(reason));
+            outage.record(&Err::<(), _>(reason));
         }
-        assert_eq!((told().unwrap().len(), outage.since()), (MAX_REASONS, since));
-        outage.note(&Ok::<_, &str>(()));
-        assert_eq!((told(), outage.since()), (None, None));
+        assert_eq!((logged().unwrap().len(), outage.since()), (MAX_REASONS, since));
+        outage.record(&Ok::<_, &str>(()));
+        assert_eq!((logged(), outage.since()), (None, None));
     }
 
     #[test]
@@ -165,16 +165,16 @@ mod tests {
         static OUTAGE: Availability = Availability::new("Test");
         let [one, two, gone] = [OUTAGE.probe(), OUTAGE.probe(), OUTAGE.probe()];
         for probe in [&one, &two, &gone, &one] {
-            probe.note(&Err::<(), _>("refused"));
+            probe.record(&Err::<(), _>("refused"));
         }
         let since = OUTAGE.since();
         assert!(since.is_some());
-        one.note(&Ok::<_, &str>(()));
-        one.note(&Ok::<_, &str>(()));
+        one.record(&Ok::<_, &str>(()));
+        one.record(&Ok::<_, &str>(()));
         assert_eq!(OUTAGE.since(), since, "two of them still have no answer");
         drop(gone);
         assert_eq!(OUTAGE.since(), since);
-        two.note(&Ok::<_, &str>(()));
+        two.record(&Ok::<_, &str>(()));
         assert_eq!(OUTAGE.since(), None);
     }
 }

@@ -13,11 +13,11 @@ use tokio::time::timeout;
 
 use crate::domain::ObjectEvent;
 
-/// Longest wait for an event to be taken. Events are news, not records: one that is lost is lost.
+/// Longest wait for the delivery of an event. Events are best effort: a lost event is not repeated.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Writes events, one for each note. kube's own recorder makes all of one reason and object one event with a count, which
-/// keeps the text of the first, and remembers every event for six minutes.
+/// Writer of Kubernetes events, one for each [`ObjectEvent`]. The recorder of kube combines events of one reason and
+/// object into one with a count, which keeps the text of the first, and remembers every event for six minutes.
 #[derive(Clone)]
 pub struct Events {
     client: Client,
@@ -37,19 +37,19 @@ impl Events {
         Self { client, instance: instance.to_owned() }
     }
 
-    /// Publishes what there was to tell about an object. Failures are logged and otherwise ignored.
-    pub async fn publish(&self, object: &ObjectReference, note: &ObjectEvent, at: Timestamp) {
+    /// Publishes an event about an object. Failures are logged and otherwise ignored.
+    pub async fn publish(&self, object: &ObjectReference, event: &ObjectEvent, at: Timestamp) {
         let namespace = object.namespace.as_deref().unwrap_or("default");
         let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-        let event = self.event(object, namespace, note, at);
-        match timeout(LIMIT, events.create(&PostParams::default(), &event)).await {
+        let object = self.build(object, namespace, event, at);
+        match timeout(LIMIT, events.create(&PostParams::default(), &object)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(%error, reason = note.reason, "event not written"),
-            Err(_) => tracing::debug!(reason = note.reason, "event not written in time"),
+            Ok(Err(error)) => tracing::debug!(%error, reason = event.reason, "event not written"),
+            Err(_) => tracing::debug!(reason = event.reason, "event not written in time"),
         }
     }
 
-    fn event(&self, object: &ObjectReference, namespace: &str, note: &ObjectEvent, at: Timestamp) -> Event {
+    fn build(&self, object: &ObjectReference, namespace: &str, event: &ObjectEvent, at: Timestamp) -> Event {
         let name = object.name.as_deref().unwrap_or_default();
         Event {
             metadata: ObjectMeta {
@@ -57,10 +57,10 @@ impl Events {
                 namespace: Some(namespace.to_owned()),
                 ..ObjectMeta::default()
             },
-            action: Some(note.reason.to_owned()),
-            reason: Some(note.reason.to_owned()),
-            note: Some(note.text.clone()),
-            type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
+            action: Some(event.reason.to_owned()),
+            reason: Some(event.reason.to_owned()),
+            note: Some(event.text.clone()),
+            type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
             event_time: Some(MicroTime(at)),
             regarding: Some(object.clone()),
             reporting_controller: Some("sync-operator".to_owned()),

@@ -16,25 +16,25 @@ use tracing_subscriber::{
     EnvFilter, Registry, filter::filter_fn, fmt as lines, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
-/// How often the file with the filter is looked at. A kubelet brings a changed ConfigMap within about a minute.
-const LOOK: Duration = Duration::from_secs(5);
+/// Interval between reads of the file with the filter. A kubelet writes a changed ConfigMap within about a minute.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Text, for users.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object in each line.
     Json,
 }
 
-/// What is logged: a filter that was given, such as `info` or `sync_operator=debug,warn`, unless a file says otherwise.
-pub struct Filter {
-    given: String,
+/// Log filter: the given one, such as `info` or `sync_operator=debug,warn`, unless a file overrides it.
+pub struct LogFilter {
+    default: String,
     file: Option<PathBuf>,
-    /// What the file said when it was last read.
-    said: Option<String>,
+    /// Content of the file when it was last read.
+    content: Option<String>,
     handle: reload::Handle<EnvFilter, Registry>,
 }
 
@@ -42,8 +42,8 @@ pub struct Filter {
 ///
 /// # Errors
 /// When the filter cannot be read, or logging was started before.
-pub fn init(format: Format, given: String, file: Option<PathBuf>) -> Result<Filter, String> {
-    let filter = EnvFilter::try_new(&given).map_err(|error| format!("--log-level: {error}"))?;
+pub fn init(format: Format, default: String, file: Option<PathBuf>) -> Result<LogFilter, String> {
+    let filter = EnvFilter::try_new(&default).map_err(|error| format!("--log-level: {error}"))?;
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter).with(filter_fn(|event| !has_answer(event)));
     let started = match format {
@@ -62,12 +62,12 @@ pub fn init(format: Format, given: String, file: Option<PathBuf>) -> Result<Filt
             .try_init(),
     };
     started.map_err(|error| error.to_string())?;
-    let mut filter = Filter { given, file, said: None, handle };
-    filter.look();
+    let mut filter = LogFilter { default, file, content: None, handle };
+    filter.reload_if_changed();
     Ok(filter)
 }
 
-impl Filter {
+impl LogFilter {
     /// Goes by the file: when it changes, and at once on SIGHUP, which does not end the program. Returns only when no
     /// signals can be listened for, which is logged. Can be cancelled at any time.
     pub async fn follow(mut self) {
@@ -75,56 +75,56 @@ impl Filter {
             Ok(hangup) => hangup,
             Err(error) => return tracing::warn!(%error, "the log filter stays as it is"),
         };
-        let mut ticks = interval(LOOK);
+        let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = hangup.recv() => {}
                 _ = ticks.tick() => {}
             }
-            self.look();
+            self.reload_if_changed();
         }
     }
 
-    fn look(&mut self) {
+    fn reload_if_changed(&mut self) {
         let Some(file) = &self.file else { return };
-        // One that is not there, or is no text, says nothing.
-        let said = fs::read_to_string(file).ok().and_then(|text| line(&text));
-        if said == self.said {
+        // A missing file, or one without text, is ignored.
+        let content = fs::read_to_string(file).ok().and_then(|text| parse_filter(&text));
+        if content == self.content {
             return;
         }
-        let wanted = said.as_deref().unwrap_or(&self.given);
+        let wanted = content.as_deref().unwrap_or(&self.default);
         match EnvFilter::try_new(wanted) {
             Ok(filter) => self.change(wanted, filter),
             Err(error) => {
                 tracing::warn!(filter = wanted, %error, "LOG_FILTER_FILE: no log filter; the one before stays");
             }
         }
-        self.said = said;
+        self.content = content;
     }
 
-    /// The change is told by whichever of the two filters lets it through.
+    /// The filter of the two that lets it through logs the change.
     fn change(&self, wanted: &str, filter: EnvFilter) {
-        let tell = || tracing::info!(filter = wanted, "log filter changed");
-        let is_told = tracing::enabled!(tracing::Level::INFO);
-        if is_told {
-            tell();
+        let log_change = || tracing::info!(filter = wanted, "log filter changed");
+        let is_logged = tracing::enabled!(tracing::Level::INFO);
+        if is_logged {
+            log_change();
         }
         if let Err(error) = self.handle.reload(filter) {
             tracing::warn!(%error, "log filter not changed");
-        } else if !is_told {
-            tell();
+        } else if !is_logged {
+            log_change();
         }
     }
 }
 
-/// True for warnings of kube's client, which hold the whole text of an answer that it cannot read: a list of objects, or a
-/// Secret. Whoever asked logs the error without it.
+/// True for warnings of kube's client, which contain the whole text of an answer that it cannot read: a list of
+/// objects, or a Secret. The caller logs the error without the text.
 fn has_answer(event: &Metadata<'_>) -> bool {
     event.target() == "kube_client::client" && *event.level() == Level::WARN
 }
 
-/// What a file says, when it says anything.
-fn line(text: &str) -> Option<String> {
+/// Filter in a file, when the file is not empty.
+fn parse_filter(text: &str) -> Option<String> {
     Some(text.trim()).filter(|line| !line.is_empty()).map(str::to_owned)
 }

@@ -70,7 +70,7 @@ static RECOVERIES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 static CLOCK_SKEW: LazyLock<Family<Labels, Gauge<f64, AtomicU64>>> = LazyLock::new(Family::default);
 
-/// Of what takes milliseconds, most of the time.
+/// Buckets of durations of some milliseconds.
 const QUICK: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0];
 
 fn quick() -> Histogram {
@@ -175,32 +175,32 @@ pub fn clock_skew(clocks: &Clocks) {
     }
 }
 
-/// Counts slots for which no run was made. `reason` is one of [`crate::domain::schedule::skips`].
+/// Counts slots that were skipped. `reason` is one of [`crate::domain::schedule::skips`].
 pub fn skipped(reason: &'static str, count: u64) {
     SKIPPED.get_or_create(&vec![("reason", reason)]).inc_by(count);
 }
 
 /// The workers of a process.
 #[derive(Clone, Copy, Debug)]
-pub struct Workers {
+pub struct WorkerSlots {
     /// Runs they can work on at a time.
     pub slots: usize,
     /// Runs they work on.
     pub busy: usize,
 }
 
-/// What is read at the time of a scrape.
+/// Values that are read at the time of a scrape.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Metrics {
-    /// Whether this process reconciles. `None` in one without controllers.
+    /// True when this process reconciles. `None` in a process without controllers.
     pub leading: Option<bool>,
-    /// Whether this process serves the calls.
+    /// True when this process serves HTTP calls.
     pub serving: bool,
     /// The workers of this process. `None` in one without any.
-    pub workers: Option<Workers>,
-    /// What the queue holds. `None` where it is not asked, or does not answer.
+    pub workers: Option<WorkerSlots>,
+    /// Depth of the queue. `None` where the queue is not read, or does not answer.
     pub queue: Option<Depth>,
-    /// How many schedules stand how. `None` in a process that does not reconcile.
+    /// Number of schedules in each state of health. `None` in a process that does not reconcile.
     pub schedules: Option<[(&'static str, u64); 4]>,
 }
 
@@ -225,7 +225,7 @@ impl Metrics {
             let help = "Messages to the sinks of alerts, by kind of sink and result";
             registry.register("sync_alert_messages", help, ALERT_MESSAGES.clone());
             registry.register("sync_reconcile", "Reconciliations, by kind and result", RECONCILED.clone());
-            let help = "Time that a reconciliation took, waiting for its turn included";
+            let help = "Duration of a reconciliation, waiting for a permit included";
             registry.register_with_unit("sync_reconcile_duration", help, Unit::Seconds, RECONCILE_DURATION.clone());
             registry.register("sync_status_writes", "Status writes, by kind and result", STATUS_WRITES.clone());
             let help = "Time by which a clock is ahead of the API server's, whose clock has whole seconds";
@@ -234,7 +234,7 @@ impl Metrics {
         if let Some(schedules) = self.schedules {
             registry.register("sync_schedules", "Schedules, by state", by_state(schedules));
         }
-        if let Some(Workers { slots, busy }) = self.workers {
+        if let Some(WorkerSlots { slots, busy }) = self.workers {
             let help = "Runs that this process can work on at a time";
             registry.register("sync_worker_slots", help, gauge(slots as u64));
             registry.register("sync_worker_busy", "Runs that this process works on", gauge(busy as u64));
@@ -290,7 +290,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// What every metric has a value of. The rest is counted once for all tests of this process.
+    /// Values for every metric. The other values are counted once for all tests of this process.
     pub(crate) fn everything() -> Metrics {
         static COUNTED: LazyLock<()> = LazyLock::new(|| {
             skipped("Deadline", 2);
@@ -314,7 +314,7 @@ pub(crate) mod tests {
         Metrics {
             leading: Some(true),
             serving: true,
-            workers: Some(Workers { slots: 4, busy: 2 }),
+            workers: Some(WorkerSlots { slots: 4, busy: 2 }),
             queue: Some(Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5, oldest }),
             schedules: Some([("ok", 9), ("overdue", 1), ("suspended", 0), ("invalid", 0)]),
         }

@@ -6,4 +6,4 @@ pub mod logs;
 pub mod metrics;
 pub mod traces;
 
-pub use availability::{Availability, AvailabilityProbe, LEASE, MONGODB, REDIS, note_write};
+pub use availability::{Availability, AvailabilityProbe, LEASE, MONGODB, REDIS, record_write};

@@ -27,7 +27,7 @@ use crate::domain::trace::{Root, Sampler, TraceParent, root};
 const FLUSH: Duration = Duration::from_secs(3);
 /// Either names the receiver.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
-/// Where a pod finds its namespace.
+/// File with the namespace of a pod.
 const NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
 static TRACES: OnceLock<Traces> = OnceLock::new();
@@ -45,7 +45,7 @@ pub enum Error {
     /// The address of the receiver is none.
     #[error("{0}: must begin with http:// or https://, such as http://collector:4318")]
     Endpoint(&'static str),
-    /// The exporter cannot be made as the environment says. What exactly is wrong could hold a password.
+    /// The settings of the exporter cannot be used. The exact mistake could contain a password.
     #[error(
         "OTEL_EXPORTER_OTLP_*: no traces can be sent so: is the endpoint a valid address, and no compression asked for?"
     )]
@@ -74,7 +74,7 @@ pub fn init(instance: &str) -> Result<(), Error> {
         None => Sampler::default(),
     };
     let exporter = SpanExporter::builder().with_http().build()?;
-    let mut processor = BatchSpanProcessor::builder(Noted(exporter)).build();
+    let mut processor = BatchSpanProcessor::builder(MonitoredExporter(exporter)).build();
     processor.set_resource(&resource(instance, variable("OTEL_SERVICE_NAME")));
     let scope = InstrumentationScope::builder(env!("CARGO_PKG_NAME")).with_version(env!("CARGO_PKG_VERSION")).build();
     if TRACES.set(Traces { processor, sampler, scope }).is_ok() {
@@ -102,7 +102,7 @@ fn is_wanted(variable: impl Fn(&str) -> Option<String>) -> bool {
         && !is("OTEL_TRACES_EXPORTER", "none")
 }
 
-/// What all spans of this process have in common. What the environment says goes before what is known otherwise.
+/// Attributes that all spans of this process share. The environment overrides other sources.
 fn resource(instance: &str, name: Option<String>) -> Resource {
     let namespace = std::fs::read_to_string(NAMESPACE).ok();
     let pod = namespace.as_ref().and_then(|_| variable("HOSTNAME"));
@@ -121,14 +121,14 @@ fn resource(instance: &str, name: Option<String>) -> Resource {
         .build()
 }
 
-/// Tells of an outage of the receiver once, instead of for each try.
+/// Exporter that reports an outage of the receiver once, instead of for each attempt.
 #[derive(Debug)]
-struct Noted(SpanExporter);
+struct MonitoredExporter(SpanExporter);
 
-impl opentelemetry_sdk::trace::SpanExporter for Noted {
+impl opentelemetry_sdk::trace::SpanExporter for MonitoredExporter {
     async fn export(&self, spans: Vec<SpanData>) -> OTelSdkResult {
         let sent = self.0.export(spans).await;
-        RECEIVER.note(&sent);
+        RECEIVER.record(&sent);
         sent
     }
 
@@ -147,14 +147,14 @@ pub fn root_of(uid: &str, caller: Option<&str>) -> Option<Root> {
     TRACES.get().and_then(|traces| root(uid, caller, &traces.sampler))
 }
 
-/// Where spans of a run belong. Nowhere, when nothing of it is recorded.
+/// Parent of the spans of a run. Empty when the run is not recorded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Parent(Option<TraceParent>);
 
 impl Parent {
-    /// The run's root span, as it stands in the run's hash, or else as it follows from the uid.
+    /// Root span of the run, from the hash of the run, or else derived from the uid.
     #[must_use]
-    pub fn of_run(uid: &str, traceparent: Option<&str>) -> Self {
+    pub fn for_run(uid: &str, traceparent: Option<&str>) -> Self {
         if TRACES.get().is_none() {
             return Self(None);
         }
@@ -203,7 +203,7 @@ impl Span {
         self.0.is_none()
     }
 
-    /// For spans below this one.
+    /// Parent of the spans below this one.
     pub fn parent(&self) -> Parent {
         Parent(self.0.as_ref().map(|span| TraceParent {
             trace: u128::from_be_bytes(span.span_context.trace_id().to_bytes()),
@@ -212,7 +212,7 @@ impl Span {
         }))
     }
 
-    /// Says that it began at another time than now.
+    /// Sets the start of the span.
     pub fn since(mut self, start: Timestamp) -> Self {
         if let Some(span) = &mut self.0 {
             span.start_time = start.into();
@@ -220,7 +220,7 @@ impl Span {
         self
     }
 
-    /// Says that another server is asked.
+    /// Marks the span as a request to another server.
     pub fn asking(mut self) -> Self {
         if let Some(span) = &mut self.0 {
             span.span_kind = SpanKind::Client;
@@ -235,7 +235,7 @@ impl Span {
         }
     }
 
-    /// Says that it failed, with one CamelCase word.
+    /// Marks the span as failed, with one CamelCase word.
     pub fn fail(&mut self, reason: &str) {
         if let Some(span) = &mut self.0 {
             span.status = Status::error(reason.to_owned());
@@ -243,12 +243,12 @@ impl Span {
         }
     }
 
-    /// It ends now.
+    /// Ends the span now.
     pub fn end(self) {
         self.end_at(SystemTime::now());
     }
 
-    /// It ended at that time. One that would end before it began ends at once.
+    /// Ends the span at a time. A span that would end before its start ends at its start.
     pub fn end_at(self, end: impl Into<SystemTime>) {
         let (Some(mut span), Some(traces)) = (self.0, TRACES.get()) else { return };
         span.end_time = end.into().max(span.start_time);
@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn traces_are_sent_where_a_receiver_is_named_and_nothing_forbids_it() {
+    fn traces_are_sent_to_a_configured_receiver() {
         const RECEIVER: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
         for (given, wanted) in [
             (vec![], false),
@@ -297,13 +297,13 @@ mod tests {
         }
     }
 
-    /// No test of this process starts them.
+    /// No test of this process starts traces.
     #[test]
     fn while_traces_are_off_there_are_no_spans() {
         let uid = "6ba7b810-9dad-41d1-80b4-00c04fd430c8";
         let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert_eq!(root_of(uid, Some(traceparent)), None);
-        let parent = Parent::of_run(uid, Some(traceparent));
+        let parent = Parent::for_run(uid, Some(traceparent));
         assert_eq!(parent.trace_id(), None);
         let span = parent.begin("sync.attempt");
         assert!(span.0.is_none() && span.parent().0.is_none());

@@ -9,25 +9,25 @@ use tokio::{
 
 use crate::queue;
 
-/// What is known of the workers. Read as a whole, so that a slot that becomes free is never taken for one that was
-/// free all the time.
+/// Times of the last answers of the queue. They are read as a whole, so that a slot that has just become free does
+/// not count as free all the time.
 #[derive(Clone, Copy, Debug)]
-struct Signs {
+struct LastAnswers {
     free: usize,
-    /// The last look for runs that was answered, or since when there is a free slot again.
-    looked: Instant,
+    /// Time of the last answered claim, or since which there is a free slot again.
+    claim_answered: Instant,
     /// The last renewal of leases that was answered.
-    renewed: Instant,
+    renewal_answered: Instant,
 }
 
 /// Reporter of answers of the queue. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct HealthReporter(watch::Sender<Signs>);
+pub struct HealthReporter(watch::Sender<LastAnswers>);
 
 /// Health of the workers of this process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct WorkerHealth {
-    signs: watch::Receiver<Signs>,
+    answers: watch::Receiver<LastAnswers>,
     lease: Duration,
     slots: usize,
 }
@@ -44,11 +44,12 @@ impl WorkerHealth {
     #[must_use]
     pub fn new(lease: Duration, slots: usize) -> (HealthReporter, Self) {
         let now = Instant::now();
-        let (reporter, signs) = watch::channel(Signs { free: slots, looked: now, renewed: now });
-        (HealthReporter(reporter), Self { signs, lease, slots })
+        let (reporter, answers) =
+            watch::channel(LastAnswers { free: slots, claim_answered: now, renewal_answered: now });
+        (HealthReporter(reporter), Self { answers, lease, slots })
     }
 
-    /// Most runs at a time.
+    /// Largest number of concurrent runs.
     #[must_use]
     pub fn slots(&self) -> usize {
         self.slots
@@ -57,52 +58,52 @@ impl WorkerHealth {
     /// Runs that are worked on.
     #[must_use]
     pub fn busy(&self) -> usize {
-        self.slots.saturating_sub(self.signs.borrow().free)
+        self.slots.saturating_sub(self.answers.borrow().free)
     }
 
-    /// True when the queue answered lately: a look for runs within the time of three, unless there is no free slot to
-    /// look for, and a renewal of leases within that time or the length of one.
+    /// True when the queue answered lately: a claim within the time of three, unless there is no free slot, and a
+    /// renewal of leases within that time or the length of one.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.is_alive_at(Instant::now())
     }
 
     fn is_alive_at(&self, now: Instant) -> bool {
-        const LOOKS: Duration = super::IDLE.saturating_mul(3);
-        let Signs { free, looked, renewed } = *self.signs.borrow();
-        now - renewed < self.lease.max(LOOKS) && (free == 0 || now - looked < LOOKS)
+        const CLAIM_TIMEOUT: Duration = super::IDLE.saturating_mul(3);
+        let LastAnswers { free, claim_answered, renewal_answered } = *self.answers.borrow();
+        now - renewal_answered < self.lease.max(CLAIM_TIMEOUT) && (free == 0 || now - claim_answered < CLAIM_TIMEOUT)
     }
 }
 
 impl HealthReporter {
     /// Records the answer to a claim. A worker that waits for a controller is alive.
-    pub(super) fn looked<T>(&self, answer: &Result<T, queue::Error>) {
+    pub(super) fn claim_answered<T>(&self, answer: &Result<T, queue::Error>) {
         if matches!(answer, Ok(_) | Err(queue::Error::Unasserted)) {
-            self.0.send_modify(|signs| signs.looked = Instant::now());
+            self.0.send_modify(|answers| answers.claim_answered = Instant::now());
         }
     }
 
     /// Records the answer to a renewal.
-    pub(super) fn renewed<T, E>(&self, answer: &Result<T, E>) {
+    pub(super) fn renewal_answered<T, E>(&self, answer: &Result<T, E>) {
         if answer.is_ok() {
-            self.0.send_modify(|signs| signs.renewed = Instant::now());
+            self.0.send_modify(|answers| answers.renewal_answered = Instant::now());
         }
     }
 
     /// Records that a slot is occupied.
     pub(super) fn busy(&self, permit: Option<OwnedSemaphorePermit>) -> SlotGuard {
-        self.0.send_modify(|signs| signs.free = signs.free.saturating_sub(1));
+        self.0.send_modify(|answers| answers.free = answers.free.saturating_sub(1));
         SlotGuard { reporter: self.clone(), _permit: permit }
     }
 }
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
-        self.reporter.0.send_modify(|signs| {
-            if signs.free == 0 {
-                signs.looked = Instant::now();
+        self.reporter.0.send_modify(|answers| {
+            if answers.free == 0 {
+                answers.claim_answered = Instant::now();
             }
-            signs.free += 1;
+            answers.free += 1;
         });
     }
 }
@@ -116,32 +117,32 @@ mod tests {
     const ERROR: Result<(), queue::Error> = Err(queue::Error::Silent);
     const LONG: Duration = Duration::from_secs(1000);
 
-    /// As if nothing had happened for some time before now.
+    /// Simulates that nothing has happened for some time before now.
     fn wait(reporter: &HealthReporter, time: Duration) {
-        reporter.0.send_modify(|signs| {
-            signs.looked -= time;
-            signs.renewed -= time;
+        reporter.0.send_modify(|answers| {
+            answers.claim_answered -= time;
+            answers.renewal_answered -= time;
         });
     }
 
     #[test]
-    fn while_there_is_a_free_slot_runs_must_be_looked_for() {
+    fn a_free_slot_needs_answered_claims() {
         let (reporter, health) = WorkerHealth::new(LONG, 2);
         let _run = reporter.busy(None);
         assert_eq!(health.busy(), 1);
         wait(&reporter, 2 * IDLE);
         assert!(health.is_alive());
         wait(&reporter, IDLE);
-        reporter.looked(&ERROR);
+        reporter.claim_answered(&ERROR);
         assert!(!health.is_alive(), "an error is no answer");
-        reporter.renewed(&OK);
+        reporter.renewal_answered(&OK);
         assert!(!health.is_alive(), "a renewal tells nothing of the looks for runs");
-        reporter.looked(&OK);
+        reporter.claim_answered(&OK);
         assert!(health.is_alive());
     }
 
     #[test]
-    fn without_a_free_slot_nothing_is_looked_for_until_one_is_free() {
+    fn full_slots_need_no_claims() {
         let (reporter, health) = WorkerHealth::new(LONG, 2);
         let runs = [reporter.busy(None), reporter.busy(None)];
         wait(&reporter, 10 * IDLE);
@@ -156,10 +157,10 @@ mod tests {
     fn leases_must_be_renewed() {
         let (reporter, health) = WorkerHealth::new(LONG, 1);
         wait(&reporter, LONG);
-        reporter.looked(&OK);
-        reporter.renewed(&ERROR);
+        reporter.claim_answered(&OK);
+        reporter.renewal_answered(&ERROR);
         assert!(!health.is_alive());
-        reporter.renewed(&OK);
+        reporter.renewal_answered(&OK);
         assert!(health.is_alive());
     }
 }

@@ -18,10 +18,10 @@ use crate::{
 pub(super) struct Leases {
     worker: String,
     queue: Queue,
-    held: Mutex<HashMap<String, Held>>,
+    held: Mutex<HashMap<String, HeldLease>>,
 }
 
-struct Held {
+struct HeldLease {
     epoch: u64,
     /// The lease holds at least until then, by this process's clock.
     until: Instant,
@@ -29,13 +29,13 @@ struct Held {
 }
 
 /// A lease that is kept. Also when the work on the run panics, it is kept no longer.
-pub(super) struct Kept<'a> {
+pub(super) struct LeaseGuard<'a> {
     leases: &'a Leases,
     uid: String,
     epoch: u64,
 }
 
-impl Drop for Kept<'_> {
+impl Drop for LeaseGuard<'_> {
     fn drop(&mut self) {
         let mut leases = self.leases.lock();
         // The run may have been lost, and claimed again by this worker.
@@ -51,19 +51,19 @@ impl Leases {
     }
 
     /// Keeps the lease of a run that was just claimed, until what is returned is dropped.
-    pub fn hold(&self, uid: &str, epoch: u64, stop: &CancellationToken) -> (Signals, Kept<'_>) {
+    pub fn add(&self, uid: &str, epoch: u64, stop: &CancellationToken) -> (Signals, LeaseGuard<'_>) {
         let signals = Signals { recalled: stop.child_token(), lost: CancellationToken::new() };
         let until = Instant::now() + self.queue.lease();
-        let replaced = self.lock().insert(uid.to_owned(), Held { epoch, until, signals: signals.clone() });
+        let replaced = self.lock().insert(uid.to_owned(), HeldLease { epoch, until, signals: signals.clone() });
         // The process was paused, and the run recovered and claimed again here before the lease was known to be lost.
         if let Some(replaced) = replaced {
             replaced.signals.lost.cancel();
         }
-        (signals, Kept { leases: self, uid: uid.to_owned(), epoch })
+        (signals, LeaseGuard { leases: self, uid: uid.to_owned(), epoch })
     }
 
     /// Renews every lease three times in its length, and shows that the worker lives.
-    pub async fn keep(&self, reporter: &HealthReporter) {
+    pub async fn renew_regularly(&self, reporter: &HealthReporter) {
         let every = self.queue.lease() / 3;
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -78,7 +78,7 @@ impl Leases {
         let held: Vec<(String, u64)> = self.lock().iter().map(|(uid, held)| (uid.clone(), held.epoch)).collect();
         let renewed = timeout(limit, self.queue.renew(&self.worker, &held)).await;
         if let Ok(answer) = &renewed {
-            reporter.renewed(answer);
+            reporter.renewal_answered(answer);
         }
         let mut leases = self.lock();
         if let Ok(Ok(Renewed { lost, recalled })) = renewed {
@@ -101,7 +101,7 @@ impl Leases {
         leases.values().filter(|lease| lease.until <= now).for_each(|lease| lease.signals.lost.cancel());
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Held>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, HeldLease>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -114,10 +114,10 @@ mod tests {
     fn a_run_that_is_claimed_again_is_lost_to_its_attempt_before() {
         let queue = Queue::new("redis://127.0.0.1:1", "leases", Duration::from_secs(30)).unwrap();
         let (leases, stop) = (Leases::new("worker".to_owned(), queue), CancellationToken::new());
-        let (older, kept) = leases.hold("run", 1, &stop);
-        let (newer, _kept) = leases.hold("run", 2, &stop);
+        let (older, guard) = leases.add("run", 1, &stop);
+        let (newer, _guard) = leases.add("run", 2, &stop);
         assert_eq!((older.lost.is_cancelled(), newer.lost.is_cancelled()), (true, false));
-        drop(kept);
+        drop(guard);
         assert_eq!(leases.lock().get("run").map(|held| held.epoch), Some(2));
     }
 }

@@ -24,11 +24,11 @@ use crate::{
         retry::{self, Retry},
         run::{Checkpoint, Outcome, Payload, RunSpec, State},
     },
-    engine::{Attempt, AttemptResult, Opening, Signals, Sources},
+    engine::{AttemptResult, Opening, RunAttempt, Signals, Sources},
     queue::{self, Attempts, Candidates, Claim, Disposition, Entry, FencedWrite, Queue, Release},
     recovery::recover_expired,
-    sync::{Databases, Error, Target},
-    telemetry::{REDIS, metrics, note_write, traces::Parent},
+    sync::{Deployment, Error, TargetCollection},
+    telemetry::{REDIS, metrics, record_write, traces::Parent},
 };
 use completer::BatchCompleter;
 use coordinator::{QueueCoordinator, RedisClock};
@@ -39,18 +39,18 @@ pub use health::{HealthReporter, WorkerHealth};
 
 /// Longest wait for a notification before the worker tries to claim anyway.
 const IDLE: Duration = Duration::from_secs(5);
-/// Between two looks at who owns the queue.
-const OWNER_LOOK: Duration = Duration::from_secs(30);
+/// Interval between checks of the owner of the queue.
+const OWNER_POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// Pause after an error of Redis.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Settings of a worker.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct WorkerSettings {
     /// Names this worker. New at every process start, so that a restarted process never takes itself for the
     /// one that held a lease before.
     pub id: String,
-    /// Most runs at a time.
+    /// Largest number of concurrent runs.
     pub slots: usize,
 }
 
@@ -70,24 +70,24 @@ pub struct NotRenewed(JoinError);
 /// returns.
 ///
 /// # Errors
-/// When a part of it ended that nothing goes on without.
+/// When a required part of the worker has ended.
 pub async fn run(
-    settings: Settings,
+    settings: WorkerSettings,
     queue: Queue,
-    databases: Databases,
+    deployment: Deployment,
     sources: Sources,
     reporter: HealthReporter,
     stop: CancellationToken,
 ) -> Result<(), NotRenewed> {
     let leases = Leases::new(settings.id.clone(), queue.clone());
     let (completer, completions) = BatchCompleter::new();
-    let worker = Arc::new(Worker { leases, completer, id: settings.id, queue, databases, sources, reporter });
+    let worker = Arc::new(Worker { leases, completer, id: settings.id, queue, deployment, sources, reporter });
     let runs = TaskTracker::new();
-    let keeping = CancellationToken::new();
-    let mut keeper = tokio::spawn(keeping.clone().run_until_cancelled_owned({
+    let background_stop = CancellationToken::new();
+    let mut background = tokio::spawn(background_stop.clone().run_until_cancelled_owned({
         let worker = Arc::clone(&worker);
         async move {
-            let (leases, recording) = (worker.leases.keep(&worker.reporter), completions.run(&worker.queue));
+            let (leases, recording) = (worker.leases.renew_regularly(&worker.reporter), completions.run(&worker.queue));
             tokio::join!(leases, recording, worker.recover(), worker.compare_installations())
         }
     }));
@@ -99,10 +99,10 @@ pub async fn run(
     };
     select! {
         () = working => {}
-        ended = &mut keeper => return ended.map(drop).map_err(NotRenewed),
+        ended = &mut background => return ended.map(drop).map_err(NotRenewed),
     }
-    keeping.cancel();
-    keeper.await.ok();
+    background_stop.cancel();
+    background.await.ok();
     if let Err(error) = worker.queue.retire(&worker.id).await {
         tracing::debug!(%error, "worker not retired");
     }
@@ -113,7 +113,7 @@ pub async fn run(
 struct Worker {
     id: String,
     queue: Queue,
-    databases: Databases,
+    deployment: Deployment,
     sources: Sources,
     leases: Leases,
     completer: BatchCompleter,
@@ -141,11 +141,11 @@ impl Worker {
             let is_unasserted = matches!(claimed, Err(queue::Error::Unasserted));
             match &claimed {
                 // Redis answers.
-                Err(queue::Error::Unasserted) => REDIS.note(&Ok::<_, queue::Error>(())),
+                Err(queue::Error::Unasserted) => REDIS.record(&Ok::<_, queue::Error>(())),
                 // Without runs to claim, nothing is written.
-                Ok(Err(_)) => REDIS.note(&claimed),
-                Ok(Ok(_)) => note_write(&claimed, false),
-                Err(error) => note_write(&claimed, error.refusal().is_some()),
+                Ok(Err(_)) => REDIS.record(&claimed),
+                Ok(Ok(_)) => record_write(&claimed, false),
+                Err(error) => record_write(&claimed, error.refusal().is_some()),
             }
             if is_unasserted && !was_unasserted {
                 tracing::warn!(
@@ -153,7 +153,7 @@ impl Worker {
                 );
             }
             was_unasserted = is_unasserted;
-            self.reporter.looked(&claimed);
+            self.reporter.claim_answered(&claimed);
             match claimed {
                 Ok(Ok(claims)) => {
                     for claim in claims {
@@ -185,10 +185,10 @@ impl Worker {
         }
     }
 
-    /// Says when the queue is another installation's than this worker's, whose runs the worker does not claim.
+    /// Logs when the queue belongs to another installation than this worker, which then does not claim its runs.
     async fn compare_installations(&self) {
         let (mine, mut known) = (self.queue.identified().await, None);
-        let mut ticks = interval(OWNER_LOOK);
+        let mut ticks = interval(OWNER_POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -206,19 +206,19 @@ impl Worker {
     /// wait until the end of this one is recorded.
     async fn handle(&self, claim: Claim, slot: SlotGuard, stop: &CancellationToken) {
         let claimed = Instant::now();
-        let (signals, _kept) = self.leases.hold(&claim.uid, claim.entry.epoch, stop);
+        let (signals, _lease) = self.leases.add(&claim.uid, claim.entry.epoch, stop);
         let epoch = claim.entry.epoch;
         let payload = serde_json::from_str::<Payload>(&claim.entry.payload);
         let (namespace, name) =
             payload.as_ref().map_or(("?", "?"), |payload| (payload.namespace.as_str(), payload.name.as_str()));
         let attempt = claim.entry.attempts + 1;
-        let root = Parent::of_run(&claim.uid, claim.entry.traceparent.as_deref());
+        let root = Parent::for_run(&claim.uid, claim.entry.traceparent.as_deref());
         let trace_id = root.trace_id();
         metrics::claimed(claim.waited, trace_id.clone());
         tracing::info!(namespace, name, uid = claim.uid, attempt, epoch, worker = self.id, trace_id, "run claimed");
         if let Some(lacking) = lacking(&claim, payload.as_ref().ok(), self.queue.level()) {
             drop(slot);
-            self.leave_to_newer(&claim, &lacking, &signals).await;
+            self.release_to_newer_worker(&claim, &lacking, &signals).await;
             return;
         }
         let span = spans::claimed(root, &claim, &self.id);
@@ -241,18 +241,18 @@ impl Worker {
                 let end = attempt.roll_back(outcome).await;
                 (end, attempt.into_parts().1)
             }
-            (Err(end), None) => (end, read_checkpoint(&claim)),
-            (Err(end), Some(outcome)) => (end.without_rollback(outcome), read_checkpoint(&claim)),
+            (Err(end), None) => (end, parse_checkpoint(&claim)),
+            (Err(end), Some(outcome)) => (end.without_rollback(outcome), parse_checkpoint(&claim)),
         };
         drop(slot);
         spans::end(span, &end, &checkpoint.counts);
         log_end(&claim, (namespace, name), trace_id.as_deref(), &end, &checkpoint);
         // By the clock of Redis, as its start is.
         let now = claim.at.checked_add(claimed.elapsed()).unwrap_or(claim.at);
-        if let Some(run) = let_go(&claim, &end, &checkpoint, payload.as_ref().ok(), now) {
+        if let Some(run) = release_of(&claim, &end, &checkpoint, payload.as_ref().ok(), now) {
             let recorded = signals.lost.run_until_cancelled(self.completer.record(run)).await;
             if recorded == Some(FencedWrite::Applied) {
-                self.forget(target.filter(|_| end == AttemptResult::Completed)).await;
+                self.drop_journal(target.filter(|_| end == AttemptResult::Completed)).await;
             } else {
                 metrics::lease_lost();
                 tracing::warn!(
@@ -268,7 +268,7 @@ impl Worker {
     }
 
     /// Gives a run back of which this worker does not know all, for workers of a newer release.
-    async fn leave_to_newer(&self, claim: &Claim, lacking: &str, signals: &Signals) {
+    async fn release_to_newer_worker(&self, claim: &Claim, lacking: &str, signals: &Signals) {
         let (uid, epoch, needs) = (claim.uid.clone(), claim.entry.epoch, self.queue.level().number + 1);
         tracing::warn!(uid, lacking, needs, "the run needs a worker of a newer release: released");
         let checkpoint = claim.entry.checkpoint.clone().unwrap_or_default();
@@ -278,15 +278,15 @@ impl Worker {
     }
 
     /// A journal that outlives its run is dropped by a later run.
-    async fn forget(&self, completed: Option<Target>) {
+    async fn drop_journal(&self, completed: Option<TargetCollection>) {
         let Some(target) = completed else { return };
         if let Err(error) = target.drop_journal().await {
             tracing::debug!(%error, "journal not dropped yet");
         }
     }
 
-    /// Drops journals whose runs have ended, or that nobody knows any more.
-    async fn sweep_journals(&self, target: &Target) -> Result<(), Error> {
+    /// Drops journals whose runs have ended or are unknown.
+    async fn sweep_journals(&self, target: &TargetCollection) -> Result<(), Error> {
         for journal in target.journals().await? {
             let has_ended = match self.queue.get(&journal.uid).await {
                 Ok(Some(Entry { state, .. })) => matches!(state, State::Completed | State::Failed),
@@ -306,7 +306,7 @@ impl Worker {
         payload: Option<&Payload>,
         signals: Signals,
         trace: Parent,
-    ) -> Result<Attempt, AttemptResult> {
+    ) -> Result<RunAttempt, AttemptResult> {
         let started = claim.entry.started.unwrap_or(claim.at);
         // After a failover, the clock of another Redis may be behind. What is fetched now is not from before the run.
         let clock = RedisClock { at: claim.at.max(started), since: Instant::now() };
@@ -316,7 +316,7 @@ impl Worker {
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let refused = |error| AttemptResult::from(&error);
         if spec.rollback && claim.entry.checkpoint.is_none() {
-            let target = self.databases.target(&spec, &payload.namespace, started, clock.at).map_err(refused)?;
+            let target = self.deployment.target(&spec, &payload.namespace, started, clock.at).map_err(refused)?;
             self.sweep_journals(&target).await.map_err(refused)?;
         }
         let coordinator = QueueCoordinator {
@@ -334,12 +334,12 @@ impl Worker {
             spec,
             started,
             parked_for: claim.entry.parked_for,
-            checkpoint: read_checkpoint(claim),
+            checkpoint: parse_checkpoint(claim),
             approved: claim.entry.approved,
             rolls_back: failed_with(claim).is_some(),
             trace,
         };
-        Attempt::open(opening, &self.databases, &self.sources, Arc::new(coordinator)).await.map_err(refused)
+        RunAttempt::open(opening, &self.deployment, &self.sources, Arc::new(coordinator)).await.map_err(refused)
     }
 }
 
@@ -404,13 +404,14 @@ fn log_end(
     }
 }
 
-/// What of a run this worker must not ignore, and does not know. A controller of a newer release has said what the run needs.
+/// Part of a run that this worker does not support and must not ignore. A controller of a newer release has set the
+/// level that the run needs.
 fn lacking(claim: &Claim, payload: Option<&Payload>, level: &Level) -> Option<String> {
     if claim.entry.level > level.number { None } else { level.lacking(&claim.entry.payload, payload) }
 }
 
-/// What is to be recorded of how a claim ended.
-fn let_go(
+/// Release to record at the end of a claim.
+fn release_of(
     claim: &Claim,
     end: &AttemptResult,
     checkpoint: &Checkpoint,
@@ -448,7 +449,7 @@ fn let_go(
     })
 }
 
-/// How a run that is to be rolled back has failed.
+/// Outcome of a failed run that is to be rolled back.
 fn failed_with(claim: &Claim) -> Option<Outcome> {
     let outcome = claim.entry.outcome.as_deref()?;
     let unreadable = |_| Outcome { reason: reasons::STALLED.to_owned(), message: String::new() };
@@ -471,7 +472,7 @@ fn after_failure(
     }
 }
 
-fn read_checkpoint(claim: &Claim) -> Checkpoint {
+fn parse_checkpoint(claim: &Claim) -> Checkpoint {
     claim.entry.checkpoint.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 

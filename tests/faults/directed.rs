@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 use sync_operator::{
     domain::run::RunSpec,
-    sync::{Batch, Databases, Target},
+    sync::{Batch, Deployment, TargetCollection},
 };
 use tokio::time::timeout;
 
@@ -27,7 +27,7 @@ pub async fn a_stamp_that_could_be_rolled_back_does_not_count(ground: &Ground) {
     let spec = RunSpec::parse(&serde_json::from_value(json!({"syncType": "Full"})).unwrap()).unwrap();
     let started = Timestamp::now();
     let worker =
-        async || Databases::new(uri, &name, &[], None).await.unwrap().target(&spec, "test", started, started).unwrap();
+        async || Deployment::new(uri, &name, &[], None).await.unwrap().target(&spec, "test", started, started).unwrap();
     let (first, second) = (worker().await, worker().await);
     let batch = read(&first).await;
 
@@ -51,7 +51,7 @@ pub async fn a_stamp_that_could_be_rolled_back_does_not_count(ground: &Ground) {
     database.drop().await.unwrap();
 }
 
-async fn read(target: &Target) -> Batch {
+async fn read(target: &TargetCollection) -> Batch {
     target.batches(None).try_collect::<Vec<_>>().await.unwrap().pop().unwrap()
 }
 

@@ -13,7 +13,7 @@ use proptest::{
 use serde_json::{Value, json};
 use sync_operator::{
     domain::run::{RunSpec, Warning},
-    sync::{Batch, Databases, Target},
+    sync::{Batch, Deployment, TargetCollection},
 };
 use tokio::runtime::Handle;
 
@@ -31,14 +31,14 @@ async fn database() -> Database {
     mongodb::Client::with_uri_str(variable("MONGODB_URI")).await.unwrap().database(&unique("incremental"))
 }
 
-async fn target(database: &Database, spec: Value) -> Target {
+async fn target(database: &Database, spec: Value) -> TargetCollection {
     target_at(&variable("MONGODB_URI"), database, spec).await
 }
 
-async fn target_at(url: &str, database: &Database, spec: Value) -> Target {
+async fn target_at(url: &str, database: &Database, spec: Value) -> TargetCollection {
     let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap();
-    let databases = Databases::new(url, database.name(), &[], None).await.unwrap();
-    databases.target(&spec, "team", Timestamp::from_millisecond(START).unwrap(), Timestamp::UNIX_EPOCH).unwrap()
+    let deployment = Deployment::new(url, database.name(), &[], None).await.unwrap();
+    deployment.target(&spec, "team", Timestamp::from_millisecond(START).unwrap(), Timestamp::UNIX_EPOCH).unwrap()
 }
 
 fn users(database: &Database) -> Collection<Document> {
@@ -146,7 +146,7 @@ async fn keys(cursor: mongodb::Cursor<Document>) -> BTreeSet<i32> {
     found.iter().map(|document| document.get_i32("_id").unwrap()).collect()
 }
 
-async fn read(target: &Target) -> BTreeSet<i32> {
+async fn read(target: &TargetCollection) -> BTreeSet<i32> {
     let batches: Vec<_> = target.batches(None).try_collect().await.unwrap();
     batches.iter().flat_map(Batch::keys).map(|key| key.as_i32().unwrap()).collect()
 }

@@ -14,7 +14,7 @@ use sync_operator::{
     alerts::check_template,
     api::{SyncAlert, SyncJob, SyncJobSpec, SyncSchedule},
     domain::{run::RunSpec, schedule::Parsed},
-    manifest::{Finding, Level, Manifest, Object, read},
+    manifest::{Finding, Manifest, Object, Severity, parse},
 };
 
 use crate::support::World;
@@ -45,8 +45,8 @@ async fn post(world: &World, kind: &str, text: &str, query: &str) -> Result<Valu
 }
 
 fn errors(text: &str) -> Vec<Finding> {
-    let findings = read("a.yaml", text).findings.into_iter();
-    findings.filter(|finding| finding.level == Level::Error).collect()
+    let findings = parse("a.yaml", text).findings.into_iter();
+    findings.filter(|finding| finding.level == Severity::Error).collect()
 }
 
 fn typed<T: DeserializeOwned>(object: &Value) -> T {
@@ -55,7 +55,7 @@ fn typed<T: DeserializeOwned>(object: &Value) -> T {
 
 fn is_refused_by_a_worker(spec: &SyncJobSpec) -> bool {
     RunSpec::parse(spec)
-        .map_or(true, |run| run.source.is_some_and(|source| sync_operator::sync::Source::host(&source).is_err()))
+        .map_or(true, |run| run.source.is_some_and(|source| sync_operator::sync::SourceClient::host(&source).is_err()))
 }
 
 /// True when the API server takes an object that the operator refuses.
@@ -91,10 +91,11 @@ struct Compared {
 }
 
 async fn compare(world: &World, kind: &str, text: &str) -> Compared {
-    let read = read("a.yaml", text);
-    let is_valid = read.findings.iter().all(|finding| finding.level == Level::Warning);
+    let parsed = parse("a.yaml", text);
+    let is_valid = parsed.findings.iter().all(|finding| finding.level == Severity::Warning);
     // kubectl sends nothing for an empty document, and sends an object of another kind elsewhere.
-    if read.documents == 0 || matches!(read.manifests.first(), Some(Manifest { object: Object::Other { .. }, .. })) {
+    if parsed.documents == 0 || matches!(parsed.manifests.first(), Some(Manifest { object: Object::Other { .. }, .. }))
+    {
         return Compared { is_valid, difference: None };
     }
     let created = created(world, kind, text).await;
@@ -103,7 +104,7 @@ async fn compare(world: &World, kind: &str, text: &str) -> Compared {
         Ok(_) if is_valid => true,
         Ok(object) => is_refused_later(world, kind, object).await || is_refused_when_stored(world, kind, text).await,
     };
-    let describe = || format!("{text}\nthe API server: {created:?}\nlint: {:#?}\n", read.findings);
+    let describe = || format!("{text}\nthe API server: {created:?}\nlint: {:#?}\n", parsed.findings);
     Compared { is_valid, difference: (!agrees).then(describe) }
 }
 

@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use sync_operator::{
     api::{SyncJob, SyncSchedule, SyncScheduleStatus},
-    cluster::{self, Kind, Read},
+    cluster::{self, Kind, ReadResult},
     domain::conditions::find,
 };
 use tokio::time::Instant;
@@ -44,7 +44,9 @@ async fn create<K: Kind>(world: &World, name: &str, spec: &str) {
 async fn unreadable<K: Kind>(world: &World, name: &str, condition: &str) -> String {
     let api: Api<K> = Api::namespaced(world.client.clone(), &world.name);
     eventually("it says that it cannot be read", async || {
-        let Some(Read::Unreadable(unreadable)) = cluster::read(&api, name).await.unwrap() else { panic!("readable") };
+        let Some(ReadResult::Unreadable(unreadable)) = cluster::read_object(&api, name).await.unwrap() else {
+            panic!("readable")
+        };
         let found = find(unreadable.outline.conditions(), condition)?;
         (found.reason == "Unreadable").then(|| found.message.clone())
     })
@@ -111,7 +113,7 @@ async fn an_unreadable_object_harms_only_itself() {
     assert_eq!(reason(&nested, "Failed").as_deref(), Some("InvalidTarget"));
     // One that can be read again is worked on.
     let patch = Patch::Merge(json!({"spec": {"jobTemplate": null, "interval": quiet_interval(60)}}));
-    let deep: Api<Read<SyncSchedule>> = Api::namespaced(world.client.clone(), &world.name);
+    let deep: Api<ReadResult<SyncSchedule>> = Api::namespaced(world.client.clone(), &world.name);
     deep.patch("deep", &PatchParams::default(), &patch).await.unwrap();
     eventually("it is ready", async || {
         let status = world.schedules().get("deep").await.ok()?.status?;

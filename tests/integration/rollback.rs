@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sync_operator::{
     api::syncjob::{Phase, SyncJobStatus},
     domain::run::RunSpec,
-    sync::{Databases, Found, Target},
+    sync::{Deployment, Found, TargetCollection},
 };
 use tokio::select;
 
@@ -212,15 +212,15 @@ async fn a_rollback_goes_on_after_redis_lost_the_run() {
     assert_eq!(journals(&world).await, [""; 0]);
 }
 
-async fn target(world: &World, epoch: u64) -> Target {
+async fn target(world: &World, epoch: u64) -> TargetCollection {
     let spec = json!({
         "syncType": "Full", "transaction": "Batch", "onFailure": "Rollback",
         "source": {"graphQL": {"endpoint": "https://api.example/graphql", "query": "q", "resultPath": "/data/users"}},
         "mapping": [{"from": "/name", "to": "name"}],
     });
     let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap();
-    let databases = Databases::new(&world.servers.mongodb, &world.name, &[], None).await.unwrap();
-    databases
+    let deployment = Deployment::new(&world.servers.mongodb, &world.name, &[], None).await.unwrap();
+    deployment
         .target(&spec, "test", Timestamp::from_millisecond(1000).unwrap(), Timestamp::UNIX_EPOCH)
         .unwrap()
         .journalled("run", epoch)

@@ -12,7 +12,7 @@ use mongodb::{Database, IndexModel, options::IndexOptions};
 use serde_json::{Value, json};
 use sync_operator::{
     domain::run::{RunSpec, Warning},
-    sync::{Batch, Databases, Error, Found, Outcome, Target},
+    sync::{Batch, BatchResult, Deployment, Error, Found, TargetCollection},
 };
 
 use crate::support::{eventually, unique, variable};
@@ -33,18 +33,18 @@ fn parse(spec: Value) -> RunSpec {
     RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap()
 }
 
-async fn target(database: &Database, spec: Value, started: i64) -> Result<Target, Error> {
+async fn target(database: &Database, spec: Value, started: i64) -> Result<TargetCollection, Error> {
     let spec = parse(spec);
-    let databases = Databases::new(&variable("MONGODB_URI"), database.name(), &[], None).await.unwrap();
-    databases.target(&spec, "test", Timestamp::from_millisecond(started).unwrap(), Timestamp::UNIX_EPOCH)
+    let deployment = Deployment::new(&variable("MONGODB_URI"), database.name(), &[], None).await.unwrap();
+    deployment.target(&spec, "test", Timestamp::from_millisecond(started).unwrap(), Timestamp::UNIX_EPOCH)
 }
 
-async fn run(target: &Target, cursor: Option<&Value>) -> Result<Sums, Error> {
+async fn run(target: &TargetCollection, cursor: Option<&Value>) -> Result<Sums, Error> {
     let mut sums = Sums { processed: 0, updated: 0, unchanged: 0, failures: Vec::new(), cursors: Vec::new() };
     let batches = target.batches(cursor);
     pin_mut!(batches);
     while let Some(batch) = batches.next().await {
-        let outcome: Outcome = target.write(batch?).await?;
+        let outcome: BatchResult = target.write(batch?).await?;
         sums.processed += outcome.processed();
         sums.updated += outcome.updated;
         sums.unchanged += outcome.unchanged;
@@ -56,7 +56,7 @@ async fn run(target: &Target, cursor: Option<&Value>) -> Result<Sums, Error> {
     Ok(sums)
 }
 
-async fn read(target: &Target) -> Vec<Batch> {
+async fn read(target: &TargetCollection) -> Vec<Batch> {
     target.batches(None).try_collect().await.unwrap()
 }
 
@@ -557,14 +557,14 @@ async fn only_databases_that_are_allowed_can_be_named() {
     insert(&other, vec![doc! {"_id": 1}]).await;
     let spec = parse(json!({"syncType": "Full", "target": {"database": other.name()}}));
     let started = Timestamp::from_millisecond(START).unwrap();
-    let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &[], None).await.unwrap();
-    let error = databases.target(&spec, "test", started, started).unwrap_err();
+    let deployment = Deployment::new(&variable("MONGODB_URI"), own.name(), &[], None).await.unwrap();
+    let error = deployment.target(&spec, "test", started, started).unwrap_err();
     let hint = format!("--allowed-databases {}", other.name());
     assert!(matches!(&error, Error::InvalidTarget(text) if text.contains(&hint)), "{error}");
 
     let allowed = [other.name().to_owned()];
-    let databases = Databases::new(&variable("MONGODB_URI"), own.name(), &allowed, None).await.unwrap();
-    let target = databases.target(&spec, "test", started, started).unwrap();
+    let deployment = Deployment::new(&variable("MONGODB_URI"), own.name(), &allowed, None).await.unwrap();
+    let target = deployment.target(&spec, "test", started, started).unwrap();
     assert_eq!((run(&target, None).await.unwrap().updated, stamped(&other, START).await), (1, 1));
 }
 
@@ -589,8 +589,8 @@ async fn a_missing_collection_holds_no_documents() {
 #[tokio::test]
 async fn a_server_that_is_away_is_the_attempts_failure_and_its_address_stays_secret() {
     let uri = "mongodb://user:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100";
-    let databases = Databases::new(uri, "db", &[], None).await.unwrap();
-    let target = databases
+    let deployment = Deployment::new(uri, "db", &[], None).await.unwrap();
+    let target = deployment
         .target(&parse(json!({})), "test", Timestamp::from_millisecond(START).unwrap(), Timestamp::UNIX_EPOCH)
         .unwrap();
     for error in [target.count().await.unwrap_err(), run(&target, None).await.err().unwrap()] {
@@ -599,7 +599,7 @@ async fn a_server_that_is_away_is_the_attempts_failure_and_its_address_stays_sec
         assert!(matches!(error, Error::Attempt { .. }));
     }
     for uri in ["mongodb://user:secret@", "secret://a:b@c", "mongodb://user:secret@host/?w=a&w=b&nonsense=%zz"] {
-        let unusable = Databases::new(uri, "db", &[], None).await.err().map(|error| error.to_string());
+        let unusable = Deployment::new(uri, "db", &[], None).await.err().map(|error| error.to_string());
         assert!(!unusable.is_some_and(|text| text.contains("user:secret")), "{uri}");
     }
 }
@@ -750,7 +750,7 @@ async fn unchanged(database: &Database) {
     insert(database, (0..10).map(|id| doc! {"_id": id, "name": "same", "_sync": before(id)}).collect()).await;
 }
 
-async fn apply_same(target: &Target, batch: &Batch) -> sync_operator::sync::Outcome {
+async fn apply_same(target: &TargetCollection, batch: &Batch) -> sync_operator::sync::BatchResult {
     target.apply(batch.clone(), source(batch, "same"), Timestamp::from_millisecond(3000).unwrap()).await.unwrap()
 }
 

@@ -22,7 +22,7 @@ mod stage;
 use std::{collections::HashMap, env, process::Command};
 
 use futures::{FutureExt, StreamExt, stream};
-use sync_operator::sync::Databases;
+use sync_operator::sync::Deployment;
 
 use crate::{case::Case, play::Ground};
 
@@ -81,8 +81,8 @@ async fn prove(uri: &str, cases: u64, seed: u64) -> bool {
     let database = mongodb::Client::with_uri_str(uri).await.unwrap().database(&name);
     let stages = stage::Stages::default();
     let address = stage::serve(stages.clone()).await;
-    let databases = Databases::new(&slow::proxy(uri).await, &name, &[], None).await.unwrap();
-    let ground = Ground { databases, sources: play::sources(), database: database.clone(), stages, address };
+    let deployment = Deployment::new(&slow::proxy(uri).await, &name, &[], None).await.unwrap();
+    let ground = Ground { deployment, sources: play::sources(), database: database.clone(), stages, address };
     assert_eq!(format!("{:?}", Case::new(seed)), format!("{:?}", Case::new(seed)), "a case follows from its seed");
     let play = async |seed| {
         let played = std::panic::AssertUnwindSafe(play::play(&ground, Case::new(seed))).catch_unwind().await;

@@ -23,9 +23,10 @@ use sync_operator::{
         run::{Checkpoint, LeaseState, RunSpec},
     },
     engine::{
-        Attempt, AttemptResult, CoordinationError, Coordinator, GivenSecrets, Opening, SecretReader, Signals, Sources,
+        AttemptResult, CoordinationError, Coordinator, GivenSecrets, Opening, RunAttempt, SecretReader, Signals,
+        Sources,
     },
-    sync::{Databases, Egress},
+    sync::{Deployment, Egress},
     telemetry::traces::Parent,
 };
 use tokio::sync::watch;
@@ -53,7 +54,7 @@ pub fn sources() -> Sources {
 
 /// What all cases work with.
 pub struct Ground {
-    pub databases: Databases,
+    pub deployment: Deployment,
     pub sources: Sources,
     pub database: Database,
     pub stages: Stages,
@@ -415,7 +416,8 @@ impl Player<'_> {
         };
         let work = async {
             let mut attempt =
-                match Attempt::open(opening, &self.ground.databases, &self.ground.sources, Arc::new(coordinator)).await
+                match RunAttempt::open(opening, &self.ground.deployment, &self.ground.sources, Arc::new(coordinator))
+                    .await
                 {
                     Ok(attempt) => attempt,
                     Err(error) => return (AttemptResult::from(&error), None),

@@ -1,4 +1,4 @@
-//! What is sent to a sink at a time.
+//! Message to a sink: the alerts that are sent together.
 
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -12,66 +12,66 @@ use crate::{
     domain::stable_hash,
 };
 
-/// Alerts in one message. The rest goes out in the next one.
+/// Largest number of alerts in one message. The next message has the rest.
 const MAX_ITEMS: usize = 50;
 
-/// What is sent to a sink at a time.
+/// Message to a sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// Name of the sink.
     pub sink: String,
-    /// The same for the same message, so that one that arrives twice can be known.
+    /// Identifier, equal for equal messages, by which a receiver recognises a message that arrives twice.
     pub id: String,
-    /// The alerts of which it notifies.
+    /// Keys of the alerts in the message.
     pub notified: Vec<Key>,
-    /// Problems there are, and news.
+    /// Problems that last, and incidents.
     pub firing: Vec<Item>,
     /// Problems that are over.
     pub resolved: Vec<Item>,
 }
 
-/// Tells alerts of a SyncAlert apart.
+/// Identity of an alert of a SyncAlert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// Name of the SyncSchedule.
     pub schedule: String,
-    /// What it is about.
+    /// Type of the alert.
     pub type_: AlertType,
-    /// What it began with.
+    /// SyncJob, slot or time that began the problem.
     pub occurrence: String,
-    /// It is over.
+    /// True when the problem is over.
     pub resolved: bool,
-    /// An earlier message about it may have arrived, of which nothing was heard.
+    /// True when an earlier message about the alert may have arrived, whose delivery has no known result.
     pub may_be_known: bool,
 }
 
 /// An alert in a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Item {
-    /// The same in each message about it.
+    /// Identifier of the alert, equal in each message.
     pub id: String,
     /// Name of the SyncSchedule.
     pub schedule: String,
-    /// What it is about.
+    /// Type of the alert.
     #[serde(rename = "type")]
     pub type_: AlertType,
-    /// What it began with: a SyncJob, a slot or a time.
+    /// SyncJob, slot or time that began the problem.
     pub occurrence: String,
-    /// Since when.
+    /// Begin of the problem.
     pub since: Timestamp,
-    /// Until when.
+    /// End of the problem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
-    /// The sink was told before.
+    /// True when the sink was notified of the problem before.
     pub repeated: bool,
-    /// How it stands, in a sentence.
+    /// Description of the problem, as a sentence.
     pub message: String,
 }
 
 impl Key {
-    /// True when it is that alert's.
+    /// True when the key identifies this alert.
     #[must_use]
-    pub fn is_of(&self, alert: &Alert) -> bool {
+    pub fn identifies(&self, alert: &Alert) -> bool {
         self.schedule == alert.schedule && self.type_ == alert.type_ && self.occurrence == alert.occurrence
     }
 }
@@ -97,7 +97,7 @@ impl Message {
     }
 }
 
-/// An alert for a message, and when the sink was last told of it.
+/// Item of a message for an alert, and the time at which the sink was last notified of the alert.
 fn item(alert: &Alert, sink: &str, uid: &str) -> (Item, Option<Timestamp>) {
     let before = alert
         .notified

@@ -21,13 +21,13 @@ fn time(seconds: i64) -> Time {
 struct World {
     alert: SyncAlert,
     schedules: Vec<Arc<SyncSchedule>>,
-    kept: SyncAlertStatus,
+    stored: SyncAlertStatus,
     ended: Vec<Delivery>,
     /// Messages that were sent and not answered.
     under_way: Vec<Message>,
-    /// What arrived: when, at which sink, and what.
+    /// Messages that have arrived: time, sink and content.
     arrived: Vec<(i64, String, String)>,
-    notes: Vec<&'static str>,
+    events: Vec<&'static str>,
 }
 
 impl World {
@@ -43,11 +43,11 @@ impl World {
         Self {
             alert,
             schedules: Vec::new(),
-            kept: SyncAlertStatus::default(),
+            stored: SyncAlertStatus::default(),
             ended: Vec::new(),
             under_way: Vec::new(),
             arrived: Vec::new(),
-            notes: Vec::new(),
+            events: Vec::new(),
         }
     }
 
@@ -55,7 +55,7 @@ impl World {
         Self::new(&json!({"when": [{"type": type_}]}))
     }
 
-    /// The schedule of a name, made when it is first asked for.
+    /// Returns the schedule of a name, and creates it on the first call.
     fn schedule(&mut self, name: &str) -> &mut SyncSchedule {
         let index = self.schedules.iter().position(|schedule| schedule.name_any() == name);
         let index = index.unwrap_or_else(|| {
@@ -93,15 +93,15 @@ impl World {
         self.status(name).held = Some(HeldRun { job, since: time(now), removals: 400, message });
     }
 
-    fn pass(&mut self, now: i64) -> Plan {
+    fn pass(&mut self, now: i64) -> AlertPlan {
         let busy: Vec<_> = self.under_way.iter().map(|message| message.sink.clone()).collect();
         let ended = std::mem::take(&mut self.ended);
         // As it comes back from Redis.
-        let kept = serde_json::from_str(&serde_json::to_string(&self.kept).unwrap()).unwrap();
+        let stored = serde_json::from_str(&serde_json::to_string(&self.stored).unwrap()).unwrap();
         let plan = decide(
-            Observed {
+            ObservedAlert {
                 alert: &self.alert,
-                kept,
+                stored,
                 schedules: &self.schedules,
                 ended: &ended,
                 busy: &busy,
@@ -109,8 +109,8 @@ impl World {
             },
             at(now),
         );
-        self.kept = plan.status.clone();
-        self.notes.extend(plan.notes.iter().map(|note| note.reason));
+        self.stored = plan.status.clone();
+        self.events.extend(plan.events.iter().map(|event| event.reason));
         self.under_way.extend(plan.messages.clone());
         plan
     }
@@ -148,7 +148,7 @@ fn away() -> Result<(), Refusal> {
 }
 
 #[test]
-fn a_failure_is_told_after_the_window_repeated_and_resolved() {
+fn a_failure_is_reported_repeated_and_resolved() {
     let mut world = World::on("RunFailed");
     world.run("s", "s-1", 10, Some("TooManyFailed"));
     world.until(10, 400);
@@ -162,11 +162,11 @@ fn a_failure_is_told_after_the_window_repeated_and_resolved() {
         (501 + WINDOW, "resolved s RunFailed s-1"),
     ];
     assert_eq!(world.notified(), expected);
-    assert!(world.kept.alerts.is_empty() && world.kept.firing == Some(0));
+    assert!(world.stored.alerts.is_empty() && world.stored.firing == Some(0));
 }
 
 #[test]
-fn what_is_over_before_the_window_ends_is_not_told() {
+fn a_short_problem_is_not_reported() {
     let mut world = World::on("RunFailed");
     world.run("s", "s-1", 10, Some("TooManyFailed"));
     world.until(10, 20);
@@ -268,11 +268,11 @@ fn a_later_held_run_is_the_same_problem_with_its_number() {
     world.hold("s", "s-1", 5);
     world.until(5, 50);
     let sent = "SyncJob s-1 waits for an approval of 400 removals: guard.maxMissing allows 50";
-    assert_eq!(world.kept.alerts[0].message, sent);
+    assert_eq!(world.stored.alerts[0].message, sent);
     world.hold("s", "s-2", 60);
     world.until(60, 100);
     assert_eq!(world.notified(), [(5 + WINDOW, "firing s RunHeld s-1")]);
-    assert!(world.kept.alerts[0].message.starts_with("SyncJob s-2"), "{:?}", world.kept.alerts);
+    assert!(world.stored.alerts[0].message.starts_with("SyncJob s-2"), "{:?}", world.stored.alerts);
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn no_success_for_a_time_is_noticed_without_being_asked() {
 }
 
 #[test]
-fn a_sink_that_fails_is_tried_again_later_and_later_and_holds_back_no_other() {
+fn a_failing_sink_has_a_backoff_and_delays_no_other() {
     let sink = |name: &str| json!({"name": name, "slack": {"urlSecretRef": {"name": "s", "key": "url"}}});
     let mut world = World::new(&json!({"when": [{"type": "RunFailed"}], "sinks": [sink("a"), sink("b")]}));
     world.run("s", "s-1", 0, Some("Stalled"));
@@ -308,9 +308,9 @@ fn a_sink_that_fails_is_tried_again_later_and_later_and_holds_back_no_other() {
     }
     let waits: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(waits.len() >= 5 && waits.is_sorted() && (4..=7).contains(&waits[0]), "{waits:?}");
-    let ready = conditions::find(&world.kept.conditions, READY).unwrap();
+    let ready = conditions::find(&world.stored.conditions, READY).unwrap();
     assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "SinkUnavailable"));
-    assert_eq!(world.notes, ["SinkFailing"]);
+    assert_eq!(world.events, ["SinkFailing"]);
     world.run("s", "s-2", 600, None);
     world.until(600, 1000);
     assert!(world.arrived.iter().all(|(_, sink, _)| sink == "b"), "a never heard of it: {:?}", world.arrived);
@@ -331,7 +331,7 @@ fn a_rest_that_a_sink_asks_for_is_heeded() {
 }
 
 #[test]
-fn a_mistake_is_tried_seldom_until_the_spec_is_changed_or_a_test_is_asked_for() {
+fn a_mistake_has_a_long_backoff_until_a_change_or_a_test() {
     let mut world = World::on("RunFailed");
     world.run("s", "s-1", 0, Some("Stalled"));
     world.pass(0);
@@ -354,26 +354,26 @@ fn a_mistake_is_tried_seldom_until_the_spec_is_changed_or_a_test_is_asked_for() 
     world.answer(WINDOW + 53, &Ok(()));
     world.until(WINDOW + 54, WINDOW + 200);
     assert_eq!(world.arrived.len(), 2, "the same token sends one test: {:?}", world.arrived);
-    assert_eq!(world.notes, ["SinkFailing", "SinkRecovered", "TestDelivered"]);
-    assert_eq!(world.kept.last_handled_test.as_deref(), Some("1"));
+    assert_eq!(world.events, ["SinkFailing", "SinkRecovered", "TestDelivered"]);
+    assert_eq!(world.stored.last_handled_test.as_deref(), Some("1"));
 }
 
 #[test]
-fn news_that_waits_for_a_sink_becomes_the_newest_of_its_kind() {
+fn a_waiting_incident_is_replaced_by_the_newest() {
     let mut world = World::on("RunSkipped");
     for slot in 1..=50 {
         world.status("s").last_skip = Some(Skip { time: time(slot * 10), reason: "Active".to_owned() });
         world.pass(slot * 10);
         world.answer(slot * 10, &away());
     }
-    assert_eq!(world.kept.alerts.len(), 1);
+    assert_eq!(world.stored.alerts.len(), 1);
     world.until(501, 900);
     assert_eq!(world.arrived.len(), 1);
     assert!(world.arrived[0].2.ends_with("1970-01-12T13:55:00Z"), "{:?}", world.arrived);
 }
 
 #[test]
-fn only_schedules_that_are_selected_are_looked_at() {
+fn only_selected_schedules_are_evaluated() {
     let mut world = World::new(&json!({"when": [{"type": "RunFailed"}], "selector": {"matchLabels": {"team": "a"}}}));
     world.run("s", "s-1", 0, Some("Stalled"));
     world.until(0, 100);
@@ -387,7 +387,7 @@ fn only_schedules_that_are_selected_are_looked_at() {
 }
 
 #[test]
-fn a_selector_with_a_mistake_stalls_the_alert_and_resolves_nothing() {
+fn an_invalid_selector_stalls_the_alert() {
     let mut world = World::on("RunFailed");
     world.run("s", "s-1", 0, Some("Stalled"));
     world.until(0, 100);
@@ -395,8 +395,8 @@ fn a_selector_with_a_mistake_stalls_the_alert_and_resolves_nothing() {
     world.alert.spec.selector = serde_json::from_value(wrong).unwrap();
     world.until(101, 300);
     assert_eq!(world.notified().len(), 1);
-    assert!(conditions::is_true(&world.kept.conditions, STALLED));
-    assert!(!conditions::is_true(&world.kept.conditions, READY));
+    assert!(conditions::is_true(&world.stored.conditions, STALLED));
+    assert!(!conditions::is_true(&world.stored.conditions, READY));
 }
 
 #[test]
@@ -410,21 +410,22 @@ fn the_status_stays_small_with_a_thousand_problems() {
     }
     world.pass(0);
     world.until(WINDOW, WINDOW + 20);
-    assert_eq!((world.arrived.len(), world.kept.alerts.len()), (1000, 1000));
-    let status = bounded(world.kept.clone());
+    assert_eq!((world.arrived.len(), world.stored.alerts.len()), (1000, 1000));
+    let status = bounded(world.stored.clone());
     assert_eq!((status.alerts.len(), status.firing), (MAX_ALERTS, Some(1000)));
     let size = serde_json::to_vec(&status).unwrap().len();
     assert!(size < 32 << 10, "{size} bytes");
 }
 
-/// What may happen in a second.
+/// Events that may happen within a second.
 #[derive(Clone, Debug)]
 enum Step {
     Fails(u8),
     Completes(u8),
     /// Messages under way are taken, or not.
     Answer(bool),
-    /// The process is killed: answers it did not look at, and what is under way, are lost. Of the latter, some had arrived.
+    /// Kill of the process: results that were not processed, and deliveries under way, are lost. Some of the messages
+    /// under way had arrived.
     Killed {
         arrived: bool,
     },
@@ -444,7 +445,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
-    fn each_problem_arrives_once_but_for_crashes_and_never_after_it_was_told_to_be_over(steps in steps()) {
+    fn each_problem_arrives_once_but_for_crashes(steps in steps()) {
         let mut world = World::on("RunFailed");
         let (mut now, mut crashes, mut run) = (0, 0, 0);
         for step in steps {
@@ -478,9 +479,9 @@ proptest! {
             world.until(now + later, now + later);
         }
         let is_notified = |alert: &Alert| alert.notified.iter().any(|notified| notified.sink == "a" && !notified.resolved);
-        let open: Vec<_> = world.kept.alerts.iter().filter(|alert| alert.resolved.is_none()).collect();
-        prop_assert!(open.len() == 1 && is_notified(open[0]), "lost: {:?}", world.kept.alerts);
-        prop_assert_eq!(world.kept.alerts.len(), 1, "nothing is left over");
+        let open: Vec<_> = world.stored.alerts.iter().filter(|alert| alert.resolved.is_none()).collect();
+        prop_assert!(open.len() == 1 && is_notified(open[0]), "lost: {:?}", world.stored.alerts);
+        prop_assert_eq!(world.stored.alerts.len(), 1, "nothing is left over");
 
         let mut notified: HashMap<String, (Option<i64>, bool)> = HashMap::new();
         let (mut doubles, mut doubled) = (HashMap::<&str, usize>::new(), HashSet::new());
@@ -499,10 +500,10 @@ proptest! {
                 doubled.insert(*now);
             }
         }
-        let open = format!("s0 RunFailed {}", world.kept.alerts[0].occurrence);
+        let open = format!("s0 RunFailed {}", world.stored.alerts[0].occurrence);
         let unended: Vec<_> = notified.iter().filter(|(alert, (_, is_over))| !is_over && **alert != open).collect();
         prop_assert!(unended.is_empty(), "never heard that it is over: {unended:?}");
-        // A message that a crash doubles may tell of several things.
+        // A message that a crash repeats may contain several alerts.
         prop_assert!(doubled.len() <= crashes, "doubled at {doubled:?} after {crashes} crashes: {:?}", world.arrived);
         let too_often: Vec<_> = doubles.iter().filter(|(_, doubles)| **doubles > crashes).collect();
         prop_assert!(too_often.is_empty(), "{too_often:?} doubles after {crashes} crashes: {:?}", world.arrived);

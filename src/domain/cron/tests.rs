@@ -55,7 +55,7 @@ fn fields_names_steps_ranges_lists_and_nicknames() {
     }
 }
 
-/// What people who run CronJobs know, written down: `docs/reference/syncschedule.md` says the same.
+/// Behaviour at changes of local time, as `docs/reference/syncschedule.md` describes it.
 #[test]
 fn when_clocks_are_changed() {
     for (zone, text, after, expected) in [
@@ -153,7 +153,7 @@ fn zones() -> impl Strategy<Value = &'static str> {
 }
 
 proptest! {
-    /// Every minute is looked at, by nothing but the clocks.
+    /// The test checks every minute by local time alone.
     #[test]
     fn slots_are_the_minutes_at_which_the_clocks_match(text in expressions(), zone in zones(), start in 1_700_000_000_i64..1_900_000_000, minutes in 1_i64..3000) {
         let cron = cron(&text, zone);

@@ -1,4 +1,4 @@
-//! What a SyncSchedule's spec says, checked and with every default filled in.
+//! Parsed spec of a SyncSchedule, checked and with every default filled in.
 
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ pub struct Parsed {
     jitter: Duration,
     pub(super) starting_deadline: Option<Duration>,
     /// Completed and failed SyncJobs that are kept.
-    pub(super) keep: (usize, usize),
-    /// With `concurrencyPolicy: Allow`, runs at a time.
+    pub(super) history_limits: (usize, usize),
+    /// Largest number of active runs with `concurrencyPolicy: Allow`.
     pub(super) max_active: usize,
     /// Failures in a row that stop the schedule.
     pub(super) failure_threshold: Option<i32>,
@@ -50,7 +50,7 @@ impl Parsed {
                 .as_ref()
                 .map(|value| duration("startingDeadline", value))
                 .transpose()?,
-            keep: (
+            history_limits: (
                 limit("successfulJobsHistoryLimit", spec.successful_jobs_history_limit)?,
                 limit("failedJobsHistoryLimit", spec.failed_jobs_history_limit)?,
             ),
@@ -59,11 +59,11 @@ impl Parsed {
         })
     }
 
-    /// When it is due, in plain words.
+    /// Description of the slots, in English.
     #[must_use]
-    pub fn words(&self) -> String {
+    pub fn description(&self) -> String {
         match &self.grid {
-            Grid::Cron(cron) => cron.words(),
+            Grid::Cron(cron) => cron.description(),
             Grid::Every(seconds) => every(*seconds),
         }
     }
@@ -85,7 +85,8 @@ impl Parsed {
         Slots::new(&self.grid, stable_offset(uid, self.jitter))
     }
 
-    /// When a run of a schedule with this uid is due: a triggered one at once, any other one when its slot starts.
+    /// Start of a run of a schedule with this uid: a triggered run starts at once, any other run when its slot
+    /// starts.
     #[must_use]
     pub fn start_of(&self, run: &ActiveRun, uid: &str) -> Timestamp {
         match run.trigger {
@@ -94,7 +95,7 @@ impl Parsed {
         }
     }
 
-    /// Until when the SyncJob of a run may be created: for `startingDeadline`, or until the next slot starts.
+    /// Time until which the SyncJob of a run may be created: for `startingDeadline`, or until the next slot starts.
     #[must_use]
     pub fn starts_until(&self, run: &ActiveRun, uid: &str) -> Option<Timestamp> {
         let (start, slots) = (self.start_of(run, uid), self.slots(uid));

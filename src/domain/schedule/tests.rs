@@ -28,19 +28,19 @@ struct World {
     schedule: SyncSchedule,
     last_trigger: Option<String>,
     jobs: Vec<Arc<SyncJob>>,
-    /// What the controller remembers to have made.
+    /// SyncJobs that the controller remembers to have created.
     made: Vec<String>,
-    notes: Vec<ObjectEvent>,
+    events: Vec<ObjectEvent>,
 }
 
 impl World {
     fn new(spec: Value) -> Self {
-        Self { schedule: schedule(spec), last_trigger: None, jobs: Vec::new(), made: Vec::new(), notes: Vec::new() }
+        Self { schedule: schedule(spec), last_trigger: None, jobs: Vec::new(), made: Vec::new(), events: Vec::new() }
     }
 
-    fn decide(&self, now: i64) -> Plan {
+    fn decide(&self, now: i64) -> SchedulePlan {
         decide(
-            &Observed {
+            &ObservedSchedule {
                 schedule: &self.schedule,
                 jobs: &self.jobs,
                 made: &self.made,
@@ -54,7 +54,7 @@ impl World {
         )
     }
 
-    fn pass(&mut self, now: i64) -> Plan {
+    fn pass(&mut self, now: i64) -> SchedulePlan {
         let plan = self.decide(now);
         self.schedule.status = Some(plan.status.clone());
         for run in &plan.create {
@@ -67,7 +67,7 @@ impl World {
         for job in self.jobs.iter_mut().filter(|job| plan.cancel.contains(&job.name_any())) {
             Arc::make_mut(job).spec.cancelled = true;
         }
-        self.notes.extend(plan.notes.clone());
+        self.events.extend(plan.events.clone());
         plan
     }
 
@@ -116,7 +116,7 @@ fn immediate_runs_once_at_creation() {
 }
 
 #[test]
-fn a_run_is_counted_once_however_often_it_is_looked_at() {
+fn a_run_is_counted_once_in_many_reconciliations() {
     let mut world = World::new(json!({"interval": "10s"}));
     world.pass(CREATED);
     world.pass(1_000_010);
@@ -144,7 +144,7 @@ fn a_crash_after_the_intent_was_written_creates_the_job_later() {
 }
 
 #[test]
-fn a_job_deleted_by_somebody_is_not_made_again() {
+fn a_job_that_a_user_deleted_is_not_created_again() {
     let mut world = World::new(json!({"interval": "10s"}));
     world.pass(CREATED);
     world.pass(1_000_010);
@@ -164,7 +164,7 @@ fn forbid_skips_the_slot_and_says_so() {
     let status = world.status();
     assert_eq!(status.runs.skipped, 1);
     assert_eq!(status.last_skip, Some(Skip { time: Time(at(1_000_020)), reason: "Active".into() }));
-    assert_eq!(world.notes.last().unwrap().reason, "RunSkipped");
+    assert_eq!(world.events.last().unwrap().reason, "RunSkipped");
     world.end("user-sync-1000010", COMPLETE, 1_000_021);
     world.pass(1_000_022);
     assert_eq!(world.names().len(), 1, "a skipped slot is not run later");
@@ -217,9 +217,9 @@ fn three_days_away_cost_one_run_and_the_rest_is_counted() {
     assert_eq!(world.names().len(), 1);
     assert_eq!(world.status().runs.skipped, 3 * 1440 - 1);
     assert_eq!(world.status().last_skip.as_ref().unwrap().reason, "CatchUp");
-    let told: Vec<_> = world.notes.iter().map(|note| note.text.as_str()).collect();
+    let published: Vec<_> = world.events.iter().map(|event| event.text.as_str()).collect();
     let text = "4319 slots from 1970-01-12T13:47:00Z to 1970-01-15T13:45:00Z were skipped: passed while no controller was at work";
-    assert_eq!(told, [text]);
+    assert_eq!(published, [text]);
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn a_name_that_is_taken_skips_the_slot() {
     let mut world = World::new(json!({"interval": "10s"}));
     world.pass(CREATED);
     let mut plan = world.pass(1_000_010);
-    collided(&mut plan.status, &plan.create[0]);
+    skip_on_name_collision(&mut plan.status, &plan.create[0]);
     assert_eq!((plan.status.active.len(), plan.status.runs.total, plan.status.runs.skipped), (0, 0, 1));
     assert_eq!(plan.status.last_skip.unwrap().reason, "NameCollision");
 }
@@ -299,9 +299,9 @@ fn what_cannot_be_scheduled_is_stalled_with_the_reason() {
         let stalled = conditions::find(&plan.status.conditions, STALLED).unwrap();
         assert_eq!((stalled.status.as_str(), stalled.reason.as_str(), plan.requeue), ("True", reason, None));
         assert!(!conditions::is_true(&plan.status.conditions, READY));
-        assert_eq!(world.notes[0].reason, "InvalidSchedule");
+        assert_eq!(world.events[0].reason, "InvalidSchedule");
         world.pass(CREATED + 5);
-        assert_eq!(world.notes.len(), 1, "told once");
+        assert_eq!(world.events.len(), 1, "published once");
     }
 }
 
@@ -317,14 +317,14 @@ fn a_stalled_schedule_says_how_many_failed_why_and_what_to_do() {
     let stalled = conditions::find(&world.status().conditions, STALLED).unwrap();
     let message = "2 runs in a row have failed, the last one with the reason Why, and spec.failureThreshold is 2: no slots are started until a triggered run completes or the spec is changed";
     assert_eq!(stalled.message, message);
-    let told: Vec<_> = world.notes.iter().map(|note| (note.reason, note.text.as_str())).collect();
-    assert_eq!(told, [("ScheduleStalled", message)]);
+    let published: Vec<_> = world.events.iter().map(|event| (event.reason, event.text.as_str())).collect();
+    assert_eq!(published, [("ScheduleStalled", message)]);
 }
 
 #[test]
 fn without_redis_runs_are_made_and_ready_says_why_they_wait() {
     let schedule = schedule(json!({"interval": "10s", "immediate": true}));
-    let observed = Observed {
+    let observed = ObservedSchedule {
         schedule: &schedule,
         jobs: &[],
         made: &[],
@@ -342,10 +342,10 @@ fn without_redis_runs_are_made_and_ready_says_why_they_wait() {
 #[test]
 fn ready_names_the_owner_of_the_queue_and_clocks_that_differ() {
     let schedule = schedule(json!({"interval": "10s"}));
-    let look = |status: Option<SyncScheduleStatus>, queue_owner, clock_skew| {
+    let decide_with = |status: Option<SyncScheduleStatus>, queue_owner, clock_skew| {
         let schedule = SyncSchedule { status, ..schedule.clone() };
         let (jobs, made, conflicts) = (&[][..], &[][..], &[][..]);
-        let observed = Observed {
+        let observed = ObservedSchedule {
             schedule: &schedule,
             jobs,
             made,
@@ -357,29 +357,29 @@ fn ready_names_the_owner_of_the_queue_and_clocks_that_differ() {
         };
         decide(&observed, at(CREATED))
     };
-    let plan = look(None, Some("ns/other (database a)"), Some("The clock of Redis is 40 s ahead"));
+    let plan = decide_with(None, Some("ns/other (database a)"), Some("The clock of Redis is 40 s ahead"));
     let ready = conditions::find(&plan.status.conditions, READY).unwrap();
     assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InstallationConflict"));
     assert!(ready.message.contains("ns/other (database a)") && ready.message.contains("QUEUE_NAME"));
     assert!(conditions::is_true(&plan.status.conditions, CLOCK_SKEW));
-    assert_eq!(plan.notes.iter().map(|note| note.reason).collect::<Vec<_>>(), ["ClockSkew"]);
+    assert_eq!(plan.events.iter().map(|event| event.reason).collect::<Vec<_>>(), ["ClockSkew"]);
     let later =
-        look(Some(plan.status.clone()), Some("ns/other (database a)"), Some("The clock of Redis is 41 s ahead"));
-    assert_eq!((&later.status, later.notes), (&plan.status, vec![]));
-    let over = look(Some(plan.status), None, None).status;
+        decide_with(Some(plan.status.clone()), Some("ns/other (database a)"), Some("The clock of Redis is 41 s ahead"));
+    assert_eq!((&later.status, later.events), (&plan.status, vec![]));
+    let over = decide_with(Some(plan.status), None, None).status;
     assert!(conditions::is_true(&over.conditions, READY));
     assert_eq!(conditions::find(&over.conditions, CLOCK_SKEW), None);
 }
 
 #[test]
-fn times_that_a_wrong_clock_left_behind_hold_nothing_up() {
+fn future_times_of_a_wrong_clock_delay_nothing() {
     const YEAR: i64 = 31_536_000;
     let mut world = World::new(json!({"interval": "10s"}));
     world.pass(CREATED + YEAR);
     let ahead = world.names();
     assert_eq!(world.status().slots_since.as_ref().unwrap().0, at(1_000_000 + YEAR));
     let plan = world.pass(CREATED + 20);
-    assert!(plan.notes.iter().any(|note| note.reason == "ClockSkew"));
+    assert!(plan.events.iter().any(|event| event.reason == "ClockSkew"));
     assert_eq!(world.status().slots_since.as_ref().unwrap().0, at(CREATED + 20));
     for name in &ahead {
         world.end(name, COMPLETE, CREATED + 25);
@@ -411,7 +411,7 @@ fn a_run_that_just_ended_is_not_deleted_yet() {
 }
 
 #[test]
-fn an_edit_after_a_slot_was_due_tells_that_it_is_skipped() {
+fn an_edit_after_a_due_slot_skips_it_with_an_event() {
     let mut world = World::new(json!({"interval": "10s"}));
     world.pass(CREATED);
     world.schedule.spec.interval = Some(GoDuration::new("20s"));
@@ -446,7 +446,7 @@ fn a_second_pass_on_the_same_state_changes_nothing() {
     let before = world.status().clone();
     let plan = world.pass(CREATED + 1);
     assert_eq!(plan.status, before);
-    assert!(plan.notes.is_empty() && plan.create.is_empty() && plan.delete.is_empty());
+    assert!(plan.events.is_empty() && plan.create.is_empty() && plan.delete.is_empty());
 }
 
 #[test]
@@ -477,10 +477,10 @@ fn a_token_may_ask_for_the_kind_of_run() {
     }
 }
 
-/// What may happen to a schedule, its controller and its clock.
+/// Events that may happen to a schedule, its controller and its clock.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Time goes on, and then the controller looks.
+    /// Time passes, and then the controller reconciles.
     Wait(i64),
     /// The clock is set, and then the controller looks.
     Set(i64),
@@ -488,11 +488,11 @@ enum Step {
     Crash(i64),
     /// A run ends.
     End(prop::sample::Index, bool),
-    /// Somebody deletes a SyncJob.
+    /// A user deletes a SyncJob.
     Delete(prop::sample::Index),
-    /// Somebody asks for a run.
+    /// A user triggers a run.
     Trigger(u8),
-    /// Somebody changes what happens when runs would overlap.
+    /// A user changes the concurrency policy.
     Policy(ConcurrencyPolicy),
 }
 
@@ -553,7 +553,7 @@ proptest! {
                     }
                 }
                 Step::Delete(which) => {
-                    // One that goes before a new controller has seen it is made again.
+                    // A SyncJob that is deleted before a new controller has seen it is created again.
                     let unseen = |job: &SyncJob| {
                         if world.made.contains(&job.name_any()) {
                             return false;
@@ -586,12 +586,12 @@ proptest! {
             triggered += i64::from(plan.status.last_handled_trigger != world.last_trigger);
             world.last_trigger.clone_from(&plan.status.last_handled_trigger);
             let status = world.status();
-            let passed = slots.due(at(CREATED), at(CREATED).max(slots.start(handled(status)))).map_or(0, |due| due.count);
+            let passed = slots.due(at(CREATED), at(CREATED).max(slots.start(handled_until(status)))).map_or(0, |due| due.count);
             let RunCounters { total, succeeded, failed, replaced, deleted, .. } = status.runs;
             prop_assert_eq!(total, succeeded + failed + replaced + deleted + status.active.len() as i64);
-            let books = status.runs.total + status.runs.skipped;
-            prop_assert!((passed..=passed + triggered).contains(&books), "{passed} slots and {triggered} triggers, but {:?}", status.runs);
-            prop_assert_eq!(plan.skipped.iter().map(|(_, count)| count).sum::<i64>() > 0, plan.notes.iter().any(|note| note.reason == "RunSkipped"));
+            let counted = status.runs.total + status.runs.skipped;
+            prop_assert!((passed..=passed + triggered).contains(&counted), "{passed} slots and {triggered} triggers, but {:?}", status.runs);
+            prop_assert_eq!(plan.skipped.iter().map(|(_, count)| count).sum::<i64>() > 0, plan.events.iter().any(|event| event.reason == "RunSkipped"));
         }
         let times = made.len();
         made.sort();
@@ -613,7 +613,7 @@ fn a_schedule_says_in_plain_words_when_it_is_due() {
         (json!({"schedule": "30 6 * * 1"}), "At 06:30, on Monday, UTC"),
     ] {
         let spec = serde_json::from_value(spec).unwrap();
-        assert_eq!(Parsed::new(&spec).unwrap().words(), words);
+        assert_eq!(Parsed::new(&spec).unwrap().description(), words);
     }
 }
 
@@ -629,13 +629,13 @@ fn a_job_says_until_when_it_may_be_created() {
         let schedule = schedule(spec);
         let parsed = Parsed::new(&schedule.spec).unwrap();
         let run = ActiveRun { name: "run".to_owned(), uid: None, slot: Time(at(1_200_000)), trigger };
-        let job = job_for(&schedule, Some(&parsed), &run);
+        let job = build_job(&schedule, Some(&parsed), &run);
         assert_eq!(job.annotations()[STARTING_DEADLINE_ANNOTATION], at(expected).to_string());
     }
 }
 
 #[test]
-fn how_the_last_run_ended_is_kept_unless_somebody_ended_it() {
+fn the_last_result_omits_runs_that_a_user_ended() {
     let mut world = World::new(json!({"interval": "10s"}));
     for (slot, condition, reason, expected) in [
         (1_000_010, FAILED, "TooManyFailed", ("user-sync-1000010", Some("TooManyFailed"))),
@@ -658,11 +658,11 @@ fn how_the_last_run_ended_is_kept_unless_somebody_ended_it() {
 }
 
 #[test]
-fn a_field_with_two_sources_is_told_while_it_has_them() {
+fn a_field_conflict_is_shown_while_it_lasts() {
     let mut schedule = schedule(json!({}));
     let conflicts = [FieldConflict { field: "name".to_owned(), other: field_conflict::Other::Elsewhere }];
-    for (conflicts, told) in [(conflicts.as_slice(), true), (&[], false)] {
-        let observed = Observed {
+    for (conflicts, is_shown) in [(conflicts.as_slice(), true), (&[], false)] {
+        let observed = ObservedSchedule {
             schedule: &schedule,
             jobs: &[],
             made: &[],
@@ -673,7 +673,7 @@ fn a_field_with_two_sources_is_told_while_it_has_them() {
             failure: None,
         };
         let status = decide(&observed, at(CREATED)).status;
-        assert_eq!(conditions::is_true(&status.conditions, FIELD_CONFLICT), told);
+        assert_eq!(conditions::is_true(&status.conditions, FIELD_CONFLICT), is_shown);
         assert!(conditions::is_true(&status.conditions, READY));
         schedule.status = Some(status);
     }

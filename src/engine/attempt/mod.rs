@@ -21,16 +21,16 @@ use crate::{
         guard::Hold,
         run::{Checkpoint, LeaseState, MAX_CHANGES, MAX_FAILED_KEYS, MAX_PAUSES, Outcome, Paging, RunSpec, Warning},
     },
-    sync::{Databases, Error, Outcome as Written, PageEnd, Target},
+    sync::{BatchResult as Written, Deployment, Error, PageEnd, TargetCollection},
     telemetry::traces::Parent,
 };
 
 /// Shortest time between two checkpoints of a run.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
-/// How long batches in flight may take after a recall. Writing them again later does no harm.
+/// Longest time for the batches in flight after a recall. Writing them again later does no harm.
 const LAST_BATCHES: Duration = Duration::from_secs(5);
 
-/// Everything that an attempt needs to know of its run.
+/// Input of an attempt.
 pub struct Opening {
     /// Id of the run. Names its journal.
     pub uid: String,
@@ -46,7 +46,7 @@ pub struct Opening {
     pub started: Timestamp,
     /// Time since then in which the run was suspended.
     pub parked_for: Duration,
-    /// Where the run continues.
+    /// Checkpoint at which the run continues.
     pub checkpoint: Checkpoint,
     /// Documents that a person has approved the run to mark, delete or change.
     pub approved: Option<u64>,
@@ -57,10 +57,10 @@ pub struct Opening {
 }
 
 /// One attempt at a run.
-pub struct Attempt {
+pub struct RunAttempt {
     type_: SyncType,
     spec: RunSpec,
-    target: Target,
+    target: TargetCollection,
     source: Option<Arc<SourceFetcher>>,
     checkpoint: Checkpoint,
     trace: Parent,
@@ -83,9 +83,10 @@ pub enum AttemptResult {
     Failed(Outcome),
     /// The attempt has failed, and another one may succeed.
     Retry(Outcome),
-    /// The source wants no requests for so long. The run continues at its checkpoint after that.
+    /// The source allows no requests for this time. The run continues at its checkpoint after that.
     Paused(Duration),
-    /// The guard holds the run: the checkpoint's hold says why. It continues at its checkpoint once so many documents are approved.
+    /// The guard holds the run; the reason is the hold in the checkpoint. The run continues at its checkpoint once so
+    /// many documents are approved.
     Held(u64),
     /// The run was recalled. It continues at its checkpoint.
     Released,
@@ -117,14 +118,14 @@ impl AttemptResult {
     }
 }
 
-impl Attempt {
+impl RunAttempt {
     /// Opens the target and the source of a run. Reads the Secrets that the source names.
     ///
     /// # Errors
     /// When the target or the source cannot be used as the spec describes them.
     pub async fn open(
         opening: Opening,
-        databases: &Databases,
+        deployment: &Deployment,
         sources: &Sources,
         coordinator: Arc<dyn Coordinator>,
     ) -> Result<Self, Error> {
@@ -141,7 +142,7 @@ impl Attempt {
             rolls_back,
             trace,
         } = opening;
-        let mut target = databases.target(&spec, &namespace, started, coordinator.now())?;
+        let mut target = deployment.target(&spec, &namespace, started, coordinator.now())?;
         if spec.rollback {
             target = target.journalled(&uid, epoch);
         }
@@ -172,7 +173,7 @@ impl Attempt {
 
     /// Ends the attempt, and returns its target and how far the run has come.
     #[must_use]
-    pub fn into_parts(self) -> (Target, Checkpoint) {
+    pub fn into_parts(self) -> (TargetCollection, Checkpoint) {
         (self.target, self.checkpoint)
     }
 
@@ -261,7 +262,7 @@ impl Attempt {
                 Some(Some(Ok(outcome))) => {
                     self.add(outcome);
                     if let Some(hold) = self.exceeds_changes() {
-                        return Some(self.hold(hold));
+                        return Some(self.hold_run(hold));
                     }
                 }
                 Some(Some(Err(error))) => return Some(AttemptResult::from(&error)),
@@ -328,7 +329,7 @@ impl Attempt {
     }
 
     /// Ends the attempt at a limit of the guard.
-    fn hold(&mut self, hold: Hold) -> AttemptResult {
+    fn hold_run(&mut self, hold: Hold) -> AttemptResult {
         self.checkpoint.counts.held = Some(hold.number as i64);
         let (number, message) = (hold.number, hold.message.clone());
         self.checkpoint.hold = Some(hold);

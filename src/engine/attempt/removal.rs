@@ -5,7 +5,7 @@ use std::{collections::HashSet, pin::pin};
 use futures::StreamExt;
 use jiff::Timestamp;
 
-use super::{Attempt, AttemptResult};
+use super::{AttemptResult, RunAttempt};
 use crate::{
     api::conditions::reasons,
     domain::{
@@ -13,10 +13,10 @@ use crate::{
         run::{LeaseState, Outcome, Paging},
         source::Missing,
     },
-    sync::{Candidates, Error, States},
+    sync::{Error, RemovalCandidates, States},
 };
 
-impl Attempt {
+impl RunAttempt {
     /// Marks and deletes the documents that the walk did not find in the source. Returns `None` when that is done, or is not to be
     /// done.
     pub(super) async fn remove(&mut self) -> Option<AttemptResult> {
@@ -45,7 +45,7 @@ impl Attempt {
             None => return Some(AttemptResult::Released),
         };
         match counted {
-            Err(hold) => Some(self.hold(hold)),
+            Err(hold) => Some(self.hold_run(hold)),
             Ok(removals) => self.remove_candidates(removals, &listed, now).await,
         }
     }
@@ -97,7 +97,8 @@ impl Attempt {
         *self.checkpoint.confirmed.get_or_insert(counted)
     }
 
-    /// Returns how many changed documents needed an approval: it does not cover as many removals, which nobody has seen.
+    /// Returns how many changed documents needed an approval. That approval does not cover as many removals, which no
+    /// user has seen.
     fn approved_changes(&self, confirmed: u64) -> u64 {
         let changed = u64::try_from(self.checkpoint.changed).unwrap_or(0);
         self.spec.guard.max_changed(confirmed, None).filter(|max| changed > *max).map_or(0, |_| changed)
@@ -159,7 +160,7 @@ impl Attempt {
         None
     }
 
-    async fn remove_batch(&mut self, candidates: &Candidates, now: Timestamp) -> Result<(), Error> {
+    async fn remove_batch(&mut self, candidates: &RemovalCandidates, now: Timestamp) -> Result<(), Error> {
         if candidates.is_empty() {
             return Ok(());
         }
@@ -182,7 +183,7 @@ impl Attempt {
         Ok(())
     }
 
-    /// Why the run has changed more documents than its guard allows.
+    /// Hold of a run that has changed more documents than its guard allows. `None`: the guard allows them.
     pub(super) fn exceeds_changes(&self) -> Option<Hold> {
         let max = self.max_changed.filter(|_| !self.spec.dry_run)?;
         self.spec.guard.check_changes(u64::try_from(self.checkpoint.changed).unwrap_or(0), max)

@@ -1,12 +1,12 @@
 //! The rollback of a run: restores the documents that a failed run has written.
 
-use super::{Attempt, AttemptResult};
+use super::{AttemptResult, RunAttempt};
 use crate::{
     domain::run::{LeaseState, Outcome, Warning},
     sync::Error,
 };
 
-impl Attempt {
+impl RunAttempt {
     /// Restores the documents as they were before the run, which has failed with `outcome`. There is no deadline. After a
     /// recall the documents in flight are finished.
     pub async fn roll_back(&mut self, outcome: Outcome) -> AttemptResult {
@@ -50,7 +50,7 @@ impl Attempt {
             self.target.drop_journal().await?;
             back
         } else {
-            let journal = self.target.keep_journal().await?;
+            let journal = self.target.retain_journal().await?;
             format!("{back}, {left} could not be: what they were stays in the collection {journal} for 30 days")
         };
         Ok(AttemptResult::Failed(Outcome { message, ..outcome }))

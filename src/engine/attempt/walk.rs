@@ -5,7 +5,7 @@ use std::{collections::HashSet, pin::pin, sync::Arc};
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
 
-use super::{Attempt, AttemptResult};
+use super::{AttemptResult, RunAttempt};
 use crate::{
     api::{conditions::reasons, syncjob::Counts},
     domain::{
@@ -26,7 +26,7 @@ const READ_AHEAD: usize = 16;
 /// Documents that a source is asked about before it counts as empty.
 const PROBED: usize = 1000;
 
-impl Attempt {
+impl RunAttempt {
     /// Returns how many documents a restricted run may still handle.
     fn remaining(&self) -> Option<u64> {
         self.spec.subset.limit.map(|limit| limit.saturating_sub(self.checkpoint.counts.processed as u64))
@@ -192,7 +192,7 @@ impl Attempt {
     }
 }
 
-/// Why a walk does not tell which documents the source does not have.
+/// Reason for which a walk does not prove which documents the source lacks.
 fn why_skipped(paging: &Paging) -> Option<Outcome> {
     let outcome = |reason: &str, message: String| Some(Outcome { reason: reason.to_owned(), message });
     if paging.is_unsure {

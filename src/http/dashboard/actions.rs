@@ -1,4 +1,4 @@
-//! What the buttons do: the calls, and then a page.
+//! Actions of the buttons: an HTTP call, followed by a page.
 
 use std::time::Duration;
 
@@ -16,23 +16,23 @@ use crate::{
     domain::run::DesiredState,
     http::{
         App, control,
-        extract::{By, Path, Place},
+        extract::{Authenticated, ObjectPath, Path},
+        job_view::Mode,
         jobs, pause,
-        problem::{Kind, Problem},
+        problem::{Problem, ProblemKind},
         trigger::{self, Choice},
-        view::Mode,
     },
 };
 
-/// For the cache to show what was done, so that the next page does. Usually it takes milliseconds.
+/// Longest wait until the cache shows a change, so that the next page does too. Usually it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest note, in bytes.
 const MAX_NOTE: usize = 256;
 
 /// An object, and what is to become of it.
 #[derive(Deserialize)]
-pub(super) struct Deed<A> {
+pub(super) struct ActionPath<A> {
     namespace: String,
     name: String,
     action: A,
@@ -55,18 +55,18 @@ pub(super) enum OnRun {
     Retry,
 }
 
-/// What a button sends besides.
+/// Fields of a button's form.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Fields {
-    /// Where to go afterwards.
+    /// Page to show afterwards.
     #[serde(default)]
     next: String,
     #[serde(default)]
     sync_type: Mode,
     /// A button that is pressed twice starts one run.
     key: Option<String>,
-    /// Why something is suspended.
+    /// Reason of a suspension.
     #[serde(default)]
     note: String,
 }
@@ -74,18 +74,18 @@ pub(super) struct Fields {
 /// A button of a schedule.
 pub(super) async fn on_schedule(
     State(app): State<App>,
-    By(caller): By,
-    Path(Deed { namespace, name, action }): Path<Deed<OnSchedule>>,
+    Authenticated(caller): Authenticated,
+    Path(ActionPath { namespace, name, action }): Path<ActionPath<OnSchedule>>,
     Sent(fields): Sent<Fields>,
 ) -> Result<Response, Problem> {
-    let place = ObjectRef::<SyncSchedule>::new(&name).within(&namespace);
+    let reference = ObjectRef::<SyncSchedule>::new(&name).within(&namespace);
     let schedules = &app.listed()?.schedules;
     if action == OnSchedule::Run {
-        // Asked again below. Who may not even know what there is, is not told.
+        // Checked again below. A caller without this right must not learn which schedules exist.
         app.access.check(&caller, trigger::right(Some(&namespace))).await?;
-        let schedule = schedules.get(&place);
+        let schedule = schedules.get(&reference);
         let schedule =
-            schedule.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {name}")))?;
+            schedule.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {name}")))?;
         let choice = Choice { namespace: Some(namespace), schedule: Some(name) };
         let type_ = schedule.spec.job_template.spec.type_;
         let key = fields.key.as_deref();
@@ -93,19 +93,19 @@ pub(super) async fn on_schedule(
         return Ok(to_run(&job));
     }
     let suspended = action == OnSchedule::Suspend;
-    let cover = pause::Cover { namespace: Some(namespace), schedule: Some(name) };
-    let note = note(&fields.note)?.filter(|_| suspended);
-    pause::set_with_note(&app, &caller, &cover, suspended, note).await?;
-    shown(|| schedules.get(&place).is_none_or(|schedule| schedule.spec.suspended == suspended)).await;
+    let filter = pause::RunFilter { namespace: Some(namespace), schedule: Some(name) };
+    let note = parse_note(&fields.note)?.filter(|_| suspended);
+    pause::set_with_note(&app, &caller, &filter, suspended, note).await?;
+    shown(|| schedules.get(&reference).is_none_or(|schedule| schedule.spec.suspended == suspended)).await;
     Ok(Redirect::to(local(&fields.next)).into_response())
 }
 
-/// What somebody wrote, if anything.
-fn note(text: &str) -> Result<Option<&str>, Problem> {
+/// Parses the reason of a suspension. `None`: the text is empty.
+fn parse_note(text: &str) -> Result<Option<&str>, Problem> {
     let text = text.trim();
     if text.len() > MAX_NOTE || text.contains(char::is_control) {
         let detail = format!("the note may be one line of {MAX_NOTE} bytes");
-        return Err(Problem::new(Kind::BadRequest, detail));
+        return Err(Problem::new(ProblemKind::BadRequest, detail));
     }
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
@@ -113,52 +113,52 @@ fn note(text: &str) -> Result<Option<&str>, Problem> {
 /// A button of a run.
 pub(super) async fn on_run(
     State(app): State<App>,
-    By(caller): By,
-    Path(Deed { namespace, name, action }): Path<Deed<OnRun>>,
+    Authenticated(caller): Authenticated,
+    Path(ActionPath { namespace, name, action }): Path<ActionPath<OnRun>>,
 ) -> Result<Response, Problem> {
-    let place = Place { namespace, name };
+    let path = ObjectPath { namespace, name };
     if action == OnRun::Retry {
-        let (job, _) = control::start_again(&app, &caller, &place).await?;
+        let (job, _) = control::start_again(&app, &caller, &path).await?;
         return Ok(to_run(&job));
     }
     let shows = |is_so: fn(&SyncJob) -> bool| {
-        let (app, place) = (&app, &place);
-        shown(move || jobs::find(app, place).is_ok_and(|job| is_so(&job)))
+        let (app, path) = (&app, &path);
+        shown(move || jobs::find_job(app, path).is_ok_and(|job| is_so(&job)))
     };
     match action {
         OnRun::Cancel => {
-            control::end(&app, &caller, &place).await?;
+            control::end(&app, &caller, &path).await?;
             shows(|job| job.spec.cancelled).await;
         }
         OnRun::Suspend => {
-            control::set_suspended(&app, &caller, &place, true).await?;
+            control::set_suspended(&app, &caller, &path, true).await?;
             shows(|job| job.spec.suspended).await;
         }
         OnRun::Resume | OnRun::Retry => {
-            control::set_suspended(&app, &caller, &place, false).await?;
+            control::set_suspended(&app, &caller, &path, false).await?;
             shows(|job| !job.spec.suspended).await;
         }
     }
-    Ok(Redirect::to(&format!("/ui/runs/{}/{}", place.namespace, place.name)).into_response())
+    Ok(Redirect::to(&format!("/ui/runs/{}/{}", path.namespace, path.name)).into_response())
 }
 
-/// What a person approves.
+/// Approval of removals.
 #[derive(Deserialize)]
-pub(super) struct Approval {
+pub(super) struct ApprovalForm {
     removals: i64,
 }
 
 /// The button of a held run. It carries the number that its page showed.
 pub(super) async fn approve(
     State(app): State<App>,
-    By(caller): By,
-    Path(place): Path<Place>,
-    Sent(Approval { removals }): Sent<Approval>,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<ObjectPath>,
+    Sent(ApprovalForm { removals }): Sent<ApprovalForm>,
 ) -> Result<Response, Problem> {
-    control::allow(&app, &caller, &place, removals).await?;
+    control::allow(&app, &caller, &path, removals).await?;
     let is_approved = |job: &SyncJob| DesiredState::from(job).approved == Some(removals.unsigned_abs());
-    shown(|| jobs::find(&app, &place).is_ok_and(|job| is_approved(&job))).await;
-    Ok(Redirect::to(&format!("/ui/runs/{}/{}", place.namespace, place.name)).into_response())
+    shown(|| jobs::find_job(&app, &path).is_ok_and(|job| is_approved(&job))).await;
+    Ok(Redirect::to(&format!("/ui/runs/{}/{}", path.namespace, path.name)).into_response())
 }
 
 fn to_run(job: &SyncJob) -> Response {
@@ -168,7 +168,7 @@ fn to_run(job: &SyncJob) -> Response {
 pub(super) async fn shown(is_so: impl Fn() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !is_so() && Instant::now() < until {
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -182,10 +182,10 @@ mod tests {
         for (text, read) in
             [("", None), ("  ", None), (" why ", Some("why")), ("<b>ä", Some("<b>ä")), (&long, Some(&*long))]
         {
-            assert_eq!(note(text), Ok(read), "{text}");
+            assert_eq!(parse_note(text), Ok(read), "{text}");
         }
         for text in [format!("{long}x"), "a\nb".to_owned(), "a\0".to_owned()] {
-            assert_eq!(note(&text).map_err(|problem| problem.kind()), Err(Kind::BadRequest), "{text:?}");
+            assert_eq!(parse_note(&text).map_err(|problem| problem.kind()), Err(ProblemKind::BadRequest), "{text:?}");
         }
     }
 }

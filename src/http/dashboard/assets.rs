@@ -10,7 +10,7 @@ use axum::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use sha2::{Digest, Sha256};
 
-use crate::http::problem::{Kind, Problem};
+use crate::http::problem::{Problem, ProblemKind};
 
 /// A file.
 pub(super) struct Asset {
@@ -46,7 +46,7 @@ fn path(name: &str, content: &str, extension: &str) -> String {
 }
 
 impl Asset {
-    /// Where it is.
+    /// Path of the asset.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -56,7 +56,7 @@ impl Asset {
 pub(super) async fn serve(Path(name): Path<String>) -> Result<Response, Problem> {
     let found =
         [&STYLE, &LIVE, &HTMX, &ZONE, &ICON].into_iter().find(|asset| asset.path().rsplit('/').next() == Some(&name));
-    let asset = found.ok_or_else(|| Problem::new(Kind::NotFound, "there is no such file"))?;
+    let asset = found.ok_or_else(|| Problem::new(ProblemKind::NotFound, "there is no such file"))?;
     let headers = [(CONTENT_TYPE, asset.content_type), (CACHE_CONTROL, "public, max-age=31536000, immutable")];
     Ok((headers, asset.content).into_response())
 }

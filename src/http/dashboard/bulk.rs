@@ -1,34 +1,34 @@
-//! One deed on many runs: those that were chosen, or all that fit the filters. First a page that says how many, and asks;
-//! then so many at a time.
+//! Bulk actions on the selected runs, or on all runs that match the filters. The first page asks for a confirmation
+//! with the number of runs; each later request acts on a limited number.
 
-mod deeds;
+mod actions;
 
 use std::collections::{BTreeSet, HashSet};
 
 use askama::Template;
 use axum::{extract::State, response::Response};
 
-use super::{Frame, Scope, Sent, Visitor, namespaces, page, read_query, words::filters};
+use super::{Frame, Scope, Sent, Visitor, format::filters, namespaces, page, read_query};
 use crate::{
     api::syncjob::Phase,
     http::{
         App,
         auth::Right,
-        extract::{Path, Place},
-        jobs::{self, Selection, read_cursor, write_cursor},
+        extract::{ObjectPath, Path},
+        jobs::{self, RunSelection, read_cursor, write_cursor},
         problem::Problem,
-        search::{Index, Query, Rank},
+        search::{RunIndex, RunQuery, SortKey},
     },
 };
-pub(super) use deeds::Deed;
-use deeds::Outcome;
+use actions::ActionResult;
+pub(super) use actions::BulkAction;
 
-/// Most runs that one request does something to: some seconds of work.
+/// Largest number of runs that one request acts on: some seconds of work.
 const MOST: usize = 200;
-/// Names on the page that asks, and failures on the one that tells.
+/// Number of names on the confirmation page, and of failures on the result page.
 const SHOWN: usize = 10;
 
-/// What a form sends.
+/// Fields of the form.
 #[derive(Debug, Default, PartialEq)]
 struct Fields {
     action: String,
@@ -36,9 +36,9 @@ struct Fields {
     runs: Vec<(String, String)>,
     /// Take all that fit the filters instead.
     all: bool,
-    /// The filters, as they stand in the address of the list.
+    /// Filters, in the format of the address of the list.
     filter: String,
-    /// Where to go on.
+    /// Cursor at which the next request continues.
     from: Option<String>,
 }
 
@@ -49,8 +49,8 @@ impl Fields {
             match name.as_str() {
                 "action" => fields.action = value,
                 "run" => {
-                    let place = value.split_once('/');
-                    fields.runs.extend(place.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
+                    let path = value.split_once('/');
+                    fields.runs.extend(path.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
                 }
                 "all" => fields.all = true,
                 "filter" => fields.filter = value,
@@ -64,127 +64,139 @@ impl Fields {
 
 /// Runs that a deed suits, and that the visitor may see and do it to.
 enum Chosen {
-    These(Vec<Rank>),
+    These(Vec<SortKey>),
     Fitting(Box<Fitting>),
 }
 
-/// All that fit the filters and come after a rank.
+/// Runs that match the filters and sort after a key.
 struct Fitting {
-    selection: Selection,
+    selection: RunSelection,
     phases: Vec<Phase>,
     scope: Scope,
-    from: Rank,
+    from: SortKey,
 }
 
-/// What the next form sends.
-struct Again {
-    runs: Vec<Rank>,
+/// Fields of the next form.
+struct NextForm {
+    runs: Vec<SortKey>,
     filter: Option<String>,
     from: String,
 }
 
 #[derive(Template)]
 #[template(path = "bulk.html")]
-struct Asked {
+struct ConfirmationPage {
     frame: Frame,
-    deed: Deed,
+    action: BulkAction,
     count: usize,
     /// The first of them.
-    shown: Vec<Rank>,
-    /// Of those that were chosen one by one, those that it cannot be done to.
+    shown: Vec<SortKey>,
+    /// Number of selected runs that the action does not apply to.
     left_out: usize,
-    again: Again,
+    next_form: NextForm,
 }
 
 #[derive(Template)]
 #[template(path = "bulk_done.html")]
-struct Told {
+struct ResultPage {
     frame: Frame,
-    deed: Deed,
+    action: BulkAction,
     done: usize,
-    needless: usize,
+    unchanged: usize,
     failed: usize,
     /// The first of those that failed, and why.
-    failures: Vec<(Rank, String)>,
-    /// Why it stopped before its time.
+    failures: Vec<(SortKey, String)>,
+    /// Reason for which the request stopped early.
     stopped: Option<String>,
     left: usize,
-    again: Again,
+    next_form: NextForm,
 }
 
-/// Says how many runs it is about, and asks.
+/// Shows the number of runs, and asks for a confirmation.
 pub(super) async fn ask(
     State(app): State<App>,
     visitor: Visitor,
     Sent(pairs): Sent<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
     let fields = Fields::new(pairs);
-    let deed: Deed = fields.action.parse()?;
-    let chosen = choose(&app, &visitor, deed, &fields).await?;
+    let action: BulkAction = fields.action.parse()?;
+    let chosen = select_runs(&app, &visitor, action, &fields).await?;
     let (count, shown) = {
         let index = app.listed()?.index();
         (chosen.count(&index), chosen.first(&index, SHOWN))
     };
     let left_out = if fields.all { 0 } else { fields.runs.len().saturating_sub(count) };
-    page(&Asked { frame: still(visitor), deed, count, shown, left_out, again: chosen.again() })
+    page(&ConfirmationPage {
+        frame: static_frame(visitor),
+        action,
+        count,
+        shown,
+        left_out,
+        next_form: chosen.next_form(),
+    })
 }
 
 /// Does it to the next ones.
 pub(super) async fn carry_out(
     State(app): State<App>,
     visitor: Visitor,
-    Path(deed): Path<Deed>,
+    Path(action): Path<BulkAction>,
     Sent(pairs): Sent<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
-    let chosen = choose(&app, &visitor, deed, &Fields::new(pairs)).await?;
+    let chosen = select_runs(&app, &visitor, action, &Fields::new(pairs)).await?;
     let batch = chosen.first(&app.listed()?.index(), MOST);
-    let (outcomes, stopped) = deeds::carry_out(&app, &visitor.caller, deed, &batch).await;
+    let (outcomes, stopped) = actions::carry_out(&app, &visitor.caller, action, &batch).await;
     let chosen = chosen.after(&batch[..outcomes.len()]);
-    let count = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|outcome| wanted(outcome)).count();
-    let failures = batch.iter().zip(&outcomes).filter_map(|(rank, outcome)| match outcome {
-        Outcome::Failed(problem) => Some((rank.clone(), problem.detail().to_owned())),
+    let count = |wanted: fn(&ActionResult) -> bool| outcomes.iter().filter(|outcome| wanted(outcome)).count();
+    let failures = batch.iter().zip(&outcomes).filter_map(|(sort_key, outcome)| match outcome {
+        ActionResult::Failed(problem) => Some((sort_key.clone(), problem.detail().to_owned())),
         _ => None,
     });
-    page(&Told {
-        frame: still(visitor),
-        deed,
-        done: count(|outcome| matches!(outcome, Outcome::Done)),
-        needless: count(|outcome| matches!(outcome, Outcome::Needless)),
-        failed: count(|outcome| matches!(outcome, Outcome::Failed(_))),
+    page(&ResultPage {
+        frame: static_frame(visitor),
+        action,
+        done: count(|outcome| matches!(outcome, ActionResult::Done)),
+        unchanged: count(|outcome| matches!(outcome, ActionResult::Unchanged)),
+        failed: count(|outcome| matches!(outcome, ActionResult::Failed(_))),
         failures: failures.take(SHOWN).collect(),
         stopped: stopped.map(|problem| problem.detail().to_owned()),
         left: chosen.count(&app.listed()?.index()),
-        again: chosen.again(),
+        next_form: chosen.next_form(),
     })
 }
 
 /// Around a page that does not follow what happens.
-fn still(visitor: Visitor) -> Frame {
+fn static_frame(visitor: Visitor) -> Frame {
     Frame { path: String::new(), events: None, ..visitor.frame("runs", &Scope(None)) }
 }
 
-async fn choose(app: &App, visitor: &Visitor, deed: Deed, fields: &Fields) -> Result<Chosen, Problem> {
+async fn select_runs(app: &App, visitor: &Visitor, action: BulkAction, fields: &Fields) -> Result<Chosen, Problem> {
     if !fields.all {
-        return these(app, visitor, deed, &fields.runs).await.map(Chosen::These);
+        return select_listed(app, visitor, action, &fields.runs).await.map(Chosen::These);
     }
-    let selection: Selection = read_query(&fields.filter)?;
-    let scope = visitor.reach(app, deed, selection.namespace.as_deref()).await?;
+    let selection: RunSelection = read_query(&fields.filter)?;
+    let scope = visitor.actionable_scope(app, action, selection.namespace.as_deref()).await?;
     if scope.0.as_ref().is_some_and(BTreeSet::is_empty) {
-        app.access.check(&visitor.caller, deed.right(selection.namespace.as_deref())).await?;
+        app.access.check(&visitor.caller, action.right(selection.namespace.as_deref())).await?;
     }
-    let mut phases = deed.phases().to_vec();
+    let mut phases = action.phases().to_vec();
     phases.retain(|phase| selection.phase.is_none_or(|wanted| wanted == *phase));
     let from = fields.from.as_deref().map(read_cursor).transpose()?;
-    let fitting = Fitting { selection, phases, scope, from: from.unwrap_or_else(Rank::first) };
+    let fitting = Fitting { selection, phases, scope, from: from.unwrap_or_else(SortKey::first) };
     let fitting = if fields.from.is_some() { fitting } else { fitting.up_to_now(&app.listed()?.index()) };
     Ok(Chosen::Fitting(Box::new(fitting)))
 }
 
-/// Of the runs that were chosen one by one, those that it can be done to.
-async fn these(app: &App, visitor: &Visitor, deed: Deed, runs: &[(String, String)]) -> Result<Vec<Rank>, Problem> {
+/// Returns those of the selected runs that the action applies to.
+async fn select_listed(
+    app: &App,
+    visitor: &Visitor,
+    action: BulkAction,
+    runs: &[(String, String)],
+) -> Result<Vec<SortKey>, Problem> {
     let (mut seen, mut found, mut refused) = (HashSet::new(), Vec::new(), Vec::new());
     for (namespace, name) in runs {
-        let rights = [Right::new("list", "syncjobs", Some(namespace)), deed.right(Some(namespace)).on(name)];
+        let rights = [Right::new("list", "syncjobs", Some(namespace)), action.right(Some(namespace)).on(name)];
         if !seen.insert((namespace, name)) {
             continue;
         }
@@ -192,10 +204,10 @@ async fn these(app: &App, visitor: &Visitor, deed: Deed, runs: &[(String, String
             refused.extend(rights);
             continue;
         }
-        let job = jobs::find(app, &Place { namespace: namespace.clone(), name: name.clone() }).ok();
-        found.extend(job.filter(|job| deed.suits(job)).map(|job| Rank::of(&job)));
+        let job = jobs::find_job(app, &ObjectPath { namespace: namespace.clone(), name: name.clone() }).ok();
+        found.extend(job.filter(|job| action.suits(job)).map(|job| SortKey::from_job(&job)));
     }
-    // Who may do nothing of it is told so.
+    // A user without a right to any of the actions gets an error.
     for right in refused.into_iter().filter(|_| found.is_empty()) {
         app.access.check(&visitor.caller, right).await?;
     }
@@ -203,10 +215,15 @@ async fn these(app: &App, visitor: &Visitor, deed: Deed, runs: &[(String, String
 }
 
 impl Visitor {
-    /// Where a visitor may see runs and do something to all of them.
-    pub(super) async fn reach(&self, app: &App, deed: Deed, namespace: Option<&str>) -> Result<Scope, Problem> {
+    /// Namespaces in which a visitor may see runs and act on all of them.
+    pub(super) async fn actionable_scope(
+        &self,
+        app: &App,
+        action: BulkAction,
+        namespace: Option<&str>,
+    ) -> Result<Scope, Problem> {
         let seen = self.scope(app, "syncjobs", namespace).await?;
-        let right = deed.right(namespace);
+        let right = action.right(namespace);
         if app.access.has(&self.caller, &right).await? {
             return Ok(seen);
         }
@@ -220,37 +237,37 @@ impl Visitor {
 }
 
 impl Fitting {
-    fn query(&self) -> Query<'_> {
-        Query { phases: Some(&self.phases), ..self.selection.query(self.scope.0.as_ref()) }
+    fn query(&self) -> RunQuery<'_> {
+        RunQuery { phases: Some(&self.phases), ..self.selection.query(self.scope.0.as_ref()) }
     }
 
-    /// Without what is made from the next second on: it was not counted. By the clock of Kubernetes.
-    fn up_to_now(self, index: &Index) -> Self {
-        let newest = index.find(&self.query(), None, 1).pop();
-        let from = newest.map_or_else(Rank::first, |newest| Rank { created: newest.created, ..Rank::first() });
+    /// Leaves out runs that are created from the next second on, by the clock of Kubernetes: they were not counted.
+    fn up_to_now(self, index: &RunIndex) -> Self {
+        let newest = index.page(&self.query(), None, 1).pop();
+        let from = newest.map_or_else(SortKey::first, |newest| SortKey { created: newest.created, ..SortKey::first() });
         Self { from, ..self }
     }
 }
 
 impl Chosen {
-    fn count(&self, index: &Index) -> usize {
+    fn count(&self, index: &RunIndex) -> usize {
         match self {
-            Self::These(ranks) => ranks.len(),
+            Self::These(sort_keys) => sort_keys.len(),
             Self::Fitting(fitting) => index.count(&fitting.query(), Some(&fitting.from)),
         }
     }
 
-    fn first(&self, index: &Index, count: usize) -> Vec<Rank> {
+    fn first(&self, index: &RunIndex, count: usize) -> Vec<SortKey> {
         match self {
-            Self::These(ranks) => ranks.iter().take(count).cloned().collect(),
-            Self::Fitting(fitting) => index.find(&fitting.query(), Some(&fitting.from), count),
+            Self::These(sort_keys) => sort_keys.iter().take(count).cloned().collect(),
+            Self::Fitting(fitting) => index.page(&fitting.query(), Some(&fitting.from), count),
         }
     }
 
-    /// Those that are left when the first ones have had their turn.
-    fn after(self, passed: &[Rank]) -> Self {
+    /// Runs that remain after the first ones were processed.
+    fn after(self, passed: &[SortKey]) -> Self {
         match self {
-            Self::These(ranks) => Self::These(ranks.into_iter().skip(passed.len()).collect()),
+            Self::These(sort_keys) => Self::These(sort_keys.into_iter().skip(passed.len()).collect()),
             Self::Fitting(fitting) => {
                 let from = passed.last().cloned().unwrap_or_else(|| fitting.from.clone());
                 Self::Fitting(Box::new(Fitting { from, ..*fitting }))
@@ -258,12 +275,12 @@ impl Chosen {
         }
     }
 
-    fn again(self) -> Again {
+    fn next_form(self) -> NextForm {
         match self {
-            Self::These(runs) => Again { runs, filter: None, from: String::new() },
+            Self::These(runs) => NextForm { runs, filter: None, from: String::new() },
             Self::Fitting(fitting) => {
                 let Fitting { selection, from, .. } = *fitting;
-                Again { runs: Vec::new(), filter: Some(selection.address()), from: write_cursor(&from) }
+                NextForm { runs: Vec::new(), filter: Some(selection.address()), from: write_cursor(&from) }
             }
         }
     }
@@ -285,10 +302,10 @@ mod tests {
             ("filter", "text=x"),
             ("other", "1"),
         ];
-        let place = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        let pair = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
         let expected = Fields {
             action: "cancel".to_owned(),
-            runs: vec![place("a", "b"), place("c", "d/e")],
+            runs: vec![pair("a", "b"), pair("c", "d/e")],
             filter: "text=x".to_owned(),
             ..Fields::default()
         };
@@ -298,11 +315,11 @@ mod tests {
     }
 
     #[test]
-    fn after_some_had_their_turn_the_others_are_left() {
-        let rank = |name: &str| Rank { created: Reverse(5), namespace: "a".into(), name: name.into() };
-        let chosen = Chosen::These(vec![rank("a"), rank("b"), rank("c")]);
-        let index = Index::default();
+    fn processed_runs_are_removed_from_the_selection() {
+        let sort_key = |name: &str| SortKey { created: Reverse(5), namespace: "a".into(), name: name.into() };
+        let chosen = Chosen::These(vec![sort_key("a"), sort_key("b"), sort_key("c")]);
+        let index = RunIndex::default();
         let first = chosen.first(&index, 2);
-        assert_eq!(chosen.after(&first).first(&index, 9), [rank("c")]);
+        assert_eq!(chosen.after(&first).first(&index, 9), [sort_key("c")]);
     }
 }

@@ -19,20 +19,20 @@ use serde_json::json;
 use super::{
     Filled, Frame, Sent, Visitor,
     actions::shown,
+    format::ZonedMoment,
     page,
     schedules::{slots, zone_of},
-    words::Clock,
 };
 use crate::{
     api::{GoDuration, SyncSchedule, SyncScheduleSpec},
-    cluster::{self, Read},
+    cluster::{self, ReadResult},
     domain::schedule::Parsed,
     http::{
         App,
-        audit::{self, Deed},
+        audit::{self, AuditedAction},
         auth::Right,
-        extract::{Path, Place},
-        problem::{Kind, Problem},
+        extract::{ObjectPath, Path},
+        problem::{Problem, ProblemKind},
     },
 };
 
@@ -56,11 +56,11 @@ pub(super) struct When {
     interval: String,
     schedule: String,
     time_zone: String,
-    /// Of the spec that was seen.
+    /// Generation of the spec that the user saw.
     generation: i64,
 }
 
-/// What is wrong, at each field and besides.
+/// Mistakes, by field and others.
 #[derive(Debug, Default, PartialEq)]
 struct Wrong {
     interval: Option<String>,
@@ -73,11 +73,11 @@ struct Wrong {
 #[template(path = "edit.html")]
 struct Edit {
     frame: Frame,
-    place: Place,
+    path: ObjectPath,
     when: When,
     wrong: Wrong,
-    words: Option<String>,
-    slots: Vec<Clock>,
+    description: Option<String>,
+    slots: Vec<ZonedMoment>,
 }
 
 impl Edit {
@@ -87,7 +87,7 @@ impl Edit {
 }
 
 impl When {
-    fn of(schedule: &SyncSchedule) -> Self {
+    fn from_schedule(schedule: &SyncSchedule) -> Self {
         let spec = &schedule.spec;
         Self {
             grid: Some(if spec.schedule.is_some() { Grid::Cron } else { Grid::Interval }),
@@ -113,16 +113,16 @@ impl When {
 
 impl Wrong {
     fn at(&mut self, field: &str, message: String) {
-        let place = match field.trim_start_matches("spec.") {
+        let message_of_field = match field.trim_start_matches("spec.") {
             "interval" => &mut self.interval,
             "schedule" => &mut self.schedule,
             "timeZone" => &mut self.time_zone,
             _ => &mut self.rest,
         };
-        place.get_or_insert(message);
+        message_of_field.get_or_insert(message);
     }
 
-    /// What the program itself finds. Its messages begin with the field.
+    /// Mistakes that the program itself finds. Their messages begin with the field.
     fn found(spec: &SyncScheduleSpec) -> Self {
         let mut wrong = Self::default();
         if let Err(error) = Parsed::new(spec) {
@@ -133,7 +133,7 @@ impl Wrong {
         wrong
     }
 
-    /// What the API server says.
+    /// Mistakes that the API server reports.
     fn said(status: &Status) -> Self {
         let mut wrong = Self::default();
         for cause in status.details.iter().flat_map(|details| &details.causes) {
@@ -146,65 +146,69 @@ impl Wrong {
     }
 }
 
-fn right(place: &Place) -> Right {
-    Right::new("patch", "syncschedules", Some(&place.namespace)).on(&place.name)
+fn right(path: &ObjectPath) -> Right {
+    Right::new("patch", "syncschedules", Some(&path.namespace)).on(&path.name)
 }
 
-fn edit(visitor: Visitor, place: Place, schedule: &SyncSchedule, when: When, wrong: Wrong) -> Edit {
+fn edit(visitor: Visitor, path: ObjectPath, schedule: &SyncSchedule, when: When, wrong: Wrong) -> Edit {
     let changed = SyncSchedule { spec: when.put_into(&schedule.spec), ..schedule.clone() };
     let (now, zone) = (Timestamp::now(), zone_of(&changed.spec));
-    let words = Parsed::new(&changed.spec).ok().map(|parsed| parsed.words());
+    let description = Parsed::new(&changed.spec).ok().map(|parsed| parsed.description());
     let slots = slots(&changed, now).iter().map(|slot| slot.clock(&zone)).collect();
     let frame = Frame { path: String::new(), events: None, ..visitor.into_frame("schedules") };
-    Edit { frame, place, when, wrong, words, slots }
+    Edit { frame, path, when, wrong, description, slots }
 }
 
 /// The form, with what is stored or what was filled in so far.
-pub(super) async fn read(
+pub(super) async fn show(
     State(app): State<App>,
     visitor: Visitor,
-    Path(place): Path<Place>,
+    Path(path): Path<ObjectPath>,
     Filled(when): Filled<When>,
 ) -> Result<Response, Problem> {
-    app.access.check(&visitor.caller, right(&place)).await?;
-    let schedule = find(&app, &place)?;
+    app.access.check(&visitor.caller, right(&path)).await?;
+    let schedule = find_schedule(&app, &path)?;
     let filled_in = when.grid.is_some();
-    let when = if filled_in { when } else { When::of(&schedule) };
+    let when = if filled_in { when } else { When::from_schedule(&schedule) };
     let wrong = if filled_in { Wrong::found(&when.put_into(&schedule.spec)) } else { Wrong::default() };
-    page(&edit(visitor, place, &schedule, when, wrong))
+    page(&edit(visitor, path, &schedule, when, wrong))
 }
 
 /// Changes the object. Shows the form again with what is wrong, if anything.
 pub(super) async fn save(
     State(app): State<App>,
     visitor: Visitor,
-    Path(place): Path<Place>,
+    Path(path): Path<ObjectPath>,
     Sent(when): Sent<When>,
 ) -> Result<Response, Problem> {
-    app.access.check(&visitor.caller, right(&place)).await?;
-    let schedule = find(&app, &place)?;
+    app.access.check(&visitor.caller, right(&path)).await?;
+    let schedule = find_schedule(&app, &path)?;
     let spec = when.put_into(&schedule.spec);
     let mut wrong = Wrong::found(&spec);
     if wrong == Wrong::default() {
         match change(&app, &schedule, &spec, when.generation).await? {
             Ok(changed) => {
-                let text = |spec: &SyncScheduleSpec| Parsed::new(spec).map_or_else(|_| "?".to_owned(), |it| it.words());
+                let text =
+                    |spec: &SyncScheduleSpec| Parsed::new(spec).map_or_else(|_| "?".to_owned(), |it| it.description());
                 let what = format!("Changed from {} to {}", text(&schedule.spec), text(&spec));
-                audit::note(&app, &visitor.caller, Deed::Rescheduled, &changed, &what).await;
+                audit::record(&app, &visitor.caller, AuditedAction::Rescheduled, &changed, &what).await;
                 let is_shown = |found: &SyncSchedule| found.metadata.generation >= changed.metadata.generation;
-                shown(|| find(&app, &place).is_ok_and(|found| is_shown(&found))).await;
-                return Ok(Redirect::to(&format!("/ui/schedules/{}/{}", place.namespace, place.name)).into_response());
+                shown(|| find_schedule(&app, &path).is_ok_and(|found| is_shown(&found))).await;
+                return Ok(Redirect::to(&format!("/ui/schedules/{}/{}", path.namespace, path.name)).into_response());
             }
             Err(status) => wrong = Wrong::said(&status),
         }
     }
-    let form = page(&edit(visitor, place, &schedule, when, wrong))?;
+    let form = page(&edit(visitor, path, &schedule, when, wrong))?;
     Ok((StatusCode::UNPROCESSABLE_ENTITY, form).into_response())
 }
 
-fn find(app: &App, Place { namespace, name }: &Place) -> Result<std::sync::Arc<SyncSchedule>, Problem> {
+fn find_schedule(
+    app: &App,
+    ObjectPath { namespace, name }: &ObjectPath,
+) -> Result<std::sync::Arc<SyncSchedule>, Problem> {
     let found = app.listed()?.schedules.get(&ObjectRef::new(name).within(namespace));
-    found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))
+    found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))
 }
 
 /// The changed object, or why the API server refuses it.
@@ -219,7 +223,7 @@ async fn change(
     let fields = json!({"interval": spec.interval, "schedule": spec.schedule, "timeZone": spec.time_zone});
     let meanwhile = || {
         let detail = "the schedule was changed since you opened this page; open it again to see how it is now";
-        Problem::new(Kind::Conflict, detail)
+        Problem::new(ProblemKind::Conflict, detail)
     };
     for _ in 0..TRIES {
         let live = objects.call("read a SyncSchedule", cluster::get_opt(&api, &name)).await?.ok_or_else(meanwhile)?;
@@ -228,7 +232,7 @@ async fn change(
         }
         let metadata = json!({"resourceVersion": live.resource_version()});
         let patch = Patch::Merge(json!({"metadata": metadata, "spec": fields}));
-        let any: Api<Read<SyncSchedule>> = objects.namespaced(&schedule.metadata);
+        let any: Api<ReadResult<SyncSchedule>> = objects.namespaced(&schedule.metadata);
         match objects.call("change a SyncSchedule", any.patch(&name, &PatchParams::default(), &patch)).await {
             Ok(changed) => return Ok(Ok(changed.into_outline())),
             // A controller has written its status.
@@ -261,7 +265,7 @@ mod tests {
             ["{}", r#"{"interval":"5m","jitter":"3s"}"#, r#"{"schedule":"0 3 * * *","timeZone":"Europe/Berlin"}"#]
         {
             let schedule = SyncSchedule::new("users", spec(text));
-            let mut back = When::of(&schedule).put_into(&schedule.spec);
+            let mut back = When::from_schedule(&schedule).put_into(&schedule.spec);
             if schedule.spec.interval.is_none() && schedule.spec.schedule.is_none() {
                 assert_eq!(back.interval.take(), Some(GoDuration::new("20m")), "the default is shown");
             }

@@ -11,24 +11,24 @@ use crate::{
     api::syncjob::DocumentFailure,
     http::{
         App,
-        extract::{Path, Place},
+        extract::{ObjectPath, Path},
         jobs,
-        problem::{Kind, Problem},
+        problem::{Problem, ProblemKind},
     },
 };
 
 /// Failures on a page.
 const PAGE: usize = 10;
 
-/// Some of the failures that a status tells of.
+/// Page of the failures in a status.
 pub(super) struct Part {
     pub shown: Vec<DocumentFailure>,
     /// The number of the first one shown, and of the last one; from 1.
     pub from: usize,
     pub to: usize,
-    /// All that are kept.
+    /// Number of failures in the status.
     pub kept: usize,
-    /// All there were.
+    /// Number of failures of the run.
     pub total: i64,
     /// The pages before and after this one.
     pub before: Option<usize>,
@@ -53,25 +53,25 @@ impl Part {
         }
     }
 
-    /// Whether there were more than a status keeps.
+    /// True when the run has more failures than its status.
     pub fn is_cut(&self) -> bool {
         self.total > self.kept as i64
     }
 }
 
-/// All that are kept, as CSV (RFC 4180).
+/// Sends all failures in the status, as CSV (RFC 4180).
 pub(super) async fn download(
     State(app): State<App>,
     visitor: Visitor,
-    Path(place): Path<Place>,
+    Path(path): Path<ObjectPath>,
 ) -> Result<Response, Problem> {
-    visitor.scope(&app, "syncjobs", Some(&place.namespace)).await?;
-    let job = jobs::whole(&app, &place).await?;
+    visitor.scope(&app, "syncjobs", Some(&path.namespace)).await?;
+    let job = jobs::load_whole(&app, &path).await?;
     let failures = job.status.as_ref().map(|status| status.failures.as_slice()).unwrap_or_default();
     if failures.is_empty() {
-        return Err(Problem::new(Kind::NotFound, format!("no document of {} failed", place.name)));
+        return Err(Problem::new(ProblemKind::NotFound, format!("no document of {} failed", path.name)));
     }
-    let file = format!("attachment; filename=\"{}-failures.csv\"", place.name);
+    let file = format!("attachment; filename=\"{}-failures.csv\"", path.name);
     let headers = [(CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()), (CONTENT_DISPOSITION, file)];
     Ok((headers, csv(failures)).into_response())
 }
@@ -82,8 +82,8 @@ fn csv(failures: &[DocumentFailure]) -> String {
     std::iter::once("key,reason,message\r\n".to_owned()).chain(rows).collect()
 }
 
-/// A text in quotes. Spreadsheets take one that begins like a formula for one, even in quotes; an apostrophe before it
-/// makes it a text. <https://owasp.org/www-community/attacks/CSV_Injection>
+/// Quoted text. Spreadsheets read a text that begins like a formula as one, even in quotes; an apostrophe before it
+/// prevents that. <https://owasp.org/www-community/attacks/CSV_Injection>
 fn cell(text: &str) -> String {
     let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']);
     format!("\"{}{}\"", if formula { "'" } else { "" }, text.replace('"', "\"\""))
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_failures_tells_where_it_is() {
+    fn a_page_of_failures_has_its_range() {
         for (kept, total, page, expected) in [
             (3, 3, 1, ("u1", 1, 3, None, None, false)),
             (20, 500, 1, ("u1", 1, 10, None, Some(2), true)),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn no_cell_breaks_out_of_its_place_or_is_a_formula() {
+    fn no_cell_breaks_its_quotes_or_is_a_formula() {
         for (text, expected) in [
             ("plain", "\"plain\""),
             ("", "\"\""),

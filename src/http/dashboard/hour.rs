@@ -2,19 +2,19 @@
 
 use jiff::Timestamp;
 
-use super::words::Moment;
-use crate::http::throughput::{Counts, LastHour};
+use super::format::Moment;
+use crate::http::throughput::{LastHour, ThroughputCounts};
 
-/// Of the chart, in its own units.
+/// Height of the chart, in its own units.
 pub(super) const HEIGHT: f64 = 20.0;
 /// A bar that is lower could not be seen.
 const LEAST: f64 = 0.5;
 
 /// Counts, and a bar for each minute.
 pub(super) struct Hour {
-    /// Since when it is known, where that is less than an hour.
+    /// Start of the data, where that is less than an hour ago.
     pub since: Option<Moment>,
-    pub counts: Counts,
+    pub counts: ThroughputCounts,
     /// Documents in the last whole minute, for each second of it.
     pub per_second: String,
     /// Heights, the newest last.
@@ -40,13 +40,13 @@ impl Hour {
     }
 }
 
-/// With as many digits as tell something.
+/// Formats a rate with only significant digits.
 fn rate(per_second: f64) -> String {
     match per_second {
         none if none <= 0.0 => "0".to_owned(),
         slow if slow < 0.1 => "< 0.1".to_owned(),
         slow if slow < 10.0 => format!("{slow:.1}"),
-        fast => super::words::grouped(fast.round() as i64),
+        fast => super::format::grouped(fast.round() as i64),
     }
 }
 
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_has_as_many_digits_as_tell_something() {
+    fn a_rate_has_significant_digits_only() {
         for (number, said) in [(0.0, "0"), (0.01, "< 0.1"), (0.25, "0.2"), (9.5, "9.5"), (1234.4, "1,234")] {
             assert_eq!(rate(number), said);
         }
@@ -65,7 +65,7 @@ mod tests {
     fn the_highest_bar_is_as_high_as_the_chart() {
         let now = Timestamp::from_second(1_795_000_000).unwrap();
         let hour = |minutes: Vec<i64>| {
-            let hour = LastHour { since: None, counts: Counts::default(), per_second: 0.0, minutes };
+            let hour = LastHour { since: None, counts: ThroughputCounts::default(), per_second: 0.0, minutes };
             Hour::new(&hour, now).bars
         };
         assert_eq!(hour(vec![0, 1, 500, 1000]), [0.0, 0.5, 10.0, 20.0]);

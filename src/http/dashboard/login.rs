@@ -16,18 +16,18 @@ use super::{
 };
 use crate::http::{
     App,
-    auth::{AUDIENCE, Vouched},
-    problem::{Kind, Problem},
+    auth::{AUDIENCE, ProxyIdentity},
+    problem::{Problem, ProblemKind},
 };
 
-/// Where to go afterwards.
+/// Parameters of the login page.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Target {
+pub(super) struct LoginQuery {
     next: String,
 }
 
-/// What is sent.
+/// Fields of the login form.
 #[derive(Deserialize)]
 pub(super) struct Credentials {
     token: String,
@@ -47,23 +47,24 @@ struct Page<'a> {
 }
 
 /// The form.
-pub(super) async fn read(
+pub(super) async fn show(
     State(app): State<App>,
     Extension(way): Extension<Way>,
-    vouched: Option<Extension<Vouched>>,
-    Filled(target): Filled<Target>,
+    is_proxied: Option<Extension<ProxyIdentity>>,
+    Filled(target): Filled<LoginQuery>,
 ) -> Result<Response, Problem> {
-    let may_log_in = app.access.is_locked() && vouched.is_none();
+    let may_log_in = app.access.is_locked() && is_proxied.is_none();
     if may_log_in { form(way, &target.next, None) } else { Ok(Redirect::to("/").into_response()) }
 }
 
 fn form(way: Way, next: &str, wrong: Option<&str>) -> Result<Response, Problem> {
-    let frame = Frame { user: None, locked: true, vouched: false, section: "login", events: None, path: String::new() };
+    let frame =
+        Frame { user: None, locked: true, is_proxied: false, section: "login", events: None, path: String::new() };
     let open = way == Way::Open;
     page(&Page { frame, next: local(next), audience: AUDIENCE, open, wrong })
 }
 
-/// Begins a session, another one each time.
+/// Begins a session, with a new cookie each time.
 pub(super) async fn login(
     State(app): State<App>,
     Extension(way): Extension<Way>,
@@ -71,7 +72,7 @@ pub(super) async fn login(
     Sent(Credentials { token, next }): Sent<Credentials>,
 ) -> Result<Response, Problem> {
     if way == Way::Open {
-        return Err(Problem::new(Kind::Forbidden, "the token would be readable on its way here: use HTTPS"));
+        return Err(Problem::new(ProblemKind::Forbidden, "the token would be readable on its way here: use HTTPS"));
     }
     let token = token.trim();
     let refused = |why| form(way, &next, Some(why)).map(|page| (StatusCode::UNAUTHORIZED, page).into_response());
@@ -80,7 +81,7 @@ pub(super) async fn login(
     };
     match app.access.caller(&HeaderMap::from_iter([(AUTHORIZATION, bearer)])).await {
         Ok(caller) => tracing::info!(caller = caller.name, "logged in to the dashboard"),
-        Err(problem) if problem.kind() == Kind::Unauthenticated => {
+        Err(problem) if problem.kind() == ProblemKind::Unauthenticated => {
             return refused("Kubernetes does not accept this token. It may have expired, or be for another audience.");
         }
         Err(problem) => return Err(problem),

@@ -1,10 +1,10 @@
-//! Where the logs of a run are: an address that the operator's people give, with the run in it.
+//! Links to the logs of a run: a configured address with placeholders for the run.
 
 use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use crate::http::view::JobDetails;
+use crate::http::job_view::JobDetails;
 
 /// An address with places for what belongs to a run, such as `https://logs.example.com/?q={uid}&from={from}&to={to}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,11 +13,11 @@ pub struct LogsUrl(Vec<Part>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
     Text(String),
-    Place(Place),
+    Placeholder(Placeholder),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Placeholder {
     Uid,
     Namespace,
     Name,
@@ -28,15 +28,15 @@ enum Place {
     To,
 }
 
-const PLACES: [(&str, Place); 8] = [
-    ("uid", Place::Uid),
-    ("namespace", Place::Namespace),
-    ("name", Place::Name),
-    ("schedule", Place::Schedule),
-    ("worker", Place::Worker),
-    ("pod", Place::Pod),
-    ("from", Place::From),
-    ("to", Place::To),
+const PLACEHOLDERS: [(&str, Placeholder); 8] = [
+    ("uid", Placeholder::Uid),
+    ("namespace", Placeholder::Namespace),
+    ("name", Placeholder::Name),
+    ("schedule", Placeholder::Schedule),
+    ("worker", Placeholder::Worker),
+    ("pod", Placeholder::Pod),
+    ("from", Placeholder::From),
+    ("to", Placeholder::To),
 ];
 
 /// The address of logs cannot be used.
@@ -45,11 +45,11 @@ pub enum LogsUrlError {
     /// Browsers would not go there, or would run it.
     #[error("it must begin with https:// or http://")]
     Scheme,
-    /// A brace that stands for nothing.
+    /// A brace without a known placeholder.
     #[error(
         "{0:?} is none of {{uid}}, {{namespace}}, {{name}}, {{schedule}}, {{worker}}, {{pod}}, {{from}} and {{to}}; write a brace of the address itself as %7B or %7D"
     )]
-    Place(String),
+    Placeholder(String),
 }
 
 impl FromStr for LogsUrl {
@@ -65,11 +65,11 @@ impl FromStr for LogsUrl {
             let (before, from) = rest.split_at(brace);
             let end = from.find('}').filter(|_| from.starts_with('{'));
             let name = end.map_or(from, |end| &from[..=end]);
-            let place = PLACES
+            let placeholder = PLACEHOLDERS
                 .iter()
                 .find(|(known, _)| name.strip_prefix('{').and_then(|name| name.strip_suffix('}')) == Some(known));
-            let (_, place) = place.ok_or_else(|| LogsUrlError::Place(name.to_owned()))?;
-            parts.extend([Part::Text(before.to_owned()), Part::Place(*place)]);
+            let (_, placeholder) = placeholder.ok_or_else(|| LogsUrlError::Placeholder(name.to_owned()))?;
+            parts.extend([Part::Text(before.to_owned()), Part::Placeholder(*placeholder)]);
             rest = &from[name.len()..];
         }
         parts.push(Part::Text(rest.to_owned()));
@@ -79,11 +79,11 @@ impl FromStr for LogsUrl {
 
 impl LogsUrl {
     /// The address of a run's logs. What is put into it is encoded, so that it stays in its place.
-    pub(super) fn of(&self, run: &JobDetails, now: Timestamp) -> String {
+    pub(super) fn url_for(&self, run: &JobDetails, now: Timestamp) -> String {
         let text = |part: &Part| match part {
             Part::Text(text) => text.clone(),
-            Part::Place(place) => {
-                let value = place.of(run, now);
+            Part::Placeholder(placeholder) => {
+                let value = placeholder.value_for(run, now);
                 askama::filters::urlencode_strict(&value).map(|value| value.to_string()).unwrap_or_default()
             }
         };
@@ -91,8 +91,8 @@ impl LogsUrl {
     }
 }
 
-impl Place {
-    fn of(self, run: &JobDetails, now: Timestamp) -> String {
+impl Placeholder {
+    fn value_for(self, run: &JobDetails, now: Timestamp) -> String {
         let job = &run.job;
         let worker = run.worker.as_deref().unwrap_or_default();
         match self {
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runs_data_are_encoded_into_their_places() {
+    fn fields_of_a_run_are_encoded() {
         let now = "2026-11-25T11:00:00Z".parse().unwrap();
         for (template, expected) in [
             ("https://logs/?uid={uid}&pod={pod}&to=", "https://logs/?uid=1-2-3&pod=pod-7f%26x%3D1&to="),
@@ -140,24 +140,24 @@ mod tests {
             ("https://logs/?from={from}&to={to}", "https://logs/?from=1795600800000&to=1795600830000"),
             ("https://logs/?q=%7Bpod%7D#top", "https://logs/?q=%7Bpod%7D#top"),
         ] {
-            assert_eq!(template.parse::<LogsUrl>().unwrap().of(&run(), now), expected);
+            assert_eq!(template.parse::<LogsUrl>().unwrap().url_for(&run(), now), expected);
         }
-        let unfinished = JobDetails { job: crate::http::view::Job { finished_at: None, ..run().job }, ..run() };
+        let unfinished = JobDetails { job: crate::http::job_view::Job { finished_at: None, ..run().job }, ..run() };
         assert_eq!("https://logs/{to}".parse::<LogsUrl>().unwrap().of(&unfinished, now), "https://logs/1795604400000");
     }
 
     #[test]
-    fn what_is_no_address_with_known_places_is_refused() {
+    fn unknown_placeholders_are_refused() {
         for text in ["", "logs", "javascript:alert({uid})", "//logs/{uid}", "/logs"] {
             assert_eq!(text.parse::<LogsUrl>(), Err(LogsUrlError::Scheme), "{text}");
         }
-        for (text, place) in [
+        for (text, placeholder) in [
             ("https://a/{user}", "{user}"),
             ("https://a/{uid", "{uid"),
             ("https://a/}{uid}", "}{uid}"),
             ("https://a/{}", "{}"),
         ] {
-            assert_eq!(text.parse::<LogsUrl>(), Err(LogsUrlError::Place(place.to_owned())), "{text}");
+            assert_eq!(text.parse::<LogsUrl>(), Err(LogsUrlError::Placeholder(placeholder.to_owned())), "{text}");
         }
     }
 }

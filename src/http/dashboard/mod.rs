@@ -4,24 +4,24 @@
 mod actions;
 mod assets;
 mod bulk;
-mod curve;
 mod edit;
 mod failures;
-mod feed;
+mod format;
 mod hour;
+mod live_updates;
 mod login;
 mod logs;
-mod notes;
+mod object_events;
 mod overview;
 mod proxy;
 mod run;
 mod runs;
 mod schedules;
 mod session;
+mod sparkline;
 #[cfg(test)]
 mod speed;
 mod timeline;
-mod words;
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
@@ -47,73 +47,76 @@ use serde::de::DeserializeOwned;
 
 use super::{
     App,
-    auth::{Caller, Right, Vouched},
-    extract, nowhere,
+    auth::{Caller, ProxyIdentity, Right},
+    extract,
+    job_view::Job,
+    nowhere,
     objects::Objects,
-    problem::{Kind, Problem},
-    view::Job,
+    problem::{Problem, ProblemKind},
 };
-pub(super) use feed::Feed;
-use feed::Mark;
+use format::Moment;
+pub(super) use live_updates::LiveUpdates;
+use live_updates::UpdateId;
 pub use logs::{LogsUrl, LogsUrlError};
-pub(super) use notes::Notes;
+pub(super) use object_events::EventCache;
 pub use proxy::Proxies;
 use session::Way;
 pub use session::{Sessions, WeakSecret};
-use words::Moment;
 
-/// Everything comes from here, nothing is inline, and no other page may hold one of these.
+/// Content security policy: all content is from this host, nothing is inline, and no other page may embed one of
+/// these.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
 /// The routes, inside the limits of the calls. Begins to gather what changes for open pages.
 pub(super) fn routes(app: &App) -> Router<App> {
-    let (feed, objects, stop) = (Arc::clone(&app.feed), app.objects.clone(), app.stop.clone());
-    tokio::spawn(async move { stop.run_until_cancelled(feed.run(&objects)).await });
+    let (live_updates, objects, stop) = (Arc::clone(&app.live_updates), app.objects.clone(), app.stop.clone());
+    tokio::spawn(async move { stop.run_until_cancelled(live_updates.run(&objects)).await });
     Router::new()
-        .route("/", get(overview::read))
+        .route("/", get(overview::show))
         .route("/ui/schedules", get(schedules::list))
-        .route("/ui/schedules/{namespace}/{name}", get(schedules::read))
-        .route("/ui/schedules/{namespace}/{name}/edit", get(edit::read).post(edit::save))
+        .route("/ui/schedules/{namespace}/{name}", get(schedules::show))
+        .route("/ui/schedules/{namespace}/{name}/edit", get(edit::show).post(edit::save))
         .route("/ui/schedules/{namespace}/{name}/{action}", post(actions::on_schedule))
         .route("/ui/runs", get(runs::list))
-        .route("/ui/runs/{namespace}/{name}", get(run::read))
+        .route("/ui/runs/{namespace}/{name}", get(run::show))
         .route("/ui/runs/{namespace}/{name}/failures.csv", get(failures::download))
         .route("/ui/runs/{namespace}/{name}/approve", post(actions::approve))
         .route("/ui/runs/{namespace}/{name}/{action}", post(actions::on_run))
         .route("/ui/bulk", post(bulk::ask))
-        .route("/ui/bulk/{deed}", post(bulk::carry_out))
-        .route("/ui/events", get(feed::events))
-        .route("/ui/login", get(login::read).post(login::login))
+        .route("/ui/bulk/{action}", post(bulk::carry_out))
+        .route("/ui/events", get(live_updates::events))
+        .route("/ui/login", get(login::show).post(login::login))
         .route("/ui/logout", post(login::logout))
         .route("/ui/static/{file}", get(assets::serve))
 }
 
 /// Puts the dashboard's manners around everything, also around the limits: they know callers by their token.
 pub(super) fn layer(router: Router, app: &App, sessions: Sessions, proxies: Option<Proxies>) -> Router {
-    router.layer(middleware::from_fn_with_state(Door { app: app.clone(), sessions, proxies }, around))
+    router.layer(middleware::from_fn_with_state(Authenticator { app: app.clone(), sessions, proxies }, authenticate))
 }
 
-/// By what people come in.
+/// Authenticator of requests to the dashboard.
 #[derive(Clone)]
-struct Door {
+struct Authenticator {
     app: App,
     sessions: Sessions,
     proxies: Option<Proxies>,
 }
 
-impl Door {
-    /// Lets a request in, as somebody or nobody: whom a proxy names, or else whoever has a session.
-    async fn pass(&self, mut request: Request, next: Next) -> Response {
+impl Authenticator {
+    /// Adds the identity to a request: the one that a proxy sets, or else the one of the session. The request may be
+    /// anonymous.
+    async fn admit(&self, mut request: Request, next: Next) -> Response {
         let way = self.sessions.way(&request);
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
         let named = self.proxies.as_ref().map(|proxies| proxies.caller(peer, request.headers()));
         match named.transpose() {
             Ok(Some(Some(caller))) => {
-                request.extensions_mut().insert(Vouched(caller));
+                request.extensions_mut().insert(ProxyIdentity(caller));
             }
-            Ok(_) => self.take_up_session(&mut request, way),
+            Ok(_) => self.apply_session(&mut request, way),
             Err(problem) => return problem.into_response(),
         }
         request.extensions_mut().insert(way);
@@ -121,12 +124,12 @@ impl Door {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         if !reads && !session::is_same_origin(request.headers()) {
             let detail = "the form was not sent by a page of this dashboard";
-            return Problem::new(Kind::Forbidden, detail).into_response();
+            return Problem::new(ProblemKind::Forbidden, detail).into_response();
         }
         next.run(request).await
     }
 
-    fn take_up_session(&self, request: &mut Request, way: Way) {
+    fn apply_session(&self, request: &mut Request, way: Way) {
         let token = self.sessions.token(request.headers(), way, Timestamp::now());
         let bearer = token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok());
         if let Some(mut bearer) = bearer
@@ -139,7 +142,7 @@ impl Door {
 }
 
 /// Lets people in, refuses forms of other sites, and shows problems as pages.
-async fn around(State(door): State<Door>, request: Request, next: Next) -> Response {
+async fn authenticate(State(authenticator): State<Authenticator>, request: Request, next: Next) -> Response {
     let uri = request.uri().clone();
     let html = wants_html(request.headers());
     let ours = uri.path().starts_with("/ui/") || (uri.path() == "/" && html);
@@ -147,18 +150,18 @@ async fn around(State(door): State<Door>, request: Request, next: Next) -> Respo
         return next.run(request).await;
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let mut response = door.pass(request, next).await;
+    let mut response = authenticator.admit(request, next).await;
     if html && let Some(problem) = response.extensions().get::<Problem>().cloned() {
         let back = if reads { uri.path_and_query().map_or("/", |path| path.as_str()) } else { "/" };
         let retry_after = response.headers_mut().remove(RETRY_AFTER);
-        response = failure(&door, &problem, back);
+        response = failure(&authenticator, &problem, back);
         response.headers_mut().extend(retry_after.map(|after| (RETRY_AFTER, after)));
     }
     let headers = response.headers_mut();
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    // With no-referrer, browsers do not tell the origin of a form either.
+    // With no-referrer, browsers do not send the origin of a form either.
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(OPENER_POLICY, HeaderValue::from_static("same-origin"));
@@ -170,15 +173,15 @@ fn wants_html(headers: &HeaderMap) -> bool {
     headers.get(ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|accept| accept.contains("text/html"))
 }
 
-/// What a person sees instead of a problem document.
-fn failure(door: &Door, problem: &Problem, back: &str) -> Response {
-    if problem.kind() == Kind::Unauthenticated {
+/// Error page, in place of a problem document.
+fn failure(authenticator: &Authenticator, problem: &Problem, back: &str) -> Response {
+    if problem.kind() == ProblemKind::Unauthenticated {
         let next = askama::filters::urlencode_strict(back).map(|next| next.to_string()).unwrap_or_default();
         return Redirect::to(&format!("/ui/login?next={next}")).into_response();
     }
     let (status, title) = problem.title();
-    let (locked, vouched) = (door.app.access.is_locked(), door.proxies.is_some());
-    let frame = Frame { user: None, locked, vouched, section: "", events: None, path: String::new() };
+    let (locked, is_proxied) = (authenticator.app.access.is_locked(), authenticator.proxies.is_some());
+    let frame = Frame { user: None, locked, is_proxied, section: "", events: None, path: String::new() };
     let page = Failure { frame, title, detail: problem.detail() };
     page.render().map_or_else(|_| status.into_response(), |text| (status, Html(text)).into_response())
 }
@@ -191,18 +194,18 @@ struct Failure<'a> {
     detail: &'a str,
 }
 
-/// What stands around each page.
+/// Frame around each page.
 struct Frame {
-    /// Who is logged in. `None` where nobody has to be.
+    /// Name of the user. `None` where no login is required.
     user: Option<String>,
-    /// Whether people have to log in.
+    /// True when users have to log in.
     locked: bool,
-    /// Whether a proxy does that, and logs them out.
-    vouched: bool,
+    /// True when a proxy logs users in and out.
+    is_proxied: bool,
     section: &'static str,
-    /// Where to be told of changes. `None`: there are none.
+    /// Address of the stream of updates. `None`: the page has no updates.
     events: Option<String>,
-    /// Where the page is.
+    /// Path of the page.
     path: String,
 }
 
@@ -210,7 +213,7 @@ struct Frame {
 fn page(template: &impl Template) -> Result<Response, Problem> {
     let text = template.render().map_err(|error| {
         tracing::error!(%error, "a page could not be made");
-        Problem::new(Kind::Internal, "the page could not be made")
+        Problem::new(ProblemKind::Internal, "the page could not be made")
     })?;
     Ok((StatusCode::OK, Html(text)).into_response())
 }
@@ -226,14 +229,14 @@ impl FromRequestParts<App> for FromBrowser {
     }
 }
 
-/// Somebody who looks at a page.
+/// User of a page.
 struct Visitor {
     caller: Arc<Caller>,
     path: String,
     locked: bool,
-    vouched: bool,
-    /// What is known to whom looks now.
-    mark: Mark,
+    is_proxied: bool,
+    /// Update that the page contains.
+    update_id: UpdateId,
 }
 
 impl FromRequestParts<App> for Visitor {
@@ -241,15 +244,15 @@ impl FromRequestParts<App> for Visitor {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        let vouched = parts.extensions.get::<Vouched>().is_some();
-        let (locked, mark) = (app.access.is_locked(), app.feed.mark());
-        Ok(Self { caller: extract::caller(parts, app).await?, path, locked, vouched, mark })
+        let is_proxied = parts.extensions.get::<ProxyIdentity>().is_some();
+        let (locked, update_id) = (app.access.is_locked(), app.live_updates.update_id());
+        Ok(Self { caller: extract::caller(parts, app).await?, path, locked, is_proxied, update_id })
     }
 }
 
 impl Visitor {
-    /// Where a visitor may list the objects of a kind: in all namespaces, or in some. One that is asked for must be
-    /// among them.
+    /// Namespaces in which a visitor may list the objects of a kind: all of them, or some. A requested namespace must
+    /// be among them.
     async fn scope(&self, app: &App, resource: &'static str, namespace: Option<&str>) -> Result<Scope, Problem> {
         let right = Right::new("list", resource, namespace);
         if app.access.has(&self.caller, &right).await? {
@@ -265,7 +268,7 @@ impl Visitor {
         Ok(Scope(Some(allowed)))
     }
 
-    /// Whether a visitor has all of some rights: what they may not do is not shown.
+    /// Returns whether a visitor has all of some rights. Actions without a right are not shown.
     async fn may(&self, app: &App, rights: &[Right]) -> Result<bool, Problem> {
         for right in rights {
             // One answer for a whole list, where the right is not one on single objects.
@@ -278,14 +281,14 @@ impl Visitor {
     }
 
     fn frame(self, section: &'static str, scope: &Scope) -> Frame {
-        let events = Some(scope.events(self.mark));
+        let events = Some(scope.events(self.update_id));
         Frame { events, ..self.into_frame(section) }
     }
 
     fn into_frame(self, section: &'static str) -> Frame {
         let user = self.locked.then(|| self.caller.name.clone());
-        let Self { locked, vouched, path, .. } = self;
-        Frame { user, locked, vouched, section, events: None, path }
+        let Self { locked, is_proxied, path, .. } = self;
+        Frame { user, locked, is_proxied, section, events: None, path }
     }
 }
 
@@ -299,16 +302,16 @@ fn namespaces(objects: &Objects) -> BTreeSet<String> {
 struct Scope(Option<BTreeSet<String>>);
 
 impl Scope {
-    fn takes(&self, object: &impl ResourceExt) -> bool {
+    fn includes(&self, object: &impl ResourceExt) -> bool {
         let Some(namespaces) = &self.0 else { return true };
         object.meta().namespace.as_ref().is_some_and(|namespace| namespaces.contains(namespace))
     }
 
-    /// The stream that tells of changes in these.
-    fn events(&self, mark: Mark) -> String {
+    /// Address of the stream of changes in these namespaces.
+    fn events(&self, update_id: UpdateId) -> String {
         match self.0.as_ref().filter(|some| some.len() == 1).and_then(BTreeSet::first) {
-            Some(only) => format!("/ui/events?namespace={only}&since={mark}"),
-            None => format!("/ui/events?since={mark}"),
+            Some(only) => format!("/ui/events?namespace={only}&since={update_id}"),
+            None => format!("/ui/events?since={update_id}"),
         }
     }
 }
@@ -326,7 +329,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Filled<
 
 fn read_query<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
     let filled: Vec<_> = query.split('&').filter(|pair| !pair.ends_with('=')).collect();
-    let unreadable = |error: String| Problem::new(Kind::BadRequest, format!("the query: {error}"));
+    let unreadable = |error: String| Problem::new(ProblemKind::BadRequest, format!("the query: {error}"));
     let uri: Uri = format!("/?{}", filled.join("&")).parse().map_err(|_| unreadable("it is no text".to_owned()))?;
     Query::try_from_uri(&uri).map(|Query(query)| query).map_err(|error| unreadable(error.body_text()))
 }
@@ -340,31 +343,31 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         match Form::from_request(request, state).await {
             Ok(Form(fields)) => Ok(Self(fields)),
-            Err(error) => Err(Problem::new(Kind::BadRequest, format!("the form: {}", error.body_text()))),
+            Err(error) => Err(Problem::new(ProblemKind::BadRequest, format!("the form: {}", error.body_text()))),
         }
     }
 }
 
 /// A run in a list.
-struct Line {
+struct RunRow {
     job: Job,
     created: Option<Moment>,
     finished: Option<Moment>,
 }
 
-impl Line {
+impl RunRow {
     fn new(job: Job, now: Timestamp) -> Self {
         let moment = |at: Option<Timestamp>| at.map(|at| Moment::new(at, now));
         Self { created: moment(job.created_at), finished: moment(job.finished_at), job }
     }
 
-    /// What it waits for, or how it ended, where that says more than its phase.
+    /// Reason for which the run waits or ended, where it says more than the phase.
     fn reason(&self) -> Option<&str> {
         let phase = format!("{:?}", self.job.phase);
         self.job.reason.as_deref().filter(|reason| !reason.starts_with(&phase))
     }
 
-    /// Its page.
+    /// Path of the page of the run.
     fn path(&self) -> String {
         format!("/ui/runs/{}/{}", self.job.namespace, self.job.name)
     }

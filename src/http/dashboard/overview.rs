@@ -9,10 +9,10 @@ use kube::ResourceExt;
 use serde::Deserialize;
 
 use super::{
-    Filled, Frame, FromBrowser, Line, Visitor,
+    Filled, Frame, FromBrowser, RunRow, Visitor,
+    format::{Moment, PHASES, filters},
     hour::{self, Hour},
     page,
-    words::{Moment, PHASES, filters},
 };
 use crate::{
     api::{SyncJob, SyncSchedule, syncjob::Phase},
@@ -22,12 +22,12 @@ use crate::{
     queue::Depth,
 };
 
-/// Of each list at most so many.
+/// Largest number of entries in each list.
 const SHOWN: usize = 8;
 /// Reasons of attempts to which MongoDB gave no answer that could be used.
 const MONGODB_AWAY: [&str; 4] = ["Unreachable", "Timeout", "Unauthorized", "ServerError"];
 
-/// What to look at.
+/// Namespace to show.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Where {
@@ -45,7 +45,7 @@ struct Overview {
     stale: Option<Moment>,
 }
 
-/// Who leads, as it is shown.
+/// Leader, as shown.
 enum Leader {
     Process(String, Option<Moment>),
     Nobody(Option<Moment>),
@@ -63,29 +63,29 @@ impl Leader {
     }
 }
 
-/// What follows from the objects.
+/// Facts derived from the objects.
 struct Facts {
     counts: Vec<(Phase, i64)>,
     schedules: usize,
     suspended: usize,
-    oldest: Option<Line>,
+    oldest: Option<RunRow>,
     slots: Vec<Slot>,
-    failures: Vec<Line>,
-    workers: Vec<(String, Vec<Line>)>,
+    failures: Vec<RunRow>,
+    workers: Vec<(String, Vec<RunRow>)>,
     mongodb: MongoDb,
 }
 
-/// How MongoDB is, as far as runs tell. The sidecar has no way to it.
+/// State of MongoDB, as the runs report it. The sidecar has no access to MongoDB.
 #[derive(Debug, PartialEq)]
 enum MongoDb {
-    /// So many runs wait since it did not answer them; why, as one of them says.
+    /// Number of runs that wait since MongoDB did not answer, and the reason of one of them.
     Away(usize, String),
     /// A run ended well at that time.
     There(Moment),
     Unknown,
 }
 
-/// When a schedule is due.
+/// Next slot of a schedule.
 struct Slot {
     namespace: String,
     name: String,
@@ -93,7 +93,7 @@ struct Slot {
 }
 
 /// The page.
-pub(super) async fn read(
+pub(super) async fn show(
     State(app): State<App>,
     _: FromBrowser,
     visitor: Visitor,
@@ -102,14 +102,14 @@ pub(super) async fn read(
     let objects = app.listed()?;
     let scope = visitor.scope(&app, "syncjobs", namespace.as_deref()).await?;
     let mut jobs = objects.jobs.state();
-    jobs.retain(|job| scope.takes(&**job));
+    jobs.retain(|job| scope.includes(&**job));
     let mut schedules = objects.schedules.state();
     match visitor.scope(&app, "syncschedules", namespace.as_deref()).await {
-        Ok(scope) => schedules.retain(|schedule| scope.takes(&**schedule)),
+        Ok(scope) => schedules.retain(|schedule| scope.includes(&**schedule)),
         Err(_) => schedules.clear(),
     }
     let now = Timestamp::now();
-    let (redis, leads) = tokio::join!(app.state.depth(), app.leader.read(objects, now));
+    let (redis, leads) = tokio::join!(app.state.depth(), app.leader.load(objects, now));
     let leader = Leader::new(leads, now);
     let hour = Hour::new(&objects.last_hour(scope.0.as_ref(), now), now);
     let stale = cluster::stale_since().map(|at| Moment::new(at, now));
@@ -122,17 +122,17 @@ fn phase(job: &SyncJob) -> Phase {
 }
 
 fn facts(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], now: Timestamp) -> Facts {
-    let line = |job: &Arc<SyncJob>| Line::new((&**job).into(), now);
+    let row = |job: &Arc<SyncJob>| RunRow::new((&**job).into(), now);
     let in_phase = |wanted: Phase| jobs.iter().filter(move |job| phase(job) == wanted);
     let waiting = in_phase(Phase::Pending).chain(in_phase(Phase::Queued));
     let oldest = waiting.min_by_key(|job| job.metadata.creation_timestamp.as_ref().map(|time| time.0));
     let mut failures: Vec<_> = in_phase(Phase::Failed).filter(|job| !is_replaced(job)).collect();
     let ended = |job: &SyncJob| job.status.as_ref()?.completion_time.as_ref().map(|time| time.0);
     failures.sort_by_cached_key(|job| Reverse(ended(job)));
-    let mut workers: BTreeMap<String, Vec<Line>> = BTreeMap::new();
+    let mut workers: BTreeMap<String, Vec<RunRow>> = BTreeMap::new();
     for job in in_phase(Phase::Running).chain(in_phase(Phase::RollingBack)) {
         let worker = job.status.as_ref().and_then(|status| status.worker.clone()).unwrap_or_default();
-        workers.entry(worker).or_default().push(line(job));
+        workers.entry(worker).or_default().push(row(job));
     }
     let next = |schedule: &SyncSchedule| Some(schedule.status.as_ref()?.next_schedule_time.as_ref()?.0);
     let mut slots: Vec<_> = schedules.iter().filter_map(|schedule| Some((next(schedule)?, schedule))).collect();
@@ -146,9 +146,9 @@ fn facts(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], now: Timestamp)
         counts: PHASES.into_iter().map(|phase| (phase, in_phase(phase).count() as i64)).collect(),
         schedules: schedules.len(),
         suspended: schedules.iter().filter(|schedule| schedule.spec.suspended).count(),
-        oldest: oldest.map(line),
+        oldest: oldest.map(row),
         slots: slots.iter().take(SHOWN).map(slot).collect(),
-        failures: failures.into_iter().take(SHOWN).map(line).collect(),
+        failures: failures.into_iter().take(SHOWN).map(row).collect(),
         workers: workers.into_iter().take(SHOWN).collect(),
         mongodb: mongodb(jobs, now),
     }
@@ -194,12 +194,12 @@ mod tests {
         json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})
     }
 
-    fn names(lines: &[Line]) -> Vec<&str> {
-        lines.iter().map(|line| line.job.name.as_str()).collect()
+    fn names(rows: &[RunRow]) -> Vec<&str> {
+        rows.iter().map(|row| row.job.name.as_str()).collect()
     }
 
     #[test]
-    fn runs_tell_how_mongodb_is() {
+    fn the_state_of_mongodb_follows_from_runs() {
         let now = "2026-11-25T10:05:00Z".parse().unwrap();
         let at = "2026-11-25T10:01:00Z";
         let retrying = |reason: &str| {
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_overview_tells_what_waits_longest_runs_where_failed_last_and_is_due_next() {
+    fn the_overview_shows_waiting_running_failed_and_due_runs() {
         let jobs = [
             job("new", "2026-11-25T10:03:00Z", &json!({"phase": "Queued"})),
             job("old", "2026-11-25T10:01:00Z", &json!({"phase": "Queued"})),

@@ -1,7 +1,7 @@
-//! People whom a proxy has logged in, such as oauth2-proxy: it says in headers who they are.
+//! Users that a proxy has logged in, such as oauth2-proxy. The proxy sends their identity in headers.
 //!
-//! For the dashboard only. A browser sends what the proxy knows people by with the forms of other sites too; the dashboard
-//! refuses these, and the calls could not.
+//! This is for the dashboard only. A browser sends the cookies of the proxy with forms of other sites too; the
+//! dashboard refuses these, and the HTTP calls could not.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -10,12 +10,12 @@ use ipnet::IpNet;
 
 use crate::http::{
     auth::Caller,
-    problem::{Kind, Problem},
+    problem::{Problem, ProblemKind},
 };
 
 /// Names that Kubernetes keeps for itself begin so.
 const RESERVED: &str = "system:";
-/// The group that Kubernetes adds itself, to all whom it knows.
+/// Group that Kubernetes adds to all authenticated users.
 const AUTHENTICATED: &str = "system:authenticated";
 
 /// Which proxies are believed, and by which headers. Cheap to clone.
@@ -33,10 +33,11 @@ impl Proxies {
         Self { networks: networks.into(), user, groups }
     }
 
-    /// Whom a request is from. `None` where no proxy that is believed says so.
+    /// Identity of a request. `None` without a header of a trusted proxy.
     ///
-    /// What a proxy says twice is refused: it may have left in what somebody sent through it. So are names that Kubernetes
-    /// keeps for itself: who may choose a group's name would be an administrator by `system:masters`.
+    /// A header that occurs twice is refused: the proxy may have passed one of the client on. Names that Kubernetes
+    /// reserves are refused too: otherwise a client that chooses the name of a group could become an administrator by
+    /// `system:masters`.
     pub(super) fn caller(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<Option<Arc<Caller>>, Problem> {
         let is_trusted = |peer: IpAddr| self.networks.iter().any(|network| network.contains(&peer.to_canonical()));
         if !peer.is_some_and(is_trusted) {
@@ -47,10 +48,10 @@ impl Proxies {
         let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty());
         if let Some(name) = groups.clone().chain([user]).find(|name| name.starts_with(RESERVED)) {
             let detail = format!("the proxy says {name}: names with {RESERVED} are those of Kubernetes itself");
-            return Err(Problem::new(Kind::Forbidden, detail));
+            return Err(Problem::new(ProblemKind::Forbidden, detail));
         }
         let groups = groups.chain([AUTHENTICATED]).map(str::to_owned).collect();
-        Ok(Some(Arc::new(Caller::vouched(user, groups))))
+        Ok(Some(Arc::new(Caller::from_proxy(user, groups))))
     }
 }
 
@@ -59,10 +60,10 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>
     let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next(), values.next());
     if second.is_some() {
-        return Err(Problem::new(Kind::BadRequest, format!("the proxy sends {name} more than once")));
+        return Err(Problem::new(ProblemKind::BadRequest, format!("the proxy sends {name} more than once")));
     }
     let text = first.map(|value| std::str::from_utf8(value.as_bytes())).transpose();
-    let text = text.map_err(|_| Problem::new(Kind::BadRequest, format!("the proxy's {name} is no text")))?;
+    let text = text.map_err(|_| Problem::new(ProblemKind::BadRequest, format!("the proxy's {name} is no text")))?;
     Ok(text.map(str::trim).filter(|text| !text.is_empty()))
 }
 
@@ -71,7 +72,10 @@ mod tests {
     use super::*;
     use axum::http::HeaderValue;
 
-    fn said(peer: &str, headers: &[(&'static str, &'static str)]) -> Result<Option<(String, Vec<String>)>, Kind> {
+    fn said(
+        peer: &str,
+        headers: &[(&'static str, &'static str)],
+    ) -> Result<Option<(String, Vec<String>)>, ProblemKind> {
         let networks = ["10.1.0.0/16", "fd00::/8"].map(|network| network.parse().unwrap());
         let [user, groups] = ["x-forwarded-user", "x-forwarded-groups"].map(HeaderName::from_static);
         let mut map = HeaderMap::new();
@@ -96,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_named_is_nobody() {
+    fn a_request_without_identity_is_anonymous() {
         for headers in [&[][..], &[("x-forwarded-user", " ")], &[("x-forwarded-groups", "a")]] {
             assert_eq!(said("10.1.2.3", headers), Ok(None), "{headers:?}");
         }
@@ -107,10 +111,13 @@ mod tests {
     #[test]
     fn reserved_and_repeated_names_are_refused() {
         for (headers, kind) in [
-            (&[("x-forwarded-user", "system:admin")][..], Kind::Forbidden),
-            (&[("x-forwarded-user", "a"), ("x-forwarded-groups", "b,system:masters")], Kind::Forbidden),
-            (&[("x-forwarded-user", "a"), ("x-forwarded-user", "b")], Kind::BadRequest),
-            (&[("x-forwarded-user", "a"), ("x-forwarded-groups", "b"), ("x-forwarded-groups", "c")], Kind::BadRequest),
+            (&[("x-forwarded-user", "system:admin")][..], ProblemKind::Forbidden),
+            (&[("x-forwarded-user", "a"), ("x-forwarded-groups", "b,system:masters")], ProblemKind::Forbidden),
+            (&[("x-forwarded-user", "a"), ("x-forwarded-user", "b")], ProblemKind::BadRequest),
+            (
+                &[("x-forwarded-user", "a"), ("x-forwarded-groups", "b"), ("x-forwarded-groups", "c")],
+                ProblemKind::BadRequest,
+            ),
         ] {
             assert_eq!(said("10.1.2.3", headers), Err(kind), "{headers:?}");
         }

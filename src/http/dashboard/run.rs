@@ -8,14 +8,14 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{
-    Filled, Frame, Line, Visitor,
-    bulk::Deed,
-    curve::{Curve, curve},
+    Filled, Frame, RunRow, Visitor,
+    bulk::BulkAction,
     failures::Part,
-    notes::{self, Events},
+    format::{Moment, filters},
+    object_events::{self, ObjectEvents},
     page,
+    sparkline::{Sparkline, sparkline},
     timeline::{Step, timeline},
-    words::{Moment, filters},
 };
 use crate::{
     api::{RETRY_OF_ANNOTATION, SyncJob, TRIGGERED_BY_ANNOTATION, syncjob::Phase},
@@ -25,18 +25,18 @@ use crate::{
     },
     http::{
         App, LIMIT, control,
-        extract::{Path, Place},
+        extract::{ObjectPath, Path},
+        job_view::JobDetails,
         jobs,
         problem::Problem,
         trigger,
-        view::JobDetails,
     },
 };
 
-/// What of the run is looked at.
+/// Parameters of the page of a run.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Look {
+pub(super) struct PageQuery {
     /// The page of its failures, from 1.
     failures: usize,
 }
@@ -45,12 +45,12 @@ pub(super) struct Look {
 #[template(path = "run.html")]
 struct Run {
     frame: Frame,
-    line: Line,
+    line: RunRow,
     worker: Option<String>,
     steps: Vec<Step>,
     failures: Part,
-    curve: Option<Curve>,
-    events: Events,
+    sparkline: Option<Sparkline>,
+    events: ObjectEvents,
     started: Option<Moment>,
     triggered_by: Option<String>,
     retry_of: Option<String>,
@@ -67,7 +67,7 @@ struct Run {
 struct Held {
     /// Documents that the approval has to cover.
     removals: i64,
-    /// Somebody has approved as many.
+    /// True when an approval covers these documents.
     is_approved: bool,
 }
 
@@ -79,14 +79,14 @@ impl Held {
     }
 }
 
-/// What the visitor may do to the run as it is.
+/// Actions on the run that the visitor may use in its current state.
 struct May {
     change: bool,
     retry: bool,
     delete: bool,
 }
 
-/// What the queue knows of a run.
+/// Run in the queue.
 struct Queued {
     epoch: u64,
     checkpoint: Option<i64>,
@@ -94,24 +94,24 @@ struct Queued {
 }
 
 /// The page.
-pub(super) async fn read(
+pub(super) async fn show(
     State(app): State<App>,
     visitor: Visitor,
-    Path(place): Path<Place>,
-    Filled(look): Filled<Look>,
+    Path(path): Path<ObjectPath>,
+    Filled(query): Filled<PageQuery>,
 ) -> Result<Response, Problem> {
-    let scope = visitor.scope(&app, "syncjobs", Some(&place.namespace)).await?;
-    let job = jobs::whole(&app, &place).await?;
+    let scope = visitor.scope(&app, "syncjobs", Some(&path.namespace)).await?;
+    let job = jobs::load_whole(&app, &path).await?;
     let now = Timestamp::now();
-    let (queued, events) = tokio::join!(queued(&app, &job), notes::of(&app, &visitor, &job));
+    let (queued, events) = tokio::join!(queued(&app, &job), object_events::load_events(&app, &visitor, &job));
     let is_open = !is_finished(&job);
     let is_rolled_back = job.status.as_ref().is_some_and(|status| status.phase == Some(Phase::RollingBack));
     let is_being_cancelled = is_open && job.spec.cancelled && !is_rolled_back;
     let is_changeable = is_open && !job.spec.cancelled && !is_rolled_back;
-    let delete = Deed::Delete.right(Some(&place.namespace)).on(&place.name);
+    let delete = BulkAction::Delete.right(Some(&path.namespace)).on(&path.name);
     let may = May {
-        change: is_changeable && visitor.may(&app, &[control::right(&place)]).await?,
-        retry: !is_open && !is_complete(&job) && visitor.may(&app, &[trigger::right(Some(&place.namespace))]).await?,
+        change: is_changeable && visitor.may(&app, &[control::right(&path)]).await?,
+        retry: !is_open && !is_complete(&job) && visitor.may(&app, &[trigger::right(Some(&path.namespace))]).await?,
         delete: !is_open && visitor.may(&app, &[delete]).await?,
     };
     let details = JobDetails::from(&*job);
@@ -120,10 +120,10 @@ pub(super) async fn read(
         frame: visitor.frame("runs", &scope),
         started: details.job.started_at.map(|at| Moment::new(at, now)),
         steps: timeline(&details, queued.as_ref().and_then(|queued| queued.retry_at), now),
-        logs: app.logs.as_ref().map(|logs| logs.of(&details, now)),
-        failures: Part::new(details.failures, details.job.counts.failed, look.failures),
-        curve: curve(&app.objects.samples_of(&job)),
-        line: Line::new(details.job, now),
+        logs: app.logs.as_ref().map(|logs| logs.url_for(&details, now)),
+        failures: Part::new(details.failures, details.job.counts.failed, query.failures),
+        sparkline: sparkline(&app.objects.progress_of(&job)),
+        line: RunRow::new(details.job, now),
         worker: details.worker,
         events: events?,
         triggered_by: annotation(TRIGGERED_BY_ANNOTATION),

@@ -5,37 +5,37 @@ use axum::{extract::State, response::Response};
 use jiff::Timestamp;
 
 use super::{
-    Filled, Frame, Line, Visitor,
-    bulk::Deed,
+    Filled, Frame, RunRow, Visitor,
+    bulk::BulkAction,
+    format::{PHASES, filters},
     page,
-    words::{PHASES, filters},
 };
 use crate::{
     api::syncjob::SyncType,
     http::{
         App,
-        jobs::{self, Selection},
+        jobs::{self, RunSelection},
         problem::Problem,
     },
 };
 
 const TYPES: [SyncType; 4] = [SyncType::User, SyncType::Project, SyncType::Issue, SyncType::Pipeline];
-/// Runs on a page, unless the address says otherwise.
+/// Default number of runs on a page.
 const PAGE: usize = 50;
 
 #[derive(Template)]
 #[template(path = "runs.html")]
 struct List {
     frame: Frame,
-    selection: Selection,
-    lines: Vec<Line>,
-    /// How many fit.
+    selection: RunSelection,
+    lines: Vec<RunRow>,
+    /// Number of matching runs.
     total: usize,
-    /// Whether errors and keys of all runs can be searched.
+    /// True when errors and keys of all runs can be searched.
     is_whole: bool,
-    /// What the visitor may do to runs, somewhere among those that fit.
-    deeds: Vec<Deed>,
-    /// The filters, as they stand in the address.
+    /// Actions that the visitor may use on some of the matching runs.
+    actions: Vec<BulkAction>,
+    /// Filters, in the format of the address.
     filter: String,
     next: Option<String>,
 }
@@ -44,7 +44,7 @@ struct List {
 pub(super) async fn list(
     State(app): State<App>,
     visitor: Visitor,
-    Filled(mut selection): Filled<Selection>,
+    Filled(mut selection): Filled<RunSelection>,
 ) -> Result<Response, Problem> {
     let scope = visitor.scope(&app, "syncjobs", selection.namespace.as_deref()).await?;
     let objects = app.listed()?;
@@ -55,19 +55,19 @@ pub(super) async fn list(
         let asks = selection.error.is_some() || selection.key.is_some();
         (index.count(&selection.query(scope.0.as_ref()), None), !asks || index.is_whole())
     };
-    let mut deeds = Vec::new();
-    for deed in Deed::ALL {
-        let reach = visitor.reach(&app, deed, selection.namespace.as_deref()).await?;
-        deeds.extend(reach.0.is_none_or(|some| !some.is_empty()).then_some(deed));
+    let mut actions = Vec::new();
+    for action in BulkAction::ALL {
+        let reach = visitor.actionable_scope(&app, action, selection.namespace.as_deref()).await?;
+        actions.extend(reach.0.is_none_or(|some| !some.is_empty()).then_some(action));
     }
     let now = Timestamp::now();
-    let lines = found.items.into_iter().map(|job| Line::new(job, now)).collect();
+    let lines = found.items.into_iter().map(|job| RunRow::new(job, now)).collect();
     let (filter, next) = (selection.address(), found.next_cursor);
-    page(&List { frame: visitor.frame("runs", &scope), selection, lines, total, is_whole, deeds, filter, next })
+    page(&List { frame: visitor.frame("runs", &scope), selection, lines, total, is_whole, actions, filter, next })
 }
 
-impl Selection {
-    /// Its filters, as they stand in an address after the `?`.
+impl RunSelection {
+    /// Filters, in the format of an address after the `?`.
     pub(super) fn address(&self) -> String {
         let (phase, type_) =
             (self.phase.map(|phase| format!("{phase:?}")), self.type_.map(|type_| format!("{type_:?}")));
@@ -97,10 +97,10 @@ mod tests {
     fn filters_stand_in_the_address_and_are_read_from_it() {
         let address =
             "text=a%26b&namespace=team%2Da&schedule=users&error=%3Cb%3E%20x&key=%C3%BC&phase=Failed&type=User";
-        let selection: Selection = read_query(address).unwrap();
+        let selection: RunSelection = read_query(address).unwrap();
         assert_eq!((selection.text.as_deref(), selection.error.as_deref()), (Some("a&b"), Some("<b> x")));
-        let again: Selection = read_query(&selection.address()).unwrap();
+        let again: RunSelection = read_query(&selection.address()).unwrap();
         assert_eq!(format!("{again:?}"), format!("{selection:?}"));
-        assert_eq!(read_query::<Selection>("").unwrap().address(), "");
+        assert_eq!(read_query::<RunSelection>("").unwrap().address(), "");
     }
 }

@@ -9,8 +9,9 @@ use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use serde::Deserialize;
 
 use super::{
-    Filled, Frame, Line, Visitor, page,
-    words::{Clock, Moment, filters},
+    Filled, Frame, RunRow, Visitor,
+    format::{Moment, ZonedMoment, filters},
+    page,
 };
 use crate::{
     api::{
@@ -22,25 +23,25 @@ use crate::{
     http::{
         App,
         extract::{self, Path},
-        pause::{self, Cover},
-        problem::{Kind, Problem},
+        job_view::{Job, Mode},
+        pause::{self, RunFilter},
+        problem::{Problem, ProblemKind},
         trigger,
-        view::{Job, Mode},
     },
 };
 
 /// Schedules on a page.
 const PAGE: usize = 25;
-/// Runs in the strip of a schedule, and slots to come that are told.
+/// Number of runs in the strip of a schedule, and of future slots.
 const STRIP: usize = 20;
 const SLOTS: usize = 5;
 
 /// Which schedules to list.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Selection {
+pub(super) struct ScheduleSelection {
     namespace: Option<String>,
-    /// With this text in the name.
+    /// Text in the name.
     text: Option<String>,
     suspended: Option<bool>,
     /// The last one of the page before: namespace and name.
@@ -51,7 +52,7 @@ pub(super) struct Selection {
 #[template(path = "schedules.html")]
 struct List {
     frame: Frame,
-    selection: Selection,
+    selection: ScheduleSelection,
     rows: Vec<Row>,
     total: usize,
     next: Option<String>,
@@ -63,21 +64,21 @@ struct Row {
     name: String,
     type_: SyncType,
     mode: Mode,
-    words: String,
+    description: String,
     suspended: bool,
-    /// Why.
+    /// Reason of the suspension.
     note: Option<String>,
     next: Option<Moment>,
-    /// Why it does not do its work.
+    /// Reason for which the schedule does not work.
     problem: Option<String>,
     /// The last runs, the newest first.
-    strip: Vec<Line>,
+    strip: Vec<RunRow>,
     may: May,
     /// Names the run that a button starts.
     key: String,
 }
 
-/// What whoever looks may do with it.
+/// Actions that the visitor may use on the schedule.
 struct May {
     pause: bool,
     edit: bool,
@@ -94,12 +95,12 @@ impl Row {
 pub(super) async fn list(
     State(app): State<App>,
     visitor: Visitor,
-    Filled(selection): Filled<Selection>,
+    Filled(selection): Filled<ScheduleSelection>,
 ) -> Result<Response, Problem> {
     let objects = app.listed()?;
     let scope = visitor.scope(&app, "syncschedules", selection.namespace.as_deref()).await?;
     let mut schedules = objects.schedules.state();
-    schedules.retain(|schedule| scope.takes(&**schedule) && selection.takes(schedule));
+    schedules.retain(|schedule| scope.includes(&**schedule) && selection.matches(schedule));
     let total = schedules.len();
     let (schedules, next) = selection.page(schedules);
     let now = Timestamp::now();
@@ -107,49 +108,49 @@ pub(super) async fn list(
     let mut strips = strips(&schedules, &jobs);
     let mut rows = Vec::new();
     for schedule in &schedules {
-        let strip = strips.remove(&place(schedule)).unwrap_or_default();
+        let strip = strips.remove(&key(schedule)).unwrap_or_default();
         rows.push(row(&app, &visitor, schedule, strip, now).await?);
     }
     page(&List { frame: visitor.frame("schedules", &scope), selection, rows, total, next })
 }
 
-impl Selection {
-    fn takes(&self, schedule: &SyncSchedule) -> bool {
+impl ScheduleSelection {
+    fn matches(&self, schedule: &SyncSchedule) -> bool {
         self.suspended.is_none_or(|wanted| wanted == schedule.spec.suspended)
-            && self.text.as_ref().is_none_or(|text| place(schedule).1.contains(text.as_str()))
+            && self.text.as_ref().is_none_or(|text| key(schedule).1.contains(text.as_str()))
     }
 
     fn page(&self, mut found: Vec<Arc<SyncSchedule>>) -> (Vec<Arc<SyncSchedule>>, Option<String>) {
         if let Some(after) = self.after.as_ref().and_then(|after| after.split_once('/')) {
-            found.retain(|schedule| place(schedule) > after);
+            found.retain(|schedule| key(schedule) > after);
         }
-        let by_place = |a: &Arc<SyncSchedule>, b: &Arc<SyncSchedule>| place(a).cmp(&place(b));
+        let by_key = |a: &Arc<SyncSchedule>, b: &Arc<SyncSchedule>| key(a).cmp(&key(b));
         let more = found.len() > PAGE;
         if more {
-            found.select_nth_unstable_by(PAGE, by_place);
+            found.select_nth_unstable_by(PAGE, by_key);
             found.truncate(PAGE);
         }
-        found.sort_unstable_by(by_place);
-        let next = found.last().filter(|_| more).map(|last| place(last));
+        found.sort_unstable_by(by_key);
+        let next = found.last().filter(|_| more).map(|last| key(last));
         let next = next.map(|(namespace, name)| format!("{namespace}/{name}"));
         (found, next)
     }
 }
 
 /// Namespace and name.
-type Place<'a> = (&'a str, &'a str);
+type ScheduleKey<'a> = (&'a str, &'a str);
 
-fn place(schedule: &SyncSchedule) -> Place<'_> {
+fn key(schedule: &SyncSchedule) -> ScheduleKey<'_> {
     let metadata = &schedule.metadata;
     (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
 }
 
 /// The last runs of some schedules, the newest first.
-fn strips<'a>(schedules: &'a [Arc<SyncSchedule>], jobs: &'a [Arc<SyncJob>]) -> HashMap<Place<'a>, Vec<Job>> {
-    let mut found: HashMap<Place<'a>, Vec<&SyncJob>> = schedules.iter().map(|it| (place(it), Vec::new())).collect();
+fn strips<'a>(schedules: &'a [Arc<SyncSchedule>], jobs: &'a [Arc<SyncJob>]) -> HashMap<ScheduleKey<'a>, Vec<Job>> {
+    let mut found: HashMap<ScheduleKey<'a>, Vec<&SyncJob>> = schedules.iter().map(|it| (key(it), Vec::new())).collect();
     for job in jobs {
-        let place = (job.metadata.namespace.as_deref(), job.labels().get(SCHEDULE_LABEL));
-        if let (Some(namespace), Some(schedule)) = place
+        let key = (job.metadata.namespace.as_deref(), job.labels().get(SCHEDULE_LABEL));
+        if let (Some(namespace), Some(schedule)) = key
             && let Some(jobs) = found.get_mut(&(namespace, schedule.as_str()))
         {
             jobs.push(job);
@@ -159,7 +160,7 @@ fn strips<'a>(schedules: &'a [Arc<SyncSchedule>], jobs: &'a [Arc<SyncJob>]) -> H
         jobs.sort_by_cached_key(|job| (Reverse(job.creation_timestamp().map(|time| time.0)), job.name_any()));
         jobs.into_iter().take(STRIP).map(Job::from).collect()
     };
-    found.into_iter().map(|(place, jobs)| (place, newest(jobs))).collect()
+    found.into_iter().map(|(key, jobs)| (key, newest(jobs))).collect()
 }
 
 async fn row(
@@ -169,10 +170,10 @@ async fn row(
     strip: Vec<Job>,
     now: Timestamp,
 ) -> Result<Row, Problem> {
-    let (namespace, name) = place(schedule);
+    let (namespace, name) = key(schedule);
     let (namespace, name) = (namespace.to_owned(), name.to_owned());
-    let cover = Cover { namespace: Some(namespace.clone()), schedule: Some(name.clone()) };
-    let rights = pause::rights(&cover);
+    let filter = RunFilter { namespace: Some(namespace.clone()), schedule: Some(name.clone()) };
+    let rights = pause::rights(&filter);
     let may = May {
         pause: visitor.may(app, &rights).await?,
         edit: visitor.may(app, &rights[..1]).await?,
@@ -180,14 +181,14 @@ async fn row(
     };
     // Runs are another right.
     let sees_runs = visitor.scope(app, "syncjobs", Some(&namespace)).await.is_ok();
-    let strip = strip.into_iter().filter(|_| sees_runs).map(|job| Line::new(job, now)).collect();
+    let strip = strip.into_iter().filter(|_| sees_runs).map(|job| RunRow::new(job, now)).collect();
     let status = schedule.status.as_ref();
     let next = status.and_then(|status| status.next_schedule_time.as_ref());
     let ready = status.and_then(|status| conditions::find(&status.conditions, READY));
     let problem = ready.filter(|ready| ready.status == "False" && !schedule.spec.suspended);
     let template = &schedule.spec.job_template.spec;
     Ok(Row {
-        words: Parsed::new(&schedule.spec).map_or_else(|error| error.to_string(), |parsed| parsed.words()),
+        description: Parsed::new(&schedule.spec).map_or_else(|error| error.to_string(), |parsed| parsed.description()),
         type_: template.type_,
         mode: template.sync_type.into(),
         suspended: schedule.spec.suspended,
@@ -207,26 +208,26 @@ async fn row(
 struct One {
     frame: Frame,
     row: Row,
-    slots: Vec<Clock>,
+    slots: Vec<ZonedMoment>,
     runs: crate::api::syncschedule::RunCounters,
     skip: Option<(String, Moment)>,
     spec: String,
 }
 
-/// One schedule.
-pub(super) async fn read(
+/// Shows one schedule.
+pub(super) async fn show(
     State(app): State<App>,
     visitor: Visitor,
-    Path(extract::Place { namespace, name }): Path<extract::Place>,
+    Path(extract::ObjectPath { namespace, name }): Path<extract::ObjectPath>,
 ) -> Result<Response, Problem> {
     let objects = app.listed()?;
     let scope = visitor.scope(&app, "syncschedules", Some(&namespace)).await?;
     let schedule = objects.schedules.get(&ObjectRef::new(&name).within(&namespace));
-    let schedule =
-        schedule.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))?;
+    let schedule = schedule
+        .ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {namespace}/{name}")))?;
     let now = Timestamp::now();
     let strip =
-        strips(std::slice::from_ref(&schedule), &objects.jobs.state()).remove(&place(&schedule)).unwrap_or_default();
+        strips(std::slice::from_ref(&schedule), &objects.jobs.state()).remove(&key(&schedule)).unwrap_or_default();
     let row = row(&app, &visitor, &schedule, strip, now).await?;
     let status = schedule.status.clone().unwrap_or_default();
     let zone = zone_of(&schedule.spec);
@@ -249,7 +250,7 @@ pub(super) fn slots(schedule: &SyncSchedule, now: Timestamp) -> Vec<Moment> {
     following.take(SLOTS).map(|slot| Moment::new(slots.start(slot), now)).collect()
 }
 
-/// Where its clock is.
+/// Time zone of a schedule.
 pub(super) fn zone_of(spec: &SyncScheduleSpec) -> TimeZone {
     spec.time_zone.as_deref().and_then(|name| TimeZone::get(name).ok()).unwrap_or(TimeZone::UTC)
 }
@@ -289,7 +290,7 @@ mod tests {
     #[test]
     fn pages_of_schedules_follow_each_other() {
         let all: Vec<_> = (0..60).map(|i| schedule(["b", "a"][i % 2], &format!("s{:02}", i * 7 % 60))).collect();
-        let (mut seen, mut selection) = (Vec::new(), Selection::default());
+        let (mut seen, mut selection) = (Vec::new(), ScheduleSelection::default());
         loop {
             let (page, next) = selection.page(all.clone());
             seen.extend(page);
@@ -298,11 +299,11 @@ mod tests {
                 break;
             }
         }
-        let places = |schedules: &[Arc<SyncSchedule>]| -> Vec<String> {
-            schedules.iter().map(|schedule| format!("{:?}", place(schedule))).collect()
+        let keys = |schedules: &[Arc<SyncSchedule>]| -> Vec<String> {
+            schedules.iter().map(|schedule| format!("{:?}", key(schedule))).collect()
         };
-        let mut expected = places(&all);
+        let mut expected = keys(&all);
         expected.sort();
-        assert_eq!(places(&seen), expected);
+        assert_eq!(keys(&seen), expected);
     }
 }

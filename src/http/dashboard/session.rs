@@ -1,5 +1,5 @@
-//! Who is logged in: the Kubernetes token of a person, encrypted in a cookie. Nothing is kept here, so that every replica
-//! with the same key knows every session, and the token decides about each request as it does for the API.
+//! Sessions: the Kubernetes token of a user, encrypted in a cookie. The server stores nothing, so every replica with
+//! the same key knows every session, and the token decides about each request as in the API.
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -27,12 +27,12 @@ const TIME: usize = 8;
 /// The whole host.
 const ROOT: &str = "/";
 
-/// What sessions are encrypted with, whether this process itself serves HTTPS, and where. Cheap to clone.
+/// Key and settings of sessions. Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
     key: Arc<LessSafeKey>,
     https: bool,
-    /// Where the cookie counts.
+    /// Path of the cookie.
     path: Arc<str>,
 }
 
@@ -64,12 +64,12 @@ impl Sessions {
         Ok(Self { key: Arc::new(LessSafeKey::new(key)), https, path: ROOT.into() })
     }
 
-    /// The same for a dashboard below a path: what else its host serves gets no cookie of it.
+    /// Returns the sessions of a dashboard below a path. Other services of its host do not receive its cookie.
     pub(in crate::http) fn below(self, prefix: Option<&Prefix>) -> Self {
         Self { path: prefix.map_or(ROOT, Prefix::as_str).into(), ..self }
     }
 
-    /// How a request came here.
+    /// Transport of a request.
     pub(super) fn way(&self, request: &Request) -> Way {
         let forwarded = request.headers().get("x-forwarded-proto").map(HeaderValue::as_bytes);
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
@@ -130,14 +130,14 @@ impl Sessions {
     }
 }
 
-/// How a request came here.
+/// Transport of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// Encrypted, here or up to a proxy.
     Https,
-    /// From this machine, such as by `kubectl port-forward`.
+    /// Request from this machine, such as by `kubectl port-forward`.
     Loopback,
-    /// Readable on its way. Nobody can log in.
+    /// Unencrypted request, over which no user can log in.
     Open,
 }
 
@@ -148,7 +148,7 @@ pub(super) fn local(path: &str) -> &str {
     if ours && !path.contains(|c: char| c == '\\' || !c.is_ascii() || c.is_ascii_control()) { path } else { "/" }
 }
 
-/// Whether a page of this host sent a form. Old browsers, and any on plain HTTP, say so with `Origin` only.
+/// True when a page of this host sent the form. Old browsers, and all browsers on plain HTTP, send `Origin` only.
 pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     match (text("sec-fetch-site"), text("origin"), text("host")) {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_gives_its_token_back_to_processes_with_the_same_secret_until_it_ends() {
+    fn a_session_is_readable_with_the_same_secret_until_it_ends() {
         let cookie = sessions().begin("a.b.c", Way::Https, now()).unwrap();
         assert!(cookie.starts_with("__Host-sync-operator="), "{cookie}");
         assert!(cookie.ends_with("; Path=/; Max-Age=28800; HttpOnly; SameSite=Strict; Secure"), "{cookie}");

@@ -1,4 +1,4 @@
-//! What pages cost with 10,000 schedules and 100,000 runs.
+//! Measurement of pages with 10,000 schedules and 100,000 runs.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::{
     api::{SyncJob, SyncSchedule},
-    http::{LeaseName, Objects, Settings, router},
+    http::{HttpSettings, LeaseName, Objects, router},
     queue::Queue,
 };
 
@@ -28,7 +28,7 @@ fn schedule(i: usize) -> SyncSchedule {
     .unwrap()
 }
 
-/// Of ten runs one has failed, with twenty documents.
+/// One of ten runs has failed, with twenty documents.
 fn job(i: usize) -> SyncJob {
     let (schedule, at) = (i / 10, "2026-11-25T10:00:00Z");
     let failures: Vec<Value> = (0..20)
@@ -62,19 +62,19 @@ fn client() -> Client {
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn pages_of_runs() {
-    let objects = Objects::of(client(), (0..SCHEDULES).map(schedule).collect(), (0..RUNS).map(job).collect());
-    let state = crate::http::State {
+    let objects = Objects::from_objects(client(), (0..SCHEDULES).map(schedule).collect(), (0..RUNS).map(job).collect());
+    let state = crate::http::HttpState {
         queue: Queue::new("redis://127.0.0.1:1", "speed", Duration::from_secs(30)).unwrap(),
         cluster: None,
         leadership: watch::channel(None).1,
         worker_health: watch::channel(None).1,
         lacks_mongodb: watch::channel(false).1,
         objects: None,
-        standings: crate::http::Standings::default(),
+        schedule_health: crate::http::ScheduleHealth::default(),
     };
     let many = 1_000_000.try_into().unwrap();
     let dashboard = Some(Sessions::new(None, false).unwrap());
-    let settings = Settings {
+    let settings = HttpSettings {
         reads: None,
         requests_per_second: many,
         requests_at_a_time: many,

@@ -1,24 +1,24 @@
-//! What became of a run, one thing after the other.
+//! Timeline of a run.
 
 use jiff::Timestamp;
 
-use super::words::{Moment, lasted};
-use crate::{api::syncjob::Phase, http::view::JobDetails};
+use super::format::{Moment, lasted};
+use crate::{api::syncjob::Phase, http::job_view::JobDetails};
 
-/// Something that happened, or is to come.
+/// Step in the timeline, in the past or the future.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Step {
-    /// What it looks like: `good`, `bad`, `busy` or `wait`.
+    /// Appearance: `good`, `bad`, `busy` or `wait`.
     pub kind: &'static str,
     pub what: String,
     pub at: Option<Moment>,
-    /// How long it took.
+    /// Duration of the step.
     pub took: Option<String>,
-    /// Why, in a sentence.
+    /// Reason, as a sentence.
     pub why: Option<String>,
 }
 
-/// From the making of a run to its end, or to what it waits for.
+/// Timeline of a run from its creation to its end, or to what the run waits for.
 pub(super) fn timeline(run: &JobDetails, retry_at: Option<Timestamp>, now: Timestamp) -> Vec<Step> {
     let job = &run.job;
     let step = |kind, what: &str, at: Option<Timestamp>| Step {
@@ -55,7 +55,7 @@ pub(super) fn timeline(run: &JobDetails, retry_at: Option<Timestamp>, now: Times
     steps
 }
 
-/// How it stands now.
+/// Current step.
 fn last(
     run: &JobDetails,
     retry_at: Option<Timestamp>,
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, from_value, json};
 
-    fn told(status: &Value, retry_at: Option<&str>) -> Vec<String> {
+    fn described(status: &Value, retry_at: Option<&str>) -> Vec<String> {
         let job = json!({
             "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {}, "status": status,
             "metadata": {"name": "a", "creationTimestamp": "2026-11-25T10:00:00Z"},
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_told_from_its_making_to_what_comes_next() {
+    fn a_timeline_reaches_from_creation_to_the_next_step() {
         let at = "2026-11-25T10:00:01.000000Z";
         let attempts = [attempt(1, "00:01", "00:04"), attempt(2, "00:09", "01:19")];
         for (status, retry_at, expected) in [
@@ -144,19 +144,19 @@ mod tests {
                 &["good | Complete | 10:02:00 | 1m59s"],
             ),
         ] {
-            let told = told(&status, retry_at);
-            assert_eq!(told[0], "wait | Made | 10:00:00");
-            assert_eq!(&told[1..], expected, "{status}");
+            let described = described(&status, retry_at);
+            assert_eq!(described[0], "wait | Made | 10:00:00");
+            assert_eq!(&described[1..], expected, "{status}");
         }
     }
 
     #[test]
-    fn attempts_that_are_not_kept_are_owned_up_to() {
+    fn dropped_attempts_are_mentioned() {
         let status = json!({"phase": "Running", "startTime": "2026-11-25T10:00:01.000000Z", "attempts": 12,
                             "attemptHistory": [attempt(3, "01:00", "01:05")]});
-        let told = told(&status, None);
-        assert_eq!(told[1], "bad | Attempts | 10:00:01 | Of 2 earlier ones nothing is kept.");
-        assert_eq!(told[2], "bad | Attempt 3 failed: TargetUnavailable | 10:01:00 | 5 s | away");
-        assert_eq!(told[3], "busy | Attempt 13 is under way");
+        let described = described(&status, None);
+        assert_eq!(described[1], "bad | Attempts | 10:00:01 | Of 2 earlier ones nothing is kept.");
+        assert_eq!(described[2], "bad | Attempt 3 failed: TargetUnavailable | 10:01:00 | 5 s | away");
+        assert_eq!(described[3], "busy | Attempt 13 is under way");
     }
 }

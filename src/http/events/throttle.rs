@@ -7,57 +7,57 @@ use tokio::time::Instant;
 /// Least time between two events about one run.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Which runs are to be told of, and when. The clock is an argument.
+/// Throttle of events about runs. The clock is an argument.
 pub(super) struct Throttle<K> {
     waiting: HashMap<K, Waiting>,
-    /// Runs told of within the last interval.
-    told: HashMap<K, Instant>,
+    /// Runs with an event within the last interval.
+    sent: HashMap<K, Instant>,
     /// Newest version seen.
     newest: u64,
 }
 
 struct Waiting {
     due: Instant,
-    /// The first version that was not told.
+    /// First version without an event.
     since: u64,
 }
 
 impl<K> Default for Throttle<K> {
     fn default() -> Self {
-        Self { waiting: HashMap::new(), told: HashMap::new(), newest: 0 }
+        Self { waiting: HashMap::new(), sent: HashMap::new(), newest: 0 }
     }
 }
 
 impl<K: Clone + Eq + Hash> Throttle<K> {
-    /// Something happened to a run.
-    pub fn note(&mut self, key: K, version: u64, now: Instant) {
-        self.saw(version);
-        let due = self.told.get(&key).map_or(now, |told| *told + INTERVAL);
+    /// Enqueues a changed run.
+    pub fn enqueue(&mut self, key: K, version: u64, now: Instant) {
+        self.observe_version(version);
+        let due = self.sent.get(&key).map_or(now, |sent| *sent + INTERVAL);
         self.waiting.entry(key).or_insert(Waiting { due, since: version });
     }
 
-    /// Something happened that need not wait, or need not be told.
-    pub fn saw(&mut self, version: u64) {
+    /// Records a version that needs no event, or whose event was sent at once.
+    pub fn observe_version(&mut self, version: u64) {
         self.newest = self.newest.max(version);
     }
 
-    /// The next run to tell of, if it is time. The newest state of it is what counts.
-    pub fn take(&mut self, now: Instant) -> Option<K> {
-        self.told.retain(|_, told| now.duration_since(*told) < INTERVAL);
+    /// Takes the next run whose event is due. The event contains the newest state of the run.
+    pub fn take_due(&mut self, now: Instant) -> Option<K> {
+        self.sent.retain(|_, sent| now.duration_since(*sent) < INTERVAL);
         let ripe = self.waiting.iter().filter(|(_, waiting)| waiting.due <= now);
         let key = ripe.min_by_key(|(_, waiting)| waiting.since)?.0.clone();
         self.waiting.remove(&key);
-        self.told.insert(key.clone(), now);
+        self.sent.insert(key.clone(), now);
         Some(key)
     }
 
-    /// When there will be one.
+    /// Time of the next due event.
     pub fn due(&self) -> Option<Instant> {
         self.waiting.values().map(|waiting| waiting.due).min()
     }
 
-    /// Everything up to this version was told. A run that waits holds it back.
-    pub fn told(&self) -> u64 {
+    /// Version up to which all events were sent. A waiting run limits it.
+    pub fn sent_version(&self) -> u64 {
         let waiting = self.waiting.values().map(|waiting| waiting.since.saturating_sub(1)).min();
         waiting.unwrap_or(self.newest).min(self.newest)
     }
@@ -68,40 +68,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_is_told_at_once_and_then_once_a_second_in_its_newest_state() {
+    fn a_run_has_at_most_one_event_a_second() {
         let (mut throttle, start) = (Throttle::default(), Instant::now());
         let at = |millis| start + Duration::from_millis(millis);
-        throttle.note("a", 1, at(0));
-        assert_eq!(throttle.take(at(0)), Some("a"));
+        throttle.enqueue("a", 1, at(0));
+        assert_eq!(throttle.take_due(at(0)), Some("a"));
         for version in 2..10 {
-            throttle.note("a", version, at(100 * version));
+            throttle.enqueue("a", version, at(100 * version));
         }
-        assert_eq!((throttle.take(at(999)), throttle.due()), (None, Some(at(1000))));
-        assert_eq!(throttle.take(at(1000)), Some("a"));
-        assert_eq!((throttle.take(at(5000)), throttle.due()), (None, None));
-        throttle.note("a", 20, at(6000));
-        assert_eq!(throttle.take(at(6000)), Some("a"));
+        assert_eq!((throttle.take_due(at(999)), throttle.due()), (None, Some(at(1000))));
+        assert_eq!(throttle.take_due(at(1000)), Some("a"));
+        assert_eq!((throttle.take_due(at(5000)), throttle.due()), (None, None));
+        throttle.enqueue("a", 20, at(6000));
+        assert_eq!(throttle.take_due(at(6000)), Some("a"));
     }
 
     #[test]
-    fn runs_do_not_hold_each_other_up() {
+    fn runs_do_not_delay_each_other() {
         let (mut throttle, now) = (Throttle::default(), Instant::now());
-        throttle.note("a", 1, now);
-        throttle.note("b", 2, now);
-        assert_eq!([throttle.take(now), throttle.take(now), throttle.take(now)], [Some("a"), Some("b"), None]);
+        throttle.enqueue("a", 1, now);
+        throttle.enqueue("b", 2, now);
+        assert_eq!(
+            [throttle.take_due(now), throttle.take_due(now), throttle.take_due(now)],
+            [Some("a"), Some("b"), None]
+        );
     }
 
     #[test]
-    fn what_waits_is_not_taken_for_told() {
+    fn waiting_events_limit_the_sent_version() {
         let (mut throttle, now) = (Throttle::default(), Instant::now());
-        throttle.note("a", 5, now);
-        throttle.take(now);
-        assert_eq!(throttle.told(), 5);
-        throttle.note("a", 7, now);
-        throttle.note("b", 9, now);
-        assert_eq!(throttle.take(now), Some("b"));
-        assert_eq!(throttle.told(), 6, "a client that comes back is told of version 7");
-        throttle.take(now + INTERVAL);
-        assert_eq!(throttle.told(), 9);
+        throttle.enqueue("a", 5, now);
+        throttle.take_due(now);
+        assert_eq!(throttle.sent_version(), 5);
+        throttle.enqueue("a", 7, now);
+        throttle.enqueue("b", 9, now);
+        assert_eq!(throttle.take_due(now), Some("b"));
+        assert_eq!(throttle.sent_version(), 6, "a client that comes back is told of version 7");
+        throttle.take_due(now + INTERVAL);
+        assert_eq!(throttle.sent_version(), 9);
     }
 }

@@ -1,11 +1,11 @@
-//! A copy of runs and schedules in the keys of BullMQ, for people whose tools read those. One way: nothing of it is ever read
-//! but how much there is, to notice that it was lost.
+//! Read-only copy of runs and schedules in the keys of BullMQ, for tools that read BullMQ. The mirror is written and never read, except for
+//! the sizes of its sets, which show that keys were lost.
 //!
-//! One sidecar writes at a time. It writes what the watches tell of every [`TICK`], and all of it anew when it begins, when
-//! something is missing, and every [`RENEWAL`]; whatever is not written again ends by itself.
+//! One sidecar writes at a time, under a lease. The sidecar writes the changes of the watches every [`TICK`], and the whole mirror at its
+//! start, when keys are missing, and every [`RENEWAL`]. Keys that are not written again expire.
 
-mod books;
 mod record;
+mod snapshot;
 mod store;
 
 use std::{cmp::Reverse, time::Duration};
@@ -13,53 +13,53 @@ use std::{cmp::Reverse, time::Duration};
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::objects::{Marks, Objects};
+use super::objects::{ChangedObjects, Objects};
 use crate::{
     api::{SyncJob, syncjob::Phase},
     queue::Queue,
     telemetry::Availability,
 };
-use books::{Books, Write};
+use snapshot::{MirrorWrite, Snapshot};
 use store::{Error, Store};
 
-/// Between two looks at what has changed: progress is shown at most this often.
+/// Interval between writes of changes, so also of progress.
 const TICK: Duration = Duration::from_secs(2);
-/// Between two times that all of it is written anew.
+/// Interval between writes of the whole mirror.
 const RENEWAL: Duration = Duration::from_secs(15 * 60);
-/// Runs and schedules that are prepared before they are written.
+/// Number of records that are prepared before they are written.
 const CHUNK: usize = 100;
 
 static MIRROR: Availability = Availability::new("the mirror for BullMQ");
 
-/// The prefix cannot be used.
+/// Error of a prefix that cannot be used in a Redis Cluster.
 #[derive(Debug, thiserror::Error)]
 #[error("in a Redis Cluster the keys must be in one slot: put the prefix in braces, such as {{bull}}")]
 pub struct NoHashTag;
 
-/// Keeps the copy up to date.
+/// Writer of the mirror.
 pub struct Mirror {
     objects: Objects,
     queue: Queue,
     store: Store,
-    /// What stands in Redis. `None` when that is not known, or another one writes it.
-    books: Option<Books>,
+    /// Content of the mirror in Redis. `None` when that is unknown, or another process writes the mirror.
+    snapshot: Option<Snapshot>,
     written: Instant,
-    /// Whether this process writes, as it was logged.
+    /// Role of this process that was logged last: true for the writer.
     writes: Option<bool>,
 }
 
 impl Mirror {
-    /// A mirror below `<prefix>:<name of the queue>:`, where the queue is. `writer` names this process.
+    /// Creates the writer of a mirror below `<prefix>:<name of the queue>:`, on the Redis of the queue. `writer` names this process.
     ///
     /// # Errors
     /// When the queue is in a Cluster and the prefix has no hash tag.
     pub fn new(objects: Objects, queue: Queue, prefix: &str, writer: &str) -> Result<Self, NoHashTag> {
-        objects.mark();
+        objects.track_changes();
         let store = Store::new(&queue, prefix, writer).ok_or(NoHashTag)?;
-        Ok(Self { objects, queue, store, books: None, written: Instant::now(), writes: None })
+        Ok(Self { objects, queue, store, snapshot: None, written: Instant::now(), writes: None })
     }
 
-    /// Writes for as long as it is polled. Another one takes over 15 s later.
+    /// Writes the mirror for as long as the future is polled. Another process takes over 15 s later.
     pub async fn run(mut self) {
         self.objects.listed().await;
         let mut ticks = interval(TICK);
@@ -68,36 +68,36 @@ impl Mirror {
             ticks.tick().await;
             let done = self.step().await;
             if done.is_err() {
-                // Any part of it may have been written.
-                self.books = None;
+                // Any part of the writes may have been applied.
+                self.snapshot = None;
             }
-            MIRROR.note(&done);
+            MIRROR.record(&done);
         }
     }
 
     async fn step(&mut self) -> Result<(), Error> {
-        let marks = self.objects.take_marks();
-        if self.store.is_due() {
-            let sizes = self.store.hold().await?;
-            self.tell(sizes.is_some());
+        let changed = self.objects.take_changed_objects();
+        if self.store.is_renewal_due() {
+            let sizes = self.store.renew_lease().await?;
+            self.log_role(sizes.is_some());
             let Some(sizes) = sizes else {
-                self.books = None;
+                self.snapshot = None;
                 return Ok(());
             };
-            self.books = self.books.take().filter(|books| books.sizes() == sizes);
-        } else if self.books.is_none() {
+            self.snapshot = self.snapshot.take().filter(|snapshot| snapshot.sizes() == sizes);
+        } else if self.snapshot.is_none() {
             return Ok(());
         }
-        match &mut self.books {
-            Some(books) if !marks.all && self.written.elapsed() < RENEWAL => {
-                note(books, &self.objects, &self.queue, marks).await?;
-                self.store.write(books.take_writes()).await
+        match &mut self.snapshot {
+            Some(snapshot) if !changed.all && self.written.elapsed() < RENEWAL => {
+                apply_changes(snapshot, &self.objects, &self.queue, changed).await?;
+                self.store.write(snapshot.take_writes()).await
             }
             _ => self.write_all().await,
         }
     }
 
-    fn tell(&mut self, writes: bool) {
+    fn log_role(&mut self, writes: bool) {
         if self.writes.replace(writes) != Some(writes) {
             let key = self.store.key("meta");
             if writes {
@@ -109,61 +109,67 @@ impl Mirror {
     }
 
     async fn write_all(&mut self) -> Result<(), Error> {
-        let (old, mut books) = (self.books.take(), Books::default());
+        let (old, mut snapshot) = (self.snapshot.take(), Snapshot::default());
         for schedule in self.objects.schedules.state() {
-            books.put(record::schedule(&schedule));
-            self.flush(&mut books).await?;
+            snapshot.put(record::schedule(&schedule));
+            self.flush(&mut snapshot).await?;
         }
         let mut jobs = self.objects.jobs.state();
-        // The books have room for so many of those that have ended, and the newest are wanted.
+        // The sets of ended runs are bounded, and have the newest runs.
         jobs.sort_by_cached_key(|job| Reverse(job.status.as_ref().and_then(|status| status.completion_time.clone())));
         for job in jobs {
-            if record::place(&job).is_some_and(|place| books.is_full(place)) {
+            if record::set_of(&job).is_some_and(|set| snapshot.is_full(set)) {
                 continue;
             }
-            if let Some(record) = run(&self.queue, &job).await? {
-                books.put(record);
-                self.flush(&mut books).await?;
+            if let Some(record) = load_record(&self.queue, &job).await? {
+                snapshot.put(record);
+                self.flush(&mut snapshot).await?;
             }
         }
-        let left_over = old.iter().flat_map(|old| old.without(&books)).map(|key| Write::Forget { key }).collect();
-        self.store.write(books.take_writes()).await?;
-        self.store.write(books.take_sets()).await?;
+        let left_over =
+            old.iter().flat_map(|old| old.without(&snapshot)).map(|key| MirrorWrite::Forget { key }).collect();
+        self.store.write(snapshot.take_writes()).await?;
+        self.store.write(snapshot.take_sets()).await?;
         self.store.write(left_over).await?;
-        tracing::debug!(sizes = ?books.sizes(), "the mirror for BullMQ was written anew");
-        (self.books, self.written) = (Some(books), Instant::now());
+        tracing::debug!(sizes = ?snapshot.sizes(), "wrote the whole mirror for BullMQ");
+        (self.snapshot, self.written) = (Some(snapshot), Instant::now());
         Ok(())
     }
 
-    async fn flush(&mut self, books: &mut Books) -> Result<(), Error> {
-        if books.pending() < CHUNK { Ok(()) } else { self.store.write(books.take_writes()).await }
+    async fn flush(&mut self, snapshot: &mut Snapshot) -> Result<(), Error> {
+        if snapshot.pending() < CHUNK { Ok(()) } else { self.store.write(snapshot.take_writes()).await }
     }
 }
 
-/// Enters what has changed into the books.
-async fn note(books: &mut Books, objects: &Objects, queue: &Queue, marks: Marks) -> Result<(), Error> {
-    for schedule in marks.schedules {
+/// Applies the changes of the watches to the snapshot.
+async fn apply_changes(
+    snapshot: &mut Snapshot,
+    objects: &Objects,
+    queue: &Queue,
+    changed: ChangedObjects,
+) -> Result<(), Error> {
+    for schedule in changed.schedules {
         match objects.schedules.get(&schedule) {
-            Some(schedule) => books.put(record::schedule(&schedule)),
-            None => books.remove(&record::place_of(&schedule)),
+            Some(schedule) => snapshot.put(record::schedule(&schedule)),
+            None => snapshot.remove(&record::scheduler_id(&schedule)),
         }
     }
-    for (uid, place) in marks.jobs {
-        let job = objects.jobs.get(&place).filter(|job| job.metadata.uid.as_ref() == Some(&uid));
+    for (uid, reference) in changed.jobs {
+        let job = objects.jobs.get(&reference).filter(|job| job.metadata.uid.as_ref() == Some(&uid));
         let record = match job {
-            Some(job) => run(queue, &job).await?,
+            Some(job) => load_record(queue, &job).await?,
             None => None,
         };
         match record {
-            Some(record) => books.put(record),
-            None => books.remove(&uid),
+            Some(record) => snapshot.put(record),
+            None => snapshot.remove(&uid),
         }
     }
     Ok(())
 }
 
-/// The record of a run. When the backoff of one ends, only the queue knows.
-async fn run(queue: &Queue, job: &SyncJob) -> Result<Option<record::Record>, Error> {
+/// Loads the record of a run. Only the queue has the end of its backoff.
+async fn load_record(queue: &Queue, job: &SyncJob) -> Result<Option<record::JobRecord>, Error> {
     let waits = job.status.as_ref().and_then(|status| status.phase) == Some(Phase::Retrying);
     let entry = match job.uid().filter(|_| waits) {
         Some(uid) => queue.get(&uid).await?,
@@ -173,6 +179,6 @@ async fn run(queue: &Queue, job: &SyncJob) -> Result<Option<record::Record>, Err
 }
 
 /// `namespace/name` of an object.
-fn path<K: kube::Resource>(place: &ObjectRef<K>) -> String {
-    format!("{}/{}", place.namespace.as_deref().unwrap_or_default(), place.name)
+fn path<K: kube::Resource>(reference: &ObjectRef<K>) -> String {
+    format!("{}/{}", reference.namespace.as_deref().unwrap_or_default(), reference.name)
 }

@@ -1,4 +1,4 @@
-//! What a run and a schedule look like to BullMQ: the fields that bullmq 6.7.0 reads, and where it looks for the id.
+//! Records of runs and schedules for BullMQ: the fields that bullmq 6.7.0 reads, and the list or set that has the id.
 
 use jiff::Timestamp;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
@@ -8,19 +8,19 @@ use serde_json::{json, to_string};
 use super::path;
 use crate::{
     api::{SyncJob, SyncSchedule, syncjob::Phase},
-    http::{status::Repeatable, view::Job},
+    http::{job_view::Job, status::Repeatable},
 };
 
-/// The score of a schedule that has no next slot. BullMQ makes `null` of an infinite one.
-pub const NEVER: i64 = i64::MAX;
-/// BullMQ's scores of delayed jobs have room for as many jobs in one millisecond.
+/// Score of a schedule that has no next slot. BullMQ converts an infinite score to `null`.
+pub const NO_NEXT_SLOT: i64 = i64::MAX;
+/// Factor of the scores of delayed jobs: BullMQ has room for as many jobs in one millisecond.
 const PER_MILLISECOND: i64 = 0x1000;
-/// A step of priority weighs more than any time in milliseconds, and a thousand of them are still exact in a score.
+/// Weight of one step of priority: larger than any time in milliseconds, and a thousand steps are still exact in a score.
 const PRIORITY: i64 = 4_000_000_000_000;
 
-/// Where BullMQ keeps the ids of jobs, by state, and those of job schedulers.
+/// List or sorted set of BullMQ with the ids of the jobs in one state, or of the job schedulers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum JobSet {
     Wait,
     Active,
     Paused,
@@ -30,11 +30,11 @@ pub enum Place {
     Repeat,
 }
 
-impl Place {
+impl JobSet {
     pub const ALL: [Self; 7] =
         [Self::Wait, Self::Active, Self::Paused, Self::Delayed, Self::Completed, Self::Failed, Self::Repeat];
 
-    /// The key's name.
+    /// Name of the key.
     pub fn name(self) -> &'static str {
         match self {
             Self::Wait => "wait",
@@ -47,95 +47,95 @@ impl Place {
         }
     }
 
-    /// It is a list, newest first, as opposed to a sorted set.
+    /// True for a list, newest first. False for a sorted set.
     pub fn is_list(self) -> bool {
         matches!(self, Self::Wait | Self::Active | Self::Paused)
     }
 
-    /// Only so many are kept in it.
-    pub fn is_history(self) -> bool {
+    /// True for the sets of ended runs, whose size is bounded.
+    pub fn is_bounded(self) -> bool {
         matches!(self, Self::Completed | Self::Failed)
     }
 
-    /// The name of an id's hash.
+    /// Name of the hash of an id.
     pub fn key(self, id: &str) -> String {
         if self == Self::Repeat { format!("repeat:{id}") } else { id.to_owned() }
     }
 }
 
-/// A job or a job scheduler of BullMQ.
+/// Job or job scheduler of BullMQ.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct JobRecord {
     pub id: String,
-    pub place: Place,
-    /// Its order there.
+    pub set: JobSet,
+    /// Order in the list or set.
     pub score: i64,
-    /// A schedule that is suspended.
+    /// True for a suspended schedule.
     pub is_suspended: bool,
-    /// Its hash.
+    /// Fields of the hash.
     pub fields: Vec<(&'static str, String)>,
 }
 
-/// The id of a schedule's job scheduler.
-pub fn place_of(schedule: &ObjectRef<SyncSchedule>) -> String {
+/// Id of the job scheduler of a schedule.
+pub fn scheduler_id(schedule: &ObjectRef<SyncSchedule>) -> String {
     path(schedule)
 }
 
-/// A schedule, as a job scheduler. Its data is what `/jobs/status` tells of it.
-pub fn schedule(schedule: &SyncSchedule) -> Record {
+/// Record of a schedule: a job scheduler, whose data is the entry of `/jobs/status`.
+pub fn schedule(schedule: &SyncSchedule) -> JobRecord {
     let shown = Repeatable::from(schedule);
     let runs = schedule.status.as_ref().map_or(0, |status| status.runs.total);
     let mut fields = vec![("name", shown.name.clone()), ("ic", runs.to_string()), ("data", text(&shown))];
     fields.extend(shown.cron.clone().map(|cron| ("pattern", cron)));
     fields.extend(shown.tz.clone().map(|zone| ("tz", zone)));
     fields.extend(shown.every.map(|every| ("every", every.to_string())));
-    Record {
-        id: place_of(&ObjectRef::from_obj(schedule)),
-        place: Place::Repeat,
-        score: shown.next.map_or(NEVER, Timestamp::as_millisecond),
+    JobRecord {
+        id: scheduler_id(&ObjectRef::from_obj(schedule)),
+        set: JobSet::Repeat,
+        score: shown.next.map_or(NO_NEXT_SLOT, Timestamp::as_millisecond),
         is_suspended: shown.suspended,
         fields,
     }
 }
 
-/// Where a run is. `None` for one that is not in the queue yet.
-pub fn place(job: &SyncJob) -> Option<Place> {
+/// List or set of a run. `None` for a run that is not in the queue yet.
+pub fn set_of(job: &SyncJob) -> Option<JobSet> {
     Some(match job.status.as_ref()?.phase? {
         Phase::Pending => return None,
-        Phase::Queued => Place::Wait,
-        Phase::Running | Phase::RollingBack => Place::Active,
-        Phase::Suspended | Phase::Held => Place::Paused,
-        Phase::Retrying => Place::Delayed,
-        Phase::Complete => Place::Completed,
-        Phase::Failed => Place::Failed,
+        Phase::Queued => JobSet::Wait,
+        Phase::Running | Phase::RollingBack => JobSet::Active,
+        Phase::Suspended | Phase::Held => JobSet::Paused,
+        Phase::Retrying => JobSet::Delayed,
+        Phase::Complete => JobSet::Completed,
+        Phase::Failed => JobSet::Failed,
     })
 }
 
-/// A run, as a job whose id is its uid. Its data is what `/jobs` tells of it. `retry_at`: when its backoff ends. `None` for
-/// one that has no place.
-pub fn job(job: &SyncJob, retry_at: Option<Timestamp>) -> Option<Record> {
-    let place = place(job)?;
+/// Record of a run: a job whose id is the uid, and whose data is the entry of `/jobs`. `retry_at`: end of the backoff. `None` for a run
+/// that is not in the queue yet.
+pub fn job(job: &SyncJob, retry_at: Option<Timestamp>) -> Option<JobRecord> {
+    let set = set_of(job)?;
     let shown = Job::from(job);
     let status = job.status.as_ref();
     let millis = |at: Option<Timestamp>| at.map_or(0, Timestamp::as_millisecond);
     let created = millis(shown.created_at);
     let failures = status.map(|status| status.attempt_history.as_slice()).unwrap_or_default();
     let retry = millis(retry_at.or(failures.last().map(|attempt| attempt.end.0))).max(created);
-    let score = match place {
-        Place::Wait => created - i64::from(shown.priority) * PRIORITY,
-        Place::Active => millis(shown.started_at),
-        Place::Paused | Place::Repeat => created,
-        Place::Delayed => retry * PER_MILLISECOND,
-        Place::Completed | Place::Failed => millis(shown.finished_at),
+    let score = match set {
+        JobSet::Wait => created - i64::from(shown.priority) * PRIORITY,
+        JobSet::Active => millis(shown.started_at),
+        JobSet::Paused | JobSet::Repeat => created,
+        JobSet::Delayed => retry * PER_MILLISECOND,
+        JobSet::Completed | JobSet::Failed => millis(shown.finished_at),
     };
-    let delay = if place == Place::Delayed { retry - created } else { 0 };
+    let delay = if set == JobSet::Delayed { retry - created } else { 0 };
     let mut fields = vec![
         ("name", shown.name.clone()),
         ("data", text(&shown)),
         ("opts", json!({"jobId": shown.uid, "attempts": job.spec.backoff_limit + 1}).to_string()),
         ("timestamp", created.to_string()),
         ("delay", delay.to_string()),
-        // The order of those that wait has it already, and to BullMQ a lower number goes first.
+        // The order of waiting jobs includes the priority already, and for BullMQ a lower number goes first.
         ("priority", "0".to_owned()),
         ("progress", shown.progress.to_string()),
         ("atm", shown.attempts_made.to_string()),
@@ -148,9 +148,9 @@ pub fn job(job: &SyncJob, retry_at: Option<Timestamp>) -> Option<Record> {
     fields.extend(status.and_then(|status| status.worker.clone()).map(|worker| ("pb", worker)));
     fields.extend(shown.schedule.as_ref().map(|schedule| ("rjk", format!("{}/{schedule}", shown.namespace))));
     let traces: Vec<_> = failures.iter().map(|attempt| because(&attempt.reason, &attempt.message)).collect();
-    match place {
-        Place::Completed => fields.push(("returnvalue", text(&shown.counts))),
-        Place::Failed => {
+    match set {
+        JobSet::Completed => fields.push(("returnvalue", text(&shown.counts))),
+        JobSet::Failed => {
             let (reason, message) = (shown.reason.as_deref(), shown.message.as_deref());
             fields.push(("failedReason", because(reason.unwrap_or_default(), message.unwrap_or_default())));
         }
@@ -159,10 +159,10 @@ pub fn job(job: &SyncJob, retry_at: Option<Timestamp>) -> Option<Record> {
             fields.push(("stacktrace", text(&traces)));
         }
     }
-    Some(Record { id: job.uid()?, place, score, is_suspended: false, fields })
+    Some(JobRecord { id: job.uid()?, set, score, is_suspended: false, fields })
 }
 
-/// JSON of what is always JSON.
+/// JSON of a value that can always be serialized.
 fn text(value: &impl Serialize) -> String {
     to_string(value).unwrap_or_default()
 }
@@ -185,29 +185,29 @@ mod tests {
         .unwrap()
     }
 
-    fn field<'a>(record: &'a Record, name: &str) -> Option<&'a str> {
+    fn field<'a>(record: &'a JobRecord, name: &str) -> Option<&'a str> {
         record.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value.as_str())
     }
 
     #[test]
-    fn each_phase_has_its_place_and_its_order_there() {
+    fn each_phase_has_a_set_and_a_score() {
         let retry = Timestamp::from_millisecond(NOON + 90_000).unwrap();
-        for (phase, priority, place, score) in [
-            ("Queued", 0, Place::Wait, NOON),
-            ("Queued", 1, Place::Wait, NOON - PRIORITY),
-            ("Queued", -1000, Place::Wait, NOON + 1000 * PRIORITY),
-            ("Running", 5, Place::Active, NOON + 10_250),
-            ("RollingBack", 0, Place::Active, NOON + 10_250),
-            ("Suspended", 5, Place::Paused, NOON),
-            ("Retrying", 5, Place::Delayed, (NOON + 90_000) * 4096),
-            ("Complete", 5, Place::Completed, NOON + 60_000),
-            ("Failed", 5, Place::Failed, NOON + 60_000),
+        for (phase, priority, set, score) in [
+            ("Queued", 0, JobSet::Wait, NOON),
+            ("Queued", 1, JobSet::Wait, NOON - PRIORITY),
+            ("Queued", -1000, JobSet::Wait, NOON + 1000 * PRIORITY),
+            ("Running", 5, JobSet::Active, NOON + 10_250),
+            ("RollingBack", 0, JobSet::Active, NOON + 10_250),
+            ("Suspended", 5, JobSet::Paused, NOON),
+            ("Retrying", 5, JobSet::Delayed, (NOON + 90_000) * 4096),
+            ("Complete", 5, JobSet::Completed, NOON + 60_000),
+            ("Failed", 5, JobSet::Failed, NOON + 60_000),
         ] {
             let status = json!({
                 "phase": phase, "startTime": "2026-11-23T12:00:10.250000Z", "completionTime": "2026-11-23T12:01:00Z"
             });
             let found = job(&run(&json!({"priority": priority}), &status), Some(retry)).unwrap();
-            assert_eq!((found.place, found.score), (place, score), "{phase} {priority}");
+            assert_eq!((found.set, found.score), (set, score), "{phase} {priority}");
             // A score is a float to Redis.
             assert_eq!((score as f64) as i64, score);
         }
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_run_has_the_fields_that_bullmq_reads_and_nothing_of_its_target() {
+    fn a_failed_run_has_the_fields_of_bullmq_and_no_target() {
         let spec = json!({"backoffLimit": 2, "target": {"filter": {"secret": "42"}}});
         let failed = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": "7 of 9 failed",
                             "lastTransitionTime": "2026-11-23T12:01:00Z"});
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_waits_for_its_next_attempt_tells_when_and_why() {
+    fn a_delayed_run_has_its_time_and_reason() {
         let attempt = |number: i32| {
             json!({"number": number, "start": "2026-11-23T12:00:00Z", "end": "2026-11-23T12:00:30Z", "reason": "SourceUnavailable",
                    "message": format!("no answer, {number}")})
@@ -269,13 +269,13 @@ mod tests {
 
     #[test]
     fn a_schedule_is_a_job_scheduler() {
-        for (spec, next, score, told) in [
+        for (spec, next, score, expected) in [
             (json!({"interval": "20m"}), Some("2026-11-23T12:20:00Z"), NOON + 1_200_000, [Some("1200000"), None, None]),
-            (json!({}), None, NEVER, [Some("1200000"), None, None]),
+            (json!({}), None, NO_NEXT_SLOT, [Some("1200000"), None, None]),
             (
                 json!({"schedule": "0 3 * * *", "timeZone": "Europe/Berlin", "suspended": true}),
                 None,
-                NEVER,
+                NO_NEXT_SLOT,
                 [None, Some("0 3 * * *"), Some("Europe/Berlin")],
             ),
         ] {
@@ -285,8 +285,8 @@ mod tests {
             }))
             .unwrap();
             let found = super::schedule(&schedule);
-            assert_eq!((found.id.as_str(), found.place, found.score), ("team/users", Place::Repeat, score));
-            assert_eq!(["every", "pattern", "tz"].map(|name| field(&found, name)), told);
+            assert_eq!((found.id.as_str(), found.set, found.score), ("team/users", JobSet::Repeat, score));
+            assert_eq!(["every", "pattern", "tz"].map(|name| field(&found, name)), expected);
             assert_eq!((field(&found, "name"), field(&found, "ic")), (Some("users"), Some("7")));
             assert_eq!(found.is_suspended, schedule.spec.suspended);
         }

@@ -1,4 +1,4 @@
-//! The mirror's keys in Redis.
+//! Keys of the mirror in Redis, and the lease of its writer.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -6,71 +6,71 @@ use redis::{Pipeline, Script, Value, from_redis_value};
 use tokio::time::Instant;
 
 use super::{
-    books::Write,
-    record::{NEVER, Place},
+    record::{JobSet, NO_NEXT_SLOT},
+    snapshot::MirrorWrite,
 };
 use crate::queue::{self, Call, Connection, Queue, unavailable};
 
-/// Another process may write when this one did not say for so long that it does.
+/// Length of the lease: another process takes over when the writer does not renew the lease in time.
 const LEASE: Duration = Duration::from_secs(15);
-/// How often it says so.
-const HOLD: Duration = Duration::from_secs(5);
-/// When a key ends that is not written again: four times as long as that takes.
+/// Interval between renewals of the lease.
+const LEASE_RENEWAL: Duration = Duration::from_secs(5);
+/// Expiry of a key that is not written again: four times the interval between writes of the whole mirror.
 const EXPIRY: Duration = Duration::from_secs(60 * 60);
-/// Things that are written as one. Redis does nothing else meanwhile, about 1 ms.
-const TOGETHER: usize = 100;
-/// Members of a set that are written as one.
-const MEMBERS: usize = 1_000;
+/// Writes in one transaction. Redis is blocked meanwhile, for about 1 ms.
+const TRANSACTION_SIZE: usize = 100;
+/// Members of a set in one command.
+const MEMBERS_PER_COMMAND: usize = 1_000;
 
-static HOLDING: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("hold.lua")));
+static RENEW_LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew_lease.lua")));
 
-/// The mirror cannot be written now.
+/// Error of a write to the mirror.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Redis did not do what was asked.
+    /// Redis did not execute a command.
     #[error(transparent)]
     Redis(#[from] queue::Error),
-    /// The keys are those of a queue that somebody uses.
+    /// The keys belong to a queue of BullMQ that is in use.
     #[error(
         "nothing is written, since {0} belongs to a queue of BullMQ: choose another prefix as BULLMQ_MIRROR, or delete that queue"
     )]
     Foreign(String),
-    /// It was another process's turn meanwhile.
+    /// Another process holds the lease.
     #[error("another process writes it")]
     Lost,
 }
 
-/// The keys of one mirror.
+/// Keys of one mirror.
 pub struct Store {
     connection: Connection,
-    /// What every key begins with, up to the last colon.
+    /// Prefix of every key, up to the last colon.
     prefix: String,
     writer: String,
-    /// When it was asked last whether this process may write.
-    asked: Option<Instant>,
+    /// Time of the last attempt to renew the lease.
+    renewed: Option<Instant>,
 }
 
 impl Store {
-    /// `None` when the keys could be on several servers.
+    /// Returns `None` when the keys could be on several servers.
     pub fn new(queue: &Queue, prefix: &str, writer: &str) -> Option<Self> {
         let prefix = format!("{prefix}:{}:", queue.name());
         let connection = queue.connection_for(&format!("{prefix}meta"))?;
-        Some(Self { connection, prefix, writer: writer.to_owned(), asked: None })
+        Some(Self { connection, prefix, writer: writer.to_owned(), renewed: None })
     }
 
-    /// It is time to say that this process writes, or to ask whether it may.
-    pub fn is_due(&self) -> bool {
-        self.asked.is_none_or(|asked| asked.elapsed() >= HOLD)
+    /// True when the lease has to be taken or renewed.
+    pub fn is_renewal_due(&self) -> bool {
+        self.renewed.is_none_or(|renewed| renewed.elapsed() >= LEASE_RENEWAL)
     }
 
-    /// Says that this process writes. Answers with the sizes of lists and sets, or `None` when another one writes.
+    /// Takes or renews the lease. Returns the sizes of lists and sets, or `None` when another process holds the lease.
     ///
     /// # Errors
-    /// When Redis does not answer, or the keys are somebody else's.
-    pub async fn hold(&mut self) -> Result<Option<[usize; 7]>, Error> {
-        self.asked = Some(Instant::now());
-        let mut call = HOLDING.prepare_invoke();
-        for name in ["meta", "id"].into_iter().chain(Place::ALL.map(Place::name)) {
+    /// When Redis does not answer, or the keys belong to a queue of BullMQ.
+    pub async fn renew_lease(&mut self) -> Result<Option<[usize; 7]>, Error> {
+        self.renewed = Some(Instant::now());
+        let mut call = RENEW_LEASE.prepare_invoke();
+        for name in ["meta", "id"].into_iter().chain(JobSet::ALL.map(JobSet::name)) {
             call.key(self.key(name));
         }
         call.arg(&self.writer).arg(LEASE.as_millis() as u64).arg(EXPIRY.as_millis() as u64);
@@ -86,29 +86,29 @@ impl Store {
         }
     }
 
-    /// Writes, in this order. Readers see up to 100 of them at once.
+    /// Applies the writes in order. Readers see up to 100 writes at once.
     ///
     /// # Errors
-    /// When Redis does not answer, or another process writes. Some of it may be written then.
-    pub async fn write(&mut self, writes: Vec<Write>) -> Result<(), Error> {
-        for some in writes.chunks(TOGETHER) {
-            if self.is_due() && self.hold().await?.is_none() {
+    /// When Redis does not answer, or another process holds the lease. Some writes may be applied then.
+    pub async fn write(&mut self, writes: Vec<MirrorWrite>) -> Result<(), Error> {
+        for some in writes.chunks(TRANSACTION_SIZE) {
+            if self.is_renewal_due() && self.renew_lease().await?.is_none() {
                 return Err(Error::Lost);
             }
-            let mut together = redis::pipe();
-            together.atomic();
+            let mut transaction = redis::pipe();
+            transaction.atomic();
             for write in some {
-                if let Write::Replace { place, members } = write {
-                    self.prepare(*place, members).await?;
+                if let MirrorWrite::Replace { set, members } = write {
+                    self.prepare(*set, members).await?;
                 }
-                self.add(&mut together, write);
+                self.add(&mut transaction, write);
             }
-            self.send(&together).await?;
+            self.send(&transaction).await?;
         }
         Ok(())
     }
 
-    /// The key of a name.
+    /// Key of a name.
     pub fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
@@ -117,13 +117,13 @@ impl Store {
         Ok(commands.exec_async(&mut self.connection).await.map_err(unavailable("write the mirror"))?)
     }
 
-    /// Writes a list or set beside the one that is there.
-    async fn prepare(&mut self, place: Place, members: &[(i64, String)]) -> Result<(), Error> {
-        let key = self.key(&format!("{}:next", place.name()));
+    /// Writes the new list or set to a temporary key, which replaces the old one later.
+    async fn prepare(&mut self, set: JobSet, members: &[(i64, String)]) -> Result<(), Error> {
+        let key = self.key(&format!("{}:next", set.name()));
         let mut commands = redis::pipe();
         commands.atomic().del(&key).ignore();
-        for some in members.chunks(MEMBERS) {
-            let command = if place.is_list() {
+        for some in members.chunks(MEMBERS_PER_COMMAND) {
+            let command = if set.is_list() {
                 commands.cmd("LPUSH").arg(&key).arg(some.iter().map(|(_, id)| id).collect::<Vec<_>>())
             } else {
                 let members = some.iter().map(|(score, id)| (number(*score), id));
@@ -137,34 +137,34 @@ impl Store {
         if members.is_empty() { self.send(&commands).await } else { Ok(()) }
     }
 
-    fn add(&self, commands: &mut Pipeline, write: &Write) {
+    fn add(&self, commands: &mut Pipeline, write: &MirrorWrite) {
         match write {
-            Write::Hash { key, fields } => {
+            MirrorWrite::Hash { key, fields } => {
                 let key = self.key(key);
                 commands.del(&key).ignore().hset_multiple(&key, fields).ignore();
                 expire(commands, &key);
             }
-            Write::Forget { key } => {
+            MirrorWrite::Forget { key } => {
                 commands.del(self.key(key)).ignore();
             }
-            Write::Add { place, id, score } => {
-                let key = self.key(place.name());
+            MirrorWrite::Add { set, id, score } => {
+                let key = self.key(set.name());
                 commands.cmd("ZADD").arg(&key).arg(number(*score)).arg(id).ignore();
                 expire(commands, &key);
             }
-            Write::Remove { place, id } => {
-                commands.zrem(self.key(place.name()), id).ignore();
+            MirrorWrite::Remove { set, id } => {
+                commands.zrem(self.key(set.name()), id).ignore();
             }
-            Write::Replace { place, members } if members.is_empty() => {
-                commands.del(self.key(place.name())).ignore();
+            MirrorWrite::Replace { set, members } if members.is_empty() => {
+                commands.del(self.key(set.name())).ignore();
             }
-            Write::Replace { place, .. } => {
-                commands.rename(self.key(&format!("{}:next", place.name())), self.key(place.name())).ignore();
+            MirrorWrite::Replace { set, .. } => {
+                commands.rename(self.key(&format!("{}:next", set.name())), self.key(set.name())).ignore();
             }
-            Write::Paused(true) => {
+            MirrorWrite::Paused(true) => {
                 commands.hset(self.key("meta"), "paused", 1).ignore();
             }
-            Write::Paused(false) => {
+            MirrorWrite::Paused(false) => {
                 commands.hdel(self.key("meta"), "paused").ignore();
             }
         }
@@ -177,5 +177,5 @@ fn expire(commands: &mut Pipeline, key: &str) {
 
 /// A score as Redis reads it.
 fn number(score: i64) -> String {
-    if score == NEVER { "+inf".to_owned() } else { score.to_string() }
+    if score == NO_NEXT_SLOT { "+inf".to_owned() } else { score.to_string() }
 }

@@ -24,8 +24,8 @@ fn status(phase: &str, error: &str, key: &str) -> Value {
     })
 }
 
-/// What a query means, without any index.
-fn fits(job: &SyncJob, query: &Query<'_>) -> bool {
+/// Reference implementation of a query, without an index.
+fn fits(job: &SyncJob, query: &RunQuery<'_>) -> bool {
     let same = |wanted: Option<&str>, found: Option<&String>| {
         wanted.is_none_or(|wanted| found.is_some_and(|found| found == wanted))
     };
@@ -36,16 +36,16 @@ fn fits(job: &SyncJob, query: &Query<'_>) -> bool {
         && query.phases.is_none_or(|wanted| wanted.contains(&phase_of(job)))
         && query.type_.is_none_or(|wanted| wanted == job.spec.type_)
         && query.text.is_none_or(|text| job.name_any().contains(&text.to_lowercase()))
-        && words::split(query.error.unwrap_or_default())
+        && word_index::split_words(query.error.unwrap_or_default())
             .iter()
             .all(|beginning| words_of(job).iter().any(|word| word.starts_with(beginning.as_str())))
-        && query.key.is_none_or(|key| keys_of(job).iter().any(|found| found.starts_with(&words::cut(key))))
+        && query.key.is_none_or(|key| keys_of(job).iter().any(|found| found.starts_with(&word_index::normalize(key))))
 }
 
-fn ranks<'a>(jobs: impl Iterator<Item = &'a SyncJob>) -> Vec<Rank> {
-    let mut ranks: Vec<_> = jobs.map(Rank::of).collect();
-    ranks.sort();
-    ranks
+fn sort_keys<'a>(jobs: impl Iterator<Item = &'a SyncJob>) -> Vec<SortKey> {
+    let mut sort_keys: Vec<_> = jobs.map(SortKey::from_job).collect();
+    sort_keys.sort();
+    sort_keys
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -89,7 +89,7 @@ proptest! {
         namespaces in prop::option::of(prop::collection::btree_set("one|two", 0..2)),
         limit in 1..5_usize,
     ) {
-        let mut index = Index::default();
+        let mut index = RunIndex::default();
         let mut jobs: BTreeMap<(String, String, i64), SyncJob> = BTreeMap::new();
         for step in steps {
             match step {
@@ -106,15 +106,15 @@ proptest! {
                 }
             }
         }
-        let query = Query {
+        let query = RunQuery {
             namespaces: namespaces.as_ref(), namespace: namespace.as_deref(), schedule: schedule.as_deref(),
             phases: phases.as_deref(), type_, text: text_.as_deref(), error, key,
         };
-        let expected = ranks(jobs.values().filter(|job| fits(job, &query)));
+        let expected = sort_keys(jobs.values().filter(|job| fits(job, &query)));
         let (mut found, mut after) = (Vec::new(), None);
         loop {
             prop_assert_eq!(index.count(&query, after.as_ref()), expected.len() - found.len());
-            let page = index.find(&query, after.as_ref(), limit);
+            let page = index.page(&query, after.as_ref(), limit);
             after = page.last().cloned();
             found.extend(page);
             if after.is_none() || found.len() > expected.len() {
@@ -128,20 +128,20 @@ proptest! {
         }
         prop_assert!(index.newest.is_empty() && index.phases.is_empty() && index.schedules.is_empty() && index.namespaces.is_empty());
         prop_assert_eq!(index.free.len(), index.runs.len());
-        prop_assert_eq!(index.errors.beginning_with("").count() + index.keys.beginning_with("").count(), 0);
+        prop_assert_eq!(index.errors.with_prefix("").count() + index.keys.with_prefix("").count(), 0);
         prop_assert!(index.names.candidates("").is_none());
     }
 }
 
 #[test]
-fn errors_are_found_by_the_beginnings_of_their_words_also_when_the_cache_has_none() {
-    let mut index = Index::default();
+fn errors_are_found_by_the_beginnings_of_their_words() {
+    let mut index = RunIndex::default();
     let error = "E11000 duplicate key error collection: app.users";
     index.apply(&job("a-1", "one", 1, None, "User", &status("Failed", error, "65f0")));
     index.apply(&job("a-2", "one", 2, None, "User", &status("Failed", "MongoDB is away", "")));
     let found = |error, key| -> Vec<String> {
-        let query = Query { error, key, ..Query::default() };
-        index.find(&query, None, 10).into_iter().map(|rank| rank.name.to_string()).collect()
+        let query = RunQuery { error, key, ..RunQuery::default() };
+        index.page(&query, None, 10).into_iter().map(|sort_key| sort_key.name.to_string()).collect()
     };
     for (error, expected) in [
         ("duplicate", &["a-1"][..]),
@@ -159,18 +159,18 @@ fn errors_are_found_by_the_beginnings_of_their_words_also_when_the_cache_has_non
 }
 
 #[test]
-fn errors_for_which_there_is_no_room_are_owned_up_to() {
-    let mut words = Words::with_room(3);
+fn an_index_without_room_is_not_whole() {
+    let mut words = WordIndex::with_room(3);
     let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<BTreeSet<_>>();
-    let first = words.replace(Vec::new(), texts(&["a", "b"]), 0);
+    let first = words.replace_texts(Vec::new(), texts(&["a", "b"]), 0);
     assert_eq!((first.len(), words.is_whole()), (2, true));
-    let second = words.replace(Vec::new(), texts(&["a", "c"]), 1);
+    let second = words.replace_texts(Vec::new(), texts(&["a", "c"]), 1);
     assert_eq!((second.len(), words.is_whole()), (1, false));
-    words.replace(first, BTreeSet::new(), 0);
-    assert_eq!(words.replace(second, texts(&["a", "c"]), 1).len(), 2, "there is room again");
+    words.replace_texts(first, BTreeSet::new(), 0);
+    assert_eq!(words.replace_texts(second, texts(&["a", "c"]), 1).len(), 2, "there is room again");
 }
 
-/// What 100,000 runs cost, a tenth of them with twenty documents that failed. `docs/testing.md` says how to run it.
+/// Measurement of 100,000 runs, a tenth of them with twenty failed documents. `docs/testing.md` says how to run it.
 #[test]
 #[ignore = "a measurement"]
 fn speed() {
@@ -202,7 +202,7 @@ fn speed() {
             &status,
         )
     };
-    let (before, mut index, mut took) = (resident(), Index::default(), Duration::ZERO);
+    let (before, mut index, mut took) = (resident(), RunIndex::default(), Duration::ZERO);
     for i in 0..100_000 {
         let job = make(i * 37 % 100_000);
         let began = Instant::now();
@@ -212,26 +212,26 @@ fn speed() {
     println!("100,000 runs: {} KiB, each taken in within {:?}", resident() - before, took / 100_000);
     let teams = BTreeSet::from(["team-1".to_owned()]);
     for (what, query) in [
-        ("all", Query::default()),
-        ("a part of each name", Query { text: Some("schedule"), ..Query::default() }),
-        ("two letters", Query { text: Some("le"), ..Query::default() }),
-        ("one name", Query { text: Some("1795012345"), ..Query::default() }),
-        ("a name that is nowhere", Query { text: Some("00-1795099999"), ..Query::default() }),
+        ("all", RunQuery::default()),
+        ("a part of each name", RunQuery { text: Some("schedule"), ..RunQuery::default() }),
+        ("two letters", RunQuery { text: Some("le"), ..RunQuery::default() }),
+        ("one name", RunQuery { text: Some("1795012345"), ..RunQuery::default() }),
+        ("a name that is nowhere", RunQuery { text: Some("00-1795099999"), ..RunQuery::default() }),
         (
             "failed, of one namespace",
-            Query { phases: Some(&[Phase::Failed]), namespaces: Some(&teams), ..Query::default() },
+            RunQuery { phases: Some(&[Phase::Failed]), namespaces: Some(&teams), ..RunQuery::default() },
         ),
-        ("an error of many", Query { error: Some("valid field"), ..Query::default() }),
-        ("an error of one", Query { error: Some("99990"), ..Query::default() }),
-        ("a key", Query { key: Some("user-77770-1"), ..Query::default() }),
-        ("the beginning of many keys", Query { key: Some("user"), ..Query::default() }),
+        ("an error of many", RunQuery { error: Some("valid field"), ..RunQuery::default() }),
+        ("an error of one", RunQuery { error: Some("99990"), ..RunQuery::default() }),
+        ("a key", RunQuery { key: Some("user-77770-1"), ..RunQuery::default() }),
+        ("the beginning of many keys", RunQuery { key: Some("user"), ..RunQuery::default() }),
         (
             "a phase and a type that never meet",
-            Query { phases: Some(&[Phase::Complete]), type_: Some(SyncType::Issue), ..Query::default() },
+            RunQuery { phases: Some(&[Phase::Complete]), type_: Some(SyncType::Issue), ..RunQuery::default() },
         ),
     ] {
         let began = Instant::now();
-        let found = index.find(&query, None, 51).len();
+        let found = index.page(&query, None, 51).len();
         let (page, began) = (began.elapsed(), Instant::now());
         println!("{what}: {found} in {page:?}; {} in all in {:?}", index.count(&query, None), began.elapsed());
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kube::core::cel::{Validator, compile_schema};
 use serde_json::{Value, json};
 
-use crate::manifest::{API_VERSION, cel, finding, kind::Kind, read, schema};
+use crate::manifest::{API_VERSION, cel, finding, kind::ObjectKind, parse, schema};
 
 fn merge(into: &mut Value, patch: &Value) {
     let Some(patch) = patch.as_object() else {
@@ -25,21 +25,21 @@ fn merge(into: &mut Value, patch: &Value) {
 }
 
 /// Objects of which each breaks a rule of its kind's CustomResourceDefinition.
-fn broken() -> Vec<(Kind, Value)> {
+fn broken() -> Vec<(ObjectKind, Value)> {
     let file: Value =
         serde_yaml_ng::from_str(include_str!("../../../tests/integration/lint/broken_rules.yaml")).unwrap();
     let mut objects = Vec::new();
     for case in file["cases"].as_array().unwrap() {
         let mut spec = file["bases"][case["base"].as_str().unwrap()].clone();
         merge(&mut spec, &case["spec"]);
-        let kind = Kind::named(case["kind"].as_str().unwrap()).unwrap();
-        let object = |kind: Kind, spec: Value| {
+        let kind = ObjectKind::named(case["kind"].as_str().unwrap()).unwrap();
+        let object = |kind: ObjectKind, spec: Value| {
             let name = case["name"].as_str().unwrap_or("broken");
             (kind, json!({"apiVersion": API_VERSION, "kind": kind.name(), "metadata": {"name": name}, "spec": spec}))
         };
         objects.push(object(kind, spec.clone()));
-        if kind == Kind::SyncJob {
-            objects.push(object(Kind::SyncSchedule, json!({"jobTemplate": {"spec": spec}})));
+        if kind == ObjectKind::SyncJob {
+            objects.push(object(ObjectKind::SyncSchedule, json!({"jobTemplate": {"spec": spec}})));
         }
     }
     objects
@@ -65,19 +65,19 @@ fn rules(schema: &Value, path: &str, found: &mut BTreeSet<(String, String)>) {
 #[test]
 fn each_rule_of_the_definitions_is_found_broken() {
     let broken = broken();
-    for kind in Kind::ALL {
+    for kind in ObjectKind::ALL {
         let mut missing = BTreeSet::new();
         rules(kind.schema(), "", &mut missing);
         assert!(missing.len() > 10, "{kind:?}");
         let (validator, compiled) = (Validator::new(), compile_schema(kind.schema()));
         let objects: Vec<_> = broken.iter().filter(|(of, _)| *of == kind).map(|(_, object)| object).collect();
         let documents = objects.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n---\n");
-        let read = read("a.yaml", &documents);
-        assert_eq!((read.documents, read.manifests.len()), (objects.len(), 0));
+        let parsed = parse("a.yaml", &documents);
+        assert_eq!((parsed.documents, parsed.manifests.len()), (objects.len(), 0));
         for (index, object) in objects.into_iter().enumerate() {
             for error in &validator.validate_compiled(&compiled, object, None).unwrap_err() {
                 missing.remove(&(finding::without_indices(&error.field_path), error.rule.clone()));
-                let mut found = read.findings.iter().filter(|finding| finding.origin.line == 2 * index + 1);
+                let mut found = parsed.findings.iter().filter(|finding| finding.origin.line == 2 * index + 1);
                 assert!(found.any(|finding| finding.message == error.message), "{object} {error}");
             }
         }
@@ -85,7 +85,7 @@ fn each_rule_of_the_definitions_is_found_broken() {
     }
 }
 
-/// Every keyword of a schema, with its parents.
+/// Collects every keyword of a schema, with its parents.
 fn keywords(schema: &Value, found: &mut BTreeSet<String>) {
     for (keyword, value) in schema.as_object().into_iter().flatten() {
         found.insert(keyword.clone());
@@ -130,7 +130,7 @@ fn no_keyword_of_the_schemas_is_ignored() {
         "x-kubernetes-patch-merge-key",
         "x-kubernetes-map-type",
     ];
-    for kind in Kind::ALL {
+    for kind in ObjectKind::ALL {
         let mut found = BTreeSet::new();
         keywords(kind.schema(), &mut found);
         for keyword in found {

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::HashMap};
 use saphyr_parser::{Event, Marker, ScalarStyle, ScanError, Span, Tag as YamlTag};
 use serde_json::Value;
 
-use super::{Content, Entry, Node, Position, SyntaxError};
+use super::{Content, KeyValue, Node, Position, SyntaxError};
 use crate::{
     domain::free_form::MAX_LEVELS,
     manifest::scalar::{self, Tag},
@@ -13,7 +13,7 @@ use crate::{
 
 /// Deepest nesting. MongoDB allows documents of 100 levels.
 const MAX_DEPTH: usize = 100;
-/// Largest document, in nodes, with aliases expanded: a few nested anchors can stand for billions.
+/// Largest number of nodes of a document, with aliases expanded: a few nested anchors can expand to billions.
 const MAX_NODES: usize = 100_000;
 const MERGE: &str = "<<";
 const NO_TABS: &str = ": indent with spaces instead of tabs";
@@ -112,7 +112,7 @@ impl Builder {
                 if !span.is_empty() {
                     self.multi_line.push((node.at.line - self.lines_before, span.end.line()));
                 }
-                self.place(node, anchor)
+                self.insert(node, anchor)
             }
             Event::Alias(anchor) => {
                 let found = self.anchors.get(&anchor).cloned();
@@ -125,7 +125,7 @@ impl Builder {
                 if self.expects_key() && node.as_str().is_none() {
                     return Err(no_key(at));
                 }
-                self.place(node, 0)
+                self.insert(node, 0)
             }
             _ => Ok(()),
         }
@@ -185,7 +185,7 @@ impl Builder {
         let expects_key = self.expects_key();
         let node = Node { at, content: Content::Scalar(value) };
         if !expects_key {
-            return self.place(node, anchor);
+            return self.insert(node, anchor);
         }
         let key = match &node.content {
             Content::Scalar(Value::String(key)) => key.clone(),
@@ -204,7 +204,7 @@ impl Builder {
     }
 
     /// Puts a node that is complete into the collection around it.
-    fn place(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
+    fn insert(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
         }
@@ -216,7 +216,7 @@ impl Builder {
             (Content::List(items), _) => items.push(node),
             (Content::Mapping(entries), Some(key)) if key.is_merge => merge(entries, node, key.at, &mut self.errors)?,
             (Content::Mapping(entries), Some(Key { text, written, at, .. })) => {
-                let entry = Entry { key: text, written, at, value: node, is_merged: false };
+                let entry = KeyValue { key: text, written, at, value: node, is_merged: false };
                 insert(entries, entry, &mut self.errors);
             }
             // An alias that is a key.
@@ -250,8 +250,8 @@ fn no_key(at: Position) -> SyntaxError {
     SyntaxError { at, message: message.to_owned() }
 }
 
-/// Adds an entry. It replaces one that a merge key brought in, and must not repeat another one.
-fn insert(entries: &mut Vec<Entry>, entry: Entry, errors: &mut Vec<SyntaxError>) {
+/// Adds an entry. The entry replaces one from a merge key, and must not repeat any other entry.
+fn insert(entries: &mut Vec<KeyValue>, entry: KeyValue, errors: &mut Vec<SyntaxError>) {
     let Some(found) = entries.iter_mut().find(|found| found.key == entry.key) else {
         entries.push(entry);
         return;
@@ -270,7 +270,12 @@ fn insert(entries: &mut Vec<Entry>, entry: Entry, errors: &mut Vec<SyntaxError>)
 }
 
 /// Adds the entries of one mapping, or of a list of them in which earlier ones go first.
-fn merge(entries: &mut Vec<Entry>, node: Node, at: Position, errors: &mut Vec<SyntaxError>) -> Result<(), SyntaxError> {
+fn merge(
+    entries: &mut Vec<KeyValue>,
+    node: Node,
+    at: Position,
+    errors: &mut Vec<SyntaxError>,
+) -> Result<(), SyntaxError> {
     let mappings = match node.content {
         Content::List(items) => items,
         _ => vec![node],
@@ -281,7 +286,7 @@ fn merge(entries: &mut Vec<Entry>, node: Node, at: Position, errors: &mut Vec<Sy
             return Err(SyntaxError { at, message: message.to_owned() });
         };
         for entry in merged {
-            let position = Entry { at, is_merged: true, ..entry };
+            let position = KeyValue { at, is_merged: true, ..entry };
             insert(entries, position, errors);
         }
     }

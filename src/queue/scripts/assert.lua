@@ -1,8 +1,8 @@
 -- ARGV installation is_restored (uid suspended cancelled priority approved started attempts recoveries history parked_for parked_since
 -- held)...
--- Makes runs that have not ended what their SyncJobs say: suspends, resumes, cancels, reorders or approves them, and restores
+-- Asserts unfinished runs from their SyncJobs: suspends, resumes, cancels, reorders or approves them, and restores
 -- what Redis lost. What the SyncJob does not know is empty or 0. After a restore of Redis (is_restored), the SyncJob is also right
--- about since when a run is put aside, and that it is held. A run that a worker holds is recalled: its next checkpoint says so.
+-- about the time since which a run is parked, and its hold. A run that a worker holds is recalled: its next checkpoint says so.
 -- Works on runs of any format: only fields that all have are used. A run follows its installation when that has changed.
 -- Returns 1 for each, or 0 when there is no such run, or it has ended.
 local now, answers = clock(), {}

@@ -61,10 +61,10 @@ local function is_held(run, epoch)
   return fields[1] == 'active' and fields[2] == epoch
 end
 
--- True when the run has failed but for its rollback, which nothing puts aside or ends.
+-- True when the run has failed and only its rollback remains, which cannot be suspended or cancelled.
 local function is_rolled_back(run) return redis.call('HEXISTS', run, 'outcome') == 1 end
 
--- True when the worker that holds the run is to let go of it.
+-- True when the worker that holds the run has to release it.
 local function is_recalled(run)
   local fields = redis.call('HMGET', run, 'suspended', 'cancelled')
   return (fields[1] == '1' or (fields[2] or '') ~= '') and not is_rolled_back(run)
@@ -75,9 +75,9 @@ local function forget(uid)
   redis.call('ZREM', DUE, uid)
 end
 
--- Tells whoever follows the queue that something happened to a run. Each call of a script trims the stream once.
+-- Records a change of a run in the stream of changes. Each call of a script trims the stream once.
 local is_trimmed = false
-local function tell(uid)
+local function record_change(uid)
   if is_trimmed then
     redis.call('XADD', EVENTS, '*', 'uid', uid)
   else
@@ -94,7 +94,7 @@ local function move(uid, run, from, state, score, ...)
   redis.call('HSET', run, 'state', state, ...)
   redis.call('ZADD', SETS[state], score, uid)
   if from == 'waiting' and state ~= 'waiting' then redis.call('ZREM', DUE, uid) end
-  tell(uid)
+  record_change(uid)
 end
 
 -- One item wakes one worker, and names the run that it can claim. Empty: any run.
@@ -123,8 +123,8 @@ local function fail(uid, run, from, outcome, now, ...)
   end
 end
 
--- Puts a run that no worker holds where it belongs: to the failed ones when it is cancelled, else aside while it
--- is suspended, its guard holds more than is approved, or its backoff has not passed, else among those that wait.
+-- Moves a run that no worker holds to its set: the failed runs when it is cancelled, else the parked or delayed ones while it
+-- is suspended, its guard holds more than is approved, or its backoff has not passed, else the waiting ones.
 settle = function(uid, run, now)
   local fields = redis.call('HMGET', run, 'cancelled', 'suspended', 'parked_at', 'retry_at', 'rank', 'state', 'held', 'approved',
     'started')
@@ -143,7 +143,7 @@ settle = function(uid, run, now)
     move(uid, run, from, 'parked', now)
   elseif retry_at and tonumber(retry_at) > now then
     move(uid, run, from, 'delayed', retry_at)
-    -- A waiting worker must learn when to look again.
+    -- A waiting worker must learn the time of its next claim.
     notify(uid)
   else
     move(uid, run, from, 'waiting', fields[5])

@@ -1,9 +1,9 @@
 -- ARGV (uid epoch disposition detail checkpoint attempts history)...
 -- Takes runs from a worker that releases them: each is completed, failed (detail: why), delayed (detail: for how long),
 -- paused (likewise; the time does not count towards the deadline), held (detail: how many documents an approval has to cover) or
--- released, or unsupported (detail: the level that its worker must have). One that failed and was to be rolled back ends when
--- its worker says so for the second time. Attempts and history are empty when they stay as they are. Returns 1 for each, or 0
--- when its lease is lost.
+-- released, or unsupported (detail: the level that its worker must have). A failed run to be rolled back ends with its
+-- second release as failed. Attempts and history are empty when they do not change. Returns 1 for each run, or 0 when its lease is
+-- lost.
 local now, answers = clock(), {}
 write_when_full()
 -- Documents carry times of the run's end, too.

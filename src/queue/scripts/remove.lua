@@ -1,5 +1,5 @@
 -- ARGV is_any uid...
--- Forgets runs: any, or only those that have not ended. A worker that has one loses its lease. Returns how many it forgot.
+-- Removes runs: any, or only unfinished ones. The worker of a removed run loses its lease. Returns the number of removed runs.
 local removed = 0
 for i = 2, #ARGV do
   local run = run_key(i - 1)

@@ -1,6 +1,6 @@
 -- ARGV worker lease (uid epoch)...
--- Extends the leases of a worker and shows that it lives. Returns the runs it no longer holds, and those it is
--- to let go of.
+-- Extends the leases of a worker, and its membership in the set of living workers. Returns the runs whose leases are lost, and
+-- those that the worker has to release.
 local now = clock()
 write_when_full()
 redis.call('ZADD', WORKERS, now + ARGV[2], ARGV[1])

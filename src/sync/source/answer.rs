@@ -9,7 +9,7 @@ use bson::Bson;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::{Doubt, Failure, Found, limits, rejected};
+use super::{Doubt, Found, RequestFailure, limits, rejected};
 use crate::{
     domain::source::{Asking, By, Pages, Request, SourceSpec},
     sync::{Error, keys, mapping},
@@ -52,38 +52,39 @@ const PERMANENT: [&str; 16] = [
     "variablemismatch",
 ];
 
-/// One page of all that a source has.
+/// Page of the results of a source.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Page {
-    /// What there is, by key.
+pub struct SourcePage {
+    /// Results of the page, by key.
     pub results: Vec<(Bson, Found)>,
-    /// How many results it has beside these whose keys cannot be read: of which documents they are, nobody can tell.
+    /// Number of further results whose keys cannot be read, so that their documents are unknown.
     pub unreadable: usize,
     /// The page after it.
     pub next: Option<Value>,
-    /// What it says about the end of the walk. For a page without another one after it.
+    /// Statement of the page about the end of the walk, for a page without a next one.
     pub end: End,
     /// The number of all results that it gives.
     pub total: Option<u64>,
-    /// How many of its results were on no page before. Filled in by the walk.
+    /// Number of results that were on no earlier page. The walk fills it in.
     pub new: usize,
-    /// Why the walk does not prove that the source has nothing more. Filled in by the walk, for the last page.
+    /// Reason for which the walk does not prove that the source has no more results. The walk fills it in, for the
+    /// last page.
     pub doubt: Option<Doubt>,
 }
 
-/// What a page without another one after it says about that.
+/// Statement about the end of a walk by a page without a next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum End {
-    /// It says that it is the last one, or has no results.
+    /// The page says that it is the last one, or has no results.
     #[default]
     Stated,
-    /// It has nothing where the way to the next page would be.
+    /// The page has nothing at the path of the next page.
     Absent,
-    /// It says that there are more, and has no way to them.
+    /// The page says that there are more pages, but not how to request them.
     Stuck,
 }
 
-impl Page {
+impl SourcePage {
     /// Keeps the results whose keys are in `only`, unless it is empty, and of these the first `count`.
     pub fn restrict(&mut self, only: &[String], count: usize) {
         if !only.is_empty() {
@@ -95,7 +96,11 @@ impl Page {
 
 /// Sorts an answer by the keys that were asked for. The answer is `None` when it has no content. Also returns whether a part of
 /// it failed for a reason that another request may not meet.
-pub(super) fn read(spec: &SourceSpec, keys: &[String], answer: Option<Value>) -> Result<(Vec<Found>, bool), Failure> {
+pub(super) fn parse_answer(
+    spec: &SourceSpec,
+    keys: &[String],
+    answer: Option<Value>,
+) -> Result<(Vec<Found>, bool), RequestFailure> {
     let Some(mut answer) = answer else { return Ok((vec![Found::NotReturned; keys.len()], false)) };
     let errors = errors_of(spec, &answer)?.to_vec();
     let is_partial = errors.iter().any(|error| has_code(error, &TRANSIENT));
@@ -106,15 +111,15 @@ pub(super) fn read(spec: &SourceSpec, keys: &[String], answer: Option<Value>) ->
     Ok((found, is_partial))
 }
 
-/// Reads a page, `at` which it was asked for. `link` is what its headers say about the next one. Also returns whether a part of it failed
-/// for a reason that another request may not meet.
+/// Parses the page that was requested at `at`. `link`: next page from its headers. Also returns whether a part of it
+/// failed for a reason that a retry may avoid.
 pub(super) fn page(
     spec: &SourceSpec,
     pages: &Pages,
     at: &Value,
     mut answer: Value,
     link: Result<Value, End>,
-) -> Result<(Page, bool), Failure> {
+) -> Result<(SourcePage, bool), RequestFailure> {
     let errors = errors_of(spec, &answer)?.to_vec();
     let is_partial = errors.iter().any(|error| has_code(error, &TRANSIENT));
     // Read before the list is taken out of the answer: the cursor may be inside it.
@@ -123,15 +128,15 @@ pub(super) fn page(
     let total = pages.total.as_ref().and_then(|path| whole(path.resolve(&answer).ok()?));
     let (items, broken) = items(spec, spec.result.resolve_mut(&mut answer).ok().map(Value::take), &errors)?;
     let mut results: Vec<(Bson, Found)> = Vec::with_capacity(items.len());
-    let (mut places, mut unreadable) = (HashMap::new(), 0);
-    for (place, item) in items.into_iter().enumerate() {
+    let (mut positions, mut unreadable) = (HashMap::new(), 0);
+    for (position, item) in items.into_iter().enumerate() {
         let key = spec.key.resolve(&item).ok().filter(|key| key.is_string() || key.is_number());
         let Some(key) = key.and_then(|key| mapping::convert(key, spec.key_type, &TimeZone::UTC)) else {
             unreadable += 1;
             continue;
         };
-        let found = broken.get(&place).map_or_else(|| Found::Result(item), |error| failed(error));
-        match places.entry(keys::text(&key)) {
+        let found = broken.get(&position).map_or_else(|| Found::Result(item), |error| failed(error));
+        match positions.entry(keys::text(&key)) {
             Entry::Vacant(entry) => {
                 entry.insert(results.len());
                 results.push((key, found));
@@ -148,7 +153,7 @@ pub(super) fn page(
         Ok(next) => (Some(next), End::default()),
         Err(end) => (None, end),
     };
-    Ok((Page { results, unreadable, next, end, total, ..Page::default() }, is_partial))
+    Ok((SourcePage { results, unreadable, next, end, total, ..SourcePage::default() }, is_partial))
 }
 
 /// A number of results, as servers write it.
@@ -156,14 +161,14 @@ fn whole(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
-/// The page after this one, or what this one says about the end.
+/// Next page, or the statement of this page about the end.
 fn next(
     spec: &SourceSpec,
     pages: &Pages,
     at: &Value,
     answer: &Value,
     is_empty: bool,
-) -> Result<Result<Value, End>, Failure> {
+) -> Result<Result<Value, End>, RequestFailure> {
     let more = match &pages.more {
         Some(path) => Some(path.resolve(answer).ok().and_then(is_more).ok_or_else(|| {
             let field = spec.field("pagination.morePath");
@@ -190,7 +195,7 @@ fn next(
     }
 }
 
-/// Whether there are more pages: a boolean, or the address of the next page, or null.
+/// True when there are more pages: the value is a boolean, the address of the next page, or null.
 fn is_more(value: &Value) -> Option<bool> {
     match value {
         Value::Bool(is_more) => Some(*is_more),
@@ -201,7 +206,7 @@ fn is_more(value: &Value) -> Option<bool> {
 }
 
 /// The errors of single results, which GraphQL has beside the data. `Err`: there are others.
-fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Failure> {
+fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], RequestFailure> {
     if spec.request == Request::Rest {
         return Ok(&[]);
     }
@@ -220,17 +225,17 @@ fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Fa
     let is_invalid = has_code(error, &PERMANENT) || (!has_code(error, &TRANSIENT) && error.get("locations").is_some());
     // One error without a place may concern any document.
     Err(if limits::is_rate_limit(answer) {
-        Failure::Limited(None)
+        RequestFailure::Limited(None)
     } else if has_no_data && is_invalid {
-        Failure::Fatal(rejected(&format!("the source rejects the query{}", describe(error))))
+        RequestFailure::Fatal(rejected(&format!("the source rejects the query{}", describe(error))))
     } else {
-        Failure::Transient(unusable(&format!("it tells of an error{}", describe(error))).into_error())
+        RequestFailure::Transient(unusable(&format!("it reports an error{}", describe(error))).into_error())
     })
 }
 
-/// What an answer has for the one document that was asked for. Only what stands where a result would stand says that there is
-/// none: that a part of the way there is missing is more likely a mistake, or a lack of rights.
-fn single(spec: &SourceSpec, answer: &mut Value, errors: &[Value]) -> Result<Found, Failure> {
+/// Result for the one requested document. Only null at the path of the result says that there is none: a missing part
+/// of the path is more likely a mistake, or a lack of rights.
+fn single(spec: &SourceSpec, answer: &mut Value, errors: &[Value]) -> Result<Found, RequestFailure> {
     if let Some(error) = errors.iter().find(|error| concerns(spec, error)) {
         return Ok(failed(error));
     }
@@ -269,7 +274,7 @@ fn items<'a>(
     spec: &SourceSpec,
     result: Option<Value>,
     errors: &'a [Value],
-) -> Result<(Vec<Value>, HashMap<usize, &'a Value>), Failure> {
+) -> Result<(Vec<Value>, HashMap<usize, &'a Value>), RequestFailure> {
     let mut broken = HashMap::new();
     for error in errors {
         match path_in_results(spec, error).map(|path| path.first().and_then(Value::as_u64)) {
@@ -278,7 +283,7 @@ fn items<'a>(
             Some(None) => {
                 let failure = unusable(&format!("it has no list of results{}", describe(error)));
                 let is_transient = has_code(error, &TRANSIENT);
-                return Err(if is_transient { Failure::Transient(failure.into_error()) } else { failure });
+                return Err(if is_transient { RequestFailure::Transient(failure.into_error()) } else { failure });
             }
             None => {}
         }
@@ -289,7 +294,12 @@ fn items<'a>(
     Ok((items, broken))
 }
 
-fn list(spec: &SourceSpec, keys: &[String], result: Option<Value>, errors: &[Value]) -> Result<Vec<Found>, Failure> {
+fn list(
+    spec: &SourceSpec,
+    keys: &[String],
+    result: Option<Value>,
+    errors: &[Value],
+) -> Result<Vec<Found>, RequestFailure> {
     let (items, broken) = items(spec, result, errors)?;
     let mut wanted: HashMap<&str, Vec<usize>> = HashMap::new();
     for (at, key) in keys.iter().enumerate() {
@@ -297,12 +307,13 @@ fn list(spec: &SourceSpec, keys: &[String], result: Option<Value>, errors: &[Val
     }
     let mut found = vec![Found::NotReturned; keys.len()];
     let count = items.len();
-    for (place, item) in items.into_iter().enumerate() {
-        // An item that an error made null has no key; where the list has one item for each key, its place tells.
-        let by_place = || if item.is_null() && count == keys.len() { vec![place] } else { Vec::new() };
+    for (position, item) in items.into_iter().enumerate() {
+        // An item that an error made null has no key. Where the list has one item for each key, its position
+        // identifies the key.
+        let by_position = || if item.is_null() && count == keys.len() { vec![position] } else { Vec::new() };
         let by_key = spec.key.resolve(&item).ok().and_then(text).and_then(|key| wanted.get(&*key).cloned());
-        for at in by_key.unwrap_or_else(by_place) {
-            found[at] = match (broken.get(&place), &found[at]) {
+        for at in by_key.unwrap_or_else(by_position) {
+            found[at] = match (broken.get(&position), &found[at]) {
                 (Some(error), _) => failed(error),
                 (None, Found::NotReturned) if !item.is_null() => Found::Result(item.clone()),
                 (None, Found::NotReturned) => Found::NotReturned,
@@ -323,14 +334,14 @@ pub(super) fn text(value: &Value) -> Option<Cow<'_, str>> {
     }
 }
 
-/// True when an error has one of these codes, at one of the places where servers write them.
+/// True when an error has one of these codes, at one of the paths where servers write them.
 fn has_code(error: &Value, codes: &[&str]) -> bool {
-    let places = ["/extensions/code", "/extensions/errorType", "/type", "/errorType"];
-    let found = places.into_iter().filter_map(|place| error.pointer(place)?.as_str());
+    let paths = ["/extensions/code", "/extensions/errorType", "/type", "/errorType"];
+    let found = paths.into_iter().filter_map(|path| error.pointer(path)?.as_str());
     found.into_iter().any(|code| codes.contains(&code.to_ascii_lowercase().as_str()))
 }
 
-/// Two results for one document: which one is right, nobody can tell.
+/// Result of a document with two results, of which either may be wrong.
 fn twice() -> Found {
     Found::Failed("DuplicateResult", "the source gave two different results for it".to_owned())
 }
@@ -339,22 +350,22 @@ fn failed(error: &Value) -> Found {
     Found::Failed("SourceError", format!("the source has an error for it{}", describe(error)))
 }
 
-pub(super) fn unusable(why: &str) -> Failure {
-    Failure::Unusable(Error::Attempt {
+pub(super) fn unusable(why: &str) -> RequestFailure {
+    RequestFailure::Unusable(Error::Attempt {
         reason: "BadAnswer",
         message: format!("the source's answer cannot be used: {why}"),
     })
 }
 
-/// What can be said of an error without repeating what it says: its code, and where in the query it is.
+/// Description of an error that does not repeat its message: its code, and its position in the query.
 fn describe(error: &Value) -> String {
     let is_word = |code: &&str| {
         code.len() <= MAX_CODE && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
     };
     let code = error.pointer("/extensions/code").and_then(Value::as_str).filter(is_word);
-    let place = |name| error.pointer("/locations/0").and_then(|place| place.get(name)).and_then(Value::as_u64);
+    let location = |name| error.pointer("/locations/0").and_then(|location| location.get(name)).and_then(Value::as_u64);
     let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
-    match (place("line"), place("column")) {
+    match (location("line"), location("column")) {
         (Some(line), Some(column)) => format!("{code} at line {line}, column {column} of source.graphQL.query"),
         _ => code,
     }
@@ -379,8 +390,8 @@ mod tests {
 
     fn shown(answer: &Value) -> Result<Vec<&'static str>, String> {
         let keys = ["1", "2", "3"].map(str::to_owned);
-        let read = read(&spec("PerBatch", "/data/users"), &keys, Some(answer.clone()));
-        let (found, _) = read.map_err(|failure| failure.into_error().to_string())?;
+        let parsed = parse_answer(&spec("PerBatch", "/data/users"), &keys, Some(answer.clone()));
+        let (found, _) = parsed.map_err(|failure| failure.into_error().to_string())?;
         Ok(found
             .iter()
             .map(|found| match found {
@@ -393,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn results_are_sorted_by_key_and_errors_by_place() {
+    fn results_are_matched_by_key_and_errors_by_position() {
         let user = |id: i32| json!({"id": id.to_string()});
         for (answer, expected) in [
             (json!({"data": {"users": [user(3), user(1)]}}), ["result", "not", "result"]),
@@ -418,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_every_document_is_the_attempts_or_the_querys_failure() {
+    fn an_error_of_all_documents_fails_the_attempt() {
         for (answer, message) in [
             (
                 json!({"errors": [{"message": "secret", "locations": [{"line": 1, "column": 9}],
@@ -431,11 +442,11 @@ mod tests {
             ),
             (
                 json!({"data": null, "errors": [{"message": "secret"}]}),
-                "the source's answer cannot be used: it tells of an error",
+                "the source's answer cannot be used: it reports an error",
             ),
             (
                 json!({"data": null, "errors": [{"extensions": {"code": "INTERNAL_SERVER_ERROR"}}]}),
-                "the source's answer cannot be used: it tells of an error (INTERNAL_SERVER_ERROR)",
+                "the source's answer cannot be used: it reports an error (INTERNAL_SERVER_ERROR)",
             ),
             (
                 json!({"errors": [{"type": "RATE_LIMITED", "message": "secret"}]}),
@@ -452,7 +463,7 @@ mod tests {
             ),
             (
                 json!({"data": {"users": []}, "errors": [{"message": "secret"}]}),
-                "the source's answer cannot be used: it tells of an error",
+                "the source's answer cannot be used: it reports an error",
             ),
         ] {
             let error = shown(&answer).unwrap_err();
@@ -460,14 +471,15 @@ mod tests {
         }
     }
 
-    /// What is found for one document, or the message of the failure.
+    /// Result for one document, or the message of the failure.
     fn one(spec: &SourceSpec, answer: Value) -> Result<Found, String> {
-        let read = read(spec, &["1".to_owned()], Some(answer)).map_err(|failure| failure.into_error().to_string())?;
-        Ok(read.0.into_iter().next().unwrap())
+        let parsed =
+            parse_answer(spec, &["1".to_owned()], Some(answer)).map_err(|failure| failure.into_error().to_string())?;
+        Ok(parsed.0.into_iter().next().unwrap())
     }
 
     #[test]
-    fn only_null_in_the_place_of_a_result_says_that_it_is_missing() {
+    fn only_null_at_the_result_path_means_missing() {
         let spec = spec("PerUser", "/data/project/user");
         let nothing =
             "the source's answer cannot be used: it has nothing at source.graphQL.resultPath /data/project/user";
@@ -493,7 +505,7 @@ mod tests {
         ] {
             assert_eq!(one(&search, answer.clone()).ok(), expected, "{answer}");
         }
-        assert_eq!(read(&search, &["1".to_owned()], None).unwrap().0, [Found::NotReturned]);
+        assert_eq!(parse_answer(&search, &["1".to_owned()], None).unwrap().0, [Found::NotReturned]);
     }
 
     fn pages(by: By) -> Pages {
@@ -530,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_each_document_once_and_none_that_cannot_be_told() {
+    fn a_page_has_each_identifiable_document_once() {
         let spec = spec("PerBatch", "/data/users");
         let pages = pages(By::Number);
         let read = |users: Value, errors: Value| {
@@ -564,7 +576,9 @@ mod tests {
         let list = rest(&json!({"endpoint": "https://a/?ids={ids}"}));
         let read = |keys: &[&str], answer| {
             let keys: Vec<_> = keys.iter().map(|key| (*key).to_owned()).collect();
-            read(&list, &keys, Some(answer)).map(|(found, _)| found).map_err(|failure| failure.into_error().to_string())
+            parse_answer(&list, &keys, Some(answer))
+                .map(|(found, _)| found)
+                .map_err(|failure| failure.into_error().to_string())
         };
         let two = Found::Result(json!({"id": 2}));
         assert_eq!(read(&["1", "2"], json!([{"id": 2}])).unwrap(), [Found::NotReturned, two.clone()]);

@@ -1,5 +1,5 @@
-//! Which addresses sources, and sinks of alerts, may be at. Whoever may create SyncJobs and SyncAlerts names them, and must
-//! not reach through the operator what they cannot reach themselves.
+//! Policy for the addresses of sources and of sinks of alerts. Users that may create SyncJobs and SyncAlerts choose
+//! the addresses, and must not reach through the operator what they cannot reach themselves.
 
 use std::{
     io,
@@ -38,10 +38,10 @@ const SPECIAL: [(Ipv4Addr, u8); 15] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// What the operator allows beside public addresses.
+/// Addresses that the operator allows beside public ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Egress {
-    /// Host names, in lower case; `*.example.com` stands for all below `example.com`.
+    /// Host names, in lower case; `*.example.com` matches all subdomains of `example.com`.
     pub hosts: Vec<String>,
     /// Networks.
     pub networks: Vec<IpNet>,
@@ -52,12 +52,12 @@ pub struct Egress {
 #[error("its address is not allowed")]
 pub(crate) struct NotAllowed;
 
-/// Why a URL may not be asked.
+/// Reason for which a URL is denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Denied {
-    /// Its address is not allowed.
+    /// The address is not allowed.
     Address,
-    /// It is not https, and its host is none that the operator names.
+    /// The URL is not https, and the operator does not name its host.
     PlainText,
 }
 
@@ -95,7 +95,7 @@ impl Egress {
     }
 
     /// The allowed addresses of a host. Empty when it has others only.
-    pub(crate) async fn find(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    pub(crate) async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let any = self.allows_host(host);
         let found = tokio::net::lookup_host((host, port)).await?;
         Ok(found.filter(|address| any || self.allows(address.ip())).collect())
@@ -143,7 +143,7 @@ impl Resolve for Egress {
     fn resolve(&self, name: Name) -> Resolving {
         let egress = self.clone();
         Box::pin(async move {
-            let allowed = egress.find(name.as_str(), 0).await?;
+            let allowed = egress.resolve(name.as_str(), 0).await?;
             if allowed.is_empty() { Err(NotAllowed.into()) } else { Ok(Box::new(allowed.into_iter()) as Addrs) }
         })
     }

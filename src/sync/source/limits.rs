@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_can_tell_of_a_limit_too() {
+    fn a_body_can_report_a_limit() {
         for (body, expected) in [
             (json!({"message": "You have exceeded a secondary rate limit. Please wait"}), true),
             (json!({"message": "API rate limit exceeded for 1.2.3.4"}), true),

@@ -1,23 +1,24 @@
-//! The page after this one, as the header `Link` of its answer tells (RFC 8288).
+//! Next page, from the header `Link` of an answer (RFC 8288).
 
 use reqwest::{
     Url,
     header::{HeaderMap, LINK},
 };
 
-use super::{Failure, answer::unusable};
+use super::{RequestFailure, answer::unusable};
 
 const BLANK: [char; 2] = [' ', '\t'];
-/// Longest address that is followed, in bytes: it stands in the run's checkpoint.
+/// Largest length of an address that is followed, in bytes: the checkpoint of the run contains it.
 const MAX_ADDRESS: usize = 8 << 10;
 
 /// The address of the first link with `rel="next"`. `None`: this is the last page.
 ///
 /// # Errors
 /// When a header is malformed: pages after this one would be taken for not there. When the link leads elsewhere.
-pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Failure> {
+pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, RequestFailure> {
     for header in headers.get_all(LINK) {
-        let links = header.to_str().ok().and_then(read).ok_or_else(|| unusable("its header Link cannot be read"))?;
+        let links =
+            header.to_str().ok().and_then(parse_links).ok_or_else(|| unusable("its header Link cannot be read"))?;
         if let Some(link) = links.iter().find(|link| link.is_next()) {
             let next = follow(asked, link.target)?;
             return if next == *asked { Err(unusable("its header Link leads to itself")) } else { Ok(Some(next)) };
@@ -26,11 +27,11 @@ pub(super) fn next(headers: &HeaderMap, asked: &Url) -> Result<Option<Url>, Fail
     Ok(None)
 }
 
-/// An address as seen from another one.
+/// Resolves an address relative to another one.
 ///
 /// # Errors
-/// When it is not at the same scheme, host and port: the requests carry secrets.
-pub(super) fn follow(from: &Url, address: &str) -> Result<Url, Failure> {
+/// When the address has another scheme, host or port: the requests carry secrets.
+pub(super) fn follow(from: &Url, address: &str) -> Result<Url, RequestFailure> {
     let stays = |url: &Url| url.origin() == from.origin() && url.username().is_empty() && url.password().is_none();
     let mut url = from.join(address).ok().filter(stays).ok_or_else(|| {
         unusable("its header Link leads to another scheme, host or port than source.rest.endpoint, or to none")
@@ -43,9 +44,9 @@ pub(super) fn follow(from: &Url, address: &str) -> Result<Url, Failure> {
 #[derive(Debug, PartialEq)]
 struct Link<'a> {
     target: &'a str,
-    /// Its relations, separated by blanks.
+    /// Relations of the link, separated by blanks.
     rel: String,
-    /// It is a link from somewhere else.
+    /// True when the link has another context than the page.
     is_anchored: bool,
 }
 
@@ -56,7 +57,7 @@ impl Link<'_> {
 }
 
 /// The links in a header. `None`: it is malformed.
-fn read(mut text: &str) -> Option<Vec<Link<'_>>> {
+fn parse_links(mut text: &str) -> Option<Vec<Link<'_>>> {
     let mut links = Vec::new();
     loop {
         text = text.trim_start_matches([' ', '\t', ',']);
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_is_malformed_or_leads_elsewhere_is_not_the_end_of_the_walk() {
+    fn a_malformed_or_foreign_link_does_not_end_the_walk() {
         let long = format!("</{}>; rel=next", "x".repeat(8 << 10));
         for (given, why) in [
             ("https://a.example/2; rel=next", "cannot be read"),

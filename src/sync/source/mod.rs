@@ -19,13 +19,13 @@ use serde_json::{Map, Value};
 use super::{Error, json, keys};
 use crate::{
     api::conditions::reasons,
+    connection_error,
     domain::{
         source::{Asking, By, Pages, Request, SourceSpec},
-        template,
+        url_template,
     },
-    network,
 };
-pub use answer::Page;
+pub use answer::SourcePage;
 use answer::{End, unusable};
 pub use egress::Egress;
 use egress::{Denied, NotAllowed};
@@ -36,7 +36,7 @@ const MAX_ANSWER: usize = 16 << 20;
 /// Longest address that keys are put into, in bytes. Many servers take half of it.
 const MAX_ADDRESS: usize = 16 << 10;
 
-/// What was read from Secrets for a source. Not to be shown.
+/// Secrets of a source. Must not be shown.
 #[derive(Default)]
 pub struct Secrets {
     /// Values of headers, by name.
@@ -45,22 +45,22 @@ pub struct Secrets {
     pub ca: Option<Vec<u8>>,
 }
 
-/// An API that says what documents should be.
+/// Client of the API of a source.
 #[derive(Clone)]
-pub struct Source {
+pub struct SourceClient {
     client: Client,
     endpoint: Url,
     spec: SourceSpec,
 }
 
-/// What the source has for one document.
+/// Result of a source for one document.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
-    /// This.
+    /// The source has this result.
     Result(Value),
-    /// Nothing: it says that there is no such thing.
+    /// The source says that it has no such document.
     Missing,
-    /// Nothing, which may have other reasons.
+    /// The source returned no result, which may have other reasons.
     NotReturned,
     /// An error: a word, and a sentence.
     Failed(&'static str, String),
@@ -69,11 +69,11 @@ pub enum Found {
 /// A usable answer.
 #[derive(Debug)]
 pub struct Reply<T> {
-    /// What it holds.
+    /// Content of the answer.
     pub found: T,
     /// True when a part of it failed for a reason that another request may not meet.
     pub is_partial: bool,
-    /// For how long the server wants no more requests after this one.
+    /// Time for which the server asks for no more requests.
     pub pause: Option<Duration>,
 }
 
@@ -86,20 +86,20 @@ impl<T> Reply<T> {
 
 /// A request that has no usable answer, by what may follow from it.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Failure {
-    /// The same request may succeed: the connection, a timeout, or an error of the server.
+pub enum RequestFailure {
+    /// A repeated request may succeed: the failure was one of the connection, a timeout, or an error of the server.
     Transient(Error),
-    /// The server rejects the request for its rate, and says for how long, or does not.
+    /// The server rejects the request for its rate, with or without a duration.
     Limited(Option<Duration>),
     /// The server rejects this request, and perhaps only this one.
     Rejected(Error),
     /// The answer cannot be used.
     Unusable(Error),
-    /// No request can succeed: the credentials, the address.
+    /// No request can succeed: the credentials or the address are wrong.
     Fatal(Error),
 }
 
-impl Failure {
+impl RequestFailure {
     /// The error of a request that concerns more than one document.
     #[must_use]
     pub fn into_error(self) -> Error {
@@ -110,7 +110,7 @@ impl Failure {
     }
 }
 
-impl From<Error> for Failure {
+impl From<Error> for RequestFailure {
     fn from(error: Error) -> Self {
         Self::Fatal(error)
     }
@@ -124,8 +124,8 @@ fn attempt(reason: &'static str, message: impl Into<String>) -> Error {
     Error::Attempt { reason, message: message.into() }
 }
 
-impl Source {
-    /// Where an endpoint's requests go: the host that must be allowed to receive secrets.
+impl SourceClient {
+    /// Host of an endpoint, which must be allowed to receive secrets.
     ///
     /// # Errors
     /// When the endpoint is no URL.
@@ -158,7 +158,7 @@ impl Source {
         Ok(Self { client, endpoint, spec: spec.clone() })
     }
 
-    /// What it was made from.
+    /// Spec of the source.
     pub fn spec(&self) -> &SourceSpec {
         &self.spec
     }
@@ -168,41 +168,49 @@ impl Source {
     ///
     /// # Errors
     /// When there is no usable answer.
-    pub async fn ask(&self, keys: &[Bson], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Failure> {
+    pub async fn request_documents(
+        &self,
+        keys: &[Bson],
+        received: impl FnOnce(),
+    ) -> Result<Reply<Vec<Found>>, RequestFailure> {
         let keys: Vec<String> = keys.iter().map(keys::text).collect();
         let Request::GraphQl { variables, .. } = &self.spec.request else {
-            return self.ask_by_address(&keys, received).await;
+            return self.request_by_url(&keys, received).await;
         };
         let mut variables = variables.clone();
         match (&self.spec.asking, keys.as_slice()) {
             (Asking::PerUser(_), [key]) => variables.insert("id".to_owned(), Value::from(key.as_str())),
             _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
         };
-        let read = |_: &HeaderMap, answer: Option<Value>| answer::read(&self.spec, &keys, answer);
-        Ok(self.send(self.post(variables), received, read).await?)
+        let parse = |_: &HeaderMap, answer: Option<Value>| answer::parse_answer(&self.spec, &keys, answer);
+        Ok(self.send(self.post(variables), received, parse).await?)
     }
 
-    /// The same, with the keys in the address. Those that cannot stand there have failed: the address would be another
-    /// resource's.
-    async fn ask_by_address(&self, keys: &[String], received: impl FnOnce()) -> Result<Reply<Vec<Found>>, Failure> {
+    /// Requests documents with their keys in the address. Keys that cannot be part of an address have failed: the
+    /// address would identify another resource.
+    async fn request_by_url(
+        &self,
+        keys: &[String],
+        received: impl FnOnce(),
+    ) -> Result<Reply<Vec<Found>>, RequestFailure> {
         let is_one = matches!(self.spec.asking, Asking::PerUser(_));
         let fits = |key: &String| !key.is_empty() && (is_one || !key.contains(','));
         let misfit = || Found::Failed("InvalidKey", "its key cannot stand in the address of a request".to_owned());
-        let encoded: Vec<String> = keys.iter().filter(|key| fits(key)).map(|key| template::encode(key)).collect();
-        let place = if is_one { "id" } else { "ids" };
-        let filled = template::fill(&self.spec.endpoint, &[(place, &encoded.join(","))]);
+        let encoded: Vec<String> = keys.iter().filter(|key| fits(key)).map(|key| url_template::encode(key)).collect();
+        let placeholder = if is_one { "id" } else { "ids" };
+        let filled = url_template::fill(&self.spec.endpoint, &[(placeholder, &encoded.join(","))]);
         let Some(address) = filled.filter(|_| !encoded.is_empty()) else {
             return Ok(Reply::whole(vec![misfit(); keys.len()], None));
         };
         if address.len() > MAX_ADDRESS {
             return Err(too_long().into());
         }
-        let read = |_: &HeaderMap, answer: Option<Value>| {
-            let (found, is_partial) = answer::read(&self.spec, keys, answer)?;
+        let parse = |_: &HeaderMap, answer: Option<Value>| {
+            let (found, is_partial) = answer::parse_answer(&self.spec, keys, answer)?;
             let fitting = |(key, found)| if fits(key) { found } else { misfit() };
             Ok((keys.iter().zip(found).map(fitting).collect(), is_partial))
         };
-        match self.send(self.get(self.parsed(&address)?), received, read).await {
+        match self.send(self.get(self.parsed(&address)?), received, parse).await {
             Err(Unanswered::NothingThere(pause, _)) if is_one => Ok(Reply::whole(vec![Found::Missing], pause)),
             reply => Ok(reply?),
         }
@@ -213,18 +221,18 @@ impl Source {
     ///
     /// # Errors
     /// When there is no usable answer.
-    pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<Page>, Failure> {
+    pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<SourcePage>, RequestFailure> {
         let Request::GraphQl { variables, .. } = &self.spec.request else {
             let asked = self.page_address(pages, at, size)?;
-            let read = |headers: &HeaderMap, answer: Option<Value>| {
+            let parse = |headers: &HeaderMap, answer: Option<Value>| {
                 let link = if pages.by == By::Link { links::next(headers, &asked)? } else { None };
                 let end = if headers.contains_key(LINK) { End::Stated } else { End::Absent };
                 let link = link.map(|link| Value::from(link.as_str())).ok_or(end);
                 answer::page(&self.spec, pages, at, answer.unwrap_or_default(), link)
             };
-            return match self.send(self.get(asked.clone()), || (), read).await {
+            return match self.send(self.get(asked.clone()), || (), parse).await {
                 Err(Unanswered::NothingThere(pause, _)) if pages.by == By::Number && *at != pages.first() => {
-                    Ok(Reply::whole(Page::default(), pause))
+                    Ok(Reply::whole(SourcePage::default(), pause))
                 }
                 reply => Ok(reply?),
             };
@@ -232,20 +240,20 @@ impl Source {
         let mut variables = variables.clone();
         variables.insert("first".to_owned(), Value::from(size));
         variables.insert(if pages.by == By::Number { "page" } else { "after" }.to_owned(), at.clone());
-        let read = |_: &HeaderMap, answer: Option<Value>| {
+        let parse = |_: &HeaderMap, answer: Option<Value>| {
             answer::page(&self.spec, pages, at, answer.unwrap_or_default(), Err(End::Absent))
         };
-        Ok(self.send(self.post(variables), || (), read).await?)
+        Ok(self.send(self.post(variables), || (), parse).await?)
     }
 
-    fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, Failure> {
+    fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, RequestFailure> {
         if let (By::Link, Value::String(link)) = (&pages.by, at) {
             return links::follow(&self.endpoint, link);
         }
         let nowhere = || unusable("its cursor cannot stand in an address");
         let at = if at.is_null() { "".into() } else { answer::text(at).ok_or_else(nowhere)? };
-        let (at, size) = (template::encode(&at), size.to_string());
-        let filled = template::fill(&self.spec.endpoint, &[("first", &size), ("page", &at), ("after", &at)]);
+        let (at, size) = (url_template::encode(&at), size.to_string());
+        let filled = url_template::fill(&self.spec.endpoint, &[("first", &size), ("page", &at), ("after", &at)]);
         Ok(self.parsed(&filled.ok_or_else(nowhere)?)?)
     }
 
@@ -276,7 +284,7 @@ impl Source {
         &self,
         request: RequestBuilder,
         received: impl FnOnce(),
-        read: impl FnOnce(&HeaderMap, Option<Value>) -> Result<(T, bool), Failure>,
+        parse: impl FnOnce(&HeaderMap, Option<Value>) -> Result<(T, bool), RequestFailure>,
     ) -> Result<Reply<T>, Unanswered> {
         let mut response = request.send().await.map_err(|error| self.unreached(&error))?;
         let pause = limits::pause(response.headers(), Timestamp::now());
@@ -287,48 +295,48 @@ impl Source {
         let headers = mem::take(response.headers_mut());
         let body = self.receive(&mut response).await?;
         received();
-        let answer = json::read(&body).map_err(|_| unusable("it is no JSON"))?;
-        match read(&headers, answer) {
+        let answer = json::parse(&body).map_err(|_| unusable("it is no JSON"))?;
+        match parse(&headers, answer) {
             Ok((found, is_partial)) => Ok(Reply { found, is_partial, pause }),
-            // The body says that there is a limit, and the headers how long it lasts.
-            Err(Failure::Limited(None)) => Err(Failure::Limited(pause).into()),
+            // The body reports a limit, and the headers its duration.
+            Err(RequestFailure::Limited(None)) => Err(RequestFailure::Limited(pause).into()),
             Err(failure) => Err(failure.into()),
         }
     }
 
-    /// Sorts an answer by its status, and where that does not tell, by its body.
+    /// Classifies an answer by its status, and where that is ambiguous, by its body.
     async fn refused(&self, status: StatusCode, pause: Option<Duration>, response: &mut Response) -> Unanswered {
         let error = refusal(&self.spec, status);
         match status.as_u16() {
             404 | 410 => Unanswered::NothingThere(pause, error),
-            429 => Failure::Limited(pause).into(),
+            429 => RequestFailure::Limited(pause).into(),
             // GitHub limits with 403, and GraphQL servers do with 400.
-            400 | 403 | 503 if pause.is_some() => Failure::Limited(pause).into(),
-            408 | 425 | 500..=599 => Failure::Transient(error).into(),
-            401 | 414 | 300..=399 => Failure::Fatal(error).into(),
-            400 if self.is_rate_limit(response).await => Failure::Limited(None).into(),
-            403 if self.is_rate_limit(response).await => Failure::Limited(Some(limits::SECONDARY_PAUSE)).into(),
-            _ => Failure::Rejected(error).into(),
+            400 | 403 | 503 if pause.is_some() => RequestFailure::Limited(pause).into(),
+            408 | 425 | 500..=599 => RequestFailure::Transient(error).into(),
+            401 | 414 | 300..=399 => RequestFailure::Fatal(error).into(),
+            400 if self.is_rate_limit(response).await => RequestFailure::Limited(None).into(),
+            403 if self.is_rate_limit(response).await => RequestFailure::Limited(Some(limits::SECONDARY_PAUSE)).into(),
+            _ => RequestFailure::Rejected(error).into(),
         }
     }
 
     async fn is_rate_limit(&self, response: &mut Response) -> bool {
         let body = self.receive(response).await;
-        let body = body.ok().and_then(|body| json::read(&body).ok().flatten());
+        let body = body.ok().and_then(|body| json::parse(&body).ok().flatten());
         body.is_some_and(|body| limits::is_rate_limit(&body))
     }
 
-    fn unreached(&self, error: &reqwest::Error) -> Failure {
+    fn unreached(&self, error: &reqwest::Error) -> RequestFailure {
         let mut causes = String::new();
         let mut cause = std::error::Error::source(error);
         while let Some(inner) = cause {
             if inner.is::<NotAllowed>() {
-                return Failure::Fatal(not_allowed(&self.spec));
+                return RequestFailure::Fatal(not_allowed(&self.spec));
             }
             causes += &format!("{inner}; ");
             cause = inner.source();
         }
-        Failure::Transient(match network::cause(&causes) {
+        RequestFailure::Transient(match connection_error::known_cause(&causes) {
             _ if error.is_timeout() => {
                 let field = self.spec.field("timeout");
                 attempt("SourceTimeout", format!("the source did not answer within {field}"))
@@ -338,7 +346,7 @@ impl Source {
         })
     }
 
-    async fn receive(&self, response: &mut Response) -> Result<Vec<u8>, Failure> {
+    async fn receive(&self, response: &mut Response) -> Result<Vec<u8>, RequestFailure> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreached(&error))? {
             if body.len() + chunk.len() > MAX_ANSWER {
@@ -414,17 +422,17 @@ fn refusal(spec: &SourceSpec, status: StatusCode) -> Error {
 enum Unanswered {
     /// There is nothing at the address. What that means depends on what was asked for.
     NothingThere(Option<Duration>, Error),
-    /// It failed.
-    Failed(Failure),
+    /// The request failed.
+    Failed(RequestFailure),
 }
 
-impl From<Failure> for Unanswered {
-    fn from(failure: Failure) -> Self {
+impl From<RequestFailure> for Unanswered {
+    fn from(failure: RequestFailure) -> Self {
         Self::Failed(failure)
     }
 }
 
-impl From<Unanswered> for Failure {
+impl From<Unanswered> for RequestFailure {
     fn from(unanswered: Unanswered) -> Self {
         match unanswered {
             Unanswered::NothingThere(_, error) => Self::Rejected(error),

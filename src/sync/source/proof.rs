@@ -9,17 +9,17 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Failure, Page,
+    RequestFailure, SourcePage,
     answer::{End, unusable},
 };
 use crate::{domain::source::Pages, sync::keys};
 
-/// Why a walk does not prove that the source has nothing more.
+/// Reason for which a walk does not prove that the source has no more results.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
-    /// A full page does not say how to go on, as where `pagination.nextPath` has a typing error.
+    /// A full page has no next page, as where `pagination.nextPath` has a typing error.
     NoWayOn,
-    /// A page says that there are more, and not how to get there.
+    /// A page says that there are more pages, but not how to request them.
     Stuck,
     /// A page listed only what was on pages before it.
     NothingNew,
@@ -50,19 +50,19 @@ impl fmt::Display for Doubt {
     }
 }
 
-/// What an attempt knows of a walk through pages.
+/// State of a walk through pages in an attempt.
 #[derive(Default)]
 pub struct Walk {
     /// Hashes of the keys on the pages of this attempt.
     listed: HashSet<u64>,
-    /// Hashes of the places of its pages.
-    places: HashSet<u64>,
+    /// Hashes of the identifiers of its pages.
+    seen_pages: HashSet<u64>,
     hasher: RandomState,
     /// Results with different keys, those of earlier attempts included.
     distinct: u64,
     /// Number of results that the source gave on the first page.
     total: Option<u64>,
-    /// The same of the last page that gave one: an empty last page, or 404, has none.
+    /// Total of the last page that has one: an empty last page, or 404, has none.
     last_total: Option<u64>,
 }
 
@@ -73,13 +73,19 @@ impl Walk {
         Self { distinct, total, last_total: total, ..Self::default() }
     }
 
-    /// Looks at a page, `at` which about `size` results were asked for. Fills in what only the whole walk knows, and ends the walk
-    /// where going on would list nothing new.
+    /// Observes the page that was requested at `at` for about `size` results. Fills in what only the whole walk
+    /// knows, and ends the walk where it would list nothing new.
     ///
     /// # Errors
-    /// When the page leads back to one that was there before.
-    pub fn observe(&mut self, page: &mut Page, pages: &Pages, at: &Value, size: usize) -> Result<(), Failure> {
-        self.places.insert(self.hash(&at.to_string()));
+    /// When the page links to an earlier page.
+    pub fn observe(
+        &mut self,
+        page: &mut SourcePage,
+        pages: &Pages,
+        at: &Value,
+        size: usize,
+    ) -> Result<(), RequestFailure> {
+        self.seen_pages.insert(self.hash(&at.to_string()));
         let hashes: Vec<u64> = page.results.iter().map(|(key, _)| self.hash(&keys::text(key))).collect();
         page.new = hashes.into_iter().filter(|hash| self.listed.insert(*hash)).count();
         self.distinct += page.new as u64;
@@ -90,7 +96,7 @@ impl Walk {
         if pages.ends_short && is_short {
             (page.next, page.end) = (None, End::Stated);
         }
-        if page.next.as_ref().is_some_and(|next| self.places.contains(&self.hash(&next.to_string()))) {
+        if page.next.as_ref().is_some_and(|next| self.seen_pages.contains(&self.hash(&next.to_string()))) {
             return Err(unusable("it leads to a page that was there before"));
         }
         let is_repeated = count > 0 && page.new == 0;
@@ -132,9 +138,9 @@ mod tests {
     use bson::Bson;
     use jsonptr::PointerBuf;
 
-    fn page(keys: &[i32], next: Option<i32>, end: End, total: Option<u64>) -> Page {
+    fn page(keys: &[i32], next: Option<i32>, end: End, total: Option<u64>) -> SourcePage {
         let results = keys.iter().map(|key| (Bson::from(*key), Found::Missing)).collect();
-        Page { results, next: next.map(Value::from), end, total, ..Page::default() }
+        SourcePage { results, next: next.map(Value::from), end, total, ..SourcePage::default() }
     }
 
     #[test]

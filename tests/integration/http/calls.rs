@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sync_operator::{
     api::{SyncJob, syncjob::SyncMode},
     domain::job::{is_complete, is_finished},
-    http::Settings,
+    http::HttpSettings,
 };
 
 use super::{Answer, Sidecar, settings};
@@ -395,7 +395,7 @@ async fn more_calls_than_there_is_room_for_are_sent_away() {
     let world = World::new().await;
     let one = NonZeroU32::MIN;
     let many = NonZeroU32::new(1000).unwrap();
-    let settings = Settings { requests_at_a_time: one, ..settings(None, many) };
+    let settings = HttpSettings { requests_at_a_time: one, ..settings(None, many) };
     let sidecar = Sidecar::with(&world, settings).await;
     let (mut sender, body) = futures::channel::mpsc::channel::<Result<&str, std::io::Error>>(1);
     let slow = Request::post("/jobs/cleanup").header("content-type", "application/json");

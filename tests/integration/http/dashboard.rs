@@ -17,7 +17,7 @@ use kube::{
 use serde_json::{Value, json};
 use sync_operator::{
     api::{SCHEDULE_LABEL, SyncJob, SyncJobSpec},
-    http::{ReadAccess, Sessions, Settings},
+    http::{HttpSettings, ReadAccess, Sessions},
 };
 use tokio::time::Instant;
 
@@ -468,9 +468,9 @@ async fn older_runs_are_a_page_away_with_the_same_filters() {
     assert!(runs(&first).is_disjoint(&runs(&second)) && !second.contains("Older runs"));
 }
 
-fn settings(dashboard: Option<Sessions>) -> Settings {
+fn settings(dashboard: Option<Sessions>) -> HttpSettings {
     let many = 1000.try_into().unwrap();
-    Settings { dashboard, ..super::settings(Some(ReadAccess::Open), many) }
+    HttpSettings { dashboard, ..super::settings(Some(ReadAccess::Open), many) }
 }
 
 /// Times and sizes with many objects. docs/testing.md says how to run it.

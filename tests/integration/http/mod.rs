@@ -22,7 +22,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use serde_json::Value;
-use sync_operator::http::{LeaseName, Objects, ReadAccess, Sessions, Settings, Standings, State, router};
+use sync_operator::http::{HttpSettings, HttpState, LeaseName, Objects, ReadAccess, ScheduleHealth, Sessions, router};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -59,22 +59,22 @@ impl Sidecar {
     pub async fn new(world: &World, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
         let dashboard = Some(Sessions::new(None, false).unwrap());
         let settings = settings(reads, requests_per_second.try_into().unwrap());
-        Self::with(world, Settings { dashboard, ..settings }).await
+        Self::with(world, HttpSettings { dashboard, ..settings }).await
     }
 
-    pub async fn with(world: &World, settings: Settings) -> Self {
+    pub async fn with(world: &World, settings: HttpSettings) -> Self {
         let (objects, watches) = Objects::watch(world.client.clone(), Some(&world.name));
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(watches));
         objects.listed().await;
-        let state = State {
+        let state = HttpState {
             queue: world.queue(),
             cluster: None,
             leadership: watch::channel(None).1,
             worker_health: watch::channel(None).1,
             lacks_mongodb: watch::channel(false).1,
             objects: None,
-            standings: Standings::default(),
+            schedule_health: ScheduleHealth::default(),
         };
         let router = router(state, objects, settings, "test", stop.clone());
         Self { router, stop }
@@ -121,10 +121,10 @@ impl Sidecar {
 }
 
 /// Without a dashboard, at no special path.
-pub fn settings(reads: Option<ReadAccess>, requests_per_second: NonZeroU32) -> Settings {
+pub fn settings(reads: Option<ReadAccess>, requests_per_second: NonZeroU32) -> HttpSettings {
     let requests_at_a_time = 64.try_into().unwrap();
     let lease = LeaseName { namespace: Some("default".to_owned()), name: "sync-operator".to_owned() };
-    Settings {
+    HttpSettings {
         reads,
         requests_per_second,
         requests_at_a_time,

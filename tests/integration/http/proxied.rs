@@ -15,7 +15,7 @@ use kube::{Api, api::PostParams};
 use serde_json::json;
 use sync_operator::{
     api::GROUP,
-    http::{Proxies, ReadAccess, Sessions, Settings},
+    http::{HttpSettings, Proxies, ReadAccess, Sessions},
 };
 
 use super::{
@@ -38,7 +38,7 @@ async fn sidecar(world: &World, prefix: Option<&str>) -> Sidecar {
     let dashboard = Some(Sessions::new(None, false).unwrap());
     let prefix = prefix.map(|prefix| prefix.parse().unwrap());
     let settings = settings(Some(ReadAccess::Open), 1000.try_into().unwrap());
-    Sidecar::with(world, Settings { dashboard, proxies: Some(proxies), prefix, ..settings }).await
+    Sidecar::with(world, HttpSettings { dashboard, proxies: Some(proxies), prefix, ..settings }).await
 }
 
 /// Gives a user or a group rights in the world's namespace.

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use sync_operator::{
     api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus, syncschedule::ActiveRun},
-    domain::schedule::{Parsed, job_for},
+    domain::schedule::{Parsed, build_job},
 };
 
 use super::Local;
@@ -309,7 +309,7 @@ fn sample(path: &str, upstream: &Upstream, world: &World, collection: &str) -> (
     }
     let schedule: SyncSchedule = serde_json::from_value(object).unwrap();
     let run = ActiveRun { name: schedule.name_any(), uid: None, slot: Time(Timestamp::now()), trigger: None };
-    (job_for(&schedule, Parsed::new(&schedule.spec).ok().as_ref(), &run), manifest)
+    (build_job(&schedule, Parsed::new(&schedule.spec).ok().as_ref(), &run), manifest)
 }
 
 #[tokio::test]

@@ -1,9 +1,9 @@
-//! One decision a row: what is there and what time it is, and what is to be done.
+//! Table of decisions. Each row has the state and the time, and the expected actions.
 //!
-//! All on one day. The schedule `s` was made at 9:00 and has a slot every ten minutes, of which that of 9:50 was handled
-//! last. A run is named by its slot, `@10:00`, or `@trigger`. In `jobs`, `running`, `cancelling`, `held`, `approved` and
-//! `ending` (held ones), `complete` and `failed` are SyncJobs; in `active`, `waiting` is an entry whose SyncJob was not made
-//! yet. A row lists everything that is done; of the status, only what it is about.
+//! All rows are on one day. The schedule `s` was created at 9:00 and has a slot every ten minutes, of which the one
+//! of 9:50 was handled last. A run is named by its slot, `@10:00`, or `@trigger`. In `jobs`, `running`, `cancelling`,
+//! `held`, `approved` and `ending` (held ones), `complete` and `failed` are SyncJobs; in `active`, `waiting` is an
+//! entry whose SyncJob was not created yet. A row lists all actions, and of the status only the part that it tests.
 
 use std::collections::BTreeMap;
 
@@ -148,8 +148,8 @@ fn given(given: &Value) -> (SyncSchedule, Vec<Arc<SyncJob>>) {
     (schedule, strings(&given["jobs"]).into_iter().map(|text| Arc::new(job(text))).collect())
 }
 
-/// What was decided, in the words of the table. The status only as far as `asked`.
-fn told(plan: &Plan, asked: &Value) -> Value {
+/// Returns the decision in the terms of the table. Of the status, only the keys of `asked`.
+fn outcome_of(plan: &SchedulePlan, asked: &Value) -> Value {
     let shown = |time: &Option<Time>| time.as_ref().map(|time| show(time.0));
     let names = |names: &[String]| names.iter().map(|name| run_of(name)).collect::<Vec<_>>();
     let status = &plan.status;
@@ -177,28 +177,28 @@ fn told(plan: &Plan, asked: &Value) -> Value {
         "stalled": condition(STALLED),
         "reconciling": condition(RECONCILING),
     });
-    let mut told = json!({});
+    let mut outcome = json!({});
     let supersede: Vec<_> = plan.supersede.iter().map(|(held, later)| run_of(held) + " by " + &run_of(later)).collect();
     for (key, list) in [
         ("supersede", supersede),
         ("create", plan.create.iter().map(|run| run_of(&run.name)).collect()),
         ("cancel", names(&plan.cancel)),
         ("delete", names(&plan.delete)),
-        ("events", plan.notes.iter().map(|note| note.reason.to_owned()).collect()),
+        ("events", plan.events.iter().map(|event| event.reason.to_owned()).collect()),
     ] {
         if !list.is_empty() {
-            told[key] = json!(list);
+            outcome[key] = json!(list);
         }
     }
     for key in asked.as_object().unwrap().keys() {
         match key.as_str() {
-            "requeue" => told[key] = json!(plan.requeue.map(|wait| wait.as_secs())),
-            "counted" => told[key] = json!(plan.skipped.iter().copied().collect::<BTreeMap<_, _>>()),
-            key if all.get(key).is_some() => told[key] = all[key].clone(),
+            "requeue" => outcome[key] = json!(plan.requeue.map(|wait| wait.as_secs())),
+            "counted" => outcome[key] = json!(plan.skipped.iter().copied().collect::<BTreeMap<_, _>>()),
+            key if all.get(key).is_some() => outcome[key] = all[key].clone(),
             _ => {}
         }
     }
-    told
+    outcome
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn decisions() {
             json!({"events": ["RunSkipped"], "skip": "@10:00 Deadline", "counted": {"Deadline": 1}, "next": "@10:10"}),
         ),
         (
-            "deadline: told once",
+            "deadline: reported once",
             json!({"spec": {"startingDeadline": "1m"}, "now": "10:01:02", "last": "10:00"}),
             json!({}),
         ),
@@ -633,7 +633,7 @@ fn decisions() {
             json!({"active": ["@09:50"], "activeCount": 0}),
         ),
         (
-            "held: an unknown one gets into the books, and is in nobody's way",
+            "held: an unknown run is added to active, and blocks no other run",
             json!({"jobs": ["@09:50 held"], "now": "10:00"}),
             json!({"create": ["@10:00"], "active": ["@09:50", "@10:00 waiting"], "total": 2}),
         ),
@@ -700,7 +700,7 @@ fn decisions() {
             json!({"succeeded": 1}),
         ),
         (
-            "invalid: told when first seen",
+            "invalid: reported when first seen",
             json!({"spec": {"interval": "banana"}, "status": "none", "now": "10:00"}),
             json!({"events": ["InvalidSchedule"]}),
         ),
@@ -812,18 +812,18 @@ fn decisions() {
             json!({"held": null}),
         ),
         (
-            "held: nobody approved it",
+            "held: not approved",
             json!({"held": "@09:50", "active": ["@09:50"], "jobs": ["@09:50 unapproved 09:58"], "now": "09:59"}),
             json!({"held": null, "failed": 1}),
         ),
         // History.
         (
-            "books: made by this controller and gone before it was noted: somebody deleted it",
+            "active: created by this controller and gone before its uid was recorded: a user deleted it",
             json!({"active": ["@09:50 waiting"], "made": ["@09:50"], "now": "09:55"}),
             json!({"active": []}),
         ),
         (
-            "books: not made by this controller: a crash came between",
+            "active: not created by this controller: a crash came between",
             json!({"active": ["@09:50 waiting"], "made": ["@09:40"], "now": "09:55"}),
             json!({"create": ["@09:50"], "active": ["@09:50 waiting"]}),
         ),
@@ -849,12 +849,12 @@ fn decisions() {
         ),
         // The API server refuses the SyncJob.
         (
-            "refused: told, and tried again",
+            "refused: reported, and tried again",
             json!({"refused": "create", "active": ["@09:50 waiting"], "now": "09:55"}),
             json!({"create": ["@09:50"], "ready": "False CreateFailed", "reconciling": "True CreateFailed", "requeue": 300}),
         ),
         (
-            "refused: told also after a restart",
+            "refused: reported also after a restart",
             json!({"wasRefused": true, "active": ["@09:50 waiting"], "now": "09:55"}),
             json!({"create": ["@09:50"], "ready": "False CreateFailed"}),
         ),
@@ -976,7 +976,7 @@ fn decisions() {
             let reason = if reason == "create" { reasons::CREATE_FAILED } else { reasons::RECONCILIATION_FAILED };
             Failure { reason, message: "No".to_owned() }
         });
-        let observed = Observed {
+        let observed = ObservedSchedule {
             schedule: &schedule,
             jobs: &jobs,
             made: &made,
@@ -986,7 +986,7 @@ fn decisions() {
             conflicts: &[],
             failure: failure.as_ref(),
         };
-        let decided = told(&decide(&observed, time(row["now"].as_str().unwrap())), &expected);
+        let decided = outcome_of(&decide(&observed, time(row["now"].as_str().unwrap())), &expected);
         if decided != expected {
             wrong.push(format!("{name}\n  expected {expected}\n  decided  {decided}"));
         }

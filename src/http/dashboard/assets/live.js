@@ -1,5 +1,5 @@
-// Fetches the page's main part anew when /ui/events tells that something changed, at most once a second. Where there are no
-// events, and for what they do not tell (how long ago something was), it looks every few seconds.
+// Fetches the main part of the page again after an event of /ui/events, at most once a second. Without events, and
+// for relative times, which have no events, it fetches every few seconds.
 "use strict";
 const LEAST = 1000, WITH_EVENTS = 30000, WITHOUT = 5000;
 const sign = document.getElementById("live");
@@ -9,7 +9,7 @@ const main = () => document.getElementById("main");
 
 function refresh() {
   waiting = null;
-  // Nobody looks, or somebody is about to choose or to type.
+  // The page is hidden, or the user is choosing or typing.
   const field = document.activeElement;
   const typing = field?.matches("main input") && field.value !== field.defaultValue;
   const choosing = field?.matches("main select") || main().querySelector("input:checked");
@@ -18,11 +18,11 @@ function refresh() {
   htmx.trigger(main(), "refresh");
 }
 
-function soon() {
+function scheduleRefresh() {
   waiting ??= setTimeout(refresh, Math.max(0, last + LEAST - Date.now()));
 }
 
-function say() {
+function showState() {
   sign.textContent = live ? "live" : "every 5 s";
   sign.className = live ? "on" : "";
 }
@@ -30,26 +30,26 @@ function say() {
 function listen() {
   const url = main().dataset.events;
   if (!url) return;
-  // It comes back by itself, with the id of the last event, unless it was refused.
+  // An EventSource reconnects by itself, with the id of the last event, unless it was refused.
   events = new EventSource(url);
-  const set = (now) => () => { live = now; say(); };
+  const set = (now) => () => { live = now; showState(); };
   events.addEventListener("open", set(true));
   events.addEventListener("error", set(false));
-  events.addEventListener("changed", soon);
+  events.addEventListener("changed", scheduleRefresh);
 }
 
-function look() {
-  // Browsers keep few connections to a host, so pages that nobody sees hold none.
+function onVisibilityChange() {
+  // Browsers keep few connections to a host, so hidden pages hold none.
   events?.close();
   live = false;
   if (document.hidden) return;
   listen();
-  soon();
+  scheduleRefresh();
 }
 
 if (main().hasAttribute("data-live")) {
-  say();
+  showState();
   listen();
   setInterval(() => { if (Date.now() - last >= (live ? WITH_EVENTS : WITHOUT)) refresh(); }, 1000);
-  document.addEventListener("visibilitychange", look);
+  document.addEventListener("visibilitychange", onVisibilityChange);
 }

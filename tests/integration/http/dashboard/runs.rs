@@ -57,7 +57,7 @@ async fn a_run_tells_its_attempts_its_failures_its_events_and_where_its_logs_are
     let world = World::new().await;
     let logs = "https://logs.example/?q={uid}&name={name}".parse().unwrap();
     let sessions = Sessions::new(None, false).unwrap();
-    let sidecar = Sidecar::with(&world, Settings { logs: Some(logs), ..settings(Some(sessions)) }).await;
+    let sidecar = Sidecar::with(&world, HttpSettings { logs: Some(logs), ..settings(Some(sessions)) }).await;
     let here = &world.name;
     let job = apply_job(&world, "failed", json!({"priority": 7})).await;
     let other = apply_job(&world, "other", json!({})).await;

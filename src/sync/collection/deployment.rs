@@ -1,0 +1,226 @@
+//! The MongoDB deployment, and what of it a run may work on.
+
+use std::{path::Path, time::Duration};
+
+use bson::{DateTime, Document, doc};
+use jiff::Timestamp;
+use mongodb::{
+    Client,
+    options::{ClientOptions, ReadConcern, Tls, TlsOptions, WriteConcern},
+};
+
+use super::{
+    Listing, State, TargetCollection, both,
+    due::{AccessPlan, DueFilter},
+    within,
+};
+use crate::{
+    connection_error,
+    domain::{
+        run::RunSpec,
+        source::{Asking, Missing, SourceName, SourceSpec},
+    },
+    sync::{Error, Unavailable, keys},
+};
+
+/// URL schemes of a connection string.
+const SCHEMES: [&str; 2] = ["mongodb", "mongodb+srv"];
+
+const SERVER_SELECTION: Duration = Duration::from_secs(5);
+/// Largest number of connections to each server, unless the URI sets another. The driver's 10 are fewer than one run
+/// may use, and a write that waits for a connection would count as unanswered.
+const CONNECTIONS: u32 = 256;
+/// A stamp that is so much later than the end of any run that is under way is a mistake, such as a local time that was stored as UTC.
+/// Clocks of servers that take over from each other differ by less.
+const FUTURE: Duration = Duration::from_mins(5);
+
+/// The MongoDB deployment, and which of its databases may be worked on.
+#[derive(Clone, Debug)]
+pub struct Deployment {
+    client: Client,
+    /// `None`: each target has to name its own.
+    default: Option<String>,
+    allowed: Allowed,
+}
+
+/// Which databases targets may name, beside the default one.
+#[derive(Clone, Debug)]
+enum Allowed {
+    Any,
+    Only(Vec<String>),
+}
+
+impl Deployment {
+    /// Opens a deployment, and connects when first used. `allowed`: additional databases that runs may name. `ca`:
+    /// file with a CA bundle (PEM) that verifies the servers, instead of the built-in roots.
+    ///
+    /// # Errors
+    /// When the URI cannot be used. The text does not hold the URI.
+    pub async fn new(uri: &str, default: &str, allowed: &[String], ca: Option<&Path>) -> Result<Self, Unavailable> {
+        let (client, _) = open(uri, ca).await?;
+        Ok(Self { client, default: Some(default.to_owned()), allowed: Allowed::Only(allowed.to_vec()) })
+    }
+
+    /// A deployment of which targets may name any database. `default`: database of targets that name none; if there is
+    /// none, the URI's.
+    ///
+    /// # Errors
+    /// When the URI cannot be used. The text does not hold the URI.
+    pub async fn for_local_run(uri: &str, default: Option<&str>, ca: Option<&Path>) -> Result<Self, Unavailable> {
+        let (client, in_uri) = open(uri, ca).await?;
+        Ok(Self { client, default: default.map(str::to_owned).or(in_uri), allowed: Allowed::Any })
+    }
+
+    /// Returns the time of MongoDB's clock (`localTime` of `hello`), to the millisecond.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer.
+    pub async fn time(&self) -> Result<Timestamp, Error> {
+        let hello = within(async { Ok(self.client.database("admin").run_command(doc! {"hello": 1}).await?) }).await?;
+        let time = hello.get_datetime("localTime").ok().map(|time| time.timestamp_millis());
+        let time = time.and_then(|millis| Timestamp::from_millisecond(millis).ok());
+        time.ok_or_else(|| Error::Attempt {
+            reason: "ServerError",
+            message: "MongoDB's answer to hello has no localTime".to_owned(),
+        })
+    }
+
+    /// Pings MongoDB.
+    ///
+    /// # Errors
+    /// When MongoDB does not answer.
+    pub async fn ping(&self) -> Result<(), Error> {
+        within(async { Ok(self.client.database("admin").run_command(doc! {"ping": 1}).await?) }).await.map(drop)
+    }
+
+    /// The documents of a run that started at `started`, at the time `now`. `namespace` is that of its SyncJob, to which the name of
+    /// its source belongs.
+    ///
+    /// # Errors
+    /// When the spec names a database that is not allowed, or a filter that is no query.
+    pub fn target(
+        &self,
+        spec: &RunSpec,
+        namespace: &str,
+        started: Timestamp,
+        now: Timestamp,
+    ) -> Result<TargetCollection, Error> {
+        let Some(name) = spec.database.as_deref().or(self.default.as_deref()) else {
+            return Err(Error::InvalidTarget(
+                "target.database is not set, and there is no default: set it, or MONGODB_DATABASE, or name a database in MONGODB_URI, such as mongodb://localhost:27017/codex"
+                    .to_owned(),
+            ));
+        };
+        let default = self.default.as_deref().unwrap_or_default();
+        if let Allowed::Only(allowed) = &self.allowed
+            && name != default
+            && !allowed.iter().any(|allowed| allowed == name)
+        {
+            return Err(Error::InvalidTarget(format!(
+                "target.database {name:?} is not allowed: use {default:?}, or start the operator with --allowed-databases {name}"
+            )));
+        }
+        let filter = Document::try_from(spec.filter.clone())
+            .map_err(|error| Error::InvalidTarget(format!("target.filter is no extended JSON: {error}")))?;
+        let filter = match spec.subset.keys.as_slice() {
+            [] => filter,
+            keys => both(
+                filter,
+                doc! {&spec.key_field: {"$in": keys.iter().flat_map(|key| keys::spellings(key)).collect::<Vec<_>>()}},
+            ),
+        };
+        // Documents without a key do not belong to the source. In MongoDB, null also matches a missing field.
+        let filter = match spec.source {
+            Some(_) if spec.key_field != "_id" => both(filter, doc! {&spec.key_field: {"$ne": null}}),
+            _ => filter,
+        };
+        let source = spec.source.as_ref();
+        let state = source.map(|source| State::new(source.name.state_path(namespace)));
+        let progress = state.as_ref().map_or_else(|| spec.last_synced_field.clone(), |state| state.at.clone());
+        let is_named = |source: &&SourceSpec| matches!(source.name, SourceName::Given(_));
+        let now = started.max(now);
+        let (ahead, future) = (after(now, FUTURE), after(now, spec.active_deadline + FUTURE));
+        let due = due(spec, &progress, started, future);
+        let removal = source.filter(is_named).filter(|_| spec.subset.is_everything());
+        let database = self.client.database(name);
+        Ok(TargetCollection {
+            collection: database.collection(&spec.collection),
+            database,
+            key: spec.key_field.clone(),
+            stamp_field: spec.last_synced_field.clone(),
+            selection: due.as_ref().map_or_else(|| filter.clone(), |due| both(filter.clone(), due.query())),
+            due,
+            progress,
+            filter,
+            stamp: DateTime::from_millis(started.as_millisecond()),
+            ahead,
+            future,
+            batch_size: spec.batch_size,
+            read_limit: spec.active_deadline,
+            mapping: source.map(|source| source.mapping.clone()),
+            state,
+            missing: source.map_or(Missing::Fail, |source| source.missing.clone()),
+            removal: removal.and_then(|source| match &source.missing {
+                Missing::Remove(removal) => Some(removal.clone()),
+                _ => None,
+            }),
+            listing: match source {
+                Some(SourceSpec { asking: Asking::Pages(_), upsert, .. }) => Listing::Pages { upsert: *upsert },
+                _ => Listing::Documents,
+            },
+            transaction: spec.transaction,
+            journal: None,
+            dry_run: spec.dry_run,
+        })
+    }
+}
+
+/// Opens a client, and returns it with the database that the URI names.
+async fn open(uri: &str, ca: Option<&Path>) -> Result<(Client, Option<String>), Unavailable> {
+    let unusable = |error: mongodb::error::Error| Unavailable(Error::from(error).to_string());
+    let mut options = ClientOptions::parse(uri).await.map_err(|error| match *error.kind {
+        mongodb::error::ErrorKind::InvalidArgument { .. } => {
+            Unavailable(connection_error::connection_string_mistake(uri, &SCHEMES))
+        }
+        _ => unusable(error),
+    })?;
+    options.app_name.get_or_insert_with(|| "sync-operator".to_owned());
+    options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
+    options.connect_timeout.get_or_insert(SERVER_SELECTION);
+    options.max_pool_size.get_or_insert(CONNECTIONS);
+    if let Some(ca) = ca {
+        let mut tls = match options.tls.take() {
+            Some(Tls::Enabled(tls)) => tls,
+            _ => TlsOptions::default(),
+        };
+        tls.ca_file_path = Some(ca.to_owned());
+        options.tls = Some(Tls::Enabled(tls));
+    }
+    options.write_concern = Some(WriteConcern::majority());
+    // A stamp that another worker wrote counts only once it cannot be rolled back any more.
+    options.read_concern = Some(ReadConcern::majority());
+    // The checkpoint and the guard make repeating a batch safe; the driver's retries would halve the rate.
+    options.retry_writes = Some(false);
+    let database = options.default_database.clone();
+    Ok((Client::with_options(options).map_err(unusable)?, database))
+}
+
+fn after(now: Timestamp, time: Duration) -> DateTime {
+    DateTime::from_millis(now.as_millisecond().saturating_add(time.as_millis() as i64))
+}
+
+/// Filter of the documents that are due for an Incremental run. The filter includes documents that the run has
+/// handled itself, so that a run that starts over counts them.
+fn due(spec: &RunSpec, progress: &str, started: Timestamp, future: DateTime) -> Option<DueFilter> {
+    let stale_after = spec.stale_after?;
+    let stamp = DateTime::from_millis(started.as_millisecond());
+    Some(DueFilter {
+        progress: progress.to_owned(),
+        stale: DateTime::from_millis(stamp.timestamp_millis().saturating_sub(stale_after.as_millis() as i64)),
+        future,
+        // With a source, it is the time of the fetch.
+        own: if spec.source.is_some() { doc! {"$gte": stamp}.into() } else { stamp.into() },
+        access: AccessPlan::Scan,
+        are_few: None,
+    })
+}

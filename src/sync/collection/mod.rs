@@ -1,0 +1,343 @@
+//! The MongoDB collection a run works on: counting, walking and stamping it.
+
+mod apply;
+mod deployment;
+mod due;
+mod journal;
+mod pages;
+mod removal;
+mod stamp;
+mod statement;
+mod transaction;
+mod walk;
+
+use std::{collections::HashSet, future::Future, time::Duration};
+
+use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
+use mongodb::{Collection, Database, error::ErrorKind};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use self::{due::DueFilter, journal::Journal};
+use super::{Doubt, Error, keys};
+use crate::{
+    api::{syncjob::DocumentFailure, truncate},
+    domain::source::{Mapped, Missing, Removal},
+};
+
+pub use deployment::Deployment;
+pub use journal::{FoundJournal, PutBack};
+pub use removal::{RemovalCandidates, States};
+
+/// Longest wait for one answer of MongoDB.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest update command, below the 16 MiB of a BSON document.
+const MAX_COMMAND: usize = 8 << 20;
+/// Code of an answer about a collection that does not exist.
+const NO_COLLECTION: i32 = 26;
+
+/// The documents one run works on.
+#[derive(Clone, Debug)]
+pub struct TargetCollection {
+    database: Database,
+    collection: Collection<RawDocumentBuf>,
+    key: String,
+    /// Field that receives the time of the sync, for people.
+    stamp_field: String,
+    /// Field by which the run knows what it has done: the stamp, or with a source its confirmation, which other sources and
+    /// runs without one do not touch.
+    progress: String,
+    /// The documents that the spec is about.
+    filter: Document,
+    /// Documents that the run has to handle, those it handled already included.
+    selection: Document,
+    /// Filter of the documents that are due, for an Incremental run.
+    due: Option<DueFilter>,
+    /// Time the run started: what is stamped.
+    stamp: DateTime,
+    /// Stamps from this time on are in the future.
+    ahead: DateTime,
+    /// Stamps from this time on are mistakes, and count as none.
+    future: DateTime,
+    batch_size: usize,
+    /// Longest wait for the first documents of a walk, or for more of them: the server may have to read all that there are.
+    read_limit: Duration,
+    /// Mapping of results to fields. `None`: the run has no source.
+    mapping: Option<Vec<Mapped>>,
+    /// Paths of the state of the source in documents.
+    state: Option<State>,
+    missing: Missing,
+    /// Marks and deletions of documents. `None`: the run removes none.
+    removal: Option<Removal>,
+    listing: Listing,
+    /// A batch is written as a whole.
+    transaction: bool,
+    /// Journal of the run.
+    journal: Option<Journal>,
+    dry_run: bool,
+}
+
+/// Meaning of the answers of a source for documents that the source lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listing {
+    /// The source is asked for single documents, so the absence of others means nothing.
+    Documents,
+    /// The source lists all its documents, page by page. With `upsert`, results without a document create one.
+    Pages { upsert: bool },
+}
+
+/// Paths of what a source keeps in the documents.
+#[derive(Clone, Debug)]
+struct State {
+    /// The object that holds all of it.
+    all: String,
+    /// Confirmation: when the source was asked for the answer that listed the document. For a source that is asked for each
+    /// document, when it was last asked for this one.
+    at: String,
+    /// Time of the request whose answer said that the document is gone, for a source that is asked for each document.
+    none: String,
+    /// Mark: since when it does not have the document.
+    gone: String,
+    /// Values that the mark replaced.
+    was: String,
+}
+
+impl State {
+    fn new(all: String) -> Self {
+        let [at, none, gone, was] = ["at", "none", "gone", "was"].map(|field| format!("{all}.{field}"));
+        Self { all, at, none, gone, was }
+    }
+}
+
+/// Neighbouring documents that are written together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    documents: Vec<ReadDocument>,
+}
+
+/// Fields of a document that the walk reads.
+#[derive(Clone, Debug, PartialEq)]
+struct ReadDocument {
+    key: Bson,
+    stamped: Stamped,
+    /// Mapped fields of the document, when there is a source. `None` then: the document does not exist yet.
+    fields: Option<RawDocumentBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stamped {
+    /// Has to be stamped.
+    Due,
+    /// Was stamped by this run before.
+    ByThisRun,
+    /// Carries a later stamp.
+    Later,
+    /// Carries a stamp that no clock shows yet, and which another run may write before this one ends.
+    Ahead,
+    /// The key is an array, which does not identify a document.
+    InvalidKey,
+}
+
+/// Result of a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BatchResult {
+    /// Documents that carry this run's stamp; with a source, those that were changed, marked or deleted.
+    pub updated: i64,
+    /// Documents that were marked.
+    pub marked: i64,
+    /// Documents that were deleted.
+    pub deleted: i64,
+    /// Marked documents that the source has again.
+    pub unmarked: i64,
+    /// Documents that the source does not have, and never had.
+    pub unconfirmed: i64,
+    /// Confirmed documents that the source reported as gone.
+    pub absent: i64,
+    /// Confirmed documents that were changed.
+    pub changed: i64,
+    /// Documents that were confirmed for the first time.
+    pub first_confirmed: i64,
+    /// Documents that carry a later stamp, or are gone, or were as they should be.
+    pub unchanged: i64,
+    /// Documents that could not be brought up to date.
+    pub failures: Vec<DocumentFailure>,
+    /// Keys of the failed documents, as text.
+    pub failed: Vec<String>,
+    /// Keys of documents that would have been written, were this no dry run.
+    pub changes: Vec<String>,
+    /// Key of the batch's last document, as extended JSON.
+    pub cursor: Option<Value>,
+    /// Documents are left as they are because their stamps are in the future.
+    pub has_stamps_ahead: bool,
+    /// End of the page, in a walk through pages.
+    pub page: Option<PageEnd>,
+}
+
+/// End of a page.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PageEnd {
+    /// The page after it.
+    pub next: Option<Value>,
+    /// Number of results.
+    pub results: usize,
+    /// Number of results whose keys cannot be read.
+    pub unreadable: usize,
+    /// Number of results that were on no earlier page.
+    pub new: usize,
+    /// The number of all results that it gives.
+    pub total: Option<u64>,
+    /// Reason for which the walk does not prove that the source has no more results. For the last page.
+    pub doubt: Option<Doubt>,
+    /// Keys of its results that failed.
+    pub failed: Vec<String>,
+    /// Keys of the results in a dry run, which writes no stamps.
+    pub seen: Vec<String>,
+}
+
+impl BatchResult {
+    /// Documents handled.
+    #[must_use]
+    pub fn processed(&self) -> i64 {
+        self.updated + self.unchanged + self.failures.len() as i64
+    }
+
+    fn fail(&mut self, key: &Bson, reason: &str, message: &str) {
+        self.failed.push(keys::text(key));
+        let (key, reason, message) = (keys::show(key), reason.to_owned(), truncate(message));
+        self.failures.push(DocumentFailure { key, reason, message });
+    }
+}
+
+fn both(a: Document, b: Document) -> Document {
+    if a.is_empty() {
+        b
+    } else {
+        doc! {"$and": [a, b]}
+    }
+}
+
+async fn within<T>(operation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    within_limit(OPERATION_TIMEOUT, operation).await
+}
+
+async fn within_limit<T>(limit: Duration, operation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(limit, operation).await.unwrap_or_else(|_| Err(Error::timeout()))
+}
+
+impl TargetCollection {
+    /// The query for documents with this key. A bare value could be read as an operator.
+    fn key_query(&self, key: &Bson) -> Document {
+        doc! {&self.key: {"$eq": key.clone()}}
+    }
+
+    /// Query for documents with one of these keys. A regular expression among the values of `$in` would match other
+    /// keys.
+    fn keys_query(&self, keys: Vec<Bson>) -> Document {
+        if keys.iter().any(|key| matches!(key, Bson::RegularExpression(_))) {
+            doc! {"$or": keys.iter().map(|key| self.key_query(key)).collect::<Vec<_>>()}
+        } else {
+            doc! {&self.key: {"$in": keys}}
+        }
+    }
+}
+
+fn size(statement: &Document) -> usize {
+    bson::serialize_to_vec(statement).map_or(0, |bytes| bytes.len() + 16)
+}
+
+/// Splits what goes into update commands so that none of them is too large.
+fn chunks<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = items;
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = rest.iter().take_while(|item| {
+            sum += size(item);
+            sum <= MAX_COMMAND
+        });
+        let (chunk, later) = rest.split_at(fits.count().max(1).min(rest.len()));
+        rest = later;
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
+impl Batch {
+    /// Number of its documents.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.documents.len()
+    }
+
+    /// True when it has no documents.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.documents.is_empty()
+    }
+
+    /// Keeps the first `count` documents.
+    pub fn truncate(&mut self, count: usize) {
+        self.documents.truncate(count);
+    }
+
+    /// The batch without the documents of these keys, as text.
+    #[must_use]
+    pub fn without(mut self, texts: &HashSet<String>) -> Self {
+        self.documents.retain(|read| !texts.contains(&keys::text(&read.key)));
+        self
+    }
+
+    fn due_documents(&self) -> impl Iterator<Item = &ReadDocument> {
+        self.documents.iter().filter(|read| read.stamped == Stamped::Due)
+    }
+
+    /// Keys of the documents that have to be written.
+    #[must_use]
+    pub fn due(&self) -> Vec<&Bson> {
+        self.due_documents().map(|read| &read.key).collect()
+    }
+
+    /// Keys of all its documents.
+    pub fn keys(&self) -> impl Iterator<Item = &Bson> {
+        self.documents.iter().map(|read| &read.key)
+    }
+
+    /// Last key from which a walk can continue.
+    fn last_key(&self) -> Option<&Bson> {
+        self.documents.iter().rev().find(|read| read.stamped != Stamped::InvalidKey).map(|read| &read.key)
+    }
+
+    fn cursor(&self) -> Option<Value> {
+        self.last_key().map(|key| key.clone().into_canonical_extjson())
+    }
+
+    /// Result of the batch before any write.
+    fn outcome(&self) -> BatchResult {
+        let has_stamps_ahead = self.documents.iter().any(|read| read.stamped == Stamped::Ahead);
+        let mut outcome = BatchResult { cursor: self.cursor(), has_stamps_ahead, ..BatchResult::default() };
+        for read in self.documents.iter().filter(|read| read.stamped == Stamped::InvalidKey) {
+            outcome.fail(&read.key, "InvalidKey", "its key is an array");
+        }
+        outcome
+    }
+}
+
+fn is_command(error: &mongodb::error::Error, codes: &[i32]) -> bool {
+    matches!(&*error.kind, ErrorKind::Command(command) if codes.contains(&command.code))
+}
+
+fn first_error(reply: &Document) -> Option<&Document> {
+    reply.get_array("writeErrors").ok()?.first()?.as_document()
+}
+
+/// Checks for an error of the command that no single document causes.
+fn done(reply: &Document) -> Result<(), Error> {
+    first_error(reply).map_or(Ok(()), |error| Err(Error::server(integer(error, "code") as i32, "", "")))
+}
+
+fn integer(document: &Document, field: &str) -> i64 {
+    match document.get(field) {
+        Some(Bson::Int32(value)) => i64::from(*value),
+        Some(Bson::Int64(value)) => *value,
+        Some(Bson::Double(value)) => *value as i64,
+        _ => 0,
+    }
+}
