@@ -13,7 +13,7 @@ fn read(path: &str) -> String {
 #[test]
 fn each_test_that_is_documented_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = read("docs/testing.md");
+    let page = read("docs/contributing/testing.md");
     let rows = page.lines().filter(|line| line.starts_with('|'));
     let quoted = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
     let named: Vec<_> = quoted.filter_map(|name| name.split_once("::")).collect();
@@ -83,12 +83,12 @@ fn what_to_do_about_each_alert_is_documented() {
     let mut alerts = BTreeSet::new();
     for rule in rules {
         let (alert, annotations) = (rule["alert"].as_str().unwrap(), &rule["annotations"]);
-        let anchor = format!("docs/guide/observability.md#{}", alert.to_lowercase());
+        let anchor = format!("docs/guides/observability.md#{}", alert.to_lowercase());
         assert_eq!(annotations["runbook_url"], anchor.as_str());
         assert!(annotations["summary"].is_string() && annotations["description"].is_string(), "{alert}");
         alerts.insert(alert.to_owned());
     }
-    let page = read("docs/guide/observability.md");
+    let page = read("docs/guides/observability.md");
     let titles = page.lines().filter_map(|line| line.strip_prefix("### ")).map(str::to_owned);
     assert_eq!(titles.collect::<BTreeSet<_>>(), alerts);
 }

@@ -170,7 +170,7 @@ fn errors_for_which_there_is_no_room_are_owned_up_to() {
     assert_eq!(words.replace(second, texts(&["a", "c"]), 1).len(), 2, "there is room again");
 }
 
-/// What 100,000 runs cost, a tenth of them with twenty documents that failed. `docs/testing.md` says how to run it.
+/// What 100,000 runs cost, a tenth of them with twenty documents that failed. `docs/contributing/testing.md` says how to run it.
 #[test]
 #[ignore = "a measurement"]
 fn speed() {
