@@ -175,8 +175,7 @@ fn add_fields(blocks: &mut Vec<String>, path: &str, schema: &Value) {
             continue;
         }
         let rules = field["x-kubernetes-validations"].as_array().into_iter().flatten();
-        let rules: Vec<_> =
-            rules.map(|rule| format!("- {}", wrap(rule["message"].as_str().unwrap(), "  "))).collect();
+        let rules: Vec<_> = rules.map(|rule| format!("- {}", wrap(rule["message"].as_str().unwrap(), "  "))).collect();
         if !rules.is_empty() {
             blocks.extend(["Rules:".to_owned(), rules.join("\n")]);
         }
