@@ -94,6 +94,7 @@ generate: ## Write the generated files
 	operator=$$CARGO_TARGET_DIR/debug/sync-operator
 	for kind in syncschedule syncjob syncalert; do "$$operator" crd $$kind > crds/$${kind}s.yaml; done
 	"$$operator" openapi > docs/reference/openapi.json
+	UPDATE_DOCS=1 cargo test --quiet --lib documentation::the_api_reference
 	tests/chart/generate.sh
 
 one-build: ## Fail when cargo build compiles dependencies anew that cargo test compiled

@@ -1,6 +1,6 @@
 //! A Kubernetes operator that keeps the documents of a MongoDB collection in sync on a schedule.
 //!
-//! `docs/architecture.md` describes how the parts fit together.
+//! `docs/design/architecture.md` describes how the parts fit together.
 
 mod adopt;
 pub mod alerts;

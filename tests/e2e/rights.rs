@@ -7,7 +7,7 @@ use super::{
     support::{Namespace, apply, attempt, eventually, get, kubectl, kubectl_may_fail, run, turn},
 };
 
-const PAGE: &str = "docs/operations.md";
+const PAGE: &str = "docs/operations/runbook.md";
 /// What every account may do: ask what it may do, and find the API.
 const EVERYONE: [&str; 4] = ["selfsubject", "[/", "clustertrustbundles", "Resources"];
 

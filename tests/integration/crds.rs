@@ -730,12 +730,12 @@ async fn every_example_of_the_docs_is_accepted_as_it_stands() {
     let references = ["docs/reference/syncschedule.md", "docs/reference/syncjob.md", "docs/reference/syncalert.md"];
     let guides = [
         "README.md",
-        "docs/quickstart.md",
-        "docs/sources.md",
-        "docs/guide/graphql.md",
-        "docs/guide/rest.md",
-        "docs/guide/removal.md",
-        "docs/guide/alerts.md",
+        "docs/getting-started/quickstart.md",
+        "docs/guides/sources.md",
+        "docs/guides/graphql.md",
+        "docs/guides/rest.md",
+        "docs/guides/removal.md",
+        "docs/guides/alerts.md",
     ];
     for page in guides.into_iter().chain(references) {
         for (kind, spec) in examples(page) {

@@ -299,7 +299,7 @@ async fn the_sample_and_the_guide_bring_what_the_server_has() {
     secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let users = world.database.collection::<Document>("users");
     let (_operator, _) = world.all(&ALLOWED);
-    let guide = std::fs::read_to_string("docs/guide/rest.md").unwrap();
+    let guide = std::fs::read_to_string("docs/guides/rest.md").unwrap();
     let blocks = guide.split("```yaml").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
     let sample = std::fs::read_to_string("manifests/samples/rest/users.yaml").unwrap();
     let schedules = blocks.chain([sample]).filter_map(|text| serde_yaml_ng::from_str::<SyncSchedule>(&text).ok());

@@ -576,14 +576,14 @@ async fn the_samples_and_the_guide_bring_what_gitlab_has() {
     let at = |text: &str| Bson::from(DateTime::parse_rfc3339_str(text).unwrap());
     for (sample, collection, kind, seed, expected) in [
         (
-            "docs/sources.md",
+            "docs/guides/sources.md",
             "users",
             "User",
             doc! {},
             doc! {"profile": {"name": "User 7"}, "registeredAt": at("2024-05-06T07:08:09Z")},
         ),
         (
-            "docs/guide/graphql.md",
+            "docs/guides/graphql.md",
             "users",
             "User",
             doc! {"team": "blue"},

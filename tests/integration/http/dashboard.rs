@@ -473,7 +473,7 @@ fn settings(dashboard: Option<Sessions>) -> HttpSettings {
     HttpSettings { dashboard, ..super::settings(Some(ReadAccess::Open), many) }
 }
 
-/// Times and sizes with many objects. docs/testing.md says how to run it.
+/// Times and sizes with many objects. docs/contributing/testing.md says how to run it.
 #[tokio::test]
 #[ignore = "takes minutes"]
 async fn speed() {

@@ -70,7 +70,7 @@ async fn an_open_page_is_told_that_something_changed_where_it_looks() {
     assert!(timeout(PATIENCE, elsewhere.read()).await.unwrap().is_none());
 }
 
-/// CPU and memory of a sidecar with many open pages, while runs progress. docs/testing.md says how to run it.
+/// CPU and memory of a sidecar with many open pages, while runs progress. docs/contributing/testing.md says how to run it.
 #[tokio::test]
 #[ignore = "takes a minute"]
 async fn load() {
