@@ -1,5 +1,5 @@
-// Fetches the page's main part anew when /ui/events tells that something changed, at most once a second. Where there are no
-// events, and for what they do not tell (how long ago something was), it looks every few seconds.
+// Refreshes the main part of the page after an event of /ui/events, at most once per second. Without events, and to update
+// relative times, the script refreshes the page every few seconds.
 "use strict";
 const LEAST = 1000, WITH_EVENTS = 30000, WITHOUT = 5000;
 const sign = document.getElementById("live");
@@ -9,7 +9,7 @@ const main = () => document.getElementById("main");
 
 function refresh() {
   waiting = null;
-  // Nobody looks, or somebody is about to choose or to type.
+  // The page is hidden, or the user is selecting or typing.
   const field = document.activeElement;
   const typing = field?.matches("main input") && field.value !== field.defaultValue;
   const choosing = field?.matches("main select") || main().querySelector("input:checked");
@@ -30,7 +30,7 @@ function say() {
 function listen() {
   const url = main().dataset.events;
   if (!url) return;
-  // It comes back by itself, with the id of the last event, unless it was refused.
+  // The browser reconnects with the id of the last event, unless the server refused the connection.
   events = new EventSource(url);
   const set = (now) => () => { live = now; say(); };
   events.addEventListener("open", set(true));
@@ -39,7 +39,7 @@ function listen() {
 }
 
 function look() {
-  // Browsers keep few connections to a host, so pages that nobody sees hold none.
+  // Browsers limit the connections to a host, so hidden pages close theirs.
   events?.close();
   live = false;
   if (document.hidden) return;

@@ -1,4 +1,4 @@
-// Says times in the zone of whoever looks, too. Without this script they are in UTC, and those of a schedule in its own zone.
+// Adds times in the time zone of the browser. Without this script, times are in UTC, and slots in the zone of their schedule.
 "use strict";
 {
 const day = new Intl.DateTimeFormat("sv-SE", { dateStyle: "short", timeStyle: "short" });
