@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes what follows from the chart and the CRDs: the chart's CRDs, values.schema.json, README.md and
-# manifests/install.yaml. `generate.sh --check` fails instead when one of them is stale.
+# generate.sh [--check]: writes the files that are generated from the chart and the CRDs: the chart's CRDs, values.schema.json,
+# README.md and manifests/install.yaml. With --check, the script writes nothing, and fails if a file is stale.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
@@ -8,7 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 [[ $# == 0 || $* == --check ]] || { echo "generate.sh [--check]" >&2; exit 2; }
 check=${1:-} stale=0
 
-# generate FILE COMMAND...: FILE is what COMMAND prints.
+# generate FILE COMMAND...: writes the output of COMMAND to FILE.
 generate() {
   local file=$1 new
   shift
@@ -22,7 +22,7 @@ generate() {
   fi
 }
 
-# Both are called by name.
+# `generate` calls these two functions by name.
 # shellcheck disable=SC2317,SC2329
 readme() { helm-docs --chart-search-root "$chart" --sort-values-order file --log-level warning --dry-run; }
 
