@@ -8,7 +8,7 @@ export SYNC_OPERATOR_CACHE ?= $(HOME)/.cache/sync-operator
 export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
 
-.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults model test-chart test-e2e test-times test-faults prove-held prove-incremental prove-model prove-restore prove-upgrade bench bench-peers bench-scale bench-http bench-sources generate build image sbom
+.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults model test-chart test-e2e test-times test-faults prove-held prove-incremental prove-model prove-restore prove-upgrade bench bench-peers bench-scale bench-http bench-sources generate build image sbom notices
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -114,3 +114,7 @@ image: ## Build the container image of a release, with or without Docker, and pr
 
 sbom: ## Write the software bill of materials (CycloneDX) to sync-operator.cdx.json
 	@image/sbom.sh
+
+notices: ## Write the licences of all software in the image to THIRD-PARTY-NOTICES
+	@image/notices.sh THIRD-PARTY-NOTICES
+

@@ -16,3 +16,4 @@ else
   say "$advisories is not reachable: skipping the check for known vulnerabilities" >&2
 fi
 cargo deny --log-level warn check --hide-inclusion-graph "${checks[@]}"
+image/notices_test.sh
