@@ -26,6 +26,7 @@ test: check ## Run every check and test
 
 lint: ## Check the format, the wording, Markdown, shell scripts and Rust lints
 	@cargo fmt --check
+	tests/wording/check.sh
 	tests/scripts/shellcheck.sh
 	cargo clippy --all-targets --quiet -- -D warnings
 
@@ -34,6 +35,7 @@ deny: ## Check licences, origins and known vulnerabilities of the dependencies, 
 
 unit: ## Run the tests that need no servers
 	@tests/demo/kubernetes_test.sh
+	tests/wording/check_test.sh
 	env -u REDIS_URL -u MONGODB_URI -u MONGODB_DATABASE tests/scripts/timed.sh unit --lib --bins
 
 # More threads than cores, because a test waits for more than half of its time.
