@@ -63,7 +63,7 @@ need_engine() {
   if ! engine_pid >/dev/null && engine_answers; then return; fi
   until flock -s 8 && engine_pid >/dev/null; do
     flock 8
-    engine_pid >/dev/null || { say "start a Docker engine"; start_engine; }
+    engine_pid >/dev/null || { say "starting a Docker engine"; start_engine; }
   done
   use_engine
 }

@@ -340,7 +340,7 @@ up() {
     return
   fi
   use_kubernetes
-  step "Installing the resources SyncSchedule, SyncJob and SyncAlert"
+  step "Installing the custom resource definitions"
   kubectl apply -f crds/
   kubectl wait --for=condition=Established --timeout=30s crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev crd/syncalerts.sync.codex.dev
   step "Starting the operator"
