@@ -119,7 +119,7 @@ async fn a_person_finds_runs_and_does_things_to_many() {
     browser.shows("h1", "Retry: 1 run?").await;
     browser.screenshots("bulk-one").await;
     browser.click("main form button").await;
-    browser.shows("h1", "1 run tried again").await;
+    browser.shows("h1", "1 run retried").await;
     browser.shows("main", "No runs are left.").await;
 
     // All that fit.

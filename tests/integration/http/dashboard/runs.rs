@@ -142,7 +142,7 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
     let job = world.jobs().get("held").await.unwrap();
     assert_eq!(job.annotations()["sync.codex.dev/approve"], "1400");
     let page = editor.get(&path).await.text;
-    assert!(page.contains("It is approved") && !page.contains("id=\"approve\""), "{page}");
+    assert!(page.contains("Approved. The run resumes soon.") && !page.contains("id=\"approve\""), "{page}");
 }
 
 #[tokio::test]
