@@ -1,5 +1,5 @@
 # docker build -t sync-operator .
-# `make image` makes the same image without Docker: the build stage is then the machine's own.
+# `make image` builds the same image without Docker. The machine then takes the place of the build stage.
 FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the benchmarks on servers of their own: run.sh own|peers|scale. Progress on standard error, tables on standard output.
-# ROUNDS=3  SIZES="100000 1000000" (users; peers: 100000)
+# run.sh own|peers|scale: starts servers and runs the benchmarks. Prints progress to standard error, and tables to standard
+# output. ROUNDS=3 SIZES="100000 1000000" (users; peers: 100000)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 which=${1:?own, peers or scale}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# binary.sh FOLDER: puts into FOLDER what the image consists of: the program as one static file, with the list of its
-# dependencies inside (cargo auditable), and the certificates of well-known authorities.
+# binary.sh FOLDER: writes the files of the image to FOLDER: the static program with the list of its dependencies (cargo
+# auditable), the CA certificates, and the licences.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/tools.sh"
@@ -18,11 +18,14 @@ need_target() {
 
 need_packages
 need_target
-# jemalloc takes the size of a page from the machine that builds; on arm64 it may be up to 64 KiB where the program runs.
+# jemalloc uses the page size of the build machine by default. On arm64, other machines have pages of up to 64 KiB.
 [[ $target != aarch64-* ]] || export JEMALLOC_SYS_WITH_LG_PAGE=16
 need_cargo_tool cargo-auditable 0.7.7
-slowly "build the program for $target (15 minutes on 2 cores, when nothing is built yet)" 0 \
+slowly "build the program for $target (15 minutes on 2 cores, without a cache)" 0 \
   cargo auditable build --quiet --profile image --locked --target "$target"
 mkdir -p "$out/etc/ssl/certs"
 install -m 0755 "${CARGO_TARGET_DIR:-target}/$target/image/sync-operator" "$out/sync-operator"
 install -m 0644 /etc/ssl/certs/ca-certificates.crt "$out/etc/ssl/certs/"
+install -D -m 0644 LICENSE "$out/licenses/LICENSE"
+image/notices.sh "$out/licenses/THIRD-PARTY-NOTICES"
+chmod 0644 "$out/licenses/THIRD-PARTY-NOTICES"

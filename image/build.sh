@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# build.sh [test]: makes the image sync-operator:VERSION, with Docker where an engine runs, with buildah otherwise, and prints
-# the path of an archive of it (docker load, kind load image-archive). `test`: the image of the end-to-end tests, of
-# the same name and by the same Dockerfile, but with the program that cargo build makes (program.sh).
+# build.sh [test]: builds the image sync-operator:VERSION, with Docker if an engine is running, otherwise with buildah. Prints
+# the path of an archive of the image (docker load, kind load image-archive). `test` builds the image of the end-to-end tests:
+# it has the same name and Dockerfile, but contains the program of cargo build (program.sh).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/tools.sh"
-exec 3>&1 >&2 # the path alone is for whoever called
+exec 3>&1 >&2 # standard output is for the path only
 
 [[ $# == 0 || $* == test ]] || fail "build.sh [test]"
 kind=${1:-release}
@@ -17,7 +17,7 @@ stage=$folder/stage-$kind
 archive=$folder/sync-operator-$version.tar
 [[ $kind == release ]] || archive=$folder/sync-operator-$version-test.tar
 
-# The folder has what the build stage of the Dockerfile would leave in /out, and the rest of that Dockerfile.
+# Fills the folder with the files that the build stage of the Dockerfile writes to /out, and with the rest of that Dockerfile.
 fill_stage() { # SCRIPT
   rm -rf "$stage"
   "image/$1.sh" "$stage/out"
@@ -35,7 +35,7 @@ with_docker() {
   fill_stage program
   docker build --quiet --tag "$name" "$stage" >/dev/null
   docker save --output "$archive" "$name"
-  # A release is what this name stands for outside of the tests.
+  # Outside of the tests, the name refers to a release.
   if [[ $before ]]; then docker tag "$before" "$name"; else docker rmi "$name" >/dev/null; fi
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# deny.sh: checks what the program depends on against deny.toml: licences, versions that are there twice, where it comes
-# from; and known vulnerabilities, where the list of them on GitHub can be reached.
+# deny.sh: checks the dependencies of the program against deny.toml: licences, duplicate versions and origins. Also checks for
+# known vulnerabilities, if the RustSec database on GitHub is reachable.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/tools.sh"
@@ -13,6 +13,7 @@ checks=(bans licenses sources)
 if timeout 20 git ls-remote --quiet "$advisories" HEAD >/dev/null 2>&1; then
   checks+=(advisories)
 else
-  say "$advisories cannot be reached: known vulnerabilities are not looked for" >&2
+  say "$advisories is not reachable: skipping the check for known vulnerabilities" >&2
 fi
 cargo deny --log-level warn check --hide-inclusion-graph "${checks[@]}"
+image/notices_test.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# program.sh FOLDER: puts into FOLDER what the image of the end-to-end tests consists of: the program as `cargo build` makes
-# it, and the libraries that it is linked with. It is the program that all other tests run, so nothing is compiled for it.
+# program.sh FOLDER: writes the files of the image of the end-to-end tests to FOLDER: the program of `cargo build` and its
+# shared libraries. All other tests run the same program, so this script compiles nothing more.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/tools.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sbom.sh: writes what the program consists of, as CycloneDX, to sync-operator.cdx.json.
+# sbom.sh: writes the software bill of materials, in the CycloneDX format, to sync-operator.cdx.json.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/tools.sh"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# What the scripts beside it need; sourced by them. Leaves them in the project's folder.
+# Functions of the scripts in this folder. Sourcing it changes to the project's folder.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}

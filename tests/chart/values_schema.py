@@ -1,7 +1,7 @@
 """Prints the JSON schema of a chart's values: values_schema.py VALUES
 
-A key's type is that of its default, its description the text after `# --`, and a mapping with keys takes no others. Where
-that says too little, a comment before the text adds to it, or with a `type` or `$ref` replaces it:
+The type of a key is the type of its default. Its description is the text after `# --`. A mapping with keys allows no other
+keys. A comment before the text adds to the schema of the key, or replaces it with a `type` or `$ref`:
 
     # @schema {minimum: 1}
     # -- Pods.
@@ -67,7 +67,7 @@ def schema(lines, key, value):
     annotation, text = comments(lines, key)
     made = {"description": text} if text else {}
     if "$ref" in annotation:
-        # draft 7 looks at nothing beside a $ref.
+        # Draft 7 ignores the siblings of a $ref.
         return made | {"allOf": [annotation]}
     if "type" in annotation:
         return made | annotation
@@ -75,7 +75,7 @@ def schema(lines, key, value):
         return made | mapping(lines, value) | annotation
     default = yaml.safe_load(yaml.serialize(value))
     if default is None:
-        raise SystemExit(f"{key.value}, line {key.start_mark.line + 1}: null has no type, add # @schema {{type: …}}")
+        raise SystemExit(f"{key.value}, line {key.start_mark.line + 1}: null has no type: add # @schema {{type: …}}")
     return made | {"type": TYPES[type(default)], "default": default} | annotation
 
 

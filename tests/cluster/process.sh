@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What cluster.sh, kind.sh and demo.sh need to know of processes and ports.
+# Functions for processes and ports, for cluster.sh, kind.sh and demo.sh.
 
-# A pid alone may be another process by now: the start time tells. Fails for one that has ended.
+# Prints the start time of a process, which identifies it after a reuse of its PID. Fails if the process has ended.
 start_time() { # PID
   local stat
   stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1

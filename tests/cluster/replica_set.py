@@ -1,7 +1,6 @@
-"""replica_set.py PORT [MEMBER_PORT...]: exits with 0 once the mongod at 127.0.0.1:PORT can do its part: it is the
-writable primary of its one-member replica set, or, when the members' ports are given, knows a primary.
-Initiates the set if that was not done yet.
-Speaks OP_MSG itself, as neither mongosh nor a driver is at hand."""
+"""replica_set.py PORT [MEMBER_PORT...]: exits with 0 if the mongod at 127.0.0.1:PORT is ready. It is ready as the writable
+primary of its one-member replica set or, with MEMBER_PORTs, if it knows a primary. The script initiates the replica set if
+necessary. It implements OP_MSG, because neither mongosh nor a driver is installed."""
 
 import socket
 import struct
@@ -46,7 +45,7 @@ def main(port, members):
             return 0
         if b"\x02setName\0" not in hello:
             hosts = [{"_id": i, "host": f"127.0.0.1:{p}"} for i, p in enumerate(members or [port])]
-            # Faults are short, and so must elections be.
+            # Faults are short, so elections must be short, too.
             times = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 250, "heartbeatTimeoutSecs": 1}
             config = {"_id": "rs0", "members": hosts, **({"settings": times} if members else {})}
             command(connection, {"replSetInitiate": config})

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command against servers of its own, with the CRDs installed, and stops them afterwards:
-# with-cluster.sh COMMAND [ARGS...]
+# with-cluster.sh COMMAND [ARGS...]: starts test servers with the CRDs, runs COMMAND, and stops the servers.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
@@ -8,7 +7,7 @@ export AXE=$axe BULLMQ_READERS=$readers AIOSMTPD=$aiosmtpd NGINX=$nginx/nginx
 name="test-$$"
 cluster() { "$here/cluster.sh" --name "$name" "$@"; }
 
-# In the background, so that a signal ends it and the servers at once.
+# The command runs in the background, so that a signal stops it and the servers immediately.
 command=
 trap '[[ -z $command ]] || kill "$command" 2>/dev/null || true; cluster down' EXIT
 trap 'exit 143' TERM
@@ -19,7 +18,7 @@ eval "$(cluster env)"
 kubectl apply -f "$here/../../crds" >/dev/null
 kubectl wait --for=condition=Established crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev \
   crd/syncalerts.sync.codex.dev >/dev/null
-# The garbage collector looks for new kinds every 30 s, and once when it starts.
+# The garbage collector discovers new kinds at its start, and then every 30 s.
 cluster stop controller-manager >/dev/null
 cluster start controller-manager >/dev/null
 "$@" &

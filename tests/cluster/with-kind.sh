@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command against a cluster of its own that runs pods, and deletes it afterwards: with-kind.sh COMMAND [ARGS...]
-# With CLUSTER=existing, against the one that KUBECONFIG or kubectl's configuration names, which stays as it is.
+# with-kind.sh COMMAND [ARGS...]: creates a kind cluster, runs COMMAND, and deletes the cluster. With CLUSTER=existing, the
+# script uses the cluster of KUBECONFIG or of kubectl's configuration, and does not delete it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 name="test-$$"
@@ -8,11 +8,11 @@ kind() { "$here/kind.sh" --name "$name" "$@"; }
 
 if [[ ${CLUSTER:-} == existing ]]; then
   kubectl version --request-timeout=10s >/dev/null ||
-    { echo "with-kind.sh: kubectl reaches no cluster: set KUBECONFIG, or choose one with kubectl config use-context" >&2; exit 1; }
+    { echo "with-kind.sh: kubectl reaches no cluster: set KUBECONFIG, or select a context with kubectl config use-context" >&2; exit 1; }
   exec "$@"
 fi
 
-# All in the background, as in with-cluster.sh.
+# The commands run in the background, as in with-cluster.sh.
 command=
 trap '[[ -z $command ]] || kill "$command" 2>/dev/null || true; kind down' EXIT
 trap 'exit 143' TERM

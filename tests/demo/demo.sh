@@ -10,16 +10,16 @@ source tests/cluster/installing.sh
 
 usage() {
   cat <<'END'
-demo.sh up | down: shows a run without Kubernetes, and then the operator at work on Kubernetes. It starts servers of its
-own; CLUSTER=build, kind or envtest says which Kubernetes (tests/demo/kubernetes.sh --help). With CLUSTER=existing it takes
-those of KUBECONFIG, REDIS_URL and MONGODB_URI, and works in a namespace and a database of its own only.
-LOCAL=1 ends after the first run. USERS=N seeds N users instead of 10000.
+demo.sh up | down: shows a run without Kubernetes, and then the operator on Kubernetes. The script starts the servers.
+CLUSTER=build, kind or envtest selects the Kubernetes (tests/demo/kubernetes.sh --help). CLUSTER=existing uses the servers of
+KUBECONFIG, REDIS_URL and MONGODB_URI, and only a separate namespace and database. LOCAL=1 stops after the first run. USERS=N
+seeds N users instead of 10000.
 END
 }
 
 CLUSTER=${CLUSTER:-local}
 rejected=3
-# What the source has of each kind.
+# Number of documents of each kind in the source.
 documents=40
 kinds=(users projects issues pipelines)
 run_limit=60
@@ -28,7 +28,7 @@ log=$state/log
 kubernetes_log=$state/kubernetes.log
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
 programs=$CARGO_TARGET_DIR/debug
-# Processes that end with this script.
+# Processes that stop with this script.
 job='' watcher=''
 
 step() { printf '\n==> %s\n' "$*"; }
@@ -42,7 +42,7 @@ end_jobs() {
   [[ ! $watcher ]] || kill "$watcher" 2>/dev/null || true
 }
 
-# in_background LOG COMMAND...: sets job. A signal to this script ends all of it.
+# in_background LOG COMMAND...: sets job. A signal to this script stops all its processes.
 in_background() {
   setsid "${@:2}" </dev/null >"$1" 2>&1 &
   job=$!
@@ -50,7 +50,7 @@ in_background() {
 
 # --- the program
 
-# Cargo has a progress bar for terminals.
+# Cargo shows a progress bar in a terminal.
 compile() {
   local command=(cargo build --bin sync-operator --example seed --example gitlab) total
   if [[ -t 2 ]]; then
@@ -60,7 +60,7 @@ compile() {
   cargo fetch --quiet --locked
   total=$(cargo tree --quiet --edges normal,build,dev --prefix none --format '{p}' | sed 's/ (\*)$//' | sort -u | wc -l)
   counted='^ *Compiling ' units=crates
-  # In a subshell, because slowly replaces the trap; and in the background, so that a signal ends it at once.
+  # In a subshell, because slowly replaces the trap. In the background, so that a signal stops it immediately.
   (slowly "cargo build" "$total" "${command[@]}") &
   watcher=$!
   wait "$watcher"
@@ -73,10 +73,10 @@ build() {
     compile
     return
   fi
-  step "Building sync-operator; Redis and MongoDB are downloaded meanwhile"
+  step "Building sync-operator, and downloading Redis and MongoDB"
   in_background "$state/install.log" tests/cluster/install.sh redis mongodb
   compile
-  wait "$job" || { cat "$state/install.log" >&2; fail "Redis and MongoDB could not be installed"; }
+  wait "$job" || { cat "$state/install.log" >&2; fail "could not install Redis and MongoDB"; }
   job=
 }
 
@@ -91,9 +91,9 @@ first_run() {
     servers up redis mongodb
     eval "$(servers env)"
   fi
-  step "Seeding ${USERS:-10000} users of 1 KB; a validator refuses updates of $rejected of them"
+  step "Seeding ${USERS:-10000} users of 1 KB; a validator rejects updates of $rejected of them"
   "$programs/examples/seed" "${USERS:-10000}" "$rejected"
-  step "A run without Kubernetes"
+  step "Running a SyncJob without Kubernetes"
   echo "\$ export MONGODB_URI='$(without_password "$MONGODB_URI")' MONGODB_DATABASE=$MONGODB_DATABASE"
   echo "\$ ${command[*]}"
   "${command[@]}"
@@ -112,20 +112,20 @@ check_environment() {
     fail "CLUSTER=existing lacks ${missing%; }"
   fi
   kubectl version --request-timeout=10s >/dev/null 2>&1 ||
-    fail "kubectl reaches no cluster: set KUBECONFIG, or choose one with kubectl config use-context"
+    fail "kubectl reaches no cluster: set KUBECONFIG, or select a context with kubectl config use-context"
 }
 
 choose_place() {
   case $CLUSTER in
     local | build | envtest | kind) namespace=default MONGODB_DATABASE=codex ;;
-    # Seeding drops a collection and the operator works on every object it sees: neither may meet the user's own.
+    # Seeding drops a collection, and the operator processes every object that it watches. Both must not affect other data.
     existing) namespace=sync-operator-demo MONGODB_DATABASE=sync_operator_demo ;;
     *) fail "CLUSTER must be local, build, envtest, kind or existing, not $CLUSTER" ;;
   esac
   export MONGODB_DATABASE
 }
 
-# Beside the first run, which is what people wait for.
+# Starts Kubernetes in the background of the first run, with low priority.
 start_kubernetes() {
   [[ $CLUSTER != existing && ! ${LOCAL:-} ]] || return 0
   NICE=19 CLUSTER=$CLUSTER in_background "$kubernetes_log" tests/demo/kubernetes.sh up
@@ -138,17 +138,17 @@ use_kubernetes() {
     return
   fi
   step "Starting Kubernetes"
-  # Now it is what people wait for. Only root may.
+  # The demo now waits for Kubernetes. Only root can raise the priority.
   renice -n 0 -g "$job" >/dev/null 2>&1 || true
   tail -n +1 -s 0.2 -f --pid="$job" "$kubernetes_log"
-  wait "$job" || fail "Kubernetes could not be started; the reason is above, and in $kubernetes_log"
+  wait "$job" || fail "could not start Kubernetes; the reason is above, and in $kubernetes_log"
   job=
   eval "$(tests/demo/kubernetes.sh env)"
 }
 
 # --- operator
 
-# Fails if it does not run. $1: operator or gitlab.
+# Fails if the program is not running. $1: operator or gitlab.
 pid_of() {
   local pid started
   read -r pid started 2>/dev/null <"$state/$1.pid" || return 1
@@ -160,8 +160,8 @@ stop() {
   local pid
   pid=$(pid_of "$1" 2>/dev/null) || return 0
   kill "$pid" 2>/dev/null || return 0
-  # The operator lets the work in flight end, for 25 s at most.
-  await_end "$pid" 30 || { kill -KILL "$pid" && await_end "$pid" 5; } || fail "the $1 (pid $pid) does not stop"
+  # The operator finishes its batches, which takes at most 25 s.
+  await_end "$pid" 30 || { kill -KILL "$pid" && await_end "$pid" 5; } || fail "$1 (PID $pid) does not stop"
 }
 
 # $1: operator or gitlab, $2: its pid.
@@ -170,7 +170,7 @@ note_pid() {
   echo "$2 $(start_time "$2")" >"$state/$1.pid"
 }
 
-# Prints a port below those that outgoing connections get; the last one again if it is free. $1: operator or gitlab.
+# Prints a port below the ephemeral ports, and the last one again if it is free. $1: operator or gitlab.
 pick_port() {
   local port
   port=$(cat "$state/$1.port" 2>/dev/null) && ! port_is_taken "$port" && echo "$port" && return
@@ -180,7 +180,7 @@ pick_port() {
 
 start_operator() {
   local pid end=$((SECONDS + 20)) access=()
-  # Nobody else is on a cluster of our own; on another one, who uses the calls and the dashboard has to log in.
+  # Only this user has access to a cluster of the demo. On an existing cluster, the API and the dashboard require a login.
   [[ $CLUSTER == existing ]] || access=(--insecure-no-auth)
   port=$(pick_port operator)
   setsid "$programs/sync-operator" all --http-address 127.0.0.1 --http-port "$port" --metrics-address 127.0.0.1 --metrics-port 0 \
@@ -189,7 +189,7 @@ start_operator() {
   pid=$!
   note_pid operator "$pid"
   until curl -fs --noproxy '*' --max-time 5 -o /dev/null "http://127.0.0.1:$port/readyz"; do
-    start_time "$pid" >/dev/null || fail_with_log "the operator ended"
+    start_time "$pid" >/dev/null || fail_with_log "the operator stopped"
     ((SECONDS < end)) || fail_with_log "the operator is not ready after 20 s"
     sleep 0.1
   done
@@ -207,14 +207,14 @@ start_gitlab() {
   pid=$!
   note_pid gitlab "$pid"
   until gitlab=$(head -n 1 "$state/gitlab.log") && [[ $gitlab == http* ]]; do
-    start_time "$pid" >/dev/null || { cat "$state/gitlab.log" >&2; fail "the GraphQL server ended"; }
+    start_time "$pid" >/dev/null || { cat "$state/gitlab.log" >&2; fail "the GraphQL server stopped"; }
     ((SECONDS < end)) || fail "the GraphQL server does not answer after 20 s"
     sleep 0.1
   done
   echo "pid $pid, $gitlab"
 }
 
-# The samples, but for the address and the collection.
+# Applies the samples with another URL and other collections.
 fetch_from_gitlab() {
   local kind
   k create secret generic gitlab --from-literal=token=glpat-demo --dry-run=client -o yaml | k apply -f - >/dev/null
@@ -233,7 +233,7 @@ fetch_from_gitlab() {
   k get syncjobs -l "sync.codex.dev/schedule in ($(printf 'gitlab-%s,' "${kinds[@]}" | sed 's/,$//'))"
 }
 
-# --- what is shown
+# --- output
 
 # Sets run and phase.
 look_at_run() {
@@ -244,7 +244,7 @@ look_at_run() {
 
 watch_run() {
   local end=$((SECONDS + run_limit))
-  # Not k: the pid would be a subshell's, and kubectl outlive it.
+  # Not k, because its PID would be the PID of a subshell, and kubectl would outlive it.
   kubectl --namespace "$namespace" get syncjobs --watch 2>/dev/null &
   watcher=$!
   k apply -f manifests/samples/user-sync.yaml
@@ -252,14 +252,14 @@ watch_run() {
     ((SECONDS < end)) || break
     sleep 0.2
   done
-  sleep 0.3 # for the watch to show the end too
+  sleep 0.3 # until the watch shows the end, too
   { kill "$watcher" && wait "$watcher"; } 2>/dev/null || true
   watcher=
   if [[ $phase != Complete ]]; then
     k describe syncschedule/user-sync syncjob/"$run" >&2 || true
-    fail_with_log "the run is ${phase:-not there} after $run_limit s, not Complete"
+    fail_with_log "the run is ${phase:-missing} after $run_limit s, not Complete"
   fi
-  # The schedule counts it a moment later.
+  # The schedule counts the run a moment later.
   k wait --for=jsonpath='{.status.activeCount}=0' --timeout=10s syncschedule/user-sync >/dev/null
 }
 
@@ -270,7 +270,7 @@ call() {
 }
 
 show_result() {
-  step "The run: kubectl get syncjob $run -o yaml (status; the refused users stand in failures)"
+  step "The run: kubectl get syncjob $run -o yaml (status; failures lists the rejected users)"
   k get syncjob "$run" -o yaml | sed -n '/^status:/,$p'
   step "The schedule: kubectl get syncschedules -o wide"
   k get syncschedules -o wide
@@ -278,28 +278,28 @@ show_result() {
   step "Events"
   k get events --sort-by=.metadata.creationTimestamp -o custom-columns=TYPE:.type,REASON:.reason,OBJECT:.involvedObject.name,MESSAGE:.message |
     grep -E "^TYPE|$run|user-sync "
-  step "The HTTP calls"
+  step "The HTTP API"
   call /jobs/status
   call /health
 }
 
-show_how_to_go_on_locally() {
-  step "That was the first part. To go on:"
+show_next_local_steps() {
+  step "End of the first part. Next steps:"
   if [[ $CLUSTER != existing ]]; then
     # shellcheck disable=SC2016
-    printf '  eval "$(%s/tests/cluster/cluster.sh --name demo env)"   # MONGODB_URI; MongoDB and Redis keep running\n' "$root"
+    printf '  eval "$(%s/tests/cluster/cluster.sh --name demo env)"   # MONGODB_URI; MongoDB and Redis are still running\n' "$root"
   fi
   cat <<END
   export MONGODB_DATABASE=$MONGODB_DATABASE
   $programs/sync-operator run --help
-  make demo                                     # the same as objects of Kubernetes, on a schedule
-  make demo-down                                # ends it
+  make demo                                     # the same with Kubernetes objects, on a schedule
+  make demo-down                                # stops everything
 END
 }
 
-show_how_to_go_on() {
+show_next_steps() {
   local in=''
-  step "Everything keeps running. To go on:"
+  step "The servers and the operator are still running. Next steps:"
   if [[ $CLUSTER == existing ]]; then
     in=" -n $namespace"
   else
@@ -308,12 +308,12 @@ show_how_to_go_on() {
   fi
   cat <<END
   kubectl$in get syncschedules,syncjobs
-  kubectl$in apply -f manifests/samples/one-off.yaml    # a Full run by hand; then: kubectl$in get syncjobs --watch
+  kubectl$in apply -f manifests/samples/one-off.yaml    # a single Full run; then: kubectl$in get syncjobs --watch
   kubectl$in patch ssched user-sync --type merge -p '{"spec":{"suspended":true}}'
   curl http://127.0.0.1:$port/jobs/status
   xdg-open http://127.0.0.1:$port/              # the dashboard
   tail -f $log
-  make demo-down                                # ends it
+  make demo-down                                # stops everything
 END
 }
 
@@ -326,7 +326,7 @@ up() {
   choose_place
   mkdir -p "$state" "$cache"
   [[ $previous == @(|"$CLUSTER") || ($CLUSTER == local && $previous != existing) ]] ||
-    fail "the demo runs on $previous; make demo-down ends it"
+    fail "the demo already runs on $previous; stop it with make demo-down"
   if [[ $CLUSTER == existing ]]; then
     check_environment
     echo existing >"$state/kubernetes"
@@ -336,11 +336,11 @@ up() {
   start_kubernetes
   first_run
   if [[ ${LOCAL:-} ]]; then
-    show_how_to_go_on_locally
+    show_next_local_steps
     return
   fi
   use_kubernetes
-  step "Installing the resources SyncSchedule, SyncJob and SyncAlert"
+  step "Installing the custom resource definitions"
   kubectl apply -f crds/
   kubectl wait --for=condition=Established --timeout=30s crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev crd/syncalerts.sync.codex.dev
   step "Starting the operator"
@@ -351,16 +351,16 @@ up() {
   step "kubectl apply -f manifests/samples/user-sync.yaml; kubectl get syncjobs --watch"
   watch_run
   show_result
-  step "Starting a GraphQL server with a part of GitLab's schema; $documents documents of each kind know only their ids"
+  step "Starting a GraphQL server with a part of GitLab's schema; $documents documents of each kind have only an ID"
   stop gitlab
   start_gitlab
-  step "kubectl apply -f manifests/samples/gitlab/{$(IFS=,; echo "${kinds[*]}")}.yaml, with its address: each document gets what GitLab has (8 s: at most 600 requests a minute)"
+  step "kubectl apply -f manifests/samples/gitlab/{$(IFS=,; echo "${kinds[*]}")}.yaml, with its URL: each run fills its documents from GitLab (8 s, at most 600 requests per minute)"
   fetch_from_gitlab
-  show_how_to_go_on
+  show_next_steps
 }
 
 down() {
-  # What `up` used, whatever this call was told.
+  # The value that `up` used, whatever CLUSTER is now.
   CLUSTER=$(cat "$state/kubernetes" 2>/dev/null || echo "$CLUSTER")
   choose_place
   step "Stopping the operator"
@@ -377,9 +377,9 @@ down() {
   step "Deleting the namespace $namespace"
   kubectl delete namespace "$namespace" --ignore-not-found
   cat <<END
-The resources stay installed. This removes them, and every SyncSchedule and SyncJob in the cluster with them:
+The custom resource definitions remain. This command deletes them, with every SyncSchedule, SyncJob and SyncAlert:
   kubectl delete -f crds/
-The database $MONGODB_DATABASE stays in MongoDB, and keys that hold {sync:demo} in Redis.
+The database $MONGODB_DATABASE remains in MongoDB, and keys with {sync:demo} in Redis.
 END
 }
 

@@ -7,28 +7,28 @@ source "$(dirname "${BASH_SOURCE[0]}")/../cluster/installing.sh"
 
 usage() {
   cat <<'END'
-kubernetes.sh choose | up | env | down: the Kubernetes of `make demo`. CLUSTER=local (the default) takes the first of these
-that works:
-  1. build    if the control plane was built before: it starts in seconds
-  2. envtest  if KUBEBUILDER_ASSETS is a folder with etcd, kube-apiserver and kubectl, or the archive was downloaded before
-  3. kind     if kind and Docker, Podman or nerdctl work, and the image of a node is present
+kubernetes.sh choose | up | env | down: manages the Kubernetes of `make demo`. CLUSTER=local (the default) uses the first of
+these that works:
+  1. build    if the control plane is already built: it starts in seconds
+  2. envtest  if KUBEBUILDER_ASSETS is a folder with etcd, kube-apiserver and kubectl, or its archive is already downloaded
+  3. kind     if kind and Docker, Podman or nerdctl work, and a node image is present
   4. envtest  if its archive (about 60 MB) can be downloaded
-  5. kind     if the image of its node (about 400 MB) can be downloaded
-  6. build    the control plane is built from Go modules
-CLUSTER=build, envtest or kind takes this one. KUBECONFIG is not read: its cluster may be in production.
+  5. kind     if its node image (about 400 MB) can be downloaded
+  6. build    otherwise: builds the control plane from Go modules
+CLUSTER=build, envtest or kind selects one. The script ignores KUBECONFIG, because its cluster may be in production.
 
-  choose  print which one it is, and why
-  up      start it; may be repeated
-  env     lines for eval: KUBECONFIG, REDIS_URL, MONGODB_URI, PATH with kubectl
-  down    delete the kind cluster, if it made one; `cluster.sh --name demo down` stops the others
+  choose  print the selected Kubernetes, and the reason
+  up      start it, unless it is running
+  env     print variables for eval: KUBECONFIG, REDIS_URL, MONGODB_URI, PATH with kubectl
+  down    delete the kind cluster of the demo; `cluster.sh --name demo down` stops the others
 END
 }
 
 CLUSTER=${CLUSTER:-local}
 state=${SYNC_OPERATOR_STATE:-/tmp/sync-operator-$UID}/demo-operator
 kind_cluster=sync-operator-demo
-oldest=33 # the oldest 1.x that the operator is for
-# controller-tools' envtest-releases.yaml has the hashes.
+oldest=33 # minor version of the oldest supported Kubernetes 1.x
+# envtest-releases.yaml of controller-tools has the hashes.
 envtest_version=v1.36.2
 envtest_sha512=ea743186c8a799f5cf8faf16969f86189d003cb7d130e0ac4b58789f1e5748dcf30ebe91c837a10d5ac415383da3e10b9e64d65785c938c23e739781cfb76f08
 envtest_url=https://github.com/kubernetes-sigs/controller-tools/releases/download/envtest-$envtest_version/envtest-$envtest_version-linux-amd64.tar.gz
@@ -38,7 +38,7 @@ servers() { "$here/cluster.sh" --name demo "$@"; }
 answers() { curl -sfIL -o /dev/null --connect-timeout 3 --max-time 8 "$1"; }
 reaches_hub() { curl -s -o /dev/null --connect-timeout 3 --max-time 8 https://registry-1.docker.io/v2/; }
 
-# --- which one
+# --- selection
 
 is_built() { [[ -x $control_plane/kube-apiserver && -x $control_plane/kubectl ]]; }
 
@@ -59,7 +59,8 @@ find_engine() {
   return 1
 }
 
-# Prints the newest one that is present. What kind pulled has no tag, and kind finds it by itself: then it prints nothing.
+# Prints the newest node image that is present. Prints nothing for an image that kind pulled, which has no tag, because kind
+# finds it.
 node_image() { # ENGINE
   "$1" image ls --format '{{.Repository}}:{{.Tag}}' | sort -V | awk -F : -v oldest="$oldest" '
     {sub("^docker.io/", "")}
@@ -72,37 +73,37 @@ node_image() { # ENGINE
     }'
 }
 
-# candidates ACTION: calls ACTION NAME WHY for each that may work, the fastest first, until it succeeds.
+# candidates ACTION: calls ACTION NAME REASON for each candidate, the fastest first, until one succeeds.
 candidates() {
   local engine image
   if [[ -e $state/kubernetes ]]; then
     read -r image <"$state/kubernetes"
-    [[ $CLUSTER == local || $CLUSTER == "$image" ]] || fail "the demo runs on $image; make demo-down ends it"
-    "$1" "$image" "the demo uses it already"
+    [[ $CLUSTER == local || $CLUSTER == "$image" ]] || fail "the demo already runs on $image; stop it with make demo-down"
+    "$1" "$image" "the demo already uses it"
     return
   fi
   case $CLUSTER in
-    build | envtest | kind) "$1" "$CLUSTER" "as CLUSTER says"; return ;;
+    build | envtest | kind) "$1" "$CLUSTER" "selected by CLUSTER"; return ;;
     local) ;;
     *) fail "CLUSTER must be local, build, envtest, kind or existing, not $CLUSTER" ;;
   esac
-  if is_built && "$1" build "the control plane was built before"; then return; fi
+  if is_built && "$1" build "the control plane is already built"; then return; fi
   if has_assets && "$1" envtest "KUBEBUILDER_ASSETS has a control plane"; then return; fi
-  if has_control_plane "$envtest" && "$1" envtest "its archive was downloaded before"; then return; fi
+  if has_control_plane "$envtest" && "$1" envtest "its archive is already downloaded"; then return; fi
   if engine=$(find_engine) && image=$(node_image "$engine") &&
-    "$1" kind "kind and $engine work, and the image of a node is present"; then return; fi
+    "$1" kind "kind and $engine work, and a node image is present"; then return; fi
   if answers "$envtest_url" && "$1" envtest "its archive can be downloaded"; then return; fi
   if [[ $engine ]] && ! node_image "$engine" >/dev/null && reaches_hub &&
-    "$1" kind "kind and $engine work, and the image of a node can be downloaded"; then return; fi
-  "$1" build "nothing that is faster works here"
+    "$1" kind "kind and $engine work, and a node image can be downloaded"; then return; fi
+  "$1" build "no faster way works on this machine"
 }
 
 print() { echo "$1: $2"; }
 
-# --- each of them; errors are returned, for the next one to be tried
+# --- start of each; an error is returned, so that the next candidate is tried
 
 up_build() {
-  # While it is in the background of something else it lets that go first.
+  # Low priority (NICE) while the demo runs something else.
   nice -n "${NICE:-0}" "$here/install.sh" kube && servers up kube
 }
 
@@ -114,7 +115,7 @@ need_envtest() {
   mkdir "$tmp"
   slowly "download envtest $envtest_version" 0 curl -fsSL --connect-timeout 3 --max-time 600 --speed-limit 100000 \
     --speed-time 15 -o "$tmp/archive" "$envtest_url"
-  sha512sum --quiet -c <<<"$envtest_sha512  $tmp/archive" || fail "envtest was not downloaded as expected"
+  sha512sum --quiet -c <<<"$envtest_sha512  $tmp/archive" || fail "the checksum of envtest does not match"
   tar -xzf "$tmp/archive" -C "$tmp" || fail "could not unpack $tmp/archive"
   rm -rf "$envtest"
   mv "$tmp/controller-tools/envtest" "$envtest"
@@ -124,13 +125,13 @@ need_envtest() {
 up_envtest() {
   local folder=$envtest
   if [[ -e $state/kubernetes ]]; then
-    servers up kube # it knows the folder
+    servers up kube # the state has the folder
     return
   fi
   if has_assets; then
     folder=$KUBEBUILDER_ASSETS
   else
-    [[ ! ${KUBEBUILDER_ASSETS:-} ]] || say "KUBEBUILDER_ASSETS has no control plane of at least 1.$oldest"
+    [[ ! ${KUBEBUILDER_ASSETS:-} ]] || say "KUBEBUILDER_ASSETS has no control plane of Kubernetes 1.$oldest or later"
     (need_envtest) || return
   fi
   CONTROL_PLANE=$folder servers up kube
@@ -138,14 +139,14 @@ up_envtest() {
 
 up_kind() {
   local engine image create=(kind create cluster --name "$kind_cluster" --kubeconfig "$state/kubeconfig")
-  engine=$(find_engine) || { say "kind, and an engine that it works with, are not both there"; return 1; }
+  engine=$(find_engine) || { say "kind, or a container engine for it, is not installed"; return 1; }
   export KIND_EXPERIMENTAL_PROVIDER=$engine
   "$here/install.sh" kubectl || return
   if kubectl_answers; then return; fi
   if image=$(node_image "$engine") && [[ $image ]]; then create+=(--image "$image"); fi
   echo "$engine" >"$state/engine"
   kind delete cluster --name "$kind_cluster" --kubeconfig "$state/kubeconfig" >/dev/null 2>&1
-  (slowly "create the kind cluster $kind_cluster in $engine, of ${image:-the image of kind}" 0 \
+  (slowly "create the kind cluster $kind_cluster in $engine, with ${image:-the default node image}" 0 \
     timeout 600 "${create[@]}") && return
   down
   return 1
@@ -163,7 +164,7 @@ try() {
   if "up_$1"; then
     echo "$1" >"$state/kubernetes"
   else
-    say "$1 does not work here"
+    say "$1 does not work on this machine"
     return 1
   fi
 }

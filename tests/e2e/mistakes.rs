@@ -21,11 +21,11 @@ fn helm_refuses_what_is_wrong_and_says_what_to_do() {
         (&["controler.replicas=1"][..], "controler"),
         (&["controller.replica=1"], "replica"),
         (&["controller.replicas=x"], "replicas"),
-        (&[], "redis: say where Redis is"),
-        (&["redis.host=r", "redis.url=redis://r"], "set one of"),
+        (&[], "redis: no address is set"),
+        (&["redis.host=r", "redis.url=redis://r"], "Set only one of"),
         (&["redis.existingSecret=gone", "redis.urlKey=url"], "kubectl create secret generic gone"),
-        (&["redis.existingSecret=there", "redis.urlKey=url"], r#"the Secret there has no key "url"; it has: password"#),
-        (&["redis.host=r", "redis.tls.caSecret=gone"], "redis.tls.caSecret: there is no Secret gone"),
+        (&["redis.existingSecret=there", "redis.urlKey=url"], r#"Secret there has no key "url". Its keys are: password"#),
+        (&["redis.host=r", "redis.tls.caSecret=gone"], "redis.tls.caSecret: Secret gone not found"),
     ] {
         for helm in [Helm::V3, Helm::V4] {
             let refused = helm.install(&namespace.0, "mine", CHART, &[&own[..], values].concat()).unwrap_err();

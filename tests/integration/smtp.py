@@ -1,7 +1,7 @@
 """A mail server: smtp.py PORT FOLDER CERTIFICATE KEY USER PASSWORD.
 
-Writes each mail into FOLDER/N.eml. Wants STARTTLS, and then the login. While FOLDER/answer exists, mails are refused with what
-stands there.
+Writes each mail to FOLDER/N.eml. The server requires STARTTLS and a login. While FOLDER/answer exists, the server rejects
+mails with its content.
 """
 
 import itertools

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Calls a sidecar with everything that its OpenAPI document allows, and much that it does not, and checks the answers:
-# fuzz.sh URL TOKEN. EXAMPLES=n for each call; SEED=n to repeat what was found.
-# /events is left out: it has no end.
+# fuzz.sh URL TOKEN: sends valid and invalid requests to a sidecar, generated from its OpenAPI document, and checks the
+# responses. EXAMPLES=n is the number of requests per operation. SEED=n repeats a failure. The script skips /events, which is an
+# endless stream.
 set -euo pipefail
-url=${1:?the address of the sidecar} token=${2:?a token that may do everything}
+url=${1:?the URL of the sidecar} token=${2:?a token with all rights}
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 source "$here/../cluster/paths.sh"

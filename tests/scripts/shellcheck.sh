@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks every script of the project with shellcheck.
+# Checks every shell script of the project with shellcheck.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}

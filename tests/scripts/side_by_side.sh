@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What `make test` does after `make check`, in three jobs side by side: the integration tests; the end-to-end tests, which
-# wait for pods half of their time; and the random faults, the model, and the checks of the chart and of the dependencies. The first
-# prints as it runs, the others when they have ended. A job that fails ends the others.
+# Runs the part of `make test` that follows `make check`, in three concurrent jobs: the integration tests; the end-to-end
+# tests, which wait for pods half of their time; and the random faults, the model, and the checks of the dependencies and the
+# chart. The script prints the output of the first job at once, and of the others when they end. A job that fails stops the
+# others.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
@@ -18,7 +19,7 @@ part() { # TARGET...
   done
 }
 
-# Each in a process group of its own, to end all of it.
+# Each job has its own process group, so that a signal reaches all its processes.
 set -m
 end() {
   trap - EXIT
@@ -30,27 +31,39 @@ trap end EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
-declare -A logs=()
-beside() { # NAME TARGET...
+# By process ID: the targets of each job, and its log. The first job has no log.
+declare -A targets=() logs=()
+in_background() { # NAME TARGET...
   local log=$cache/$1.log
   shift
   part "$@" </dev/null >"$log" 2>&1 &
-  logs[$!]=$log
-  echo "Beside the integration tests: $*. To look on: tail -f $log"
+  targets[$!]=$* logs[$!]=$log
+  echo "Running in the background: $*. To follow: tail -f $log"
 }
 
-beside e2e test-e2e
-beside checks faults model deny test-chart
-part integration </dev/null &
-logs[$!]=/dev/null
+still_running() {
+  local job
+  for job in "${!targets[@]}"; do
+    if [[ -v logs[$job] ]]; then
+      echo "Still running: ${targets[$job]}. To follow: tail -f ${logs[$job]}"
+    else
+      echo "Still running: ${targets[$job]}, with its output here"
+    fi
+  done
+}
 
-while ((${#logs[@]})); do
+in_background e2e test-e2e
+in_background checks faults model deny test-chart
+part integration </dev/null &
+targets[$!]=integration
+
+while ((${#targets[@]})); do
   code=0
-  wait -n -p ended "${!logs[@]}" || code=$?
-  cat "${logs[$ended]}"
-  unset "logs[$ended]"
-  ((code == 0)) || exit "$code"
-  ((${#logs[@]} == 0)) || echo "Waiting for what runs beside: tail -f ${logs[*]}"
+  wait -n -p ended "${!targets[@]}" || code=$?
+  [[ ! -v logs[$ended] ]] || cat "${logs[$ended]}"
+  ((code == 0)) || { echo "Failed: ${targets[$ended]}" >&2; exit "$code"; }
+  unset "targets[$ended]" "logs[$ended]"
+  still_running
 done
-# They have ended, so there is nothing to end any more.
+# All jobs have ended, so there is nothing to stop.
 trap - EXIT

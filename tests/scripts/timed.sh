@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# timed.sh NAME ARGUMENT... [-- ARGUMENT...]: cargo test with these arguments, which also tells and keeps how long each
-# test took: `make test-times` lists it.
+# timed.sh NAME ARGUMENT... [-- ARGUMENT...]: runs cargo test with these arguments, and prints and stores the duration of each
+# test. `make test-times` lists the durations.
 set -euo pipefail
 cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
 name=$1
@@ -9,8 +9,8 @@ cargo=() tests=()
 while (($#)) && [[ $1 != -- ]]; do cargo+=("$1"); shift; done
 (($# == 0)) || tests=("${@:2}")
 
-# The times are an unstable option of the tests' own program. It goes by this variable, which cargo and the compiler do not
-# get to see: they would compile everything anew.
+# --report-time is an unstable option of the test program, which RUSTC_BOOTSTRAP allows. The runner sets the variable for the
+# test program only, because cargo would recompile everything with it.
 host=$(rustc -vV | sed -n 's/^host: //p')
 host=${host//-/_}
 export "CARGO_TARGET_${host^^}_RUNNER=env RUSTC_BOOTSTRAP=1"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Lists the slowest twenty tests of the last run, with seconds, and then how long the parts of `make test` took.
+# Lists the 20 slowest tests of the last run, and then the durations of the parts of `make test`, in seconds.
 set -euo pipefail
 cache=${SYNC_OPERATOR_CACHE:-$HOME/.cache/sync-operator}
-cd "$cache/times" 2>/dev/null || { echo "times.sh: no test has run yet" >&2; exit 1; }
+cd "$cache/times" 2>/dev/null || { echo "times.sh: no test results: run make test first" >&2; exit 1; }
 
 # From lines such as "test queue::a_test ... ok <1.234s>".
 tests() {

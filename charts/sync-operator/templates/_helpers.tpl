@@ -7,19 +7,19 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels by which all pods of the release are selected. */}}
+{{/* Selector labels of all pods of the release. */}}
 {{- define "sync-operator.release" -}}
 app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{/* Labels by which the pods of a component are selected: (list $ "component") */}}
+{{/* Selector labels of the pods of a component: (list $ "component") */}}
 {{- define "sync-operator.selector" -}}
 {{ include "sync-operator.release" (index . 0) }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Labels of the objects of a component: (list $ "component") */}}
+{{/* Labels for the objects of a component: (list $ "component") */}}
 {{- define "sync-operator.labels" -}}
 {{- $root := index . 0 -}}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
@@ -37,7 +37,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* What Pod Security calls restricted. */}}
+{{/* Pod security context for the Pod Security Standard "restricted". */}}
 {{- define "sync-operator.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -52,12 +52,12 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* What the pods of every component have: (list $ "component") */}}
+{{/* Metadata of the pods of a component: (list $ "component") */}}
 {{- define "sync-operator.podMetadata" -}}
 {{- $root := index . 0 -}}
 annotations:
   kubectl.kubernetes.io/default-container: {{ index . 1 }}
-  # Secrets of the release: another value is another pod. Secrets of yours are watched by the program.
+  # A change of a Secret of the release restarts the pods. The program watches the files of other Secrets itself.
   checksum/secrets: {{ list $root.Values.redis.url $root.Values.mongodb.uri | toJson | sha256sum }}
   {{- with $root.Values.podAnnotations }}
   {{- toYaml . | nindent 2 }}
@@ -100,7 +100,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* Fails when a Secret that is to be there is not, where that can be known: (list $ "value that names it" "name" "key") */}}
+{{/* Fails if a required Secret or its key is missing in the cluster: (list $ "value with its name" "name" "key"). Renders without a cluster pass. */}}
 {{- define "sync-operator.needSecret" -}}
 {{- $root := index . 0 -}}
 {{- $value := index . 1 -}}
@@ -110,15 +110,15 @@ topologySpreadConstraints:
 {{- if lookup "v1" "ServiceAccount" $namespace "default" -}}
 {{- $secret := lookup "v1" "Secret" $namespace $name -}}
 {{- if not $secret -}}
-{{- fail (printf "%s: there is no Secret %s in namespace %s; create it: kubectl create secret generic %s --namespace %s --from-literal=%s=…" $value $name $namespace $name $namespace $key) -}}
+{{- fail (printf "%s: Secret %s not found in namespace %s. Create it: kubectl create secret generic %s --namespace %s --from-literal=%s=…" $value $name $namespace $name $namespace $key) -}}
 {{- end -}}
 {{- if not (hasKey (default dict $secret.data) $key) -}}
-{{- fail (printf "%s: the Secret %s has no key %q; it has: %s" $value $name $key (keys (default dict $secret.data) | sortAlpha | join ", ")) -}}
+{{- fail (printf "%s: Secret %s has no key %q. Its keys are: %s" $value $name $key (keys (default dict $secret.data) | sortAlpha | join ", ")) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* The Secret with the address of Redis, or its password, as YAML: name, key, variable. Empty when there is none. */}}
+{{/* Secret with the URL or the password of Redis, as YAML: name, key, file, variable. Empty if no Secret is used. */}}
 {{- define "sync-operator.redisSecret" -}}
 {{- $redis := .Values.redis -}}
 {{- if and $redis.existingSecret $redis.urlKey -}}
@@ -130,7 +130,7 @@ topologySpreadConstraints:
 {{- end -}}
 {{- end -}}
 
-{{/* The Secret with MongoDB's connection string, as YAML. Empty when it is the bundled one. */}}
+{{/* Secret with the connection string of MongoDB, as YAML: name, key. Empty for the bundled MongoDB. */}}
 {{- define "sync-operator.mongodbSecret" -}}
 {{- $mongodb := .Values.mongodb -}}
 {{- if $mongodb.existingSecret -}}
@@ -140,37 +140,37 @@ topologySpreadConstraints:
 {{- end -}}
 {{- end -}}
 
-{{/* What is missing or contradictory among the values. */}}
+{{/* Validation of the values: missing and contradictory ones. */}}
 {{- define "sync-operator.check" -}}
 {{- $redis := .Values.redis -}}
 {{- $mongodb := .Values.mongodb -}}
 {{- $keyed := and $redis.existingSecret $redis.urlKey -}}
 {{- if not (or $keyed $redis.url $redis.host .Values.bundled.redis.enabled) -}}
-{{- fail "redis: say where Redis is: set redis.existingSecret and redis.urlKey, redis.url, or redis.host (with redis.existingSecret and redis.passwordKey). To try the operator out without one: bundled.redis.enabled=true" -}}
+{{- fail "redis: no address is set. Set redis.existingSecret and redis.urlKey, redis.url, or redis.host (with redis.existingSecret and redis.passwordKey). For an evaluation without a Redis of your own, set bundled.redis.enabled=true" -}}
 {{- end -}}
 {{- if and $redis.existingSecret (not $redis.urlKey) (not $redis.passwordKey) -}}
-{{- fail "redis.existingSecret: set redis.urlKey to its key with the whole address, or redis.passwordKey to its key with the password" -}}
+{{- fail "redis.existingSecret: no key is set. Set redis.urlKey to the key with the URL, or redis.passwordKey to the key with the password" -}}
 {{- end -}}
 {{- if and $redis.existingSecret $redis.urlKey $redis.passwordKey -}}
-{{- fail "redis.urlKey, redis.passwordKey: set one of them; the address holds the password" -}}
+{{- fail "redis.urlKey, redis.passwordKey: both are set. Set only one, because the URL includes the password" -}}
 {{- end -}}
 {{- if and $redis.existingSecret $redis.passwordKey (not $redis.host) -}}
-{{- fail "redis.passwordKey is used with redis.host: set it, or redis.urlKey" -}}
+{{- fail "redis.passwordKey: requires redis.host. Set redis.host, or redis.urlKey instead of redis.passwordKey" -}}
 {{- end -}}
 {{- if gt (len (compact (list (ternary "a" "" (not (not $keyed))) $redis.url $redis.host (ternary "b" "" .Values.bundled.redis.enabled)))) 1 -}}
-{{- fail "redis: set one of redis.urlKey (with redis.existingSecret), redis.url, redis.host and bundled.redis.enabled, not several" -}}
+{{- fail "redis: more than one address is set. Set only one of redis.urlKey (with redis.existingSecret), redis.url, redis.host and bundled.redis.enabled" -}}
 {{- end -}}
 {{- if not (or $mongodb.existingSecret $mongodb.uri .Values.bundled.mongodb.enabled) -}}
-{{- fail "mongodb: say where MongoDB is: set mongodb.existingSecret (and mongodb.uriKey), or mongodb.uri. To try the operator out without one: bundled.mongodb.enabled=true" -}}
+{{- fail "mongodb: no connection string is set. Set mongodb.existingSecret (and mongodb.uriKey), or mongodb.uri. For an evaluation without a MongoDB of your own, set bundled.mongodb.enabled=true" -}}
 {{- end -}}
 {{- if gt (len (compact (list $mongodb.existingSecret $mongodb.uri (ternary "b" "" .Values.bundled.mongodb.enabled)))) 1 -}}
-{{- fail "mongodb: set one of mongodb.existingSecret, mongodb.uri and bundled.mongodb.enabled, not several" -}}
+{{- fail "mongodb: more than one connection string is set. Set only one of mongodb.existingSecret, mongodb.uri and bundled.mongodb.enabled" -}}
 {{- end -}}
 {{- if not (or $mongodb.database .Values.bundled.mongodb.enabled) -}}
-{{- fail "mongodb.database: name the database of targets that name none" -}}
+{{- fail "mongodb.database: required. Set it to the database of targets without a database" -}}
 {{- end -}}
 {{- if and (not .Values.controller.workers) (not .Values.worker.enabled) -}}
-{{- fail "controller.workers is 0 and worker.enabled is false: nobody would work on runs; change one of them" -}}
+{{- fail "controller.workers, worker.enabled: no worker would execute runs. Set controller.workers above 0, or worker.enabled to true" -}}
 {{- end -}}
 {{- with $redis.existingSecret -}}
 {{- include "sync-operator.needSecret" (list $ "redis.existingSecret" . (default $redis.passwordKey $redis.urlKey)) -}}
@@ -189,7 +189,7 @@ topologySpreadConstraints:
 {{- end -}}
 {{- end -}}
 
-{{/* The token of a component's account. */}}
+{{/* Volume with the ServiceAccount token of a component. */}}
 {{- define "sync-operator.token" -}}
 - name: {{ . }}-token
   projected:
@@ -200,7 +200,7 @@ topologySpreadConstraints:
       - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
 {{- end -}}
 
-{{/* Workers that read Secrets for sources need one. */}}
+{{/* Token mount of the workers. Workers need a token only to read Secrets of sources. */}}
 {{- define "sync-operator.workerTokenMount" -}}
 {{- if .Values.sources.secrets }}
 - {name: worker-token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
@@ -234,7 +234,7 @@ topologySpreadConstraints:
 - {name: log, mountPath: /etc/sync-operator/log, readOnly: true}
 {{- end -}}
 
-{{/* Not in the checksum of the pods: what is logged changes without a restart. */}}
+{{/* ConfigMap with the log filter. It is not in the checksum of the pods, because the filter changes without a restart. */}}
 {{- define "sync-operator.logVolume" -}}
 - name: log
   configMap: {name: {{ include "sync-operator.fullname" . }}-log, defaultMode: 0444}
@@ -326,7 +326,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* Probes of a container: the name of its port for metrics */}}
+{{/* Probes of a container: the name of its metrics port. */}}
 {{- define "sync-operator.probes" -}}
 livenessProbe:
   httpGet: {path: /livez, port: {{ . }}}
@@ -339,7 +339,7 @@ readinessProbe:
   timeoutSeconds: 5
 {{- end -}}
 
-{{/* Role or ClusterRole */}}
+{{/* Kind of the roles: Role or ClusterRole. */}}
 {{- define "sync-operator.roleKind" -}}
 {{- ternary "Role" "ClusterRole" .Values.namespaced -}}
 {{- end -}}

@@ -28,12 +28,12 @@ pub(super) fn timeline(run: &JobDetails, retry_at: Option<Timestamp>, now: Times
         took: None,
         why: None,
     };
-    let mut steps = vec![step("wait", "Made", job.created_at)];
+    let mut steps = vec![step("wait", "Created", job.created_at)];
     let mut waiting_since = job.created_at;
     if let Some(first) = run.attempts.first().filter(|attempt| attempt.number > 1) {
         let count = first.number - 1;
         steps.push(Step {
-            why: Some(format!("Of {count} earlier ones nothing is kept.")),
+            why: Some(format!("The details of {count} earlier attempts are not kept.")),
             ..step("bad", "Attempts", job.started_at)
         });
         waiting_since = None;
@@ -65,13 +65,13 @@ fn last(
     let why = job.message.clone();
     let began = if run.attempts.is_empty() { job.started_at } else { None };
     let last = match job.phase {
-        Phase::Pending => step("wait", "Not in the queue yet", None),
-        Phase::Queued => step("wait", "Waits for a worker", None),
-        Phase::Running => step("busy", &format!("Attempt {} is under way", job.attempts_made + 1), began),
+        Phase::Pending => step("wait", "Not queued yet", None),
+        Phase::Queued => step("wait", "Waiting for a worker", None),
+        Phase::Running => step("busy", &format!("Attempt {} in progress", job.attempts_made + 1), began),
         Phase::Retrying => step("wait", &format!("Attempt {} is next", job.attempts_made + 1), retry_at),
         Phase::Suspended => step("wait", "Suspended", None),
-        Phase::Held => step("wait", "Waits for an approval", None),
-        Phase::RollingBack => step("busy", "Its documents are put back", None),
+        Phase::Held => step("wait", "Waiting for an approval", None),
+        Phase::RollingBack => step("busy", "Documents are being restored", None),
         Phase::Complete => step("good", "Complete", job.finished_at),
         Phase::Failed => {
             let reason = job.reason.as_deref().unwrap_or("Failed");
@@ -115,9 +115,9 @@ mod tests {
         let at = "2026-11-25T10:00:01.000000Z";
         let attempts = [attempt(1, "00:01", "00:04"), attempt(2, "00:09", "01:19")];
         for (status, retry_at, expected) in [
-            (json!({}), None, &["wait | Not in the queue yet"][..]),
-            (json!({"phase": "Queued"}), None, &["wait | Waits for a worker"]),
-            (json!({"phase": "Running", "startTime": at}), None, &["busy | Attempt 1 is under way | 10:00:01"]),
+            (json!({}), None, &["wait | Not queued yet"][..]),
+            (json!({"phase": "Queued"}), None, &["wait | Waiting for a worker"]),
+            (json!({"phase": "Running", "startTime": at}), None, &["busy | Attempt 1 in progress | 10:00:01"]),
             (
                 json!({"phase": "Running", "startTime": at, "attempts": 2, "attemptHistory": attempts}),
                 None,
@@ -126,7 +126,7 @@ mod tests {
                     "bad | Attempt 1 failed: TargetUnavailable | 10:00:01 | 3 s | away",
                     "wait | Waited 5 s",
                     "bad | Attempt 2 failed: TargetUnavailable | 10:00:09 | 1 min 10 s | away",
-                    "busy | Attempt 3 is under way",
+                    "busy | Attempt 3 in progress",
                 ],
             ),
             (
@@ -145,7 +145,7 @@ mod tests {
             ),
         ] {
             let described = described(&status, retry_at);
-            assert_eq!(described[0], "wait | Made | 10:00:00");
+            assert_eq!(described[0], "wait | Created | 10:00:00");
             assert_eq!(&described[1..], expected, "{status}");
         }
     }
@@ -155,8 +155,8 @@ mod tests {
         let status = json!({"phase": "Running", "startTime": "2026-11-25T10:00:01.000000Z", "attempts": 12,
                             "attemptHistory": [attempt(3, "01:00", "01:05")]});
         let described = described(&status, None);
-        assert_eq!(described[1], "bad | Attempts | 10:00:01 | Of 2 earlier ones nothing is kept.");
+        assert_eq!(described[1], "bad | Attempts | 10:00:01 | The details of 2 earlier attempts are not kept.");
         assert_eq!(described[2], "bad | Attempt 3 failed: TargetUnavailable | 10:01:00 | 5 s | away");
-        assert_eq!(described[3], "busy | Attempt 13 is under way");
+        assert_eq!(described[3], "busy | Attempt 13 in progress");
     }
 }

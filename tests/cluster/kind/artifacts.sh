@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# Where the things of a kind cluster are; sourced by kind.sh and kind/install.sh after paths.sh.
+# Versions and paths of the parts of a kind cluster. kind.sh and kind/install.sh source it after paths.sh.
 
 kind_version=v0.33.0
 coredns_version=v1.14.6
@@ -8,7 +8,7 @@ kind=$cache/kind-$kind_version
 coredns=$cache/coredns-$coredns_version
 kube_router=$cache/kube-router-$kube_router_version
 
-# Debian's packages in the node.
+# Debian packages in the node.
 node_release=bookworm
 node_packages=(
   systemd systemd-sysv dbus containerd runc containernetworking-plugins iptables ipset iproute2 ethtool socat
@@ -33,6 +33,6 @@ node_archive=$cache/kind-node-$node_key.tar
 redis_archive() { echo "$cache/kind-redis-$(cat "$here/kind/images.py" "$redis_server" | key).tar"; }
 mongodb_archive() { echo "$cache/kind-mongodb-$({ cat "$here/kind/images.py" && echo "${mongod##*/}"; } | key).tar"; }
 
-# A Docker engine of our own. Its images stay, like all that is in the cache.
+# Docker engine that kind.sh starts. Its images remain in the cache.
 engine=$cache/docker
 engine_socket=$engine/docker.sock

@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2154
-# A Docker engine of our own, for machines where none runs; sourced by kind.sh after paths.sh and process.sh.
-# One for all clusters of the cache folder, with its own data, socket and addresses.
+# Docker engine for machines without one. kind.sh sources it after paths.sh and process.sh. All clusters of a cache folder share
+# the engine. It has its own data, socket and addresses.
 
-engine_state=$engine/state # what it takes to stop it; deleted then
+engine_state=$engine/state # files for stopping the engine, deleted afterwards
 
-engine_pid() { # Fails if it does not run
+engine_pid() { # Fails if the engine is not running
   local pid started
   [[ -e $engine_state/pid ]] || return 1
   read -r pid started <"$engine_state/pid"
@@ -26,7 +26,7 @@ write_engine_config() {
     runtime=', "runtimes": {"without-resource": {"path": "'$engine_state'/runc-without-resource"}},
  "default-runtime": "without-resource"'
   fi
-  # No bridge: kind makes a network. Addresses that a usual Docker does not use.
+  # No bridge, because kind creates a network. The addresses differ from Docker's default addresses.
   cat >"$engine_state/daemon.json" <<END2
 {"data-root": "$engine/data", "exec-root": "$engine_state/exec", "pidfile": "$engine_state/docker.pid",
  "hosts": ["unix://$engine_socket"], "group": "root", "bridge": "none", "oom-score-adjust": 0,
@@ -34,7 +34,7 @@ write_engine_config() {
 END2
 }
 
-# What it changes on the machine and does not undo.
+# Records the settings of the machine that dockerd changes and does not restore.
 note_machine() {
   {
     echo "forwarding=$(</proc/sys/net/ipv4/ip_forward)"
@@ -52,7 +52,7 @@ other_engine_runs() {
   return 1
 }
 
-remove_rules() { # TABLE: Docker's chains, and the rules that lead there
+remove_rules() { # TABLE: removes Docker's chains and the rules that refer to them
   local rule
   iptables -t "$1" -S | awk '$1 == "-A" && / -j DOCKER/ {sub("-A", "-D"); print}
     $1 == "-N" && $2 ~ /^DOCKER/ {print "-F", $2; last = last "-X " $2 "\n"}
@@ -74,7 +74,7 @@ restore_machine() {
   echo "$forwarding" >/proc/sys/net/ipv4/ip_forward
 }
 
-# After one that did not end as it should, there may be containers of dead clusters.
+# Removes containers of dead clusters, which an engine leaves after a crash.
 start_engine() {
   local end=$((SECONDS + 60)) pid
   if engine_pid >/dev/null; then return; fi
@@ -111,7 +111,7 @@ remove_containers() {
 stop_engine() {
   local pid containerd mount
   [[ -e $engine_state ]] || return 0
-  # Killed, it leaves processes and mounts, which only it knows.
+  # Only a running engine can remove the processes and mounts of a killed one.
   start_engine
   remove_containers
   pid=$(engine_pid)

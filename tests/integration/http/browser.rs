@@ -245,7 +245,7 @@ async fn a_person_watches_and_controls_runs() {
     browser.click("form[action$='/retry'] button").await;
     eventually("the page of the new run", async || (browser.path().await != first).then_some(())).await;
     browser.shows("#phase", "Running").await;
-    browser.shows(".facts", "Tries again").await;
+    browser.shows(".facts", "Retry of").await;
 
     browser.open(&format!("{site}/ui/schedules")).await;
     browser.click("button[aria-label='Suspend: projects']").await;
@@ -270,7 +270,7 @@ async fn a_person_watches_and_controls_runs() {
     browser.screenshots("runs").await;
     browser.script("window.same = true").await;
     browser.type_into("#text", "nothing").await;
-    browser.shows("main", "No run fits.").await;
+    browser.shows("main", "No runs match.").await;
     assert!(browser.path().await.contains("text=nothing"), "{}", browser.path().await);
     assert_eq!(browser.script("return [window.same, document.activeElement.id]").await, json!([true, "text"]));
 

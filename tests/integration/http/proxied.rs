@@ -254,7 +254,7 @@ async fn a_person_works_below_a_path_of_a_proxy() {
     browser.shows("#phase", "Cancelled").await;
     browser.open(&format!("{site}/ui/runs")).await;
     browser.type_into("#text", "nothing").await;
-    browser.shows("main", "No run fits.").await;
+    browser.shows("main", "No runs match.").await;
     assert!(browser.path().await.starts_with("/sync/ui/runs?text=nothing"), "{}", browser.path().await);
     browser.click(".brand").await;
     browser.shows("h1", "Overview").await;

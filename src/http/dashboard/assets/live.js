@@ -1,5 +1,5 @@
-// Fetches the main part of the page again after an event of /ui/events, at most once a second. Without events, and
-// for relative times, which have no events, it fetches every few seconds.
+// Refreshes the main part of the page after an event of /ui/events, at most once per second. Without events, and to update
+// relative times, the script refreshes the page every few seconds.
 "use strict";
 const LEAST = 1000, WITH_EVENTS = 30000, WITHOUT = 5000;
 const sign = document.getElementById("live");
@@ -9,7 +9,7 @@ const main = () => document.getElementById("main");
 
 function refresh() {
   waiting = null;
-  // The page is hidden, or the user is choosing or typing.
+  // The page is hidden, or the user is selecting or typing.
   const field = document.activeElement;
   const typing = field?.matches("main input") && field.value !== field.defaultValue;
   const choosing = field?.matches("main select") || main().querySelector("input:checked");
@@ -30,7 +30,7 @@ function showState() {
 function listen() {
   const url = main().dataset.events;
   if (!url) return;
-  // An EventSource reconnects by itself, with the id of the last event, unless it was refused.
+  // The browser reconnects with the id of the last event, unless the server refused the connection.
   events = new EventSource(url);
   const set = (now) => () => { live = now; showState(); };
   events.addEventListener("open", set(true));
@@ -39,7 +39,7 @@ function listen() {
 }
 
 function onVisibilityChange() {
-  // Browsers keep few connections to a host, so hidden pages hold none.
+  // Browsers limit the connections to a host, so hidden pages close theirs.
   events?.close();
   live = false;
   if (document.hidden) return;

@@ -1,4 +1,4 @@
-// Adds times in the zone of the user. Without this script, times are in UTC, and those of a schedule in its own zone.
+// Adds times in the time zone of the browser. Without this script, times are in UTC, and slots in the zone of their schedule.
 "use strict";
 {
 const day = new Intl.DateTimeFormat("sv-SE", { dateStyle: "short", timeStyle: "short" });

@@ -63,7 +63,7 @@ impl BulkAction {
     pub fn label(self) -> &'static str {
         match self {
             Self::Cancel => "Cancel",
-            Self::Retry => "Try again",
+            Self::Retry => "Retry",
             Self::Delete => "Delete",
         }
     }
@@ -72,7 +72,7 @@ impl BulkAction {
     pub fn past(self) -> &'static str {
         match self {
             Self::Cancel => "cancelled",
-            Self::Retry => "tried again",
+            Self::Retry => "retried",
             Self::Delete => "deleted",
         }
     }
@@ -80,9 +80,9 @@ impl BulkAction {
     /// Warning before the action.
     pub fn warning(self) -> &'static str {
         match self {
-            Self::Cancel => "A cancelled run ends as failed at its next batch boundary. This cannot be taken back.",
-            Self::Retry => "Each gets a new run like it. One that was tried again before is left alone.",
-            Self::Delete => "A deleted run is gone, with its failures and its history. This cannot be taken back.",
+            Self::Cancel => "A cancelled run ends as failed at its next batch boundary. This cannot be undone.",
+            Self::Retry => "A retry creates a new run with the same spec. Runs that were retried before are skipped.",
+            Self::Delete => "Deletion removes a run with its failures and its history. This cannot be undone.",
         }
     }
 

@@ -53,7 +53,7 @@ async fn a_person_sees_how_a_run_went() {
     let run = browser.path().await;
     browser.shows(".timeline", "Complete").await;
     browser.shows("h2:has(+ svg.curve)", "Documents per second").await;
-    browser.shows("#failures", "30 failed. A run keeps the first 20").await;
+    browser.shows("#failures", "30 documents failed. A run keeps the details of the first 20").await;
     eventually("the event of its end", async || {
         browser.open(&format!("{site}{run}")).await;
         browser.text("#events").await.contains("RunCompleted").then_some(())
@@ -78,7 +78,7 @@ async fn a_person_sees_how_a_run_went() {
     browser.shows(".timeline", "Complete").await;
     assert!(!browser.sees("#events").await && !browser.sees("main form").await);
     browser.open(&format!("{site}/ui/runs")).await;
-    browser.shows("#bulk [role=status]", "runs fit.").await;
+    browser.shows("#bulk [role=status]", "runs match.").await;
     assert!(!browser.sees("#bulk input[type=checkbox]").await && !browser.sees("#bulk button").await);
     assert_eq!(browser.complaints().await, [""; 0]);
 }
@@ -96,7 +96,7 @@ async fn a_person_finds_runs_and_does_things_to_many() {
     }
     browser.open(&format!("{site}/ui/runs")).await;
     browser.type_into("#error", "invalidtarget").await;
-    browser.shows("#bulk [role=status]", "3 runs fit.").await;
+    browser.shows("#bulk [role=status]", "3 runs match.").await;
     let in_address = async || browser.path().await.contains("error=invalidtarget").then_some(());
     eventually("the filter stands in the address", in_address).await;
     browser.screenshots("runs-found").await;
@@ -116,15 +116,15 @@ async fn a_person_finds_runs_and_does_things_to_many() {
     assert_eq!([browser.script(ticked).await, browser.script(rows).await], [json!(1), json!(3)]);
     browser.screenshots("runs-chosen").await;
     browser.click("button[value=retry]").await;
-    browser.shows("h1", "Try again: 1 run?").await;
+    browser.shows("h1", "Retry: 1 run?").await;
     browser.screenshots("bulk-one").await;
     browser.click("main form button").await;
-    browser.shows("h1", "1 run tried again").await;
-    browser.shows("main", "None is left.").await;
+    browser.shows("h1", "1 run retried").await;
+    browser.shows("main", "No runs are left.").await;
 
     // All that fit.
     browser.open(&format!("{site}/ui/runs?phase=Failed&schedule=pipelines")).await;
-    browser.shows("#bulk [role=status]", "4 runs fit.").await;
+    browser.shows("#bulk [role=status]", "4 runs match.").await;
     browser.click("#all").await;
     browser.click("button[value=delete]").await;
     browser.shows("h1", "Delete: 4 runs?").await;
@@ -133,7 +133,7 @@ async fn a_person_finds_runs_and_does_things_to_many() {
     browser.shows("h1", "runs deleted").await;
     browser.screenshots("bulk-done").await;
     browser.open(&format!("{site}/ui/runs?phase=Failed&schedule=pipelines")).await;
-    browser.shows("main", "No run fits.").await;
+    browser.shows("main", "No runs match.").await;
     browser.open(&format!("{site}/ui/runs")).await;
     browser.click("#all").await;
     browser.click("button[value=cancel]").await;

@@ -72,7 +72,7 @@ async fn a_run_tells_its_attempts_its_failures_its_events_and_where_its_logs_are
         "Attempt 1 failed: TooManyFailed",
         "took 1 min",
         "Ended as failed: TooManyFailed",
-        "57 failed. A run keeps the first 20; of the others nothing more is known.",
+        "57 documents failed. A run keeps the details of the first 20.",
         "1 to 10 of 20",
         "=user-10<",
         "the email has no @",
@@ -122,7 +122,7 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
     let path = format!("/ui/runs/{}/held", world.name);
     let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     let page = viewer.get(&path).await.text;
-    for told in ["GuardExceeded", "of 2000 documents: a1, &#60;script&#62;", "Waits for an approval"] {
+    for told in ["GuardExceeded", "of 2000 documents: a1, &#60;script&#62;", "Waiting for an approval"] {
         assert!(page.contains(told), "{told}: {page}");
     }
     assert!(!page.contains("id=\"approve\"") && !page.contains("<script>"), "{page}");
@@ -142,7 +142,7 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
     let job = world.jobs().get("held").await.unwrap();
     assert_eq!(job.annotations()["sync.codex.dev/approve"], "1400");
     let page = editor.get(&path).await.text;
-    assert!(page.contains("It is approved") && !page.contains("id=\"approve\""), "{page}");
+    assert!(page.contains("Approved. The run resumes soon.") && !page.contains("id=\"approve\""), "{page}");
 }
 
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn runs_are_found_by_errors_and_keys_that_the_cache_does_not_keep() {
             let shown = page.contains(&format!("href=\"/ui/runs/{}/{name}\"", world.name));
             assert_eq!(shown, expected.contains(&name), "{query} {name}");
         }
-        let told = if expected.is_empty() { "No run fits." } else { &format!("{} run", expected.len()) };
+        let told = if expected.is_empty() { "No runs match." } else { &format!("{} run", expected.len()) };
         assert!(page.contains(told), "{query}: {page}");
     }
     world.jobs().delete("b-two", &DeleteParams::default()).await.unwrap();
@@ -283,7 +283,7 @@ async fn all_that_fit_are_done_in_steps_and_none_that_was_made_after_the_questio
     let browser = Browser::new(&sidecar);
     let list = browser.get("/ui/runs?text=many").await.text;
     assert!(
-        list.contains("210 runs fit.") && list.contains("all 210 that fit") && list.contains("value=\"text=many\""),
+        list.contains("210 runs match.") && list.contains("all 210 matching runs") && list.contains("value=\"text=many\""),
         "{list}"
     );
     let asked = browser.press("/ui/bulk", "action=cancel&all=true&filter=text%3Dmany").await.text;
@@ -303,11 +303,11 @@ async fn all_that_fit_are_done_in_steps_and_none_that_was_made_after_the_questio
     };
     let first = step(&asked).await;
     assert!(
-        first.contains("200 runs cancelled") && first.contains("10 are left.") && first.contains("Go on with 10"),
+        first.contains("200 runs cancelled") && first.contains("10 runs are left.") && first.contains("Continue with 10"),
         "{first}"
     );
     let second = step(&first).await;
-    assert!(second.contains("10 runs cancelled") && second.contains("None is left."), "{second}");
+    assert!(second.contains("10 runs cancelled") && second.contains("No runs are left."), "{second}");
     let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
     let spared: Vec<_> = jobs.iter().filter(|job| !job.spec.cancelled).map(ResourceExt::name_any).collect();
     assert_eq!(spared, ["many-late", "other"]);
