@@ -37,7 +37,7 @@ async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
 }
 
 #[tokio::test]
-async fn uninstalling_leaves_the_objects_and_reinstalling_picks_them_up() {
+async fn reinstalling_continues_with_the_objects_that_stayed() {
     let _turn = turn();
     installed();
     let namespace = Namespace::new("kept");

@@ -33,7 +33,7 @@ fn restarts(namespace: &Namespace) -> i64 {
 }
 
 #[tokio::test]
-async fn passwords_can_be_changed_in_mid_run_and_authorities_of_ones_own_are_trusted() {
+async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
     let _turn = turn();
     only_the_kinds();
     rustls::crypto::ring::default_provider().install_default().ok();

@@ -151,7 +151,7 @@ async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
 }
 
 #[tokio::test]
-async fn a_sink_that_fails_stalls_and_wants_fewer_messages_gets_each_alert_once_and_holds_back_no_other() {
+async fn each_sink_gets_each_alert_once_beside_failing_ones() {
     let (world, http) = (world().await, HttpSink::start().await);
     http.answer("/bad", [Instead::Status(500), Instead::Silence(Duration::from_secs(40)), Instead::Wait(3)]);
     apply_alert(&world, &json!([webhook(&http, "/bad"), webhook(&http, "/good")]), &json!({})).await;
@@ -187,7 +187,7 @@ async fn a_sink_that_fails_stalls_and_wants_fewer_messages_gets_each_alert_once_
 }
 
 #[tokio::test]
-async fn a_mail_server_that_is_away_gets_the_mail_later_and_one_that_refuses_is_told_of() {
+async fn mail_is_retried_during_an_outage_and_a_refusal_reported() {
     let (world, mail) = (world().await, MailSink::start().await);
     secret(&world, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority.pem())], "localhost")
         .await;
@@ -238,7 +238,7 @@ async fn settled(world: &World, firing: i32) {
 }
 
 #[tokio::test]
-async fn operators_that_are_killed_tell_each_alert_at_most_twice_also_when_redis_is_emptied() {
+async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     let (_own, servers) = Own::up("redis");
     let url = servers.redis.clone();
     let (world, http) = (world_on(World::on(servers).await).await, HttpSink::start().await);
@@ -308,7 +308,7 @@ async fn a_test_is_sent_once_when_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_sink_stands_in_its_condition_without_secrets() {
+async fn a_sinks_condition_has_its_error_without_secrets() {
     let (world, http) = (world().await, HttpSink::start().await);
     let path = "/services/secret-path";
     secret(&world, "other-host", &[("url", &format!("{}{path}", http.url))], "hooks.slack.com").await;

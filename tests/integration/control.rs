@@ -62,7 +62,7 @@ pub fn reason(job: &SyncJob, condition: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_suspended_run_stops_keeps_its_progress_and_goes_on_when_resumed() {
+async fn a_suspended_run_keeps_its_progress_and_resumes() {
     let world = World::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
@@ -167,7 +167,7 @@ async fn a_higher_priority_lets_a_waiting_run_pass() {
 
 /// Scenario 21 of the fault list, with the next two.
 #[tokio::test]
-async fn deleting_a_job_or_its_schedule_stops_the_work_and_leaves_nothing_in_redis() {
+async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
     let world = World::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&["--resync-interval", "1h"]);
@@ -225,7 +225,7 @@ async fn a_finished_run_ignores_every_wish() {
 }
 
 #[tokio::test]
-async fn a_schedule_deleted_in_the_foreground_takes_its_run_with_it_and_an_orphan_goes_on() {
+async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
     let world = World::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);

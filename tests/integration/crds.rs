@@ -145,7 +145,7 @@ fn with(mut whole: Value, part: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_wrong_source_is_refused_with_field_and_fix_also_in_a_template() {
+async fn a_wrong_source_is_refused_with_its_field_and_fix() {
     let world = World::new().await;
     let graph_ql = || json!({"endpoint": "https://gitlab.com/api/graphql", "query": "q", "resultPath": "/data/users"});
     let source = |part: Value| json!({"source": support::source("graphQL", &with(graph_ql(), &part))});
@@ -210,7 +210,7 @@ async fn a_wrong_source_is_refused_with_field_and_fix_also_in_a_template() {
 }
 
 #[tokio::test]
-async fn a_wrong_rest_source_is_refused_with_field_and_fix_also_in_a_template() {
+async fn a_wrong_rest_source_is_refused_with_its_field_and_fix() {
     let world = World::new().await;
     let graph_ql = json!({"endpoint": "https://a/", "query": "q", "resultPath": ""});
     let rest = |part: Value| {

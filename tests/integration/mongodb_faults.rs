@@ -95,7 +95,7 @@ async fn mongodb_is_slow_in_mid_run() {
 
 /// Bad input of the worst kind: the user that the operator is may do nothing, or only read.
 #[tokio::test]
-async fn missing_rights_on_the_collection_are_told_and_nothing_is_retried() {
+async fn missing_collection_rights_are_reported_without_a_retry() {
     let mongodb = MongoDb::start(&["--auth"]);
     mongodb.run("", doc! {"createUser": "admin", "pwd": "secret", "roles": ["root"]}).await;
     let admin = "admin:secret@";

@@ -124,7 +124,7 @@ async fn event_reasons(world: &World, object: &str) -> HashSet<String> {
 }
 
 #[tokio::test]
-async fn the_sample_schedule_syncs_users_and_names_those_that_are_rejected() {
+async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
     let world = World::new().await;
     world.seed(10_000, 3).await;
     let (operator, port) = world.all(&[]);
@@ -169,7 +169,7 @@ async fn the_sample_schedule_syncs_users_and_names_those_that_are_rejected() {
 }
 
 #[tokio::test]
-async fn every_slot_is_run_once_by_two_operators_and_the_counters_add_up() {
+async fn two_operators_run_each_slot_once_and_counters_add_up() {
     let world = World::new().await;
     world.seed(1_000, 3).await;
     let (first, _) = world.all(&[]);
@@ -208,7 +208,7 @@ async fn every_slot_is_run_once_by_two_operators_and_the_counters_add_up() {
 }
 
 #[tokio::test]
-async fn suspending_stops_new_runs_and_resuming_starts_with_the_next_slot() {
+async fn suspension_stops_new_runs_until_the_slot_after_resuming() {
     let world = World::new().await;
     world.seed(10, 0).await;
     let (_operator, port) = world.all(&[]);
@@ -267,7 +267,7 @@ fn assert_all_done(job: &SyncJob, users: i64) {
 }
 
 #[tokio::test]
-async fn a_stopped_worker_hands_its_run_over_without_spending_an_attempt() {
+async fn a_stopped_worker_releases_its_run_without_an_attempt() {
     let world = World::new().await;
     world.seed(3_000, 0).await;
     let (_controller, _) = world.all(&["--workers", "0"]);
@@ -323,7 +323,7 @@ async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
 }
 
 #[tokio::test]
-async fn a_run_whose_attempts_all_fail_ends_as_failed_with_its_history() {
+async fn a_run_whose_attempts_all_fail_ends_with_its_history() {
     let (mongodb, mut servers) = Own::up("mongodb");
     servers.mongodb += "&serverSelectionTimeoutMS=200";
     let world = World::on(servers).await;
@@ -468,7 +468,7 @@ async fn wrong_configuration_is_one_clear_error_and_exit_code_2() {
 
 /// Nobody sees it being deleted, and the run has ended, so no worker will notice either.
 #[tokio::test]
-async fn a_run_that_ended_is_forgotten_when_its_job_was_deleted_while_no_operator_ran() {
+async fn an_ended_run_is_removed_when_its_job_was_deleted_offline() {
     let world = World::new().await;
     world.seed(10, 0).await;
     let (operator, _) = world.all(&[]);

@@ -477,7 +477,7 @@ async fn ended_runs_stay_until_a_controller_forgets_them() {
 }
 
 #[tokio::test]
-async fn an_expired_lease_returns_the_run_to_the_head_and_counts_a_recovery() {
+async fn an_expired_lease_requeues_the_run_and_counts_a_recovery() {
     let queue = queue(Duration::from_millis(200));
     enqueue(&queue, "a", 0).await;
     let lost = claim(&queue, "w1").await.entry.epoch;
@@ -513,7 +513,7 @@ async fn a_run_that_keeps_losing_its_worker_ends_as_failed() {
 }
 
 #[tokio::test]
-async fn a_run_that_is_rolled_back_ends_only_when_its_worker_says_so_again() {
+async fn a_rolled_back_run_ends_when_its_worker_reports_it_twice() {
     let name = unique("rollback");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     for (uid, end) in [("failed", Disposition::Failed("why".to_owned())), ("cancelled", Disposition::Released)] {
@@ -915,7 +915,7 @@ async fn claim_many(queue: &Queue, worker: &str, most: usize, candidates: &mut C
 }
 
 #[tokio::test]
-async fn a_claim_of_several_takes_the_best_in_order_and_at_most_as_many_as_asked_for() {
+async fn a_claim_takes_the_best_runs_in_order_up_to_its_limit() {
     let queue = queue(LEASE);
     for (uid, priority) in [("low", -1), ("a", 0), ("b", 0), ("high", 1)] {
         enqueue(&queue, uid, priority).await;
@@ -969,7 +969,7 @@ async fn many_workers_get_each_run_once() {
 }
 
 #[tokio::test]
-async fn a_worker_lets_go_of_several_runs_in_one_call_and_learns_what_became_of_each() {
+async fn a_worker_releases_several_runs_in_one_call() {
     let queue = queue(LEASE);
     for uid in ["done", "failed", "later", "back", "removed"] {
         enqueue(&queue, uid, 0).await;
@@ -1015,7 +1015,7 @@ async fn a_suspended_run_is_put_aside_and_keeps_its_place() {
 }
 
 #[tokio::test]
-async fn a_suspended_run_is_recalled_from_its_worker_and_spends_no_attempt() {
+async fn a_suspended_run_is_recalled_without_spending_an_attempt() {
     let queue = queue(LEASE);
     enqueue(&queue, "a", 0).await;
     let epoch = claim(&queue, "w").await.entry.epoch;
@@ -1186,7 +1186,7 @@ async fn a_cancelled_run_ends_wherever_it_is_and_stays_so() {
 }
 
 #[tokio::test]
-async fn a_run_that_completes_before_its_cancellation_arrives_is_complete() {
+async fn a_run_that_completes_before_its_cancellation_is_complete() {
     let queue = queue(LEASE);
     enqueue(&queue, "a", 0).await;
     let epoch = claim(&queue, "w").await.entry.epoch;

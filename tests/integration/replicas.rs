@@ -132,7 +132,7 @@ async fn controllers_that_stop_together_leave_the_lease_free() {
 }
 
 #[tokio::test]
-async fn a_controller_without_rights_on_the_lease_is_not_ready_and_says_why() {
+async fn a_controller_without_lease_rights_is_unready_with_a_reason() {
     let world = World::new().await;
     let user = format!("controller-{}", world.name);
     let (groups, verbs) = (["sync.codex.dev", "events.k8s.io"], ["*"]);
@@ -168,7 +168,7 @@ async fn allow(world: &World, user: &str, namespace: &str, rules: Value) {
 
 /// Scenario 15 of the fault list.
 #[tokio::test]
-async fn a_leader_that_was_paused_for_longer_than_its_lease_writes_no_more() {
+async fn a_leader_paused_beyond_its_lease_writes_no_more() {
     let world = World::new().await;
     let replicas = replicas(&world, &[]).await;
     apply_schedule(&world, "users", json!({"interval": "1s", "concurrencyPolicy": "Allow"})).await;
@@ -208,7 +208,7 @@ async fn a_leader_that_was_paused_for_longer_than_its_lease_writes_no_more() {
 }
 
 #[tokio::test]
-async fn a_single_controller_that_was_paused_for_longer_than_its_lease_goes_on() {
+async fn a_single_controller_leads_again_after_a_long_pause() {
     let world = World::new().await;
     let controller = world.operator("controller", &[]);
     apply_schedule(&world, "users", json!({"interval": "5s"})).await;

@@ -55,7 +55,7 @@ fn reasons(status: &SyncJobStatus) -> Vec<(&str, &str)> {
 }
 
 #[tokio::test]
-async fn users_are_asked_for_by_their_addresses_and_404_is_one_that_is_missing() {
+async fn a_user_whose_address_answers_404_is_missing() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     world.seed(40, 0).await;
     let (operator, _) = world.all(&ALLOWED);
@@ -203,7 +203,7 @@ async fn pages_are_walked_by_number_by_cursor_and_by_link() {
 }
 
 #[tokio::test]
-async fn a_link_that_cannot_be_followed_is_not_taken_for_the_last_page() {
+async fn a_link_that_cannot_be_followed_is_not_the_last_page() {
     let (world, upstream, elsewhere) = (World::new().await, Upstream::with_people(25).await, Upstream::start().await);
     let people = people(&world, &(0..30).collect::<Vec<_>>()).await;
     let (operator, _) = world.all(&ALLOWED);
@@ -230,7 +230,7 @@ async fn a_link_that_cannot_be_followed_is_not_taken_for_the_last_page() {
 }
 
 #[tokio::test]
-async fn what_the_server_refuses_ends_the_run_and_what_may_pass_does_not() {
+async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
     let (world, upstream, elsewhere) = (World::new().await, Upstream::start().await, Upstream::start().await);
     world.seed(3, 0).await;
     secret(&world, "right", &[("token", "t-1")], "127.0.0.1").await;

@@ -139,7 +139,7 @@ async fn a_run_that_completes_keeps_what_it_wrote_and_no_journal() {
 }
 
 #[tokio::test]
-async fn a_cancelled_run_is_put_back_but_for_what_others_changed_meanwhile() {
+async fn a_cancelled_run_is_rolled_back_except_later_changes() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     let before = seed(&world, 40).await;
     stall_after(&upstream, 4);
@@ -227,7 +227,7 @@ async fn target(world: &World, epoch: u64) -> TargetCollection {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback_has_begun() {
+async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
     let world = World::new().await;
     let before = seed(&world, 20).await;
     let (lost, newer) = (target(&world, 1).await, target(&world, 2).await);
@@ -311,7 +311,7 @@ async fn round(requests: usize) -> usize {
 
 /// `KILL_EVERY=1` kills after each request, as opposed to each sixth one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_killed_after_any_request_leaves_every_document_as_it_was() {
+async fn a_killed_and_rolled_back_run_leaves_documents_unchanged() {
     let all = round(Wire::OPEN).await;
     assert!(all > 20, "only {all} requests were seen");
     eprintln!("{all} requests");

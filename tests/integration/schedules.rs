@@ -80,7 +80,7 @@ async fn forbid_skips_slots_while_a_run_is_under_way_and_tells() {
 }
 
 #[tokio::test]
-async fn replace_cancels_the_run_under_way_and_starts_when_it_has_ended() {
+async fn replace_cancels_the_active_run_and_starts_after_its_end() {
     let world = World::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
@@ -145,7 +145,7 @@ async fn a_trigger_waits_for_the_run_under_way_and_is_not_lost() {
 }
 
 #[tokio::test]
-async fn a_cron_schedule_runs_at_full_minutes_by_the_clocks_of_its_zone() {
+async fn a_cron_schedule_runs_at_full_minutes_of_its_time_zone() {
     let world = World::new().await;
     world.seed(10, 0).await;
     let (_operator, port) = world.all(&[]);
@@ -326,7 +326,7 @@ async fn a_run_that_is_not_in_the_books_is_found_there_again() {
 }
 
 #[tokio::test]
-async fn a_foreign_job_of_the_same_name_is_left_alone_and_the_slot_skipped() {
+async fn a_slot_is_skipped_when_a_foreign_job_has_its_name() {
     let world = World::new().await;
     world.seed(10, 0).await;
     apply_once(&world, "users", json!({})).await;
@@ -443,7 +443,7 @@ async fn kubectl_waits_for_a_schedule() {
 
 /// Kubernetes' own test of this kind restarts the CronJob controller at random.
 #[tokio::test]
-async fn controllers_that_stop_at_random_run_each_slot_once_or_skip_it() {
+async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
     let world = World::new().await;
     world.seed(10, 0).await;
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "successfulJobsHistoryLimit": 1000});

@@ -226,7 +226,7 @@ async fn a_query_the_server_rejects_ends_the_run_at_once() {
 }
 
 #[tokio::test]
-async fn bad_answers_are_the_attempts_failure_and_another_one_goes_on_after_the_checkpoint() {
+async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     world.seed(20, 0).await;
     let (operator, _) = world.all(&ALLOWED);
@@ -553,7 +553,7 @@ async fn a_walk_through_pages_goes_on_after_its_worker_was_killed() {
 }
 
 #[tokio::test]
-async fn a_killed_workers_run_goes_on_elsewhere_and_every_document_is_right_in_the_end() {
+async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     world.seed(1000, 0).await;
     let mut slow = spec(&upstream);

@@ -191,7 +191,7 @@ async fn doing_a_run_again_writes_nothing_and_counts_its_own_work() {
 }
 
 #[tokio::test]
-async fn what_another_worker_of_the_same_run_stamped_meanwhile_counts_as_updated() {
+async fn a_stamp_by_another_worker_of_the_run_counts_as_updated() {
     let database = database().await;
     insert(&database, (0..10).map(|id| doc! {"_id": id}).collect()).await;
     let target = target(&database, json!({"syncType": "Full"}), START).await.unwrap();
@@ -287,7 +287,7 @@ async fn every_kind_of_refusal_is_told_without_the_documents_values() {
 }
 
 #[tokio::test]
-async fn a_unique_index_in_the_way_is_named_without_the_documents_values() {
+async fn a_violated_unique_index_is_named_without_values() {
     let database = database().await;
     let earlier = |id: i32, email| doc! {"_id": id, "email": email, "lastSynced": DateTime::from_millis(i64::from(id))};
     let users = (1..=6).map(|id| earlier(id, if id == 3 || id == 4 { "secret".to_owned() } else { id.to_string() }));
@@ -298,7 +298,7 @@ async fn a_unique_index_in_the_way_is_named_without_the_documents_values() {
 }
 
 #[tokio::test]
-async fn a_refused_document_is_named_in_a_batch_with_keys_of_several_types() {
+async fn a_refused_document_is_named_among_keys_of_several_types() {
     let database = database().await;
     let keys = [1.into(), "a".into(), true.into(), Bson::ObjectId(ObjectId::new())];
     insert(&database, keys.into_iter().map(|key| doc! {"_id": key, "name": "x"}).collect()).await;
@@ -313,7 +313,7 @@ async fn a_refused_document_is_named_in_a_batch_with_keys_of_several_types() {
 
 // On one thread, making 40 MB of statements would keep the driver from noticing that the server is well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_document_is_named_in_the_largest_batch_with_a_long_filter() {
+async fn a_refused_document_is_named_in_the_largest_batch() {
     const USERS: i32 = 10_000;
     let database = database().await;
     insert(&database, (0..USERS).map(|id| doc! {"_id": id, "name": if id == 4 { "secret" } else { "x" }}).collect())
@@ -339,7 +339,7 @@ async fn a_stamp_never_moves_back() {
 }
 
 #[tokio::test]
-async fn of_two_overlapping_runs_the_later_start_wins_whatever_the_order_of_writes() {
+async fn of_two_overlapping_runs_the_later_start_wins() {
     for order in [[START, START + 1], [START + 1, START]] {
         let database = database().await;
         // Keys of two types are written one by one, those of one type as a range.
@@ -515,7 +515,7 @@ async fn a_list_is_a_wrongly_typed_stamp_whatever_it_holds() {
 }
 
 #[tokio::test]
-async fn an_unknown_operator_is_an_invalid_target_with_the_servers_reason() {
+async fn an_unknown_operator_is_an_invalid_target_with_a_reason() {
     let database = database().await;
     insert(&database, vec![doc! {"_id": 1}]).await;
     for filter in [json!({"a": {"$bigger": 1}}), json!({"$bigger": 1}), json!({"a": {"$in": 1}})] {
@@ -528,7 +528,7 @@ async fn an_unknown_operator_is_an_invalid_target_with_the_servers_reason() {
 }
 
 #[tokio::test]
-async fn a_query_that_needs_what_the_collection_has_not_is_an_invalid_target() {
+async fn a_query_the_collection_cannot_answer_is_an_invalid_target() {
     let database = database().await;
     insert(&database, vec![doc! {"_id": 1, "name": "Ann"}]).await;
     for (filter, reason) in [
@@ -587,7 +587,7 @@ async fn a_missing_collection_holds_no_documents() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_is_the_attempts_failure_and_its_address_stays_secret() {
+async fn an_outage_fails_the_attempt_and_hides_the_address() {
     let uri = "mongodb://user:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100";
     let deployment = Deployment::new(uri, "db", &[], None).await.unwrap();
     let target = deployment
@@ -638,7 +638,7 @@ async fn a_filter_in_extended_json_selects_documents() {
 }
 
 #[tokio::test]
-async fn a_document_the_filter_does_not_select_any_more_is_not_stamped() {
+async fn a_document_that_left_the_filter_is_not_stamped() {
     let database = database().await;
     insert(&database, (0..10).map(|id| doc! {"_id": id, "state": "active"}).collect()).await;
     let spec = json!({"syncType": "Full", "target": {"filter": {"state": "active"}}});
@@ -755,7 +755,7 @@ async fn apply_same(target: &TargetCollection, batch: &Batch) -> sync_operator::
 }
 
 #[tokio::test]
-async fn documents_that_are_as_they_should_be_are_stamped_with_one_command() {
+async fn unchanged_documents_are_stamped_with_one_command() {
     let database = database().await;
     unchanged(&database).await;
     let target = target(&database, fetching(), 1000).await.unwrap();
@@ -772,7 +772,7 @@ async fn documents_that_are_as_they_should_be_are_stamped_with_one_command() {
 }
 
 #[tokio::test]
-async fn a_document_that_another_run_wrote_meanwhile_is_written_although_it_was_as_it_should_be() {
+async fn an_unchanged_document_that_another_run_wrote_is_written() {
     let database = database().await;
     unchanged(&database).await;
     let target = target(&database, fetching(), 1000).await.unwrap();
@@ -788,7 +788,7 @@ async fn a_document_that_another_run_wrote_meanwhile_is_written_although_it_was_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_largest_batch_is_stamped_although_each_document_had_its_own_stamp_and_the_filter_is_long() {
+async fn the_largest_batch_with_a_long_filter_is_stamped() {
     const USERS: i32 = 10_000;
     let database = database().await;
     let before = |id: i32| listed(i64::from(id) - 20_000);
@@ -806,7 +806,7 @@ async fn the_largest_batch_is_stamped_although_each_document_had_its_own_stamp_a
 }
 
 #[tokio::test]
-async fn a_refused_document_is_named_among_those_that_are_as_they_should_be() {
+async fn a_refused_document_is_named_among_unchanged_ones() {
     let database = database().await;
     unchanged(&database).await;
     validate(&database, doc! {"_id": {"$ne": 4}}).await;
@@ -820,7 +820,7 @@ async fn a_refused_document_is_named_among_those_that_are_as_they_should_be() {
 }
 
 #[tokio::test]
-async fn a_document_that_is_gone_or_left_the_filter_meanwhile_is_not_written() {
+async fn a_document_that_is_gone_or_left_the_filter_is_not_written() {
     let database = database().await;
     insert(&database, (0..4).map(|id| doc! {"_id": id, "state": "active"}).collect()).await;
     let mut spec = fetching();

@@ -34,7 +34,7 @@ async fn a_worker_whose_looks_for_runs_are_not_answered_is_not_ready() {
 
 /// Scenario 16 of the fault list: a worker is paused for longer than its lease, and wakes up when another one has its run.
 #[tokio::test]
-async fn a_worker_that_was_paused_for_longer_than_its_lease_writes_no_more() {
+async fn a_worker_paused_beyond_its_lease_writes_no_more() {
     const USERS: i32 = 3_000;
     let world = World::new().await;
     world.seed(USERS, 0).await;

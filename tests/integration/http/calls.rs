@@ -142,7 +142,7 @@ async fn several_schedules_of_a_type_are_told_and_one_can_be_chosen() {
 }
 
 #[tokio::test]
-async fn pausing_and_resuming_cover_what_is_asked_for_and_say_what_changed() {
+async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
     let world = World::new().await;
     let sidecar = Sidecar::open(&world).await;
     apply_schedule(&world, "a", json!({"interval": "1h"})).await;
@@ -178,7 +178,7 @@ async fn pausing_and_resuming_cover_what_is_asked_for_and_say_what_changed() {
 }
 
 #[tokio::test]
-async fn a_call_builds_on_what_the_call_before_it_did_also_through_another_sidecar() {
+async fn a_call_sees_the_effect_of_the_call_before_it() {
     let world = World::new().await;
     let (one, other) = (Sidecar::open(&world).await, Sidecar::open(&world).await);
     one_schedule(&world, &one).await;

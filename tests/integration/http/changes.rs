@@ -163,7 +163,7 @@ async fn only_who_may_patch_a_schedule_can_change_it() {
 }
 
 #[tokio::test]
-async fn a_person_changes_when_a_schedule_is_due_and_suspends_it_with_a_note() {
+async fn a_user_edits_the_due_time_and_suspends_with_a_note() {
     let world = World::new().await;
     apply_schedule(&world, "users", json!({"interval": "20m"})).await;
     let port = free_port();

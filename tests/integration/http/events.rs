@@ -88,7 +88,7 @@ async fn progress(world: &World, name: &str, progress: i32) {
 }
 
 #[tokio::test]
-async fn a_run_is_told_at_once_and_then_at_most_once_a_second_up_to_its_newest_state() {
+async fn a_stream_sends_a_run_at_once_then_at_most_once_a_second() {
     let world = World::new().await;
     let sidecar = Sidecar::open(&world).await;
     let mut stream = Stream::open(&sidecar, "/events", None).await;
@@ -108,7 +108,7 @@ async fn a_run_is_told_at_once_and_then_at_most_once_a_second_up_to_its_newest_s
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_is_told_what_it_missed_and_nothing_else() {
+async fn a_client_that_reconnects_gets_what_it_missed_only() {
     let world = World::new().await;
     let sidecar = Sidecar::open(&world).await;
     for name in ["gone", "same", "moved"] {
@@ -147,7 +147,7 @@ async fn a_client_that_comes_back_is_told_what_it_missed_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_stream_tells_of_what_was_asked_for_and_ends_when_the_process_stops() {
+async fn a_stream_has_the_filtered_runs_and_ends_with_the_process() {
     let world = World::new().await;
     let sidecar = Sidecar::open(&world).await;
     let mut stream = Stream::open(&sidecar, "/events?namespace=elsewhere", None).await;

@@ -52,7 +52,7 @@ async fn without_redis_the_last_counts_are_told_with_their_time() {
 }
 
 #[tokio::test]
-async fn without_the_api_server_what_is_known_is_told_and_nothing_is_half_done() {
+async fn without_the_api_server_reads_work_and_writes_are_refused() {
     let (kube, servers) = Own::up("kube");
     kube.install_crds();
     let world = World::on(servers).await;

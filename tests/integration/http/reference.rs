@@ -51,7 +51,7 @@ fn pretty(answer: &Value) -> String {
 }
 
 #[tokio::test]
-async fn the_examples_of_the_reference_have_the_answers_that_stand_there() {
+async fn the_examples_of_the_reference_have_the_listed_answers() {
     let world = World::new().await;
     world.seed(20_000, 0).await;
     let port = free_port();

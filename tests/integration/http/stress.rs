@@ -81,7 +81,7 @@ fn bad_request(seed: u64) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn bad_requests_slow_clients_and_idle_connections_leave_room_for_good_ones() {
+async fn bad_slow_and_idle_clients_leave_room_for_others() {
     let world = World::new().await;
     world.seed(10, 0).await;
     let (mut operator, port) = world.all(&["--http-requests-per-second", "100000"]);

@@ -53,7 +53,7 @@ async fn seen(sidecar: &Sidecar, query: &str, count: usize) {
 }
 
 #[tokio::test]
-async fn a_run_tells_its_attempts_its_failures_its_events_and_where_its_logs_are() {
+async fn a_run_page_shows_attempts_failures_events_and_logs() {
     let world = World::new().await;
     let logs = "https://logs.example/?q={uid}&name={name}".parse().unwrap();
     let sessions = Sessions::new(None, false).unwrap();
@@ -146,7 +146,7 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
 }
 
 #[tokio::test]
-async fn runs_are_found_by_errors_and_keys_that_the_cache_does_not_keep() {
+async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
     let world = World::new().await;
     let sidecar = Sidecar::open(&world).await;
     for name in ["a-one", "b-two", "c-three"] {
@@ -199,7 +199,7 @@ async fn through(browser: &Browser<'_>, action: &str, form: &str) -> (Seen, Seen
 }
 
 #[tokio::test]
-async fn many_runs_are_cancelled_tried_again_and_deleted_by_those_who_may() {
+async fn permitted_users_cancel_retry_and_delete_many_runs() {
     let world = World::new().await;
     let sidecar = scene(&world).await;
     let here = &world.name;
@@ -273,7 +273,7 @@ async fn many_runs_are_cancelled_tried_again_and_deleted_by_those_who_may() {
 }
 
 #[tokio::test]
-async fn all_that_fit_are_done_in_steps_and_none_that_was_made_after_the_question() {
+async fn a_bulk_action_covers_all_matches_and_no_later_run() {
     let world = World::new().await;
     let sidecar = Sidecar::open(&world).await;
     let create = async |name: String| apply_job(&world, &name, json!({"suspended": true})).await;
@@ -283,7 +283,9 @@ async fn all_that_fit_are_done_in_steps_and_none_that_was_made_after_the_questio
     let browser = Browser::new(&sidecar);
     let list = browser.get("/ui/runs?text=many").await.text;
     assert!(
-        list.contains("210 runs match.") && list.contains("all 210 matching runs") && list.contains("value=\"text=many\""),
+        list.contains("210 runs match.")
+            && list.contains("all 210 matching runs")
+            && list.contains("value=\"text=many\""),
         "{list}"
     );
     let asked = browser.press("/ui/bulk", "action=cancel&all=true&filter=text%3Dmany").await.text;
@@ -303,7 +305,9 @@ async fn all_that_fit_are_done_in_steps_and_none_that_was_made_after_the_questio
     };
     let first = step(&asked).await;
     assert!(
-        first.contains("200 runs cancelled") && first.contains("10 runs are left.") && first.contains("Continue with 10"),
+        first.contains("200 runs cancelled")
+            && first.contains("10 runs are left.")
+            && first.contains("Continue with 10"),
         "{first}"
     );
     let second = step(&first).await;
