@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{ObjectEvent, conditions, elapsed, lease::Record};
+use super::{ObjectEvent, conditions, elapsed, lease::LeaseRecord};
 use crate::api::conditions::{INSTALLATION_CONFLICT, reasons};
 
 /// Time after which an owner that has not renewed its ownership has lost it.
@@ -102,7 +102,7 @@ impl Owner {
 /// True when the controllers of a Lease are inactive: the Lease does not exist (`None`), was released, or was not
 /// renewed for so long that its installation has lost its ownership.
 #[must_use]
-pub fn is_over(lease: Option<&Record>, now: Timestamp) -> bool {
+pub fn is_over(lease: Option<&LeaseRecord>, now: Timestamp) -> bool {
     let Some(lease) = lease else { return true };
     let is_held = lease.holder.as_deref().is_some_and(|holder| !holder.is_empty());
     !is_held || lease.renewed.is_none_or(|renewed| elapsed(renewed, now) > OWNERSHIP)
@@ -191,10 +191,10 @@ mod tests {
 
     #[test]
     fn ownership_of_objects_ends_with_the_lease() {
-        let record = |holder: &str, renewed| Record {
+        let record = |holder: &str, renewed| LeaseRecord {
             holder: Some(holder.to_owned()),
             renewed: Some(at(renewed)),
-            ..Record::default()
+            ..LeaseRecord::default()
         };
         let minutes = |minutes: i64| 10_000 + 60 * minutes;
         for (lease, over) in [

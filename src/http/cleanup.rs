@@ -141,11 +141,11 @@ pub(super) async fn record_cleanup(app: &App, caller: &Caller, deleted: &[Arc<Sy
                 let key = (schedule.namespace().unwrap_or_default(), schedule.name_any());
                 by_schedule.entry(key).or_insert((schedule, 0)).1 += 1;
             }
-            None => audit::record_cleanup(app, caller, AuditedAction::CleanedUp, &**job, "Deleted").await,
+            None => audit::record(app, caller, AuditedAction::CleanedUp, &**job, "Deleted").await,
         }
     }
     for (schedule, count) in by_schedule.into_values() {
         let what = format!("Deleted {count} finished SyncJobs");
-        audit::record_cleanup(app, caller, AuditedAction::CleanedUp, &*schedule, &what).await;
+        audit::record(app, caller, AuditedAction::CleanedUp, &*schedule, &what).await;
     }
 }

@@ -1,4 +1,4 @@
-//! `/openapi.json`: what the handlers say of themselves, and what holds for all of them.
+//! `/openapi.json`: OpenAPI document of the handlers, with the parts that all of them share.
 
 use axum::{
     http::header::CONTENT_TYPE,

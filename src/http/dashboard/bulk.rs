@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_form_names_runs_or_takes_all_that_fit() {
-        let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let field = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         let sent = [
             ("run", "a/b"),
             ("run", "none"),
@@ -309,8 +309,8 @@ mod tests {
             filter: "text=x".to_owned(),
             ..Fields::default()
         };
-        assert_eq!(Fields::new(sent.map(pair).to_vec()), expected);
-        let all = Fields::new([("all", "true"), ("from", "5~a~b")].map(pair).to_vec());
+        assert_eq!(Fields::new(sent.map(field).to_vec()), expected);
+        let all = Fields::new([("all", "true"), ("from", "5~a~b")].map(field).to_vec());
         assert_eq!((all.all, all.from.as_deref()), (true, Some("5~a~b")));
     }
 

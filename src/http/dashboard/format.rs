@@ -19,7 +19,7 @@ impl Moment {
         Self { at, now }
     }
 
-    /// The same time in a time zone.
+    /// Time in a time zone.
     pub fn clock(&self, zone: &TimeZone) -> ZonedMoment {
         ZonedMoment { at: *self, zone: zone.clone() }
     }

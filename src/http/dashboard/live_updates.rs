@@ -1,4 +1,4 @@
-//! `/ui/events`: tells open pages that something changed, so that they look again.
+//! `/ui/events`: notifies open pages of changes, so that they fetch their content again.
 //!
 //! Changes are collected once for all pages, at most once a second, and each page compares one number. The more pages
 //! are open, the less often each of them is notified, so that their requests stay bounded too.

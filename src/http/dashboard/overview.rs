@@ -1,4 +1,4 @@
-//! `/`: what is going on.
+//! `/`: overview page.
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 

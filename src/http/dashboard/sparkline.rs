@@ -13,7 +13,7 @@ const HEIGHT: f64 = 100.0;
 pub(super) struct Sparkline {
     /// The `d` of an SVG path, in a box of 600 by 100.
     pub line: String,
-    /// The same path, closed at the bottom.
+    /// The path, closed at the bottom.
     pub area: String,
     /// Documents per second where it was fastest.
     pub most: i64,

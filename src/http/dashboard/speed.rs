@@ -58,7 +58,7 @@ fn client() -> Client {
     Client::try_from(config).unwrap()
 }
 
-/// `docs/contributing/testing.md` says how to run it.
+/// Measurement of pages. `docs/contributing/testing.md` describes how to run it.
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn pages_of_runs() {

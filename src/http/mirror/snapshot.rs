@@ -208,7 +208,7 @@ mod tests {
                     MirrorWrite::Replace { set, members } => {
                         self.sets[set as usize] = members.into_iter().map(|(score, id)| (id, score)).collect();
                     }
-                    MirrorWrite::Paused(paused) => self.is_queue_paused = paused,
+                    MirrorWrite::Paused(paused) => self.paused = paused,
                 }
             }
         }

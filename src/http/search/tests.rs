@@ -170,7 +170,8 @@ fn an_index_without_room_is_not_whole() {
     assert_eq!(words.replace_texts(second, texts(&["a", "c"]), 1).len(), 2, "there is room again");
 }
 
-/// Measurement of 100,000 runs, a tenth of them with twenty failed documents. `docs/contributing/testing.md` says how to run it.
+/// Measurement of 100,000 runs, a tenth of them with twenty failed documents. `docs/contributing/testing.md`
+/// describes how to run it.
 #[test]
 #[ignore = "a measurement"]
 fn speed() {
