@@ -24,7 +24,10 @@ fn helm_refuses_what_is_wrong_and_says_what_to_do() {
         (&[], "redis: no address is set"),
         (&["redis.host=r", "redis.url=redis://r"], "Set only one of"),
         (&["redis.existingSecret=gone", "redis.urlKey=url"], "kubectl create secret generic gone"),
-        (&["redis.existingSecret=there", "redis.urlKey=url"], r#"Secret there has no key "url". Its keys are: password"#),
+        (
+            &["redis.existingSecret=there", "redis.urlKey=url"],
+            r#"Secret there has no key "url". Its keys are: password"#,
+        ),
         (&["redis.host=r", "redis.tls.caSecret=gone"], "redis.tls.caSecret: Secret gone not found"),
     ] {
         for helm in [Helm::V3, Helm::V4] {

@@ -283,7 +283,9 @@ async fn all_that_fit_are_done_in_steps_and_none_that_was_made_after_the_questio
     let browser = Browser::new(&sidecar);
     let list = browser.get("/ui/runs?text=many").await.text;
     assert!(
-        list.contains("210 runs match.") && list.contains("all 210 matching runs") && list.contains("value=\"text=many\""),
+        list.contains("210 runs match.")
+            && list.contains("all 210 matching runs")
+            && list.contains("value=\"text=many\""),
         "{list}"
     );
     let asked = browser.press("/ui/bulk", "action=cancel&all=true&filter=text%3Dmany").await.text;
@@ -303,7 +305,9 @@ async fn all_that_fit_are_done_in_steps_and_none_that_was_made_after_the_questio
     };
     let first = step(&asked).await;
     assert!(
-        first.contains("200 runs cancelled") && first.contains("10 runs are left.") && first.contains("Continue with 10"),
+        first.contains("200 runs cancelled")
+            && first.contains("10 runs are left.")
+            && first.contains("Continue with 10"),
         "{first}"
     );
     let second = step(&first).await;
