@@ -137,7 +137,7 @@ async fn a_person_finds_runs_and_does_things_to_many() {
     browser.open(&format!("{site}/ui/runs")).await;
     browser.click("#all").await;
     browser.click("button[value=cancel]").await;
-    browser.shows("h1", "No run to cancel").await;
+    browser.shows("h1", "No runs to cancel").await;
     browser.screenshots("bulk-none").await;
     assert_eq!(browser.complaints().await, [""; 0]);
 }
