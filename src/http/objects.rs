@@ -58,7 +58,7 @@ pub struct Objects {
     changes: broadcast::Sender<ObjectChange>,
     /// Objects that changed since the last call of [`Objects::take_changed_objects`]. `None`: changes are not
     /// tracked.
-    changed_objects: Arc<Mutex<Option<ChangedObjects>>>,
+    dirty: Arc<Mutex<Option<ChangedObjects>>>,
     requests: Arc<Semaphore>,
     /// Kinds that were listed once.
     listed: watch::Receiver<usize>,
@@ -137,7 +137,7 @@ impl Objects {
             index: Arc::clone(&index),
             throughput: Arc::new(RwLock::new(Throughput::new(Timestamp::now()))),
             changes: broadcast::channel(MAX_DELETIONS).0,
-            changed_objects: Arc::default(),
+            dirty: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             listed,
         };
@@ -182,7 +182,7 @@ impl Objects {
             throughput: Arc::new(RwLock::new(Throughput::new(Timestamp::now()))),
             index,
             changes: broadcast::channel(MAX_DELETIONS).0,
-            changed_objects: Arc::default(),
+            dirty: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             listed: watch::channel(2).1,
         }
@@ -326,7 +326,7 @@ impl Objects {
     }
 
     fn lock_changed_objects(&self) -> MutexGuard<'_, Option<ChangedObjects>> {
-        self.changed_objects.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_deletions(&self) -> RwLockReadGuard<'_, DeletionLog> {
