@@ -153,7 +153,8 @@ mod tests {
     #[test]
     fn each_message_has_one_event() {
         let (failures, now) = (Failures::default(), Instant::now());
-        let event_of = |error: &str, cause| failures.record(&who("a"), CREATE, (cause, error), Duration::ZERO, now).event;
+        let event_of =
+            |error: &str, cause| failures.record(&who("a"), CREATE, (cause, error), Duration::ZERO, now).event;
         assert_eq!(event_of("no", Cause::Refused).unwrap().text, "No");
         assert!(event_of("no", Cause::Refused).is_none());
         assert_eq!(event_of("never", Cause::Refused).unwrap().text, "Never");

@@ -143,7 +143,10 @@ mod tests {
             assert_eq!(template.parse::<LogsUrl>().unwrap().url_for(&run(), now), expected);
         }
         let unfinished = JobDetails { job: crate::http::job_view::Job { finished_at: None, ..run().job }, ..run() };
-        assert_eq!("https://logs/{to}".parse::<LogsUrl>().unwrap().url_for(&unfinished, now), "https://logs/1795604400000");
+        assert_eq!(
+            "https://logs/{to}".parse::<LogsUrl>().unwrap().url_for(&unfinished, now),
+            "https://logs/1795604400000"
+        );
     }
 
     #[test]

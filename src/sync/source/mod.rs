@@ -182,8 +182,8 @@ impl SourceClient {
             (Asking::PerUser(_), [key]) => variables.insert("id".to_owned(), Value::from(key.as_str())),
             _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
         };
-        let parse = |_: &HeaderMap, answer: Option<Value>| answer::parse_answer(&self.spec, &keys, answer);
-        Ok(self.send(self.post(variables), received, parse).await?)
+        let parse_body = |_: &HeaderMap, answer: Option<Value>| answer::parse_answer(&self.spec, &keys, answer);
+        Ok(self.send(self.post(variables), received, parse_body).await?)
     }
 
     /// Requests documents with their keys in the address. Keys that cannot be part of an address have failed: the
@@ -205,12 +205,12 @@ impl SourceClient {
         if address.len() > MAX_ADDRESS {
             return Err(too_long().into());
         }
-        let parse = |_: &HeaderMap, answer: Option<Value>| {
+        let parse_body = |_: &HeaderMap, answer: Option<Value>| {
             let (found, is_partial) = answer::parse_answer(&self.spec, keys, answer)?;
             let fitting = |(key, found)| if fits(key) { found } else { misfit() };
             Ok((keys.iter().zip(found).map(fitting).collect(), is_partial))
         };
-        match self.send(self.get(self.parsed(&address)?), received, parse).await {
+        match self.send(self.get(self.parsed(&address)?), received, parse_body).await {
             Err(Unanswered::NothingThere(pause, _)) if is_one => Ok(Reply::whole(vec![Found::Missing], pause)),
             reply => Ok(reply?),
         }
@@ -224,13 +224,13 @@ impl SourceClient {
     pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<SourcePage>, RequestFailure> {
         let Request::GraphQl { variables, .. } = &self.spec.request else {
             let asked = self.page_address(pages, at, size)?;
-            let parse = |headers: &HeaderMap, answer: Option<Value>| {
+            let parse_body = |headers: &HeaderMap, answer: Option<Value>| {
                 let link = if pages.by == By::Link { links::next(headers, &asked)? } else { None };
                 let end = if headers.contains_key(LINK) { End::Stated } else { End::Absent };
                 let link = link.map(|link| Value::from(link.as_str())).ok_or(end);
                 answer::page(&self.spec, pages, at, answer.unwrap_or_default(), link)
             };
-            return match self.send(self.get(asked.clone()), || (), parse).await {
+            return match self.send(self.get(asked.clone()), || (), parse_body).await {
                 Err(Unanswered::NothingThere(pause, _)) if pages.by == By::Number && *at != pages.first() => {
                     Ok(Reply::whole(SourcePage::default(), pause))
                 }
@@ -240,10 +240,10 @@ impl SourceClient {
         let mut variables = variables.clone();
         variables.insert("first".to_owned(), Value::from(size));
         variables.insert(if pages.by == By::Number { "page" } else { "after" }.to_owned(), at.clone());
-        let parse = |_: &HeaderMap, answer: Option<Value>| {
+        let parse_body = |_: &HeaderMap, answer: Option<Value>| {
             answer::page(&self.spec, pages, at, answer.unwrap_or_default(), Err(End::Absent))
         };
-        Ok(self.send(self.post(variables), || (), parse).await?)
+        Ok(self.send(self.post(variables), || (), parse_body).await?)
     }
 
     fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, RequestFailure> {
@@ -284,7 +284,7 @@ impl SourceClient {
         &self,
         request: RequestBuilder,
         received: impl FnOnce(),
-        parse: impl FnOnce(&HeaderMap, Option<Value>) -> Result<(T, bool), RequestFailure>,
+        parse_body: impl FnOnce(&HeaderMap, Option<Value>) -> Result<(T, bool), RequestFailure>,
     ) -> Result<Reply<T>, Unanswered> {
         let mut response = request.send().await.map_err(|error| self.unreached(&error))?;
         let pause = limits::pause(response.headers(), Timestamp::now());
@@ -296,7 +296,7 @@ impl SourceClient {
         let body = self.receive(&mut response).await?;
         received();
         let answer = json::parse(&body).map_err(|_| unusable("it is no JSON"))?;
-        match parse(&headers, answer) {
+        match parse_body(&headers, answer) {
             Ok((found, is_partial)) => Ok(Reply { found, is_partial, pause }),
             // The body reports a limit, and the headers its duration.
             Err(RequestFailure::Limited(None)) => Err(RequestFailure::Limited(pause).into()),
