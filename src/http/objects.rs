@@ -58,7 +58,7 @@ pub struct Objects {
     changes: broadcast::Sender<ObjectChange>,
     /// Objects that changed since the last call of [`Objects::take_changed_objects`]. `None`: changes are not
     /// tracked.
-    dirty: Arc<Mutex<Option<ChangedObjects>>>,
+    untaken_changes: Arc<Mutex<Option<ChangedObjects>>>,
     requests: Arc<Semaphore>,
     /// Kinds that were listed once.
     listed: watch::Receiver<usize>,
@@ -137,7 +137,7 @@ impl Objects {
             index: Arc::clone(&index),
             throughput: Arc::new(RwLock::new(Throughput::new(Timestamp::now()))),
             changes: broadcast::channel(MAX_DELETIONS).0,
-            dirty: Arc::default(),
+            untaken_changes: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             listed,
         };
@@ -182,7 +182,7 @@ impl Objects {
             throughput: Arc::new(RwLock::new(Throughput::new(Timestamp::now()))),
             index,
             changes: broadcast::channel(MAX_DELETIONS).0,
-            dirty: Arc::default(),
+            untaken_changes: Arc::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             listed: watch::channel(2).1,
         }
@@ -260,12 +260,12 @@ impl Objects {
     }
 
     fn record_schedule_event(&self, event: &Event<SyncSchedule>) {
-        if let Some(changed_objects) = self.lock_changed_objects().as_mut() {
+        if let Some(untaken_changes) = self.lock_changed_objects().as_mut() {
             match event {
                 Event::Apply(schedule) | Event::Delete(schedule) => {
-                    changed_objects.schedules.insert(ObjectRef::from_obj(schedule));
+                    untaken_changes.schedules.insert(ObjectRef::from_obj(schedule));
                 }
-                Event::InitDone => changed_objects.all = true,
+                Event::InitDone => untaken_changes.all = true,
                 Event::Init | Event::InitApply(_) => {}
             }
         }
@@ -300,12 +300,12 @@ impl Objects {
     }
 
     fn record_job_event(&self, event: &Event<SyncJob>) {
-        if let Some(changed_objects) = self.lock_changed_objects().as_mut() {
+        if let Some(untaken_changes) = self.lock_changed_objects().as_mut() {
             match event {
                 Event::Apply(job) | Event::Delete(job) => {
-                    changed_objects.jobs.insert(job.uid().unwrap_or_default(), ObjectRef::from_obj(job));
+                    untaken_changes.jobs.insert(job.uid().unwrap_or_default(), ObjectRef::from_obj(job));
                 }
-                Event::InitDone => changed_objects.all = true,
+                Event::InitDone => untaken_changes.all = true,
                 Event::Init | Event::InitApply(_) => {}
             }
         }
@@ -326,7 +326,7 @@ impl Objects {
     }
 
     fn lock_changed_objects(&self) -> MutexGuard<'_, Option<ChangedObjects>> {
-        self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
+        self.untaken_changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_deletions(&self) -> RwLockReadGuard<'_, DeletionLog> {

@@ -301,7 +301,7 @@ fn a_failing_sink_has_a_backoff_and_delays_no_other() {
             if message.sink == "a" {
                 tries.push(now);
             } else {
-                assert_eq!((now - WINDOW) % REPEAT, 0, "b is told, and told again");
+                assert_eq!((now - WINDOW) % REPEAT, 0, "b is notified, and notified again");
             }
             world.ended.push(Delivery { sink: message.sink, notified: message.notified, result, at: at(now) });
         }
@@ -489,10 +489,10 @@ proptest! {
             let (kind, alert) = what.split_once(' ').unwrap();
             let (last, is_over) = notified.entry(alert.to_owned()).or_default();
             let is_double = if kind == "firing" {
-                prop_assert!(!*is_over, "told again after it was over: {what}");
+                prop_assert!(!*is_over, "notified again after it was over: {what}");
                 last.replace(*now).is_some_and(|last| now - last < REPEAT)
             } else {
-                prop_assert!(last.is_some() || crashes > 0, "over before it was told: {what}");
+                prop_assert!(last.is_some() || crashes > 0, "over before it was notified: {what}");
                 std::mem::replace(is_over, true)
             };
             if is_double {
