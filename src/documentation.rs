@@ -271,3 +271,23 @@ fn each_link_in_the_docs_has_its_target() {
     }
     assert!(broken.is_empty(), "{broken:#?}");
 }
+
+/// Checks paths in code spans, such as `src/queue/scripts/prelude.lua`. Capital letters stand for a part that the reader fills in.
+#[test]
+fn each_file_that_the_docs_name_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let top = ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|page| root.join(page));
+    let mut missing = Vec::new();
+    for page in pages_below(&root.join("docs")).into_iter().chain(top) {
+        let text = prose(&page);
+        let spans = text.split('`').skip(1).step_by(2);
+        let is_path = |span: &&str| {
+            let folders = ["src/", "tests/", "benches/", "charts/", "image/", "docs/", "manifests/"];
+            let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-./".contains(c);
+            folders.iter().any(|folder| span.starts_with(folder)) && span.chars().all(is_plain)
+        };
+        let absent = spans.filter(is_path).filter(|path| !root.join(path).exists());
+        missing.extend(absent.map(|path| format!("{}: {path}", page.display())));
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
