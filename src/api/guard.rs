@@ -25,8 +25,8 @@ pub struct Guard {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_changed: Option<Share>,
 
-    /// Fewest results that the source must list before a run marks or deletes documents. For `batching: Pages`. Default: no
-    /// limit.
+    /// Least number of results that the source must list before a run marks or deletes documents. For `batching:
+    /// Pages`. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::range("guard.minResults", 0, 1_000_000_000))]
     pub min_results: Option<i64>,
