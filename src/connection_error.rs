@@ -6,7 +6,7 @@ const MAX_TEXT: usize = 120;
 /// Cause of a refused login.
 pub const LOGIN: &str = "the user or the password is wrong";
 
-/// Known cause in the error text of a driver, for causes that the driver's error types do not tell apart. Up to 120 bytes.
+/// Known cause in the error text of a driver, for causes that have the same error type in the driver. Up to 120 bytes.
 #[must_use]
 pub fn known_cause(text: &str) -> Option<String> {
     const CERTIFICATE: &str = "invalid peer certificate";

@@ -76,7 +76,7 @@ fn each_metric_is_documented_with_the_processes_that_show_it() {
         let section = page.split("\n## ").find(|section| section.starts_with(title)).unwrap();
         assert_eq!(described(section).into_iter().collect::<BTreeSet<_>>(), shown(&part.encode()), "{title}");
     }
-    assert_eq!(described(&page).len(), shown(&all.encode()).len(), "each stands there once");
+    assert_eq!(described(&page).len(), shown(&all.encode()).len(), "each metric is listed once");
 }
 
 #[test]

@@ -17,7 +17,7 @@ const CLUSTER: &str = "kube-system";
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Determines the fingerprint of controllers that watch one namespace, or all of them. A part that this process may not read is
-/// left out. Waits while the API server is away.
+/// left out. Waits while the API server is unavailable.
 pub async fn controller_fingerprint(client: &Client, namespace: Option<&str>, database: Option<&str>) -> Fingerprint {
     let cluster = uid(client, CLUSTER).await;
     let scope = match namespace {

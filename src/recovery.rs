@@ -8,7 +8,7 @@ use crate::{api::conditions::reasons, domain::run::Outcome, queue::Queue, teleme
 pub async fn recover_expired(queue: &Queue) {
     let stalled = Outcome {
         reason: reasons::STALLED.to_owned(),
-        message: "the run lost its worker again and again without getting any further".to_owned(),
+        message: "the run lost its worker repeatedly, without progress in between".to_owned(),
     };
     let stalled = serde_json::to_string(&stalled).unwrap_or_default();
     loop {

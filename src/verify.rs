@@ -42,7 +42,7 @@ pub enum Error {
     #[error("the run ended as Failed: {0}")]
     Failed(String),
     /// The run has not ended.
-    #[error("the run has not ended after {after:?}; it is {last}; look at the operator's pods: /readyz and logs")]
+    #[error("the run has not ended after {after:?}; it is {last}; check /readyz and the logs of the operator's pods")]
     Late {
         /// Duration of the wait.
         after: Duration,
@@ -91,7 +91,7 @@ async fn wait_for_end(jobs: &Api<SyncJob>, name: &str, limit: Duration) -> Resul
 }
 
 fn describe(job: &SyncJob) -> String {
-    let Some(status) = &job.status else { return "not seen by a controller yet".to_owned() };
+    let Some(status) = &job.status else { return "not observed by a controller yet".to_owned() };
     let phase = status.phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}"));
     let why = [FAILED, RECONCILING].iter().find_map(|type_| conditions::find(&status.conditions, type_));
     let why = why.map_or_else(String::new, |condition| format!(": {}", condition.message));

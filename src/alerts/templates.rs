@@ -61,7 +61,7 @@ pub fn check_template(template: &Template) -> Option<String> {
     let parts = [("title", &template.title), ("text", &template.text)];
     parts.into_iter().find_map(|(part, template)| {
         let error = render(template.as_ref()?, &context).err()?;
-        let line = error.line().map(|line| format!(" in line {line}")).unwrap_or_default();
+        let line = error.line().map(|line| format!(" at line {line}")).unwrap_or_default();
         Some(format!("{part}: {}{line}", error.kind()))
     })
 }

@@ -485,7 +485,7 @@ pub enum Phase {
     Retrying,
     /// The run is suspended by `spec.suspended`.
     Suspended,
-    /// The run has written all changes except for those that its guard holds, and waits for an approval.
+    /// The run has written all changes except for the changes that its guard holds, and waits for an approval.
     Held,
     /// The run has failed, and a worker restores its documents.
     RollingBack,

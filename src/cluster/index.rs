@@ -1,5 +1,6 @@
-//! Index of SyncJobs beside the watch cache: the reference and the owner of each SyncJob. Ended SyncJobs are only
-//! here, with the few fields that are still needed: there may be many, and a whole object takes ten times the memory.
+//! Index of the reference and the owner of each SyncJob, in addition to the watch cache. The index alone has the ended
+//! SyncJobs, with the few fields that are still needed: there may be many of them, and a whole object takes ten times
+//! the memory.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -86,7 +87,7 @@ struct Ended {
     slot: Timestamp,
     at: Option<Timestamp>,
     duration: Option<GoDuration>,
-    /// Documents handled, and those of them that were refused.
+    /// Numbers of handled documents and of failed documents.
     counts: (i64, i64),
     recoveries: i32,
     /// Reason and message. `None` when it completed.

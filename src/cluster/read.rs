@@ -182,7 +182,7 @@ fn reason(error: &serde_json::Error) -> String {
         }
         text => format!("{text}. Correct it, or upgrade the operator"),
     };
-    truncate(&format!("This release of the operator cannot read the object, and leaves it alone: {text}"))
+    truncate(&format!("This release of the operator cannot read the object, and does not change it: {text}"))
 }
 
 /// A status, or what can be read of it.

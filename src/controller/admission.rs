@@ -238,7 +238,7 @@ mod tests {
             permits.pop();
             let who = next_admitted(&mut from).await;
             assert_eq!(who, job(number));
-            assert!(queue.enqueue(job(7)).is_none(), "nobody goes before those that wait");
+            assert!(queue.enqueue(job(7)).is_none(), "an object must not overtake the waiting objects");
             permits.push(queue.take_permit(&who).unwrap());
             assert!(queue.take_permit(&who).is_none() && queue.take_permit(&job(102)).is_none());
         }
@@ -247,7 +247,7 @@ mod tests {
         let rest = [next_admitted(&mut from).await, next_admitted(&mut from).await];
         assert_eq!(rest, [job(102), job(7)]);
         drop(queue.enqueue(job(102)).unwrap());
-        assert!(queue.enqueue(job(103)).is_some(), "a permit is free, and nobody waits");
+        assert!(queue.enqueue(job(103)).is_some(), "a permit is free, and no object waits");
     }
 
     #[tokio::test]
@@ -261,7 +261,7 @@ mod tests {
         queue.reclaim_unused(Instant::now() + RESERVATION);
         assert_eq!(next_admitted(&mut from).await, job(101));
         assert!(queue.take_permit(&job(100)).is_none());
-        assert!(queue.enqueue(job(100)).is_none(), "it waits anew");
+        assert!(queue.enqueue(job(100)).is_none(), "it waits again");
     }
 
     #[tokio::test]

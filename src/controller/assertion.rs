@@ -69,7 +69,7 @@ impl RedisView {
         }
     }
 
-    /// False when no worker has lived for the length of a lease. One that is replaced is away for less.
+    /// False when no worker was connected for the lease duration. The replacement of a worker takes less time.
     pub fn has_workers(&self) -> bool {
         self.workers_seen.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < self.lease
     }
@@ -97,7 +97,7 @@ enum Verdict {
     Ask,
 }
 
-/// Judges a run by what the cache of SyncJobs has, and by a list that was just read, if it was.
+/// Decides on the removal of a run from the cache of SyncJobs, and from a new list of them if one was read.
 fn decide_removal(cached: Presence, listed: Option<Presence>) -> Verdict {
     match (cached, listed) {
         // An end is final, and nothing is put into the queue that is not in the cache.
@@ -130,16 +130,16 @@ pub(super) async fn assert_runs(context: &Context) -> Result<(), Error> {
                 removed,
                 asserted,
                 millis,
-                "Redis was restarted or failed over: its runs are what the SyncJobs say now, and workers may claim them"
+                "Redis was restarted or failed over: its runs now match the SyncJobs, and workers may claim them"
             );
         }
     } else if removed > 0 {
-        tracing::warn!(removed, "runs removed from Redis whose SyncJobs have ended or are gone");
+        tracing::warn!(removed, "removed runs from Redis whose SyncJobs have ended or were deleted");
     }
     Ok(())
 }
 
-/// Removes the runs of SyncJobs that have ended or are gone from those that Redis takes for unfinished.
+/// Removes the unfinished runs in Redis whose SyncJobs have ended or were deleted.
 async fn remove_ended(
     context: &Context,
     found: Vec<String>,

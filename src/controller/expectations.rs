@@ -18,8 +18,8 @@ use crate::{
 /// Longest expected watch lag after a creation. A SyncJob that was deleted at once may never be reported.
 const LAG: Duration = Duration::from_secs(5);
 
-/// Created SyncJobs, by the uid of their schedule, until the schedule's status has their uid. One of them that is absent was deleted by a
-/// user, and is not created again.
+/// Created SyncJobs, by the uid of their schedule, until the schedule's status has their uid. When one of these SyncJobs
+/// is absent, a user has deleted it, and it is not created again.
 #[derive(Default)]
 pub(super) struct Expectations(Mutex<HashMap<String, Vec<CreatedJob>>>);
 

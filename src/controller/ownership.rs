@@ -88,7 +88,7 @@ pub(super) struct Peers {
     client: Client,
     /// Lease of this process, as `<namespace>/<name>`.
     me: String,
-    /// Whether the controllers of other Leases were active at the last check.
+    /// Result of the last check of each other Lease: its time, and true when the controllers were active.
     at_work: Mutex<HashMap<String, (Instant, bool)>>,
     /// Namespaces with a SyncSchedule of another installation, and the Lease of that.
     namespaces: Mutex<HashMap<String, String>>,
@@ -122,7 +122,7 @@ impl Peers {
         self.owner(mark.or(of_namespace.as_deref())).await
     }
 
-    /// The other installation that a Lease is of, while its controllers are at work.
+    /// Returns the other installation that has a Lease, while its controllers are active.
     pub async fn owner(&self, mark: Option<&str>) -> Option<String> {
         let lease = mark.filter(|mark| *mark != self.me)?;
         let known = lock(&self.at_work).get(lease).copied().filter(|(at, _)| at.elapsed() < CHECK_INTERVAL);
@@ -142,7 +142,7 @@ impl Peers {
         match cluster::call("read the Lease of another installation", leases.get_opt(name)).await {
             Ok(found) => !is_over(found.as_ref().map(leader::parse_lease).as_ref(), Timestamp::now()),
             Err(error) => {
-                tracing::warn!(lease, %error, "another installation is taken to be at work, since its Lease cannot be read");
+                tracing::warn!(lease, %error, "the Lease of another installation cannot be read, so the installation counts as active");
                 true
             }
         }

@@ -130,7 +130,7 @@ fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
                 );
             }
             Some(Err(error)) => {
-                tracing::debug!(namespace, name = alert.name_any(), sink = name, %error, "alert not sent; trying again");
+                tracing::debug!(namespace, name = alert.name_any(), sink = name, %error, "alert not sent; retrying");
             }
             None => {}
         }
@@ -159,7 +159,7 @@ async fn write_status(
     written.map(drop)
 }
 
-/// Deliveries under way and last decisions of this process, by the uid of the SyncAlert.
+/// Deliveries in progress and last decisions of this process, by the uid of the SyncAlert.
 pub(super) struct DeliveryTracker {
     entries: Mutex<HashMap<String, Entry>>,
     ended: mpsc::UnboundedSender<ObjectRef<SyncAlert>>,

@@ -177,7 +177,7 @@ async fn wait_for_queue(
     context: &Context,
     now: Timestamp,
 ) -> Result<Action, Error> {
-    tracing::debug!(uid, %error, "nothing is known of the run");
+    tracing::debug!(uid, %error, "the run cannot be read");
     let (reason, message) = match error {
         queue::Error::Owned => {
             let owner = context.leadership.queue_owner();
@@ -197,15 +197,15 @@ async fn wait_for_queue(
 }
 
 fn unknown(error: &queue::Error) -> (&'static str, String) {
-    let then = "the run goes on, or is queued again, when";
+    let then = "the run continues, or is queued again, when";
     match (error, error.answer()) {
         (queue::Error::Unreadable { .. }, _) => (
             reasons::UNKNOWN_FORMAT,
-            "The run in Redis was written by another release and is left alone; it goes on with that release"
+            "The run in Redis was written by another release and is not changed; it continues with that release"
                 .to_owned(),
         ),
-        (_, Some(answer)) => (reasons::QUEUE_UNAVAILABLE, format!("{answer}; {then} Redis does what is asked")),
-        (_, None) => (reasons::QUEUE_UNAVAILABLE, format!("Redis does not answer; {then} it is back")),
+        (_, Some(answer)) => (reasons::QUEUE_UNAVAILABLE, format!("{answer}; {then} Redis accepts the request")),
+        (_, None) => (reasons::QUEUE_UNAVAILABLE, format!("Redis does not answer; {then} Redis is available again")),
     }
 }
 

@@ -53,7 +53,7 @@ pub struct ObservedAlert<'a> {
     pub schedules: &'a [Arc<SyncSchedule>],
     /// Deliveries that have ended since the last decision.
     pub ended: &'a [Delivery],
-    /// Sinks to which a message is under way.
+    /// Sinks with a delivery in progress.
     pub busy: &'a [String],
     /// Mistake in the template of the SyncAlert.
     pub unusable_template: Option<String>,
@@ -193,10 +193,10 @@ fn record_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str,
                 at,
             );
             if was_ready == Some(false) {
-                events.push(ObjectEvent::normal("SinkRecovered", format!("Sink {name} takes messages again")));
+                events.push(ObjectEvent::normal("SinkRecovered", format!("Sink {name} accepts messages again")));
             }
             if delivery.notified.iter().any(|key| key.type_ == AlertType::Test) {
-                events.push(ObjectEvent::normal("TestDelivered", format!("Sink {name} took the test message")));
+                events.push(ObjectEvent::normal("TestDelivered", format!("Sink {name} accepted the test message")));
             }
             sink.last_sent_time = Some(Time(at));
             sink.failed_tries = 0;
@@ -248,7 +248,7 @@ fn record_intent(status: &mut SyncAlertStatus, message: &Message, at: Timestamp)
     }
 }
 
-/// Updates the alerts from the findings: adds new ones, updates those that last, and resolves those that are over.
+/// Updates the alerts from the findings: adds new alerts, updates the lasting ones, and resolves the ended ones.
 fn update_alerts(status: &mut SyncAlertStatus, findings: Vec<AlertFinding>, at: Timestamp) {
     let mut found: HashMap<(String, AlertType), AlertFinding> =
         findings.into_iter().map(|finding| ((finding.schedule.clone(), finding.type_), finding)).collect();
@@ -378,7 +378,8 @@ fn due(alert: &Alert, sink: &str, spec: &SyncAlertSpec) -> Option<(Timestamp, bo
     }
 }
 
-/// Returns the messages to send now, and the time of the next ones. Alerts that wait are sent along with those that are due.
+/// Returns the messages to send now, and the time of the next ones. Waiting alerts are sent with a message
+/// that is due.
 fn messages(
     status: &SyncAlertStatus,
     alert: &SyncAlert,
@@ -422,7 +423,7 @@ fn set_conditions(
     let wrong = wrong.map(|(reason, message)| (reason.to_owned(), message)).or(failing).or(template);
     let (is_ready, (reason, message)) = match wrong {
         Some(wrong) => (false, wrong),
-        None => (true, (reasons::DELIVERING.to_owned(), "Every sink takes messages, as far as is known".to_owned())),
+        None => (true, (reasons::DELIVERING.to_owned(), "Every sink accepts messages, as far as is known".to_owned())),
     };
     conditions::set(&mut status.conditions, READY, is_ready, &reason, message, generation, at);
 }

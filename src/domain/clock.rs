@@ -31,8 +31,8 @@ fn is_near(a: Timestamp, b: Timestamp) -> bool {
 }
 
 /// Compares the clocks, and decides on the current time. A local clock that differs from the API server's is not
-/// used: the API server stamps all objects. When Redis and the API server differ, the process cannot tell which one
-/// is right.
+/// used: the API server stamps all objects. When Redis and the API server differ, the process does not know which
+/// one is right.
 #[must_use]
 pub fn compare(clocks: &Clocks) -> Reading {
     let Clocks { local, api_server, redis } = *clocks;

@@ -145,7 +145,7 @@ impl Guard {
         (changed > max).then(|| Hold {
             number: changed,
             message: format!(
-                "the run has changed {changed} confirmed documents, and guard.maxChanged allows {max}: approve as many as it may change"
+                "the run has changed {changed} confirmed documents, and guard.maxChanged allows {max}: approve the number of documents that it may change"
             ),
             keys: Vec::new(),
         })

@@ -51,7 +51,7 @@ impl Fingerprint {
         [self.cluster.as_deref(), self.scope.as_deref(), self.database.as_deref()]
     }
 
-    /// The part in which another fingerprint differs, of those that both know. `prelude.lua` has the same rule.
+    /// Returns the first part that both fingerprints have and in which they differ. `prelude.lua` has the same rule.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Option<&'static str> {
         let names = ["cluster", "watched namespaces", DATABASE];
@@ -100,7 +100,7 @@ impl Owner {
 }
 
 /// True when the controllers of a Lease are inactive: the Lease does not exist (`None`), was released, or was not
-/// renewed for so long that its installation has lost its ownership.
+/// renewed until its installation lost its ownership.
 #[must_use]
 pub fn is_over(lease: Option<&LeaseRecord>, now: Timestamp) -> bool {
     let Some(lease) = lease else { return true };

@@ -27,7 +27,7 @@ const ACCOUNTING_LIMIT: Duration = Duration::from_secs(30);
 pub struct JobPlan {
     /// Next status of the SyncJob.
     pub status: SyncJobStatus,
-    /// True when the run is to be enqueued.
+    /// True when the run must be enqueued.
     pub enqueue: bool,
     /// Desired state to write into the queue.
     pub control: Option<DesiredState>,
@@ -245,7 +245,8 @@ fn hold_of(run: &Run) -> Option<&Hold> {
     hold.filter(|hold| approved.is_none_or(|approved| approved < hold.number))
 }
 
-/// Message about held documents and how to approve them. The command comes before the keys, since a condition has room for only some keys.
+/// Message about held documents, with the command that approves them. The command comes before the keys, because a
+/// condition is too short for all keys.
 #[must_use]
 pub fn hold_message(hold: &Hold, approval: &str) -> String {
     let Hold { message, keys, .. } = hold;
@@ -347,7 +348,7 @@ fn project_onto_status(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now
         status.phase = Some(Phase::RollingBack);
         conditions::clear(&mut status.conditions, SUSPENDED);
         conditions::clear(&mut status.conditions, HELD);
-        let message = format!("Puts the documents back, since the run has failed: {}", outcome.message);
+        let message = format!("Restoring the documents, because the run has failed: {}", outcome.message);
         let message = with_warnings(message, run);
         conditions::set(&mut status.conditions, RECONCILING, true, reasons::ROLLING_BACK, message, generation, now);
         return;
@@ -474,7 +475,7 @@ fn transition_event(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEv
     if recovered && matches!(new.phase, Some(Phase::Queued | Phase::Running)) {
         return Some(ObjectEvent::warning(
             "RunRecovered",
-            "The run lost its worker and goes on from its last checkpoint",
+            "The run lost its worker and continues from its last checkpoint",
         ));
     }
     let held = |status: &SyncJobStatus| status.counts.and_then(|counts| counts.held);
@@ -608,8 +609,8 @@ mod tests {
             ("not active", &ended, &without, 1, true),
             ("active", &ended, &with, 1, false),
             ("late", &ended, &without, 31, false),
-            ("under way", &running, &without, 1, false),
-            ("the schedule goes", &ended, &deleted, 1, false),
+            ("running", &running, &without, 1, false),
+            ("the schedule was deleted", &ended, &deleted, 1, false),
             ("never started", &never_started, &without, 0, true),
             ("never started, late", &never_started, &without, 31, false),
         ] {
@@ -664,7 +665,7 @@ mod tests {
         let waiting = SyncJobStatus { phase: Some(Phase::Pending), ..SyncJobStatus::default() };
         for (what, deadline, created, is_owned, status, expected) in [
             ("restored", Some(100), 101, false, None, true),
-            ("restored while Redis was away", Some(100), 101, false, Some(waiting), true),
+            ("restored while Redis was unavailable", Some(100), 101, false, Some(waiting), true),
             ("restored in time", Some(100), 100, false, None, false),
             ("created by a schedule whose clock is behind", Some(100), 9000, true, None, false),
             ("started before its schedule was deleted", Some(100), 101, false, Some(started), false),

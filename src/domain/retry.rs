@@ -53,7 +53,7 @@ mod tests {
     use crate::{api::SyncJobSpec, domain::run::Checkpoint};
 
     fn outcome() -> Outcome {
-        Outcome { reason: "Unreachable".to_owned(), message: "the connection to MongoDB broke".to_owned() }
+        Outcome { reason: "Unreachable".to_owned(), message: "the connection to MongoDB was lost".to_owned() }
     }
 
     #[test]
@@ -69,7 +69,7 @@ mod tests {
                     assert_eq!(end.reason, reasons::BACKOFF_LIMIT_EXCEEDED);
                     assert_eq!(
                         end.message,
-                        "4 attempts failed, the last one with Unreachable: the connection to MongoDB broke"
+                        "4 attempts failed, the last one with Unreachable: the connection to MongoDB was lost"
                     );
                 }
                 (retry, _) => panic!("attempt {attempts}: {retry:?}"),

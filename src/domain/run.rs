@@ -28,7 +28,7 @@ pub const MAX_CHANGES: usize = 20;
 pub const MAX_FAILED_KEYS: usize = 10_000;
 /// Failed attempts kept in a status.
 pub const MAX_ATTEMPTS: usize = 10;
-/// Collections that hold what runs may have to put back start with this; a run's uid follows.
+/// Prefix of the collections with the former values of documents, for a rollback. The uid of the run follows.
 pub const JOURNALS: &str = "sync_journal.";
 /// Pauses of a run without any progress in between, after which its attempt fails.
 pub const MAX_PAUSES: i64 = 24;
@@ -165,7 +165,8 @@ pub struct Paging {
     /// Keys, as text, of results that failed: the source has them, although their documents do not show it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed_keys: Vec<String>,
-    /// Which documents the source does not list is not known: too many results failed, or one has no usable key.
+    /// True when the documents that the source does not list are unknown: too many results failed, or a result has no
+    /// usable key.
     #[serde(default)]
     pub is_unsure: bool,
 }
@@ -190,14 +191,14 @@ impl Outcome {
     }
 }
 
-/// Warning about a run under way: a sentence without a full stop.
+/// Warning about a run in progress: a sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Warning {
     /// The field by which documents are walked has no index.
     KeyNotIndexed(String),
     /// A field by which an Incremental run finds what is due has no index that can be used.
     IndexMissing(String),
-    /// The documents cannot be put back now.
+    /// The documents cannot be restored at this time.
     RollbackWaits(String),
     /// Documents carry stamps in the future.
     StampsAhead(String),
@@ -239,11 +240,11 @@ impl Warning {
 /// Desired state of a run, beyond what its worker has to know. It may change during the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DesiredState {
-    /// Put it aside.
+    /// Suspension of the run.
     pub suspended: bool,
-    /// End it. Cannot be taken back.
+    /// Cancellation of the run, which cannot be undone.
     pub cancelled: bool,
-    /// -1000 to 1000, higher first.
+    /// Priority of the run, -1000 to 1000. Higher runs are claimed first.
     pub priority: i32,
     /// Let it continue although its guard holds it, with no more than so many documents.
     pub approved: Option<u64>,
@@ -481,7 +482,7 @@ pub enum SpecError {
         /// A value that would do.
         example: &'static str,
     },
-    /// No source, or two of them.
+    /// A spec without a source, or with two sources.
     #[error("source needs either graphQL or rest: set one of them")]
     OneSource,
     /// A mistake in the source, whose text begins with the field.
@@ -517,12 +518,12 @@ pub enum SpecError {
         "mapping[].to {0} and {1} overlap: map one of them, and neither target.keyField nor target.lastSyncedField"
     )]
     Overlap(String, String),
-    /// A stamp that would overwrite what tells documents apart.
+    /// A stamp that would overwrite the key of documents.
     #[error(
         "target.lastSyncedField must not be target.keyField, nor a part of it, nor the reverse: name a field of its own"
     )]
     Stamp,
-    /// A mark that would overwrite what tells documents apart.
+    /// A mark that would overwrite the key of documents.
     #[error("missing: {0} must not be a part of {1}, nor the reverse: name a field of its own")]
     Mark(String, String),
 }

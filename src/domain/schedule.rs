@@ -148,7 +148,7 @@ pub struct SchedulePlan {
     pub events: Vec<ObjectEvent>,
     /// Time until the next reconciliation without a change.
     pub requeue: Option<Duration>,
-    /// Parsed spec. `None` when the spec has a mistake.
+    /// Parsed spec. `None` when the spec is invalid.
     pub parsed: Option<Parsed>,
 }
 
@@ -171,7 +171,7 @@ pub fn decide(observed: &ObservedSchedule<'_>, now: Timestamp) -> SchedulePlan {
     };
     plan.status.observed_generation = schedule.metadata.generation;
     if clamp_times(&mut plan.status, now) {
-        let text = "A clock was ahead when the status was written: the schedule goes on from now";
+        let text = "A clock was ahead when the status was written: the schedule continues from the current time";
         plan.events.push(ObjectEvent::warning("ClockSkew", text));
     }
 
@@ -249,7 +249,7 @@ fn skip_abandoned(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: Result<&Pars
     let is_suspended = pass.schedule.spec.suspended;
     let refused = pass.refused.as_ref().map(|failure| (skips::CREATE_FAILED, failure.message.as_str()));
     let why = |run: &ActiveRun| match parsed {
-        Err(_) => Some((skips::INVALID_SPEC, "the spec has a mistake")),
+        Err(_) => Some((skips::INVALID_SPEC, "the spec is invalid")),
         Ok(_) if is_suspended && run.trigger.is_none() => Some((skips::SUSPENDED, "the schedule was suspended")),
         Ok(parsed) => {
             let is_late = abandoned_at(run, pass, parsed).is_some_and(|at| at <= pass.now);
@@ -472,10 +472,10 @@ fn start_triggered(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: &Parsed) ->
     let under_way = active(&plan.status, jobs).count();
     match schedule.spec.concurrency_policy {
         ConcurrencyPolicy::Forbid if under_way > 0 => {
-            return Some("; the triggered run starts when the run under way has ended".to_owned());
+            return Some("; the triggered run starts when the active run has ended".to_owned());
         }
         ConcurrencyPolicy::Allow if under_way >= parsed.max_active => {
-            return Some(format!("; the triggered run starts when one of {under_way} runs under way has ended"));
+            return Some(format!("; the triggered run starts when one of the {under_way} active runs has ended"));
         }
         _ => {}
     }
@@ -540,7 +540,7 @@ fn start_due(plan: &mut SchedulePlan, pass: &Pass<'_>, old: &SyncScheduleStatus,
         if let Some(before) = due.before {
             let since = handled_until(&plan.status);
             let first = slots.next(since, since).unwrap_or(before);
-            skip(plan, (first, before), due.count - 1, skips::CATCH_UP, "passed while no controller was at work");
+            skip(plan, (first, before), due.count - 1, skips::CATCH_UP, "passed while no controller was running");
         }
         if let Some(failure) = pass.refused.as_ref().filter(|_| parsed.starting_deadline.is_none()) {
             skip_waiting(plan, pass, |_| Some((skips::CREATE_FAILED, failure.message.as_str())));
@@ -576,7 +576,7 @@ fn refusal(
     } else if policy == ConcurrencyPolicy::Forbid && under_way > 0 {
         Some((skips::ACTIVE, "an earlier run is not finished"))
     } else if policy == ConcurrencyPolicy::Allow && under_way >= parsed.max_active {
-        Some((skips::MAX_ACTIVE, "as many runs as spec.maxActive allows are not finished"))
+        Some((skips::MAX_ACTIVE, "the limit spec.maxActive of active runs is reached"))
     } else {
         None
     }
@@ -725,7 +725,7 @@ fn set_conditions(
         conditions::clear(&mut status.conditions, STALLED);
         conditions::clear(&mut status.conditions, RECONCILING);
     } else {
-        let message = "Redis does not answer: runs are made and start when it is back";
+        let message = "Redis does not answer: SyncJobs are created, and start when Redis is available again";
         set(READY, false, reasons::QUEUE_UNAVAILABLE, message);
         set(RECONCILING, true, reasons::QUEUE_UNAVAILABLE, message);
         conditions::clear(&mut status.conditions, STALLED);

@@ -40,7 +40,7 @@ pub struct RequestRate {
 /// Field of documents that holds the state of sources.
 pub const STATE: &str = "_sync";
 
-/// Name of a source among those that keep state in the documents of a collection.
+/// Name of a source that stores state in the documents of a collection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceName {
     /// The user gave it, or the schedule.
@@ -120,7 +120,7 @@ pub enum Request {
     GraphQl {
         /// The query.
         query: String,
-        /// Which operation of it is meant.
+        /// Name of the operation to execute.
         operation_name: Option<String>,
         /// Additional variables.
         variables: Map<String, Value>,
@@ -206,7 +206,7 @@ pub struct Pages {
 /// Identification of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
-    /// A cursor, which the page before has here.
+    /// Cursor, with its path in the previous page.
     Cursor(PointerBuf),
     /// Page number, from 1 on.
     Number,

@@ -93,7 +93,7 @@ impl SourceFetcher {
         if spec.rate.is_some() || matches!(spec.asking, Asking::PerUser(_)) {
             return None;
         }
-        // A long pause is found again when the request is to be sent.
+        // The request finds a long pause again before it is sent.
         self.wait().await.ok()?;
         Some(RatePassed(Instant::now()))
     }
@@ -258,7 +258,8 @@ impl SourceFetcher {
         }
     }
 
-    /// The pause after a rejection that names none, the same for all requests in flight. `None`: there were too many of these.
+    /// Returns the pause after a rejection without a time, which all requests in flight share. `None`: too many rejections
+    /// had no time.
     fn unspecified_pause(&self) -> Option<Duration> {
         let before = if self.has_answered.load(Ordering::Relaxed) { 0 } else { self.pauses };
         (before < MAX_UNSPECIFIED).then(|| UNSPECIFIED_PAUSE.delay(before + 1, 0.0))
@@ -280,7 +281,7 @@ impl SourceFetcher {
                 Ok(Reservation::RetryAfter(wait)) if wait > every + LONGEST_WAIT => return Err(Error::Paused(wait)),
                 Ok(Reservation::RetryAfter(wait)) => sleep(wait.min(RESERVATION_RETRY)).await,
                 Err(error) => {
-                    tracing::debug!(%error, "request to the source not reserved");
+                    tracing::debug!(%error, "no request to the source reserved");
                     sleep(PAUSE).await;
                 }
             }

@@ -41,7 +41,7 @@ pub(super) struct Controlled {
     pub changed: bool,
 }
 
-/// Ends a run as Failed, reason Cancelled, at its next batch boundary. Cannot be taken back.
+/// Cancels a run: it fails with the reason Cancelled at its next batch boundary. This cannot be undone.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/cancel", tag = "control",
     params(ObjectPath), responses((status = 200, body = Controlled)),
@@ -64,7 +64,7 @@ pub(super) async fn end(app: &App, caller: &Caller, path: &ObjectPath) -> Result
     answer(&job, change)
 }
 
-/// Puts a run aside at its next batch boundary. Costs no attempt.
+/// Suspends a run at its next batch boundary. A suspension does not count as an attempt.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/suspend", tag = "control",
     params(ObjectPath), responses((status = 200, body = Controlled)),
@@ -129,7 +129,7 @@ pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removal
     let job = load_live(app, &job).await?;
     let name = job.name_any();
     let Some(number) = held(&job).and(job.status.as_ref()).map(held_number) else {
-        return Err(Problem::new(ProblemKind::Conflict, format!("{name} is not held, so there is nothing to approve")));
+        return Err(Problem::new(ProblemKind::Conflict, format!("{name} is not held, so no approval is needed")));
     };
     if !(1..=MAX_REMOVALS).contains(&removals) {
         let detail = format!("removals must be from 1 to {MAX_REMOVALS}; {name} is held for {number}");
@@ -154,7 +154,7 @@ pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removal
 /// A run that has ended is never run again. The same call again gives the same new SyncJob.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/retry", tag = "control",
-    params(ObjectPath), responses((status = 202, body = Triggered, headers(("Location" = String, description = "Where the new run can be read")))),
+    params(ObjectPath), responses((status = 202, body = Triggered, headers(("Location" = String, description = "Path of the new run")))),
 )]
 pub(super) async fn retry(
     State(app): State<App>,
@@ -171,7 +171,7 @@ pub(super) async fn start_again(app: &App, caller: &Caller, path: &ObjectPath) -
     app.access.check(caller, trigger::right(Some(namespace))).await?;
     let cached = find_job(app, path)?;
     if !is_finished(&cached) || is_complete(&cached) {
-        let detail = format!("{name} has not failed; only a run that ended as Failed can be tried again");
+        let detail = format!("{name} has not failed; only a failed run can be retried");
         return Err(Problem::new(ProblemKind::Conflict, detail));
     }
     // The cache does not keep everything of a run that has ended.
@@ -222,7 +222,7 @@ async fn unfinished(app: &App, caller: &Caller, path: &ObjectPath) -> Result<Arc
 }
 
 fn ended(job: &SyncJob) -> Problem {
-    Problem::new(ProblemKind::Conflict, format!("{} has ended, and is never changed again", job.name_any()))
+    Problem::new(ProblemKind::Conflict, format!("{} has ended and cannot be changed", job.name_any()))
 }
 
 fn answer(job: &SyncJob, change: PatchResult) -> Result<Controlled, Problem> {

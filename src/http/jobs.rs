@@ -27,7 +27,7 @@ use crate::{
 /// Runs in a page, and at most.
 const PAGE: (usize, usize) = (100, 500);
 
-/// Which runs to list.
+/// Selection of the runs to list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -78,7 +78,7 @@ pub(super) async fn list(
     page(app.listed()?, &selection, None).map(Json)
 }
 
-/// The runs that fit, in these namespaces only.
+/// Returns the matching runs of these namespaces.
 pub(super) fn page(
     objects: &Objects,
     selection: &RunSelection,

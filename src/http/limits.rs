@@ -1,4 +1,4 @@
-//! Manners: how often, how many at a time, how long, and headers that every answer carries.
+//! Limits of the calls: rate, number of concurrent calls, duration, and the headers of all answers.
 
 use std::{
     net::SocketAddr,
@@ -88,7 +88,7 @@ impl Limits {
 }
 
 fn busy() -> Problem {
-    Problem::new(ProblemKind::Overloaded, "too many calls are under way").retry_after(1)
+    Problem::new(ProblemKind::Overloaded, "too many calls are in progress").retry_after(1)
 }
 
 /// Puts the limits around the routes. Probes and `/health` are never refused.
@@ -102,8 +102,8 @@ pub(super) fn layer(router: Router<App>, app: &App) -> Router<App> {
         .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
         .layer(middleware::from_fn(measured))
         .layer(CatchPanicLayer::custom(|_| {
-            tracing::error!("a call ended in a panic");
-            Problem::new(ProblemKind::Internal, "the call could not be carried out").into_response()
+            tracing::error!("a call panicked");
+            Problem::new(ProblemKind::Internal, "the call failed").into_response()
         }))
         .layer(header(CACHE_CONTROL, "no-store"))
         .layer(header(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
@@ -127,7 +127,7 @@ async fn bounded(State(app): State<App>, request: Request, next: Next) -> Respon
     }
     let Ok(_permit) = app.limits.at_a_time.try_acquire() else { return busy().into_response() };
     timeout(ANSWER, next.run(request)).await.unwrap_or_else(|_| {
-        Problem::new(ProblemKind::Unavailable, "the call took too long; what it began may go on").into_response()
+        Problem::new(ProblemKind::Unavailable, "the call took too long; its requests may still take effect").into_response()
     })
 }
 

@@ -1,4 +1,4 @@
-//! SyncSchedules and SyncJobs as the sidecar sees them: all of them, also those that have ended, and what happens to them.
+//! Cache of the sidecar with all SyncSchedules and SyncJobs, including ended SyncJobs, and their changes.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -35,7 +35,7 @@ use crate::{
     cluster::{self, ReadResult, api, drain},
 };
 
-/// Requests at a time. More would not be answered any faster.
+/// Largest number of concurrent requests. The API server would not answer more requests any faster.
 const REQUESTS: usize = 16;
 /// Changes a listener may lag behind, and deletions that are remembered.
 const MAX_DELETIONS: usize = 1024;

@@ -69,7 +69,7 @@ pub(super) struct Changed {
 
 /// Suspends SyncSchedules and their unfinished SyncJobs.
 ///
-/// A run under way is suspended at its next batch boundary, and costs no attempt.
+/// An active run is suspended at its next batch boundary. The suspension does not count as an attempt.
 #[utoipa::path(post, path = "/jobs/pause", tag = "control", params(RunFilter), responses((status = 200, body = Changed)))]
 pub(super) async fn pause(
     State(app): State<App>,
@@ -79,7 +79,7 @@ pub(super) async fn pause(
     set(&app, &caller, &filter, true).await.map(Json)
 }
 
-/// Resumes SyncSchedules and SyncJobs, whoever suspended them.
+/// Resumes SyncSchedules and SyncJobs, also when another user suspended them.
 ///
 /// Slots that passed meanwhile are not run.
 #[utoipa::path(post, path = "/jobs/resume", tag = "control", params(RunFilter), responses((status = 200, body = Changed)))]
@@ -111,7 +111,7 @@ pub(super) async fn set_with_note(
     let mut schedules = objects.schedules.state();
     schedules.retain(|schedule| filter.matches_schedule(schedule));
     if let (Some(name), true) = (&filter.schedule, schedules.is_empty()) {
-        return Err(Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {name} that fits")));
+        return Err(Problem::new(ProblemKind::NotFound, format!("no SyncSchedule {name} matches")));
     }
     let schedules = suspend_all(app, caller, schedules, suspended, note).await?;
     // The SyncJobs are read after the schedules, so that runs that a schedule created meanwhile are included.

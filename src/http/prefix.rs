@@ -112,7 +112,7 @@ async fn below(State(prefix): State<Prefix>, mut request: Request, next: Next) -
     let (mut head, body) = response.into_parts();
     let page = to_bytes(body, usize::MAX).await.ok().and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
     let Some(page) = page else {
-        return Problem::new(ProblemKind::Internal, "the page could not be made").into_response();
+        return Problem::new(ProblemKind::Internal, "the page could not be rendered").into_response();
     };
     head.headers.remove(CONTENT_LENGTH);
     Response::from_parts(head, Body::from(prefix.before_links(&page)))

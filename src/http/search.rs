@@ -46,7 +46,7 @@ pub(super) struct SortKey {
 }
 
 impl SortKey {
-    /// Before every SyncJob.
+    /// Returns the key that sorts before each SyncJob.
     pub fn first() -> Self {
         Self { created: Reverse(i64::MAX), namespace: "".into(), name: "".into() }
     }
@@ -68,7 +68,7 @@ impl SortKey {
     }
 }
 
-/// Which runs to find. What is not given does not matter.
+/// Query for runs. A field without a value matches all runs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RunQuery<'a> {
     /// Namespaces of the runs.
@@ -188,7 +188,7 @@ impl RunIndex {
         self.errors.is_whole() && self.keys.is_whole()
     }
 
-    /// The newest runs that fit and come after a rank, at most so many.
+    /// Returns the newest matching runs after a rank, at most `limit`.
     pub fn page(&self, query: &RunQuery<'_>, after: Option<&SortKey>, limit: usize) -> Vec<SortKey> {
         let Some(plan) = self.plan(query) else { return Vec::new() };
         let comes_after = |run: &Run| after.is_none_or(|after| run.sort_key > *after);

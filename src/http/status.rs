@@ -109,7 +109,7 @@ impl CachedStatus {
     }
 }
 
-/// Schedules, counts, and runs under way, as the Node service returned them.
+/// Returns schedules, counts and active runs, in the format of the Node service.
 #[utoipa::path(get, path = "/jobs/status", tag = "jobs", responses((status = 200, body = Status)))]
 pub(super) async fn status(State(app): State<App>, Reader(reader): Reader) -> Result<Response, Problem> {
     app.access.check_read(&reader, None).await?;

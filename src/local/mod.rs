@@ -135,7 +135,7 @@ fn read_plan(settings: &LocalRunSettings) -> Result<LocalPlan, Error> {
         manifests.extend(parsed.manifests);
     }
     if !is_valid {
-        return Err(usage("the manifests are not valid, so nothing was run: correct what is listed above"));
+        return Err(usage("the manifests are not valid, so nothing was run: correct the findings above"));
     }
     let plan = plan::plan(manifests, settings.dry_run, &settings.subset, Timestamp::now()).map_err(usage)?;
     for warning in &plan.warnings {

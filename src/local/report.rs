@@ -144,12 +144,12 @@ fn summary(name: &str, dry_run: bool, status: &SyncJobStatus) -> String {
     )
     .ok();
     if let Some(restored) = counts.rolled_back {
-        write!(text, "\n  {restored} documents restored as they were before the run").ok();
+        write!(text, "\n  {restored} documents restored").ok();
     }
     if let Some(held) = counts.held.filter(|_| dry_run) {
         write!(text, "\n  the guard would hold {held} documents").ok();
     }
-    // The message of a complete run starts with the counts, and has what else is to be known after them.
+    // The message of a complete run begins with the counts, and further information follows.
     if let Some((_, rest)) = condition(COMPLETE).and_then(|complete| complete.message.split_once(". ")) {
         write!(text, "\n  Note: {rest}").ok();
     }

@@ -85,7 +85,7 @@ impl RunChanges {
                 None => match self.newest().await {
                     Ok(last) => self.last.insert(last).clone(),
                     Err(error) => {
-                        tracing::debug!(error = super::describe(&error), "cannot follow the queue");
+                        tracing::debug!(error = super::describe(&error), "cannot read the changes of the queue");
                         sleep(RECONNECT).await;
                         continue;
                     }
@@ -102,7 +102,7 @@ impl RunChanges {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(error = super::describe(&error), "cannot follow the queue");
+                    tracing::debug!(error = super::describe(&error), "cannot read the changes of the queue");
                     sleep(RECONNECT).await;
                 }
             }

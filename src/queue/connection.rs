@@ -148,7 +148,7 @@ impl Topology {
                 .await
             }
             Kind::Cluster { seeds, key, node, last } => {
-                let unknown = || invalid("no server knows who has the queue's slot");
+                let unknown = || invalid("no server knows the server of the queue's slot");
                 race(seeds, last, unknown, |(seed, host)| async move {
                     let address = query_cluster(seed, host, key).await?.ok_or_else(unknown)?;
                     open_master(&node.open(&address)?, limit).await

@@ -5,7 +5,7 @@
 pub(super) struct Keys {
     prefix: String,
     /// Keys of every script, in the order in which `scripts/prelude.lua` names them: first the sets of the runs that
-    /// have not ended (4), then of those that have (2), then the waiting runs by the time since which they wait.
+    /// have not ended (4), then of the ended runs (2), then the waiting runs by the time since which they wait.
     pub shared: [String; 14],
 }
 
@@ -73,7 +73,7 @@ impl Keys {
     }
 }
 
-/// Which slot of a Cluster has a key is decided by a part of it, in braces.
+/// True when a key has a part in braces, which selects its slot of a Cluster.
 /// <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags>
 pub(super) fn has_tag(key: &str) -> bool {
     key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).is_some_and(|(tag, _)| !tag.is_empty())

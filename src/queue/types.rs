@@ -32,9 +32,9 @@ pub struct NewRun<'a> {
     pub payload: &'a str,
     /// -1000 to 1000, higher first.
     pub priority: i32,
-    /// First claim, when the run is put back after Redis lost it.
+    /// Time of the first claim, when the run is restored after Redis lost it.
     pub started: Option<Timestamp>,
-    /// Attempts that failed before Redis lost it.
+    /// Number of attempts that failed before Redis lost the run.
     pub attempts: u32,
     /// Recoveries before Redis lost it.
     pub recoveries: u32,
@@ -76,9 +76,9 @@ impl<'a> NewRun<'a> {
 /// Desired state of an unfinished run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control<'a> {
-    /// Put it aside until this is false again.
+    /// Suspension of the run.
     pub suspended: bool,
-    /// End it as failed; holds why, as JSON. Cannot be taken back.
+    /// Cancellation of the run: its outcome, as JSON. It cannot be undone.
     pub cancelled: Option<&'a str>,
     /// -1000 to 1000, higher first.
     pub priority: i32,

@@ -85,7 +85,7 @@ pub(super) fn is_range(first: &Bson, last: &Bson) -> bool {
 /// The query for every key that sorts after `key`.
 pub(super) fn after(field: &str, key: &Bson) -> Document {
     let later: Vec<&str> = BRACKETS[bracket(key) + 1..].iter().flat_map(|names| names.iter().copied()).collect();
-    // NaN sorts before every number, but no range that starts or ends at it finds one.
+    // NaN sorts before every number, but no range with NaN as a bound finds one.
     let same_type = if is_nan(key) {
         doc! {field: {"$gte": f64::NEG_INFINITY}}
     } else {

@@ -51,7 +51,7 @@ pub static MONGODB: Availability = Availability::new("MongoDB");
 /// Lease of the leader election, for a process that only reads it.
 pub static LEASE: Availability = Availability::new("the Lease");
 
-/// Redis, which answers, but refuses what is to be written: its memory is full, most likely.
+/// Availability of writes to Redis. Redis answers, but refuses writes, most likely because its memory is full.
 static REDIS_WRITES: Availability = Availability::new("writing to Redis");
 
 /// Records the answer of Redis to a write, or its absence. `is_refusal`: Redis did answer, with an error.

@@ -47,7 +47,7 @@ pub enum Error {
     Endpoint(&'static str),
     /// The settings of the exporter cannot be used. The exact mistake could contain a password.
     #[error(
-        "OTEL_EXPORTER_OTLP_*: no traces can be sent so: is the endpoint a valid address, and no compression asked for?"
+        "OTEL_EXPORTER_OTLP_*: traces cannot be sent with these settings: check that the endpoint is a valid address, and that no compression is set"
     )]
     Exporter(#[from] ExporterBuildError),
     /// The sampler is not known, or its argument is no share.

@@ -54,7 +54,7 @@ impl CompletionReceiver {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(runs = completions.len(), %error, "ends of runs not recorded yet");
+                    tracing::debug!(runs = completions.len(), %error, "released runs not recorded yet");
                     sleep(PAUSE).await;
                 }
             }

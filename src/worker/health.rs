@@ -136,7 +136,7 @@ mod tests {
         reporter.claim_answered(&ERROR);
         assert!(!health.is_alive(), "an error is no answer");
         reporter.renewal_answered(&OK);
-        assert!(!health.is_alive(), "a renewal tells nothing of the looks for runs");
+        assert!(!health.is_alive(), "a renewal is no sign of successful claims");
         reporter.claim_answered(&OK);
         assert!(health.is_alive());
     }

@@ -188,7 +188,7 @@ impl RunAttempt {
             result = self.work() => match result {
                 AttemptResult::Paused(_) if !self.checkpoint.pause() => AttemptResult::Retry(Outcome {
                     reason: reasons::RATE_LIMITED.to_owned(),
-                    message: format!("the source limited requests {MAX_PAUSES} times, and answered none in between"),
+                    message: format!("the source limited requests {MAX_PAUSES} times, and answered no request in between"),
                 }),
                 result => result,
             },

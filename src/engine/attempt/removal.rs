@@ -120,7 +120,7 @@ impl RunAttempt {
         }
     }
 
-    /// Removes at most `most` documents: those that were counted.
+    /// Removes at most `most` of the counted documents.
     async fn remove_candidates(
         &mut self,
         most: u64,

@@ -102,7 +102,7 @@ impl RunAttempt {
             return Ok(());
         }
         Err(empty_source(format!(
-            "the source has nothing for any of {} documents, so none is taken to be missing in it",
+            "the source has no result for any of {} documents, so no document counts as missing",
             keys.len()
         )))
     }
@@ -151,7 +151,7 @@ impl RunAttempt {
         }
         let paging = self.checkpoint.paging.clone().unwrap_or_default();
         if paging.results == 0 && (self.target.removes() || self.fails_missing()) {
-            let message = "the source lists nothing at all, so nothing is taken to be missing in it";
+            let message = "the source lists no results, so no document counts as missing";
             return Some(AttemptResult::from(&empty_source(message.to_owned())));
         }
         self.checkpoint.removal_skipped = why_skipped(&paging);

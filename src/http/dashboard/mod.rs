@@ -212,8 +212,8 @@ struct Frame {
 /// A page.
 fn page(template: &impl Template) -> Result<Response, Problem> {
     let text = template.render().map_err(|error| {
-        tracing::error!(%error, "a page could not be made");
-        Problem::new(ProblemKind::Internal, "the page could not be made")
+        tracing::error!(%error, "a page could not be rendered");
+        Problem::new(ProblemKind::Internal, "the page could not be rendered")
     })?;
     Ok((StatusCode::OK, Html(text)).into_response())
 }
@@ -330,7 +330,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Filled<
 fn read_query<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
     let filled: Vec<_> = query.split('&').filter(|pair| !pair.ends_with('=')).collect();
     let unreadable = |error: String| Problem::new(ProblemKind::BadRequest, format!("the query: {error}"));
-    let uri: Uri = format!("/?{}", filled.join("&")).parse().map_err(|_| unreadable("it is no text".to_owned()))?;
+    let uri: Uri = format!("/?{}", filled.join("&")).parse().map_err(|_| unreadable("it is not text".to_owned()))?;
     Query::try_from_uri(&uri).map(|Query(query)| query).map_err(|error| unreadable(error.body_text()))
 }
 

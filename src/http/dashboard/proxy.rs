@@ -47,7 +47,7 @@ impl Proxies {
         let groups = only(headers, &self.groups)?.unwrap_or_default();
         let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty());
         if let Some(name) = groups.clone().chain([user]).find(|name| name.starts_with(RESERVED)) {
-            let detail = format!("the proxy says {name}: names with {RESERVED} are those of Kubernetes itself");
+            let detail = format!("the proxy says {name}: names with {RESERVED} are reserved for Kubernetes");
             return Err(Problem::new(ProblemKind::Forbidden, detail));
         }
         let groups = groups.chain([AUTHENTICATED]).map(str::to_owned).collect();

@@ -103,7 +103,7 @@ impl Mirror {
             if writes {
                 tracing::info!(key, "writes the mirror for BullMQ");
             } else {
-                tracing::info!(key, "another process writes the mirror for BullMQ: this one stands by");
+                tracing::info!(key, "another process writes the mirror for BullMQ; this process is on standby");
             }
         }
     }

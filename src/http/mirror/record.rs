@@ -13,7 +13,7 @@ use crate::{
 
 /// Score of a schedule that has no next slot. BullMQ converts an infinite score to `null`.
 pub const NO_NEXT_SLOT: i64 = i64::MAX;
-/// Factor of the scores of delayed jobs: BullMQ has room for as many jobs in one millisecond.
+/// Factor of the scores of delayed jobs: the number of jobs that BullMQ can order within one millisecond.
 const PER_MILLISECOND: i64 = 0x1000;
 /// Weight of one step of priority: larger than any time in milliseconds, and a thousand steps are still exact in a score.
 const PRIORITY: i64 = 4_000_000_000_000;

@@ -202,7 +202,7 @@ mod tests {
             for write in writes {
                 match write {
                     MirrorWrite::Hash { key, fields } => drop(self.hashes.insert(key, fields)),
-                    MirrorWrite::Forget { key } => assert!(self.hashes.remove(&key).is_some(), "{key} was there"),
+                    MirrorWrite::Forget { key } => assert!(self.hashes.remove(&key).is_some(), "{key} exists"),
                     MirrorWrite::Add { set, id, score } => drop(self.sets[set as usize].insert(id, score)),
                     MirrorWrite::Remove { set, id } => drop(self.sets[set as usize].remove(&id)),
                     MirrorWrite::Replace { set, members } => {

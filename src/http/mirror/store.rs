@@ -36,7 +36,7 @@ pub enum Error {
     )]
     Foreign(String),
     /// Another process holds the lease.
-    #[error("another process writes it")]
+    #[error("another process writes the mirror")]
     Lost,
 }
 

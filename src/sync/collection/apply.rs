@@ -97,7 +97,7 @@ impl TargetCollection {
             let changes = match found {
                 Found::Result(result) => self.changes(read, &result).map_err(|message| ("MappingFailed", message)),
                 Found::Missing | Found::NotReturned if self.missing == Missing::Fail => {
-                    Err(("NotReturned", "the source has nothing for it".to_owned()))
+                    Err(("NotReturned", "the source has no result for it".to_owned()))
                 }
                 Found::Missing if self.removal.is_some() && self.is_confirmed(read) => {
                     outcome.absent += 1;
@@ -296,7 +296,8 @@ impl TargetCollection {
         Ok((updated, refused))
     }
 
-    /// Returns how many documents were changed, and those that MongoDB refuses. In a transaction the first of these ends it.
+    /// Returns the number of changed documents, and the documents that MongoDB refuses. The first refused document ends a
+    /// transaction.
     async fn write_all<'a>(
         &self,
         writes: &[Write<'a>],

@@ -113,12 +113,12 @@ impl DueFilter {
         let message = match self.access {
             AccessPlan::Indexes => return None,
             AccessPlan::Multikey => format!(
-                "a document has, or had, an array at {}, so the run reads all documents to find those that are due: unset it there, and drop and create the index on that field",
+                "a document has, or had, an array at {}, so the run reads all documents to find the due ones: unset the array, and drop and create the index on this field",
                 self.progress
             ),
             AccessPlan::Scan if missing.is_empty() => return None,
             AccessPlan::Scan => {
-                format!("the run reads all documents to find those that are due: {}", missing.join(", "))
+                format!("the run reads all documents to find the due ones: {}", missing.join(", "))
             }
         };
         Some(Warning::IndexMissing(message))

@@ -60,7 +60,7 @@ pub struct TargetCollection {
     /// Stamps from this time on are mistakes, and count as none.
     future: DateTime,
     batch_size: usize,
-    /// Longest wait for the first documents of a walk, or for more of them: the server may have to read all that there are.
+    /// Longest wait for the first documents of a walk, or for more of them: the server may have to read all documents.
     read_limit: Duration,
     /// Mapping of results to fields. `None`: the run has no source.
     mapping: Option<Vec<Mapped>>,
@@ -141,9 +141,9 @@ enum Stamped {
 /// Result of a batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BatchResult {
-    /// Documents that carry this run's stamp; with a source, those that were changed, marked or deleted.
+    /// Number of documents with the stamp of this run; with a source, of changed, marked and deleted documents.
     pub updated: i64,
-    /// Documents that were marked.
+    /// Number of documents that were marked.
     pub marked: i64,
     /// Documents that were deleted.
     pub deleted: i64,

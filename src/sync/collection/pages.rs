@@ -48,7 +48,7 @@ impl TargetCollection {
         Self { selection: both(self.selection.clone(), untouched), due: None, ..self.clone() }
     }
 
-    /// Filter of all documents that the source is expected to have, also those that an Incremental run leaves out.
+    /// Filter of all documents that the source should have, including documents that an Incremental run leaves out.
     #[must_use]
     pub fn known(&self) -> Self {
         let selection = match &self.state {

@@ -29,7 +29,7 @@ use crate::{
 /// Candidates that are read together.
 const TOGETHER: usize = 1000;
 
-/// Documents that are to be removed, and what becomes of each.
+/// Documents to remove, and the result for each of them.
 #[derive(Clone, Debug, Default)]
 pub struct RemovalCandidates {
     reads: Vec<(ReadDocument, Fate)>,
@@ -264,7 +264,7 @@ impl TargetCollection {
         Ok(outcome)
     }
 
-    /// Counts the documents that would be removed, in a dry run, of those that the source reported as gone.
+    /// Counts, in a dry run, the documents that a run would remove because the source does not have them.
     pub(super) fn try_removal(&self, absent: &[&ReadDocument], now: DateTime, outcome: &mut BatchResult) {
         let Some(removal) = &self.removal else { return };
         for read in absent {

@@ -6,7 +6,7 @@ use mongodb::ClientSession;
 use super::{TargetCollection, integer, within};
 use crate::sync::{Error, error::is_document_error};
 
-/// Conditions that the statements of a batch have in common, beside the keys.
+/// Conditions that the statements of a batch have in common, in addition to the keys.
 pub(super) struct WriteGuard(Vec<RawDocumentBuf>);
 
 /// A document as MongoDB gets it.

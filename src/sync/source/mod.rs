@@ -84,7 +84,7 @@ impl<T> Reply<T> {
     }
 }
 
-/// A request that has no usable answer, by what may follow from it.
+/// Failure of a request, by its consequences for the run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RequestFailure {
     /// A repeated request may succeed: the failure was one of the connection, a timeout, or an error of the server.
@@ -105,7 +105,7 @@ impl RequestFailure {
     pub fn into_error(self) -> Error {
         match self {
             Self::Transient(error) | Self::Rejected(error) | Self::Unusable(error) | Self::Fatal(error) => error,
-            Self::Limited(_) => attempt(reasons::RATE_LIMITED, "the source rejects requests for their rate"),
+            Self::Limited(_) => attempt(reasons::RATE_LIMITED, "the source limits requests"),
         }
     }
 }
@@ -195,7 +195,7 @@ impl SourceClient {
     ) -> Result<Reply<Vec<Found>>, RequestFailure> {
         let is_one = matches!(self.spec.asking, Asking::PerUser(_));
         let fits = |key: &String| !key.is_empty() && (is_one || !key.contains(','));
-        let misfit = || Found::Failed("InvalidKey", "its key cannot stand in the address of a request".to_owned());
+        let misfit = || Found::Failed("InvalidKey", "its key cannot be part of the address of a request".to_owned());
         let encoded: Vec<String> = keys.iter().filter(|key| fits(key)).map(|key| url_template::encode(key)).collect();
         let placeholder = if is_one { "id" } else { "ids" };
         let filled = url_template::fill(&self.spec.endpoint, &[(placeholder, &encoded.join(","))]);
@@ -250,7 +250,7 @@ impl SourceClient {
         if let (By::Link, Value::String(link)) = (&pages.by, at) {
             return links::follow(&self.endpoint, link);
         }
-        let nowhere = || unusable("its cursor cannot stand in an address");
+        let nowhere = || unusable("its cursor cannot be part of an address");
         let at = if at.is_null() { "".into() } else { answer::text(at).ok_or_else(nowhere)? };
         let (at, size) = (url_template::encode(&at), size.to_string());
         let filled = url_template::fill(&self.spec.endpoint, &[("first", &size), ("page", &at), ("after", &at)]);
@@ -342,7 +342,7 @@ impl SourceClient {
                 attempt("SourceTimeout", format!("the source did not answer within {field}"))
             }
             Some(cause) => attempt("SourceUnreachable", format!("the source could not be reached: {cause}")),
-            None => attempt("SourceUnreachable", "the connection to the source broke"),
+            None => attempt("SourceUnreachable", "the connection to the source was lost"),
         })
     }
 
@@ -370,7 +370,7 @@ fn no_url(spec: &SourceSpec) -> Error {
 }
 
 fn too_long() -> Error {
-    rejected("the keys of a batch make the address of a request too long: lower batchSize, or ask PerUser")
+    rejected("the keys of a batch make the address of a request too long: lower batchSize, or use PerUser")
 }
 
 fn headers(given: &[(String, String)]) -> Result<HeaderMap, Error> {
