@@ -38,8 +38,8 @@ pub struct Cli {
     #[arg(long, global = true, env = "RUST_LOG")]
     pub log_level: Option<String>,
 
-    /// File with a log level, which overrides --log-level. The program reads the file again when it changes, and at once
-    /// on SIGHUP. An empty or missing file is ignored.
+    /// File with a log level, which overrides --log-level. The program reads the file again when it changes, and at
+    /// once on SIGHUP. An empty or missing file is ignored.
     #[arg(long, global = true, env = "LOG_FILTER_FILE")]
     pub log_filter_file: Option<PathBuf>,
 }
@@ -59,8 +59,8 @@ pub enum Command {
     Run(Box<RunOptions>),
     /// Creates a SyncJob, waits until it is complete, and deletes it, to verify that the installation works.
     Verify(Verify),
-    /// Transfers the queue and the objects of another installation to this installation, after a move or a restore. Needs
-    /// the settings of the controllers.
+    /// Transfers the queue and the objects of another installation to this installation, after a move or a restore.
+    /// Needs the settings of the controllers.
     Adopt(Box<Adopt>),
     /// Validates manifests without a server: syntax, fields, rules, and values that the operator refuses.
     Lint(Lint),
@@ -180,7 +180,8 @@ pub struct RunOptions {
     /// MongoDB.
     #[command(flatten)]
     pub mongodb: LocalMongoDb,
-    /// Entry of a Secret that a source names: NAME/KEY=env:VARIABLE, NAME/KEY=file:PATH, or NAME/KEY=- for standard input.
+    /// Entry of a Secret that a source names: NAME/KEY=env:VARIABLE, NAME/KEY=file:PATH, or NAME/KEY=- for standard
+    /// input.
     #[arg(long = "secret", value_name = "NAME/KEY=SOURCE")]
     pub secrets: Vec<SecretArgument>,
     /// Dry run: the runs write nothing, and the result lists the documents that they would change.
@@ -192,15 +193,15 @@ pub struct RunOptions {
     /// Key of the only document that each run handles. May be repeated. With this option, runs mark and delete nothing.
     #[arg(long = "key", value_name = "KEY")]
     pub keys: Vec<String>,
-    /// Approval for held runs: the number of documents that each run may mark, delete or change beyond the limits of its
-    /// guard. The message of a held run has the number.
+    /// Approval for held runs: the number of documents that each run may mark, delete or change beyond the limits of
+    /// its guard. The message of a held run has the number.
     #[arg(long, value_name = "N")]
     pub approve: Option<u64>,
     /// Resume file. An interrupted process writes it, and the next process continues from it.
     #[arg(long, value_name = "FILE")]
     pub resume: Option<PathBuf>,
-    /// Format of the results: one line of JSON per run, YAML of the SyncJob with its status, or text. Default: text on a
-    /// terminal, otherwise json.
+    /// Format of the results: one line of JSON per run, YAML of the SyncJob with its status, or text. Default: text on
+    /// a terminal, otherwise json.
     #[arg(long, short, value_enum)]
     pub output: Option<Output>,
 }
@@ -354,19 +355,19 @@ pub struct Redis {
     /// TLS for the connection to Redis.
     #[arg(long, env = "REDIS_TLS", help_heading = "Redis")]
     pub redis_tls: bool,
-    /// CA bundle (PEM) that verifies Redis; replaces the system roots. When the file changes, the program exits, so that
-    /// the next start reads it.
+    /// CA bundle (PEM) that verifies Redis; replaces the system roots. When the file changes, the program exits, so
+    /// that the next start reads it.
     #[arg(long, env = "REDIS_CA_FILE", help_heading = "Redis")]
     pub redis_ca_file: Option<PathBuf>,
     /// Number of the Redis database.
     #[arg(long, env = "REDIS_DB", help_heading = "Redis", default_value_t = 0)]
     pub redis_db: u16,
-    /// Name of the queue. A queue belongs to one installation, so installations that share a Redis server need different
-    /// names.
+    /// Name of the queue. A queue belongs to one installation, so installations that share a Redis server need
+    /// different names.
     #[arg(long, env = "QUEUE_NAME", help_heading = "Redis", default_value = "sync", value_parser = queue_name)]
     pub queue_name: String,
-    /// Lease duration of a worker, at least 1s. The run of a lost worker is recovered after at most one and a half times
-    /// this duration. Must be equal in all processes.
+    /// Lease duration of a worker, at least 1s. The run of a lost worker is recovered after at most one and a half
+    /// times this duration. Must be equal in all processes.
     #[arg(long, env = "LEASE_DURATION", help_heading = "Redis", default_value = "30s", value_parser = at_least_a_second)]
     pub lease_duration: Duration,
 }
@@ -403,7 +404,8 @@ pub struct WorkerOptions {
     /// subdomains.
     #[arg(long, env = "SOURCE_ALLOWED_HOSTS", help_heading = "Workers", value_delimiter = ',')]
     pub source_allowed_hosts: Vec<String>,
-    /// Private networks that sources and sinks of alerts may use in addition to the public internet, such as 10.0.0.0/8.
+    /// Private networks that sources and sinks of alerts may use in addition to the public internet, such as
+    /// 10.0.0.0/8.
     #[arg(long, env = "SOURCE_ALLOWED_CIDRS", help_heading = "Workers", value_delimiter = ',')]
     pub source_allowed_cidrs: Vec<IpNet>,
 }
@@ -461,12 +463,12 @@ pub struct Http {
     /// exits, so that the next start reads it.
     #[arg(long, env = "DASHBOARD_KEY_FILE", help_heading = "HTTP")]
     pub dashboard_key_file: Option<PathBuf>,
-    /// Address of the logs of a run, for a link on the page of the run, with the placeholders {uid}, {namespace}, {name},
-    /// {schedule}, {worker}, {pod}, {from} or {to}. Times are in milliseconds since 1970.
+    /// Address of the logs of a run, for a link on the page of the run, with the placeholders {uid}, {namespace},
+    /// {name}, {schedule}, {worker}, {pod}, {from} or {to}. Times are in milliseconds since 1970.
     #[arg(long, env = "DASHBOARD_LOGS_URL", help_heading = "HTTP")]
     pub dashboard_logs_url: Option<LogsUrl>,
-    /// Path prefix at which a proxy serves the program, such as /sync. Links begin with the prefix; requests are accepted
-    /// with and without it.
+    /// Path prefix at which a proxy serves the program, such as /sync. Links begin with the prefix; requests are
+    /// accepted with and without it.
     #[arg(long, env = "HTTP_PATH_PREFIX", help_heading = "HTTP")]
     pub http_path_prefix: Option<Prefix>,
     /// Networks of the proxies that authenticate users of the dashboard, such as 10.1.2.0/24, separated by commas. Each
@@ -479,7 +481,8 @@ pub struct Http {
     /// Header with the groups of the user, separated by commas, that a trusted proxy sends.
     #[arg(long, env = "PROXY_GROUPS_HEADER", help_heading = "HTTP", default_value = "X-Forwarded-Groups")]
     pub proxy_groups_header: HeaderName,
-    /// File with the certificate (PEM) of the server, which enables HTTPS. The program reads the file again when it changes.
+    /// File with the certificate (PEM) of the server, which enables HTTPS. The program reads the file again when it
+    /// changes.
     #[arg(long, env = "HTTP_TLS_CERT", help_heading = "HTTP", requires = "http_tls_key")]
     pub http_tls_cert: Option<PathBuf>,
     /// File with the private key (PEM) of the certificate.
@@ -491,9 +494,9 @@ pub struct Http {
 #[derive(Clone, Debug, Args)]
 #[group(id = "mirror_options")]
 pub struct MirrorOptions {
-    /// Prefix of the keys of a read-only copy of the queue in the format of BullMQ, for tools such as Bull Board. The copy
-    /// has the name of the queue, and the operator ignores all changes of it. For a Redis Cluster, the prefix needs
-    /// braces: {bull}.
+    /// Prefix of the keys of a read-only copy of the queue in the format of BullMQ, for tools such as Bull Board. The
+    /// copy has the name of the queue, and the operator ignores all changes of it. For a Redis Cluster, the prefix
+    /// needs braces: {bull}.
     #[arg(long, env = "BULLMQ_MIRROR", help_heading = "BullMQ", value_name = "PREFIX", value_parser = key_prefix)]
     pub bullmq_mirror: Option<String>,
 }

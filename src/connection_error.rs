@@ -26,8 +26,8 @@ pub fn known_cause(text: &str) -> Option<String> {
     known.iter().find(|(sign, _)| text.contains(sign)).map(|(_, cause)| (*cause).to_owned())
 }
 
-/// Mistake in a refused connection string. The description quotes no part of the string: where a character of the password is not
-/// percent-encoded, a driver may read a part of the password as a host, a port or an option.
+/// Mistake in a refused connection string. The description quotes no part of the string. A driver may read
+/// a part of a password as a host, a port or an option, when a character of the password is not percent-encoded.
 #[must_use]
 pub fn connection_string_mistake(connection_string: &str, schemes: &[&str]) -> String {
     let known = connection_string.split_once("://").filter(|(scheme, _)| schemes.contains(scheme));

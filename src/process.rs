@@ -1,4 +1,4 @@
-//! Starts what a command asks for, and stops it in order.
+//! Start of the parts of a command, and their stop in order.
 
 use std::{
     future::Future,
@@ -44,8 +44,8 @@ const LOG_LEVEL: &str = "warn,sync_operator=info";
 /// Longest wait for the requests and batches in progress after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
 
-/// Variable with a field of a SyncJob's spec that the program treats as a field of a newer release. For tests with programs
-/// of two releases.
+/// Variable with a field of a SyncJob's spec that the program treats as a field of a newer release. For tests with
+/// programs of two releases.
 const LACKS: &str = "SYNC_OPERATOR_LACKS";
 /// Interval between pings of a MongoDB that has not answered yet.
 const MONGODB_PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -398,8 +398,8 @@ async fn add_workers(
     Ok(())
 }
 
-/// Waits until MongoDB has answered once. Without this wait, a process with a wrong address or password would claim runs
-/// that other processes can execute.
+/// Waits until MongoDB has answered once. Without this wait, a process with a wrong address or password would claim
+/// runs that other processes can execute.
 async fn first_answer(deployment: &Deployment) {
     loop {
         let answer = deployment.ping().await;
@@ -459,7 +459,8 @@ fn lease_name(election: &cli::LeaderElection, kubernetes: &cli::Kubernetes) -> h
     http::LeaseName { namespace: election.leader_lease_namespace.clone(), name }
 }
 
-/// Starts the watches of the sidecar. The sidecar shows all SyncJobs, and controllers keep few fields of ended SyncJobs.
+/// Starts the watches of the sidecar. The sidecar shows all SyncJobs, and controllers keep few fields of ended
+/// SyncJobs.
 fn watch_objects(parts: &mut Parts, client: Client, options: &cli::Kubernetes) -> http::Objects {
     let (objects, watches) = http::Objects::watch(client, options.watch_namespace.as_deref());
     let stop = parts.stop.clone();

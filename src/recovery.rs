@@ -1,5 +1,5 @@
-//! Recovery of runs whose worker was lost. Each worker does it, and so does the controller that leads: without any worker left, runs
-//! are still recovered, and end when they are cancelled or their deadline has passed.
+//! Recovery of runs whose worker was lost. Each worker does it, and so does the controller that leads: without any
+//! worker left, runs are still recovered, and end when they are cancelled or their deadline has passed.
 
 use crate::{api::conditions::reasons, domain::run::Outcome, queue::Queue, telemetry::metrics};
 

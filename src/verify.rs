@@ -32,10 +32,10 @@ pub struct VerifySettings {
     pub timeout: Duration,
 }
 
-/// The installation does not do what it should.
+/// Failure of the verification.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server did not do what it was asked.
+    /// Failure of a request to the API server.
     #[error(transparent)]
     Cluster(#[from] cluster::Error),
     /// The run has ended, but not well.

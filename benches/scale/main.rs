@@ -1,7 +1,7 @@
 //! Benchmark of many schedules on a real API server: `make bench-scale`. `docs/operations/performance.md` describes it.
 //!
-//! `SCHEDULES` (10000) are due in one minute, spread by a jitter of 60 s, each with a run over 10 users. Then the operator
-//! is started again, with `JOBS` (40000) finished SyncJobs in the namespace; 0 disables this part.
+//! `SCHEDULES` (10000) are due in one minute, spread by a jitter of 60 s, each with a run over 10 users. Then the
+//! operator is started again, with `JOBS` (40000) finished SyncJobs in the namespace; 0 disables this part.
 
 #[path = "../speed/process.rs"]
 mod process;
@@ -201,7 +201,7 @@ async fn burst(client: &Client, operator: &Operator, due: Timestamp, count: usiz
     let made = Timestamp::now().duration_since(due).as_secs_f64();
     let api: Api<SyncSchedule> = Api::namespaced(client.clone(), "scale");
     // A list of all schedules is asked for only when most of them have counted theirs: it costs the API server much.
-    until("the end of every run was counted by the metrics", async || reaches("sync_run_duration_seconds_count").await).await?;
+    until("the metrics have every run", async || reaches("sync_run_duration_seconds_count").await).await?;
     until("every run was counted", async || {
         sleep(Duration::from_secs(4)).await;
         let all = api.list(&ListParams::default()).await?.items;

@@ -29,8 +29,8 @@ pub(super) struct PostRequest {
     pub ca: Option<Vec<u8>>,
 }
 
-/// Parses a URL, and returns it with the host that must be allowed to receive secrets. `what` names the URL in errors, which do not show
-/// the URL.
+/// Parses a URL, and returns it with the host that must be allowed to receive secrets. `what` names the URL in errors,
+/// which do not show the URL.
 pub(super) fn parse_url(text: &str, what: &str) -> Result<(Url, String), Refusal> {
     let url = Url::parse(text.trim()).ok();
     let found = url.and_then(|url| url.host_str().map(str::to_owned).map(|host| (url, host)));
@@ -82,7 +82,9 @@ fn check_answer(status: StatusCode, headers: &HeaderMap) -> Result<(), Refusal> 
             "it answered with {code}, a redirect, which is not followed: set its URL to the destination"
         ))),
         401 | 403 => Err(configuration_error(format!("it refuses with {code}: check its Secret, and its rights"))),
-        _ => Err(configuration_error(format!("it refuses messages with {code}: check its URL, and the messages that it accepts"))),
+        _ => Err(configuration_error(format!(
+            "it refuses messages with {code}: check its URL, and the messages that it accepts"
+        ))),
     }
 }
 

@@ -26,7 +26,8 @@ pub(super) struct RenderedMessage {
 }
 
 impl RenderedMessage {
-    /// Renders a message. The default text replaces a template that cannot be used, so that the sink is notified in any case.
+    /// Renders a message. The default text replaces a template that cannot be used, so that the sink is notified in any
+    /// case.
     pub fn new(alert: &SyncAlert, message: &Message) -> Self {
         let template = alert.spec.template.as_ref();
         let context = context(alert, message);

@@ -182,7 +182,7 @@ pub struct Rest {
     /// the keys of a batch, separated by commas (PerBatch). For Pages, `{page}` or `{after}` identifies the page, and
     /// `{first}` is `batchSize`. Addresses of private networks, and `http://`, are allowed only by the operator's
     /// `--source-allowed-hosts` or `--source-allowed-cidrs`. Redirects are not followed.
-    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ {}]+([/?]([^# {}]|[{](id|ids|page|after|first)[}])*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://api.example.com/users/{id}, and with no other braces than {id}, {ids}, {page}, {after} and {first}, after its host: tokens belong into tokenSecretRef"))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ {}]+([/?]([^# {}]|[{](id|ids|page|after|first)[}])*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://api.example.com/users/{id}: tokens belong into tokenSecretRef. The URL may have no other braces than {id}, {ids}, {page}, {after} and {first}, after its host"))]
     #[schemars(length(max = 1024))]
     pub endpoint: String,
 

@@ -149,9 +149,9 @@ pub struct SyncJobSpec {
     #[schemars(length(max = 64))]
     pub mapping: Vec<MappedField>,
 
-    /// Limits on what the run may do to documents without an approval. Needs `source`. Default: a run with `onMissing:
-    /// Mark` or `Delete` waits in the phase Held when it would mark or delete more than 20 % of the documents and more
-    /// than 5.
+    /// Limits of the changes that the run may make to documents without an approval. Needs `source`. Default: a run
+    /// with `onMissing: Mark` or `Delete` waits in the phase Held when it would mark or delete more than 20 % of the
+    /// documents and more than 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<Guard>,
 

@@ -92,8 +92,8 @@ pub struct SyncScheduleSpec {
     #[serde(default)]
     pub immediate: bool,
 
-    /// Upper limit of the delay of each slot. The delay of a schedule is constant and derived from the uid of the
-    /// object, so that schedules with the same interval do not start their runs at the same time.
+    /// Upper limit of the delay of each slot. The delay of a schedule is constant and follows from the uid of the
+    /// object. Schedules with the same interval therefore do not start their runs at the same time.
     #[serde(default = "default_jitter")]
     #[x_kube(validation = rules::duration("jitter", "0s", "24h", "30s"))]
     pub jitter: GoDuration,

@@ -41,7 +41,7 @@ pub(super) fn schedule_of(job: &SyncJob) -> Option<ObjectRef<SyncSchedule>> {
     ObjectRef::from_owner_ref(job.metadata.namespace.as_deref(), controller(job)?, ())
 }
 
-/// True when nothing is left to be done about a SyncJob but to remember how it ended.
+/// True when a SyncJob needs no further action, and only its result is kept.
 pub(super) fn is_history(job: &SyncJob) -> bool {
     is_finished(job) && expires_at(job).is_none()
 }

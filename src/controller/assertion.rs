@@ -34,8 +34,8 @@ use crate::{
 const PAGE: u32 = 500;
 /// Number of SyncJobs that are read from the cache at once, so that the asserted values are recent.
 const CHUNK: usize = 100;
-/// Time after a restore of Redis during which an end of a run is asserted as soon as its SyncJob has it: the end may
-/// not have been in the list of SyncJobs yet.
+/// Time after a restore of Redis during which the end of a run is asserted as soon as its SyncJob has the end. The list
+/// of SyncJobs may not have had the end yet.
 const LATE_END_PERIOD: Duration = Duration::from_mins(1);
 
 /// Last known state of the Redis server.
@@ -228,7 +228,7 @@ fn presence(cluster: &Cluster, uid: &str) -> Presence {
     }
 }
 
-/// True when the SyncJob of a run is gone. One in a namespace that is not watched is not.
+/// True when the SyncJob of a run does not exist. One in a namespace that is not watched is not.
 pub(super) async fn is_gone(context: &Context, uid: &str) -> Result<bool, Error> {
     let Context { cluster, queue, .. } = context;
     let entry = match queue.get(uid).await {

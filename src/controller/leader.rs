@@ -93,7 +93,7 @@ impl Leadership {
         *self.ownership.borrow() == Ownership::Mine
     }
 
-    /// Notes who owns the queue.
+    /// Records the owner of the queue.
     pub(super) fn record_ownership(&self, queue: &str, next: Ownership) {
         let changed = self.ownership.send_if_modified(|ownership| {
             let before = std::mem::replace(ownership, next.clone());
@@ -168,7 +168,9 @@ impl Elector {
                     // A conflict means that another process was faster. After any other error, this process may still
                     // hold the Lease until it expires.
                     if !is_conflict(&error) && !std::mem::replace(&mut is_failing, true) {
-                        tracing::warn!(lease = self.settings.name, %error, "the Lease cannot be read or written; retrying");
+                        tracing::warn!(
+                            lease = self.settings.name, %error, "the Lease cannot be read or written; retrying"
+                        );
                     }
                     if let kube::Error::Api(status) = &error {
                         self.refused.send_replace(matches!(status.code, 400 | 401 | 403 | 404 | 422));

@@ -122,8 +122,8 @@ struct Context {
 }
 
 impl Context {
-    /// Sends a request for an object once it has a permit, while this process leads. An action that was refused is not sent again
-    /// before its backoff has passed.
+    /// Sends a request for an object once it has a permit, while this process leads. An action that was refused is not
+    /// sent again before its backoff has passed.
     async fn write<T>(
         &self,
         who: &ObjectKey,
@@ -187,8 +187,8 @@ impl Context {
         }
     }
 
-    /// Records that an action on an object failed. Logs the first failure, and publishes an event when the object shows the
-    /// failure in a condition.
+    /// Records that an action on an object failed. Logs the first failure, and publishes an event when the object shows
+    /// the failure in a condition.
     fn fail(&self, who: &ObjectKey, action: &'static str, cause: Cause, error: &str, retry_after: Duration) {
         let recorded = self.failures.record(who, action, (cause, error), retry_after, Instant::now());
         let failures::RecordedFailure { is_first, event } = recorded;
@@ -202,10 +202,9 @@ impl Context {
         }
     }
 
-    /// Waits for the permit to report a status. The caller must observe again afterwards, so that the write includes changes
-    /// that happened during the wait.
-    /// `None`: other objects are first, and `who` is queued and reconciled again. `permit`: result of
-    /// [`AdmissionQueue::take_permit`] in this reconciliation.
+    /// Waits for the permit to report a status. The caller must observe again afterwards, so that the write includes
+    /// changes that happened during the wait. `None`: other objects are first, and `who` is queued and reconciled
+    /// again. `permit`: result of [`AdmissionQueue::take_permit`] in this reconciliation.
     async fn acquire_report(&self, who: ObjectKey, permit: Option<Permit>) -> Option<RequestPermit<'_>> {
         let _permit = match permit {
             Some(permit) => permit,
@@ -446,7 +445,7 @@ fn retry_after(who: &ObjectKey, error: &Error, context: &Context) -> Duration {
     wait.unwrap_or(AFTER_ERROR)
 }
 
-/// SyncJobs whose run something happened to in the queue.
+/// Returns the SyncJobs whose run has changed in the queue.
 fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<SyncJob>> + Send + use<> {
     let cluster = cluster.clone();
     stream::unfold(queue.changes(), |mut changes| async {

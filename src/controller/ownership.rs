@@ -40,8 +40,8 @@ pub(super) enum Ownership {
     Other(String),
 }
 
-/// Asserts that the queue is this installation's: when this process begins to lead, when Redis is available again, and each 30 s. `lease`: that
-/// of the controllers, as `<namespace>/<name>`.
+/// Asserts that the queue is this installation's: when this process begins to lead, when Redis is available again, and
+/// each 30 s. `lease`: that of the controllers, as `<namespace>/<name>`.
 pub(super) async fn assert_regularly(
     queue: &Queue,
     leadership: &Leadership,
@@ -142,7 +142,9 @@ impl Peers {
         match cluster::call("read the Lease of another installation", leases.get_opt(name)).await {
             Ok(found) => !is_over(found.as_ref().map(leader::parse_lease).as_ref(), Timestamp::now()),
             Err(error) => {
-                tracing::warn!(lease, %error, "the Lease of another installation cannot be read, so the installation counts as active");
+                tracing::warn!(
+                    lease, %error, "the Lease of another installation cannot be read, so the installation counts as active"
+                );
                 true
             }
         }

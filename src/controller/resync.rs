@@ -1,4 +1,4 @@
-//! Asserts the runs in Redis from time to time, forgets what is kept of objects that are gone, and repairs the queue.
+//! Periodic assertion of the runs in Redis, removal of the data of deleted objects, and repair of the queue.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     queue::{Queue, Repaired},
 };
 
-/// The queue is repaired, and runs that have ended are forgotten, once in so many sweeps: that reads all sets.
+/// Number of sweeps per repair of the queue and removal of ended runs, which read all sets.
 const SWEEPS_PER_REPAIR: u32 = 10;
 /// Time for which a run stays in Redis after its end, unless its SyncJob is deleted. Journals of runs that Redis does
 /// not know any more are dropped later.
@@ -58,7 +58,7 @@ pub(super) async fn sweep(context: &Context, every: Duration) {
     }
 }
 
-/// Removes runs that ended long ago, or whose SyncJobs are gone. A run whose SyncJob has no outcome yet stays: it
+/// Removes runs that ended long ago, or whose SyncJobs were deleted. A run whose SyncJob has no outcome yet stays: it
 /// would be executed again.
 async fn forget_finished(context: &Context) -> Result<(), Error> {
     let Context { cluster, queue, .. } = context;
@@ -108,8 +108,8 @@ async fn repair(queue: &Queue, known: Vec<String>) {
     }
 }
 
-/// Forgets ended and deleted SyncJobs, and removes the runs of deleted SyncJobs, so that their workers stop at once. The
-/// resync removes the runs that are missed here.
+/// Forgets ended and deleted SyncJobs, and removes the runs of deleted SyncJobs, so that their workers stop at once.
+/// The resync removes the runs that are missed here.
 pub(super) async fn forget(mut over: mpsc::UnboundedReceiver<JobGone>, queue: &Queue, context: &Context) {
     while let Some(JobGone { uid, deleted }) = over.recv().await {
         context.throttle.forget(&uid);
@@ -120,7 +120,7 @@ pub(super) async fn forget(mut over: mpsc::UnboundedReceiver<JobGone>, queue: &Q
         };
         match removed {
             Ok(()) => tracing::debug!(uid, "removed a run whose SyncJob has ended or was deleted"),
-            Err(error) => tracing::debug!(uid, %error, "a run whose SyncJob has ended or was deleted is not removed yet"),
+            Err(error) => tracing::debug!(uid, %error, "a run whose SyncJob ended or was deleted is not removed"),
         }
     }
 }

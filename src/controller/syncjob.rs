@@ -29,7 +29,8 @@ use crate::{
     telemetry::{metrics, record_write},
 };
 
-/// Requeue while Redis is unavailable. The return of Redis triggers a reconciliation at once, so this is only a safety net.
+/// Requeue while Redis is unavailable. The return of Redis triggers a reconciliation at once, so this is only a safety
+/// net.
 const QUEUE_UNAVAILABLE_REQUEUE: Duration = Duration::from_secs(30);
 /// Shortest and longest requeue of a SyncJob whose end waits for its SyncSchedule to list it as active.
 const ACCOUNTING_REQUEUE: Duration = Duration::from_millis(50);
@@ -122,7 +123,8 @@ async fn other_owner(job: &SyncJob, context: &Context) -> Option<String> {
     context.peers.owner_of_job(job.metadata.namespace.as_deref().unwrap_or_default(), mark).await
 }
 
-/// Leaves a SyncJob to the installation that owns the SyncJob. Without a schedule that reports the conflict, the status of the SyncJob does.
+/// Leaves a SyncJob to the installation that owns the SyncJob. Without a schedule that reports the conflict, the status
+/// of the SyncJob does.
 async fn leave(job: &SyncJob, uid: &str, owner: &str, context: &Context, now: Timestamp) -> Result<Action, Error> {
     let mut status = job.status.clone().unwrap_or_default();
     let event =
@@ -209,8 +211,8 @@ fn unknown(error: &queue::Error) -> (&'static str, String) {
     }
 }
 
-/// Enqueues a run. The cache may be stale, and a finished SyncJob must never run again, so the SyncJob is read first, unless this process has
-/// just created the SyncJob.
+/// Enqueues a run. The cache may be stale, and a finished SyncJob must never run again, so the SyncJob is read first,
+/// unless this process has just created the SyncJob.
 async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Error> {
     let live = if context.expectations.is_new(job, Instant::now()) {
         job.clone()

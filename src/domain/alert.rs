@@ -1,11 +1,12 @@
 //! Decisions about a SyncAlert: which message goes to which sink, and when.
 //!
-//! **Delivery at least once, and hardly ever twice.** Alerts are derived from the statuses of the schedules, so they are found again after a
-//! restart. The notification of a sink is stored in Redis and in the status before another message goes to that sink. A crash in between
-//! sends that one message again.
+//! **Delivery at least once, and hardly ever twice.** Alerts are derived from the statuses of the schedules, so they
+//! are found again after a restart. The notification of a sink is stored in Redis and in the status before another
+//! message goes to that sink. A crash in between sends that one message again.
 //!
-//! **No stale messages.** A message is rendered when it is sent, and rendered again for each retry. A sink is notified that a problem is over
-//! only when it was notified of the problem, or may have been: the intent to send is stored before each message.
+//! **No stale messages.** A message is rendered when it is sent, and rendered again for each retry. A sink is notified
+//! that a problem is over only when it was notified of the problem, or may have been: the intent to send is stored
+//! before each message.
 
 mod findings;
 mod message;
@@ -310,7 +311,7 @@ impl Alert {
     }
 }
 
-/// Adds the test alert that a user asked for. The test is sent at once, also to sinks that failed.
+/// Adds the test alert that a user requested. The test is sent at once, also to sinks that failed.
 fn add_test(status: &mut SyncAlertStatus, alert: &SyncAlert, at: Timestamp) {
     let token = alert.annotations().get(TEST_ANNOTATION).map(|token| truncate_to(token, MAX_MESSAGE));
     let Some(token) = token.filter(|token| !token.is_empty() && status.last_handled_test.as_ref() != Some(token))
@@ -360,7 +361,8 @@ fn parsed(duration: &GoDuration, default: Duration) -> Duration {
     duration.parse().unwrap_or(default)
 }
 
-/// Time at which a sink is notified of an alert, and whether the notification is a repetition. `None`: there is nothing to send.
+/// Time at which a sink is notified of an alert, and whether the notification is a repetition. `None`: there is nothing
+/// to send.
 fn due(alert: &Alert, sink: &str, spec: &SyncAlertSpec) -> Option<(Timestamp, bool)> {
     let window = parsed(&spec.group_window, Duration::from_secs(30));
     let repeat = parsed(&spec.repeat_interval, Duration::from_hours(4));

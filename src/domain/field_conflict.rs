@@ -1,4 +1,4 @@
-//! Which sources map the same field of one collection: each run overwrites what the other source has written there.
+//! Sources that map the same field of one collection. Each run overwrites the values of the other source.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -1,4 +1,4 @@
-//! Installations: which processes belong together, and who owns a queue or an object. See
+//! Installations: the fingerprint of the processes of an installation, and the owners of queues and objects. See
 //! `docs/design/installations-and-versions.md`.
 
 use std::{fmt, time::Duration};
@@ -18,8 +18,8 @@ const DATABASE: &str = "default database";
 /// A part of a fingerprint that the process does not know.
 const UNKNOWN: &str = "-";
 
-/// Fingerprint of an installation: what all its processes agree on, and others do not. A part is `None` where the process
-/// cannot know it.
+/// Fingerprint of an installation: values that all its processes share, and other installations do not. A part is
+/// `None` where the process cannot know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     /// Uid of the namespace `kube-system`.
@@ -81,8 +81,8 @@ impl fmt::Display for Owner {
 }
 
 impl Owner {
-    /// True when `self`, which leads, may record itself in the place of `recorded`. The leader of the same Lease of the same
-    /// cluster is the same installation, whose default database was changed.
+    /// True when `self`, which leads, may record itself in the place of `recorded`. The leader of the same Lease of the
+    /// same cluster is the same installation, whose default database was changed.
     #[must_use]
     pub fn may_succeed(&self, recorded: &Self) -> bool {
         let (mine, other) = (&self.fingerprint, &recorded.fingerprint);
@@ -135,8 +135,8 @@ fn who_leaves(lease: &str) -> String {
     format!("The controllers of the Lease {lease} leave")
 }
 
-/// Removes the condition about another installation, for the owner of the object, when that has not repeated it for some time, or
-/// when it was the owner who left the object alone.
+/// Removes the condition about another installation from an object, for its owner. The condition must be old, because
+/// the other installation repeats it, or must come from the owner itself.
 pub fn clear_conflict(conditions: &mut Vec<Condition>, me: &str, now: Timestamp) {
     let is_over = |conflict: &Condition| {
         conflict.message.starts_with(&who_leaves(me)) || elapsed(conflict.last_transition_time.0, now) > OWNERSHIP

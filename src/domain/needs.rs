@@ -1,4 +1,4 @@
-//! Levels: what a run needs its worker to understand. See `docs/design/installations-and-versions.md`.
+//! Levels: the fields of a run that its worker must know. See `docs/design/installations-and-versions.md`.
 
 use serde_json::Value;
 
@@ -15,8 +15,8 @@ pub const LEVEL: u32 = 2;
 pub struct Level {
     /// The number.
     pub number: u32,
-    /// Field of a SyncJob's spec that this program treats as unknown. Only for tests, which also run a program that knows
-    /// the field.
+    /// Field of a SyncJob's spec that this program treats as unknown. Only for tests, which also run a program that
+    /// knows the field.
     pub lacks: Option<String>,
 }
 

@@ -79,7 +79,7 @@ pub struct Checkpoint {
     /// Attempts that failed without coming further than the ones before: these count against `backoffLimit`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_progress: i64,
-    /// Warnings: what makes the run slow and how to fix it, or why its rollback is postponed.
+    /// Warnings: reasons for a slow run, with their fix, or for a postponed rollback.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "known_warnings")]
     pub warnings: Vec<Warning>,
     /// Documents that the source had confirmed and not marked when the run started. `None`: not counted.
@@ -88,7 +88,7 @@ pub struct Checkpoint {
     /// Confirmed documents that the run has changed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub changed: i64,
-    /// Confirmed documents that the source reported as gone when it was asked for each of them.
+    /// Number of confirmed documents without a result when the run requested each of them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub absent: i64,
     /// Documents that the run has confirmed for the first time.
@@ -114,15 +114,15 @@ fn is_zero(count: &i64) -> bool {
 }
 
 impl Checkpoint {
-    /// Counts a failed attempt against `backoffLimit`, unless it brought the run further than any attempt before. Returns how many
-    /// count.
+    /// Counts a failed attempt against `backoffLimit`, unless it brought the run further than any attempt before.
+    /// Returns how many count.
     pub fn count_failure(&mut self) -> u32 {
         self.without_progress += i64::from(!self.came_further());
         u32::try_from(self.without_progress).unwrap_or(u32::MAX)
     }
 
-    /// Notes that the run waits because the source limits requests. Returns false when it did so too often without coming further:
-    /// pauses do not count towards the deadline.
+    /// Notes that the run waits because the source limits requests. Returns false when it did so too often without
+    /// coming further: pauses do not count towards the deadline.
     #[must_use]
     pub fn pause(&mut self) -> bool {
         let pauses = if self.came_further() { 0 } else { self.pauses };
@@ -131,7 +131,7 @@ impl Checkpoint {
         self.is_paused
     }
 
-    /// Notes how far the run has come, and returns true when no attempt before came so far.
+    /// Records the progress of the run, and returns true when it is higher than in all earlier attempts.
     fn came_further(&mut self) -> bool {
         let came_further = self.counts.processed > self.furthest;
         self.furthest = self.furthest.max(self.counts.processed);
@@ -196,7 +196,7 @@ impl Outcome {
 pub enum Warning {
     /// The field by which documents are walked has no index.
     KeyNotIndexed(String),
-    /// A field by which an Incremental run finds what is due has no index that can be used.
+    /// A field by which an Incremental run finds the due documents has no usable index.
     IndexMissing(String),
     /// The documents cannot be restored at this time.
     RollbackWaits(String),
@@ -237,7 +237,7 @@ impl Warning {
     }
 }
 
-/// Desired state of a run, beyond what its worker has to know. It may change during the run.
+/// Desired state of a run that its worker does not need. It may change during the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DesiredState {
     /// Suspension of the run.
@@ -246,7 +246,7 @@ pub struct DesiredState {
     pub cancelled: bool,
     /// Priority of the run, -1000 to 1000. Higher runs are claimed first.
     pub priority: i32,
-    /// Let it continue although its guard holds it, with no more than so many documents.
+    /// Approval: the number of held documents with which the run may continue.
     pub approved: Option<u64>,
 }
 
@@ -340,7 +340,7 @@ pub struct Recorded {
     pub held: Option<u64>,
 }
 
-/// A spec that was checked: what the work needs, with every default filled in.
+/// A validated spec: the settings of a run, with all defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSpec {
     /// Age from which documents are due, for Incremental runs. `None` for Full.
@@ -369,7 +369,7 @@ pub struct RunSpec {
     pub filter: Map<String, Value>,
     /// Source of the documents.
     pub source: Option<SourceSpec>,
-    /// Limits on what the run may do without an approval.
+    /// Limits of the changes that the run may make without an approval.
     pub guard: Guard,
     /// A batch is written as a whole.
     pub transaction: bool,
@@ -488,7 +488,7 @@ pub enum SpecError {
     /// A mistake in the source, whose text begins with the field.
     #[error("source.{0}")]
     Source(Box<SpecError>),
-    /// A mistake in what only sources of this kind have, whose text begins with the field.
+    /// A mistake in a field that only sources of this kind have. The text begins with the field.
     #[error("{0}.{1}")]
     OfKind(&'static str, Box<SpecError>),
     /// An endpoint that is no URL, or holds a password.

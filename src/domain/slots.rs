@@ -10,7 +10,7 @@ use super::{cron::Cron, from_seconds};
 /// Grid of the slots of a schedule.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Grid {
-    /// Multiples of so many seconds since the epoch, at least 1.
+    /// Multiples of this number of seconds since the epoch, at least 1.
     Every(i64),
     /// Times at which the clocks match.
     Cron(Box<Cron>),
@@ -29,7 +29,7 @@ pub struct Slots<'a> {
 pub struct Due {
     /// The newest of them.
     pub newest: Timestamp,
-    /// The one before it, when there are several.
+    /// Slot before the newest one, when several slots are due.
     pub before: Option<Timestamp>,
     /// Number of due slots, the newest included.
     pub count: i64,

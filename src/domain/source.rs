@@ -1,4 +1,4 @@
-//! A source that was checked: what fetching needs, with every default filled in.
+//! A validated source: the settings of its requests, with all defaults.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ use crate::api::{
 const GRAPH_QL: &str = "graphQL";
 const REST: &str = "rest";
 
-/// Requests are spread over more than the time their limit allows, by one part in so many: they must keep to the limit
-/// when they arrive, and some travel faster than others.
+/// Divisor of the extra time between requests. The limit applies when requests arrive, and requests take different
+/// times to arrive, so they are sent more slowly than the limit allows.
 const ROOM: u32 = 20;
 
 /// Spacing of requests that keeps a rate.
@@ -412,8 +412,8 @@ fn pointer(field: &'static str, text: &str) -> Result<PointerBuf, SpecError> {
     text.parse().map_err(|_| SpecError::Pointer(field))
 }
 
-/// Reads and checks the mapping. MongoDB refuses an update that writes a field and a part of it; the key, the stamp and the
-/// mark are not for the mapping.
+/// Reads and checks the mapping. MongoDB refuses an update that writes a field and a part of it; the key, the stamp and
+/// the mark are not for the mapping.
 fn mapping(fields: &[MappedField], reserved: &[&str]) -> Result<Vec<Mapped>, SpecError> {
     let mut mapping = Vec::with_capacity(fields.len());
     for (at, MappedField { to, from, value, type_, time_zone, on_null, .. }) in fields.iter().enumerate() {

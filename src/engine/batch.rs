@@ -1,4 +1,4 @@
-//! One batch of a walk: fetches what its documents should be, and writes them.
+//! One batch of a walk: requests the desired content of its documents, and writes them.
 
 use std::{
     future::{Future, pending},

@@ -86,8 +86,8 @@ impl SourceFetcher {
         }
     }
 
-    /// Waits for the rate limit on behalf of a batch that has no request slot yet, so that it can send its request as soon
-    /// as it has one. Returns `None` where each request waits for itself: a rate counts when requests are sent.
+    /// Waits for the rate limit on behalf of a batch that has no request slot yet, so that it can send its request as
+    /// soon as it has one. Returns `None` where each request waits for itself: a rate counts when requests are sent.
     pub async fn wait_ahead(&self) -> Option<RatePassed> {
         let spec = self.source.spec();
         if spec.rate.is_some() || matches!(spec.asking, Asking::PerUser(_)) {
@@ -142,8 +142,8 @@ impl SourceFetcher {
         Ok((found.collect::<Result<_, _>>()?, asked))
     }
 
-    /// Decides whose failure it is when there is no usable answer for one document. The inner error is the document's if the
-    /// source answers requests for others, and else the run's; the outer one is the run's or the attempt's.
+    /// Decides whose failure it is when there is no usable answer for one document. The inner error is the document's
+    /// if the source answers requests for others, and else the run's; the outer one is the run's or the attempt's.
     fn attribute_failure(
         &self,
         fetched: Result<(Vec<Found>, Timestamp), RequestFailure>,
@@ -162,8 +162,8 @@ impl SourceFetcher {
         }
     }
 
-    /// Continues a walk through pages of about `size` results, from `next` on. Each page comes with the time of its request. The
-    /// stream ends after the first error.
+    /// Continues a walk through pages of about `size` results, from `next` on. Each page comes with the time of its
+    /// request. The stream ends after the first error.
     pub fn walk(
         self: Arc<Self>,
         pages: Pages,
@@ -258,8 +258,8 @@ impl SourceFetcher {
         }
     }
 
-    /// Returns the pause after a rejection without a time, which all requests in flight share. `None`: too many rejections
-    /// had no time.
+    /// Returns the pause after a rejection without a time, which all requests in flight share. `None`: too many
+    /// rejections had no time.
     fn unspecified_pause(&self) -> Option<Duration> {
         let before = if self.has_answered.load(Ordering::Relaxed) { 0 } else { self.pauses };
         (before < MAX_UNSPECIFIED).then(|| UNSPECIFIED_PAUSE.delay(before + 1, 0.0))

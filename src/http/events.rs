@@ -58,7 +58,7 @@ struct Deleted {
 /// receives the events that it missed.
 #[utoipa::path(
     get, path = "/events", tag = "jobs",
-    params(RunFilter, ("Last-Event-ID" = Option<String>, Header, description = "Id of the last event that was received")),
+    params(RunFilter, ("Last-Event-ID" = Option<String>, Header, description = "Id of the last received event")),
     responses((status = 200, content_type = "text/event-stream", body = String)),
 )]
 pub(super) async fn events(

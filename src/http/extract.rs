@@ -1,4 +1,4 @@
-//! Parts of a request, with problem documents for what cannot be read.
+//! Parts of a request, with problem documents for invalid parts.
 
 use std::sync::Arc;
 

@@ -25,7 +25,7 @@ struct HealthOfJobs {
     initialized: bool,
 }
 
-/// 200 when runs can be started and are worked on, 503 with what is missing otherwise.
+/// Returns 200 when runs can be started and executed, otherwise 503 with the missing parts.
 #[utoipa::path(
     get, path = "/health", tag = "probes",
     responses((status = 200, body = Health), (status = 503, body = Health)),

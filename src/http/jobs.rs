@@ -163,7 +163,7 @@ pub(super) fn find_job(app: &App, ObjectPath { namespace, name }: &ObjectPath) -
     found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no SyncJob {namespace}/{name}")))
 }
 
-/// A SyncJob as it is.
+/// Returns the current SyncJob.
 pub(super) async fn load_live(app: &App, job: &SyncJob) -> Result<SyncJob, Problem> {
     let jobs = app.listed()?.namespaced::<SyncJob>(&job.metadata);
     let found = cluster::call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;

@@ -127,7 +127,8 @@ async fn bounded(State(app): State<App>, request: Request, next: Next) -> Respon
     }
     let Ok(_permit) = app.limits.at_a_time.try_acquire() else { return busy().into_response() };
     timeout(ANSWER, next.run(request)).await.unwrap_or_else(|_| {
-        Problem::new(ProblemKind::Unavailable, "the call took too long; its requests may still take effect").into_response()
+        let detail = "the call took too long; its requests may still take effect";
+        Problem::new(ProblemKind::Unavailable, detail).into_response()
     })
 }
 

@@ -120,8 +120,8 @@ pub struct HttpSettings {
     pub reads: Option<ReadAccess>,
     /// Largest number of requests per second of one caller, and the size of a burst.
     pub requests_per_second: NonZeroU32,
-    /// Largest number of concurrent requests of all callers. The limit of event streams is the same, and the limit of open
-    /// pages is four times as high.
+    /// Largest number of concurrent requests of all callers. The limit of event streams is the same, and the limit of
+    /// open pages is four times as high.
     pub requests_at_a_time: NonZeroU32,
     /// Sessions of the dashboard. `None`: no dashboard.
     pub dashboard: Option<Sessions>,

@@ -380,7 +380,7 @@ fn index_updater(index: Arc<RwLock<RunIndex>>) -> impl FnMut(&watcher::Result<Ev
     }
 }
 
-/// Drops what lists do not show of a run that has ended: there may be many of them.
+/// Drops the fields of an ended run that lists do not show, because there may be many ended runs.
 fn slim(job: &mut SyncJob) {
     if crate::domain::job::is_finished(job) {
         job.spec.target = crate::api::syncjob::Target::default();

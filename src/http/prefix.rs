@@ -20,8 +20,8 @@ use super::problem::{Problem, ProblemKind};
 /// First segments of the sidecar's own paths. A prefix that begins with one of them would be removed where a proxy
 /// has removed it already.
 const OURS: [&str; 8] = ["ui", "jobs", "events", "health", "livez", "readyz", "openapi.json", "metrics"];
-/// Attributes of our templates that hold an address. What users wrote has no quotes of its own in a page, so it is never
-/// taken for one.
+/// Attributes of our templates that hold an address. What users wrote has no quotes of its own in a page, so it is
+/// never taken for one.
 const LINKS: [&str; 5] = [" href=\"", " src=\"", " action=\"", " hx-get=\"", " data-events=\""];
 
 /// The path, as browsers see it. Cheap to clone.

@@ -1,7 +1,7 @@
 //! Search index over all SyncJobs, kept up to date with the cache. No search reads every object.
 //!
-//! Names are found by any part, errors by the beginnings of their words, documents by the beginning of their key. Of a run
-//! that has ended the cache keeps no errors; what is known of them is here.
+//! Names are found by any part, errors by the beginnings of their words, documents by the beginning of their key. Of a
+//! run that has ended the cache keeps no errors; what is known of them is here.
 
 mod trigram_index;
 mod word_index;
@@ -124,7 +124,7 @@ struct Bits {
 }
 
 impl RunIndex {
-    /// Takes in a SyncJob, or what has changed of it.
+    /// Adds a SyncJob, or its changes, to the index.
     pub fn apply(&mut self, job: &SyncJob) {
         let sort_key = SortKey::from_job(job);
         let sort_key = SortKey { namespace: shared(&self.namespaces, &sort_key.namespace), ..sort_key };
@@ -367,7 +367,7 @@ fn phase_of(job: &SyncJob) -> Phase {
     job.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending)
 }
 
-/// The words of what went wrong: how the run ended, its attempts, and its documents.
+/// Words of the errors of a run: of its result, its attempts and its documents.
 fn words_of(job: &SyncJob) -> BTreeSet<String> {
     let Some(status) = &job.status else { return BTreeSet::new() };
     let ends = [FAILED, STALLED].into_iter().filter_map(|kind| conditions::find(&status.conditions, kind));

@@ -107,9 +107,11 @@ pub(super) struct Triggered {
     params(
         ("sync" = inline(Sync), Path, description = "The type of the run"),
         Choice,
-        ("Idempotency-Key" = Option<String>, Header, description = "A key of a caller always gives the same SyncJob, while the SyncJob exists",
+        ("Idempotency-Key" = Option<String>, Header,
+            description = "Key of the call. The same key of a caller returns the same SyncJob, while the SyncJob exists",
             min_length = 1, max_length = 255, pattern = "^[!-~]+$"),
-        ("traceparent" = Option<String>, Header, description = "Position of the caller in a trace (W3C Trace Context), of which the run becomes a part. An invalid value is ignored"),
+        ("traceparent" = Option<String>, Header,
+            description = "Position of the caller in a trace (W3C Trace Context), of which the run becomes a part. An invalid value is ignored"),
     ),
     request_body(content = Option<Trigger>),
     responses((status = 202, body = Triggered, description = "The SyncJob exists",
@@ -245,10 +247,10 @@ pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), 
         Err(error) if error.is_already_exists() => {
             let found = objects.call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
             let again =
-                || Problem::new(ProblemKind::Conflict, format!("the SyncJob {} was deleted; try again", job.name_any()));
+                || Problem::new(ProblemKind::Conflict, format!("SyncJob {} was deleted; try again", job.name_any()));
             let found = found.ok_or_else(again)?;
             if controller_of(&found) != controller_of(job) {
-                let detail = format!("another SyncJob is named {}; try again", job.name_any());
+                let detail = format!("another SyncJob has the name {}; try again", job.name_any());
                 return Err(Problem::new(ProblemKind::Conflict, detail));
             }
             Ok((found, true))

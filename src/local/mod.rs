@@ -82,7 +82,7 @@ pub enum Error {
     /// The command line, a manifest or a file cannot be used until a user corrects it.
     #[error("{0}")]
     Usage(String),
-    /// MongoDB or the machine did not do what was needed.
+    /// Failure of MongoDB or of the machine.
     #[error("{0}")]
     Failed(String),
 }

@@ -194,7 +194,8 @@ where
     Err(error)
 }
 
-/// Connects to a server that others name, unless it is a replica: after a failover, some of them know only the server before.
+/// Connects to a server that others name, unless it is a replica: after a failover, some of them know only the server
+/// before.
 async fn open_master(client: &Client, limit: Option<Duration>) -> RedisResult<MultiplexedConnection> {
     let mut connection = open(client, limit).await?;
     let role = timeout(CONNECT_TIMEOUT, redis::cmd("ROLE").query_async::<Vec<Value>>(&mut connection))

@@ -63,7 +63,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A call that did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Redis did not do what was asked. Worth another try later.
+    /// Failure of a request to Redis. Worth another try later.
     #[error("could not {action}: {}", describe(source))]
     Unavailable {
         /// The command, as a verb phrase.
@@ -250,8 +250,8 @@ impl Queue {
         Ok(fingerprint.map(read))
     }
 
-    /// Records for 10 minutes that `owner` owns the queue, unless the recorded owner is not `expected` any more. Returns whether
-    /// it was recorded.
+    /// Records for 10 minutes that `owner` owns the queue, unless the recorded owner is not `expected` any more.
+    /// Returns whether it was recorded.
     ///
     /// # Errors
     /// When Redis does not answer; the owner may or may not be recorded.
@@ -268,8 +268,8 @@ impl Queue {
         self.keys.name()
     }
 
-    /// A connection to the server that has other keys than the queue's. `key`: any of them; in a Cluster it needs a hash tag,
-    /// so that they are all on one server.
+    /// A connection to the server that has other keys than the queue's. `key`: any of them; in a Cluster it needs a
+    /// hash tag, so that they are all on one server.
     pub(crate) fn connection_for(&self, key: &str) -> Option<Connection> {
         match self.topology.for_key(key) {
             None => Some(self.connection.clone()),
@@ -363,8 +363,8 @@ impl Queue {
     /// delayed run is due. `candidates` is kept from one call to the next, which saves a call.
     ///
     /// # Errors
-    /// When Redis does not answer. The run of a claim whose answer got lost is recovered when its lease expires. [`Error::Unasserted`] after a
-    /// restart or failover of Redis, until a controller has called [`Queue::confirm`].
+    /// When Redis does not answer. The run of a claim whose answer got lost is recovered when its lease expires.
+    /// [`Error::Unasserted`] after a restart or failover of Redis, until a controller has called [`Queue::confirm`].
     pub async fn claim(
         &self,
         worker: &str,
@@ -443,7 +443,7 @@ impl Queue {
         connection.zrem(self.keys.workers(), self.member(worker)).await.map_err(unavailable("retire the worker"))
     }
 
-    /// Records how far a run has come.
+    /// Records the progress of a run.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -461,8 +461,8 @@ impl Queue {
     /// it. Redis is blocked meanwhile: for about 1 ms with 32 runs.
     ///
     /// # Errors
-    /// When Redis does not answer; each release may or may not be recorded. A run whose release is not recorded returns to
-    /// the queue when its lease ends.
+    /// When Redis does not answer; each release may or may not be recorded. A run whose release is not recorded returns
+    /// to the queue when its lease ends.
     pub async fn release(&self, runs: impl IntoIterator<Item = &Release>) -> Result<Vec<FencedWrite>, Error> {
         let mut call = self.script(&scripts::RELEASE);
         for Release { uid, epoch, disposition, checkpoint, attempts } in runs {
@@ -530,8 +530,8 @@ impl Queue {
         Ok(Server { replication_id, is_asserted, workers })
     }
 
-    /// Lets workers claim runs again after all of them were asserted on the server with this replication id. False when another
-    /// server has the queue now.
+    /// Lets workers claim runs again after all of them were asserted on the server with this replication id. False when
+    /// another server has the queue now.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -567,8 +567,9 @@ impl Queue {
         self.call(&call, "return runs to the queue").await
     }
 
-    /// Checks every run that Redis or the caller knows, and repairs runs whose hash and set do not agree: after a
-    /// restore of a part of the data, or an eviction. Reads all sets, so it is too slow for a call every few seconds.
+    /// Checks all runs that Redis or the caller knows, and repairs runs whose hash and set do not agree. This happens
+    /// after a restore of a part of the data, or an eviction. Reads all sets, so it is too slow for a call every few
+    /// seconds.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -608,7 +609,8 @@ impl Queue {
         self.remove_all(&[uid.to_owned()], true).await.map(drop)
     }
 
-    /// Forgets those of the runs that Redis takes for unfinished, as their SyncJobs have ended or are gone, and returns how many.
+    /// Removes the runs that are unfinished in Redis, because their SyncJobs have ended or were deleted. Returns their
+    /// number.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -694,7 +696,7 @@ impl Queue {
         WorkNotifier::new(self.topology.clone(), self.keys.wake().to_owned())
     }
 
-    /// Follows what happens to the runs. See [`RunChanges`].
+    /// Returns a subscription to the changes of runs. See [`RunChanges`].
     #[must_use]
     pub fn changes(&self) -> RunChanges {
         RunChanges::new(self.topology.clone(), self.keys.events().to_owned())

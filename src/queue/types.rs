@@ -44,7 +44,7 @@ pub struct NewRun<'a> {
     pub suspended: Option<Timestamp>,
     /// Time for which the run was parked before Redis lost it.
     pub parked_for: Duration,
-    /// Before it ends as failed, for whatever reason, a worker claims it once more to roll it back: see [`Entry::outcome`].
+    /// True when a worker must claim the run once more before it fails, to roll it back: see [`Entry::outcome`].
     pub rollback: bool,
     /// Position of the run in a trace.
     pub traceparent: Option<String>,
@@ -110,7 +110,7 @@ pub struct KnownRun<'a> {
 }
 
 impl<'a> KnownRun<'a> {
-    /// A run of which only that is known what people want of it.
+    /// Creates a run of which only the desired state is known.
     #[must_use]
     pub fn new(uid: &'a str, control: Control<'a>) -> Self {
         Self {
@@ -200,7 +200,7 @@ pub struct Entry {
     pub installation: Option<Fingerprint>,
     /// The level that its worker must have.
     pub needs: u32,
-    /// The level of the controller that enqueued it, and thus knew what it needs.
+    /// Level of the controller that enqueued the run, which determined the needs of the run.
     pub level: u32,
 }
 

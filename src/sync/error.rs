@@ -30,7 +30,7 @@ pub enum Error {
     /// The source allows no requests for this time. No attempt has failed.
     #[error("the source limits requests")]
     Paused(Duration),
-    /// The database, or the source, did not do what it was asked. Worth another attempt.
+    /// Failure of a request to the database or the source, which ends the attempt. Worth another attempt.
     #[error("{message}")]
     Attempt {
         /// Reason, in one CamelCase word.
@@ -63,8 +63,8 @@ const SPEC_ERRORS: [i32; 13] = [
     5_626_500, // $near cannot be counted
 ];
 
-/// Server errors that concern the one document of a statement, by code. All others concern the server: a document must not be
-/// counted as failed because a shard could not be reached.
+/// Server errors that concern the one document of a statement, by code. All others concern the server: a document must
+/// not be counted as failed because a shard could not be reached.
 const DOCUMENT_ERRORS: [i64; 32] = [
     2,      // BadValue
     9,      // FailedToParse

@@ -1,5 +1,5 @@
-//! Availability of the services that the program depends on. The log has one line when a service becomes unavailable, one for each further
-//! reason, and one when it is available again, instead of one for each failed request.
+//! Availability of the services that the program depends on. The log has one line when a service becomes unavailable,
+//! one for each further reason, and one when it is available again, instead of one for each failed request.
 
 use std::{
     collections::BTreeSet,
@@ -65,7 +65,7 @@ pub fn record_write<T, E: Display>(answer: &Result<T, E>, is_refusal: bool) {
 }
 
 impl Availability {
-    /// Watches over `what`, which is taken to be there.
+    /// Creates the availability of `what`, which is available at first.
     #[must_use]
     pub const fn new(what: &'static str) -> Self {
         Self { what, away: Mutex::new(None), probes: AtomicUsize::new(SHARED + 1) }

@@ -141,7 +141,7 @@ pub fn source_asked(well: bool, took: Duration) {
     SOURCE_DURATION.observe(took.as_secs_f64());
 }
 
-/// Notes for how long a run that a worker of this process claimed could have been claimed before.
+/// Records the time from when a run could be claimed until a worker of this process claimed it.
 pub fn claimed(waited: Duration, trace_id: Option<String>) {
     observe(&CLAIM_LATENCY, waited, trace_id);
 }
@@ -164,7 +164,7 @@ pub fn http(route: &str, code: u16, took: Duration) {
     HTTP_REQUESTS.get_or_create(&labels).inc();
 }
 
-/// Notes by how much clocks are ahead of the API server's.
+/// Records the time by which clocks are ahead of the clock of the API server.
 pub fn clock_skew(clocks: &Clocks) {
     let Some(api_server) = clocks.api_server else { return };
     for (clock, time) in [("controller", Some(clocks.local)), ("redis", clocks.redis)] {
@@ -212,7 +212,7 @@ impl Metrics {
         if let Some(leading) = self.leading {
             let help = "1 when this process is the leader, 0 when another process is";
             registry.register("sync_leader", help, gauge(u64::from(leading)));
-            registry.register("sync_schedule_skipped", "Slots for which no run was started, by reason", SKIPPED.clone());
+            registry.register("sync_schedule_skipped", "Skipped slots, by reason", SKIPPED.clone());
             registry.register_with_unit(
                 "sync_schedule_skew",
                 "Time from a slot, with its jitter, until its SyncJob was created",

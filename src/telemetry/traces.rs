@@ -1,5 +1,5 @@
-//! Traces by OTLP. A run's spans are put together here and handed to the SDK, which sends them from a thread of its own. Where
-//! nothing is recorded, since traces are off or the run's is not sampled, there is no span at all.
+//! Traces by OTLP. A run's spans are put together here and handed to the SDK, which sends them from a thread of its
+//! own. Where nothing is recorded, since traces are off or the run's is not sampled, there is no span at all.
 
 use std::{
     env,
@@ -23,7 +23,7 @@ use opentelemetry_sdk::{
 use super::Availability;
 use crate::domain::trace::{Root, Sampler, TraceParent, root};
 
-/// Longest wait, when the program stops, for what is not sent yet. Kubernetes waits for 30 s, most of which runs may take.
+/// Longest wait for unsent spans when the program stops. Kubernetes waits for 30 s, most of which runs may take.
 const FLUSH: Duration = Duration::from_secs(3);
 /// Either names the receiver.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
@@ -83,7 +83,7 @@ pub fn init(instance: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sends what is left, for 3 s at most. Blocks meanwhile.
+/// Sends the remaining spans, for at most 3 s. Blocks meanwhile.
 pub fn shutdown() {
     let Some(traces) = TRACES.get() else { return };
     if let Err(error) = traces.processor.shutdown_with_timeout(FLUSH) {
@@ -141,7 +141,8 @@ impl opentelemetry_sdk::trace::SpanExporter for MonitoredExporter {
     }
 }
 
-/// The root span of a run, in the trace of the caller whose `traceparent` is given, if any. `None` while traces are off.
+/// The root span of a run, in the trace of the caller whose `traceparent` is given, if any. `None` while traces are
+/// off.
 #[must_use]
 pub fn root_of(uid: &str, caller: Option<&str>) -> Option<Root> {
     TRACES.get().and_then(|traces| root(uid, caller, &traces.sampler))

@@ -61,8 +61,8 @@ impl WorkerHealth {
         self.slots.saturating_sub(self.answers.borrow().free)
     }
 
-    /// True when the queue answered lately: a claim within the time of three, unless there is no free slot, and a
-    /// renewal of leases within that time or the length of one.
+    /// True when the queue answered recently. A claim must have succeeded within the time of three claims, unless no
+    /// slot is free. A renewal of leases must have succeeded within the same time or the lease duration.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.is_alive_at(Instant::now())

@@ -66,8 +66,8 @@ pub fn new_id() -> String {
 #[error("the renewal of leases ended: {0}")]
 pub struct NotRenewed(JoinError);
 
-/// Runs the worker until `stop`. Then the worker claims no more runs, waits for the batches in flight, releases its runs
-/// and returns.
+/// Runs the worker until `stop`. Then the worker claims no more runs, waits for the batches in flight, releases its
+/// runs and returns.
 ///
 /// # Errors
 /// When a required part of the worker has ended.
@@ -149,7 +149,7 @@ impl Worker {
             }
             if is_unasserted && !was_unasserted {
                 tracing::warn!(
-                    "Redis was restarted or failed over: runs are claimed after a controller has compared them with the SyncJobs"
+                    "Redis was restarted or failed over: runs can be claimed when a controller has compared them with the SyncJobs"
                 );
             }
             was_unasserted = is_unasserted;
@@ -196,7 +196,9 @@ impl Worker {
             let difference = owner.as_ref().and_then(|owner| mine.difference(&owner.fingerprint));
             if let (Some(difference), Some(owner)) = (difference.filter(|_| difference != known), owner) {
                 let queue = self.queue.name();
-                tracing::error!(queue, %owner, difference, "the queue belongs to another installation: this worker does not claim its runs");
+                tracing::error!(
+                    queue, %owner, difference, "the queue belongs to another installation: this worker does not claim its runs"
+                );
             }
             known = difference;
         }

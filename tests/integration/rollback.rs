@@ -182,7 +182,7 @@ async fn what_mongodb_does_not_take_back_is_told_and_kept() {
     let (reason, message) = ended(&status);
     assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(38)), "{message}");
     let told = format!(
-        "; 38 documents were restored, 1 could not be restored: the collection {journal} has their former values for 30 days"
+        "; 38 documents were restored, 1 could not be restored: {journal} has their former values for 30 days"
     );
     assert!(message.ends_with(&told), "{message}");
     assert_eq!(failures(&status), [("17", "NotReturned"), ("8", "ValidationFailed")]);

@@ -127,7 +127,8 @@ fn run_failed(status: &SyncScheduleStatus) -> Option<Occurrence> {
     Some(run_occurrence(last, format!("SyncJob {} failed, {reason}{why}", last.job)))
 }
 
-/// Evaluates `NoSuccessFor`. The time counts from when slots began to be started, if that was later than the last success.
+/// Evaluates `NoSuccessFor`. The time counts from when slots began to be started, if that was later than the last
+/// success.
 fn no_success(
     schedule: &SyncSchedule,
     status: &SyncScheduleStatus,

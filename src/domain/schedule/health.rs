@@ -31,10 +31,10 @@ pub fn count<'a>(schedules: impl IntoIterator<Item = &'a SyncSchedule>, now: Tim
     counts
 }
 
-/// Returns the state of a schedule. A schedule is overdue when two slots have come since a run last completed, and that was longer ago than
-/// twice the least time between slots. The first condition alone would be true too early where a run takes nearly as long as the interval;
-/// the second alone would be true on Sunday where slots are on working days. The time counts from when slots began to be started, if that
-/// was later.
+/// Returns the state of a schedule. A schedule is overdue when two slots have been due since a run last completed, and
+/// that was longer ago than twice the least time between slots. The first condition alone would be true too early where
+/// a run takes nearly as long as the interval. The second alone would be true on Sunday where slots are on working
+/// days. The time counts from the creation or the last resumption, if that was later.
 fn health(schedule: &SyncSchedule, now: Timestamp) -> &'static str {
     if schedule.spec.suspended {
         return SUSPENDED;

@@ -1,4 +1,5 @@
-//! The walks of an attempt: through the documents, or through the source's pages and then the documents that are on none.
+//! The walks of an attempt: through the documents, or through the source's pages and then the documents that are on
+//! none.
 
 use std::{collections::HashSet, pin::pin, sync::Arc};
 
@@ -20,8 +21,8 @@ use crate::{
     sync::{Error, Found, Walk},
 };
 
-/// Batches, at most, that are read ahead while they wait for a request slot, for a write, or for an earlier batch: a slow
-/// batch must not delay the others.
+/// Batches, at most, that are read ahead while they wait for a request slot, for a write, or for an earlier batch: a
+/// slow batch must not delay the others.
 const READ_AHEAD: usize = 16;
 /// Documents that a source is asked about before it counts as empty.
 const PROBED: usize = 1000;
@@ -75,8 +76,8 @@ impl RunAttempt {
         self.follow(written).await
     }
 
-    /// Checks that the source has at least one of the documents: a wrong address or a missing right looks as if all of them
-    /// were gone.
+    /// Checks that the source has at least one of the documents: a wrong address or a missing right looks as if all of
+    /// them were gone.
     async fn check_source(&self, source: &SourceFetcher) -> Result<(), Error> {
         let known = self.target.known();
         let mut batches = pin!(known.batches(None));
@@ -186,7 +187,8 @@ impl RunAttempt {
         self.target.fails_missing() && self.spec.subset.is_everything()
     }
 
-    /// Keys, as text, of results whose documents do not show that the source lists them: they failed, or nothing is written.
+    /// Keys, as text, of results whose documents do not show that the source lists them: they failed, or nothing is
+    /// written.
     pub(super) fn listed(&mut self, paging: &Paging) -> HashSet<String> {
         self.seen.drain().chain(paging.failed_keys.iter().cloned()).collect()
     }
@@ -204,7 +206,8 @@ fn why_skipped(paging: &Paging) -> Option<Outcome> {
     outcome(reasons::WALK_UNPROVED, paging.doubt.clone()?)
 }
 
-/// Ends a walk after `left` documents. `restrict` keeps at most that many documents of an item, and returns their number.
+/// Ends a walk after `left` documents. `restrict` keeps at most that many documents of an item, and returns their
+/// number.
 fn at_most<T: Send>(
     items: impl Stream<Item = Result<T, Error>> + Send,
     left: Option<u64>,

@@ -222,7 +222,7 @@ async fn change(
     let (api, name): (Api<SyncSchedule>, _) = (objects.namespaced(&schedule.metadata), schedule.name_any());
     let fields = json!({"interval": spec.interval, "schedule": spec.schedule, "timeZone": spec.time_zone});
     let meanwhile = || {
-        let detail = "the schedule was changed since you opened this page; open the page again to see its current state";
+        let detail = "the schedule was changed since you opened this page; open the page again to see the changes";
         Problem::new(ProblemKind::Conflict, detail)
     };
     for _ in 0..TRIES {

@@ -138,7 +138,7 @@ impl LiveUpdates {
     }
 }
 
-/// Up to where a page knows what changed.
+/// Position of a page in the sequence of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct UpdateId {
     process: u64,

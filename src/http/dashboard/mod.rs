@@ -1,5 +1,5 @@
-//! The dashboard: the calls as pages. Each page asks and does what a call asks and does, as the person who is logged in;
-//! here are only the way in and the way things look.
+//! The dashboard: the calls as pages. Each page asks and does what a call asks and does, as the person who is logged
+//! in; here are only the way in and the way things look.
 
 mod actions;
 mod assets;

@@ -18,7 +18,7 @@ const RESERVED: &str = "system:";
 /// Group that Kubernetes adds to all authenticated users.
 const AUTHENTICATED: &str = "system:authenticated";
 
-/// Which proxies are believed, and by which headers. Cheap to clone.
+/// Trusted proxies and their headers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Proxies {
     networks: Arc<[IpNet]>,
@@ -27,7 +27,8 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// Proxies in some networks. They name people in the header `user`, and their groups, separated by commas, in `groups`.
+    /// Proxies in some networks. They name people in the header `user`, and their groups, separated by commas, in
+    /// `groups`.
     #[must_use]
     pub fn new(networks: &[IpNet], user: HeaderName, groups: HeaderName) -> Self {
         Self { networks: networks.into(), user, groups }

@@ -28,8 +28,8 @@ pub enum MirrorWrite {
     Paused(bool),
 }
 
-/// Content of the mirror once all writes that were taken from the snapshot are done. A new snapshot writes the whole mirror: first the
-/// hashes, then the sets.
+/// Content of the mirror once all writes that were taken from the snapshot are done. A new snapshot writes the whole
+/// mirror: first the hashes, then the sets.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     entries: HashMap<String, SnapshotEntry>,

@@ -91,7 +91,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Adds what an event describes.
+    /// Adds the node of an event.
     pub fn add(&mut self, event: Event<'_>, span: Span) -> Result<(), SyntaxError> {
         let at = self.position(span.start);
         match event {

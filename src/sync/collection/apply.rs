@@ -1,4 +1,4 @@
-//! Writes what a source has into the documents of a batch.
+//! Writes of the results of a source into the documents of a batch.
 
 use std::collections::{HashMap, HashSet};
 
@@ -178,7 +178,7 @@ impl TargetCollection {
         outcome.unmarked += unmarked;
     }
 
-    /// Writes a batch, and adds what came of it to `outcome`.
+    /// Writes a batch, and adds the result to `outcome`.
     pub(super) async fn write_batch<'a>(
         &self,
         writes: Vec<Write<'a>>,
@@ -268,7 +268,7 @@ impl TargetCollection {
         }
     }
 
-    /// Writes in a transaction, and notes what that did, where there is a journal.
+    /// Writes in a transaction, and records the changes in the journal if the run has one.
     async fn write_journalled<'a>(
         &self,
         writes: &[Write<'a>],
@@ -296,8 +296,8 @@ impl TargetCollection {
         Ok((updated, refused))
     }
 
-    /// Returns the number of changed documents, and the documents that MongoDB refuses. The first refused document ends a
-    /// transaction.
+    /// Returns the number of changed documents, and the documents that MongoDB refuses. The first refused document ends
+    /// a transaction.
     async fn write_all<'a>(
         &self,
         writes: &[Write<'a>],
@@ -349,8 +349,8 @@ impl TargetCollection {
         Ok(((differing - absent).max(0), refused))
     }
 
-    /// The update of a listed document. It ends the absence of the document, also where another run marked it after it was
-    /// read.
+    /// The update of a listed document. It ends the absence of the document, also where another run marked it after it
+    /// was read.
     fn listed(&self, set: Document, mut unset: Document, is_marked_elsewhere: bool) -> Document {
         if let (Some(state), Some(removal)) = (&self.state, &self.removal) {
             let mark = Some(&removal.field).filter(|_| !is_marked_elsewhere);

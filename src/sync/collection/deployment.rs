@@ -1,4 +1,4 @@
-//! The MongoDB deployment, and what of it a run may work on.
+//! The MongoDB deployment, and the databases that a run may use.
 
 use std::{path::Path, time::Duration};
 
@@ -93,8 +93,8 @@ impl Deployment {
         within(async { Ok(self.client.database("admin").run_command(doc! {"ping": 1}).await?) }).await.map(drop)
     }
 
-    /// The documents of a run that started at `started`, at the time `now`. `namespace` is that of its SyncJob, to which the name of
-    /// its source belongs.
+    /// The documents of a run that started at `started`, at the time `now`. `namespace` is that of its SyncJob, to
+    /// which the name of its source belongs.
     ///
     /// # Errors
     /// When the spec names a database that is not allowed, or a filter that is no query.

@@ -55,7 +55,8 @@ impl DueFilter {
         doc! {"$or": due}
     }
 
-    /// The query for the same documents, where no progress field is an array or in one, of which each part has bounds in an index.
+    /// The query for the same documents, where no progress field is an array or in one, of which each part has bounds
+    /// in an index.
     ///
     /// Dates from `stale` on remain after the conditions on the progress field. A value that sorts after one of them
     /// is a later date, or has a type that sorts after dates.
@@ -126,7 +127,8 @@ impl DueFilter {
 }
 
 impl TargetCollection {
-    /// Counts the documents that the run has to handle, as [`TargetCollection::count`] does, and chooses how to find them.
+    /// Counts the documents that the run has to handle, as [`TargetCollection::count`] does, and chooses how to find
+    /// them.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the query.

@@ -1,9 +1,9 @@
 //! Journal of a run that may be rolled back: each document that the run writes, before and after the write. An entry
 //! is written in the transaction that writes the document, so there is one for every change and none without.
 //!
-//! A worker that lost its run may still have a transaction open. The journal's fence, its first entry, holds the epoch of
-//! the claim that may write, and each transaction reads it first. A rollback raises it, and then drops an index of the
-//! journal: MongoDB does that only when no transaction that has read the journal is open any more.
+//! A worker that lost its run may still have a transaction open. The journal's fence, its first entry, holds the epoch
+//! of the claim that may write, and each transaction reads it first. A rollback raises it, and then drops an index of
+//! the journal: MongoDB does that only when no transaction that has read the journal is open any more.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -162,8 +162,8 @@ impl TargetCollection {
         if reply.get_array("writeErrors").is_ok() { Err(fenced()) } else { Ok(()) }
     }
 
-    /// Keeps earlier claims of the run from writing, waits until none of them has a transaction open, and keeps the entries
-    /// from expiring. Goes before [`TargetCollection::put_back`]. Returns the number of documents that are
+    /// Keeps earlier claims of the run from writing, waits until none of them has a transaction open, and keeps the
+    /// entries from expiring. Goes before [`TargetCollection::put_back`]. Returns the number of documents that are
     /// already restored.
     ///
     /// # Errors
@@ -181,7 +181,7 @@ impl TargetCollection {
         journal.check(None).await
     }
 
-    /// Forgets what was before the run.
+    /// Drops the former values of the documents of the run.
     ///
     /// # Errors
     /// When MongoDB does not answer.
@@ -213,7 +213,7 @@ impl TargetCollection {
         Ok(Whole(whole))
     }
 
-    /// Notes what a transaction has done to documents. Returns the key of one whose entry would be too large.
+    /// Adds the changes of a transaction to the journal. Returns the key of one whose entry would be too large.
     pub(super) async fn append_entry(
         &self,
         journal: &Journal,
@@ -247,8 +247,8 @@ impl TargetCollection {
         Ok(None)
     }
 
-    /// Restores the next documents, whose entries come after `last`: at most 100, all of them or none. `None`: there are no
-    /// more entries.
+    /// Restores the next documents, whose entries come after `last`: at most 100, all of them or none. `None`: there
+    /// are no more entries.
     ///
     /// # Errors
     /// When MongoDB does not answer, or another claim has the run. A document that MongoDB refuses to restore is

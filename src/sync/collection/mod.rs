@@ -44,8 +44,8 @@ pub struct TargetCollection {
     key: String,
     /// Field that receives the time of the sync, for people.
     stamp_field: String,
-    /// Field by which the run knows what it has done: the stamp, or with a source its confirmation, which other sources and
-    /// runs without one do not touch.
+    /// Field by which the run knows what it has done: the stamp, or with a source its confirmation, which other sources
+    /// and runs without one do not touch.
     progress: String,
     /// The documents that the spec is about.
     filter: Document,
@@ -53,7 +53,7 @@ pub struct TargetCollection {
     selection: Document,
     /// Filter of the documents that are due, for an Incremental run.
     due: Option<DueFilter>,
-    /// Time the run started: what is stamped.
+    /// Start of the run, which is the stamp.
     stamp: DateTime,
     /// Stamps from this time on are in the future.
     ahead: DateTime,
@@ -80,19 +80,19 @@ pub struct TargetCollection {
 /// Meaning of the answers of a source for documents that the source lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listing {
-    /// The source is asked for single documents, so the absence of others means nothing.
+    /// The run requests single documents, so the absence of other documents has no meaning.
     Documents,
     /// The source lists all its documents, page by page. With `upsert`, results without a document create one.
     Pages { upsert: bool },
 }
 
-/// Paths of what a source keeps in the documents.
+/// Paths of the state of a source in the documents.
 #[derive(Clone, Debug)]
 struct State {
     /// The object that holds all of it.
     all: String,
-    /// Confirmation: when the source was asked for the answer that listed the document. For a source that is asked for each
-    /// document, when it was last asked for this one.
+    /// Confirmation: when the source was asked for the answer that listed the document. For a source that is asked for
+    /// each document, when it was last asked for this one.
     at: String,
     /// Time of the request whose answer said that the document is gone, for a source that is asked for each document.
     none: String,
@@ -157,7 +157,7 @@ pub struct BatchResult {
     pub changed: i64,
     /// Documents that were confirmed for the first time.
     pub first_confirmed: i64,
-    /// Documents that carry a later stamp, or are gone, or were as they should be.
+    /// Number of documents that have a later stamp, do not exist any more, or needed no change.
     pub unchanged: i64,
     /// Documents that could not be brought up to date.
     pub failures: Vec<DocumentFailure>,

@@ -96,8 +96,8 @@ impl TargetCollection {
         Ok(new)
     }
 
-    /// Checks a page that matches no document: where keys of documents and of results are of different types, none ever would, and
-    /// upserts would make a second copy of all documents.
+    /// Checks a page that matches no document. If the keys of documents and of results have different types, no page
+    /// ever matches, and upserts would create a second copy of all documents.
     async fn check_key_type(&self, listed: Option<&Bson>) -> Result<(), Error> {
         let Some(listed) = listed else { return Ok(()) };
         let mut other = None;
@@ -122,7 +122,7 @@ impl TargetCollection {
         })
     }
 
-    /// Writes a page of what a source has, which was asked for at `fetched`, as [`TargetCollection::apply`] does.
+    /// Writes a page of results, which was requested at `fetched`, as [`TargetCollection::apply`] does.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole page.

@@ -40,8 +40,8 @@ impl WriteGuard {
 }
 
 impl TargetCollection {
-    /// The guard of a batch: its statements update documents of the run that carry no such stamp and no later one. `$not $gte` also takes
-    /// missing, null and wrongly typed values.
+    /// The guard of a batch: its statements update documents of the run that carry no such stamp and no later one.
+    /// `$not $gte` also takes missing, null and wrongly typed values.
     ///
     /// # Errors
     /// When a name has a NUL byte.

@@ -94,8 +94,8 @@ impl SourcePage {
     }
 }
 
-/// Sorts an answer by the keys that were asked for. The answer is `None` when it has no content. Also returns whether a part of
-/// it failed for a reason that another request may not meet.
+/// Sorts an answer by the keys that were asked for. The answer is `None` when it has no content. Also returns whether a
+/// part of it failed for a reason that another request may not meet.
 pub(super) fn parse_answer(
     spec: &SourceSpec,
     keys: &[String],
@@ -205,8 +205,8 @@ fn is_more(value: &Value) -> Option<bool> {
     }
 }
 
-/// Returns the errors of single results, which are next to the data in an answer of GraphQL. `Err`: the answer has other
-/// errors.
+/// Returns the errors of single results, which are next to the data in an answer of GraphQL. `Err`: the answer has
+/// other errors.
 fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], RequestFailure> {
     if spec.request == Request::Rest {
         return Ok(&[]);
@@ -235,7 +235,7 @@ fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Re
 }
 
 /// Result for the one requested document. Only null at the path of the result means that the source does not have the
-/// document: a missing part of the path is more likely a mistake, or a lack of rights.
+/// document. A missing part of the path is more likely a mistake, or a lack of rights.
 fn single(spec: &SourceSpec, answer: &mut Value, errors: &[Value]) -> Result<Found, RequestFailure> {
     if let Some(error) = errors.iter().find(|error| concerns(spec, error)) {
         return Ok(failed(error));

@@ -79,8 +79,8 @@ impl Egress {
         if url.scheme() != "https" && !is_named { Err(Denied::PlainText) } else { Ok(()) }
     }
 
-    /// A client that reaches allowed addresses only, and trusts the authorities of these certificates (PEM) instead of the
-    /// well-known ones. `None`: they are none.
+    /// A client that reaches allowed addresses only, and trusts the authorities of these certificates (PEM) instead of
+    /// the well-known ones. `None`: they are none.
     pub(crate) fn client(&self, ca: Option<&[u8]>) -> Option<ClientBuilder> {
         let client = ClientBuilder::new()
             .tls_backend_rustls()
@@ -118,8 +118,8 @@ impl Egress {
     }
 }
 
-/// True for an address of the public internet. IPv6 addresses must be in a range that is assigned to it. An IPv6 address
-/// that contains an IPv4 address is public when the IPv4 address is.
+/// True for an address of the public internet. IPv6 addresses must be in a range that is assigned to it. An IPv6
+/// address that contains an IPv4 address is public when the IPv4 address is.
 fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => SPECIAL.iter().all(|(network, length)| {

@@ -1,4 +1,4 @@
-//! Fetches what documents should be, from an API over HTTP.
+//! Requests for the desired content of documents, to an API over HTTP.
 
 mod answer;
 pub(crate) mod egress;
@@ -163,8 +163,8 @@ impl SourceClient {
         &self.spec
     }
 
-    /// Asks what documents should be. In a batch of PerUser, one at a time. `received` is called when the answer has come,
-    /// before it is read, which may take milliseconds.
+    /// Requests the desired content of documents. In a batch of PerUser, one at a time. `received` is called when the
+    /// answer has come, before it is read, which may take milliseconds.
     ///
     /// # Errors
     /// When there is no usable answer.
@@ -392,7 +392,7 @@ fn not_allowed(spec: &SourceSpec) -> Error {
     ))
 }
 
-/// Describes an answer that is no success, and what to do about it.
+/// Describes an answer that is no success, and its fix.
 fn refusal(spec: &SourceSpec, status: StatusCode) -> Error {
     let code = status.as_u16();
     match code {
@@ -420,7 +420,7 @@ fn refusal(spec: &SourceSpec, status: StatusCode) -> Error {
 
 /// A request without a usable answer.
 enum Unanswered {
-    /// There is nothing at the address. What that means depends on what was asked for.
+    /// The address does not exist. The meaning depends on the request.
     NothingThere(Option<Duration>, Error),
     /// The request failed.
     Failed(RequestFailure),
