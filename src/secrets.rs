@@ -55,7 +55,7 @@ impl SecretEntry {
             return Ok(());
         }
         Err(Error::Invalid(format!(
-            "Secret {name} may not be sent to {host}: allow it by kubectl annotate secret {name} {HOSTS_ANNOTATION}={host}"
+            "Secret {name} may not be sent to {host}: allow it with kubectl annotate secret {name} {HOSTS_ANNOTATION}={host}"
         )))
     }
 }

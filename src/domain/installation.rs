@@ -118,7 +118,7 @@ pub fn set_conflict(
     now: Timestamp,
 ) -> ObjectEvent {
     let message = format!(
-        "{} this object alone: it belongs to those of the Lease {owner}. Stop one of them, or run sync-operator adopt",
+        "{} this object unchanged: it belongs to the Lease {owner}. Stop one installation, or run sync-operator adopt",
         who_leaves(me)
     );
     conditions::set(conditions, INSTALLATION_CONFLICT, true, reasons::OTHER_INSTALLATION, &message, generation, now);

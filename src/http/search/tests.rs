@@ -150,12 +150,12 @@ fn errors_are_found_by_the_beginnings_of_their_words() {
         ("is", &["a-2"]),
         ("test", &["a-2", "a-1"]),
         ("uplicate", &[]),
-        ("duplicate away", &[]),
+        ("duplicate unavailable", &[]),
     ] {
         assert_eq!(found(Some(error), None), expected, "{error}");
     }
     assert_eq!(found(None, Some("65F")), ["a-1"]);
-    assert_eq!(found(Some("away"), Some("65f0")), [""; 0]);
+    assert_eq!(found(Some("unavailable"), Some("65f0")), [""; 0]);
 }
 
 #[test]
