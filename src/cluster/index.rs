@@ -46,7 +46,7 @@ pub(super) fn is_history(job: &SyncJob) -> bool {
     is_finished(job) && expires_at(job).is_none()
 }
 
-/// SyncJobs by their uid. While they are listed again, what was known stays.
+/// SyncJobs by their uid. The old entries stay while the SyncJobs are listed again.
 #[derive(Default)]
 pub(super) struct JobIndex {
     known: Known,

@@ -45,7 +45,7 @@ pub enum ReadResult<K> {
     Unreadable(Box<Unreadable<K>>),
 }
 
-/// The outline of an object that this release cannot read. Nothing is done for such an object: what its spec asks for
+/// The outline of an object that this release cannot read. Controllers do not act on such an object, because its spec
 /// is not known.
 #[derive(Clone, Debug)]
 pub struct Unreadable<K> {

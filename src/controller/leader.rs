@@ -121,7 +121,7 @@ impl Leadership {
     }
 }
 
-/// Takes part in the election.
+/// Candidate of the leader election.
 pub(super) struct Elector {
     settings: ElectionSettings,
     leases: Api<Lease>,

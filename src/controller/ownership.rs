@@ -104,7 +104,7 @@ impl Peers {
         &self.me
     }
 
-    /// The other installation that a SyncSchedule belongs to. `mark`: the Lease in its status.
+    /// Returns the other installation that a SyncSchedule belongs to. `mark` is the Lease in its status.
     pub async fn owner_of_schedule(&self, namespace: &str, mark: Option<&str>) -> Option<String> {
         let owner = self.owner(mark).await;
         let mut namespaces = lock(&self.namespaces);
@@ -116,7 +116,7 @@ impl Peers {
         owner
     }
 
-    /// The other installation that a SyncJob without a SyncSchedule belongs to.
+    /// Returns the other installation that a SyncJob without a SyncSchedule belongs to.
     pub async fn owner_of_job(&self, namespace: &str, mark: Option<&str>) -> Option<String> {
         let of_namespace = lock(&self.namespaces).get(namespace).cloned();
         self.owner(mark.or(of_namespace.as_deref())).await

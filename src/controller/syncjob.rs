@@ -170,7 +170,7 @@ async fn observe_and_decide(
     Ok(plan)
 }
 
-/// Writes into the status why the queue gives no information about the run, or why the run is not in the queue yet.
+/// Writes the reason for which the run is not in the queue, or cannot be read, into the status.
 async fn wait_for_queue(
     job: &SyncJob,
     uid: &str,

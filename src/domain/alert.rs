@@ -83,7 +83,7 @@ pub struct Refusal {
     pub message: String,
     /// Time for which the sink asks for no more messages.
     pub rest: Option<Duration>,
-    /// True when the sink may have accepted the message all the same.
+    /// True when the sink may have accepted the message in spite of the error.
     pub may_have_arrived: bool,
 }
 

@@ -49,8 +49,8 @@ pub fn compare(clocks: &Clocks) -> Reading {
     Reading { now, skew }
 }
 
-/// Puts a time that a wrong clock left behind in a status, which is later than now, back to now. A small lead is kept,
-/// since the clocks of two controllers differ.
+/// Sets a time in a status that is later than now to now. A wrong clock wrote such a time. A small difference is kept,
+/// because the clocks of two controllers differ.
 pub fn clamp(time: &mut Option<Time>, now: Timestamp) -> bool {
     let is_ahead = time.as_ref().is_some_and(|time| time.0.duration_since(now) > TOLERANCE);
     if is_ahead {

@@ -121,8 +121,8 @@ impl Checkpoint {
         u32::try_from(self.without_progress).unwrap_or(u32::MAX)
     }
 
-    /// Notes that the run waits because the source limits requests. Returns false when it did so too often without
-    /// coming further: pauses do not count towards the deadline.
+    /// Records a pause because the source limits requests. Returns false after too many pauses without progress,
+    /// because pauses do not count towards the deadline.
     #[must_use]
     pub fn pause(&mut self) -> bool {
         let pauses = if self.came_further() { 0 } else { self.pauses };
@@ -148,7 +148,7 @@ impl Checkpoint {
 /// Progress of a walk through pages.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Paging {
-    /// The page that comes next: its cursor or number. `None`: there is none.
+    /// Cursor or number of the next page. `None`: the walk has no next page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Value>,
     /// Results of the pages before it.
@@ -381,11 +381,11 @@ pub struct RunSpec {
     pub subset: Subset,
 }
 
-/// Part of the documents that a run is restricted to. Empty: all of them. A restricted run neither marks nor deletes
-/// documents: it does not see enough to know what is missing in the source.
+/// Subset of the documents to which a run is restricted. Empty: all documents. A restricted run neither marks nor
+/// deletes documents, because it does not read all results of the source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Subset {
-    /// Keys of the documents, as people write them. Empty: documents of any key.
+    /// Keys of the documents, in the format of users. Empty: documents of any key.
     #[serde(default)]
     pub keys: Vec<String>,
     /// Largest number of documents. `None`: any number.
@@ -443,7 +443,7 @@ pub enum SpecError {
     /// A mistake in a schedule's template, whose text begins with the field.
     #[error("jobTemplate.spec.{0}")]
     Template(Box<SpecError>),
-    /// A cron expression or time zone that gives no slots.
+    /// A cron expression or time zone without slots.
     #[error(transparent)]
     Cron(#[from] super::cron::InvalidCron),
     /// A limit that is neither a number nor a percentage.
@@ -614,7 +614,7 @@ impl RunSpec {
         })
     }
 
-    /// True when so many documents were refused that the run counts as failed.
+    /// True when the share of failed documents makes the run fail.
     #[must_use]
     pub fn too_many_failed(&self, counts: &Counts) -> bool {
         counts.failed > 0 && counts.failed * 100 >= counts.processed * self.max_failed_percent

@@ -40,8 +40,8 @@ use crate::api::{
     truncate,
 };
 
-/// Shortest age of a run whose uid is written into `active`. A run that ends sooner is counted without that, which
-/// saves a write. The controller that created the SyncJob knows the run all the same.
+/// Shortest age of a run whose uid is written into `active`. A run that ends sooner is counted without its uid, which
+/// saves a write. The controller that created the SyncJob knows the run without the uid.
 const SHORT: Duration = Duration::from_secs(5);
 const MAX_FAILURE_HISTORY: usize = 20;
 const MAX_HANDLED_TRIGGERS: usize = 20;
@@ -429,7 +429,7 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     status.failure_history.truncate(MAX_FAILURE_HISTORY);
 }
 
-/// A run that failed with this reason was ended by a person or by a later run.
+/// True when a user or a later run ended a run with this reason.
 fn is_ended_on_request(reason: Option<&str>) -> bool {
     matches!(reason, Some(reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED))
 }
@@ -464,7 +464,8 @@ fn held(job: &SyncJob) -> Option<HeldRun> {
     })
 }
 
-/// Starts the run that the trigger annotation requests, once for each token. Returns what the run waits for.
+/// Starts the run that the trigger annotation requests, once for each token. Returns the condition that the run waits
+/// for, as a part of a message.
 fn start_triggered(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: &Parsed) -> Option<String> {
     let Pass { schedule, jobs, now, .. } = pass;
     let token = truncate(schedule.annotations().get(TRIGGER_ANNOTATION)?);

@@ -178,7 +178,7 @@ pub enum Missing {
 /// Removal of documents that the source no longer has.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Removal {
-    /// Field that receives the time of the mark, for people.
+    /// Field that receives the time of the mark, for users.
     pub field: String,
     /// Fields that are set with the mark, and their values.
     pub set: Vec<(String, Value)>,

@@ -34,7 +34,7 @@ impl TraceParent {
         (is_whole && trace != 0 && span != 0).then_some(Self { trace, span, is_sampled: flags & 1 == 1 })
     }
 
-    /// The trace's id as it is written: 32 hexadecimal digits.
+    /// Returns the id of the trace as 32 hexadecimal digits.
     #[must_use]
     pub fn trace_id(&self) -> String {
         format!("{:032x}", self.trace)

@@ -1,4 +1,4 @@
-//! Fetches what the documents of a batch should be, within the rate limit that all attempts share.
+//! Requests for the desired content of the documents of a batch, within the rate limit that all attempts share.
 
 use std::{
     future::Future,
@@ -70,7 +70,7 @@ pub(super) struct SourceFetcher {
 pub(super) struct RatePassed(Instant);
 
 impl SourceFetcher {
-    /// A client for an attempt at a run that waited `pauses` times since it last came further.
+    /// Creates a client for an attempt of a run with `pauses` pauses since its last progress.
     pub fn new(source: SourceClient, coordinator: Arc<dyn Coordinator>, trace: Parent, pauses: i64) -> Self {
         let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
         let limit = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
@@ -98,7 +98,7 @@ impl SourceFetcher {
         Some(RatePassed(Instant::now()))
     }
 
-    /// Fetches what the source has for each of the keys. Returns it with the time of the request.
+    /// Requests the results for the keys. Returns the results with the time of the request.
     pub async fn fetch(
         &self,
         keys: Vec<Bson>,

@@ -102,7 +102,7 @@ impl std::fmt::Display for Right {
     }
 }
 
-/// Decides who may do what. Cheap to clone.
+/// Authentication and authorisation of callers. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Access(Option<Reviews>);
 

@@ -35,7 +35,7 @@ const MOST: usize = 2000;
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(super) struct Cleanup {
-    /// Keep runs that ended within so many hours.
+    /// Age in hours up to which ended runs are kept.
     #[schema(minimum = 0, maximum = 8760)]
     grace_period_hours: f64,
     /// Count the runs without deleting them.
@@ -59,7 +59,7 @@ pub(super) struct Cleaned {
     remaining: usize,
 }
 
-/// Deletes finished SyncJobs. Never one that has not finished.
+/// Deletes finished SyncJobs. Unfinished SyncJobs are never deleted.
 #[utoipa::path(
     post, path = "/jobs/cleanup", tag = "control", params(RunFilter),
     request_body(content = Option<Cleanup>), responses((status = 200, body = Cleaned)),

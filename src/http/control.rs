@@ -122,7 +122,7 @@ pub(super) async fn approve(
     allow(&app, &caller, &path, removals).await.map(Json)
 }
 
-/// Lets a held run remove so many documents.
+/// Approves a number of removals of a held run.
 pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removals: i64) -> Result<Controlled, Problem> {
     let job = unfinished(app, caller, path).await?;
     // The cache may not show yet that it is held, or for how many documents.
@@ -149,9 +149,9 @@ pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removal
     answer(&job, change)
 }
 
-/// Creates a new SyncJob like one that failed.
+/// Creates a new SyncJob with the spec of a failed one.
 ///
-/// A run that has ended is never run again. The same call again gives the same new SyncJob.
+/// An ended run never starts again. A repeated call returns the same new SyncJob.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/retry", tag = "control",
     params(ObjectPath), responses((status = 202, body = Triggered, headers(("Location" = String, description = "Path of the new run")))),

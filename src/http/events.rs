@@ -51,7 +51,7 @@ struct Deleted {
     job_id: String,
 }
 
-/// Streams what happens to runs, as server-sent events.
+/// Streams changes of runs as server-sent events.
 ///
 /// The stream begins with every unfinished run. `job`: state of a run, at most once a second for each. `deleted`: a
 /// run was deleted. `reset`: drop all state; the unfinished runs follow. A client that reconnects with Last-Event-ID

@@ -39,7 +39,7 @@ use crate::telemetry::metrics;
 const ANSWER: Duration = Duration::from_mins(1);
 /// Longest pause of a client in the middle of its body.
 const BODY_PAUSE: Duration = Duration::from_secs(10);
-/// Callers whose rate has been even for a while are forgotten, once in so many calls.
+/// Number of calls after which callers with a low rate are forgotten.
 const FORGET_EVERY: u64 = 4096;
 
 /// Open pages of the dashboard for each listener to events: they cost little.
@@ -91,7 +91,7 @@ fn busy() -> Problem {
     Problem::new(ProblemKind::Overloaded, "too many calls are in progress").retry_after(1)
 }
 
-/// Puts the limits around the routes. Probes and `/health` are never refused.
+/// Adds the limits to the routes. Probes and `/health` are never refused.
 pub(super) fn layer(router: Router<App>, app: &App) -> Router<App> {
     let header = |name: HeaderName, value: &'static str| {
         SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))

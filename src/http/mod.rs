@@ -244,7 +244,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(control::retry))
 }
 
-/// The OpenAPI document, as `/openapi.json` gives it.
+/// Returns the OpenAPI document, which `/openapi.json` serves.
 #[must_use]
 pub fn openapi_document() -> String {
     openapi::finish(documented().into_openapi(), None)

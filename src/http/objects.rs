@@ -106,7 +106,7 @@ struct DeletionLog {
     listing: u64,
     /// The last deletions.
     gone: VecDeque<Arc<DeletedJob>>,
-    /// Deletions up to this version may be missing in `gone`.
+    /// Version up to which deletions may be missing in `gone`.
     forgotten: u64,
 }
 
@@ -200,7 +200,7 @@ impl Objects {
         self.listed.clone().wait_for(|kinds| *kinds >= 2).await.ok();
     }
 
-    /// Asks the API server for something, when there are not too many requests already.
+    /// Sends a request to the API server within the limit of concurrent requests.
     pub(super) async fn call<T>(
         &self,
         action: &'static str,

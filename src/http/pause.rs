@@ -233,9 +233,9 @@ async fn suspend_with_note<K: Pausable>(
     Ok(change)
 }
 
-/// Changes the spec of an object, unless it is so already.
+/// Changes the spec of an object, unless it already has the values.
 ///
-/// Reads the object first: the cache may not show yet what the call before this one did.
+/// Reads the object first, because the cache may not show the changes of an earlier call yet.
 pub(super) async fn patch<K: Pausable>(
     app: &App,
     object: &K,

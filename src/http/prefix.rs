@@ -66,7 +66,7 @@ impl Prefix {
         &self.0
     }
 
-    /// Takes it off. `None` where it is not: a proxy did so already, or there is none.
+    /// Removes the prefix from a path. `None`: the path does not have it, because a proxy removed it or is not used.
     fn strip(&self, uri: &Uri) -> Option<Uri> {
         let path = match uri.path().strip_prefix(&*self.0)? {
             "" => "/",
@@ -94,7 +94,7 @@ impl Prefix {
     }
 }
 
-/// Puts it around all routes.
+/// Adds the prefix to all routes.
 pub(super) fn layer(router: Router, prefix: Prefix) -> Router {
     // A layer of the router itself would come after its choice of a route.
     Router::new().fallback_service(router).layer(middleware::from_fn_with_state(prefix, below))

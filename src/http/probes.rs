@@ -36,13 +36,13 @@ pub(super) struct Readiness {
     leader: Option<String>,
 }
 
-/// 200 as long as this process runs.
+/// Returns 200 while this process runs.
 #[utoipa::path(get, path = "/livez", tag = "probes", responses((status = 200)))]
 pub(super) async fn livez() -> StatusCode {
     StatusCode::OK
 }
 
-/// 200 when this process can do its part: it need not lead for that.
+/// Returns 200 when this process is ready. It does not have to be the leader.
 #[utoipa::path(
     get, path = "/readyz", tag = "probes",
     responses((status = 200, body = Readiness), (status = 503, body = Readiness)),

@@ -41,7 +41,7 @@ pub(super) enum ProblemKind {
     UnsupportedMediaType,
     /// The body has a field that is not known, or a value that is not allowed.
     InvalidBody,
-    /// The Idempotency-Key came before, with something else.
+    /// The Idempotency-Key was used for another call.
     KeyReused,
     /// The caller asks too often.
     TooManyRequests,

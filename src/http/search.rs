@@ -347,7 +347,7 @@ fn add(list: &mut Vec<Id>, id: Id) {
     }
 }
 
-/// Takes a run out of a list, and an empty list away.
+/// Removes a run from a list, and the list if it is empty.
 fn take<K: std::hash::Hash + Eq>(lists: &mut HashMap<K, Vec<Id>>, key: &K, id: Id) {
     let Some(list) = lists.get_mut(key) else { return };
     if let Ok(index) = list.binary_search(&id) {

@@ -83,7 +83,7 @@ pub async fn serve(
     })
 }
 
-/// Limits what a slow client can hold, and ends the server some time after `stop`.
+/// Limits the resources of a slow client, and ends the server some time after `stop`.
 fn bounded<A>(mut server: Server<SocketAddr, A>, stop: CancellationToken) -> Server<SocketAddr, A> {
     server.http_builder().http1().header_read_timeout(HEAD);
     server.http_builder().http2().keep_alive_interval(HEAD);
@@ -96,7 +96,7 @@ fn bounded<A>(mut server: Server<SocketAddr, A>, stop: CancellationToken) -> Ser
     server.first_request_timeout(HEAD).handle(handle)
 }
 
-/// Takes a new certificate when its files change. One that cannot be used is left alone.
+/// Loads a new certificate when its files change. A certificate that cannot be used is ignored.
 async fn reload(config: RustlsConfig, files: Certificate, mut last: (Vec<u8>, Vec<u8>)) {
     loop {
         sleep(POLL_INTERVAL).await;

@@ -81,7 +81,7 @@ pub(super) struct Trigger {
 pub(super) struct Choice {
     /// Namespace of the schedule.
     pub namespace: Option<String>,
-    /// The one of this name.
+    /// Name of the SyncSchedule.
     pub schedule: Option<String>,
 }
 

@@ -27,7 +27,7 @@ pub(super) struct LocalPlan {
     pub warnings: Vec<String>,
 }
 
-/// A manifest that gives no run.
+/// Error of a manifest without a run.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: {source}")]
 pub(super) struct InvalidManifest {

@@ -1,4 +1,4 @@
-//! The Secrets that the caller of a local run gives: `--secret NAME/KEY=env:VARIABLE`.
+//! Secrets of a local run: `--secret NAME/KEY=env:VARIABLE`.
 
 use std::{env, fs, io::Read, path::PathBuf, str::FromStr};
 

@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{CONNECT_TIMEOUT, RESPONSE_TIMEOUT};
 
-/// Time after which the next server is asked for the master as well. One that has vanished answers nothing for 2 s.
+/// Time after which the next server is asked for the master as well. A failed server does not answer for 2 s.
 const STAGGER: Duration = Duration::from_millis(100);
 
 /// URL schemes of an address.

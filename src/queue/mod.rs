@@ -530,7 +530,7 @@ impl Queue {
         Ok(Server { replication_id, is_asserted, workers })
     }
 
-    /// Lets workers claim runs again after all of them were asserted on the server with this replication id. False when
+    /// Allows workers to claim runs, after all runs were asserted on the server with this replication id. False when
     /// another server has the queue now.
     ///
     /// # Errors

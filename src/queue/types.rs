@@ -204,7 +204,7 @@ pub struct Entry {
     pub level: u32,
 }
 
-/// Runs that could be claimed when Redis was last asked.
+/// Number of runs that could be claimed at the last request to Redis.
 #[derive(Debug, Default)]
 pub struct Candidates(pub(super) Vec<String>);
 
@@ -256,7 +256,8 @@ pub enum Disposition {
     Retry(Duration),
     /// The run is delayed by this duration, which does not count towards its deadline. Costs no attempt.
     Paused(Duration),
-    /// The guard holds the run until so many documents are approved. Costs no attempt, and no time of its deadline.
+    /// The guard holds the run until this number of documents is approved. A hold does not count as an attempt, or
+    /// towards the deadline.
     Held(u64),
     /// The run is released, since its worker does not support all of it, and waits for a worker of this level. Costs
     /// no attempt.

@@ -24,7 +24,7 @@ pub enum Error {
     /// The target cannot be worked on as written.
     #[error("{0}")]
     InvalidTarget(String),
-    /// The source cannot be asked as written.
+    /// The source cannot be used as specified.
     #[error("{0}")]
     InvalidSource(String),
     /// The source allows no requests for this time. No attempt has failed.

@@ -94,8 +94,8 @@ pub(super) fn constant(value: &Value) -> Bson {
     plain(value).unwrap_or(Bson::Null)
 }
 
-/// Converts a value, exactly. `zone` is that of dates which name none. Returns `None` where it cannot be converted, or
-/// would lose something.
+/// Converts a value, exactly. `zone` is the time zone of dates without one. Returns `None` where it cannot be
+/// converted, or would lose something.
 pub(super) fn convert(value: &Value, type_: FieldType, zone: &TimeZone) -> Option<Bson> {
     let text = value.as_str();
     Some(match type_ {
@@ -168,7 +168,7 @@ fn date(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     text.parse().ok().or_else(local).or_else(mail)
 }
 
-/// A moment since the epoch, from a number or a text, in units of so many milliseconds.
+/// Converts a number or a text to a time since the epoch, in units of `millis` milliseconds.
 fn since_epoch(value: &Value, millis: i64) -> Option<Timestamp> {
     let whole = whole(value).map(|whole| whole.checked_mul(millis));
     let millis = match whole {

@@ -23,7 +23,7 @@ use prometheus_client::{
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels = Vec<(&'static str, &'static str)>;
-/// Values come from few: routes, codes, and the reasons of conditions.
+/// Labels with values of a small set: routes, codes, and the reasons of conditions.
 type OwnedLabels = Vec<(&'static str, String)>;
 /// Shows for each bucket the trace of one run that fell into it, where there are traces.
 type Traced = HistogramWithExemplars<OwnedLabels>;

@@ -1,5 +1,5 @@
-//! Traces by OTLP. A run's spans are put together here and handed to the SDK, which sends them from a thread of its
-//! own. Where nothing is recorded, since traces are off or the run's is not sampled, there is no span at all.
+//! Traces by OTLP. This module creates the spans of a run, and the SDK sends them from its own thread. Without a
+//! recording, because traces are off or the run is not sampled, no spans exist.
 
 use std::{
     env,
@@ -57,8 +57,7 @@ pub enum Error {
 
 /// Starts to send traces when the environment names a receiver. `instance` names this process.
 ///
-/// # Errors
-/// When the environment asks for something that cannot be done.
+/// # Errors When a setting of the environment cannot be used.
 pub fn init(instance: &str) -> Result<(), Error> {
     if !is_wanted(variable) {
         return Ok(());
@@ -229,7 +228,7 @@ impl Span {
         self
     }
 
-    /// Adds something that is known.
+    /// Adds an attribute.
     pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         if let Some(span) = &mut self.0 {
             span.attributes.push(KeyValue::new(key, value));

@@ -40,7 +40,8 @@ impl BatchCompleter {
 }
 
 impl CompletionReceiver {
-    /// Writes runs to Redis, and retries until Redis accepts them or the caller of [`BatchCompleter::record`] is gone.
+    /// Writes runs to Redis, and retries until Redis accepts them or the caller of [`BatchCompleter::record`] has
+    /// ended.
     pub async fn run(mut self, queue: &Queue) {
         let mut completions = Vec::new();
         loop {

@@ -458,7 +458,7 @@ fn failed_with(claim: &Claim) -> Option<Outcome> {
     Some(serde_json::from_str(outcome).unwrap_or_else(unreadable))
 }
 
-/// Decides what follows a failed attempt.
+/// Decides between a retry and a failure of the run after a failed attempt.
 fn after_failure(
     end: &AttemptResult,
     payload: Option<&Payload>,

@@ -1,4 +1,4 @@
-//! One attempt at a run: count, walk, write, checkpoint.
+//! One attempt of a run: count, walk, write, checkpoint.
 
 mod removal;
 mod rollback;
@@ -56,7 +56,7 @@ pub struct Opening {
     pub trace: Parent,
 }
 
-/// One attempt at a run.
+/// One attempt of a run.
 pub struct RunAttempt {
     type_: SyncType,
     spec: RunSpec,
@@ -85,8 +85,8 @@ pub enum AttemptResult {
     Retry(Outcome),
     /// The source allows no requests for this time. The run continues at its checkpoint after that.
     Paused(Duration),
-    /// The guard holds the run; the reason is the hold in the checkpoint. The run continues at its checkpoint once so
-    /// many documents are approved.
+    /// The guard holds the run; the reason is the hold in the checkpoint. The run continues at its checkpoint when this
+    /// number of documents is approved.
     Held(u64),
     /// The run was recalled. It continues at its checkpoint.
     Released,

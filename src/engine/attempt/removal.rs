@@ -17,8 +17,8 @@ use crate::{
 };
 
 impl RunAttempt {
-    /// Marks and deletes the documents that the walk did not find in the source. Returns `None` when that is done, or
-    /// is not to be done.
+    /// Marks and deletes the documents that the walk did not find in the source. Returns `None` when the removal is
+    /// complete, or not needed.
     pub(super) async fn remove(&mut self) -> Option<AttemptResult> {
         let removes = self.spec.source.as_ref().is_some_and(|source| matches!(source.missing, Missing::Remove(_)));
         if !removes || !self.spec.subset.is_everything() {

@@ -24,7 +24,7 @@ use crate::{
 /// Batches, at most, that are read ahead while they wait for a request slot, for a write, or for an earlier batch: a
 /// slow batch must not delay the others.
 const READ_AHEAD: usize = 16;
-/// Documents that a source is asked about before it counts as empty.
+/// Number of documents that are requested before a source counts as empty.
 const PROBED: usize = 1000;
 
 impl RunAttempt {
@@ -33,7 +33,7 @@ impl RunAttempt {
         self.spec.subset.limit.map(|limit| limit.saturating_sub(self.checkpoint.counts.processed as u64))
     }
 
-    /// Walks what the run works on. Returns `None` when all of it is done.
+    /// Walks the documents of the run. Returns `None` when the walk is complete.
     pub(super) async fn walk(&mut self) -> Option<AttemptResult> {
         let source = self.source.clone();
         match source.as_ref().and_then(|source| Some((source, source.pages()?))) {
@@ -76,8 +76,8 @@ impl RunAttempt {
         self.follow(written).await
     }
 
-    /// Checks that the source has at least one of the documents: a wrong address or a missing right looks as if all of
-    /// them were gone.
+    /// Checks that the source has at least one of the documents: with a wrong address or a missing right, all documents
+    /// would seem to be missing.
     async fn check_source(&self, source: &SourceFetcher) -> Result<(), Error> {
         let known = self.target.known();
         let mut batches = pin!(known.batches(None));
@@ -108,7 +108,7 @@ impl RunAttempt {
         )))
     }
 
-    /// Forgets how far the run has come, but not how often it failed.
+    /// Resets the progress of the run, but not its number of failures.
     fn start_over(&mut self) {
         let Checkpoint { counts: Counts { total, .. }, pauses, furthest, without_progress, warnings, .. } =
             std::mem::take(&mut self.checkpoint);

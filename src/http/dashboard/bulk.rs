@@ -165,7 +165,7 @@ pub(super) async fn carry_out(
     })
 }
 
-/// Around a page that does not follow what happens.
+/// Frame of a page without live updates.
 fn static_frame(visitor: Visitor) -> Frame {
     Frame { path: String::new(), events: None, ..visitor.frame("runs", &Scope(None)) }
 }

@@ -1,5 +1,5 @@
-//! The dashboard: the calls as pages. Each page asks and does what a call asks and does, as the person who is logged
-//! in; here are only the way in and the way things look.
+//! The dashboard: pages for the calls. Each page uses the functions and the rights of a call, for the user who is
+//! logged in. This module adds the login and the rendering.
 
 mod actions;
 mod assets;
@@ -69,7 +69,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
-/// The routes, inside the limits of the calls. Begins to gather what changes for open pages.
+/// Returns the routes, inside the limits of the calls, and starts to collect changes for open pages.
 pub(super) fn routes(app: &App) -> Router<App> {
     let (live_updates, objects, stop) = (Arc::clone(&app.live_updates), app.objects.clone(), app.stop.clone());
     tokio::spawn(async move { stop.run_until_cancelled(live_updates.run(&objects)).await });
@@ -92,7 +92,8 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .route("/ui/static/{file}", get(assets::serve))
 }
 
-/// Puts the dashboard's manners around everything, also around the limits: they know callers by their token.
+/// Adds the login and the headers of the dashboard around all layers, also around the limits, which identify callers by
+/// their token.
 pub(super) fn layer(router: Router, app: &App, sessions: Sessions, proxies: Option<Proxies>) -> Router {
     router.layer(middleware::from_fn_with_state(Authenticator { app: app.clone(), sessions, proxies }, authenticate))
 }
@@ -141,7 +142,7 @@ impl Authenticator {
     }
 }
 
-/// Lets people in, refuses forms of other sites, and shows problems as pages.
+/// Authenticates users, refuses forms of other sites, and shows problems as pages.
 async fn authenticate(State(authenticator): State<Authenticator>, request: Request, next: Next) -> Response {
     let uri = request.uri().clone();
     let html = wants_html(request.headers());

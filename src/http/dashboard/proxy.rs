@@ -27,8 +27,8 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// Proxies in some networks. They name people in the header `user`, and their groups, separated by commas, in
-    /// `groups`.
+    /// Creates the proxies of these networks. The header `user` has the name of a user, and the header `groups` the
+    /// groups, separated by commas.
     #[must_use]
     pub fn new(networks: &[IpNet], user: HeaderName, groups: HeaderName) -> Self {
         Self { networks: networks.into(), user, groups }

@@ -58,7 +58,7 @@ struct List {
     next: Option<String>,
 }
 
-/// A schedule as it is shown.
+/// A schedule in the list.
 struct Row {
     namespace: String,
     name: String,

@@ -203,7 +203,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Puts a node that is complete into the collection around it.
+    /// Adds a complete node to the collection that contains it.
     fn insert(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());

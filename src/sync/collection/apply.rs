@@ -360,7 +360,7 @@ impl TargetCollection {
         updated(set, unset)
     }
 
-    /// The stamp for people, and the confirmation.
+    /// Returns the stamp for users, and the confirmation.
     fn stamps(&self, stamp: DateTime) -> Document {
         doc! {&self.stamp_field: stamp, &self.progress: stamp}
     }

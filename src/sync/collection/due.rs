@@ -26,7 +26,7 @@ pub(super) struct DueFilter {
     pub stale: DateTime,
     /// Times after this one are mistakes, and their documents due.
     pub future: DateTime,
-    /// Condition on `progress` for what the run has handled itself, so that one that starts over counts it.
+    /// Condition on `progress` for documents that this run has handled, so that a restarted walk counts them.
     pub own: Bson,
     /// Access plan for these documents.
     pub access: AccessPlan,

@@ -163,7 +163,7 @@ impl TargetCollection {
     }
 
     /// Keeps earlier claims of the run from writing, waits until none of them has a transaction open, and keeps the
-    /// entries from expiring. Goes before [`TargetCollection::put_back`]. Returns the number of documents that are
+    /// entries from expiring. Call it before [`TargetCollection::put_back`]. Returns the number of documents that are
     /// already restored.
     ///
     /// # Errors
@@ -201,7 +201,7 @@ impl TargetCollection {
         Ok(journal.entries.name())
     }
 
-    /// Whole documents, by their ids, as a transaction sees them.
+    /// Returns whole documents by their ids, in the snapshot of a transaction.
     pub(super) async fn whole(&self, query: Document, session: &mut ClientSession) -> Result<Whole, Error> {
         let mut cursor = within(async { Ok(self.collection.find(query).session(&mut *session).await?) }).await?;
         let mut whole = BTreeMap::new();

@@ -42,10 +42,10 @@ pub struct TargetCollection {
     database: Database,
     collection: Collection<RawDocumentBuf>,
     key: String,
-    /// Field that receives the time of the sync, for people.
+    /// Field that receives the time of the sync, for users.
     stamp_field: String,
-    /// Field by which the run knows what it has done: the stamp, or with a source its confirmation, which other sources
-    /// and runs without one do not touch.
+    /// Field that shows the progress of the run: the stamp, or with a source its confirmation. Other sources, and runs
+    /// without a source, do not change the confirmation.
     progress: String,
     /// The documents that the spec is about.
     filter: Document,
@@ -91,10 +91,11 @@ enum Listing {
 struct State {
     /// The object that holds all of it.
     all: String,
-    /// Confirmation: when the source was asked for the answer that listed the document. For a source that is asked for
-    /// each document, when it was last asked for this one.
+    /// Path of the confirmation: the time of the request whose answer listed the document. For a source with a request
+    /// for each document, the time of the last request for this document.
     at: String,
-    /// Time of the request whose answer said that the document is gone, for a source that is asked for each document.
+    /// Path of the time of the request whose answer did not have the document. For a source with a request for each
+    /// document.
     none: String,
     /// Mark: since when it does not have the document.
     gone: String,
@@ -151,7 +152,7 @@ pub struct BatchResult {
     pub unmarked: i64,
     /// Documents that the source does not have, and never had.
     pub unconfirmed: i64,
-    /// Confirmed documents that the source reported as gone.
+    /// Number of confirmed documents that the source does not have any more.
     pub absent: i64,
     /// Confirmed documents that were changed.
     pub changed: i64,
@@ -184,7 +185,7 @@ pub struct PageEnd {
     pub unreadable: usize,
     /// Number of results that were on no earlier page.
     pub new: usize,
-    /// The number of all results that it gives.
+    /// Number of all results, as the source reports it.
     pub total: Option<u64>,
     /// Reason for which the walk does not prove that the source has no more results. For the last page.
     pub doubt: Option<Doubt>,
@@ -245,7 +246,7 @@ fn size(statement: &Document) -> usize {
     bson::serialize_to_vec(statement).map_or(0, |bytes| bytes.len() + 16)
 }
 
-/// Splits what goes into update commands so that none of them is too large.
+/// Splits the statements of update commands, so that no command is too large.
 fn chunks<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = items;
     std::iter::from_fn(move || {

@@ -67,7 +67,7 @@ impl RemovalCandidates {
         self.reads.is_empty()
     }
 
-    /// Keeps the first `count` of them.
+    /// Keeps the first `count` documents.
     pub fn truncate(&mut self, count: usize) {
         self.reads.truncate(count);
     }
@@ -351,7 +351,7 @@ impl TargetCollection {
         both(self.filter.clone(), query)
     }
 
-    /// True when another source has the document marked: the mark for people stays then.
+    /// True when another source has marked the document: the mark for users then stays.
     pub(super) fn is_marked_elsewhere(&self, read: &ReadDocument) -> bool {
         let (Some(state), Some(removal), Some(fields)) = (&self.state, &self.removal, &read.fields) else {
             return false;

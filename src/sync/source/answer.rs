@@ -63,7 +63,7 @@ pub struct SourcePage {
     pub next: Option<Value>,
     /// Statement of the page about the end of the walk, for a page without a next one.
     pub end: End,
-    /// The number of all results that it gives.
+    /// Number of all results, as the source reports it.
     pub total: Option<u64>,
     /// Number of results that were on no earlier page. The walk fills it in.
     pub new: usize,
@@ -94,8 +94,8 @@ impl SourcePage {
     }
 }
 
-/// Sorts an answer by the keys that were asked for. The answer is `None` when it has no content. Also returns whether a
-/// part of it failed for a reason that another request may not meet.
+/// Sorts an answer by the requested keys. The answer is `None` when it has no content. Also returns whether a part of
+/// it failed for a temporary reason.
 pub(super) fn parse_answer(
     spec: &SourceSpec,
     keys: &[String],

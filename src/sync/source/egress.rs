@@ -68,7 +68,7 @@ impl Egress {
         Self { hosts: vec!["*".to_owned()], networks: Vec::new() }
     }
 
-    /// Checks what can be seen of a URL. The addresses of its host are checked when they are found.
+    /// Checks the scheme and the host of a URL. The addresses of the host are checked when they are resolved.
     pub(crate) fn admit(&self, url: &Url) -> Result<(), Denied> {
         let host = url.host_str().unwrap_or_default();
         let address = literal(host);

@@ -133,7 +133,7 @@ impl SourceClient {
         endpoint(spec).map(|(_, host)| host)
     }
 
-    /// A source that is asked at addresses `egress` allows.
+    /// Creates the client of a source at addresses that `egress` allows.
     ///
     /// # Errors
     /// When the endpoint is not allowed, or a secret cannot be used.
@@ -163,8 +163,8 @@ impl SourceClient {
         &self.spec
     }
 
-    /// Requests the desired content of documents. In a batch of PerUser, one at a time. `received` is called when the
-    /// answer has come, before it is read, which may take milliseconds.
+    /// Requests the desired content of documents. With PerUser, one document. `received` is called when the answer has
+    /// arrived and before it is parsed, which may take milliseconds.
     ///
     /// # Errors
     /// When there is no usable answer.
@@ -216,8 +216,8 @@ impl SourceClient {
         }
     }
 
-    /// Asks for a page of about `size` results. By number, nothing at the address of a page after the first one is an
-    /// empty page, as of Django REST framework.
+    /// Requests a page of about `size` results. By number, a missing page (404) after the first one counts as an empty
+    /// page, as with Django REST framework.
     ///
     /// # Errors
     /// When there is no usable answer.

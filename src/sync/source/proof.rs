@@ -73,8 +73,8 @@ impl Walk {
         Self { distinct, total, last_total: total, ..Self::default() }
     }
 
-    /// Observes the page that was requested at `at` for about `size` results. Fills in what only the whole walk
-    /// knows, and ends the walk where it would list nothing new.
+    /// Observes the page that was requested at `at` for about `size` results. Adds the values that need the complete
+    /// walk, and ends a walk without new results.
     ///
     /// # Errors
     /// When the page links to an earlier page.
