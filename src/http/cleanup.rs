@@ -38,7 +38,7 @@ pub(super) struct Cleanup {
     /// Age in hours up to which ended runs are kept.
     #[schema(minimum = 0, maximum = 8760)]
     grace_period_hours: f64,
-    /// Count the runs without deleting them.
+    /// Dry run. True: the call counts the runs, and does not delete them.
     dry_run: bool,
 }
 
@@ -48,14 +48,14 @@ impl Default for Cleanup {
     }
 }
 
-/// Number of runs that were deleted, or would be.
+/// Result of a cleanup, or of its dry run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct Cleaned {
-    /// Runs that had completed.
+    /// Number of completed runs.
     completed: usize,
-    /// Runs that had failed.
+    /// Number of failed runs.
     failed: usize,
-    /// Runs that are left for another call: one deletes 2,000 at most.
+    /// Number of remaining runs. A call deletes at most 2,000 runs: repeat it for these.
     remaining: usize,
 }
 

@@ -35,9 +35,9 @@ const MAX_REMOVALS: i64 = 1_000_000_000;
 pub(super) struct Controlled {
     namespace: String,
     name: String,
-    /// The SyncJob's uid.
+    /// Uid of the SyncJob.
     job_id: String,
-    /// False when it was so already.
+    /// False when the run already had the requested state.
     pub changed: bool,
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn resume(
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Approval {
-    /// Documents that the run may remove: `counts.held` of the run, or more.
+    /// Number of documents that the run may remove: `counts.held` of the run, or more.
     #[serde(deserialize_with = "whole")]
     #[schema(minimum = 1, maximum = 1_000_000_000)]
     removals: i64,
@@ -108,7 +108,8 @@ fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
 
 /// Approves the removals that the guard of a run holds.
 ///
-/// The run counts again. If it finds more than that, it is held again with the new number.
+/// The run counts the removals again. If the number is larger than the approval, the run is held again with the new
+/// number.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/approve", tag = "control",
     params(ObjectPath), request_body = Approval, responses((status = 200, body = Controlled)),

@@ -53,8 +53,8 @@ struct Deleted {
 
 /// Streams changes of runs as server-sent events.
 ///
-/// The stream begins with every unfinished run. `job`: state of a run, at most once a second for each. `deleted`: a
-/// run was deleted. `reset`: drop all state; the unfinished runs follow. A client that reconnects with Last-Event-ID
+/// The stream begins with all unfinished runs. `job`: state of a run, at most once per second for each run. `deleted`:
+/// a run was deleted. `reset`: drop all state; the unfinished runs follow. A client that reconnects with Last-Event-ID
 /// receives the events that it missed.
 #[utoipa::path(
     get, path = "/events", tag = "jobs",

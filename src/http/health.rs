@@ -21,7 +21,7 @@ pub(super) struct Health {
 
 #[derive(Debug, Serialize, ToSchema)]
 struct HealthOfJobs {
-    /// Runs can be started, and are worked on.
+    /// Runs can be started and executed.
     initialized: bool,
 }
 

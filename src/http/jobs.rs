@@ -24,7 +24,7 @@ use crate::{
     domain::job::is_finished,
 };
 
-/// Runs in a page, and at most.
+/// Default and largest number of runs in a page.
 const PAGE: (usize, usize) = (100, 500);
 
 /// Selection of the runs to list.

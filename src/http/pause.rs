@@ -25,10 +25,10 @@ use crate::{
     domain::job::is_finished,
 };
 
-/// Requests to Kubernetes at a time for one call.
+/// Number of concurrent requests to Kubernetes for one call.
 pub(super) const CONCURRENT_REQUESTS: usize = 8;
 
-/// Filter of a call by namespace and schedule. An empty filter selects everything that the operator watches.
+/// Filter of a call by namespace and schedule. An empty filter selects all objects that the operator watches.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -57,13 +57,13 @@ impl RunFilter {
 /// Result of a suspension or resumption.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Changed {
-    /// True when the objects are suspended now.
+    /// True when the objects are suspended after the call.
     paused: bool,
     /// SyncSchedules that were changed.
     schedules: Vec<Named>,
     /// Unfinished SyncJobs that were changed.
     jobs: Vec<Named>,
-    /// Objects that were so already.
+    /// Number of objects that already had the requested state.
     unchanged: usize,
 }
 

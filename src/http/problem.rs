@@ -23,9 +23,9 @@ const TYPE_PREFIX: &str = "urn:sync-operator:problem:";
 pub(super) enum ProblemKind {
     /// The path, the query or a header cannot be read, or the body is no JSON.
     BadRequest,
-    /// The request has no token, or one that Kubernetes does not accept.
+    /// The request has no token, or a token that Kubernetes does not accept.
     Unauthenticated,
-    /// The caller may not do that.
+    /// The caller lacks a right.
     Forbidden,
     /// The object or the path does not exist.
     NotFound,

@@ -34,7 +34,7 @@ use crate::{
     domain::{from_seconds, names, schedule, trace::TraceParent},
 };
 
-/// Names a trigger that must not act twice.
+/// Header with the key of a call that must not start a second run.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Position of the caller in a trace: W3C Trace Context.
@@ -89,9 +89,9 @@ pub(super) struct Choice {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Triggered {
-    /// The SyncJob's uid.
+    /// Uid of the SyncJob.
     pub job_id: String,
-    /// The SyncJob's name.
+    /// Name of the SyncJob.
     pub name: String,
     /// Namespace of the run.
     pub namespace: String,
