@@ -204,7 +204,7 @@ pub struct Entry {
     pub level: u32,
 }
 
-/// Number of runs that could be claimed at the last request to Redis.
+/// Runs that could be claimed at the last request to Redis.
 #[derive(Debug, Default)]
 pub struct Candidates(pub(super) Vec<String>);
 
