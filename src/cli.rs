@@ -33,13 +33,13 @@ pub struct Cli {
     #[arg(long, global = true, env = "LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: Format,
 
-    /// Log level, error, warn, info, debug or trace, for everything or by module. Default: warn,sync_operator=info;
-    /// error for run.
+    /// Log level (error, warn, info, debug or trace) of the program or of single modules. Default:
+    /// warn,sync_operator=info; error for run.
     #[arg(long, global = true, env = "RUST_LOG")]
     pub log_level: Option<String>,
 
-    /// File with one line in the format of the log level, which it overrides. Read again when it changes, and at once
-    /// on SIGHUP. An empty or missing file is ignored.
+    /// File with a log level, which overrides --log-level. The program reads the file again when it changes, and at
+    /// once on SIGHUP. An empty or missing file is ignored.
     #[arg(long, global = true, env = "LOG_FILTER_FILE")]
     pub log_filter_file: Option<PathBuf>,
 }
@@ -59,10 +59,10 @@ pub enum Command {
     Run(Box<RunOptions>),
     /// Creates a SyncJob, waits until it is complete, and deletes it, to verify that the installation works.
     Verify(Verify),
-    /// Takes the queue and the objects over from another installation: after a move, or a restore. Needs the settings of the
-    /// controllers.
+    /// Transfers the queue and the objects of another installation to this installation, after a move or a restore.
+    /// Needs the settings of the controllers.
     Adopt(Box<Adopt>),
-    /// Validates manifests without a server: syntax, fields, rules, and what the operator refuses.
+    /// Validates manifests without a server: syntax, fields, rules, and values that the operator refuses.
     Lint(Lint),
     /// Prints the custom resource definitions as YAML.
     Crd(Crd),
@@ -180,27 +180,28 @@ pub struct RunOptions {
     /// MongoDB.
     #[command(flatten)]
     pub mongodb: LocalMongoDb,
-    /// Entry of a Secret that a source names: NAME/KEY=env:VARIABLE, NAME/KEY=file:PATH, or NAME/KEY=- for standard input.
+    /// Entry of a Secret that a source names: NAME/KEY=env:VARIABLE, NAME/KEY=file:PATH, or NAME/KEY=- for standard
+    /// input.
     #[arg(long = "secret", value_name = "NAME/KEY=SOURCE")]
     pub secrets: Vec<SecretArgument>,
-    /// Write nothing, and show which documents would change.
+    /// Dry run: the runs write nothing, and the result lists the documents that they would change.
     #[arg(long)]
     pub dry_run: bool,
-    /// Handle at most this many documents of each run. Nothing is marked or deleted.
+    /// Largest number of documents that each run handles. With this option, runs mark and delete nothing.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
-    /// Handle the document with this key only. May be repeated. Nothing is marked or deleted.
+    /// Key of the only document that each run handles. May be repeated. With this option, runs mark and delete nothing.
     #[arg(long = "key", value_name = "KEY")]
     pub keys: Vec<String>,
-    /// Let each run mark, delete or change up to this many documents although its guard holds it: the number that the held run
-    /// names.
+    /// Approval for held runs: the number of documents that each run may mark, delete or change beyond the limits of
+    /// its guard. The message of a held run has the number.
     #[arg(long, value_name = "N")]
     pub approve: Option<u64>,
-    /// Continue where the interrupted process stopped that wrote this file. Write this file when interrupted.
+    /// Resume file. An interrupted process writes it, and the next process continues from it.
     #[arg(long, value_name = "FILE")]
     pub resume: Option<PathBuf>,
-    /// Show the results as one line of JSON per run, as YAML of the SyncJob with its status, or as text. Default: text
-    /// on a terminal, json elsewhere.
+    /// Format of the results: one line of JSON per run, YAML of the SyncJob with its status, or text. Default: text on
+    /// a terminal, otherwise json.
     #[arg(long, short, value_enum)]
     pub output: Option<Output>,
 }
@@ -217,13 +218,13 @@ pub struct LocalMongoDb {
         required_unless_present = "mongodb_uri_file"
     )]
     pub mongodb_uri: Option<String>,
-    /// File that holds the connection string.
+    /// File with the connection string.
     #[arg(long, env = "MONGODB_URI_FILE", help_heading = "MongoDB", conflicts_with = "mongodb_uri")]
     pub mongodb_uri_file: Option<PathBuf>,
     /// CA bundle (PEM) that verifies MongoDB; replaces the built-in roots; turns TLS on.
     #[arg(long, env = "MONGODB_CA_FILE", help_heading = "MongoDB")]
     pub mongodb_ca_file: Option<PathBuf>,
-    /// Database of targets that name none. Default: the connection string's.
+    /// Database of targets that do not set one. Default: the database of the connection string.
     #[arg(long, env = "MONGODB_DATABASE", help_heading = "MongoDB", value_parser = database_name)]
     pub mongodb_database: Option<String>,
 }
@@ -231,10 +232,10 @@ pub struct LocalMongoDb {
 /// Options of `verify`.
 #[derive(Args)]
 pub struct Verify {
-    /// Namespace of the SyncJob. Default: the pod's, or that of the kubeconfig's context.
+    /// Namespace of the SyncJob. Default: the namespace of the pod, or of the context of the kubeconfig.
     #[arg(long)]
     pub namespace: Option<String>,
-    /// Collection to synchronise. One that does not exist holds no documents, and nothing is written.
+    /// Collection to synchronise. In a collection that does not exist, the run writes nothing.
     #[arg(long, default_value = "sync-operator-verify")]
     pub collection: String,
     /// Longest wait for the run.
@@ -248,13 +249,13 @@ pub struct Adopt {
     /// Kubernetes.
     #[command(flatten)]
     pub kubernetes: Kubernetes,
-    /// Which Lease is that of the controllers.
+    /// Lease of the controllers.
     #[command(flatten)]
     pub leader_election: LeaderElection,
     /// Redis.
     #[command(flatten)]
     pub redis: Redis,
-    /// Database of targets that name none, as for the controllers.
+    /// Database of targets that do not set one, with the value that the controllers have.
     #[arg(long, env = "MONGODB_DATABASE", help_heading = "MongoDB", value_parser = database_name)]
     pub mongodb_database: Option<String>,
 }
@@ -262,7 +263,7 @@ pub struct Adopt {
 /// Options of `lint`.
 #[derive(Args)]
 pub struct Lint {
-    /// Files with YAML or JSON, of one or more documents each. - is the standard input.
+    /// Files with YAML or JSON, with one or more documents each. - is standard input.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// Format of the findings: a line for each, or a JSON array.
@@ -282,7 +283,7 @@ pub enum LintOutput {
 /// Options of `crd`.
 #[derive(Args)]
 pub struct Crd {
-    /// Print this one only.
+    /// Kind of the only definition to print.
     #[arg(value_enum)]
     pub kind: Option<CrdKind>,
 }
@@ -301,25 +302,25 @@ pub enum CrdKind {
     SyncAlert,
 }
 
-/// Which part of the cluster is worked on. The cluster itself comes from KUBECONFIG, ~/.kube/config, or the
-/// pod's service account.
+/// Options of the Kubernetes client. The cluster comes from KUBECONFIG, ~/.kube/config, or the service account of the
+/// pod.
 #[derive(Clone, Debug, Args)]
 pub struct Kubernetes {
-    /// Work on this namespace only. Default: all of them.
+    /// Namespace of the watched objects. Default: all namespaces.
     #[arg(long, env = "WATCH_NAMESPACE", help_heading = "Kubernetes")]
     pub watch_namespace: Option<String>,
 }
 
-/// Which of several controllers reconciles. All of them work on runs.
+/// Options of the leader election. One controller reconciles; all controllers run their workers.
 #[derive(Clone, Debug, Args)]
 pub struct LeaderElection {
     /// Lease duration, in whole seconds. Another controller takes over when the leader stops renewing the Lease.
     #[arg(long, env = "LEADER_LEASE_DURATION", help_heading = "Leader election", default_value = "10s", value_parser = whole_seconds)]
     pub leader_lease_duration: Duration,
-    /// Name of the Lease. Default: sync-operator, followed by the watched namespace when there is one.
+    /// Name of the Lease. Default: sync-operator, followed by the watched namespace if one is set.
     #[arg(long, env = "LEADER_LEASE_NAME", help_heading = "Leader election")]
     pub leader_lease_name: Option<String>,
-    /// Namespace of the Lease. Default: the pod's, or that of the kubeconfig's context.
+    /// Namespace of the Lease. Default: the namespace of the pod, or of the context of the kubeconfig.
     #[arg(long, env = "LEADER_LEASE_NAMESPACE", help_heading = "Leader election")]
     pub leader_lease_namespace: Option<String>,
 }
@@ -330,42 +331,43 @@ pub struct LeaderElection {
 pub struct Redis {
     /// Address as one URL: redis://[user:password@]host[:port][/db]; behind Sentinel
     /// redis+sentinel://[user:password@]host:port,host:port/master[/db]; in a Cluster
-    /// redis+cluster://[user:password@]host:port,host:port. rediss for TLS. Instead of the other Redis options.
+    /// redis+cluster://[user:password@]host:port,host:port. rediss for TLS. Replaces the other Redis options.
     #[arg(long, env = "REDIS_URL", help_heading = "Redis", hide_env_values = true)]
     pub redis_url: Option<String>,
-    /// File that holds that URL. Read at the start; when it changes, the program stops, to be started again with it.
+    /// File with the URL of Redis. When the file changes, the program exits, so that the next start reads it.
     #[arg(long, env = "REDIS_URL_FILE", help_heading = "Redis", conflicts_with = "redis_url")]
     pub redis_url_file: Option<PathBuf>,
-    /// Host.
+    /// Host of Redis.
     #[arg(long, env = "REDIS_HOST", help_heading = "Redis", default_value = "localhost")]
     pub redis_host: String,
-    /// Port.
+    /// Port of Redis.
     #[arg(long, env = "REDIS_PORT", help_heading = "Redis", default_value_t = 6379)]
     pub redis_port: u16,
-    /// User, where it is not the default one.
+    /// User of Redis. Default: the default user of the server.
     #[arg(long, env = "REDIS_USERNAME", help_heading = "Redis", default_value = "")]
     pub redis_username: String,
-    /// Password.
+    /// Password of Redis.
     #[arg(long, env = "REDIS_PASSWORD", help_heading = "Redis", hide_env_values = true)]
     pub redis_password: Option<String>,
-    /// File that holds the password. When it changes, the program stops, to be started again with it.
+    /// File with the password of Redis. When the file changes, the program exits, so that the next start reads it.
     #[arg(long, env = "REDIS_PASSWORD_FILE", help_heading = "Redis", conflicts_with = "redis_password")]
     pub redis_password_file: Option<PathBuf>,
-    /// Use TLS.
+    /// TLS for the connection to Redis.
     #[arg(long, env = "REDIS_TLS", help_heading = "Redis")]
     pub redis_tls: bool,
-    /// CA bundle (PEM) that verifies Redis; replaces the system roots. When it
-    /// changes, the program stops, to be started again with it.
+    /// CA bundle (PEM) that verifies Redis; replaces the system roots. When the file changes, the program exits, so
+    /// that the next start reads it.
     #[arg(long, env = "REDIS_CA_FILE", help_heading = "Redis")]
     pub redis_ca_file: Option<PathBuf>,
-    /// Database number.
+    /// Number of the Redis database.
     #[arg(long, env = "REDIS_DB", help_heading = "Redis", default_value_t = 0)]
     pub redis_db: u16,
-    /// Name of the queue. Installations that share a Redis server need different ones: a queue belongs to one installation.
+    /// Name of the queue. A queue belongs to one installation, so installations that share a Redis server need
+    /// different names.
     #[arg(long, env = "QUEUE_NAME", help_heading = "Redis", default_value = "sync", value_parser = queue_name)]
     pub queue_name: String,
     /// Lease duration of a worker, at least 1s. The run of a lost worker is recovered after at most one and a half
-    /// times that. Must be equal in all processes.
+    /// times this duration. Must be equal in all processes.
     #[arg(long, env = "LEASE_DURATION", help_heading = "Redis", default_value = "30s", value_parser = at_least_a_second)]
     pub lease_duration: Duration,
 }
@@ -374,20 +376,20 @@ pub struct Redis {
 #[derive(Clone, Args)]
 #[group(id = "mongodb_options")]
 pub struct MongoDb {
-    /// Connection string: mongodb://… or mongodb+srv://… Needed for workers.
+    /// Connection string: mongodb://… or mongodb+srv://… Required for workers.
     #[arg(long, env = "MONGODB_URI", help_heading = "MongoDB", hide_env_values = true)]
     pub mongodb_uri: Option<String>,
-    /// File that holds the connection string. When it changes, the program stops, to be started again with it.
+    /// File with the connection string. When the file changes, the program exits, so that the next start reads it.
     #[arg(long, env = "MONGODB_URI_FILE", help_heading = "MongoDB", conflicts_with = "mongodb_uri")]
     pub mongodb_uri_file: Option<PathBuf>,
-    /// CA bundle (PEM) that verifies MongoDB; replaces the built-in roots; turns TLS on. When it changes, the program
-    /// exits, so that the new bundle is used.
+    /// CA bundle (PEM) that verifies MongoDB; replaces the built-in roots; turns TLS on. When the file changes, the
+    /// program exits, so that the next start reads it.
     #[arg(long, env = "MONGODB_CA_FILE", help_heading = "MongoDB")]
     pub mongodb_ca_file: Option<PathBuf>,
-    /// Database of targets that name none. Needed for workers.
+    /// Database of targets that do not set one. Required for workers.
     #[arg(long, env = "MONGODB_DATABASE", help_heading = "MongoDB", value_parser = database_name)]
     pub mongodb_database: Option<String>,
-    /// Additional databases that targets may name, separated by commas.
+    /// Additional databases that targets may set, separated by commas.
     #[arg(long, env = "ALLOWED_DATABASES", help_heading = "MongoDB", value_delimiter = ',', value_parser = database_name)]
     pub allowed_databases: Vec<String>,
 }
@@ -395,20 +397,21 @@ pub struct MongoDb {
 /// Workers in a process.
 #[derive(Clone, Debug, Args)]
 pub struct WorkerOptions {
-    /// Runs worked on at a time in this process, 0 to 256.
+    /// Number of worker slots of this process: the largest number of concurrent runs, 0 to 256.
     #[arg(long, env = "WORKERS", help_heading = "Workers", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub workers: u16,
-    /// Hosts that sources and sinks of alerts may use, whatever their address, and without TLS. *.example.com matches
-    /// all subdomains.
+    /// Hosts that sources and sinks of alerts may use with any address, and without TLS. *.example.com matches all
+    /// subdomains.
     #[arg(long, env = "SOURCE_ALLOWED_HOSTS", help_heading = "Workers", value_delimiter = ',')]
     pub source_allowed_hosts: Vec<String>,
-    /// Networks beside the public internet that sources, and sinks of alerts, may be in, such as 10.0.0.0/8.
+    /// Private networks that sources and sinks of alerts may use in addition to the public internet, such as
+    /// 10.0.0.0/8.
     #[arg(long, env = "SOURCE_ALLOWED_CIDRS", help_heading = "Workers", value_delimiter = ',')]
     pub source_allowed_cidrs: Vec<IpNet>,
 }
 
 impl WorkerOptions {
-    /// Which addresses sources may be at.
+    /// Returns the addresses that sources may use.
     #[must_use]
     pub fn egress(&self) -> Egress {
         let hosts = self.source_allowed_hosts.iter().map(|host| host.trim().to_ascii_lowercase());
@@ -419,14 +422,13 @@ impl WorkerOptions {
 /// Intervals and rate limits.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Times {
-    /// Compare every unfinished SyncJob with the queue this often, at least every 1s.
+    /// Interval of the comparison of all unfinished SyncJobs with the queue, at least 1s.
     #[arg(long, env = "RESYNC_INTERVAL", help_heading = "Times", default_value = "30s", value_parser = at_least_a_second)]
     pub resync_interval: Duration,
-    /// Least time between two status writes of a SyncJob that report progress only.
+    /// Least time between two status writes of a SyncJob that report only progress.
     #[arg(long, env = "STATUS_INTERVAL", help_heading = "Times", default_value = "2s", value_parser = go_duration)]
     pub status_interval: Duration,
-    /// Largest number of status writes per second, of all objects together. Changes of state take precedence over
-    /// progress.
+    /// Largest number of status writes per second for all objects. Changes of state take precedence over progress.
     #[arg(long, env = "STATUS_WRITES_PER_SECOND", help_heading = "Times", default_value = "50")]
     pub status_writes_per_second: NonZeroU32,
 }
@@ -434,65 +436,67 @@ pub struct Times {
 /// Options of the HTTP server and its authorization.
 #[derive(Clone, Debug, Args)]
 pub struct Http {
-    /// Address to listen on. Default: 0.0.0.0; 127.0.0.1 with --insecure-no-auth.
+    /// Address of the HTTP server. Default: 0.0.0.0; 127.0.0.1 with --insecure-no-auth.
     #[arg(long, env = "HTTP_ADDRESS", help_heading = "HTTP")]
     pub http_address: Option<IpAddr>,
-    /// Port to listen on.
+    /// Port of the HTTP server.
     #[arg(long, env = "HTTP_PORT", help_heading = "HTTP", default_value_t = 4000)]
     pub http_port: u16,
-    /// Read access: everyone who reaches the port, or only callers that may list SyncJobs.
+    /// Read access: all clients that can reach the port, or only callers with the right to list SyncJobs.
     #[arg(long, env = "READ_ACCESS", help_heading = "HTTP", value_enum, default_value = "open")]
     pub read_access: ReadAccess,
-    /// Disable authentication. Allowed only on a loopback address. Only on a loopback address.
+    /// Disable authentication. Allowed only on a loopback address.
     #[arg(long, env = "INSECURE_NO_AUTH", help_heading = "HTTP")]
     pub insecure_no_auth: bool,
-    /// Requests a second of one caller. More are refused with 429.
+    /// Largest number of requests per second of one caller. Further requests are refused with 429.
     #[arg(long, env = "HTTP_REQUESTS_PER_SECOND", help_heading = "HTTP", default_value = "100")]
     pub http_requests_per_second: NonZeroU32,
-    /// Maximum number of concurrent requests across all callers. More are refused with 503. As many may listen to events, and four times as many
-    /// pages of the dashboard may be open.
+    /// Largest number of concurrent requests of all callers. Further requests are refused with 503. The same number of
+    /// callers may receive events, and four times as many pages of the dashboard may be open.
     #[arg(long, env = "HTTP_REQUESTS_AT_A_TIME", help_heading = "HTTP", default_value = "256")]
     pub http_requests_at_a_time: NonZeroU32,
-    /// Serve the dashboard at /, for browsers.
+    /// Dashboard for browsers, at the path /.
     #[arg(long, env = "DASHBOARD", help_heading = "HTTP", value_enum, default_value = "on")]
     pub dashboard: Switch,
-    /// File with a secret of at least 32 bytes that the sessions of the dashboard are encrypted with. Processes with the
-    /// same one know each other's sessions. Default: a random one at each start. When it changes, the program stops, to
-    /// be started again with it.
+    /// File with the secret, of at least 32 bytes, that encrypts the sessions of the dashboard. Processes with the same
+    /// secret accept each other's sessions. Default: a random secret at each start. When the file changes, the program
+    /// exits, so that the next start reads it.
     #[arg(long, env = "DASHBOARD_KEY_FILE", help_heading = "HTTP")]
     pub dashboard_key_file: Option<PathBuf>,
-    /// Address of the logs of a run, for a link on its page, with the placeholders {uid}, {namespace}, {name},
-    /// {schedule}, {worker}, {pod}, {from} or {to}. Times are in milliseconds since 1970.
+    /// Address of the logs of a run, for a link on the page of the run, with the placeholders {uid}, {namespace},
+    /// {name}, {schedule}, {worker}, {pod}, {from} or {to}. Times are in milliseconds since 1970.
     #[arg(long, env = "DASHBOARD_LOGS_URL", help_heading = "HTTP")]
     pub dashboard_logs_url: Option<LogsUrl>,
-    /// Path at which a proxy serves all of it, such as /sync, on a host that has other things too. Requests may come with
-    /// it or without it; links begin with it.
+    /// Path prefix at which a proxy serves the program, such as /sync. Links begin with the prefix; requests are
+    /// accepted with and without it.
     #[arg(long, env = "HTTP_PATH_PREFIX", help_heading = "HTTP")]
     pub http_path_prefix: Option<Prefix>,
-    /// Networks of the proxies that log people in to the dashboard, such as 10.1.2.0/24, separated by commas. Everyone
-    /// there can be anyone: name the proxies alone. Default: none.
+    /// Networks of the proxies that authenticate users of the dashboard, such as 10.1.2.0/24, separated by commas. Each
+    /// client in these networks can use the name of any user, so set only the addresses of the proxies. Default: none.
     #[arg(long, env = "TRUSTED_PROXIES", help_heading = "HTTP", value_delimiter = ',')]
     pub trusted_proxies: Vec<IpNet>,
-    /// Header in which these proxies name the user.
+    /// Header with the name of the user that a trusted proxy sends.
     #[arg(long, env = "PROXY_USER_HEADER", help_heading = "HTTP", default_value = "X-Forwarded-User")]
     pub proxy_user_header: HeaderName,
-    /// Header in which they name the user's groups, separated by commas.
+    /// Header with the groups of the user, separated by commas, that a trusted proxy sends.
     #[arg(long, env = "PROXY_GROUPS_HEADER", help_heading = "HTTP", default_value = "X-Forwarded-Groups")]
     pub proxy_groups_header: HeaderName,
-    /// File with a certificate in PEM: serve HTTPS. Read again when it changes.
+    /// File with the certificate (PEM) of the server, which enables HTTPS. The program reads the file again when it
+    /// changes.
     #[arg(long, env = "HTTP_TLS_CERT", help_heading = "HTTP", requires = "http_tls_key")]
     pub http_tls_cert: Option<PathBuf>,
-    /// File with the certificate's private key in PEM.
+    /// File with the private key (PEM) of the certificate.
     #[arg(long, env = "HTTP_TLS_KEY", help_heading = "HTTP", requires = "http_tls_cert")]
     pub http_tls_key: Option<PathBuf>,
 }
 
-/// A copy of runs and schedules that BullMQ's tools can read.
+/// Options of the copy of the queue that BullMQ tools can read.
 #[derive(Clone, Debug, Args)]
 #[group(id = "mirror_options")]
 pub struct MirrorOptions {
-    /// Show runs and schedules as a queue of BullMQ under this prefix, for Bull Board and the like. The queue has the name
-    /// of ours. Nothing that is done to it has any effect. In a Redis Cluster with braces: {bull}.
+    /// Prefix of the keys of a read-only copy of the queue in the format of BullMQ, for tools such as Bull Board. The
+    /// copy has the name of the queue, and the operator ignores all changes of it. For a Redis Cluster, the prefix
+    /// needs braces: {bull}.
     #[arg(long, env = "BULLMQ_MIRROR", help_heading = "BullMQ", value_name = "PREFIX", value_parser = key_prefix)]
     pub bullmq_mirror: Option<String>,
 }
@@ -509,16 +513,16 @@ pub enum Switch {
 /// Options of the server for probes and metrics: `/livez`, `/readyz`, `/metrics`.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Probes {
-    /// Address to listen on for probes and metrics.
+    /// Address of the server for probes and metrics.
     #[arg(long, env = "METRICS_ADDRESS", help_heading = "Probes and metrics", default_value = "0.0.0.0")]
     pub metrics_address: IpAddr,
-    /// Port to listen on for /livez, /readyz and /metrics. 0: any free one, which is logged.
+    /// Port of the server for /livez, /readyz and /metrics. 0: any free port, which the log names.
     #[arg(long, env = "METRICS_PORT", help_heading = "Probes and metrics", default_value_t = 9090)]
     pub metrics_port: u16,
 }
 
 impl Http {
-    /// The address to listen on.
+    /// Returns the address to listen on.
     ///
     /// # Errors
     /// When other machines could reach the address, and authentication is disabled.
@@ -542,7 +546,7 @@ impl Http {
 }
 
 impl Redis {
-    /// The address as one URL.
+    /// Returns the address as one URL.
     ///
     /// # Errors
     /// When a file with a part of the URL cannot be read.
@@ -562,7 +566,7 @@ impl Redis {
         Ok(format!("{scheme}://{credentials}{redis_host}:{redis_port}/{redis_db}"))
     }
 
-    /// CA bundle (PEM) that verifies the server.
+    /// Returns the CA bundle (PEM) that verifies the server.
     ///
     /// # Errors
     /// When their file cannot be read.
@@ -572,7 +576,7 @@ impl Redis {
 }
 
 impl MongoDb {
-    /// The connection string.
+    /// Returns the connection string.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -582,7 +586,7 @@ impl MongoDb {
 }
 
 impl RunOptions {
-    /// The settings of the runs.
+    /// Returns the settings of the runs.
     ///
     /// # Errors
     /// When a file that the settings name cannot be read.

@@ -67,7 +67,7 @@ pub struct Cluster {
 pub struct WatchStreams {
     /// Changes of SyncSchedules.
     pub schedules: UnboundedReceiverStream<Arc<SyncSchedule>>,
-    /// Changes of SyncJobs that something is still to be done about.
+    /// Changes of SyncJobs that need further actions.
     pub jobs: UnboundedReceiverStream<Arc<SyncJob>>,
     /// Changes of SyncAlerts.
     pub alerts: UnboundedReceiverStream<Arc<SyncAlert>>,
@@ -90,8 +90,8 @@ pub struct JobGone {
     pub deleted: bool,
 }
 
-/// Senders of [`WatchStreams`]. Not `reflect_shared`: in kube 5.0 its readers go to sleep for ever over an object that
-/// was deleted before they came to it.
+/// Senders of [`WatchStreams`]. Not `reflect_shared`: in kube 5.0 its readers stop at an object that was deleted before
+/// they read it.
 struct ChangeSenders {
     schedules: mpsc::UnboundedSender<Arc<SyncSchedule>>,
     jobs: mpsc::UnboundedSender<Arc<SyncJob>>,
@@ -292,7 +292,7 @@ impl Cluster {
         self.namespace.as_deref().is_none_or(|watched| watched == namespace)
     }
 
-    /// The SyncJob with a uid, when something is still to be done about it.
+    /// Returns the SyncJob with a uid, when it needs further actions.
     #[must_use]
     pub fn job(&self, uid: &str) -> Option<Arc<SyncJob>> {
         let reference = self.index().under_way(uid).cloned()?;

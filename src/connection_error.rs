@@ -6,7 +6,7 @@ const MAX_TEXT: usize = 120;
 /// Cause of a refused login.
 pub const LOGIN: &str = "the user or the password is wrong";
 
-/// Known cause in the error text of a driver, for causes that the driver's error types do not tell apart. Up to 120 bytes.
+/// Known cause in the error text of a driver, for causes that have the same error type in the driver. Up to 120 bytes.
 #[must_use]
 pub fn known_cause(text: &str) -> Option<String> {
     const CERTIFICATE: &str = "invalid peer certificate";
@@ -26,8 +26,8 @@ pub fn known_cause(text: &str) -> Option<String> {
     known.iter().find(|(sign, _)| text.contains(sign)).map(|(_, cause)| (*cause).to_owned())
 }
 
-/// Mistake in a refused connection string. The description quotes no part of the string: where a character of the password is not
-/// percent-encoded, a driver may read a part of the password as a host, a port or an option.
+/// Mistake in a refused connection string. The description quotes no part of the string. A driver may read
+/// a part of a password as a host, a port or an option, when a character of the password is not percent-encoded.
 #[must_use]
 pub fn connection_string_mistake(connection_string: &str, schemes: &[&str]) -> String {
     let known = connection_string.split_once("://").filter(|(scheme, _)| schemes.contains(scheme));

@@ -16,8 +16,8 @@ const CLUSTER: &str = "kube-system";
 /// Pause after an error of the API server.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Determines the fingerprint of controllers that watch one namespace, or all of them. A part that this process may not read is
-/// left out. Waits while the API server is away.
+/// Determines the fingerprint of controllers that watch one namespace, or all of them. A part that this process may not
+/// read is left out. Waits while the API server is unavailable.
 pub async fn controller_fingerprint(client: &Client, namespace: Option<&str>, database: Option<&str>) -> Fingerprint {
     let cluster = uid(client, CLUSTER).await;
     let scope = match namespace {
@@ -27,7 +27,8 @@ pub async fn controller_fingerprint(client: &Client, namespace: Option<&str>, da
     Fingerprint { cluster, scope: Some(scope), database: database.map(str::to_owned) }
 }
 
-/// Determines the fingerprint of a process that has workers alone. It may be outside of the cluster, and without rights.
+/// Determines the fingerprint of a process that has workers alone. It may be outside of the cluster, and without
+/// rights.
 pub async fn worker_fingerprint(client: Option<&Client>, database: Option<&str>) -> Fingerprint {
     let cluster = match client {
         Some(client) => read_uid(client, CLUSTER).await.ok().flatten(),

@@ -1,4 +1,4 @@
-//! Starts what a command asks for, and stops it in order.
+//! Start of the parts of a command, and their stop in order.
 
 use std::{
     future::Future,
@@ -41,11 +41,11 @@ const HELD: u8 = 3;
 const INTERRUPTED: u8 = 130;
 /// Default log filter.
 const LOG_LEVEL: &str = "warn,sync_operator=info";
-/// Longest wait for requests and batches under way after SIGTERM.
+/// Longest wait for the requests and batches in progress after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
 
-/// Variable with a field of a SyncJob's spec that the program takes for one of a newer release. For tests of programs of two releases
-/// beside each other.
+/// Variable with a field of a SyncJob's spec that the program treats as a field of a newer release. For tests with
+/// programs of two releases.
 const LACKS: &str = "SYNC_OPERATOR_LACKS";
 /// Interval between pings of a MongoDB that has not answered yet.
 const MONGODB_PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -168,7 +168,7 @@ impl Parts {
         if !files.is_empty() {
             self.add(async move {
                 let setting = files.changed().await;
-                tracing::warn!(setting, "the file has changed: stopping, so that the next start uses it");
+                tracing::warn!(setting, "the file has changed: stopping, so that the next start reads it");
                 Ok(())
             });
         }
@@ -186,7 +186,7 @@ impl Parts {
             }
         });
         if drained.await.is_err() {
-            tracing::warn!("some work did not end in time; its leases end by themselves");
+            tracing::warn!("some tasks did not end in time; their leases will expire");
         }
         result
     }
@@ -319,7 +319,7 @@ fn open_queue(parts: &mut Parts, options: &cli::Redis) -> Result<Queue, Error> {
                     "Redis may evict runs when its memory is full: set maxmemory-policy to noeviction"
                 );
             }
-            None => tracing::info!("maxmemory-policy of Redis cannot be read: see to it that it is noeviction"),
+            None => tracing::info!("maxmemory-policy of Redis cannot be read: make sure that it is noeviction"),
         }
     });
     Ok(queue)
@@ -398,8 +398,8 @@ async fn add_workers(
     Ok(())
 }
 
-/// Waits until MongoDB has answered once: a process that was given a wrong address or password takes no runs away from
-/// those that can work on them.
+/// Waits until MongoDB has answered once. Without this wait, a process with a wrong address or password would claim
+/// runs that other processes can execute.
 async fn first_answer(deployment: &Deployment) {
     loop {
         let answer = deployment.ping().await;
@@ -459,7 +459,8 @@ fn lease_name(election: &cli::LeaderElection, kubernetes: &cli::Kubernetes) -> h
     http::LeaseName { namespace: election.leader_lease_namespace.clone(), name }
 }
 
-/// The sidecar's own watches: it shows every SyncJob, and controllers keep little of those that have ended.
+/// Starts the watches of the sidecar. The sidecar shows all SyncJobs, and controllers keep few fields of ended
+/// SyncJobs.
 fn watch_objects(parts: &mut Parts, client: Client, options: &cli::Kubernetes) -> http::Objects {
     let (objects, watches) = http::Objects::watch(client, options.watch_namespace.as_deref());
     let stop = parts.stop.clone();
@@ -517,7 +518,7 @@ async fn add_http(
         return Err(Error::Configuration(advice.to_owned()));
     }
     if options.insecure_no_auth {
-        tracing::warn!("--insecure-no-auth: everyone on this machine may do everything");
+        tracing::warn!("--insecure-no-auth: every user of this machine has all rights");
     }
     let files = options.http_tls_cert.zip(options.http_tls_key);
     let certificate = files.map(|(certificate, key)| http::Certificate { certificate, key });

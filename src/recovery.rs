@@ -1,5 +1,5 @@
-//! Recovery of runs whose worker was lost. Each worker does it, and so does the controller that leads: without any worker left, runs
-//! are still recovered, and end when they are cancelled or their deadline has passed.
+//! Recovery of runs whose worker was lost. Each worker does it, and so does the controller that leads: without any
+//! worker left, runs are still recovered, and end when they are cancelled or their deadline has passed.
 
 use crate::{api::conditions::reasons, domain::run::Outcome, queue::Queue, telemetry::metrics};
 
@@ -8,7 +8,7 @@ use crate::{api::conditions::reasons, domain::run::Outcome, queue::Queue, teleme
 pub async fn recover_expired(queue: &Queue) {
     let stalled = Outcome {
         reason: reasons::STALLED.to_owned(),
-        message: "the run lost its worker again and again without getting any further".to_owned(),
+        message: "the run lost its worker repeatedly, without progress in between".to_owned(),
     };
     let stalled = serde_json::to_string(&stalled).unwrap_or_default();
     loop {

@@ -8,7 +8,7 @@ use crate::{
     cluster::call,
 };
 
-/// An entry of a Secret that cannot be used. The texts hold nothing of what is in it.
+/// Error of an entry of a Secret that cannot be used. The texts do not contain any part of the entry.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A user has to correct the configuration.
@@ -55,7 +55,7 @@ impl SecretEntry {
             return Ok(());
         }
         Err(Error::Invalid(format!(
-            "Secret {name} may not be sent to {host}: its owner has to allow it with kubectl annotate secret {name} {HOSTS_ANNOTATION}={host}"
+            "Secret {name} may not be sent to {host}: allow it with kubectl annotate secret {name} {HOSTS_ANNOTATION}={host}"
         )))
     }
 }

@@ -32,17 +32,17 @@ pub struct VerifySettings {
     pub timeout: Duration,
 }
 
-/// The installation does not do what it should.
+/// Failure of the verification.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server did not do what it was asked.
+    /// Failure of a request to the API server.
     #[error(transparent)]
     Cluster(#[from] cluster::Error),
     /// The run has ended, but not well.
     #[error("the run ended as Failed: {0}")]
     Failed(String),
     /// The run has not ended.
-    #[error("the run has not ended after {after:?}; it is {last}; look at the operator's pods: /readyz and logs")]
+    #[error("the run has not ended after {after:?}; it is {last}; check /readyz and the logs of the operator's pods")]
     Late {
         /// Duration of the wait.
         after: Duration,
@@ -53,8 +53,8 @@ pub enum Error {
 
 /// Creates a SyncJob, prints its progress, waits for its end and deletes it.
 ///
-/// # Errors
-/// When the SyncJob does not complete. The SyncJob is deleted all the same, and stays when the call is cancelled.
+/// # Errors When the SyncJob does not complete. The SyncJob is also deleted in this case. It stays when the call is
+/// cancelled.
 pub async fn run(client: Client, settings: VerifySettings) -> Result<(), Error> {
     let namespace = settings.namespace.as_deref().unwrap_or(client.default_namespace()).to_owned();
     let jobs: Api<SyncJob> = Api::namespaced(client, &namespace);
@@ -91,7 +91,7 @@ async fn wait_for_end(jobs: &Api<SyncJob>, name: &str, limit: Duration) -> Resul
 }
 
 fn describe(job: &SyncJob) -> String {
-    let Some(status) = &job.status else { return "not seen by a controller yet".to_owned() };
+    let Some(status) = &job.status else { return "not observed by a controller yet".to_owned() };
     let phase = status.phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}"));
     let why = [FAILED, RECONCILING].iter().find_map(|type_| conditions::find(&status.conditions, type_));
     let why = why.map_or_else(String::new, |condition| format!(": {}", condition.message));

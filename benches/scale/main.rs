@@ -1,7 +1,7 @@
-//! Many schedules on a real API server: `make bench-scale`. How to read it: `docs/operations/performance.md`.
+//! Benchmark of many schedules on a real API server: `make bench-scale`. `docs/operations/performance.md` describes it.
 //!
-//! `SCHEDULES` (10000) are due in one minute, spread by a jitter of 60 s, each with a run over 10 users. Then the operator
-//! is started again, with `JOBS` (40000) finished SyncJobs there; 0 leaves that out.
+//! `SCHEDULES` (10000) are due in one minute, spread by a jitter of 60 s, each with a run over 10 users. Then the
+//! operator is started again, with `JOBS` (40000) finished SyncJobs in the namespace; 0 disables this part.
 
 #[path = "../speed/process.rs"]
 mod process;
@@ -30,15 +30,15 @@ use tokio::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Requests at a time when objects are made.
+/// Number of concurrent requests that create objects.
 const MAKERS: usize = 64;
 const PORT: u16 = 19_090;
 const USERS: i32 = 10;
-/// `/jobs/status` tells of every schedule: it is measured with as many as people look at.
+/// Number of schedules for the measurement of `/jobs/status`, which lists all of them: a number that users read.
 const FEW: usize = 100;
 const IDLE: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_secs(1200);
-/// What /proc calls resident memory.
+/// Field of /proc with the resident memory.
 const NOW: &str = "VmRSS";
 
 #[tokio::main]
@@ -109,7 +109,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Resu
     Ok(())
 }
 
-/// Makes the schedules, all for one full minute, which is returned.
+/// Creates the schedules, all for one full minute, and returns this minute.
 async fn make_schedules(client: &Client, count: usize) -> Result<Timestamp> {
     let lead = setting("LEAD", 60 + count / 60)?;
     let due = (Timestamp::now() + (lead as i64).seconds()).round(Unit::Minute)?;
@@ -134,7 +134,7 @@ async fn make_schedules(client: &Client, count: usize) -> Result<Timestamp> {
     Ok(due)
 }
 
-/// Makes finished SyncJobs, spread over the schedules.
+/// Creates finished SyncJobs, spread over the schedules.
 async fn make_jobs(client: &Client, count: usize) -> Result<()> {
     let schedules: Api<SyncSchedule> = Api::namespaced(client.clone(), "scale");
     let jobs: Api<SyncJob> = Api::namespaced(client.clone(), "scale");
@@ -201,7 +201,7 @@ async fn burst(client: &Client, operator: &Operator, due: Timestamp, count: usiz
     let made = Timestamp::now().duration_since(due).as_secs_f64();
     let api: Api<SyncSchedule> = Api::namespaced(client.clone(), "scale");
     // A list of all schedules is asked for only when most of them have counted theirs: it costs the API server much.
-    until("every run was told to have ended", async || reaches("sync_run_duration_seconds_count").await).await?;
+    until("the metrics have every run", async || reaches("sync_run_duration_seconds_count").await).await?;
     until("every run was counted", async || {
         sleep(Duration::from_secs(4)).await;
         let all = api.list(&ListParams::default()).await?.items;
@@ -239,7 +239,7 @@ fn skews(log: &Path) -> Result<Vec<f64>> {
     let of = |line: &str| line.split_once("\"skew\":")?.1.split([',', '}']).next()?.parse::<f64>().ok();
     let mut skews: Vec<f64> = text.lines().filter_map(of).collect();
     skews.sort_by(f64::total_cmp);
-    if skews.is_empty() { Err("the operator's log tells no skew".into()) } else { Ok(skews) }
+    if skews.is_empty() { Err("the operator's log has no skew".into()) } else { Ok(skews) }
 }
 
 /// Writes of the operator's kinds and of events that the API server was asked for, by verb and resource.

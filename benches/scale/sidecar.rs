@@ -20,7 +20,7 @@ const CONNECTIONS: u32 = 16;
 const RATE: u32 = 1_000;
 const TIME: Duration = Duration::from_secs(20);
 
-/// Starts the sidecar, and asks it 1,000 times a second.
+/// Starts the sidecar, and sends it 1,000 requests per second.
 pub async fn measure() -> Result<()> {
     let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
     process.args(["api", "--insecure-no-auth", "--http-requests-per-second", "1000000"]);
@@ -35,7 +35,7 @@ pub async fn measure() -> Result<()> {
 
     let counted = get(&mut connect().await.ok(), "/jobs/status").await?;
     let completed = counted.split_once("\"completed\":").and_then(|(_, rest)| rest.split(',').next());
-    tell("- SyncJobs that have ended, as it tells", completed.unwrap_or("none"));
+    tell("- ended SyncJobs in its answer", completed.unwrap_or("none"));
     let cpu = operator.cpu_s()?;
     let start = Instant::now() + Duration::from_millis(100);
     let mut clients = JoinSet::new();

@@ -1,5 +1,5 @@
-//! The floor: what MongoDB does when somebody else has read the keys, built the commands and forgets about progress,
-//! failures and other writers.
+//! Lower bound of the time of a run: the writes in MongoDB alone, with keys and commands that are prepared in advance,
+//! and without progress, failures and other writers.
 
 use std::sync::{
     Arc,
@@ -16,7 +16,7 @@ use crate::{Figures, Result, process, variable};
 /// The database of all benchmarks.
 pub const DATABASE: &str = "bench";
 
-/// A client with so many connections at most.
+/// Returns a client with at most `connections` connections.
 pub async fn client(connections: u32) -> Result<Client> {
     let mut options = ClientOptions::parse(variable("MONGODB_URI")?).await?;
     options.max_pool_size = Some(connections);

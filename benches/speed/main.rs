@@ -1,5 +1,5 @@
-//! Benchmarks on real servers: `make bench`, and `make bench-peers` beside other software. What is measured and how
-//! to read it: `docs/operations/performance.md`.
+//! Benchmarks on real servers: `make bench`, and `make bench-peers` for a comparison with other software.
+//! `docs/operations/performance.md` describes the measurements.
 //!
 //! `speed measure SET` runs a set of cases in alternation, each in a process of its own that prints what it measured
 //! as JSON, and appends that to `$BENCH_RESULTS`; `speed table` makes the tables. `speed case …` is one case.
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// What a case measured. The Node scripts print the same.
+/// Measurements of a case. The Node scripts print the same fields.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Figures {
     /// Runs or users per second.
@@ -26,12 +26,12 @@ struct Figures {
     /// Median from enqueue to start, in milliseconds.
     #[serde(default)]
     p50_ms: f64,
-    /// 99th percentile of the same.
+    /// 99th percentile from enqueue to start, in milliseconds.
     #[serde(default)]
     p99_ms: f64,
     /// CPU time of the process that does the work, in seconds.
     cpu_s: f64,
-    /// Its peak resident memory, in MiB.
+    /// Peak resident memory of this process, in MiB.
     rss_mib: f64,
 }
 

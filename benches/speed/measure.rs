@@ -1,4 +1,4 @@
-//! Runs cases in alternation, so that what else the machine does meets all of them.
+//! Execution of cases in alternation, so that other load of the machine affects all of them.
 
 use std::{
     fs::OpenOptions,
@@ -19,7 +19,7 @@ struct Case {
     command: Vec<String>,
 }
 
-/// What is kept of a case.
+/// Stored result of a case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sample {
     /// The set: `queue`, `queue-aof`, `users-100000`, …
@@ -30,7 +30,7 @@ pub struct Sample {
     pub round: u32,
     /// Load average of the machine when it started.
     pub load: f64,
-    /// What was measured.
+    /// Measurements of the case.
     #[serde(flatten)]
     pub figures: Figures,
 }
@@ -70,9 +70,12 @@ fn cases(set: &str) -> Result<Vec<Case>> {
         }
         "users" => {
             for batch in ["100", "1000"] {
-                for lanes in if peers { &["4"][..] } else { &["4", "1"] } {
-                    add(format!("sync {batch} x {lanes}"), ours(&["users", batch, lanes]))?;
-                    add(format!("range {batch} x {lanes}"), ours(&["floor", "range", batch, lanes]))?;
+                for parallelism in if peers { &["4"][..] } else { &["4", "1"] } {
+                    add(format!("sync {batch} x {parallelism}"), ours(&["users", batch, parallelism]))?;
+                    add(
+                        format!("range {batch} x {parallelism}"),
+                        ours(&["floor", "range", batch, parallelism]),
+                    )?;
                 }
                 if peers {
                     add(format!("bulk {batch} x 4"), ours(&["floor", "bulk", batch, "4"]))?;

@@ -19,14 +19,14 @@ pub fn cpu_s(pid: u32) -> Result<f64> {
     Ok((ticks(11)? + ticks(12)?) / TICKS)
 }
 
-/// What /proc calls the peak of resident memory.
+/// Field of /proc with the peak of the resident memory.
 pub const PEAK: &str = "VmHWM";
 
-/// Resident memory as one of the lines of /proc/PID/status tells it, in MiB.
+/// Resident memory of a field of /proc/PID/status, in MiB.
 pub fn memory_mib(pid: u32, line: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let found = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
-    let kib: f64 = found.ok_or("/proc tells no memory")?.trim().trim_end_matches("kB").trim().parse()?;
+    let kib: f64 = found.ok_or("/proc has no such memory")?.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib / 1024.0)
 }
 

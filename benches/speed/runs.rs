@@ -50,8 +50,8 @@ pub async fn throughput(slots: usize, count: usize) -> Result<Figures> {
     })
 }
 
-/// Enqueues `rate` runs a second, whether or not the earlier ones have started, and takes the time from each enqueue
-/// to the moment the worker has the run in hand.
+/// Enqueues `rate` runs per second, whether or not the earlier ones have started, and measures the time from each
+/// enqueue to the claim of the run by the worker.
 pub async fn latency(slots: usize, count: usize, rate: u32) -> Result<Figures> {
     let queue = Queue::new(&variable("REDIS_URL")?, "bench", LEASE)?;
     let starts = Starts::default();

@@ -29,8 +29,8 @@ pub(super) struct PostRequest {
     pub ca: Option<Vec<u8>>,
 }
 
-/// Parses a URL, and returns it with the host that must be allowed to receive secrets. `what` names the URL in errors, which do not show
-/// the URL.
+/// Parses a URL, and returns it with the host that must be allowed to receive secrets. `what` names the URL in errors,
+/// which do not show the URL.
 pub(super) fn parse_url(text: &str, what: &str) -> Result<(Url, String), Refusal> {
     let url = Url::parse(text.trim()).ok();
     let found = url.and_then(|url| url.host_str().map(str::to_owned).map(|host| (url, host)));
@@ -76,13 +76,15 @@ fn check_answer(status: StatusCode, headers: &HeaderMap) -> Result<(), Refusal> 
     let rest = limits::pause(headers, Timestamp::now());
     match code {
         200..=299 => Ok(()),
-        429 => Err(Refusal { rest, ..unavailable("it wants fewer messages (429)") }),
+        429 => Err(Refusal { rest, ..unavailable("it limits messages (429)") }),
         408 | 500..=599 => Err(Refusal { rest, ..unavailable(format!("it answered with {code}")) }),
         300..=399 => Err(configuration_error(format!(
             "it answered with {code}, a redirect, which is not followed: set its URL to the destination"
         ))),
         401 | 403 => Err(configuration_error(format!("it refuses with {code}: check its Secret, and its rights"))),
-        _ => Err(configuration_error(format!("it refuses messages with {code}: check its URL, and what it expects"))),
+        _ => Err(configuration_error(format!(
+            "it refuses messages with {code}: check its URL, and the messages that it accepts"
+        ))),
     }
 }
 
@@ -99,7 +101,7 @@ fn unreachable(error: &reqwest::Error) -> Refusal {
     match connection_error::known_cause(&causes) {
         Some(cause) => unavailable(format!("it could not be reached: {cause}")),
         None if error.is_timeout() => unavailable("it could not be reached: no answer in time"),
-        None => no_answer("the connection to it broke"),
+        None => no_answer("the connection to it was lost"),
     }
 }
 

@@ -29,7 +29,7 @@ impl Notifier {
     }
 }
 
-/// Escapes a text for Slack. Otherwise a text could mention everybody in a channel.
+/// Escapes a text for Slack. Otherwise a text could mention all members of a channel.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

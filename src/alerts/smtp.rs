@@ -89,7 +89,7 @@ fn tls(host: &str, ca: Option<Vec<u8>>) -> Result<TlsParameters, Refusal> {
 
 fn compose(sink: &Smtp, message: &Message, rendered: &RenderedMessage) -> Result<Mail, Refusal> {
     let address = |text: &String| {
-        text.parse::<Mailbox>().map_err(|_| configuration_error("an address in from or to is none: correct it"))
+        text.parse::<Mailbox>().map_err(|_| configuration_error("an address in from or to is not valid: correct it"))
     };
     let from = address(&sink.from)?;
     // A repeated mail has the same id, so that servers may drop one of the two.
@@ -100,7 +100,7 @@ fn compose(sink: &Smtp, message: &Message, rendered: &RenderedMessage) -> Result
     }
     mail.header(ContentType::TEXT_PLAIN)
         .body(rendered.text.clone())
-        .map_err(|_| configuration_error("its message is no mail: check from and to"))
+        .map_err(|_| configuration_error("its message is not a valid mail: check from and to"))
 }
 
 fn refused(error: &lettre::transport::smtp::Error) -> Refusal {
@@ -115,7 +115,7 @@ fn refused(error: &lettre::transport::smtp::Error) -> Refusal {
         };
     }
     if error.is_client() {
-        return configuration_error("it does not offer what is asked for: check tls, and the way to log in");
+        return configuration_error("it does not support the requested encryption or login: check tls and the Secrets");
     }
     let mut causes = String::new();
     let mut cause = Some(error as &dyn std::error::Error);
@@ -125,6 +125,6 @@ fn refused(error: &lettre::transport::smtp::Error) -> Refusal {
     }
     match connection_error::known_cause(&causes) {
         Some(cause) => unavailable(format!("it could not be reached: {cause}")),
-        None => no_answer("the connection to it broke"),
+        None => no_answer("the connection to it was lost"),
     }
 }

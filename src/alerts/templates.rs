@@ -26,7 +26,8 @@ pub(super) struct RenderedMessage {
 }
 
 impl RenderedMessage {
-    /// Renders a message. The default text replaces a template that cannot be used, so that the sink is notified in any case.
+    /// Renders a message. The default text replaces a template that cannot be used, so that the sink is notified in any
+    /// case.
     pub fn new(alert: &SyncAlert, message: &Message) -> Self {
         let template = alert.spec.template.as_ref();
         let context = context(alert, message);
@@ -61,7 +62,7 @@ pub fn check_template(template: &Template) -> Option<String> {
     let parts = [("title", &template.title), ("text", &template.text)];
     parts.into_iter().find_map(|(part, template)| {
         let error = render(template.as_ref()?, &context).err()?;
-        let line = error.line().map(|line| format!(" in line {line}")).unwrap_or_default();
+        let line = error.line().map(|line| format!(" at line {line}")).unwrap_or_default();
         Some(format!("{part}: {}{line}", error.kind()))
     })
 }

@@ -11,30 +11,30 @@ const MAX_LEN: usize = 16;
 
 /// A Go-style duration such as `20m`, `1h30m` or `500ms`, kept as the user wrote it.
 ///
-/// Parsing is left to [`GoDuration::parse`], so that an object stored under an older and
-/// laxer CRD still deserialises and its owner gets a message instead of silence.
+/// [`GoDuration::parse`] parses the text, and not the deserialisation: an object that was stored under an older and
+/// laxer CRD is still read, and its status reports the invalid duration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GoDuration(String);
 
-/// The text is no positive Go-style duration.
+/// Error of a text that is no positive Go-style duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no duration: write a number and a unit (ms, s, m, h), such as 20m or 1h30m")]
 pub struct InvalidDuration(String);
 
 impl GoDuration {
-    /// Wraps a text without checking it.
+    /// Creates a duration from a text, without a check.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text as the user wrote it.
+    /// Returns the text as the user wrote it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Reads the text, to the nanosecond.
+    /// Parses the text, to the nanosecond.
     ///
     /// # Errors
     /// When the text is longer than 16 bytes, is no Go duration, or is negative.

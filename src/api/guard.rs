@@ -1,4 +1,4 @@
-//! Limits on what a run may do to documents without the approval of a person.
+//! Limits of the changes that a run may make without an approval.
 
 use std::borrow::Cow;
 
@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{GoDuration, Unknown, rules};
 
-/// Limits on what a run may do to documents without the approval of a person.
+/// Limits of the changes that a run may make to documents without an approval.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Guard {
-    /// Largest number of documents that a run may mark, and that it may delete: a number, or a percentage of the
-    /// documents that the source had confirmed and not marked when the run started. Default with `onMissing: Mark` or
-    /// `Delete`: 20%, and always 5 documents. A value that is set has no such minimum.
+    /// Largest number of documents that a run may mark, and that it may delete: a number, or a percentage. The base of
+    /// a percentage is the number of documents that the source had confirmed and not marked when the run started.
+    /// Default with `onMissing: Mark` or `Delete`: 20%, and always 5 documents. A value that is set has no such
+    /// minimum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_missing: Option<Share>,
 
@@ -25,8 +26,8 @@ pub struct Guard {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_changed: Option<Share>,
 
-    /// Fewest results that the source must list before a run marks or deletes documents. For `batching: Pages`. Default: no
-    /// limit.
+    /// Least number of results that the source must list before a run marks or deletes documents. For `batching:
+    /// Pages`. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::range("guard.minResults", 0, 1_000_000_000))]
     pub min_results: Option<i64>,

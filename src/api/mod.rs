@@ -17,7 +17,7 @@ pub use syncalert::{SyncAlert, SyncAlertSpec, SyncAlertStatus};
 pub use syncjob::{SyncJob, SyncJobSpec, SyncJobStatus};
 pub use syncschedule::{SyncSchedule, SyncScheduleSpec, SyncScheduleStatus};
 
-/// Fields that this release does not know.
+/// Fields that this release of the operator does not know.
 pub type Unknown = serde_json::Map<String, serde_json::Value>;
 
 /// API group of all kinds.
@@ -26,16 +26,16 @@ pub const GROUP: &str = "sync.codex.dev";
 pub const SCHEDULE_LABEL: &str = "sync.codex.dev/schedule";
 /// Annotation on a SyncJob with its slot, as RFC 3339.
 pub const SLOT_ANNOTATION: &str = "sync.codex.dev/scheduled-at";
-/// Annotation on a SyncJob with the time, as RFC 3339, until which it may be created for its slot. One that was created later comes from a
-/// backup.
+/// Annotation on a SyncJob with the time, as RFC 3339, until which it may be created for its slot. A SyncJob that was
+/// created later comes from a backup.
 pub const STARTING_DEADLINE_ANNOTATION: &str = "sync.codex.dev/starting-deadline";
 /// Annotation on a SyncJob that was cancelled and replaced by another one: the name of that SyncJob.
 pub const REPLACED_BY_ANNOTATION: &str = "sync.codex.dev/replaced-by";
-/// Number of documents that a person approves a held SyncJob to mark, delete or change.
+/// Annotation on a held SyncJob: the number of documents that a user allows the run to mark, delete or change.
 pub const APPROVE_ANNOTATION: &str = "sync.codex.dev/approve";
-/// Name of the later SyncJob that took the place of a held one.
+/// Annotation on a held SyncJob that was superseded: the name of the later SyncJob.
 pub const SUPERSEDED_BY_ANNOTATION: &str = "sync.codex.dev/superseded-by";
-/// Annotation on a SyncSchedule that asks for a run now: any new token, or `<token>:Full`.
+/// Annotation on a SyncSchedule that triggers a run: any new token, or `<token>:Full`.
 pub const TRIGGER_ANNOTATION: &str = "sync.codex.dev/trigger";
 /// Annotation on a SyncJob that an HTTP call created: the name of the caller.
 pub const TRIGGERED_BY_ANNOTATION: &str = "sync.codex.dev/triggered-by";
@@ -46,15 +46,15 @@ pub const SUSPEND_NOTE_ANNOTATION: &str = "sync.codex.dev/suspend-note";
 /// Annotation on a SyncJob that retries a failed one: the name of the failed SyncJob.
 pub const RETRY_OF_ANNOTATION: &str = "sync.codex.dev/retry-of";
 
-/// Annotation on a SyncAlert that asks for a test message: any new token.
+/// Annotation on a SyncAlert that requests a test message: any new token.
 pub const TEST_ANNOTATION: &str = "sync.codex.dev/test";
-/// Annotation on a Secret with the hosts, separated by commas, that it may be sent to.
+/// Annotation on a Secret with the hosts, separated by commas, to which its content may be sent.
 pub const HOSTS_ANNOTATION: &str = "sync.codex.dev/hosts";
 
 /// Longest text in a status field, in bytes of its JSON.
 pub const MAX_TEXT: usize = 512;
 
-/// Cuts a text to [`MAX_TEXT`] bytes, as [`truncate_to`].
+/// Cuts a text to [`MAX_TEXT`] bytes with [`truncate_to`].
 #[must_use]
 pub fn truncate(text: &str) -> String {
     truncate_to(text, MAX_TEXT)

@@ -2,7 +2,7 @@
 
 use kube::core::Rule;
 
-/// A duration between `min` and `max` (both Go durations). `field` is named in the message.
+/// Rule of a duration between `min` and `max` (both Go durations). `field` is named in the message.
 pub(super) fn duration(field: &str, min: &str, max: &str, example: &str) -> Rule {
     Rule::new(format!(
         "self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('{min}') && duration(self) <= duration('{max}')"
@@ -18,12 +18,12 @@ pub(super) fn whole_seconds(field: &str, min: &str, max: &str, example: &str) ->
     .message(&*format!("{field} must be a duration in whole seconds from {min} to {max}, such as {example}"))
 }
 
-/// An integer between `min` and `max`.
+/// Rule of an integer between `min` and `max`.
 pub(super) fn range(field: &str, min: i64, max: i64) -> Rule {
     Rule::new(format!("self >= {min} && self <= {max}")).message(&*format!("{field} must be from {min} to {max}"))
 }
 
-/// A JSON pointer (RFC 6901). `field` is named in the message.
+/// Rule of a JSON pointer (RFC 6901). `field` is named in the message.
 pub(super) fn pointer(field: &str, example: &str) -> Rule {
     Rule::new("self.matches('^(/([^/~]|~[01])*)*$')").message(&*format!(
         "{field} must be a JSON pointer, which starts with / and has ~ only as ~0 or ~1, such as {example}"
@@ -40,27 +40,27 @@ pub(super) fn placeholder(name: &str, setting: &str, holds: &str) -> Rule {
         .field_path(".rest.endpoint")
 }
 
-/// Walking through pages is for full runs.
+/// Rule of `batching: Pages`, which only full runs may have.
 pub(super) fn full() -> Rule {
     Rule::new("!has(self.source) || self.source.batching != 'Pages' || self.syncType == 'Full'")
-        .message("source.batching Pages needs syncType Full: set it, or ask PerBatch or PerUser")
+        .message("source.batching Pages needs syncType Full: set it, or use PerBatch or PerUser")
         .field_path(".source.batching")
 }
 
-/// An IANA name of a time zone. `field` is named in the message.
+/// Rule of an IANA name of a time zone. `field` is named in the message.
 pub(super) fn time_zone(field: &str) -> Rule {
     Rule::new(r"self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$') && self != 'Local'")
         .message(&*format!("{field} must be an IANA name, such as Europe/Berlin"))
 }
 
-/// An http or https URL without user, password and fragment. `field` is named in the message.
+/// Rule of an http or https URL without user, password and fragment. `field` is named in the message.
 pub(super) fn url(field: &str, example: &str) -> Rule {
     Rule::new("self.matches('^https?://[^/?#@ ]+([/?][^# ]*)?$')").message(&*format!(
         "{field} must be an http or https URL without user, password and fragment, such as {example}: secrets belong into Secrets"
     ))
 }
 
-/// A field of `spec` that cannot be changed once the object exists. For fields that always have a value.
+/// Rule of a field of `spec` that cannot be changed after the object was created. For fields that always have a value.
 pub(super) fn immutable(field: &str) -> Rule {
     immutable_rule(field, &format!("self.spec.{field} == oldSelf.spec.{field}"))
 }

@@ -15,11 +15,11 @@ use super::{GoDuration, Unknown, rules};
 #[x_kube(
     validation = Rule::new("has(self.graphQL) != has(self.rest)").message("source needs either graphQL or rest: set one of them"),
     validation = Rule::new("(self.batching == 'Pages') == has(self.pagination)").message("source.pagination and batching Pages go together: set both, or remove pagination"),
-    validation = Rule::new("!self.upsert || self.batching == 'Pages'").message("source.upsert needs batching Pages: other runs know only what is there").field_path(".upsert"),
+    validation = Rule::new("!self.upsert || self.batching == 'Pages'").message("source.upsert needs batching Pages: other runs request only documents that exist").field_path(".upsert"),
     validation = Rule::new("!has(self.deleteAfter) || self.onMissing == 'Delete'").message("source.deleteAfter needs onMissing Delete: set it, or remove deleteAfter").field_path(".deleteAfter"),
     validation = Rule::new("!has(self.missing.set) || self.onMissing in ['Mark', 'Delete']").message("source.missing.set needs onMissing Mark or Delete: set it, or remove missing.set").field_path(".missing.set"),
     validation = Rule::new("!self.adopt || (self.batching == 'Pages' && self.onMissing in ['Mark', 'Delete'])").message("source.adopt needs batching Pages and onMissing Mark or Delete: set both, or remove adopt").field_path(".adopt"),
-    validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("source.onMissing Mark and Delete need batching PerUser or Pages: what is missing in a list may only have been cut off").field_path(".onMissing"),
+    validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("source.onMissing Mark and Delete need batching PerUser or Pages: a list may have been cut off").field_path(".onMissing"),
     validation = Rule::new("!has(self.pagination) || self.pagination.by != 'Link' || has(self.rest)").message("source.pagination.by Link is for rest: use Cursor or Number").field_path(".pagination.by"),
     validation = rules::placeholder("id", "batching PerUser", "self.batching == 'PerUser'"),
     validation = rules::placeholder("ids", "batching PerBatch", "self.batching == 'PerBatch'"),
@@ -36,20 +36,22 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<Rest>,
 
-    /// Name under which documents keep when this source listed them: two sources of one collection do not see each other's
-    /// work. Default: the name of the schedule. A SyncJob with neither marks and deletes nothing.
+    /// Name under which documents store the confirmations of this source. It separates the confirmations, marks and
+    /// deletions of two sources of one collection. Default: the name of the schedule. A SyncJob without both marks and
+    /// deletes nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$')").message("source.name must be lower-case letters, digits, - and ., such as gitlab"))]
     #[schemars(length(max = 63))]
     pub name: Option<String>,
 
-    /// True confirms documents of the selection that the source does not list and has never listed, so that later runs mark or
-    /// delete them. Such a run is always held, and needs an approval. For a SyncJob without a schedule.
+    /// Adoption of documents that the source has never listed. True: the run confirms the documents of the selection
+    /// that the source does not list, so that later runs mark or delete them. Such a run is always held, and needs an
+    /// approval. For a SyncJob without a schedule.
     #[serde(default)]
     pub adopt: bool,
 
-    /// PerBatch asks once for each batch, and expects a list. PerUser asks once for each document. Pages walks through all
-    /// that the API has, page by page, and needs `syncType: Full`.
+    /// Way to request documents. PerBatch sends one request for each batch, and expects a list. PerUser sends one
+    /// request for each document. Pages requests all results of the API, page by page, and needs `syncType: Full`.
     #[serde(default)]
     pub batching: Batching,
 
@@ -62,7 +64,8 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pagination: Option<Pagination>,
 
-    /// For Pages: create a document for a result without one. `target.keyField` needs a unique index.
+    /// For Pages: creation of documents. True: the run creates a document for a result without one. `target.keyField`
+    /// needs a unique index.
     #[serde(default)]
     pub upsert: bool,
 
@@ -89,17 +92,19 @@ pub struct Source {
     pub missing: Mark,
 
     /// For `onMissing: Delete`: time for which a document stays marked before a run may delete it, 0s to 8760h.
-    /// Default: the next run may.
+    /// Default: the next run may delete it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::duration("deleteAfter", "0s", "8760h", "720h"))]
     pub delete_after: Option<GoDuration>,
 
-    /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. It has to name the hosts
-    /// that may receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=gitlab.example.com`.
+    /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. An annotation of the Secret
+    /// must name the hosts that may receive the token: `kubectl annotate secret NAME
+    /// sync.codex.dev/hosts=gitlab.example.com`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<SecretKey>,
 
-    /// Headers that are sent, with values from Secrets of the same namespace. The same annotation is needed.
+    /// Headers of each request, with values from Secrets of the same namespace. Each Secret needs the annotation that
+    /// `tokenSecretRef` describes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers_from: Vec<HeaderFrom>,
@@ -136,8 +141,8 @@ pub struct Source {
 #[serde(rename_all = "camelCase")]
 pub struct GraphQl {
     /// Address of the API, such as `https://gitlab.example.com/api/graphql`. Addresses of private networks, and
-    /// `http://`, only where the operator's `--source-allowed-hosts` or `--source-allowed-cidrs` allow them.
-    /// Redirects are not followed.
+    /// `http://`, are allowed only by the operator's `--source-allowed-hosts` or `--source-allowed-cidrs`. Redirects
+    /// are not followed.
     #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ ]+([/?][^# ]*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://gitlab.example.com/api/graphql: tokens belong into tokenSecretRef"))]
     #[schemars(length(max = 1024))]
     pub endpoint: String,
@@ -147,7 +152,7 @@ pub struct GraphQl {
     #[schemars(length(min = 1, max = 16384))]
     pub query: String,
 
-    /// Which operation of the query is meant, when it holds several.
+    /// Name of the operation to execute. Needed when the query has several operations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub operation_name: Option<String>,
@@ -157,8 +162,8 @@ pub struct GraphQl {
     #[serde(default, skip_serializing_if = "Variables::is_empty")]
     pub variables: Variables,
 
-    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser), such
-    /// as `/data/users/nodes`.
+    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser),
+    /// such as `/data/users/nodes`.
     #[x_kube(validation = rules::pointer("resultPath", "/data/users/nodes"))]
     #[schemars(length(max = 256))]
     pub result_path: String,
@@ -177,12 +182,12 @@ pub struct Rest {
     /// the keys of a batch, separated by commas (PerBatch). For Pages, `{page}` or `{after}` identifies the page, and
     /// `{first}` is `batchSize`. Addresses of private networks, and `http://`, are allowed only by the operator's
     /// `--source-allowed-hosts` or `--source-allowed-cidrs`. Redirects are not followed.
-    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ {}]+([/?]([^# {}]|[{](id|ids|page|after|first)[}])*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://api.example.com/users/{id}, and with no other braces than {id}, {ids}, {page}, {after} and {first}, after its host: tokens belong into tokenSecretRef"))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ {}]+([/?]([^# {}]|[{](id|ids|page|after|first)[}])*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://api.example.com/users/{id}: tokens belong into tokenSecretRef. The URL may have no other braces than {id}, {ids}, {page}, {after} and {first}, after its host"))]
     #[schemars(length(max = 1024))]
     pub endpoint: String,
 
-    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser), such
-    /// as `/users`. Without it, the answer is that.
+    /// JSON pointer, from the answer's root, to the list of results (PerBatch, Pages) or to the one result (PerUser),
+    /// such as `/users`. Default: the root of the answer.
     #[serde(default)]
     #[x_kube(validation = rules::pointer("resultPath", "/users"))]
     #[schemars(length(max = 256))]
@@ -216,8 +221,9 @@ pub enum Batching {
     validation = Rule::new("self.by != 'Link' || !has(self.morePath)").message("pagination.morePath and by Link exclude each other: keep one of them")
 )]
 pub struct Pagination {
-    /// Cursor sets `after`, which is null or empty at first. Number sets `page`, from 1 on. Link goes to the address that
-    /// the header `Link` of the answer before has with `rel="next"`; it is for `rest` only.
+    /// Identification of a page. Cursor sets `after`, which is null or empty in the first request. Number sets `page`,
+    /// from 1 on. Link requests the address with `rel="next"` in the header `Link` of the previous answer, and is for
+    /// `rest` only.
     #[serde(default)]
     pub by: PageBy,
     /// For Cursor: JSON pointer to the cursor of the next page, such as `/data/users/pageInfo/endCursor`.
@@ -225,13 +231,14 @@ pub struct Pagination {
     #[x_kube(validation = rules::pointer("pagination.nextPath", "/data/users/pageInfo/endCursor"))]
     #[schemars(length(max = 256))]
     pub next_path: Option<String>,
-    /// JSON pointer to whether there are more pages, such as `/data/users/pageInfo/hasNextPage`. Without it, the last page
-    /// is one without a cursor, or with Number one without results.
+    /// JSON pointer to a boolean that is true when there are more pages, such as `/data/users/pageInfo/hasNextPage`.
+    /// Default: the last page is a page without a cursor, or with Number a page without results.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::pointer("pagination.morePath", "/data/users/pageInfo/hasNextPage"))]
     #[schemars(length(max = 256))]
     pub more_path: Option<String>,
-    /// JSON pointer to the number of all results, such as `/total`. A walk that found fewer marks and deletes nothing.
+    /// JSON pointer to the number of all results, such as `/total`. A run whose walk found fewer results marks and
+    /// deletes nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::pointer("pagination.totalPath", "/total"))]
     #[schemars(length(max = 256))]
@@ -275,14 +282,14 @@ pub enum PageBy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnMissing {
-    /// Count it as failed.
+    /// The document is counted as failed.
     #[default]
     Fail,
-    /// Leave it as it is, and count it as unchanged.
+    /// The document stays as it is, and is counted as unchanged.
     Ignore,
-    /// Write down since when it is missing.
+    /// The run writes the time since which the document is missing.
     Mark,
-    /// Remove it.
+    /// The run marks the document, and a later run deletes it.
     Delete,
 }
 
@@ -290,7 +297,8 @@ pub enum OnMissing {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Mark {
-    /// Field with the time since which the source does not have the document. Removed when it has it again.
+    /// Field with the time since which the source does not have the document. The run removes the field when the source
+    /// has the document again.
     #[serde(default = "default_missing_field")]
     #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("missing.field must be a field path without $, such as missingSince, and not _id"))]
     #[schemars(length(max = 128))]
@@ -319,7 +327,7 @@ impl Default for Mark {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SetField {
-    /// Field of the document, such as `active`. It is not mapped.
+    /// Field of the document, such as `active`. The mapping must not have the same field.
     #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$') && self != '_id' && !self.startsWith('_id.')").message("missing.set[].to must be a field path without $, such as active, and not _id"))]
     #[schemars(length(max = 128))]
     pub to: String,
@@ -340,7 +348,7 @@ pub struct SecretKey {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Key in it.
+    /// Key in the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
 }
@@ -376,7 +384,7 @@ pub struct RateLimit {
 pub struct Variables(pub Map<String, Value>);
 
 impl Variables {
-    /// True when there are none.
+    /// True when there are no variables.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -457,8 +465,8 @@ pub enum FieldType {
     Bool,
     /// A decimal number (Decimal128), from a number or a text.
     Decimal,
-    /// A date, from a text such as `2026-01-31T10:00:00Z`, `2026-01-31 10:00` or `2026-01-31`. One without a zone is in
-    /// `timeZone`, and one without a time is at midnight.
+    /// A date, from a text such as `2026-01-31T10:00:00Z`, `2026-01-31 10:00` or `2026-01-31`. A text without a zone is
+    /// in `timeZone`, and a text without a time is at midnight.
     Date,
     /// A date, from the seconds since 1970 in UTC.
     EpochSeconds,
@@ -485,12 +493,12 @@ impl fmt::Display for FieldType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnNull {
-    /// Leave the field as it is.
+    /// The field stays as it is.
     #[default]
     Skip,
-    /// Remove the field.
+    /// The field is removed.
     Unset,
-    /// Make the field null.
+    /// The field becomes null.
     Set,
 }
 
@@ -513,7 +521,7 @@ fn default_per() -> GoDuration {
     GoDuration::new("1s")
 }
 
-/// Source of this kind in a manifest, with its own fields beside those that all sources share.
+/// Source of this kind in a manifest: the fields of the kind, and the fields that all sources share.
 #[cfg(test)]
 pub(crate) fn manifest(kind: &str, fields: &Value) -> Value {
     const OWN: [&str; 5] = ["endpoint", "query", "operationName", "variables", "resultPath"];

@@ -23,12 +23,12 @@ use super::{GoDuration, conditions, rules, source::SecretKey};
     namespaced,
     status = "SyncAlertStatus",
     derive = "PartialEq",
-    doc = "A SyncAlert notifies people or programs of problems of the SyncSchedules in its namespace, and of their end.",
+    doc = "A SyncAlert notifies people or programs of problems of the SyncSchedules in its namespace, and of the end of these problems.",
     printcolumn(
         name = "Firing",
         type_ = "integer",
         json_path = ".status.firing",
-        description = "Problems there are now"
+        description = "Number of current problems"
     ),
     printcolumn(
         name = "Last Sent",
@@ -47,7 +47,7 @@ use super::{GoDuration, conditions, rules, source::SecretKey};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SyncAlertSpec {
-    /// Labels of the SyncSchedules that are watched. Default: all of the namespace.
+    /// Labels of the SyncSchedules that are watched. Default: all SyncSchedules of the namespace.
     #[serde(default)]
     pub selector: LabelSelector,
 
@@ -61,7 +61,7 @@ pub struct SyncAlertSpec {
     #[schemars(length(min = 1, max = 8))]
     pub sinks: Vec<Sink>,
 
-    /// Time for which a message waits for more alerts, 0s to 1h. A problem that is over before is not reported.
+    /// Time for which a message waits for more alerts, 0s to 1h. A problem that ends within this time is not reported.
     #[serde(default = "default_group_window")]
     #[x_kube(validation = rules::duration("groupWindow", "0s", "1h", "30s"))]
     pub group_window: GoDuration,
@@ -71,7 +71,7 @@ pub struct SyncAlertSpec {
     #[x_kube(validation = rules::duration("repeatInterval", "10s", "168h", "4h"))]
     pub repeat_interval: GoDuration,
 
-    /// Also notify when a problem is over. Only sinks that were notified of the problem are notified of its end.
+    /// Notification of the end of a problem. Only sinks that were notified of the problem are notified of its end.
     #[serde(default = "default_send_resolved")]
     pub send_resolved: bool,
 
@@ -127,19 +127,20 @@ pub struct AlertRule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum AlertType {
-    /// The run that ended last failed. Over when one completes.
+    /// The run that ended last failed. Resolved when a run completes.
     RunFailed,
     /// A run was recovered from a lost worker. Reported once, when the run has ended.
     RunRecovered,
     /// A slot was skipped. Reported once.
     RunSkipped,
-    /// A run waits for an approval of what its guard holds. Over when none does.
+    /// A run waits for an approval of the changes that its guard holds. Resolved when no run waits.
     RunHeld,
-    /// The schedule is Stalled and starts nothing: its spec has a mistake, or too many runs in a row have failed. Over when it
-    /// starts runs again.
+    /// The schedule is Stalled and starts no runs: its spec is invalid, or too many runs in a row have failed. Resolved
+    /// when the schedule starts runs again.
     ScheduleStalled,
-    /// More documents than `percent` of those that the last run handled were refused. Over when fewer are.
-    // A release before 0.2 called it `FailedUsersAbove`: one stored SyncAlert that cannot be read would stop the watch of all.
+    /// More than `percent` of the documents of the last run were refused. Resolved when fewer documents are refused.
+    // A release before 0.2 called it `FailedUsersAbove`: one stored SyncAlert that cannot be read would stop the watch
+    // of all.
     #[serde(alias = "FailedUsersAbove")]
     FailedDocumentsAbove,
     /// No run completed for `duration`, in which the schedule was not suspended. Resolved when a run completes.
@@ -154,20 +155,20 @@ pub enum AlertType {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("[has(self.slack), has(self.smtp), has(self.webhook), has(self.cloudEvents)].filter(set, set).size() == 1").message("sinks[] needs exactly one of slack, smtp, webhook and cloudEvents"))]
 pub struct Sink {
-    /// Names it in the status.
+    /// Name of the sink in the status.
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')").message("sinks[].name must be lower-case letters, digits and -, such as on-call"))]
     #[schemars(length(max = 63))]
     pub name: String,
-    /// An incoming webhook of Slack, or of what speaks as Slack does.
+    /// An incoming webhook of Slack, or of a service that accepts the messages of Slack webhooks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slack: Option<Slack>,
     /// A mail server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smtp: Option<Smtp>,
-    /// A URL that gets signed JSON.
+    /// A URL that receives signed JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Webhook>,
-    /// A URL that gets CloudEvents.
+    /// A URL that receives CloudEvents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_events: Option<CloudEvents>,
 }
@@ -176,8 +177,8 @@ pub struct Sink {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Slack {
-    /// Secret of the same namespace with the URL, which is the password as well. It has to name the host that may
-    /// receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=hooks.slack.com`.
+    /// Secret of the same namespace with the URL, which is also the credential. An annotation of the Secret must name
+    /// the host that may receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=hooks.slack.com`.
     pub url_secret_ref: SecretKey,
     /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -198,8 +199,9 @@ pub struct Smtp {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::range("sinks[].smtp.port", 1, 65535))]
     pub port: Option<i32>,
-    /// StartTls begins in plain text and then must be encrypted. Tls is encrypted from the start. None is not encrypted,
-    /// for hosts that the operator's `--source-allowed-hosts` or `--source-allowed-cidrs` name.
+    /// Encryption of the connection. StartTls begins in plain text and then must be encrypted. Tls is encrypted from
+    /// the start. None is not encrypted, and is allowed only for hosts that the operator's `--source-allowed-hosts` or
+    /// `--source-allowed-cidrs` name.
     #[serde(default)]
     pub tls: SmtpTls,
     /// Sender of the mail, such as `Sync <sync@example.com>`.
@@ -208,11 +210,12 @@ pub struct Smtp {
     /// Recipients of the mail.
     #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 320)))]
     pub to: Vec<String>,
-    /// Secret of the same namespace with the user. It has to name the server's host, as the password's.
+    /// Secret of the same namespace with the name of the user. The Secret needs the annotation that `passwordSecretRef`
+    /// describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username_secret_ref: Option<SecretKey>,
-    /// Secret of the same namespace with the password. It has to name the host that may receive it:
-    /// `kubectl annotate secret NAME sync.codex.dev/hosts=smtp.example.com`.
+    /// Secret of the same namespace with the password. An annotation of the Secret must name the host that may receive
+    /// it: `kubectl annotate secret NAME sync.codex.dev/hosts=smtp.example.com`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_secret_ref: Option<SecretKey>,
     /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
@@ -224,7 +227,7 @@ pub struct Smtp {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum SmtpTls {
-    /// After the command STARTTLS.
+    /// Encryption after the command STARTTLS.
     #[default]
     StartTls,
     /// TLS from the start.
@@ -233,7 +236,7 @@ pub enum SmtpTls {
     None,
 }
 
-/// A URL that gets signed JSON.
+/// A URL that receives signed JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Webhook {
@@ -243,7 +246,7 @@ pub struct Webhook {
     #[schemars(length(max = 1024))]
     pub url: String,
     /// Secret of the same namespace with the key that messages are signed with: `X-Signature` is `sha256=` and the
-    /// HMAC-SHA256 of the body, in hexadecimal. The Secret has to name the host:
+    /// HMAC-SHA256 of the body, in hexadecimal. An annotation of the Secret must name the host:
     /// `kubectl annotate secret NAME sync.codex.dev/hosts=alerts.example.com`.
     pub hmac_secret_ref: SecretKey,
     /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
@@ -251,7 +254,7 @@ pub struct Webhook {
     pub ca_secret_ref: Option<SecretKey>,
 }
 
-/// A URL that gets CloudEvents 1.0, as JSON in structured mode.
+/// A URL that receives CloudEvents 1.0, as JSON in structured mode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudEvents {
@@ -259,7 +262,8 @@ pub struct CloudEvents {
     #[x_kube(validation = rules::url("sinks[].cloudEvents.url", "https://broker.example.com/default"))]
     #[schemars(length(max = 1024))]
     pub url: String,
-    /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. It has to name the host.
+    /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. An annotation of the
+    /// Secret must name the host: `kubectl annotate secret NAME sync.codex.dev/hosts=broker.example.com`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<SecretKey>,
     /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
@@ -272,11 +276,11 @@ pub struct CloudEvents {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Template {
-    /// The subject of mails, and the first line elsewhere.
+    /// Template of the title: the subject of a mail, and the first line of other messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub title: Option<String>,
-    /// The rest.
+    /// Template of the text below the title.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8192))]
     pub text: Option<String>,
@@ -289,11 +293,11 @@ pub struct SyncAlertStatus {
     /// Value of `metadata.generation` for which this status was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, and, while it holds, Stalled.
+    /// Conditions: Ready, and Stalled while it is true.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// Problems there are now.
+    /// Number of current problems.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firing: Option<i32>,
     /// Time of the last delivered message.
@@ -303,13 +307,13 @@ pub struct SyncAlertStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub sinks: Vec<SinkStatus>,
-    /// The first 30 alerts, with the sinks that were notified of each. The rest is kept in Redis.
+    /// The first 30 alerts, with the sinks that were notified of each. Redis has all alerts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub alerts: Vec<Alert>,
-    /// The test that was handled last.
+    /// Token of the test that was handled last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handled_test: Option<String>,
-    /// Counts changes, so that the newer of this and what is kept in Redis is known.
+    /// Number of changes of the status, by which the newer of this status and the one in Redis is found.
     #[serde(default)]
     pub revision: i64,
 }
@@ -320,7 +324,7 @@ pub struct SyncAlertStatus {
 pub struct SinkStatus {
     /// Name of the sink.
     pub name: String,
-    /// Ready: the last message was delivered. Absent before the first one.
+    /// Conditions: Ready is True when the last message was delivered. Absent before the first message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -333,7 +337,7 @@ pub struct SinkStatus {
     /// Reason of the last failed delivery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
-    /// Tries since then that failed.
+    /// Number of tries that failed since the last delivery.
     #[serde(default)]
     pub failed_tries: i32,
     /// Time before which the sink is not tried again. Absent when the last delivery succeeded.
@@ -351,14 +355,13 @@ pub struct Alert {
     #[serde(rename = "type")]
     #[schemars(with = "String")]
     pub type_: AlertType,
-    /// SyncJob, slot or time that began the problem. With the two fields above, it identifies the alert.
+    /// SyncJob, slot or time at which the problem began. With `schedule` and `type`, it identifies the alert.
     pub occurrence: String,
     /// Time at which the problem began.
     pub since: Time,
     /// Time at which the controller noticed the problem.
     pub noticed: Time,
-    /// Time at which the problem was over. For an incident that is reported once, time at which all sinks were
-    /// notified.
+    /// Time at which the problem ended. For an incident that is reported once, time at which all sinks were notified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved: Option<Time>,
     /// Description of the problem, as a sentence.
@@ -380,7 +383,7 @@ pub struct Notification {
     /// True when the sink was also notified that the problem is over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resolved: bool,
-    /// A message was sent, and it is not known whether it arrived. Only in Redis.
+    /// True when a message was sent, and it is not known whether it arrived. Only in Redis.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[schemars(skip)]
     pub unsure: bool,

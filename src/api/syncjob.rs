@@ -26,12 +26,12 @@ use super::{
     namespaced,
     status = "SyncJobStatus",
     derive = "PartialEq",
-    doc = "A SyncJob is one run of a synchronisation: it walks a MongoDB collection and stamps every document it matches, or brings it up to date with a source. Schedules make SyncJobs; one can also be made by hand.",
+    doc = "A SyncJob is one run of a synchronisation: it walks a MongoDB collection, and stamps each selected document or updates it from a source. SyncSchedules create SyncJobs; users can create them as well.",
     selectable = ".spec.type",
-    printcolumn(name = "Schedule", type_ = "string", json_path = r".metadata.labels.sync\.codex\.dev/schedule", description = "SyncSchedule this run belongs to"),
+    printcolumn(name = "Schedule", type_ = "string", json_path = r".metadata.labels.sync\.codex\.dev/schedule", description = "SyncSchedule of the run"),
     printcolumn(name = "Type", type_ = "string", json_path = ".spec.syncType", description = "Full or Incremental"),
-    printcolumn(name = "Status", type_ = "string", json_path = ".status.phase", description = "What the run is doing, in one word"),
-    printcolumn(name = "Progress", type_ = "integer", json_path = ".status.progress", description = "Per cent done"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.phase", description = "Phase of the run"),
+    printcolumn(name = "Progress", type_ = "integer", json_path = ".status.progress", description = "Progress in per cent"),
     printcolumn(name = "Processed", type_ = "integer", json_path = ".status.counts.processed", description = "Documents processed"),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.counts.failed", description = "Documents that could not be synchronised"),
     printcolumn(name = "Attempts", type_ = "integer", json_path = ".status.attempts", description = "Failed attempts"),
@@ -69,60 +69,64 @@ pub struct SyncJobSpec {
     #[serde(rename = "type", default)]
     pub type_: SyncType,
 
-    /// Full handles every document that `target.filter` matches. Incremental handles those that were never
-    /// synced, were not synced for `staleAfter`, or were changed since (`updatedAt` later than `lastSynced`).
+    /// Selection of documents. Full handles each document that `target.filter` matches. Incremental handles only
+    /// documents that are due: never synced, not synced for `staleAfter`, or changed since the last sync (`updatedAt`
+    /// later than `lastSynced`).
     #[serde(default)]
     pub sync_type: SyncMode,
 
     /// For Incremental: time after its last sync at which a document is due again. Default: half the schedule's
-    /// interval; 10m for a SyncJob without a schedule. Half, since a document stamped late in one run would otherwise
-    /// still be too young at the next slot and be synced every second run only.
+    /// interval; 10m for a SyncJob without a schedule. With the whole
+    /// interval, a document that is stamped late in one run would not be due at the next slot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::duration("staleAfter", "0s", "8760h", "10m"))]
     pub stale_after: Option<GoDuration>,
 
-    /// Documents per batch, 1 to 10000.
+    /// Number of documents per batch, 1 to 10000.
     #[serde(default = "default_batch_size")]
     #[x_kube(validation = rules::range("batchSize", 1, 10_000))]
     pub batch_size: i32,
 
-    /// Batches in flight at a time within this run, 1 to 64. With a source so many are asked for, and half as many written.
+    /// Number of concurrent batches of this run, 1 to 64. With a source, the run requests up to this number of batches
+    /// at the same time, and writes half as many.
     #[serde(default = "default_parallelism")]
     #[x_kube(validation = rules::range("parallelism", 1, 64))]
     pub parallelism: i32,
 
-    /// Retries after the first attempt, 0 to 100. Only attempts that could not continue count, for reasons such as an
-    /// unavailable database or a timeout. Documents that MongoDB refuses never end an attempt.
+    /// Number of retries after the first attempt, 0 to 100. Only attempts that could not continue count, for reasons
+    /// such as an unavailable database or a timeout. Documents that MongoDB refuses never end an attempt.
     #[serde(default = "default_backoff_limit")]
     #[x_kube(validation = rules::range("backoffLimit", 0, 100))]
     pub backoff_limit: i32,
 
-    /// The wait before each retry: `initial`, then each time `factor` times as long, at most `max`.
+    /// Delay before each retry: `initial` before the first, then `factor` times as long each time, at most `max`.
     #[serde(default)]
     pub backoff: Backoff,
 
-    /// A run that takes longer than this, waits between its attempts included, ends as Failed with reason
+    /// Longest duration of the run, with the delays between its attempts. A run that takes longer fails with the reason
     /// DeadlineExceeded.
     #[serde(default = "default_active_deadline")]
     #[x_kube(validation = rules::duration("activeDeadline", "1s", "8760h", "1h"))]
     pub active_deadline: GoDuration,
 
-    /// Delete the finished SyncJob after this time. Only for SyncJobs without a schedule; a schedule's
-    /// history limits decide about its own. Default: never.
+    /// Time after its end at which the SyncJob is deleted. For SyncJobs without a schedule: the SyncJobs of a schedule
+    /// follow its history limits. Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::duration("ttlAfterFinished", "0s", "8760h", "24h"))]
     pub ttl_after_finished: Option<GoDuration>,
 
-    /// -1000 to 1000. Waiting runs start highest first, and in order of arrival within one priority.
+    /// Priority of the run in the queue, -1000 to 1000. Runs with a higher priority start first, and runs of the same
+    /// priority in the order of their arrival.
     #[serde(default)]
     #[x_kube(validation = rules::range("priority", -1000, 1000))]
     pub priority: i32,
 
-    /// True suspends the run at its next batch boundary; false resumes it from there. Costs no attempt.
+    /// Suspension of the run. True: the run stops at its next batch boundary. False: the run continues from there. A
+    /// suspension does not count as an attempt.
     #[serde(default)]
     pub suspended: bool,
 
-    /// True ends the run as Failed with reason Cancelled. Cannot be undone.
+    /// Cancellation of the run. True: the run fails with the reason Cancelled. A cancellation cannot be undone.
     #[serde(default)]
     pub cancelled: bool,
 
@@ -130,7 +134,7 @@ pub struct SyncJobSpec {
     #[serde(default)]
     pub failure_policy: FailurePolicy,
 
-    /// The documents to synchronise.
+    /// Documents that the run synchronises.
     #[serde(default)]
     pub target: Target,
 
@@ -138,31 +142,34 @@ pub struct SyncJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Box<Source>>,
 
-    /// Mapping of results of the source to fields of their documents. No other fields are written but
+    /// Mapping of results of the source to fields of their documents. A run writes only these fields and
     /// `target.lastSyncedField`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["to".into()]))]
     #[schemars(length(max = 64))]
     pub mapping: Vec<MappedField>,
 
-    /// Limits on what the run may do to documents without an approval. Needs `source`. Default: a run with `onMissing: Mark` or
-    /// `Delete` waits in the phase Held when it would mark or delete more than 20 % of the documents and more than 5.
+    /// Limits of the changes that the run may make to documents without an approval. Needs `source`. Default: a run
+    /// with `onMissing: Mark` or `Delete` waits in the phase Held when it would mark or delete more than 20 % of the
+    /// documents and more than 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<Guard>,
 
-    /// Batch writes each batch as a whole or not at all, so that no client sees half of one. Documents that MongoDB
-    /// refuses are left out, each of which costs a try. Needs `source`, and a replica set or a sharded cluster.
+    /// Scope of a transaction. Batch writes each batch in one transaction, so that clients see all changes of a batch
+    /// or none. Documents that MongoDB refuses are left out, and each of them needs another try of the batch. Batch
+    /// needs `source`, and a replica set or a sharded cluster.
     #[serde(default)]
     pub transaction: Transaction,
 
-    /// Rollback puts every document back as it was when the run fails or is cancelled, but for what others changed meanwhile.
-    /// What stood there is kept in the collection `sync_journal.<uid of the SyncJob>` until the run has ended, for 30 days
-    /// at most. Needs `transaction: Batch`. Deleting a SyncJob that has not ended puts nothing back: cancel it first.
+    /// Handling of the documents of a failed or cancelled run. Rollback restores each document, except for changes that
+    /// other clients made meanwhile. The collection `sync_journal.<uid of the SyncJob>` has the former values until the
+    /// run has ended, for 30 days at most. Rollback needs `transaction: Batch`. The deletion of a SyncJob that has not
+    /// ended restores nothing: cancel the SyncJob first.
     #[serde(default)]
     pub on_failure: OnFailure,
 
-    /// True writes nothing: `status.counts.updated` is the number of documents that would be written, and
-    /// `status.changes` has their keys.
+    /// Dry run. True: the run writes nothing. `status.counts.updated` is the number of documents that would be written,
+    /// and `status.changes` has their keys.
     #[serde(default)]
     pub dry_run: bool,
 
@@ -216,7 +223,7 @@ pub enum SyncType {
 }
 
 impl SyncType {
-    /// Collection used when `target.collection` is not set.
+    /// Returns the default of `target.collection`.
     #[must_use]
     pub fn collection(self) -> &'static str {
         match self {
@@ -228,7 +235,7 @@ impl SyncType {
     }
 }
 
-/// Which documents a run handles.
+/// Selection of the documents that a run handles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum SyncMode {
@@ -239,24 +246,24 @@ pub enum SyncMode {
     Incremental,
 }
 
-/// The wait before each retry.
+/// Delay before each retry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Backoff {
-    /// Before the first retry.
+    /// Delay before the first retry, 100ms to 24h.
     #[serde(default = "default_backoff_initial")]
     #[x_kube(validation = rules::duration("backoff.initial", "100ms", "24h", "5s"))]
     pub initial: GoDuration,
-    /// Each further wait is this many times as long, 1 to 100.
+    /// Factor of each further delay, 1 to 100.
     #[serde(default = "default_backoff_factor")]
     #[x_kube(validation = rules::range("backoff.factor", 1, 100))]
     pub factor: i32,
-    /// The longest wait.
+    /// Longest delay, 100ms to 24h.
     #[serde(default = "default_backoff_max")]
     #[x_kube(validation = rules::duration("backoff.max", "100ms", "24h", "10m"))]
     pub max: GoDuration,
-    /// Share by which each wait is randomly longer or shorter, 0 to 1, so that runs that failed together do not all
-    /// retry together.
+    /// Share by which each delay is randomly longer or shorter, 0 to 1, so that runs that failed at the same time do
+    /// not retry at the same time.
     #[serde(default = "default_backoff_jitter")]
     #[x_kube(validation = Rule::new("self >= 0.0 && self <= 1.0").message("backoff.jitter must be from 0 to 1"))]
     pub jitter: f64,
@@ -277,32 +284,33 @@ impl Default for Backoff {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FailurePolicy {
-    /// The run fails when at least this share of the processed documents failed, 1 to 100 per cent.
-    /// 100: only when all of them did. Default: 50 with `source`, 100 without.
+    /// Percentage of failed documents among the processed documents at which the run fails, 1 to 100. 100: the run
+    /// fails only when all documents failed. Default: 50 with `source`, 100 without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::range("failurePolicy.maxFailedPercent", 1, 100))]
     pub max_failed_percent: Option<i32>,
 }
 
-/// The documents a run works on.
+/// Documents that a run synchronises.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.lastSyncedField != self.keyField && !self.lastSyncedField.startsWith(self.keyField + '.') && !self.keyField.startsWith(self.lastSyncedField + '.')").message("target.lastSyncedField must not be target.keyField, nor a part of it, nor the reverse: name a field of its own").field_path(".lastSyncedField"))]
 pub struct Target {
-    /// Database. Default: the operator's `MONGODB_DATABASE`. Other databases need the operator's
-    /// `--allowed-databases`.
+    /// Database of the documents. Default: the operator's `MONGODB_DATABASE`. Other databases must be listed in the
+    /// operator's `--allowed-databases`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new(r"self.matches('^[^/\\\\. $*<>:|?]{1,63}$') && !(self in ['admin', 'config', 'local'])").message("target.database must be a database name without spaces or any of /\\.$*<>:|? and none of admin, config, local"))]
     #[schemars(length(max = 63))]
     pub database: Option<String>,
 
-    /// Collection. Default: by `type`.
+    /// Collection of the documents. Default: the collection of `type`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self.matches('^[^$]{1,200}$') && !self.startsWith('system.') && !self.startsWith('sync_journal.')").message("target.collection must be a collection name without $ that starts neither with system. nor with sync_journal."))]
     #[schemars(length(max = 200))]
     pub collection: Option<String>,
 
-    /// Field that identifies a document. It must have a unique index; documents are walked in its order.
+    /// Field that identifies a document. It must have a unique index. A run reads the documents in the order of this
+    /// field.
     #[serde(default = "default_key_field")]
     #[x_kube(validation = Rule::new("self.matches('^[^$.][^$]{0,127}$')").message("target.keyField must be a field path without $, such as _id or account.id"))]
     #[schemars(length(max = 128))]
@@ -310,7 +318,7 @@ pub struct Target {
 
     /// MongoDB query that selects the documents, in MongoDB's extended JSON: `{"$oid": "…"}` and
     /// `{"$date": "…"}` work. Operators that run code on the server (`$where`, `$function`,
-    /// `$accumulator`) are refused. At most 64 KiB of JSON and 32 levels. Default: every document.
+    /// `$accumulator`) are refused. At most 64 KiB of JSON and 32 levels. Default: all documents.
     #[serde(default, skip_serializing_if = "Filter::is_empty")]
     pub filter: Filter,
 
@@ -348,13 +356,13 @@ pub struct Filter(pub Map<String, Value>);
 pub const FORBIDDEN_OPERATORS: [&str; 3] = ["$where", "$function", "$accumulator"];
 
 impl Filter {
-    /// True when the filter selects every document.
+    /// True when the filter selects all documents.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The first operator in it that would run code on the server, at any depth.
+    /// Returns the first operator in the filter that runs code on the server, at any depth.
     #[must_use]
     pub fn forbidden_operator(&self) -> Option<&'static str> {
         self.0.iter().find_map(forbidden_in)
@@ -380,9 +388,9 @@ impl JsonSchema for Filter {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Filter".into()
     }
-    /// CEL sees no fields of a free-form object, so the API server's refusal is a property whose only
-    /// allowed value is the advice. Two levels of `$and`/`$or`/`$nor` are covered here; deeper ones
-    /// and `$expr` are left to [`Filter::forbidden_operator`].
+    /// Schema of a filter. CEL cannot read the fields of a free-form object. The API server therefore refuses a
+    /// forbidden operator by a property whose only allowed value is the advice. The schema has two levels of `$and`,
+    /// `$or` and `$nor`; [`Filter::forbidden_operator`] checks deeper levels and `$expr`.
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let innermost = free_object(&Map::new());
         let clauses = json_schema!({"type": "array", "items": free_object(&logical(&json_schema!({"type": "array", "items": innermost})))});
@@ -412,34 +420,35 @@ pub struct SyncJobStatus {
     /// Value of `metadata.generation` for which this status was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// A summary for people. Programs read the conditions.
+    /// Summary of the conditions for users. Programs read the conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Complete and Failed are final; one of them is True in the end and then never changes. Reconciling
-    /// is True while there is work left; Stalled is True on a failed run.
+    /// Conditions. Complete or Failed becomes True at the end of the run, and then never changes. Reconciling is True
+    /// until the run ends; Stalled is True on a failed run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// Lease of the controllers that work on this SyncJob, as `<namespace>/<name>`. Controllers of other Leases leave it alone.
+    /// Lease of the controllers that reconcile this SyncJob, as `<namespace>/<name>`. Controllers of other Leases do
+    /// not change it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installation: Option<String>,
-    /// Per cent done, 0 to 100. Never goes back within a run; 100 only when complete.
+    /// Progress in per cent, 0 to 100. It never decreases within a run, and is 100 only for a complete run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<i32>,
-    /// Documents counted by outcome. `processed = updated + unchanged + failed`.
+    /// Numbers of documents by outcome. `processed = updated + unchanged + failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts: Option<Counts>,
-    /// Attempts that failed. See `attemptHistory`.
+    /// Number of failed attempts. `attemptHistory` has the last of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempts: Option<i32>,
-    /// Number of times that the run was recovered from a lost worker. Costs no attempt.
+    /// Number of times that the run was recovered from a lost worker. A recovery does not count as an attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recoveries: Option<i32>,
     /// Time at which a worker first claimed the run. Documents are stamped with this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<MicroTime>,
-    /// Time since `startTime` that does not count towards `spec.activeDeadline`: the run was suspended, held, or paused because its
-    /// source limits requests. A pause that has not ended yet is not included.
+    /// Time since `startTime` that does not count towards `spec.activeDeadline`: the run was suspended, held, or paused
+    /// because its source limits requests. A pause that has not ended yet is not included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_for: Option<GoDuration>,
     /// End of the run.
@@ -448,7 +457,7 @@ pub struct SyncJobStatus {
     /// Time from `startTime` to `completionTime`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<GoDuration>,
-    /// The worker that has, or last had, the run.
+    /// Worker that claimed the run last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
     /// Documents that could not be synchronised, the first 20 of them.
@@ -468,21 +477,21 @@ pub struct SyncJobStatus {
 pub enum Phase {
     /// The run is not in the queue yet.
     Pending,
-    /// Waiting for a worker.
+    /// The run waits for a worker.
     Queued,
-    /// Running on a worker.
+    /// The run is active on a worker.
     Running,
-    /// Waiting for the next attempt.
+    /// The run waits for its next attempt.
     Retrying,
-    /// Parked by `spec.suspended`.
+    /// The run is suspended by `spec.suspended`.
     Suspended,
-    /// Has written everything but what its guard holds, and waits for an approval.
+    /// The run has written all changes except for the changes that its guard holds, and waits for an approval.
     Held,
-    /// Has failed, and puts the documents back as they were.
+    /// The run has failed, and a worker restores its documents.
     RollingBack,
-    /// Done.
+    /// The run has completed.
     Complete,
-    /// Ended without finishing.
+    /// The run has ended without completing.
     Failed,
 }
 
@@ -490,10 +499,10 @@ pub enum Phase {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Transaction {
-    /// Each document by itself.
+    /// Each document is written separately.
     #[default]
     None,
-    /// A batch.
+    /// Each batch is written in one transaction.
     Batch,
 }
 
@@ -501,54 +510,55 @@ pub enum Transaction {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnFailure {
-    /// The documents stay as the run left them.
+    /// The documents keep the changes of the run.
     #[default]
     Keep,
     /// The documents are restored as they were before the run.
     Rollback,
 }
 
-/// Documents by outcome.
+/// Numbers of documents by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Counts {
-    /// Documents the run has to handle. May be an estimate until the run ends.
+    /// Number of documents that the run must handle. It may be an estimate until the run ends.
     pub total: i64,
-    /// Documents handled.
+    /// Number of documents that the run handled.
     pub processed: i64,
-    /// Documents written by this run: stamped, or, with a source, changed.
+    /// Number of documents that the run stamped, or with a source, changed.
     pub updated: i64,
-    /// Documents that needed no change: they already carried a later stamp, or did not exist any more; with a source
-    /// also those in which only the stamp had to be written.
+    /// Number of documents that needed no change: they had a later stamp, or did not exist any more. With a source, the
+    /// number includes documents in which the run wrote only the stamp.
     pub unchanged: i64,
-    /// Documents that MongoDB refused to update, or for which the source gave nothing that could be written.
+    /// Number of documents that MongoDB refused to update, or for which the source had no usable result.
     pub failed: i64,
-    /// With `onFailure: Rollback`: documents that were restored as they were before the run.
+    /// With `onFailure: Rollback`: number of documents that were restored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<i64>,
-    /// With `onMissing: Mark` or `Delete`: documents that the run marked, since the source no longer has them.
+    /// With `onMissing: Mark` or `Delete`: number of documents that the run marked, because the source no longer has
+    /// them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub marked: Option<i64>,
-    /// With `onMissing: Delete`: documents that the run deleted.
+    /// With `onMissing: Delete`: number of documents that the run deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted: Option<i64>,
-    /// With `onMissing: Mark` or `Delete`: marked documents that the source has again.
+    /// With `onMissing: Mark` or `Delete`: number of marked documents that the source has again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unmarked: Option<i64>,
-    /// With `onMissing: Mark` or `Delete`: documents that the source does not have and that no run has confirmed. No
-    /// run changes them. See `source.adopt`.
+    /// With `onMissing: Mark` or `Delete`: number of documents that the source does not have and that no run has
+    /// confirmed. No run changes them. See `source.adopt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unconfirmed: Option<i64>,
-    /// Documents that wait for an approval.
+    /// Number of documents that wait for an approval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held: Option<i64>,
 }
 
-/// A document that could not be updated.
+/// A document that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DocumentFailure {
-    /// The document's key.
+    /// Key of the document.
     pub key: String,
     /// Reason, in one CamelCase word.
     pub reason: String,
@@ -560,7 +570,7 @@ pub struct DocumentFailure {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Attempt {
-    /// 1 for the first.
+    /// Number of the attempt, from 1 on.
     pub number: i32,
     /// Start of the attempt.
     #[schema(value_type = jiff::Timestamp)]

@@ -24,7 +24,7 @@ use super::{GoDuration, SyncJobSpec, conditions, rules};
     namespaced,
     status = "SyncScheduleStatus",
     derive = "PartialEq",
-    doc = "A SyncSchedule makes a SyncJob for every due slot: at a fixed interval, or by a cron expression.",
+    doc = "A SyncSchedule creates a SyncJob for each slot of a fixed interval or of a cron expression.",
     printcolumn(name = "Schedule", type_ = "string", json_path = ".status.schedule", description = "Interval or cron expression"),
     printcolumn(name = "Suspended", type_ = "boolean", json_path = ".spec.suspended", description = "No new runs while true"),
     printcolumn(name = "Active", type_ = "integer", json_path = ".status.activeCount", description = "Unfinished runs"),
@@ -51,8 +51,8 @@ pub struct SyncScheduleSpec {
     pub interval: Option<GoDuration>,
 
     /// A cron expression of five fields (minute, hour, day of month, month, day of week), such as
-    /// `*/20 * * * *`, or one of @hourly, @daily, @weekly, @monthly and @yearly. Instead of `interval`. A time that
-    /// the clocks of `timeZone` skip gives no run on that day, and one that they show twice gives two.
+    /// `*/20 * * * *`, or one of @hourly, @daily, @weekly, @monthly and @yearly. Replaces `interval`. A time that
+    /// the clocks of `timeZone` skip gives no run on that day, and a time that they show twice gives two runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new(r"self.matches('^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|[^ ]+( +[^ ]+){4})$') && !self.contains('TZ=')").message("schedule must be a cron expression of five fields, such as */20 * * * *; a time zone goes into timeZone"))]
     #[schemars(length(max = 128))]
@@ -64,7 +64,8 @@ pub struct SyncScheduleSpec {
     #[schemars(length(max = 64))]
     pub time_zone: Option<String>,
 
-    /// True: no new runs. Runs under way continue. Slots that pass meanwhile are not run afterwards.
+    /// Suspension of the schedule. True: no new runs start, and active runs continue. Slots that pass meanwhile are not
+    /// run afterwards.
     #[serde(default)]
     pub suspended: bool,
 
@@ -72,13 +73,13 @@ pub struct SyncScheduleSpec {
     #[serde(default)]
     pub concurrency_policy: ConcurrencyPolicy,
 
-    /// With `concurrencyPolicy: Allow`, largest number of active runs, 1 to 1000. A slot that is due while as many
-    /// are not finished is skipped, and a triggered run waits.
+    /// With `concurrencyPolicy: Allow`: largest number of active runs, 1 to 1000. While this number of runs is active,
+    /// a due slot is skipped, and a triggered run waits.
     #[serde(default = "default_max_active")]
     #[x_kube(validation = rules::range("maxActive", 1, 1000))]
     pub max_active: i32,
 
-    /// A slot that could not be started for longer than this is skipped. Default: no limit.
+    /// Time after which a slot that could not be started is skipped, 1s to 8760h. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::duration("startingDeadline", "1s", "8760h", "5m"))]
     pub starting_deadline: Option<GoDuration>,
@@ -87,29 +88,29 @@ pub struct SyncScheduleSpec {
     #[serde(default)]
     pub catch_up: CatchUp,
 
-    /// Also run once when the schedule is created.
+    /// Run at the creation of the schedule. True: one run starts at once.
     #[serde(default)]
     pub immediate: bool,
 
-    /// Delay every slot by a fixed offset below this. It is derived from the object's uid, so that many
-    /// schedules with the same interval do not all start together.
+    /// Upper limit of the delay of each slot. The delay of a schedule is constant and follows from the uid of the
+    /// object. Schedules with the same interval therefore do not start their runs at the same time.
     #[serde(default = "default_jitter")]
     #[x_kube(validation = rules::duration("jitter", "0s", "24h", "30s"))]
     pub jitter: GoDuration,
 
-    /// Completed SyncJobs kept, 0 to 1000. The oldest are deleted first.
+    /// Number of completed SyncJobs that are kept, 0 to 1000. The oldest are deleted first.
     #[serde(default = "default_successful_history")]
     #[x_kube(validation = rules::range("successfulJobsHistoryLimit", 0, 1000))]
     pub successful_jobs_history_limit: i32,
 
-    /// Failed SyncJobs kept, 0 to 1000. The oldest are deleted first.
+    /// Number of failed SyncJobs that are kept, 0 to 1000. The oldest are deleted first.
     #[serde(default = "default_failed_history")]
     #[x_kube(validation = rules::range("failedJobsHistoryLimit", 0, 1000))]
     pub failed_jobs_history_limit: i32,
 
-    /// Failures in a row, 1 to 100, after which the schedule is Stalled and starts no run for its slots. It starts them again
-    /// when a triggered run completes, or when its spec is changed. Cancelled, replaced and superseded runs do not count.
-    /// Default: no limit.
+    /// Number of failed runs in a row, 1 to 100, after which the schedule is Stalled and starts no run for its slots.
+    /// The schedule continues when a triggered run completes, or when its spec is changed. Cancelled, replaced and
+    /// superseded runs do not count. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::range("failureThreshold", 1, 100))]
     pub failure_threshold: Option<i32>,
@@ -155,9 +156,9 @@ pub enum ConcurrencyPolicy {
     /// The slot is skipped.
     #[default]
     Forbid,
-    /// Both run, up to `maxActive`.
+    /// Both runs are active, up to `maxActive`.
     Allow,
-    /// The earlier run is cancelled. The new one starts when no worker can write for the earlier one any more.
+    /// The earlier run is cancelled. The new run starts when no worker can write for the earlier run any more.
     Replace,
 }
 
@@ -165,7 +166,7 @@ pub enum ConcurrencyPolicy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum CatchUp {
-    /// The newest of them is run once.
+    /// One run starts for the newest slot.
     #[default]
     Latest,
     /// The slots are skipped.
@@ -184,14 +185,14 @@ pub struct JobTemplate {
     pub spec: SyncJobSpec,
 }
 
-/// Labels and annotations a template adds.
+/// Labels and annotations that a template adds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TemplateMeta {
-    /// Labels. Those under `sync.codex.dev/` are the operator's own.
+    /// Labels. Labels under `sync.codex.dev/` are reserved for the operator.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Annotations. Those under `sync.codex.dev/` are the operator's own.
+    /// Annotations. Annotations under `sync.codex.dev/` are reserved for the operator.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
@@ -203,21 +204,23 @@ pub struct SyncScheduleStatus {
     /// Value of `metadata.generation` for which this status was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Suspended, and, while they hold, Reconciling, Stalled, FieldConflict and InstallationConflict.
+    /// Conditions: Ready and Suspended, and Reconciling, Stalled, FieldConflict, InstallationConflict and ClockSkew
+    /// while they are true.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// Lease of the controllers that work on this SyncSchedule, as `<namespace>/<name>`. Controllers of other Leases leave it alone.
+    /// Lease of the controllers that reconcile this SyncSchedule, as `<namespace>/<name>`. Controllers of other Leases
+    /// do not change it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installation: Option<String>,
-    /// The interval in force, or the cron expression and its time zone.
+    /// The current interval, or the cron expression and its time zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
-    /// Slots up to this time were dealt with, or are never started: the newest slot that was run or skipped, or since
-    /// then the end of a suspension or a change of the schedule. At first, the creation.
+    /// Time up to which no more runs are started for slots. It is the newest slot that was run or skipped, the end of a
+    /// suspension, or the time of a change of the schedule, whichever is the latest. At first, it is the creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots_since: Option<Time>,
-    /// Runs that are not finished and counted yet. An entry is written before its SyncJob is created.
+    /// Active runs, whose end is not counted yet. An entry is written before its SyncJob is created.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub active: Vec<ActiveRun>,
@@ -227,7 +230,7 @@ pub struct SyncScheduleStatus {
     /// Newest slot for which a run was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_schedule_time: Option<Time>,
-    /// The next slot, jitter included. Absent while suspended or stalled.
+    /// Next slot, with its jitter. Absent while the schedule is suspended or stalled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_schedule_time: Option<Time>,
     /// Time at which a run last completed.
@@ -239,43 +242,43 @@ pub struct SyncScheduleStatus {
     /// Counters since the schedule was created. They do not go down when SyncJobs are deleted.
     #[serde(default)]
     pub runs: RunCounters,
-    /// Runs that failed since a run last completed, or since the spec was changed. Cancelled, replaced and superseded runs do
-    /// not count.
+    /// Number of runs that failed since a run last completed, or since the spec was changed. Cancelled, replaced and
+    /// superseded runs do not count.
     #[serde(default)]
     pub consecutive_failures: i32,
-    /// The newest slot that was skipped, and why.
+    /// Newest slot that was skipped, with the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_skip: Option<Skip>,
     /// Runs that failed, newest first: the last 20 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failure_history: Vec<RunFailure>,
-    /// The newest run that waits for an approval. Absent when none does.
+    /// Newest run that waits for an approval. Absent when no run waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HeldRun>,
-    /// Result of the run that ended last, except for cancelled, replaced and superseded ones.
+    /// Result of the run that ended last. Cancelled, replaced and superseded runs do not count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_result: Option<RunResult>,
-    /// The trigger token that was handled last.
+    /// Trigger token that was handled last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handled_trigger: Option<String>,
-    /// SyncJobs of the trigger tokens before that, oldest first: the last 20 of them. Such a token is not run again, also
-    /// when its SyncJob is gone.
+    /// SyncJobs of the trigger tokens before `lastHandledTrigger`, oldest first: the last 20 of them. Such a token does
+    /// not start another run, even after its SyncJob was deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub handled_triggers: Vec<String>,
 }
 
-/// A run that is not finished and counted yet.
+/// An active run, whose end is not counted yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ActiveRun {
-    /// The SyncJob's name.
+    /// Name of the SyncJob.
     pub name: String,
-    /// The SyncJob's uid, once it was seen.
+    /// Uid of the SyncJob. Absent until the controller has observed the SyncJob.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-    /// The slot the run is for; the time of the trigger for a triggered one.
+    /// Slot of the run, or time of its trigger.
     pub slot: Time,
-    /// The trigger token that asked for the run.
+    /// Trigger token of a triggered run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
 }
@@ -284,17 +287,17 @@ pub struct ActiveRun {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RunCounters {
-    /// Runs started.
+    /// Number of started runs.
     pub total: i64,
-    /// Runs that completed.
+    /// Number of runs that completed.
     pub succeeded: i64,
-    /// Runs that failed.
+    /// Number of runs that failed.
     pub failed: i64,
-    /// Slots for which no run was started.
+    /// Number of slots for which no run was started.
     pub skipped: i64,
-    /// Runs that were cancelled since a newer one took their place: replaced or superseded ones.
+    /// Number of runs that a newer run replaced or superseded.
     pub replaced: i64,
-    /// Runs whose SyncJob was deleted before its end was counted.
+    /// Number of runs whose SyncJob was deleted before their end was counted.
     pub deleted: i64,
 }
 
@@ -302,7 +305,7 @@ pub struct RunCounters {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Skip {
-    /// The slot.
+    /// Time of the slot.
     pub time: Time,
     /// Reason: Active (an earlier run was not finished), CatchUp, CreateFailed, Deadline, InvalidSpec, MaxActive,
     /// NameCollision, Replaced or Suspended.
@@ -313,7 +316,7 @@ pub struct Skip {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunFailure {
-    /// The SyncJob's name.
+    /// Name of the SyncJob.
     pub job: String,
     /// End of the run.
     pub time: Time,
@@ -327,11 +330,11 @@ pub struct RunFailure {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HeldRun {
-    /// The SyncJob's name.
+    /// Name of the SyncJob.
     pub job: String,
     /// Time at which the run was held.
     pub since: Time,
-    /// Documents that an approval has to cover.
+    /// Number of documents that an approval must have.
     pub removals: i64,
     /// Reason of the hold, as a sentence.
     pub message: String,
@@ -341,16 +344,16 @@ pub struct HeldRun {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunResult {
-    /// The SyncJob's name.
+    /// Name of the SyncJob.
     pub job: String,
     /// End of the run.
     pub time: Time,
     /// Reason of the failure, in one CamelCase word. Absent when the run completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Documents handled.
+    /// Number of documents that the run handled.
     pub processed: i64,
-    /// Documents that were refused.
+    /// Number of documents that failed.
     pub failed: i64,
     /// Number of times that the run was recovered from a lost worker.
     pub recoveries: i32,

@@ -1,5 +1,6 @@
-//! Index of SyncJobs beside the watch cache: the reference and the owner of each SyncJob. Ended SyncJobs are only
-//! here, with the few fields that are still needed: there may be many, and a whole object takes ten times the memory.
+//! Index of the reference and the owner of each SyncJob, in addition to the watch cache. The index alone has the ended
+//! SyncJobs, with the few fields that are still needed: there may be many of them, and a whole object takes ten times
+//! the memory.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -40,12 +41,12 @@ pub(super) fn schedule_of(job: &SyncJob) -> Option<ObjectRef<SyncSchedule>> {
     ObjectRef::from_owner_ref(job.metadata.namespace.as_deref(), controller(job)?, ())
 }
 
-/// True when nothing is left to be done about a SyncJob but to remember how it ended.
+/// True when a SyncJob needs no further action, and only its result is kept.
 pub(super) fn is_history(job: &SyncJob) -> bool {
     is_finished(job) && expires_at(job).is_none()
 }
 
-/// SyncJobs by their uid. While they are listed again, what was known stays.
+/// SyncJobs by their uid. The old entries stay while the SyncJobs are listed again.
 #[derive(Default)]
 pub(super) struct JobIndex {
     known: Known,
@@ -86,7 +87,7 @@ struct Ended {
     slot: Timestamp,
     at: Option<Timestamp>,
     duration: Option<GoDuration>,
-    /// Documents handled, and those of them that were refused.
+    /// Numbers of handled documents and of failed documents.
     counts: (i64, i64),
     recoveries: i32,
     /// Reason and message. `None` when it completed.

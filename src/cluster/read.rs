@@ -1,8 +1,8 @@
-//! Objects as the API server sends them. Each one is read for itself: one that this release cannot read keeps no other one
-//! from being read.
+//! Deserialisation of the objects of the API server. Each object is read separately, so that an object that this
+//! release cannot read does not affect other objects.
 //!
-//! kube's `DeserializeGuard` is not enough: it reads an object into a tree of values first, and the JSON reader
-//! rejects the whole list when one object is nested deeper than 128 levels.
+//! kube's `DeserializeGuard` is not enough, because it reads an object into a tree of values first. The JSON reader
+//! then rejects the whole list when one object is nested deeper than 128 levels.
 
 use std::{borrow::Cow, fmt::Debug};
 
@@ -30,7 +30,7 @@ use crate::{
 pub trait Kind:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
-    /// An object with this metadata, an empty spec, and what can be read of its status.
+    /// Returns an object with this metadata, an empty spec, and the readable part of its status.
     fn outline(metadata: ObjectMeta, status: Option<&str>) -> Self;
     /// The conditions in its status.
     fn conditions(&self) -> &[Condition];
@@ -45,8 +45,8 @@ pub enum ReadResult<K> {
     Unreadable(Box<Unreadable<K>>),
 }
 
-/// The outline of an object that this release cannot read. Nothing is done for such an object: what its spec asks for is not
-/// known.
+/// The outline of an object that this release cannot read. Controllers do not act on such an object, because its spec
+/// is not known.
 #[derive(Clone, Debug)]
 pub struct Unreadable<K> {
     /// Metadata and the readable part of the status. The spec is empty.
@@ -121,7 +121,8 @@ impl<K: Kind> Resource for ReadResult<K> {
 
 impl<'de, K: Kind> Deserialize<'de> for ReadResult<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The text is found without recursion, however deep the object is. Reading it then has serde_json's limit of 128 levels.
+        // The text is found without recursion, however deep the object is. Reading it then has serde_json's limit of
+        // 128 levels.
         let text = Box::<RawValue>::deserialize(deserializer)?;
         Ok(serde_json::from_str(text.get()).map_or_else(
             |error| Self::Unreadable(Box::new(Unreadable { outline: outline(text.get()), reason: reason(&error) })),
@@ -182,10 +183,10 @@ fn reason(error: &serde_json::Error) -> String {
         }
         text => format!("{text}. Correct it, or upgrade the operator"),
     };
-    truncate(&format!("This release of the operator cannot read the object, and leaves it alone: {text}"))
+    truncate(&format!("This release of the operator cannot read the object, and does not change it: {text}"))
 }
 
-/// A status, or what can be read of it.
+/// Returns a status, or the readable part of it.
 fn status<S: DeserializeOwned, P: DeserializeOwned>(text: Option<&str>, rest: impl FnOnce(P) -> S) -> Option<S> {
     let text = text?;
     serde_json::from_str(text).ok().or_else(|| serde_json::from_str(text).ok().map(rest))

@@ -12,7 +12,8 @@ use crate::domain::failure::Cause;
 
 /// Longest wait for one answer of the API server.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Requests at a time. More would not be answered any faster, and keep the renewal of the Lease waiting.
+/// Largest number of concurrent requests. The API server would not answer more requests any faster, and the renewal of
+/// the Lease would wait behind them.
 const REQUESTS: usize = 32;
 /// Largest number of concurrent requests that report a status. A run that is due must not wait behind reports of
 /// earlier runs.
@@ -118,7 +119,7 @@ fn describe(error: &kube::Error) -> String {
     }
 }
 
-/// Waits for an answer of the API server, at most for 10 s.
+/// Awaits the answer of the API server for at most 10 s.
 ///
 /// # Errors
 /// When the API server refuses, cannot be reached, or does not answer in time.
@@ -133,7 +134,7 @@ pub async fn call<T>(action: &'static str, request: impl Future<Output = kube::R
 /// A client from `KUBECONFIG`, `~/.kube/config`, or the pod's service account.
 ///
 /// # Errors
-/// When none of them is there, or what is there cannot be used.
+/// When none of these exists, or the first that exists cannot be used.
 pub async fn connect() -> kube::Result<Client> {
     let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
     config.connect_timeout = Some(Duration::from_secs(5));

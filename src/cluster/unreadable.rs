@@ -50,7 +50,7 @@ pub struct UnreadableObjects {
     changes: Arc<watch::Sender<()>>,
 }
 
-/// Unreadable objects of a kind, by namespace and name. While the kind is listed again, what was known stays.
+/// Unreadable objects of a kind, by namespace and name. The old entries stay while the kind is listed again.
 #[derive(Default)]
 struct Objects {
     known: HashMap<Key, UnreadableObject>,

@@ -1,4 +1,4 @@
-//! Watches: what changed of a kind, and whether the API server answers.
+//! Watches of a kind, and the availability of the API server.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ pub fn changes<K: Kind>(
     bare(events(api).inspect(move |event| record_answer(&probe, event)))
 }
 
-/// The changes as caches take them: of an object that cannot be read any more, that it is gone.
+/// Converts changes for caches: an object that cannot be read any more counts as deleted.
 pub fn readable<K: Kind>(event: watcher::Event<ReadResult<K>>) -> Option<watcher::Event<K>> {
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
     match event {
@@ -92,7 +92,8 @@ fn record_answer<K>(probe: &AvailabilityProbe, event: &watcher::Result<watcher::
         // The event says only that a list is about to be requested: the API server has answered.
         Ok(watcher::Event::Init) => {}
         Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
-        // No outage: the watch is started again within seconds, and of a kind in which nothing changes no event would end it.
+        // No outage: the watch is started again within seconds, and of a kind in which nothing changes no event would
+        // end it.
         Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == TOO_MANY_REQUESTS => {}
         _ => probe.record(event),
     }

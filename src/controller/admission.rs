@@ -1,5 +1,5 @@
-//! Fair admission queue for reconciliations that write to the API server. A queued object holds no reconciliation open and is not polled: the
-//! dispatcher triggers its reconciliation when a permit is free.
+//! Fair admission queue for reconciliations that write to the API server. A queued object holds no reconciliation open
+//! and is not polled: the dispatcher triggers its reconciliation when a permit is free.
 
 use std::{
     collections::HashMap,
@@ -18,14 +18,14 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::api::{SyncAlert, SyncJob, SyncSchedule};
 
-/// Permits of one queue. Each holder keeps a reconciliation open, so both queues together must leave some reconciliations for objects that
-/// write nothing. kube starts reconciliations beyond its limit in no order.
+/// Permits of one queue. Each holder keeps a reconciliation open, so both queues together must leave some
+/// reconciliations for objects that write nothing. kube starts reconciliations beyond its limit in no order.
 const PERMITS: usize = 64;
 /// Longest time for which a dispatched permit is reserved. An object that was deleted in the meantime never takes the
 /// permit.
 const RESERVATION: Duration = Duration::from_secs(5);
 
-/// Object whose reconciliation has something to write.
+/// Object whose reconciliation has a write.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ObjectKey {
     Schedule(ObjectRef<SyncSchedule>),
@@ -74,8 +74,9 @@ impl ObjectKey {
 /// Permit to write, until it is dropped.
 pub(super) type Permit = OwnedSemaphorePermit;
 
-/// Queue of objects that wait for a permit. First come, first served within SyncJobs and within the other kinds. Either of the two is served
-/// next: after an outage, each SyncSchedule has a status to write, and the ends of runs must not wait behind all of them.
+/// Queue of objects that wait for a permit. First come, first served within SyncJobs and within the other kinds. Either
+/// of the two is served next: after an outage, each SyncSchedule has a status to write, and the ends of runs must not
+/// wait behind all of them.
 #[derive(Clone)]
 pub(super) struct AdmissionQueue {
     permits: Arc<Semaphore>,
@@ -123,13 +124,14 @@ impl AdmissionQueue {
         (queue.clone(), Dispatcher { queue, waiting_jobs, waiting_others, schedules, jobs, alerts }, admitted)
     }
 
-    /// Takes the permit that is reserved for an object. Call it first in a reconciliation: the permit is released when the
-    /// reconciliation ends, also when there is nothing left to write.
+    /// Takes the permit that is reserved for an object. Call it first in a reconciliation: the permit is released when
+    /// the reconciliation ends, also when there is nothing left to write.
     pub fn take_permit(&self, who: &ObjectKey) -> Option<Permit> {
         take_reserved(&mut self.lock(), who)
     }
 
-    /// Takes a permit when no object waits for one. Otherwise queues the object, once: it is reconciled again when a permit is free.
+    /// Takes a permit when no object waits for one. Otherwise queues the object, once: it is reconciled again when a
+    /// permit is free.
     pub fn enqueue(&self, who: ObjectKey) -> Option<Permit> {
         let mut known = self.lock();
         if let Some(permit) = take_reserved(&mut known, &who) {
@@ -238,7 +240,7 @@ mod tests {
             permits.pop();
             let who = next_admitted(&mut from).await;
             assert_eq!(who, job(number));
-            assert!(queue.enqueue(job(7)).is_none(), "nobody goes before those that wait");
+            assert!(queue.enqueue(job(7)).is_none(), "an object must not overtake the waiting objects");
             permits.push(queue.take_permit(&who).unwrap());
             assert!(queue.take_permit(&who).is_none() && queue.take_permit(&job(102)).is_none());
         }
@@ -247,7 +249,7 @@ mod tests {
         let rest = [next_admitted(&mut from).await, next_admitted(&mut from).await];
         assert_eq!(rest, [job(102), job(7)]);
         drop(queue.enqueue(job(102)).unwrap());
-        assert!(queue.enqueue(job(103)).is_some(), "a permit is free, and nobody waits");
+        assert!(queue.enqueue(job(103)).is_some(), "a permit is free, and no object waits");
     }
 
     #[tokio::test]
@@ -261,7 +263,7 @@ mod tests {
         queue.reclaim_unused(Instant::now() + RESERVATION);
         assert_eq!(next_admitted(&mut from).await, job(101));
         assert!(queue.take_permit(&job(100)).is_none());
-        assert!(queue.enqueue(job(100)).is_none(), "it waits anew");
+        assert!(queue.enqueue(job(100)).is_none(), "it waits again");
     }
 
     #[tokio::test]

@@ -34,8 +34,8 @@ use crate::{
 const PAGE: u32 = 500;
 /// Number of SyncJobs that are read from the cache at once, so that the asserted values are recent.
 const CHUNK: usize = 100;
-/// Time after a restore of Redis during which an end of a run is asserted as soon as its SyncJob has it: the end may
-/// not have been in the list of SyncJobs yet.
+/// Time after a restore of Redis during which the end of a run is asserted as soon as its SyncJob has the end. The list
+/// of SyncJobs may not have had the end yet.
 const LATE_END_PERIOD: Duration = Duration::from_mins(1);
 
 /// Last known state of the Redis server.
@@ -69,7 +69,7 @@ impl RedisView {
         }
     }
 
-    /// False when no worker has lived for the length of a lease. One that is replaced is away for less.
+    /// False when no worker was connected for the lease duration. The replacement of a worker takes less time.
     pub fn has_workers(&self) -> bool {
         self.workers_seen.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < self.lease
     }
@@ -97,7 +97,7 @@ enum Verdict {
     Ask,
 }
 
-/// Judges a run by what the cache of SyncJobs has, and by a list that was just read, if it was.
+/// Decides on the removal of a run from the cache of SyncJobs, and from a new list of them if one was read.
 fn decide_removal(cached: Presence, listed: Option<Presence>) -> Verdict {
     match (cached, listed) {
         // An end is final, and nothing is put into the queue that is not in the cache.
@@ -130,16 +130,16 @@ pub(super) async fn assert_runs(context: &Context) -> Result<(), Error> {
                 removed,
                 asserted,
                 millis,
-                "Redis was restarted or failed over: its runs are what the SyncJobs say now, and workers may claim them"
+                "Redis was restarted or failed over: its runs now match the SyncJobs, and workers may claim them"
             );
         }
     } else if removed > 0 {
-        tracing::warn!(removed, "runs removed from Redis whose SyncJobs have ended or are gone");
+        tracing::warn!(removed, "removed runs from Redis whose SyncJobs have ended or were deleted");
     }
     Ok(())
 }
 
-/// Removes the runs of SyncJobs that have ended or are gone from those that Redis takes for unfinished.
+/// Removes the unfinished runs in Redis whose SyncJobs have ended or were deleted.
 async fn remove_ended(
     context: &Context,
     found: Vec<String>,
@@ -228,7 +228,7 @@ fn presence(cluster: &Cluster, uid: &str) -> Presence {
     }
 }
 
-/// True when the SyncJob of a run is gone. One in a namespace that is not watched is not.
+/// True when the SyncJob of a run does not exist. One in a namespace that is not watched is not.
 pub(super) async fn is_gone(context: &Context, uid: &str) -> Result<bool, Error> {
     let Context { cluster, queue, .. } = context;
     let entry = match queue.get(uid).await {

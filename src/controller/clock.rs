@@ -1,5 +1,5 @@
-//! The time of the controllers. The local clock counts as long as the API server's agrees; what it does in between two
-//! comparisons does not matter.
+//! The time of the controllers. The local clock is used while it agrees with the clock of the API server. Its changes
+//! between two comparisons are not noticed.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

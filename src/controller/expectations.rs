@@ -18,8 +18,8 @@ use crate::{
 /// Longest expected watch lag after a creation. A SyncJob that was deleted at once may never be reported.
 const LAG: Duration = Duration::from_secs(5);
 
-/// Created SyncJobs, by the uid of their schedule, until the schedule's status has their uid. One of them that is absent was deleted by a
-/// user, and is not created again.
+/// Created SyncJobs, by the uid of their schedule, until the schedule's status has their uid. When one of these
+/// SyncJobs is absent, a user has deleted it, and it is not created again.
 #[derive(Default)]
 pub(super) struct Expectations(Mutex<HashMap<String, Vec<CreatedJob>>>);
 
@@ -38,8 +38,8 @@ impl Expectations {
         self.lock().entry(schedule.uid().unwrap_or_default()).or_default().push(created);
     }
 
-    /// Longest wait for the watch to report the SyncJobs that it has not reported. Their schedule is reconciled again when it does.
-    /// `None`: it has reported all of them. To read them instead would cost a request for each run.
+    /// Longest wait for the watch to report the SyncJobs that it has not reported. Their schedule is reconciled again
+    /// when it does. `None`: it has reported all of them. To read them instead would cost a request for each run.
     pub fn pending(&self, schedule: &SyncSchedule, cluster: &Cluster, now: Instant) -> Option<Duration> {
         let created = self.lock();
         let created = created.get(schedule.metadata.uid.as_deref().unwrap_or_default())?;

@@ -17,7 +17,7 @@ use crate::domain::{
 
 /// Number of objects above which old failures are removed.
 const CLEANUP_THRESHOLD: usize = 1000;
-/// Longest time for which a failure is kept without a retry: the object is gone, or another process leads.
+/// Longest time for which a failure is kept without a retry: the object was deleted, or another process is the leader.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// Failed actions by object.
@@ -47,7 +47,7 @@ pub(super) struct RecordedFailure {
 }
 
 impl Failures {
-    /// Notes that an action failed. `retry_after`: how long the server wants to be left alone.
+    /// Records the failure of an action. `retry_after` is the time for which the server accepts no request.
     pub fn record(
         &self,
         who: &ObjectKey,
@@ -75,7 +75,7 @@ impl Failures {
         }
     }
 
-    /// Notes that an action succeeded, or had nothing to do.
+    /// Records that an action succeeded, or was not needed.
     pub fn record_success(&self, who: &ObjectKey, action: &'static str) {
         let mut objects = self.lock();
         if let Some(object) = objects.get_mut(who) {
@@ -99,7 +99,7 @@ impl Failures {
         Some(objects.get(who)?.actions.get(action)?.until.saturating_duration_since(now))
     }
 
-    /// The failure that an object shows: that of the creation of a run before any other one.
+    /// Returns the failure that an object shows. A failed creation of a run precedes other failures.
     pub fn shown(&self, who: &ObjectKey) -> Option<Failure> {
         let objects = self.lock();
         let shown =

@@ -52,7 +52,7 @@ impl Leadership {
         self.until.borrow().is_some_and(|until| Instant::now() < until)
     }
 
-    /// Waits until this process does not lead, which may be the case at once.
+    /// Waits until this process is not the leader. Returns at once when it is not.
     pub async fn lost(&self) {
         let mut until = self.until.clone();
         loop {
@@ -93,7 +93,7 @@ impl Leadership {
         *self.ownership.borrow() == Ownership::Mine
     }
 
-    /// Notes who owns the queue.
+    /// Records the owner of the queue.
     pub(super) fn record_ownership(&self, queue: &str, next: Ownership) {
         let changed = self.ownership.send_if_modified(|ownership| {
             let before = std::mem::replace(ownership, next.clone());
@@ -121,7 +121,7 @@ impl Leadership {
     }
 }
 
-/// Takes part in the election.
+/// Candidate of the leader election.
 pub(super) struct Elector {
     settings: ElectionSettings,
     leases: Api<Lease>,
@@ -168,7 +168,9 @@ impl Elector {
                     // A conflict means that another process was faster. After any other error, this process may still
                     // hold the Lease until it expires.
                     if !is_conflict(&error) && !std::mem::replace(&mut is_failing, true) {
-                        tracing::warn!(lease = self.settings.name, %error, "the Lease cannot be read or written; trying again");
+                        tracing::warn!(
+                            lease = self.settings.name, %error, "the Lease cannot be read or written; retrying"
+                        );
                     }
                     if let kube::Error::Api(status) = &error {
                         self.refused.send_replace(matches!(status.code, 400 | 401 | 403 | 404 | 422));
@@ -258,8 +260,8 @@ impl Elector {
         let given_up = async {
             loop {
                 match self.try_release().await {
-                    // A renewal that was under way may have come in between, or the answer to this got lost.
-                    Err(error) => tracing::debug!(%error, "the Lease is not released yet; trying again"),
+                    // A renewal in flight may have changed the Lease in between, or the answer to the release was lost.
+                    Err(error) => tracing::debug!(%error, "the Lease is not released yet; retrying"),
                     Ok(()) => return,
                 }
                 sleep(RETRY_INTERVAL).await;
@@ -378,7 +380,7 @@ mod tests {
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
         elector.renew(later());
-        assert!(!changes.has_changed().unwrap(), "a renewal in time is no news");
+        assert!(!changes.has_changed().unwrap(), "a renewal in time changes nothing");
         elector.until.send_replace(Some(Instant::now()));
         elector.renew(later());
         assert!(changes.has_changed().unwrap());

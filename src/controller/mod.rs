@@ -70,7 +70,7 @@ pub use leader::{ElectionSettings, Leadership};
 const CONCURRENCY: u16 = 256;
 /// Interval between pings of Redis.
 const PING: Duration = Duration::from_secs(2);
-/// Times in a row that Redis does not answer until it is taken to be away: a single slow answer is no outage.
+/// Number of failed pings in a row after which Redis counts as unavailable: a single slow answer is no outage.
 const MISSES: u32 = 3;
 /// Longest time for the delivery of pending events when the process ends.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
@@ -96,7 +96,7 @@ pub struct ControllerSettings {
     pub instance: String,
     /// Settings of the leader election among several controllers.
     pub election: ElectionSettings,
-    /// Which addresses sinks of alerts may be at.
+    /// Addresses that sinks of alerts may use.
     pub egress: Egress,
 }
 
@@ -122,8 +122,8 @@ struct Context {
 }
 
 impl Context {
-    /// Sends a request for an object once it has a permit, while this process leads. An action that was refused is not sent again
-    /// before its backoff has passed.
+    /// Sends a request for an object once it has a permit, while this process leads. An action that was refused is not
+    /// sent again before its backoff has passed.
     async fn write<T>(
         &self,
         who: &ObjectKey,
@@ -187,24 +187,24 @@ impl Context {
         }
     }
 
-    /// Records that an action on an object failed. Logs the first failure, and publishes an event when the object shows the
-    /// failure in a condition.
+    /// Records that an action on an object failed. Logs the first failure, and publishes an event when the object shows
+    /// the failure in a condition.
     fn fail(&self, who: &ObjectKey, action: &'static str, cause: Cause, error: &str, retry_after: Duration) {
         let recorded = self.failures.record(who, action, (cause, error), retry_after, Instant::now());
         let failures::RecordedFailure { is_first, event } = recorded;
         let object = who.reference();
         if is_first && cause.holds_back() {
             let (kind, namespace, name) = (&object.kind, &object.namespace, &object.name);
-            tracing::warn!(kind, namespace, name, error, "a request for an object failed; trying again");
+            tracing::warn!(kind, namespace, name, error, "a request for an object failed; retrying");
         }
         if let Some(event) = event {
             self.publisher.publish_about(object, event);
         }
     }
 
-    /// Waits for the permit to report a status. Observe again afterwards, so that the write has what happened in the meantime.
-    /// `None`: other objects are first, and `who` is queued and reconciled again. `permit`: result of
-    /// [`AdmissionQueue::take_permit`] in this reconciliation.
+    /// Waits for the permit to report a status. The caller must observe again afterwards, so that the write includes
+    /// changes that happened during the wait. `None`: other objects are first, and `who` is queued and reconciled
+    /// again. `permit`: result of [`AdmissionQueue::take_permit`] in this reconciliation.
     async fn acquire_report(&self, who: ObjectKey, permit: Option<Permit>) -> Option<RequestPermit<'_>> {
         let _permit = match permit {
             Some(permit) => permit,
@@ -238,9 +238,9 @@ enum Error {
     Cluster(#[from] cluster::Error),
     #[error(transparent)]
     Queue(#[from] queue::Error),
-    #[error("another controller leads")]
+    #[error("another controller is the leader")]
     NotLeading,
-    #[error("an action that failed is not due again yet")]
+    #[error("the backoff of a failed action has not ended yet")]
     HeldBack(Duration),
     #[error("a SyncJob of the name {0} is about to be deleted")]
     Occupied(String),
@@ -307,8 +307,9 @@ where
     result.map(|action| if is_over { Action::requeue(Duration::ZERO) } else { action })
 }
 
-/// Runs the controllers until `stop`, then lets reconciliations under way end and gives the Lease up. They do
-/// nothing while another process leads. The cluster's caches, and who leads, are handed out for others to read.
+/// Runs the controllers until `stop`, then waits for the reconciliations in progress and releases the Lease. The
+/// controllers do nothing while another process is the leader. `run` shares the caches of the cluster, and the
+/// leadership, with other parts of the process.
 pub async fn run(
     settings: ControllerSettings,
     client: Client,
@@ -444,7 +445,7 @@ fn retry_after(who: &ObjectKey, error: &Error, context: &Context) -> Duration {
     wait.unwrap_or(AFTER_ERROR)
 }
 
-/// SyncJobs whose run something happened to in the queue.
+/// Returns the SyncJobs whose run has changed in the queue.
 fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<SyncJob>> + Send + use<> {
     let cluster = cluster.clone();
     stream::unfold(queue.changes(), |mut changes| async {

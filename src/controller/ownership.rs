@@ -40,8 +40,8 @@ pub(super) enum Ownership {
     Other(String),
 }
 
-/// Asserts that the queue is this installation's: when this process begins to lead, when Redis is available again, and each 30 s. `lease`: that
-/// of the controllers, as `<namespace>/<name>`.
+/// Asserts that the queue is this installation's: when this process begins to lead, when Redis is available again, and
+/// each 30 s. `lease`: that of the controllers, as `<namespace>/<name>`.
 pub(super) async fn assert_regularly(
     queue: &Queue,
     leadership: &Leadership,
@@ -88,7 +88,7 @@ pub(super) struct Peers {
     client: Client,
     /// Lease of this process, as `<namespace>/<name>`.
     me: String,
-    /// Whether the controllers of other Leases were active at the last check.
+    /// Result of the last check of each other Lease: its time, and true when the controllers were active.
     at_work: Mutex<HashMap<String, (Instant, bool)>>,
     /// Namespaces with a SyncSchedule of another installation, and the Lease of that.
     namespaces: Mutex<HashMap<String, String>>,
@@ -104,7 +104,7 @@ impl Peers {
         &self.me
     }
 
-    /// The other installation that a SyncSchedule belongs to. `mark`: the Lease in its status.
+    /// Returns the other installation that a SyncSchedule belongs to. `mark` is the Lease in its status.
     pub async fn owner_of_schedule(&self, namespace: &str, mark: Option<&str>) -> Option<String> {
         let owner = self.owner(mark).await;
         let mut namespaces = lock(&self.namespaces);
@@ -116,13 +116,13 @@ impl Peers {
         owner
     }
 
-    /// The other installation that a SyncJob without a SyncSchedule belongs to.
+    /// Returns the other installation that a SyncJob without a SyncSchedule belongs to.
     pub async fn owner_of_job(&self, namespace: &str, mark: Option<&str>) -> Option<String> {
         let of_namespace = lock(&self.namespaces).get(namespace).cloned();
         self.owner(mark.or(of_namespace.as_deref())).await
     }
 
-    /// The other installation that a Lease is of, while its controllers are at work.
+    /// Returns the other installation that has a Lease, while its controllers are active.
     pub async fn owner(&self, mark: Option<&str>) -> Option<String> {
         let lease = mark.filter(|mark| *mark != self.me)?;
         let known = lock(&self.at_work).get(lease).copied().filter(|(at, _)| at.elapsed() < CHECK_INTERVAL);
@@ -142,7 +142,9 @@ impl Peers {
         match cluster::call("read the Lease of another installation", leases.get_opt(name)).await {
             Ok(found) => !is_over(found.as_ref().map(leader::parse_lease).as_ref(), Timestamp::now()),
             Err(error) => {
-                tracing::warn!(lease, %error, "another installation is taken to be at work, since its Lease cannot be read");
+                tracing::warn!(
+                    lease, %error, "the Lease of another installation cannot be read, so the installation counts as active"
+                );
                 true
             }
         }

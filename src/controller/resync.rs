@@ -1,4 +1,4 @@
-//! Asserts the runs in Redis from time to time, forgets what is kept of objects that are gone, and repairs the queue.
+//! Periodic assertion of the runs in Redis, removal of the data of deleted objects, and repair of the queue.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     queue::{Queue, Repaired},
 };
 
-/// The queue is repaired, and runs that have ended are forgotten, once in so many sweeps: that reads all sets.
+/// Number of sweeps per repair of the queue and removal of ended runs, which read all sets.
 const SWEEPS_PER_REPAIR: u32 = 10;
 /// Time for which a run stays in Redis after its end, unless its SyncJob is deleted. Journals of runs that Redis does
 /// not know any more are dropped later.
@@ -48,7 +48,7 @@ pub(super) async fn sweep(context: &Context, every: Duration) {
         }
         if sweeps.next() == Some(0) {
             if let Err(error) = forget_finished(context).await {
-                tracing::debug!(%error, "runs that have ended not forgotten");
+                tracing::debug!(%error, "ended runs not removed");
             }
             let known = cluster.jobs.state().iter().filter_map(|job| job.uid()).collect();
             repair(queue, known).await;
@@ -58,7 +58,7 @@ pub(super) async fn sweep(context: &Context, every: Duration) {
     }
 }
 
-/// Removes runs that ended long ago, or whose SyncJobs are gone. A run whose SyncJob has no outcome yet stays: it
+/// Removes runs that ended long ago, or whose SyncJobs were deleted. A run whose SyncJob has no outcome yet stays: it
 /// would be executed again.
 async fn forget_finished(context: &Context) -> Result<(), Error> {
     let Context { cluster, queue, .. } = context;
@@ -75,7 +75,7 @@ async fn forget_finished(context: &Context) -> Result<(), Error> {
     Ok(())
 }
 
-/// Forgets objects that were deleted while the watch was away.
+/// Forgets objects that were deleted while the watch was interrupted.
 fn forget_gone(context: &Context) {
     let Context { cluster, throttle, expectations, .. } = context;
     let schedules: HashSet<_> = cluster.schedules.state().iter().filter_map(|schedule| schedule.uid()).collect();
@@ -89,7 +89,7 @@ async fn forget_alerts(context: &Context) {
     let has = |uid: &str| alerts.iter().any(|alert| alert.metadata.uid.as_deref() == Some(uid));
     for uid in context.deliveries.sweep(has) {
         if let Err(error) = context.queue.forget_alert(&uid).await {
-            tracing::debug!(uid, %error, "what is kept of a deleted SyncAlert not removed yet");
+            tracing::debug!(uid, %error, "the stored status of a deleted SyncAlert is not removed yet");
         }
     }
 }
@@ -98,18 +98,18 @@ async fn repair(queue: &Queue, known: Vec<String>) {
     match queue.repair(known).await {
         Ok(Repaired { mended, foreign }) => {
             if mended > 0 {
-                tracing::warn!(mended, "runs in Redis repaired: part of its data was lost");
+                tracing::warn!(mended, "runs in Redis repaired: Redis has lost a part of its data");
             }
             if foreign > 0 {
-                tracing::warn!(foreign, "runs in Redis were written by another release and are left alone");
+                tracing::warn!(foreign, "runs in Redis were written by another release and are not changed");
             }
         }
         Err(error) => tracing::debug!(%error, "queue not repaired"),
     }
 }
 
-/// Forgets SyncJobs with which it is over, and the runs of those that are deleted, so that their work stops at once. What
-/// is missed here is swept.
+/// Forgets ended and deleted SyncJobs, and removes the runs of deleted SyncJobs, so that their workers stop at once.
+/// The resync removes the runs that are missed here.
 pub(super) async fn forget(mut over: mpsc::UnboundedReceiver<JobGone>, queue: &Queue, context: &Context) {
     while let Some(JobGone { uid, deleted }) = over.recv().await {
         context.throttle.forget(&uid);
@@ -119,8 +119,8 @@ pub(super) async fn forget(mut over: mpsc::UnboundedReceiver<JobGone>, queue: &Q
             (false, false) => continue,
         };
         match removed {
-            Ok(()) => tracing::debug!(uid, "run removed whose SyncJob has ended or is gone"),
-            Err(error) => tracing::debug!(uid, %error, "run not removed yet whose SyncJob has ended or is gone"),
+            Ok(()) => tracing::debug!(uid, "removed a run whose SyncJob has ended or was deleted"),
+            Err(error) => tracing::debug!(uid, %error, "a run whose SyncJob ended or was deleted is not removed"),
         }
     }
 }

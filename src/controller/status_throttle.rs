@@ -10,7 +10,7 @@ use std::{
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock};
 use tokio::time::Instant;
 
-/// Share of the limit, one in so many writes, that is reserved for changes of state.
+/// Divisor of the limit: this share of the writes is reserved for changes of state.
 const RESERVED: u32 = 5;
 
 /// Delay of the first status of a run. A run that was only just seen may be over in a moment, and then needs one write.

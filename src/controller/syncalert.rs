@@ -25,8 +25,8 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Least time between two reconciliations of one SyncAlert, unless a delivery has ended: with many schedules, one of them changes all
-/// the time, and each reconciliation reads all of them.
+/// Least time between two reconciliations of one SyncAlert, unless a delivery has ended: with many schedules, one of
+/// them changes all the time, and each reconciliation reads all of them.
 const RECONCILE_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) async fn reconcile(alert: Arc<SyncAlert>, context: Arc<Context>) -> Result<Action, Error> {
@@ -104,8 +104,9 @@ async fn store_status(uid: &str, status: &SyncAlertStatus, context: &Context) ->
     is_stored
 }
 
-/// Sends a message on a task of its own, so that a sink that stalls delays no other sink. The next reconciliation of the SyncAlert records
-/// the result. A process that no longer leads cancels the delivery: the new leader sends the message.
+/// Sends a message on a task of its own, so that a sink that stalls delays no other sink. The next reconciliation of
+/// the SyncAlert records the result. A process that no longer leads cancels the delivery: the new leader sends the
+/// message.
 fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
     let (alert, context) = (Arc::clone(alert), Arc::clone(context));
     context.deliveries.begin(&alert, &message.sink);
@@ -130,7 +131,7 @@ fn send(alert: &Arc<SyncAlert>, message: Message, context: &Arc<Context>) {
                 );
             }
             Some(Err(error)) => {
-                tracing::debug!(namespace, name = alert.name_any(), sink = name, %error, "alert not sent; trying again");
+                tracing::debug!(namespace, name = alert.name_any(), sink = name, %error, "alert not sent; retrying");
             }
             None => {}
         }
@@ -159,7 +160,7 @@ async fn write_status(
     written.map(drop)
 }
 
-/// Deliveries under way and last decisions of this process, by the uid of the SyncAlert.
+/// Deliveries in progress and last decisions of this process, by the uid of the SyncAlert.
 pub(super) struct DeliveryTracker {
     entries: Mutex<HashMap<String, Entry>>,
     ended: mpsc::UnboundedSender<ObjectRef<SyncAlert>>,

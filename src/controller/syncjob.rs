@@ -29,7 +29,8 @@ use crate::{
     telemetry::{metrics, record_write},
 };
 
-/// Requeue while Redis is unavailable. The return of Redis triggers a reconciliation at once, so this is only a safety net.
+/// Requeue while Redis is unavailable. The return of Redis triggers a reconciliation at once, so this is only a safety
+/// net.
 const QUEUE_UNAVAILABLE_REQUEUE: Duration = Duration::from_secs(30);
 /// Shortest and longest requeue of a SyncJob whose end waits for its SyncSchedule to list it as active.
 const ACCOUNTING_REQUEUE: Duration = Duration::from_millis(50);
@@ -122,7 +123,8 @@ async fn other_owner(job: &SyncJob, context: &Context) -> Option<String> {
     context.peers.owner_of_job(job.metadata.namespace.as_deref().unwrap_or_default(), mark).await
 }
 
-/// Leaves a SyncJob to the installation that owns the SyncJob. Without a schedule that reports the conflict, the status of the SyncJob does.
+/// Leaves a SyncJob to the installation that owns the SyncJob. Without a schedule that reports the conflict, the status
+/// of the SyncJob does.
 async fn leave(job: &SyncJob, uid: &str, owner: &str, context: &Context, now: Timestamp) -> Result<Action, Error> {
     let mut status = job.status.clone().unwrap_or_default();
     let event =
@@ -168,7 +170,7 @@ async fn observe_and_decide(
     Ok(plan)
 }
 
-/// Writes into the status why the queue gives no information about the run, or why the run is not in the queue yet.
+/// Writes the reason for which the run is not in the queue, or cannot be read, into the status.
 async fn wait_for_queue(
     job: &SyncJob,
     uid: &str,
@@ -177,7 +179,7 @@ async fn wait_for_queue(
     context: &Context,
     now: Timestamp,
 ) -> Result<Action, Error> {
-    tracing::debug!(uid, %error, "nothing is known of the run");
+    tracing::debug!(uid, %error, "the run cannot be read");
     let (reason, message) = match error {
         queue::Error::Owned => {
             let owner = context.leadership.queue_owner();
@@ -197,20 +199,20 @@ async fn wait_for_queue(
 }
 
 fn unknown(error: &queue::Error) -> (&'static str, String) {
-    let then = "the run goes on, or is queued again, when";
+    let then = "the run continues, or is queued again, when";
     match (error, error.answer()) {
         (queue::Error::Unreadable { .. }, _) => (
             reasons::UNKNOWN_FORMAT,
-            "The run in Redis was written by another release and is left alone; it goes on with that release"
+            "The run in Redis was written by another release and is not changed; it continues with that release"
                 .to_owned(),
         ),
-        (_, Some(answer)) => (reasons::QUEUE_UNAVAILABLE, format!("{answer}; {then} Redis does what is asked")),
-        (_, None) => (reasons::QUEUE_UNAVAILABLE, format!("Redis does not answer; {then} it is back")),
+        (_, Some(answer)) => (reasons::QUEUE_UNAVAILABLE, format!("{answer}; {then} Redis accepts the request")),
+        (_, None) => (reasons::QUEUE_UNAVAILABLE, format!("Redis does not answer; {then} Redis is available again")),
     }
 }
 
-/// Enqueues a run. The cache may be stale, and a finished SyncJob must never run again, so the SyncJob is read first, unless this process has
-/// just created the SyncJob.
+/// Enqueues a run. The cache may be stale, and a finished SyncJob must never run again, so the SyncJob is read first,
+/// unless this process has just created the SyncJob.
 async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Error> {
     let live = if context.expectations.is_new(job, Instant::now()) {
         job.clone()

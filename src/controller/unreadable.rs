@@ -77,7 +77,9 @@ async fn report_object(object: &UnreadableObject, reported: &mut HashMap<String,
         Err(error) => {
             if is_new {
                 let namespace = &reference.namespace;
-                tracing::warn!(kind, namespace, name, %error, "an unreadable object cannot say so; trying again");
+                tracing::warn!(
+                    kind, namespace, name, %error, "the conditions of an unreadable object are not written; retrying"
+                );
             }
             false
         }

@@ -1,11 +1,12 @@
 //! Decisions about a SyncAlert: which message goes to which sink, and when.
 //!
-//! **Delivery at least once, and hardly ever twice.** Alerts are derived from the statuses of the schedules, so they are found again after a
-//! restart. The notification of a sink is stored in Redis and in the status before another message goes to that sink. A crash in between
-//! sends that one message again.
+//! **Delivery at least once, and hardly ever twice.** Alerts are derived from the statuses of the schedules, so they
+//! are found again after a restart. The notification of a sink is stored in Redis and in the status before another
+//! message goes to that sink. A crash in between sends that one message again.
 //!
-//! **No stale messages.** A message is rendered when it is sent, and rendered again for each retry. A sink is notified that a problem is over
-//! only when it was notified of the problem, or may have been: the intent to send is stored before each message.
+//! **No stale messages.** A message is rendered when it is sent, and rendered again for each retry. A sink is notified
+//! that a problem is over only when it was notified of the problem, or may have been: the intent to send is stored
+//! before each message.
 
 mod findings;
 mod message;
@@ -53,7 +54,7 @@ pub struct ObservedAlert<'a> {
     pub schedules: &'a [Arc<SyncSchedule>],
     /// Deliveries that have ended since the last decision.
     pub ended: &'a [Delivery],
-    /// Sinks to which a message is under way.
+    /// Sinks with a delivery in progress.
     pub busy: &'a [String],
     /// Mistake in the template of the SyncAlert.
     pub unusable_template: Option<String>,
@@ -82,7 +83,7 @@ pub struct Refusal {
     pub message: String,
     /// Time for which the sink asks for no more messages.
     pub rest: Option<Duration>,
-    /// True when the sink may have accepted the message all the same.
+    /// True when the sink may have accepted the message in spite of the error.
     pub may_have_arrived: bool,
 }
 
@@ -193,10 +194,10 @@ fn record_delivery(status: &mut SyncAlertStatus, delivery: &Delivery, uid: &str,
                 at,
             );
             if was_ready == Some(false) {
-                events.push(ObjectEvent::normal("SinkRecovered", format!("Sink {name} takes messages again")));
+                events.push(ObjectEvent::normal("SinkRecovered", format!("Sink {name} accepts messages again")));
             }
             if delivery.notified.iter().any(|key| key.type_ == AlertType::Test) {
-                events.push(ObjectEvent::normal("TestDelivered", format!("Sink {name} took the test message")));
+                events.push(ObjectEvent::normal("TestDelivered", format!("Sink {name} accepted the test message")));
             }
             sink.last_sent_time = Some(Time(at));
             sink.failed_tries = 0;
@@ -248,7 +249,7 @@ fn record_intent(status: &mut SyncAlertStatus, message: &Message, at: Timestamp)
     }
 }
 
-/// Updates the alerts from the findings: adds new ones, updates those that last, and resolves those that are over.
+/// Updates the alerts from the findings: adds new alerts, updates the lasting ones, and resolves the ended ones.
 fn update_alerts(status: &mut SyncAlertStatus, findings: Vec<AlertFinding>, at: Timestamp) {
     let mut found: HashMap<(String, AlertType), AlertFinding> =
         findings.into_iter().map(|finding| ((finding.schedule.clone(), finding.type_), finding)).collect();
@@ -310,7 +311,7 @@ impl Alert {
     }
 }
 
-/// Adds the test alert that a user asked for. The test is sent at once, also to sinks that failed.
+/// Adds the test alert that a user requested. The test is sent at once, also to sinks that failed.
 fn add_test(status: &mut SyncAlertStatus, alert: &SyncAlert, at: Timestamp) {
     let token = alert.annotations().get(TEST_ANNOTATION).map(|token| truncate_to(token, MAX_MESSAGE));
     let Some(token) = token.filter(|token| !token.is_empty() && status.last_handled_test.as_ref() != Some(token))
@@ -360,7 +361,8 @@ fn parsed(duration: &GoDuration, default: Duration) -> Duration {
     duration.parse().unwrap_or(default)
 }
 
-/// Time at which a sink is notified of an alert, and whether the notification is a repetition. `None`: there is nothing to send.
+/// Time at which a sink is notified of an alert, and whether the notification is a repetition. `None`: there is nothing
+/// to send.
 fn due(alert: &Alert, sink: &str, spec: &SyncAlertSpec) -> Option<(Timestamp, bool)> {
     let window = parsed(&spec.group_window, Duration::from_secs(30));
     let repeat = parsed(&spec.repeat_interval, Duration::from_hours(4));
@@ -378,7 +380,8 @@ fn due(alert: &Alert, sink: &str, spec: &SyncAlertSpec) -> Option<(Timestamp, bo
     }
 }
 
-/// Returns the messages to send now, and the time of the next ones. Alerts that wait are sent along with those that are due.
+/// Returns the messages to send now, and the time of the next ones. Waiting alerts are sent with a message
+/// that is due.
 fn messages(
     status: &SyncAlertStatus,
     alert: &SyncAlert,
@@ -422,7 +425,7 @@ fn set_conditions(
     let wrong = wrong.map(|(reason, message)| (reason.to_owned(), message)).or(failing).or(template);
     let (is_ready, (reason, message)) = match wrong {
         Some(wrong) => (false, wrong),
-        None => (true, (reasons::DELIVERING.to_owned(), "Every sink takes messages, as far as is known".to_owned())),
+        None => (true, (reasons::DELIVERING.to_owned(), "Every sink accepts messages, as far as is known".to_owned())),
     };
     conditions::set(&mut status.conditions, READY, is_ready, &reason, message, generation, at);
 }

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-/// The wait between attempts: `initial`, then `factor` times as long each time, at most `max`.
+/// Delay between attempts: `initial`, then `factor` times as long each time, at most `max`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backoff {
-    /// Before the first retry.
+    /// Delay before the first retry.
     pub initial: Duration,
-    /// Growth from one wait to the next.
+    /// Growth from one delay to the next.
     pub factor: u32,
-    /// The longest wait before jitter.
+    /// Longest delay, without jitter.
     pub max: Duration,
-    /// Share by which a wait is lengthened or shortened, 0 to 1.
+    /// Share by which a delay is lengthened or shortened, 0 to 1.
     pub jitter: f64,
 }
 

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-/// Difference up to which two clocks are taken to be right: servers whose time is synchronised differ by much less.
+/// Difference up to which two clocks count as equal: servers whose time is synchronised differ by much less.
 pub const TOLERANCE: SignedDuration = SignedDuration::from_secs(30);
 
 /// The clocks at one moment. `None`: the server did not answer.
@@ -31,8 +31,8 @@ fn is_near(a: Timestamp, b: Timestamp) -> bool {
 }
 
 /// Compares the clocks, and decides on the current time. A local clock that differs from the API server's is not
-/// used: the API server stamps all objects. When Redis and the API server differ, the process cannot tell which one
-/// is right.
+/// used: the API server stamps all objects. When Redis and the API server differ, the process does not know which
+/// one is right.
 #[must_use]
 pub fn compare(clocks: &Clocks) -> Reading {
     let Clocks { local, api_server, redis } = *clocks;
@@ -49,8 +49,8 @@ pub fn compare(clocks: &Clocks) -> Reading {
     Reading { now, skew }
 }
 
-/// Puts a time that a wrong clock left behind in a status, which is later than now, back to now. A small lead is kept, since the clocks
-/// of two controllers differ.
+/// Sets a time in a status that is later than now to now. A wrong clock wrote such a time. A small difference is kept,
+/// because the clocks of two controllers differ.
 pub fn clamp(time: &mut Option<Time>, now: Timestamp) -> bool {
     let is_ahead = time.as_ref().is_some_and(|time| time.0.duration_since(now) > TOLERANCE);
     if is_ahead {

@@ -32,7 +32,7 @@ pub struct Cron {
     zone: TimeZone,
 }
 
-/// Mistake of an expression that gives no slots.
+/// Mistake of an expression without slots.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCron {
     /// The expression cannot be parsed.

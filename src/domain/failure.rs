@@ -1,4 +1,4 @@
-//! Actions on an object that fail and are tried again: how long each waits, and from when on the object shows it.
+//! Failed actions on an object: their backoff, and the time after which the object shows the failure.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::{backoff::Backoff, conditions};
 use crate::api::conditions::{READY, RECONCILING, STALLED, reasons};
 
-/// Backoff after a refusal, which a user has to act on.
+/// Backoff after a refusal, whose cause a user must correct.
 pub const REFUSED: Backoff =
     Backoff { initial: Duration::from_secs(1), factor: 2, max: Duration::from_secs(300), jitter: 0.25 };
-/// After an answer that another try may not meet: a time-out, or a server that is busy.
+/// Backoff after a failure that a retry may avoid: a timeout, or a server that is busy.
 pub const BUSY: Backoff = Backoff { max: Duration::from_secs(30), ..REFUSED };
-/// After a conflict with another writer.
+/// Backoff after a conflict with another writer.
 pub const CONFLICT: Backoff = Backoff { initial: Duration::from_millis(250), ..REFUSED };
 
 /// Action that creates the SyncJob of a run of a schedule.
@@ -22,7 +22,7 @@ pub const CREATE: &str = "create a SyncJob";
 /// Cause of a failed action, as far as retries depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The server refuses what was asked.
+    /// The server refuses the request.
     Refused,
     /// The server could not answer now, or did not in time.
     Busy,
@@ -79,7 +79,8 @@ impl Failure {
     }
 }
 
-/// Shows a failure in the conditions of an object that has the condition Ready, unless it is stalled for a reason of its own.
+/// Shows a failure in the conditions of an object that has the condition Ready, unless it is stalled for a reason of
+/// its own.
 pub fn mark_ready(conditions: &mut Vec<Condition>, failure: &Failure, generation: Option<i64>, now: Timestamp) {
     if !conditions::is_true(conditions, STALLED) {
         conditions::set(conditions, READY, false, failure.reason, &failure.message, generation, now);

@@ -1,4 +1,4 @@
-//! Which sources map the same field of one collection: each run overwrites what the other source has written there.
+//! Sources that map the same field of one collection. Each run overwrites the values of the other source.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -131,7 +131,7 @@ impl Mappings {
         mapping.fields.iter().filter_map(conflict).collect()
     }
 
-    /// Sources that map the field, a part of it, or what it is a part of.
+    /// Returns the sources that map the field, a part of it, or a field that contains it.
     fn overlapping<'a>(&'a self, target: &TargetPath, field: &'a str) -> impl Iterator<Item = &'a Sources> {
         let fields = self.collections.get(target);
         let above = field.match_indices('.').map(|(end, _)| &field[..end]).chain([field]);

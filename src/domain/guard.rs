@@ -1,4 +1,4 @@
-//! The guard of a run: decides whether it may do to documents what it is about to do, or waits for an approval.
+//! The guard of a run: decides whether the run may change documents, or waits for an approval.
 
 use std::time::Duration;
 
@@ -96,9 +96,10 @@ impl Guard {
         })
     }
 
-    /// Decides whether a run may make `removals`. `confirmed` is the number of documents that the source had confirmed and not
-    /// marked at the start, `results` the number that it listed (`None`: it lists nothing by itself), and `approved` the number that
-    /// a person has approved. Returns why the run has to wait, without keys.
+    /// Checks `removals` against the limits, and returns the reason for which the run must wait, without keys.
+    /// `confirmed` is the number of documents that the source had confirmed and not marked at the start. `results` is
+    /// the number of results that the source listed, or `None` for a source without lists. `approved` is the number of
+    /// documents that a user approved.
     #[must_use]
     pub fn check(
         &self,
@@ -145,7 +146,7 @@ impl Guard {
         (changed > max).then(|| Hold {
             number: changed,
             message: format!(
-                "the run has changed {changed} confirmed documents, and guard.maxChanged allows {max}: approve as many as it may change"
+                "the run has changed {changed} confirmed documents, and guard.maxChanged allows {max}: approve a larger number of changes"
             ),
             keys: Vec::new(),
         })

@@ -1,4 +1,4 @@
-//! Installations: which processes belong together, and who owns a queue or an object. See
+//! Installations: the fingerprint of the processes of an installation, and the owners of queues and objects. See
 //! `docs/design/installations-and-versions.md`.
 
 use std::{fmt, time::Duration};
@@ -18,8 +18,8 @@ const DATABASE: &str = "default database";
 /// A part of a fingerprint that the process does not know.
 const UNKNOWN: &str = "-";
 
-/// Fingerprint of an installation: what all its processes agree on, and others do not. A part is `None` where the process
-/// cannot know it.
+/// Fingerprint of an installation: values that all its processes share, and other installations do not. A part is
+/// `None` where the process cannot know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     /// Uid of the namespace `kube-system`.
@@ -51,7 +51,7 @@ impl Fingerprint {
         [self.cluster.as_deref(), self.scope.as_deref(), self.database.as_deref()]
     }
 
-    /// The part in which another fingerprint differs, of those that both know. `prelude.lua` has the same rule.
+    /// Returns the first part that both fingerprints have and in which they differ. `prelude.lua` has the same rule.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Option<&'static str> {
         let names = ["cluster", "watched namespaces", DATABASE];
@@ -81,8 +81,8 @@ impl fmt::Display for Owner {
 }
 
 impl Owner {
-    /// True when `self`, which leads, may record itself in the place of `recorded`. The leader of the same Lease of the same
-    /// cluster is the same installation, whose default database was changed.
+    /// True when `self`, which leads, may record itself in the place of `recorded`. The leader of the same Lease of the
+    /// same cluster is the same installation, whose default database was changed.
     #[must_use]
     pub fn may_succeed(&self, recorded: &Self) -> bool {
         let (mine, other) = (&self.fingerprint, &recorded.fingerprint);
@@ -100,7 +100,7 @@ impl Owner {
 }
 
 /// True when the controllers of a Lease are inactive: the Lease does not exist (`None`), was released, or was not
-/// renewed for so long that its installation has lost its ownership.
+/// renewed until its installation lost its ownership.
 #[must_use]
 pub fn is_over(lease: Option<&LeaseRecord>, now: Timestamp) -> bool {
     let Some(lease) = lease else { return true };
@@ -118,7 +118,7 @@ pub fn set_conflict(
     now: Timestamp,
 ) -> ObjectEvent {
     let message = format!(
-        "{} this object alone: it belongs to those of the Lease {owner}. Stop one of them, or run sync-operator adopt",
+        "{} this object unchanged: it belongs to the Lease {owner}. Stop one installation, or run sync-operator adopt",
         who_leaves(me)
     );
     conditions::set(conditions, INSTALLATION_CONFLICT, true, reasons::OTHER_INSTALLATION, &message, generation, now);
@@ -135,8 +135,8 @@ fn who_leaves(lease: &str) -> String {
     format!("The controllers of the Lease {lease} leave")
 }
 
-/// Removes the condition about another installation, for the owner of the object, when that has not repeated it for some time, or
-/// when it was the owner who left the object alone.
+/// Removes the condition about another installation from an object, for its owner. The condition must be old, because
+/// the other installation repeats it, or must come from the owner itself.
 pub fn clear_conflict(conditions: &mut Vec<Condition>, me: &str, now: Timestamp) {
     let is_over = |conflict: &Condition| {
         conflict.message.starts_with(&who_leaves(me)) || elapsed(conflict.last_transition_time.0, now) > OWNERSHIP

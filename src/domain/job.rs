@@ -27,7 +27,7 @@ const ACCOUNTING_LIMIT: Duration = Duration::from_secs(30);
 pub struct JobPlan {
     /// Next status of the SyncJob.
     pub status: SyncJobStatus,
-    /// True when the run is to be enqueued.
+    /// True when the run must be enqueued.
     pub enqueue: bool,
     /// Desired state to write into the queue.
     pub control: Option<DesiredState>,
@@ -83,7 +83,7 @@ pub fn held_number(status: &SyncJobStatus) -> i64 {
     status.counts.and_then(|counts| counts.held).unwrap_or_default()
 }
 
-/// True when the approval covers what the guard holds.
+/// True when the approval is enough for the documents that the guard holds.
 fn is_approved(job: &SyncJob, status: &SyncJobStatus) -> bool {
     let held = status.counts.and_then(|counts| counts.held).and_then(|held| u64::try_from(held).ok());
     DesiredState::from(job).approved.zip(held).is_some_and(|(approved, held)| held <= approved)
@@ -157,8 +157,9 @@ pub fn decide(job: &SyncJob, run: Option<&Run>, now: Timestamp) -> JobPlan {
     JobPlan { status, enqueue, control, end, events, requeue }
 }
 
-/// Outcome of a SyncJob that was restored from a backup without its status: the run may have ended long ago. `None`: the SyncJob is executed.
-/// `is_owned`: the SyncSchedule that created the SyncJob exists. A SyncSchedule creates SyncJobs in time, whatever the clocks say.
+/// Outcome of a SyncJob that was restored from a backup without its status: the run may have ended long ago. `None`:
+/// the SyncJob is executed. `is_owned`: the SyncSchedule that created the SyncJob exists. A SyncSchedule creates
+/// SyncJobs in time, whatever the clocks say.
 #[must_use]
 pub fn restored_without_status(job: &SyncJob, is_owned: bool) -> Option<Outcome> {
     let deadline: Timestamp = job.annotations().get(STARTING_DEADLINE_ANNOTATION)?.parse().ok()?;
@@ -182,8 +183,8 @@ pub fn end_without_run(job: &SyncJob, outcome: &Outcome, now: Timestamp) -> JobP
     JobPlan { status, enqueue: false, control: None, end: None, events, requeue: None }
 }
 
-/// Deadline of a run that no worker holds: without workers, the controller has to end the run. `None`: the run has no deadline now. A
-/// rollback has no deadline.
+/// Deadline of a run that no worker holds: without workers, the controller has to end the run. `None`: the run has no
+/// deadline now. A rollback has no deadline.
 fn ends_without_worker_at(run: &Run, deadline: Duration) -> Option<Timestamp> {
     let waits = matches!(run.state, State::Waiting | State::Delayed) && run.outcome.is_none();
     run.started.filter(|_| waits)?.checked_add(deadline.saturating_add(run.parked_for)).ok()
@@ -209,8 +210,8 @@ fn not_approved(status: &SyncJobStatus, hold_for: Option<Duration>) -> Outcome {
     Outcome { reason: reasons::NOT_APPROVED.to_owned(), message }
 }
 
-/// Time since which the run is parked: suspended, or held until the queue has its approval. The next write to the queue resumes the run.
-/// `None`: the run is not parked.
+/// Time since which the run is parked: suspended, or held until the queue has its approval. The next write to the queue
+/// resumes the run. `None`: the run is not parked.
 fn parked_since(job: &SyncJob, now: Timestamp) -> Option<Timestamp> {
     let conditions = job.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let since = |type_| conditions::find(conditions, type_).filter(|found| found.status == "True");
@@ -245,7 +246,8 @@ fn hold_of(run: &Run) -> Option<&Hold> {
     hold.filter(|hold| approved.is_none_or(|approved| approved < hold.number))
 }
 
-/// Message about held documents and how to approve them. The command comes before the keys, since a condition has room for only some keys.
+/// Message about held documents, with the command that approves them. The command comes before the keys, because a
+/// condition is too short for all keys.
 #[must_use]
 pub fn hold_message(hold: &Hold, approval: &str) -> String {
     let Hold { message, keys, .. } = hold;
@@ -257,7 +259,8 @@ fn with_warnings(message: String, run: &Run) -> String {
     run.checkpoint.warnings.iter().fold(message, |text, warning| format!("{text}. {}", warning.message()))
 }
 
-/// Events about warnings that make a run slow. Each warning is published once: the conditions contain the published ones.
+/// Events about warnings that make a run slow. Each warning is published once: the conditions contain the published
+/// ones.
 fn slow_run_events(old: &SyncJobStatus, run: &Run) -> Vec<ObjectEvent> {
     let is_at_work = matches!(run.state, State::Active | State::Completed) && run.outcome.is_none();
     let is_published = |message| old.conditions.iter().any(|condition| condition.message.contains(message));
@@ -294,9 +297,9 @@ pub fn unknown(job: &SyncJob, reason: &str, message: &str, now: Timestamp) -> Sy
     status
 }
 
-/// True while the end of a run waits for its SyncSchedule to list the run as active: a run that a call created and that was short would
-/// never be counted. For 30 s at most, since a fault of the schedule must not hide how a run ended. `waited`: time since this process first saw
-/// the end, by the clock of this process.
+/// True while the end of a run waits until its SyncSchedule lists the run as active. Without this wait, a short run
+/// that a call created would never be counted. The wait takes 30 s at most, because an error of the schedule must not
+/// hide the result of a run. `waited` is the time since this process observed the end, by the clock of this process.
 #[must_use]
 pub fn awaits_accounting(job: &SyncJob, next: &SyncJobStatus, schedule: &SyncSchedule, waited: Duration) -> bool {
     if !has_ended(next) || schedule.metadata.deletion_timestamp.is_some() {
@@ -306,8 +309,8 @@ pub fn awaits_accounting(job: &SyncJob, next: &SyncJobStatus, schedule: &SyncSch
     waited <= ACCOUNTING_LIMIT && !active.iter().any(|run| run.name == job.name_any())
 }
 
-/// Copies attempts, recoveries and times into the status. A Redis that was restored to an earlier state may know less than the status, so
-/// these values never decrease. They are asserted in Redis.
+/// Copies attempts, recoveries and times into the status. A Redis that was restored to an earlier state may know less
+/// than the status, so these values never decrease. They are asserted in Redis.
 fn record_attempts(status: &mut SyncJobStatus, run: &Run) {
     if status.attempts <= Some(run.attempts as i32) {
         status.attempts = Some(run.attempts as i32);
@@ -347,7 +350,7 @@ fn project_onto_status(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now
         status.phase = Some(Phase::RollingBack);
         conditions::clear(&mut status.conditions, SUSPENDED);
         conditions::clear(&mut status.conditions, HELD);
-        let message = format!("Puts the documents back, since the run has failed: {}", outcome.message);
+        let message = format!("Restoring the documents, because the run has failed: {}", outcome.message);
         let message = with_warnings(message, run);
         conditions::set(&mut status.conditions, RECONCILING, true, reasons::ROLLING_BACK, message, generation, now);
         return;
@@ -474,7 +477,7 @@ fn transition_event(old: &SyncJobStatus, new: &SyncJobStatus) -> Option<ObjectEv
     if recovered && matches!(new.phase, Some(Phase::Queued | Phase::Running)) {
         return Some(ObjectEvent::warning(
             "RunRecovered",
-            "The run lost its worker and goes on from its last checkpoint",
+            "The run lost its worker and continues from its last checkpoint",
         ));
     }
     let held = |status: &SyncJobStatus| status.counts.and_then(|counts| counts.held);
@@ -608,8 +611,8 @@ mod tests {
             ("not active", &ended, &without, 1, true),
             ("active", &ended, &with, 1, false),
             ("late", &ended, &without, 31, false),
-            ("under way", &running, &without, 1, false),
-            ("the schedule goes", &ended, &deleted, 1, false),
+            ("running", &running, &without, 1, false),
+            ("the schedule was deleted", &ended, &deleted, 1, false),
             ("never started", &never_started, &without, 0, true),
             ("never started, late", &never_started, &without, 31, false),
         ] {
@@ -664,7 +667,7 @@ mod tests {
         let waiting = SyncJobStatus { phase: Some(Phase::Pending), ..SyncJobStatus::default() };
         for (what, deadline, created, is_owned, status, expected) in [
             ("restored", Some(100), 101, false, None, true),
-            ("restored while Redis was away", Some(100), 101, false, Some(waiting), true),
+            ("restored while Redis was unavailable", Some(100), 101, false, Some(waiting), true),
             ("restored in time", Some(100), 100, false, None, false),
             ("created by a schedule whose clock is behind", Some(100), 9000, true, None, false),
             ("started before its schedule was deleted", Some(100), 101, false, Some(started), false),
@@ -774,8 +777,8 @@ mod tests {
         }
     }
 
-    /// Each row: the annotation, the part of the spec, the seconds for which it is held, and whether the plan ends the run, the requeue,
-    /// and whether the plan writes the desired state.
+    /// Each row has the annotation, the part of the spec and the seconds of the hold. Then come the expectations: the
+    /// plan ends the run, the requeue, and the plan writes the desired state.
     #[test]
     fn a_held_run_fails_without_an_approval_in_time() {
         let none = || serde_json::json!({});
@@ -823,8 +826,8 @@ mod tests {
         assert_eq!((plan.control, plan.end, plan.status.phase), (None, None, Some(Phase::RollingBack)));
     }
 
-    /// Each row: the annotation, the part of the spec, the seconds for which it is held, whether it is enqueued, and the reason for which
-    /// it fails.
+    /// Each row: the annotation, the part of the spec, the seconds for which it is held, whether it is enqueued, and
+    /// the reason for which it fails.
     #[test]
     fn a_held_run_that_redis_lost_waits_for_its_approval() {
         let rollback = serde_json::json!({"onFailure": "Rollback"});

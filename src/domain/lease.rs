@@ -1,6 +1,6 @@
-//! Leader election: decisions about the Lease. The rules are client-go's
-//! (<https://pkg.go.dev/k8s.io/client-go/tools/leaderelection>): a standby takes a Lease over when it has seen the
-//! Lease unchanged for its whole length by its own clock, so the clocks of the pods do not have to agree.
+//! Leader election: decisions about the Lease, by the rules of client-go
+//! (<https://pkg.go.dev/k8s.io/client-go/tools/leaderelection>). A standby acquires a Lease that has not changed for
+//! its whole duration by the clock of the standby, so the clocks of the pods do not have to agree.
 
 use std::time::Duration;
 

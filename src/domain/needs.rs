@@ -1,4 +1,4 @@
-//! Levels: what a run needs its worker to understand. See `docs/design/installations-and-versions.md`.
+//! Levels: the fields of a run that its worker must know. See `docs/design/installations-and-versions.md`.
 
 use serde_json::Value;
 
@@ -15,7 +15,8 @@ pub const LEVEL: u32 = 2;
 pub struct Level {
     /// The number.
     pub number: u32,
-    /// Field of a SyncJob's spec that the program takes for an unknown one: for tests, which run it beside one that knows the field.
+    /// Field of a SyncJob's spec that this program treats as unknown. Only for tests, which also run a program that
+    /// knows the field.
     pub lacks: Option<String>,
 }
 
@@ -32,7 +33,7 @@ impl Level {
         Self { number: LEVEL - 1, lacks: Some(field) }
     }
 
-    /// Level that a worker needs for a run, as far as this program can tell.
+    /// Level that a worker needs for a run, by the fields that this program knows.
     #[must_use]
     pub fn needed_for(&self, spec: &SyncJobSpec) -> u32 {
         // Release 0.1.0 reads the fields of a source from other paths, and has no guard: it would send requests

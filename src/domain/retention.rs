@@ -1,4 +1,4 @@
-//! Which finished runs of a schedule are kept.
+//! Selection of the finished runs of a schedule that are kept.
 
 use jiff::Timestamp;
 

@@ -20,9 +20,9 @@ pub enum Retry {
     GiveUp(Outcome),
 }
 
-/// Decides what follows the failure of attempt number `attempts` (1 for the first one), when another attempt may succeed.
-/// `without_progress` of them count against the backoff limit: an attempt that brought the run further does not, unless there are no
-/// retries at all. `random` is uniform in 0..1 and spreads the retries of runs that failed together.
+/// Decides between a retry and a failure of the run after attempt number `attempts` (1 for the first) failed.
+/// `without_progress` of them count against the backoff limit: an attempt that brought the run further does not, unless
+/// there are no retries at all. `random` is uniform in 0..1 and spreads the retries of runs that failed together.
 #[must_use]
 pub fn after_failure(spec: &RunSpec, attempts: u32, without_progress: u32, last: &Outcome, random: f64) -> Retry {
     if spec.retries > 0 && without_progress <= spec.retries {
@@ -53,7 +53,7 @@ mod tests {
     use crate::{api::SyncJobSpec, domain::run::Checkpoint};
 
     fn outcome() -> Outcome {
-        Outcome { reason: "Unreachable".to_owned(), message: "the connection to MongoDB broke".to_owned() }
+        Outcome { reason: "Unreachable".to_owned(), message: "the connection to MongoDB was lost".to_owned() }
     }
 
     #[test]
@@ -69,7 +69,7 @@ mod tests {
                     assert_eq!(end.reason, reasons::BACKOFF_LIMIT_EXCEEDED);
                     assert_eq!(
                         end.message,
-                        "4 attempts failed, the last one with Unreachable: the connection to MongoDB broke"
+                        "4 attempts failed, the last one with Unreachable: the connection to MongoDB was lost"
                     );
                 }
                 (retry, _) => panic!("attempt {attempts}: {retry:?}"),

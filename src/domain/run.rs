@@ -28,7 +28,7 @@ pub const MAX_CHANGES: usize = 20;
 pub const MAX_FAILED_KEYS: usize = 10_000;
 /// Failed attempts kept in a status.
 pub const MAX_ATTEMPTS: usize = 10;
-/// Collections that hold what runs may have to put back start with this; a run's uid follows.
+/// Prefix of the collections with the former values of documents, for a rollback. The uid of the run follows.
 pub const JOURNALS: &str = "sync_journal.";
 /// Pauses of a run without any progress in between, after which its attempt fails.
 pub const MAX_PAUSES: i64 = 24;
@@ -79,7 +79,7 @@ pub struct Checkpoint {
     /// Attempts that failed without coming further than the ones before: these count against `backoffLimit`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_progress: i64,
-    /// Warnings: what makes the run slow and how to fix it, or why its rollback is postponed.
+    /// Warnings: reasons for a slow run, with their fix, or for a postponed rollback.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "known_warnings")]
     pub warnings: Vec<Warning>,
     /// Documents that the source had confirmed and not marked when the run started. `None`: not counted.
@@ -88,7 +88,7 @@ pub struct Checkpoint {
     /// Confirmed documents that the run has changed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub changed: i64,
-    /// Confirmed documents that the source reported as gone when it was asked for each of them.
+    /// Number of confirmed documents without a result when the run requested each of them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub absent: i64,
     /// Documents that the run has confirmed for the first time.
@@ -114,15 +114,15 @@ fn is_zero(count: &i64) -> bool {
 }
 
 impl Checkpoint {
-    /// Counts a failed attempt against `backoffLimit`, unless it brought the run further than any attempt before. Returns how many
-    /// count.
+    /// Counts a failed attempt against `backoffLimit`, unless it brought the run further than any attempt before.
+    /// Returns how many count.
     pub fn count_failure(&mut self) -> u32 {
         self.without_progress += i64::from(!self.came_further());
         u32::try_from(self.without_progress).unwrap_or(u32::MAX)
     }
 
-    /// Notes that the run waits because the source limits requests. Returns false when it did so too often without coming further:
-    /// pauses do not count towards the deadline.
+    /// Records a pause because the source limits requests. Returns false after too many pauses without progress,
+    /// because pauses do not count towards the deadline.
     #[must_use]
     pub fn pause(&mut self) -> bool {
         let pauses = if self.came_further() { 0 } else { self.pauses };
@@ -131,7 +131,7 @@ impl Checkpoint {
         self.is_paused
     }
 
-    /// Notes how far the run has come, and returns true when no attempt before came so far.
+    /// Records the progress of the run, and returns true when it is higher than in all earlier attempts.
     fn came_further(&mut self) -> bool {
         let came_further = self.counts.processed > self.furthest;
         self.furthest = self.furthest.max(self.counts.processed);
@@ -148,7 +148,7 @@ impl Checkpoint {
 /// Progress of a walk through pages.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Paging {
-    /// The page that comes next: its cursor or number. `None`: there is none.
+    /// Cursor or number of the next page. `None`: the walk has no next page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Value>,
     /// Results of the pages before it.
@@ -165,7 +165,8 @@ pub struct Paging {
     /// Keys, as text, of results that failed: the source has them, although their documents do not show it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed_keys: Vec<String>,
-    /// Which documents the source does not list is not known: too many results failed, or one has no usable key.
+    /// True when the documents that the source does not list are unknown: too many results failed, or a result has no
+    /// usable key.
     #[serde(default)]
     pub is_unsure: bool,
 }
@@ -190,14 +191,14 @@ impl Outcome {
     }
 }
 
-/// Warning about a run under way: a sentence without a full stop.
+/// Warning about a run in progress: a sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Warning {
     /// The field by which documents are walked has no index.
     KeyNotIndexed(String),
-    /// A field by which an Incremental run finds what is due has no index that can be used.
+    /// A field by which an Incremental run finds the due documents has no usable index.
     IndexMissing(String),
-    /// The documents cannot be put back now.
+    /// The documents cannot be restored at this time.
     RollbackWaits(String),
     /// Documents carry stamps in the future.
     StampsAhead(String),
@@ -236,16 +237,16 @@ impl Warning {
     }
 }
 
-/// Desired state of a run, beyond what its worker has to know. It may change during the run.
+/// Desired state of a run that its worker does not need. It may change during the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DesiredState {
-    /// Put it aside.
+    /// Suspension of the run.
     pub suspended: bool,
-    /// End it. Cannot be taken back.
+    /// Cancellation of the run, which cannot be undone.
     pub cancelled: bool,
-    /// -1000 to 1000, higher first.
+    /// Priority of the run, -1000 to 1000. Higher runs are claimed first.
     pub priority: i32,
-    /// Let it continue although its guard holds it, with no more than so many documents.
+    /// Approval: the number of held documents with which the run may continue.
     pub approved: Option<u64>,
 }
 
@@ -339,7 +340,7 @@ pub struct Recorded {
     pub held: Option<u64>,
 }
 
-/// A spec that was checked: what the work needs, with every default filled in.
+/// A validated spec: the settings of a run, with all defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSpec {
     /// Age from which documents are due, for Incremental runs. `None` for Full.
@@ -368,7 +369,7 @@ pub struct RunSpec {
     pub filter: Map<String, Value>,
     /// Source of the documents.
     pub source: Option<SourceSpec>,
-    /// Limits on what the run may do without an approval.
+    /// Limits of the changes that the run may make without an approval.
     pub guard: Guard,
     /// A batch is written as a whole.
     pub transaction: bool,
@@ -380,11 +381,11 @@ pub struct RunSpec {
     pub subset: Subset,
 }
 
-/// Part of the documents that a run is restricted to. Empty: all of them. A restricted run neither marks nor deletes
-/// documents: it does not see enough to know what is missing in the source.
+/// Subset of the documents to which a run is restricted. Empty: all documents. A restricted run neither marks nor
+/// deletes documents, because it does not read all results of the source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Subset {
-    /// Keys of the documents, as people write them. Empty: documents of any key.
+    /// Keys of the documents, in the format of users. Empty: documents of any key.
     #[serde(default)]
     pub keys: Vec<String>,
     /// Largest number of documents. `None`: any number.
@@ -442,7 +443,7 @@ pub enum SpecError {
     /// A mistake in a schedule's template, whose text begins with the field.
     #[error("jobTemplate.spec.{0}")]
     Template(Box<SpecError>),
-    /// A cron expression or time zone that gives no slots.
+    /// A cron expression or time zone without slots.
     #[error(transparent)]
     Cron(#[from] super::cron::InvalidCron),
     /// A limit that is neither a number nor a percentage.
@@ -481,13 +482,13 @@ pub enum SpecError {
         /// A value that would do.
         example: &'static str,
     },
-    /// No source, or two of them.
+    /// A spec without a source, or with two sources.
     #[error("source needs either graphQL or rest: set one of them")]
     OneSource,
     /// A mistake in the source, whose text begins with the field.
     #[error("source.{0}")]
     Source(Box<SpecError>),
-    /// A mistake in what only sources of this kind have, whose text begins with the field.
+    /// A mistake in a field that only sources of this kind have. The text begins with the field.
     #[error("{0}.{1}")]
     OfKind(&'static str, Box<SpecError>),
     /// An endpoint that is no URL, or holds a password.
@@ -517,12 +518,12 @@ pub enum SpecError {
         "mapping[].to {0} and {1} overlap: map one of them, and neither target.keyField nor target.lastSyncedField"
     )]
     Overlap(String, String),
-    /// A stamp that would overwrite what tells documents apart.
+    /// A stamp that would overwrite the key of documents.
     #[error(
         "target.lastSyncedField must not be target.keyField, nor a part of it, nor the reverse: name a field of its own"
     )]
     Stamp,
-    /// A mark that would overwrite what tells documents apart.
+    /// A mark that would overwrite the key of documents.
     #[error("missing: {0} must not be a part of {1}, nor the reverse: name a field of its own")]
     Mark(String, String),
 }
@@ -613,7 +614,7 @@ impl RunSpec {
         })
     }
 
-    /// True when so many documents were refused that the run counts as failed.
+    /// True when the share of failed documents makes the run fail.
     #[must_use]
     pub fn too_many_failed(&self, counts: &Counts) -> bool {
         counts.failed > 0 && counts.failed * 100 >= counts.processed * self.max_failed_percent

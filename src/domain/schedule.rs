@@ -1,12 +1,12 @@
-//! Decisions about a SyncSchedule: which runs to create, which to count, which to delete.
+//! Decisions about a SyncSchedule: the runs to create, to count and to delete.
 //!
 //! **Counting exactly once.** A run is first written into `status.active`, then its SyncJob is created, and it is
 //! counted in the same status write that removes it from `active`. Each of these writes carries the resource version
 //! it was decided on, so of two controllers that decide on the same state one is refused. A crash between the steps
 //! leaves an entry in `active`, and the next reconciliation continues from there.
 //!
-//! **Waiting entries.** Where runs must not overlap, an entry may wait in `active` for the end of an earlier run
-//! before its SyncJob is created: with `Replace`, until the replaced run was cancelled and its worker is fenced.
+//! **Waiting entries.** Where runs must not overlap, an entry may wait in `active` for the end of an earlier run before
+//! its SyncJob is created. With `Replace`, it waits until the replaced run was cancelled and its worker is fenced.
 //!
 //! **Held runs** stay in `active` until they are counted, but block no other run: a held run may wait for days.
 
@@ -40,13 +40,13 @@ use crate::api::{
     truncate,
 };
 
-/// Shortest age of a run whose uid is written into `active`. A run that ends sooner is counted without that, which saves a write. The
-/// controller that created the SyncJob knows the run all the same.
+/// Shortest age of a run whose uid is written into `active`. A run that ends sooner is counted without its uid, which
+/// saves a write. The controller that created the SyncJob knows the run without the uid.
 const SHORT: Duration = Duration::from_secs(5);
 const MAX_FAILURE_HISTORY: usize = 20;
 const MAX_HANDLED_TRIGGERS: usize = 20;
-/// Longest delay of a slot that does not count as missed with `catchUp: None`. A new leader takes a quarter of that time, and its first
-/// starts may have to wait for each other.
+/// Longest delay of a slot that does not count as missed with `catchUp: None`. A new leader takes a quarter of that
+/// time, and its first starts may have to wait for each other.
 const ON_TIME: Duration = Duration::from_mins(1);
 
 pub use health::{HEALTH_STATES, count as count_by_health};
@@ -148,7 +148,7 @@ pub struct SchedulePlan {
     pub events: Vec<ObjectEvent>,
     /// Time until the next reconciliation without a change.
     pub requeue: Option<Duration>,
-    /// Parsed spec. `None` when the spec has a mistake.
+    /// Parsed spec. `None` when the spec is invalid.
     pub parsed: Option<Parsed>,
 }
 
@@ -171,7 +171,7 @@ pub fn decide(observed: &ObservedSchedule<'_>, now: Timestamp) -> SchedulePlan {
     };
     plan.status.observed_generation = schedule.metadata.generation;
     if clamp_times(&mut plan.status, now) {
-        let text = "A clock was ahead when the status was written: the schedule goes on from now";
+        let text = "A clock was ahead when the status was written: the schedule continues from the current time";
         plan.events.push(ObjectEvent::warning("ClockSkew", text));
     }
 
@@ -249,7 +249,7 @@ fn skip_abandoned(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: Result<&Pars
     let is_suspended = pass.schedule.spec.suspended;
     let refused = pass.refused.as_ref().map(|failure| (skips::CREATE_FAILED, failure.message.as_str()));
     let why = |run: &ActiveRun| match parsed {
-        Err(_) => Some((skips::INVALID_SPEC, "the spec has a mistake")),
+        Err(_) => Some((skips::INVALID_SPEC, "the spec is invalid")),
         Ok(_) if is_suspended && run.trigger.is_none() => Some((skips::SUSPENDED, "the schedule was suspended")),
         Ok(parsed) => {
             let is_late = abandoned_at(run, pass, parsed).is_some_and(|at| at <= pass.now);
@@ -260,7 +260,8 @@ fn skip_abandoned(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: Result<&Pars
     skip_waiting(plan, pass, why);
 }
 
-/// Time at which a waiting entry misses its starting deadline. A triggered run has a deadline only when its SyncJob was refused.
+/// Time at which a waiting entry misses its starting deadline. A triggered run has a deadline only when its SyncJob was
+/// refused.
 fn abandoned_at(run: &ActiveRun, pass: &Pass<'_>, parsed: &Parsed) -> Option<Timestamp> {
     let deadline = parsed.starting_deadline.filter(|_| run.trigger.is_none() || pass.refused.is_some())?;
     parsed.start_of(run, pass.schedule.metadata.uid.as_deref().unwrap_or_default()).checked_add(deadline).ok()
@@ -288,8 +289,8 @@ fn skip_waiting<'a>(
     }
 }
 
-/// Sets times of the status that are in the future to now. A clock that was ahead wrote such times, and later slots, results and failures
-/// would not count until then. SyncJobs are named by their slots, so no slot runs twice.
+/// Sets times of the status that are in the future to now. A clock that was ahead wrote such times, and later slots,
+/// results and failures would not count until then. SyncJobs are named by their slots, so no slot runs twice.
 fn clamp_times(status: &mut SyncScheduleStatus, now: Timestamp) -> bool {
     let slots = clock::clamp(&mut status.slots_since, now);
     clock::clamp(&mut status.last_schedule_time, now);
@@ -317,7 +318,7 @@ fn stall(status: &SyncScheduleStatus, parsed: Result<&Parsed, &SpecError>) -> Op
     Some((reasons::FAILURE_THRESHOLD_EXCEEDED, message))
 }
 
-/// True when the status says that the schedule starts nothing because too many runs in a row have failed.
+/// True when the status reports that the schedule starts no runs because too many runs in a row have failed.
 fn is_stopped_by_failures(status: &SyncScheduleStatus) -> bool {
     let stalled = conditions::find(&status.conditions, STALLED);
     stalled.is_some_and(|stalled| stalled.reason == reasons::FAILURE_THRESHOLD_EXCEEDED)
@@ -331,9 +332,9 @@ pub fn skip_on_name_collision(status: &mut SyncScheduleStatus, entry: &ActiveRun
     record_skip(status, entry.slot.0, 1, skips::NAME_COLLISION);
 }
 
-/// Counts the runs that ended, and records the uids of created SyncJobs: a SyncJob with a recorded uid that does not exist was deleted by a
-/// user. An unfinished SyncJob that is not in `active` is added: the status was lost, or another controller created the SyncJob from an
-/// older state. Returns the time after which another uid can be recorded.
+/// Counts the runs that ended, and records the uids of created SyncJobs: a SyncJob with a recorded uid that does not
+/// exist was deleted by a user. An unfinished SyncJob that is not in `active` is added: the status was lost, or another
+/// controller created the SyncJob from an older state. Returns the time after which another uid can be recorded.
 fn account_finished_runs(
     status: &mut SyncScheduleStatus,
     jobs: &Jobs<'_>,
@@ -356,7 +357,8 @@ fn account_finished_runs(
                 requeue_after = SHORT.checked_sub(age).filter(|wait| !wait.is_zero()).or(requeue_after);
                 active.push(entry);
             }
-            // A SyncJob that was never created is created by the plan. A SyncJob that was created before was deleted by a user.
+            // A SyncJob that was never created is created by the plan. A SyncJob that was created before was deleted by
+            // a user.
             None if entry.uid.is_none() && !made.contains(entry.name.as_str()) => active.push(entry),
             None => status.runs.deleted += 1,
         }
@@ -427,7 +429,7 @@ fn count(status: &mut SyncScheduleStatus, finished: &SyncJob) {
     status.failure_history.truncate(MAX_FAILURE_HISTORY);
 }
 
-/// A run that failed with this reason was ended by a person or by a later run.
+/// True when a user or a later run ended a run with this reason.
 fn is_ended_on_request(reason: Option<&str>) -> bool {
     matches!(reason, Some(reasons::CANCELLED | reasons::REPLACED | reasons::SUPERSEDED))
 }
@@ -462,7 +464,8 @@ fn held(job: &SyncJob) -> Option<HeldRun> {
     })
 }
 
-/// Starts the run that the trigger annotation requests, once for each token. Returns what the run waits for.
+/// Starts the run that the trigger annotation requests, once for each token. Returns the condition that the run waits
+/// for, as a part of a message.
 fn start_triggered(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: &Parsed) -> Option<String> {
     let Pass { schedule, jobs, now, .. } = pass;
     let token = truncate(schedule.annotations().get(TRIGGER_ANNOTATION)?);
@@ -472,10 +475,10 @@ fn start_triggered(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: &Parsed) ->
     let under_way = active(&plan.status, jobs).count();
     match schedule.spec.concurrency_policy {
         ConcurrencyPolicy::Forbid if under_way > 0 => {
-            return Some("; the triggered run starts when the run under way has ended".to_owned());
+            return Some("; the triggered run starts when the active run has ended".to_owned());
         }
         ConcurrencyPolicy::Allow if under_way >= parsed.max_active => {
-            return Some(format!("; the triggered run starts when one of {under_way} runs under way has ended"));
+            return Some(format!("; the triggered run starts when one of the {under_way} active runs has ended"));
         }
         _ => {}
     }
@@ -520,8 +523,8 @@ fn start_due(plan: &mut SchedulePlan, pass: &Pass<'_>, old: &SyncScheduleStatus,
         plan.status.slots_since = Some(Time(created));
     }
     if resumed || edited {
-        // With jitter, a slot of a moment ago may start later. The clock of this controller may be a little behind the clock of the controller
-        // that started the last slot.
+        // With jitter, a slot of a moment ago may start later. The clock of this controller may be a little behind the
+        // clock of the controller that started the last slot.
         let started = Time(from_seconds(slots.reached(now).as_second()));
         plan.status.slots_since = plan.status.slots_since.take().max(Some(started));
     }
@@ -540,7 +543,7 @@ fn start_due(plan: &mut SchedulePlan, pass: &Pass<'_>, old: &SyncScheduleStatus,
         if let Some(before) = due.before {
             let since = handled_until(&plan.status);
             let first = slots.next(since, since).unwrap_or(before);
-            skip(plan, (first, before), due.count - 1, skips::CATCH_UP, "passed while no controller was at work");
+            skip(plan, (first, before), due.count - 1, skips::CATCH_UP, "passed while no controller was running");
         }
         if let Some(failure) = pass.refused.as_ref().filter(|_| parsed.starting_deadline.is_none()) {
             skip_waiting(plan, pass, |_| Some((skips::CREATE_FAILED, failure.message.as_str())));
@@ -576,7 +579,7 @@ fn refusal(
     } else if policy == ConcurrencyPolicy::Forbid && under_way > 0 {
         Some((skips::ACTIVE, "an earlier run is not finished"))
     } else if policy == ConcurrencyPolicy::Allow && under_way >= parsed.max_active {
-        Some((skips::MAX_ACTIVE, "as many runs as spec.maxActive allows are not finished"))
+        Some((skips::MAX_ACTIVE, "the limit spec.maxActive of active runs is reached"))
     } else {
         None
     }
@@ -627,7 +630,8 @@ fn record_skip(status: &mut SyncScheduleStatus, slot: Timestamp, count: i64, rea
     status.last_skip = Some(Skip { time: Time(slot), reason: reason.to_owned() });
 }
 
-/// Runs whose SyncJob is created now: all waiting entries, or where runs must not overlap, the first one when no other run is active.
+/// Runs whose SyncJob is created now: all waiting entries, or where runs must not overlap, the first one when no other
+/// run is active.
 fn missing(status: &SyncScheduleStatus, pass: &Pass<'_>) -> Vec<ActiveRun> {
     let jobs = &pass.jobs;
     let missing = status.active.iter().filter(|run| waits_for_job(run, jobs));
@@ -660,8 +664,9 @@ fn superseded(jobs: &[Arc<SyncJob>]) -> Vec<(String, String)> {
     held.map(|job| (job.name_any(), newest.name_any())).collect()
 }
 
-/// Finished runs beyond the history limits, and the time until more are due. Runs that are still in `active` are not counted yet and stay.
-/// Runs that ended a moment ago stay too: the cache may have a status from before they were in `active`.
+/// Finished runs beyond the history limits, and the time until more are due. Runs that are still in `active` are not
+/// counted yet and stay. Runs that ended a moment ago stay too: the cache may have a status from before they were in
+/// `active`.
 fn history(
     status: &SyncScheduleStatus,
     jobs: &[Arc<SyncJob>],
@@ -725,7 +730,7 @@ fn set_conditions(
         conditions::clear(&mut status.conditions, STALLED);
         conditions::clear(&mut status.conditions, RECONCILING);
     } else {
-        let message = "Redis does not answer: runs are made and start when it is back";
+        let message = "Redis does not answer: SyncJobs are created, and start when Redis is available again";
         set(READY, false, reasons::QUEUE_UNAVAILABLE, message);
         set(RECONCILING, true, reasons::QUEUE_UNAVAILABLE, message);
         conditions::clear(&mut status.conditions, STALLED);

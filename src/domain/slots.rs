@@ -10,7 +10,7 @@ use super::{cron::Cron, from_seconds};
 /// Grid of the slots of a schedule.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Grid {
-    /// Multiples of so many seconds since the epoch, at least 1.
+    /// Multiples of this number of seconds since the epoch, at least 1.
     Every(i64),
     /// Times at which the clocks match.
     Cron(Box<Cron>),
@@ -29,7 +29,7 @@ pub struct Slots<'a> {
 pub struct Due {
     /// The newest of them.
     pub newest: Timestamp,
-    /// The one before it, when there are several.
+    /// Slot before the newest one, when several slots are due.
     pub before: Option<Timestamp>,
     /// Number of due slots, the newest included.
     pub count: i64,
@@ -59,8 +59,8 @@ impl<'a> Slots<'a> {
         Self { grid, offset: offset.as_millis() as i64 }
     }
 
-    /// The slots later than `after` whose start has come at `now`. With an interval it takes the same time for any
-    /// span, and with a cron expression about 0.1 ms for a year.
+    /// Returns the slots later than `after` that are due at `now`. This takes constant time with an interval, and about
+    /// 0.1 ms for a year with a cron expression.
     #[must_use]
     pub fn due(&self, after: Timestamp, now: Timestamp) -> Option<Due> {
         let reached = self.reached(now);
@@ -78,7 +78,7 @@ impl<'a> Slots<'a> {
         }
     }
 
-    /// The first slot later than `after` whose start has not come at `now`. `None` at the end of the calendar.
+    /// Returns the first slot later than `after` that is not due at `now`. `None` at the end of the calendar.
     #[must_use]
     pub fn next(&self, after: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let after = after.max(self.reached(now));

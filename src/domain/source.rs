@@ -1,4 +1,4 @@
-//! A source that was checked: what fetching needs, with every default filled in.
+//! A validated source: the settings of its requests, with all defaults.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ use crate::api::{
 const GRAPH_QL: &str = "graphQL";
 const REST: &str = "rest";
 
-/// Requests are spread over more than the time their limit allows, by one part in so many: they must keep to the limit
-/// when they arrive, and some travel faster than others.
+/// Divisor of the extra time between requests. The limit applies when requests arrive, and requests take different
+/// times to arrive, so they are sent more slowly than the limit allows.
 const ROOM: u32 = 20;
 
 /// Spacing of requests that keeps a rate.
@@ -40,7 +40,7 @@ pub struct RequestRate {
 /// Field of documents that holds the state of sources.
 pub const STATE: &str = "_sync";
 
-/// Name of a source among those that keep state in the documents of a collection.
+/// Name of a source that stores state in the documents of a collection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceName {
     /// The user gave it, or the schedule.
@@ -120,7 +120,7 @@ pub enum Request {
     GraphQl {
         /// The query.
         query: String,
-        /// Which operation of it is meant.
+        /// Name of the operation to execute.
         operation_name: Option<String>,
         /// Additional variables.
         variables: Map<String, Value>,
@@ -178,7 +178,7 @@ pub enum Missing {
 /// Removal of documents that the source no longer has.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Removal {
-    /// Field that receives the time of the mark, for people.
+    /// Field that receives the time of the mark, for users.
     pub field: String,
     /// Fields that are set with the mark, and their values.
     pub set: Vec<(String, Value)>,
@@ -206,7 +206,7 @@ pub struct Pages {
 /// Identification of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
-    /// A cursor, which the page before has here.
+    /// Cursor, with its path in the previous page.
     Cursor(PointerBuf),
     /// Page number, from 1 on.
     Number,
@@ -412,8 +412,8 @@ fn pointer(field: &'static str, text: &str) -> Result<PointerBuf, SpecError> {
     text.parse().map_err(|_| SpecError::Pointer(field))
 }
 
-/// Reads and checks the mapping. MongoDB refuses an update that writes a field and a part of it; the key, the stamp and the
-/// mark are not for the mapping.
+/// Reads and checks the mapping. MongoDB refuses an update that writes a field and a part of it; the key, the stamp and
+/// the mark are not for the mapping.
 fn mapping(fields: &[MappedField], reserved: &[&str]) -> Result<Vec<Mapped>, SpecError> {
     let mut mapping = Vec::with_capacity(fields.len());
     for (at, MappedField { to, from, value, type_, time_zone, on_null, .. }) in fields.iter().enumerate() {

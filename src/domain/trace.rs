@@ -1,5 +1,5 @@
-//! Which trace a run belongs to. Every process comes to the same answer from the SyncJob alone, and what travels in the run's
-//! hash is the same again: nothing is lost with Redis or a process.
+//! Assignment of a run to a trace. Each process derives the same trace from the SyncJob alone, and the hash of the run
+//! has a copy. The trace therefore survives the loss of Redis or of a process.
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ impl TraceParent {
         (is_whole && trace != 0 && span != 0).then_some(Self { trace, span, is_sampled: flags & 1 == 1 })
     }
 
-    /// The trace's id as it is written: 32 hexadecimal digits.
+    /// Returns the id of the trace as 32 hexadecimal digits.
     #[must_use]
     pub fn trace_id(&self) -> String {
         format!("{:032x}", self.trace)
@@ -47,7 +47,7 @@ impl fmt::Display for TraceParent {
     }
 }
 
-/// Which traces are recorded.
+/// Selection of the traces that are recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
     /// Share of all traces that are sampled, from 0 to 1.
@@ -87,12 +87,12 @@ impl Default for Sampler {
 pub struct Root {
     /// The span.
     pub span: TraceParent,
-    /// The span of the caller that it is below.
+    /// Parent span, of the caller.
     pub caller: Option<u64>,
 }
 
-/// The first span of the run with this uid: in the trace of the caller whose `traceparent` is given, or in one of its own,
-/// with the uid as its id. `None` when the uid is no UUID.
+/// Returns the first span of the run with this uid. It is in the trace of the caller with this `traceparent`, or in a
+/// separate trace with the uid as its id. `None` when the uid is no UUID.
 #[must_use]
 pub fn root(uid: &str, caller: Option<&str>, sampler: &Sampler) -> Option<Root> {
     let uid = u128::from_str_radix(&uid.replace('-', ""), 16).ok().filter(|_| uid.len() == 36)?;

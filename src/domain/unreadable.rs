@@ -7,7 +7,7 @@ use super::conditions;
 use crate::api::conditions::{COMPLETE, FAILED, READY, RECONCILING, STALLED, reasons::UNREADABLE};
 
 /// Next conditions of an object that cannot be read. `None`: the conditions do not change. The conditions of a run
-/// that has ended stay, and a run under way may continue.
+/// that has ended stay, and an active run may continue.
 #[must_use]
 pub fn mark(
     old: &[Condition],

@@ -1,4 +1,4 @@
-//! One batch of a walk: fetches what its documents should be, and writes them.
+//! One batch of a walk: requests the desired content of its documents, and writes them.
 
 use std::{
     future::{Future, pending},
@@ -62,8 +62,8 @@ impl BatchWork {
     }
 }
 
-/// Runs `work` in a task of its own, which ends with this future: what takes a processor for milliseconds, as parsing a
-/// long answer does, delays no other batch.
+/// Runs `work` in a separate task, which ends with this future. Work that takes milliseconds of a processor, such as
+/// the parsing of a long answer, then delays no other batch.
 pub(super) fn spawn_task<T: Send + 'static>(
     work: impl Future<Output = Option<T>> + Send + 'static,
 ) -> impl Future<Output = Option<T>> {

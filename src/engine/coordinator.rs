@@ -1,4 +1,4 @@
-//! The interface between an attempt and what coordinates it with other processes.
+//! Interface between an attempt and its coordination with other processes.
 
 use std::time::Duration;
 
@@ -25,10 +25,10 @@ pub struct Signals {
     pub lost: CancellationToken,
 }
 
-/// Interface of one attempt to what coordinates it with other processes. All calls can be cancelled at any point.
+/// Coordination of one attempt with other processes. All calls can be cancelled at any point.
 pub trait Coordinator: Send + Sync {
-    /// Saves how far the run has come, and returns whether the attempt may continue. Where the checkpoint cannot be saved
-    /// the answer is [`LeaseState::Held`]: the lease decides for how long the attempt continues without it.
+    /// Saves the progress of the run, and returns whether the attempt may continue. Where the checkpoint cannot be
+    /// saved the answer is [`LeaseState::Held`]: the lease decides for how long the attempt continues without it.
     fn save<'a>(&'a self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, LeaseState>;
 
     /// Returns the signals that end this attempt.

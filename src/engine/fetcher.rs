@@ -1,4 +1,4 @@
-//! Fetches what the documents of a batch should be, within the rate limit that all attempts share.
+//! Requests for the desired content of the documents of a batch, within the rate limit that all attempts share.
 
 use std::{
     future::Future,
@@ -70,7 +70,7 @@ pub(super) struct SourceFetcher {
 pub(super) struct RatePassed(Instant);
 
 impl SourceFetcher {
-    /// A client for an attempt at a run that waited `pauses` times since it last came further.
+    /// Creates a client for an attempt of a run with `pauses` pauses since its last progress.
     pub fn new(source: SourceClient, coordinator: Arc<dyn Coordinator>, trace: Parent, pauses: i64) -> Self {
         let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
         let limit = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
@@ -86,19 +86,19 @@ impl SourceFetcher {
         }
     }
 
-    /// Waits for the rate limit on behalf of a batch that has no request slot yet, so that it can send its request as soon
-    /// as it has one. Returns `None` where each request waits for itself: a rate counts when requests are sent.
+    /// Waits for the rate limit on behalf of a batch that has no request slot yet, so that it can send its request as
+    /// soon as it has one. Returns `None` where each request waits for itself: a rate counts when requests are sent.
     pub async fn wait_ahead(&self) -> Option<RatePassed> {
         let spec = self.source.spec();
         if spec.rate.is_some() || matches!(spec.asking, Asking::PerUser(_)) {
             return None;
         }
-        // A long pause is found again when the request is to be sent.
+        // The request finds a long pause again before it is sent.
         self.wait().await.ok()?;
         Some(RatePassed(Instant::now()))
     }
 
-    /// Fetches what the source has for each of the keys. Returns it with the time of the request.
+    /// Requests the results for the keys. Returns the results with the time of the request.
     pub async fn fetch(
         &self,
         keys: Vec<Bson>,
@@ -142,8 +142,8 @@ impl SourceFetcher {
         Ok((found.collect::<Result<_, _>>()?, asked))
     }
 
-    /// Decides whose failure it is when there is no usable answer for one document. The inner error is the document's if the
-    /// source answers requests for others, and else the run's; the outer one is the run's or the attempt's.
+    /// Decides whose failure it is when there is no usable answer for one document. The inner error is the document's
+    /// if the source answers requests for others, and else the run's; the outer one is the run's or the attempt's.
     fn attribute_failure(
         &self,
         fetched: Result<(Vec<Found>, Timestamp), RequestFailure>,
@@ -162,8 +162,8 @@ impl SourceFetcher {
         }
     }
 
-    /// Continues a walk through pages of about `size` results, from `next` on. Each page comes with the time of its request. The
-    /// stream ends after the first error.
+    /// Continues a walk through pages of about `size` results, from `next` on. Each page comes with the time of its
+    /// request. The stream ends after the first error.
     pub fn walk(
         self: Arc<Self>,
         pages: Pages,
@@ -258,7 +258,8 @@ impl SourceFetcher {
         }
     }
 
-    /// The pause after a rejection that names none, the same for all requests in flight. `None`: there were too many of these.
+    /// Returns the pause after a rejection without a time, which all requests in flight share. `None`: too many
+    /// rejections had no time.
     fn unspecified_pause(&self) -> Option<Duration> {
         let before = if self.has_answered.load(Ordering::Relaxed) { 0 } else { self.pauses };
         (before < MAX_UNSPECIFIED).then(|| UNSPECIFIED_PAUSE.delay(before + 1, 0.0))
@@ -280,7 +281,7 @@ impl SourceFetcher {
                 Ok(Reservation::RetryAfter(wait)) if wait > every + LONGEST_WAIT => return Err(Error::Paused(wait)),
                 Ok(Reservation::RetryAfter(wait)) => sleep(wait.min(RESERVATION_RETRY)).await,
                 Err(error) => {
-                    tracing::debug!(%error, "request to the source not reserved");
+                    tracing::debug!(%error, "no request to the source reserved");
                     sleep(PAUSE).await;
                 }
             }

@@ -1,5 +1,5 @@
-//! The engine: executes one attempt at a run. It counts the documents, walks them in batches, fetches what they should be,
-//! writes them, and saves checkpoints.
+//! The engine: executes one attempt of a run. It counts the documents, walks them in batches, fetches their desired
+//! content, writes them, and saves checkpoints.
 //!
 //! The engine knows neither the queue nor SyncJobs. Its interface to other processes is [`Coordinator`], which
 //! workers implement with Redis and local runs in memory.

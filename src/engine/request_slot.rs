@@ -11,7 +11,7 @@ use tokio::{
     task::unconstrained,
 };
 
-/// One batch's right to send a request. The batch returns it as soon as the answer has arrived: another batch sends its
+/// Permit of a batch to send a request. The batch returns it as soon as the answer has arrived: another batch sends its
 /// request while this answer is read.
 pub(super) struct RequestSlot {
     slots: Arc<Semaphore>,

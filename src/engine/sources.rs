@@ -60,7 +60,7 @@ impl SecretReader {
         let SecretKey { name, key } = entry;
         match self {
             Self::None => Err(Error::InvalidSource(format!(
-                "the worker has no access to the Kubernetes API, which holds the Secret {name}"
+                "the worker has no access to the Kubernetes API, which has the Secret {name}"
             ))),
             Self::Given(given) => given.0.get(&(name.clone(), key.clone())).cloned().ok_or_else(|| {
                 Error::InvalidSource(format!("the Secret {name} is not given: add --secret {name}/{key}=env:VARIABLE"))

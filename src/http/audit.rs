@@ -34,7 +34,7 @@ impl AuditedAction {
     }
 }
 
-/// Notes what a caller did to an object.
+/// Records an action of a caller on an object.
 pub(super) async fn record<K: Resource<DynamicType = ()>>(
     app: &App,
     caller: &Caller,

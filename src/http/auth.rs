@@ -68,7 +68,7 @@ impl Caller {
     }
 }
 
-/// A right that Kubernetes gives: a verb on a kind, nearly always one of ours.
+/// A right in Kubernetes: a verb on a kind, which is nearly always a kind of this API.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Right {
     pub verb: &'static str,
@@ -102,7 +102,7 @@ impl std::fmt::Display for Right {
     }
 }
 
-/// Decides who may do what. Cheap to clone.
+/// Authentication and authorisation of callers. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Access(Option<Reviews>);
 
@@ -215,7 +215,7 @@ impl Access {
         self.0.is_some()
     }
 
-    /// The name of a caller that was let in lately, without asking anybody.
+    /// Returns the name of a caller that was authenticated recently, from the cache only.
     pub async fn known(&self, headers: &HeaderMap) -> Option<String> {
         let caller = self.0.as_ref()?.callers.get(&hash(token(headers)?)).await??;
         Some(caller.name.clone())

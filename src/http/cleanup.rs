@@ -35,10 +35,10 @@ const MOST: usize = 2000;
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(super) struct Cleanup {
-    /// Keep runs that ended within so many hours.
+    /// Age in hours up to which ended runs are kept.
     #[schema(minimum = 0, maximum = 8760)]
     grace_period_hours: f64,
-    /// Count the runs without deleting them.
+    /// Dry run. True: the call counts the runs, and does not delete them.
     dry_run: bool,
 }
 
@@ -48,18 +48,18 @@ impl Default for Cleanup {
     }
 }
 
-/// Number of runs that were deleted, or would be.
+/// Result of a cleanup, or of its dry run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct Cleaned {
-    /// Runs that had completed.
+    /// Number of completed runs.
     completed: usize,
-    /// Runs that had failed.
+    /// Number of failed runs.
     failed: usize,
-    /// Runs that are left for another call: one deletes 2,000 at most.
+    /// Number of remaining runs. A call deletes at most 2,000 runs: repeat it for these.
     remaining: usize,
 }
 
-/// Deletes finished SyncJobs. Never one that has not finished.
+/// Deletes finished SyncJobs. Unfinished SyncJobs are never deleted.
 #[utoipa::path(
     post, path = "/jobs/cleanup", tag = "control", params(RunFilter),
     request_body(content = Option<Cleanup>), responses((status = 200, body = Cleaned)),

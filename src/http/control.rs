@@ -35,13 +35,13 @@ const MAX_REMOVALS: i64 = 1_000_000_000;
 pub(super) struct Controlled {
     namespace: String,
     name: String,
-    /// The SyncJob's uid.
+    /// Uid of the SyncJob.
     job_id: String,
-    /// False when it was so already.
+    /// False when the run already had the requested state.
     pub changed: bool,
 }
 
-/// Ends a run as Failed, reason Cancelled, at its next batch boundary. Cannot be taken back.
+/// Cancels a run: it fails with the reason Cancelled at its next batch boundary. This cannot be undone.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/cancel", tag = "control",
     params(ObjectPath), responses((status = 200, body = Controlled)),
@@ -64,7 +64,7 @@ pub(super) async fn end(app: &App, caller: &Caller, path: &ObjectPath) -> Result
     answer(&job, change)
 }
 
-/// Puts a run aside at its next batch boundary. Costs no attempt.
+/// Suspends a run at its next batch boundary. A suspension does not count as an attempt.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/suspend", tag = "control",
     params(ObjectPath), responses((status = 200, body = Controlled)),
@@ -94,7 +94,7 @@ pub(super) async fn resume(
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Approval {
-    /// Documents that the run may remove: `counts.held` of the run, or more.
+    /// Number of documents that the run may remove: `counts.held` of the run, or more.
     #[serde(deserialize_with = "whole")]
     #[schema(minimum = 1, maximum = 1_000_000_000)]
     removals: i64,
@@ -108,7 +108,8 @@ fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
 
 /// Approves the removals that the guard of a run holds.
 ///
-/// The run counts again. If it finds more than that, it is held again with the new number.
+/// The run counts the removals again. If the number is larger than the approval, the run is held again with the new
+/// number.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/approve", tag = "control",
     params(ObjectPath), request_body = Approval, responses((status = 200, body = Controlled)),
@@ -122,14 +123,14 @@ pub(super) async fn approve(
     allow(&app, &caller, &path, removals).await.map(Json)
 }
 
-/// Lets a held run remove so many documents.
+/// Approves a number of removals of a held run.
 pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removals: i64) -> Result<Controlled, Problem> {
     let job = unfinished(app, caller, path).await?;
     // The cache may not show yet that it is held, or for how many documents.
     let job = load_live(app, &job).await?;
     let name = job.name_any();
     let Some(number) = held(&job).and(job.status.as_ref()).map(held_number) else {
-        return Err(Problem::new(ProblemKind::Conflict, format!("{name} is not held, so there is nothing to approve")));
+        return Err(Problem::new(ProblemKind::Conflict, format!("{name} is not held, so no approval is needed")));
     };
     if !(1..=MAX_REMOVALS).contains(&removals) {
         let detail = format!("removals must be from 1 to {MAX_REMOVALS}; {name} is held for {number}");
@@ -149,12 +150,12 @@ pub(super) async fn allow(app: &App, caller: &Caller, path: &ObjectPath, removal
     answer(&job, change)
 }
 
-/// Creates a new SyncJob like one that failed.
+/// Creates a new SyncJob with the spec of a failed one.
 ///
-/// A run that has ended is never run again. The same call again gives the same new SyncJob.
+/// An ended run never starts again. A repeated call returns the same new SyncJob.
 #[utoipa::path(
     post, path = "/jobs/{namespace}/{name}/retry", tag = "control",
-    params(ObjectPath), responses((status = 202, body = Triggered, headers(("Location" = String, description = "Where the new run can be read")))),
+    params(ObjectPath), responses((status = 202, body = Triggered, headers(("Location" = String, description = "Path of the new run")))),
 )]
 pub(super) async fn retry(
     State(app): State<App>,
@@ -171,7 +172,7 @@ pub(super) async fn start_again(app: &App, caller: &Caller, path: &ObjectPath) -
     app.access.check(caller, trigger::right(Some(namespace))).await?;
     let cached = find_job(app, path)?;
     if !is_finished(&cached) || is_complete(&cached) {
-        let detail = format!("{name} has not failed; only a run that ended as Failed can be tried again");
+        let detail = format!("{name} has not failed; only a failed run can be retried");
         return Err(Problem::new(ProblemKind::Conflict, detail));
     }
     // The cache does not keep everything of a run that has ended.
@@ -222,7 +223,7 @@ async fn unfinished(app: &App, caller: &Caller, path: &ObjectPath) -> Result<Arc
 }
 
 fn ended(job: &SyncJob) -> Problem {
-    Problem::new(ProblemKind::Conflict, format!("{} has ended, and is never changed again", job.name_any()))
+    Problem::new(ProblemKind::Conflict, format!("{} has ended and cannot be changed", job.name_any()))
 }
 
 fn answer(job: &SyncJob, change: PatchResult) -> Result<Controlled, Problem> {

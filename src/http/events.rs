@@ -51,14 +51,14 @@ struct Deleted {
     job_id: String,
 }
 
-/// Streams what happens to runs, as server-sent events.
+/// Streams changes of runs as server-sent events.
 ///
-/// The stream begins with every unfinished run. `job`: state of a run, at most once a second for each. `deleted`: a
-/// run was deleted. `reset`: drop all state; the unfinished runs follow. A client that reconnects with Last-Event-ID
+/// The stream begins with all unfinished runs. `job`: state of a run, at most once per second for each run. `deleted`:
+/// a run was deleted. `reset`: drop all state; the unfinished runs follow. A client that reconnects with Last-Event-ID
 /// receives the events that it missed.
 #[utoipa::path(
     get, path = "/events", tag = "jobs",
-    params(RunFilter, ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was received")),
+    params(RunFilter, ("Last-Event-ID" = Option<String>, Header, description = "Id of the last received event")),
     responses((status = 200, content_type = "text/event-stream", body = String)),
 )]
 pub(super) async fn events(

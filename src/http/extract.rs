@@ -1,4 +1,4 @@
-//! Parts of a request, with problem documents for what cannot be read.
+//! Parts of a request, with problem documents for invalid parts.
 
 use std::sync::Arc;
 
@@ -52,9 +52,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 fn unreadable(error: &BytesRejection) -> Problem {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        Problem::new(ProblemKind::TooLarge, "the body may have 64 KiB at most")
+        Problem::new(ProblemKind::TooLarge, "the body must have at most 64 KiB")
     } else {
-        Problem::new(ProblemKind::BadRequest, "the body did not arrive whole")
+        Problem::new(ProblemKind::BadRequest, "the body is incomplete")
     }
 }
 

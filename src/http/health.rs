@@ -21,11 +21,11 @@ pub(super) struct Health {
 
 #[derive(Debug, Serialize, ToSchema)]
 struct HealthOfJobs {
-    /// Runs can be started, and are worked on.
+    /// Runs can be started and executed.
     initialized: bool,
 }
 
-/// 200 when runs can be started and are worked on, 503 with what is missing otherwise.
+/// Returns 200 when runs can be started and executed, otherwise 503 with the missing parts.
 #[utoipa::path(
     get, path = "/health", tag = "probes",
     responses((status = 200, body = Health), (status = 503, body = Health)),

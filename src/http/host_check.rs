@@ -1,6 +1,6 @@
 //! Check of the header Host. Without authorization, calls are answered only under the names of this machine. A
-//! browser on this machine may show a page of another site whose name resolves to it (DNS rebinding): the calls of
-//! such a page come from this machine too, but under that name.
+//! browser on this machine may show a page of another site whose name resolves to this machine (DNS rebinding). The
+//! calls of such a page come from this machine too, but with the name of the other site.
 
 use std::net::IpAddr;
 

@@ -49,21 +49,21 @@ impl From<Mode> for SyncMode {
 pub(super) struct Job {
     pub namespace: String,
     pub name: String,
-    /// The SyncJob's uid.
+    /// Uid of the SyncJob.
     #[serde(rename = "jobId")]
     pub uid: String,
-    /// The SyncSchedule it belongs to.
+    /// SyncSchedule of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
     #[serde(rename = "type")]
     pub type_: SyncType,
     pub sync_type: Mode,
     pub phase: Phase,
-    /// Per cent done.
+    /// Progress in per cent.
     #[schema(minimum = 0, maximum = 100)]
     pub progress: i32,
     pub counts: Counts,
-    /// Attempts that failed.
+    /// Number of failed attempts.
     pub attempts_made: i32,
     /// Number of times that the run was recovered from a lost worker.
     pub recoveries: i32,
@@ -119,7 +119,7 @@ impl From<&SyncJob> for Job {
 pub(super) struct JobDetails {
     #[serde(flatten)]
     pub job: Job,
-    /// The worker that has, or last had, it.
+    /// Worker that claimed the run last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
     /// Attempts that failed, the last 10, oldest first.

@@ -24,10 +24,10 @@ use crate::{
     domain::job::is_finished,
 };
 
-/// Runs in a page, and at most.
+/// Default and largest number of runs in a page.
 const PAGE: (usize, usize) = (100, 500);
 
-/// Which runs to list.
+/// Selection of the runs to list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -78,7 +78,7 @@ pub(super) async fn list(
     page(app.listed()?, &selection, None).map(Json)
 }
 
-/// The runs that fit, in these namespaces only.
+/// Returns the matching runs of these namespaces.
 pub(super) fn page(
     objects: &Objects,
     selection: &RunSelection,
@@ -163,7 +163,7 @@ pub(super) fn find_job(app: &App, ObjectPath { namespace, name }: &ObjectPath) -
     found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no SyncJob {namespace}/{name}")))
 }
 
-/// A SyncJob as it is.
+/// Returns the current SyncJob.
 pub(super) async fn load_live(app: &App, job: &SyncJob) -> Result<SyncJob, Problem> {
     let jobs = app.listed()?.namespaced::<SyncJob>(&job.metadata);
     let found = cluster::call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;

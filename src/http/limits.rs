@@ -1,4 +1,4 @@
-//! Manners: how often, how many at a time, how long, and headers that every answer carries.
+//! Limits of the calls: rate, number of concurrent calls, duration, and the headers of all answers.
 
 use std::{
     net::SocketAddr,
@@ -39,7 +39,7 @@ use crate::telemetry::metrics;
 const ANSWER: Duration = Duration::from_mins(1);
 /// Longest pause of a client in the middle of its body.
 const BODY_PAUSE: Duration = Duration::from_secs(10);
-/// Callers whose rate has been even for a while are forgotten, once in so many calls.
+/// Number of calls after which callers with a low rate are forgotten.
 const FORGET_EVERY: u64 = 4096;
 
 /// Open pages of the dashboard for each listener to events: they cost little.
@@ -88,10 +88,10 @@ impl Limits {
 }
 
 fn busy() -> Problem {
-    Problem::new(ProblemKind::Overloaded, "too many calls are under way").retry_after(1)
+    Problem::new(ProblemKind::Overloaded, "too many calls are in progress").retry_after(1)
 }
 
-/// Puts the limits around the routes. Probes and `/health` are never refused.
+/// Adds the limits to the routes. Probes and `/health` are never refused.
 pub(super) fn layer(router: Router<App>, app: &App) -> Router<App> {
     let header = |name: HeaderName, value: &'static str| {
         SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
@@ -102,8 +102,8 @@ pub(super) fn layer(router: Router<App>, app: &App) -> Router<App> {
         .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
         .layer(middleware::from_fn(measured))
         .layer(CatchPanicLayer::custom(|_| {
-            tracing::error!("a call ended in a panic");
-            Problem::new(ProblemKind::Internal, "the call could not be carried out").into_response()
+            tracing::error!("a call panicked");
+            Problem::new(ProblemKind::Internal, "the call failed").into_response()
         }))
         .layer(header(CACHE_CONTROL, "no-store"))
         .layer(header(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
@@ -127,7 +127,8 @@ async fn bounded(State(app): State<App>, request: Request, next: Next) -> Respon
     }
     let Ok(_permit) = app.limits.at_a_time.try_acquire() else { return busy().into_response() };
     timeout(ANSWER, next.run(request)).await.unwrap_or_else(|_| {
-        Problem::new(ProblemKind::Unavailable, "the call took too long; what it began may go on").into_response()
+        let detail = "the call took too long; its requests may still take effect";
+        Problem::new(ProblemKind::Unavailable, detail).into_response()
     })
 }
 

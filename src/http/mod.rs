@@ -118,9 +118,10 @@ impl HttpState {
 pub struct HttpSettings {
     /// Read access. `None`: no authorization.
     pub reads: Option<ReadAccess>,
-    /// Requests a second of one caller, and as many at once.
+    /// Largest number of requests per second of one caller, and the size of a burst.
     pub requests_per_second: NonZeroU32,
-    /// Requests at a time, of all callers, and as many listeners to events besides; four times as many open pages.
+    /// Largest number of concurrent requests of all callers. The limit of event streams is the same, and the limit of
+    /// open pages is four times as high.
     pub requests_at_a_time: NonZeroU32,
     /// Sessions of the dashboard. `None`: no dashboard.
     pub dashboard: Option<Sessions>,
@@ -203,7 +204,7 @@ pub fn router(
         .route("/openapi.json", get(async || openapi::answer(document)))
         .fallback(async |uri: Uri| nowhere(&uri))
         .method_not_allowed_fallback(async || {
-            Problem::new(ProblemKind::MethodNotAllowed, "the header Allow says which methods it has")
+            Problem::new(ProblemKind::MethodNotAllowed, "the header Allow lists its methods")
         });
     let router = limits::layer(router, &app).with_state(app.clone());
     let router = match dashboard {
@@ -217,7 +218,7 @@ pub fn router(
     }
 }
 
-/// There is no such path.
+/// Problem of a path that does not exist.
 fn nowhere(uri: &Uri) -> Problem {
     Problem::new(ProblemKind::NotFound, format!("there is no {}", uri.path()))
 }
@@ -243,7 +244,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(control::retry))
 }
 
-/// The OpenAPI document, as `/openapi.json` gives it.
+/// Returns the OpenAPI document, which `/openapi.json` serves.
 #[must_use]
 pub fn openapi_document() -> String {
     openapi::finish(documented().into_openapi(), None)

@@ -1,4 +1,4 @@
-//! SyncSchedules and SyncJobs as the sidecar sees them: all of them, also those that have ended, and what happens to them.
+//! Cache of the sidecar with all SyncSchedules and SyncJobs, including ended SyncJobs, and their changes.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -35,7 +35,7 @@ use crate::{
     cluster::{self, ReadResult, api, drain},
 };
 
-/// Requests at a time. More would not be answered any faster.
+/// Largest number of concurrent requests. The API server would not answer more requests any faster.
 const REQUESTS: usize = 16;
 /// Changes a listener may lag behind, and deletions that are remembered.
 const MAX_DELETIONS: usize = 1024;
@@ -106,7 +106,7 @@ struct DeletionLog {
     listing: u64,
     /// The last deletions.
     gone: VecDeque<Arc<DeletedJob>>,
-    /// Deletions up to this version may be missing in `gone`.
+    /// Version up to which deletions may be missing in `gone`.
     forgotten: u64,
 }
 
@@ -200,7 +200,7 @@ impl Objects {
         self.listed.clone().wait_for(|kinds| *kinds >= 2).await.ok();
     }
 
-    /// Asks the API server for something, when there are not too many requests already.
+    /// Sends a request to the API server within the limit of concurrent requests.
     pub(super) async fn call<T>(
         &self,
         action: &'static str,
@@ -380,7 +380,7 @@ fn index_updater(index: Arc<RwLock<RunIndex>>) -> impl FnMut(&watcher::Result<Ev
     }
 }
 
-/// Drops what lists do not show of a run that has ended: there may be many of them.
+/// Drops the fields of an ended run that lists do not show, because there may be many ended runs.
 fn slim(job: &mut SyncJob) {
     if crate::domain::job::is_finished(job) {
         job.spec.target = crate::api::syncjob::Target::default();

@@ -45,7 +45,7 @@ pub(super) fn finish(mut document: OpenApi, prefix: Option<&Prefix>) -> String {
     document.to_pretty_json().unwrap_or_default()
 }
 
-/// Each call may end in a problem, and each that changes something needs a token.
+/// Adds the problems to each call, and the token to each call that changes an object.
 fn complete(method: &HttpMethod, operation: &mut Operation) {
     let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
     let problem = ResponseBuilder::new().description("A problem document (RFC 9457)").content(PROBLEM_JSON, problem);

@@ -25,10 +25,10 @@ use crate::{
     domain::job::is_finished,
 };
 
-/// Requests to Kubernetes at a time for one call.
+/// Number of concurrent requests to Kubernetes for one call.
 pub(super) const CONCURRENT_REQUESTS: usize = 8;
 
-/// Filter of a call by namespace and schedule. An empty filter selects everything that the operator watches.
+/// Filter of a call by namespace and schedule. An empty filter selects all objects that the operator watches.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -57,19 +57,19 @@ impl RunFilter {
 /// Result of a suspension or resumption.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Changed {
-    /// True when the objects are suspended now.
+    /// True when the objects are suspended after the call.
     paused: bool,
     /// SyncSchedules that were changed.
     schedules: Vec<Named>,
     /// Unfinished SyncJobs that were changed.
     jobs: Vec<Named>,
-    /// Objects that were so already.
+    /// Number of objects that already had the requested state.
     unchanged: usize,
 }
 
 /// Suspends SyncSchedules and their unfinished SyncJobs.
 ///
-/// A run under way is suspended at its next batch boundary, and costs no attempt.
+/// An active run is suspended at its next batch boundary. The suspension does not count as an attempt.
 #[utoipa::path(post, path = "/jobs/pause", tag = "control", params(RunFilter), responses((status = 200, body = Changed)))]
 pub(super) async fn pause(
     State(app): State<App>,
@@ -79,7 +79,7 @@ pub(super) async fn pause(
     set(&app, &caller, &filter, true).await.map(Json)
 }
 
-/// Resumes SyncSchedules and SyncJobs, whoever suspended them.
+/// Resumes SyncSchedules and SyncJobs, also when another user suspended them.
 ///
 /// Slots that passed meanwhile are not run.
 #[utoipa::path(post, path = "/jobs/resume", tag = "control", params(RunFilter), responses((status = 200, body = Changed)))]
@@ -111,7 +111,7 @@ pub(super) async fn set_with_note(
     let mut schedules = objects.schedules.state();
     schedules.retain(|schedule| filter.matches_schedule(schedule));
     if let (Some(name), true) = (&filter.schedule, schedules.is_empty()) {
-        return Err(Problem::new(ProblemKind::NotFound, format!("there is no SyncSchedule {name} that fits")));
+        return Err(Problem::new(ProblemKind::NotFound, format!("no SyncSchedule {name} matches")));
     }
     let schedules = suspend_all(app, caller, schedules, suspended, note).await?;
     // The SyncJobs are read after the schedules, so that runs that a schedule created meanwhile are included.
@@ -233,9 +233,9 @@ async fn suspend_with_note<K: Pausable>(
     Ok(change)
 }
 
-/// Changes the spec of an object, unless it is so already.
+/// Changes the spec of an object, unless it already has the values.
 ///
-/// Reads the object first: the cache may not show yet what the call before this one did.
+/// Reads the object first, because the cache may not show the changes of an earlier call yet.
 pub(super) async fn patch<K: Pausable>(
     app: &App,
     object: &K,

@@ -20,8 +20,8 @@ use super::problem::{Problem, ProblemKind};
 /// First segments of the sidecar's own paths. A prefix that begins with one of them would be removed where a proxy
 /// has removed it already.
 const OURS: [&str; 8] = ["ui", "jobs", "events", "health", "livez", "readyz", "openapi.json", "metrics"];
-/// Attributes of our templates that hold an address. What users wrote has no quotes of its own in a page, so it is never
-/// taken for one.
+/// Attributes of our templates that hold an address. What users wrote has no quotes of its own in a page, so it is
+/// never taken for one.
 const LINKS: [&str; 5] = [" href=\"", " src=\"", " action=\"", " hx-get=\"", " data-events=\""];
 
 /// The path, as browsers see it. Cheap to clone.
@@ -66,7 +66,7 @@ impl Prefix {
         &self.0
     }
 
-    /// Takes it off. `None` where it is not: a proxy did so already, or there is none.
+    /// Removes the prefix from a path. `None`: the path does not have it, because a proxy removed it or is not used.
     fn strip(&self, uri: &Uri) -> Option<Uri> {
         let path = match uri.path().strip_prefix(&*self.0)? {
             "" => "/",
@@ -94,7 +94,7 @@ impl Prefix {
     }
 }
 
-/// Puts it around all routes.
+/// Adds the prefix to all routes.
 pub(super) fn layer(router: Router, prefix: Prefix) -> Router {
     // A layer of the router itself would come after its choice of a route.
     Router::new().fallback_service(router).layer(middleware::from_fn_with_state(prefix, below))
@@ -112,7 +112,7 @@ async fn below(State(prefix): State<Prefix>, mut request: Request, next: Next) -
     let (mut head, body) = response.into_parts();
     let page = to_bytes(body, usize::MAX).await.ok().and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
     let Some(page) = page else {
-        return Problem::new(ProblemKind::Internal, "the page could not be made").into_response();
+        return Problem::new(ProblemKind::Internal, "the page could not be rendered").into_response();
     };
     head.headers.remove(CONTENT_LENGTH);
     Response::from_parts(head, Body::from(prefix.before_links(&page)))

@@ -21,14 +21,14 @@ use crate::{
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     ready: bool,
-    /// Conditions that this process waits for: `redis`, `kubernetes` (its objects are not listed yet), `lease` (the
-    /// process may not use the Lease of the leader election), `installation` (the queue belongs to another
-    /// installation), `mongodb` (MongoDB has not answered yet, and workers start when it has), `workers` (the queue
-    /// has not answered the workers lately). Absent when the process is ready.
+    /// Conditions that this process waits for. `kubernetes`: its objects are not listed yet. `lease`: the process may
+    /// not use the Lease of the leader election. `installation`: the queue belongs to another installation. `mongodb`:
+    /// MongoDB has not answered yet, and workers start when it has. `workers`: the queue has not answered the workers
+    /// recently. `redis`: Redis does not answer. Absent when the process is ready.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     missing: Vec<&'static str>,
-    /// True when this process reconciles. Absent in a process without controllers.
+    /// True when this process is the leader. Absent in a process without controllers.
     #[serde(skip_serializing_if = "Option::is_none")]
     leading: Option<bool>,
     /// Identity of the leader, when it is known.
@@ -36,13 +36,13 @@ pub(super) struct Readiness {
     leader: Option<String>,
 }
 
-/// 200 as long as this process runs.
+/// Returns 200 while this process runs.
 #[utoipa::path(get, path = "/livez", tag = "probes", responses((status = 200)))]
 pub(super) async fn livez() -> StatusCode {
     StatusCode::OK
 }
 
-/// 200 when this process can do its part: it need not lead for that.
+/// Returns 200 when this process is ready. It does not have to be the leader.
 #[utoipa::path(
     get, path = "/readyz", tag = "probes",
     responses((status = 200, body = Readiness), (status = 503, body = Readiness)),

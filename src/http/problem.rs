@@ -23,17 +23,17 @@ const TYPE_PREFIX: &str = "urn:sync-operator:problem:";
 pub(super) enum ProblemKind {
     /// The path, the query or a header cannot be read, or the body is no JSON.
     BadRequest,
-    /// The request has no token, or one that Kubernetes does not accept.
+    /// The request has no token, or a token that Kubernetes does not accept.
     Unauthenticated,
-    /// The caller may not do that.
+    /// The caller lacks a right.
     Forbidden,
-    /// There is no such object or call.
+    /// The object or the path does not exist.
     NotFound,
     /// The path has no such method.
     MethodNotAllowed,
-    /// Several schedules fit.
+    /// Several schedules match.
     Ambiguous,
-    /// The object is not in a state for that.
+    /// The call is not possible in the state of the object.
     Conflict,
     /// The body is longer than 64 KiB.
     TooLarge,
@@ -41,15 +41,15 @@ pub(super) enum ProblemKind {
     UnsupportedMediaType,
     /// The body has a field that is not known, or a value that is not allowed.
     InvalidBody,
-    /// The Idempotency-Key came before, with something else.
+    /// The Idempotency-Key was used for another call.
     KeyReused,
     /// The caller asks too often.
     TooManyRequests,
     /// Redis or the Kubernetes API does not do its part now.
     Unavailable,
-    /// More calls at a time than this process takes.
+    /// Too many concurrent calls for this process.
     Overloaded,
-    /// A fault of this program.
+    /// An internal error.
     Internal,
 }
 
@@ -82,7 +82,7 @@ impl ProblemKind {
             Self::MethodNotAllowed => {
                 ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "The path has no such method")
             }
-            Self::Ambiguous => ("ambiguous", StatusCode::CONFLICT, "Several schedules fit"),
+            Self::Ambiguous => ("ambiguous", StatusCode::CONFLICT, "Several schedules match"),
             Self::Conflict => ("conflict", StatusCode::CONFLICT, "Not possible in this state"),
             Self::TooLarge => ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too long"),
             Self::UnsupportedMediaType => {
@@ -90,12 +90,12 @@ impl ProblemKind {
             }
             Self::InvalidBody => ("invalid-body", StatusCode::UNPROCESSABLE_ENTITY, "The body is not valid"),
             Self::KeyReused => {
-                ("key-reused", StatusCode::UNPROCESSABLE_ENTITY, "The Idempotency-Key was used for something else")
+                ("key-reused", StatusCode::UNPROCESSABLE_ENTITY, "The Idempotency-Key was used for another call")
             }
             Self::TooManyRequests => ("too-many-requests", StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
             Self::Unavailable => ("unavailable", StatusCode::SERVICE_UNAVAILABLE, "Not available now"),
             Self::Overloaded => ("overloaded", StatusCode::SERVICE_UNAVAILABLE, "Too busy"),
-            Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "A fault of this program"),
+            Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "An internal error"),
         }
     }
 }
@@ -109,7 +109,7 @@ pub(super) struct Problem {
     candidates: Vec<Candidate>,
 }
 
-/// A schedule that fits an ambiguous call.
+/// A schedule that matches an ambiguous call.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 pub(super) struct Candidate {
     /// Namespace of the object.
@@ -187,10 +187,10 @@ impl From<cluster::Error> for Problem {
             }
             Some((403, _)) => {
                 tracing::error!(%error, "the operator lacks a right");
-                Self::new(ProblemKind::Unavailable, "Kubernetes does not let the operator do this; its log says why")
+                Self::new(ProblemKind::Unavailable, "the operator lacks a right in Kubernetes; its log has the details")
             }
             _ => {
-                tracing::warn!(%error, "a call could not be carried out");
+                tracing::warn!(%error, "a call failed");
                 Self::new(ProblemKind::Unavailable, "the Kubernetes API does not answer; try again")
             }
         }

@@ -11,7 +11,7 @@ const MOST: usize = 120;
 /// Largest number of runs with samples. The run with the oldest last sample is removed first.
 const RUNS: usize = 2000;
 
-/// Number of processed documents at a time.
+/// Number of processed documents at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProgressSample {
     pub at: Timestamp,

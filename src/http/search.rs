@@ -1,7 +1,7 @@
 //! Search index over all SyncJobs, kept up to date with the cache. No search reads every object.
 //!
-//! Names are found by any part, errors by the beginnings of their words, documents by the beginning of their key. Of a run
-//! that has ended the cache keeps no errors; what is known of them is here.
+//! Names are found by any part, errors by the beginnings of their words, documents by the beginning of their key. Of a
+//! run that has ended the cache keeps no errors; what is known of them is here.
 
 mod trigram_index;
 mod word_index;
@@ -46,7 +46,7 @@ pub(super) struct SortKey {
 }
 
 impl SortKey {
-    /// Before every SyncJob.
+    /// Returns the key that sorts before each SyncJob.
     pub fn first() -> Self {
         Self { created: Reverse(i64::MAX), namespace: "".into(), name: "".into() }
     }
@@ -68,7 +68,7 @@ impl SortKey {
     }
 }
 
-/// Which runs to find. What is not given does not matter.
+/// Query for runs. A field without a value matches all runs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RunQuery<'a> {
     /// Namespaces of the runs.
@@ -124,7 +124,7 @@ struct Bits {
 }
 
 impl RunIndex {
-    /// Takes in a SyncJob, or what has changed of it.
+    /// Adds a SyncJob, or its changes, to the index.
     pub fn apply(&mut self, job: &SyncJob) {
         let sort_key = SortKey::from_job(job);
         let sort_key = SortKey { namespace: shared(&self.namespaces, &sort_key.namespace), ..sort_key };
@@ -188,7 +188,7 @@ impl RunIndex {
         self.errors.is_whole() && self.keys.is_whole()
     }
 
-    /// The newest runs that fit and come after a rank, at most so many.
+    /// Returns the newest matching runs after a rank, at most `limit`.
     pub fn page(&self, query: &RunQuery<'_>, after: Option<&SortKey>, limit: usize) -> Vec<SortKey> {
         let Some(plan) = self.plan(query) else { return Vec::new() };
         let comes_after = |run: &Run| after.is_none_or(|after| run.sort_key > *after);
@@ -347,7 +347,7 @@ fn add(list: &mut Vec<Id>, id: Id) {
     }
 }
 
-/// Takes a run out of a list, and an empty list away.
+/// Removes a run from a list, and the list if it is empty.
 fn take<K: std::hash::Hash + Eq>(lists: &mut HashMap<K, Vec<Id>>, key: &K, id: Id) {
     let Some(list) = lists.get_mut(key) else { return };
     if let Ok(index) = list.binary_search(&id) {
@@ -367,7 +367,7 @@ fn phase_of(job: &SyncJob) -> Phase {
     job.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending)
 }
 
-/// The words of what went wrong: how the run ended, its attempts, and its documents.
+/// Words of the errors of a run: of its result, its attempts and its documents.
 fn words_of(job: &SyncJob) -> BTreeSet<String> {
     let Some(status) = &job.status else { return BTreeSet::new() };
     let ends = [FAILED, STALLED].into_iter().filter_map(|kind| conditions::find(&status.conditions, kind));

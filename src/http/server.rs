@@ -1,4 +1,4 @@
-//! Listens, with or without TLS, and lets calls under way end when the process stops.
+//! HTTP server with or without TLS. When the process stops, the server waits for the calls in progress.
 
 use std::{
     future::Future,
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest time for a client to send the head of a request, and for a connection to do nothing.
 const HEAD: Duration = Duration::from_secs(15);
-/// Longest wait for calls under way after a stop.
+/// Longest wait for the calls in progress after a stop.
 const DRAIN: Duration = Duration::from_secs(20);
 /// Interval between reads of the files of the certificate.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ impl Certificate {
     }
 }
 
-/// Serves the routes until `stop`, then waits for calls under way, 20 s at most.
+/// Serves the routes until `stop`, then waits for the calls in progress, at most 20 s.
 ///
 /// # Errors
 /// [`CertificateError`] at once when the certificate cannot be used; an I/O error when the listener fails later. The
@@ -83,7 +83,7 @@ pub async fn serve(
     })
 }
 
-/// Limits what a slow client can hold, and ends the server some time after `stop`.
+/// Limits the resources of a slow client, and ends the server some time after `stop`.
 fn bounded<A>(mut server: Server<SocketAddr, A>, stop: CancellationToken) -> Server<SocketAddr, A> {
     server.http_builder().http1().header_read_timeout(HEAD);
     server.http_builder().http2().keep_alive_interval(HEAD);
@@ -96,7 +96,7 @@ fn bounded<A>(mut server: Server<SocketAddr, A>, stop: CancellationToken) -> Ser
     server.first_request_timeout(HEAD).handle(handle)
 }
 
-/// Takes a new certificate when its files change. One that cannot be used is left alone.
+/// Loads a new certificate when its files change. A certificate that cannot be used is ignored.
 async fn reload(config: RustlsConfig, files: Certificate, mut last: (Vec<u8>, Vec<u8>)) {
     loop {
         sleep(POLL_INTERVAL).await;
@@ -110,7 +110,7 @@ async fn reload(config: RustlsConfig, files: Certificate, mut last: (Vec<u8>, Ve
         };
         match changed {
             Ok(()) => tracing::info!("the certificate was renewed"),
-            Err(error) => tracing::warn!(%error, "the certificate stays as it was"),
+            Err(error) => tracing::warn!(%error, "the certificate is not changed"),
         }
     }
 }

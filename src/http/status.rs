@@ -43,7 +43,7 @@ pub(super) struct Status {
 struct AsOf {
     /// Time of `active`, `waiting`, `delayed` and `paused` in `counts`. `null` when Redis has never answered.
     queue: Option<Timestamp>,
-    /// Time of everything else.
+    /// Time of all other values.
     objects: Timestamp,
 }
 
@@ -63,8 +63,8 @@ pub(super) struct Repeatable {
     pub suspended: bool,
 }
 
-/// Active, waiting, delayed and paused runs as Redis has them (`null` when it has never answered), and the
-/// completed and failed ones that are kept.
+/// Active, waiting, delayed and paused runs in Redis (`null` when Redis has never answered), and the completed and
+/// failed runs that are kept.
 #[derive(Debug, Serialize, ToSchema)]
 struct Counts {
     active: Option<u64>,
@@ -109,7 +109,7 @@ impl CachedStatus {
     }
 }
 
-/// Schedules, counts, and runs under way, as the Node service returned them.
+/// Returns schedules, counts and active runs, in the format of the Node service.
 #[utoipa::path(get, path = "/jobs/status", tag = "jobs", responses((status = 200, body = Status)))]
 pub(super) async fn status(State(app): State<App>, Reader(reader): Reader) -> Result<Response, Problem> {
     app.access.check_read(&reader, None).await?;

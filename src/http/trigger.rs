@@ -1,4 +1,4 @@
-//! `POST /jobs/trigger/user-sync`, and the same for the other types.
+//! `POST /jobs/trigger/user-sync`, and the calls of the other types.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -34,7 +34,7 @@ use crate::{
     domain::{from_seconds, names, schedule, trace::TraceParent},
 };
 
-/// Names a trigger that must not act twice.
+/// Header with the key of a call that must not start a second run.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Position of the caller in a trace: W3C Trace Context.
@@ -74,14 +74,14 @@ pub(super) struct Trigger {
     sync_type: Mode,
 }
 
-/// Which SyncSchedule's template is used. Needed when several have that type.
+/// Choice of the SyncSchedule whose template is used. Needed when several SyncSchedules have the type.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Choice {
     /// Namespace of the schedule.
     pub namespace: Option<String>,
-    /// The one of this name.
+    /// Name of the SyncSchedule.
     pub schedule: Option<String>,
 }
 
@@ -89,9 +89,9 @@ pub(super) struct Choice {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Triggered {
-    /// The SyncJob's uid.
+    /// Uid of the SyncJob.
     pub job_id: String,
-    /// The SyncJob's name.
+    /// Name of the SyncJob.
     pub name: String,
     /// Namespace of the run.
     pub namespace: String,
@@ -101,20 +101,22 @@ pub(super) struct Triggered {
 
 /// Starts a run now, from the template of a SyncSchedule.
 ///
-/// The run does not wait for a run under way: of two runs, the later start decides the stamp.
+/// The run does not wait for active runs: a document of two runs has the stamp of the later start.
 #[utoipa::path(
     post, path = "/jobs/trigger/{sync}", tag = "control",
     params(
         ("sync" = inline(Sync), Path, description = "The type of the run"),
         Choice,
-        ("Idempotency-Key" = Option<String>, Header, description = "The same key of the same caller gives the same SyncJob again, as long as that exists",
+        ("Idempotency-Key" = Option<String>, Header,
+            description = "Key of the call. The same key of a caller returns the same SyncJob, while the SyncJob exists",
             min_length = 1, max_length = 255, pattern = "^[!-~]+$"),
-        ("traceparent" = Option<String>, Header, description = "The caller's place in a trace (W3C Trace Context), in which the run is shown. One that is not valid is ignored"),
+        ("traceparent" = Option<String>, Header,
+            description = "Position of the caller in a trace (W3C Trace Context), of which the run becomes a part. An invalid value is ignored"),
     ),
     request_body(content = Option<Trigger>),
     responses((status = 202, body = Triggered, description = "The SyncJob exists",
-        headers(("Location" = String, description = "Where the run can be read"),
-                ("Idempotent-Replayed" = bool, description = "true when an earlier call made it")))),
+        headers(("Location" = String, description = "Path of the run"),
+                ("Idempotent-Replayed" = bool, description = "true when an earlier call created the SyncJob")))),
 )]
 pub(super) async fn trigger(
     State(app): State<App>,
@@ -177,7 +179,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     }
 }
 
-/// The one SyncSchedule that fits, in a namespace where the caller may create SyncJobs.
+/// Returns the matching SyncSchedule, of the namespaces where the caller may create SyncJobs.
 async fn choose(app: &App, caller: &Caller, type_: SyncType, choice: &Choice) -> Result<Arc<SyncSchedule>, Problem> {
     let mut fitting = app.listed()?.schedules.state();
     fitting.retain(|schedule| choice.fits(schedule, type_));
@@ -194,7 +196,7 @@ async fn choose(app: &App, caller: &Caller, type_: SyncType, choice: &Choice) ->
         Ok([schedule]) => Ok(schedule),
         Err(none) if none.is_empty() => {
             let detail = format!(
-                "there is no SyncSchedule of type {type_:?} that fits: create one, or change ?namespace= and ?schedule="
+                "no SyncSchedule of type {type_:?} matches: create one, or change ?namespace= and ?schedule="
             );
             Err(Problem::new(ProblemKind::NotFound, detail))
         }
@@ -233,7 +235,7 @@ fn build(schedule: &SyncSchedule, caller: &Caller, key: Option<&str>, mode: Mode
     job
 }
 
-/// Creates the SyncJob, or finds the one of that name. True when it was there.
+/// Creates the SyncJob, or finds the existing one of this name. Returns true when it existed.
 pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), Problem> {
     let objects = app.listed()?;
     let jobs: Api<SyncJob> = objects.namespaced(&job.metadata);
@@ -245,10 +247,10 @@ pub(super) async fn create(app: &App, job: &SyncJob) -> Result<(SyncJob, bool), 
         Err(error) if error.is_already_exists() => {
             let found = objects.call("read a SyncJob", cluster::get_opt(&jobs, &job.name_any())).await?;
             let again =
-                || Problem::new(ProblemKind::Conflict, format!("the SyncJob {} is gone; try again", job.name_any()));
+                || Problem::new(ProblemKind::Conflict, format!("SyncJob {} was deleted; try again", job.name_any()));
             let found = found.ok_or_else(again)?;
             if controller_of(&found) != controller_of(job) {
-                let detail = format!("another SyncJob is named {}; try again", job.name_any());
+                let detail = format!("another SyncJob has the name {}; try again", job.name_any());
                 return Err(Problem::new(ProblemKind::Conflict, detail));
             }
             Ok((found, true))

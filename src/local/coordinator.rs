@@ -19,7 +19,7 @@ use crate::{
     engine::{CoordinationError, Coordinator, Signals},
 };
 
-/// The clock of the MongoDB server: its time when it was asked, and the time that has passed since.
+/// Clock of the MongoDB server: its time at the request, and the time that has passed since.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MongoClock {
     at: Timestamp,

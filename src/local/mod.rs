@@ -82,7 +82,7 @@ pub enum Error {
     /// The command line, a manifest or a file cannot be used until a user corrects it.
     #[error("{0}")]
     Usage(String),
-    /// MongoDB or the machine did not do what was needed.
+    /// Failure of MongoDB or of the machine.
     #[error("{0}")]
     Failed(String),
 }
@@ -135,7 +135,7 @@ fn read_plan(settings: &LocalRunSettings) -> Result<LocalPlan, Error> {
         manifests.extend(parsed.manifests);
     }
     if !is_valid {
-        return Err(usage("the manifests are not valid, so nothing was run: correct what is listed above"));
+        return Err(usage("the manifests are not valid, so nothing was run: correct the findings above"));
     }
     let plan = plan::plan(manifests, settings.dry_run, &settings.subset, Timestamp::now()).map_err(usage)?;
     for warning in &plan.warnings {

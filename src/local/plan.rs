@@ -27,7 +27,7 @@ pub(super) struct LocalPlan {
     pub warnings: Vec<String>,
 }
 
-/// A manifest that gives no run.
+/// Error of a manifest without a run.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: {source}")]
 pub(super) struct InvalidManifest {
@@ -49,7 +49,7 @@ pub(super) fn plan(
             Object::SyncSchedule(schedule) => {
                 if schedule.spec.suspended {
                     plan.warnings.push(format!(
-                        "SyncSchedule {} is suspended: its template is run all the same",
+                        "SyncSchedule {} is suspended; its template is run nevertheless",
                         schedule.name_any()
                     ));
                 }
@@ -66,7 +66,7 @@ pub(super) fn plan(
         };
         let name = name_of(&mut job);
         if job.spec.suspended {
-            plan.warnings.push(format!("SyncJob {name} is suspended: it is run all the same"));
+            plan.warnings.push(format!("SyncJob {name} is suspended; it is run nevertheless"));
         }
         job.spec.dry_run |= dry_run;
         let mut spec = RunSpec::parse(&job.spec).map_err(|source| InvalidManifest { name, source })?;

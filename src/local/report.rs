@@ -26,12 +26,12 @@ pub enum Output {
     Json,
     /// The SyncJob with the status that it would have on a cluster, as YAML.
     Yaml,
-    /// A summary for people.
+    /// A summary as text.
     Text,
 }
 
 impl Output {
-    /// The output when none is asked for: a summary on a terminal, and JSON elsewhere.
+    /// Returns the default format: a summary on a terminal, otherwise JSON.
     pub fn detect() -> Self {
         if std::io::stdout().is_terminal() { Self::Text } else { Self::Json }
     }
@@ -44,7 +44,7 @@ pub(super) struct Bar {
 }
 
 impl Bar {
-    /// Shows the bar of the run `name`, which has come as far as `checkpoint`.
+    /// Shows the bar of the run `name` with the progress of `checkpoint`.
     pub fn new(name: String, checkpoint: &Checkpoint) -> Self {
         let target =
             if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -102,7 +102,7 @@ impl Observer for Bar {
     }
 }
 
-/// The result of a run as the user asked for it.
+/// Returns the result of a run in the selected format.
 pub(super) fn result(output: Output, job: &SyncJob, status: &SyncJobStatus) -> String {
     match output {
         Output::Json => json!({
@@ -121,7 +121,7 @@ pub(super) fn result(output: Output, job: &SyncJob, status: &SyncJobStatus) -> S
     }
 }
 
-/// The result of a run for people.
+/// Returns the result of a run as text.
 fn summary(name: &str, dry_run: bool, status: &SyncJobStatus) -> String {
     let counts = status.counts.unwrap_or_default();
     let phase = match status.phase {
@@ -144,12 +144,12 @@ fn summary(name: &str, dry_run: bool, status: &SyncJobStatus) -> String {
     )
     .ok();
     if let Some(restored) = counts.rolled_back {
-        write!(text, "\n  {restored} documents restored as they were before the run").ok();
+        write!(text, "\n  {restored} documents restored").ok();
     }
     if let Some(held) = counts.held.filter(|_| dry_run) {
         write!(text, "\n  the guard would hold {held} documents").ok();
     }
-    // The message of a complete run starts with the counts, and has what else is to be known after them.
+    // The message of a complete run begins with the counts, and further information follows.
     if let Some((_, rest)) = condition(COMPLETE).and_then(|complete| complete.message.split_once(". ")) {
         write!(text, "\n  Note: {rest}").ok();
     }

@@ -1,4 +1,4 @@
-//! The resume file: how far the runs of an interrupted process have come.
+//! The resume file: the progress of the runs of an interrupted process.
 
 use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
@@ -39,7 +39,7 @@ pub(super) struct Resume {
 #[serde(rename_all = "camelCase")]
 struct StoredRun {
     name: String,
-    /// Hash of the spec and of the flags that change what the run does.
+    /// Hash of the spec and of the flags that affect the run.
     spec_hash: String,
     progress: Progress,
 }
@@ -64,7 +64,7 @@ impl Resume {
         resume.filter(|resume| resume.format == FORMAT).ok_or(Error::Unreadable(shown))
     }
 
-    /// Returns how far the run of `job` had come. `None`: it had not started.
+    /// Returns the progress of the run of `job`. `None`: it had not started.
     pub fn progress_of(&self, job: &SyncJob, subset: &Subset, path: &Path) -> Result<Option<Progress>, Error> {
         let name = name(job);
         let Some(entry) = self.runs.iter().find(|entry| entry.name == name) else { return Ok(None) };
@@ -74,7 +74,7 @@ impl Resume {
         Ok(Some(entry.progress.clone()))
     }
 
-    /// Adds how far the run of `job` has come.
+    /// Adds the progress of the run of `job`.
     pub fn add(&mut self, job: &SyncJob, subset: &Subset, progress: &Progress) {
         self.format = FORMAT;
         self.runs.push(StoredRun { name: name(job), spec_hash: hash(job, subset), progress: progress.clone() });

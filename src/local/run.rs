@@ -71,7 +71,7 @@ pub(super) struct Progress {
 
 /// Reports on a run that is executed.
 pub(super) trait Observer {
-    /// The run has come this far.
+    /// Reports the progress of the run.
     fn checkpoint(&self, checkpoint: &Checkpoint);
     /// Another attempt follows a failed one after this time.
     fn retry(&self, attempt: u32, outcome: &Outcome, delay: Duration);

@@ -1,4 +1,4 @@
-//! The Secrets that the caller of a local run gives: `--secret NAME/KEY=env:VARIABLE`.
+//! Secrets of a local run: `--secret NAME/KEY=env:VARIABLE`.
 
 use std::{env, fs, io::Read, path::PathBuf, str::FromStr};
 
@@ -50,7 +50,7 @@ pub(super) enum Error {
     Variable { entry: String, variable: String },
     #[error("--secret {entry}: could not read {path}: {cause}")]
     File { entry: String, path: String, cause: String },
-    #[error("--secret {0}: standard input is read already: give only one of the manifest and one Secret as -")]
+    #[error("--secret {0}: standard input is already in use: give only one of the manifest and one Secret as -")]
     StandardInput(String),
     #[error("{field} names the Secret {name}, which is not given: add --secret {name}/{key}=env:VARIABLE")]
     Missing { field: String, name: String, key: String },

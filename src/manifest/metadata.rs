@@ -10,7 +10,7 @@ const MAX_LABEL: usize = 63;
 const MAX_ANNOTATIONS: usize = 256 << 10;
 /// Length to which `generateName` is truncated before the API server appends characters.
 const MAX_GENERATED_BASE: usize = 58;
-/// Characters with the length of those that the API server appends to `generateName`.
+/// Text with the length of the suffix that the API server appends to `generateName`.
 const GENERATED_SUFFIX: &str = "xxxxx";
 
 /// Checks the metadata of an object.

@@ -20,7 +20,7 @@ const TEMPLATE: &str = "spec.jobTemplate";
 /// Path of the SyncJobs' spec in a SyncSchedule.
 pub(super) const TEMPLATE_SPEC: &str = "spec.jobTemplate.spec";
 
-/// Reports what the operator would refuse.
+/// Reports values that the operator refuses.
 pub(super) fn check(object: &Object, report: &mut Report<'_>) {
     match object {
         Object::SyncJob(job) => check_job(&job.spec, SPEC, report),

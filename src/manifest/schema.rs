@@ -1,7 +1,7 @@
 //! Validation against the schema of a CustomResourceDefinition, except for its CEL rules.
 //!
-//! The order is the API server's: unknown fields are refused, nulls that the schema does not allow count as absent, defaults
-//! are filled in, and then types, enums, required fields, lengths and list keys are checked.
+//! The order is the one of the API server. It refuses unknown fields, treats nulls that the schema does not allow as
+//! absent, and sets defaults. Then it checks types, enums, required fields, lengths and list keys.
 
 use serde_json::{Map, Value};
 

@@ -182,10 +182,10 @@ fn what_the_operator_refuses_later_is_found() {
     ] {
         assert_found(&format!("{SCHEDULE}{spec}"), &[expected]);
     }
-    let smtp = "  when: [{type: RunFailed}]\n  sinks: [{name: a, smtp: {host: smtp.example.com, from: nobody, to: [a@example.com]}}]\n";
+    let smtp = "  when: [{type: RunFailed}]\n  sinks: [{name: a, smtp: {host: smtp.example.com, from: operator, to: [a@example.com]}}]\n";
     assert_found(
         &format!("{ALERT}{smtp}"),
-        &["6:52: error: spec.sinks[0].smtp.from: \"nobody\" is not a mail address"],
+        &["6:52: error: spec.sinks[0].smtp.from: \"operator\" is not a mail address"],
     );
     let template = "  when: [{type: RunFailed}]\n  sinks: [{name: a, cloudEvents: {url: \"https://a.example/\"}}]\n  template: {title: \"{{\"}\n";
     assert_found(&format!("{ALERT}{template}"), &["7:14: error: spec.template.title: "]);

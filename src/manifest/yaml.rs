@@ -47,7 +47,7 @@ pub(super) enum Content {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct KeyValue {
     pub key: String,
-    /// The key as it is written, when YAML reads something else.
+    /// Text of the key in the file, when YAML reads another value.
     pub written: Option<String>,
     pub at: Position,
     pub value: Node,

@@ -10,7 +10,7 @@ use super::{Error, Queue, scripts, unavailable};
 const ALERT_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 impl Queue {
-    /// Keeps what is known of an alert, unless something newer is kept. False when there is.
+    /// Stores the status of an alert, unless a newer status is stored. False when there is.
     ///
     /// # Errors
     /// When Redis does not answer; the status may or may not be stored.

@@ -46,8 +46,8 @@ impl WorkNotifier {
         Self { connection: BlockingConnection { topology, connection: None }, key }
     }
 
-    /// Waits for a notification, at most for `limit` (rounded up to 10 ms), and returns the run that it names, if any. One
-    /// notification wakes one waiter. Dropping this future may lose a notification, so claim before waiting again.
+    /// Waits for a notification, at most for `limit` (rounded up to 10 ms), and returns the run that it names, if any.
+    /// One notification wakes one waiter. Dropping this future may lose a notification, so claim before waiting again.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -62,8 +62,8 @@ impl WorkNotifier {
     }
 }
 
-/// Stream of the runs that changed, in order. It begins at the first call, and an outage may leave a gap: a reader must also
-/// list all runs from time to time.
+/// Stream of the runs that changed, in order. It begins at the first call, and an outage may leave a gap: a reader must
+/// also list all runs from time to time.
 pub struct RunChanges {
     connection: BlockingConnection,
     key: String,
@@ -85,7 +85,7 @@ impl RunChanges {
                 None => match self.newest().await {
                     Ok(last) => self.last.insert(last).clone(),
                     Err(error) => {
-                        tracing::debug!(error = super::describe(&error), "cannot follow the queue");
+                        tracing::debug!(error = super::describe(&error), "cannot read the changes of the queue");
                         sleep(RECONNECT).await;
                         continue;
                     }
@@ -102,7 +102,7 @@ impl RunChanges {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(error = super::describe(&error), "cannot follow the queue");
+                    tracing::debug!(error = super::describe(&error), "cannot read the changes of the queue");
                     sleep(RECONNECT).await;
                 }
             }

@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{CONNECT_TIMEOUT, RESPONSE_TIMEOUT};
 
-/// Time after which the next server is asked for the master as well. One that has vanished answers nothing for 2 s.
+/// Time after which the next server is asked for the master as well. A failed server does not answer for 2 s.
 const STAGGER: Duration = Duration::from_millis(100);
 
 /// URL schemes of an address.
@@ -148,7 +148,7 @@ impl Topology {
                 .await
             }
             Kind::Cluster { seeds, key, node, last } => {
-                let unknown = || invalid("no server knows who has the queue's slot");
+                let unknown = || invalid("no server knows the server of the queue's slot");
                 race(seeds, last, unknown, |(seed, host)| async move {
                     let address = query_cluster(seed, host, key).await?.ok_or_else(unknown)?;
                     open_master(&node.open(&address)?, limit).await
@@ -194,7 +194,8 @@ where
     Err(error)
 }
 
-/// Connects to a server that others name, unless it is a replica: after a failover, some of them know only the server before.
+/// Connects to a server that others name, unless it is a replica: after a failover, some of them know only the server
+/// before.
 async fn open_master(client: &Client, limit: Option<Duration>) -> RedisResult<MultiplexedConnection> {
     let mut connection = open(client, limit).await?;
     let role = timeout(CONNECT_TIMEOUT, redis::cmd("ROLE").query_async::<Vec<Value>>(&mut connection))

@@ -4,8 +4,8 @@
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
-    /// Keys of every script, in the order in which `scripts/prelude.lua` names them: first the sets of the runs that
-    /// have not ended (4), then of those that have (2), then the waiting runs by the time since which they wait.
+    /// Keys of all scripts, in the order of `scripts/prelude.lua`. First come the sets of unfinished runs (4), then of
+    /// ended runs (2), then the waiting runs by the time since which they wait.
     pub shared: [String; 14],
 }
 
@@ -41,7 +41,7 @@ impl Keys {
         &self.shared[7]
     }
 
-    /// The stream of what happens to runs.
+    /// Stream of the changes of runs.
     pub fn events(&self) -> &str {
         &self.shared[8]
     }
@@ -56,13 +56,13 @@ impl Keys {
         &self.shared[12]
     }
 
-    /// The time at which a rate limit lets the next request pass. Workers of the release before use the same key, so that
-    /// the limit holds while they are replaced.
+    /// The time at which a rate limit lets the next request pass. Workers of the release before use the same key, so
+    /// that the limit holds while they are replaced.
     pub fn rate_limit(&self, name: &str) -> String {
         format!("{}:gate:{name}", self.prefix)
     }
 
-    /// The hash of what is kept of an alert.
+    /// Hash with the status of an alert.
     pub fn alert(&self, uid: &str) -> String {
         format!("{}:alert:{uid}", self.prefix)
     }
@@ -73,7 +73,7 @@ impl Keys {
     }
 }
 
-/// Which slot of a Cluster has a key is decided by a part of it, in braces.
+/// True when a key has a part in braces, which selects its slot of a Cluster.
 /// <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags>
 pub(super) fn has_tag(key: &str) -> bool {
     key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).is_some_and(|(tag, _)| !tag.is_empty())

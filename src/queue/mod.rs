@@ -63,7 +63,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A call that did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Redis did not do what was asked. Worth another try later.
+    /// Failure of a request to Redis. Worth another try later.
     #[error("could not {action}: {}", describe(source))]
     Unavailable {
         /// The command, as a verb phrase.
@@ -116,10 +116,10 @@ pub struct InvalidAddress(String);
 fn meaning(code: &str) -> Option<&'static str> {
     Some(match code {
         "NOPERM" => "its user lacks a right that the program needs",
-        "READONLY" => "it is a replica, which takes no writes",
+        "READONLY" => "it is a replica, which accepts no writes",
         "OOM" => "its memory is full",
         "MISCONF" => "it cannot write to its disk",
-        "NOREPLICAS" => "too few replicas follow it",
+        "NOREPLICAS" => "it has too few replicas",
         _ => return None,
     })
 }
@@ -136,12 +136,12 @@ fn describe(error: &RedisError) -> String {
         },
         None if error.kind() == ErrorKind::AuthenticationFailed => format!("Redis refuses the login: {LOGIN}"),
         None if error.kind() == ErrorKind::Parse => {
-            "what answers does not speak as Redis does: is the port right, and does it want TLS?".to_owned()
+            "the server does not use the Redis protocol: check the port, and whether the server needs TLS".to_owned()
         }
         None if error.is_connection_refusal() => "connection refused".to_owned(),
         None if error.is_timeout() => "no answer in time".to_owned(),
         None if error.is_io_error() => {
-            connection_error::known_cause(&error.to_string()).unwrap_or_else(|| "the connection broke".to_owned())
+            connection_error::known_cause(&error.to_string()).unwrap_or_else(|| "the connection was lost".to_owned())
         }
         None => error.category().to_owned(),
     }
@@ -244,14 +244,14 @@ impl Queue {
             .clone()
             .hmget(self.keys.owner(), &["fingerprint", "lease"])
             .await
-            .map_err(unavailable("read who owns the queue"))?;
+            .map_err(unavailable("read the owner of the queue"))?;
         let (fingerprint, lease) = fields;
         let read = |text: String| Owner { fingerprint: Fingerprint::parse(&text), lease: lease.unwrap_or_default() };
         Ok(fingerprint.map(read))
     }
 
-    /// Records for 10 minutes that `owner` owns the queue, unless the recorded owner is not `expected` any more. Returns whether
-    /// it was recorded.
+    /// Records for 10 minutes that `owner` owns the queue, unless the recorded owner is not `expected` any more.
+    /// Returns whether it was recorded.
     ///
     /// # Errors
     /// When Redis does not answer; the owner may or may not be recorded.
@@ -259,7 +259,7 @@ impl Queue {
         let expected = expected.map_or_else(String::new, |owner| format!("{}\n{}", owner.fingerprint, owner.lease));
         let mut call = self.script(&scripts::OWN);
         call.arg(owner.fingerprint.to_string()).arg(&owner.lease).arg(OWNERSHIP.as_millis() as u64).arg(expected);
-        Ok(self.call::<u8>(&call, "record who owns the queue").await? == 1)
+        Ok(self.call::<u8>(&call, "record the owner of the queue").await? == 1)
     }
 
     /// Name of the queue.
@@ -268,8 +268,8 @@ impl Queue {
         self.keys.name()
     }
 
-    /// A connection to the server that has other keys than the queue's. `key`: any of them; in a Cluster it needs a hash tag,
-    /// so that they are all on one server.
+    /// A connection to the server that has other keys than the queue's. `key`: any of them; in a Cluster it needs a
+    /// hash tag, so that they are all on one server.
     pub(crate) fn connection_for(&self, key: &str) -> Option<Connection> {
         match self.topology.for_key(key) {
             None => Some(self.connection.clone()),
@@ -363,8 +363,8 @@ impl Queue {
     /// delayed run is due. `candidates` is kept from one call to the next, which saves a call.
     ///
     /// # Errors
-    /// When Redis does not answer. The run of a claim whose answer got lost is recovered when its lease expires. [`Error::Unasserted`] after a
-    /// restart or failover of Redis, until a controller has called [`Queue::confirm`].
+    /// When Redis does not answer. The run of a claim whose answer got lost is recovered when its lease expires.
+    /// [`Error::Unasserted`] after a restart or failover of Redis, until a controller has called [`Queue::confirm`].
     pub async fn claim(
         &self,
         worker: &str,
@@ -434,7 +434,7 @@ impl Queue {
         Ok(workers.iter().map(|worker| level(worker).unwrap_or(needs::FIRST)).max())
     }
 
-    /// Takes a worker that stops from the list of those that live.
+    /// Removes a worker that stops from the list of the workers.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -443,7 +443,7 @@ impl Queue {
         connection.zrem(self.keys.workers(), self.member(worker)).await.map_err(unavailable("retire the worker"))
     }
 
-    /// Records how far a run has come.
+    /// Records the progress of a run.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -461,8 +461,8 @@ impl Queue {
     /// it. Redis is blocked meanwhile: for about 1 ms with 32 runs.
     ///
     /// # Errors
-    /// When Redis does not answer; any of it may or may not be recorded. A run of which it is not comes back when
-    /// its lease ends.
+    /// When Redis does not answer; each release may or may not be recorded. A run whose release is not recorded returns
+    /// to the queue when its lease ends.
     pub async fn release(&self, runs: impl IntoIterator<Item = &Release>) -> Result<Vec<FencedWrite>, Error> {
         let mut call = self.script(&scripts::RELEASE);
         for Release { uid, epoch, disposition, checkpoint, attempts } in runs {
@@ -526,18 +526,18 @@ impl Queue {
     /// When Redis does not answer.
     pub async fn server(&self) -> Result<Server, Error> {
         let call = self.script(&scripts::SERVER);
-        let (replication_id, is_asserted, workers) = self.call(&call, "look at the Redis server").await?;
+        let (replication_id, is_asserted, workers) = self.call(&call, "inspect the Redis server").await?;
         Ok(Server { replication_id, is_asserted, workers })
     }
 
-    /// Lets workers claim runs again after all of them were asserted on the server with this replication id. False when another
-    /// server has the queue now.
+    /// Allows workers to claim runs, after all runs were asserted on the server with this replication id. False when
+    /// another server has the queue now.
     ///
     /// # Errors
     /// When Redis does not answer.
     pub async fn confirm(&self, replication_id: &str) -> Result<bool, Error> {
         let mut call = self.script(&scripts::CONFIRM);
-        self.call(call.arg(replication_id), "let workers claim runs").await
+        self.call(call.arg(replication_id), "allow workers to claim runs").await
     }
 
     /// Returns runs whose lease has ended to their place in the queue. A run that keeps losing its worker
@@ -549,7 +549,7 @@ impl Queue {
     pub async fn reap(&self, stalled: &str) -> Result<usize, Error> {
         for offset in (0..).step_by(BATCH) {
             let mut call = self.script(&scripts::EXPIRED);
-            let expired: Vec<String> = self.call(call.arg(offset).arg(BATCH), "look for ended leases").await?;
+            let expired: Vec<String> = self.call(call.arg(offset).arg(BATCH), "find ended leases").await?;
             let reaped = if expired.is_empty() { 0 } else { self.reap_all_of(&expired, stalled).await? };
             if reaped > 0 || expired.len() < BATCH {
                 return Ok(reaped);
@@ -567,8 +567,9 @@ impl Queue {
         self.call(&call, "return runs to the queue").await
     }
 
-    /// Checks every run that Redis or the caller knows, and repairs runs whose hash and set do not agree: after a
-    /// restore of a part of the data, or an eviction. Reads all sets, so it is too slow for a call every few seconds.
+    /// Checks all runs that Redis or the caller knows, and repairs runs whose hash and set do not agree. This happens
+    /// after a restore of a part of the data, or an eviction. Reads all sets, so it is too slow for a call every few
+    /// seconds.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -608,7 +609,8 @@ impl Queue {
         self.remove_all(&[uid.to_owned()], true).await.map(drop)
     }
 
-    /// Forgets those of the runs that Redis takes for unfinished, as their SyncJobs have ended or are gone, and returns how many.
+    /// Removes the runs that are unfinished in Redis, because their SyncJobs have ended or were deleted. Returns their
+    /// number.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -694,7 +696,7 @@ impl Queue {
         WorkNotifier::new(self.topology.clone(), self.keys.wake().to_owned())
     }
 
-    /// Follows what happens to the runs. See [`RunChanges`].
+    /// Returns a subscription to the changes of runs. See [`RunChanges`].
     #[must_use]
     pub fn changes(&self) -> RunChanges {
         RunChanges::new(self.topology.clone(), self.keys.events().to_owned())

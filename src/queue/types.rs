@@ -32,9 +32,9 @@ pub struct NewRun<'a> {
     pub payload: &'a str,
     /// -1000 to 1000, higher first.
     pub priority: i32,
-    /// First claim, when the run is put back after Redis lost it.
+    /// Time of the first claim, when the run is restored after Redis lost it.
     pub started: Option<Timestamp>,
-    /// Attempts that failed before Redis lost it.
+    /// Number of attempts that failed before Redis lost the run.
     pub attempts: u32,
     /// Recoveries before Redis lost it.
     pub recoveries: u32,
@@ -44,7 +44,7 @@ pub struct NewRun<'a> {
     pub suspended: Option<Timestamp>,
     /// Time for which the run was parked before Redis lost it.
     pub parked_for: Duration,
-    /// Before it ends as failed, for whatever reason, a worker claims it once more to roll it back: see [`Entry::outcome`].
+    /// True when a worker must claim the run once more before it fails, to roll it back: see [`Entry::outcome`].
     pub rollback: bool,
     /// Position of the run in a trace.
     pub traceparent: Option<String>,
@@ -76,9 +76,9 @@ impl<'a> NewRun<'a> {
 /// Desired state of an unfinished run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control<'a> {
-    /// Put it aside until this is false again.
+    /// Suspension of the run.
     pub suspended: bool,
-    /// End it as failed; holds why, as JSON. Cannot be taken back.
+    /// Cancellation of the run: its outcome, as JSON. It cannot be undone.
     pub cancelled: Option<&'a str>,
     /// -1000 to 1000, higher first.
     pub priority: i32,
@@ -110,7 +110,7 @@ pub struct KnownRun<'a> {
 }
 
 impl<'a> KnownRun<'a> {
-    /// A run of which only that is known what people want of it.
+    /// Creates a run of which only the desired state is known.
     #[must_use]
     pub fn new(uid: &'a str, control: Control<'a>) -> Self {
         Self {
@@ -200,11 +200,11 @@ pub struct Entry {
     pub installation: Option<Fingerprint>,
     /// The level that its worker must have.
     pub needs: u32,
-    /// The level of the controller that enqueued it, and thus knew what it needs.
+    /// Level of the controller that enqueued the run, which determined the needs of the run.
     pub level: u32,
 }
 
-/// Runs that could be claimed when Redis was last asked.
+/// Runs that could be claimed at the last request to Redis.
 #[derive(Debug, Default)]
 pub struct Candidates(pub(super) Vec<String>);
 
@@ -256,7 +256,8 @@ pub enum Disposition {
     Retry(Duration),
     /// The run is delayed by this duration, which does not count towards its deadline. Costs no attempt.
     Paused(Duration),
-    /// The guard holds the run until so many documents are approved. Costs no attempt, and no time of its deadline.
+    /// The guard holds the run until this number of documents is approved. A hold does not count as an attempt, or
+    /// towards the deadline.
     Held(u64),
     /// The run is released, since its worker does not support all of it, and waits for a worker of this level. Costs
     /// no attempt.

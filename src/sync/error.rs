@@ -24,13 +24,13 @@ pub enum Error {
     /// The target cannot be worked on as written.
     #[error("{0}")]
     InvalidTarget(String),
-    /// The source cannot be asked as written.
+    /// The source cannot be used as specified.
     #[error("{0}")]
     InvalidSource(String),
     /// The source allows no requests for this time. No attempt has failed.
     #[error("the source limits requests")]
     Paused(Duration),
-    /// The database, or the source, did not do what it was asked. Worth another attempt.
+    /// Failure of a request to the database or the source, which ends the attempt. Worth another attempt.
     #[error("{message}")]
     Attempt {
         /// Reason, in one CamelCase word.
@@ -63,8 +63,8 @@ const SPEC_ERRORS: [i32; 13] = [
     5_626_500, // $near cannot be counted
 ];
 
-/// Server errors that concern the one document of a statement, by code. All others concern the server: a document must not be
-/// counted as failed because a shard could not be reached.
+/// Server errors that concern the one document of a statement, by code. All others concern the server: a document must
+/// not be counted as failed because a shard could not be reached.
 const DOCUMENT_ERRORS: [i64; 32] = [
     2,      // BadValue
     9,      // FailedToParse
@@ -131,10 +131,10 @@ impl Error {
             }
             50 => Self::timeout(),
             61 => Self::InvalidTarget(format!(
-                "MongoDB cannot make documents in this sharded collection ({name}): target.keyField must be its shard key, or source.upsert false"
+                "MongoDB cannot create documents in this sharded collection ({name}): target.keyField must be its shard key, or source.upsert false"
             )),
             292 => Self::InvalidTarget(format!(
-                "MongoDB cannot sort so many documents in memory ({name}): make an index on target.keyField"
+                "MongoDB cannot sort so many documents in memory ({name}): create an index on target.keyField"
             )),
             112 => {
                 Self::Attempt { reason: WRITE_CONFLICT, message: "another client writes the same documents".to_owned() }
@@ -154,7 +154,7 @@ impl From<MongoError> for Error {
         if error.contains_label(TRANSIENT_TRANSACTION_ERROR) {
             return attempt(
                 WRITE_CONFLICT,
-                "the transaction was ended by MongoDB, since others write the same documents",
+                "MongoDB ended the transaction, because other clients write the same documents",
             );
         }
         match &*error.kind {
@@ -163,7 +163,7 @@ impl From<MongoError> for Error {
                 attempt("Unreachable", &because("no MongoDB primary could be reached", message))
             }
             ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } => {
-                attempt("Unreachable", &because("the connection to MongoDB broke", &error.to_string()))
+                attempt("Unreachable", &because("the connection to MongoDB was lost", &error.to_string()))
             }
             ErrorKind::DnsResolve { .. } => {
                 attempt("Unreachable", "the name of the MongoDB server could not be resolved")
@@ -172,7 +172,7 @@ impl From<MongoError> for Error {
                 attempt("Unauthorized", "MongoDB does not accept the operator's credentials: check MONGODB_URI")
             }
             ErrorKind::InvalidTlsConfig { .. } => attempt("Unreachable", "the TLS settings in MONGODB_URI do not work"),
-            _ => attempt("ServerError", "MongoDB gave an answer that could not be used"),
+            _ => attempt("ServerError", "the answer of MongoDB could not be used"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! JSON as servers send it: what a strict reader would reject, and numbers that it would round.
+//! Parser for the JSON of servers. It accepts texts that a strict parser rejects, and does not round numbers.
 
 use std::borrow::Cow;
 
@@ -13,8 +13,9 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Replacement for half of a surrogate pair, as in other readers.
 const REPLACEMENT: &[u8] = b"\\ufffd";
 
-/// Reads JSON. A byte order mark is left out, half of a surrogate pair becomes U+FFFD, and of several members of one name the
-/// last counts. A number beyond 64 bits keeps its digits: see [`too_large`]. Returns `None` for a body without content.
+/// Reads JSON. A byte order mark is left out, half of a surrogate pair becomes U+FFFD, and of several members of one
+/// name the last counts. A number beyond 64 bits keeps its digits: see [`too_large`]. Returns `None` for a body without
+/// content.
 ///
 /// # Errors
 /// When the text is not JSON, or nested deeper than 128 levels.

@@ -85,7 +85,7 @@ pub(super) fn is_range(first: &Bson, last: &Bson) -> bool {
 /// The query for every key that sorts after `key`.
 pub(super) fn after(field: &str, key: &Bson) -> Document {
     let later: Vec<&str> = BRACKETS[bracket(key) + 1..].iter().flat_map(|names| names.iter().copied()).collect();
-    // NaN sorts before every number, but no range that starts or ends at it finds one.
+    // NaN sorts before every number, but no range with NaN as a bound finds one.
     let same_type = if is_nan(key) {
         doc! {field: {"$gte": f64::NEG_INFINITY}}
     } else {
@@ -114,8 +114,8 @@ pub(super) fn key_at(document: &RawDocument, path: &str) -> Option<Bson> {
     Bson::try_from(at_path(document, path)?).ok()
 }
 
-/// A key as people write it: hex for an ObjectId, the text itself for a string, the digits of a number, extended JSON
-/// otherwise. Whole numbers of equal value have one text, whatever their type.
+/// Returns the text of a key for users: hex for an ObjectId, the text itself for a string, the digits of a number,
+/// extended JSON otherwise. Whole numbers of equal value have one text, whatever their type.
 pub(super) fn text(key: &Bson) -> String {
     match key {
         Bson::ObjectId(id) => id.to_hex(),
@@ -145,7 +145,7 @@ fn decimal_text(text: &str) -> String {
     }
 }
 
-/// The keys that people write like this: the text itself, an ObjectId in hex, a whole number.
+/// Returns the keys that have this text for users: the text itself, an ObjectId in hex, a whole number.
 pub(super) fn spellings(text: &str) -> Vec<Bson> {
     let mut keys = vec![Bson::from(text)];
     keys.extend(ObjectId::parse_str(text).ok().map(Bson::from));
@@ -153,7 +153,7 @@ pub(super) fn spellings(text: &str) -> Vec<Bson> {
     keys
 }
 
-/// The first characters of a key, as people write it.
+/// Returns the first characters of the text of a key.
 pub(super) fn show(key: &Bson) -> String {
     truncate_to(&text(key), MAX_SHOWN)
 }

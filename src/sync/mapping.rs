@@ -94,8 +94,8 @@ pub(super) fn constant(value: &Value) -> Bson {
     plain(value).unwrap_or(Bson::Null)
 }
 
-/// Converts a value, exactly. `zone` is that of dates which name none. Returns `None` where it cannot be converted, or would lose
-/// something.
+/// Converts a value, exactly. `zone` is the time zone of dates without one. Returns `None` where it cannot be
+/// converted, or would lose something.
 pub(super) fn convert(value: &Value, type_: FieldType, zone: &TimeZone) -> Option<Bson> {
     let text = value.as_str();
     Some(match type_ {
@@ -159,16 +159,16 @@ fn decimal(value: &Value) -> Option<Decimal128> {
     (is_number && text.parse::<f64>().is_ok()).then(|| text.parse().ok())?
 }
 
-/// Reads a date: RFC 3339, also with a blank instead of the T, RFC 2822, and without a zone, which then is `zone`; a date without
-/// a time is its midnight there. Of a time that the clocks show twice, the first one counts; one that they skip is as much
-/// later as they skip.
+/// Parses a date: RFC 3339, also with a blank instead of the T, and RFC 2822. A text without a zone is in `zone`, and a
+/// date without a time is midnight in this zone. A time that the clocks show twice is the first of the two. A time that
+/// the clocks skip is later by the skipped time.
 fn date(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     let local = || text.parse::<civil::DateTime>().ok()?.to_zoned(zone.clone()).ok().map(|zoned| zoned.timestamp());
     let mail = || rfc2822::parse(text).ok().map(|zoned| zoned.timestamp());
     text.parse().ok().or_else(local).or_else(mail)
 }
 
-/// A moment since the epoch, from a number or a text, in units of so many milliseconds.
+/// Converts a number or a text to a time since the epoch, in units of `millis` milliseconds.
 fn since_epoch(value: &Value, millis: i64) -> Option<Timestamp> {
     let whole = whole(value).map(|whole| whole.checked_mul(millis));
     let millis = match whole {
@@ -187,8 +187,8 @@ fn integer(number: i64) -> Bson {
     i32::try_from(number).map_or(Bson::Int64(number), Bson::Int32)
 }
 
-/// The value as it is. Not as extended JSON: what a source sends must not become another type by looking like one. `None` for a
-/// number beyond 64 bits, and for a name with NUL, which MongoDB does not store.
+/// Returns the value without a conversion. Not as extended JSON: what a source sends must not become another type by
+/// looking like one. `None` for a number beyond 64 bits, and for a name with NUL, which MongoDB does not store.
 fn plain(value: &Value) -> Option<Bson> {
     Some(match value {
         Value::Null => Bson::Null,

@@ -42,7 +42,8 @@ fn at_path<'a>(document: &'a Document, path: &str) -> Option<&'a Bson> {
     }
 }
 
-/// Takes each field back to what it was, unless it is not what the run left. The order of the fields is the old one.
+/// Restores each field to its former value, unless another client changed the value of the run. The order of the fields
+/// is the old one.
 fn merged(before: &Document, after: &Document, now: &Document) -> Document {
     let mut whole = Document::new();
     for (name, old) in before {

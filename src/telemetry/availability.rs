@@ -1,5 +1,5 @@
-//! Availability of the services that the program depends on. The log has one line when a service becomes unavailable, one for each further
-//! reason, and one when it is available again, instead of one for each failed request.
+//! Availability of the services that the program depends on. The log has one line when a service becomes unavailable,
+//! one for each further reason, and one when it is available again, instead of one for each failed request.
 
 use std::{
     collections::BTreeSet,
@@ -51,7 +51,7 @@ pub static MONGODB: Availability = Availability::new("MongoDB");
 /// Lease of the leader election, for a process that only reads it.
 pub static LEASE: Availability = Availability::new("the Lease");
 
-/// Redis, which answers, but refuses what is to be written: its memory is full, most likely.
+/// Availability of writes to Redis. Redis answers, but refuses writes, most likely because its memory is full.
 static REDIS_WRITES: Availability = Availability::new("writing to Redis");
 
 /// Records the answer of Redis to a write, or its absence. `is_refusal`: Redis did answer, with an error.
@@ -65,7 +65,7 @@ pub fn record_write<T, E: Display>(answer: &Result<T, E>, is_refusal: bool) {
 }
 
 impl Availability {
-    /// Watches over `what`, which is taken to be there.
+    /// Creates the availability of `what`, which is available at first.
     #[must_use]
     pub const fn new(what: &'static str) -> Self {
         Self { what, away: Mutex::new(None), probes: AtomicUsize::new(SHARED + 1) }

@@ -68,12 +68,12 @@ pub fn init(format: Format, default: String, file: Option<PathBuf>) -> Result<Lo
 }
 
 impl LogFilter {
-    /// Goes by the file: when it changes, and at once on SIGHUP, which does not end the program. Returns only when no
-    /// signals can be listened for, which is logged. Can be cancelled at any time.
+    /// Applies the log filter of the file when it changes, and at once on SIGHUP, which does not end the program.
+    /// Returns only when the process cannot listen for signals, which is logged. Can be cancelled at any time.
     pub async fn follow(mut self) {
         let mut hangup = match signal(SignalKind::hangup()) {
             Ok(hangup) => hangup,
-            Err(error) => return tracing::warn!(%error, "the log filter stays as it is"),
+            Err(error) => return tracing::warn!(%error, "the log filter is not changed"),
         };
         let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -97,7 +97,9 @@ impl LogFilter {
         match EnvFilter::try_new(wanted) {
             Ok(filter) => self.change(wanted, filter),
             Err(error) => {
-                tracing::warn!(filter = wanted, %error, "LOG_FILTER_FILE: no log filter; the one before stays");
+                tracing::warn!(
+                    filter = wanted, %error, "LOG_FILTER_FILE: no valid log filter; the log filter is not changed"
+                );
             }
         }
         self.content = content;

@@ -23,7 +23,7 @@ use prometheus_client::{
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels = Vec<(&'static str, &'static str)>;
-/// Values come from few: routes, codes, and the reasons of conditions.
+/// Labels with values of a small set: routes, codes, and the reasons of conditions.
 type OwnedLabels = Vec<(&'static str, String)>;
 /// Shows for each bucket the trace of one run that fell into it, where there are traces.
 type Traced = HistogramWithExemplars<OwnedLabels>;
@@ -126,7 +126,7 @@ fn result_label(well: bool) -> &'static str {
     if well { "ok" } else { "error" }
 }
 
-/// Counts the documents of a batch, by what became of them, and the time it took to write them.
+/// Records the documents of a batch by outcome, and the duration of their writes.
 pub fn batch(type_: SyncType, outcomes: [(&'static str, u64); 3], took: Duration, trace_id: Option<String>) {
     let type_ = type_label(type_);
     for (outcome, count) in outcomes {
@@ -141,7 +141,7 @@ pub fn source_asked(well: bool, took: Duration) {
     SOURCE_DURATION.observe(took.as_secs_f64());
 }
 
-/// Notes for how long a run that a worker of this process claimed could have been claimed before.
+/// Records the time from when a run could be claimed until a worker of this process claimed it.
 pub fn claimed(waited: Duration, trace_id: Option<String>) {
     observe(&CLAIM_LATENCY, waited, trace_id);
 }
@@ -164,7 +164,7 @@ pub fn http(route: &str, code: u16, took: Duration) {
     HTTP_REQUESTS.get_or_create(&labels).inc();
 }
 
-/// Notes by how much clocks are ahead of the API server's.
+/// Records the time by which clocks are ahead of the clock of the API server.
 pub fn clock_skew(clocks: &Clocks) {
     let Some(api_server) = clocks.api_server else { return };
     for (clock, time) in [("controller", Some(clocks.local)), ("redis", clocks.redis)] {
@@ -210,12 +210,12 @@ impl Metrics {
     pub fn encode(&self) -> String {
         let mut registry = Registry::default();
         if let Some(leading) = self.leading {
-            let help = "1 when this process reconciles, 0 when another one does";
+            let help = "1 when this process is the leader, 0 when another process is";
             registry.register("sync_leader", help, gauge(u64::from(leading)));
-            registry.register("sync_schedule_skipped", "Slots for which no run was made, by reason", SKIPPED.clone());
+            registry.register("sync_schedule_skipped", "Skipped slots, by reason", SKIPPED.clone());
             registry.register_with_unit(
                 "sync_schedule_skew",
-                "Time from a slot, jitter included, until its SyncJob was created",
+                "Time from a slot, with its jitter, until its SyncJob was created",
                 Unit::Seconds,
                 SCHEDULE_SKEW.clone(),
             );
@@ -225,7 +225,7 @@ impl Metrics {
             let help = "Messages to the sinks of alerts, by kind of sink and result";
             registry.register("sync_alert_messages", help, ALERT_MESSAGES.clone());
             registry.register("sync_reconcile", "Reconciliations, by kind and result", RECONCILED.clone());
-            let help = "Duration of a reconciliation, waiting for a permit included";
+            let help = "Duration of a reconciliation, including the wait for a permit";
             registry.register_with_unit("sync_reconcile_duration", help, Unit::Seconds, RECONCILE_DURATION.clone());
             registry.register("sync_status_writes", "Status writes, by kind and result", STATUS_WRITES.clone());
             let help = "Time by which a clock is ahead of the API server's, whose clock has whole seconds";
@@ -235,16 +235,16 @@ impl Metrics {
             registry.register("sync_schedules", "Schedules, by state", by_state(schedules));
         }
         if let Some(WorkerSlots { slots, busy }) = self.workers {
-            let help = "Runs that this process can work on at a time";
+            let help = "Number of runs that this process can work on at the same time";
             registry.register("sync_worker_slots", help, gauge(slots as u64));
-            registry.register("sync_worker_busy", "Runs that this process works on", gauge(busy as u64));
-            let help = "Time that a run could have been claimed before it was";
+            registry.register("sync_worker_busy", "Number of runs that this process works on", gauge(busy as u64));
+            let help = "Time from when a run could be claimed until its claim";
             registry.register_with_unit("sync_queue_claim_latency", help, Unit::Seconds, CLAIM_LATENCY.clone());
             registry.register("sync_documents", "Documents handled, by type and outcome", DOCUMENTS.clone());
             let help = "Time that the writes of a batch took";
             registry.register_with_unit("sync_batch_duration", help, Unit::Seconds, BATCH_DURATION.clone());
             registry.register("sync_source_requests", "Requests to sources, by result", SOURCE_REQUESTS.clone());
-            let help = "Time until a source's answer was there, the wait for its rate not included";
+            let help = "Time until the answer of a source arrived, without the wait for its rate limit";
             registry.register_with_unit("sync_source_request_duration", help, Unit::Seconds, SOURCE_DURATION.clone());
             registry.register("sync_lease_lost", "Runs lost because a lease ended", LEASES_LOST.clone());
             registry.register("sync_recoveries", "Runs of lost workers returned to the queue", RECOVERIES.clone());
@@ -252,7 +252,7 @@ impl Metrics {
         if let Some(Depth { active, waiting, delayed, parked, oldest, .. }) = self.queue {
             let runs = [("active", active), ("waiting", waiting), ("delayed", delayed), ("parked", parked)];
             registry.register("sync_queue_runs", "Unfinished runs in the queue, by state", by_state(runs));
-            let help = "Time since the run could be claimed that waits the longest, 0 when none waits";
+            let help = "Time since the longest waiting run could be claimed, 0 when no run waits";
             let age = Gauge::<f64, AtomicU64>::default();
             age.set(oldest.as_secs_f64());
             registry.register_with_unit("sync_queue_oldest_waiting", help, Unit::Seconds, age);

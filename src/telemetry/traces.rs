@@ -1,5 +1,5 @@
-//! Traces by OTLP. A run's spans are put together here and handed to the SDK, which sends them from a thread of its own. Where
-//! nothing is recorded, since traces are off or the run's is not sampled, there is no span at all.
+//! Traces by OTLP. This module creates the spans of a run, and the SDK sends them from its own thread. Without a
+//! recording, because traces are off or the run is not sampled, no spans exist.
 
 use std::{
     env,
@@ -23,7 +23,7 @@ use opentelemetry_sdk::{
 use super::Availability;
 use crate::domain::trace::{Root, Sampler, TraceParent, root};
 
-/// Longest wait, when the program stops, for what is not sent yet. Kubernetes waits for 30 s, most of which runs may take.
+/// Longest wait for unsent spans when the program stops. Kubernetes waits for 30 s, most of which runs may take.
 const FLUSH: Duration = Duration::from_secs(3);
 /// Either names the receiver.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
@@ -47,7 +47,7 @@ pub enum Error {
     Endpoint(&'static str),
     /// The settings of the exporter cannot be used. The exact mistake could contain a password.
     #[error(
-        "OTEL_EXPORTER_OTLP_*: no traces can be sent so: is the endpoint a valid address, and no compression asked for?"
+        "OTEL_EXPORTER_OTLP_*: traces cannot be sent with these settings: check that the endpoint is a valid address, and that no compression is set"
     )]
     Exporter(#[from] ExporterBuildError),
     /// The sampler is not known, or its argument is no share.
@@ -57,8 +57,7 @@ pub enum Error {
 
 /// Starts to send traces when the environment names a receiver. `instance` names this process.
 ///
-/// # Errors
-/// When the environment asks for something that cannot be done.
+/// # Errors When a setting of the environment cannot be used.
 pub fn init(instance: &str) -> Result<(), Error> {
     if !is_wanted(variable) {
         return Ok(());
@@ -83,7 +82,7 @@ pub fn init(instance: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sends what is left, for 3 s at most. Blocks meanwhile.
+/// Sends the remaining spans, for at most 3 s. Blocks meanwhile.
 pub fn shutdown() {
     let Some(traces) = TRACES.get() else { return };
     if let Err(error) = traces.processor.shutdown_with_timeout(FLUSH) {
@@ -141,7 +140,8 @@ impl opentelemetry_sdk::trace::SpanExporter for MonitoredExporter {
     }
 }
 
-/// The root span of a run, in the trace of the caller whose `traceparent` is given, if any. `None` while traces are off.
+/// The root span of a run, in the trace of the caller whose `traceparent` is given, if any. `None` while traces are
+/// off.
 #[must_use]
 pub fn root_of(uid: &str, caller: Option<&str>) -> Option<Root> {
     TRACES.get().and_then(|traces| root(uid, caller, &traces.sampler))
@@ -228,7 +228,7 @@ impl Span {
         self
     }
 
-    /// Adds something that is known.
+    /// Adds an attribute.
     pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         if let Some(span) = &mut self.0 {
             span.attributes.push(KeyValue::new(key, value));

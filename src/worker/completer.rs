@@ -1,5 +1,6 @@
-//! Batch completer. Collects the runs that a worker releases and writes them to Redis in one call; runs that are released while a call is
-//! in flight go into the next one. A busy worker needs less than one call for each run, and an idle one does not wait.
+//! Batch completer. Collects the runs that a worker releases and writes them to Redis in one call; runs that are
+//! released while a call is in flight go into the next one. A busy worker needs less than one call for each run, and an
+//! idle one does not wait.
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -29,8 +30,8 @@ impl BatchCompleter {
         (Self(sender), CompletionReceiver(receiver))
     }
 
-    /// Waits until the run is in Redis, for as long as Redis is unavailable. When this future is dropped, the run may or may not be
-    /// written.
+    /// Waits until the run is in Redis, for as long as Redis is unavailable. When this future is dropped, the run may
+    /// or may not be written.
     pub async fn record(&self, run: Release) -> FencedWrite {
         let (answer, recorded) = oneshot::channel();
         self.0.send(Completion { run, answer }).ok();
@@ -39,7 +40,8 @@ impl BatchCompleter {
 }
 
 impl CompletionReceiver {
-    /// Writes runs to Redis, and retries until Redis accepts them or the caller of [`BatchCompleter::record`] is gone.
+    /// Writes runs to Redis, and retries until Redis accepts them or the caller of [`BatchCompleter::record`] has
+    /// ended.
     pub async fn run(mut self, queue: &Queue) {
         let mut completions = Vec::new();
         loop {
@@ -54,7 +56,7 @@ impl CompletionReceiver {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(runs = completions.len(), %error, "ends of runs not recorded yet");
+                    tracing::debug!(runs = completions.len(), %error, "released runs not recorded yet");
                     sleep(PAUSE).await;
                 }
             }

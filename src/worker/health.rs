@@ -61,8 +61,8 @@ impl WorkerHealth {
         self.slots.saturating_sub(self.answers.borrow().free)
     }
 
-    /// True when the queue answered lately: a claim within the time of three, unless there is no free slot, and a
-    /// renewal of leases within that time or the length of one.
+    /// True when the queue answered recently. A claim must have succeeded within the time of three claims, unless no
+    /// slot is free. A renewal of leases must have succeeded within the same time or the lease duration.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.is_alive_at(Instant::now())
@@ -136,7 +136,7 @@ mod tests {
         reporter.claim_answered(&ERROR);
         assert!(!health.is_alive(), "an error is no answer");
         reporter.renewal_answered(&OK);
-        assert!(!health.is_alive(), "a renewal tells nothing of the looks for runs");
+        assert!(!health.is_alive(), "a renewal is no sign of successful claims");
         reporter.claim_answered(&OK);
         assert!(health.is_alive());
     }

@@ -50,7 +50,7 @@ impl Leases {
         Self { worker, queue, held: Mutex::default() }
     }
 
-    /// Keeps the lease of a run that was just claimed, until what is returned is dropped.
+    /// Renews the lease of a claimed run until the returned value is dropped.
     pub fn add(&self, uid: &str, epoch: u64, stop: &CancellationToken) -> (Signals, LeaseGuard<'_>) {
         let signals = Signals { recalled: stop.child_token(), lost: CancellationToken::new() };
         let until = Instant::now() + self.queue.lease();

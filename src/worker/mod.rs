@@ -66,8 +66,8 @@ pub fn new_id() -> String {
 #[error("the renewal of leases ended: {0}")]
 pub struct NotRenewed(JoinError);
 
-/// Works until `stop`. Then it claims nothing more, lets the batches in flight end, gives its runs back and
-/// returns.
+/// Runs the worker until `stop`. Then the worker claims no more runs, waits for the batches in flight, releases its
+/// runs and returns.
 ///
 /// # Errors
 /// When a required part of the worker has ended.
@@ -149,7 +149,7 @@ impl Worker {
             }
             if is_unasserted && !was_unasserted {
                 tracing::warn!(
-                    "Redis was restarted or failed over: runs are claimed once a controller has compared them with the SyncJobs"
+                    "Redis was restarted or failed over: runs can be claimed when a controller has compared them with the SyncJobs"
                 );
             }
             was_unasserted = is_unasserted;
@@ -196,7 +196,9 @@ impl Worker {
             let difference = owner.as_ref().and_then(|owner| mine.difference(&owner.fingerprint));
             if let (Some(difference), Some(owner)) = (difference.filter(|_| difference != known), owner) {
                 let queue = self.queue.name();
-                tracing::error!(queue, %owner, difference, "the queue belongs to another installation: its runs are left to its workers");
+                tracing::error!(
+                    queue, %owner, difference, "the queue belongs to another installation: this worker does not claim its runs"
+                );
             }
             known = difference;
         }
@@ -267,7 +269,7 @@ impl Worker {
         }
     }
 
-    /// Gives a run back of which this worker does not know all, for workers of a newer release.
+    /// Releases a run with fields that this worker does not know, for workers of a newer release.
     async fn release_to_newer_worker(&self, claim: &Claim, lacking: &str, signals: &Signals) {
         let (uid, epoch, needs) = (claim.uid.clone(), claim.entry.epoch, self.queue.level().number + 1);
         tracing::warn!(uid, lacking, needs, "the run needs a worker of a newer release: released");
@@ -312,7 +314,7 @@ impl Worker {
         let clock = RedisClock { at: claim.at.max(started), since: Instant::now() };
         let invalid =
             |message: String| AttemptResult::Failed(Outcome { reason: reasons::INVALID_TARGET.to_owned(), message });
-        let payload = payload.ok_or_else(|| invalid("the run's description in Redis is not readable".to_owned()))?;
+        let payload = payload.ok_or_else(|| invalid("the payload of the run in Redis cannot be read".to_owned()))?;
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let refused = |error| AttemptResult::from(&error);
         if spec.rollback && claim.entry.checkpoint.is_none() {
@@ -399,7 +401,7 @@ fn log_end(
         }
         AttemptResult::LeaseLost => {
             metrics::lease_lost();
-            tracing::warn!(namespace, name, uid, epoch, trace_id, "lease lost; the run goes on elsewhere");
+            tracing::warn!(namespace, name, uid, epoch, trace_id, "lease lost; the run continues on another worker");
         }
     }
 }
@@ -449,14 +451,14 @@ fn release_of(
     })
 }
 
-/// Outcome of a failed run that is to be rolled back.
+/// Outcome of a failed run that must be rolled back.
 fn failed_with(claim: &Claim) -> Option<Outcome> {
     let outcome = claim.entry.outcome.as_deref()?;
     let unreadable = |_| Outcome { reason: reasons::STALLED.to_owned(), message: String::new() };
     Some(serde_json::from_str(outcome).unwrap_or_else(unreadable))
 }
 
-/// Decides what follows a failed attempt.
+/// Decides between a retry and a failure of the run after a failed attempt.
 fn after_failure(
     end: &AttemptResult,
     payload: Option<&Payload>,

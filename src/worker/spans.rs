@@ -1,4 +1,4 @@
-//! The spans of a claim: how long the run waited for it, and what is done about the run.
+//! Spans of a claim: the wait of the run in the queue, and the work on the run.
 
 use crate::{
     api::syncjob::Counts,
@@ -27,7 +27,7 @@ pub(super) fn claimed(root: Parent, claim: &Claim, worker: &str) -> Span {
     span
 }
 
-/// Sends the span of the attempt, or the rollback, with how it ended and how far the run has come.
+/// Sends the span of the attempt, or the rollback, with its result and the progress of the run.
 pub(super) fn end(mut span: Span, end: &AttemptResult, counts: &Counts) {
     let Counts { processed, updated, failed, rolled_back, .. } = *counts;
     for (key, count) in [("processed", processed), ("updated", updated), ("failed", failed)] {

@@ -31,7 +31,7 @@ fn documented(heading: &str) -> BTreeSet<String> {
 fn each_account_may_do_what_the_docs_list_and_nothing_else() {
     let _turn = turn();
     installed();
-    for (account, heading) in [("sync-operator", "#### The controller"), ("sync-operator-api", "#### The sidecar")] {
+    for (account, heading) in [("sync-operator", "### The controller"), ("sync-operator-api", "### The sidecar")] {
         assert_eq!(rights(HOME, account), documented(heading), "{account}");
     }
 }

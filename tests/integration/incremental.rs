@@ -263,7 +263,7 @@ async fn an_incremental_run_costs_what_is_due() {
     fill(&database, all).await;
     let [progress, changed] =
         ["lastSynced", "updatedAt"].map(|field| format!("db.users.createIndex({{\"{field}\": 1}})"));
-    let told = "the run reads all documents to find those that are due:";
+    let told = "the run reads all documents to find the due ones:";
     assert_eq!(warnings(&database, stamping()).await, [format!("{told} {progress}, {changed}")]);
     let (_, cost, _) = run(&database, stamping()).await;
     assert!(cost >= 2 * i64::from(all), "the count and the walk read all documents: {cost}");

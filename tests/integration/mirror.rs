@@ -347,7 +347,7 @@ async fn one_sidecar_writes_and_another_one_takes_over() {
     let writer: String =
         eventually("the first one writes", async || redis.hget(&meta, "sync-operator").await.ok()).await;
     let second = start();
-    eventually("the second one has asked", async || second.log().contains("stands by").then_some(())).await;
+    eventually("the second one has asked", async || second.log().contains("is on standby").then_some(())).await;
     assert_eq!(redis.hget::<_, _, String>(&meta, "sync-operator").await.unwrap(), writer);
     first.kill();
     apply_schedule(&world, "new", json!({"interval": quiet_interval(60)})).await;

@@ -178,7 +178,7 @@ async fn a_redis_that_only_reads_says_so() {
     assert!(is_complete(&finished(&world, "before").await));
     redis.ask::<()>("REPLICAOF 127.0.0.1 1").await;
     eventually("the log tells", async || {
-        operator.log().contains("READONLY: it is a replica, which takes no writes").then_some(())
+        operator.log().contains("READONLY: it is a replica, which accepts no writes").then_some(())
     })
     .await;
     redis.ask::<()>("REPLICAOF NO ONE").await;

@@ -111,7 +111,7 @@ async fn a_failed_run_leaves_every_document_as_it_was() {
         let status = finished(&world, name).await.status.unwrap();
         let (reason, message) = ended(&status);
         assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(written)), "{name}: {message}");
-        assert!(message.ends_with(&format!("; {written} documents were put back")), "{message}");
+        assert!(message.ends_with(&format!("; {written} documents were restored")), "{message}");
         assert_eq!(failures(&status), [failed]);
         assert_eq!((status.attempts, status.attempt_history.len()), (Some(1), 1), "a rollback is no attempt");
         assert!(all(&world).await == before, "{name}");
@@ -182,7 +182,7 @@ async fn what_mongodb_does_not_take_back_is_told_and_kept() {
     let (reason, message) = ended(&status);
     assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(38)), "{message}");
     let told = format!(
-        "; 38 documents were put back, 1 could not be: what they were stays in the collection {journal} for 30 days"
+        "; 38 documents were restored, 1 could not be restored: {journal} has their former values for 30 days"
     );
     assert!(message.ends_with(&told), "{message}");
     assert_eq!(failures(&status), [("17", "NotReturned"), ("8", "ValidationFailed")]);

@@ -82,7 +82,7 @@ fn evaluate_rule(rule: &AlertRule, schedule: &SyncSchedule, created: Timestamp, 
         AlertType::RunRecovered => {
             let last = status.last_result.as_ref().filter(|last| last.recoveries > 0 && last.time.0 >= created)?;
             let times = if last.recoveries == 1 { "once".to_owned() } else { format!("{} times", last.recoveries) };
-            let message = format!("SyncJob {} lost its worker {times} and went on elsewhere", last.job);
+            let message = format!("SyncJob {} lost its worker {times} and continued on another worker", last.job);
             Some(Evaluated::Now(run_occurrence(last, message)))
         }
         AlertType::RunSkipped => {
@@ -98,7 +98,7 @@ fn evaluate_rule(rule: &AlertRule, schedule: &SyncSchedule, created: Timestamp, 
         AlertType::ScheduleStalled => {
             let stalled = conditions::find(&status.conditions, STALLED).filter(|stalled| stalled.status == "True")?;
             let since = stalled.last_transition_time.0;
-            occurrence(since.to_string(), since, format!("The schedule starts nothing: {}", stalled.message))
+            occurrence(since.to_string(), since, format!("The schedule starts no runs: {}", stalled.message))
         }
         AlertType::FailedDocumentsAbove => {
             let (last, percent) = (status.last_result.as_ref()?, i64::from(rule.percent?));
@@ -127,7 +127,8 @@ fn run_failed(status: &SyncScheduleStatus) -> Option<Occurrence> {
     Some(run_occurrence(last, format!("SyncJob {} failed, {reason}{why}", last.job)))
 }
 
-/// Evaluates `NoSuccessFor`. The time counts from when slots began to be started, if that was later than the last success.
+/// Evaluates `NoSuccessFor`. The time counts from when slots began to be started, if that was later than the last
+/// success.
 fn no_success(
     schedule: &SyncSchedule,
     status: &SyncScheduleStatus,

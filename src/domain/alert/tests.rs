@@ -96,7 +96,7 @@ impl World {
     fn pass(&mut self, now: i64) -> AlertPlan {
         let busy: Vec<_> = self.under_way.iter().map(|message| message.sink.clone()).collect();
         let ended = std::mem::take(&mut self.ended);
-        // As it comes back from Redis.
+        // The form in which Redis returns it.
         let stored = serde_json::from_str(&serde_json::to_string(&self.stored).unwrap()).unwrap();
         let plan = decide(
             ObservedAlert {
@@ -115,7 +115,7 @@ impl World {
         plan
     }
 
-    /// Answers what is under way. What is taken has arrived.
+    /// Answers the deliveries in progress. Accepted messages have arrived.
     fn answer(&mut self, now: i64, result: &Result<(), Refusal>) {
         for message in std::mem::take(&mut self.under_way) {
             if result.is_ok() {
@@ -422,10 +422,10 @@ fn the_status_stays_small_with_a_thousand_problems() {
 enum Step {
     Fails(u8),
     Completes(u8),
-    /// Messages under way are taken, or not.
+    /// End of the deliveries in progress: accepted, or not.
     Answer(bool),
-    /// Kill of the process: results that were not processed, and deliveries under way, are lost. Some of the messages
-    /// under way had arrived.
+    /// Kill of the process: results that were not processed, and deliveries in progress, are lost. Some of these
+    /// deliveries had arrived.
     Killed {
         arrived: bool,
     },

@@ -31,10 +31,10 @@ pub fn count<'a>(schedules: impl IntoIterator<Item = &'a SyncSchedule>, now: Tim
     counts
 }
 
-/// Returns the state of a schedule. A schedule is overdue when two slots have come since a run last completed, and that was longer ago than
-/// twice the least time between slots. The first condition alone would be true too early where a run takes nearly as long as the interval;
-/// the second alone would be true on Sunday where slots are on working days. The time counts from when slots began to be started, if that
-/// was later.
+/// Returns the state of a schedule. A schedule is overdue when two slots have been due since a run last completed, and
+/// that was longer ago than twice the least time between slots. The first condition alone would be true too early where
+/// a run takes nearly as long as the interval. The second alone would be true on Sunday where slots are on working
+/// days. The time counts from the creation or the last resumption, if that was later.
 fn health(schedule: &SyncSchedule, now: Timestamp) -> &'static str {
     if schedule.spec.suspended {
         return SUSPENDED;
@@ -101,15 +101,15 @@ mod tests {
         let spec = json!({"interval": "20m"});
         assert_eq!(health_at(&spec, &status("10:00", "10:20"), "23T10:10"), OK);
         assert_eq!(health_at(&spec, &status("10:40", "11:00"), "23T10:42"), OVERDUE, "both slots were skipped");
-        assert_eq!(health_at(&spec, &status("10:00", "10:20"), "23T10:42"), OVERDUE, "no controller was at work");
+        assert_eq!(health_at(&spec, &status("10:00", "10:20"), "23T10:42"), OVERDUE, "no controller was running");
     }
 
     #[test]
     fn where_slots_are_not_evenly_spread_two_of_them_must_have_come() {
         let spec = json!({"schedule": "0 9 * * 1-5"});
         assert_eq!(health_at(&spec, &success("27T09:05"), "29T23:00"), OK, "Sunday");
-        assert_eq!(health_at(&spec, &success("27T09:05"), "30T10:00"), OK, "Monday's may still be under way");
-        assert_eq!(health_at(&spec, &success("26T09:05"), "30T09:01"), OVERDUE, "Friday's failed");
+        assert_eq!(health_at(&spec, &success("27T09:05"), "30T10:00"), OK, "Monday's run may not have ended");
+        assert_eq!(health_at(&spec, &success("26T09:05"), "30T09:01"), OVERDUE, "Friday's run failed");
     }
 
     #[test]

@@ -218,7 +218,8 @@ fn three_days_away_cost_one_run_and_the_rest_is_counted() {
     assert_eq!(world.status().runs.skipped, 3 * 1440 - 1);
     assert_eq!(world.status().last_skip.as_ref().unwrap().reason, "CatchUp");
     let published: Vec<_> = world.events.iter().map(|event| event.text.as_str()).collect();
-    let text = "4319 slots from 1970-01-12T13:47:00Z to 1970-01-15T13:45:00Z were skipped: passed while no controller was at work";
+    let text = "4319 slots from 1970-01-12T13:47:00Z to 1970-01-15T13:45:00Z were skipped: \
+                passed while no controller was running";
     assert_eq!(published, [text]);
 }
 

@@ -1,4 +1,4 @@
-//! One attempt at a run: count, walk, write, checkpoint.
+//! One attempt of a run: count, walk, write, checkpoint.
 
 mod removal;
 mod rollback;
@@ -56,7 +56,7 @@ pub struct Opening {
     pub trace: Parent,
 }
 
-/// One attempt at a run.
+/// One attempt of a run.
 pub struct RunAttempt {
     type_: SyncType,
     spec: RunSpec,
@@ -85,8 +85,8 @@ pub enum AttemptResult {
     Retry(Outcome),
     /// The source allows no requests for this time. The run continues at its checkpoint after that.
     Paused(Duration),
-    /// The guard holds the run; the reason is the hold in the checkpoint. The run continues at its checkpoint once so
-    /// many documents are approved.
+    /// The guard holds the run; the reason is the hold in the checkpoint. The run continues at its checkpoint when this
+    /// number of documents is approved.
     Held(u64),
     /// The run was recalled. It continues at its checkpoint.
     Released,
@@ -105,7 +105,7 @@ impl From<&Error> for AttemptResult {
 }
 
 impl AttemptResult {
-    /// Result of a rollback that could not begin: how the run has failed is not hidden by it.
+    /// Result of a rollback that could not begin. It keeps the failure of the run.
     #[must_use]
     pub fn without_rollback(self, failure: Outcome) -> Self {
         match self {
@@ -171,14 +171,14 @@ impl RunAttempt {
         })
     }
 
-    /// Ends the attempt, and returns its target and how far the run has come.
+    /// Ends the attempt, and returns its target and the progress of the run.
     #[must_use]
     pub fn into_parts(self) -> (TargetCollection, Checkpoint) {
         (self.target, self.checkpoint)
     }
 
-    /// Works until the run's end, its deadline, or a signal. After a recall the batches in flight are finished; after the
-    /// loss of the lease nothing more is written.
+    /// Works until the run's end, its deadline, or a signal. After a recall the batches in flight are finished; after
+    /// the loss of the lease nothing more is written.
     pub async fn drive(&mut self) -> AttemptResult {
         let (deadline, signals) = (self.deadline, self.coordinator.signals().clone());
         select! {
@@ -188,7 +188,7 @@ impl RunAttempt {
             result = self.work() => match result {
                 AttemptResult::Paused(_) if !self.checkpoint.pause() => AttemptResult::Retry(Outcome {
                     reason: reasons::RATE_LIMITED.to_owned(),
-                    message: format!("the source limited requests {MAX_PAUSES} times, and answered none in between"),
+                    message: format!("the source limited requests {MAX_PAUSES} times without an answer in between"),
                 }),
                 result => result,
             },
@@ -242,8 +242,8 @@ impl RunAttempt {
         })
     }
 
-    /// Adds up the results of batches, and saves checkpoints. The results arrive in order, so the checkpoint always covers a
-    /// contiguous prefix. Returns `None` when all batches are done.
+    /// Adds up the results of batches, and saves checkpoints. The results arrive in order, so the checkpoint always
+    /// covers a contiguous prefix. Returns `None` when all batches are done.
     async fn follow(&mut self, batches: impl Stream<Item = Option<Result<Written, Error>>>) -> Option<AttemptResult> {
         let recalled = self.coordinator.signals().recalled.clone();
         let mut batches = pin!(batches);

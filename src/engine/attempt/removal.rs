@@ -17,8 +17,8 @@ use crate::{
 };
 
 impl RunAttempt {
-    /// Marks and deletes the documents that the walk did not find in the source. Returns `None` when that is done, or is not to be
-    /// done.
+    /// Marks and deletes the documents that the walk did not find in the source. Returns `None` when the removal is
+    /// complete, or not needed.
     pub(super) async fn remove(&mut self) -> Option<AttemptResult> {
         let removes = self.spec.source.as_ref().is_some_and(|source| matches!(source.missing, Missing::Remove(_)));
         if !removes || !self.spec.subset.is_everything() {
@@ -54,7 +54,7 @@ impl RunAttempt {
         self.source.as_ref().is_some_and(|source| source.pages().is_some())
     }
 
-    /// Counts what would be removed, and asks the guard.
+    /// Counts the documents to remove, and checks the guard.
     async fn count_removals(
         &mut self,
         paging: &Paging,
@@ -120,7 +120,7 @@ impl RunAttempt {
         }
     }
 
-    /// Removes at most `most` documents: those that were counted.
+    /// Removes at most `most` of the counted documents.
     async fn remove_candidates(
         &mut self,
         most: u64,
@@ -169,7 +169,7 @@ impl RunAttempt {
         Ok(())
     }
 
-    /// Finds out how many confirmed documents the run may change.
+    /// Determines the number of confirmed documents that the run may change.
     pub(super) async fn limit_changes(&mut self) -> Result<(), Error> {
         if self.spec.guard.max_changed(0, None).is_none() {
             return Ok(());

@@ -7,8 +7,8 @@ use crate::{
 };
 
 impl RunAttempt {
-    /// Restores the documents as they were before the run, which has failed with `outcome`. There is no deadline. After a
-    /// recall the documents in flight are finished.
+    /// Restores the documents as they were before the run, which has failed with `outcome`. There is no deadline. After
+    /// a recall the documents in flight are finished.
     pub async fn roll_back(&mut self, outcome: Outcome) -> AttemptResult {
         self.checkpoint.warnings.clear();
         let lost = self.coordinator.signals().lost.clone();
@@ -45,13 +45,13 @@ impl RunAttempt {
             }
         }
         let back =
-            format!("{}; {} documents were put back", outcome.message, self.checkpoint.counts.rolled_back.unwrap_or(0));
+            format!("{}; {} documents were restored", outcome.message, self.checkpoint.counts.rolled_back.unwrap_or(0));
         let message = if left == 0 {
             self.target.drop_journal().await?;
             back
         } else {
             let journal = self.target.retain_journal().await?;
-            format!("{back}, {left} could not be: what they were stays in the collection {journal} for 30 days")
+            format!("{back}, {left} could not be restored: {journal} has their former values for 30 days")
         };
         Ok(AttemptResult::Failed(Outcome { message, ..outcome }))
     }

@@ -1,4 +1,5 @@
-//! The walks of an attempt: through the documents, or through the source's pages and then the documents that are on none.
+//! The walks of an attempt: through the documents, or through the source's pages and then the documents that are on
+//! none.
 
 use std::{collections::HashSet, pin::pin, sync::Arc};
 
@@ -20,10 +21,10 @@ use crate::{
     sync::{Error, Found, Walk},
 };
 
-/// Batches, at most, that are read ahead while they wait for a request slot, for a write, or for an earlier batch: a slow
-/// batch must not delay the others.
+/// Batches, at most, that are read ahead while they wait for a request slot, for a write, or for an earlier batch: a
+/// slow batch must not delay the others.
 const READ_AHEAD: usize = 16;
-/// Documents that a source is asked about before it counts as empty.
+/// Number of documents that are requested before a source counts as empty.
 const PROBED: usize = 1000;
 
 impl RunAttempt {
@@ -32,7 +33,7 @@ impl RunAttempt {
         self.spec.subset.limit.map(|limit| limit.saturating_sub(self.checkpoint.counts.processed as u64))
     }
 
-    /// Walks what the run works on. Returns `None` when all of it is done.
+    /// Walks the documents of the run. Returns `None` when the walk is complete.
     pub(super) async fn walk(&mut self) -> Option<AttemptResult> {
         let source = self.source.clone();
         match source.as_ref().and_then(|source| Some((source, source.pages()?))) {
@@ -75,8 +76,8 @@ impl RunAttempt {
         self.follow(written).await
     }
 
-    /// Checks that the source has at least one of the documents: a wrong address or a missing right looks as if all of them
-    /// were gone.
+    /// Checks that the source has at least one of the documents: with a wrong address or a missing right, all documents
+    /// would seem to be missing.
     async fn check_source(&self, source: &SourceFetcher) -> Result<(), Error> {
         let known = self.target.known();
         let mut batches = pin!(known.batches(None));
@@ -102,12 +103,12 @@ impl RunAttempt {
             return Ok(());
         }
         Err(empty_source(format!(
-            "the source has nothing for any of {} documents, so none is taken to be missing in it",
+            "the source has no result for any of {} documents, so no document counts as missing",
             keys.len()
         )))
     }
 
-    /// Forgets how far the run has come, but not how often it failed.
+    /// Resets the progress of the run, but not its number of failures.
     fn start_over(&mut self) {
         let Checkpoint { counts: Counts { total, .. }, pauses, furthest, without_progress, warnings, .. } =
             std::mem::take(&mut self.checkpoint);
@@ -151,7 +152,7 @@ impl RunAttempt {
         }
         let paging = self.checkpoint.paging.clone().unwrap_or_default();
         if paging.results == 0 && (self.target.removes() || self.fails_missing()) {
-            let message = "the source lists nothing at all, so nothing is taken to be missing in it";
+            let message = "the source lists no results, so no document counts as missing";
             return Some(AttemptResult::from(&empty_source(message.to_owned())));
         }
         self.checkpoint.removal_skipped = why_skipped(&paging);
@@ -186,7 +187,8 @@ impl RunAttempt {
         self.target.fails_missing() && self.spec.subset.is_everything()
     }
 
-    /// Keys, as text, of results whose documents do not show that the source lists them: they failed, or nothing is written.
+    /// Keys, as text, of results whose documents do not show that the source lists them: they failed, or nothing is
+    /// written.
     pub(super) fn listed(&mut self, paging: &Paging) -> HashSet<String> {
         self.seen.drain().chain(paging.failed_keys.iter().cloned()).collect()
     }
@@ -204,7 +206,8 @@ fn why_skipped(paging: &Paging) -> Option<Outcome> {
     outcome(reasons::WALK_UNPROVED, paging.doubt.clone()?)
 }
 
-/// Ends a walk after `left` documents. `restrict` keeps at most that many documents of an item, and returns their number.
+/// Ends a walk after `left` documents. `restrict` keeps at most that many documents of an item, and returns their
+/// number.
 fn at_most<T: Send>(
     items: impl Stream<Item = Result<T, Error>> + Send,
     left: Option<u64>,

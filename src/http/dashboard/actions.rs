@@ -30,7 +30,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest note, in bytes.
 const MAX_NOTE: usize = 256;
 
-/// An object, and what is to become of it.
+/// An object and the action on it.
 #[derive(Deserialize)]
 pub(super) struct ActionPath<A> {
     namespace: String,

@@ -1,4 +1,4 @@
-//! Files of the dashboard, inside the program. Their names have a hash of what is in them, so browsers keep them.
+//! Files of the dashboard, inside the program. Their names have a hash of their content, so browsers can cache them.
 
 use std::sync::LazyLock;
 

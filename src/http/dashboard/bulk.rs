@@ -34,7 +34,7 @@ struct Fields {
     action: String,
     /// Runs that were chosen: namespace and name.
     runs: Vec<(String, String)>,
-    /// Take all that fit the filters instead.
+    /// True for all runs that match the filters, instead of `runs`.
     all: bool,
     /// Filters, in the format of the address of the list.
     filter: String,
@@ -62,7 +62,7 @@ impl Fields {
     }
 }
 
-/// Runs that a deed suits, and that the visitor may see and do it to.
+/// Runs that an action applies to, and on which the user may see and perform it.
 enum Chosen {
     These(Vec<SortKey>),
     Fitting(Box<Fitting>),
@@ -104,7 +104,7 @@ struct ResultPage {
     done: usize,
     unchanged: usize,
     failed: usize,
-    /// The first of those that failed, and why.
+    /// First runs whose action failed, with the reason.
     failures: Vec<(SortKey, String)>,
     /// Reason for which the request stopped early.
     stopped: Option<String>,
@@ -165,7 +165,7 @@ pub(super) async fn carry_out(
     })
 }
 
-/// Around a page that does not follow what happens.
+/// Frame of a page without live updates.
 fn static_frame(visitor: Visitor) -> Frame {
     Frame { path: String::new(), events: None, ..visitor.frame("runs", &Scope(None)) }
 }

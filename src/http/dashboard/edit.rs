@@ -159,7 +159,7 @@ fn edit(visitor: Visitor, path: ObjectPath, schedule: &SyncSchedule, when: When,
     Edit { frame, path, when, wrong, description, slots }
 }
 
-/// The form, with what is stored or what was filled in so far.
+/// Shows the form, with the stored or the submitted values.
 pub(super) async fn show(
     State(app): State<App>,
     visitor: Visitor,
@@ -174,7 +174,7 @@ pub(super) async fn show(
     page(&edit(visitor, path, &schedule, when, wrong))
 }
 
-/// Changes the object. Shows the form again with what is wrong, if anything.
+/// Changes the object, or shows the form with the mistakes.
 pub(super) async fn save(
     State(app): State<App>,
     visitor: Visitor,
@@ -222,7 +222,7 @@ async fn change(
     let (api, name): (Api<SyncSchedule>, _) = (objects.namespaced(&schedule.metadata), schedule.name_any());
     let fields = json!({"interval": spec.interval, "schedule": spec.schedule, "timeZone": spec.time_zone});
     let meanwhile = || {
-        let detail = "the schedule was changed since you opened this page; open it again to see how it is now";
+        let detail = "the schedule was changed since you opened this page; open the page again to see the changes";
         Problem::new(ProblemKind::Conflict, detail)
     };
     for _ in 0..TRIES {

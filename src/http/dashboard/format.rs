@@ -40,7 +40,7 @@ impl fmt::Display for Moment {
     }
 }
 
-/// Time in a time zone. Its HTML has room for the time in the zone of the user.
+/// Time in a time zone. Its HTML has an element for the time in the zone of the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ZonedMoment {
     at: Moment,

@@ -1,4 +1,4 @@
-//! The last hour, as it is shown.
+//! View of the last hour.
 
 use jiff::Timestamp;
 

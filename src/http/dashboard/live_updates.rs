@@ -55,7 +55,7 @@ pub(in crate::http) struct LiveUpdates {
     began: Instant,
 }
 
-/// The round in which something changed last: in each namespace, and in all of them at once.
+/// Round of the last change: of each namespace, and of all namespaces.
 #[derive(Default)]
 struct Changed {
     namespaces: HashMap<String, u64>,
@@ -79,7 +79,7 @@ impl Changed {
         }
     }
 
-    /// True when something changed for a page that was notified up to a round.
+    /// True when a page that was notified up to a round has changes.
     fn since(&self, round: u64, scope: &Scope) -> bool {
         let newest = match &scope.0 {
             None => self.namespaces.values().max(),
@@ -138,7 +138,7 @@ impl LiveUpdates {
     }
 }
 
-/// Up to where a page knows what changed.
+/// Position of a page in the sequence of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct UpdateId {
     process: u64,

@@ -41,7 +41,7 @@ struct Page<'a> {
     frame: Frame,
     next: &'a str,
     audience: &'static str,
-    /// The token would be readable on its way.
+    /// True when the connection would not encrypt the token.
     open: bool,
     wrong: Option<&'a str>,
 }
@@ -72,12 +72,12 @@ pub(super) async fn login(
     Sent(Credentials { token, next }): Sent<Credentials>,
 ) -> Result<Response, Problem> {
     if way == Way::Open {
-        return Err(Problem::new(ProblemKind::Forbidden, "the token would be readable on its way here: use HTTPS"));
+        return Err(Problem::new(ProblemKind::Forbidden, "the connection would not encrypt the token: use HTTPS"));
     }
     let token = token.trim();
     let refused = |why| form(way, &next, Some(why)).map(|page| (StatusCode::UNAUTHORIZED, page).into_response());
     let Ok(bearer) = HeaderValue::try_from(format!("Bearer {token}")) else {
-        return refused("That is no token.");
+        return refused("This is not a token.");
     };
     match app.access.caller(&HeaderMap::from_iter([(AUTHORIZATION, bearer)])).await {
         Ok(caller) => tracing::info!(caller = caller.name, "logged in to the dashboard"),

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 
 use crate::http::job_view::JobDetails;
 
-/// An address with places for what belongs to a run, such as `https://logs.example.com/?q={uid}&from={from}&to={to}`.
+/// An address with placeholders for the values of a run, such as
+/// `https://logs.example.com/?q={uid}&from={from}&to={to}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogsUrl(Vec<Part>);
 

@@ -1,5 +1,5 @@
-//! The dashboard: the calls as pages. Each page asks and does what a call asks and does, as the person who is logged in;
-//! here are only the way in and the way things look.
+//! The dashboard: pages for the calls. Each page uses the functions and the rights of a call, for the user who is
+//! logged in. This module adds the login and the rendering.
 
 mod actions;
 mod assets;
@@ -69,7 +69,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
-/// The routes, inside the limits of the calls. Begins to gather what changes for open pages.
+/// Returns the routes, inside the limits of the calls, and starts to collect changes for open pages.
 pub(super) fn routes(app: &App) -> Router<App> {
     let (live_updates, objects, stop) = (Arc::clone(&app.live_updates), app.objects.clone(), app.stop.clone());
     tokio::spawn(async move { stop.run_until_cancelled(live_updates.run(&objects)).await });
@@ -92,7 +92,8 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .route("/ui/static/{file}", get(assets::serve))
 }
 
-/// Puts the dashboard's manners around everything, also around the limits: they know callers by their token.
+/// Adds the login and the headers of the dashboard around all layers, also around the limits, which identify callers by
+/// their token.
 pub(super) fn layer(router: Router, app: &App, sessions: Sessions, proxies: Option<Proxies>) -> Router {
     router.layer(middleware::from_fn_with_state(Authenticator { app: app.clone(), sessions, proxies }, authenticate))
 }
@@ -141,7 +142,7 @@ impl Authenticator {
     }
 }
 
-/// Lets people in, refuses forms of other sites, and shows problems as pages.
+/// Authenticates users, refuses forms of other sites, and shows problems as pages.
 async fn authenticate(State(authenticator): State<Authenticator>, request: Request, next: Next) -> Response {
     let uri = request.uri().clone();
     let html = wants_html(request.headers());
@@ -212,8 +213,8 @@ struct Frame {
 /// A page.
 fn page(template: &impl Template) -> Result<Response, Problem> {
     let text = template.render().map_err(|error| {
-        tracing::error!(%error, "a page could not be made");
-        Problem::new(ProblemKind::Internal, "the page could not be made")
+        tracing::error!(%error, "a page could not be rendered");
+        Problem::new(ProblemKind::Internal, "the page could not be rendered")
     })?;
     Ok((StatusCode::OK, Html(text)).into_response())
 }
@@ -330,7 +331,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Filled<
 fn read_query<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
     let filled: Vec<_> = query.split('&').filter(|pair| !pair.ends_with('=')).collect();
     let unreadable = |error: String| Problem::new(ProblemKind::BadRequest, format!("the query: {error}"));
-    let uri: Uri = format!("/?{}", filled.join("&")).parse().map_err(|_| unreadable("it is no text".to_owned()))?;
+    let uri: Uri = format!("/?{}", filled.join("&")).parse().map_err(|_| unreadable("it is not text".to_owned()))?;
     Query::try_from_uri(&uri).map(|Query(query)| query).map_err(|error| unreadable(error.body_text()))
 }
 

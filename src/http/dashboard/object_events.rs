@@ -1,4 +1,4 @@
-//! The events of an object, for those who may list events.
+//! Events of an object, for users with the right to list events.
 
 use std::{sync::Arc, time::Duration};
 

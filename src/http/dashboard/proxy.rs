@@ -18,7 +18,7 @@ const RESERVED: &str = "system:";
 /// Group that Kubernetes adds to all authenticated users.
 const AUTHENTICATED: &str = "system:authenticated";
 
-/// Which proxies are believed, and by which headers. Cheap to clone.
+/// Trusted proxies and their headers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Proxies {
     networks: Arc<[IpNet]>,
@@ -27,7 +27,8 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// Proxies in some networks. They name people in the header `user`, and their groups, separated by commas, in `groups`.
+    /// Creates the proxies of these networks. The header `user` has the name of a user, and the header `groups` the
+    /// groups, separated by commas.
     #[must_use]
     pub fn new(networks: &[IpNet], user: HeaderName, groups: HeaderName) -> Self {
         Self { networks: networks.into(), user, groups }
@@ -47,7 +48,7 @@ impl Proxies {
         let groups = only(headers, &self.groups)?.unwrap_or_default();
         let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty());
         if let Some(name) = groups.clone().chain([user]).find(|name| name.starts_with(RESERVED)) {
-            let detail = format!("the proxy says {name}: names with {RESERVED} are those of Kubernetes itself");
+            let detail = format!("the proxy says {name}: names with {RESERVED} are reserved for Kubernetes");
             return Err(Problem::new(ProblemKind::Forbidden, detail));
         }
         let groups = groups.chain([AUTHENTICATED]).map(str::to_owned).collect();

@@ -1,4 +1,4 @@
-//! `/ui/runs`: runs that fit.
+//! `/ui/runs`: the runs that match the filters.
 
 use askama::Template;
 use axum::{extract::State, response::Response};
@@ -40,7 +40,7 @@ struct List {
     next: Option<String>,
 }
 
-/// Runs that fit the filters in the address.
+/// Lists the runs that match the filters in the address.
 pub(super) async fn list(
     State(app): State<App>,
     visitor: Visitor,

@@ -36,7 +36,7 @@ const PAGE: usize = 25;
 const STRIP: usize = 20;
 const SLOTS: usize = 5;
 
-/// Which schedules to list.
+/// Selection of the schedules to list.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ScheduleSelection {
@@ -58,7 +58,7 @@ struct List {
     next: Option<String>,
 }
 
-/// A schedule as it is shown.
+/// A schedule in the list.
 struct Row {
     namespace: String,
     name: String,
@@ -91,7 +91,7 @@ impl Row {
     }
 }
 
-/// Schedules that fit the filters in the address, by name.
+/// Lists the schedules that match the filters in the address, by name.
 pub(super) async fn list(
     State(app): State<App>,
     visitor: Visitor,

@@ -141,7 +141,7 @@ pub(super) enum Way {
     Open,
 }
 
-/// A path of the dashboard to go to after a form, or `/` for anything else.
+/// Returns the path for the redirect after a form. A path outside the dashboard becomes `/`.
 pub(super) fn local(path: &str) -> &str {
     let ours = path == "/" || path.starts_with("/?") || path.starts_with("/ui/");
     // Browsers take a backslash for a slash, and leave out tabs and line breaks.

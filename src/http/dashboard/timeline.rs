@@ -18,7 +18,7 @@ pub(super) struct Step {
     pub why: Option<String>,
 }
 
-/// Timeline of a run from its creation to its end, or to what the run waits for.
+/// Timeline of a run from its creation to its end, or to the reason of its wait.
 pub(super) fn timeline(run: &JobDetails, retry_at: Option<Timestamp>, now: Timestamp) -> Vec<Step> {
     let job = &run.job;
     let step = |kind, what: &str, at: Option<Timestamp>| Step {

@@ -103,7 +103,7 @@ mod tests {
         throttle.enqueue("a", 7, now);
         throttle.enqueue("b", 9, now);
         assert_eq!(throttle.take_due(now), Some("b"));
-        assert_eq!(throttle.sent_version(), 6, "a client that comes back receives version 7");
+        assert_eq!(throttle.sent_version(), 6, "a client that reconnects receives version 7");
         throttle.take_due(now + INTERVAL);
         assert_eq!(throttle.sent_version(), 9);
     }

@@ -1,8 +1,8 @@
-//! Read-only copy of runs and schedules in the keys of BullMQ, for tools that read BullMQ. The mirror is written and never read, except for
-//! the sizes of its sets, which show that keys were lost.
+//! Read-only copy of runs and schedules in the keys of BullMQ, for tools that read BullMQ. The mirror is written and
+//! never read, except for the sizes of its sets, which show that keys were lost.
 //!
-//! One sidecar writes at a time, under a lease. The sidecar writes the changes of the watches every [`TICK`], and the whole mirror at its
-//! start, when keys are missing, and every [`RENEWAL`]. Keys that are not written again expire.
+//! One sidecar writes at a time, under a lease. The sidecar writes the changes of the watches every [`TICK`], and the
+//! whole mirror at its start, when keys are missing, and every [`RENEWAL`]. Keys that are not written again expire.
 
 mod record;
 mod snapshot;
@@ -49,7 +49,8 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Creates the writer of a mirror below `<prefix>:<name of the queue>:`, on the Redis of the queue. `writer` names this process.
+    /// Creates the writer of a mirror below `<prefix>:<name of the queue>:`, on the Redis of the queue. `writer` names
+    /// this process.
     ///
     /// # Errors
     /// When the queue is in a Cluster and the prefix has no hash tag.
@@ -103,7 +104,7 @@ impl Mirror {
             if writes {
                 tracing::info!(key, "writes the mirror for BullMQ");
             } else {
-                tracing::info!(key, "another process writes the mirror for BullMQ: this one stands by");
+                tracing::info!(key, "another process writes the mirror for BullMQ; this process is on standby");
             }
         }
     }

@@ -13,9 +13,10 @@ use crate::{
 
 /// Score of a schedule that has no next slot. BullMQ converts an infinite score to `null`.
 pub const NO_NEXT_SLOT: i64 = i64::MAX;
-/// Factor of the scores of delayed jobs: BullMQ has room for as many jobs in one millisecond.
+/// Factor of the scores of delayed jobs: the number of jobs that BullMQ can order within one millisecond.
 const PER_MILLISECOND: i64 = 0x1000;
-/// Weight of one step of priority: larger than any time in milliseconds, and a thousand steps are still exact in a score.
+/// Weight of one step of priority: larger than any time in milliseconds, and a thousand steps are still exact in a
+/// score.
 const PRIORITY: i64 = 4_000_000_000_000;
 
 /// List or sorted set of BullMQ with the ids of the jobs in one state, or of the job schedulers.
@@ -111,8 +112,8 @@ pub fn set_of(job: &SyncJob) -> Option<JobSet> {
     })
 }
 
-/// Record of a run: a job whose id is the uid, and whose data is the entry of `/jobs`. `retry_at`: end of the backoff. `None` for a run
-/// that is not in the queue yet.
+/// Record of a run: a job whose id is the uid, and whose data is the entry of `/jobs`. `retry_at`: end of the backoff.
+/// `None` for a run that is not in the queue yet.
 pub fn job(job: &SyncJob, retry_at: Option<Timestamp>) -> Option<JobRecord> {
     let set = set_of(job)?;
     let shown = Job::from(job);

@@ -28,8 +28,8 @@ pub enum MirrorWrite {
     Paused(bool),
 }
 
-/// Content of the mirror once all writes that were taken from the snapshot are done. A new snapshot writes the whole mirror: first the
-/// hashes, then the sets.
+/// Content of the mirror once all writes that were taken from the snapshot are done. A new snapshot writes the whole
+/// mirror: first the hashes, then the sets.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     entries: HashMap<String, SnapshotEntry>,
@@ -202,7 +202,7 @@ mod tests {
             for write in writes {
                 match write {
                     MirrorWrite::Hash { key, fields } => drop(self.hashes.insert(key, fields)),
-                    MirrorWrite::Forget { key } => assert!(self.hashes.remove(&key).is_some(), "{key} was there"),
+                    MirrorWrite::Forget { key } => assert!(self.hashes.remove(&key).is_some(), "{key} exists"),
                     MirrorWrite::Add { set, id, score } => drop(self.sets[set as usize].insert(id, score)),
                     MirrorWrite::Remove { set, id } => drop(self.sets[set as usize].remove(&id)),
                     MirrorWrite::Replace { set, members } => {

@@ -36,7 +36,7 @@ pub enum Error {
     )]
     Foreign(String),
     /// Another process holds the lease.
-    #[error("another process writes it")]
+    #[error("another process writes the mirror")]
     Lost,
 }
 
@@ -63,7 +63,8 @@ impl Store {
         self.renewed.is_none_or(|renewed| renewed.elapsed() >= LEASE_RENEWAL)
     }
 
-    /// Takes or renews the lease. Returns the sizes of lists and sets, or `None` when another process holds the lease.
+    /// Acquires or renews the lease. Returns the sizes of lists and sets, or `None` when another process holds the
+    /// lease.
     ///
     /// # Errors
     /// When Redis does not answer, or the keys belong to a queue of BullMQ.

@@ -29,7 +29,7 @@ impl Default for WordIndex {
 }
 
 impl WordIndex {
-    /// Creates an index with room for this number of texts.
+    /// Creates an index with a capacity of `room` texts.
     pub fn with_room(room: usize) -> Self {
         Self { runs: BTreeMap::new(), count: 0, room, left_out: false }
     }

@@ -106,7 +106,7 @@ fn no_keyword_of_the_schemas_is_ignored() {
         "enum",
         "format",
         "items",
-        // These two and the pattern only beside x-kubernetes-int-or-string.
+        // maximum, minimum and pattern are supported only together with x-kubernetes-int-or-string.
         "maximum",
         "maxItems",
         "maxLength",

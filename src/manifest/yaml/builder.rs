@@ -91,7 +91,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Adds what an event describes.
+    /// Adds the node of an event.
     pub fn add(&mut self, event: Event<'_>, span: Span) -> Result<(), SyntaxError> {
         let at = self.position(span.start);
         match event {
@@ -203,7 +203,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Puts a node that is complete into the collection around it.
+    /// Adds a complete node to the collection that contains it.
     fn insert(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());

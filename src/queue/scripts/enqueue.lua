@@ -13,7 +13,7 @@ local is_empty = redis.call('EXISTS', ASSERTED) == 0
 for _, set in ipairs({ 'waiting', 'delayed', 'active', 'parked' }) do is_empty = is_empty and redis.call('ZCARD', SETS[set]) == 0 end
 if is_empty then redis.call('SET', ASSERTED, replication_id()) end
 
--- Starts at the time in microseconds: a run that is put back after Redis lost it has higher epochs than before.
+-- Starts at the time in microseconds: a run that is restored after Redis lost it has higher epochs than before.
 local time = redis.call('TIME')
 local epoch = whole(time[1] * 1000000 + time[2])
 redis.call('HSET', run, 'format', ARGV[2], 'payload', ARGV[3], 'priority', ARGV[4], 'rank', rank(ARGV[4], redis.call('INCR', SEQ)),

@@ -53,7 +53,7 @@ local function stamp_clock(now, step)
   return stamp
 end
 
--- Higher priorities first, then arrival. The arrival is kept, so a run that comes back takes its old place.
+-- Higher priorities first, then arrival. The arrival is kept, so a run that returns to the queue has its former position.
 local function rank(priority, arrival) return whole((1000 - priority) * 2 ^ 40 + arrival % 2 ^ 40) end
 
 local function is_held(run, epoch)
@@ -110,8 +110,8 @@ end
 
 local settle
 
--- Ends a run as failed. One that is to be rolled back, and was ever claimed, is claimed once more before that: its
--- outcome says so.
+-- Ends a run as failed. A run that was claimed, and must be rolled back, is claimed once more before that: it has an
+-- outcome.
 local function fail(uid, run, from, outcome, now, ...)
   local fields = redis.call('HMGET', run, 'rollback', 'started')
   if fields[1] == '1' and fields[2] and not is_rolled_back(run) then

@@ -1,6 +1,6 @@
 -- ARGV max_stalls outcome uid...
--- Takes back runs whose lease has ended, of any format. Those that lose one worker after the other without getting any further
--- end as failed, or wait a while when it is their rollback. Returns how many were reaped.
+-- Returns the runs whose lease has ended to the queue, of any format. A run that lost its worker repeatedly, without
+-- progress in between, fails; a rollback waits instead. Returns the number of reaped runs.
 local REST = 60000
 local now, reaped = clock(), 0
 write_when_full()

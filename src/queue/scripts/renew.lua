@@ -1,6 +1,6 @@
 -- ARGV worker lease (uid epoch)...
 -- Extends the leases of a worker, and its membership in the set of living workers. Returns the runs whose leases are lost, and
--- those that the worker has to release.
+-- the runs that the worker must release.
 local now = clock()
 write_when_full()
 redis.call('ZADD', WORKERS, now + ARGV[2], ARGV[1])

@@ -1,4 +1,4 @@
-//! Writes what a source has into the documents of a batch.
+//! Writes of the results of a source into the documents of a batch.
 
 use std::collections::{HashMap, HashSet};
 
@@ -97,7 +97,7 @@ impl TargetCollection {
             let changes = match found {
                 Found::Result(result) => self.changes(read, &result).map_err(|message| ("MappingFailed", message)),
                 Found::Missing | Found::NotReturned if self.missing == Missing::Fail => {
-                    Err(("NotReturned", "the source has nothing for it".to_owned()))
+                    Err(("NotReturned", "the source has no result for it".to_owned()))
                 }
                 Found::Missing if self.removal.is_some() && self.is_confirmed(read) => {
                     outcome.absent += 1;
@@ -178,7 +178,7 @@ impl TargetCollection {
         outcome.unmarked += unmarked;
     }
 
-    /// Writes a batch, and adds what came of it to `outcome`.
+    /// Writes a batch, and adds the result to `outcome`.
     pub(super) async fn write_batch<'a>(
         &self,
         writes: Vec<Write<'a>>,
@@ -268,7 +268,7 @@ impl TargetCollection {
         }
     }
 
-    /// Writes in a transaction, and notes what that did, where there is a journal.
+    /// Writes in a transaction, and records the changes in the journal if the run has one.
     async fn write_journalled<'a>(
         &self,
         writes: &[Write<'a>],
@@ -296,7 +296,8 @@ impl TargetCollection {
         Ok((updated, refused))
     }
 
-    /// Returns how many documents were changed, and those that MongoDB refuses. In a transaction the first of these ends it.
+    /// Returns the number of changed documents, and the documents that MongoDB refuses. The first refused document ends
+    /// a transaction.
     async fn write_all<'a>(
         &self,
         writes: &[Write<'a>],
@@ -348,8 +349,8 @@ impl TargetCollection {
         Ok(((differing - absent).max(0), refused))
     }
 
-    /// The update of a listed document. It ends the absence of the document, also where another run marked it after it was
-    /// read.
+    /// The update of a listed document. It ends the absence of the document, also where another run marked it after it
+    /// was read.
     fn listed(&self, set: Document, mut unset: Document, is_marked_elsewhere: bool) -> Document {
         if let (Some(state), Some(removal)) = (&self.state, &self.removal) {
             let mark = Some(&removal.field).filter(|_| !is_marked_elsewhere);
@@ -359,7 +360,7 @@ impl TargetCollection {
         updated(set, unset)
     }
 
-    /// The stamp for people, and the confirmation.
+    /// Returns the stamp for users, and the confirmation.
     fn stamps(&self, stamp: DateTime) -> Document {
         doc! {&self.stamp_field: stamp, &self.progress: stamp}
     }

@@ -1,4 +1,4 @@
-//! The MongoDB deployment, and what of it a run may work on.
+//! The MongoDB deployment, and the databases that a run may use.
 
 use std::{path::Path, time::Duration};
 
@@ -30,8 +30,8 @@ const SERVER_SELECTION: Duration = Duration::from_secs(5);
 /// Largest number of connections to each server, unless the URI sets another. The driver's 10 are fewer than one run
 /// may use, and a write that waits for a connection would count as unanswered.
 const CONNECTIONS: u32 = 256;
-/// A stamp that is so much later than the end of any run that is under way is a mistake, such as a local time that was stored as UTC.
-/// Clocks of servers that take over from each other differ by less.
+/// Time by which a stamp may be later than the end of each active run. A later stamp is a mistake, such as a local time
+/// that was stored as UTC. Clocks of servers that replace each other differ by less.
 const FUTURE: Duration = Duration::from_mins(5);
 
 /// The MongoDB deployment, and which of its databases may be worked on.
@@ -43,7 +43,7 @@ pub struct Deployment {
     allowed: Allowed,
 }
 
-/// Which databases targets may name, beside the default one.
+/// Databases that targets may set, in addition to the default database.
 #[derive(Clone, Debug)]
 enum Allowed {
     Any,
@@ -93,8 +93,8 @@ impl Deployment {
         within(async { Ok(self.client.database("admin").run_command(doc! {"ping": 1}).await?) }).await.map(drop)
     }
 
-    /// The documents of a run that started at `started`, at the time `now`. `namespace` is that of its SyncJob, to which the name of
-    /// its source belongs.
+    /// The documents of a run that started at `started`, at the time `now`. `namespace` is that of its SyncJob, to
+    /// which the name of its source belongs.
     ///
     /// # Errors
     /// When the spec names a database that is not allowed, or a filter that is no query.

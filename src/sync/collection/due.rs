@@ -26,7 +26,7 @@ pub(super) struct DueFilter {
     pub stale: DateTime,
     /// Times after this one are mistakes, and their documents due.
     pub future: DateTime,
-    /// Condition on `progress` for what the run has handled itself, so that one that starts over counts it.
+    /// Condition on `progress` for documents that this run has handled, so that a restarted walk counts them.
     pub own: Bson,
     /// Access plan for these documents.
     pub access: AccessPlan,
@@ -55,7 +55,8 @@ impl DueFilter {
         doc! {"$or": due}
     }
 
-    /// The query for the same documents, where no progress field is an array or in one, of which each part has bounds in an index.
+    /// The query for the same documents, where no progress field is an array or in one, of which each part has bounds
+    /// in an index.
     ///
     /// Dates from `stale` on remain after the conditions on the progress field. A value that sorts after one of them
     /// is a later date, or has a type that sorts after dates.
@@ -113,12 +114,12 @@ impl DueFilter {
         let message = match self.access {
             AccessPlan::Indexes => return None,
             AccessPlan::Multikey => format!(
-                "a document has, or had, an array at {}, so the run reads all documents to find those that are due: unset it there, and drop and create the index on that field",
+                "a document has, or had, an array at {}, so the run reads all documents to find the due ones: unset the array, and drop and create the index on this field",
                 self.progress
             ),
             AccessPlan::Scan if missing.is_empty() => return None,
             AccessPlan::Scan => {
-                format!("the run reads all documents to find those that are due: {}", missing.join(", "))
+                format!("the run reads all documents to find the due ones: {}", missing.join(", "))
             }
         };
         Some(Warning::IndexMissing(message))
@@ -126,7 +127,8 @@ impl DueFilter {
 }
 
 impl TargetCollection {
-    /// Counts the documents that the run has to handle, as [`TargetCollection::count`] does, and chooses how to find them.
+    /// Counts the documents that the run has to handle, as [`TargetCollection::count`] does, and chooses how to find
+    /// them.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the query.

@@ -1,9 +1,9 @@
 //! Journal of a run that may be rolled back: each document that the run writes, before and after the write. An entry
 //! is written in the transaction that writes the document, so there is one for every change and none without.
 //!
-//! A worker that lost its run may still have a transaction open. The journal's fence, its first entry, holds the epoch of
-//! the claim that may write, and each transaction reads it first. A rollback raises it, and then drops an index of the
-//! journal: MongoDB does that only when no transaction that has read the journal is open any more.
+//! A worker that lost its run may still have a transaction open. The journal's fence, its first entry, holds the epoch
+//! of the claim that may write, and each transaction reads it first. A rollback raises it, and then drops an index of
+//! the journal: MongoDB does that only when no transaction that has read the journal is open any more.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -34,7 +34,7 @@ const EXPIRY: &str = "expiry";
 const NO_INDEX: i32 = 27;
 /// Largest entry, below the 16 MiB of a BSON document.
 const MAX_ENTRY: usize = 15 << 20;
-/// Documents put back together.
+/// Number of documents that are restored in one transaction.
 const TOGETHER: i64 = 100;
 
 /// A run's journal.
@@ -52,7 +52,7 @@ struct Change {
     after: Option<RawDocumentBuf>,
 }
 
-/// Documents that were put back together.
+/// Documents that were restored in one transaction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PutBack {
     /// Number of documents that are restored, those of earlier calls included.
@@ -107,7 +107,7 @@ fn id(document: &RawDocument) -> Option<Bson> {
 }
 
 impl TargetCollection {
-    /// Journals in the database, whatever has become of their runs.
+    /// Returns the journals in the database, of active and of ended runs.
     ///
     /// # Errors
     /// When MongoDB does not answer.
@@ -162,8 +162,9 @@ impl TargetCollection {
         if reply.get_array("writeErrors").is_ok() { Err(fenced()) } else { Ok(()) }
     }
 
-    /// Keeps earlier claims of the run from writing, waits until none of them has a transaction open, and keeps the entries
-    /// from expiring. Goes before [`TargetCollection::put_back`]. Returns how many documents were put back before.
+    /// Keeps earlier claims of the run from writing, waits until none of them has a transaction open, and keeps the
+    /// entries from expiring. Call it before [`TargetCollection::put_back`]. Returns the number of documents that are
+    /// already restored.
     ///
     /// # Errors
     /// When MongoDB does not answer, such a transaction is open for too long, or a later claim has the run.
@@ -180,7 +181,7 @@ impl TargetCollection {
         journal.check(None).await
     }
 
-    /// Forgets what was before the run.
+    /// Drops the former values of the documents of the run.
     ///
     /// # Errors
     /// When MongoDB does not answer.
@@ -189,7 +190,7 @@ impl TargetCollection {
         within(async { Ok(journal.entries.drop().await?) }).await
     }
 
-    /// Keeps the entries of documents that could not be put back for 30 days, and returns where they are.
+    /// Keeps the entries of documents that could not be restored for 30 days, and returns their collection.
     ///
     /// # Errors
     /// When MongoDB does not answer, or a later claim has the run.
@@ -200,7 +201,7 @@ impl TargetCollection {
         Ok(journal.entries.name())
     }
 
-    /// Whole documents, by their ids, as a transaction sees them.
+    /// Returns whole documents by their ids, in the snapshot of a transaction.
     pub(super) async fn whole(&self, query: Document, session: &mut ClientSession) -> Result<Whole, Error> {
         let mut cursor = within(async { Ok(self.collection.find(query).session(&mut *session).await?) }).await?;
         let mut whole = BTreeMap::new();
@@ -212,7 +213,7 @@ impl TargetCollection {
         Ok(Whole(whole))
     }
 
-    /// Notes what a transaction has done to documents. Returns the key of one whose entry would be too large.
+    /// Adds the changes of a transaction to the journal. Returns the key of one whose entry would be too large.
     pub(super) async fn append_entry(
         &self,
         journal: &Journal,
@@ -246,10 +247,12 @@ impl TargetCollection {
         Ok(None)
     }
 
-    /// Puts back documents whose entries come after `last`, all of them or none: at most 100. `None`: there are no more.
+    /// Restores the next documents, whose entries come after `last`: at most 100, all of them or none. `None`: there
+    /// are no more entries.
     ///
     /// # Errors
-    /// When MongoDB does not answer, or another claim has the run. Documents that it does not take back are no error.
+    /// When MongoDB does not answer, or another claim has the run. A document that MongoDB refuses to restore is
+    /// no error.
     pub async fn put_back(&self, last: Option<&Bson>) -> Result<Option<PutBack>, Error> {
         let Some(journal) = &self.journal else { return Ok(None) };
         let mut entries = self.entries(journal, last.unwrap_or(&Bson::MinKey)).await?;
@@ -285,7 +288,7 @@ impl TargetCollection {
         Ok(entries)
     }
 
-    /// Returns how many are as before, or the first entry whose document MongoDB does not take back.
+    /// Returns the number of restored documents, or the first entry whose document MongoDB refuses to restore.
     async fn put_all_back(
         &self,
         journal: &Journal,
@@ -333,7 +336,7 @@ impl TargetCollection {
         let (reason, message) = refusal(error);
         let whole = document(entry, "before").unwrap_or_default();
         let key = whole.get(&self.key).map(keys::show).unwrap_or_default();
-        DocumentFailure { key, reason: reason.to_owned(), message: format!("could not be put back: {message}") }
+        DocumentFailure { key, reason: reason.to_owned(), message: format!("could not be restored: {message}") }
     }
 }
 
@@ -358,7 +361,7 @@ impl Whole {
     }
 }
 
-/// In contrast to the text of a key, this distinguishes 1 from "1".
+/// Binary form of a key. In contrast to the text of a key, it distinguishes 1 from "1".
 fn identity(id: &Bson) -> Vec<u8> {
     bson::serialize_to_vec(&doc! {"": id.clone()}).unwrap_or_default()
 }

@@ -42,10 +42,10 @@ pub struct TargetCollection {
     database: Database,
     collection: Collection<RawDocumentBuf>,
     key: String,
-    /// Field that receives the time of the sync, for people.
+    /// Field that receives the time of the sync, for users.
     stamp_field: String,
-    /// Field by which the run knows what it has done: the stamp, or with a source its confirmation, which other sources and
-    /// runs without one do not touch.
+    /// Field that shows the progress of the run: the stamp, or with a source its confirmation. Other sources, and runs
+    /// without a source, do not change the confirmation.
     progress: String,
     /// The documents that the spec is about.
     filter: Document,
@@ -53,14 +53,14 @@ pub struct TargetCollection {
     selection: Document,
     /// Filter of the documents that are due, for an Incremental run.
     due: Option<DueFilter>,
-    /// Time the run started: what is stamped.
+    /// Start of the run, which is the stamp.
     stamp: DateTime,
     /// Stamps from this time on are in the future.
     ahead: DateTime,
     /// Stamps from this time on are mistakes, and count as none.
     future: DateTime,
     batch_size: usize,
-    /// Longest wait for the first documents of a walk, or for more of them: the server may have to read all that there are.
+    /// Longest wait for the first documents of a walk, or for more of them: the server may have to read all documents.
     read_limit: Duration,
     /// Mapping of results to fields. `None`: the run has no source.
     mapping: Option<Vec<Mapped>>,
@@ -80,21 +80,22 @@ pub struct TargetCollection {
 /// Meaning of the answers of a source for documents that the source lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listing {
-    /// The source is asked for single documents, so the absence of others means nothing.
+    /// The run requests single documents, so the absence of other documents has no meaning.
     Documents,
     /// The source lists all its documents, page by page. With `upsert`, results without a document create one.
     Pages { upsert: bool },
 }
 
-/// Paths of what a source keeps in the documents.
+/// Paths of the state of a source in the documents.
 #[derive(Clone, Debug)]
 struct State {
     /// The object that holds all of it.
     all: String,
-    /// Confirmation: when the source was asked for the answer that listed the document. For a source that is asked for each
-    /// document, when it was last asked for this one.
+    /// Path of the confirmation: the time of the request whose answer listed the document. For a source with a request
+    /// for each document, the time of the last request for this document.
     at: String,
-    /// Time of the request whose answer said that the document is gone, for a source that is asked for each document.
+    /// Path of the time of the request whose answer did not have the document. For a source with a request for each
+    /// document.
     none: String,
     /// Mark: since when it does not have the document.
     gone: String,
@@ -141,9 +142,9 @@ enum Stamped {
 /// Result of a batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BatchResult {
-    /// Documents that carry this run's stamp; with a source, those that were changed, marked or deleted.
+    /// Number of documents with the stamp of this run; with a source, of changed, marked and deleted documents.
     pub updated: i64,
-    /// Documents that were marked.
+    /// Number of documents that were marked.
     pub marked: i64,
     /// Documents that were deleted.
     pub deleted: i64,
@@ -151,13 +152,13 @@ pub struct BatchResult {
     pub unmarked: i64,
     /// Documents that the source does not have, and never had.
     pub unconfirmed: i64,
-    /// Confirmed documents that the source reported as gone.
+    /// Number of confirmed documents that the source does not have any more.
     pub absent: i64,
     /// Confirmed documents that were changed.
     pub changed: i64,
     /// Documents that were confirmed for the first time.
     pub first_confirmed: i64,
-    /// Documents that carry a later stamp, or are gone, or were as they should be.
+    /// Number of documents that have a later stamp, do not exist any more, or needed no change.
     pub unchanged: i64,
     /// Documents that could not be brought up to date.
     pub failures: Vec<DocumentFailure>,
@@ -184,7 +185,7 @@ pub struct PageEnd {
     pub unreadable: usize,
     /// Number of results that were on no earlier page.
     pub new: usize,
-    /// The number of all results that it gives.
+    /// Number of all results, as the source reports it.
     pub total: Option<u64>,
     /// Reason for which the walk does not prove that the source has no more results. For the last page.
     pub doubt: Option<Doubt>,
@@ -245,7 +246,7 @@ fn size(statement: &Document) -> usize {
     bson::serialize_to_vec(statement).map_or(0, |bytes| bytes.len() + 16)
 }
 
-/// Splits what goes into update commands so that none of them is too large.
+/// Splits the statements of update commands, so that no command is too large.
 fn chunks<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = items;
     std::iter::from_fn(move || {

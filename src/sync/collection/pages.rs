@@ -48,7 +48,7 @@ impl TargetCollection {
         Self { selection: both(self.selection.clone(), untouched), due: None, ..self.clone() }
     }
 
-    /// Filter of all documents that the source is expected to have, also those that an Incremental run leaves out.
+    /// Filter of all documents that the source should have, including documents that an Incremental run leaves out.
     #[must_use]
     pub fn known(&self) -> Self {
         let selection = match &self.state {
@@ -96,8 +96,8 @@ impl TargetCollection {
         Ok(new)
     }
 
-    /// Checks a page that matches no document: where keys of documents and of results are of different types, none ever would, and
-    /// upserts would make a second copy of all documents.
+    /// Checks a page that matches no document. If the keys of documents and of results have different types, no page
+    /// ever matches, and upserts would create a second copy of all documents.
     async fn check_key_type(&self, listed: Option<&Bson>) -> Result<(), Error> {
         let Some(listed) = listed else { return Ok(()) };
         let mut other = None;
@@ -122,7 +122,7 @@ impl TargetCollection {
         })
     }
 
-    /// Writes a page of what a source has, which was asked for at `fetched`, as [`TargetCollection::apply`] does.
+    /// Writes a page of results, which was requested at `fetched`, as [`TargetCollection::apply`] does.
     ///
     /// # Errors
     /// When MongoDB does not answer or refuses the whole page.

@@ -1,7 +1,8 @@
 //! Marks and deletes documents that the source does not have any more.
 //!
-//! A document can be removed when this source confirmed it before the run began, the run did not find it in the source, it has its
-//! key for itself, and it is still as it was read. Marking comes first; a later run that began after the mark deletes.
+//! A document can be removed under four conditions. This source confirmed it before the run began, the run did not find
+//! it in the source, no other document has its key, and it has not changed. The first run marks the document, and a
+//! later run, which began after the mark, deletes it.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -29,7 +30,7 @@ use crate::{
 /// Candidates that are read together.
 const TOGETHER: usize = 1000;
 
-/// Documents that are to be removed, and what becomes of each.
+/// Documents to remove, and the result for each of them.
 #[derive(Clone, Debug, Default)]
 pub struct RemovalCandidates {
     reads: Vec<(ReadDocument, Fate)>,
@@ -66,7 +67,7 @@ impl RemovalCandidates {
         self.reads.is_empty()
     }
 
-    /// Keeps the first `count` of them.
+    /// Keeps the first `count` documents.
     pub fn truncate(&mut self, count: usize) {
         self.reads.truncate(count);
     }
@@ -93,7 +94,7 @@ impl TargetCollection {
         self.removal.is_some()
     }
 
-    /// True when a dry run has counted during the walk what would be removed.
+    /// True when a dry run has counted the documents to remove during the walk.
     #[must_use]
     pub fn has_tried_removal(&self) -> bool {
         self.dry_run && self.listing == Listing::Documents
@@ -125,8 +126,8 @@ impl TargetCollection {
         Ok(States { confirmed: count("confirmed"), unconfirmed: count("unconfirmed"), marked: count("marked") })
     }
 
-    /// Finds the documents that can be removed at `now`, in batches, in key order. `listed` are keys, as text, that the source listed
-    /// although their documents do not show it.
+    /// Finds the documents that can be removed at `now`, in batches, in key order. `listed` are keys, as text, that the
+    /// source listed although their documents do not show it.
     pub fn candidates<'a>(
         &'a self,
         now: Timestamp,
@@ -157,7 +158,7 @@ impl TargetCollection {
         Ok((!documents.is_empty()).then_some((documents, cursor)))
     }
 
-    /// The query for what this run did not find in the source, and may therefore mark, delete or adopt.
+    /// Returns the query for documents that this run did not find in the source, and may mark, delete or adopt.
     fn removable(&self, now: Timestamp) -> Document {
         let (Some(state), Some(removal)) = (&self.state, &self.removal) else { return doc! {"_id": {"$in": []}} };
         let mut missing = match self.listing {
@@ -176,8 +177,8 @@ impl TargetCollection {
         }
     }
 
-    /// The condition on the mark of documents that can be deleted at `now`: it is from before this run, and `after` has passed
-    /// since.
+    /// The condition on the mark of documents that can be deleted at `now`: it is from before this run, and `after` has
+    /// passed since.
     fn deletable(&self, now: Timestamp, after: Duration) -> Document {
         let latest = now.as_millisecond().saturating_sub(after.as_millis() as i64);
         doc! {"$lt": self.stamp, "$lte": DateTime::from_millis(latest), "$type": "date"}
@@ -214,8 +215,8 @@ impl TargetCollection {
         Ok(RemovalCandidates { reads })
     }
 
-    /// The `_id`s of those documents whose key another document has too. Which keys are equal, MongoDB decides: the collection may have
-    /// a collation.
+    /// The `_id`s of those documents whose key another document has too. Which keys are equal, MongoDB decides: the
+    /// collection may have a collation.
     async fn shared_keys(&self, documents: &[RawDocumentBuf]) -> Result<Vec<Bson>, Error> {
         if self.key == "_id" {
             return Ok(Vec::new());
@@ -264,7 +265,7 @@ impl TargetCollection {
         Ok(outcome)
     }
 
-    /// Counts the documents that would be removed, in a dry run, of those that the source reported as gone.
+    /// Counts, in a dry run, the documents that a run would remove because the source does not have them.
     pub(super) fn try_removal(&self, absent: &[&ReadDocument], now: DateTime, outcome: &mut BatchResult) {
         let Some(removal) = &self.removal else { return };
         for read in absent {
@@ -284,7 +285,7 @@ impl TargetCollection {
         read.date(&self.state.as_ref()?.gone)
     }
 
-    /// Write that records that the source reported the document as gone.
+    /// Returns the write that records the absence of the document in the source.
     pub(super) fn absence<'a>(&'a self, read: &'a ReadDocument, at: DateTime) -> Write<'a> {
         let set = self.state.iter().map(|state| (state.none.as_str(), at.into())).collect();
         let changes = Changes { set, ..Changes::default() };
@@ -350,7 +351,7 @@ impl TargetCollection {
         both(self.filter.clone(), query)
     }
 
-    /// True when another source has the document marked: the mark for people stays then.
+    /// True when another source has marked the document: the mark for users then stays.
     pub(super) fn is_marked_elsewhere(&self, read: &ReadDocument) -> bool {
         let (Some(state), Some(removal), Some(fields)) = (&self.state, &self.removal, &read.fields) else {
             return false;
@@ -358,9 +359,9 @@ impl TargetCollection {
         keys::at_path(fields, &removal.field).is_some() && is_marked_by_another(fields, &state.all)
     }
 
-    /// Adds the end of an absence to the changes of a listed document: the mark of this source is removed, the mark
-    /// for users where no other source has one, and the values that the mark replaced are restored unless another
-    /// client changed them.
+    /// Adds the end of an absence to the changes of a listed document. The mark of this source is removed, and the mark
+    /// for users where no other source has one. The values that the mark replaced are restored unless another client
+    /// changed them.
     pub(super) fn unmark<'a>(&'a self, read: &ReadDocument, changes: &mut Changes<'a>) {
         let (Some(state), Some(fields)) = (&self.state, &read.fields) else { return };
         if read.date(&state.none).is_some() {

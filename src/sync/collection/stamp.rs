@@ -28,7 +28,7 @@ impl TargetCollection {
             }
             (Some(first), Some(last)) if keys::is_range(first, last) => {
                 match self.stamp_together(&due, first, last).await? {
-                    // Those that share their key with it, or have none, are counted with their own batches.
+                    // Documents with the same key, or without a key, are counted with their own batches.
                     Some(stamped) if stamped >= due.len() as i64 && first == last => outcome.updated = due.len() as i64,
                     // Documents that came into the range since it was read count as well.
                     Some(stamped) if stamped >= due.len() as i64 => outcome.updated = stamped,

@@ -6,7 +6,7 @@ use mongodb::ClientSession;
 use super::{TargetCollection, integer, within};
 use crate::sync::{Error, error::is_document_error};
 
-/// Conditions that the statements of a batch have in common, beside the keys.
+/// Conditions that the statements of a batch have in common, in addition to the keys.
 pub(super) struct WriteGuard(Vec<RawDocumentBuf>);
 
 /// A document as MongoDB gets it.
@@ -40,8 +40,8 @@ impl WriteGuard {
 }
 
 impl TargetCollection {
-    /// The guard of a batch: its statements update documents of the run that carry no such stamp and no later one. `$not $gte` also takes
-    /// missing, null and wrongly typed values.
+    /// The guard of a batch: its statements update documents of the run that carry no such stamp and no later one.
+    /// `$not $gte` also takes missing, null and wrongly typed values.
     ///
     /// # Errors
     /// When a name has a NUL byte.

@@ -1,4 +1,4 @@
-//! Work that is done as a whole or not at all, again until nothing is in its way.
+//! Transaction that is retried after conflicts until it commits.
 
 use std::time::Duration;
 

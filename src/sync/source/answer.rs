@@ -1,4 +1,4 @@
-//! Which part of an answer belongs to which document.
+//! Assignment of the parts of an answer to the requested documents.
 
 use std::{
     borrow::Cow,
@@ -63,7 +63,7 @@ pub struct SourcePage {
     pub next: Option<Value>,
     /// Statement of the page about the end of the walk, for a page without a next one.
     pub end: End,
-    /// The number of all results that it gives.
+    /// Number of all results, as the source reports it.
     pub total: Option<u64>,
     /// Number of results that were on no earlier page. The walk fills it in.
     pub new: usize,
@@ -75,12 +75,12 @@ pub struct SourcePage {
 /// Statement about the end of a walk by a page without a next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum End {
-    /// The page says that it is the last one, or has no results.
+    /// The page reports that it is the last one, or has no results.
     #[default]
     Stated,
-    /// The page has nothing at the path of the next page.
+    /// The page has no value at the path of the next page.
     Absent,
-    /// The page says that there are more pages, but not how to request them.
+    /// The page reports more pages, but has no cursor or address for them.
     Stuck,
 }
 
@@ -94,8 +94,8 @@ impl SourcePage {
     }
 }
 
-/// Sorts an answer by the keys that were asked for. The answer is `None` when it has no content. Also returns whether a part of
-/// it failed for a reason that another request may not meet.
+/// Sorts an answer by the requested keys. The answer is `None` when it has no content. Also returns whether a part of
+/// it failed for a temporary reason.
 pub(super) fn parse_answer(
     spec: &SourceSpec,
     keys: &[String],
@@ -172,7 +172,7 @@ fn next(
     let more = match &pages.more {
         Some(path) => Some(path.resolve(answer).ok().and_then(is_more).ok_or_else(|| {
             let field = spec.field("pagination.morePath");
-            unusable(&format!("it does not say at {field} {path} whether there are more pages"))
+            unusable(&format!("it has no usable value at {field} {path}"))
         })?),
         None => None,
     };
@@ -205,7 +205,8 @@ fn is_more(value: &Value) -> Option<bool> {
     }
 }
 
-/// The errors of single results, which GraphQL has beside the data. `Err`: there are others.
+/// Returns the errors of single results, which are next to the data in an answer of GraphQL. `Err`: the answer has
+/// other errors.
 fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], RequestFailure> {
     if spec.request == Request::Rest {
         return Ok(&[]);
@@ -233,15 +234,15 @@ fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Re
     })
 }
 
-/// Result for the one requested document. Only null at the path of the result says that there is none: a missing part
-/// of the path is more likely a mistake, or a lack of rights.
+/// Result for the one requested document. Only null at the path of the result means that the source does not have the
+/// document. A missing part of the path is more likely a mistake, or a lack of rights.
 fn single(spec: &SourceSpec, answer: &mut Value, errors: &[Value]) -> Result<Found, RequestFailure> {
     if let Some(error) = errors.iter().find(|error| concerns(spec, error)) {
         return Ok(failed(error));
     }
     let parent = spec.result.parent().and_then(|parent| parent.resolve(answer).ok());
     let is_empty_list = parent.and_then(Value::as_array).is_some_and(Vec::is_empty);
-    let nothing = || unusable(&format!("it has nothing at {} {}", spec.own_field("resultPath"), spec.result));
+    let nothing = || unusable(&format!("it has no value at {} {}", spec.own_field("resultPath"), spec.result));
     match spec.result.resolve_mut(answer).map(Value::take) {
         Ok(Value::Null) => Ok(Found::Missing),
         Ok(Value::Array(items)) if items.is_empty() => {

@@ -38,7 +38,7 @@ const SPECIAL: [(Ipv4Addr, u8); 15] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// Addresses that the operator allows beside public ones.
+/// Addresses that the operator allows in addition to public addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Egress {
     /// Host names, in lower case; `*.example.com` matches all subdomains of `example.com`.
@@ -68,7 +68,7 @@ impl Egress {
         Self { hosts: vec!["*".to_owned()], networks: Vec::new() }
     }
 
-    /// Checks what can be seen of a URL. The addresses of its host are checked when they are found.
+    /// Checks the scheme and the host of a URL. The addresses of the host are checked when they are resolved.
     pub(crate) fn admit(&self, url: &Url) -> Result<(), Denied> {
         let host = url.host_str().unwrap_or_default();
         let address = literal(host);
@@ -79,8 +79,8 @@ impl Egress {
         if url.scheme() != "https" && !is_named { Err(Denied::PlainText) } else { Ok(()) }
     }
 
-    /// A client that reaches allowed addresses only, and trusts the authorities of these certificates (PEM) instead of the
-    /// well-known ones. `None`: they are none.
+    /// A client that reaches allowed addresses only, and trusts the authorities of these certificates (PEM) instead of
+    /// the well-known ones. `None`: they are none.
     pub(crate) fn client(&self, ca: Option<&[u8]>) -> Option<ClientBuilder> {
         let client = ClientBuilder::new()
             .tls_backend_rustls()
@@ -118,8 +118,8 @@ impl Egress {
     }
 }
 
-/// True for an address of the public internet. Of IPv6, only what was given out as such; those that lead to an IPv4
-/// address are as that one is.
+/// True for an address of the public internet. IPv6 addresses must be in a range that is assigned to it. An IPv6
+/// address that contains an IPv4 address is public when the IPv4 address is.
 fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => SPECIAL.iter().all(|(network, length)| {
@@ -138,7 +138,7 @@ fn embedded(high: u16, low: u16) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
 }
 
-/// Finds addresses, and gives only those that are allowed: what is checked is what is connected to.
+/// Resolver that returns only allowed addresses. The client connects to the addresses that were checked.
 impl Resolve for Egress {
     fn resolve(&self, name: Name) -> Resolving {
         let egress = self.clone();

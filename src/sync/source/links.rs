@@ -84,7 +84,7 @@ fn parse_links(mut text: &str) -> Option<Vec<Link<'_>>> {
     }
 }
 
-/// Name and value of a parameter, and what is after it. `None`: its quotation has no end.
+/// Returns name and value of a parameter, and the rest of the text. `None`: its quotation has no end.
 fn parameter(text: &str) -> Option<(&str, String, &str)> {
     let (name, rest) = text.split_at(text.find(['=', ';', ',']).unwrap_or(text.len()));
     let name = name.trim_matches(BLANK);

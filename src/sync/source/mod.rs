@@ -1,4 +1,4 @@
-//! Fetches what documents should be, from an API over HTTP.
+//! Requests for the desired content of documents, to an API over HTTP.
 
 mod answer;
 pub(crate) mod egress;
@@ -84,7 +84,7 @@ impl<T> Reply<T> {
     }
 }
 
-/// A request that has no usable answer, by what may follow from it.
+/// Failure of a request, by its consequences for the run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RequestFailure {
     /// A repeated request may succeed: the failure was one of the connection, a timeout, or an error of the server.
@@ -105,7 +105,7 @@ impl RequestFailure {
     pub fn into_error(self) -> Error {
         match self {
             Self::Transient(error) | Self::Rejected(error) | Self::Unusable(error) | Self::Fatal(error) => error,
-            Self::Limited(_) => attempt(reasons::RATE_LIMITED, "the source rejects requests for their rate"),
+            Self::Limited(_) => attempt(reasons::RATE_LIMITED, "the source limits requests"),
         }
     }
 }
@@ -133,7 +133,7 @@ impl SourceClient {
         endpoint(spec).map(|(_, host)| host)
     }
 
-    /// A source that is asked at addresses `egress` allows.
+    /// Creates the client of a source at addresses that `egress` allows.
     ///
     /// # Errors
     /// When the endpoint is not allowed, or a secret cannot be used.
@@ -163,8 +163,8 @@ impl SourceClient {
         &self.spec
     }
 
-    /// Asks what documents should be. In a batch of PerUser, one at a time. `received` is called when the answer has come,
-    /// before it is read, which may take milliseconds.
+    /// Requests the desired content of documents. With PerUser, one document. `received` is called when the answer has
+    /// arrived and before it is parsed, which may take milliseconds.
     ///
     /// # Errors
     /// When there is no usable answer.
@@ -195,7 +195,7 @@ impl SourceClient {
     ) -> Result<Reply<Vec<Found>>, RequestFailure> {
         let is_one = matches!(self.spec.asking, Asking::PerUser(_));
         let fits = |key: &String| !key.is_empty() && (is_one || !key.contains(','));
-        let misfit = || Found::Failed("InvalidKey", "its key cannot stand in the address of a request".to_owned());
+        let misfit = || Found::Failed("InvalidKey", "its key cannot be part of the address of a request".to_owned());
         let encoded: Vec<String> = keys.iter().filter(|key| fits(key)).map(|key| url_template::encode(key)).collect();
         let placeholder = if is_one { "id" } else { "ids" };
         let filled = url_template::fill(&self.spec.endpoint, &[(placeholder, &encoded.join(","))]);
@@ -216,8 +216,8 @@ impl SourceClient {
         }
     }
 
-    /// Asks for a page of about `size` results. By number, nothing at the address of a page after the first one is an
-    /// empty page, as of Django REST framework.
+    /// Requests a page of about `size` results. By number, a missing page (404) after the first one counts as an empty
+    /// page, as with Django REST framework.
     ///
     /// # Errors
     /// When there is no usable answer.
@@ -250,7 +250,7 @@ impl SourceClient {
         if let (By::Link, Value::String(link)) = (&pages.by, at) {
             return links::follow(&self.endpoint, link);
         }
-        let nowhere = || unusable("its cursor cannot stand in an address");
+        let nowhere = || unusable("its cursor cannot be part of an address");
         let at = if at.is_null() { "".into() } else { answer::text(at).ok_or_else(nowhere)? };
         let (at, size) = (url_template::encode(&at), size.to_string());
         let filled = url_template::fill(&self.spec.endpoint, &[("first", &size), ("page", &at), ("after", &at)]);
@@ -342,7 +342,7 @@ impl SourceClient {
                 attempt("SourceTimeout", format!("the source did not answer within {field}"))
             }
             Some(cause) => attempt("SourceUnreachable", format!("the source could not be reached: {cause}")),
-            None => attempt("SourceUnreachable", "the connection to the source broke"),
+            None => attempt("SourceUnreachable", "the connection to the source was lost"),
         })
     }
 
@@ -370,7 +370,7 @@ fn no_url(spec: &SourceSpec) -> Error {
 }
 
 fn too_long() -> Error {
-    rejected("the keys of a batch make the address of a request too long: lower batchSize, or ask PerUser")
+    rejected("the keys of a batch make the address of a request too long: lower batchSize, or use PerUser")
 }
 
 fn headers(given: &[(String, String)]) -> Result<HeaderMap, Error> {
@@ -392,7 +392,7 @@ fn not_allowed(spec: &SourceSpec) -> Error {
     ))
 }
 
-/// Describes an answer that is no success, and what to do about it.
+/// Describes an answer that is no success, and its fix.
 fn refusal(spec: &SourceSpec, status: StatusCode) -> Error {
     let code = status.as_u16();
     match code {
@@ -420,7 +420,7 @@ fn refusal(spec: &SourceSpec, status: StatusCode) -> Error {
 
 /// A request without a usable answer.
 enum Unanswered {
-    /// There is nothing at the address. What that means depends on what was asked for.
+    /// The address does not exist. The meaning depends on the request.
     NothingThere(Option<Duration>, Error),
     /// The request failed.
     Failed(RequestFailure),

@@ -19,9 +19,9 @@ use crate::{domain::source::Pages, sync::keys};
 pub enum Doubt {
     /// A full page has no next page, as where `pagination.nextPath` has a typing error.
     NoWayOn,
-    /// A page says that there are more pages, but not how to request them.
+    /// A page reports more pages, but has no cursor or address for them.
     Stuck,
-    /// A page listed only what was on pages before it.
+    /// A page listed only results of earlier pages.
     NothingNew,
     /// The walk found fewer results than the source counts.
     Fewer {
@@ -38,10 +38,10 @@ impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoWayOn => {
-                f.write_str("the first page does not say whether there are more pages: check source.pagination")
+                f.write_str("the first page does not report whether there are more pages: check source.pagination")
             }
-            Self::Stuck => f.write_str("the last page says that there are more pages, and not how to get there"),
-            Self::NothingNew => f.write_str("a page listed only what pages before it had listed"),
+            Self::Stuck => f.write_str("the last page reports more pages, but has no cursor or address for them"),
+            Self::NothingNew => f.write_str("a page listed only results of earlier pages"),
             Self::Fewer { found, total } => {
                 write!(f, "the pages listed {found} results, and source.pagination.totalPath says {total}")
             }
@@ -73,8 +73,8 @@ impl Walk {
         Self { distinct, total, last_total: total, ..Self::default() }
     }
 
-    /// Observes the page that was requested at `at` for about `size` results. Fills in what only the whole walk
-    /// knows, and ends the walk where it would list nothing new.
+    /// Observes the page that was requested at `at` for about `size` results. Adds the values that need the complete
+    /// walk, and ends a walk without new results.
     ///
     /// # Errors
     /// When the page links to an earlier page.
@@ -97,7 +97,7 @@ impl Walk {
             (page.next, page.end) = (None, End::Stated);
         }
         if page.next.as_ref().is_some_and(|next| self.seen_pages.contains(&self.hash(&next.to_string()))) {
-            return Err(unusable("it leads to a page that was there before"));
+            return Err(unusable("it leads to an earlier page"));
         }
         let is_repeated = count > 0 && page.new == 0;
         if is_repeated {

@@ -123,7 +123,7 @@ async fn who_is_no_trusted_proxy_is_not_believed() {
     // A proxy that passes on what somebody wrote has its people refused, not made administrators.
     for headers in [&alice[..], &[("x-forwarded-user", "system:admin")]] {
         let (code, page) = send(&sidecar, PROXY, "GET", "/ui/runs", headers).await;
-        assert!(code == 403 && page.contains("those of Kubernetes itself"), "{page}");
+        assert!(code == 403 && page.contains("reserved for Kubernetes"), "{page}");
     }
     let twice = [("x-forwarded-user", "alice"), ("x-forwarded-user", "bob")];
     assert_eq!(send(&sidecar, PROXY, "GET", "/ui/runs", &twice).await.0, 400);

@@ -362,7 +362,7 @@ fn decisions() {
             json!({"create": ["@10:00"], "failed": 1}),
         ),
         (
-            "forbid: somebody deleted it",
+            "forbid: a user deleted the SyncJob",
             json!({"active": ["@09:50"], "now": "10:00"}),
             json!({"create": ["@10:00"], "succeeded": 0, "failed": 0}),
         ),
@@ -412,7 +412,7 @@ fn decisions() {
             json!({"cancel": ["@09:50"], "active": ["@09:50", "@10:00 waiting"], "skipped": 0}),
         ),
         (
-            "replace: on its way out",
+            "replace: the cancellation is in progress",
             json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:50", "@10:00 waiting"], "last": "10:00", "jobs": ["@09:50 cancelling"], "now": "10:00:01"}),
             json!({"active": ["@09:50", "@10:00 waiting"]}),
         ),
@@ -453,7 +453,7 @@ fn decisions() {
             json!({"next": null, "requeue": null, "ready": "True Scheduled", "suspended": "True Suspended", "skipped": 0}),
         ),
         (
-            "suspended: a run under way goes on",
+            "suspended: an active run continues",
             json!({"spec": {"suspended": true}, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "10:00"}),
             json!({"active": ["@09:50"]}),
         ),
@@ -501,7 +501,7 @@ fn decisions() {
             json!({"next": "@10:10"}),
         ),
         (
-            "new: no controller was there",
+            "new: no controller was running",
             json!({"status": "none", "created": "09:55:30", "now": "10:15"}),
             json!({"create": ["@10:10"], "events": ["RunSkipped"], "skipped": 1}),
         ),
@@ -522,7 +522,7 @@ fn decisions() {
         ),
         ("immediate, long after", json!({"spec": {"immediate": true}, "now": "09:55"}), json!({})),
         (
-            "the status was lost while a run is under way",
+            "the status was lost while a run is active",
             json!({"status": "none", "created": "09:00", "jobs": ["@09:50 running"], "now": "09:55"}),
             json!({"events": ["RunSkipped", "RunSkipped"], "active": ["@09:50"], "total": 1, "skip": "@09:50 Active"}),
         ),
@@ -555,7 +555,7 @@ fn decisions() {
             json!({"handled": TOKEN, "total": 0}),
         ),
         (
-            "trigger: waits for a run under way",
+            "trigger: waits for the active run",
             json!({"trigger": TOKEN, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:55"}),
             json!({"handled": null, "ready": "True Scheduled"}),
         ),
@@ -565,12 +565,12 @@ fn decisions() {
             json!({"create": ["@trigger"], "handled": TOKEN}),
         ),
         (
-            "trigger: beside a run under way",
+            "trigger: concurrent with an active run",
             json!({"spec": {"concurrencyPolicy": "Allow"}, "trigger": TOKEN, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:55"}),
             json!({"create": ["@trigger"]}),
         ),
         (
-            "trigger: instead of a run under way",
+            "trigger: replaces an active run",
             json!({"spec": {"concurrencyPolicy": "Replace"}, "trigger": TOKEN, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:55"}),
             json!({"cancel": ["@09:50"], "handled": TOKEN, "active": ["@09:50", "@trigger waiting"]}),
         ),
@@ -601,7 +601,7 @@ fn decisions() {
             json!({"create": ["@10:00"], "activeCount": 1}),
         ),
         (
-            "held: it runs beside what may",
+            "held: another run is concurrent with Allow",
             json!({"spec": {"concurrencyPolicy": "Allow"}, "active": ["@09:50"], "jobs": ["@09:50 held"], "now": "10:00"}),
             json!({"create": ["@10:00"], "activeCount": 1}),
         ),
@@ -611,18 +611,18 @@ fn decisions() {
             json!({"create": ["@trigger"], "handled": TOKEN}),
         ),
         (
-            "held: another one is under way",
+            "held: another run is active",
             json!({"active": ["@09:40", "@09:50"], "jobs": ["@09:40 held", "@09:50 running"], "now": "10:00"}),
             json!({"events": ["RunSkipped"], "skip": "@10:00 Active", "activeCount": 1}),
         ),
         (
-            "held: replaced is what is under way beside it",
+            "held: the active run is replaced",
             json!({"spec": {"concurrencyPolicy": "Replace"}, "active": ["@09:40", "@09:50"],
                    "jobs": ["@09:40 held", "@09:50 running"], "now": "10:00"}),
             json!({"cancel": ["@09:50"], "activeCount": 2}),
         ),
         (
-            "held: once approved it is under way",
+            "held: an approved run is active",
             json!({"active": ["@09:50"], "jobs": ["@09:50 approved"], "now": "10:00"}),
             json!({"events": ["RunSkipped"], "skip": "@10:00 Active", "activeCount": 1}),
         ),
@@ -638,7 +638,7 @@ fn decisions() {
             json!({"create": ["@10:00"], "active": ["@09:50", "@10:00 waiting"], "total": 2}),
         ),
         (
-            "held: a later run that is under way leaves it",
+            "held: a later active run does not supersede it",
             json!({"active": ["@09:40", "@09:50"], "jobs": ["@09:40 held", "@09:50 running"], "now": "09:55"}),
             json!({}),
         ),
@@ -731,7 +731,7 @@ fn decisions() {
             json!({"events": ["ScheduleStalled"], "failures": 3, "failed": 1, "ready": "False FailureThresholdExceeded", "stalled": "True FailureThresholdExceeded", "next": null, "requeue": null, "skipped": 0}),
         ),
         (
-            "failures: an approval that nobody gave",
+            "failures: an approval that is missing",
             json!({"spec": {"failureThreshold": 3}, "failures": 2, "active": ["@09:50"], "jobs": ["@09:50 unapproved 09:59"], "now": "09:59:30"}),
             json!({"events": ["ScheduleStalled"], "failures": 3}),
         ),
@@ -741,7 +741,7 @@ fn decisions() {
             json!({"events": ["ScheduleStalled"], "failures": 2}),
         ),
         (
-            "failures: a run that completes starts the count anew",
+            "failures: a run that completes resets the count",
             json!({"spec": {"failureThreshold": 3}, "failures": 2, "active": ["@09:50"], "jobs": ["@09:50 complete 09:59"], "now": "10:00"}),
             json!({"create": ["@10:00"], "failures": 0}),
         ),
@@ -761,7 +761,7 @@ fn decisions() {
             json!({"events": ["ScheduleStalled"], "failures": 1}),
         ),
         (
-            "failures: a run that somebody ended",
+            "failures: a run that a user ended",
             json!({"spec": {"failureThreshold": 3}, "failures": 2, "active": ["@09:30", "@09:40", "@09:50"], "jobs": ["@09:30 cancelled 09:41", "@09:40 replaced 09:51", "@09:50 superseded 09:59"], "now": "10:00"}),
             json!({"create": ["@10:00"], "failures": 2}),
         ),
@@ -807,7 +807,7 @@ fn decisions() {
             json!({"supersede": ["@09:40 by @09:50"], "held": "@09:50 400 guard.maxMissing allows 50"}),
         ),
         (
-            "held: it goes on after an approval",
+            "held: it continues after an approval",
             json!({"held": "@09:50", "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "09:59"}),
             json!({"held": null}),
         ),
@@ -955,9 +955,9 @@ fn decisions() {
             json!({"spec": {"maxActive": 2}, "active": ["@09:50"], "jobs": ["@09:50 running"], "now": "10:00"}),
             json!({"events": ["RunSkipped"], "skip": "@10:00 Active"}),
         ),
-        // Redis is away.
+        // Redis is unavailable.
         (
-            "no Redis: runs are made",
+            "no Redis: SyncJobs are created",
             json!({"redis": false, "now": "10:00"}),
             json!({"create": ["@10:00"], "ready": "False QueueUnavailable", "reconciling": "True QueueUnavailable"}),
         ),

@@ -1,4 +1,4 @@
-//! Actions on many runs at a time.
+//! Actions on many runs with one request.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -43,7 +43,7 @@ impl FromStr for BulkAction {
 
     fn from_str(text: &str) -> Result<Self, Problem> {
         let found = Self::ALL.into_iter().find(|action| action.word() == text);
-        found.ok_or_else(|| Problem::new(ProblemKind::BadRequest, "say what to do: cancel, retry or delete"))
+        found.ok_or_else(|| Problem::new(ProblemKind::BadRequest, "choose an action: cancel, retry or delete"))
     }
 }
 
