@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use super::{
-    installed::{complete, schedule, slow_job, under_way},
+    getting_started::{complete, schedule, slow_job, under_way},
     release::{BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, installed, only_the_kinds},
     support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, turn},
 };

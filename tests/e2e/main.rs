@@ -7,12 +7,12 @@
     reason = "each test has a runtime of its own, so a lock held across an await stops no other"
 )]
 
-mod installed;
+mod getting_started;
 mod lifecycle;
-mod mistakes;
+mod rbac;
 mod release;
-mod rights;
 mod secrets;
 mod servers;
 mod support;
 mod upgrade;
+mod user_errors;

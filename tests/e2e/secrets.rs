@@ -5,7 +5,7 @@ use redis::{Client, IntoConnectionInfo, TlsCertificates};
 use serde_json::json;
 
 use super::{
-    installed::{complete, processed, slow_job, under_way},
+    getting_started::{complete, processed, slow_job, under_way},
     release::{CHART, Helm, only_the_kinds},
     servers::{Authority, mongodb, redis},
     support::{Forward, Namespace, apply, eventually, get, kubectl, run, turn},

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    installed::{complete, schedule},
+    getting_started::{complete, schedule},
     release::{BUNDLED, CHART, Data, HOME, Helm, bundled},
     support::{Namespace, apply, eventually, get, kubectl, make_restricted_namespace, turn, variable},
 };

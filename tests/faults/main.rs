@@ -14,10 +14,10 @@
 )]
 
 mod check;
-mod directed;
-mod ground;
+mod environment;
+mod plan;
+mod replica_set;
 mod round;
-mod schedule;
 #[path = "../integration/support.rs"]
 mod support;
 #[path = "../integration/upstream.rs"]
@@ -28,7 +28,7 @@ use std::{env, process::ExitCode, time::Duration};
 use sync_operator::api::source::Batching;
 use tokio::time::Instant;
 
-use ground::Ground;
+use environment::Ground;
 
 /// Operator processes; the last one is a worker.
 const OPERATORS: usize = 4;
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     println!("{rounds} rounds, SEED={seed}");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let ground = Ground::up(OPERATORS);
-    runtime.block_on(directed::a_stamp_that_could_be_rolled_back_does_not_count(&ground));
+    runtime.block_on(replica_set::a_stamp_that_could_be_rolled_back_does_not_count(&ground));
     for round in 0..rounds {
         let (began, seed) = (Instant::now(), seed + round);
         let played = runtime.block_on(round::play(&ground, seed));

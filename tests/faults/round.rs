@@ -31,8 +31,8 @@ use tokio::{
 use crate::{
     FETCHING, LEASE, LIMIT, OPERATORS, REJECTED, ROLLED_BACK, RUNS, USERS,
     check::Statuses,
-    ground::{Ground, MEMBERS},
-    schedule::{Fault, schedule},
+    environment::{Ground, MEMBERS},
+    plan::{Fault, schedule},
     support::{Operator, World, source as manifest},
     upstream::{Instead, Upstream},
 };

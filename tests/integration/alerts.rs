@@ -13,7 +13,7 @@ use sync_operator::api::{SyncAlert, SyncAlertStatus};
 
 use crate::{
     operator::{apply_once, told},
-    own::Own,
+    servers::Own,
     sinks::{HttpSink, Instead, MailSink, PASSWORD, Taken, USER},
     sources::{ALLOWED, secret},
     support::{Operator, World, eventually},

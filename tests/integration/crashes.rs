@@ -31,7 +31,7 @@ use tokio::{
 
 use crate::{
     operator::{apply_job, finished, get},
-    own::address_in,
+    servers::address_in,
     sources::ALLOWED,
     support::{Operator, Servers, World, confirmed, eventually, free_port, source, unique},
     upstream::Upstream,

@@ -18,7 +18,7 @@ use sync_operator::{
 use tokio::runtime::Handle;
 
 use crate::{
-    own::MongoDb,
+    servers::MongoDb,
     support::{unique, variable},
 };
 

@@ -19,7 +19,7 @@ use tokio::{io::AsyncWriteExt, process, time::timeout};
 
 use crate::{
     certificates::Authority,
-    own::MongoDb,
+    servers::MongoDb,
     support::{PATIENCE, Servers, eventually, source, unique},
     upstream::{PRIVATE, Peculiar, Upstream},
 };

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::{
     operator::{apply_job, apply_schedule, finished, get, quiet_interval},
-    own::Redis,
+    servers::Redis,
     sources::{ALLOWED, with},
     support::{Servers, World, eventually, unique, variable},
     upstream::{Instead, Upstream},

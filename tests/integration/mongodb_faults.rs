@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     control::reason,
     operator::{apply_job, finished, slow, under_way},
-    own::{MongoDb, Own},
+    servers::{MongoDb, Own},
     support::{Servers, World, eventually},
 };
 

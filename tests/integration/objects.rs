@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::{
     control::{reason, runs_in_redis},
     operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
-    own::Own,
+    servers::Own,
     support::{World, eventually},
 };
 

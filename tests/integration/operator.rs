@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    own::Own,
+    servers::Own,
     support::{PATIENCE, World, eventually},
 };
 

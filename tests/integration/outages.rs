@@ -16,8 +16,8 @@ use tokio::time::sleep;
 
 use crate::{
     operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, under_way},
-    own::Own,
     replicas::{leader_of, leads, replicas},
+    servers::Own,
     support::{Servers, World, eventually},
 };
 

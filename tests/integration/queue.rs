@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use crate::{
-    own::Redis,
+    servers::Redis,
     support::{PATIENCE, eventually, unique, variable},
 };
 

@@ -14,8 +14,8 @@ use crate::{
     control::phase,
     operator::{apply_job, finished, slow, under_way},
     outages::lines,
-    own::Redis,
-    redis_kinds::Watched,
+    redis_topologies::Watched,
+    servers::Redis,
     support::{Servers, World, add_redis_user, eventually},
 };
 

@@ -27,8 +27,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::{
     control::{phase, reason},
     operator::{apply_job, apply_schedule, finished, slow, under_way},
-    own::Redis,
     queue::claim_one,
+    servers::Redis,
     support::{Servers, World, eventually, unique},
 };
 

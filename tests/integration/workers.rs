@@ -5,8 +5,8 @@ use sync_operator::domain::job::is_complete;
 
 use crate::{
     operator::{apply_job, finished, get, slow, under_way},
-    own::Redis,
     replicas::probe_port,
+    servers::Redis,
     support::{Servers, World, eventually},
 };
 

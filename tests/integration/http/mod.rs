@@ -2,15 +2,15 @@
 
 mod auth;
 mod browser;
-mod calls;
-mod changes;
 mod dashboard;
+mod edit_schedule;
+mod endpoints;
 mod events;
-mod feed;
 mod outages;
-mod proxied;
 mod reference;
 mod stress;
+mod trusted_proxy;
+mod ui_events;
 
 use std::{net::SocketAddr, num::NonZeroU32};
 

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     http::Sidecar,
     operator::apply_schedule,
-    own::Own,
+    servers::Own,
     support::{World, eventually},
 };
 

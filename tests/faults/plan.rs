@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     LEASE, OPERATORS, RUNS,
-    ground::{MEMBERS, Toxic},
+    environment::{MEMBERS, Toxic},
 };
 
 /// Faults begin within this time.

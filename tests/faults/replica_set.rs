@@ -13,7 +13,7 @@ use sync_operator::{
 use tokio::time::timeout;
 
 use crate::{
-    ground::{Ground, MEMBERS},
+    environment::{Ground, MEMBERS},
     support::unique,
 };
 

@@ -14,7 +14,7 @@ use crate::{
     control::{nothing_in_redis, runs_in_redis},
     operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, under_way},
     outages::lines,
-    own::{Link, Own, address_in},
+    servers::{Link, Own, address_in},
     support::{Servers, World, eventually, unique},
 };
 

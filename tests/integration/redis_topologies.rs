@@ -8,8 +8,8 @@ use sync_operator::{
 };
 
 use crate::{
-    own::Redis,
     queue::claim_one,
+    servers::Redis,
     support::{eventually, unique},
 };
 
