@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     LEASE, LIMIT, REJECTED, ROLLED_BACK, RUNS, USERS,
     round::{History, Round, rolled_back},
-    support::World,
+    support::TestEnv,
     upstream,
 };
 
@@ -265,7 +265,7 @@ pub struct Statuses {
 }
 
 impl Statuses {
-    pub fn follow(world: &World, history: History) -> Self {
+    pub fn follow(world: &TestEnv, history: History) -> Self {
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let (jobs, kept) = (world.jobs(), Arc::clone(&seen));
         let task = tokio::spawn(async move {

@@ -33,7 +33,7 @@ use crate::{
     check::Statuses,
     environment::{Ground, MEMBERS},
     plan::{Fault, schedule},
-    support::{Operator, World, source as manifest},
+    support::{Operator, TestEnv, source as manifest},
     upstream::{Instead, Upstream},
 };
 
@@ -56,7 +56,7 @@ impl History {
 
 pub struct Round<'a> {
     pub ground: &'a Ground,
-    pub world: World,
+    pub world: TestEnv,
     pub history: History,
     pub statuses: Statuses,
     /// By uid.
@@ -76,7 +76,7 @@ pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
     let logs = ground.folder().join(format!("seed-{seed}"));
     fs::create_dir_all(&logs).unwrap();
     let mut random = StdRng::seed_from_u64(seed);
-    let world = World::on(ground.servers.clone()).await;
+    let world = TestEnv::on(ground.servers.clone()).await;
     world.seed(USERS, REJECTED).await;
     let round = Round {
         ground,
@@ -102,7 +102,7 @@ pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
 }
 
 /// Starts an operator. What all of them are told stands here.
-fn start(ground: &Ground, world: &World, logs: &Path, operator: usize) -> Operator {
+fn start(ground: &Ground, world: &TestEnv, logs: &Path, operator: usize) -> Operator {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let lease = format!("{}s", LEASE.as_secs());
     let log = "warn,sync_operator=debug";

@@ -16,13 +16,13 @@ use crate::{
     servers::Own,
     sinks::{HttpSink, Instead, MailSink, PASSWORD, Taken, USER},
     sources::{ALLOWED, secret},
-    support::{Operator, World, eventually},
+    support::{Operator, TestEnv, eventually},
 };
 
 const HOOK: &str = "/hook";
 const KEY: &str = "a key to sign with";
 
-fn alerts(world: &World) -> Api<SyncAlert> {
+fn alerts(world: &TestEnv) -> Api<SyncAlert> {
     Api::namespaced(world.client.clone(), &world.name)
 }
 
@@ -33,24 +33,24 @@ pub fn webhook(http: &HttpSink, path: &str) -> Value {
 }
 
 /// A SyncAlert that tells of failed runs at once.
-pub async fn apply_alert(world: &World, sinks: &Value, further: &Value) {
+pub async fn apply_alert(world: &TestEnv, sinks: &Value, further: &Value) {
     let mut spec = json!({"when": [{"type": "RunFailed"}], "sinks": sinks, "groupWindow": "0s"});
     spec.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
     let alert = SyncAlert::new("team", serde_json::from_value(spec).unwrap());
     alerts(world).create(&PostParams::default(), &alert).await.unwrap();
 }
 
-async fn status(world: &World) -> SyncAlertStatus {
+async fn status(world: &TestEnv) -> SyncAlertStatus {
     alerts(world).get("team").await.unwrap().status.unwrap_or_default()
 }
 
 /// A schedule whose only run fails.
-async fn fail(world: &World, name: &str) {
+async fn fail(world: &TestEnv, name: &str) {
     apply_once(world, name, json!({"syncType": "Full", "target": {"filter": {"age": {"$bigger": 3}}}})).await;
 }
 
 /// Lets the schedule run once more, with or without success.
-async fn run_again(world: &World, name: &str, token: &str, is_wrong: bool) {
+async fn run_again(world: &TestEnv, name: &str, token: &str, is_wrong: bool) {
     let filter = if is_wrong { json!({"age": {"$bigger": 3}}) } else { json!({}) };
     let template = json!({"spec": {"target": {"filter": Value::Null}}});
     let clear = json!({"spec": {"jobTemplate": template}});
@@ -62,19 +62,19 @@ async fn run_again(world: &World, name: &str, token: &str, is_wrong: bool) {
 }
 
 /// The Secret that webhooks sign with.
-pub async fn signing_key(world: &World) {
+pub async fn signing_key(world: &TestEnv) {
     secret(world, "hmac", &[("key", KEY)], "127.0.0.1").await;
 }
 
 /// A world with users, and the Secret that webhooks sign with.
-async fn world_on(world: World) -> World {
+async fn world_on(world: TestEnv) -> TestEnv {
     world.seed(10, 0).await;
     signing_key(&world).await;
     world
 }
 
-async fn world() -> World {
-    world_on(World::new().await).await
+async fn world() -> TestEnv {
+    world_on(TestEnv::new().await).await
 }
 
 fn assert_signed(taken: &Taken) {
@@ -219,7 +219,7 @@ async fn mail_is_retried_during_an_outage_and_a_refusal_reported() {
 }
 
 /// Waits until the operator has looked at the schedule's last run.
-async fn counted(world: &World, name: &str, runs: i64) {
+async fn counted(world: &TestEnv, name: &str, runs: i64) {
     eventually("the run is counted", async || {
         let runs_so_far = world.schedules().get(name).await.ok()?.status?.runs;
         (runs_so_far.succeeded + runs_so_far.failed >= runs).then_some(())
@@ -228,7 +228,7 @@ async fn counted(world: &World, name: &str, runs: i64) {
 }
 
 /// Waits until everything is told and kept, as far as the operator knows.
-async fn settled(world: &World, firing: i32) {
+async fn settled(world: &TestEnv, firing: i32) {
     eventually("what is to be told was told", async || {
         let status = status(world).await;
         let is_told = status.alerts.iter().all(|alert| alert.resolved.is_none() && !alert.notified.is_empty());
@@ -241,7 +241,7 @@ async fn settled(world: &World, firing: i32) {
 async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     let (_own, servers) = Own::up("redis");
     let url = servers.redis.clone();
-    let (world, http) = (world_on(World::on(servers).await).await, HttpSink::start().await);
+    let (world, http) = (world_on(TestEnv::on(servers).await).await, HttpSink::start().await);
     http.answer(HOOK, [Instead::Status(503), Instead::Status(500)]);
     apply_alert(&world, &json!([webhook(&http, HOOK)]), &json!({})).await;
     let start = || -> Operator { world.all(&ALLOWED).0 };

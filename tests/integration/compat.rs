@@ -24,7 +24,7 @@ use sync_operator::{
 
 use crate::{
     operator::{apply_job, apply_schedule, finished, slow, under_way},
-    support::{World, eventually, unique, variable},
+    support::{TestEnv, eventually, unique, variable},
 };
 
 /// What a release left behind when it was killed.
@@ -46,7 +46,7 @@ async fn connection() -> redis::aio::MultiplexedConnection {
 }
 
 impl Record {
-    async fn of(world: &World) -> Self {
+    async fn of(world: &TestEnv) -> Self {
         let mut redis = connection().await;
         let prefix = format!("{{sync:{}}}:", world.name);
         let keys: Vec<String> = redis.keys(format!("{prefix}run:*")).await.unwrap();
@@ -90,7 +90,7 @@ impl Record {
 #[ignore = "records what a release writes"]
 async fn record() {
     let version = variable("COMPAT_VERSION");
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let mut operator = world.operator("controller", &["--workers", "1", "--resync-interval", "1s"]);
     apply_job(&world, "complete", json!({"syncType": "Full"})).await;

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     operator::get,
     replicas::probe_port,
-    support::{Servers, World, eventually, variable},
+    support::{Servers, TestEnv, eventually, variable},
 };
 
 /// Connection strings that nothing can be done with.
@@ -46,7 +46,7 @@ async fn a_malformed_connection_string_is_refused_without_a_part() {
 
 #[tokio::test]
 async fn servers_that_are_away_are_reported_without_their_login() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let away = |scheme: &str| format!("{scheme}://S3cret:S3cret@127.0.0.1:1");
     let servers = Servers {
         redis: format!("{}/main", away("redis+sentinel")),

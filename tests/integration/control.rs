@@ -16,17 +16,17 @@ use tokio::time::Instant;
 
 use crate::{
     operator::{apply_job, apply_once, finished, slow, told},
-    support::{World, eventually},
+    support::{TestEnv, eventually},
 };
 
 const USERS: i32 = 2_500;
 
-async fn patch(world: &World, name: &str, spec: Value) {
+async fn patch(world: &TestEnv, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({ "spec": spec }));
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-pub async fn phase(world: &World, name: &str, phase: Phase) -> SyncJob {
+pub async fn phase(world: &TestEnv, name: &str, phase: Phase) -> SyncJob {
     eventually(&format!("{name} is {phase:?}"), async || {
         let job = world.jobs().get(name).await.ok()?;
         (job.status.as_ref()?.phase == Some(phase)).then_some(job)
@@ -35,16 +35,16 @@ pub async fn phase(world: &World, name: &str, phase: Phase) -> SyncJob {
 }
 
 /// Waits until documents are stamped.
-async fn under_way(world: &World) {
+async fn under_way(world: &TestEnv) {
     eventually("documents are stamped", async || (stamped(world).await > 0).then_some(())).await;
 }
 
-async fn stamped(world: &World) -> u64 {
+async fn stamped(world: &TestEnv) -> u64 {
     world.count(doc! {"lastSynced": {"$type": "date"}}).await + world.count(doc! {"again": {"$type": "date"}}).await
 }
 
 /// Waits until nothing is stamped any more, and returns how many are.
-async fn at_rest(world: &World) -> u64 {
+async fn at_rest(world: &TestEnv) -> u64 {
     let mut last = (stamped(world).await, Instant::now());
     eventually("no more documents are stamped", async || {
         let now = stamped(world).await;
@@ -63,7 +63,7 @@ pub fn reason(job: &SyncJob, condition: &str) -> Option<String> {
 
 #[tokio::test]
 async fn a_suspended_run_keeps_its_progress_and_resumes() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", slow()).await;
@@ -89,7 +89,7 @@ async fn a_suspended_run_keeps_its_progress_and_resumes() {
 
 #[tokio::test]
 async fn a_job_made_suspended_waits_until_it_is_resumed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(100, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", json!({"syncType": "Full", "suspended": true})).await;
@@ -101,7 +101,7 @@ async fn a_job_made_suspended_waits_until_it_is_resumed() {
 
 #[tokio::test]
 async fn a_cancelled_run_ends_as_failed_and_writes_no_more() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", slow()).await;
@@ -117,7 +117,7 @@ async fn a_cancelled_run_ends_as_failed_and_writes_no_more() {
 
 #[tokio::test]
 async fn a_suspended_run_can_be_cancelled() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", json!({"suspended": true})).await;
     phase(&world, "run", Phase::Suspended).await;
@@ -128,7 +128,7 @@ async fn a_suspended_run_can_be_cancelled() {
 
 #[tokio::test]
 async fn wishes_told_while_the_operator_is_away_are_heard() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (operator, _) = world.all(&["--lease-duration", "2s"]);
     for name in ["suspended", "cancelled"] {
@@ -149,7 +149,7 @@ async fn wishes_told_while_the_operator_is_away_are_heard() {
 
 #[tokio::test]
 async fn a_higher_priority_lets_a_waiting_run_pass() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&["--workers", "1"]);
     apply_job(&world, "first", slow()).await;
@@ -168,7 +168,7 @@ async fn a_higher_priority_lets_a_waiting_run_pass() {
 /// Scenario 21 of the fault list, with the next two.
 #[tokio::test]
 async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&["--resync-interval", "1h"]);
     let mut spec = slow();
@@ -195,12 +195,12 @@ async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
 }
 
 /// Waits until no run is left in the queue, ended or not.
-pub async fn nothing_in_redis(world: &World) {
+pub async fn nothing_in_redis(world: &TestEnv) {
     eventually("nothing of the run is in Redis", async || runs_in_redis(world).await.is_empty().then_some(())).await;
 }
 
 /// The uids of all runs in the queue, ended or not.
-pub async fn runs_in_redis(world: &World) -> Vec<String> {
+pub async fn runs_in_redis(world: &TestEnv) -> Vec<String> {
     let client = redis::Client::open(world.servers.redis.as_str()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     let prefix = format!("{{sync:{}}}:run:", world.name);
@@ -210,7 +210,7 @@ pub async fn runs_in_redis(world: &World) -> Vec<String> {
 
 #[tokio::test]
 async fn a_finished_run_ignores_every_wish() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
@@ -226,7 +226,7 @@ async fn a_finished_run_ignores_every_wish() {
 
 #[tokio::test]
 async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     let schedules = world.schedules();
@@ -260,7 +260,7 @@ async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
 
 #[tokio::test]
 async fn a_new_job_of_the_same_name_has_nothing_of_the_old_one() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&["--status-interval", "100ms"]);
     apply_job(&world, "run", slow()).await;

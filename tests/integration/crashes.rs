@@ -33,7 +33,7 @@ use crate::{
     operator::{apply_job, finished, get},
     servers::address_in,
     sources::ALLOWED,
-    support::{Operator, Servers, World, confirmed, eventually, free_port, source, unique},
+    support::{Operator, Servers, TestEnv, confirmed, eventually, free_port, source, unique},
     upstream::Upstream,
 };
 
@@ -122,7 +122,7 @@ impl Wire {
 }
 
 /// An operator that finds all its servers behind a wire, once it leads.
-pub async fn leading_behind(wire: &Arc<Wire>, world: &World, args: &[&str]) -> Operator {
+pub async fn leading_behind(wire: &Arc<Wire>, world: &TestEnv, args: &[&str]) -> Operator {
     let servers = wire.before(&Servers::shared()).await;
     let port = free_port();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
@@ -137,7 +137,7 @@ pub async fn leading_behind(wire: &Arc<Wire>, world: &World, args: &[&str]) -> O
     operator
 }
 
-async fn succeeded(world: &World) -> SyncSchedule {
+async fn succeeded(world: &TestEnv) -> SyncSchedule {
     eventually("the run succeeded", async || {
         let schedule = world.schedules().get("users").await.ok()?;
         (schedule.status.as_ref()?.runs.succeeded >= 1).then_some(schedule)
@@ -147,7 +147,7 @@ async fn succeeded(world: &World) -> SyncSchedule {
 
 /// Kills the operator after a number of requests, lets another one go on, and returns how many there were.
 async fn round(requests: usize) -> usize {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 1).await;
     let wire = Wire::new();
     let mut first = leading_behind(&wire, &world, &["--lease-duration", "1s"]).await;
@@ -197,7 +197,7 @@ const LISTED: (usize, i32) = (3, 12);
 /// Kills the operator after a number of requests for a run that is held, approved and then marks documents, lets another
 /// operator continue, and returns how many requests there were.
 async fn held_round(requests: usize) -> usize {
-    let (world, upstream) = (World::new().await, Upstream::with_people(LISTED.0).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(LISTED.0).await);
     let state = confirmed(&world.name, "people");
     let users = world.database.collection("users");
     users.insert_many((0..LISTED.1).map(|id| doc! {"_id": id, "_sync": state.clone()})).await.unwrap();
@@ -231,7 +231,7 @@ async fn held_round(requests: usize) -> usize {
 }
 
 /// Approves the run when it is held, and waits until it has ended.
-async fn approved(world: &World) {
+async fn approved(world: &TestEnv) {
     let number = eventually("the run is held", async || {
         let status = world.jobs().get("users").await.ok()?.status?;
         let is_held = status.phase == Some(Phase::Held) || has_ended(&status);

@@ -17,7 +17,7 @@ use crate::{
     operator::{apply_job, apply_once, finished, told},
     sinks::HttpSink,
     sources::{ALLOWED, ended, run},
-    support::{Operator, World, eventually, source},
+    support::{Operator, TestEnv, eventually, source},
     upstream::Upstream,
 };
 
@@ -35,8 +35,8 @@ fn walk(upstream: &Upstream) -> Value {
 }
 
 /// Twelve documents that a run has confirmed, of which the source has two any more.
-async fn ten_gone() -> (World, Upstream, Operator) {
-    let (world, upstream) = (World::new().await, Upstream::with_people(12).await);
+async fn ten_gone() -> (TestEnv, Upstream, Operator) {
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(12).await);
     let (operator, _) = world.all(&ALLOWED);
     let first = run(&world, "first", walk(&upstream)).await;
     assert_eq!((ended(&first).0, first.counts.unwrap().updated), ("Completed", 12));
@@ -45,7 +45,7 @@ async fn ten_gone() -> (World, Upstream, Operator) {
 }
 
 /// The keys of the documents that are marked.
-async fn marked(world: &World) -> Vec<i64> {
+async fn marked(world: &TestEnv) -> Vec<i64> {
     let people = world.database.collection::<bson::Document>("people");
     let mut found = people.find(doc! {"missingSince": {"$exists": true}}).sort(doc! {"_id": 1}).await.unwrap();
     let mut keys = Vec::new();
@@ -55,12 +55,12 @@ async fn marked(world: &World) -> Vec<i64> {
     keys
 }
 
-async fn annotate(world: &World, name: &str, annotation: &str, value: &str) {
+async fn annotate(world: &TestEnv, name: &str, annotation: &str, value: &str) {
     let patch = Patch::Merge(json!({"metadata": {"annotations": {annotation: value}}}));
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-async fn patch(world: &World, name: &str, spec: Value) {
+async fn patch(world: &TestEnv, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({ "spec": spec }));
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
@@ -94,7 +94,7 @@ async fn a_held_run_removes_what_was_approved_and_no_more() {
 
 #[tokio::test]
 async fn later_runs_of_a_schedule_supersede_a_held_one() {
-    let (world, upstream, http) = (World::new().await, Upstream::with_people(12).await, HttpSink::start().await);
+    let (world, upstream, http) = (TestEnv::new().await, Upstream::with_people(12).await, HttpSink::start().await);
     signing_key(&world).await;
     apply_alert(&world, &json!([webhook(&http, "/hook")]), &json!({"when": [{"type": "RunHeld"}]})).await;
     let (_operator, _) = world.all(&ALLOWED);

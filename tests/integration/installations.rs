@@ -11,7 +11,7 @@ use crate::{
     operator::{apply_job, apply_schedule, finished, get},
     replicas::probe_port,
     sources::ALLOWED,
-    support::{World, allow_queue, eventually, source},
+    support::{TestEnv, allow_queue, eventually, source},
     upstream::Upstream,
 };
 
@@ -22,11 +22,11 @@ fn condition(object: &Value, type_: &str) -> Option<Value> {
     object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == type_).cloned()
 }
 
-async fn schedule(world: &World) -> Value {
+async fn schedule(world: &TestEnv) -> Value {
     serde_json::to_value(world.schedules().get("users").await.unwrap()).unwrap()
 }
 
-async fn job(world: &World, name: &str) -> Value {
+async fn job(world: &TestEnv, name: &str) -> Value {
     serde_json::to_value(world.jobs().get(name).await.unwrap()).unwrap()
 }
 
@@ -40,7 +40,7 @@ async fn told(what: &str, type_: &str, reason: &str, mut look: impl AsyncFnMut()
 }
 
 /// Runs `sync-operator adopt` for a world.
-fn adopt(world: &World, queue: &str, args: &[&str]) -> Output {
+fn adopt(world: &TestEnv, queue: &str, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sync-operator"))
         .arg("adopt")
         .args(args)
@@ -55,7 +55,7 @@ fn adopt(world: &World, queue: &str, args: &[&str]) -> Output {
 
 #[tokio::test]
 async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
-    let (first, second) = (World::new().await, World::new().await);
+    let (first, second) = (TestEnv::new().await, TestEnv::new().await);
     first.seed(10, 0).await;
     second.seed(10, 0).await;
     let _first = first.operator("controller", &QUICK);
@@ -87,13 +87,13 @@ async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
     assert_eq!(second.count(doc! {"lastSynced": {"$exists": true}}).await, 10);
 }
 
-async fn uid(world: &World, name: &str) -> String {
+async fn uid(world: &TestEnv, name: &str) -> String {
     world.jobs().get(name).await.unwrap().metadata.uid.unwrap()
 }
 
 #[tokio::test]
 async fn a_worker_of_another_database_leaves_runs_alone() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let _controller = world.operator("controller", &[&QUICK[..], &["--workers", "0"]].concat());
     let stranger = world.operator("worker", &["--mongodb-database", "another"]);
@@ -113,7 +113,7 @@ async fn a_worker_of_another_database_leaves_runs_alone() {
 
 #[tokio::test]
 async fn objects_of_another_installation_are_left_alone() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let lease = format!("default/sync-operator-{}", world.name);
     let _first = world.operator("controller", &QUICK);
@@ -151,7 +151,7 @@ async fn objects_of_another_installation_are_left_alone() {
     .await;
 }
 
-async fn trigger(world: &World, token: &str) {
+async fn trigger(world: &TestEnv, token: &str) {
     let patch = Patch::Merge(json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}}));
     world.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
 }
@@ -159,7 +159,7 @@ async fn trigger(world: &World, token: &str) {
 #[tokio::test]
 async fn a_worker_that_lacks_a_field_leaves_the_run_to_a_newer_one() {
     for old_controller in [false, true] {
-        let (world, upstream) = (World::new().await, Upstream::start().await);
+        let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
         world.seed(10, 0).await;
         let lacking = [("SYNC_OPERATOR_LACKS", "source")];
         let controller = [&QUICK[..], &["--workers", "0"]].concat();
@@ -185,7 +185,7 @@ async fn a_worker_that_lacks_a_field_leaves_the_run_to_a_newer_one() {
 
 #[tokio::test]
 async fn a_run_of_a_newer_release_can_be_cancelled_and_deleted() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let _controller = world.operator("controller", &[&QUICK[..], &["--workers", "0"]].concat());
     for name in ["cancelled", "deleted"] {
         apply_job(&world, name, json!({"syncType": "Full"})).await;

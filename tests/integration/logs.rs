@@ -4,12 +4,12 @@ use std::{env, fs};
 
 use crate::{
     replicas::probe_port,
-    support::{World, eventually, unique},
+    support::{TestEnv, eventually, unique},
 };
 
 #[tokio::test]
 async fn what_is_logged_changes_with_a_file_and_on_sighup() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let file = env::temp_dir().join(unique("filter"));
     let name = file.to_str().unwrap();
     let mut worker = world.operator("worker", &["--log-filter-file", name]);

@@ -16,12 +16,12 @@ use crate::{
     operator::{apply_job, apply_schedule, finished, get, quiet_interval},
     servers::Redis,
     sources::{ALLOWED, with},
-    support::{Servers, World, eventually, unique, variable},
+    support::{Servers, TestEnv, eventually, unique, variable},
     upstream::{Instead, Upstream},
 };
 
 /// Runs a script of `tests/bullmq` on a mirror.
-fn script(name: &str, world: &World, prefix: &str) -> String {
+fn script(name: &str, world: &TestEnv, prefix: &str) -> String {
     let folder = variable("BULLMQ_READERS");
     let mut node = Command::new(Path::new(&folder).join("node"));
     node.current_dir(&folder).arg(name).args([&world.servers.redis, prefix, &world.name]);
@@ -30,7 +30,7 @@ fn script(name: &str, world: &World, prefix: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn told(world: &World, prefix: &str) -> Value {
+fn told(world: &TestEnv, prefix: &str) -> Value {
     serde_json::from_str(&script("read.mjs", world, prefix)).unwrap()
 }
 
@@ -40,7 +40,7 @@ async fn ask(port: u16, path: &str) -> Value {
     serde_json::from_str(&body).unwrap()
 }
 
-async fn connect(world: &World) -> MultiplexedConnection {
+async fn connect(world: &TestEnv) -> MultiplexedConnection {
     let client = redis::Client::open(world.servers.redis.as_str()).unwrap();
     client.get_multiplexed_async_connection().await.unwrap()
 }
@@ -77,7 +77,7 @@ fn counts(status: &Value) -> Value {
 }
 
 /// Waits until the mirror counts as `/jobs/status` does, with so many runs of each kind.
-async fn agreed(world: &World, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
+async fn agreed(world: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
     eventually(&format!("the mirror shows {wanted}"), async || {
         let (status, told) = (ask(port, "/jobs/status").await, told(world, prefix));
         let schedules = |all: &Value| all.as_array().map(Vec::len);
@@ -90,7 +90,7 @@ async fn agreed(world: &World, prefix: &str, port: u16, wanted: &Value) -> (Valu
 }
 
 /// A run in each state: five complete, one failed, one in backoff, one suspended, one halfway and two waiting, in this order.
-async fn runs(world: &World, stuck: &Upstream, broken: &Upstream) {
+async fn runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
     let source = |upstream: &Upstream, batch: i32| {
         let mut spec = with(upstream, &json!({"timeout": "10m"}));
         spec["batchSize"] = batch.into();
@@ -130,7 +130,7 @@ async fn runs(world: &World, stuck: &Upstream, broken: &Upstream) {
     }
 }
 
-async fn phase(world: &World, name: &str, wanted: &str) {
+async fn phase(world: &TestEnv, name: &str, wanted: &str) {
     eventually(&format!("{name} is {wanted}"), async || {
         let status = world.jobs().get(name).await.unwrap().status?;
         (format!("{:?}", status.phase?) == wanted).then_some(())
@@ -140,7 +140,7 @@ async fn phase(world: &World, name: &str, wanted: &str) {
 
 #[tokio::test]
 async fn what_bullmq_and_bull_board_read_is_what_the_calls_tell() {
-    let (world, stuck, broken) = (World::new().await, Upstream::start().await, Upstream::start().await);
+    let (world, stuck, broken) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
     let (prefix, mut redis) = (unique("bull"), connect(&world).await);
     world.seed(40, 0).await;
     // A board that was there first leaves a mark.
@@ -227,7 +227,7 @@ fn check_schedules(status: &Value, told: &Value) {
     }
 }
 
-async fn check_jobs(world: &World, status: &Value, jobs: &Value, told: &Value) {
+async fn check_jobs(world: &TestEnv, status: &Value, jobs: &Value, told: &Value) {
     let ours: BTreeMap<_, _> =
         jobs["items"].as_array().unwrap().iter().map(|job| (job["jobId"].as_str(), job)).collect();
     let in_state = |state: &str| told["jobs"][state].as_array().unwrap();
@@ -309,7 +309,7 @@ fn check_pages(told: &Value) {
 
 #[tokio::test]
 async fn a_queue_that_somebody_uses_is_left_alone() {
-    let (world, prefix) = (World::new().await, unique("bull"));
+    let (world, prefix) = (TestEnv::new().await, unique("bull"));
     let mut redis = connect(&world).await;
     script("add.mjs", &world, &prefix);
     let theirs = keys(&mut redis, &prefix).await;
@@ -338,7 +338,7 @@ async fn a_queue_that_somebody_uses_is_left_alone() {
 
 #[tokio::test]
 async fn one_sidecar_writes_and_another_one_takes_over() {
-    let (world, prefix) = (World::new().await, unique("bull"));
+    let (world, prefix) = (TestEnv::new().await, unique("bull"));
     let mut redis = connect(&world).await;
     apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
     let start = || world.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", &prefix]);
@@ -369,7 +369,7 @@ async fn in_a_cluster_the_mirror_is_where_its_slot_is() {
     })
     .await;
     let redis = format!("redis+cluster://127.0.0.1:{}", owner.port);
-    let world = World::on(Servers { redis, ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { redis, ..Servers::shared() }).await;
     apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
     let api =
         |prefix: &str| world.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", prefix]);
@@ -391,7 +391,7 @@ async fn cost() {
     const REST: Duration = Duration::from_secs(60);
     let setting = |name: &str, default: usize| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (schedules, runs) = (setting("SCHEDULES", 10_000), setting("RUNS", 500));
-    let (world, prefix) = (World::new().await, unique("bull"));
+    let (world, prefix) = (TestEnv::new().await, unique("bull"));
     world.seed(10, 0).await;
     let make = |number: usize| {
         let spec = json!({"schedule": "59 23 31 12 *"});

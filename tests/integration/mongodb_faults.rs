@@ -12,7 +12,7 @@ use crate::{
     control::reason,
     operator::{apply_job, finished, slow, under_way},
     servers::{MongoDb, Own},
-    support::{Servers, World, eventually},
+    support::{Servers, TestEnv, eventually},
 };
 
 /// Scenario 11 of the fault list.
@@ -20,7 +20,7 @@ use crate::{
 async fn mongodb_steps_down_in_mid_run() {
     const USERS: i32 = 10_000;
     let (_mongodb, servers) = Own::up("mongodb");
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     let backoff = json!({"initial": "200ms", "factor": 1});
@@ -57,7 +57,7 @@ async fn mongodb_is_slow_in_mid_run() {
     const USERS: i32 = 20_000;
     let mongodb = MongoDb::start(&["--setParameter", "enableTestCommands=1"]);
     mongodb.run("", doc! {"ping": 1}).await;
-    let world = World::on(Servers { mongodb: mongodb.url(""), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { mongodb: mongodb.url(""), ..Servers::shared() }).await;
     world.seed(USERS, 0).await;
     let (operator, _) = world.all(&["--lease-duration", "2s"]);
     for (name, deadline) in [("cancelled", "1h"), ("late", "8s")] {
@@ -99,7 +99,7 @@ async fn missing_collection_rights_are_reported_without_a_retry() {
     let mongodb = MongoDb::start(&["--auth"]);
     mongodb.run("", doc! {"createUser": "admin", "pwd": "secret", "roles": ["root"]}).await;
     let admin = "admin:secret@";
-    let world = World::on(Servers { mongodb: mongodb.url(admin), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { mongodb: mongodb.url(admin), ..Servers::shared() }).await;
     world.seed(10, 0).await;
     let (_controller, _) = world.all(&["--workers", "0"]);
     for (user, roles) in [("nobody", vec![]), ("reader", vec![doc! {"role": "read", "db": &world.name}])] {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::{
     control::reason,
     operator::{apply_job, finished},
-    support::{World, eventually},
+    support::{TestEnv, eventually},
 };
 
 /// Runs that one worker had. More than are recovered in one call.
@@ -23,7 +23,7 @@ const LEASE: Duration = Duration::from_secs(2);
 /// A worker took them all and is gone: they are recovered at once, end when they are cancelled or late, and say that nobody is there.
 #[tokio::test]
 async fn runs_of_lost_workers_are_recovered_without_a_worker() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let _controller =
         world.operator("controller", &["--workers", "0", "--lease-duration", "2s", "--resync-interval", "1s"]);
     let queue = sync_operator::queue::Queue::new(&world.servers.redis, &world.name, LEASE).unwrap();

@@ -21,7 +21,7 @@ use crate::{
     control::{reason, runs_in_redis},
     operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
     servers::Own,
-    support::{World, eventually},
+    support::{TestEnv, eventually},
 };
 
 /// A filter of so many levels.
@@ -30,7 +30,7 @@ fn filter(levels: usize) -> String {
 }
 
 /// Creates an object whose answer need not be readable.
-async fn create<K: Kind>(world: &World, name: &str, spec: &str) {
+async fn create<K: Kind>(world: &TestEnv, name: &str, spec: &str) {
     let kind = K::kind(&());
     let text = format!(
         r#"{{"apiVersion":"sync.codex.dev/v1alpha1","kind":"{kind}","metadata":{{"name":"{name}"}},"spec":{spec}}}"#
@@ -41,7 +41,7 @@ async fn create<K: Kind>(world: &World, name: &str, spec: &str) {
 }
 
 /// Waits until an object that cannot be read says so: its condition and the reason.
-async fn unreadable<K: Kind>(world: &World, name: &str, condition: &str) -> String {
+async fn unreadable<K: Kind>(world: &TestEnv, name: &str, condition: &str) -> String {
     let api: Api<K> = Api::namespaced(world.client.clone(), &world.name);
     eventually("it says that it cannot be read", async || {
         let Some(ReadResult::Unreadable(unreadable)) = cluster::read_object(&api, name).await.unwrap() else {
@@ -61,7 +61,7 @@ async fn an_unreadable_object_harms_only_itself() {
     let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/syncType/enum/-";
     let newer = json!([{"op": "add", "path": path, "value": "Newer"}]).to_string();
     kube.script(&["kubectl", "patch", "crd", "syncjobs.sync.codex.dev", "--type=json", "-p", &newer]);
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(10, 0).await;
     let (operator, _) = world.all(&[]);
     apply_job(&world, "before", json!({"syncType": "Full"})).await;
@@ -125,7 +125,7 @@ async fn an_unreadable_object_harms_only_itself() {
     assert!(log.lines().all(|line| line.len() < 2000), "{log}");
 }
 
-async fn until<T>(world: &World, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
+async fn until<T>(world: &TestEnv, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
     eventually(what, async || found(&world.schedules().get("users").await.ok()?.status?)).await
 }
 
@@ -135,7 +135,7 @@ fn ready(status: &SyncScheduleStatus) -> Option<(String, String)> {
 
 #[tokio::test]
 async fn a_quota_is_told_and_runs_go_on_when_it_is_lifted() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let quotas: Api<ResourceQuota> = Api::namespaced(world.client.clone(), &world.name);
     let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"count/syncjobs.sync.codex.dev": "0"}}});
@@ -165,7 +165,7 @@ async fn a_quota_is_told_and_runs_go_on_when_it_is_lifted() {
 
 #[tokio::test]
 async fn a_refused_slot_ends_with_its_deadline() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     let labels = |team: &str| json!({"metadata": {"labels": {"team": team}}});
@@ -188,7 +188,7 @@ async fn a_refused_slot_ends_with_its_deadline() {
 
 #[tokio::test]
 async fn a_job_that_waits_for_a_finalizer_is_in_nobodys_way() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "immediate": true, "jobTemplate": {"spec": slow()}});

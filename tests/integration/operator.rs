@@ -23,10 +23,10 @@ use tokio::{
 
 use crate::{
     servers::Own,
-    support::{PATIENCE, World, eventually},
+    support::{PATIENCE, TestEnv, eventually},
 };
 
-pub async fn apply_schedule(world: &World, name: &str, spec: Value) -> SyncSchedule {
+pub async fn apply_schedule(world: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
     let schedule = SyncSchedule::new(name, serde_json::from_value(spec).unwrap());
     world.schedules().create(&PostParams::default(), &schedule).await.unwrap()
 }
@@ -40,18 +40,18 @@ pub fn quiet_interval(minutes: i64) -> String {
 }
 
 /// A schedule that is due at once, and not again while a test runs.
-pub async fn apply_once(world: &World, name: &str, spec: Value) -> SyncSchedule {
+pub async fn apply_once(world: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
     let template = json!({"spec": spec});
     apply_schedule(world, name, json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template}))
         .await
 }
 
-pub async fn apply_job(world: &World, name: &str, spec: Value) -> SyncJob {
+pub async fn apply_job(world: &TestEnv, name: &str, spec: Value) -> SyncJob {
     let job = SyncJob::new(name, serde_json::from_value(spec).unwrap());
     world.jobs().create(&PostParams::default(), &job).await.unwrap()
 }
 
-pub async fn finished(world: &World, name: &str) -> SyncJob {
+pub async fn finished(world: &TestEnv, name: &str) -> SyncJob {
     eventually(&format!("{name} has ended"), async || {
         // A watch: many tests share one API server, and what they ask it takes its time from what they look at.
         let ended = await_condition(world.jobs(), name, |job: Option<&SyncJob>| job.is_some_and(is_finished));
@@ -61,7 +61,7 @@ pub async fn finished(world: &World, name: &str) -> SyncJob {
 }
 
 /// Waits until `count` runs have completed, and returns the schedule.
-async fn succeeded(world: &World, name: &str, count: i64) -> SyncSchedule {
+async fn succeeded(world: &TestEnv, name: &str, count: i64) -> SyncSchedule {
     let schedules = world.schedules();
     eventually(&format!("{count} runs of {name} succeeded"), async || {
         let schedule = schedules.get(name).await.ok()?;
@@ -71,12 +71,12 @@ async fn succeeded(world: &World, name: &str, count: i64) -> SyncSchedule {
     .await
 }
 
-async fn suspend(world: &World, name: &str, suspended: bool) {
+async fn suspend(world: &TestEnv, name: &str, suspended: bool) {
     let patch = Patch::Merge(json!({"spec": {"suspended": suspended}}));
     world.schedules().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-async fn job_names(world: &World) -> Vec<String> {
+async fn job_names(world: &TestEnv) -> Vec<String> {
     let mut jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
     jobs.sort_by_key(ResourceExt::name_any);
     jobs.into_iter().map(|job| job.name_any()).collect()
@@ -99,7 +99,7 @@ pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
 }
 
 /// Waits until an object's events have these reasons: they come some time after what they tell of.
-pub async fn told(world: &World, object: &str, reasons: &[&str]) {
+pub async fn told(world: &TestEnv, object: &str, reasons: &[&str]) {
     eventually(&format!("events tell {reasons:?} of {object}"), async || {
         let told = event_reasons(world, object).await;
         reasons.iter().all(|reason| told.contains(*reason)).then_some(())
@@ -108,12 +108,12 @@ pub async fn told(world: &World, object: &str, reasons: &[&str]) {
 }
 
 /// The events of the namespace.
-pub async fn events(world: &World) -> Vec<Event> {
+pub async fn events(world: &TestEnv) -> Vec<Event> {
     let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
     events.list(&ListParams::default()).await.unwrap().items
 }
 
-async fn event_reasons(world: &World, object: &str) -> HashSet<String> {
+async fn event_reasons(world: &TestEnv, object: &str) -> HashSet<String> {
     let about = |event: &Event| event.regarding.as_ref().and_then(|object| object.name.clone());
     events(world)
         .await
@@ -125,7 +125,7 @@ async fn event_reasons(world: &World, object: &str) -> HashSet<String> {
 
 #[tokio::test]
 async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10_000, 3).await;
     let (operator, port) = world.all(&[]);
     let sample = std::fs::read_to_string("manifests/samples/user-sync.yaml").unwrap();
@@ -170,7 +170,7 @@ async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
 
 #[tokio::test]
 async fn two_operators_run_each_slot_once_and_counters_add_up() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(1_000, 3).await;
     let (first, _) = world.all(&[]);
     let (second, _) = world.all(&[]);
@@ -209,7 +209,7 @@ async fn two_operators_run_each_slot_once_and_counters_add_up() {
 
 #[tokio::test]
 async fn suspension_stops_new_runs_until_the_slot_after_resuming() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, port) = world.all(&[]);
     apply_schedule(&world, "often", json!({"interval": "1s"})).await;
@@ -234,7 +234,7 @@ async fn suspension_stops_new_runs_until_the_slot_after_resuming() {
 
 #[tokio::test]
 async fn history_limits_keep_the_newest_runs_and_the_counters() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "often", json!({"interval": "1s", "successfulJobsHistoryLimit": 2})).await;
@@ -250,7 +250,7 @@ pub fn slow() -> Value {
 }
 
 /// Waits until a run has got somewhere.
-pub async fn under_way(world: &World, name: &str) {
+pub async fn under_way(world: &TestEnv, name: &str) {
     let jobs = world.jobs();
     eventually("the run is under way", async || {
         let job = jobs.get(name).await.ok()?;
@@ -268,7 +268,7 @@ fn assert_all_done(job: &SyncJob, users: i64) {
 
 #[tokio::test]
 async fn a_stopped_worker_releases_its_run_without_an_attempt() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let (_controller, _) = world.all(&["--workers", "0"]);
     let first = world.operator("worker", &[]);
@@ -286,7 +286,7 @@ async fn a_stopped_worker_releases_its_run_without_an_attempt() {
 
 #[tokio::test]
 async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let lease = ["--lease-duration", "2s"];
     let (_controller, _) = world.all(&[&lease[..], &["--workers", "0"]].concat());
@@ -305,7 +305,7 @@ async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
 
 #[tokio::test]
 async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let (_operator, _) = world.all(&["--resync-interval", "1s"]);
     apply_once(&world, "slow", slow()).await;
@@ -326,7 +326,7 @@ async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
 async fn a_run_whose_attempts_all_fail_ends_with_its_history() {
     let (mongodb, mut servers) = Own::up("mongodb");
     servers.mongodb += "&serverSelectionTimeoutMS=200";
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(10, 0).await;
     let (_operator, port) = world.all(&[]);
     eventually("workers have started", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
@@ -346,7 +346,7 @@ async fn a_run_whose_attempts_all_fail_ends_with_its_history() {
 
 #[tokio::test]
 async fn what_the_spec_gets_wrong_is_not_retried() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "operator", json!({"target": {"filter": {"age": {"$bigger": 3}}}})).await;
@@ -368,7 +368,7 @@ async fn what_the_spec_gets_wrong_is_not_retried() {
 #[tokio::test]
 async fn long_errors_and_many_failures_keep_the_status_small() {
     const LIMIT: usize = 32 << 10;
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let users = world.database.collection::<bson::Document>("users");
     let nasty = "\u{1}\"\\ä\n".repeat(400);
     users.insert_many((0..200).map(|id| doc! {"_id": format!("{id:03}{nasty}")})).await.unwrap();
@@ -397,7 +397,7 @@ async fn long_errors_and_many_failures_keep_the_status_small() {
 
 #[tokio::test]
 async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let (_operator, _) = world.all(&["--status-interval", "1s"]);
     let first = apply_job(&world, "run", slow()).await;
@@ -423,7 +423,7 @@ async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
 
 #[tokio::test]
 async fn a_run_over_its_deadline_ends_as_failed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let (_operator, _) = world.all(&[]);
     let mut spec = slow();
@@ -436,7 +436,7 @@ async fn a_run_over_its_deadline_ends_as_failed() {
 
 #[tokio::test]
 async fn a_finished_job_of_its_own_is_deleted_after_its_ttl() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", json!({"ttlAfterFinished": "1s"})).await;
     eventually("the SyncJob is deleted", async || job_names(&world).await.is_empty().then_some(())).await;
@@ -469,7 +469,7 @@ async fn wrong_configuration_is_one_clear_error_and_exit_code_2() {
 /// Nobody sees it being deleted, and the run has ended, so no worker will notice either.
 #[tokio::test]
 async fn an_ended_run_is_removed_when_its_job_was_deleted_offline() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (operator, _) = world.all(&[]);
     let uid = apply_job(&world, "gone", json!({})).await.uid().unwrap();

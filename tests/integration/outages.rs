@@ -18,7 +18,7 @@ use crate::{
     operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, under_way},
     replicas::{leader_of, leads, replicas},
     servers::Own,
-    support::{Servers, World, eventually},
+    support::{Servers, TestEnv, eventually},
 };
 
 const OUTAGE: Duration = Duration::from_secs(20);
@@ -40,7 +40,7 @@ pub fn lines(log: &str, text: &str) -> usize {
 #[tokio::test]
 async fn redis_away_in_mid_run() {
     let (redis, servers) = Own::up("redis");
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (mut operator, port) = world.all(&[]);
     apply_schedule(&world, "hourly", json!({"interval": quiet_interval(60)})).await;
@@ -77,7 +77,7 @@ async fn redis_away_in_mid_run() {
 #[tokio::test]
 async fn mongodb_away_in_mid_run() {
     let (mongodb, servers) = Own::up("mongodb");
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (mut operator, _) = world.all(&[]);
     let mut spec = slow();
@@ -107,7 +107,7 @@ async fn mongodb_away_in_mid_run() {
 async fn the_api_server_away_in_mid_run() {
     let (kube, servers) = Own::up("kube");
     kube.install_crds();
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (mut operator, port) = world.all(&[]);
     apply_job(&world, "run", slow()).await;
@@ -139,14 +139,14 @@ async fn the_api_server_away_in_mid_run() {
 async fn everything_missing_at_the_start() {
     let (own, servers) = Own::up("kube");
     own.install_crds();
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     own.stop();
     let (redis, with_redis) = Own::up("redis");
     redis.stop();
     let (mongodb, with_mongodb) = Own::up("mongodb");
     let servers = Servers { redis: with_redis.redis, mongodb: with_mongodb.mongodb, ..world.servers.clone() };
     let database = mongodb::Client::with_uri_str(&servers.mongodb).await.unwrap().database(&world.name);
-    let world = World { servers, database, ..world };
+    let world = TestEnv { servers, database, ..world };
     world.seed(USERS, 0).await;
     mongodb.stop();
 
@@ -181,7 +181,7 @@ async fn controllers_whose_api_server_was_away_agree_on_one_leader() {
     const USERS: i32 = 5_000;
     let (kube, servers) = Own::up("kube");
     kube.install_crds();
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let replicas = replicas(&world, &[]).await;
     let nothing = json!({"target": {"collection": "nothing"}});

@@ -14,7 +14,7 @@ use crate::{
     operator::{apply_job, apply_schedule, get},
     receiver::Receiver,
     replicas::{probe_port, replicas},
-    support::{World, eventually, free_port, unique, variable},
+    support::{TestEnv, eventually, free_port, unique, variable},
 };
 
 const RULES: &str = "charts/sync-operator/rules/sync-operator.yaml";
@@ -184,7 +184,7 @@ fn the_metrics_that_an_expression_names_are_recognised() {
 
 #[tokio::test]
 async fn a_prometheus_finds_what_the_dashboard_and_the_alerts_ask_for() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(100, 0).await;
     let (operator, port) = world.all(&[]);
     let metrics = probe_port(&operator).await;
@@ -223,7 +223,7 @@ async fn a_prometheus_finds_what_the_dashboard_and_the_alerts_ask_for() {
 
 #[tokio::test]
 async fn a_prometheus_leads_from_a_slow_run_to_its_trace() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let receiver = Receiver::start().await;
     let operator = world.operator_with("controller", &[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.url)]);
@@ -250,7 +250,7 @@ fn value(text: &str, metric: &str) -> Option<f64> {
 
 #[tokio::test]
 async fn a_schedule_without_workers_is_overdue_until_there_are_some() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let replicas = replicas(&world, &["--workers", "0"]).await;
     apply_schedule(&world, "users", json!({"interval": "2s", "immediate": true})).await;
     let leader = replicas[0].port;

@@ -16,14 +16,14 @@ use crate::{
     outages::lines,
     redis_topologies::Watched,
     servers::Redis,
-    support::{Servers, World, add_redis_user, eventually},
+    support::{Servers, TestEnv, add_redis_user, eventually},
 };
 
 const USERS: i32 = 5_000;
 const ARGS: [&str; 4] = ["--lease-duration", "2s", "--resync-interval", "1s"];
 
-async fn world(redis: String) -> World {
-    let world = World::on(Servers { redis, ..Servers::shared() }).await;
+async fn world(redis: String) -> TestEnv {
+    let world = TestEnv::on(Servers { redis, ..Servers::shared() }).await;
     world.seed(USERS, 0).await;
     world
 }
@@ -37,7 +37,7 @@ fn slow_on(field: &str) -> Value {
 }
 
 /// The run is complete, no attempt was spent, and each document carries its start.
-async fn assert_done(world: &World, job: &SyncJob, field: &str) {
+async fn assert_done(world: &TestEnv, job: &SyncJob, field: &str) {
     let status = job.status.as_ref().unwrap();
     assert!(is_complete(job), "{field}: {status:?}");
     let (counts, users) = (status.counts.unwrap(), i64::from(USERS));

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::{
     operator::{apply_job, apply_schedule, events, finished, get},
-    support::{Operator, World, eventually},
+    support::{Operator, TestEnv, eventually},
 };
 
 const LEASE: Duration = Duration::from_secs(3);
@@ -46,7 +46,7 @@ pub struct Replica {
 }
 
 /// Three controllers, the leader first.
-pub async fn replicas(world: &World, args: &[&str]) -> Vec<Replica> {
+pub async fn replicas(world: &TestEnv, args: &[&str]) -> Vec<Replica> {
     let mut replicas = Vec::new();
     for _ in 0..3 {
         let process = world.operator("controller", &[&["--resync-interval", "1s"], args].concat());
@@ -71,7 +71,7 @@ pub async fn leader_of(replicas: &[Replica]) -> usize {
 }
 
 /// Makes a SyncJob, and waits until someone has put it into the queue, and how long that takes.
-async fn acts(world: &World, name: &str) -> Duration {
+async fn acts(world: &TestEnv, name: &str) -> Duration {
     let began = Instant::now();
     apply_job(world, name, json!({"syncType": "Full"})).await;
     eventually("someone acts", async || world.jobs().get(name).await.ok()?.status).await;
@@ -80,14 +80,14 @@ async fn acts(world: &World, name: &str) -> Duration {
     took
 }
 
-async fn lease(world: &World) -> Lease {
+async fn lease(world: &TestEnv) -> Lease {
     let leases: Api<Lease> = Api::default_namespaced(world.client.clone());
     leases.get(&format!("sync-operator-{}", world.name)).await.unwrap()
 }
 
 #[tokio::test]
 async fn when_the_leader_is_killed_another_one_acts_within_15_s() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let mut replicas = replicas(&world, &DEFAULT).await;
     acts(&world, "before").await;
     replicas.remove(0).process.signal("KILL");
@@ -100,7 +100,7 @@ async fn when_the_leader_is_killed_another_one_acts_within_15_s() {
 
 #[tokio::test]
 async fn a_leader_that_stops_hands_over_within_2_s() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let mut replicas = replicas(&world, &DEFAULT).await;
     let mut took = Vec::new();
     for name in ["first", "second"] {
@@ -119,7 +119,7 @@ async fn a_leader_that_stops_hands_over_within_2_s() {
 /// The others would have to wait for the end of a Lease that one of them took while it stopped.
 #[tokio::test]
 async fn controllers_that_stop_together_leave_the_lease_free() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let replicas = replicas(&world, &DEFAULT).await;
     for replica in &replicas {
         replica.process.signal("TERM");
@@ -133,7 +133,7 @@ async fn controllers_that_stop_together_leave_the_lease_free() {
 
 #[tokio::test]
 async fn a_controller_without_lease_rights_is_unready_with_a_reason() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let user = format!("controller-{}", world.name);
     let (groups, verbs) = (["sync.codex.dev", "events.k8s.io"], ["*"]);
     allow(&world, &user, &world.name, json!([{"apiGroups": groups, "resources": ["*"], "verbs": verbs}])).await;
@@ -154,7 +154,7 @@ async fn a_controller_without_lease_rights_is_unready_with_a_reason() {
 }
 
 /// Gives a user rights in a namespace.
-async fn allow(world: &World, user: &str, namespace: &str, rules: Value) {
+async fn allow(world: &TestEnv, user: &str, namespace: &str, rules: Value) {
     let metadata = json!({"name": user});
     let role = json!({"metadata": metadata, "rules": rules});
     let of = |kind: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": user});
@@ -169,7 +169,7 @@ async fn allow(world: &World, user: &str, namespace: &str, rules: Value) {
 /// Scenario 15 of the fault list.
 #[tokio::test]
 async fn a_leader_paused_beyond_its_lease_writes_no_more() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let replicas = replicas(&world, &[]).await;
     apply_schedule(&world, "users", json!({"interval": "1s", "concurrencyPolicy": "Allow"})).await;
     let jobs = world.jobs();
@@ -209,7 +209,7 @@ async fn a_leader_paused_beyond_its_lease_writes_no_more() {
 
 #[tokio::test]
 async fn a_single_controller_leads_again_after_a_long_pause() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let controller = world.operator("controller", &[]);
     apply_schedule(&world, "users", json!({"interval": "5s"})).await;
     let schedules = world.schedules();
@@ -232,7 +232,7 @@ async fn a_single_controller_leads_again_after_a_long_pause() {
 
 #[tokio::test]
 async fn probes_tell_who_leads_and_whether_workers_get_answers() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let replicas = replicas(&world, &[]).await;
     let identity = lease(&world).await.spec.unwrap().holder_identity.unwrap();
     for (index, replica) in replicas.iter().enumerate() {

@@ -9,7 +9,7 @@ use sync_operator::api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus};
 use crate::{
     operator::finished,
     sources::{ALLOWED, counts, ended, failures, run, secret, without_its_worker},
-    support::{World, confirmed, source},
+    support::{TestEnv, confirmed, source},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
@@ -43,7 +43,7 @@ fn linked(upstream: &Upstream, part: &Value) -> Value {
 }
 
 /// People whom the source listed before.
-async fn people(world: &World, ids: &[i32]) -> Collection<Document> {
+async fn people(world: &TestEnv, ids: &[i32]) -> Collection<Document> {
     let people = world.database.collection::<Document>("people");
     let person = |id: &i32| doc! {"_id": id, "team": "blue", "_sync": confirmed(&world.name, "people")};
     people.insert_many(ids.iter().map(person)).await.unwrap();
@@ -56,7 +56,7 @@ fn reasons(status: &SyncJobStatus) -> Vec<(&str, &str)> {
 
 #[tokio::test]
 async fn a_user_whose_address_answers_404_is_missing() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(40, 0).await;
     let (operator, _) = world.all(&ALLOWED);
     let all = json!({"name": "users", "batching": "PerUser"});
@@ -87,7 +87,7 @@ async fn a_user_whose_address_answers_404_is_missing() {
 
 #[tokio::test]
 async fn a_source_that_has_nothing_at_all_removes_nothing() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(20, 0).await;
     let listed = doc! {"$set": {"_sync": confirmed(&world.name, "users")}};
     world.database.collection::<Document>("users").update_many(doc! {}, listed.clone()).await.unwrap();
@@ -130,7 +130,7 @@ async fn a_source_that_has_nothing_at_all_removes_nothing() {
 
 #[tokio::test]
 async fn a_key_never_asks_for_anything_but_its_document() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let users = world.database.collection::<Document>("users");
     let keys = ["", ".", "..", "../admin", "a,b", "x?y=1#z", "ü"];
     users.insert_many(keys.map(|key| doc! {"_id": key})).await.unwrap();
@@ -154,7 +154,7 @@ async fn a_key_never_asks_for_anything_but_its_document() {
 
 #[tokio::test]
 async fn a_batch_is_asked_for_by_one_address() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(250, 0).await;
     upstream.books().users.insert("7".to_owned(), Peculiar::Gone);
     let (_operator, _) = world.all(&ALLOWED);
@@ -180,7 +180,7 @@ async fn a_batch_is_asked_for_by_one_address() {
 
 #[tokio::test]
 async fn pages_are_walked_by_number_by_cursor_and_by_link() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(25).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(25).await);
     let people = people(&world, &[3, 99]).await;
     let (_operator, _) = world.all(&ALLOWED);
     let number = json!({"resultPath": "/users", "pagination": {"by": "Number"}});
@@ -204,7 +204,7 @@ async fn pages_are_walked_by_number_by_cursor_and_by_link() {
 
 #[tokio::test]
 async fn a_link_that_cannot_be_followed_is_not_the_last_page() {
-    let (world, upstream, elsewhere) = (World::new().await, Upstream::with_people(25).await, Upstream::start().await);
+    let (world, upstream, elsewhere) = (TestEnv::new().await, Upstream::with_people(25).await, Upstream::start().await);
     let people = people(&world, &(0..30).collect::<Vec<_>>()).await;
     let (operator, _) = world.all(&ALLOWED);
     let mut deleting = linked(&upstream, &json!({"onMissing": "Delete"}));
@@ -231,7 +231,7 @@ async fn a_link_that_cannot_be_followed_is_not_the_last_page() {
 
 #[tokio::test]
 async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
-    let (world, upstream, elsewhere) = (World::new().await, Upstream::start().await, Upstream::start().await);
+    let (world, upstream, elsewhere) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
     world.seed(3, 0).await;
     secret(&world, "right", &[("token", "t-1")], "127.0.0.1").await;
     let (operator, _) = world.all(&ALLOWED);
@@ -282,7 +282,7 @@ async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
 
 #[tokio::test]
 async fn a_walk_by_links_goes_on_after_its_worker_was_killed() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(1000).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(1000).await);
     let people = people(&world, &[5000, 5001]).await;
     let status = without_its_worker(&world, &upstream, linked(&upstream, &json!({})), || {}).await;
     assert_eq!(people.count_documents(doc! {"profile.name": {"$exists": true}}).await.unwrap(), 1000);
@@ -294,7 +294,7 @@ async fn a_walk_by_links_goes_on_after_its_worker_was_killed() {
 
 #[tokio::test]
 async fn the_sample_and_the_guide_bring_what_the_server_has() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(3).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(3).await);
     upstream.books().token = Some("glpat-1".to_owned());
     secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let users = world.database.collection::<Document>("users");

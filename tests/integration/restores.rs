@@ -29,7 +29,7 @@ use crate::{
     operator::{apply_job, apply_schedule, finished, slow, under_way},
     queue::claim_one,
     servers::Redis,
-    support::{Servers, World, eventually, unique},
+    support::{Servers, TestEnv, eventually, unique},
 };
 
 const LEASE: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ async fn own_redis() -> Redis {
     redis
 }
 
-async fn patch(world: &World, name: &str, spec: serde_json::Value) {
+async fn patch(world: &TestEnv, name: &str, spec: serde_json::Value) {
     let patch = Patch::Merge(json!({ "spec": spec }));
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
@@ -213,7 +213,7 @@ async fn a_full_redis_keeps_its_runs_and_starts_none() {
 #[tokio::test]
 async fn a_restored_redis_runs_nothing_that_was_cancelled() {
     let mut redis = own_redis().await;
-    let world = World::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
     world.seed(1000, 0).await;
     let (_operator, _) = world.all(&ARGS);
     for name in ["cancelled", "claimed"] {
@@ -249,7 +249,7 @@ async fn a_restored_redis_runs_nothing_that_was_cancelled() {
 #[tokio::test]
 async fn suspended_time_survives_a_loss_of_redis() {
     let redis = own_redis().await;
-    let world = World::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
     world.seed(1000, 0).await;
     let (_operator, _) = world.all(&ARGS);
     let mut spec = slow_on("lastSynced");
@@ -287,7 +287,7 @@ struct Watched {
 }
 
 struct Storm {
-    world: World,
+    world: TestEnv,
     redis: Redis,
     dumps: Vec<Vec<u8>>,
     random: StdRng,
@@ -428,7 +428,7 @@ impl Storm {
 }
 
 /// The data of another installation, with a run that would stamp the documents of this one.
-async fn foreign_dump(world: &World) -> Vec<u8> {
+async fn foreign_dump(world: &TestEnv) -> Vec<u8> {
     let redis = own_redis().await;
     let queue = Queue::new(&redis.url(), &world.name, LEASE).unwrap();
     for (uid, namespace) in [("foreign-1", "elsewhere"), ("foreign-2", world.name.as_str())] {
@@ -449,7 +449,7 @@ async fn restore_storms_run_nothing_twice() {
         (number("ROUNDS").unwrap_or(5), number("SEED").unwrap_or_else(rand::random::<u64>) % 1_000_000);
     eprintln!("{rounds} rounds of restores, SEED={seed}");
     let redis = own_redis().await;
-    let world = World::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
     world.seed(1000, 0).await;
     let foreign = foreign_dump(&world).await;
     let (_operator, _) = world.all(&ARGS);
@@ -475,7 +475,7 @@ fn exported(job: &SyncJob) -> SyncJob {
 
 #[tokio::test]
 async fn a_restored_export_executes_no_slot_that_is_over() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&ARGS);
     apply_schedule(&world, "users", json!({"interval": "24h", "startingDeadline": "1s", "immediate": true})).await;

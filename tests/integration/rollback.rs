@@ -19,7 +19,7 @@ use crate::{
     crashes::{Wire, leading_behind},
     operator::{apply_job, finished, told},
     sources::{ALLOWED, counts, ended, failures, with},
-    support::{World, confirmed, eventually},
+    support::{TestEnv, confirmed, eventually},
     upstream::{Instead, Peculiar, Upstream},
 };
 
@@ -51,13 +51,13 @@ fn paged() -> Value {
 }
 
 /// Makes the run of pages fail after it has marked some documents: MongoDB refuses the mark of this one.
-async fn refuse_mark(world: &World, id: i32) {
+async fn refuse_mark(world: &TestEnv, id: i32) {
     let rule = doc! {"$nor": [{"_id": id, "missingSince": {"$exists": true}}]};
     world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
 }
 
 /// Users as no schema would have them.
-async fn seed(world: &World, count: i32) -> Vec<RawDocumentBuf> {
+async fn seed(world: &TestEnv, count: i32) -> Vec<RawDocumentBuf> {
     let users = world.database.collection::<Document>("users");
     let listed = confirmed(&world.name, "people");
     let odd = |id: i32| match id % 4 {
@@ -72,7 +72,7 @@ async fn seed(world: &World, count: i32) -> Vec<RawDocumentBuf> {
     all(world).await
 }
 
-async fn all(world: &World) -> Vec<RawDocumentBuf> {
+async fn all(world: &TestEnv) -> Vec<RawDocumentBuf> {
     let users = world.database.collection::<RawDocumentBuf>("users");
     users.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap()
 }
@@ -82,12 +82,12 @@ fn stall_after(upstream: &Upstream, requests: usize) {
     upstream.decide(move |number| (number > requests).then_some(Instead::Silence(Duration::from_secs(60))));
 }
 
-async fn journals(world: &World) -> Vec<String> {
+async fn journals(world: &TestEnv) -> Vec<String> {
     let names = world.database.list_collection_names().await.unwrap();
     names.into_iter().filter(|name| name.starts_with("sync_journal.")).collect()
 }
 
-async fn patch(world: &World, name: &str, spec: Value) {
+async fn patch(world: &TestEnv, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({"spec": spec}));
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
@@ -98,7 +98,7 @@ fn put_back(status: &SyncJobStatus) -> Option<i64> {
 
 #[tokio::test]
 async fn a_failed_run_leaves_every_document_as_it_was() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(30).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(30).await);
     let before = seed(&world, 40).await;
     refuse_mark(&world, 34).await;
     let (_operator, _) = world.all(&ALLOWED);
@@ -122,7 +122,7 @@ async fn a_failed_run_leaves_every_document_as_it_was() {
 
 #[tokio::test]
 async fn a_run_that_completes_keeps_what_it_wrote_and_no_journal() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(50).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(50).await);
     seed(&world, 40).await;
     // Left behind: of a run that nobody knows, once for a moment and once for long.
     for (uid, opened) in [("recent", DateTime::now()), ("old", DateTime::from_millis(0))] {
@@ -140,7 +140,7 @@ async fn a_run_that_completes_keeps_what_it_wrote_and_no_journal() {
 
 #[tokio::test]
 async fn a_cancelled_run_is_rolled_back_except_later_changes() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let before = seed(&world, 40).await;
     stall_after(&upstream, 4);
     let (_operator, _) = world.all(&ALLOWED);
@@ -169,7 +169,7 @@ async fn a_cancelled_run_is_rolled_back_except_later_changes() {
 
 #[tokio::test]
 async fn what_mongodb_does_not_take_back_is_told_and_kept() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     seed(&world, 40).await;
     upstream.books().users.insert("17".to_owned(), Peculiar::Gone);
     // One that could not be made any more as it is.
@@ -194,7 +194,7 @@ async fn what_mongodb_does_not_take_back_is_told_and_kept() {
 
 #[tokio::test]
 async fn a_rollback_goes_on_after_redis_lost_the_run() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let before = seed(&world, 40).await;
     stall_after(&upstream, 4);
     let (mut operator, _) = world.all(&ALLOWED);
@@ -212,7 +212,7 @@ async fn a_rollback_goes_on_after_redis_lost_the_run() {
     assert_eq!(journals(&world).await, [""; 0]);
 }
 
-async fn target(world: &World, epoch: u64) -> TargetCollection {
+async fn target(world: &TestEnv, epoch: u64) -> TargetCollection {
     let spec = json!({
         "syncType": "Full", "transaction": "Batch", "onFailure": "Rollback",
         "source": {"graphQL": {"endpoint": "https://api.example/graphql", "query": "q", "resultPath": "/data/users"}},
@@ -228,7 +228,7 @@ async fn target(world: &World, epoch: u64) -> TargetCollection {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let before = seed(&world, 20).await;
     let (lost, newer) = (target(&world, 1).await, target(&world, 2).await);
     lost.open_journal().await.unwrap();
@@ -284,7 +284,7 @@ const SIDE_BY_SIDE: usize = 8;
 
 /// Kills the operator after a number of requests, lets another one go on, and returns how many there were.
 async fn round(requests: usize) -> usize {
-    let (world, upstream) = (World::new().await, Upstream::with_people(15).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(15).await);
     let before = seed(&world, USERS).await;
     refuse_mark(&world, 18).await;
     let wire = Wire::new();

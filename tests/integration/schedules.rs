@@ -22,42 +22,42 @@ use tokio::time::sleep;
 use crate::{
     control::reason,
     operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
-    support::{Servers, World, eventually},
+    support::{Servers, TestEnv, eventually},
 };
 
 const USERS: i32 = 20_000;
 
-async fn jobs(world: &World) -> Vec<SyncJob> {
+async fn jobs(world: &TestEnv) -> Vec<SyncJob> {
     let mut jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
     jobs.sort_by_key(ResourceExt::creation_timestamp);
     jobs
 }
 
-async fn status(world: &World, name: &str) -> Option<SyncScheduleStatus> {
+async fn status(world: &TestEnv, name: &str) -> Option<SyncScheduleStatus> {
     world.schedules().get(name).await.ok()?.status
 }
 
-async fn until<T>(world: &World, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
+async fn until<T>(world: &TestEnv, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
     eventually(what, async || found(&status(world, "users").await?)).await
 }
 
-async fn patch(world: &World, patch: Value) {
+async fn patch(world: &TestEnv, patch: Value) {
     world.schedules().patch("users", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
 }
 
-async fn trigger(world: &World, token: &str) {
+async fn trigger(world: &TestEnv, token: &str) {
     patch(world, json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}})).await;
 }
 
 /// Waits until the SyncJob of a run in the books is there.
-async fn under_way(world: &World) -> SyncJob {
+async fn under_way(world: &TestEnv) -> SyncJob {
     let name = until(world, "a run is in the books", |status| Some(status.active.first()?.name.clone())).await;
     eventually("its SyncJob is made", async || world.jobs().get(&name).await.ok()).await
 }
 
 #[tokio::test]
 async fn allow_runs_side_by_side() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": slow()}});
@@ -68,7 +68,7 @@ async fn allow_runs_side_by_side() {
 
 #[tokio::test]
 async fn forbid_skips_slots_while_a_run_is_under_way_and_tells() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": "1s", "jobTemplate": {"spec": slow()}})).await;
@@ -81,7 +81,7 @@ async fn forbid_skips_slots_while_a_run_is_under_way_and_tells() {
 
 #[tokio::test]
 async fn replace_cancels_the_active_run_and_starts_after_its_end() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "4s", "concurrencyPolicy": "Replace", "jobTemplate": {"spec": slow()}});
@@ -106,7 +106,7 @@ async fn replace_cancels_the_active_run_and_starts_after_its_end() {
 
 #[tokio::test]
 async fn a_trigger_runs_once_for_each_token_also_while_suspended() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(100, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": quiet_interval(60), "suspended": true})).await;
@@ -132,7 +132,7 @@ async fn a_trigger_runs_once_for_each_token_also_while_suspended() {
 
 #[tokio::test]
 async fn a_trigger_waits_for_the_run_under_way_and_is_not_lost() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(2_000, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_once(&world, "users", slow()).await;
@@ -146,7 +146,7 @@ async fn a_trigger_waits_for_the_run_under_way_and_is_not_lost() {
 
 #[tokio::test]
 async fn a_cron_schedule_runs_at_full_minutes_of_its_time_zone() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, port) = world.all(&[]);
     apply_schedule(&world, "users", json!({"schedule": "* * * * *", "timeZone": "Asia/Kathmandu"})).await;
@@ -164,7 +164,7 @@ async fn a_cron_schedule_runs_at_full_minutes_of_its_time_zone() {
 
 #[tokio::test]
 async fn a_changed_schedule_starts_no_slot_of_the_past() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": quiet_interval(60)})).await;
@@ -182,7 +182,7 @@ async fn a_changed_schedule_starts_no_slot_of_the_past() {
 
 #[tokio::test]
 async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     for (mistake, named) in [
@@ -216,7 +216,7 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
 
 #[tokio::test]
 async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     let template = |filter: Value| json!({"spec": {"target": {"filter": filter}}});
@@ -252,7 +252,7 @@ async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
 
 #[tokio::test]
 async fn two_sources_of_one_field_are_told_of_each_other() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let (_operator, _) = world.all(&[]);
     let schedule = |fields: &[&str]| {
         let mapping: Vec<_> = fields.iter().map(|field| json!({"from": "/name", "to": field})).collect();
@@ -283,7 +283,7 @@ async fn two_sources_of_one_field_are_told_of_each_other() {
 
 #[tokio::test]
 async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "jobTemplate": {"spec": slow()}});
@@ -298,7 +298,7 @@ async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
 
 #[tokio::test]
 async fn a_run_deleted_right_after_it_was_made_is_not_made_again() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_once(&world, "users", slow()).await;
@@ -313,7 +313,7 @@ async fn a_run_deleted_right_after_it_was_made_is_not_made_again() {
 
 #[tokio::test]
 async fn a_run_that_is_not_in_the_books_is_found_there_again() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_once(&world, "users", slow()).await;
@@ -327,7 +327,7 @@ async fn a_run_that_is_not_in_the_books_is_found_there_again() {
 
 #[tokio::test]
 async fn a_slot_is_skipped_when_a_foreign_job_has_its_name() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     apply_once(&world, "users", json!({})).await;
     let created = world.schedules().get("users").await.unwrap().creation_timestamp().unwrap();
@@ -352,7 +352,7 @@ fn missed() -> String {
 
 #[tokio::test]
 async fn the_starting_deadline_decides_about_a_slot_that_was_missed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let before = Timestamp::now() - 3.hours();
     for (name, deadline) in [("short", "30s"), ("long", "61m")] {
@@ -381,7 +381,7 @@ async fn the_starting_deadline_decides_about_a_slot_that_was_missed() {
 
 #[tokio::test]
 async fn failed_runs_are_kept_up_to_their_limit_and_counted_beyond_it() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     let template = json!({"spec": {"target": {"database": "not-allowed"}}});
@@ -404,7 +404,7 @@ async fn failed_runs_are_kept_up_to_their_limit_and_counted_beyond_it() {
 }
 
 /// Runs a program on the world's cluster and namespace, and returns whether it succeeded and what it said.
-async fn run(world: &World, program: &str, args: &[&str]) -> (bool, String) {
+async fn run(world: &TestEnv, program: &str, args: &[&str]) -> (bool, String) {
     let mut command = Command::new(program);
     command.args(["--kubeconfig", &world.servers.kubeconfig, "--namespace", &world.name]).args(args);
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
@@ -414,7 +414,7 @@ async fn run(world: &World, program: &str, args: &[&str]) -> (bool, String) {
 
 #[tokio::test]
 async fn kubectl_waits_for_a_schedule() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     for (name, spec) in [
         ("good", json!({"interval": quiet_interval(60)})),
@@ -444,7 +444,7 @@ async fn kubectl_waits_for_a_schedule() {
 /// Kubernetes' own test of this kind restarts the CronJob controller at random.
 #[tokio::test]
 async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "successfulJobsHistoryLimit": 1000});
     let schedule = apply_schedule(&world, "users", spec).await;
@@ -475,7 +475,7 @@ async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
 /// Scenario 17 of the fault list: the clock of the controller's machine is set.
 #[tokio::test]
 async fn a_clock_that_is_set_starts_no_slot_twice_and_no_storm() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let offset = std::env::temp_dir().join(format!("{}.clock", world.name));
     let set = |to: &str| {
@@ -509,7 +509,7 @@ async fn a_clock_that_is_set_starts_no_slot_twice_and_no_storm() {
 /// What a controller leaves behind whose clock was a year ahead.
 #[tokio::test]
 async fn slots_go_on_after_a_clock_that_was_ahead() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     apply_schedule(&world, "users", json!({"interval": "2s"})).await;
     let ahead = (Timestamp::now() + 8760.hours()).to_string();
@@ -531,7 +531,7 @@ async fn slots_go_on_after_a_clock_that_was_ahead() {
 /// What a Redis leaves behind whose clock was ahead, or an application that stores local times.
 #[tokio::test]
 async fn stamps_in_the_future_are_replaced_or_reported() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let users = world.database.collection::<bson::Document>("users");
     let later = |minutes: i64| bson::DateTime::from_millis(Timestamp::now().as_millisecond() + minutes * 60_000);

@@ -20,7 +20,7 @@ use sync_operator::{
 use crate::{
     certificates::Authority,
     operator::{apply_job, finished},
-    support::{World, confirmed, eventually, source},
+    support::{TestEnv, confirmed, eventually, source},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
@@ -54,7 +54,7 @@ pub fn with(upstream: &Upstream, changes: &Value) -> Value {
     spec
 }
 
-pub async fn run(world: &World, name: &str, spec: Value) -> SyncJobStatus {
+pub async fn run(world: &TestEnv, name: &str, spec: Value) -> SyncJobStatus {
     apply_job(world, name, spec).await;
     finished(world, name).await.status.unwrap()
 }
@@ -74,7 +74,7 @@ pub fn failures(status: &SyncJobStatus) -> Vec<(&str, &str)> {
     status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect()
 }
 
-pub async fn secret(world: &World, name: &str, entries: &[(&str, &str)], hosts: &str) {
+pub async fn secret(world: &TestEnv, name: &str, entries: &[(&str, &str)], hosts: &str) {
     let data: BTreeMap<_, _> =
         entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect();
     let mut secret = Secret { data: Some(data), ..Secret::default() };
@@ -86,13 +86,13 @@ pub async fn secret(world: &World, name: &str, entries: &[(&str, &str)], hosts: 
     secrets.create(&PostParams::default(), &secret).await.unwrap();
 }
 
-async fn user(world: &World, id: i32) -> Document {
+async fn user(world: &TestEnv, id: i32) -> Document {
     world.database.collection::<Document>("users").find_one(doc! {"_id": id}).await.unwrap().unwrap()
 }
 
 #[tokio::test]
 async fn mapped_fields_are_written_and_nothing_else() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(250, 0).await;
     upstream.books().users.extend([
         ("7".to_owned(), Peculiar::Gone),
@@ -126,7 +126,7 @@ async fn mapped_fields_are_written_and_nothing_else() {
 
 #[tokio::test]
 async fn documents_are_asked_for_one_by_one_with_several_in_flight() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(40, 0).await;
     upstream.books().delay = Duration::from_millis(50);
     upstream.books().users.extend([("3".to_owned(), Peculiar::Gone), ("4".to_owned(), Peculiar::Broken)]);
@@ -140,7 +140,7 @@ async fn documents_are_asked_for_one_by_one_with_several_in_flight() {
 
 #[tokio::test]
 async fn an_incremental_run_asks_only_for_what_is_due() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(30, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     run(&world, "all", spec(&upstream)).await;
@@ -156,7 +156,7 @@ async fn an_incremental_run_asks_only_for_what_is_due() {
 
 #[tokio::test]
 async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(30, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     run(&world, "real", spec(&upstream)).await;
@@ -174,7 +174,7 @@ async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_token_goes_only_to_hosts_its_secret_names() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(3, 0).await;
     upstream.books().token = Some("glpat-1".to_owned());
     secret(&world, "right", &[("token", "glpat-1\n"), ("team", "blue")], "other.example, 127.0.0.1").await;
@@ -212,7 +212,7 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
 
 #[tokio::test]
 async fn a_query_the_server_rejects_ends_the_run_at_once() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(3, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     let wrong = json!({"query": "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id nme } } }"});
@@ -227,7 +227,7 @@ async fn a_query_the_server_rejects_ends_the_run_at_once() {
 
 #[tokio::test]
 async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(20, 0).await;
     let (operator, _) = world.all(&ALLOWED);
     let users = |users: Value| Instead::Body(json!({"data": {"users": {"nodes": users}}}).to_string());
@@ -257,7 +257,7 @@ async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
 
 #[tokio::test]
 async fn answers_that_are_wrong_for_one_document_are_its_failure() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(5, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     let nodes = json!([
@@ -280,7 +280,7 @@ async fn answers_that_are_wrong_for_one_document_are_its_failure() {
 
 #[tokio::test]
 async fn a_server_that_wants_a_rest_gets_it_and_no_attempt_is_spent() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(300, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     let rest = || Instead::Status(429, vec![("retry-after", "2".to_owned())]);
@@ -302,7 +302,7 @@ async fn a_server_that_wants_a_rest_gets_it_and_no_attempt_is_spent() {
 
 #[tokio::test]
 async fn addresses_that_are_not_allowed_are_not_asked() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(3, 0).await;
     let (_operator, _) = world.all(&["--source-allowed-hosts", "127.0.0.2"]);
     let port = upstream.url.rsplit_once(':').unwrap().1.to_owned();
@@ -329,7 +329,7 @@ async fn the_server_has_to_prove_who_it_is() {
     let (trusted, other) = (Authority::new(), Authority::new());
     let tls = trusted.certify();
     let upstream = Upstream::start_tls(&tls.certificate, &tls.key).await;
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(3, 0).await;
     for (name, authority) in [("ca", &trusted), ("other", &other)] {
         secret(&world, name, &[("ca.crt", &authority.pem())], "").await;
@@ -355,7 +355,7 @@ async fn the_server_has_to_prove_who_it_is() {
 
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
-    let (world, upstream, elsewhere) = (World::new().await, Upstream::start().await, Upstream::start().await);
+    let (world, upstream, elsewhere) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
     world.seed(3, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     upstream.books().instead.push_back(Instead::Status(307, vec![("location", elsewhere.url.clone())]));
@@ -367,7 +367,7 @@ async fn a_redirect_is_not_followed() {
 
 /// 4 runs of 200 requests each on three processes, 100 a second. Returns when they came.
 async fn limited_runs() -> Vec<Instant> {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(200, 0).await;
     let (_controller, _) = world.all(&[&ALLOWED[..], &["--workers", "2"]].concat());
     let _workers = [(); 2].map(|()| world.operator("worker", &ALLOWED));
@@ -394,7 +394,7 @@ async fn all_processes_keep_to_one_rate_together() {
 }
 
 /// The sample that walks the pages of a group's projects, on this server.
-async fn group(world: &World, upstream: &Upstream) -> Value {
+async fn group(world: &TestEnv, upstream: &Upstream) -> Value {
     secret(world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let text = std::fs::read_to_string("manifests/samples/gitlab/group-projects.yaml").unwrap();
     let schedule: SyncSchedule = serde_yaml_ng::from_str(&text).unwrap();
@@ -407,7 +407,7 @@ async fn group(world: &World, upstream: &Upstream) -> Value {
     spec
 }
 
-async fn projects(world: &World, numbers: &[u32]) -> mongodb::Collection<Document> {
+async fn projects(world: &TestEnv, numbers: &[u32]) -> mongodb::Collection<Document> {
     let projects = world.database.collection::<Document>("projects");
     let options = IndexOptions::builder().unique(true).build();
     projects.create_index(IndexModel::builder().keys(doc! {"gitlabId": 1}).options(options).build()).await.unwrap();
@@ -416,7 +416,7 @@ async fn projects(world: &World, numbers: &[u32]) -> mongodb::Collection<Documen
 }
 
 /// A project that the source listed before.
-fn known_project(world: &World, number: u32) -> Document {
+fn known_project(world: &TestEnv, number: u32) -> Document {
     doc! {"gitlabId": project(number), "team": "blue", "_sync": confirmed(&world.name, "projects")}
 }
 
@@ -426,7 +426,7 @@ fn project(number: u32) -> String {
 
 #[tokio::test]
 async fn pages_bring_what_is_new_and_mark_what_is_gone() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[1, 2, 300]).await;
     upstream.books().projects = (1..=250).collect();
     let (_operator, _) = world.all(&ALLOWED);
@@ -456,7 +456,7 @@ async fn pages_bring_what_is_new_and_mark_what_is_gone() {
 
 #[tokio::test]
 async fn only_what_is_surely_gone_is_deleted() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[1, 2, 3, 4]).await;
     let (_operator, _) = world.all(&ALLOWED);
     let mut deleting = group(&world, &upstream).await;
@@ -500,7 +500,7 @@ async fn only_what_is_surely_gone_is_deleted() {
 
 #[tokio::test]
 async fn documents_are_not_made_where_they_could_be_made_twice() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     upstream.books().projects = vec![1];
     let (_operator, _) = world.all(&ALLOWED);
     let status = run(&world, "run", group(&world, &upstream).await).await;
@@ -518,7 +518,7 @@ async fn documents_are_not_made_where_they_could_be_made_twice() {
 /// Kills the worker of a run when some of it is done. What becomes of the run when another one goes on with it, after
 /// `meanwhile`.
 pub async fn without_its_worker(
-    world: &World,
+    world: &TestEnv,
     upstream: &Upstream,
     spec: Value,
     meanwhile: impl FnOnce(),
@@ -539,7 +539,7 @@ pub async fn without_its_worker(
 
 #[tokio::test]
 async fn a_walk_through_pages_goes_on_after_its_worker_was_killed() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[5000, 5001]).await;
     upstream.books().projects = (1..=1000).collect();
     let mut slow = group(&world, &upstream).await;
@@ -554,7 +554,7 @@ async fn a_walk_through_pages_goes_on_after_its_worker_was_killed() {
 
 #[tokio::test]
 async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(1000, 0).await;
     let mut slow = spec(&upstream);
     slow["batchSize"] = 10.into();
@@ -569,7 +569,7 @@ async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
 
 #[tokio::test]
 async fn the_samples_and_the_guide_bring_what_gitlab_has() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     upstream.books().token = Some("glpat-1".to_owned());
     secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let (_operator, _) = world.all(&ALLOWED);

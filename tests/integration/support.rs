@@ -69,14 +69,14 @@ impl Servers {
 }
 
 /// A namespace, a queue and a database of a test's own.
-pub struct World {
+pub struct TestEnv {
     pub servers: Servers,
     pub name: String,
     pub client: Client,
     pub database: Database,
 }
 
-impl World {
+impl TestEnv {
     pub async fn new() -> Self {
         Self::on(Servers::shared()).await
     }

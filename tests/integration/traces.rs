@@ -13,10 +13,10 @@ use crate::{
     operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, under_way},
     receiver::{Receiver, Span},
     replicas::probe_port,
-    support::{Operator, World, eventually, free_port},
+    support::{Operator, TestEnv, eventually, free_port},
 };
 
-fn traced(world: &World, command: &str, args: &[&str], receiver: &str) -> Operator {
+fn traced(world: &TestEnv, command: &str, args: &[&str], receiver: &str) -> Operator {
     let variables = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver),
         ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20s3cret"),
@@ -36,7 +36,7 @@ fn only(spans: Vec<Span>) -> Span {
 
 #[tokio::test]
 async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(2_000, 0).await;
     let receiver = Receiver::start().await;
     let controller = traced(&world, "controller", &["--workers", "0"], &receiver.url);
@@ -76,7 +76,7 @@ async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
 
 #[tokio::test]
 async fn a_run_that_lost_its_worker_goes_on_in_the_same_trace() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let receiver = Receiver::start().await;
     let lease = ["--lease-duration", "2s"];
@@ -103,7 +103,7 @@ async fn a_run_that_lost_its_worker_goes_on_in_the_same_trace() {
 
 #[tokio::test]
 async fn a_caller_finds_its_run_in_its_own_trace() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let receiver = Receiver::start().await;
     let port = free_port().to_string();
@@ -137,7 +137,7 @@ async fn a_caller_finds_its_run_in_its_own_trace() {
 
 #[tokio::test]
 async fn a_receiver_that_is_away_or_does_not_answer_holds_nothing_up() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let stalling = Receiver::stalling().await;
     let port = free_port();
@@ -163,7 +163,7 @@ async fn a_receiver_that_is_away_or_does_not_answer_holds_nothing_up() {
 
 #[tokio::test]
 async fn without_a_receiver_no_line_has_a_trace() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let (operator, port) = world.all(&[]);
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
     finished(&world, "run").await;

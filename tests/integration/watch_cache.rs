@@ -15,14 +15,14 @@ use crate::{
     operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, under_way},
     outages::lines,
     servers::{Link, Own, address_in},
-    support::{Servers, World, eventually, unique},
+    support::{Servers, TestEnv, eventually, unique},
 };
 
 /// Scenario 6 of the fault list: what came and went before the controller looked. It is paused meanwhile, so that it sees
 /// the last state only.
 #[tokio::test]
 async fn what_came_and_went_unseen_leaves_nothing() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (operator, _) = world.all(&["--resync-interval", "1h"]);
     let quiet = quiet_interval(60);
@@ -68,7 +68,7 @@ async fn what_came_and_went_unseen_leaves_nothing() {
 /// Scenario 20 of the fault list: a network forgets connections, and tells neither end.
 #[tokio::test]
 async fn a_watch_whose_connection_goes_dead_is_noticed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let kubeconfig = fs::read_to_string(&world.servers.kubeconfig).unwrap();
     let server = address_in(&kubeconfig, "https://");
@@ -101,7 +101,7 @@ async fn a_watch_whose_connection_goes_dead_is_noticed() {
 async fn a_namespace_and_the_kinds_can_be_deleted_under_the_operator() {
     let (kube, servers) = Own::up("kube");
     kube.install_crds();
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(20_000, 0).await;
     let port = crate::support::free_port();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];

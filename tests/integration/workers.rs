@@ -7,7 +7,7 @@ use crate::{
     operator::{apply_job, finished, get, slow, under_way},
     replicas::probe_port,
     servers::Redis,
-    support::{Servers, World, eventually},
+    support::{Servers, TestEnv, eventually},
 };
 
 /// Redis answers all that a worker asks, but for its looks for runs.
@@ -15,7 +15,7 @@ use crate::{
 async fn a_worker_whose_looks_for_runs_are_not_answered_is_not_ready() {
     let redis = Redis::start(&[]);
     redis.connect().await;
-    let world = World::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
     let mut worker = world.operator("worker", &[]);
     let port = probe_port(&worker).await;
     let readyz = async |code: u16, body: &str| {
@@ -36,7 +36,7 @@ async fn a_worker_whose_looks_for_runs_are_not_answered_is_not_ready() {
 #[tokio::test]
 async fn a_worker_paused_beyond_its_lease_writes_no_more() {
     const USERS: i32 = 3_000;
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let lease = ["--lease-duration", "2s"];
     let (_controller, _) = world.all(&[&lease[..], &["--workers", "0"]].concat());

@@ -25,16 +25,16 @@ use sync_operator::{
 use super::{Answer, Sidecar};
 use crate::{
     operator::{apply_job, apply_schedule},
-    support::{World, eventually},
+    support::{TestEnv, eventually},
 };
 
-async fn account(world: &World, name: &str) -> ServiceAccount {
+async fn account(world: &TestEnv, name: &str) -> ServiceAccount {
     let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), &world.name);
     let account = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
     accounts.create(&PostParams::default(), &account).await.unwrap()
 }
 
-async fn token(world: &World, account: &str, audience: &str) -> String {
+async fn token(world: &TestEnv, account: &str, audience: &str) -> String {
     let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), &world.name);
     let request: TokenRequest = serde_json::from_value(json!({"spec": {"audiences": [audience]}})).unwrap();
     accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap().status.unwrap().token
@@ -45,7 +45,7 @@ fn rules(verbs: &[&str]) -> Value {
 }
 
 /// A service account with rights in its namespace only, and its token.
-pub async fn with_rights(world: &World, name: &str, verbs: &[&str]) -> String {
+pub async fn with_rights(world: &TestEnv, name: &str, verbs: &[&str]) -> String {
     account(world, name).await;
     let roles: Api<Role> = Api::namespaced(world.client.clone(), &world.name);
     let role = json!({"metadata": {"name": name}, "rules": rules(verbs)});
@@ -61,7 +61,7 @@ pub async fn with_rights(world: &World, name: &str, verbs: &[&str]) -> String {
 }
 
 /// Lets an account list events, too.
-pub async fn show_events(world: &World, account: &str) {
+pub async fn show_events(world: &TestEnv, account: &str) {
     let name = format!("{account}-events");
     let rules = json!([{"apiGroups": [""], "resources": ["events"], "verbs": ["list"]}]);
     let role = serde_json::from_value::<Role>(json!({"metadata": {"name": name}, "rules": rules})).unwrap();
@@ -76,7 +76,7 @@ pub async fn show_events(world: &World, account: &str) {
 }
 
 /// The same with rights everywhere.
-pub async fn administrator(world: &World) -> String {
+pub async fn administrator(world: &TestEnv) -> String {
     account(world, "admin").await;
     let name = format!("{}-admin", world.name);
     let roles: Api<ClusterRole> = Api::all(world.client.clone());
@@ -93,7 +93,7 @@ pub async fn administrator(world: &World) -> String {
 }
 
 /// A token that the cluster itself could have made, with another end.
-fn signed(world: &World, account: &ServiceAccount, end: i64) -> String {
+fn signed(world: &TestEnv, account: &ServiceAccount, end: i64) -> String {
     let pki = Path::new(&world.servers.kubeconfig).with_file_name("pki");
     let key = Command::new("openssl")
         .args(["pkcs8", "-topk8", "-nocrypt", "-outform", "DER", "-in"])
@@ -122,7 +122,7 @@ async fn post(sidecar: &Sidecar, path: &str, token: Option<&str>) -> Answer {
 
 #[tokio::test]
 async fn only_valid_tokens_for_this_audience_are_accepted() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     let nobody = account(&world, "nobody").await;
     let soon = Timestamp::now().as_second() + 3600;
@@ -150,7 +150,7 @@ async fn only_valid_tokens_for_this_audience_are_accepted() {
 
 #[tokio::test]
 async fn each_call_needs_the_right_of_the_object_behind_it() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
     apply_job(&world, "run", json!({})).await;
@@ -201,7 +201,7 @@ async fn each_call_needs_the_right_of_the_object_behind_it() {
 
 #[tokio::test]
 async fn reading_can_be_left_to_those_who_may_list_the_jobs() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Authorized), 1000).await;
     let viewer = with_rights(&world, "viewer", &["list"]).await;
     let admin = administrator(&world).await;

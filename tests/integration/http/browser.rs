@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::auth::administrator;
 use crate::{
     operator::{apply_schedule, quiet_interval},
-    support::{World, eventually, free_port, variable},
+    support::{TestEnv, eventually, free_port, variable},
 };
 
 /// What an element is called in WebDriver's answers. <https://www.w3.org/TR/webdriver2/#elements>
@@ -177,7 +177,7 @@ fn screenshots() -> PathBuf {
 
 #[tokio::test]
 async fn a_person_watches_and_controls_runs() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(30_000, 3).await;
     // Slow enough to be watched.
     let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     operator::{apply_job, apply_schedule},
-    support::{World, eventually},
+    support::{TestEnv, eventually},
 };
 
 /// Markup that would run in a page that does not escape it.
@@ -103,13 +103,13 @@ impl<'a> Browser<'a> {
 }
 
 /// A suspended schedule `users`, a run `open` and one, `failed`, that has failed, seen by a sidecar.
-pub async fn scene(world: &World) -> Sidecar {
+pub async fn scene(world: &TestEnv) -> Sidecar {
     let sidecar = Sidecar::new(world, Some(ReadAccess::Open), 1000).await;
     fill(world, &sidecar).await;
     sidecar
 }
 
-pub async fn fill(world: &World, sidecar: &Sidecar) {
+pub async fn fill(world: &TestEnv, sidecar: &Sidecar) {
     apply_schedule(world, "users", json!({"suspended": true})).await;
     apply_job(world, "open", json!({})).await;
     apply_job(world, "failed", json!({})).await;
@@ -136,7 +136,7 @@ pub async fn fill(world: &World, sidecar: &Sidecar) {
     .await;
 }
 
-pub fn pages(world: &World) -> [String; 6] {
+pub fn pages(world: &TestEnv) -> [String; 6] {
     let here = &world.name;
     [
         "/".to_owned(),
@@ -150,7 +150,7 @@ pub fn pages(world: &World) -> [String; 6] {
 
 #[tokio::test]
 async fn a_person_sees_and_may_do_what_their_token_may() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let here = &world.name;
     let suspend = format!("/ui/schedules/{here}/users/suspend");
@@ -197,7 +197,7 @@ async fn a_person_sees_and_may_do_what_their_token_may() {
 
 #[tokio::test]
 async fn elsewhere_is_nothing_to_see() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     for path in
@@ -211,7 +211,7 @@ async fn elsewhere_is_nothing_to_see() {
 
 #[tokio::test]
 async fn nobody_comes_in_without_a_valid_token() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let token = administrator(&world).await;
     let other = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
@@ -237,7 +237,7 @@ async fn nobody_comes_in_without_a_valid_token() {
 
 #[tokio::test]
 async fn each_login_is_a_new_session_and_a_logout_ends_it() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let token = administrator(&world).await;
     let planted = Browser { sidecar: &sidecar, cookie: Some("sync-operator=planted".to_owned()) };
@@ -265,7 +265,7 @@ async fn each_login_is_a_new_session_and_a_logout_ends_it() {
 
 #[tokio::test]
 async fn a_login_leads_to_pages_of_the_dashboard_only() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let token = administrator(&world).await;
     let browser = Browser::new(&sidecar);
@@ -284,7 +284,7 @@ async fn a_login_leads_to_pages_of_the_dashboard_only() {
 
 #[tokio::test]
 async fn forms_of_other_sites_do_nothing() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let token = administrator(&world).await;
     let browser = Browser::with_token(&sidecar, &token).await;
@@ -314,7 +314,7 @@ async fn forms_of_other_sites_do_nothing() {
 
 #[tokio::test]
 async fn no_page_can_be_framed_or_run_what_is_not_ours() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let style = browser.get("/").await.text;
@@ -339,7 +339,7 @@ async fn no_page_can_be_framed_or_run_what_is_not_ours() {
 
 #[tokio::test]
 async fn what_users_wrote_is_shown_as_text() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let quoted = "%3Cscript%3Ealert(1)%3C%2Fscript%3E%22'%3E%3Cimg%20src%3Dx%20onerror%3Dalert(2)%3E";
@@ -365,7 +365,7 @@ async fn what_users_wrote_is_shown_as_text() {
 
 #[tokio::test]
 async fn programs_get_what_they_always_got() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let answer = sidecar.get("/").await;
     assert_eq!((answer.problem(), &answer.body["detail"]), ((404, "not-found"), &Value::from("there is no /")));
@@ -389,7 +389,7 @@ async fn programs_get_what_they_always_got() {
 
 #[tokio::test]
 async fn events_are_for_those_who_may_list_runs() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Authorized), 1000).await;
     let here = format!("/ui/events?namespace={}", world.name);
     let listen = async |browser: &Browser<'_>, path: &str| {
@@ -408,7 +408,7 @@ async fn events_are_for_those_who_may_list_runs() {
 
 #[tokio::test]
 async fn sidecars_with_the_same_secret_know_each_others_sessions() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let token = administrator(&world).await;
     let sidecar = async |secret: &[u8]| {
         let sessions = Sessions::new(Some(secret), false).unwrap();
@@ -422,7 +422,7 @@ async fn sidecars_with_the_same_secret_know_each_others_sessions() {
 
 #[tokio::test]
 async fn the_dashboard_can_be_left_out() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::with(&world, settings(None)).await;
     let browser = Browser::new(&sidecar);
     for path in ["/", "/ui/login", "/ui/runs", "/ui/events"] {
@@ -433,7 +433,7 @@ async fn the_dashboard_can_be_left_out() {
 
 #[tokio::test]
 async fn a_secret_that_is_too_short_is_refused_at_the_start() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let file = std::env::temp_dir().join(&world.name);
     std::fs::write(&file, "short").unwrap();
     let mut operator = world.operator("api", &["--dashboard-key-file", file.to_str().unwrap()]);
@@ -444,7 +444,7 @@ async fn a_secret_that_is_too_short_is_refused_at_the_start() {
 
 #[tokio::test]
 async fn older_runs_are_a_page_away_with_the_same_filters() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for i in 0..55 {
         apply_job(&world, &format!("run-{i:02}"), json!({})).await;
@@ -477,7 +477,7 @@ fn settings(dashboard: Option<Sessions>) -> HttpSettings {
 #[tokio::test]
 #[ignore = "takes minutes"]
 async fn speed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let named = |i: usize| format!("schedule-{i:05}");
     let schedules = futures::stream::iter(0..10_000).for_each_concurrent(32, async |i| {

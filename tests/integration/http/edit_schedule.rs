@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     operator::{apply_schedule, events},
-    support::{World, eventually, free_port},
+    support::{TestEnv, eventually, free_port},
 };
 
 /// Percent-encodes a field of a form.
@@ -23,14 +23,14 @@ fn encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02X}"))
 }
 
-async fn notes(world: &World, reason: &str) -> Vec<String> {
+async fn notes(world: &TestEnv, reason: &str) -> Vec<String> {
     let about = events(world).await.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
     about.filter_map(|event| event.note).collect()
 }
 
 #[tokio::test]
 async fn a_note_tells_why_something_is_suspended_until_it_goes_on() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let page = format!("/ui/schedules/{}/users", world.name);
@@ -75,7 +75,7 @@ async fn a_note_tells_why_something_is_suspended_until_it_goes_on() {
 
 #[tokio::test]
 async fn when_a_schedule_is_due_can_be_changed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let page = format!("/ui/schedules/{}/users", world.name);
@@ -139,7 +139,7 @@ async fn when_a_schedule_is_due_can_be_changed() {
 
 #[tokio::test]
 async fn only_who_may_patch_a_schedule_can_change_it() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     apply_schedule(&world, "users", json!({})).await;
     eventually("the sidecar has seen it", async || {
@@ -164,7 +164,7 @@ async fn only_who_may_patch_a_schedule_can_change_it() {
 
 #[tokio::test]
 async fn a_user_edits_the_due_time_and_suspends_with_a_note() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     apply_schedule(&world, "users", json!({"interval": "20m"})).await;
     let port = free_port();
     let _operator = world.operator("all", &["--http-port", &port.to_string(), "--leader-lease-namespace", &world.name]);

@@ -17,11 +17,11 @@ use sync_operator::{
 use super::{Answer, Sidecar, settings};
 use crate::{
     operator::{apply_job, apply_schedule, events, finished, told},
-    support::{World, eventually},
+    support::{TestEnv, eventually},
 };
 
 /// Waits until the sidecar has seen a SyncJob in a state.
-async fn seen(sidecar: &Sidecar, world: &World, name: &str, phase: &str) {
+async fn seen(sidecar: &Sidecar, world: &TestEnv, name: &str, phase: &str) {
     eventually(&format!("the sidecar has seen {name}"), async || {
         let answer = sidecar.get(&format!("/jobs?namespace={}&phase={phase}&text={name}", world.name)).await;
         (answer.body["items"].as_array()?.iter().any(|item| item["name"] == name)).then_some(())
@@ -39,13 +39,13 @@ async fn seen_schedules(sidecar: &Sidecar, count: usize) {
 }
 
 /// Writes what the controller would write.
-async fn set_status(world: &World, name: &str, status: Value) {
+async fn set_status(world: &TestEnv, name: &str, status: Value) {
     let patch = Patch::Merge(json!({"status": status}));
     world.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
 /// A SyncJob that ended, as its controller would have left it.
-async fn ended(world: &World, name: &str, phase: &str, hours_ago: i64) {
+async fn ended(world: &TestEnv, name: &str, phase: &str, hours_ago: i64) {
     apply_job(world, name, json!({})).await;
     let at = k8s_openapi::jiff::Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_hours(hours_ago);
     let at = at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
@@ -53,13 +53,13 @@ async fn ended(world: &World, name: &str, phase: &str, hours_ago: i64) {
     set_status(world, name, json!({"phase": phase, "completionTime": at, "conditions": [condition]})).await;
 }
 
-async fn one_schedule(world: &World, sidecar: &Sidecar) {
+async fn one_schedule(world: &TestEnv, sidecar: &Sidecar) {
     let template = json!({"spec": {"batchSize": 7, "syncType": "Full"}});
     apply_schedule(world, "users", json!({"suspended": true, "jobTemplate": template})).await;
     seen_schedules(sidecar, 1).await;
 }
 
-async fn get_job(world: &World, answer: &Answer) -> SyncJob {
+async fn get_job(world: &TestEnv, answer: &Answer) -> SyncJob {
     assert_eq!(answer.code, 202, "{}", answer.body);
     let job = world.jobs().get(answer.body["name"].as_str().unwrap()).await.unwrap();
     assert_eq!(answer.body["jobId"], job.uid().unwrap());
@@ -70,7 +70,7 @@ async fn get_job(world: &World, answer: &Answer) -> SyncJob {
 
 #[tokio::test]
 async fn a_trigger_runs_the_template_and_the_schedule_counts_it() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(30, 0).await;
     let sidecar = Sidecar::open(&world).await;
     one_schedule(&world, &sidecar).await;
@@ -101,7 +101,7 @@ async fn a_trigger_runs_the_template_and_the_schedule_counts_it() {
 
 #[tokio::test]
 async fn the_same_idempotency_key_gives_the_same_job_again() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     one_schedule(&world, &sidecar).await;
     let trigger = async |key: &str, body: Value| {
@@ -122,7 +122,7 @@ async fn the_same_idempotency_key_gives_the_same_job_again() {
 
 #[tokio::test]
 async fn several_schedules_of_a_type_are_told_and_one_can_be_chosen() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let missing = sidecar.post("/jobs/trigger/issue-sync", Value::Null).await;
     assert_eq!(missing.problem(), (404, "not-found"));
@@ -143,7 +143,7 @@ async fn several_schedules_of_a_type_are_told_and_one_can_be_chosen() {
 
 #[tokio::test]
 async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     apply_schedule(&world, "a", json!({"interval": "1h"})).await;
     apply_schedule(&world, "b", json!({"interval": "1h"})).await;
@@ -179,7 +179,7 @@ async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
 
 #[tokio::test]
 async fn a_call_sees_the_effect_of_the_call_before_it() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let (one, other) = (Sidecar::open(&world).await, Sidecar::open(&world).await);
     one_schedule(&world, &one).await;
     seen_schedules(&other, 1).await;
@@ -199,7 +199,7 @@ async fn a_call_sees_the_effect_of_the_call_before_it() {
 
 #[tokio::test]
 async fn cleaning_up_deletes_what_ended_long_ago_and_nothing_else() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for (name, phase, hours) in [("old", "Complete", 30), ("bad", "Failed", 25), ("new", "Complete", 2)] {
         ended(&world, name, phase, hours).await;
@@ -231,7 +231,7 @@ async fn cleaning_up_deletes_what_ended_long_ago_and_nothing_else() {
 
 #[tokio::test]
 async fn a_run_that_its_schedule_has_not_counted_is_not_cleaned_up() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     one_schedule(&world, &sidecar).await;
     let answer = sidecar.post("/jobs/trigger/user-sync", Value::Null).await;
@@ -253,7 +253,7 @@ async fn a_run_that_its_schedule_has_not_counted_is_not_cleaned_up() {
 
 #[tokio::test]
 async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let filter = json!({"target": {"filter": {"age": {"$bigger": 3}}, "lastSyncedField": "seen"}});
     let uid = apply_job(&world, "run", filter).await.uid().unwrap();
@@ -290,7 +290,7 @@ async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
 }
 
 /// A SyncJob whose guard holds 400 removals, as its controller would have left it.
-async fn hold(world: &World, name: &str) {
+async fn hold(world: &TestEnv, name: &str) {
     let condition = json!({"type": "Held", "status": "True", "reason": "GuardExceeded",
         "message": "the run would mark 400 of 1000 documents: a1, a2", "lastTransitionTime": "2026-11-25T10:00:00Z"});
     set_status(world, name, json!({"phase": "Held", "counts": {"held": 400}, "conditions": [condition]})).await;
@@ -298,7 +298,7 @@ async fn hold(world: &World, name: &str) {
 
 #[tokio::test]
 async fn a_held_run_is_approved_with_the_number_that_was_seen() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let uid = apply_job(&world, "run", json!({})).await.uid().unwrap();
     seen(&sidecar, &world, "run", "Pending").await;
@@ -338,7 +338,7 @@ async fn a_held_run_is_approved_with_the_number_that_was_seen() {
 
 #[tokio::test]
 async fn what_cannot_be_read_is_a_problem_that_says_why() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let body = |content: &str, body: String| {
         Request::post("/jobs/cleanup").header("content-type", content).body(Body::from(body)).unwrap()
@@ -375,7 +375,7 @@ async fn what_cannot_be_read_is_a_problem_that_says_why() {
 
 #[tokio::test]
 async fn who_asks_too_often_is_told_when_to_come_back() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, None, 5).await;
     let mut refused = 0;
     for _ in 0..20 {
@@ -392,7 +392,7 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
 
 #[tokio::test]
 async fn more_calls_than_there_is_room_for_are_sent_away() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let one = NonZeroU32::MIN;
     let many = NonZeroU32::new(1000).unwrap();
     let settings = HttpSettings { requests_at_a_time: one, ..settings(None, many) };
@@ -416,7 +416,7 @@ async fn more_calls_than_there_is_room_for_are_sent_away() {
 
 #[tokio::test]
 async fn the_openapi_document_tells_of_every_call() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let document = sidecar.get("/openapi.json").await.body;
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"), "{}", document["openapi"]);

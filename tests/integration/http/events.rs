@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::Sidecar;
 use crate::{
     operator::apply_job,
-    support::{PATIENCE, World, eventually},
+    support::{PATIENCE, TestEnv, eventually},
 };
 
 /// An open stream of events.
@@ -82,14 +82,14 @@ impl Stream {
     }
 }
 
-async fn progress(world: &World, name: &str, progress: i32) {
+async fn progress(world: &TestEnv, name: &str, progress: i32) {
     let patch = Patch::Merge(json!({"status": {"phase": "Running", "progress": progress}}));
     world.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_stream_sends_a_run_at_once_then_at_most_once_a_second() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let mut stream = Stream::open(&sidecar, "/events", None).await;
     apply_job(&world, "run", json!({})).await;
@@ -109,7 +109,7 @@ async fn a_stream_sends_a_run_at_once_then_at_most_once_a_second() {
 
 #[tokio::test]
 async fn a_client_that_reconnects_gets_what_it_missed_only() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for name in ["gone", "same", "moved"] {
         apply_job(&world, name, json!({})).await;
@@ -148,7 +148,7 @@ async fn a_client_that_reconnects_gets_what_it_missed_only() {
 
 #[tokio::test]
 async fn a_stream_has_the_filtered_runs_and_ends_with_the_process() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let mut stream = Stream::open(&sidecar, "/events?namespace=elsewhere", None).await;
     apply_job(&world, "run", json!({})).await;

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::support::World;
+use crate::support::TestEnv;
 
 /// The sidecar of a world, in this process.
 pub struct Sidecar {
@@ -52,17 +52,17 @@ impl Answer {
 
 impl Sidecar {
     /// One that lets everyone do everything.
-    pub async fn open(world: &World) -> Self {
+    pub async fn open(world: &TestEnv) -> Self {
         Self::new(world, None, 1_000_000).await
     }
 
-    pub async fn new(world: &World, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
+    pub async fn new(world: &TestEnv, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
         let dashboard = Some(Sessions::new(None, false).unwrap());
         let settings = settings(reads, requests_per_second.try_into().unwrap());
         Self::with(world, HttpSettings { dashboard, ..settings }).await
     }
 
-    pub async fn with(world: &World, settings: HttpSettings) -> Self {
+    pub async fn with(world: &TestEnv, settings: HttpSettings) -> Self {
         let (objects, watches) = Objects::watch(world.client.clone(), Some(&world.name));
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(watches));

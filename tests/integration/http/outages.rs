@@ -9,7 +9,7 @@ use crate::{
     http::Sidecar,
     operator::apply_schedule,
     servers::Own,
-    support::{World, eventually},
+    support::{TestEnv, eventually},
 };
 
 /// What a Prometheus or a load balancer waits for.
@@ -30,7 +30,7 @@ async fn until_health(sidecar: &Sidecar, missing: &str) {
 #[tokio::test]
 async fn without_redis_the_last_counts_are_told_with_their_time() {
     let (redis, servers) = Own::up("redis");
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     let sidecar = Sidecar::open(&world).await;
     let before = sidecar.get("/jobs/status").await.body;
     assert_eq!(before["counts"]["active"], 0);
@@ -55,7 +55,7 @@ async fn without_redis_the_last_counts_are_told_with_their_time() {
 async fn without_the_api_server_reads_work_and_writes_are_refused() {
     let (kube, servers) = Own::up("kube");
     kube.install_crds();
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     let sidecar = Sidecar::open(&world).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
     eventually("the sidecar has seen the schedule", async || {

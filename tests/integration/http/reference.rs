@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::auth::administrator;
 use crate::{
     operator::{apply_job, apply_schedule, get, quiet_interval, under_way},
-    support::{World, eventually, free_port},
+    support::{TestEnv, eventually, free_port},
 };
 
 const PAGE: &str = "docs/reference/http.md";
@@ -52,7 +52,7 @@ fn pretty(answer: &Value) -> String {
 
 #[tokio::test]
 async fn the_examples_of_the_reference_have_the_listed_answers() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let port = free_port();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];

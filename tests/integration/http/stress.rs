@@ -14,7 +14,7 @@ use tokio::{
 use super::auth::administrator;
 use crate::{
     operator::{apply_job, apply_schedule, finished, get, quiet_interval},
-    support::{World, eventually, free_port, unique},
+    support::{TestEnv, eventually, free_port, unique},
 };
 
 const BAD_REQUESTS: u64 = 10_000;
@@ -82,7 +82,7 @@ fn bad_request(seed: u64) -> Vec<u8> {
 
 #[tokio::test]
 async fn bad_slow_and_idle_clients_leave_room_for_others() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (mut operator, port) = world.all(&["--http-requests-per-second", "100000"]);
     serving(port).await;
@@ -129,7 +129,7 @@ async fn bad_slow_and_idle_clients_leave_room_for_others() {
 
 #[tokio::test]
 async fn a_call_under_way_is_answered_when_the_process_stops() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let (mut operator, port) = world.all(&[]);
     serving(port).await;
     let mut call = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -152,7 +152,7 @@ async fn a_call_under_way_is_answered_when_the_process_stops() {
 
 #[tokio::test]
 async fn a_renewed_certificate_is_served_without_a_restart() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let folder: PathBuf = std::env::temp_dir().join(unique("tls"));
     fs::create_dir(&folder).unwrap();
     let (certificate, key) = (folder.join("tls.crt"), folder.join("tls.key"));
@@ -188,7 +188,7 @@ async fn a_renewed_certificate_is_served_without_a_restart() {
 /// The calls keep what the document says of them, whatever is sent.
 #[tokio::test]
 async fn an_openapi_fuzzer_finds_nothing() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let port = free_port().to_string();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port, "--http-requests-per-second", "100000"];
     let _operator = world.operator("all", &http);

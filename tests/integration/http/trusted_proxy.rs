@@ -27,12 +27,12 @@ use super::{
 };
 use crate::{
     operator::{apply_schedule, told},
-    support::{World, eventually, free_port, variable},
+    support::{TestEnv, eventually, free_port, variable},
 };
 
 const PROXY: [u8; 4] = [10, 1, 2, 3];
 
-async fn sidecar(world: &World, prefix: Option<&str>) -> Sidecar {
+async fn sidecar(world: &TestEnv, prefix: Option<&str>) -> Sidecar {
     let [user, groups] = ["x-forwarded-user", "x-forwarded-groups"].map(HeaderName::from_static);
     let proxies = Proxies::new(&["10.1.0.0/16".parse().unwrap()], user, groups);
     let dashboard = Some(Sessions::new(None, false).unwrap());
@@ -42,7 +42,7 @@ async fn sidecar(world: &World, prefix: Option<&str>) -> Sidecar {
 }
 
 /// Gives a user or a group rights in the world's namespace.
-async fn allow(world: &World, kind: &str, subject: &str, verbs: &[&str]) {
+async fn allow(world: &TestEnv, kind: &str, subject: &str, verbs: &[&str]) {
     let create = PostParams::default();
     let rules = json!([{"apiGroups": [GROUP], "resources": ["syncjobs", "syncschedules"], "verbs": verbs}]);
     let role = json!({"metadata": {"name": subject}, "rules": rules});
@@ -72,7 +72,7 @@ async fn send(sidecar: &Sidecar, peer: [u8; 4], method: &str, path: &str, header
 
 #[tokio::test]
 async fn whom_a_proxy_names_may_do_what_kubernetes_lets_them() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = sidecar(&world, None).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
     allow(&world, "User", "alice@example.com", &["list"]).await;
@@ -110,7 +110,7 @@ async fn whom_a_proxy_names_may_do_what_kubernetes_lets_them() {
 
 #[tokio::test]
 async fn who_is_no_trusted_proxy_is_not_believed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = sidecar(&world, None).await;
     allow(&world, "User", "alice", &["*"]).await;
     let alice = [("x-forwarded-user", "alice"), ("x-forwarded-groups", "system:masters")];
@@ -133,7 +133,7 @@ async fn who_is_no_trusted_proxy_is_not_believed() {
 
 #[tokio::test]
 async fn below_a_path_everything_that_leads_somewhere_leads_there() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = sidecar(&world, Some("/sync")).await;
     let token = administrator(&world).await;
     fill(&world, &sidecar).await;
@@ -175,7 +175,7 @@ struct Nginx {
 }
 
 impl Nginx {
-    fn start(world: &World, tokens: u16, users: u16, to: u16) -> Self {
+    fn start(world: &TestEnv, tokens: u16, users: u16, to: u16) -> Self {
         let folder = format!("{}/{}", env!("CARGO_TARGET_TMPDIR"), world.name);
         fs::create_dir_all(&folder).unwrap();
         let subject = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"];
@@ -218,7 +218,7 @@ impl Drop for Nginx {
 
 #[tokio::test]
 async fn a_person_works_below_a_path_of_a_proxy() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(30_000, 3).await;
     let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});
     apply_schedule(&world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;

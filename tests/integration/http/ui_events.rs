@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Sidecar, events::Stream};
 use crate::{
     operator::{apply_job, apply_schedule},
-    support::{PATIENCE, World, eventually, free_port},
+    support::{PATIENCE, TestEnv, eventually, free_port},
 };
 
 const PAGES: usize = 500;
@@ -39,7 +39,7 @@ async fn told_of_all(stream: &mut Stream) -> String {
 
 #[tokio::test]
 async fn an_open_page_is_told_that_something_changed_where_it_looks() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let here = format!("/ui/events?namespace={}", world.name);
     let mut all = Stream::open(&sidecar, "/ui/events", None).await;
@@ -74,7 +74,7 @@ async fn an_open_page_is_told_that_something_changed_where_it_looks() {
 #[tokio::test]
 #[ignore = "takes a minute"]
 async fn load() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let port = free_port();
     let http = ["--insecure-no-auth", "--http-requests-per-second", "100000", "--http-port", &port.to_string()];
     let operator = world.operator("api", &http);

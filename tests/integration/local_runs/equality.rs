@@ -18,7 +18,7 @@ use super::Local;
 use crate::{
     operator::finished,
     sources::{ALLOWED, secret},
-    support::{World, confirmed, source, unique},
+    support::{TestEnv, confirmed, source, unique},
     upstream::{Peculiar, Upstream},
 };
 
@@ -96,7 +96,7 @@ async fn fill(database: &Database, collection: &str, documents: &[Document], key
 }
 
 /// Runs `job` on the cluster and `manifest` locally, over equal documents, and compares what they leave.
-async fn compare(world: &World, job: &SyncJob, manifest: &str, documents_before: &[Document], what: &str) -> Value {
+async fn compare(world: &TestEnv, job: &SyncJob, manifest: &str, documents_before: &[Document], what: &str) -> Value {
     let collection = job.spec.target.collection.clone().unwrap();
     let local = Local::new().await;
     for database in [&world.database, &local.database] {
@@ -269,7 +269,7 @@ async fn random_specs_leave_what_they_leave_on_a_cluster() {
     let seed = number("SEED").unwrap_or_else(rand::random);
     println!("SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let (_operator, _) = world.all(&ALLOWED);
     for number in 0..number("SPECS").unwrap_or(20) {
         peculiar(&mut random, &upstream);
@@ -287,7 +287,7 @@ async fn random_specs_leave_what_they_leave_on_a_cluster() {
 }
 
 /// The SyncJob of a sample, and the sample, for a collection and a source of the test's own.
-fn sample(path: &str, upstream: &Upstream, world: &World, collection: &str) -> (SyncJob, String) {
+fn sample(path: &str, upstream: &Upstream, world: &TestEnv, collection: &str) -> (SyncJob, String) {
     let text = fs::read_to_string(format!("manifests/samples/{path}")).unwrap();
     let text = text
         .replace("https://gitlab.com/api/graphql", &upstream.url)
@@ -314,7 +314,7 @@ fn sample(path: &str, upstream: &Upstream, world: &World, collection: &str) -> (
 
 #[tokio::test]
 async fn samples_leave_what_they_leave_on_a_cluster() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     secret(&world, "gitlab", &[("token", "glpat-x")], "127.0.0.1").await;
     let (_operator, _) = world.all(&ALLOWED);
     upstream.books().token = Some("glpat-x".to_owned());

@@ -6,7 +6,7 @@ use bson::doc;
 use serde_json::{Value, json};
 
 use super::{ALLOWED, ONE, counts, limited_runs, run, spec, with};
-use crate::{support::World, upstream::Upstream};
+use crate::{support::TestEnv, upstream::Upstream};
 
 #[tokio::test]
 #[ignore = "for a quiet machine: make bench-sources"]
@@ -27,7 +27,7 @@ async fn a_rate_is_never_exceeded_and_well_used() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "for a quiet machine: make bench-sources"]
 async fn ten_thousand_users_from_a_slow_server() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(10_000, 0).await;
     // Real runs are further apart than the 5 min for which MongoDB keeps what documents were before; these are not. And it
     // makes a checkpoint each minute by default, in the tests every 2 s.
@@ -59,7 +59,7 @@ async fn ten_thousand_users_from_a_slow_server() {
 }
 
 /// Runs with 8 requests in flight at a server that takes a while, and tells how much of that time they waited for it.
-async fn share(world: &World, upstream: &Upstream, name: &str, spec: &Value, delay: Duration) {
+async fn share(world: &TestEnv, upstream: &Upstream, name: &str, spec: &Value, delay: Duration) {
     {
         let mut books = upstream.books();
         (books.delay, books.took) = (delay, Duration::ZERO);

@@ -24,7 +24,7 @@ impl Chromium {
 }
 
 /// An operator with a schedule whose runs can be watched and one whose runs fail, and where its dashboard is.
-async fn operator(world: &World) -> (Operator, String) {
+async fn operator(world: &TestEnv) -> (Operator, String) {
     world.seed(3_000, 30).await;
     let slow = json!({"spec": {"batchSize": 10, "parallelism": 1}});
     apply_schedule(world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
@@ -41,7 +41,7 @@ async fn operator(world: &World) -> (Operator, String) {
 
 #[tokio::test]
 async fn a_person_sees_how_a_run_went() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let (_operator, site) = operator(&world).await;
     let editor = with_rights(&world, "editor", &EDIT).await;
     show_events(&world, "editor").await;
@@ -85,7 +85,7 @@ async fn a_person_sees_how_a_run_went() {
 
 #[tokio::test]
 async fn a_person_finds_runs_and_does_things_to_many() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let (_operator, site) = operator(&world).await;
     let browser = Chromium::start().await;
     browser.log_in(&site, &with_rights(&world, "editor", &EDIT).await).await;

@@ -7,7 +7,7 @@ use super::*;
 use crate::{http::auth::show_events, operator::events, support::unique};
 
 /// Makes a run one that has failed, with documents that failed.
-async fn fail(world: &World, name: &str, message: &str, failures: &Value, failed: i64) {
+async fn fail(world: &TestEnv, name: &str, message: &str, failures: &Value, failed: i64) {
     let at = "2026-11-25T10:00:00Z";
     let condition = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": message, "lastTransitionTime": at});
     let status = json!({
@@ -24,7 +24,7 @@ fn documents(count: usize, message: &str) -> Value {
     (1..=count).map(failure).collect()
 }
 
-async fn tell(world: &World, job: &SyncJob, note: &str) {
+async fn tell(world: &TestEnv, job: &SyncJob, note: &str) {
     let event = Event {
         metadata: kube::api::ObjectMeta {
             name: Some(format!("{}.{}", job.name_any(), unique("e"))),
@@ -54,7 +54,7 @@ async fn seen(sidecar: &Sidecar, query: &str, count: usize) {
 
 #[tokio::test]
 async fn a_run_page_shows_attempts_failures_events_and_logs() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let logs = "https://logs.example/?q={uid}&name={name}".parse().unwrap();
     let sessions = Sessions::new(None, false).unwrap();
     let sidecar = Sidecar::with(&world, HttpSettings { logs: Some(logs), ..settings(Some(sessions)) }).await;
@@ -109,7 +109,7 @@ async fn a_run_page_shows_attempts_failures_events_and_logs() {
 
 #[tokio::test]
 async fn a_held_run_says_why_and_is_approved_with_its_number() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     apply_job(&world, "held", json!({})).await;
     let message = format!("the run would mark 1400 of 2000 documents: a1, {MARKUP}");
@@ -147,7 +147,7 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
 
 #[tokio::test]
 async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for name in ["a-one", "b-two", "c-three"] {
         apply_job(&world, name, json!({})).await;
@@ -200,7 +200,7 @@ async fn through(browser: &Browser<'_>, action: &str, form: &str) -> (Seen, Seen
 
 #[tokio::test]
 async fn permitted_users_cancel_retry_and_delete_many_runs() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let here = &world.name;
     let both = format!("run={here}/open&run={here}/failed&run={here}/none&run=elsewhere/open");
@@ -274,7 +274,7 @@ async fn permitted_users_cancel_retry_and_delete_many_runs() {
 
 #[tokio::test]
 async fn a_bulk_action_covers_all_matches_and_no_later_run() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let create = async |name: String| apply_job(&world, &name, json!({"suspended": true})).await;
     futures::stream::iter(0..210).for_each_concurrent(16, async |i| drop(create(format!("many-{i:03}")).await)).await;
@@ -319,7 +319,7 @@ async fn a_bulk_action_covers_all_matches_and_no_later_run() {
 
 #[tokio::test]
 async fn other_sites_and_markup_do_nothing_to_many_runs() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let form = format!("action=cancel&run={}/open", world.name);
