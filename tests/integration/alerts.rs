@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sync_operator::api::{SyncAlert, SyncAlertStatus};
 
 use crate::{
-    operator::{apply_once, told},
+    operator::{apply_once, wait_for_events},
     servers::Own,
     sinks::{HttpSink, Instead, MailSink, PASSWORD, Taken, USER},
     sources::{ALLOWED, secret},
@@ -170,7 +170,7 @@ async fn each_sink_gets_each_alert_once_beside_failing_ones() {
         ((bad.name.as_str(), bad.last_error.as_deref()) == ("bad", Some("it answered with 500"))).then_some(())
     })
     .await;
-    told(&world, "team", &["SinkFailing"]).await;
+    wait_for_events(&world, "team", &["SinkFailing"]).await;
 
     http.takes("/bad", 1).await;
     eventually("it is known to be told", async || {
@@ -183,7 +183,7 @@ async fn each_sink_gets_each_alert_once_beside_failing_ones() {
         messages.sort();
         assert_eq!(messages, ["firing RunFailed first", "firing RunFailed second"], "{path}");
     }
-    told(&world, "team", &["SinkRecovered"]).await;
+    wait_for_events(&world, "team", &["SinkRecovered"]).await;
 }
 
 #[tokio::test]
@@ -304,7 +304,7 @@ async fn a_test_is_sent_once_when_it_is_asked_for() {
     ask("2").await;
     http.takes(HOOK, 2).await;
     assert_eq!(http.told(HOOK), ["firing Test ", "firing Test "]);
-    told(&world, "team", &["TestDelivered"]).await;
+    wait_for_events(&world, "team", &["TestDelivered"]).await;
 }
 
 #[tokio::test]

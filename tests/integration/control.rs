@@ -15,7 +15,7 @@ use sync_operator::{
 use tokio::time::Instant;
 
 use crate::{
-    operator::{apply_job, apply_once, finished, slow, told},
+    operator::{apply_job, apply_once, finished, slow, wait_for_events},
     support::{TestEnv, eventually},
 };
 
@@ -84,7 +84,7 @@ async fn a_suspended_run_keeps_its_progress_and_resumes() {
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
     assert_eq!(status.counts.unwrap().updated, i64::from(USERS));
     assert_eq!(stamped(&world).await, USERS as u64);
-    told(&world, "run", &["RunSuspended", "RunResumed", "RunCompleted"]).await;
+    wait_for_events(&world, "run", &["RunSuspended", "RunResumed", "RunCompleted"]).await;
 }
 
 #[tokio::test]
@@ -112,7 +112,7 @@ async fn a_cancelled_run_ends_as_failed_and_writes_no_more() {
     let done = at_rest(&world).await;
     assert!(done < USERS as u64);
     assert_eq!(job.status.unwrap().counts.unwrap().processed as u64, done);
-    told(&world, "run", &["RunCancelled"]).await;
+    wait_for_events(&world, "run", &["RunCancelled"]).await;
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use sync_operator::{
 use crate::{
     alerts::{apply_alert, signing_key, webhook},
     control::{phase, reason},
-    operator::{apply_job, apply_once, finished, told},
+    operator::{apply_job, apply_once, finished, wait_for_events},
     sinks::HttpSink,
     sources::{ALLOWED, ended, run},
     support::{Operator, TestEnv, eventually, source},
@@ -76,7 +76,7 @@ async fn a_held_run_removes_what_was_approved_and_no_more() {
     let held = status.conditions.iter().find(|condition| condition.type_ == "Held").unwrap();
     assert!(held.message.contains("would mark 10 of 12 confirmed documents"), "{}", held.message);
     assert!(held.message.contains("kubectl annotate syncjob few sync.codex.dev/approve=10"), "{}", held.message);
-    told(&world, "few", &["RunHeld"]).await;
+    wait_for_events(&world, "few", &["RunHeld"]).await;
     assert!(marked(&world).await.is_empty());
 
     annotate(&world, "few", APPROVE_ANNOTATION, "9").await;
@@ -86,7 +86,7 @@ async fn a_held_run_removes_what_was_approved_and_no_more() {
     let job = finished(&world, "few").await;
     assert!(is_complete(&job), "{:?}", job.status);
     assert_eq!(reason(&job, "Held"), None);
-    told(&world, "few", &["RunApproved", "RunCompleted"]).await;
+    wait_for_events(&world, "few", &["RunApproved", "RunCompleted"]).await;
     let counts = job.status.unwrap().counts.unwrap();
     assert_eq!((counts.marked, counts.held), (Some(10), None));
     assert_eq!(marked(&world).await, (2..12).collect::<Vec<_>>());
@@ -133,8 +133,8 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     let superseded = finished(&world, &older).await;
     assert_eq!(reason(&superseded, "Failed").as_deref(), Some("Superseded"));
     assert_eq!(superseded.annotations()[SUPERSEDED_BY_ANNOTATION], newer);
-    told(&world, &older, &["RunHeld", "RunCancelled"]).await;
-    told(&world, "people", &["RunSuperseded"]).await;
+    wait_for_events(&world, &older, &["RunHeld", "RunCancelled"]).await;
+    wait_for_events(&world, "people", &["RunSuperseded"]).await;
 
     upstream.books().people = 12;
     let last = trigger("c").await;
@@ -172,7 +172,7 @@ async fn a_held_run_that_redis_lost_waits_for_its_approval() {
             annotate(&world, name, APPROVE_ANNOTATION, "10").await;
             let job = finished(&world, name).await;
             assert!(is_complete(&job), "{:?}", job.status);
-            told(&world, name, &["RunApproved"]).await;
+            wait_for_events(&world, name, &["RunApproved"]).await;
             let status = job.status.unwrap();
             assert_eq!((status.counts.unwrap().marked, status.start_time), (Some(10), started));
             assert_eq!(marked(&world).await, (2..12).collect::<Vec<_>>());

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::{
     control::{reason, runs_in_redis},
-    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
+    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, wait_for_events},
     servers::Own,
     support::{TestEnv, eventually},
 };
@@ -84,7 +84,7 @@ async fn an_unreadable_object_harms_only_itself() {
     for condition in ["Ready", "Stalled"] {
         unreadable::<SyncSchedule>(&world, "deep", condition).await;
     }
-    told(&world, "newer", &["Unreadable"]).await;
+    wait_for_events(&world, "newer", &["Unreadable"]).await;
     apply_job(&world, "beside", json!({"syncType": "Full"})).await;
     finished(&world, "beside").await;
     let log = operator.log();
@@ -152,7 +152,7 @@ async fn a_quota_is_told_and_runs_go_on_when_it_is_lifted() {
     assert!(message.contains("Could not create a SyncJob") && message.contains("quota"), "{message}");
     let skip = until(&world, "a slot is skipped", |status| status.last_skip.clone()).await;
     assert_eq!(skip.reason, "CreateFailed");
-    told(&world, "users", &["CreateFailed", "RunSkipped"]).await;
+    wait_for_events(&world, "users", &["CreateFailed", "RunSkipped"]).await;
     let log = operator.log();
     let warned = log.lines().filter(|line| line.contains("WARN") && line.contains("a request for an object failed"));
     assert_eq!(warned.count(), 1, "{log}");

@@ -99,10 +99,10 @@ pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
 }
 
 /// Waits until an object's events have these reasons: they come some time after what they tell of.
-pub async fn told(world: &TestEnv, object: &str, reasons: &[&str]) {
+pub async fn wait_for_events(world: &TestEnv, object: &str, reasons: &[&str]) {
     eventually(&format!("events tell {reasons:?} of {object}"), async || {
-        let told = event_reasons(world, object).await;
-        reasons.iter().all(|reason| told.contains(*reason)).then_some(())
+        let found = event_reasons(world, object).await;
+        reasons.iter().all(|reason| found.contains(*reason)).then_some(())
     })
     .await;
 }
@@ -163,8 +163,8 @@ async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
     assert_eq!(get(port, "/livez").await.unwrap().0, 200);
     assert_eq!(get(port, "/readyz").await.unwrap().0, 200);
 
-    told(&world, "user-sync", &["RunCreated"]).await;
-    told(&world, &names[0], &["RunCompleted"]).await;
+    wait_for_events(&world, "user-sync", &["RunCreated"]).await;
+    wait_for_events(&world, &names[0], &["RunCompleted"]).await;
     assert_eq!(operator.stop().await, Some(0));
 }
 
@@ -300,7 +300,7 @@ async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
     assert_all_done(&job, 3_000);
     let status = job.status.unwrap();
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(1)));
-    told(&world, "run", &["RunRecovered"]).await;
+    wait_for_events(&world, "run", &["RunRecovered"]).await;
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use tokio::select;
 use crate::{
     control::phase,
     crashes::{Wire, leading_behind},
-    operator::{apply_job, finished, told},
+    operator::{apply_job, finished, wait_for_events},
     sources::{ALLOWED, counts, ended, failures, with},
     support::{TestEnv, confirmed, eventually},
     upstream::{Instead, Peculiar, Upstream},
@@ -116,7 +116,7 @@ async fn a_failed_run_leaves_every_document_as_it_was() {
         assert_eq!((status.attempts, status.attempt_history.len()), (Some(1), 1), "a rollback is no attempt");
         assert!(all(&world).await == before, "{name}");
         assert_eq!(journals(&world).await, [""; 0]);
-        told(&world, name, &["RunFailed"]).await;
+        wait_for_events(&world, name, &["RunFailed"]).await;
     }
 }
 

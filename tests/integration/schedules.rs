@@ -21,7 +21,7 @@ use tokio::time::sleep;
 
 use crate::{
     control::reason,
-    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
+    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, wait_for_events},
     support::{Servers, TestEnv, eventually},
 };
 
@@ -76,7 +76,7 @@ async fn forbid_skips_slots_while_a_run_is_under_way_and_tells() {
     let status = status(&world, "users").await.unwrap();
     assert_eq!((status.active.len(), status.last_skip.unwrap().reason.as_str()), (1, "Active"));
     assert_eq!(jobs(&world).await.len(), 1);
-    told(&world, "users", &["RunSkipped"]).await;
+    wait_for_events(&world, "users", &["RunSkipped"]).await;
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn replace_cancels_the_active_run_and_starts_after_its_end() {
             assert!(start.0 >= ended, "{} started at {} and ended at {ended}", pair[1].name_any(), start.0);
         }
     }
-    told(&world, "users", &["RunReplaced"]).await;
+    wait_for_events(&world, "users", &["RunReplaced"]).await;
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
             (is_true(&status.conditions, "Ready") && status.runs.succeeded > 0).then_some(())
         })
         .await;
-        told(&world, "users", &["InvalidSchedule"]).await;
+        wait_for_events(&world, "users", &["InvalidSchedule"]).await;
         world.schedules().delete("users", &DeleteParams::default()).await.unwrap();
         eventually("it is gone", async || world.schedules().get_opt("users").await.unwrap().is_none().then_some(()))
             .await;
@@ -238,7 +238,7 @@ async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
     sleep(Duration::from_secs(2)).await;
     assert_eq!(jobs(&world).await.len(), 3, "no slot was started");
     assert_eq!(world.schedules().get("users").await.unwrap().metadata.generation, Some(1), "the spec is the user's");
-    told(&world, "users", &["ScheduleStalled"]).await;
+    wait_for_events(&world, "users", &["ScheduleStalled"]).await;
     let of_reason = |event: &k8s_openapi::api::events::v1::Event| event.reason.as_deref() == Some("ScheduleStalled");
     assert_eq!(events(&world).await.iter().filter(|event| of_reason(event)).count(), 1);
 
@@ -340,7 +340,7 @@ async fn a_slot_is_skipped_when_a_foreign_job_has_its_name() {
     let status = status(&world, "users").await.unwrap();
     assert_eq!((status.runs.total, status.runs.skipped, status.active.len()), (0, 1, 0));
     assert_eq!(world.jobs().get(&name).await.unwrap().spec.priority, 7);
-    told(&world, "users", &["NameCollision"]).await;
+    wait_for_events(&world, "users", &["NameCollision"]).await;
 }
 
 /// An interval whose newest slot is 1 to 60 minutes ago.
@@ -374,7 +374,7 @@ async fn the_starting_deadline_decides_about_a_slot_that_was_missed() {
     assert_eq!((long.runs.total, long.last_skip.unwrap().reason.as_str()), (1, "CatchUp"), "older slots");
     assert_eq!((short.runs.total, short.last_skip.unwrap().reason.as_str()), (0, "Deadline"));
     assert_eq!(short.runs.skipped, long.runs.skipped + 1);
-    told(&world, "short", &["RunSkipped"]).await;
+    wait_for_events(&world, "short", &["RunSkipped"]).await;
     let names: Vec<_> = jobs(&world).await.iter().map(ResourceExt::name_any).collect();
     assert_eq!(names, [format!("long-{}", long.last_schedule_time.unwrap().0.as_second())]);
 }
@@ -525,7 +525,7 @@ async fn slots_go_on_after_a_clock_that_was_ahead() {
     {
         assert!(time < after, "{time}");
     }
-    told(&world, "users", &["ClockSkew"]).await;
+    wait_for_events(&world, "users", &["ClockSkew"]).await;
 }
 
 /// What a Redis leaves behind whose clock was ahead, or an application that stores local times.
@@ -545,5 +545,5 @@ async fn stamps_in_the_future_are_replaced_or_reported() {
     assert_eq!((counts.updated, counts.unchanged), (5, 5));
     assert!(find(&status.conditions, "Complete").unwrap().message.contains("stamps are in the future"), "{status:?}");
     assert_eq!(world.count(doc! {"lastSynced": {"$gt": later(60)}}).await, 0);
-    told(&world, "users", &["StampsAhead"]).await;
+    wait_for_events(&world, "users", &["StampsAhead"]).await;
 }

@@ -16,7 +16,7 @@ use sync_operator::{
 
 use super::{Answer, Sidecar, settings};
 use crate::{
-    operator::{apply_job, apply_schedule, events, finished, told},
+    operator::{apply_job, apply_schedule, events, finished, wait_for_events},
     support::{TestEnv, eventually},
 };
 
@@ -96,7 +96,7 @@ async fn a_trigger_runs_the_template_and_the_schedule_counts_it() {
         ((status.runs.succeeded, status.active_count) == (22, Some(0))).then_some(())
     })
     .await;
-    told(&world, "users", &["TriggeredByCall"]).await;
+    wait_for_events(&world, "users", &["TriggeredByCall"]).await;
 }
 
 #[tokio::test]
@@ -174,7 +174,7 @@ async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
     assert_eq!(answer.body, all);
     assert!(!suspended().await);
     assert_eq!(sidecar.post("/jobs/pause?schedule=c", Value::Null).await.problem(), (404, "not-found"));
-    told(&world, "open", &["PausedByCall"]).await;
+    wait_for_events(&world, "open", &["PausedByCall"]).await;
 }
 
 #[tokio::test]
@@ -320,7 +320,7 @@ async fn a_held_run_is_approved_with_the_number_that_was_seen() {
     assert_eq!((answer.code.as_u16(), &answer.body), (200, &changed));
     assert_eq!(world.jobs().get("run").await.unwrap().annotations()["sync.codex.dev/approve"], "400");
     assert_eq!(approve(json!(400.0)).await.body["changed"], false);
-    told(&world, "run", &["ApprovedByCall"]).await;
+    wait_for_events(&world, "run", &["ApprovedByCall"]).await;
     let events = events(&world).await;
     let approvals: Vec<_> = events.iter().filter(|event| event.reason.as_deref() == Some("ApprovedByCall")).collect();
     assert_eq!(approvals.len(), 1);

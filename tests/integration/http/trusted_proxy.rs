@@ -26,7 +26,7 @@ use super::{
     settings,
 };
 use crate::{
-    operator::{apply_schedule, told},
+    operator::{apply_schedule, wait_for_events},
     support::{TestEnv, eventually, free_port, variable},
 };
 
@@ -105,7 +105,7 @@ async fn whom_a_proxy_names_may_do_what_kubernetes_lets_them() {
     assert!(world.schedules().get("users").await.unwrap().spec.suspended);
     assert_eq!(send(&sidecar, PROXY, "POST", &resume, &[alice, team, form]).await.0, 303);
     assert!(!world.schedules().get("users").await.unwrap().spec.suspended);
-    told(&world, "users", &["ResumedByCall"]).await;
+    wait_for_events(&world, "users", &["ResumedByCall"]).await;
 }
 
 #[tokio::test]
