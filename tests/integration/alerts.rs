@@ -129,7 +129,7 @@ async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
     http.takes("/services/T0/secret-path", 2).await;
     http.takes("/events", 2).await;
     assert_signed(&http.takes(HOOK, 2).await[1]);
-    assert_eq!(http.told(HOOK), ["firing RunFailed user-sync", "resolved RunFailed user-sync"]);
+    assert_eq!(http.notifications(HOOK), ["firing RunFailed user-sync", "resolved RunFailed user-sync"]);
     assert!(mail.takes(2).await[1].contains("RESOLVED RunFailed user-sync"));
 
     let status = eventually("nothing is left to tell", async || {
@@ -179,7 +179,7 @@ async fn each_sink_gets_each_alert_once_beside_failing_ones() {
     })
     .await;
     for path in ["/bad", "/good"] {
-        let mut messages = http.told(path);
+        let mut messages = http.notifications(path);
         messages.sort();
         assert_eq!(messages, ["firing RunFailed first", "firing RunFailed second"], "{path}");
     }
@@ -257,31 +257,31 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     operator.kill();
     let operator = start();
     settled(&world, 1).await;
-    assert!(http.told(HOOK).len() <= 2, "{:?}", http.told(HOOK));
+    assert!(http.notifications(HOOK).len() <= 2, "{:?}", http.notifications(HOOK));
 
     // What was told is known without Redis.
     drop(operator);
     let client = redis::Client::open(url).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
-    let firing = http.told(HOOK).len();
+    let firing = http.notifications(HOOK).len();
     let operator = start();
     run_again(&world, "user-sync", "1", true).await;
     counted(&world, "user-sync", 2).await;
     settled(&world, 1).await;
-    assert_eq!(http.told(HOOK).len(), firing, "a problem that lasts is not told anew");
+    assert_eq!(http.notifications(HOOK).len(), firing, "a problem that lasts is not told anew");
 
     run_again(&world, "user-sync", "2", false).await;
     http.takes(HOOK, firing + 1).await;
     drop(operator);
     let _operator = start();
     settled(&world, 0).await;
-    let told = http.told(HOOK);
-    let (before, after) = told.split_at(firing);
-    assert!(before.iter().all(|told| told == "firing RunFailed user-sync"), "{told:?}");
+    let sent = http.notifications(HOOK);
+    let (before, after) = sent.split_at(firing);
+    assert!(before.iter().all(|sent| sent == "firing RunFailed user-sync"), "{sent:?}");
     assert!(
-        (1..=2).contains(&after.len()) && after.iter().all(|told| told == "resolved RunFailed user-sync"),
-        "{told:?}"
+        (1..=2).contains(&after.len()) && after.iter().all(|sent| sent == "resolved RunFailed user-sync"),
+        "{sent:?}"
     );
 }
 
@@ -303,7 +303,7 @@ async fn a_test_is_sent_once_when_it_is_asked_for() {
     ask("1").await;
     ask("2").await;
     http.takes(HOOK, 2).await;
-    assert_eq!(http.told(HOOK), ["firing Test ", "firing Test "]);
+    assert_eq!(http.notifications(HOOK), ["firing Test ", "firing Test "]);
     wait_for_events(&world, "team", &["TestDelivered"]).await;
 }
 

@@ -126,7 +126,7 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     .await;
     assert_eq!(held.active[0].name, older, "it is in the books");
     http.takes("/hook", 1).await;
-    assert_eq!(http.told("/hook"), ["firing RunHeld people"]);
+    assert_eq!(http.notifications("/hook"), ["firing RunHeld people"]);
 
     let newer = trigger("b").await;
     phase(&world, &newer, Phase::Held).await;
@@ -144,7 +144,7 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     let books = status("all are counted", |schedule| schedule.status.as_ref().unwrap().active.is_empty()).await;
     let runs = books.runs;
     assert_eq!((runs.total, runs.succeeded, runs.failed, runs.replaced), (4, 2, 0, 2));
-    let resolved = async || http.told("/hook").last().filter(|last| *last == "resolved RunHeld people").cloned();
+    let resolved = async || http.notifications("/hook").last().filter(|last| *last == "resolved RunHeld people").cloned();
     eventually("the sink is notified that no run is held", resolved).await;
     assert!(marked(&world).await.is_empty());
 }

@@ -92,18 +92,18 @@ impl HttpSink {
     }
 
     /// What is told at a path: `firing RunFailed s`, one for each alert in each message.
-    pub fn told(&self, path: &str) -> Vec<String> {
-        let mut told = Vec::new();
+    pub fn notifications(&self, path: &str) -> Vec<String> {
+        let mut notifications = Vec::new();
         for taken in self.taken(path) {
             let body = taken.json();
             for kind in ["firing", "resolved"] {
                 for alert in body[kind].as_array().unwrap() {
                     let text = |field: &str| alert[field].as_str().unwrap().to_owned();
-                    told.push(format!("{kind} {} {}", text("type"), text("schedule")));
+                    notifications.push(format!("{kind} {} {}", text("type"), text("schedule")));
                 }
             }
         }
-        told
+        notifications
     }
 }
 
