@@ -31,9 +31,9 @@ async fn job(world: &TestEnv, name: &str) -> Value {
 }
 
 /// Waits for a condition with a reason, and returns its message.
-async fn told(what: &str, type_: &str, reason: &str, mut look: impl AsyncFnMut() -> Value) -> String {
+async fn wait_for_condition(what: &str, type_: &str, reason: &str, mut read: impl AsyncFnMut() -> Value) -> String {
     eventually(&format!("{what} is {type_}: {reason}"), async || {
-        let condition = condition(&look().await, type_)?;
+        let condition = condition(&read().await, type_)?;
         (condition["reason"] == reason).then(|| condition["message"].as_str().unwrap().to_owned())
     })
     .await
@@ -69,9 +69,9 @@ async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
     apply_schedule(&second, "users", json!({"interval": "24h"})).await;
     apply_job(&second, "two", json!({"syncType": "Full"})).await;
     let owner = format!("sync-operator-{} (database {})", first.name, first.name);
-    let message = told("the schedule", "Ready", "InstallationConflict", async || schedule(&second).await).await;
+    let message = wait_for_condition("the schedule", "Ready", "InstallationConflict", async || schedule(&second).await).await;
     assert!(message.contains(&owner), "{message}");
-    let message = told("the SyncJob", "Reconciling", "InstallationConflict", async || job(&second, "two").await).await;
+    let message = wait_for_condition("the SyncJob", "Reconciling", "InstallationConflict", async || job(&second, "two").await).await;
     assert!(message.contains(&owner), "{message}");
     let (code, body) = get(probe_port(&refused).await, "/readyz").await.unwrap();
     assert!(code == 503 && body.contains("installation"), "{code} {body}");
@@ -129,7 +129,7 @@ async fn objects_of_another_installation_are_left_alone() {
     let second =
         world.operator("controller", &[&QUICK[..], &["--queue-name", &queue, "--leader-lease-name", &other]].concat());
     let message =
-        told("the schedule", "InstallationConflict", "OtherInstallation", async || schedule(&world).await).await;
+        wait_for_condition("the schedule", "InstallationConflict", "OtherInstallation", async || schedule(&world).await).await;
     assert!(message.contains(&lease) && message.contains(&other), "{message}");
     apply_job(&world, "by-hand", json!({"syncType": "Full"})).await;
     assert!(is_complete(&finished(&world, "by-hand").await));
@@ -170,7 +170,7 @@ async fn a_worker_that_lacks_a_field_leaves_the_run_to_a_newer_one() {
         apply_job(&world, "newer", json!({"syncType": "Full", "source": source, "mapping": mapping})).await;
         apply_job(&world, "plain", json!({"syncType": "Full"})).await;
         assert!(is_complete(&finished(&world, "plain").await), "what it knows, it works on");
-        let message = told("the run", "Reconciling", "NewerWorkerNeeded", async || job(&world, "newer").await).await;
+        let message = wait_for_condition("the run", "Reconciling", "NewerWorkerNeeded", async || job(&world, "newer").await).await;
         assert!(message.contains("level 2"), "{message}");
         assert_eq!(old.log().contains("lacking=\"spec.source\""), old_controller, "{}", old.log());
         assert_eq!(upstream.requests(), 0);
@@ -200,7 +200,7 @@ async fn a_run_of_a_newer_release_can_be_cancelled_and_deleted() {
         redis::cmd("HSET").arg(key).arg("format").arg(9).exec_async(&mut redis).await.unwrap();
     }
     let worker = world.operator("worker", &[]);
-    told("it", "Reconciling", "NewerWorkerNeeded", async || job(&world, "cancelled").await).await;
+    wait_for_condition("it", "Reconciling", "NewerWorkerNeeded", async || job(&world, "cancelled").await).await;
     let uid = uid(&world, "deleted").await;
     world.jobs().delete("deleted", &kube::api::DeleteParams::default()).await.unwrap();
     eventually("the queue forgets it", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
