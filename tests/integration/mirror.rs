@@ -30,7 +30,7 @@ fn script(name: &str, world: &TestEnv, prefix: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn told(world: &TestEnv, prefix: &str) -> Value {
+fn read_mirror(world: &TestEnv, prefix: &str) -> Value {
     serde_json::from_str(&script("read.mjs", world, prefix)).unwrap()
 }
 
@@ -79,12 +79,12 @@ fn counts(status: &Value) -> Value {
 /// Waits until the mirror counts as `/jobs/status` does, with so many runs of each kind.
 async fn agreed(world: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
     eventually(&format!("the mirror shows {wanted}"), async || {
-        let (status, told) = (ask(port, "/jobs/status").await, told(world, prefix));
+        let (status, mirrored) = (ask(port, "/jobs/status").await, read_mirror(world, prefix));
         let schedules = |all: &Value| all.as_array().map(Vec::len);
-        let agree = told["counts"] == counts(&status)
-            && told["counts"] == *wanted
-            && schedules(&told["schedulers"]) == schedules(&status["repeatable"]);
-        agree.then_some((status, told))
+        let agree = mirrored["counts"] == counts(&status)
+            && mirrored["counts"] == *wanted
+            && schedules(&mirrored["schedulers"]) == schedules(&status["repeatable"]);
+        agree.then_some((status, mirrored))
     })
     .await
 }
@@ -144,13 +144,13 @@ async fn what_bullmq_and_bull_board_read_is_what_the_calls_tell() {
     let (prefix, mut redis) = (unique("bull"), connect(&world).await);
     world.seed(40, 0).await;
     // A board that was there first leaves a mark.
-    let before = told(&world, &prefix);
+    let before = read_mirror(&world, &prefix);
     assert_eq!((&before["schedulers"], &before["paused"]), (&json!([]), &json!(false)));
     let (operator, port) = world.all(&[&ALLOWED[..], &["--workers", "1", "--bullmq-mirror", &prefix]].concat());
     apply_schedule(&world, "off", json!({"interval": "1h", "suspended": true})).await;
     let paused = json!({"waiting": 0, "active": 0, "delayed": 0, "completed": 0, "failed": 0, "paused": 0});
     eventually("all schedules are suspended, so the queue is paused", async || {
-        (told(&world, &prefix)["paused"] == true).then_some(())
+        (read_mirror(&world, &prefix)["paused"] == true).then_some(())
     })
     .await;
     assert_eq!(agreed(&world, &prefix, port, &paused).await.0["paused"], true);
@@ -204,13 +204,13 @@ async fn what_bullmq_and_bull_board_read_is_what_the_calls_tell() {
 }
 
 /// Each scheduler is what `/jobs/status` calls repeatable.
-fn check_schedules(status: &Value, told: &Value) {
+fn check_schedules(status: &Value, mirrored: &Value) {
     let ours = status["repeatable"].as_array().unwrap();
-    let mut shown: Vec<_> = told["schedulers"].as_array().unwrap().iter().collect();
-    assert_eq!(told["oneScheduler"], *shown[0]);
+    let mut shown: Vec<_> = mirrored["schedulers"].as_array().unwrap().iter().collect();
+    assert_eq!(mirrored["oneScheduler"], *shown[0]);
     shown.sort_by_key(|scheduler| scheduler["key"].as_str());
     let by_id = |scheduler: &&Value| scheduler["id"].as_str().unwrap().to_owned();
-    let mut boards: Vec<_> = told["boardSchedulers"].as_array().unwrap().iter().collect();
+    let mut boards: Vec<_> = mirrored["boardSchedulers"].as_array().unwrap().iter().collect();
     boards.sort_by_key(by_id);
     assert_eq!((shown.len(), boards.len()), (ours.len(), ours.len()));
     for ((ours, shown), board) in ours.iter().zip(shown).zip(boards) {
@@ -227,10 +227,10 @@ fn check_schedules(status: &Value, told: &Value) {
     }
 }
 
-async fn check_jobs(world: &TestEnv, status: &Value, jobs: &Value, told: &Value) {
+async fn check_jobs(world: &TestEnv, status: &Value, jobs: &Value, mirrored: &Value) {
     let ours: BTreeMap<_, _> =
         jobs["items"].as_array().unwrap().iter().map(|job| (job["jobId"].as_str(), job)).collect();
-    let in_state = |state: &str| told["jobs"][state].as_array().unwrap();
+    let in_state = |state: &str| mirrored["jobs"][state].as_array().unwrap();
     for (state, phase, shown_as) in [
         ("waiting", "Queued", "waiting"),
         ("active", "Running", "active"),
@@ -277,34 +277,34 @@ async fn check_jobs(world: &TestEnv, status: &Value, jobs: &Value, told: &Value)
 }
 
 /// Pages of two follow each other and leave nothing out, and Bull Board shows the same.
-fn check_pages(told: &Value) {
-    let names = |state: &str| texts(&told["jobs"][state], "name");
+fn check_pages(mirrored: &Value) {
+    let names = |state: &str| texts(&mirrored["jobs"][state], "name");
     // As BullMQ has it: the newest first, so that the next one to be worked on is the last.
     assert_eq!(names("waiting"), ["later", "sooner"]);
-    let mut completed: Vec<_> = told["jobs"]["completed"].as_array().unwrap().iter().collect();
+    let mut completed: Vec<_> = mirrored["jobs"]["completed"].as_array().unwrap().iter().collect();
     completed.sort_by_key(|job| (job["finishedOn"].as_i64(), job["id"].as_str()));
     let completed: Vec<_> = completed.into_iter().rev().map(|job| job["id"].as_str().unwrap()).collect();
-    assert_eq!(texts(&told["jobs"]["completed"], "id"), completed);
-    for (state, pages) in told["pages"].as_object().unwrap() {
+    assert_eq!(texts(&mirrored["jobs"]["completed"], "id"), completed);
+    for (state, pages) in mirrored["pages"].as_object().unwrap() {
         let paged: Vec<_> = pages.as_array().unwrap().iter().flat_map(|page| page.as_array().unwrap()).collect();
-        assert_eq!(paged, texts(&told["jobs"][state], "id"), "{state}");
+        assert_eq!(paged, texts(&mirrored["jobs"][state], "id"), "{state}");
     }
-    for (state, pages) in told["board"].as_object().unwrap() {
+    for (state, pages) in mirrored["board"].as_object().unwrap() {
         let pages = pages.as_array().unwrap();
         let shown: Vec<_> = pages.iter().flat_map(|page| texts(&page["jobs"], "id")).collect();
-        assert_eq!(shown, texts(&told["jobs"][state], "id"), "{state}");
+        assert_eq!(shown, texts(&mirrored["jobs"][state], "id"), "{state}");
         for page in pages {
             assert_eq!((&page["readOnlyMode"], &page["isPaused"]), (&json!(true), &json!(false)));
-            assert_eq!(page["counts"]["completed"], told["counts"]["completed"]);
+            assert_eq!(page["counts"]["completed"], mirrored["counts"]["completed"]);
             assert_eq!(page["jobSchedulerCount"], 3);
         }
     }
-    let failed = &told["board"]["failed"][0]["jobs"][0];
+    let failed = &mirrored["board"]["failed"][0]["jobs"][0];
     assert_eq!(
         (&failed["isFailed"], &failed["failedReason"]),
-        (&json!(true), &told["jobs"]["failed"][0]["failedReason"])
+        (&json!(true), &mirrored["jobs"]["failed"][0]["failedReason"])
     );
-    assert_eq!(told["boardJob"]["job"]["id"], told["jobs"]["waiting"][0]["id"]);
+    assert_eq!(mirrored["boardJob"]["job"]["id"], mirrored["jobs"]["waiting"][0]["id"]);
 }
 
 #[tokio::test]
@@ -323,7 +323,7 @@ async fn a_queue_that_somebody_uses_is_left_alone() {
     assert_eq!(keys(&mut redis, &prefix).await, theirs);
     redis.del::<_, ()>(theirs.into_keys().collect::<Vec<_>>()).await.unwrap();
     eventually("the mirror is written once the queue is gone", async || {
-        (told(&world, &prefix)["schedulers"][0]["name"] == "every").then_some(())
+        (read_mirror(&world, &prefix)["schedulers"][0]["name"] == "every").then_some(())
     })
     .await;
     assert_eq!(get(port, "/readyz").await.unwrap().0, 200);
@@ -352,7 +352,7 @@ async fn one_sidecar_writes_and_another_one_takes_over() {
     first.kill();
     apply_schedule(&world, "new", json!({"interval": quiet_interval(60)})).await;
     eventually("the second one writes what is new", async || {
-        (told(&world, &prefix)["schedulers"].as_array().unwrap().len() == 2).then_some(())
+        (read_mirror(&world, &prefix)["schedulers"].as_array().unwrap().len() == 2).then_some(())
     })
     .await;
     assert_ne!(redis.hget::<_, _, String>(&meta, "sync-operator").await.unwrap(), writer);
