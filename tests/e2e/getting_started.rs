@@ -101,8 +101,8 @@ async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
     kubectl(&format!("wait --for=condition=Suspended syncschedule/user-sync --namespace {namespace} --timeout=60s"));
 
     // helm test
-    let told = Helm::V4.run(&["test", HOME, "--namespace", HOME, "--logs"]).unwrap();
-    assert!(told.contains("Complete, 0 of 0 documents"), "{told}");
+    let output = Helm::V4.run(&["test", HOME, "--namespace", HOME, "--logs"]).unwrap();
+    assert!(output.contains("Complete, 0 of 0 documents"), "{output}");
 
     kubectl(&format!("delete syncschedule user-sync --namespace {namespace}"));
     eventually("its SyncJobs are gone, too", || {

@@ -43,8 +43,8 @@ fn an_operator_of_one_namespace_has_no_rights_in_others() {
     let (namespace, other) = (Namespace::new("own"), Namespace::new("other"));
     let own = [&NAMESPACED[..], &["worker.enabled=true", "worker.autoscaling.enabled=true"]].concat();
     Helm::V3.install(&namespace.0, "mine", CHART, &bundled(&own)).unwrap();
-    let told = Helm::V3.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
-    assert!(told.contains("Complete"), "{told}");
+    let output = Helm::V3.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
+    assert!(output.contains("Complete"), "{output}");
 
     let token = get(&format!("secret mine-sync-operator-api-token --namespace {namespace}"));
     let token = run("base64", &["-d"], token["data"]["token"].as_str().unwrap());
@@ -80,8 +80,8 @@ fn network_policies_let_through_what_is_needed_and_nothing_else() {
     let namespace = Namespace::new("fenced");
     let own = [&NAMESPACED[..], &["networkPolicy.enabled=true"]].concat();
     Helm::V4.install(&namespace.0, "mine", CHART, &bundled(&own)).unwrap();
-    let told = Helm::V4.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
-    assert!(told.contains("Complete"), "{told}");
+    let output = Helm::V4.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
+    assert!(output.contains("Complete"), "{output}");
 
     // A stranger reaches the calls, and the servers only when it passes for a pod of the release.
     let reach = |name: &str, label: &str, host: &str, port: u16, restart: &str| {

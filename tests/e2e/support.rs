@@ -141,10 +141,10 @@ impl Drop for Namespace {
 }
 
 fn everything_in(namespace: &str) -> String {
-    let mut told = String::new();
+    let mut report = String::new();
     let mut tell = |args: &str| {
         let text = kubectl_may_fail(args).unwrap_or_else(|error| error);
-        writeln!(told, "--- kubectl {args}\n{text}").unwrap();
+        writeln!(report, "--- kubectl {args}\n{text}").unwrap();
     };
     tell(&format!("get all --namespace {namespace} -o wide"));
     tell(&format!("get events --namespace {namespace} --sort-by=.lastTimestamp"));
@@ -155,7 +155,7 @@ fn everything_in(namespace: &str) -> String {
         tell(&format!("logs --namespace {namespace} {name} --all-containers --prefix --tail=60"));
         tell(&format!("describe pod --namespace {namespace} {name}"));
     }
-    told
+    report
 }
 
 /// A way from this machine to a port in the cluster, as long as it lives.

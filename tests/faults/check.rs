@@ -162,7 +162,7 @@ impl Round<'_> {
         let matched = matched(job);
         let later = self.count(doc! {&field: {"$gte": start}}).await;
         let by_this_run = self.count(doc! {&field: start}).await;
-        let told = (counts.processed, counts.updated + counts.unchanged);
+        let counted = (counts.processed, counts.updated + counts.unchanged);
         if incremental {
             // As above: it need not have found everything again.
             let stamped = self.count(doc! {&field: {"$exists": true}}).await;
@@ -170,7 +170,7 @@ impl Round<'_> {
             assert_eq!(counts.updated, by_this_run, "{name} counts what it stamped: {counts:?}");
             return;
         }
-        assert_eq!(told, (i64::from(matched), good), "{name}: {counts:?}");
+        assert_eq!(counted, (i64::from(matched), good), "{name}: {counts:?}");
         assert_eq!(later, good, "{name}: documents that carry its start, {start}, or a later one");
         if field.starts_with('f') {
             assert_eq!(by_this_run, good, "{name}: documents that carry its start, {start}");

@@ -56,7 +56,7 @@ async fn servers_that_are_away_are_reported_without_their_login() {
     let operator = world.operator_on(&servers, "controller", &[]);
     let port = probe_port(&operator).await;
     world.jobs().create(&kube::api::PostParams::default(), &job()).await.unwrap();
-    let told = eventually("the SyncJob says that Redis is away", async || {
+    let job = eventually("the SyncJob says that Redis is away", async || {
         let job = serde_json::to_string(&world.jobs().get("away").await.unwrap()).unwrap();
         job.contains("QueueUnavailable").then_some(job)
     });
@@ -64,7 +64,7 @@ async fn servers_that_are_away_are_reported_without_their_login() {
         let log = operator.log();
         (log.contains("Redis is unavailable") && log.contains("MongoDB is unavailable")).then_some(log)
     });
-    for text in [told.await, log.await, get(port, "/readyz").await.unwrap().1, get(port, "/metrics").await.unwrap().1] {
+    for text in [job.await, log.await, get(port, "/readyz").await.unwrap().1, get(port, "/metrics").await.unwrap().1] {
         assert!(!text.contains("S3cret"), "{text}");
     }
 }

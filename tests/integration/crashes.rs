@@ -129,8 +129,8 @@ pub async fn leading_behind(wire: &Arc<Wire>, world: &TestEnv, args: &[&str]) ->
     let operator = world.operator_on(&servers, "all", &[&http, args].concat());
     eventually("the operator leads", async || {
         let (_, body) = get(port, "/readyz").await?;
-        let told: Value = serde_json::from_str(&body).ok()?;
-        (told["ready"] == true && told["leading"] == true).then_some(())
+        let readiness: Value = serde_json::from_str(&body).ok()?;
+        (readiness["ready"] == true && readiness["leading"] == true).then_some(())
     })
     .await;
     fs::remove_file(&servers.kubeconfig).ok();
@@ -174,8 +174,8 @@ async fn round(requests: usize) -> usize {
     let status = jobs[0].status.clone().unwrap();
     let counts = status.counts.unwrap();
     let users = i64::from(USERS);
-    let told = (counts.total, counts.processed, counts.updated, counts.unchanged, counts.failed, status.progress);
-    assert_eq!(told, (users, users, users - 1, 0, 1, Some(100)), "{at}");
+    let actual = (counts.total, counts.processed, counts.updated, counts.unchanged, counts.failed, status.progress);
+    assert_eq!(actual, (users, users, users - 1, 0, 1, Some(100)), "{at}");
     assert_eq!((status.attempts, status.failures.len()), (Some(0), 1), "{at}: a crash costs no attempt");
     let start = DateTime::from_millis(status.start_time.unwrap().0.as_millisecond());
     assert_eq!(world.count(doc! {"lastSynced": start}).await, USERS as u64 - 1, "{at}");

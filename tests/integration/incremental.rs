@@ -225,11 +225,11 @@ async fn examined(database: &Database) -> (i64, Vec<String>) {
         _ => 0,
     };
     let cost = |operation: &Document| number(operation, "keysExamined") + number(operation, "docsExamined");
-    let told = operations.iter().map(|operation| {
+    let operations_read = operations.iter().map(|operation| {
         let plan = operation.get_str("planSummary").unwrap_or_default();
         format!("{} {} {plan}", operation.get_str("op").unwrap(), cost(operation))
     });
-    (operations.iter().map(cost).sum(), told.collect())
+    (operations.iter().map(cost).sum(), operations_read.collect())
 }
 
 /// Counts, reads and stamps what is due, and returns how many documents that were, and what it cost.
@@ -243,9 +243,9 @@ async fn run(database: &Database, spec: Value) -> (i64, i64, Vec<String>) {
         updated += target.write(batch).await.unwrap().updated;
     }
     assert_eq!(updated, count);
-    let (cost, told) = examined(database).await;
+    let (cost, operations_read) = examined(database).await;
     database.collection::<Document>("system.profile").drop().await.unwrap();
-    (count, cost, told)
+    (count, cost, operations_read)
 }
 
 async fn warnings(database: &Database, spec: Value) -> Vec<String> {
@@ -263,8 +263,8 @@ async fn an_incremental_run_costs_what_is_due() {
     fill(&database, all).await;
     let [progress, changed] =
         ["lastSynced", "updatedAt"].map(|field| format!("db.users.createIndex({{\"{field}\": 1}})"));
-    let told = "the run reads all documents to find those that are due:";
-    assert_eq!(warnings(&database, stamping()).await, [format!("{told} {progress}, {changed}")]);
+    let warning = "the run reads all documents to find those that are due:";
+    assert_eq!(warnings(&database, stamping()).await, [format!("{warning} {progress}, {changed}")]);
     let (_, cost, _) = run(&database, stamping()).await;
     assert!(cost >= 2 * i64::from(all), "the count and the walk read all documents: {cost}");
 
@@ -273,12 +273,12 @@ async fn an_incremental_run_costs_what_is_due() {
     index(&database, doc! {"lastSynced": 1, "name": 1}, partial).await;
     index(&database, doc! {"lastSynced": "hashed"}, doc! {"name": "hashed"}).await;
     index(&database, doc! {"updatedAt": 1}, doc! {"sparse": true}).await;
-    assert_eq!(warnings(&database, stamping()).await, [format!("{told} {progress}")]);
+    assert_eq!(warnings(&database, stamping()).await, [format!("{warning} {progress}")]);
 
     index(&database, doc! {"lastSynced": 1}, doc! {}).await;
     assert_eq!(warnings(&database, stamping()).await, Vec::<String>::new());
-    let (count, cost, told) = run(&database, stamping()).await;
-    assert!(count == 0 && cost < 20, "{cost}: {told:?}");
+    let (count, cost, operations_read) = run(&database, stamping()).await;
+    assert!(count == 0 && cost < 20, "{cost}: {operations_read:?}");
 
     // Far apart, so that a range of keys would hold nearly all documents.
     let some = doc! {"_id": {"$mod": [200, 7]}};
@@ -289,8 +289,8 @@ async fn an_incremental_run_costs_what_is_due() {
         ("of this run", doc! {"$set": {"lastSynced": at(START)}}),
     ] {
         users(&database).update_many(some.clone(), update).await.unwrap();
-        let (count, cost, told) = run(&database, json!({"staleAfter": "1h", "batchSize": 10})).await;
-        assert!(count == 100 && cost < 2000, "{what}: {count}, {cost}: {told:#?}");
+        let (count, cost, operations_read) = run(&database, json!({"staleAfter": "1h", "batchSize": 10})).await;
+        assert!(count == 100 && cost < 2000, "{what}: {count}, {cost}: {operations_read:#?}");
     }
 
     users(&database).drop_index("hashed").await.unwrap();
@@ -347,10 +347,10 @@ async fn proof() {
     let all: i32 = std::env::var("DOCUMENTS").map_or(1_000_000, |number| number.parse().unwrap());
     let database = database().await;
     fill(&database, all).await;
-    let show = |what: &str, began: Instant, (count, cost, told): (i64, i64, Vec<String>)| {
+    let show = |what: &str, began: Instant, (count, cost, operations_read): (i64, i64, Vec<String>)| {
         let share = 100.0 * cost as f64 / f64::from(all);
         println!(
-            "{what}: {count} due, {cost} examined ({share:.4} %), {:.3} s: {told:?}",
+            "{what}: {count} due, {cost} examined ({share:.4} %), {:.3} s: {operations_read:?}",
             began.elapsed().as_secs_f64()
         );
         cost

@@ -303,7 +303,7 @@ async fn a_held_run_exits_with_3_and_removes_what_is_approved() {
     let ended = local.run(&manifest, &[]).await;
     assert_eq!((ended.code, ended.counts()), (Some(0), (12, 12, 0, 0)), "{}", ended.stderr);
     upstream.books().people = 2;
-    let told = "the run would mark 10 of 12 confirmed documents, and guard.maxMissing allows 5. To approve: run the same command with --approve 10";
+    let expected = "the run would mark 10 of 12 confirmed documents, and guard.maxMissing allows 5. To approve: run the same command with --approve 10";
 
     let dry = local.run(&manifest, &["--dry-run", "-o", "text"]).await;
     assert_eq!(dry.code, Some(0), "{}", dry.stderr);
@@ -315,11 +315,11 @@ async fn a_held_run_exits_with_3_and_removes_what_is_approved() {
         assert_eq!((&status["phase"], &status["counts"]["held"]), (&json!("Held"), &json!(10)));
         let condition = &status["conditions"][0];
         assert_eq!((&condition["type"], &condition["reason"]), (&json!("Held"), &json!("GuardExceeded")));
-        assert!(condition["message"].as_str().unwrap().starts_with(told), "{condition}");
-        assert!(held.stderr.contains(&format!("users waits for an approval: {told}")), "{}", held.stderr);
+        assert!(condition["message"].as_str().unwrap().starts_with(expected), "{condition}");
+        assert!(held.stderr.contains(&format!("users waits for an approval: {expected}")), "{}", held.stderr);
     }
     let held = local.run(&manifest, &["-o", "text"]).await;
-    assert!(held.stdout.starts_with(&format!("users: Held: GuardExceeded: {told}")), "{}", held.stdout);
+    assert!(held.stdout.starts_with(&format!("users: Held: GuardExceeded: {expected}")), "{}", held.stdout);
     let held = local.run(&manifest, &["-o", "yaml"]).await;
     let shown: Value = serde_yaml_ng::from_str(&held.stdout).unwrap();
     assert_eq!((held.code, &shown["status"]["phase"]), (Some(3), &json!("Held")));

@@ -171,8 +171,8 @@ async fn everything_missing_at_the_start() {
     assert_eq!(job.status.unwrap().attempts, Some(0), "no worker took it before MongoDB answered");
     eventually("/readyz answers", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
     let log = operator.log();
-    let told = ["the Kubernetes API is unavailable", "MongoDB is unavailable"].map(|text| lines(&log, text));
-    assert_eq!(told, [1, 1], "{log}");
+    let counts = ["the Kubernetes API is unavailable", "MongoDB is unavailable"].map(|text| lines(&log, text));
+    assert_eq!(counts, [1, 1], "{log}");
 }
 
 /// Three controllers lose the API server together, and runs end while nobody can be told.

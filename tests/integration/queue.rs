@@ -1335,8 +1335,8 @@ async fn a_repair_learns_which_runs_wait() {
 async fn follow(queue: &Queue) -> (Vec<String>, RunChanges) {
     let mut changes = queue.changes();
     let mut first = tokio::spawn(async move {
-        let told = changes.next().await;
-        (told, changes)
+        let changed = changes.next().await;
+        (changed, changes)
     });
     // Only the first call finds out where "now" is, so something has to happen until it returns.
     eventually("the first change is told", async || {
@@ -1350,25 +1350,25 @@ async fn follow(queue: &Queue) -> (Vec<String>, RunChanges) {
 async fn changes_between_two_calls_are_told() {
     let queue = queue(LEASE);
     enqueue(&queue, "before", 0).await;
-    let (told, mut changes) = follow(&queue).await;
-    assert!(!told.contains(&"before".to_owned()), "what was before the first call is not told: {told:?}");
+    let (changed, mut changes) = follow(&queue).await;
+    assert!(!changed.contains(&"before".to_owned()), "what was before the first call is not told: {changed:?}");
     let expected: Vec<String> = (0..20).map(|run| format!("between-{run}")).collect();
     for uid in &expected {
         enqueue(&queue, uid, 0).await;
     }
-    let mut told = Vec::new();
-    while told.len() < expected.len() {
+    let mut changed = Vec::new();
+    while changed.len() < expected.len() {
         let next = timeout(PATIENCE, changes.next()).await.unwrap();
-        told.extend(next.into_iter().filter(|uid| uid.starts_with("between")));
+        changed.extend(next.into_iter().filter(|uid| uid.starts_with("between")));
     }
-    assert_eq!(told, expected, "each once, and in order");
+    assert_eq!(changed, expected, "each once, and in order");
 }
 
 #[tokio::test]
 async fn every_transition_is_told() {
     let queue = queue(Duration::from_millis(500));
     let (_, mut changes) = follow(&queue).await;
-    let mut told = async |what: &str| {
+    let mut await_change = async |what: &str| {
         while !timeout(PATIENCE / 2, changes.next())
             .await
             .unwrap_or_else(|_| panic!("{what} is not told"))
@@ -1376,25 +1376,25 @@ async fn every_transition_is_told() {
         {}
     };
     enqueue(&queue, "a", 0).await;
-    told("enqueue").await;
+    await_change("enqueue").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
-    told("claim").await;
+    await_change("claim").await;
     assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), LeaseState::Held);
-    told("checkpoint").await;
+    await_change("checkpoint").await;
     assert_eq!(queue.give_back("a", epoch, "{}").await.unwrap(), FencedWrite::Applied);
-    told("release").await;
+    await_change("release").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
-    told("claim").await;
+    await_change("claim").await;
     assert_eq!(queue.retry("a", epoch, Duration::ZERO, NOTHING).await.unwrap(), FencedWrite::Applied);
-    told("retry").await;
+    await_change("retry").await;
     claim(&queue, "w").await;
-    told("claim").await;
+    await_change("claim").await;
     reap(&queue, 1).await;
-    told("a lost worker").await;
+    await_change("a lost worker").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
-    told("claim").await;
+    await_change("claim").await;
     assert_eq!(queue.finish("a", epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::Applied);
-    told("finish").await;
+    await_change("finish").await;
 }
 
 /// The runs that tests of repairs have.

@@ -121,12 +121,12 @@ async fn redis_has_no_room_and_says_so() {
         redis.ask::<()>(&format!("CONFIG SET {setting}")).await;
     }
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
-    let told = eventually("the SyncJob tells", async || {
+    let condition = eventually("the SyncJob tells", async || {
         let status = world.jobs().get("run").await.ok()?.status?;
         find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
     })
     .await;
-    assert!(told.message.contains("OOM: its memory is full"), "{}", told.message);
+    assert!(condition.message.contains("OOM: its memory is full"), "{}", condition.message);
     eventually("looks at Redis were answered meanwhile", async || {
         (lines(&operator.log(), "writing to Redis is unavailable") == 1).then_some(())
     })
@@ -134,9 +134,9 @@ async fn redis_has_no_room_and_says_so() {
     redis.ask::<()>("CONFIG SET maxmemory 0").await;
     assert!(is_complete(&finished(&world, "run").await));
     let log = operator.log();
-    let told = ["writing to Redis is unavailable", "writing to Redis is available again", "WARN Redis is unavailable"]
+    let counts = ["writing to Redis is unavailable", "writing to Redis is available again", "WARN Redis is unavailable"]
         .map(|text| lines(&log, text));
-    assert_eq!(told, [1, 1, 0], "{log}");
+    assert_eq!(counts, [1, 1, 0], "{log}");
 }
 
 /// The documented rights are enough, also in the end of a run, and one of them less is told.
@@ -156,12 +156,12 @@ async fn redis_refuses_what_its_user_may_not_and_says_so() {
 
     redis.ask::<()>(&format!("ACL SETUSER {} -hset", world.name)).await;
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
-    let told = eventually("the SyncJob tells", async || {
+    let condition = eventually("the SyncJob tells", async || {
         let status = world.jobs().get("run").await.ok()?.status?;
         find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
     })
     .await;
-    assert!(told.message.contains("NOPERM: its user lacks a right"), "{}", told.message);
+    assert!(condition.message.contains("NOPERM: its user lacks a right"), "{}", condition.message);
     eventually("the log tells", async || operator.log().contains("NOPERM: its user lacks a right").then_some(())).await;
     redis.ask::<()>(&format!("ACL SETUSER {} +hset", world.name)).await;
     assert!(is_complete(&finished(&world, "run").await));

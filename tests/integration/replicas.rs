@@ -143,13 +143,13 @@ async fn a_controller_without_lease_rights_is_unready_with_a_reason() {
         let (code, body) = get(port, "/readyz").await?;
         Some((code, serde_json::from_str::<Value>(&body).unwrap()["missing"].clone()))
     };
-    eventually("the Lease is missing", async || readyz().await.filter(|told| *told == (503, json!(["lease"])))).await;
+    eventually("the Lease is missing", async || readyz().await.filter(|seen| *seen == (503, json!(["lease"])))).await;
     let log = controller.log();
     assert!(log.lines().any(|line| line.contains("the Lease cannot be") && line.contains("forbidden")), "{log}");
 
     let leases = json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs}]);
     allow(&world, &user, "default", leases).await;
-    eventually("nothing is missing", async || readyz().await.filter(|told| *told == (200, Value::Null))).await;
+    eventually("nothing is missing", async || readyz().await.filter(|seen| *seen == (200, Value::Null))).await;
     eventually("it leads", async || leads(port).await.then_some(())).await;
 }
 

@@ -78,8 +78,8 @@ async fn a_user_whose_address_answers_404_is_missing() {
         assert_eq!(counts(&status), expected, "{on_missing}: {:?}", ended(&status));
         assert_eq!((world.count(gone.clone()).await, world.count(doc! {}).await), (marked, left), "{on_missing}");
         assert_eq!(std::mem::take(&mut upstream.books().addresses).len(), asked, "{on_missing}");
-        let told = if on_missing == "Fail" { vec![("3", "NotReturned")] } else { vec![] };
-        assert_eq!(failures(&status), told);
+        let failed = if on_missing == "Fail" { vec![("3", "NotReturned")] } else { vec![] };
+        assert_eq!(failures(&status), failed);
     }
     assert_eq!(upstream.books().headers["accept"], "application/json");
     assert!(!operator.log().contains(PRIVATE) && !operator.log().contains("/users/"));
@@ -252,19 +252,19 @@ async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
     ] {
         upstream.books().instead.push_back(instead);
         let status = run(&world, name, batch.clone()).await;
-        let (reason, told) = ended(&status);
-        assert!(reason == "InvalidSource" && told.starts_with(message), "{name}: {reason}: {told}");
+        let (reason, shown) = ended(&status);
+        assert!(reason == "InvalidSource" && shown.starts_with(message), "{name}: {reason}: {shown}");
     }
     assert_eq!((upstream.requests(), elsewhere.requests()), (4, 0));
 
     upstream.books().instead.push_back(Instead::Body(r#"[{"id": 0, "na"#.to_owned()));
     upstream.books().instead.push_back(Instead::Body(r#"{"users": []}"#.to_owned()));
     let status = run(&world, "cut", batch.clone()).await;
-    let told = [
+    let expected = [
         ("BadAnswer", "the source's answer cannot be used: it is no JSON"),
         ("BadAnswer", "the source's answer cannot be used: it has no list at source.rest.resultPath"),
     ];
-    assert_eq!((reasons(&status), counts(&status)), (told.to_vec(), (3, 0, 0)));
+    assert_eq!((reasons(&status), counts(&status)), (expected.to_vec(), (3, 0, 0)));
 
     for code in [429, 403] {
         upstream.books().instead.push_back(Instead::Status(code, vec![("retry-after", "1".to_owned())]));

@@ -181,10 +181,10 @@ async fn what_mongodb_does_not_take_back_is_told_and_kept() {
     let journal = format!("sync_journal.{}", job.metadata.uid.unwrap());
     let (reason, message) = ended(&status);
     assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(38)), "{message}");
-    let told = format!(
+    let expected = format!(
         "; 38 documents were put back, 1 could not be: what they were stays in the collection {journal} for 30 days"
     );
-    assert!(message.ends_with(&told), "{message}");
+    assert!(message.ends_with(&expected), "{message}");
     assert_eq!(failures(&status), [("17", "NotReturned"), ("8", "ValidationFailed")]);
     assert_eq!(world.count(doc! {"origin": "gitlab"}).await, 1);
     let entries = world.database.collection::<Document>(&journal);

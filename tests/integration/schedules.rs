@@ -158,8 +158,8 @@ async fn a_cron_schedule_runs_at_full_minutes_of_its_time_zone() {
     assert_eq!(status.last_schedule_time, Some(next.clone()));
     assert_eq!(jobs(&world).await[0].name_any(), format!("users-{}", next.0.as_second()));
     let body: Value = serde_json::from_str(&get(port, "/jobs/status").await.unwrap().1).unwrap();
-    let told = (&body["repeatable"][0]["cron"], &body["repeatable"][0]["tz"]);
-    assert_eq!(told, (&json!("* * * * *"), &json!("Asia/Kathmandu")));
+    let shown = (&body["repeatable"][0]["cron"], &body["repeatable"][0]["tz"]);
+    assert_eq!(shown, (&json!("* * * * *"), &json!("Asia/Kathmandu")));
 }
 
 #[tokio::test]
@@ -408,8 +408,8 @@ async fn run(world: &TestEnv, program: &str, args: &[&str]) -> (bool, String) {
     let mut command = Command::new(program);
     command.args(["--kubeconfig", &world.servers.kubeconfig, "--namespace", &world.name]).args(args);
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
-    let told = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
 #[tokio::test]
@@ -427,18 +427,18 @@ async fn kubectl_waits_for_a_schedule() {
         let (what, object) = (format!("--for=condition={what}"), format!("syncschedule/{name}"));
         run(&world, "kubectl", &["wait", &what, &object, "--timeout", limit]).await
     };
-    let (ready, told) = wait("Ready", "good", "1s").await;
-    assert!(!ready, "no operator looked at it: {told}");
+    let (ready, output) = wait("Ready", "good", "1s").await;
+    assert!(!ready, "no operator looked at it: {output}");
     // Without that, kstatus would take it for ready.
     let unseen = status(&world, "good").await.unwrap();
     assert_eq!(find(&unseen.conditions, "Ready").map(|ready| ready.status.as_str()), Some("Unknown"));
     let (_operator, _) = world.all(&[]);
     for (what, name) in [("Ready", "good"), ("Ready", "suspended"), ("Suspended", "suspended"), ("Stalled", "bad")] {
-        let (holds, told) = wait(what, name, "60s").await;
-        assert!(holds, "{what} {name}: {told}");
+        let (holds, output) = wait(what, name, "60s").await;
+        assert!(holds, "{what} {name}: {output}");
     }
-    let (ready, told) = wait("Ready", "bad", "1s").await;
-    assert!(!ready, "{told}");
+    let (ready, output) = wait("Ready", "bad", "1s").await;
+    assert!(!ready, "{output}");
 }
 
 /// Kubernetes' own test of this kind restarts the CronJob controller at random.

@@ -190,8 +190,8 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
         ("right", "password", "Secret right has no key password"),
     ] {
         let status = run(&world, &format!("{name}-{key}"), with(&upstream, &with_token(name, key))).await;
-        let (reason, told) = ended(&status);
-        assert!(reason == "InvalidSource" && told.starts_with(message), "{reason}: {told}");
+        let (reason, shown) = ended(&status);
+        assert!(reason == "InvalidSource" && shown.starts_with(message), "{reason}: {shown}");
         assert_eq!(upstream.requests(), 0, "{name}");
     }
 
@@ -248,8 +248,8 @@ async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
         let status = run(&world, name, with(&upstream, &json!({"timeout": "1s", "requestRetries": 0}))).await;
         let history: Vec<_> = status.attempt_history.iter().map(|attempt| attempt.reason.as_str()).collect();
         assert_eq!((history, counts(&status).2), (vec![reason], 0), "{name}");
-        let told = &status.attempt_history[0].message;
-        assert!(told.starts_with(message) && !told.contains(PRIVATE), "{name}: {told}");
+        let shown = &status.attempt_history[0].message;
+        assert!(shown.starts_with(message) && !shown.contains(PRIVATE), "{name}: {shown}");
     }
     assert!(!operator.log().contains(PRIVATE));
     assert!(operator.resident_mib() < 200, "the huge body was not kept: {} MiB", operator.resident_mib());
@@ -316,8 +316,8 @@ async fn addresses_that_are_not_allowed_are_not_asked() {
     ] {
         let status = run(&world, name, with(&upstream, &json!({"endpoint": format!("https://{host}:{port}")}))).await;
         let (reason, message) = ended(&status);
-        let told = message.starts_with("source.graphQL.endpoint is at an address the operator does not allow");
-        assert!(reason == "InvalidSource" && told, "{host}: {reason}: {message}");
+        let is_refused = message.starts_with("source.graphQL.endpoint is at an address the operator does not allow");
+        assert!(reason == "InvalidSource" && is_refused, "{host}: {reason}: {message}");
     }
     let plain = run(&world, "plain", with(&upstream, &json!({"endpoint": "http://gitlab.example/"}))).await;
     assert!(ended(&plain).1.starts_with("source.graphQL.endpoint must be https"), "{:?}", ended(&plain));
@@ -474,8 +474,8 @@ async fn only_what_is_surely_gone_is_deleted() {
     upstream.books().users.insert("2".to_owned(), Peculiar::Broken);
     let mut dry = deleting.clone();
     dry["dryRun"] = true.into();
-    let told = run(&world, "dry", dry).await;
-    assert_eq!((counts(&told), told.changes.clone()), ((3, 0, 1), [1, 3, 4].map(project).to_vec()));
+    let result = run(&world, "dry", dry).await;
+    assert_eq!((counts(&result), result.changes.clone()), ((3, 0, 1), [1, 3, 4].map(project).to_vec()));
 
     let status = run(&world, "marks", deleting.clone()).await;
     assert_eq!(counts(&status), (3, 0, 1), "one is updated, two are marked, one has failed");

@@ -470,7 +470,7 @@ impl<'a> Oracle<'a> {
                 continue;
             }
             let number = number.unwrap_or(u32::MAX);
-            let told = |gone: bool| {
+            let was_reported = |gone: bool| {
                 self.answers.iter().any(|answer| {
                     of_source.iter().any(|seen| seen.run.number == answer.run)
                         && (says_listed(answer, number) || (gone && says_gone(answer, number)))
@@ -478,12 +478,12 @@ impl<'a> Oracle<'a> {
             };
             let adopts = |seen: &&&Seen<'_>| seen.run.case.adopts && seen.run.approved.is_some();
             let adopting =
-                of_source.iter().find(adopts).filter(|_| was.at.is_none() && is.at.is_some() && !told(false));
+                of_source.iter().find(adopts).filter(|_| was.at.is_none() && is.at.is_some() && !was_reported(false));
             if let Some(seen) = adopting {
                 happened.adopted += 1;
                 self.adopted.insert((id.to_owned(), at), seen.run.ended);
             } else if is.at != was.at {
-                wrong.unless(told(source.way == Way::PerUser), || {
+                wrong.unless(was_reported(source.way == Way::PerUser), || {
                     format!("{id} was confirmed, and the source {at} did not list it: {old} -> {new}")
                 });
             }
@@ -505,7 +505,7 @@ impl<'a> Oracle<'a> {
                 }
                 (Some(_), None) => {
                     happened.unmarked += 1;
-                    wrong.unless(told(false), || {
+                    wrong.unless(was_reported(false), || {
                         format!("{id} lost its mark, and the source {at} did not list it: {new}")
                     });
                     let field = format!("active_{}", source.field);

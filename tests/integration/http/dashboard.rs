@@ -351,16 +351,16 @@ async fn what_users_wrote_is_shown_as_text() {
     }
     paths.push(format!("/ui/runs?phase={quoted}"));
     paths.push(format!("/ui/{quoted}"));
-    let mut told = 0;
+    let mut escaped = 0;
     for path in paths {
         let Seen { headers, text: page, .. } = browser.get(&path).await;
         assert_eq!(headers["content-type"], "text/html; charset=utf-8", "{path}");
         assert!(page.contains("<!doctype html>"), "{path}: {page}");
         assert!(!page.contains("<script>") && !page.contains("<img"), "{path}: {page}");
-        told += page.matches("&#60;script&#62;alert(1)&#60;/script&#62;&#34;&#39;&#62;").count();
+        escaped += page.matches("&#60;script&#62;alert(1)&#60;/script&#62;&#34;&#39;&#62;").count();
     }
     // On the failed run's page: its end, worker, attempt, and a document's key and message.
-    assert!(told >= 8, "{told}");
+    assert!(escaped >= 8, "{escaped}");
 }
 
 #[tokio::test]

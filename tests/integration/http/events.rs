@@ -98,12 +98,12 @@ async fn a_stream_sends_a_run_at_once_then_at_most_once_a_second() {
     for percent in 1..=20 {
         progress(&world, "run", percent).await;
     }
-    let mut told = vec![first];
-    while told.last().unwrap().data["progress"] != 20 {
-        told.push(stream.about("run").await);
+    let mut received = vec![first];
+    while received.last().unwrap().data["progress"] != 20 {
+        received.push(stream.about("run").await);
     }
-    for pair in told.windows(2) {
-        assert!(pair[1].at - pair[0].at > Duration::from_millis(900), "{told:?}");
+    for pair in received.windows(2) {
+        assert!(pair[1].at - pair[0].at > Duration::from_millis(900), "{received:?}");
     }
 }
 

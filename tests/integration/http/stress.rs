@@ -176,8 +176,8 @@ async fn a_renewed_certificate_is_served_without_a_restart() {
             .arg(format!("https://127.0.0.1:{port}/livez"))
             .output()
             .unwrap();
-        let told = String::from_utf8_lossy(&curl.stderr).into_owned();
-        (curl.status.success() && told.contains(&format!("CN={name}"))).then_some(())
+        let output = String::from_utf8_lossy(&curl.stderr).into_owned();
+        (curl.status.success() && output.contains(&format!("CN={name}"))).then_some(())
     };
     eventually("the first certificate is served", async || served("first")).await;
     make("second");
@@ -198,6 +198,6 @@ async fn an_openapi_fuzzer_finds_nothing() {
     let token = administrator(&world).await;
     let fuzz = move || Command::new("tests/openapi/fuzz.sh").args([format!("http://127.0.0.1:{port}"), token]).output();
     let report = tokio::task::spawn_blocking(fuzz).await.unwrap().unwrap();
-    let told = String::from_utf8_lossy(&report.stdout);
-    assert!(report.status.success(), "{told}\n{}", String::from_utf8_lossy(&report.stderr));
+    let output = String::from_utf8_lossy(&report.stdout);
+    assert!(report.status.success(), "{output}\n{}", String::from_utf8_lossy(&report.stderr));
 }

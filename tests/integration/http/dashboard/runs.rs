@@ -68,7 +68,7 @@ async fn a_run_page_shows_attempts_failures_events_and_logs() {
     let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     let path = format!("/ui/runs/{here}/failed");
     let page = viewer.get(&path).await.text;
-    for told in [
+    for text in [
         "Attempt 1 failed: TooManyFailed",
         "took 1 min",
         "Ended as failed: TooManyFailed",
@@ -79,7 +79,7 @@ async fn a_run_page_shows_attempts_failures_events_and_logs() {
         "priority: 7",
         &format!("https://logs.example/?q={}&#38;name=failed", job.metadata.uid.clone().unwrap()),
     ] {
-        assert!(page.contains(told), "{told}: {page}");
+        assert!(page.contains(text), "{text}: {page}");
     }
     assert!(
         !page.contains("=user-11<") && !page.contains("id=\"events\"") && !page.contains("class=\"curve\""),
@@ -122,8 +122,8 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
     let path = format!("/ui/runs/{}/held", world.name);
     let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     let page = viewer.get(&path).await.text;
-    for told in ["GuardExceeded", "of 2000 documents: a1, &#60;script&#62;", "Waiting for an approval"] {
-        assert!(page.contains(told), "{told}: {page}");
+    for text in ["GuardExceeded", "of 2000 documents: a1, &#60;script&#62;", "Waiting for an approval"] {
+        assert!(page.contains(text), "{text}: {page}");
     }
     assert!(!page.contains("id=\"approve\"") && !page.contains("<script>"), "{page}");
     let approval = format!("{path}/approve");
@@ -131,8 +131,8 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
 
     let editor = Browser::with_token(&sidecar, &with_rights(&world, "editor", &["list", "patch"]).await).await;
     let page = editor.get(&path).await.text;
-    for told in ["id=\"approve\"", "Approve 1,400", "name=\"removals\" value=\"1400\""] {
-        assert!(page.contains(told), "{told}: {page}");
+    for text in ["id=\"approve\"", "Approve 1,400", "name=\"removals\" value=\"1400\""] {
+        assert!(page.contains(text), "{text}: {page}");
     }
     for (form, code) in [("", 400), ("removals=x", 400), ("removals=0", 422), ("removals=1000", 409)] {
         assert_eq!(editor.press(&approval, form).await.code, code, "{form}");
@@ -184,8 +184,8 @@ async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
             let shown = page.contains(&format!("href=\"/ui/runs/{}/{name}\"", world.name));
             assert_eq!(shown, expected.contains(&name), "{query} {name}");
         }
-        let told = if expected.is_empty() { "No runs match." } else { &format!("{} run", expected.len()) };
-        assert!(page.contains(told), "{query}: {page}");
+        let text = if expected.is_empty() { "No runs match." } else { &format!("{} run", expected.len()) };
+        assert!(page.contains(text), "{query}: {page}");
     }
     world.jobs().delete("b-two", &DeleteParams::default()).await.unwrap();
     seen(&sidecar, "key=65f0", 0).await;
