@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     release::{Data, HOME, Helm, installed},
-    support::{Forward, Namespace, apply, call, eventually, get, kubectl, turn},
+    support::{Forward, Namespace, apply, call, eventually, get, kubectl, lock_cluster},
 };
 
 /// A schedule on a collection of its own. After the first run none is due for months.
@@ -46,7 +46,7 @@ pub fn complete(namespace: &str, name: &str) -> Value {
 
 #[tokio::test]
 async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     installed();
     let namespace = Namespace::new("user");
     let data = Data::open().await;
@@ -112,7 +112,7 @@ async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
 
 #[tokio::test]
 async fn a_deleted_controller_pod_hands_its_run_over() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     installed();
     let namespace = Namespace::new("handover");
     let data = Data::open().await;

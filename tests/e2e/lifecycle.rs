@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{
     getting_started::{complete, schedule, slow_job, under_way},
     release::{BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, installed, only_the_kinds},
-    support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, turn},
+    support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, lock_cluster},
 };
 
 fn has_priority() -> bool {
@@ -16,7 +16,7 @@ fn has_priority() -> bool {
 
 #[tokio::test]
 async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     installed();
     Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait"]).unwrap();
     let earlier = earlier_chart();
@@ -38,7 +38,7 @@ async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
 
 #[tokio::test]
 async fn reinstalling_continues_with_the_objects_that_stayed() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     installed();
     let namespace = Namespace::new("kept");
     apply(&namespace.0, &schedule("none", json!({})));
@@ -61,7 +61,7 @@ async fn reinstalling_continues_with_the_objects_that_stayed() {
 
 #[test]
 fn the_plain_manifests_install_the_same_without_helm() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     only_the_kinds();
     // Servers, from a release whose operator is sent away.
     let namespace = Namespace::new("servers");
@@ -86,7 +86,7 @@ fn the_plain_manifests_install_the_same_without_helm() {
 
 #[test]
 fn helm_waits_for_schedules_of_another_chart() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     installed();
     let namespace = Namespace::new("wait");
     let folder = std::env::temp_dir().join(&namespace.0);

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs};
 
 use super::{
     release::{CHART, HOME, Helm, NAMESPACED, bundled, installed, only_the_kinds},
-    support::{Namespace, apply, attempt, eventually, get, kubectl, kubectl_may_fail, run, turn},
+    support::{Namespace, apply, attempt, eventually, get, kubectl, kubectl_may_fail, lock_cluster, run},
 };
 
 const PAGE: &str = "docs/operations/runbook.md";
@@ -29,7 +29,7 @@ fn documented(heading: &str) -> BTreeSet<String> {
 
 #[test]
 fn each_account_may_do_what_the_docs_list_and_nothing_else() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     installed();
     for (account, heading) in [("sync-operator", "#### The controller"), ("sync-operator-api", "#### The sidecar")] {
         assert_eq!(rights(HOME, account), documented(heading), "{account}");
@@ -38,7 +38,7 @@ fn each_account_may_do_what_the_docs_list_and_nothing_else() {
 
 #[test]
 fn an_operator_of_one_namespace_has_no_rights_in_others() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     only_the_kinds();
     let (namespace, other) = (Namespace::new("own"), Namespace::new("other"));
     let own = [&NAMESPACED[..], &["worker.enabled=true", "worker.autoscaling.enabled=true"]].concat();
@@ -75,7 +75,7 @@ fn an_operator_of_one_namespace_has_no_rights_in_others() {
 
 #[test]
 fn network_policies_let_through_what_is_needed_and_nothing_else() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     only_the_kinds();
     let namespace = Namespace::new("fenced");
     let own = [&NAMESPACED[..], &["networkPolicy.enabled=true"]].concat();

@@ -8,7 +8,7 @@ use super::{
     getting_started::{complete, processed, slow_job, under_way},
     release::{CHART, Helm, only_the_kinds},
     servers::{Authority, mongodb, redis},
-    support::{Forward, Namespace, apply, eventually, get, kubectl, run, turn},
+    support::{Forward, Namespace, apply, eventually, get, kubectl, lock_cluster, run},
 };
 
 /// Changes a value of a Secret, and has the kubelet look at it at once instead of within a minute.
@@ -34,7 +34,7 @@ fn restarts(namespace: &Namespace) -> i64 {
 
 #[tokio::test]
 async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     only_the_kinds();
     rustls::crypto::ring::default_provider().install_default().ok();
     let namespace = Namespace::new("secrets");

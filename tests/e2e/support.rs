@@ -22,9 +22,9 @@ use tokio::runtime::Runtime;
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// One test at a time.
-pub fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn lock_cluster() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs a program. Its output, or what it said when it failed.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{
     getting_started::{complete, schedule},
     release::{BUNDLED, CHART, Data, HOME, Helm, bundled},
-    support::{Namespace, apply, eventually, get, kubectl, make_restricted_namespace, turn, variable},
+    support::{Namespace, apply, eventually, get, kubectl, lock_cluster, make_restricted_namespace, variable},
 };
 
 const DOCUMENTS: i32 = 5_000;
@@ -48,7 +48,7 @@ async fn finished(namespace: &Namespace, data: &Data, names: &[&str]) {
 #[tokio::test]
 #[ignore = "needs the image of an earlier release: make prove-upgrade"]
 async fn runs_survive_an_upgrade_in_mid_run_and_the_way_back() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     let (chart, tag) = (variable("EARLIER_CHART"), format!("image.tag={}", variable("EARLIER_TAG")));
     let earlier = [&BUNDLED[..], &[tag.as_str()]].concat();
     if get(&format!("namespace {HOME}")).is_null() {

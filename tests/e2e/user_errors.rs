@@ -7,12 +7,12 @@ use serde_json::Value;
 use super::{
     release::{CHART, Helm, only_the_kinds},
     servers::{Authority, mongodb, redis},
-    support::{Forward, Namespace, eventually, get, kubectl, try_call, turn},
+    support::{Forward, Namespace, eventually, get, kubectl, lock_cluster, try_call},
 };
 
 #[test]
 fn helm_refuses_what_is_wrong_and_says_what_to_do() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     only_the_kinds();
     let namespace = Namespace::new("refused");
     kubectl(&format!("create secret generic there --namespace {namespace} --from-literal=password=x"));
@@ -70,7 +70,7 @@ fn not_ready(namespace: &Namespace, release: &str, values: &[String], server: &s
 
 #[test]
 fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
-    let _turn = turn();
+    let _lock = lock_cluster();
     only_the_kinds();
     let namespace = Namespace::new("unusable");
     let (authority, stranger) = (Authority::new("ours"), Authority::new("theirs"));
