@@ -142,18 +142,18 @@ impl Drop for Namespace {
 
 fn everything_in(namespace: &str) -> String {
     let mut report = String::new();
-    let mut tell = |args: &str| {
+    let mut add = |args: &str| {
         let text = kubectl_may_fail(args).unwrap_or_else(|error| error);
         writeln!(report, "--- kubectl {args}\n{text}").unwrap();
     };
-    tell(&format!("get all --namespace {namespace} -o wide"));
-    tell(&format!("get events --namespace {namespace} --sort-by=.lastTimestamp"));
-    tell(&format!("get syncschedules,syncjobs,syncalerts --namespace {namespace} -o yaml"));
+    add(&format!("get all --namespace {namespace} -o wide"));
+    add(&format!("get events --namespace {namespace} --sort-by=.lastTimestamp"));
+    add(&format!("get syncschedules,syncjobs,syncalerts --namespace {namespace} -o yaml"));
     let pods = get(&format!("pods --namespace {namespace}"));
     for pod in pods["items"].as_array().into_iter().flatten() {
         let name = pod["metadata"]["name"].as_str().unwrap();
-        tell(&format!("logs --namespace {namespace} {name} --all-containers --prefix --tail=60"));
-        tell(&format!("describe pod --namespace {namespace} {name}"));
+        add(&format!("logs --namespace {namespace} {name} --all-containers --prefix --tail=60"));
+        add(&format!("describe pod --namespace {namespace} {name}"));
     }
     report
 }
