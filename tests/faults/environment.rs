@@ -133,7 +133,7 @@ impl Ground {
         // Now and then toxiproxy 2.5.0 locks itself up when it has to change a busy connection. Begun anew, all its
         // proxies are whole; connections break, which is one more fault.
         if asked.is_err() {
-            let _mine = self.toxiproxy_is_restarted.lock().await;
+            let _guard = self.toxiproxy_is_restarted.lock().await;
             self.server("kill", "toxiproxy").await;
             self.server("start", "toxiproxy").await;
         }

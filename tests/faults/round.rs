@@ -24,7 +24,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use sync_operator::api::{SyncJob, SyncSchedule, source::Batching};
 use tokio::{
-    sync::{Mutex as Turn, MutexGuard},
+    sync::{Mutex as AsyncMutex, MutexGuard},
     time::{Instant, sleep},
 };
 
@@ -64,9 +64,9 @@ pub struct Round<'a> {
     /// Name and uid.
     pub deleted: Mutex<Vec<(String, String)>>,
     pub upstream: Upstream,
-    operators: Vec<Turn<Operator>>,
+    operators: Vec<AsyncMutex<Operator>>,
     /// Whoever does something to a server, a proxy or a run has it for himself meanwhile.
-    turns: Mutex<HashMap<String, Arc<Turn<()>>>>,
+    locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
     logs: PathBuf,
 }
 
@@ -85,8 +85,8 @@ pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
         cancelled: Mutex::default(),
         deleted: Mutex::default(),
         upstream: Upstream::with_people(USERS as usize).await,
-        operators: (0..OPERATORS).map(|operator| Turn::new(start(ground, &world, &logs, operator))).collect(),
-        turns: Mutex::default(),
+        operators: (0..OPERATORS).map(|operator| AsyncMutex::new(start(ground, &world, &logs, operator))).collect(),
+        locks: Mutex::default(),
         logs,
         world,
     };
@@ -291,25 +291,25 @@ impl Round<'_> {
                 *process = self.start(operator);
             }
             Fault::KillServer(server, gone) => {
-                let turn = self.turn(server);
-                let _mine = turn.lock().await;
+                let lock = self.lock_of(server);
+                let _guard = lock.lock().await;
                 self.ground.server("kill", server).await;
                 sleep(gone).await;
                 self.ground.server("start", server).await;
             }
             Fault::FlushRedis => {
-                let turn = self.turn("redis");
-                let _mine = turn.lock().await;
+                let lock = self.lock_of("redis");
+                let _guard = lock.lock().await;
                 let mut connection = self.redis().await;
                 redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
             }
             Fault::StepDown => join_all(MEMBERS.map(|member| self.step_down(member))).await.into_iter().collect(),
             Fault::Spoil(proxies, toxic, lasts) => {
-                let turns: Vec<_> = proxies.iter().map(|proxy| self.turn(proxy)).collect();
+                let locks: Vec<_> = proxies.iter().map(|proxy| self.lock_of(proxy)).collect();
                 // Always in the same order.
-                let mut mine: Vec<MutexGuard<()>> = Vec::new();
-                for turn in &turns {
-                    mine.push(turn.lock().await);
+                let mut guards: Vec<MutexGuard<()>> = Vec::new();
+                for lock in &locks {
+                    guards.push(lock.lock().await);
                 }
                 join_all(proxies.iter().map(|proxy| self.ground.spoil(proxy, &toxic))).await;
                 sleep(lasts).await;
@@ -335,8 +335,8 @@ impl Round<'_> {
         start(self.ground, &self.world, &self.logs, operator)
     }
 
-    fn turn(&self, of: &str) -> Arc<Turn<()>> {
-        Arc::clone(self.turns.lock().unwrap().entry(of.to_owned()).or_default())
+    fn lock_of(&self, of: &str) -> Arc<AsyncMutex<()>> {
+        Arc::clone(self.locks.lock().unwrap().entry(of.to_owned()).or_default())
     }
 
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
@@ -346,17 +346,17 @@ impl Round<'_> {
 
     /// Asks a member to step down. Only the primary does.
     async fn step_down(&self, member: &str) {
-        let turn = self.turn(member);
+        let lock = self.lock_of(member);
         // One that is killed or cut off cannot be asked.
-        let Ok(_mine) = turn.try_lock() else { return };
+        let Ok(_guard) = lock.try_lock() else { return };
         let admin = self.ground.member(member).await;
         admin.run_command(doc! {"replSetStepDown": 1, "force": true}).await.ok();
     }
 
     async fn wish(&self, run: usize, spec: &Value) {
         let name = format!("run-{run}");
-        let turn = self.turn(&name);
-        let _mine = turn.lock().await;
+        let lock = self.lock_of(&name);
+        let _guard = lock.lock().await;
         let patch = Patch::Merge(json!({ "spec": spec }));
         match insist(async || self.world.jobs().patch(&name, &PatchParams::default(), &patch).await).await {
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
@@ -371,8 +371,8 @@ impl Round<'_> {
     /// Deletes a SyncJob. Returns it as it was.
     async fn delete(&self, run: usize) -> Option<SyncJob> {
         let name = format!("run-{run}");
-        let turn = self.turn(&name);
-        let _mine = turn.lock().await;
+        let lock = self.lock_of(&name);
+        let _guard = lock.lock().await;
         let job = insist(async || self.world.jobs().get_opt(&name).await).await.unwrap()?;
         let preconditions = Preconditions { uid: job.uid(), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
