@@ -31,7 +31,7 @@ pub fn processed(namespace: &str) -> Option<i64> {
 }
 
 /// Waits until the SyncJob `run` has handled some documents.
-pub fn under_way(namespace: &str) {
+pub fn wait_until_running(namespace: &str) {
     eventually("the run is under way", || processed(namespace).filter(|processed| *processed > 0));
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use super::{
-    getting_started::{complete, schedule, slow_job, under_way},
+    getting_started::{complete, schedule, slow_job, wait_until_running},
     release::{BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, installed, only_the_kinds},
     support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, lock_cluster},
 };
@@ -27,7 +27,7 @@ async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
     let data = Data::open().await;
     data.seed(&namespace.0, 15_000).await;
     apply(&namespace.0, &slow_job(&namespace.0));
-    under_way(&namespace.0);
+    wait_until_running(&namespace.0);
     Helm::V3.install(HOME, HOME, CHART, &bundled(&["podAnnotations.changed=yes"])).unwrap();
     eventually("the kinds are the new ones", || has_priority().then_some(()));
     let status = complete(&namespace.0, "run")["status"].take();

@@ -5,7 +5,7 @@ use redis::{Client, IntoConnectionInfo, TlsCertificates};
 use serde_json::json;
 
 use super::{
-    getting_started::{complete, processed, slow_job, under_way},
+    getting_started::{complete, processed, slow_job, wait_until_running},
     release::{CHART, Helm, only_the_kinds},
     servers::{Authority, mongodb, redis},
     support::{Forward, Namespace, apply, eventually, get, kubectl, lock_cluster, run},
@@ -79,7 +79,7 @@ async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
     Helm::V4.install(&namespace.0, "mine", CHART, &values).unwrap();
     assert_eq!(restarts(&namespace), 0);
     apply(&namespace.0, &slow_job("users"));
-    under_way(&namespace.0);
+    wait_until_running(&namespace.0);
 
     // Redis knows both passwords, then only the new one.
     let to_redis = Forward::new(&namespace.0, "pod/redis", 6379);

@@ -22,7 +22,7 @@ fn job(name: &str, collection: &str) -> Value {
 }
 
 /// Waits until a run has handled some documents.
-fn under_way(namespace: &Namespace, name: &str) {
+fn wait_until_running(namespace: &Namespace, name: &str) {
     eventually(&format!("{name} is under way"), || {
         let job = get(&format!("syncjob {name} --namespace {namespace}"));
         job["status"]["counts"]["processed"].as_i64().filter(|processed| *processed > 0)
@@ -66,14 +66,14 @@ async fn runs_survive_an_upgrade_in_mid_run_and_the_way_back() {
     for name in ["first", "second", "suspended"] {
         apply(&namespace.0, &job(name, &namespace.0));
     }
-    under_way(&namespace, "suspended");
+    wait_until_running(&namespace, "suspended");
     kubectl(&format!(
         "patch syncjob suspended --namespace {namespace} --type=merge -p {{\"spec\":{{\"suspended\":true}}}}"
     ));
     eventually("it is suspended", || {
         (get(&format!("syncjob suspended --namespace {namespace}"))["status"]["phase"] == "Suspended").then_some(())
     });
-    under_way(&namespace, "first");
+    wait_until_running(&namespace, "first");
 
     install(CHART, &bundled(&[]));
     apply(&namespace.0, &job("third", &namespace.0));
@@ -89,7 +89,7 @@ async fn runs_survive_an_upgrade_in_mid_run_and_the_way_back() {
     });
 
     apply(&namespace.0, &job("back", &namespace.0));
-    under_way(&namespace, "back");
+    wait_until_running(&namespace, "back");
     install(&chart, &earlier);
     finished(&namespace, &data, &["back"]).await;
     let schedule = get(&format!("syncschedule user-sync --namespace {namespace}"));
