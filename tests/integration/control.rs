@@ -35,7 +35,7 @@ pub async fn phase(world: &TestEnv, name: &str, phase: Phase) -> SyncJob {
 }
 
 /// Waits until documents are stamped.
-async fn under_way(world: &TestEnv) {
+async fn wait_for_stamps(world: &TestEnv) {
     eventually("documents are stamped", async || (stamped(world).await > 0).then_some(())).await;
 }
 
@@ -67,7 +67,7 @@ async fn a_suspended_run_keeps_its_progress_and_resumes() {
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", slow()).await;
-    under_way(&world).await;
+    wait_for_stamps(&world).await;
     patch(&world, "run", json!({"suspended": true})).await;
     let parked = phase(&world, "run", Phase::Suspended).await;
     let done = at_rest(&world).await;
@@ -105,7 +105,7 @@ async fn a_cancelled_run_ends_as_failed_and_writes_no_more() {
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", slow()).await;
-    under_way(&world).await;
+    wait_for_stamps(&world).await;
     patch(&world, "run", json!({"cancelled": true})).await;
     let job = finished(&world, "run").await;
     assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"));
@@ -173,7 +173,7 @@ async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
     let (_operator, _) = world.all(&["--resync-interval", "1h"]);
     let mut spec = slow();
     apply_job(&world, "run", spec.clone()).await;
-    under_way(&world).await;
+    wait_for_stamps(&world).await;
     world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
     let done = at_rest(&world).await;
     assert!(done < USERS as u64, "the run was stopped on its way");
@@ -264,7 +264,7 @@ async fn a_new_job_of_the_same_name_has_nothing_of_the_old_one() {
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&["--status-interval", "100ms"]);
     apply_job(&world, "run", slow()).await;
-    under_way(&world).await;
+    wait_for_stamps(&world).await;
     world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
     let spec = json!({"syncType": "Full", "target": {"filter": {"_id": {"$lt": 100}}, "lastSyncedField": "again"}});
     let uid = apply_job(&world, "run", spec).await.uid();
