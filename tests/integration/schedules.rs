@@ -50,7 +50,7 @@ async fn trigger(world: &TestEnv, token: &str) {
 }
 
 /// Waits until the SyncJob of a run in the books is there.
-async fn under_way(world: &TestEnv) -> SyncJob {
+async fn wait_for_active_run(world: &TestEnv) -> SyncJob {
     let name = until(world, "a run is in the books", |status| Some(status.active.first()?.name.clone())).await;
     eventually("its SyncJob is made", async || world.jobs().get(&name).await.ok()).await
 }
@@ -288,7 +288,7 @@ async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "jobTemplate": {"spec": slow()}});
     apply_schedule(&world, "users", spec).await;
-    let name = under_way(&world).await.name_any();
+    let name = wait_for_active_run(&world).await.name_any();
     world.jobs().delete(&name, &DeleteParams::default()).await.unwrap();
     until(&world, "another run is under way", |status| {
         status.active.first().filter(|run| run.name != name).map(|_| ())
@@ -317,7 +317,7 @@ async fn a_run_that_is_not_in_the_books_is_found_there_again() {
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_once(&world, "users", slow()).await;
-    let run = under_way(&world).await;
+    let run = wait_for_active_run(&world).await;
     // As after a restore from a backup, which has no status.
     let lost = Patch::Merge(json!({"status": null}));
     world.schedules().patch_status("users", &PatchParams::default(), &lost).await.unwrap();
