@@ -1662,9 +1662,9 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
         Operation::Control { run, suspended, cancelled, priority, approved } => {
             let control = Control { suspended, cancelled: cancelled.then_some("{}"), priority, approved };
             let done = queue.control(UIDS[run], control).await.unwrap();
-            let under_way = model.runs[run].as_mut().filter(|run| !run.has_ended());
-            assert_eq!(done, under_way.is_some());
-            if let Some(run) = under_way {
+            let unfinished = model.runs[run].as_mut().filter(|run| !run.has_ended());
+            assert_eq!(done, unfinished.is_some());
+            if let Some(run) = unfinished {
                 let before = (run.suspended, run.approved, run.cancelled, run.rank.0);
                 run.suspended = suspended;
                 run.approved = approved;
