@@ -23,7 +23,7 @@ use sync_operator::{
 };
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, slow, under_way},
+    operator::{apply_job, apply_schedule, finished, slow, wait_until_running},
     support::{TestEnv, eventually, unique, variable},
 };
 
@@ -105,7 +105,7 @@ async fn record() {
     })
     .await;
     apply_job(&world, "active", slow()).await;
-    under_way(&world, "active").await;
+    wait_until_running(&world, "active").await;
     apply_job(&world, "suspended", json!({"syncType": "Full", "suspended": true})).await;
     apply_job(&world, "waiting", json!({"syncType": "Full", "dryRun": true, "priority": 7})).await;
     eventually("all are in the queue", async || {

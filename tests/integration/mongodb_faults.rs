@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     control::reason,
-    operator::{apply_job, finished, slow, under_way},
+    operator::{apply_job, finished, slow, wait_until_running},
     servers::{MongoDb, Own},
     support::{Servers, TestEnv, eventually},
 };
@@ -65,7 +65,7 @@ async fn mongodb_is_slow_in_mid_run() {
         spec["activeDeadline"] = json!(deadline);
         spec["target"] = json!({"lastSyncedField": name});
         apply_job(&world, name, spec).await;
-        under_way(&world, name).await;
+        wait_until_running(&world, name).await;
     }
     let commands = ["find", "getMore", "aggregate", "update", "listIndexes", "count"];
     let slowly = doc! {"failCommands": &commands[..], "blockConnection": true, "blockTimeMS": 30_000, "appName": "sync-operator"};

@@ -250,7 +250,7 @@ pub fn slow() -> Value {
 }
 
 /// Waits until a run has got somewhere.
-pub async fn under_way(world: &TestEnv, name: &str) {
+pub async fn wait_until_running(world: &TestEnv, name: &str) {
     let jobs = world.jobs();
     eventually("the run is under way", async || {
         let job = jobs.get(name).await.ok()?;
@@ -273,7 +273,7 @@ async fn a_stopped_worker_releases_its_run_without_an_attempt() {
     let (_controller, _) = world.all(&["--workers", "0"]);
     let first = world.operator("worker", &[]);
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     let second = world.operator("worker", &[]);
     assert_eq!(first.stop().await, Some(0));
 
@@ -292,7 +292,7 @@ async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
     let (_controller, _) = world.all(&[&lease[..], &["--workers", "0"]].concat());
     let first = world.operator("worker", &lease);
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     first.signal("KILL");
     let _second = world.operator("worker", &lease);
 
@@ -313,7 +313,7 @@ async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
         let names = job_names(&world).await;
         (!names.is_empty()).then_some(names)
     });
-    under_way(&world, &names.await[0]).await;
+    wait_until_running(&world, &names.await[0]).await;
     world.schedules().delete("slow", &DeleteParams::background()).await.unwrap();
     eventually("the SyncJob is gone", async || job_names(&world).await.is_empty().then_some(())).await;
     let queue = world.queue();

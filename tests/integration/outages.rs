@@ -15,7 +15,7 @@ use sync_operator::{
 use tokio::time::sleep;
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, under_way},
+    operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
     replicas::{leader_of, leads, replicas},
     servers::Own,
     support::{Servers, TestEnv, eventually},
@@ -45,7 +45,7 @@ async fn redis_away_in_mid_run() {
     let (mut operator, port) = world.all(&[]);
     apply_schedule(&world, "hourly", json!({"interval": quiet_interval(60)})).await;
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     redis.stop();
 
     eventually("/health names redis", async || {
@@ -83,7 +83,7 @@ async fn mongodb_away_in_mid_run() {
     let mut spec = slow();
     spec["backoff"] = json!({"initial": "5s", "jitter": 0.0});
     apply_job(&world, "run", spec).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     mongodb.stop();
     let jobs = world.jobs();
     eventually("the run waits for its next attempt, and says why", async || {
@@ -111,7 +111,7 @@ async fn the_api_server_away_in_mid_run() {
     world.seed(USERS, 0).await;
     let (mut operator, port) = world.all(&[]);
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     // A CRD's storage may still be starting when the operator does: that is not the outage meant here.
     let (away, back) = ("the Kubernetes API is unavailable", "the Kubernetes API is available again");
     let earlier = eventually("no earlier outage is left", async || {
@@ -188,7 +188,7 @@ async fn controllers_whose_api_server_was_away_agree_on_one_leader() {
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": nothing}});
     apply_schedule(&world, "often", spec).await;
     let uid = apply_job(&world, "run", slow()).await.uid().unwrap();
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
 
     kube.stop();
     let queue = world.queue();

@@ -12,7 +12,7 @@ use sync_operator::{
 
 use crate::{
     control::phase,
-    operator::{apply_job, finished, slow, under_way},
+    operator::{apply_job, finished, slow, wait_until_running},
     outages::lines,
     redis_topologies::Watched,
     servers::Redis,
@@ -55,7 +55,7 @@ async fn redis_loses_everything_in_mid_run() {
     let world = world(redis.url()).await;
     let (operator, _) = world.all(&ARGS);
     apply_job(&world, "run", slow_on("lastSynced")).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     let before = world.jobs().get("run").await.unwrap().status.unwrap();
     redis.ask::<()>("FLUSHALL").await;
     eventually("the worker knows", async || operator.log().contains("lease lost").then_some(())).await;
@@ -79,7 +79,7 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
         apply_job(&world, name, spec).await;
         phase(&world, name, Phase::Suspended).await;
     }
-    under_way(&world, "before").await;
+    wait_until_running(&world, "before").await;
     let parked = format!("ZCARD {{sync:{}}}:parked", world.name);
     eventually("the replica has it all", async || (watched.replica.ask::<i64>(&parked).await == 2).then_some(())).await;
     for setting in ["masteruser nobody", "masterauth wrong"] {
@@ -98,7 +98,7 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
     apply_job(&world, "made", slow_on("made")).await;
     let ended = finished(&world, "ended").await;
     for name in ["claimed", "made"] {
-        under_way(&world, name).await;
+        wait_until_running(&world, name).await;
     }
     watched.master.kill();
 

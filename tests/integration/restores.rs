@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     control::{phase, reason},
-    operator::{apply_job, apply_schedule, finished, slow, under_way},
+    operator::{apply_job, apply_schedule, finished, slow, wait_until_running},
     queue::claim_one,
     servers::Redis,
     support::{Servers, TestEnv, eventually, unique},
@@ -225,7 +225,7 @@ async fn a_restored_redis_runs_nothing_that_was_cancelled() {
     let dump = redis.dump().await;
     for name in ["cancelled", "claimed"] {
         patch(&world, name, json!({"suspended": false})).await;
-        under_way(&world, name).await;
+        wait_until_running(&world, name).await;
     }
     patch(&world, "cancelled", json!({"cancelled": true})).await;
     let ended = finished(&world, "cancelled").await;
@@ -263,7 +263,7 @@ async fn suspended_time_survives_a_loss_of_redis() {
     let started = ago(61);
     redis.ask::<()>(&format!("HSET {key} started {started} parked_at {}", ago(60))).await;
     patch(&world, "run", json!({"suspended": false})).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     let status = world.jobs().get("run").await.unwrap().status.unwrap();
     assert!(status.suspended_for.unwrap().parse().unwrap() >= Duration::from_hours(1));
     redis.ask::<()>("FLUSHALL").await;

@@ -10,7 +10,7 @@ use sync_operator::{
 };
 
 use crate::{
-    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, under_way},
+    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
     receiver::{Receiver, Span},
     replicas::probe_port,
     support::{Operator, TestEnv, eventually, free_port},
@@ -83,7 +83,7 @@ async fn a_run_that_lost_its_worker_goes_on_in_the_same_trace() {
     let _controller = traced(&world, "controller", &[&lease[..], &["--workers", "0"]].concat(), &receiver.url);
     let first = traced(&world, "worker", &lease, &receiver.url);
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     receiver.await_spans("sync.batch", 1).await;
     first.signal("KILL");
     let _second = traced(&world, "worker", &lease, &receiver.url);

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     control::{nothing_in_redis, runs_in_redis},
-    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, under_way},
+    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
     outages::lines,
     servers::{Link, Own, address_in},
     support::{Servers, TestEnv, eventually, unique},
@@ -110,7 +110,7 @@ async fn a_namespace_and_the_kinds_can_be_deleted_under_the_operator() {
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": nothing}});
     apply_schedule(&world, "users", spec).await;
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
 
     kube.script(&["stop", "controller-manager"]);
     let namespaces: Api<Namespace> = Api::all(world.client.clone());
@@ -143,7 +143,7 @@ async fn a_namespace_and_the_kinds_can_be_deleted_under_the_operator() {
     apply_job(&world, "again", json!({"syncType": "Full"})).await;
     finished(&world, "again").await;
     apply_job(&world, "last", slow()).await;
-    under_way(&world, "last").await;
+    wait_until_running(&world, "last").await;
     let delete = ["kubectl", "delete", "--timeout", "60s", "-f", "crds"];
     kube.script(&delete);
     nothing_in_redis(&world).await;

@@ -4,7 +4,7 @@ use serde_json::json;
 use sync_operator::domain::job::is_complete;
 
 use crate::{
-    operator::{apply_job, finished, get, slow, under_way},
+    operator::{apply_job, finished, get, slow, wait_until_running},
     replicas::probe_port,
     servers::Redis,
     support::{Servers, TestEnv, eventually},
@@ -44,7 +44,7 @@ async fn a_worker_paused_beyond_its_lease_writes_no_more() {
     let mut spec = slow();
     spec["target"] = json!({"filter": {"_id": {"$gte": 0}}});
     apply_job(&world, "run", spec).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     first.signal("STOP");
     let second = world.operator("worker", &lease);
     eventually("the other one has the run", async || second.log().contains("run claimed").then_some(())).await;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::auth::administrator;
 use crate::{
-    operator::{apply_job, apply_schedule, get, quiet_interval, under_way},
+    operator::{apply_job, apply_schedule, get, quiet_interval, wait_until_running},
     support::{TestEnv, eventually, free_port},
 };
 
@@ -62,7 +62,7 @@ async fn the_examples_of_the_reference_have_the_listed_answers() {
     let mut spec = slow;
     spec["syncType"] = json!("Full");
     apply_job(&world, "nightly", spec).await;
-    under_way(&world, "nightly").await;
+    wait_until_running(&world, "nightly").await;
     eventually("calls are served", async || get(port, "/health").await.filter(|(code, _)| *code == 200)).await;
 
     let token = administrator(&world).await;
