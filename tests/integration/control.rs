@@ -44,7 +44,7 @@ async fn stamped(world: &TestEnv) -> u64 {
 }
 
 /// Waits until nothing is stamped any more, and returns how many are.
-async fn at_rest(world: &TestEnv) -> u64 {
+async fn wait_until_idle(world: &TestEnv) -> u64 {
     let mut last = (stamped(world).await, Instant::now());
     eventually("no more documents are stamped", async || {
         let now = stamped(world).await;
@@ -70,7 +70,7 @@ async fn a_suspended_run_keeps_its_progress_and_resumes() {
     wait_for_stamps(&world).await;
     patch(&world, "run", json!({"suspended": true})).await;
     let parked = phase(&world, "run", Phase::Suspended).await;
-    let done = at_rest(&world).await;
+    let done = wait_until_idle(&world).await;
     assert!(done < USERS as u64, "the run was stopped on its way");
     assert_eq!(reason(&parked, "Suspended").as_deref(), Some("Suspended"));
     assert_eq!(reason(&parked, "Reconciling"), None);
@@ -94,7 +94,7 @@ async fn a_job_made_suspended_waits_until_it_is_resumed() {
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", json!({"syncType": "Full", "suspended": true})).await;
     phase(&world, "run", Phase::Suspended).await;
-    assert_eq!(at_rest(&world).await, 0);
+    assert_eq!(wait_until_idle(&world).await, 0);
     patch(&world, "run", json!({"suspended": false})).await;
     assert!(is_complete(&finished(&world, "run").await));
 }
@@ -109,7 +109,7 @@ async fn a_cancelled_run_ends_as_failed_and_writes_no_more() {
     patch(&world, "run", json!({"cancelled": true})).await;
     let job = finished(&world, "run").await;
     assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"));
-    let done = at_rest(&world).await;
+    let done = wait_until_idle(&world).await;
     assert!(done < USERS as u64);
     assert_eq!(job.status.unwrap().counts.unwrap().processed as u64, done);
     wait_for_events(&world, "run", &["RunCancelled"]).await;
@@ -175,7 +175,7 @@ async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
     apply_job(&world, "run", spec.clone()).await;
     wait_for_stamps(&world).await;
     world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
-    let done = at_rest(&world).await;
+    let done = wait_until_idle(&world).await;
     assert!(done < USERS as u64, "the run was stopped on its way");
     nothing_in_redis(&world).await;
 
@@ -191,7 +191,7 @@ async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
     eventually("its SyncJob is deleted", async || world.jobs().get_opt(&name).await.unwrap().is_none().then_some(()))
         .await;
     nothing_in_redis(&world).await;
-    assert!(at_rest(&world).await < done + USERS as u64, "its run was stopped on its way");
+    assert!(wait_until_idle(&world).await < done + USERS as u64, "its run was stopped on its way");
 }
 
 /// Waits until no run is left in the queue, ended or not.
@@ -269,7 +269,7 @@ async fn a_new_job_of_the_same_name_has_nothing_of_the_old_one() {
     let spec = json!({"syncType": "Full", "target": {"filter": {"_id": {"$lt": 100}}, "lastSyncedField": "again"}});
     let uid = apply_job(&world, "run", spec).await.uid();
     let job = finished(&world, "run").await;
-    at_rest(&world).await;
+    wait_until_idle(&world).await;
     let after = world.jobs().get("run").await.unwrap();
     assert_eq!((&after.uid(), &after.status), (&uid, &job.status), "nothing is told to it of the old run");
     let status = job.status.unwrap();
