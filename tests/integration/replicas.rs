@@ -71,7 +71,7 @@ pub async fn leader_of(replicas: &[Replica]) -> usize {
 }
 
 /// Makes a SyncJob, and waits until someone has put it into the queue, and how long that takes.
-async fn acts(world: &TestEnv, name: &str) -> Duration {
+async fn measure_enqueue(world: &TestEnv, name: &str) -> Duration {
     let began = Instant::now();
     apply_job(world, name, json!({"syncType": "Full"})).await;
     eventually("someone acts", async || world.jobs().get(name).await.ok()?.status).await;
@@ -89,9 +89,9 @@ async fn lease(world: &TestEnv) -> Lease {
 async fn when_the_leader_is_killed_another_one_acts_within_15_s() {
     let world = TestEnv::new().await;
     let mut replicas = replicas(&world, &DEFAULT).await;
-    acts(&world, "before").await;
+    measure_enqueue(&world, "before").await;
     replicas.remove(0).process.signal("KILL");
-    let took = acts(&world, "after").await;
+    let took = measure_enqueue(&world, "after").await;
     println!("a SyncJob was queued {took:?} after the leader was killed");
     assert!(took < Duration::from_secs(15), "{took:?}");
     leader_of(&replicas).await;
@@ -107,7 +107,7 @@ async fn a_leader_that_stops_hands_over_within_2_s() {
         let leader = leader_of(&replicas).await;
         let mut leader = replicas.remove(leader).process;
         leader.signal("TERM");
-        took.push(acts(&world, name).await);
+        took.push(measure_enqueue(&world, name).await);
         assert_eq!(leader.stop_and_wait().await, Some(0));
     }
     println!("a SyncJob was queued {took:?} after the leader was told to stop");
