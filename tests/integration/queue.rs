@@ -156,7 +156,7 @@ impl Raw {
     }
 }
 
-fn let_go(uid: &str, epoch: u64, disposition: Disposition, progress: Progress<'_>) -> Release {
+fn build_release(uid: &str, epoch: u64, disposition: Disposition, progress: Progress<'_>) -> Release {
     let attempts = Some(Attempts { count: progress.attempts, history: progress.history.to_owned() });
     Release { uid: uid.to_owned(), epoch, disposition, checkpoint: progress.checkpoint.to_owned(), attempts }
 }
@@ -172,7 +172,7 @@ trait One {
         disposition: Disposition,
         progress: Progress<'_>,
     ) -> Result<FencedWrite, Error> {
-        self.one(let_go(uid, epoch, disposition, progress)).await
+        self.one(build_release(uid, epoch, disposition, progress)).await
     }
 
     async fn retry(
@@ -182,17 +182,17 @@ trait One {
         delay: Duration,
         progress: Progress<'_>,
     ) -> Result<FencedWrite, Error> {
-        self.one(let_go(uid, epoch, Disposition::Retry(delay), progress)).await
+        self.one(build_release(uid, epoch, Disposition::Retry(delay), progress)).await
     }
 
     async fn hold(&self, uid: &str, epoch: u64, number: u64) -> Result<FencedWrite, Error> {
         let progress = Progress { checkpoint: "held", ..NOTHING };
-        self.one(Release { attempts: None, ..let_go(uid, epoch, Disposition::Held(number), progress) }).await
+        self.one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Held(number), progress) }).await
     }
 
     async fn give_back(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<FencedWrite, Error> {
         let progress = Progress { checkpoint, ..NOTHING };
-        self.one(Release { attempts: None, ..let_go(uid, epoch, Disposition::Released, progress) }).await
+        self.one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Released, progress) }).await
     }
 }
 
@@ -859,7 +859,7 @@ async fn an_unsupported_run_waits_for_the_level_that_it_needs() {
     let queue = named_queue(&name, LEASE);
     enqueue(&queue, "a", 0).await;
     let run = claim(&queue, "w").await;
-    let unsupported = let_go("a", run.entry.epoch, Disposition::Unsupported(LEVEL + 1), NOTHING);
+    let unsupported = build_release("a", run.entry.epoch, Disposition::Unsupported(LEVEL + 1), NOTHING);
     assert_eq!(queue.one(Release { attempts: None, ..unsupported }).await.unwrap(), FencedWrite::Applied);
     let entry = entry(&queue, "a").await;
     assert_eq!((entry.state, entry.needs, entry.attempts), (State::Waiting, LEVEL + 1, 0));
@@ -978,13 +978,13 @@ async fn a_worker_releases_several_runs_in_one_call() {
     let epochs: HashMap<&str, u64> = claims.iter().map(|claim| (claim.uid.as_str(), claim.entry.epoch)).collect();
     queue.remove("removed").await.unwrap();
     let runs = [
-        let_go("done", epochs["done"], Disposition::Completed, NOTHING),
-        let_go("failed", epochs["failed"] - 1, Disposition::Completed, NOTHING),
-        let_go("removed", epochs["removed"], Disposition::Completed, NOTHING),
-        let_go("failed", epochs["failed"], Disposition::Failed("{}".to_owned()), NOTHING),
-        let_go("later", epochs["later"], Disposition::Retry(LEASE), NOTHING),
-        let_go("back", epochs["back"], Disposition::Released, NOTHING),
-        let_go("done", epochs["done"], Disposition::Retry(LEASE), NOTHING),
+        build_release("done", epochs["done"], Disposition::Completed, NOTHING),
+        build_release("failed", epochs["failed"] - 1, Disposition::Completed, NOTHING),
+        build_release("removed", epochs["removed"], Disposition::Completed, NOTHING),
+        build_release("failed", epochs["failed"], Disposition::Failed("{}".to_owned()), NOTHING),
+        build_release("later", epochs["later"], Disposition::Retry(LEASE), NOTHING),
+        build_release("back", epochs["back"], Disposition::Released, NOTHING),
+        build_release("done", epochs["done"], Disposition::Retry(LEASE), NOTHING),
     ];
     let (done, lost) = (FencedWrite::Applied, FencedWrite::LeaseLost);
     assert_eq!(queue.release(&runs).await.unwrap(), [done, lost, lost, done, done, done, lost]);
@@ -1728,7 +1728,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                         How::Release => Disposition::Released,
                         How::Hold(number) => Disposition::Held(number),
                     };
-                    let run = let_go(UIDS[run], model.epoch(run, age).0, disposition, progress);
+                    let run = build_release(UIDS[run], model.epoch(run, age).0, disposition, progress);
                     if how.costs_no_attempt() { Release { attempts: None, ..run } } else { run }
                 })
                 .collect();
