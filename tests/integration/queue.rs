@@ -190,7 +190,7 @@ trait One {
         self.one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Held(number), progress) }).await
     }
 
-    async fn give_back(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<FencedWrite, Error> {
+    async fn release_unfinished(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<FencedWrite, Error> {
         let progress = Progress { checkpoint, ..NOTHING };
         self.one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Released, progress) }).await
     }
@@ -239,7 +239,7 @@ async fn reap(queue: &Queue, count: usize) {
 async fn assert_fenced(queue: &Queue, uid: &str, epoch: u64) {
     let before = queue.get(uid).await.unwrap();
     assert_eq!(queue.checkpoint(uid, epoch, "x").await.unwrap(), LeaseState::Lost);
-    assert_eq!(queue.give_back(uid, epoch, "x").await.unwrap(), FencedWrite::LeaseLost);
+    assert_eq!(queue.release_unfinished(uid, epoch, "x").await.unwrap(), FencedWrite::LeaseLost);
     assert_eq!(queue.retry(uid, epoch, Duration::ZERO, NOTHING).await.unwrap(), FencedWrite::LeaseLost);
     assert_eq!(queue.finish(uid, epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::LeaseLost);
     assert_eq!(
@@ -282,7 +282,7 @@ async fn a_released_run_takes_its_old_place_and_spends_no_attempt() {
     enqueue(&queue, "first", 0).await;
     let run = claim(&queue, "w").await;
     enqueue(&queue, "second", 0).await;
-    assert_eq!(queue.give_back("first", run.entry.epoch, r#"{"at":1}"#).await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("first", run.entry.epoch, r#"{"at":1}"#).await.unwrap(), FencedWrite::Applied);
     let again = claim(&queue, "w").await;
     assert_eq!((again.uid.as_str(), again.entry.attempts), ("first", 0));
     assert_eq!(again.entry.checkpoint.as_deref(), Some(r#"{"at":1}"#));
@@ -302,7 +302,7 @@ async fn a_claim_raises_the_epoch_and_fixes_the_start_once() {
         let claim = claim(&queue, "w2").await;
         let moved = claim.at > first.at;
         if !moved {
-            assert_eq!(queue.give_back("a", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
+            assert_eq!(queue.release_unfinished("a", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
         }
         moved.then_some(claim)
     })
@@ -330,7 +330,7 @@ async fn a_write_with_an_old_epoch_is_refused_and_changes_nothing() {
     let queue = queue(LEASE);
     enqueue(&queue, "a", 0).await;
     let old = claim(&queue, "w1").await.entry.epoch;
-    assert_eq!(queue.give_back("a", old, "{}").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("a", old, "{}").await.unwrap(), FencedWrite::Applied);
     assert_fenced(&queue, "a", old).await;
     let current = claim(&queue, "w2").await.entry.epoch;
     assert_fenced(&queue, "a", old).await;
@@ -380,13 +380,13 @@ async fn a_worker_whose_claim_was_lost_is_fenced_off() {
     enqueue(&queue, "a", 0).await;
     let before = entry(&queue, "a").await.epoch;
     let lost = claim(&queue, "w1").await.entry.epoch;
-    assert_eq!(queue.give_back("a", lost, "{}").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("a", lost, "{}").await.unwrap(), FencedWrite::Applied);
     raw.set("a", "epoch", before as i64).await;
     let new = eventually("another millisecond has come", async || {
         let claim = claim(&queue, "w2").await.entry;
         assert!(claim.epoch > before);
         if claim.epoch == lost {
-            assert_eq!(queue.give_back("a", claim.epoch, "{}").await.unwrap(), FencedWrite::Applied);
+            assert_eq!(queue.release_unfinished("a", claim.epoch, "{}").await.unwrap(), FencedWrite::Applied);
             raw.set("a", "epoch", before as i64).await;
         }
         (claim.epoch != lost).then_some(claim.epoch)
@@ -590,7 +590,7 @@ async fn renewing_extends_what_is_held_and_tells_what_is_lost() {
     }
     for uid in ["released", "taken"] {
         let epoch = held.iter().find(|(held, _)| held == uid).unwrap().1;
-        assert_eq!(queue.give_back(uid, epoch, "{}").await.unwrap(), FencedWrite::Applied);
+        assert_eq!(queue.release_unfinished(uid, epoch, "{}").await.unwrap(), FencedWrite::Applied);
     }
     assert_eq!(claim(&queue, "w2").await.uid, "taken");
     held.push(("unknown".to_owned(), 1));
@@ -682,7 +682,7 @@ async fn whatever_makes_a_run_claimable_notifies_a_worker() {
                 enqueue(&queue, event, 0).await;
                 FencedWrite::Applied
             }
-            "release" => queue.give_back(event, claim(&queue, "w").await.entry.epoch, "{}").await.unwrap(),
+            "release" => queue.release_unfinished(event, claim(&queue, "w").await.entry.epoch, "{}").await.unwrap(),
             "retry" => queue.retry(event, claim(&queue, "w").await.entry.epoch, LEASE, NOTHING).await.unwrap(),
             _ => {
                 claim(&queue, "w").await;
@@ -1023,7 +1023,7 @@ async fn a_suspended_run_is_recalled_without_spending_an_attempt() {
     assert_eq!(entry(&queue, "a").await.state, State::Active);
     assert_eq!(queue.renew("w", &[("a".to_owned(), epoch)]).await.unwrap().recalled, ["a"]);
     assert_eq!(queue.checkpoint("a", epoch, "1").await.unwrap(), LeaseState::Recalled);
-    assert_eq!(queue.give_back("a", epoch, "2").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("a", epoch, "2").await.unwrap(), FencedWrite::Applied);
     let parked = entry(&queue, "a").await;
     assert_eq!((parked.state, parked.attempts, parked.checkpoint.as_deref()), (State::Parked, 0, Some("2")));
 }
@@ -1170,13 +1170,13 @@ async fn a_cancelled_run_ends_wherever_it_is_and_stays_so() {
         let claim = claim(&queue, "w").await;
         claims.insert(claim.uid, claim.entry.epoch);
     }
-    assert_eq!(queue.give_back("waiting", claims["waiting"], "{}").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("waiting", claims["waiting"], "{}").await.unwrap(), FencedWrite::Applied);
     assert_eq!(queue.retry("delayed", claims["delayed"], LEASE, NOTHING).await.unwrap(), FencedWrite::Applied);
     for uid in ["waiting", "parked", "delayed", "active", "lost"] {
         assert!(queue.control(uid, CANCEL).await.unwrap());
     }
     assert_eq!(queue.checkpoint("active", claims["active"], "1").await.unwrap(), LeaseState::Recalled);
-    assert_eq!(queue.give_back("active", claims["active"], "2").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("active", claims["active"], "2").await.unwrap(), FencedWrite::Applied);
     for uid in ["waiting", "parked", "delayed", "active"] {
         let run = entry(&queue, uid).await;
         assert_eq!((run.state, run.outcome.as_deref()), (State::Failed, Some(r#"{"why":2}"#)), "{uid}");
@@ -1272,7 +1272,7 @@ async fn the_run_that_waits_the_longest_is_told_whatever_its_priority() {
     let claim = claim(&queue, "w").await;
     assert_hour(claim.waited);
     assert_eq!(oldest(&queue).await, Duration::ZERO);
-    assert_eq!(queue.give_back("old", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("old", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
     assert!(oldest(&queue).await < PATIENCE, "it waits anew");
 }
 
@@ -1294,7 +1294,7 @@ async fn a_run_whose_backoff_has_passed_waits_since_then() {
         assert_hour(oldest(&queue).await);
         let claim = claim(&queue, "w").await;
         assert_hour(claim.waited);
-        assert_eq!(queue.give_back("a", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
+        assert_eq!(queue.release_unfinished("a", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
     }
 }
 
@@ -1381,7 +1381,7 @@ async fn every_transition_is_told() {
     await_change("claim").await;
     assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), LeaseState::Held);
     await_change("checkpoint").await;
-    assert_eq!(queue.give_back("a", epoch, "{}").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("a", epoch, "{}").await.unwrap(), FencedWrite::Applied);
     await_change("release").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
     await_change("claim").await;
