@@ -93,11 +93,11 @@ impl Raw {
 
     /// The sets a run is in.
     async fn sets(&mut self, uid: &str) -> Vec<&'static str> {
-        self.look(&[uid]).await.remove(0).0
+        self.read_runs(&[uid]).await.remove(0).0
     }
 
     /// The sets that runs are in, and their hashes, all of one moment.
-    async fn look(&mut self, uids: &[&str]) -> Vec<(Vec<&'static str>, HashMap<String, String>)> {
+    async fn read_runs(&mut self, uids: &[&str]) -> Vec<(Vec<&'static str>, HashMap<String, String>)> {
         let mut pipeline = redis::pipe();
         pipeline.atomic();
         for uid in uids {
@@ -1758,7 +1758,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
 }
 
 async fn assert_same(raw: &mut Raw, model: &Model) {
-    for ((sets, hash), expected) in raw.look(&UIDS).await.into_iter().zip(model.runs) {
+    for ((sets, hash), expected) in raw.read_runs(&UIDS).await.into_iter().zip(model.runs) {
         let state = expected.map(|run| match run.state {
             State::Waiting => "waiting",
             State::Delayed => "delayed",
