@@ -42,7 +42,7 @@ struct Progress<'a> {
 const NOTHING: Progress<'_> = Progress { checkpoint: "{}", history: "[]", attempts: 0 };
 const LEASE: Duration = Duration::from_secs(30);
 /// Runs the queue looks at in one claim or reap, and some more.
-const MORE_THAN_A_LOOK: usize = 20;
+const MORE_THAN_A_SCAN: usize = 20;
 
 fn queue(lease: Duration) -> Queue {
     named_queue(&unique("queue"), lease)
@@ -767,7 +767,7 @@ async fn an_emptied_script_cache_is_a_normal_event() {
 async fn runs_of_another_release_are_left_alone_and_block_nobody() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
-    let foreign: Vec<String> = (0..MORE_THAN_A_LOOK).map(|run| format!("foreign-{run}")).collect();
+    let foreign: Vec<String> = (0..MORE_THAN_A_SCAN).map(|run| format!("foreign-{run}")).collect();
     for uid in &foreign {
         enqueue(&queue, uid, 0).await;
         raw.reformat(uid).await;
@@ -777,7 +777,7 @@ async fn runs_of_another_release_are_left_alone_and_block_nobody() {
     assert!(claim_one(&queue, "w").await.unwrap().is_err());
     enqueue(&queue, "own", 0).await;
     let claimed = claim_one(&queue, "w").await.unwrap().map(|run| run.uid);
-    assert_eq!(claimed, Ok("own".to_owned()), "{MORE_THAN_A_LOOK} runs of another release are in front of it");
+    assert_eq!(claimed, Ok("own".to_owned()), "{MORE_THAN_A_SCAN} runs of another release are in front of it");
     assert_eq!(raw.run(&foreign[0]).await, before);
     for uid in &foreign {
         assert_eq!(raw.sets(uid).await, ["waiting"]);
@@ -788,7 +788,7 @@ async fn runs_of_another_release_are_left_alone_and_block_nobody() {
 async fn lost_workers_of_another_release_keep_no_run() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, Duration::from_millis(20)), Raw::of(&name).await);
-    for run in 0..MORE_THAN_A_LOOK {
+    for run in 0..MORE_THAN_A_SCAN {
         let uid = format!("foreign-{run}");
         enqueue(&queue, &uid, 0).await;
         claim(&queue, "w").await;
@@ -798,7 +798,7 @@ async fn lost_workers_of_another_release_keep_no_run() {
     claim(&queue, "w").await;
     let deadline = Instant::now() + Duration::from_secs(5);
     while raw.sets("own").await != ["waiting"] {
-        assert!(Instant::now() < deadline, "{MORE_THAN_A_LOOK} runs of another release are in front of it");
+        assert!(Instant::now() < deadline, "{MORE_THAN_A_SCAN} runs of another release are in front of it");
         queue.reap("{}").await.unwrap();
     }
     eventually("all are back", async || {
