@@ -521,14 +521,14 @@ async fn a_rolled_back_run_ends_when_its_worker_reports_it_twice() {
         let first = claim(&queue, "w").await;
         assert_eq!(first.entry.outcome, None);
         if uid == "cancelled" {
-            let control = Control { suspended: true, cancelled: Some("why"), ..GO_ON };
+            let control = Control { suspended: true, cancelled: Some("why"), ..CONTINUE };
             assert!(queue.control(uid, control).await.unwrap());
         }
         assert_eq!(queue.finish(uid, first.entry.epoch, end, NOTHING).await.unwrap(), FencedWrite::Applied);
         let waiting = entry(&queue, uid).await;
         assert_eq!((waiting.state, waiting.outcome.as_deref()), (State::Waiting, Some("why")));
         // Neither can anybody stop that, nor does a lost worker.
-        let control = Control { suspended: true, cancelled: Some("else"), ..GO_ON };
+        let control = Control { suspended: true, cancelled: Some("else"), ..CONTINUE };
         assert!(queue.control(uid, control).await.unwrap());
         for lost in 1..=7 {
             let again = claim(&queue, "w").await;
@@ -555,7 +555,7 @@ async fn a_rolled_back_run_ends_when_its_worker_reports_it_twice() {
 async fn a_run_that_never_began_is_not_rolled_back() {
     let queue = queue(LEASE);
     queue.enqueue(&NewRun { rollback: true, ..NewRun::new("a", "{}") }).await.unwrap();
-    let control = Control { cancelled: Some("why"), ..GO_ON };
+    let control = Control { cancelled: Some("why"), ..CONTINUE };
     assert!(queue.control("a", control).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Failed);
 }
@@ -818,8 +818,8 @@ async fn runs_of_another_release_are_cancelled_suspended_and_removed() {
         raw.reformat(uid).await;
         assert_eq!(entry(&queue, uid).await.needs, LEVEL + 1);
     }
-    assert!(queue.control("cancelled", Control { cancelled: Some("{}"), ..GO_ON }).await.unwrap());
-    assert!(queue.control("suspended", Control { suspended: true, ..GO_ON }).await.unwrap());
+    assert!(queue.control("cancelled", Control { cancelled: Some("{}"), ..CONTINUE }).await.unwrap());
+    assert!(queue.control("suspended", Control { suspended: true, ..CONTINUE }).await.unwrap());
     queue.remove("removed").await.unwrap();
     for (uid, sets) in [("cancelled", &["failed"][..]), ("suspended", &["parked"]), ("removed", &[])] {
         assert_eq!(raw.sets(uid).await, sets, "{uid}");
@@ -997,9 +997,9 @@ async fn a_worker_releases_several_runs_in_one_call() {
     assert!(queue.release([]).await.unwrap().is_empty());
 }
 
-const GO_ON: Control<'_> = Control { suspended: false, cancelled: None, priority: 0, approved: None };
-const SUSPEND: Control<'_> = Control { suspended: true, ..GO_ON };
-const CANCEL: Control<'_> = Control { cancelled: Some(r#"{"why":2}"#), ..GO_ON };
+const CONTINUE: Control<'_> = Control { suspended: false, cancelled: None, priority: 0, approved: None };
+const SUSPEND: Control<'_> = Control { suspended: true, ..CONTINUE };
+const CANCEL: Control<'_> = Control { cancelled: Some(r#"{"why":2}"#), ..CONTINUE };
 
 #[tokio::test]
 async fn a_suspended_run_is_put_aside_and_keeps_its_place() {
@@ -1010,7 +1010,7 @@ async fn a_suspended_run_is_put_aside_and_keeps_its_place() {
     assert!(queue.control("a", SUSPEND).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Parked);
     assert_eq!(queue.depth().await.unwrap().parked, 1);
-    assert!(queue.control("a", GO_ON).await.unwrap());
+    assert!(queue.control("a", CONTINUE).await.unwrap());
     assert_eq!(claim(&queue, "w").await.uid, "a");
 }
 
@@ -1035,7 +1035,7 @@ async fn the_time_a_run_is_put_aside_is_told_to_its_next_worker() {
     let run = NewRun { started: Some(since), suspended: Some(since), ..NewRun::new("a", "{}") };
     assert!(queue.enqueue(&run).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Parked);
-    assert!(queue.control("a", GO_ON).await.unwrap());
+    assert!(queue.control("a", CONTINUE).await.unwrap());
     let parked_for = claim(&queue, "w").await.entry.parked_for;
     assert!(parked_for >= Duration::from_hours(2) && parked_for < Duration::from_hours(3), "{parked_for:?}");
 }
@@ -1048,7 +1048,7 @@ async fn hold(queue: &Queue, uid: &str, number: u64) {
 }
 
 const fn approve(number: u64) -> Control<'static> {
-    Control { approved: Some(number), ..GO_ON }
+    Control { approved: Some(number), ..CONTINUE }
 }
 
 #[tokio::test]
@@ -1059,7 +1059,7 @@ async fn a_held_run_continues_when_as_many_documents_are_approved() {
     assert_eq!((held.state, held.attempts, held.checkpoint.as_deref()), (State::Parked, 0, Some("held")));
     assert!(claim_one(&queue, "w").await.unwrap().is_err());
     for (control, state, approved) in [
-        (GO_ON, State::Parked, None),
+        (CONTINUE, State::Parked, None),
         (approve(9), State::Parked, Some(9)),
         (Control { suspended: true, ..approve(10) }, State::Parked, Some(10)),
         (approve(10), State::Waiting, Some(10)),
@@ -1154,7 +1154,7 @@ async fn a_resumed_run_waits_for_the_rest_of_its_backoff() {
     assert!(queue.control("a", SUSPEND).await.unwrap());
     assert_eq!(queue.retry("a", epoch, LEASE, NOTHING).await.unwrap(), FencedWrite::Applied);
     assert_eq!(entry(&queue, "a").await.state, State::Parked);
-    assert!(queue.control("a", GO_ON).await.unwrap());
+    assert!(queue.control("a", CONTINUE).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Delayed);
 }
 
@@ -1180,7 +1180,7 @@ async fn a_cancelled_run_ends_wherever_it_is_and_stays_so() {
     for uid in ["waiting", "parked", "delayed", "active"] {
         let run = entry(&queue, uid).await;
         assert_eq!((run.state, run.outcome.as_deref()), (State::Failed, Some(r#"{"why":2}"#)), "{uid}");
-        assert!(!queue.control(uid, GO_ON).await.unwrap(), "an ended run is not brought back");
+        assert!(!queue.control(uid, CONTINUE).await.unwrap(), "an ended run is not brought back");
     }
     assert_eq!(entry(&queue, "lost").await.state, State::Active);
 }
@@ -1211,8 +1211,8 @@ async fn a_changed_priority_reorders_runs_that_wait() {
     for uid in ["a", "b", "c"] {
         enqueue(&queue, uid, 0).await;
     }
-    assert!(queue.control("c", Control { priority: 5, ..GO_ON }).await.unwrap());
-    assert!(queue.control("a", Control { priority: -5, ..GO_ON }).await.unwrap());
+    assert!(queue.control("c", Control { priority: 5, ..CONTINUE }).await.unwrap());
+    assert!(queue.control("a", Control { priority: -5, ..CONTINUE }).await.unwrap());
     for uid in ["c", "b", "a"] {
         assert_eq!(claim(&queue, "w").await.uid, uid);
     }
@@ -1262,7 +1262,7 @@ async fn the_run_that_waits_the_longest_is_told_whatever_its_priority() {
     }
     raw.set_score("due", "old", an_hour_ago()).await;
     assert_hour(oldest(&queue).await);
-    assert!(queue.control("old", Control { priority: -7, ..GO_ON }).await.unwrap());
+    assert!(queue.control("old", Control { priority: -7, ..CONTINUE }).await.unwrap());
     assert_hour(oldest(&queue).await);
     for uid in ["urgent", "new"] {
         let claim = claim(&queue, "w").await;
@@ -1288,7 +1288,7 @@ async fn a_run_whose_backoff_has_passed_waits_since_then() {
         raw.set_score("delayed", "a", an_hour_ago()).await;
         raw.set("a", "retry_at", an_hour_ago()).await;
         if settles {
-            assert!(queue.control("a", Control { priority: 1, ..GO_ON }).await.unwrap());
+            assert!(queue.control("a", Control { priority: 1, ..CONTINUE }).await.unwrap());
             assert_eq!(raw.sets("a").await, ["waiting"]);
         }
         assert_hour(oldest(&queue).await);
@@ -1310,7 +1310,7 @@ async fn what_is_not_to_be_claimed_does_not_wait() {
     assert!(queue.control("cancelled", CANCEL).await.unwrap());
     queue.remove("removed").await.unwrap();
     assert_eq!(oldest(&queue).await, Duration::ZERO);
-    assert!(queue.control("suspended", GO_ON).await.unwrap());
+    assert!(queue.control("suspended", CONTINUE).await.unwrap());
     assert!(claim(&queue, "w").await.waited < PATIENCE, "it could not be claimed before");
 }
 

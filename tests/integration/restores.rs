@@ -34,7 +34,7 @@ use crate::{
 
 const LEASE: Duration = Duration::from_secs(1);
 const ARGS: [&str; 4] = ["--lease-duration", "1s", "--resync-interval", "1s"];
-const GO_ON: Control<'static> = Control { suspended: false, cancelled: None, priority: 0, approved: None };
+const CONTINUE: Control<'static> = Control { suspended: false, cancelled: None, priority: 0, approved: None };
 
 async fn own_redis() -> Redis {
     let redis = Redis::start(&[]);
@@ -101,7 +101,7 @@ async fn what_redis_lost_of_a_run_is_asserted() {
         recoveries: 3,
         history: r#"[{"number":2}]"#,
         parked_for: Duration::from_secs(60),
-        ..KnownRun::new("a", GO_ON)
+        ..KnownRun::new("a", CONTINUE)
     };
     for _ in 0..2 {
         assert_eq!(queue.assert(std::slice::from_ref(&known), false).await.unwrap(), 1);
@@ -117,7 +117,7 @@ async fn what_redis_lost_of_a_run_is_asserted() {
     let claimed = claim_one(&queue, "w").await.unwrap().unwrap();
     assert_eq!(claimed.entry.started, known.started);
     assert_eq!(
-        queue.assert(&[KnownRun::new("nothing", GO_ON)], true).await.unwrap(),
+        queue.assert(&[KnownRun::new("nothing", CONTINUE)], true).await.unwrap(),
         0,
         "it is not put into the queue"
     );
@@ -131,16 +131,16 @@ async fn a_restored_run_is_put_aside_as_its_job_says() {
     let queue = Queue::new(&redis.url(), &unique("restore"), LEASE).unwrap();
     let (now, hour) = (Timestamp::now(), SignedDuration::from_hours(1));
     let (one, two) = (now - hour, now - hour * 2);
-    let suspended = Control { suspended: true, ..GO_ON };
-    let approved = Control { approved: Some(9), ..GO_ON };
+    let suspended = Control { suspended: true, ..CONTINUE };
+    let approved = Control { approved: Some(9), ..CONTINUE };
     for (what, redis_since, since, held, control, hours) in [
-        ("resumed since", Some(two), None, None, GO_ON, Some(0)),
+        ("resumed since", Some(two), None, None, CONTINUE, Some(0)),
         ("suspended since", None, Some(one), None, suspended, None),
-        ("to be resumed", Some(two), Some(one), None, GO_ON, Some(1)),
-        ("not known to be suspended, to be resumed", None, Some(one), None, GO_ON, Some(1)),
-        ("held since", None, Some(one), Some(9), GO_ON, None),
+        ("to be resumed", Some(two), Some(one), None, CONTINUE, Some(1)),
+        ("not known to be suspended, to be resumed", None, Some(one), None, CONTINUE, Some(1)),
+        ("held since", None, Some(one), Some(9), CONTINUE, None),
         ("held since, and approved", None, Some(one), Some(9), approved, Some(1)),
-        ("as before", None, None, None, GO_ON, Some(0)),
+        ("as before", None, None, None, CONTINUE, Some(0)),
     ] {
         let run = NewRun { started: Some(two), suspended: redis_since, ..NewRun::new(what, "{}") };
         assert!(queue.enqueue(&run).await.unwrap());
@@ -159,7 +159,7 @@ async fn time_before_the_start_is_not_time_put_aside() {
     let queue = Queue::new(&redis.url(), &unique("restore"), LEASE).unwrap();
     let long_ago = Some(at(1000));
     assert!(queue.enqueue(&NewRun { suspended: long_ago, ..NewRun::new("a", "{}") }).await.unwrap());
-    assert!(queue.control("a", GO_ON).await.unwrap());
+    assert!(queue.control("a", CONTINUE).await.unwrap());
     assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().entry.parked_for, Duration::ZERO);
 }
 
@@ -182,7 +182,7 @@ async fn a_full_redis_keeps_its_runs_and_starts_none() {
     assert!(queue.enqueue(&NewRun::new("new", "{}")).await.is_err());
 
     let kept: Vec<_> = ["kept", "cancelled", "failed"].map(|uid| (uid.to_owned(), held[uid])).into();
-    let cancel = Control { cancelled: Some("{}"), ..GO_ON };
+    let cancel = Control { cancelled: Some("{}"), ..CONTINUE };
     assert!(queue.control("cancelled", cancel).await.unwrap());
     let until = Instant::now() + LEASE * 2;
     while Instant::now() < until {
@@ -517,7 +517,7 @@ async fn ten_thousand_runs_are_asserted() {
         queue.enqueue(&NewRun::new(uid, &payload)).await.unwrap();
     }
     let known =
-        |started| uids.iter().map(move |uid| KnownRun { started, ..KnownRun::new(uid, GO_ON) }).collect::<Vec<_>>();
+        |started| uids.iter().map(move |uid| KnownRun { started, ..KnownRun::new(uid, CONTINUE) }).collect::<Vec<_>>();
     for (what, started, is_restored) in [
         ("nothing to change", None, false),
         ("each run's start to restore", Some(at(1000)), true),
