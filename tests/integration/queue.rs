@@ -116,7 +116,7 @@ impl Raw {
     }
 
     /// Takes a run out of every set.
-    async fn misplace(&mut self, uid: &str) {
+    async fn remove_from_sets(&mut self, uid: &str) {
         let mut pipeline = redis::pipe();
         for set in SETS {
             pipeline.zrem(self.key(set), uid);
@@ -134,7 +134,7 @@ impl Raw {
         self.connection.zadd::<_, _, _, ()>(key, uid, score).await.unwrap();
     }
 
-    async fn unplace(&mut self, set: &str, uid: &str) {
+    async fn remove_from_set(&mut self, set: &str, uid: &str) {
         let key = self.key(set);
         self.connection.zrem::<_, _, ()>(key, uid).await.unwrap();
     }
@@ -1136,7 +1136,7 @@ async fn a_held_run_survives_lost_workers_and_repairs() {
     assert_eq!(entry(&queue, "a").await, held, "only the other one had a worker");
     queue.remove("b").await.unwrap();
     assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 0, foreign: 0 });
-    raw.misplace("a").await;
+    raw.remove_from_sets("a").await;
     assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 1, foreign: 0 });
     assert_eq!((entry(&queue, "a").await, raw.sets("a").await), (held, vec!["parked"]));
     assert!(queue.control("a", approve(10)).await.unwrap());
@@ -1224,7 +1224,7 @@ async fn a_repair_puts_runs_back_where_their_hashes_say() {
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     for uid in ["waiting", "foreign", "gone"] {
         enqueue(&queue, uid, 0).await;
-        raw.misplace(uid).await;
+        raw.remove_from_sets(uid).await;
     }
     // A state of a newer release.
     raw.set("foreign", "state", 9).await;
@@ -1323,7 +1323,7 @@ async fn a_repair_learns_which_runs_wait() {
     claim(&queue, "w").await;
     raw.set_score("due", "claimed", an_hour_ago()).await;
     enqueue(&queue, "waiting", 0).await;
-    raw.unplace("due", "waiting").await;
+    raw.remove_from_set("due", "waiting").await;
     assert_hour(oldest(&queue).await);
     assert_eq!(queue.repair(uids()).await.unwrap(), Repaired::default());
     assert_eq!(raw.score("due", "claimed").await, None);
@@ -1677,7 +1677,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             }
         }
         Operation::Misplace { run } => {
-            raw.misplace(UIDS[run]).await;
+            raw.remove_from_sets(UIDS[run]).await;
             if let Some(run) = &mut model.runs[run] {
                 run.placed = false;
             }
