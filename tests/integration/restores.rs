@@ -312,7 +312,7 @@ impl Storm {
     }
 
     /// Looks at all runs: one that has ended stays as it is, and stamps nothing more. True when all have ended.
-    async fn look(&mut self) -> bool {
+    async fn check_runs(&mut self) -> bool {
         let mut all_ended = true;
         for job in self.jobs().await {
             let name = job.name_any();
@@ -400,7 +400,7 @@ impl Storm {
                 1 => patch(&self.world, &name, json!({"suspended": self.random.random_bool(0.5)})).await,
                 _ => {}
             }
-            self.look().await;
+            self.check_runs().await;
             self.dumps.push(self.redis.dump().await);
             if step % 4 == 3 && step / 4 < disasters {
                 self.disaster(foreign).await;
@@ -410,7 +410,7 @@ impl Storm {
             patch(&self.world, name, json!({"suspended": false})).await;
         }
         let until = Instant::now() + Duration::from_secs(90);
-        while !self.look().await {
+        while !self.check_runs().await {
             assert!(Instant::now() < until, "runs do not end: {:?}", self.history);
             sleep_until(Instant::now() + Duration::from_millis(300)).await;
         }
