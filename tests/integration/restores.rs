@@ -351,7 +351,7 @@ impl Storm {
         all_ended
     }
 
-    async fn disaster(&mut self, foreign: &[u8]) {
+    async fn inject_fault(&mut self, foreign: &[u8]) {
         let kind = self.random.random_range(0..10);
         let what = match kind {
             0..=4 => {
@@ -387,7 +387,7 @@ impl Storm {
             apply_job(&self.world, name, spec).await;
         }
         self.dumps.push(self.redis.dump().await);
-        let disasters = self.random.random_range(1..3);
+        let faults = self.random.random_range(1..3);
         for step in 0..8 {
             sleep(Duration::from_millis(self.random.random_range(100..500))).await;
             let name = names.choose(&mut self.random).unwrap().clone();
@@ -402,8 +402,8 @@ impl Storm {
             }
             self.check_runs().await;
             self.dumps.push(self.redis.dump().await);
-            if step % 4 == 3 && step / 4 < disasters {
-                self.disaster(foreign).await;
+            if step % 4 == 3 && step / 4 < faults {
+                self.inject_fault(foreign).await;
             }
         }
         for name in &names {
