@@ -279,7 +279,7 @@ fn field_of(name: &str) -> String {
 }
 
 /// A run that has ended in a storm.
-struct Watched {
+struct EndedRun {
     ended: SyncJobStatus,
     at: Instant,
     /// Its stamps were looked at, and removed.
@@ -291,7 +291,7 @@ struct Storm {
     redis: Redis,
     dumps: Vec<Vec<u8>>,
     random: StdRng,
-    watched: BTreeMap<String, Watched>,
+    watched: BTreeMap<String, EndedRun>,
     history: Vec<String>,
 }
 
@@ -324,7 +324,7 @@ impl Storm {
             let status = job.status.clone().unwrap();
             let watched = self.watched.entry(name.clone());
             let watched =
-                watched.or_insert_with(|| Watched { ended: status.clone(), at: Instant::now(), is_cleared: false });
+                watched.or_insert_with(|| EndedRun { ended: status.clone(), at: Instant::now(), is_cleared: false });
             assert_eq!(watched.ended, status, "{name} changed after its end: {:?}", self.history);
             if watched.is_cleared {
                 continue;
