@@ -14,7 +14,7 @@ use crate::{
     control::phase,
     operator::{apply_job, finished, slow, wait_until_running},
     outages::lines,
-    redis_topologies::Watched,
+    redis_topologies::SentinelRedis,
     servers::Redis,
     support::{Servers, TestEnv, add_redis_user, eventually},
 };
@@ -69,7 +69,7 @@ async fn redis_loses_everything_in_mid_run() {
 /// claim of one run, the end of another one, and all of a third.
 #[tokio::test]
 async fn a_failover_of_redis_loses_acknowledged_writes() {
-    let mut watched = Watched::start(Duration::from_secs(2)).await;
+    let mut watched = SentinelRedis::start(Duration::from_secs(2)).await;
     let world = world(watched.url()).await;
     let (operator, _) = world.all(&ARGS);
     apply_job(&world, "before", slow_on("before")).await;

@@ -21,13 +21,13 @@ async fn enqueue(queue: &Queue, uid: &str) {
 }
 
 /// A Redis server, its replica, and a Sentinel that makes the replica take over when the server was away for some time.
-pub struct Watched {
+pub struct SentinelRedis {
     pub master: Redis,
     pub replica: Redis,
     sentinel: Redis,
 }
 
-impl Watched {
+impl SentinelRedis {
     pub async fn start(away: Duration) -> Self {
         let master = Redis::start(&[]);
         let replica = Redis::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
@@ -55,7 +55,7 @@ impl Watched {
 
 #[tokio::test]
 async fn behind_sentinel_a_run_goes_on_after_a_failover() {
-    let mut watched = Watched::start(Duration::from_millis(500)).await;
+    let mut watched = SentinelRedis::start(Duration::from_millis(500)).await;
     let url = watched.url();
     let name = unique("sentinel");
     let queue = Queue::new(&url, &name, LEASE).unwrap();
@@ -124,7 +124,7 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
 /// After a failover, a Sentinel that was cut off still names the server before, which is a replica now.
 #[tokio::test]
 async fn a_sentinel_that_names_a_replica_is_not_believed() {
-    let watched = Watched::start(Duration::from_secs(60)).await;
+    let watched = SentinelRedis::start(Duration::from_secs(60)).await;
     let config = format!("sentinel monitor main 127.0.0.1 {} 1\n", watched.replica.port);
     let outdated = Redis::with_config(&config, &["--sentinel"]);
     outdated.connect().await;
