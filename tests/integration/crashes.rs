@@ -42,13 +42,13 @@ const USERS: i32 = 25;
 const SIDE_BY_SIDE: usize = 6;
 
 /// What the proxies of one process let through.
-pub struct Wire {
+pub struct RequestLimit {
     /// Requests that may still pass.
     left: AtomicUsize,
     pub cut: Notify,
 }
 
-impl Wire {
+impl RequestLimit {
     pub const OPEN: usize = usize::MAX / 2;
 
     pub fn new() -> Arc<Self> {
@@ -78,10 +78,10 @@ impl Wire {
     async fn proxy(self: &Arc<Self>, server: SocketAddr) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let wire = Arc::clone(self);
+        let limit = Arc::clone(self);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(Arc::clone(&wire).forward(client, server));
+                tokio::spawn(Arc::clone(&limit).forward(client, server));
             }
         });
         address
@@ -122,8 +122,8 @@ impl Wire {
 }
 
 /// An operator that finds all its servers behind a wire, once it leads.
-pub async fn leading_behind(wire: &Arc<Wire>, world: &TestEnv, args: &[&str]) -> Operator {
-    let servers = wire.before(&Servers::shared()).await;
+pub async fn leading_behind(limit: &Arc<RequestLimit>, world: &TestEnv, args: &[&str]) -> Operator {
+    let servers = limit.before(&Servers::shared()).await;
     let port = free_port();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
     let operator = world.operator_on(&servers, "all", &[&http, args].concat());
@@ -149,18 +149,18 @@ async fn succeeded(world: &TestEnv) -> SyncSchedule {
 async fn round(requests: usize) -> usize {
     let world = TestEnv::new().await;
     world.seed(USERS, 1).await;
-    let wire = Wire::new();
-    let mut first = leading_behind(&wire, &world, &["--lease-duration", "1s"]).await;
+    let limit = RequestLimit::new();
+    let mut first = leading_behind(&limit, &world, &["--lease-duration", "1s"]).await;
 
-    wire.allow(requests);
+    limit.allow(requests);
     let spec =
         json!({"suspended": true, "jobTemplate": {"spec": {"syncType": "Full", "batchSize": 5, "parallelism": 2}}});
     let mut schedule = SyncSchedule::new("users", serde_json::from_value(spec).unwrap());
     schedule.annotations_mut().insert("sync.codex.dev/trigger".to_owned(), "once".to_owned());
     world.schedules().create(&kube::api::PostParams::default(), &schedule).await.unwrap();
     let used = select! {
-        () = wire.cut.notified() => requests,
-        _ = succeeded(&world) => wire.passed(requests),
+        () = limit.cut.notified() => requests,
+        _ = succeeded(&world) => limit.passed(requests),
     };
     first.kill();
 
@@ -185,7 +185,7 @@ async fn round(requests: usize) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_after_each_request_of_a_run() {
-    let all = round(Wire::OPEN).await;
+    let all = round(RequestLimit::OPEN).await;
     assert!(all > 20, "only {all} requests were seen");
     eprintln!("{all} requests");
     stream::iter(1..=all).map(round).buffer_unordered(SIDE_BY_SIDE).collect::<Vec<_>>().await;
@@ -201,11 +201,11 @@ async fn held_round(requests: usize) -> usize {
     let state = confirmed(&world.name, "people");
     let users = world.database.collection("users");
     users.insert_many((0..LISTED.1).map(|id| doc! {"_id": id, "_sync": state.clone()})).await.unwrap();
-    let wire = Wire::new();
+    let limit = RequestLimit::new();
     let allowed = [&["--lease-duration", "1s"][..], &ALLOWED].concat();
-    let mut first = leading_behind(&wire, &world, &allowed).await;
+    let mut first = leading_behind(&limit, &world, &allowed).await;
 
-    wire.allow(requests);
+    limit.allow(requests);
     let fields = json!({
         "name": "people", "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "resultPath": "/users",
         "batching": "Pages", "pagination": {"by": "Number"}, "onMissing": "Mark",
@@ -213,8 +213,8 @@ async fn held_round(requests: usize) -> usize {
     let spec = json!({"syncType": "Full", "batchSize": 2, "source": source("rest", &fields)});
     apply_job(&world, "users", spec).await;
     let used = select! {
-        () = wire.cut.notified() => requests,
-        () = approved(&world) => wire.passed(requests),
+        () = limit.cut.notified() => requests,
+        () = approved(&world) => limit.passed(requests),
     };
     first.kill();
 
@@ -248,7 +248,7 @@ async fn approved(world: &TestEnv) {
 /// After every fifth request, from one of the first five on; `EVERY=1` takes each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_after_each_request_of_a_held_run() {
-    let all = held_round(Wire::OPEN).await;
+    let all = held_round(RequestLimit::OPEN).await;
     assert!(all > 20, "only {all} requests were seen");
     let every = std::env::var("EVERY").map_or(5, |number| number.parse().unwrap());
     let first = rand::random_range(1..=every);

@@ -16,7 +16,7 @@ use tokio::select;
 
 use crate::{
     control::phase,
-    crashes::{Wire, leading_behind},
+    crashes::{RequestLimit, leading_behind},
     operator::{apply_job, finished, wait_for_events},
     sources::{ALLOWED, counts, ended, failures, with},
     support::{TestEnv, confirmed, eventually},
@@ -287,15 +287,15 @@ async fn round(requests: usize) -> usize {
     let (world, upstream) = (TestEnv::new().await, Upstream::with_people(15).await);
     let before = seed(&world, USERS).await;
     refuse_mark(&world, 18).await;
-    let wire = Wire::new();
+    let limit = RequestLimit::new();
     let args = [&["--lease-duration", "1s"], &ALLOWED[..]].concat();
-    let mut first = leading_behind(&wire, &world, &args).await;
+    let mut first = leading_behind(&limit, &world, &args).await;
 
-    wire.allow(requests);
+    limit.allow(requests);
     apply_job(&world, "users", failing(&upstream, &paged())).await;
     let used = select! {
-        () = wire.cut.notified() => requests,
-        _ = finished(&world, "users") => wire.passed(requests),
+        () = limit.cut.notified() => requests,
+        _ = finished(&world, "users") => limit.passed(requests),
     };
     first.kill();
 
@@ -312,7 +312,7 @@ async fn round(requests: usize) -> usize {
 /// `KILL_EVERY=1` kills after each request, as opposed to each sixth one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_and_rolled_back_run_leaves_documents_unchanged() {
-    let all = round(Wire::OPEN).await;
+    let all = round(RequestLimit::OPEN).await;
     assert!(all > 20, "only {all} requests were seen");
     eprintln!("{all} requests");
     let step = std::env::var("KILL_EVERY").map_or(6, |every| every.parse().unwrap());
