@@ -122,7 +122,7 @@ impl RequestLimit {
 }
 
 /// An operator that finds all its servers behind a wire, once it leads.
-pub async fn leading_behind(limit: &Arc<RequestLimit>, world: &TestEnv, args: &[&str]) -> Operator {
+pub async fn start_leader_behind(limit: &Arc<RequestLimit>, world: &TestEnv, args: &[&str]) -> Operator {
     let servers = limit.before(&Servers::shared()).await;
     let port = free_port();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
@@ -150,7 +150,7 @@ async fn round(requests: usize) -> usize {
     let world = TestEnv::new().await;
     world.seed(USERS, 1).await;
     let limit = RequestLimit::new();
-    let mut first = leading_behind(&limit, &world, &["--lease-duration", "1s"]).await;
+    let mut first = start_leader_behind(&limit, &world, &["--lease-duration", "1s"]).await;
 
     limit.allow(requests);
     let spec =
@@ -203,7 +203,7 @@ async fn held_round(requests: usize) -> usize {
     users.insert_many((0..LISTED.1).map(|id| doc! {"_id": id, "_sync": state.clone()})).await.unwrap();
     let limit = RequestLimit::new();
     let allowed = [&["--lease-duration", "1s"][..], &ALLOWED].concat();
-    let mut first = leading_behind(&limit, &world, &allowed).await;
+    let mut first = start_leader_behind(&limit, &world, &allowed).await;
 
     limit.allow(requests);
     let fields = json!({

@@ -16,7 +16,7 @@ use tokio::select;
 
 use crate::{
     control::phase,
-    crashes::{RequestLimit, leading_behind},
+    crashes::{RequestLimit, start_leader_behind},
     operator::{apply_job, finished, wait_for_events},
     sources::{ALLOWED, counts, ended, failures, with},
     support::{TestEnv, confirmed, eventually},
@@ -289,7 +289,7 @@ async fn round(requests: usize) -> usize {
     refuse_mark(&world, 18).await;
     let limit = RequestLimit::new();
     let args = [&["--lease-duration", "1s"], &ALLOWED[..]].concat();
-    let mut first = leading_behind(&limit, &world, &args).await;
+    let mut first = start_leader_behind(&limit, &world, &args).await;
 
     limit.allow(requests);
     apply_job(&world, "users", failing(&upstream, &paged())).await;
