@@ -158,7 +158,7 @@ async fn each_sink_gets_each_alert_once_beside_failing_ones() {
     let (_operator, _) = world.all(&ALLOWED);
     fail(&world, "first").await;
     eventually("the bad sink stalls", async || {
-        (http.books().requests.iter().filter(|path| *path == "/bad").count() == 2).then_some(())
+        (http.state().requests.iter().filter(|path| *path == "/bad").count() == 2).then_some(())
     })
     .await;
     fail(&world, "second").await;
@@ -249,7 +249,7 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     // Killed while the sink is away: the alert is not lost.
     let mut operator = start();
     fail(&world, "user-sync").await;
-    eventually("the sink was asked", async || (!http.books().requests.is_empty()).then_some(())).await;
+    eventually("the sink was asked", async || (!http.state().requests.is_empty()).then_some(())).await;
     operator.kill();
     // Killed at the moment in which the message has arrived.
     let mut operator = start();

@@ -27,12 +27,12 @@ use crate::{
 /// An HTTP server that is up for as long as this is kept.
 pub struct HttpSink {
     pub url: String,
-    books: Arc<Mutex<Books>>,
+    state: Arc<Mutex<SinkState>>,
     server: JoinHandle<()>,
 }
 
 #[derive(Default)]
-pub struct Books {
+pub struct SinkState {
     /// Given to the next requests, by path, instead of taking their messages.
     pub instead: Vec<(String, VecDeque<Instead>)>,
     /// Messages that were taken.
@@ -65,24 +65,24 @@ impl Taken {
 
 impl HttpSink {
     pub async fn start() -> Self {
-        let books = Arc::<Mutex<Books>>::default();
-        let router = Router::new().route("/{*path}", post(take)).with_state(books.clone());
+        let state = Arc::<Mutex<SinkState>>::default();
+        let router = Router::new().route("/{*path}", post(take)).with_state(state.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async { axum::serve(listener, router).await.unwrap() });
-        Self { url, books, server }
+        Self { url, state, server }
     }
 
-    pub fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap()
+    pub fn state(&self) -> MutexGuard<'_, SinkState> {
+        self.state.lock().unwrap()
     }
 
     pub fn answer(&self, path: &str, with: impl IntoIterator<Item = Instead>) {
-        self.books().instead.push((path.to_owned(), with.into_iter().collect()));
+        self.state().instead.push((path.to_owned(), with.into_iter().collect()));
     }
 
     pub fn taken(&self, path: &str) -> Vec<Taken> {
-        self.books().taken.iter().filter(|taken| taken.path == path).cloned().collect()
+        self.state().taken.iter().filter(|taken| taken.path == path).cloned().collect()
     }
 
     /// Waits until so many messages were taken at a path.
@@ -113,14 +113,14 @@ impl Drop for HttpSink {
     }
 }
 
-async fn take(State(books): State<Arc<Mutex<Books>>>, uri: Uri, headers: HeaderMap, body: String) -> Response {
+async fn take(State(state): State<Arc<Mutex<SinkState>>>, uri: Uri, headers: HeaderMap, body: String) -> Response {
     let path = uri.path().to_owned();
     let instead = {
-        let mut books = books.lock().unwrap();
-        books.requests.push(path.clone());
-        let instead = books.instead.iter_mut().filter(|(at, _)| *at == path).find_map(|(_, next)| next.pop_front());
+        let mut state = state.lock().unwrap();
+        state.requests.push(path.clone());
+        let instead = state.instead.iter_mut().filter(|(at, _)| *at == path).find_map(|(_, next)| next.pop_front());
         if instead.is_none() {
-            books.taken.push(Taken { path, headers, body });
+            state.taken.push(Taken { path, headers, body });
         }
         instead
     };
