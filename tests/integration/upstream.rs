@@ -320,12 +320,12 @@ fn number(id: &str) -> &str {
     id.rsplit('/').next().unwrap()
 }
 
-fn look<'a>(context: &Context<'a>) -> MutexGuard<'a, Books> {
+fn lock_state<'a>(context: &Context<'a>) -> MutexGuard<'a, Books> {
     context.data_unchecked::<Shared>().lock().unwrap()
 }
 
 fn person(context: &Context<'_>, id: &str) -> Option<User> {
-    let books = look(context);
+    let books = lock_state(context);
     let (peculiar, version) = (books.users.get(number(id)).cloned(), books.versions.len());
     (!matches!(peculiar, Some(Peculiar::Gone))).then(|| User { id: id.to_owned(), peculiar, version })
 }
@@ -354,7 +354,7 @@ impl Query {
 
     async fn people(&self, context: &Context<'_>, first: usize, after: Option<String>) -> UserPage {
         let from: usize = after.map_or(0, |cursor| cursor.parse().unwrap());
-        let all = look(context).people;
+        let all = lock_state(context).people;
         let to = all.min(from + first);
         let nodes = (from..to).map(|id| person(context, &id.to_string())).collect();
         UserPage { nodes, page_info: PageInfo { has_next_page: to < all, end_cursor: Some(to.to_string()) } }
@@ -455,7 +455,7 @@ impl Group {
         include_subgroups: Option<bool>,
     ) -> ProjectPage {
         assert!(include_subgroups.is_none_or(|include| include));
-        let books = look(context);
+        let books = lock_state(context);
         let from: usize = after.map_or(0, |cursor| cursor.parse().unwrap());
         let page = books.projects.iter().skip(from).take(first);
         let nodes = page.map(|number| Some(Project { id: format!("gid://gitlab/Project/{number}") }));
@@ -486,7 +486,7 @@ impl Project {
 
     #[allow(clippy::unused_async, reason = "the macro wants it")]
     async fn description(&self, context: &Context<'_>) -> async_graphql::Result<Option<String>> {
-        match look(context).users.get(number(&self.id)) {
+        match lock_state(context).users.get(number(&self.id)) {
             Some(Peculiar::Named(name)) => Ok(Some(name.clone())),
             Some(Peculiar::Broken) => Err(PRIVATE.into()),
             _ => Ok(None),
