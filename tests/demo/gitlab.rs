@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let name = env::var("MONGODB_DATABASE").unwrap_or_else(|_| "codex".to_owned());
     seed(&Client::with_uri_str(uri).await?.database(&name), count).await?;
     let upstream = upstream::Upstream::start_on(port).await;
-    upstream.books().delay = LATENCY;
+    upstream.state().delay = LATENCY;
     println!("{}", upstream.url);
     pending().await
 }

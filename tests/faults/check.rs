@@ -83,7 +83,7 @@ impl Round<'_> {
 
     /// What was asked for at a time is at least as new as what there was then.
     async fn no_name_is_older_than_its_stamp(&self) {
-        let versions = self.upstream.books().versions.clone();
+        let versions = self.upstream.state().versions.clone();
         let mut users = self.users().find(doc! {"fetched": {"$exists": true}}).await.unwrap();
         while let Some(user) = users.next().await {
             let user = user.unwrap();
@@ -103,7 +103,7 @@ impl Round<'_> {
         let (_, jobs) = self.all_ended().await;
         let last = jobs.into_iter().find(|job| job.name_any() == "last").unwrap().status.unwrap();
         assert!(is_true(&last.conditions, "Complete"), "last: {:?}", last.conditions);
-        let version = self.upstream.books().versions.len();
+        let version = self.upstream.state().versions.len();
         let mut wrong = self.users().find(doc! {"_id": {"$gte": REJECTED}}).await.unwrap();
         while let Some(user) = wrong.next().await {
             let user = user.unwrap();

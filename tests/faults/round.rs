@@ -155,7 +155,7 @@ impl Round<'_> {
         }
         let began = Instant::now();
         let count = faults.len();
-        self.upstream.books().mood = Some(bad_day(StdRng::seed_from_u64(random.random())));
+        self.upstream.state().next_answer = Some(bad_day(StdRng::seed_from_u64(random.random())));
         let changes = async {
             loop {
                 self.upstream.change();
@@ -170,7 +170,7 @@ impl Round<'_> {
             _ = join_all(inflicted) => {}
             () = changes => {}
         }
-        self.upstream.books().mood = None;
+        self.upstream.state().next_answer = None;
         self.heal(scheduled).await;
         let unfinished = self.check().await;
         format!("{count} faults; {unfinished} runs had not ended when they were over")

@@ -40,7 +40,7 @@ async fn ten_gone() -> (TestEnv, Upstream, Operator) {
     let (operator, _) = world.all(&ALLOWED);
     let first = run(&world, "first", walk(&upstream)).await;
     assert_eq!((ended(&first).0, first.counts.unwrap().updated), ("Completed", 12));
-    upstream.books().people = 2;
+    upstream.state().people = 2;
     (world, upstream, operator)
 }
 
@@ -117,7 +117,7 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
         .await
         .name_any()
     };
-    upstream.books().people = 2;
+    upstream.state().people = 2;
     let older = trigger("a").await;
     phase(&world, &older, Phase::Held).await;
     let held = status("a held run is not active", |schedule| {
@@ -136,13 +136,13 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     wait_for_events(&world, &older, &["RunHeld", "RunCancelled"]).await;
     wait_for_events(&world, "people", &["RunSuperseded"]).await;
 
-    upstream.books().people = 12;
+    upstream.state().people = 12;
     let last = trigger("c").await;
     assert!(is_complete(&finished(&world, &last).await));
     let superseded = finished(&world, &newer).await;
     assert_eq!(ended(superseded.status.as_ref().unwrap()), ("Superseded", format!("{last} supersedes it").as_str()));
-    let books = status("all are counted", |schedule| schedule.status.as_ref().unwrap().active.is_empty()).await;
-    let runs = books.runs;
+    let counted = status("all are counted", |schedule| schedule.status.as_ref().unwrap().active.is_empty()).await;
+    let runs = counted.runs;
     assert_eq!((runs.total, runs.succeeded, runs.failed, runs.replaced), (4, 2, 0, 2));
     let resolved = async || http.notifications("/hook").last().filter(|last| *last == "resolved RunHeld people").cloned();
     eventually("the sink is notified that no run is held", resolved).await;
@@ -177,10 +177,10 @@ async fn a_held_run_that_redis_lost_waits_for_its_approval() {
             assert_eq!((status.counts.unwrap().marked, status.start_time), (Some(10), started));
             assert_eq!(marked(&world).await, (2..12).collect::<Vec<_>>());
             // All are listed again, and then ten of them are gone again.
-            upstream.books().people = 12;
+            upstream.state().people = 12;
             run(&world, "all", walk(&upstream)).await;
             assert!(marked(&world).await.is_empty());
-            upstream.books().people = 2;
+            upstream.state().people = 2;
         }
     }
 }

@@ -193,9 +193,9 @@ async fn limit_and_key_restrict_a_run_and_remove_nothing() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(30).await);
     local.seed(50, 0).await;
     for id in 0..50 {
-        upstream.books().users.insert(id.to_string(), Peculiar::Gone);
+        upstream.state().users.insert(id.to_string(), Peculiar::Gone);
     }
-    upstream.books().users.insert("7".to_owned(), Peculiar::Named("Ada".to_owned()));
+    upstream.state().users.insert("7".to_owned(), Peculiar::Named("Ada".to_owned()));
     for (on_missing, args, processed, updated) in [
         ("Delete", &["--limit", "8"][..], 8, 1),
         ("Mark", &["--limit", "1"], 1, 0),
@@ -210,7 +210,7 @@ async fn limit_and_key_restrict_a_run_and_remove_nothing() {
     let pages = json!({"syncType": "Full", "batchSize": 5, "mapping": [{"from": "/name", "to": "name"}], "source": source("rest", &json!({
         "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "batching": "Pages", "onMissing": "Delete",
         "pagination": {"by": "Number"}, "resultPath": "/users", "upsert": true}))});
-    upstream.books().users.clear();
+    upstream.state().users.clear();
     let ended = local.run(&job("users", &pages), &["--limit", "8"]).await;
     assert_eq!((ended.code, ended.counts().0), (Some(0), 8), "{}{}", ended.stdout, ended.stderr);
     let ended = local.run(&job("users", &pages), &["--key", "20"]).await;
@@ -223,7 +223,7 @@ async fn limit_and_key_restrict_a_run_and_remove_nothing() {
 async fn secrets_come_from_a_variable_a_file_or_stdin() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(5, 0).await;
-    upstream.books().token = Some("s3cret".to_owned());
+    upstream.state().token = Some("s3cret".to_owned());
     let spec = by_user(&upstream, &json!({"tokenSecretRef": {"name": "gitlab", "key": "token"}}));
     let file = local.folder.join("job.json");
     fs::write(&file, job("users", &spec)).unwrap();
@@ -302,7 +302,7 @@ async fn a_held_run_exits_with_3_and_removes_what_is_approved() {
     let manifest = job("users", &spec);
     let ended = local.run(&manifest, &[]).await;
     assert_eq!((ended.code, ended.counts()), (Some(0), (12, 12, 0, 0)), "{}", ended.stderr);
-    upstream.books().people = 2;
+    upstream.state().people = 2;
     let expected = "the run would mark 10 of 12 confirmed documents, and guard.maxMissing allows 5. To approve: run the same command with --approve 10";
 
     let dry = local.run(&manifest, &["--dry-run", "-o", "text"]).await;
@@ -350,12 +350,12 @@ async fn a_failed_attempt_is_retried_and_a_failed_run_exits_with_1() {
         spec["backoffLimit"] = limit.into();
         spec
     };
-    upstream.books().instead.extend(vec![broken.clone(); 2]);
+    upstream.state().instead.extend(vec![broken.clone(); 2]);
     let ended = local.run(&job("users", &spec(3)), &[]).await;
     assert_eq!((ended.code, ended.counts().0), (Some(0), 5), "{}", ended.stderr);
     assert_eq!(ended.json()["status"]["attempts"], 2);
     assert!(ended.stderr.contains("users: attempt 1 failed with SourceError"), "{}", ended.stderr);
-    upstream.books().instead.extend(vec![broken; 2]);
+    upstream.state().instead.extend(vec![broken; 2]);
     let ended = local.run(&job("users", &spec(1)), &[]).await;
     let status = &ended.json()["status"];
     assert_eq!((ended.code, &status["phase"]), (Some(1), &json!("Failed")));
@@ -450,7 +450,7 @@ async fn an_interrupted_run_continues_with_its_resume_file() {
 async fn a_second_signal_ends_the_process_at_once() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(5, 0).await;
-    upstream.books().delay = Duration::from_secs(600);
+    upstream.state().delay = Duration::from_secs(600);
     let mut spec = by_user(&upstream, &json!({"timeout": "10m"}));
     spec["activeDeadline"] = "1h".into();
     fs::write(local.folder.join("job.json"), job("users", &spec)).unwrap();

@@ -97,7 +97,7 @@ async fn runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
         spec["parallelism"] = 1.into();
         spec
     };
-    broken.books().mood = Some(Box::new(|| Some(Instead::Status(500, Vec::new()))));
+    broken.state().next_answer = Some(Box::new(|| Some(Instead::Status(500, Vec::new()))));
     for number in 0..5 {
         let name = format!("complete-{number}");
         apply_job(world, &name, json!({"syncType": "Full", "target": {"filter": {"_id": {"$lt": number}}}})).await;
@@ -114,7 +114,7 @@ async fn runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
     apply_job(world, "suspended", json!({"suspended": true})).await;
     phase(world, "suspended", "Suspended").await;
     let mut answers = 0;
-    stuck.books().mood = Some(Box::new(move || {
+    stuck.state().next_answer = Some(Box::new(move || {
         answers += 1;
         (answers > 2).then_some(Instead::Silence(Duration::from_secs(3600)))
     }));

@@ -62,8 +62,8 @@ async fn a_user_whose_address_answers_404_is_missing() {
     let all = json!({"name": "users", "batching": "PerUser"});
     run(&world, "all", spec(&upstream, "/users/{id}", &all)).await;
     upstream.change();
-    upstream.books().addresses.clear();
-    upstream.books().users.insert("3".to_owned(), Peculiar::Gone);
+    upstream.state().addresses.clear();
+    upstream.state().users.insert("3".to_owned(), Peculiar::Gone);
     let gone = doc! {"missingSince": {"$exists": true}};
     for (on_missing, expected, marked, left) in [
         ("Fail", (39, 0, 1), 0, 40),
@@ -77,11 +77,11 @@ async fn a_user_whose_address_answers_404_is_missing() {
         let status = run(&world, &on_missing.to_lowercase(), spec(&upstream, "/users/{id}", &each)).await;
         assert_eq!(counts(&status), expected, "{on_missing}: {:?}", ended(&status));
         assert_eq!((world.count(gone.clone()).await, world.count(doc! {}).await), (marked, left), "{on_missing}");
-        assert_eq!(std::mem::take(&mut upstream.books().addresses).len(), asked, "{on_missing}");
+        assert_eq!(std::mem::take(&mut upstream.state().addresses).len(), asked, "{on_missing}");
         let failed = if on_missing == "Fail" { vec![("3", "NotReturned")] } else { vec![] };
         assert_eq!(failures(&status), failed);
     }
-    assert_eq!(upstream.books().headers["accept"], "application/json");
+    assert_eq!(upstream.state().headers["accept"], "application/json");
     assert!(!operator.log().contains(PRIVATE) && !operator.log().contains("/users/"));
 }
 
@@ -112,7 +112,7 @@ async fn a_source_that_has_nothing_at_all_removes_nothing() {
 
     // With one document that it has, the others are missing, however often the run is repeated.
     let others = (0..19).map(|id| (id.to_string(), Peculiar::Gone));
-    upstream.books().users.extend(others);
+    upstream.state().users.extend(others);
     for (name, left, expected) in [("first", 1, (20, 0, 0)), ("second", 1, (0, 20, 0))] {
         let status = run(&world, name, users("/users/{id}", "Mark", "Full")).await;
         assert_eq!(counts(&status), expected, "{name}: {:?}", ended(&status));
@@ -143,12 +143,12 @@ async fn a_key_never_asks_for_anything_but_its_document() {
     assert_eq!(failures(&status), [("", "InvalidKey"), (".", "InvalidKey"), ("..", "InvalidKey")]);
     assert_eq!(counts(&status), (4, 0, 3));
     let asked = ["/users/..%2Fadmin", "/users/a%2Cb", "/users/x%3Fy%3D1%23z", "/users/%C3%BC"];
-    assert_eq!(std::mem::take(&mut upstream.books().addresses), asked);
+    assert_eq!(std::mem::take(&mut upstream.state().addresses), asked);
 
     let status = run(&world, "batch", spec(&upstream, "/users?ids={ids}", &json!({}))).await;
     assert_eq!(failures(&status), [("", "InvalidKey"), ("a,b", "InvalidKey")]);
     assert_eq!(counts(&status), (5, 0, 2));
-    assert_eq!(upstream.books().addresses, ["/users?ids=.,..,..%2Fadmin,x%3Fy%3D1%23z,%C3%BC"]);
+    assert_eq!(upstream.state().addresses, ["/users?ids=.,..,..%2Fadmin,x%3Fy%3D1%23z,%C3%BC"]);
     assert!(!operator.log().contains("%2F"));
 }
 
@@ -156,7 +156,7 @@ async fn a_key_never_asks_for_anything_but_its_document() {
 async fn a_batch_is_asked_for_by_one_address() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(250, 0).await;
-    upstream.books().users.insert("7".to_owned(), Peculiar::Gone);
+    upstream.state().users.insert("7".to_owned(), Peculiar::Gone);
     let (_operator, _) = world.all(&ALLOWED);
     let batches = spec(&upstream, "/users?ids={ids}", &json!({}));
     let status = run(&world, "batches", batches.clone()).await;
@@ -192,7 +192,7 @@ async fn pages_are_walked_by_number_by_cursor_and_by_link() {
     ] {
         let status = run(&world, name, spec).await;
         assert_eq!(counts(&status), expected, "{name}: {:?}", ended(&status));
-        let addresses = std::mem::take(&mut upstream.books().addresses);
+        let addresses = std::mem::take(&mut upstream.state().addresses);
         assert_eq!(addresses.len(), requests, "{name}: {addresses:?}");
     }
     assert_eq!(people.count_documents(doc! {"profile.name": {"$exists": true}}).await.unwrap(), 25);
@@ -214,7 +214,7 @@ async fn a_link_that_cannot_be_followed_is_not_the_last_page() {
         ("elsewhere", other, "leads to another scheme, host or port than source.rest.endpoint"),
         ("broken", "<https://a.example/2; rel=next", "its header Link cannot be read"),
     ] {
-        upstream.books().instead.push_back(Instead::Link(link));
+        upstream.state().instead.push_back(Instead::Link(link));
         let status = run(&world, name, deleting.clone()).await;
         let [(reason, message)] = reasons(&status)[..] else { panic!("{:?}", reasons(&status)) };
         assert!(reason == "BadAnswer" && message.contains(why) && !message.contains("page=2"), "{reason}: {message}");
@@ -250,15 +250,15 @@ async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
         ),
         ("long", Instead::Status(414, vec![]), "the keys of a batch make the address of a request too long"),
     ] {
-        upstream.books().instead.push_back(instead);
+        upstream.state().instead.push_back(instead);
         let status = run(&world, name, batch.clone()).await;
         let (reason, shown) = ended(&status);
         assert!(reason == "InvalidSource" && shown.starts_with(message), "{name}: {reason}: {shown}");
     }
     assert_eq!((upstream.requests(), elsewhere.requests()), (4, 0));
 
-    upstream.books().instead.push_back(Instead::Body(r#"[{"id": 0, "na"#.to_owned()));
-    upstream.books().instead.push_back(Instead::Body(r#"{"users": []}"#.to_owned()));
+    upstream.state().instead.push_back(Instead::Body(r#"[{"id": 0, "na"#.to_owned()));
+    upstream.state().instead.push_back(Instead::Body(r#"{"users": []}"#.to_owned()));
     let status = run(&world, "cut", batch.clone()).await;
     let expected = [
         ("BadAnswer", "the source's answer cannot be used: it is no JSON"),
@@ -267,12 +267,12 @@ async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
     assert_eq!((reasons(&status), counts(&status)), (expected.to_vec(), (3, 0, 0)));
 
     for code in [429, 403] {
-        upstream.books().instead.push_back(Instead::Status(code, vec![("retry-after", "1".to_owned())]));
+        upstream.state().instead.push_back(Instead::Status(code, vec![("retry-after", "1".to_owned())]));
         let status = run(&world, &format!("rests-{code}"), batch.clone()).await;
         assert_eq!((counts(&status), status.attempts), ((0, 3, 0), Some(0)));
     }
 
-    upstream.books().token = Some("t-1".to_owned());
+    upstream.state().token = Some("t-1".to_owned());
     let mut with_token = batch;
     with_token["source"]["tokenSecretRef"] = json!({"name": "right", "key": "token"});
     let status = run(&world, "let-in", with_token).await;
@@ -295,7 +295,7 @@ async fn a_walk_by_links_goes_on_after_its_worker_was_killed() {
 #[tokio::test]
 async fn the_sample_and_the_guide_bring_what_the_server_has() {
     let (world, upstream) = (TestEnv::new().await, Upstream::with_people(3).await);
-    upstream.books().token = Some("glpat-1".to_owned());
+    upstream.state().token = Some("glpat-1".to_owned());
     secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let users = world.database.collection::<Document>("users");
     let (_operator, _) = world.all(&ALLOWED);

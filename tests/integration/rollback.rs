@@ -106,7 +106,7 @@ async fn a_failed_run_leaves_every_document_as_it_was() {
         [("batches", json!({}), 39, ("17", "SourceError")), ("pages", paged(), 34, ("34", "ValidationFailed"))]
     {
         let broken = (name == "batches").then(|| ("17".to_owned(), Peculiar::Broken));
-        upstream.books().users = broken.into_iter().collect();
+        upstream.state().users = broken.into_iter().collect();
         apply_job(&world, name, failing(&upstream, &source)).await;
         let status = finished(&world, name).await.status.unwrap();
         let (reason, message) = ended(&status);
@@ -171,7 +171,7 @@ async fn a_cancelled_run_is_rolled_back_except_later_changes() {
 async fn what_mongodb_does_not_take_back_is_told_and_kept() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     seed(&world, 40).await;
-    upstream.books().users.insert("17".to_owned(), Peculiar::Gone);
+    upstream.state().users.insert("17".to_owned(), Peculiar::Gone);
     // One that could not be made any more as it is.
     let rule = doc! {"$or": [{"_id": {"$ne": 8}}, {"origin": "gitlab"}]};
     world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();

@@ -94,7 +94,7 @@ async fn user(world: &TestEnv, id: i32) -> Document {
 async fn mapped_fields_are_written_and_nothing_else() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(250, 0).await;
-    upstream.books().users.extend([
+    upstream.state().users.extend([
         ("7".to_owned(), Peculiar::Gone),
         ("8".to_owned(), Peculiar::Broken),
         ("9".to_owned(), Peculiar::Named("Ada".to_owned())),
@@ -116,7 +116,7 @@ async fn mapped_fields_are_written_and_nothing_else() {
     assert_eq!(after, before);
     assert_eq!(world.count(doc! {"_id": {"$in": [7, 8]}, "lastSynced": {"$exists": true}}).await, 0);
 
-    upstream.books().users.insert("10".to_owned(), Peculiar::Named("Grace".to_owned()));
+    upstream.state().users.insert("10".to_owned(), Peculiar::Named("Grace".to_owned()));
     let second = run(&world, "second", spec(&upstream)).await;
     assert_eq!(counts(&second), (1, 247, 2));
     assert_eq!(user(&world, 10).await.get_document("profile").unwrap(), &doc! {"name": "Grace"});
@@ -128,13 +128,13 @@ async fn mapped_fields_are_written_and_nothing_else() {
 async fn documents_are_asked_for_one_by_one_with_several_in_flight() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(40, 0).await;
-    upstream.books().delay = Duration::from_millis(50);
-    upstream.books().users.extend([("3".to_owned(), Peculiar::Gone), ("4".to_owned(), Peculiar::Broken)]);
+    upstream.state().delay = Duration::from_millis(50);
+    upstream.state().users.extend([("3".to_owned(), Peculiar::Gone), ("4".to_owned(), Peculiar::Broken)]);
     let (_operator, _) = world.all(&ALLOWED);
     let each = json!({"query": ONE, "batching": "PerUser", "concurrency": 5, "resultPath": "/data/user"});
     let status = run(&world, "each", with(&upstream, &each)).await;
     assert_eq!((counts(&status), upstream.requests()), ((38, 0, 2), 40));
-    assert_eq!(upstream.books().busy, (0, 5));
+    assert_eq!(upstream.state().busy, (0, 5));
     assert_eq!(failures(&status), [("3", "NotReturned"), ("4", "SourceError")]);
 }
 
@@ -162,7 +162,7 @@ async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
     run(&world, "real", spec(&upstream)).await;
     let before = world.count(doc! {"profile.name": {"$regex": "^User"}}).await;
     for id in 0..25 {
-        upstream.books().users.insert(id.to_string(), Peculiar::Named("New".to_owned()));
+        upstream.state().users.insert(id.to_string(), Peculiar::Named("New".to_owned()));
     }
     let mut dry = spec(&upstream);
     dry["dryRun"] = true.into();
@@ -176,7 +176,7 @@ async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
 async fn a_token_goes_only_to_hosts_its_secret_names() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(3, 0).await;
-    upstream.books().token = Some("glpat-1".to_owned());
+    upstream.state().token = Some("glpat-1".to_owned());
     secret(&world, "right", &[("token", "glpat-1\n"), ("team", "blue")], "other.example, 127.0.0.1").await;
     secret(&world, "elsewhere", &[("token", "glpat-1")], "gitlab.example").await;
     secret(&world, "nowhere", &[("token", "glpat-1")], "").await;
@@ -204,7 +204,7 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
     good["headersFrom"] = json!([{"name": "X-Team", "secretRef": {"name": "right", "key": "team"}}]);
     let status = run(&world, "let-in", with(&upstream, &good)).await;
     assert_eq!(counts(&status), (3, 0, 0));
-    assert_eq!(upstream.books().headers["x-team"], "blue");
+    assert_eq!(upstream.state().headers["x-team"], "blue");
     let jobs = world.jobs().list(&kube::api::ListParams::default()).await.unwrap().items;
     let shown = operator.log() + &serde_json::to_string(&jobs).unwrap();
     assert!(!shown.contains("glpat-") && !shown.contains(PRIVATE));
@@ -244,7 +244,7 @@ async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
         ("slow", Instead::Silence(Duration::from_secs(5)), "SourceTimeout", "the source did not answer within"),
     ];
     for (name, instead, reason, message) in cases {
-        upstream.books().instead.push_back(instead);
+        upstream.state().instead.push_back(instead);
         let status = run(&world, name, with(&upstream, &json!({"timeout": "1s", "requestRetries": 0}))).await;
         let history: Vec<_> = status.attempt_history.iter().map(|attempt| attempt.reason.as_str()).collect();
         assert_eq!((history, counts(&status).2), (vec![reason], 0), "{name}");
@@ -268,7 +268,7 @@ async fn answers_that_are_wrong_for_one_document_are_its_failure() {
         {"id": "3", "name": "Di", "createdAt": "2024-01-01"},
         {"id": "99", "name": "Who", "createdAt": "2024-01-01"},
     ]);
-    upstream.books().instead.push_back(Instead::Body(json!({"data": {"users": {"nodes": nodes}}}).to_string()));
+    upstream.state().instead.push_back(Instead::Body(json!({"data": {"users": {"nodes": nodes}}}).to_string()));
     let status = run(&world, "wrong", spec(&upstream)).await;
     assert_eq!(
         failures(&status),
@@ -284,18 +284,18 @@ async fn a_server_that_wants_a_rest_gets_it_and_no_attempt_is_spent() {
     world.seed(300, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     let rest = || Instead::Status(429, vec![("retry-after", "2".to_owned())]);
-    upstream.books().instead.push_back(rest());
+    upstream.state().instead.push_back(rest());
     let mut one_by_one = spec(&upstream);
     one_by_one["parallelism"] = 1.into();
     let status = run(&world, "rests", one_by_one).await;
     assert_eq!((counts(&status), status.attempts), ((300, 0, 0), Some(0)));
-    let seen = upstream.books().seen.clone();
+    let seen = upstream.state().seen.clone();
     assert_eq!(seen.len(), 4);
     let gap = seen[1] - seen[0];
     assert!(gap >= Duration::from_secs(2), "asked again after {gap:?}");
 
     let used_up = vec![("ratelimit-remaining", "0".to_owned()), ("ratelimit-reset", "+2".to_owned())];
-    upstream.books().instead.push_back(Instead::Status(429, used_up));
+    upstream.state().instead.push_back(Instead::Status(429, used_up));
     let status = run(&world, "waits", spec(&upstream)).await;
     assert_eq!((counts(&status), status.attempts), ((0, 300, 0), Some(0)));
 }
@@ -358,7 +358,7 @@ async fn a_redirect_is_not_followed() {
     let (world, upstream, elsewhere) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
     world.seed(3, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
-    upstream.books().instead.push_back(Instead::Status(307, vec![("location", elsewhere.url.clone())]));
+    upstream.state().instead.push_back(Instead::Status(307, vec![("location", elsewhere.url.clone())]));
     let status = run(&world, "redirected", spec(&upstream)).await;
     let (reason, message) = ended(&status);
     assert!(reason == "InvalidSource" && message.starts_with("the source answers with 307, a redirect"), "{message}");
@@ -379,7 +379,7 @@ async fn limited_runs() -> Vec<Instant> {
     for run in 0..4 {
         assert!(is_complete(&finished(&world, &format!("run-{run}")).await));
     }
-    let seen = upstream.books().seen.clone();
+    let seen = upstream.state().seen.clone();
     // A document that another run has fetched since this one began is not asked for again.
     assert!(seen.len() > 700, "{}", seen.len());
     seen
@@ -428,7 +428,7 @@ fn project(number: u32) -> String {
 async fn pages_bring_what_is_new_and_mark_what_is_gone() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[1, 2, 300]).await;
-    upstream.books().projects = (1..=250).collect();
+    upstream.state().projects = (1..=250).collect();
     let (_operator, _) = world.all(&ALLOWED);
     let group = group(&world, &upstream).await;
 
@@ -448,7 +448,7 @@ async fn pages_bring_what_is_new_and_mark_what_is_gone() {
     let still = projects.find_one(doc! {"gitlabId": project(300)}).await.unwrap().unwrap();
     assert_eq!(still.get_datetime("missingSince").unwrap(), &since);
 
-    upstream.books().projects.push(300);
+    upstream.state().projects.push(300);
     let third = run(&world, "third", group).await;
     assert_eq!(counts(&third), (1, 250, 0));
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 0);
@@ -470,8 +470,8 @@ async fn only_what_is_surely_gone_is_deleted() {
     assert!(empty.attempt_history.iter().all(|attempt| attempt.reason == "EmptySource"), "{:?}", empty.attempt_history);
     assert_eq!(projects.count_documents(doc! {}).await.unwrap(), 4);
 
-    upstream.books().projects = vec![1, 2, 9];
-    upstream.books().users.insert("2".to_owned(), Peculiar::Broken);
+    upstream.state().projects = vec![1, 2, 9];
+    upstream.state().users.insert("2".to_owned(), Peculiar::Broken);
     let mut dry = deleting.clone();
     dry["dryRun"] = true.into();
     let result = run(&world, "dry", dry).await;
@@ -489,8 +489,8 @@ async fn only_what_is_surely_gone_is_deleted() {
     }
     assert_eq!(ids, [project(1), project(2)], "9 is new, and new ones are not made");
 
-    upstream.books().projects = (1..=30).collect();
-    upstream.books().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
+    upstream.state().projects = (1..=30).collect();
+    upstream.state().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
     projects.insert_many((3..=31).map(|number| known_project(&world, number))).await.unwrap();
     let many = run(&world, "many", deleting).await;
     assert_eq!(counts(&many), (9, 1, 21), "31 is not listed, and those that failed are");
@@ -501,7 +501,7 @@ async fn only_what_is_surely_gone_is_deleted() {
 #[tokio::test]
 async fn documents_are_not_made_where_they_could_be_made_twice() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    upstream.books().projects = vec![1];
+    upstream.state().projects = vec![1];
     let (_operator, _) = world.all(&ALLOWED);
     let status = run(&world, "run", group(&world, &upstream).await).await;
     let (reason, message) = ended(&status);
@@ -523,7 +523,7 @@ pub async fn without_its_worker(
     spec: Value,
     meanwhile: impl FnOnce(),
 ) -> SyncJobStatus {
-    upstream.books().delay = Duration::from_millis(50);
+    upstream.state().delay = Duration::from_millis(50);
     let lease = ["--lease-duration", "1s"];
     let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
     let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
@@ -541,7 +541,7 @@ pub async fn without_its_worker(
 async fn a_walk_through_pages_goes_on_after_its_worker_was_killed() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[5000, 5001]).await;
-    upstream.books().projects = (1..=1000).collect();
+    upstream.state().projects = (1..=1000).collect();
     let mut slow = group(&world, &upstream).await;
     slow["batchSize"] = 10.into();
     let status = without_its_worker(&world, &upstream, slow, || {}).await;
@@ -559,7 +559,7 @@ async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
     let mut slow = spec(&upstream);
     slow["batchSize"] = 10.into();
     slow["parallelism"] = 2.into();
-    let rename = || drop(upstream.books().users.insert("999".to_owned(), Peculiar::Named("Last".to_owned())));
+    let rename = || drop(upstream.state().users.insert("999".to_owned(), Peculiar::Named("Last".to_owned())));
     let status = without_its_worker(&world, &upstream, slow, rename).await;
     let (updated, unchanged, failed) = counts(&status);
     assert_eq!((updated + unchanged, failed, status.attempts), (1000, 0, Some(0)));
@@ -570,7 +570,7 @@ async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
 #[tokio::test]
 async fn the_samples_and_the_guide_bring_what_gitlab_has() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    upstream.books().token = Some("glpat-1".to_owned());
+    upstream.state().token = Some("glpat-1".to_owned());
     secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let (_operator, _) = world.all(&ALLOWED);
     let at = |text: &str| Bson::from(DateTime::parse_rfc3339_str(text).unwrap());

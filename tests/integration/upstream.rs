@@ -25,13 +25,13 @@ use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
 /// A server that is up for as long as this is kept.
 pub struct Upstream {
     pub url: String,
-    books: Arc<Mutex<Books>>,
+    state: Arc<Mutex<UpstreamState>>,
     server: JoinHandle<()>,
 }
 
 /// What it does and what was done to it.
 #[derive(Default)]
-pub struct Books {
+pub struct UpstreamState {
     /// How long each answer takes.
     pub delay: Duration,
     /// The only token that is let in.
@@ -41,7 +41,7 @@ pub struct Books {
     /// Given to every request for these paths and queries.
     pub fixed: HashMap<String, Instead>,
     /// Asked what to do with each further one.
-    pub mood: Option<Box<dyn FnMut() -> Option<Instead> + Send>>,
+    pub next_answer: Option<Box<dyn FnMut() -> Option<Instead> + Send>>,
     /// When everybody's name changed.
     pub versions: Vec<SystemTime>,
     /// What is not as for everybody else: by the number in the id.
@@ -102,40 +102,40 @@ impl Upstream {
 
     /// The same on a port. 0: any that is free.
     pub async fn start_on(port: u16) -> Self {
-        let (books, router) = routes();
+        let (state, router) = routes();
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let url = format!("http://{}/api/graphql", listener.local_addr().unwrap());
         let server = tokio::spawn(async { axum::serve(listener, router).await.unwrap() });
-        Self { url, books, server }
+        Self { url, state, server }
     }
 
     /// The same by https, with this certificate and key.
     pub async fn start_tls(certificate: &Path, key: &Path) -> Self {
-        let (books, router) = routes();
+        let (state, router) = routes();
         rustls::crypto::ring::default_provider().install_default().ok();
         let tls = RustlsConfig::from_pem_file(certificate, key).await.unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let url = format!("https://{}/api/graphql", listener.local_addr().unwrap());
         let server = axum_server::from_tcp_rustls(listener, tls).unwrap().serve(router.into_make_service());
-        Self { url, books, server: tokio::spawn(async { server.await.unwrap() }) }
+        Self { url, state, server: tokio::spawn(async { server.await.unwrap() }) }
     }
 
-    pub fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap()
+    pub fn state(&self) -> MutexGuard<'_, UpstreamState> {
+        self.state.lock().unwrap()
     }
 
     /// The same, whose pages list so many users.
     pub async fn with_people(people: usize) -> Self {
         let upstream = Self::start().await;
-        upstream.books().people = people;
+        upstream.state().people = people;
         upstream
     }
 
     /// Decides by its number, from 1 on, what a request is given instead of what it asked for.
     pub fn decide(&self, decide: impl Fn(usize) -> Option<Instead> + Send + 'static) {
         let mut number = 0;
-        self.books().mood = Some(Box::new(move || {
+        self.state().next_answer = Some(Box::new(move || {
             number += 1;
             decide(number)
         }));
@@ -143,7 +143,7 @@ impl Upstream {
 
     /// Changes everybody's name.
     pub fn change(&self) {
-        self.books().versions.push(SystemTime::now());
+        self.state().versions.push(SystemTime::now());
     }
 
     /// An address of its REST API.
@@ -152,7 +152,7 @@ impl Upstream {
     }
 
     pub fn requests(&self) -> usize {
-        self.books().seen.len()
+        self.state().seen.len()
     }
 }
 
@@ -163,41 +163,41 @@ impl Drop for Upstream {
 }
 
 fn routes() -> (Shared, Router) {
-    let books = Shared::default();
-    let schema = Schema::build(Query, EmptyMutation, EmptySubscription).data(books.clone()).finish();
+    let state = Shared::default();
+    let schema = Schema::build(Query, EmptyMutation, EmptySubscription).data(state.clone()).finish();
     let router = Router::new().route("/api/graphql", post(answer)).fallback(answer);
-    (books.clone(), router.with_state((books, schema)))
+    (state.clone(), router.with_state((state, schema)))
 }
 
-type Shared = Arc<Mutex<Books>>;
+type Shared = Arc<Mutex<UpstreamState>>;
 type Gitlab = Schema<Query, EmptyMutation, EmptySubscription>;
 
 async fn answer(
-    State((books, schema)): State<(Shared, Gitlab)>,
+    State((state, schema)): State<(Shared, Gitlab)>,
     uri: Uri,
     headers: HeaderMap,
     body: String,
 ) -> Response {
     let began = Instant::now();
     let (instead, delay, is_let_in) = {
-        let mut books = books.lock().unwrap();
-        books.seen.push(Instant::now());
-        books.busy.0 += 1;
-        books.busy.1 = books.busy.1.max(books.busy.0);
-        let is_let_in = books.token.as_ref().is_none_or(|token| {
+        let mut state = state.lock().unwrap();
+        state.seen.push(Instant::now());
+        state.busy.0 += 1;
+        state.busy.1 = state.busy.1.max(state.busy.0);
+        let is_let_in = state.token.as_ref().is_none_or(|token| {
             headers.get("authorization").is_some_and(|given| given.as_bytes() == format!("Bearer {token}").as_bytes())
         });
-        books.headers = headers;
+        state.headers = headers;
         if body.is_empty() {
-            books.addresses.push(uri.to_string());
+            state.addresses.push(uri.to_string());
         }
-        let next = books.instead.pop_front().or_else(|| books.fixed.get(&uri.to_string()).cloned());
-        (next.or_else(|| books.mood.as_mut()?()), books.delay, is_let_in)
+        let next = state.instead.pop_front().or_else(|| state.fixed.get(&uri.to_string()).cloned());
+        (next.or_else(|| state.next_answer.as_mut()?()), state.delay, is_let_in)
     };
     sleep(delay).await;
     let response = match instead {
         _ if !is_let_in => (StatusCode::UNAUTHORIZED, PRIVATE).into_response(),
-        None if body.is_empty() => rest(&books.lock().unwrap(), &uri),
+        None if body.is_empty() => rest(&state.lock().unwrap(), &uri),
         None => json(execute(&schema, &body).await.to_string()),
         Some(Instead::Twice) => {
             let mut answer = execute(&schema, &body).await;
@@ -208,7 +208,7 @@ async fn answer(
             json(answer.to_string())
         }
         Some(Instead::Link(link)) => {
-            let mut response = rest(&books.lock().unwrap(), &uri);
+            let mut response = rest(&state.lock().unwrap(), &uri);
             response.headers_mut().insert("link", HeaderValue::from_static(link));
             response
         }
@@ -233,10 +233,10 @@ async fn answer(
             StatusCode::NO_CONTENT.into_response()
         }
     };
-    let mut books = books.lock().unwrap();
-    books.busy.0 -= 1;
-    books.took += began.elapsed();
-    drop(books);
+    let mut state = state.lock().unwrap();
+    state.busy.0 -= 1;
+    state.took += began.elapsed();
+    drop(state);
     response
 }
 
@@ -256,13 +256,13 @@ fn json(body: String) -> Response {
 }
 
 /// Users by id (`/users/7`) and by ids (`/users?ids=7,8`), and all people in pages: by number, by cursor, and by link.
-fn rest(books: &Books, uri: &Uri) -> Response {
+fn rest(state: &UpstreamState, uri: &Uri) -> Response {
     let Parameters(given) = Parameters::<HashMap<String, String>>::try_from_uri(uri).unwrap();
     let user = |id: &str| {
-        let name = match books.users.get(id) {
+        let name = match state.users.get(id) {
             Some(Peculiar::Gone) => return None,
             Some(Peculiar::Named(name)) => name.clone(),
-            _ => name(id, books.versions.len()),
+            _ => name(id, state.versions.len()),
         };
         let id = id.parse::<i64>().map_or_else(|_| json!(id), |id| json!(id));
         let (username, at) = (format!("user{id}"), "2024-05-06T07:08:09Z");
@@ -270,9 +270,9 @@ fn rest(books: &Books, uri: &Uri) -> Response {
     };
     let number = |name: &str| given.get(name).and_then(|text| text.parse::<usize>().ok()).unwrap_or(0);
     let page = |from: usize| {
-        let to = books.people.min(from + number("n"));
+        let to = state.people.min(from + number("n"));
         let users: Vec<_> = (from..to).filter_map(|id| user(&id.to_string())).collect();
-        (users, (to < books.people).then_some(to))
+        (users, (to < state.people).then_some(to))
     };
     let earlier = number("page").max(1) - 1;
     match uri.path() {
@@ -320,13 +320,13 @@ fn number(id: &str) -> &str {
     id.rsplit('/').next().unwrap()
 }
 
-fn lock_state<'a>(context: &Context<'a>) -> MutexGuard<'a, Books> {
+fn lock_state<'a>(context: &Context<'a>) -> MutexGuard<'a, UpstreamState> {
     context.data_unchecked::<Shared>().lock().unwrap()
 }
 
 fn person(context: &Context<'_>, id: &str) -> Option<User> {
-    let books = lock_state(context);
-    let (peculiar, version) = (books.users.get(number(id)).cloned(), books.versions.len());
+    let state = lock_state(context);
+    let (peculiar, version) = (state.users.get(number(id)).cloned(), state.versions.len());
     (!matches!(peculiar, Some(Peculiar::Gone))).then(|| User { id: id.to_owned(), peculiar, version })
 }
 
@@ -455,13 +455,13 @@ impl Group {
         include_subgroups: Option<bool>,
     ) -> ProjectPage {
         assert!(include_subgroups.is_none_or(|include| include));
-        let books = lock_state(context);
+        let state = lock_state(context);
         let from: usize = after.map_or(0, |cursor| cursor.parse().unwrap());
-        let page = books.projects.iter().skip(from).take(first);
+        let page = state.projects.iter().skip(from).take(first);
         let nodes = page.map(|number| Some(Project { id: format!("gid://gitlab/Project/{number}") }));
         let nodes: Vec<_> = nodes.collect();
         let to = from + nodes.len();
-        let page_info = PageInfo { has_next_page: to < books.projects.len(), end_cursor: Some(to.to_string()) };
+        let page_info = PageInfo { has_next_page: to < state.projects.len(), end_cursor: Some(to.to_string()) };
         ProjectPage { nodes, page_info }
     }
 }

@@ -237,8 +237,8 @@ async fn a_run_that_its_schedule_has_not_counted_is_not_cleaned_up() {
     let answer = sidecar.post("/jobs/trigger/user-sync", Value::Null).await;
     let name = get_job(&world, &answer).await.name_any();
     let at = "2026-11-23T12:00:00Z";
-    let books = json!({"active": [{"name": name, "slot": at}]});
-    let patch = Patch::Merge(json!({"status": books}));
+    let status = json!({"active": [{"name": name, "slot": at}]});
+    let patch = Patch::Merge(json!({"status": status}));
     world.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
     let condition =
         json!({"type": "Failed", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});

@@ -248,9 +248,9 @@ fn random_spec(random: &mut StdRng, upstream: &Upstream) -> Value {
 }
 
 fn peculiar(random: &mut StdRng, upstream: &Upstream) {
-    let mut books = upstream.books();
-    books.people = random.random_range(0..150);
-    books.users = (0..150)
+    let mut state = upstream.state();
+    state.people = random.random_range(0..150);
+    state.users = (0..150)
         .filter_map(|id: i32| {
             let user = match random.random_range(0..20) {
                 0 | 1 => Peculiar::Gone,
@@ -317,9 +317,9 @@ async fn samples_leave_what_they_leave_on_a_cluster() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     secret(&world, "gitlab", &[("token", "glpat-x")], "127.0.0.1").await;
     let (_operator, _) = world.all(&ALLOWED);
-    upstream.books().token = Some("glpat-x".to_owned());
-    upstream.books().users.insert("3".to_owned(), Peculiar::Gone);
-    upstream.books().projects = vec![2, 3, 9];
+    upstream.state().token = Some("glpat-x".to_owned());
+    upstream.state().users.insert("3".to_owned(), Peculiar::Gone);
+    upstream.state().projects = vec![2, 3, 9];
     let id = |kind: &str, number: i32| match kind {
         "" => Bson::from(number),
         kind => Bson::from(format!("gid://gitlab/{kind}/{number}")),

@@ -27,7 +27,7 @@ fn by_number(upstream: &Upstream) -> Value {
 
 /// Answers requests for these paths and queries.
 fn answer<const N: usize>(upstream: &Upstream, pages: [(&str, Instead); N]) {
-    upstream.books().fixed = pages.into_iter().map(|(path, instead)| (path.to_owned(), instead)).collect();
+    upstream.state().fixed = pages.into_iter().map(|(path, instead)| (path.to_owned(), instead)).collect();
 }
 
 /// Documents that the source listed before: with the ids of `ids`.
@@ -68,7 +68,7 @@ async fn one_full_page_is_the_last_one_only_if_it_says_so() {
     ] {
         let (local, upstream) = (Local::new().await, Upstream::start().await);
         known(&local, 0..11).await;
-        upstream.books().fixed = pages.into_iter().map(|(path, instead)| (path.to_owned(), instead)).collect();
+        upstream.state().fixed = pages.into_iter().map(|(path, instead)| (path.to_owned(), instead)).collect();
         let ended = run(&local, &spec(&upstream)).await;
         assert_eq!(ended.code, Some(0), "{name}: {}", ended.stdout);
         assert_eq!(
@@ -160,7 +160,7 @@ async fn the_mark_of_one_source_survives_the_list_of_another() {
         assert_eq!(run(&local, &of(name)).await.code, Some(0));
     }
     for (people, name, left) in [(9, "gitlab", 1), (10, "hr", 1), (9, "hr", 1), (10, "gitlab", 1), (10, "hr", 0)] {
-        upstream.books().people = people;
+        upstream.state().people = people;
         let ended = run(&local, &of(name)).await;
         assert_eq!(
             (ended.code, local.count(marked()).await),
@@ -247,7 +247,7 @@ async fn fields_that_a_mark_sets_are_put_back() {
     assert_eq!(local.count(doc! {"active": false, "note": "left", "missingSince": {"$type": "date"}}).await, 3);
     let users = local.database.collection::<Document>("users");
     users.update_one(doc! {"gitlabId": 11}, doc! {"$set": {"note": "on leave"}}).await.unwrap();
-    upstream.books().people = 13;
+    upstream.state().people = 13;
     let ended = run(&local, &spec).await;
     assert_eq!((ended.code, count(&ended, "unmarked")), (Some(0), 3), "{}", ended.stdout);
     assert_eq!(local.count(doc! {"active": true}).await, 13);
@@ -307,12 +307,12 @@ async fn walks_that_overlap_delete_nothing_that_one_of_them_lists() {
     assert_eq!(run(&local, &spec).await.code, Some(0));
     // The slow walk does not list 20, and the fast one does, while the slow one is under way.
     fs::write(local.folder.join("job.yaml"), job("users", &spec)).unwrap();
-    upstream.books().delay = Duration::from_millis(700);
+    upstream.state().delay = Duration::from_millis(700);
     let slow = local.finish(local.command(&["job.yaml"]), "");
     let fast = async {
         eventually("the last page is asked for", async || (upstream.requests() >= 6).then_some(())).await;
-        upstream.books().delay = Duration::ZERO;
-        upstream.books().people = 21;
+        upstream.state().delay = Duration::ZERO;
+        upstream.state().people = 21;
         run(&local, &spec).await
     };
     let (slow, fast) = tokio::join!(slow, fast);

@@ -61,15 +61,15 @@ async fn ten_thousand_users_from_a_slow_server() {
 /// Runs with 8 requests in flight at a server that takes a while, and tells how much of that time they waited for it.
 async fn share(world: &TestEnv, upstream: &Upstream, name: &str, spec: &Value, delay: Duration) {
     {
-        let mut books = upstream.books();
-        (books.delay, books.took) = (delay, Duration::ZERO);
-        books.seen.clear();
+        let mut state = upstream.state();
+        (state.delay, state.took) = (delay, Duration::ZERO);
+        state.seen.clear();
     }
     let status = run(world, name, spec.clone()).await;
     assert_eq!(counts(&status).2, 0);
     let (seen, took) = {
-        let books = upstream.books();
-        (books.seen.clone(), books.took)
+        let state = upstream.state();
+        (state.seen.clone(), state.took)
     };
     let answer = took / seen.len() as u32;
     let elapsed = *seen.last().unwrap() - seen[0] + answer;
