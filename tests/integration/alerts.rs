@@ -14,7 +14,7 @@ use sync_operator::api::{SyncAlert, SyncAlertStatus};
 use crate::{
     operator::{apply_once, wait_for_events},
     servers::Own,
-    sinks::{HttpSink, Instead, MailSink, PASSWORD, Taken, USER},
+    sinks::{Delivery, HttpSink, Instead, MailSink, PASSWORD, USER},
     sources::{ALLOWED, secret},
     support::{Operator, TestEnv, eventually},
 };
@@ -77,7 +77,7 @@ async fn world() -> TestEnv {
     world_on(TestEnv::new().await).await
 }
 
-fn assert_signed(taken: &Taken) {
+fn assert_signed(taken: &Delivery) {
     let given = taken.headers["x-signature"].to_str().unwrap().strip_prefix("sha256=").unwrap();
     let tag: Vec<u8> =
         (0..given.len()).step_by(2).map(|at| u8::from_str_radix(&given[at..at + 2], 16).unwrap()).collect();
@@ -105,32 +105,32 @@ async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
     let (operator, _) = world.all(&ALLOWED);
     fail(&world, "user-sync").await;
 
-    let taken = http.takes(HOOK, 1).await;
+    let taken = http.wait_for_deliveries(HOOK, 1).await;
     assert_signed(&taken[0]);
     let body = taken[0].json();
     assert_eq!((&body["title"], &body["namespace"]), (&json!("1 at TEAM"), &json!(world.name)));
     let alert = &body["firing"][0];
     assert_eq!((&alert["type"], &alert["schedule"]), (&json!("RunFailed"), &json!("user-sync")));
     assert!(alert["message"].as_str().unwrap().contains("InvalidTarget"), "{alert}");
-    let slack = http.takes("/services/T0/secret-path", 1).await[0].json();
+    let slack = http.wait_for_deliveries("/services/T0/secret-path", 1).await[0].json();
     assert!(slack["text"].as_str().unwrap().starts_with("*1 at TEAM*\nFIRING RunFailed user-sync"), "{slack}");
-    let event = &http.takes("/events", 1).await[0];
+    let event = &http.wait_for_deliveries("/events", 1).await[0];
     assert_eq!(event.headers["authorization"], "Bearer secret-token");
     assert!(event.headers["content-type"].to_str().unwrap().starts_with("application/cloudevents+json"));
     let event = event.json();
     assert_eq!((&event["specversion"], &event["type"]), (&json!("1.0"), &json!("dev.codex.sync.alert.v1")));
     assert_eq!(event["data"]["firing"][0]["id"], alert["id"]);
-    let mails = mail.takes(1).await;
+    let mails = mail.wait_for_mails(1).await;
     for part in ["To: ops@example.com,ada@example.com", "Subject: 1 at TEAM", "FIRING RunFailed user-sync"] {
         assert!(mails[0].contains(part), "{part}: {}", mails[0]);
     }
 
     run_again(&world, "user-sync", "1", false).await;
-    http.takes("/services/T0/secret-path", 2).await;
-    http.takes("/events", 2).await;
-    assert_signed(&http.takes(HOOK, 2).await[1]);
+    http.wait_for_deliveries("/services/T0/secret-path", 2).await;
+    http.wait_for_deliveries("/events", 2).await;
+    assert_signed(&http.wait_for_deliveries(HOOK, 2).await[1]);
     assert_eq!(http.notifications(HOOK), ["firing RunFailed user-sync", "resolved RunFailed user-sync"]);
-    assert!(mail.takes(2).await[1].contains("RESOLVED RunFailed user-sync"));
+    assert!(mail.wait_for_mails(2).await[1].contains("RESOLVED RunFailed user-sync"));
 
     let status = eventually("nothing is left to tell", async || {
         Some(status(&world).await).filter(|status| status.alerts.is_empty() && status.firing == Some(0))
@@ -162,8 +162,8 @@ async fn each_sink_gets_each_alert_once_beside_failing_ones() {
     })
     .await;
     fail(&world, "second").await;
-    http.takes("/good", 2).await;
-    assert!(http.taken("/bad").is_empty());
+    http.wait_for_deliveries("/good", 2).await;
+    assert!(http.deliveries("/bad").is_empty());
     eventually("its failure is told", async || {
         let status = status(&world).await;
         let bad = status.sinks.first()?;
@@ -172,7 +172,7 @@ async fn each_sink_gets_each_alert_once_beside_failing_ones() {
     .await;
     wait_for_events(&world, "team", &["SinkFailing"]).await;
 
-    http.takes("/bad", 1).await;
+    http.wait_for_deliveries("/bad", 1).await;
     eventually("it is known to be told", async || {
         let is_told = |alert: &sync_operator::api::syncalert::Alert| alert.notified.len() == 2;
         status(&world).await.alerts.iter().all(is_told).then_some(())
@@ -214,7 +214,7 @@ async fn mail_is_retried_during_an_outage_and_a_refusal_reported() {
     let refused = failing[1].last_error.clone().unwrap();
     assert!(refused.contains("refuses the login"), "{refused}");
     mail.answer(None);
-    mail.takes(1).await;
+    mail.wait_for_mails(1).await;
     assert_eq!(mail.mails().len(), 1);
 }
 
@@ -253,7 +253,7 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     operator.kill();
     // Killed at the moment in which the message has arrived.
     let mut operator = start();
-    http.takes(HOOK, 1).await;
+    http.wait_for_deliveries(HOOK, 1).await;
     operator.kill();
     let operator = start();
     settled(&world, 1).await;
@@ -272,7 +272,7 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     assert_eq!(http.notifications(HOOK).len(), firing, "a problem that lasts is not told anew");
 
     run_again(&world, "user-sync", "2", false).await;
-    http.takes(HOOK, firing + 1).await;
+    http.wait_for_deliveries(HOOK, firing + 1).await;
     drop(operator);
     let _operator = start();
     settled(&world, 0).await;
@@ -299,10 +299,10 @@ async fn a_test_is_sent_once_when_it_is_asked_for() {
         .await;
     };
     ask("1").await;
-    http.takes(HOOK, 1).await;
+    http.wait_for_deliveries(HOOK, 1).await;
     ask("1").await;
     ask("2").await;
-    http.takes(HOOK, 2).await;
+    http.wait_for_deliveries(HOOK, 2).await;
     assert_eq!(http.notifications(HOOK), ["firing Test ", "firing Test "]);
     wait_for_events(&world, "team", &["TestDelivered"]).await;
 }
@@ -352,7 +352,7 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
     assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InvalidSink"));
     let shown = format!("{}{}", operator.log(), serde_json::to_string(&failed).unwrap());
     assert!(!shown.contains("secret-path"));
-    assert!(http.taken(path).is_empty());
+    assert!(http.deliveries(path).is_empty());
 
     // Once its owner allows it, a change of the spec, or a test, tries it at once.
     let secrets: Api<Secret> = Api::namespaced(world.client.clone(), &world.name);
@@ -360,6 +360,6 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
     secrets.patch("other-host", &PatchParams::default(), &Patch::Merge(allow)).await.unwrap();
     let change = json!({"spec": {"repeatInterval": "2h"}});
     alerts(&world).patch("team", &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
-    let slack = http.takes(path, 1).await[0].json();
+    let slack = http.wait_for_deliveries(path, 1).await[0].json();
     assert!(slack["text"].as_str().unwrap().contains("FIRING RunFailed user-sync"), "in the usual words: {slack}");
 }

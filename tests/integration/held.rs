@@ -125,7 +125,7 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     })
     .await;
     assert_eq!(held.active[0].name, older, "it is in the books");
-    http.takes("/hook", 1).await;
+    http.wait_for_deliveries("/hook", 1).await;
     assert_eq!(http.notifications("/hook"), ["firing RunHeld people"]);
 
     let newer = trigger("b").await;

@@ -36,7 +36,7 @@ pub struct SinkState {
     /// Given to the next requests, by path, instead of taking their messages.
     pub instead: Vec<(String, VecDeque<Instead>)>,
     /// Messages that were taken.
-    pub taken: Vec<Taken>,
+    pub deliveries: Vec<Delivery>,
     /// Paths of all requests.
     pub requests: Vec<String>,
 }
@@ -51,13 +51,13 @@ pub enum Instead {
 }
 
 #[derive(Clone)]
-pub struct Taken {
+pub struct Delivery {
     pub path: String,
     pub headers: HeaderMap,
     pub body: String,
 }
 
-impl Taken {
+impl Delivery {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
@@ -81,20 +81,20 @@ impl HttpSink {
         self.state().instead.push((path.to_owned(), with.into_iter().collect()));
     }
 
-    pub fn taken(&self, path: &str) -> Vec<Taken> {
-        self.state().taken.iter().filter(|taken| taken.path == path).cloned().collect()
+    pub fn deliveries(&self, path: &str) -> Vec<Delivery> {
+        self.state().deliveries.iter().filter(|taken| taken.path == path).cloned().collect()
     }
 
     /// Waits until so many messages were taken at a path.
-    pub async fn takes(&self, path: &str, count: usize) -> Vec<Taken> {
+    pub async fn wait_for_deliveries(&self, path: &str, count: usize) -> Vec<Delivery> {
         let what = format!("{count} messages were taken at {path}");
-        eventually(&what, async || Some(self.taken(path)).filter(|taken| taken.len() >= count)).await
+        eventually(&what, async || Some(self.deliveries(path)).filter(|taken| taken.len() >= count)).await
     }
 
     /// What is told at a path: `firing RunFailed s`, one for each alert in each message.
     pub fn notifications(&self, path: &str) -> Vec<String> {
         let mut notifications = Vec::new();
-        for taken in self.taken(path) {
+        for taken in self.deliveries(path) {
             let body = taken.json();
             for kind in ["firing", "resolved"] {
                 for alert in body[kind].as_array().unwrap() {
@@ -120,7 +120,7 @@ async fn take(State(state): State<Arc<Mutex<SinkState>>>, uri: Uri, headers: Hea
         state.requests.push(path.clone());
         let instead = state.instead.iter_mut().filter(|(at, _)| *at == path).find_map(|(_, next)| next.pop_front());
         if instead.is_none() {
-            state.taken.push(Taken { path, headers, body });
+            state.deliveries.push(Delivery { path, headers, body });
         }
         instead
     };
@@ -179,7 +179,7 @@ impl MailSink {
     }
 
     /// Waits until so many mails were taken.
-    pub async fn takes(&self, count: usize) -> Vec<String> {
+    pub async fn wait_for_mails(&self, count: usize) -> Vec<String> {
         eventually(&format!("{count} mails were taken"), async || Some(self.mails()).filter(|it| it.len() >= count))
             .await
     }
