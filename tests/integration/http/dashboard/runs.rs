@@ -24,7 +24,7 @@ fn documents(count: usize, message: &str) -> Value {
     (1..=count).map(failure).collect()
 }
 
-async fn tell(world: &TestEnv, job: &SyncJob, note: &str) {
+async fn create_event(world: &TestEnv, job: &SyncJob, note: &str) {
     let event = Event {
         metadata: kube::api::ObjectMeta {
             name: Some(format!("{}.{}", job.name_any(), unique("e"))),
@@ -62,8 +62,8 @@ async fn a_run_page_shows_attempts_failures_events_and_logs() {
     let job = apply_job(&world, "failed", json!({"priority": 7})).await;
     let other = apply_job(&world, "other", json!({})).await;
     fail(&world, "failed", "too many users failed", &documents(20, "the email has no @"), 57).await;
-    tell(&world, &job, MARKUP).await;
-    tell(&world, &other, "about another run").await;
+    create_event(&world, &job, MARKUP).await;
+    create_event(&world, &other, "about another run").await;
     seen(&sidecar, "phase=Failed", 1).await;
     let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     let path = format!("/ui/runs/{here}/failed");
