@@ -44,7 +44,7 @@ async fn create_event(world: &TestEnv, job: &SyncJob, note: &str) {
     events.create(&PostParams::default(), &event).await.unwrap();
 }
 
-async fn seen(sidecar: &Sidecar, query: &str, count: usize) {
+async fn wait_for_runs(sidecar: &Sidecar, query: &str, count: usize) {
     eventually(&format!("the sidecar sees {count} runs of {query}"), async || {
         let runs = sidecar.get(&format!("/jobs?limit=500&{query}")).await.body;
         (runs["items"].as_array()?.len() == count).then_some(())
@@ -64,7 +64,7 @@ async fn a_run_page_shows_attempts_failures_events_and_logs() {
     fail(&world, "failed", "too many users failed", &documents(20, "the email has no @"), 57).await;
     create_event(&world, &job, MARKUP).await;
     create_event(&world, &other, "about another run").await;
-    seen(&sidecar, "phase=Failed", 1).await;
+    wait_for_runs(&sidecar, "phase=Failed", 1).await;
     let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     let path = format!("/ui/runs/{here}/failed");
     let page = viewer.get(&path).await.text;
@@ -118,7 +118,7 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
     let status = json!({"phase": "Held", "counts": {"held": 1400}, "conditions": [condition]});
     let patch = Patch::Merge(json!({"status": status}));
     world.jobs().patch_status("held", &PatchParams::default(), &patch).await.unwrap();
-    seen(&sidecar, "phase=Held", 1).await;
+    wait_for_runs(&sidecar, "phase=Held", 1).await;
     let path = format!("/ui/runs/{}/held", world.name);
     let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     let page = viewer.get(&path).await.text;
@@ -161,7 +161,7 @@ async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
         1,
     )
     .await;
-    seen(&sidecar, "phase=Failed", 2).await;
+    wait_for_runs(&sidecar, "phase=Failed", 2).await;
     let browser = Browser::new(&sidecar);
     for (query, expected) in [
         ("error=dupl+e110", &["a-one"][..]),
@@ -188,7 +188,7 @@ async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
         assert!(page.contains(text), "{query}: {page}");
     }
     world.jobs().delete("b-two", &DeleteParams::default()).await.unwrap();
-    seen(&sidecar, "key=65f0", 0).await;
+    wait_for_runs(&sidecar, "key=65f0", 0).await;
 }
 
 /// Presses a button of the list, and then the one that confirms.
@@ -279,7 +279,7 @@ async fn a_bulk_action_covers_all_matches_and_no_later_run() {
     let create = async |name: String| apply_job(&world, &name, json!({"suspended": true})).await;
     futures::stream::iter(0..210).for_each_concurrent(16, async |i| drop(create(format!("many-{i:03}")).await)).await;
     let other = create("other".to_owned()).await;
-    seen(&sidecar, "text=many", 210).await;
+    wait_for_runs(&sidecar, "text=many", 210).await;
     let browser = Browser::new(&sidecar);
     let list = browser.get("/ui/runs?text=many").await.text;
     assert!(
@@ -297,7 +297,7 @@ async fn a_bulk_action_covers_all_matches_and_no_later_run() {
     let last = other.creation_timestamp().unwrap().0.as_second();
     eventually("another second", async || (Timestamp::now().as_second() > last + 1).then_some(())).await;
     create("many-late".to_owned()).await;
-    seen(&sidecar, "text=many", 211).await;
+    wait_for_runs(&sidecar, "text=many", 211).await;
     let step = async |page: &str| {
         let form =
             format!("all=true&filter={}&from={}", value(page, "filter").replace('=', "%3D"), value(page, "from"));
