@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Waits until the sidecar has seen a SyncJob in a state.
-async fn seen(sidecar: &Sidecar, world: &TestEnv, name: &str, phase: &str) {
+async fn wait_for_phase(sidecar: &Sidecar, world: &TestEnv, name: &str, phase: &str) {
     eventually(&format!("the sidecar has seen {name}"), async || {
         let answer = sidecar.get(&format!("/jobs?namespace={}&phase={phase}&text={name}", world.name)).await;
         (answer.body["items"].as_array()?.iter().any(|item| item["name"] == name)).then_some(())
@@ -30,7 +30,7 @@ async fn seen(sidecar: &Sidecar, world: &TestEnv, name: &str, phase: &str) {
 }
 
 /// Waits until the sidecar has seen so many schedules.
-async fn seen_schedules(sidecar: &Sidecar, count: usize) {
+async fn wait_for_schedules(sidecar: &Sidecar, count: usize) {
     eventually("the sidecar has seen the schedules", async || {
         let answer = sidecar.get("/jobs/status").await;
         (answer.body["repeatable"].as_array()?.len() == count).then_some(())
@@ -56,7 +56,7 @@ async fn ended(world: &TestEnv, name: &str, phase: &str, hours_ago: i64) {
 async fn one_schedule(world: &TestEnv, sidecar: &Sidecar) {
     let template = json!({"spec": {"batchSize": 7, "syncType": "Full"}});
     apply_schedule(world, "users", json!({"suspended": true, "jobTemplate": template})).await;
-    seen_schedules(sidecar, 1).await;
+    wait_for_schedules(sidecar, 1).await;
 }
 
 async fn get_job(world: &TestEnv, answer: &Answer) -> SyncJob {
@@ -130,7 +130,7 @@ async fn several_schedules_of_a_type_are_told_and_one_can_be_chosen() {
         let spec = json!({"suspended": true, "jobTemplate": {"spec": {"type": "Issue"}}});
         apply_schedule(&world, name, spec).await;
     }
-    seen_schedules(&sidecar, 2).await;
+    wait_for_schedules(&sidecar, 2).await;
     let answer = sidecar.post("/jobs/trigger/issue-sync", Value::Null).await;
     assert_eq!(answer.problem(), (409, "ambiguous"));
     let candidates = json!([{"namespace": world.name, "name": "a"}, {"namespace": world.name, "name": "b"}]);
@@ -149,8 +149,8 @@ async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
     apply_schedule(&world, "b", json!({"interval": "1h"})).await;
     apply_job(&world, "open", json!({})).await;
     ended(&world, "done", "Complete", 1).await;
-    seen_schedules(&sidecar, 2).await;
-    seen(&sidecar, &world, "done", "Complete").await;
+    wait_for_schedules(&sidecar, 2).await;
+    wait_for_phase(&sidecar, &world, "done", "Complete").await;
 
     let named = |name: &str| json!({"namespace": world.name, "name": name});
     let answer = sidecar.post("/jobs/pause?schedule=a", Value::Null).await;
@@ -182,7 +182,7 @@ async fn a_call_sees_the_effect_of_the_call_before_it() {
     let world = TestEnv::new().await;
     let (one, other) = (Sidecar::open(&world).await, Sidecar::open(&world).await);
     one_schedule(&world, &one).await;
-    seen_schedules(&other, 1).await;
+    wait_for_schedules(&other, 1).await;
     for round in 0..20 {
         let answer = one.post("/jobs/trigger/user-sync", Value::Null).await;
         let path = format!("/jobs/{}/{}", world.name, answer.body["name"].as_str().unwrap());
@@ -203,7 +203,7 @@ async fn cleaning_up_deletes_what_ended_long_ago_and_nothing_else() {
     let sidecar = Sidecar::open(&world).await;
     for (name, phase, hours) in [("old", "Complete", 30), ("bad", "Failed", 25), ("new", "Complete", 2)] {
         ended(&world, name, phase, hours).await;
-        seen(&sidecar, &world, name, phase).await;
+        wait_for_phase(&sidecar, &world, name, phase).await;
     }
     apply_job(&world, "open", json!({})).await;
     let names = async || {
@@ -243,7 +243,7 @@ async fn a_run_that_its_schedule_has_not_counted_is_not_cleaned_up() {
     let condition =
         json!({"type": "Failed", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});
     set_status(&world, &name, json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})).await;
-    seen(&sidecar, &world, &name, "Failed").await;
+    wait_for_phase(&sidecar, &world, &name, "Failed").await;
     let cleanup = async || sidecar.post("/jobs/cleanup", Value::Null).await.body;
     assert_eq!(cleanup().await, json!({"completed": 0, "failed": 0, "remaining": 0}));
     let patch = Patch::Merge(json!({"status": {"active": []}}));
@@ -257,7 +257,7 @@ async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
     let sidecar = Sidecar::open(&world).await;
     let filter = json!({"target": {"filter": {"age": {"$bigger": 3}}, "lastSyncedField": "seen"}});
     let uid = apply_job(&world, "run", filter).await.uid().unwrap();
-    seen(&sidecar, &world, "run", "Pending").await;
+    wait_for_phase(&sidecar, &world, "run", "Pending").await;
     let path = |action: &str| format!("/jobs/{}/run/{action}", world.name);
     let answer = sidecar.post(&path("suspend"), Value::Null).await;
     let changed = json!({"namespace": world.name, "name": "run", "jobId": uid, "changed": true});
@@ -270,7 +270,7 @@ async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
 
     let _operator = world.operator("controller", &[]);
     assert!(is_finished(&finished(&world, "run").await));
-    seen(&sidecar, &world, "run", "Failed").await;
+    wait_for_phase(&sidecar, &world, "run", "Failed").await;
     for action in ["cancel", "suspend", "resume"] {
         assert_eq!(sidecar.post(&path(action), Value::Null).await.problem(), (409, "conflict"), "{action}");
     }
@@ -282,7 +282,7 @@ async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
     assert_eq!((&replayed.body, &replayed.headers["idempotent-replayed"]), (&answer.body, &"true".parse().unwrap()));
 
     let failed = finished(&world, &again.name_any()).await;
-    seen(&sidecar, &world, &failed.name_any(), "Failed").await;
+    wait_for_phase(&sidecar, &world, &failed.name_any(), "Failed").await;
     let details = sidecar.get(&format!("/jobs/{}/{}", world.name, failed.name_any())).await.body;
     assert_eq!(details["reason"], "InvalidTarget");
     assert_eq!(details["attempts"][0]["number"], 1);
@@ -301,7 +301,7 @@ async fn a_held_run_is_approved_with_the_number_that_was_seen() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let uid = apply_job(&world, "run", json!({})).await.uid().unwrap();
-    seen(&sidecar, &world, "run", "Pending").await;
+    wait_for_phase(&sidecar, &world, "run", "Pending").await;
     let path = format!("/jobs/{}/run/approve", world.name);
     let approve = async |removals: Value| sidecar.post(&path, json!({"removals": removals})).await;
     assert_eq!(approve(json!(400)).await.problem(), (409, "conflict"), "it is not held");
@@ -326,12 +326,12 @@ async fn a_held_run_is_approved_with_the_number_that_was_seen() {
     assert_eq!(approvals.len(), 1);
     assert_eq!(approvals[0].note.as_deref(), Some("Approved 400 removals, by anonymous over HTTP"));
 
-    seen(&sidecar, &world, "run", "Held").await;
+    wait_for_phase(&sidecar, &world, "run", "Held").await;
     let details = sidecar.get(&format!("/jobs/{}/run", world.name)).await.body;
     assert_eq!((&details["reason"], &details["counts"]["held"]), (&json!("GuardExceeded"), &json!(400)));
     assert!(details["message"].as_str().unwrap().ends_with("a1, a2"), "{details}");
     ended(&world, "over", "Complete", 1).await;
-    seen(&sidecar, &world, "over", "Complete").await;
+    wait_for_phase(&sidecar, &world, "over", "Complete").await;
     let over = format!("/jobs/{}/over/approve", world.name);
     assert_eq!(sidecar.post(&over, json!({"removals": 400})).await.problem(), (409, "conflict"));
 }
