@@ -13,7 +13,7 @@ use sync_operator::api::{SyncAlert, SyncAlertStatus};
 
 use crate::{
     operator::{apply_once, wait_for_events},
-    servers::Own,
+    servers::DedicatedServer,
     sinks::{Delivery, HttpSink, Instead, MailSink, PASSWORD, USER},
     sources::{ALLOWED, secret},
     support::{Operator, TestEnv, eventually},
@@ -239,7 +239,7 @@ async fn settled(world: &TestEnv, firing: i32) {
 
 #[tokio::test]
 async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
-    let (_own, servers) = Own::up("redis");
+    let (_own, servers) = DedicatedServer::up("redis");
     let url = servers.redis.clone();
     let (world, http) = (world_on(TestEnv::on(servers).await).await, HttpSink::start().await);
     http.answer(HOOK, [Instead::Status(503), Instead::Status(500)]);

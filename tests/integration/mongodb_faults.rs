@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     control::reason,
     operator::{apply_job, finished, slow, wait_until_running},
-    servers::{MongoDb, Own},
+    servers::{DedicatedServer, MongoDb},
     support::{Servers, TestEnv, eventually},
 };
 
@@ -19,7 +19,7 @@ use crate::{
 #[tokio::test]
 async fn mongodb_steps_down_in_mid_run() {
     const USERS: i32 = 10_000;
-    let (_mongodb, servers) = Own::up("mongodb");
+    let (_mongodb, servers) = DedicatedServer::up("mongodb");
     let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);

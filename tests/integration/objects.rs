@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::{
     control::{reason, runs_in_redis},
     operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, wait_for_events},
-    servers::Own,
+    servers::DedicatedServer,
     support::{TestEnv, eventually},
 };
 
@@ -55,7 +55,7 @@ async fn unreadable<K: Kind>(world: &TestEnv, name: &str, condition: &str) -> St
 
 #[tokio::test]
 async fn an_unreadable_object_harms_only_itself() {
-    let (kube, servers) = Own::up("kube");
+    let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
     // As a newer release has it.
     let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/syncType/enum/-";

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    servers::Own,
+    servers::DedicatedServer,
     support::{PATIENCE, TestEnv, eventually},
 };
 
@@ -324,7 +324,7 @@ async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
 
 #[tokio::test]
 async fn a_run_whose_attempts_all_fail_ends_with_its_history() {
-    let (mongodb, mut servers) = Own::up("mongodb");
+    let (mongodb, mut servers) = DedicatedServer::up("mongodb");
     servers.mongodb += "&serverSelectionTimeoutMS=200";
     let world = TestEnv::on(servers).await;
     world.seed(10, 0).await;

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use crate::{
     operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
     replicas::{leader_of, leads, replicas},
-    servers::Own,
+    servers::DedicatedServer,
     support::{Servers, TestEnv, eventually},
 };
 
@@ -39,7 +39,7 @@ pub fn lines(log: &str, text: &str) -> usize {
 /// Scenario 9 of the fault list.
 #[tokio::test]
 async fn redis_away_in_mid_run() {
-    let (redis, servers) = Own::up("redis");
+    let (redis, servers) = DedicatedServer::up("redis");
     let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (mut operator, port) = world.all(&[]);
@@ -76,7 +76,7 @@ async fn redis_away_in_mid_run() {
 
 #[tokio::test]
 async fn mongodb_away_in_mid_run() {
-    let (mongodb, servers) = Own::up("mongodb");
+    let (mongodb, servers) = DedicatedServer::up("mongodb");
     let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (mut operator, _) = world.all(&[]);
@@ -105,7 +105,7 @@ async fn mongodb_away_in_mid_run() {
 
 #[tokio::test]
 async fn the_api_server_away_in_mid_run() {
-    let (kube, servers) = Own::up("kube");
+    let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
     let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
@@ -137,13 +137,13 @@ async fn the_api_server_away_in_mid_run() {
 
 #[tokio::test]
 async fn everything_missing_at_the_start() {
-    let (own, servers) = Own::up("kube");
-    own.install_crds();
+    let (server, servers) = DedicatedServer::up("kube");
+    server.install_crds();
     let world = TestEnv::on(servers).await;
-    own.stop();
-    let (redis, with_redis) = Own::up("redis");
+    server.stop();
+    let (redis, with_redis) = DedicatedServer::up("redis");
     redis.stop();
-    let (mongodb, with_mongodb) = Own::up("mongodb");
+    let (mongodb, with_mongodb) = DedicatedServer::up("mongodb");
     let servers = Servers { redis: with_redis.redis, mongodb: with_mongodb.mongodb, ..world.servers.clone() };
     let database = mongodb::Client::with_uri_str(&servers.mongodb).await.unwrap().database(&world.name);
     let world = TestEnv { servers, database, ..world };
@@ -157,7 +157,7 @@ async fn everything_missing_at_the_start() {
     sleep(Duration::from_secs(5)).await;
     assert!(operator.is_running());
     redis.start();
-    own.start();
+    server.start();
     eventually("only MongoDB is missing", async || {
         let (_, body) = get(port, "/readyz").await?;
         body.contains(r#""missing":["mongodb"]"#).then_some(())
@@ -179,7 +179,7 @@ async fn everything_missing_at_the_start() {
 #[tokio::test]
 async fn controllers_whose_api_server_was_away_agree_on_one_leader() {
     const USERS: i32 = 5_000;
-    let (kube, servers) = Own::up("kube");
+    let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
     let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;

@@ -20,12 +20,12 @@ use tokio::{
 use crate::support::{Servers, eventually, free_port, unique, variable};
 
 /// A Kubernetes control plane, Redis or MongoDB like that of all tests. Stopped when dropped.
-pub struct Own {
+pub struct DedicatedServer {
     name: String,
     part: &'static str,
 }
 
-impl Own {
+impl DedicatedServer {
     pub fn up(part: &'static str) -> (Self, Servers) {
         let own = Self { name: unique("outage"), part };
         own.script(&["up", part]);
@@ -73,7 +73,7 @@ impl Own {
     }
 }
 
-impl Drop for Own {
+impl Drop for DedicatedServer {
     fn drop(&mut self) {
         Command::new("tests/cluster/cluster.sh").args(["--name", &self.name, "down"]).output().ok();
     }

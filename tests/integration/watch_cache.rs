@@ -14,7 +14,7 @@ use crate::{
     control::{nothing_in_redis, runs_in_redis},
     operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
     outages::lines,
-    servers::{Link, Own, address_in},
+    servers::{DedicatedServer, Link, address_in},
     support::{Servers, TestEnv, eventually, unique},
 };
 
@@ -99,7 +99,7 @@ async fn a_watch_whose_connection_goes_dead_is_noticed() {
 /// Scenario 22 of the fault list. Namespaces end only while the controller manager runs, so it is stopped for a while.
 #[tokio::test]
 async fn a_namespace_and_the_kinds_can_be_deleted_under_the_operator() {
-    let (kube, servers) = Own::up("kube");
+    let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
     let world = TestEnv::on(servers).await;
     world.seed(20_000, 0).await;

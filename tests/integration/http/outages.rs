@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     http::Sidecar,
     operator::apply_schedule,
-    servers::Own,
+    servers::DedicatedServer,
     support::{TestEnv, eventually},
 };
 
@@ -29,7 +29,7 @@ async fn until_health(sidecar: &Sidecar, missing: &str) {
 
 #[tokio::test]
 async fn without_redis_the_last_counts_are_told_with_their_time() {
-    let (redis, servers) = Own::up("redis");
+    let (redis, servers) = DedicatedServer::up("redis");
     let world = TestEnv::on(servers).await;
     let sidecar = Sidecar::open(&world).await;
     let before = sidecar.get("/jobs/status").await.body;
@@ -53,7 +53,7 @@ async fn without_redis_the_last_counts_are_told_with_their_time() {
 
 #[tokio::test]
 async fn without_the_api_server_reads_work_and_writes_are_refused() {
-    let (kube, servers) = Own::up("kube");
+    let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
     let world = TestEnv::on(servers).await;
     let sidecar = Sidecar::open(&world).await;
