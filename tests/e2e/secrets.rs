@@ -17,7 +17,7 @@ fn change(namespace: &Namespace, secret: &str, key: &str, value: &str) {
     run("kubectl", &["patch", "secret", secret, "--namespace", &namespace.0, "--patch", &patch], "");
 }
 
-fn nudge(namespace: &Namespace) {
+fn trigger_sync(namespace: &Namespace) {
     kubectl(&format!(
         "annotate pods --namespace {namespace} -l app.kubernetes.io/component=controller --overwrite nudged={}",
         rand::random::<u32>()
@@ -96,7 +96,7 @@ async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
     change(&namespace, "mongodb", "uri", &uri("new:p@", "mongodb:27017", ""));
     // Two pods: the controllers have both Secrets, the sidecars that of Redis.
     eventually("the containers were started again", || {
-        nudge(&namespace);
+        trigger_sync(&namespace);
         (restarts(&namespace) >= 4).then_some(())
     });
     let mut connection = connect("second").await;
