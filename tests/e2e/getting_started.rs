@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    release::{Data, HOME, Helm, installed},
+    release::{Data, HOME, Helm, install_operator},
     support::{Forward, Namespace, apply, call, eventually, get, kubectl, lock_cluster},
 };
 
@@ -47,7 +47,7 @@ pub fn complete(namespace: &str, name: &str) -> Value {
 #[tokio::test]
 async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
     let _lock = lock_cluster();
-    installed();
+    install_operator();
     let namespace = Namespace::new("user");
     let data = Data::open().await;
     data.seed(&namespace.0, 2_500).await;
@@ -113,7 +113,7 @@ async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
 #[tokio::test]
 async fn a_deleted_controller_pod_hands_its_run_over() {
     let _lock = lock_cluster();
-    installed();
+    install_operator();
     let namespace = Namespace::new("handover");
     let data = Data::open().await;
     data.seed(&namespace.0, 15_000).await;

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     getting_started::{complete, schedule, slow_job, wait_until_running},
-    release::{BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, installed, only_the_kinds},
+    release::{BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, install_only_crds, install_operator},
     support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, lock_cluster},
 };
 
@@ -17,7 +17,7 @@ fn has_priority() -> bool {
 #[tokio::test]
 async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
     let _lock = lock_cluster();
-    installed();
+    install_operator();
     Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait"]).unwrap();
     let earlier = earlier_chart();
     Helm::V3.install(HOME, HOME, earlier.to_str().unwrap(), &BUNDLED).unwrap();
@@ -39,7 +39,7 @@ async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
 #[tokio::test]
 async fn reinstalling_continues_with_the_objects_that_stayed() {
     let _lock = lock_cluster();
-    installed();
+    install_operator();
     let namespace = Namespace::new("kept");
     apply(&namespace.0, &schedule("none", json!({})));
     eventually("the first run is complete", || {
@@ -52,7 +52,7 @@ async fn reinstalling_continues_with_the_objects_that_stayed() {
     // Made while nobody looks.
     apply(&namespace.0, &slow_job(&namespace.0));
 
-    installed();
+    install_operator();
     complete(&namespace.0, "run");
     kubectl(&format!("wait --for=condition=Ready syncschedule/user-sync --namespace {namespace} --timeout=60s"));
     // Nothing holds a namespace with objects of both kinds.
@@ -62,7 +62,7 @@ async fn reinstalling_continues_with_the_objects_that_stayed() {
 #[test]
 fn the_plain_manifests_install_the_same_without_helm() {
     let _lock = lock_cluster();
-    only_the_kinds();
+    install_only_crds();
     // Servers, from a release whose operator is sent away.
     let namespace = Namespace::new("servers");
     let values = [&NAMESPACED[..], &["redis.queueName=theirs"]].concat();
@@ -87,7 +87,7 @@ fn the_plain_manifests_install_the_same_without_helm() {
 #[test]
 fn helm_waits_for_schedules_of_another_chart() {
     let _lock = lock_cluster();
-    installed();
+    install_operator();
     let namespace = Namespace::new("wait");
     let folder = std::env::temp_dir().join(&namespace.0);
     fs::create_dir_all(folder.join("templates")).unwrap();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs};
 
 use super::{
-    release::{CHART, HOME, Helm, NAMESPACED, bundled, installed, only_the_kinds},
+    release::{CHART, HOME, Helm, NAMESPACED, bundled, install_only_crds, install_operator},
     support::{Namespace, apply, attempt, eventually, get, kubectl, kubectl_may_fail, lock_cluster, run},
 };
 
@@ -30,7 +30,7 @@ fn documented(heading: &str) -> BTreeSet<String> {
 #[test]
 fn each_account_may_do_what_the_docs_list_and_nothing_else() {
     let _lock = lock_cluster();
-    installed();
+    install_operator();
     for (account, heading) in [("sync-operator", "#### The controller"), ("sync-operator-api", "#### The sidecar")] {
         assert_eq!(rights(HOME, account), documented(heading), "{account}");
     }
@@ -39,7 +39,7 @@ fn each_account_may_do_what_the_docs_list_and_nothing_else() {
 #[test]
 fn an_operator_of_one_namespace_has_no_rights_in_others() {
     let _lock = lock_cluster();
-    only_the_kinds();
+    install_only_crds();
     let (namespace, other) = (Namespace::new("own"), Namespace::new("other"));
     let own = [&NAMESPACED[..], &["worker.enabled=true", "worker.autoscaling.enabled=true"]].concat();
     Helm::V3.install(&namespace.0, "mine", CHART, &bundled(&own)).unwrap();
@@ -76,7 +76,7 @@ fn an_operator_of_one_namespace_has_no_rights_in_others() {
 #[test]
 fn network_policies_let_through_what_is_needed_and_nothing_else() {
     let _lock = lock_cluster();
-    only_the_kinds();
+    install_only_crds();
     let namespace = Namespace::new("fenced");
     let own = [&NAMESPACED[..], &["networkPolicy.enabled=true"]].concat();
     Helm::V4.install(&namespace.0, "mine", CHART, &bundled(&own)).unwrap();

@@ -67,7 +67,7 @@ pub fn bundled<'a>(others: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// Installs the operator for the whole cluster, unless it is there.
-pub fn installed() {
+pub fn install_operator() {
     if get(&format!("namespace {HOME}")).is_null() {
         make_restricted_namespace(HOME);
     }
@@ -75,9 +75,9 @@ pub fn installed() {
 }
 
 /// Sees to it that the kinds are there, and no operator for the whole cluster, which would work on every SyncJob, too.
-pub fn only_the_kinds() {
+pub fn install_only_crds() {
     if get("crd syncjobs.sync.codex.dev").is_null() {
-        installed();
+        install_operator();
     }
     Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait", "--ignore-not-found"]).unwrap();
 }

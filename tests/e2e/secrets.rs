@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     getting_started::{complete, processed, slow_job, wait_until_running},
-    release::{CHART, Helm, only_the_kinds},
+    release::{CHART, Helm, install_only_crds},
     servers::{Authority, mongodb, redis},
     support::{Forward, Namespace, apply, eventually, get, kubectl, lock_cluster, run},
 };
@@ -35,7 +35,7 @@ fn restarts(namespace: &Namespace) -> i64 {
 #[tokio::test]
 async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
     let _lock = lock_cluster();
-    only_the_kinds();
+    install_only_crds();
     rustls::crypto::ring::default_provider().install_default().ok();
     let namespace = Namespace::new("secrets");
     let authority = Authority::new("sync-operator-test");

@@ -5,7 +5,7 @@ use std::thread;
 use serde_json::Value;
 
 use super::{
-    release::{CHART, Helm, only_the_kinds},
+    release::{CHART, Helm, install_only_crds},
     servers::{Authority, mongodb, redis},
     support::{Forward, Namespace, eventually, get, kubectl, lock_cluster, try_call},
 };
@@ -13,7 +13,7 @@ use super::{
 #[test]
 fn helm_refuses_what_is_wrong_and_says_what_to_do() {
     let _lock = lock_cluster();
-    only_the_kinds();
+    install_only_crds();
     let namespace = Namespace::new("refused");
     kubectl(&format!("create secret generic there --namespace {namespace} --from-literal=password=x"));
     let own = ["namespaced=true", "crds.enabled=false", "bundled.mongodb.enabled=true"];
@@ -71,7 +71,7 @@ fn not_ready(namespace: &Namespace, release: &str, values: &[String], server: &s
 #[test]
 fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
     let _lock = lock_cluster();
-    only_the_kinds();
+    install_only_crds();
     let namespace = Namespace::new("unusable");
     let (authority, stranger) = (Authority::new("ours"), Authority::new("theirs"));
     redis(&namespace, &authority, "right");
