@@ -36,7 +36,7 @@ pub fn wait_until_running(namespace: &str) {
 }
 
 /// The SyncJob once it is complete.
-pub fn complete(namespace: &str, name: &str) -> Value {
+pub fn wait_until_complete(namespace: &str, name: &str) -> Value {
     eventually(&format!("{namespace}/{name} is complete"), || {
         let job = get(&format!("syncjob {name} --namespace {namespace}"));
         assert_ne!(job["status"]["phase"], "Failed", "{job}");
@@ -93,7 +93,7 @@ async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
         (answer.0 != 403).then_some(answer)
     });
     assert_eq!(code, 202, "{triggered}");
-    complete(&namespace.0, triggered["name"].as_str().unwrap());
+    wait_until_complete(&namespace.0, triggered["name"].as_str().unwrap());
 
     // Pause by patching.
     let suspend = r#"{"spec":{"suspended":true}}"#;
@@ -130,7 +130,7 @@ async fn a_deleted_controller_pod_hands_its_run_over() {
     kubectl(&format!("delete pod {pod} --namespace {HOME} --wait=false"));
     let second = eventually("another pod has it", || worker().filter(|worker| *worker != first));
     assert_ne!(second.rsplit_once('-').unwrap().0, pod);
-    let status = complete(&namespace.0, "run")["status"].take();
+    let status = wait_until_complete(&namespace.0, "run")["status"].take();
     assert_eq!((&status["counts"]["processed"], &status["counts"]["failed"]), (&json!(15_000), &json!(0)));
     assert_eq!((&status["attempts"], &status["recoveries"]), (&json!(0), &json!(0)), "a deploy costs no attempt");
     assert_eq!(data.stamped(&namespace.0).await, 15_000);

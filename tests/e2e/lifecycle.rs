@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use super::{
-    getting_started::{complete, schedule, slow_job, wait_until_running},
+    getting_started::{schedule, slow_job, wait_until_complete, wait_until_running},
     release::{BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, install_only_crds, install_operator},
     support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, lock_cluster},
 };
@@ -30,7 +30,7 @@ async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
     wait_until_running(&namespace.0);
     Helm::V3.install(HOME, HOME, CHART, &bundled(&["podAnnotations.changed=yes"])).unwrap();
     eventually("the kinds are the new ones", || has_priority().then_some(()));
-    let status = complete(&namespace.0, "run")["status"].take();
+    let status = wait_until_complete(&namespace.0, "run")["status"].take();
     assert_eq!((&status["counts"]["processed"], &status["attempts"]), (&json!(15_000), &json!(0)));
     assert_eq!(data.stamped(&namespace.0).await, 15_000);
     fs::remove_dir_all(earlier).unwrap();
@@ -53,7 +53,7 @@ async fn reinstalling_continues_with_the_objects_that_stayed() {
     apply(&namespace.0, &slow_job(&namespace.0));
 
     install_operator();
-    complete(&namespace.0, "run");
+    wait_until_complete(&namespace.0, "run");
     kubectl(&format!("wait --for=condition=Ready syncschedule/user-sync --namespace {namespace} --timeout=60s"));
     // Nothing holds a namespace with objects of both kinds.
     kubectl(&format!("delete namespace {namespace} --timeout=120s"));
@@ -77,7 +77,7 @@ fn the_plain_manifests_install_the_same_without_helm() {
     kubectl("apply --server-side --force-conflicts -f manifests/install.yaml");
     kubectl(&format!("rollout status deployment/sync-operator --namespace {HOME} --timeout=120s"));
     apply(&namespace.0, &slow_job("none"));
-    complete(&namespace.0, "run");
+    wait_until_complete(&namespace.0, "run");
     // Kubernetes takes the token away with its account, before kubectl comes to it.
     kubectl("delete -f manifests/install.yaml --wait=false --ignore-not-found");
     kubectl(&format!("delete secret sync-operator-redis sync-operator-mongodb --namespace {HOME}"));

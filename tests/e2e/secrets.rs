@@ -5,7 +5,7 @@ use redis::{Client, IntoConnectionInfo, TlsCertificates};
 use serde_json::json;
 
 use super::{
-    getting_started::{complete, processed, slow_job, wait_until_running},
+    getting_started::{processed, slow_job, wait_until_complete, wait_until_running},
     release::{CHART, Helm, install_only_crds},
     servers::{Authority, mongodb, redis},
     support::{Forward, Namespace, apply, eventually, get, kubectl, lock_cluster, run},
@@ -106,7 +106,7 @@ async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
     admin(as_root, doc! {"dropUser": "old"}).await;
 
     assert!(processed(&namespace.0) < Some(40_000), "the run was too short");
-    let status = complete(&namespace.0, "run")["status"].take();
+    let status = wait_until_complete(&namespace.0, "run")["status"].take();
     assert_eq!(status["counts"]["processed"], 40_000);
     assert_eq!((&status["attempts"], &status["recoveries"]), (&json!(0), &json!(0)));
     kubectl(&format!("rollout status deployment/mine-sync-operator --namespace {namespace} --timeout=120s"));

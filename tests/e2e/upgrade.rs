@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    getting_started::{complete, schedule},
+    getting_started::{schedule, wait_until_complete},
     release::{BUNDLED, CHART, Data, HOME, Helm, bundled},
     support::{Namespace, apply, eventually, get, kubectl, lock_cluster, make_restricted_namespace, variable},
 };
@@ -36,7 +36,7 @@ fn install(chart: &str, values: &[&str]) {
 /// Waits for runs, which must have needed one attempt, and have stamped each document.
 async fn finished(namespace: &Namespace, data: &Data, names: &[&str]) {
     for name in names {
-        let status = complete(&namespace.0, name)["status"].take();
+        let status = wait_until_complete(&namespace.0, name)["status"].take();
         assert_eq!((&status["counts"]["processed"], &status["attempts"]), (&json!(DOCUMENTS), &json!(0)), "{status}");
         let field = format!("{name}At");
         let stamped = bson::doc! {field: {"$type": "date"}};
