@@ -12,7 +12,7 @@ use crate::support::{Servers, unique};
 pub const MEMBERS: [&str; 3] = ["mongodb1", "mongodb2", "mongodb3"];
 
 /// Servers, stopped when dropped.
-pub struct Ground {
+pub struct Environment {
     name: String,
     /// As the tests reach them. MongoDB is behind its proxies for everyone.
     pub servers: Servers,
@@ -23,13 +23,13 @@ pub struct Ground {
     folder: PathBuf,
 }
 
-impl Ground {
+impl Environment {
     pub fn up(operators: usize) -> Self {
         let name = unique("faults");
         let folder = std::env::temp_dir().join(format!("sync-operator-{name}"));
         fs::create_dir(&folder).unwrap();
         let servers = Servers { kubeconfig: String::new(), redis: String::new(), mongodb: String::new() };
-        let mut ground = Self {
+        let mut environment = Self {
             name,
             servers,
             proxied: Vec::new(),
@@ -37,24 +37,24 @@ impl Ground {
             toxiproxy_is_restarted: Mutex::default(),
             folder,
         };
-        ground.cluster(&["up", "kube", "redis", "mongodb3"]);
-        for line in ground.cluster(&["env"]).lines() {
+        environment.cluster(&["up", "kube", "redis", "mongodb3"]);
+        for line in environment.cluster(&["env"]).lines() {
             match line.trim_start_matches("export ").split_once('=') {
-                Some(("KUBECONFIG", value)) => value.clone_into(&mut ground.servers.kubeconfig),
-                Some(("REDIS_URL", value)) => value.clone_into(&mut ground.servers.redis),
-                Some(("MONGODB_URI", value)) => value.clone_into(&mut ground.servers.mongodb),
-                Some(("TOXIPROXY_URL", value)) => value.clone_into(&mut ground.toxiproxy),
+                Some(("KUBECONFIG", value)) => value.clone_into(&mut environment.servers.kubeconfig),
+                Some(("REDIS_URL", value)) => value.clone_into(&mut environment.servers.redis),
+                Some(("MONGODB_URI", value)) => value.clone_into(&mut environment.servers.mongodb),
+                Some(("TOXIPROXY_URL", value)) => value.clone_into(&mut environment.toxiproxy),
                 _ => {}
             }
         }
-        ground.cluster(&["kubectl", "apply", "-f", "crds"]);
+        environment.cluster(&["kubectl", "apply", "-f", "crds"]);
         for kind in ["syncschedules", "syncjobs", "syncalerts"] {
-            ground.cluster(&["kubectl", "wait", "--for=condition=Established", &format!("crd/{kind}.sync.codex.dev")]);
+            environment.cluster(&["kubectl", "wait", "--for=condition=Established", &format!("crd/{kind}.sync.codex.dev")]);
         }
-        ground.cluster(&["stop", "controller-manager"]);
-        ground.cluster(&["start", "controller-manager"]);
-        ground.proxied = (0..operators).map(|operator| ground.behind_proxies(operator)).collect();
-        ground
+        environment.cluster(&["stop", "controller-manager"]);
+        environment.cluster(&["start", "controller-manager"]);
+        environment.proxied = (0..operators).map(|operator| environment.behind_proxies(operator)).collect();
+        environment
     }
 
     /// Where what is to be kept of a failed round is.
@@ -140,7 +140,7 @@ impl Ground {
     }
 }
 
-impl Drop for Ground {
+impl Drop for Environment {
     fn drop(&mut self) {
         Command::new("tests/cluster/cluster.sh").args(["--name", &self.name, "down"]).output().ok();
     }

@@ -28,7 +28,7 @@ use std::{env, process::ExitCode, time::Duration};
 use sync_operator::api::source::Batching;
 use tokio::time::Instant;
 
-use environment::Ground;
+use environment::Environment;
 
 /// Operator processes; the last one is a worker.
 const OPERATORS: usize = 4;
@@ -49,23 +49,23 @@ fn main() -> ExitCode {
     let (rounds, seed) = (number("ROUNDS", 200), number("SEED", rand::random::<u32>().into()));
     println!("{rounds} rounds, SEED={seed}");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let ground = Ground::up(OPERATORS);
-    runtime.block_on(replica_set::a_stamp_that_could_be_rolled_back_does_not_count(&ground));
+    let environment = Environment::up(OPERATORS);
+    runtime.block_on(replica_set::a_stamp_that_could_be_rolled_back_does_not_count(&environment));
     for round in 0..rounds {
         let (began, seed) = (Instant::now(), seed + round);
-        let played = runtime.block_on(round::play(&ground, seed));
+        let played = runtime.block_on(round::play(&environment, seed));
         let took = began.elapsed().as_secs_f64();
         match played {
             Ok(summary) => println!("round {}/{rounds}  seed {seed}  {took:.1} s  {summary}", round + 1),
             Err(report) => {
                 eprintln!("\nround {}/{rounds}  seed {seed}  FAILED after {took:.1} s\n{report}", round + 1);
-                eprintln!("logs and all of that: {}", ground.folder().display());
+                eprintln!("logs and all of that: {}", environment.folder().display());
                 eprintln!("to repeat it: make test-faults ROUNDS=1 SEED={seed}");
-                std::fs::write(ground.folder().join("report"), report).unwrap();
+                std::fs::write(environment.folder().join("report"), report).unwrap();
                 return ExitCode::FAILURE;
             }
         }
     }
-    std::fs::remove_dir_all(ground.folder()).ok();
+    std::fs::remove_dir_all(environment.folder()).ok();
     ExitCode::SUCCESS
 }

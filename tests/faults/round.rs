@@ -31,7 +31,7 @@ use tokio::{
 use crate::{
     FETCHING, LEASE, LIMIT, OPERATORS, REJECTED, ROLLED_BACK, RUNS, USERS,
     check::Statuses,
-    environment::{Ground, MEMBERS},
+    environment::{Environment, MEMBERS},
     plan::{Fault, schedule},
     support::{Operator, TestEnv, source as manifest},
     upstream::{Instead, Upstream},
@@ -55,7 +55,7 @@ impl History {
 }
 
 pub struct Round<'a> {
-    pub ground: &'a Ground,
+    pub environment: &'a Environment,
     pub world: TestEnv,
     pub history: History,
     pub statuses: Statuses,
@@ -71,21 +71,21 @@ pub struct Round<'a> {
 }
 
 /// Plays the round of a seed. Returns a summary, or what went wrong.
-pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
+pub async fn play(environment: &Environment, seed: u64) -> Result<String, String> {
     let history = History(Arc::default(), Instant::now());
-    let logs = ground.folder().join(format!("seed-{seed}"));
+    let logs = environment.folder().join(format!("seed-{seed}"));
     fs::create_dir_all(&logs).unwrap();
     let mut random = StdRng::seed_from_u64(seed);
-    let world = TestEnv::on(ground.servers.clone()).await;
+    let world = TestEnv::on(environment.servers.clone()).await;
     world.seed(USERS, REJECTED).await;
     let round = Round {
-        ground,
+        environment,
         history: history.clone(),
         statuses: Statuses::follow(&world, history),
         cancelled: Mutex::default(),
         deleted: Mutex::default(),
         upstream: Upstream::with_people(USERS as usize).await,
-        operators: (0..OPERATORS).map(|operator| AsyncMutex::new(start(ground, &world, &logs, operator))).collect(),
+        operators: (0..OPERATORS).map(|operator| AsyncMutex::new(start(environment, &world, &logs, operator))).collect(),
         locks: Mutex::default(),
         logs,
         world,
@@ -102,14 +102,14 @@ pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
 }
 
 /// Starts an operator. What all of them are told stands here.
-fn start(ground: &Ground, world: &TestEnv, logs: &Path, operator: usize) -> Operator {
+fn start(environment: &Environment, world: &TestEnv, logs: &Path, operator: usize) -> Operator {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let lease = format!("{}s", LEASE.as_secs());
     let log = "warn,sync_operator=debug";
     let common =
         ["--lease-duration", &lease, "--workers", "2", "--log-level", log, "--source-allowed-cidrs", "127.0.0.0/8"];
     let leader = ["--leader-lease-duration", "2s", "--resync-interval", "1s", "--status-interval", "200ms"];
-    let servers = ground.for_operator(operator);
+    let servers = environment.for_operator(operator);
     let started = if operator + 1 < OPERATORS {
         world.operator_on(servers, "controller", &[&common[..], &leader].concat())
     } else {
@@ -293,9 +293,9 @@ impl Round<'_> {
             Fault::KillServer(server, gone) => {
                 let lock = self.lock_of(server);
                 let _guard = lock.lock().await;
-                self.ground.server("kill", server).await;
+                self.environment.server("kill", server).await;
                 sleep(gone).await;
-                self.ground.server("start", server).await;
+                self.environment.server("start", server).await;
             }
             Fault::FlushRedis => {
                 let lock = self.lock_of("redis");
@@ -311,9 +311,9 @@ impl Round<'_> {
                 for lock in &locks {
                     guards.push(lock.lock().await);
                 }
-                join_all(proxies.iter().map(|proxy| self.ground.spoil(proxy, &toxic))).await;
+                join_all(proxies.iter().map(|proxy| self.environment.spoil(proxy, &toxic))).await;
                 sleep(lasts).await;
-                join_all(proxies.iter().map(|proxy| self.ground.mend(proxy, &toxic))).await;
+                join_all(proxies.iter().map(|proxy| self.environment.mend(proxy, &toxic))).await;
             }
             Fault::Wish(run, spec) => self.wish(run, &spec).await,
             Fault::Delete(run) => self.delete(run).await.map_or((), drop),
@@ -332,7 +332,7 @@ impl Round<'_> {
     }
 
     fn start(&self, operator: usize) -> Operator {
-        start(self.ground, &self.world, &self.logs, operator)
+        start(self.environment, &self.world, &self.logs, operator)
     }
 
     fn lock_of(&self, of: &str) -> Arc<AsyncMutex<()>> {
@@ -340,7 +340,7 @@ impl Round<'_> {
     }
 
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(self.ground.servers.redis.as_str()).unwrap();
+        let client = redis::Client::open(self.environment.servers.redis.as_str()).unwrap();
         client.get_multiplexed_async_connection().await.unwrap()
     }
 
@@ -349,7 +349,7 @@ impl Round<'_> {
         let lock = self.lock_of(member);
         // One that is killed or cut off cannot be asked.
         let Ok(_guard) = lock.try_lock() else { return };
-        let admin = self.ground.member(member).await;
+        let admin = self.environment.member(member).await;
         admin.run_command(doc! {"replSetStepDown": 1, "force": true}).await.ok();
     }
 
