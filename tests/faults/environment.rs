@@ -109,7 +109,7 @@ impl Environment {
     }
 
     /// Does something bad to a proxy's connections, those that exist and new ones.
-    pub async fn spoil(&self, proxy: &str, toxic: &Toxic) {
+    pub async fn add_toxic(&self, proxy: &str, toxic: &Toxic) {
         match toxic {
             Toxic::Down => self.proxy("POST", format!("/proxies/{proxy}"), json!({"enabled": false})).await,
             Toxic::Other { kind, stream, attributes } => {
@@ -120,7 +120,7 @@ impl Environment {
     }
 
     /// Takes it back.
-    pub async fn mend(&self, proxy: &str, toxic: &Toxic) {
+    pub async fn remove_toxic(&self, proxy: &str, toxic: &Toxic) {
         match toxic {
             Toxic::Down => self.proxy("POST", format!("/proxies/{proxy}"), json!({"enabled": true})).await,
             Toxic::Other { .. } => self.proxy("DELETE", format!("/proxies/{proxy}/toxics/fault"), Value::Null).await,

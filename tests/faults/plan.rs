@@ -24,7 +24,7 @@ pub enum Fault {
     FlushRedis,
     StepDown,
     /// Proxies, and what happens to their connections.
-    Spoil(Vec<String>, Toxic, Duration),
+    AddToxic(Vec<String>, Toxic, Duration),
     /// A change of `spec`.
     Wish(usize, serde_json::Value),
     Delete(usize),
@@ -56,7 +56,7 @@ fn draw(random: &mut StdRng) -> Fault {
         11 => Fault::StepDown,
         12..=17 => {
             let (proxies, toxic) = (proxies(random), toxic(random));
-            Fault::Spoil(proxies, toxic, millis(random, 200, 3 * LEASE))
+            Fault::AddToxic(proxies, toxic, millis(random, 200, 3 * LEASE))
         }
         18..=19 => Fault::Wish(run, json!({"suspended": random.random_bool(0.6)})),
         20 => Fault::Wish(run, json!({"cancelled": true})),

@@ -304,16 +304,16 @@ impl Round<'_> {
                 redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
             }
             Fault::StepDown => join_all(MEMBERS.map(|member| self.step_down(member))).await.into_iter().collect(),
-            Fault::Spoil(proxies, toxic, lasts) => {
+            Fault::AddToxic(proxies, toxic, lasts) => {
                 let locks: Vec<_> = proxies.iter().map(|proxy| self.lock_of(proxy)).collect();
                 // Always in the same order.
                 let mut guards: Vec<MutexGuard<()>> = Vec::new();
                 for lock in &locks {
                     guards.push(lock.lock().await);
                 }
-                join_all(proxies.iter().map(|proxy| self.environment.spoil(proxy, &toxic))).await;
+                join_all(proxies.iter().map(|proxy| self.environment.add_toxic(proxy, &toxic))).await;
                 sleep(lasts).await;
-                join_all(proxies.iter().map(|proxy| self.environment.mend(proxy, &toxic))).await;
+                join_all(proxies.iter().map(|proxy| self.environment.remove_toxic(proxy, &toxic))).await;
             }
             Fault::Wish(run, spec) => self.wish(run, &spec).await,
             Fault::Delete(run) => self.delete(run).await.map_or((), drop),
