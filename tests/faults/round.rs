@@ -162,16 +162,16 @@ impl Round<'_> {
                 sleep(Duration::from_millis(300)).await;
             }
         };
-        let inflicted = faults.into_iter().map(|(at, fault)| async move {
+        let injected = faults.into_iter().map(|(at, fault)| async move {
             tokio::time::sleep_until(began + at).await;
-            self.inflict(fault).await;
+            self.inject(fault).await;
         });
         tokio::select! {
-            _ = join_all(inflicted) => {}
+            _ = join_all(injected) => {}
             () = changes => {}
         }
         self.upstream.state().next_answer = None;
-        self.heal(scheduled).await;
+        self.end_faults(scheduled).await;
         let unfinished = self.check().await;
         format!("{count} faults; {unfinished} runs had not ended when they were over")
     }
@@ -264,7 +264,7 @@ impl Round<'_> {
         self.world.schedules().create(&PostParams::default(), &schedule).await.unwrap();
     }
 
-    async fn inflict(&self, fault: Fault) {
+    async fn inject(&self, fault: Fault) {
         let text = format!("{fault:?}");
         self.history.note(&text);
         match fault {
@@ -386,7 +386,7 @@ impl Round<'_> {
     }
 
     /// Ends the wishes that would keep runs from ending. The faults are over.
-    async fn heal(&self, scheduled: bool) {
+    async fn end_faults(&self, scheduled: bool) {
         for run in 0..RUNS {
             self.wish(run, &json!({"suspended": false})).await;
         }
