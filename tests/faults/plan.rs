@@ -26,7 +26,7 @@ pub enum Fault {
     /// Proxies, and what happens to their connections.
     AddToxic(Vec<String>, Toxic, Duration),
     /// A change of `spec`.
-    Wish(usize, serde_json::Value),
+    PatchSpec(usize, serde_json::Value),
     Delete(usize),
     /// Deletes a SyncJob and makes another one with its name.
     Replace(usize),
@@ -58,9 +58,9 @@ fn draw(random: &mut StdRng) -> Fault {
             let (proxies, toxic) = (proxies(random), toxic(random));
             Fault::AddToxic(proxies, toxic, millis(random, 200, 3 * LEASE))
         }
-        18..=19 => Fault::Wish(run, json!({"suspended": random.random_bool(0.6)})),
-        20 => Fault::Wish(run, json!({"cancelled": true})),
-        21 => Fault::Wish(run, json!({"priority": random.random_range(-10..10)})),
+        18..=19 => Fault::PatchSpec(run, json!({"suspended": random.random_bool(0.6)})),
+        20 => Fault::PatchSpec(run, json!({"cancelled": true})),
+        21 => Fault::PatchSpec(run, json!({"priority": random.random_range(-10..10)})),
         22 => Fault::Delete(run),
         _ => Fault::Replace(run),
     }

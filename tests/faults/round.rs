@@ -315,7 +315,7 @@ impl Round<'_> {
                 sleep(lasts).await;
                 join_all(proxies.iter().map(|proxy| self.environment.remove_toxic(proxy, &toxic))).await;
             }
-            Fault::Wish(run, spec) => self.wish(run, &spec).await,
+            Fault::PatchSpec(run, spec) => self.patch_spec(run, &spec).await,
             Fault::Delete(run) => self.delete(run).await.map_or((), drop),
             Fault::Replace(run) => {
                 if let Some(mut job) = self.delete(run).await {
@@ -353,7 +353,7 @@ impl Round<'_> {
         admin.run_command(doc! {"replSetStepDown": 1, "force": true}).await.ok();
     }
 
-    async fn wish(&self, run: usize, spec: &Value) {
+    async fn patch_spec(&self, run: usize, spec: &Value) {
         let name = format!("run-{run}");
         let lock = self.lock_of(&name);
         let _guard = lock.lock().await;
@@ -388,7 +388,7 @@ impl Round<'_> {
     /// Ends the wishes that would keep runs from ending. The faults are over.
     async fn end_faults(&self, scheduled: bool) {
         for run in 0..RUNS {
-            self.wish(run, &json!({"suspended": false})).await;
+            self.patch_spec(run, &json!({"suspended": false})).await;
         }
         if scheduled {
             let patch = Patch::Merge(json!({"spec": {"suspended": true}}));
