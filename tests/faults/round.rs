@@ -127,7 +127,7 @@ pub fn rolled_back(id: i32) -> Document {
 }
 
 /// Of ten requests one goes wrong, each time in another way.
-fn bad_day(mut random: StdRng) -> Box<dyn FnMut() -> Option<Instead> + Send> {
+fn random_answers(mut random: StdRng) -> Box<dyn FnMut() -> Option<Instead> + Send> {
     Box::new(move || match random.random_range(0..100) {
         0..=1 => Some(Instead::Status(500, vec![])),
         2 => Some(Instead::Status(429, vec![("retry-after", "1".to_owned())])),
@@ -155,7 +155,7 @@ impl Round<'_> {
         }
         let began = Instant::now();
         let count = faults.len();
-        self.upstream.state().next_answer = Some(bad_day(StdRng::seed_from_u64(random.random())));
+        self.upstream.state().next_answer = Some(random_answers(StdRng::seed_from_u64(random.random())));
         let changes = async {
             loop {
                 self.upstream.change();
