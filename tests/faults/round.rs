@@ -250,7 +250,7 @@ impl Round<'_> {
 
     pub async fn make_run(&self, name: &str, spec: &Value) {
         let job = SyncJob::new(name, serde_json::from_value(spec.clone()).unwrap());
-        match insist(async || self.world.jobs().create(&PostParams::default(), &job).await).await {
+        match retry_request(async || self.world.jobs().create(&PostParams::default(), &job).await).await {
             // Made by a try before, whose answer was lost.
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
             made => drop(made.unwrap()),
@@ -358,7 +358,7 @@ impl Round<'_> {
         let lock = self.lock_of(&name);
         let _guard = lock.lock().await;
         let patch = Patch::Merge(json!({ "spec": spec }));
-        match insist(async || self.world.jobs().patch(&name, &PatchParams::default(), &patch).await).await {
+        match retry_request(async || self.world.jobs().patch(&name, &PatchParams::default(), &patch).await).await {
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             patched => {
                 if let (Some(uid), true) = (patched.unwrap().uid(), spec["cancelled"] == true) {
@@ -373,10 +373,10 @@ impl Round<'_> {
         let name = format!("run-{run}");
         let lock = self.lock_of(&name);
         let _guard = lock.lock().await;
-        let job = insist(async || self.world.jobs().get_opt(&name).await).await.unwrap()?;
+        let job = retry_request(async || self.world.jobs().get_opt(&name).await).await.unwrap()?;
         let preconditions = Preconditions { uid: job.uid(), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-        match insist(async || self.world.jobs().delete(&name, &params).await).await {
+        match retry_request(async || self.world.jobs().delete(&name, &params).await).await {
             // Gone already: the answer of a try before was lost.
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             deleted => drop(deleted.unwrap()),
@@ -392,7 +392,7 @@ impl Round<'_> {
         }
         if scheduled {
             let patch = Patch::Merge(json!({"spec": {"suspended": true}}));
-            insist(async || self.world.schedules().patch("users", &PatchParams::default(), &patch).await)
+            retry_request(async || self.world.schedules().patch("users", &PatchParams::default(), &patch).await)
                 .await
                 .unwrap();
         }
@@ -403,7 +403,7 @@ impl Round<'_> {
     }
 
     pub async fn jobs(&self) -> Vec<SyncJob> {
-        insist(async || self.world.jobs().list(&ListParams::default()).await).await.unwrap().items
+        retry_request(async || self.world.jobs().list(&ListParams::default()).await).await.unwrap().items
     }
 
     pub fn users(&self) -> mongodb::Collection<Document> {
@@ -431,7 +431,7 @@ impl Round<'_> {
 }
 
 /// Tries until the API server answers: it may be down, or just starting.
-pub async fn insist<T>(mut request: impl AsyncFnMut() -> kube::Result<T>) -> kube::Result<T> {
+pub async fn retry_request<T>(mut request: impl AsyncFnMut() -> kube::Result<T>) -> kube::Result<T> {
     let began = Instant::now();
     loop {
         match request().await {
