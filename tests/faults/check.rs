@@ -310,7 +310,7 @@ impl Statuses {
     }
 
     /// The statuses of the SyncJobs with these names, a line for each.
-    pub fn tell(&self, names: &HashSet<&str>) -> String {
+    pub fn describe(&self, names: &HashSet<&str>) -> String {
         let mut text = String::new();
         for (uid, (name, statuses)) in &*self.seen.lock().unwrap() {
             if !names.contains(name.as_str()) {

@@ -417,7 +417,7 @@ impl Round<'_> {
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
         let mut report = format!("{text}\n\nWhat was done:\n{}\n", self.history.0.lock().unwrap().join("\n"));
         let words: HashSet<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
-        report += &self.statuses.tell(&words);
+        report += &self.statuses.describe(&words);
         let mut logs: Vec<_> = fs::read_dir(&self.logs).unwrap().map(|entry| entry.unwrap().path()).collect();
         logs.sort();
         for log in logs {
