@@ -33,15 +33,15 @@ pub enum Fault {
 }
 
 /// The faults of a round, by the time at which they begin.
-pub fn schedule(random: &mut StdRng) -> Vec<(Duration, Fault)> {
+pub fn plan_faults(random: &mut StdRng) -> Vec<(Duration, Fault)> {
     let count = random.random_range(5..13);
-    let mut faults: Vec<_> = (0..count).map(|_| (millis(random, 0, WINDOW), draw(random))).collect();
+    let mut faults: Vec<_> = (0..count).map(|_| (millis(random, 0, WINDOW), draw_fault(random))).collect();
     faults.sort_by_key(|(at, _)| *at);
     faults
 }
 
 /// The mix: whatever is added here is part of all rounds.
-fn draw(random: &mut StdRng) -> Fault {
+fn draw_fault(random: &mut StdRng) -> Fault {
     let operator = random.random_range(0..OPERATORS);
     let run = random.random_range(0..RUNS);
     let short = |random: &mut StdRng| millis(random, 0, Duration::from_millis(1500));

@@ -32,7 +32,7 @@ use crate::{
     FETCHING, LEASE, LIMIT, OPERATORS, REJECTED, ROLLED_BACK, RUNS, USERS,
     check::Statuses,
     environment::{Environment, MEMBERS},
-    plan::{Fault, schedule},
+    plan::{Fault, plan_faults},
     support::{Operator, TestEnv, source as manifest},
     upstream::{Instead, Upstream},
 };
@@ -149,7 +149,7 @@ impl Round<'_> {
         self.upstream.change();
         self.make_runs(random).await;
         self.history.note("runs are made");
-        let (scheduled, faults) = (random.random_bool(0.3), schedule(random));
+        let (scheduled, faults) = (random.random_bool(0.3), plan_faults(random));
         if scheduled {
             self.make_schedule().await;
         }
