@@ -27,7 +27,7 @@ use crate::{
 impl Round<'_> {
     /// Waits until all runs have ended, and checks everything. Returns how many had not ended at first.
     pub async fn check(&self) -> usize {
-        let (unfinished, jobs) = self.all_ended().await;
+        let (unfinished, jobs) = self.wait_for_all_runs().await;
         self.history.note("all runs have ended");
         for job in &jobs {
             if job.name_any() == "rolled-back" {
@@ -38,15 +38,15 @@ impl Round<'_> {
                 self.check_run(job).await;
             }
         }
-        self.no_name_is_older_than_its_stamp().await;
-        one_job_for_each_slot(&jobs);
+        self.check_names().await;
+        check_slots(&jobs);
         self.statuses.check(&jobs);
-        self.redis_is_tidy().await;
+        self.check_redis().await;
         self.history.note("Redis is tidy");
-        self.nobody_writes_any_more(&jobs).await;
+        self.check_no_writes(&jobs).await;
         self.history.note("nobody writes any more");
         self.statuses.check(&jobs);
-        self.last_run_brings_all().await;
+        self.check_last_run().await;
         unfinished
     }
 
@@ -82,7 +82,7 @@ impl Round<'_> {
     }
 
     /// What was asked for at a time is at least as new as what there was then.
-    async fn no_name_is_older_than_its_stamp(&self) {
+    async fn check_names(&self) {
         let versions = self.upstream.state().versions.clone();
         let mut users = self.users().find(doc! {"fetched": {"$exists": true}}).await.unwrap();
         while let Some(user) = users.next().await {
@@ -98,9 +98,9 @@ impl Round<'_> {
     }
 
     /// With the last run every user has the name that the server has.
-    async fn last_run_brings_all(&self) {
+    async fn check_last_run(&self) {
         self.make_run("last", &self.fetching(Batching::PerBatch)).await;
-        let (_, jobs) = self.all_ended().await;
+        let (_, jobs) = self.wait_for_all_runs().await;
         let last = jobs.into_iter().find(|job| job.name_any() == "last").unwrap().status.unwrap();
         assert!(is_true(&last.conditions, "Complete"), "last: {:?}", last.conditions);
         let version = self.upstream.state().versions.len();
@@ -114,7 +114,7 @@ impl Round<'_> {
         assert_eq!(last.counts.unwrap().failed, i64::from(REJECTED), "last");
     }
 
-    async fn all_ended(&self) -> (usize, Vec<SyncJob>) {
+    async fn wait_for_all_runs(&self) -> (usize, Vec<SyncJob>) {
         let began = Instant::now();
         let mut at_first = None;
         loop {
@@ -183,7 +183,7 @@ impl Round<'_> {
     }
 
     /// No run that has ended is at work or waits, and of deleted ones there is nothing.
-    async fn redis_is_tidy(&self) {
+    async fn check_redis(&self) {
         let key = |name: &str| format!("{{sync:{}}}:{name}", self.world.name);
         let deleted = self.deleted.lock().unwrap().clone();
         let (began, mut redis) = (Instant::now(), self.redis().await);
@@ -212,7 +212,7 @@ impl Round<'_> {
     }
 
     /// Clears stamps and waits: a worker that does not know that its run is over would set them again.
-    async fn nobody_writes_any_more(&self, jobs: &[SyncJob]) {
+    async fn check_no_writes(&self, jobs: &[SyncJob]) {
         let fields: Vec<_> = (0..RUNS)
             .map(|run| format!("f{run}"))
             .chain(["shared", "scheduled", "fetched"].map(str::to_owned))
@@ -245,7 +245,7 @@ fn matched(job: &SyncJob) -> i32 {
     filter["_id"]["$lt"].as_i64().map_or(USERS, |limit| limit as i32)
 }
 
-fn one_job_for_each_slot(jobs: &[SyncJob]) {
+fn check_slots(jobs: &[SyncJob]) {
     let mut of_slots: HashMap<&str, Vec<String>> = HashMap::new();
     for job in jobs {
         if let Some(slot) = job.annotations().get("sync.codex.dev/scheduled-at") {

@@ -53,7 +53,7 @@ impl Environment {
         }
         environment.cluster(&["stop", "controller-manager"]);
         environment.cluster(&["start", "controller-manager"]);
-        environment.proxied = (0..operators).map(|operator| environment.behind_proxies(operator)).collect();
+        environment.proxied = (0..operators).map(|operator| environment.proxy_addresses(operator)).collect();
         environment
     }
 
@@ -62,12 +62,12 @@ impl Environment {
         &self.folder
     }
 
-    pub fn for_operator(&self, operator: usize) -> &Servers {
+    pub fn operator_servers(&self, operator: usize) -> &Servers {
         &self.proxied[operator]
     }
 
     /// Addresses of an operator's own proxies. The API server's certificate is for 127.0.0.1, whatever the port.
-    fn behind_proxies(&self, operator: usize) -> Servers {
+    fn proxy_addresses(&self, operator: usize) -> Servers {
         let proxies: Value =
             serde_json::from_str(&curl(&self.toxiproxy, "GET", "/proxies", &Value::Null).unwrap()).unwrap();
         let address = |name: &str, end: &str| proxies[format!("{name}-{operator}")][end].as_str().unwrap().to_owned();

@@ -109,7 +109,7 @@ fn start(environment: &Environment, world: &TestEnv, logs: &Path, operator: usiz
     let common =
         ["--lease-duration", &lease, "--workers", "2", "--log-level", log, "--source-allowed-cidrs", "127.0.0.0/8"];
     let leader = ["--leader-lease-duration", "2s", "--resync-interval", "1s", "--status-interval", "200ms"];
-    let servers = environment.for_operator(operator);
+    let servers = environment.operator_servers(operator);
     let started = if operator + 1 < OPERATORS {
         world.operator_on(servers, "controller", &[&common[..], &leader].concat())
     } else {
