@@ -6,7 +6,9 @@ use serde_json::json;
 
 use super::{
     getting_started::{schedule, slow_job, wait_until_complete, wait_until_running},
-    release::{BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, install_only_crds, install_operator},
+    release::{
+        BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, install_only_crds, install_operator,
+    },
     support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, lock_cluster},
 };
 

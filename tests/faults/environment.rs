@@ -49,7 +49,12 @@ impl Environment {
         }
         environment.cluster(&["kubectl", "apply", "-f", "crds"]);
         for kind in ["syncschedules", "syncjobs", "syncalerts"] {
-            environment.cluster(&["kubectl", "wait", "--for=condition=Established", &format!("crd/{kind}.sync.codex.dev")]);
+            environment.cluster(&[
+                "kubectl",
+                "wait",
+                "--for=condition=Established",
+                &format!("crd/{kind}.sync.codex.dev"),
+            ]);
         }
         environment.cluster(&["stop", "controller-manager"]);
         environment.cluster(&["start", "controller-manager"]);
