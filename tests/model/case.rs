@@ -183,7 +183,7 @@ pub enum Flavour {
 
 /// A change outside of runs.
 #[derive(Clone, Copy, Debug)]
-pub enum Deed {
+pub enum Change {
     /// The source lists someone from now on, or with something new.
     List(usize, u32, Flavour),
     /// The source does not list someone any more.
@@ -260,7 +260,7 @@ pub struct RunCase {
     pub adopts: bool,
     pub quirks: Quirks,
     /// By number of the request before whose answer they are done.
-    pub drift: BTreeMap<u32, Vec<Deed>>,
+    pub drift: BTreeMap<u32, Vec<Change>>,
     pub kills: Vec<Kill>,
     /// What is approved when it is held: more than, or less than, what it asks for.
     pub approvals: Vec<i64>,
@@ -269,7 +269,7 @@ pub struct RunCase {
 /// What is done after the other.
 #[derive(Clone, Debug)]
 pub enum Step {
-    Deeds(Vec<Deed>),
+    Changes(Vec<Change>),
     /// Time passes, in milliseconds.
     Wait(i64),
     Run(Box<RunCase>),
@@ -614,7 +614,7 @@ fn steps(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bo
     for number in 0..runs {
         if number > 0 && dice.chance(80) {
             let count = 1 + dice.below(6);
-            steps.push(Step::Deeds((0..count).map(|_| deed(dice, sources, is_unique, collation)).collect()));
+            steps.push(Step::Changes((0..count).map(|_| change(dice, sources, is_unique, collation)).collect()));
         }
         if dice.chance(50) {
             steps.push(Step::Wait(dice.of(&[100, 2000])));
@@ -634,22 +634,22 @@ fn steps(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bo
     steps
 }
 
-fn deed(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool) -> Deed {
+fn change(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool) -> Change {
     // A few people come and go often.
     let number = if dice.chance(60) { dice.below(3) } else { dice.below(PEOPLE) };
     let source = dice.below(sources.len() as u32) as usize;
     match dice.below(100) {
-        0..38 => Deed::Drop(source, number),
-        38..55 => Deed::List(source, number, Flavour::Good),
-        55..66 => Deed::List(source, number, dice.of(&[Flavour::Unmappable, Flavour::Refused])),
+        0..38 => Change::Drop(source, number),
+        38..55 => Change::List(source, number, Flavour::Good),
+        55..66 => Change::List(source, number, dice.of(&[Flavour::Unmappable, Flavour::Refused])),
         66..78 => {
             let number = if dice.chance(20) { LOCALS + dice.below(8) } else { number };
-            Deed::Insert(number, u8::from(collation && dice.chance(15)))
+            Change::Insert(number, u8::from(collation && dice.chance(15)))
         }
-        78..80 if !is_unique => Deed::InsertKeyless,
-        86..92 => Deed::Activate(number),
-        92..95 => Deed::Delete(number),
-        _ => Deed::Touch(number),
+        78..80 if !is_unique => Change::InsertKeyless,
+        86..92 => Change::Activate(number),
+        92..95 => Change::Delete(number),
+        _ => Change::Touch(number),
     }
 }
 
@@ -658,10 +658,10 @@ fn run(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool
     let source = &sources[at];
     let drifts = trouble && dice.chance(50);
     let drift = |dice: &mut Dice| {
-        let mut drift: BTreeMap<u32, Vec<Deed>> = BTreeMap::new();
+        let mut drift: BTreeMap<u32, Vec<Change>> = BTreeMap::new();
         for _ in 0..dice.below(6) {
             let request = dice.below(12);
-            drift.entry(request).or_default().push(deed(dice, sources, is_unique, collation));
+            drift.entry(request).or_default().push(change(dice, sources, is_unique, collation));
         }
         drift
     };

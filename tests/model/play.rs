@@ -219,9 +219,9 @@ impl Player<'_> {
         let mut oracle = Oracle::new(self.stage);
         for (number, step) in self.stage.case.steps.iter().enumerate() {
             match step {
-                Step::Deeds(deeds) => {
-                    for deed in deeds {
-                        self.stage.perform(*deed).await;
+                Step::Changes(changes) => {
+                    for change in changes {
+                        self.stage.perform(*change).await;
                     }
                     oracle.forget_done();
                 }
@@ -258,7 +258,7 @@ impl Player<'_> {
     }
 
     async fn snapshot(&self) -> Snapshot {
-        let _no_deeds = self.stage.busy.write().await;
+        let _no_changes = self.stage.busy.write().await;
         let documents: Vec<Document> = self.stage.collection.find(doc! {}).await.unwrap().try_collect().await.unwrap();
         documents.into_iter().map(|document| (id_of(&document), document)).collect()
     }

@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::case::{Case, Deed, Flavour, Gone, Kill, LastPage, RunCase, Trouble, Way};
+use crate::case::{Case, Change, Flavour, Gone, Kill, LastPage, RunCase, Trouble, Way};
 
 /// A time that every look at it moves on, in milliseconds: what is later has a later time.
 pub struct Clock(AtomicI64);
@@ -196,23 +196,23 @@ impl Stage {
         self.books.lock().unwrap()
     }
 
-    pub async fn perform(&self, deed: Deed) {
-        match deed {
-            Deed::List(source, number, flavour) => {
+    pub async fn perform(&self, change: Change) {
+        match change {
+            Change::List(source, number, flavour) => {
                 let mut books = self.books();
                 books.shelves[source].put(self.clock.tick(), number, flavour);
             }
-            Deed::Drop(source, number) => {
+            Change::Drop(source, number) => {
                 let mut books = self.books();
                 books.shelves[source].take(self.clock.tick(), number);
             }
-            Deed::Insert(number, form) => self.insert(Some(self.case.keys.bson(number, form))).await,
-            Deed::InsertKeyless => self.insert(None).await,
-            Deed::Touch(number) => {
+            Change::Insert(number, form) => self.insert(Some(self.case.keys.bson(number, form))).await,
+            Change::InsertKeyless => self.insert(None).await,
+            Change::Touch(number) => {
                 let update = doc! {"$inc": {"note": 1}};
                 self.collection.update_many(self.of_number(number), update).await.unwrap();
             }
-            Deed::Activate(number) => {
+            Change::Activate(number) => {
                 for document in self.find(number).await {
                     let update = doc! {"$set": {"active_a": "by hand", "active_b": "by hand"}};
                     let these = doc! {"_id": document.get("_id").unwrap()};
@@ -221,7 +221,7 @@ impl Stage {
                     self.note(&document, Done::Activated);
                 }
             }
-            Deed::Delete(number) => {
+            Change::Delete(number) => {
                 for document in self.find(number).await {
                     self.note(&document, Done::Deleted);
                     self.collection.delete_one(doc! {"_id": document.get("_id").unwrap()}).await.unwrap();
@@ -264,7 +264,7 @@ impl Stage {
 
     /// Counts a request, does what happens before its answer, and returns what is wrong with it.
     async fn visit(self: &Arc<Self>, run: usize) -> (u32, Option<Trouble>) {
-        let (attempt, deeds, trouble) = {
+        let (attempt, changes, trouble) = {
             let mut books = self.books();
             let visitor = &mut books.visitors[run];
             let request = visitor.requests;
@@ -274,16 +274,16 @@ impl Stage {
                 Some(Kill::Recall(at)) if at <= request => visitor.recalled.cancel(),
                 _ => {}
             }
-            let deeds = visitor.case.drift.get(&request).cloned().unwrap_or_default();
-            (visitor.attempt, deeds, visitor.case.quirks.troubles.get(&request).copied())
+            let changes = visitor.case.drift.get(&request).cloned().unwrap_or_default();
+            (visitor.attempt, changes, visitor.case.quirks.troubles.get(&request).copied())
         };
         self.requested.notify_waiters();
-        if !deeds.is_empty() {
+        if !changes.is_empty() {
             // This request may be given up in the middle.
             let (stage, busy) = (Arc::clone(self), Arc::clone(&self.busy).read_owned().await);
             let done = tokio::spawn(async move {
-                for deed in deeds {
-                    stage.perform(deed).await;
+                for change in changes {
+                    stage.perform(change).await;
                 }
                 drop(busy);
             });
