@@ -221,7 +221,7 @@ impl Player<'_> {
             match step {
                 Step::Changes(changes) => {
                     for change in changes {
-                        self.stage.perform(*change).await;
+                        self.stage.apply(*change).await;
                     }
                     oracle.forget_done();
                 }

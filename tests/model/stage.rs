@@ -196,7 +196,7 @@ impl Stage {
         self.books.lock().unwrap()
     }
 
-    pub async fn perform(&self, change: Change) {
+    pub async fn apply(&self, change: Change) {
         match change {
             Change::List(source, number, flavour) => {
                 let mut books = self.books();
@@ -283,7 +283,7 @@ impl Stage {
             let (stage, busy) = (Arc::clone(self), Arc::clone(&self.busy).read_owned().await);
             let done = tokio::spawn(async move {
                 for change in changes {
-                    stage.perform(change).await;
+                    stage.apply(change).await;
                 }
                 drop(busy);
             });
