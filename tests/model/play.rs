@@ -96,7 +96,7 @@ pub struct Played {
 pub type Snapshot = BTreeMap<String, Document>;
 
 /// Coordinates the attempts of one run.
-struct Books {
+struct TestCoordinator {
     stage: Arc<Stage>,
     signals: Signals,
     saved: watch::Sender<Checkpoint>,
@@ -104,7 +104,7 @@ struct Books {
     kill: Option<Kill>,
 }
 
-impl Coordinator for Books {
+impl Coordinator for TestCoordinator {
     fn save<'a>(&'a self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, LeaseState> {
         let number = self.saves.fetch_add(1, Ordering::SeqCst);
         let state = match self.kill {
@@ -395,7 +395,7 @@ impl Player<'_> {
         }
         let killed = self.stage.books().visitors[run.number].killed.clone();
         let (saved, last_saved) = watch::channel(run.checkpoint.clone());
-        let coordinator = Books { stage: Arc::clone(self.stage), signals, saved, saves: AtomicU32::new(0), kill };
+        let coordinator = TestCoordinator { stage: Arc::clone(self.stage), signals, saved, saves: AtomicU32::new(0), kill };
         let uid = format!("{}-{}", self.stage.case.seed, run.number);
         let opening = Opening {
             uid,
