@@ -7,7 +7,7 @@ use bson::{Bson, Document};
 use crate::{
     case::{Case, LastPage, NAMESPACE, OnMissing, SourceCase, Way},
     play::{End, Played, Snapshot},
-    stage::{Answer, Books, Done, Said, Stage},
+    stage::{Answer, Done, Record, Said, Stage},
 };
 
 /// Failed documents whose keys a run keeps.
@@ -132,7 +132,7 @@ impl<'a> Oracle<'a> {
 
     /// Takes note of what the application did between runs.
     pub fn forget_done(&mut self) {
-        let done = std::mem::take(&mut self.stage.books().done);
+        let done = std::mem::take(&mut self.stage.record().done);
         for (at, id, done) in done {
             if matches!(done, Done::Inserted(_)) {
                 self.born.insert(id.clone(), at);
@@ -145,8 +145,8 @@ impl<'a> Oracle<'a> {
 
     /// Judges a step. `before` is what the collection was.
     pub fn judge(&mut self, mut before: Snapshot, after: &Snapshot, runs: &[Played]) -> Result<(), Vec<String>> {
-        let mut books = self.stage.books();
-        let (answers, done) = (std::mem::take(&mut books.answers), std::mem::take(&mut books.done));
+        let mut record = self.stage.record();
+        let (answers, done) = (std::mem::take(&mut record.answers), std::mem::take(&mut record.done));
         let used = self.without_probes(answers.clone(), runs);
         let mut wrong = Wrong(Vec::new());
         let (mut deleted, mut activated) = (BTreeSet::new(), BTreeSet::new());
@@ -191,7 +191,7 @@ impl<'a> Oracle<'a> {
                     self.judge_deleted(&document, old, &seen, &mut wrong);
                 }
                 (Some(old), Some(new)) => {
-                    self.judge_kept(&document, old, new, runs, &seen, &books, &mut happened, &mut wrong);
+                    self.judge_kept(&document, old, new, runs, &seen, &record, &mut happened, &mut wrong);
                 }
                 (None, None) => {}
             }
@@ -448,7 +448,7 @@ impl<'a> Oracle<'a> {
         new: &Document,
         runs: &[Played],
         seen: &[Seen<'_>],
-        books: &Books,
+        record: &Record,
         happened: &mut Happened,
         wrong: &mut Wrong,
     ) {
@@ -491,12 +491,12 @@ impl<'a> Oracle<'a> {
             if own.0 != own.1 {
                 // A source that is asked for each document has a later answer, which says that it is gone.
                 let stamp = if is.none.is_some() { was.at } else { is.at };
-                self.judge_content(subject, at, number, own.1, stamp, books, wrong);
+                self.judge_content(subject, at, number, own.1, stamp, record, wrong);
             }
             match (was.gone, is.gone) {
                 (was, Some(now)) if was != Some(now) => {
                     happened.marked.insert(id.to_owned());
-                    self.judge_marked(subject, old, new, now, &of_source, books, wrong);
+                    self.judge_marked(subject, old, new, now, &of_source, record, wrong);
                     // Of overlapping runs, one may have taken the mark away and another one have set it again since `old`.
                     if was.is_none() {
                         let field = old.get(format!("active_{}", source.field)).cloned();
@@ -551,7 +551,7 @@ impl<'a> Oracle<'a> {
         number: u32,
         content: Option<&Document>,
         stamp: Option<i64>,
-        books: &Books,
+        record: &Record,
         wrong: &mut Wrong,
     ) {
         let version = content.and_then(|content| content.get_i32("version").ok()).map(|version| version as u32);
@@ -563,7 +563,7 @@ impl<'a> Oracle<'a> {
         wrong.unless(name == Some(&format!("name {version}")), || format!("{}: {content:?}", subject.id));
         let extra = content.and_then(|content| content.get("extra"));
         wrong.unless(extra.is_some() == (version % 3 == 0), || format!("{}: {content:?}", subject.id));
-        let is_new_enough = stamp.is_none_or(|stamp| books.shelves[at].is_from(number, version, stamp));
+        let is_new_enough = stamp.is_none_or(|stamp| record.shelves[at].is_from(number, version, stamp));
         wrong.unless(is_new_enough || self.case().sources[at].name.is_none(), || {
             format!("{}: version {version} is older than its confirmation {stamp:?}", subject.id)
         });
@@ -577,7 +577,7 @@ impl<'a> Oracle<'a> {
         new: &Document,
         now: i64,
         seen: &[&Seen<'_>],
-        books: &Books,
+        record: &Record,
         wrong: &mut Wrong,
     ) {
         let mut all = Vec::new();
@@ -589,7 +589,7 @@ impl<'a> Oracle<'a> {
             let is_exact = this.source.way != Way::Number && this.source.is_honest(&this.run.case.quirks);
             let is_hidden = this.run.case.quirks.hidden.contains(&number);
             why.unless(
-                !is_exact || is_hidden || !books.shelves[this.at].had_throughout(number, started, this.walked),
+                !is_exact || is_hidden || !record.shelves[this.at].had_throughout(number, started, this.walked),
                 || "the source had it all the time".to_owned(),
             );
             if why.0.is_empty() {

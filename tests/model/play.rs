@@ -243,7 +243,7 @@ impl Player<'_> {
                     let both = async {
                         let first = self.run(one).await;
                         // It may have ended before the other one was to start.
-                        self.stage.books().visitors[one].requests = u32::MAX / 2;
+                        self.stage.record().visitors[one].requests = u32::MAX / 2;
                         self.stage.requested.notify_waiters();
                         first
                     };
@@ -264,8 +264,8 @@ impl Player<'_> {
     }
 
     fn enter(&self, case: &RunCase) -> usize {
-        let mut books = self.stage.books();
-        books.visitors.push(Visitor {
+        let mut record = self.stage.record();
+        record.visitors.push(Visitor {
             case: case.clone(),
             attempt: 0,
             requests: 0,
@@ -273,7 +273,7 @@ impl Player<'_> {
             killed: Default::default(),
             recalled: Default::default(),
         });
-        books.visitors.len() - 1
+        record.visitors.len() - 1
     }
 
     /// Waits until a run has sent so many requests.
@@ -281,7 +281,7 @@ impl Player<'_> {
         loop {
             let mut requested = pin!(self.stage.requested.notified());
             requested.as_mut().enable();
-            if self.stage.books().visitors[run].requests >= requests {
+            if self.stage.record().visitors[run].requests >= requests {
                 return;
             }
             requested.await;
@@ -290,7 +290,7 @@ impl Player<'_> {
 
     /// Executes a run as a worker would, attempt by attempt.
     async fn run(&self, number: usize) -> Result<Played, String> {
-        let case = self.stage.books().visitors[number].case.clone();
+        let case = self.stage.record().visitors[number].case.clone();
         let base = format!("{}/{}/{number}", self.ground.address, self.stage.case.seed);
         let spec = self.stage.case.spec(&case, self.collection, &base);
         let spec: SyncJobSpec = serde_json::from_value(spec).map_err(|error| format!("the spec: {error}"))?;
@@ -381,8 +381,8 @@ impl Player<'_> {
     ) -> Option<AttemptResult> {
         let signals = Signals::default();
         {
-            let mut books = self.stage.books();
-            let visitor = &mut books.visitors[run.number];
+            let mut record = self.stage.record();
+            let visitor = &mut record.visitors[run.number];
             visitor.attempt = run.attempts;
             let requests = visitor.requests;
             visitor.kill = match kill {
@@ -393,7 +393,7 @@ impl Player<'_> {
             visitor.killed = Default::default();
             visitor.recalled = signals.recalled.clone();
         }
-        let killed = self.stage.books().visitors[run.number].killed.clone();
+        let killed = self.stage.record().visitors[run.number].killed.clone();
         let (saved, last_saved) = watch::channel(run.checkpoint.clone());
         let coordinator = TestCoordinator { stage: Arc::clone(self.stage), signals, saved, saves: AtomicU32::new(0), kill };
         let uid = format!("{}-{}", self.stage.case.seed, run.number);

@@ -155,7 +155,7 @@ pub struct Visitor {
 
 /// All that is written down of a case.
 #[derive(Default)]
-pub struct Books {
+pub struct Record {
     pub shelves: Vec<Shelf>,
     pub visitors: Vec<Visitor>,
     pub answers: Vec<Answer>,
@@ -172,7 +172,7 @@ pub struct Stage {
     pub requested: Notify,
     /// Held by what changes the collection.
     pub busy: Arc<RwLock<()>>,
-    books: Mutex<Books>,
+    record: Mutex<Record>,
 }
 
 pub fn id_of(document: &Document) -> String {
@@ -181,30 +181,30 @@ pub fn id_of(document: &Document) -> String {
 
 impl Stage {
     pub fn new(case: Case, collection: Collection<Document>) -> Self {
-        let (clock, mut books) = (Clock::new(), Books { next_id: 10_000, ..Books::default() });
+        let (clock, mut record) = (Clock::new(), Record { next_id: 10_000, ..Record::default() });
         for source in &case.sources {
             let mut shelf = Shelf::default();
             for number in &source.people {
                 shelf.put(clock.tick(), *number, Flavour::Good);
             }
-            books.shelves.push(shelf);
+            record.shelves.push(shelf);
         }
-        Self { case, clock, collection, requested: Notify::new(), busy: Arc::default(), books: Mutex::new(books) }
+        Self { case, clock, collection, requested: Notify::new(), busy: Arc::default(), record: Mutex::new(record) }
     }
 
-    pub fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap()
+    pub fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap()
     }
 
     pub async fn apply(&self, change: Change) {
         match change {
             Change::List(source, number, flavour) => {
-                let mut books = self.books();
-                books.shelves[source].put(self.clock.tick(), number, flavour);
+                let mut record = self.record();
+                record.shelves[source].put(self.clock.tick(), number, flavour);
             }
             Change::Drop(source, number) => {
-                let mut books = self.books();
-                books.shelves[source].take(self.clock.tick(), number);
+                let mut record = self.record();
+                record.shelves[source].take(self.clock.tick(), number);
             }
             Change::Insert(number, form) => self.insert(Some(self.case.keys.bson(number, form))).await,
             Change::InsertKeyless => self.insert(None).await,
@@ -231,8 +231,8 @@ impl Stage {
     }
 
     fn note(&self, document: &Document, done: Done) {
-        let mut books = self.books();
-        books.done.push((self.clock.tick(), id_of(document), done));
+        let mut record = self.record();
+        record.done.push((self.clock.tick(), id_of(document), done));
     }
 
     fn of_number(&self, number: u32) -> Document {
@@ -246,18 +246,18 @@ impl Stage {
 
     async fn insert(&self, key: Option<Bson>) {
         let id = {
-            let mut books = self.books();
-            books.next_id += 1;
-            books.next_id
+            let mut record = self.record();
+            record.next_id += 1;
+            record.next_id
         };
         let document = self.case.document(id, key, "x");
         self.note(&document, Done::Inserted(document.clone()));
         // It may be there already, where keys are unique.
         if self.collection.insert_one(&document).await.is_err() {
-            let (id, mut books) = (id_of(&document), self.books());
+            let (id, mut record) = (id_of(&document), self.record());
             let is_this = |(_, other, done): &(i64, String, Done)| *other == id && matches!(done, Done::Inserted(_));
-            if let Some(last) = books.done.iter().rposition(is_this) {
-                books.done.remove(last);
+            if let Some(last) = record.done.iter().rposition(is_this) {
+                record.done.remove(last);
             }
         }
     }
@@ -265,8 +265,8 @@ impl Stage {
     /// Counts a request, does what happens before its answer, and returns what is wrong with it.
     async fn visit(self: &Arc<Self>, run: usize) -> (u32, Option<Trouble>) {
         let (attempt, changes, trouble) = {
-            let mut books = self.books();
-            let visitor = &mut books.visitors[run];
+            let mut record = self.record();
+            let visitor = &mut record.visitors[run];
             let request = visitor.requests;
             visitor.requests += 1;
             match visitor.kill {
@@ -296,28 +296,28 @@ impl Stage {
         let (attempt, trouble) = self.visit(run).await;
         if let Some(reply) = spoilt(trouble, &asked) {
             let at = self.clock.tick();
-            self.books().answers.push(Answer { at, run, attempt, said: Vec::new(), keyless: 0 });
+            self.record().answers.push(Answer { at, run, attempt, said: Vec::new(), keyless: 0 });
             return reply;
         }
         if let Some(Trouble::Slow(millis)) = trouble {
             sleep(Duration::from_millis(millis)).await;
         }
-        let mut books = self.books();
+        let mut record = self.record();
         let at = self.clock.tick();
-        let case = books.visitors[run].case.clone();
+        let case = record.visitors[run].case.clone();
         let source = case.source.unwrap();
         let (reply, said, keyless) = match asked {
-            Asked::One(key) => self.one(&books, source, &key),
-            Asked::Batch(keys) => self.batch(&books, source, &keys),
-            Asked::List { start, size, base } => self.list(&books, &case, trouble, &start, size, &base),
+            Asked::One(key) => self.one(&record, source, &key),
+            Asked::Batch(keys) => self.batch(&record, source, &keys),
+            Asked::List { start, size, base } => self.list(&record, &case, trouble, &start, size, &base),
         };
-        books.answers.push(Answer { at, run, attempt, said, keyless });
+        record.answers.push(Answer { at, run, attempt, said, keyless });
         reply
     }
 
-    fn one(&self, books: &Books, source: usize, key: &str) -> Reply {
+    fn one(&self, record: &Record, source: usize, key: &str) -> Reply {
         let (number, is_graph_ql) = (self.case.keys.number(key, false), self.case.sources[source].is_graph_ql);
-        let item = number.and_then(|number| books.shelves[source].items.get(&number));
+        let item = number.and_then(|number| record.shelves[source].items.get(&number));
         let said = number.map(|number| (number, item.map_or(Said::Gone, |item| Said::Item(*item))));
         let body = match (item, number) {
             (Some(item), Some(number)) => item.json(&self.case.keys.json(number)),
@@ -333,9 +333,9 @@ impl Stage {
         (reply, said.into_iter().collect(), 0)
     }
 
-    fn batch(&self, books: &Books, source: usize, keys: &[String]) -> Reply {
+    fn batch(&self, record: &Record, source: usize, keys: &[String]) -> Reply {
         let numbers = keys.iter().filter_map(|key| self.case.keys.number(key, false));
-        let found = numbers.filter_map(|number| Some((number, *books.shelves[source].items.get(&number)?)));
+        let found = numbers.filter_map(|number| Some((number, *record.shelves[source].items.get(&number)?)));
         let found: Vec<(u32, Item)> = found.collect();
         let items: Vec<_> = found.iter().map(|(number, item)| item.json(&self.case.keys.json(*number))).collect();
         let is_graph_ql = self.case.sources[source].is_graph_ql;
@@ -349,7 +349,7 @@ impl Stage {
 
     fn list(
         &self,
-        books: &Books,
+        record: &Record,
         run: &RunCase,
         trouble: Option<Trouble>,
         start: &PlaceOf,
@@ -357,7 +357,7 @@ impl Stage {
         base: &str,
     ) -> Reply {
         let (at, quirks) = (run.source.unwrap(), &run.quirks);
-        let (source, has) = (&self.case.sources[at], &books.shelves[at]);
+        let (source, has) = (&self.case.sources[at], &record.shelves[at]);
         let size = size.unwrap_or(3).min(quirks.cap.unwrap_or(usize::MAX)).max(1);
         let mut entries: Vec<u32> = has.items.keys().chain(&quirks.hidden).copied().collect();
         entries.sort_unstable();
