@@ -563,7 +563,7 @@ impl<'a> Oracle<'a> {
         wrong.unless(name == Some(&format!("name {version}")), || format!("{}: {content:?}", subject.id));
         let extra = content.and_then(|content| content.get("extra"));
         wrong.unless(extra.is_some() == (version % 3 == 0), || format!("{}: {content:?}", subject.id));
-        let is_new_enough = stamp.is_none_or(|stamp| record.shelves[at].is_from(number, version, stamp));
+        let is_new_enough = stamp.is_none_or(|stamp| record.contents[at].is_from(number, version, stamp));
         wrong.unless(is_new_enough || self.case().sources[at].name.is_none(), || {
             format!("{}: version {version} is older than its confirmation {stamp:?}", subject.id)
         });
@@ -589,7 +589,7 @@ impl<'a> Oracle<'a> {
             let is_exact = this.source.way != Way::Number && this.source.is_honest(&this.run.case.quirks);
             let is_hidden = this.run.case.quirks.hidden.contains(&number);
             why.unless(
-                !is_exact || is_hidden || !record.shelves[this.at].had_throughout(number, started, this.walked),
+                !is_exact || is_hidden || !record.contents[this.at].had_throughout(number, started, this.walked),
                 || "the source had it all the time".to_owned(),
             );
             if why.0.is_empty() {

@@ -106,14 +106,14 @@ pub enum Done {
 
 /// What a source has, and had.
 #[derive(Default)]
-pub struct Shelf {
+pub struct SourceContent {
     pub items: BTreeMap<u32, Item>,
     /// What it had for someone, from when on.
     pub history: BTreeMap<u32, Vec<(i64, Option<Item>)>>,
     version: u32,
 }
 
-impl Shelf {
+impl SourceContent {
     fn put(&mut self, at: i64, number: u32, flavour: Flavour) {
         self.version += 1;
         let item = Item { version: self.version, flavour };
@@ -156,7 +156,7 @@ pub struct Visitor {
 /// All that is written down of a case.
 #[derive(Default)]
 pub struct Record {
-    pub shelves: Vec<Shelf>,
+    pub contents: Vec<SourceContent>,
     pub visitors: Vec<Visitor>,
     pub answers: Vec<Answer>,
     /// By `_id`, as text.
@@ -183,11 +183,11 @@ impl Stage {
     pub fn new(case: Case, collection: Collection<Document>) -> Self {
         let (clock, mut record) = (Clock::new(), Record { next_id: 10_000, ..Record::default() });
         for source in &case.sources {
-            let mut shelf = Shelf::default();
+            let mut content = SourceContent::default();
             for number in &source.people {
-                shelf.put(clock.tick(), *number, Flavour::Good);
+                content.put(clock.tick(), *number, Flavour::Good);
             }
-            record.shelves.push(shelf);
+            record.contents.push(content);
         }
         Self { case, clock, collection, requested: Notify::new(), busy: Arc::default(), record: Mutex::new(record) }
     }
@@ -200,11 +200,11 @@ impl Stage {
         match change {
             Change::List(source, number, flavour) => {
                 let mut record = self.record();
-                record.shelves[source].put(self.clock.tick(), number, flavour);
+                record.contents[source].put(self.clock.tick(), number, flavour);
             }
             Change::Drop(source, number) => {
                 let mut record = self.record();
-                record.shelves[source].take(self.clock.tick(), number);
+                record.contents[source].take(self.clock.tick(), number);
             }
             Change::Insert(number, form) => self.insert(Some(self.case.keys.bson(number, form))).await,
             Change::InsertKeyless => self.insert(None).await,
@@ -317,7 +317,7 @@ impl Stage {
 
     fn one(&self, record: &Record, source: usize, key: &str) -> Reply {
         let (number, is_graph_ql) = (self.case.keys.number(key, false), self.case.sources[source].is_graph_ql);
-        let item = number.and_then(|number| record.shelves[source].items.get(&number));
+        let item = number.and_then(|number| record.contents[source].items.get(&number));
         let said = number.map(|number| (number, item.map_or(Said::Gone, |item| Said::Item(*item))));
         let body = match (item, number) {
             (Some(item), Some(number)) => item.json(&self.case.keys.json(number)),
@@ -335,7 +335,7 @@ impl Stage {
 
     fn batch(&self, record: &Record, source: usize, keys: &[String]) -> Reply {
         let numbers = keys.iter().filter_map(|key| self.case.keys.number(key, false));
-        let found = numbers.filter_map(|number| Some((number, *record.shelves[source].items.get(&number)?)));
+        let found = numbers.filter_map(|number| Some((number, *record.contents[source].items.get(&number)?)));
         let found: Vec<(u32, Item)> = found.collect();
         let items: Vec<_> = found.iter().map(|(number, item)| item.json(&self.case.keys.json(*number))).collect();
         let is_graph_ql = self.case.sources[source].is_graph_ql;
@@ -357,7 +357,7 @@ impl Stage {
         base: &str,
     ) -> Reply {
         let (at, quirks) = (run.source.unwrap(), &run.quirks);
-        let (source, has) = (&self.case.sources[at], &record.shelves[at]);
+        let (source, has) = (&self.case.sources[at], &record.contents[at]);
         let size = size.unwrap_or(3).min(quirks.cap.unwrap_or(usize::MAX)).max(1);
         let mut entries: Vec<u32> = has.items.keys().chain(&quirks.hidden).copied().collect();
         entries.sort_unstable();
