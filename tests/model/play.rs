@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use crate::{
     case::{Case, Kill, NAMESPACE, RunCase, Start, Step},
     oracle::{Oracle, Sums},
-    stage::{Stage, Stages, Visitor, id_of},
+    stage::{ActiveRun, Stage, Stages, id_of},
 };
 
 /// Attempts of one run, after which something is wrong.
@@ -228,8 +228,8 @@ impl Player<'_> {
                 Step::Wait(millis) => self.stage.clock.advance(*millis),
                 Step::Run(run) => {
                     let before = self.snapshot().await;
-                    let visitor = self.enter(run);
-                    let played = vec![self.run(visitor).await?];
+                    let active = self.enter(run);
+                    let played = vec![self.run(active).await?];
                     let after = self.snapshot().await;
                     oracle.judge(before, &after, &played).map_err(|wrong| report(number, &played, &wrong))?;
                 }
@@ -243,7 +243,7 @@ impl Player<'_> {
                     let both = async {
                         let first = self.run(one).await;
                         // It may have ended before the other one was to start.
-                        self.stage.record().visitors[one].requests = u32::MAX / 2;
+                        self.stage.record().active_runs[one].requests = u32::MAX / 2;
                         self.stage.requested.notify_waiters();
                         first
                     };
@@ -265,7 +265,7 @@ impl Player<'_> {
 
     fn enter(&self, case: &RunCase) -> usize {
         let mut record = self.stage.record();
-        record.visitors.push(Visitor {
+        record.active_runs.push(ActiveRun {
             case: case.clone(),
             attempt: 0,
             requests: 0,
@@ -273,7 +273,7 @@ impl Player<'_> {
             killed: Default::default(),
             recalled: Default::default(),
         });
-        record.visitors.len() - 1
+        record.active_runs.len() - 1
     }
 
     /// Waits until a run has sent so many requests.
@@ -281,7 +281,7 @@ impl Player<'_> {
         loop {
             let mut requested = pin!(self.stage.requested.notified());
             requested.as_mut().enable();
-            if self.stage.record().visitors[run].requests >= requests {
+            if self.stage.record().active_runs[run].requests >= requests {
                 return;
             }
             requested.await;
@@ -290,7 +290,7 @@ impl Player<'_> {
 
     /// Executes a run as a worker would, attempt by attempt.
     async fn run(&self, number: usize) -> Result<Played, String> {
-        let case = self.stage.record().visitors[number].case.clone();
+        let case = self.stage.record().active_runs[number].case.clone();
         let base = format!("{}/{}/{number}", self.ground.address, self.stage.case.seed);
         let spec = self.stage.case.spec(&case, self.collection, &base);
         let spec: SyncJobSpec = serde_json::from_value(spec).map_err(|error| format!("the spec: {error}"))?;
@@ -382,18 +382,18 @@ impl Player<'_> {
         let signals = Signals::default();
         {
             let mut record = self.stage.record();
-            let visitor = &mut record.visitors[run.number];
-            visitor.attempt = run.attempts;
-            let requests = visitor.requests;
-            visitor.kill = match kill {
+            let active = &mut record.active_runs[run.number];
+            active.attempt = run.attempts;
+            let requests = active.requests;
+            active.kill = match kill {
                 Some(Kill::Request(after)) => Some(Kill::Request(requests + after)),
                 Some(Kill::Recall(after)) => Some(Kill::Recall(requests + after)),
                 _ => None,
             };
-            visitor.killed = Default::default();
-            visitor.recalled = signals.recalled.clone();
+            active.killed = Default::default();
+            active.recalled = signals.recalled.clone();
         }
-        let killed = self.stage.record().visitors[run.number].killed.clone();
+        let killed = self.stage.record().active_runs[run.number].killed.clone();
         let (saved, last_saved) = watch::channel(run.checkpoint.clone());
         let coordinator = TestCoordinator { stage: Arc::clone(self.stage), signals, saved, saves: AtomicU32::new(0), kill };
         let uid = format!("{}-{}", self.stage.case.seed, run.number);

@@ -144,7 +144,7 @@ impl SourceContent {
 }
 
 /// A run as the server sees it.
-pub struct Visitor {
+pub struct ActiveRun {
     pub case: RunCase,
     pub attempt: u32,
     pub requests: u32,
@@ -157,7 +157,7 @@ pub struct Visitor {
 #[derive(Default)]
 pub struct Record {
     pub contents: Vec<SourceContent>,
-    pub visitors: Vec<Visitor>,
+    pub active_runs: Vec<ActiveRun>,
     pub answers: Vec<Answer>,
     /// By `_id`, as text.
     pub done: Vec<(i64, String, Done)>,
@@ -263,19 +263,19 @@ impl Stage {
     }
 
     /// Counts a request, does what happens before its answer, and returns what is wrong with it.
-    async fn visit(self: &Arc<Self>, run: usize) -> (u32, Option<Trouble>) {
+    async fn count_request(self: &Arc<Self>, run: usize) -> (u32, Option<Trouble>) {
         let (attempt, changes, trouble) = {
             let mut record = self.record();
-            let visitor = &mut record.visitors[run];
-            let request = visitor.requests;
-            visitor.requests += 1;
-            match visitor.kill {
-                Some(Kill::Request(at)) if at <= request => visitor.killed.cancel(),
-                Some(Kill::Recall(at)) if at <= request => visitor.recalled.cancel(),
+            let active = &mut record.active_runs[run];
+            let request = active.requests;
+            active.requests += 1;
+            match active.kill {
+                Some(Kill::Request(at)) if at <= request => active.killed.cancel(),
+                Some(Kill::Recall(at)) if at <= request => active.recalled.cancel(),
                 _ => {}
             }
-            let changes = visitor.case.drift.get(&request).cloned().unwrap_or_default();
-            (visitor.attempt, changes, visitor.case.quirks.troubles.get(&request).copied())
+            let changes = active.case.drift.get(&request).cloned().unwrap_or_default();
+            (active.attempt, changes, active.case.quirks.troubles.get(&request).copied())
         };
         self.requested.notify_waiters();
         if !changes.is_empty() {
@@ -293,7 +293,7 @@ impl Stage {
     }
 
     async fn answer(self: &Arc<Self>, run: usize, asked: Asked) -> Response {
-        let (attempt, trouble) = self.visit(run).await;
+        let (attempt, trouble) = self.count_request(run).await;
         if let Some(reply) = spoilt(trouble, &asked) {
             let at = self.clock.tick();
             self.record().answers.push(Answer { at, run, attempt, said: Vec::new(), keyless: 0 });
@@ -304,7 +304,7 @@ impl Stage {
         }
         let mut record = self.record();
         let at = self.clock.tick();
-        let case = record.visitors[run].case.clone();
+        let case = record.active_runs[run].case.clone();
         let source = case.source.unwrap();
         let (reply, said, keyless) = match asked {
             Asked::One(key) => self.one(&record, source, &key),
