@@ -228,14 +228,14 @@ impl Player<'_> {
                 Step::Wait(millis) => self.stage.clock.advance(*millis),
                 Step::Run(run) => {
                     let before = self.snapshot().await;
-                    let active = self.enter(run);
+                    let active = self.add_run(run);
                     let played = vec![self.run(active).await?];
                     let after = self.snapshot().await;
                     oracle.judge(before, &after, &played).map_err(|wrong| report(number, &played, &wrong))?;
                 }
                 Step::Both(first, second, request) => {
                     let before = self.snapshot().await;
-                    let (one, other) = (self.enter(first), self.enter(second));
+                    let (one, other) = (self.add_run(first), self.add_run(second));
                     let later = async {
                         self.reached(one, *request).await;
                         self.run(other).await
@@ -263,7 +263,7 @@ impl Player<'_> {
         documents.into_iter().map(|document| (id_of(&document), document)).collect()
     }
 
-    fn enter(&self, case: &RunCase) -> usize {
+    fn add_run(&self, case: &RunCase) -> usize {
         let mut record = self.stage.record();
         record.active_runs.push(ActiveRun {
             case: case.clone(),
