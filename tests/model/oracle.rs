@@ -7,7 +7,7 @@ use bson::{Bson, Document};
 use crate::{
     case::{Case, LastPage, NAMESPACE, OnMissing, SourceCase, Way},
     play::{End, Played, Snapshot},
-    stage::{Answer, Done, Record, Said, Stage},
+    stage::{Answer, Done, Record, Reported, Stage},
 };
 
 /// Failed documents whose keys a run keeps.
@@ -57,9 +57,9 @@ struct Seen<'a> {
     at: usize,
     source: &'a SourceCase,
     /// The last that it was told of someone, in attempts all of whose answers were used.
-    used: BTreeMap<u32, (i64, Said)>,
+    used: BTreeMap<u32, (i64, Reported)>,
     /// All that it was told in them.
-    all: Vec<(u32, i64, Said)>,
+    all: Vec<(u32, i64, Reported)>,
     /// Time of the last answer.
     walked: i64,
     pages: usize,
@@ -239,8 +239,8 @@ impl<'a> Oracle<'a> {
             walked = answer.at;
             pages += 1;
             if run.whole.contains(&answer.attempt) {
-                used.extend(answer.said.iter().map(|(number, said)| (*number, (answer.at, *said))));
-                all.extend(answer.said.iter().map(|(number, said)| (*number, answer.at, *said)));
+                used.extend(answer.reported.iter().map(|(number, reported)| (*number, (answer.at, *reported))));
+                all.extend(answer.reported.iter().map(|(number, reported)| (*number, answer.at, *reported)));
                 keyless += answer.keyless;
             }
         }
@@ -267,7 +267,7 @@ impl<'a> Oracle<'a> {
                 return true;
             }
             probe.left -= 1;
-            probe.found |= answer.said.iter().any(|(_, said)| matches!(said, Said::Item(_)));
+            probe.found |= answer.reported.iter().any(|(_, reported)| matches!(reported, Reported::Item(_)));
             if probe.left == 0 && !probe.found {
                 probe.size *= 2;
                 probe.left = probe.size;
@@ -309,7 +309,7 @@ impl<'a> Oracle<'a> {
         self.marked.retain(|(id, _), _| id != subject.id);
         let number = self.number(new).map(|(number, _)| number);
         let is_listed = |seen: &Seen<'_>| {
-            let item = |answer: &&Answer| answer.run == seen.run.number && number.is_some_and(|n| says_item(answer, n));
+            let item = |answer: &&Answer| answer.run == seen.run.number && number.is_some_and(|n| reports_item(answer, n));
             seen.source.upsert && !seen.run.case.dry && self.answers.iter().any(|answer| item(&answer))
         };
         wrong.unless(seen.iter().any(is_listed), || format!("{} was made, and no source lists it: {new}", subject.id));
@@ -337,7 +337,7 @@ impl<'a> Oracle<'a> {
         };
         wrong.unless(!subject.shared.contains(&number), || "another document has its key".to_owned());
         wrong.unless(!seen.failed.contains(&number), || "its result failed".to_owned());
-        if let Some((at, Said::Item(_) | Said::Broken)) = seen.used.get(&number)
+        if let Some((at, Reported::Item(_) | Reported::Broken)) = seen.used.get(&number)
             && !self.is_gone_after(seen, number, *at)
         {
             wrong.0.push(format!("the walk listed it at {}", short(*at)));
@@ -345,7 +345,7 @@ impl<'a> Oracle<'a> {
         let born = self.born.get(subject.id).copied().unwrap_or(0);
         wrong.unless(born < since, || format!("it came at {} and the walk began at {}", short(born), short(since)));
         let confirms = |answer: &&Answer| {
-            answer.at < since && answer.at >= born && self.is_of(answer, seen.at) && says_item(answer, number)
+            answer.at < since && answer.at >= born && self.is_of(answer, seen.at) && reports_item(answer, number)
         };
         let is_adopted = self.adopted.get(&(subject.id.to_owned(), seen.at)).is_some_and(|at| *at < since);
         wrong.unless(is_adopted || self.answers.iter().any(|answer| confirms(&answer)), || {
@@ -353,16 +353,16 @@ impl<'a> Oracle<'a> {
         });
         if seen.source.way == Way::PerUser {
             // A run also takes what another run of the source was told since it began.
-            let said =
-                |answer: &Answer| answer.at > run.started && self.is_of(answer, seen.at) && says_gone(answer, number);
-            wrong.unless(self.answers.iter().any(said), || "the source never said that it is gone".to_owned());
+            let reported =
+                |answer: &Answer| answer.at > run.started && self.is_of(answer, seen.at) && reports_gone(answer, number);
+            wrong.unless(self.answers.iter().any(reported), || "the source never said that it is gone".to_owned());
         }
         wrong.0
     }
 
     /// A source that is asked for each document said later that this one is gone, to any run.
     fn is_gone_after(&self, seen: &Seen<'_>, number: u32, at: i64) -> bool {
-        let is_later = |answer: &Answer| answer.at > at && self.is_of(answer, seen.at) && says_gone(answer, number);
+        let is_later = |answer: &Answer| answer.at > at && self.is_of(answer, seen.at) && reports_gone(answer, number);
         seen.source.way == Way::PerUser && self.answers.iter().any(is_later)
     }
 
@@ -473,7 +473,7 @@ impl<'a> Oracle<'a> {
             let was_reported = |gone: bool| {
                 self.answers.iter().any(|answer| {
                     of_source.iter().any(|seen| seen.run.number == answer.run)
-                        && (says_listed(answer, number) || (gone && says_gone(answer, number)))
+                        && (reports_listed(answer, number) || (gone && reports_gone(answer, number)))
                 })
             };
             let adopts = |seen: &&&Seen<'_>| seen.run.case.adopts && seen.run.approved.is_some();
@@ -680,7 +680,7 @@ impl<'a> Oracle<'a> {
             let Some((number, _)) = self.number(document) else { continue };
             let state = self.state(seen.at, document);
             let is_missing = match seen.source.way {
-                Way::PerUser => matches!(seen.used.get(&number), Some((_, Said::Gone))),
+                Way::PerUser => matches!(seen.used.get(&number), Some((_, Reported::Gone))),
                 _ => !seen.used.contains_key(&number),
             };
             let may_be = Self::is_selected(seen.source, document) && state.at.is_some_and(|at| at < run.started);
@@ -718,8 +718,8 @@ impl<'a> Oracle<'a> {
             return;
         }
         let counts = &run.checkpoint.counts;
-        for (number, (_, said)) in &seen.used {
-            let Said::Item(item) = said else { continue };
+        for (number, (_, reported)) in &seen.used {
+            let Reported::Item(item) = reported else { continue };
             if counts.failed > SHOWN_FAILURES || seen.failed.contains(number) {
                 continue;
             }
@@ -733,7 +733,7 @@ impl<'a> Oracle<'a> {
                     answer.at > run.started
                         && answer.run != run.number
                         && self.is_of(answer, seen.at)
-                        && answer.said.iter().any(|(other, _)| other == number)
+                        && answer.reported.iter().any(|(other, _)| other == number)
                 });
                 // It was asked for by the other run of the source since this one began.
                 if seen.source.way == Way::PerUser && is_of_another {
@@ -755,10 +755,10 @@ impl<'a> Oracle<'a> {
 
     fn remember(&mut self, seen: &[Seen<'_>], before: &Snapshot, after: &Snapshot, happened: &Happened) {
         for seen in seen.iter().filter(|seen| !seen.run.case.dry) {
-            let items = seen.all.iter().filter(|(_, _, said)| matches!(said, Said::Item(_)));
+            let items = seen.all.iter().filter(|(_, _, reported)| matches!(reported, Reported::Item(_)));
             for (number, at, _) in items {
                 // Before it asks for each document, a run looks whether the source has any of them.
-                let is_last = matches!(seen.used.get(number), Some((_, Said::Item(_))));
+                let is_last = matches!(seen.used.get(number), Some((_, Reported::Item(_))));
                 if (seen.source.is_paged() || is_last) && !self.is_gone_after(seen, *number, *at) {
                     let last = self.listed.entry((seen.at, *number)).or_default();
                     *last = (*last).max(*at);
@@ -857,17 +857,17 @@ struct Happened {
     adopted: usize,
 }
 
-fn says_item(answer: &Answer, number: u32) -> bool {
-    answer.said.iter().any(|(other, said)| *other == number && matches!(said, Said::Item(_)))
+fn reports_item(answer: &Answer, number: u32) -> bool {
+    answer.reported.iter().any(|(other, reported)| *other == number && matches!(reported, Reported::Item(_)))
 }
 
 /// It lists someone, if only with something that nobody can use.
-fn says_listed(answer: &Answer, number: u32) -> bool {
-    answer.said.iter().any(|(other, said)| *other == number && *said != Said::Gone)
+fn reports_listed(answer: &Answer, number: u32) -> bool {
+    answer.reported.iter().any(|(other, reported)| *other == number && *reported != Reported::Gone)
 }
 
-fn says_gone(answer: &Answer, number: u32) -> bool {
-    answer.said.iter().any(|(other, said)| *other == number && matches!(said, Said::Gone))
+fn reports_gone(answer: &Answer, number: u32) -> bool {
+    answer.reported.iter().any(|(other, reported)| *other == number && matches!(reported, Reported::Gone))
 }
 
 /// The versions that the runs of a source were told in a step.
@@ -875,8 +875,8 @@ fn seen_versions(answers: &[Answer], runs: &[Played], source: usize) -> BTreeMap
     let mut versions: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     let of_source =
         |answer: &&Answer| runs.iter().any(|run| run.number == answer.run && run.case.source == Some(source));
-    for (number, said) in answers.iter().filter(of_source).flat_map(|answer| &answer.said) {
-        if let Said::Item(item) = said {
+    for (number, reported) in answers.iter().filter(of_source).flat_map(|answer| &answer.reported) {
+        if let Reported::Item(item) = reported {
             versions.entry(*number).or_default().insert(item.version);
         }
     }

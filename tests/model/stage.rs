@@ -78,7 +78,7 @@ impl Item {
 
 /// What a source said of someone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum Reported {
     Item(Item),
     Gone,
     /// Something that nobody can use.
@@ -91,7 +91,7 @@ pub struct Answer {
     pub at: i64,
     pub run: usize,
     pub attempt: u32,
-    pub said: Vec<(u32, Said)>,
+    pub reported: Vec<(u32, Reported)>,
     /// Results in it that have no key.
     pub keyless: usize,
 }
@@ -296,7 +296,7 @@ impl Stage {
         let (attempt, trouble) = self.count_request(run).await;
         if let Some(reply) = spoilt(trouble, &asked) {
             let at = self.clock.tick();
-            self.record().answers.push(Answer { at, run, attempt, said: Vec::new(), keyless: 0 });
+            self.record().answers.push(Answer { at, run, attempt, reported: Vec::new(), keyless: 0 });
             return reply;
         }
         if let Some(Trouble::Slow(millis)) = trouble {
@@ -306,19 +306,19 @@ impl Stage {
         let at = self.clock.tick();
         let case = record.active_runs[run].case.clone();
         let source = case.source.unwrap();
-        let (reply, said, keyless) = match asked {
+        let (reply, reported, keyless) = match asked {
             Asked::One(key) => self.one(&record, source, &key),
             Asked::Batch(keys) => self.batch(&record, source, &keys),
             Asked::List { start, size, base } => self.list(&record, &case, trouble, &start, size, &base),
         };
-        record.answers.push(Answer { at, run, attempt, said, keyless });
+        record.answers.push(Answer { at, run, attempt, reported, keyless });
         reply
     }
 
     fn one(&self, record: &Record, source: usize, key: &str) -> Reply {
         let (number, is_graph_ql) = (self.case.keys.number(key, false), self.case.sources[source].is_graph_ql);
         let item = number.and_then(|number| record.contents[source].items.get(&number));
-        let said = number.map(|number| (number, item.map_or(Said::Gone, |item| Said::Item(*item))));
+        let reported = number.map(|number| (number, item.map_or(Reported::Gone, |item| Reported::Item(*item))));
         let body = match (item, number) {
             (Some(item), Some(number)) => item.json(&self.case.keys.json(number)),
             _ => Value::Null,
@@ -330,7 +330,7 @@ impl Stage {
             (Gone::EmptyList, body) => axum::Json(json!([body])).into_response(),
             (_, body) => axum::Json(body).into_response(),
         };
-        (reply, said.into_iter().collect(), 0)
+        (reply, reported.into_iter().collect(), 0)
     }
 
     fn batch(&self, record: &Record, source: usize, keys: &[String]) -> Reply {
@@ -342,7 +342,7 @@ impl Stage {
         let body = if is_graph_ql { json!({"data": {"users": {"nodes": items}}}) } else { json!({"items": items}) };
         (
             axum::Json(body).into_response(),
-            found.into_iter().map(|(number, item)| (number, Said::Item(item))).collect(),
+            found.into_iter().map(|(number, item)| (number, Reported::Item(item))).collect(),
             0,
         )
     }
@@ -380,12 +380,12 @@ impl Stage {
         }
         let page: Vec<u32> = entries.iter().skip(from).take(size).copied().collect();
         let next = page.last().copied().filter(|_| from + size < entries.len());
-        let mut said = Vec::new();
+        let mut reported = Vec::new();
         let mut items = Vec::new();
         for number in page.iter().filter(|number| !hidden(number)) {
             let item = has.items[number];
             items.push(item.json(&self.case.keys.json(*number)));
-            said.push((*number, Said::Item(item)));
+            reported.push((*number, Reported::Item(item)));
         }
         let (mut keyless, mut next) = (0, next.map(|number| json!(format!("k{number}"))));
         match trouble {
@@ -397,7 +397,7 @@ impl Stage {
                 let mut again = items[0].clone();
                 if !is_same {
                     again["version"] = json!(-1);
-                    said[0].1 = Said::Broken;
+                    reported[0].1 = Reported::Broken;
                 }
                 items.push(again);
             }
@@ -429,7 +429,7 @@ impl Stage {
                 reply.headers_mut().insert("link", link.parse().unwrap());
             }
         }
-        (reply, said, keyless)
+        (reply, reported, keyless)
     }
 }
 
@@ -447,7 +447,7 @@ fn spoilt(trouble: Option<Trouble>, asked: &Asked) -> Option<Response> {
     })
 }
 
-type Reply = (Response, Vec<(u32, Said)>, usize);
+type Reply = (Response, Vec<(u32, Reported)>, usize);
 
 enum PlaceOf {
     Page(usize),
