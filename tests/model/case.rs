@@ -202,7 +202,7 @@ pub enum Change {
 
 /// What happens to a request instead of its answer.
 #[derive(Clone, Copy, Debug)]
-pub enum Trouble {
+pub enum RequestFault {
     Status(u16),
     /// It is limited for so many seconds.
     Limited(u32),
@@ -233,7 +233,7 @@ pub struct Quirks {
     /// How much the total is off.
     pub total_off: i64,
     /// By number of the request.
-    pub troubles: BTreeMap<u32, Trouble>,
+    pub request_faults: BTreeMap<u32, RequestFault>,
 }
 
 /// The end of an attempt in the middle.
@@ -620,9 +620,9 @@ fn steps(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bo
             steps.push(Step::Wait(dice.of(&[100, 2000])));
         }
         // The first runs confirm something.
-        let trouble = !calm && number > 0;
-        let run = run(dice, sources, is_unique, collation, trouble);
-        if trouble && run.source.is_some() && !run.dry && dice.chance(20) {
+        let fault = !calm && number > 0;
+        let run = run(dice, sources, is_unique, collation, fault);
+        if fault && run.source.is_some() && !run.dry && dice.chance(20) {
             let is_troubled = dice.chance(50);
             let other = self::run(dice, sources, is_unique, collation, is_troubled);
             let other = RunCase { source: run.source, dry: false, incremental: false, adopts: false, ..other };
@@ -653,10 +653,10 @@ fn change(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: b
     }
 }
 
-fn run(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool, trouble: bool) -> RunCase {
+fn run(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool, fault: bool) -> RunCase {
     let at = dice.below(sources.len() as u32) as usize;
     let source = &sources[at];
-    let drifts = trouble && dice.chance(50);
+    let drifts = fault && dice.chance(50);
     let drift = |dice: &mut Dice| {
         let mut drift: BTreeMap<u32, Vec<Change>> = BTreeMap::new();
         for _ in 0..dice.below(6) {
@@ -665,15 +665,15 @@ fn run(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool
         }
         drift
     };
-    let kills = if trouble && dice.chance(25) { (0..=dice.below(3)).map(|_| kill(dice)).collect() } else { Vec::new() };
-    let mut quirks = if trouble && dice.chance(45) { quirks(dice, source) } else { Quirks::default() };
+    let kills = if fault && dice.chance(25) { (0..=dice.below(3)).map(|_| kill(dice)).collect() } else { Vec::new() };
+    let mut quirks = if fault && dice.chance(45) { quirks(dice, source) } else { Quirks::default() };
     if !kills.is_empty() && dice.chance(40) {
         // Checkpoints are not saved more often.
-        quirks.troubles.insert(dice.below(6), Trouble::Slow(260));
+        quirks.request_faults.insert(dice.below(6), RequestFault::Slow(260));
     }
     RunCase {
-        source: (!(trouble && dice.chance(3))).then_some(at),
-        dry: trouble && dice.chance(5),
+        source: (!(fault && dice.chance(3))).then_some(at),
+        dry: fault && dice.chance(5),
         incremental: !source.is_paged() && dice.chance(20),
         adopts: source.is_paged() && source.removes() && dice.chance(6),
         quirks,
@@ -714,17 +714,17 @@ fn quirks(dice: &mut Dice, source: &SourceCase) -> Quirks {
         quirks.total_off = dice.of(&[-2, 1, 3]);
     }
     for _ in 0..dice.below(3) {
-        let trouble = match dice.below(12) {
-            0..3 => Trouble::Status(dice.of(&[500, 503, 404, 400, 403, 504])),
-            3 | 4 => Trouble::Limited(dice.of(&[1, 60])),
-            5 => Trouble::NoJson,
-            6 => Trouble::Loop,
-            7 => Trouble::Null,
-            8 => Trouble::Twice(true),
-            9 => Trouble::Twice(false),
-            _ => Trouble::Slow(u64::from(1 + dice.below(4))),
+        let fault = match dice.below(12) {
+            0..3 => RequestFault::Status(dice.of(&[500, 503, 404, 400, 403, 504])),
+            3 | 4 => RequestFault::Limited(dice.of(&[1, 60])),
+            5 => RequestFault::NoJson,
+            6 => RequestFault::Loop,
+            7 => RequestFault::Null,
+            8 => RequestFault::Twice(true),
+            9 => RequestFault::Twice(false),
+            _ => RequestFault::Slow(u64::from(1 + dice.below(4))),
         };
-        quirks.troubles.insert(dice.below(8), trouble);
+        quirks.request_faults.insert(dice.below(8), fault);
     }
     quirks
 }

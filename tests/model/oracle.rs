@@ -792,7 +792,7 @@ fn judge_proof(seen: &Seen<'_>, wrong: &mut Wrong) {
         return;
     }
     let quirks = &run.case.quirks;
-    let is_plain = quirks.troubles.is_empty() && !quirks.clamps && quirks.total_off == 0 && !source.typo;
+    let is_plain = quirks.request_faults.is_empty() && !quirks.clamps && quirks.total_off == 0 && !source.typo;
     // A first page that may be full has to say how it goes on.
     let says_end = source.last != LastPage::Absent || seen.pages > 1;
     let is_plain = is_plain && says_end && source.is_honest(quirks);

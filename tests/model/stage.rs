@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::case::{Case, Change, Flavour, Gone, Kill, LastPage, RunCase, Trouble, Way};
+use crate::case::{Case, Change, Flavour, Gone, Kill, LastPage, RequestFault, RunCase, Way};
 
 /// A time that every look at it moves on, in milliseconds: what is later has a later time.
 pub struct Clock(AtomicI64);
@@ -263,8 +263,8 @@ impl Stage {
     }
 
     /// Counts a request, does what happens before its answer, and returns what is wrong with it.
-    async fn count_request(self: &Arc<Self>, run: usize) -> (u32, Option<Trouble>) {
-        let (attempt, changes, trouble) = {
+    async fn count_request(self: &Arc<Self>, run: usize) -> (u32, Option<RequestFault>) {
+        let (attempt, changes, fault) = {
             let mut record = self.record();
             let active = &mut record.active_runs[run];
             let request = active.requests;
@@ -275,7 +275,7 @@ impl Stage {
                 _ => {}
             }
             let changes = active.case.drift.get(&request).cloned().unwrap_or_default();
-            (active.attempt, changes, active.case.quirks.troubles.get(&request).copied())
+            (active.attempt, changes, active.case.quirks.request_faults.get(&request).copied())
         };
         self.requested.notify_waiters();
         if !changes.is_empty() {
@@ -289,17 +289,17 @@ impl Stage {
             });
             done.await.unwrap();
         }
-        (attempt, trouble)
+        (attempt, fault)
     }
 
     async fn answer(self: &Arc<Self>, run: usize, asked: Asked) -> Response {
-        let (attempt, trouble) = self.count_request(run).await;
-        if let Some(reply) = spoilt(trouble, &asked) {
+        let (attempt, fault) = self.count_request(run).await;
+        if let Some(reply) = faulty_answer(fault, &asked) {
             let at = self.clock.tick();
             self.record().answers.push(Answer { at, run, attempt, reported: Vec::new(), keyless: 0 });
             return reply;
         }
-        if let Some(Trouble::Slow(millis)) = trouble {
+        if let Some(RequestFault::Slow(millis)) = fault {
             sleep(Duration::from_millis(millis)).await;
         }
         let mut record = self.record();
@@ -309,7 +309,7 @@ impl Stage {
         let (reply, reported, keyless) = match asked {
             Asked::One(key) => self.one(&record, source, &key),
             Asked::Batch(keys) => self.batch(&record, source, &keys),
-            Asked::List { start, size, base } => self.list(&record, &case, trouble, &start, size, &base),
+            Asked::List { start, size, base } => self.list(&record, &case, fault, &start, size, &base),
         };
         record.answers.push(Answer { at, run, attempt, reported, keyless });
         reply
@@ -351,7 +351,7 @@ impl Stage {
         &self,
         record: &Record,
         run: &RunCase,
-        trouble: Option<Trouble>,
+        fault: Option<RequestFault>,
         start: &PlaceOf,
         size: Option<usize>,
         base: &str,
@@ -388,12 +388,12 @@ impl Stage {
             reported.push((*number, Reported::Item(item)));
         }
         let (mut keyless, mut next) = (0, next.map(|number| json!(format!("k{number}"))));
-        match trouble {
-            Some(Trouble::Null) => {
+        match fault {
+            Some(RequestFault::Null) => {
                 items.push(Value::Null);
                 keyless = 1;
             }
-            Some(Trouble::Twice(is_same)) if !items.is_empty() => {
+            Some(RequestFault::Twice(is_same)) if !items.is_empty() => {
                 let mut again = items[0].clone();
                 if !is_same {
                     again["version"] = json!(-1);
@@ -401,7 +401,7 @@ impl Stage {
                 }
                 items.push(again);
             }
-            Some(Trouble::Loop) if next.is_some() => next = Some(json!("k0")),
+            Some(RequestFault::Loop) if next.is_some() => next = Some(json!("k0")),
             _ => {}
         }
         let mut body = Map::new();
@@ -434,15 +434,15 @@ impl Stage {
 }
 
 /// What is answered instead.
-fn spoilt(trouble: Option<Trouble>, asked: &Asked) -> Option<Response> {
-    Some(match trouble? {
+fn faulty_answer(fault: Option<RequestFault>, asked: &Asked) -> Option<Response> {
+    Some(match fault? {
         // It would say that this one is gone.
-        Trouble::Status(404) if matches!(asked, Asked::One(_)) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-        Trouble::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
-        Trouble::Limited(seconds) => {
+        RequestFault::Status(404) if matches!(asked, Asked::One(_)) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        RequestFault::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
+        RequestFault::Limited(seconds) => {
             (StatusCode::TOO_MANY_REQUESTS, [("retry-after", seconds.to_string())]).into_response()
         }
-        Trouble::NoJson => "<html>".into_response(),
+        RequestFault::NoJson => "<html>".into_response(),
         _ => return None,
     })
 }
