@@ -24,7 +24,7 @@ use std::{collections::HashMap, env, process::Command};
 use futures::{FutureExt, StreamExt, stream};
 use sync_operator::sync::Deployment;
 
-use crate::{case::Case, play::Ground};
+use crate::{case::Case, play::Environment};
 
 /// Cases that are played at a time.
 const AT_ONCE: usize = 12;
@@ -82,10 +82,10 @@ async fn prove(uri: &str, cases: u64, seed: u64) -> bool {
     let stages = stage::Stages::default();
     let address = stage::serve(stages.clone()).await;
     let deployment = Deployment::new(&slow::proxy(uri).await, &name, &[], None).await.unwrap();
-    let ground = Ground { deployment, sources: play::sources(), database: database.clone(), stages, address };
+    let environment = Environment { deployment, sources: play::sources(), database: database.clone(), stages, address };
     assert_eq!(format!("{:?}", Case::new(seed)), format!("{:?}", Case::new(seed)), "a case follows from its seed");
     let play = async |seed| {
-        let played = std::panic::AssertUnwindSafe(play::play(&ground, Case::new(seed))).catch_unwind().await;
+        let played = std::panic::AssertUnwindSafe(play::play(&environment, Case::new(seed))).catch_unwind().await;
         (seed, played.unwrap_or_else(|_| Err("a panic, see above".to_owned())))
     };
     let mut played = stream::iter((0..cases).map(|number| play(seed.wrapping_add(number)))).buffer_unordered(AT_ONCE);

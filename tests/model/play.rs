@@ -53,7 +53,7 @@ pub fn sources() -> Sources {
 }
 
 /// What all cases work with.
-pub struct Ground {
+pub struct Environment {
     pub deployment: Deployment,
     pub sources: Sources,
     pub database: Database,
@@ -156,18 +156,18 @@ async fn polled<T>(work: impl Future<Output = T>, most: Option<u32>) -> Option<T
 }
 
 /// Plays a case. `Err` says what is wrong.
-pub async fn play(ground: &Ground, case: Case) -> Result<Sums, String> {
+pub async fn play(environment: &Environment, case: Case) -> Result<Sums, String> {
     let seed = case.seed;
     let name = format!("case_{seed}");
-    ground.prepare(&case, &name).await;
-    let stage = Arc::new(Stage::new(case, ground.database.collection(&name)));
-    ground.stages.lock().unwrap().insert(seed, Arc::clone(&stage));
-    let played = Player { ground, stage: &stage, collection: &name }.play().await;
-    ground.stages.lock().unwrap().remove(&seed);
+    environment.prepare(&case, &name).await;
+    let stage = Arc::new(Stage::new(case, environment.database.collection(&name)));
+    environment.stages.lock().unwrap().insert(seed, Arc::clone(&stage));
+    let played = Player { environment, stage: &stage, collection: &name }.play().await;
+    environment.stages.lock().unwrap().remove(&seed);
     played
 }
 
-impl Ground {
+impl Environment {
     async fn prepare(&self, case: &Case, name: &str) {
         let refused = doc! {"$nor": [{"a.name": {"$regex": "^refused"}}, {"b.name": {"$regex": "^refused"}}]};
         let mut create = doc! {"create": name, "validator": refused};
@@ -209,7 +209,7 @@ fn first_document(case: &Case, start: &Start, id: i32) -> Document {
 }
 
 struct Player<'a> {
-    ground: &'a Ground,
+    environment: &'a Environment,
     stage: &'a Arc<Stage>,
     collection: &'a str,
 }
@@ -291,7 +291,7 @@ impl Player<'_> {
     /// Executes a run as a worker would, attempt by attempt.
     async fn run(&self, number: usize) -> Result<Played, String> {
         let case = self.stage.record().active_runs[number].case.clone();
-        let base = format!("{}/{}/{number}", self.ground.address, self.stage.case.seed);
+        let base = format!("{}/{}/{number}", self.environment.address, self.stage.case.seed);
         let spec = self.stage.case.spec(&case, self.collection, &base);
         let spec: SyncJobSpec = serde_json::from_value(spec).map_err(|error| format!("the spec: {error}"))?;
         let spec = RunSpec::parse(&spec).map_err(|error| format!("the spec: {error}"))?;
@@ -416,7 +416,7 @@ impl Player<'_> {
         };
         let work = async {
             let mut attempt =
-                match RunAttempt::open(opening, &self.ground.deployment, &self.ground.sources, Arc::new(coordinator))
+                match RunAttempt::open(opening, &self.environment.deployment, &self.environment.sources, Arc::new(coordinator))
                     .await
                 {
                     Ok(attempt) => attempt,
