@@ -6,7 +6,7 @@ use bson::{Bson, Document};
 
 use crate::{
     case::{Case, LastPage, NAMESPACE, OnMissing, SourceCase, Way},
-    play::{End, Played, Snapshot},
+    play::{End, RunResult, Snapshot},
     stage::{Answer, Done, Record, Reported, Stage},
 };
 
@@ -53,7 +53,7 @@ pub struct Oracle<'a> {
 
 /// A run and what was said in it.
 struct Seen<'a> {
-    run: &'a Played,
+    run: &'a RunResult,
     at: usize,
     source: &'a SourceCase,
     /// The last that it was told of someone, in attempts all of whose answers were used.
@@ -144,7 +144,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// Judges a step. `before` is what the collection was.
-    pub fn judge(&mut self, mut before: Snapshot, after: &Snapshot, runs: &[Played]) -> Result<(), Vec<String>> {
+    pub fn judge(&mut self, mut before: Snapshot, after: &Snapshot, runs: &[RunResult]) -> Result<(), Vec<String>> {
         let mut record = self.stage.record();
         let (answers, done) = (std::mem::take(&mut record.answers), std::mem::take(&mut record.done));
         let used = self.without_probes(answers.clone(), runs);
@@ -215,7 +215,7 @@ impl<'a> Oracle<'a> {
         if wrong.0.is_empty() { Ok(()) } else { Err(wrong.0) }
     }
 
-    fn tally(&mut self, run: &Played) {
+    fn tally(&mut self, run: &RunResult) {
         self.sums.add("runs", 1);
         self.sums.add("attempts", run.attempts as usize);
         self.sums.add("killed", usize::from(run.was_killed));
@@ -227,7 +227,7 @@ impl<'a> Oracle<'a> {
         self.sums.add("approved", usize::from(approved));
     }
 
-    fn see<'r>(&self, run: &'r Played, answers: &[Answer]) -> Option<Seen<'r>>
+    fn see<'r>(&self, run: &'r RunResult, answers: &[Answer]) -> Option<Seen<'r>>
     where
         'a: 'r,
     {
@@ -251,7 +251,7 @@ impl<'a> Oracle<'a> {
 
     /// The answers without those to the first requests of each attempt that asks for each document: it looks whether the source has any
     /// of them, 1, 2, 4 and so on at a time, and does nothing else with what it is told.
-    fn without_probes(&self, answers: Vec<Answer>, runs: &[Played]) -> Vec<Answer> {
+    fn without_probes(&self, answers: Vec<Answer>, runs: &[RunResult]) -> Vec<Answer> {
         let mut probing: HashMap<(usize, u32), Probe> = HashMap::new();
         let probes = |answer: &Answer| {
             let source = runs.iter().find(|run| run.number == answer.run)?.case.source?;
@@ -301,7 +301,7 @@ impl<'a> Oracle<'a> {
         subject: &Subject<'_>,
         new: &Document,
         after: &Snapshot,
-        runs: &[Played],
+        runs: &[RunResult],
         seen: &[Seen<'_>],
         wrong: &mut Wrong,
     ) {
@@ -446,7 +446,7 @@ impl<'a> Oracle<'a> {
         subject: &Subject<'_>,
         old: &Document,
         new: &Document,
-        runs: &[Played],
+        runs: &[RunResult],
         seen: &[Seen<'_>],
         record: &Record,
         happened: &mut Happened,
@@ -871,7 +871,7 @@ fn reports_gone(answer: &Answer, number: u32) -> bool {
 }
 
 /// The versions that the runs of a source were told in a step.
-fn seen_versions(answers: &[Answer], runs: &[Played], source: usize) -> BTreeMap<u32, BTreeSet<u32>> {
+fn seen_versions(answers: &[Answer], runs: &[RunResult], source: usize) -> BTreeMap<u32, BTreeSet<u32>> {
     let mut versions: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     let of_source =
         |answer: &&Answer| runs.iter().any(|run| run.number == answer.run && run.case.source == Some(source));

@@ -73,7 +73,7 @@ pub enum End {
 
 /// What is known of a run that has ended.
 #[derive(Clone, Debug)]
-pub struct Played {
+pub struct RunResult {
     pub number: usize,
     pub case: RunCase,
     pub started: i64,
@@ -289,14 +289,14 @@ impl Player<'_> {
     }
 
     /// Executes a run as a worker would, attempt by attempt.
-    async fn run(&self, number: usize) -> Result<Played, String> {
+    async fn run(&self, number: usize) -> Result<RunResult, String> {
         let case = self.stage.record().active_runs[number].case.clone();
         let base = format!("{}/{}/{number}", self.environment.address, self.stage.case.seed);
         let spec = self.stage.case.spec(&case, self.collection, &base);
         let spec: SyncJobSpec = serde_json::from_value(spec).map_err(|error| format!("the spec: {error}"))?;
         let spec = RunSpec::parse(&spec).map_err(|error| format!("the spec: {error}"))?;
         let started = self.stage.clock.tick();
-        let mut run = Played {
+        let mut run = RunResult {
             number,
             case,
             started,
@@ -373,7 +373,7 @@ impl Player<'_> {
     /// One attempt. `None`: it was killed, and the run continues at its last saved checkpoint.
     async fn attempt(
         &self,
-        run: &mut Played,
+        run: &mut RunResult,
         spec: &RunSpec,
         approved: Option<u64>,
         kill: Option<Kill>,
@@ -446,7 +446,7 @@ impl Player<'_> {
     }
 }
 
-fn report(step: usize, played: &[Played], wrong: &[String]) -> String {
+fn report(step: usize, played: &[RunResult], wrong: &[String]) -> String {
     let mut text = format!("step {step}: {}\n", wrong.join("\n  "));
     for run in played {
         text += &format!(
