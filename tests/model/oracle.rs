@@ -144,7 +144,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// Judges a step. `before` is what the collection was.
-    pub fn judge(&mut self, mut before: Snapshot, after: &Snapshot, runs: &[RunResult]) -> Result<(), Vec<String>> {
+    pub fn check(&mut self, mut before: Snapshot, after: &Snapshot, runs: &[RunResult]) -> Result<(), Vec<String>> {
         let mut record = self.stage.record();
         let (answers, done) = (std::mem::take(&mut record.answers), std::mem::take(&mut record.done));
         let used = self.without_probes(answers.clone(), runs);
@@ -180,18 +180,18 @@ impl<'a> Oracle<'a> {
                 (Some(_), _) if deleted.contains(id) && documents.1.is_none() => {}
                 (None, Some(new)) => {
                     happened.made += 1;
-                    self.judge_new(&document, new, after, runs, &seen, &mut wrong);
+                    self.check_new(&document, new, after, runs, &seen, &mut wrong);
                 }
                 (Some(_), Some(new)) if deleted.contains(id) => {
-                    self.judge_new(&document, new, after, runs, &seen, &mut wrong);
+                    self.check_new(&document, new, after, runs, &seen, &mut wrong);
                 }
                 (Some(old), None) => {
                     happened.deleted += 1;
                     happened.gone.insert(id.clone());
-                    self.judge_deleted(&document, old, &seen, &mut wrong);
+                    self.check_deleted(&document, old, &seen, &mut wrong);
                 }
                 (Some(old), Some(new)) => {
-                    self.judge_kept(&document, old, new, runs, &seen, &record, &mut happened, &mut wrong);
+                    self.check_kept(&document, old, new, runs, &seen, &record, &mut happened, &mut wrong);
                 }
                 (None, None) => {}
             }
@@ -199,13 +199,13 @@ impl<'a> Oracle<'a> {
         if let [seen] = seen.as_slice() {
             // One write may change several documents, or one of another form.
             let is_exact = shared.is_empty() && !self.case().collation;
-            judge_counts(seen, &touched, &happened, is_exact, &mut wrong);
-            self.judge_guard(seen, &before, after, &touched, &happened, &mut wrong);
-            self.judge_completeness(seen, &before, after, &shared, &touched, &happened, &mut wrong);
-            judge_proof(seen, &mut wrong);
+            check_counts(seen, &touched, &happened, is_exact, &mut wrong);
+            self.check_guard(seen, &before, after, &touched, &happened, &mut wrong);
+            self.check_completeness(seen, &before, after, &shared, &touched, &happened, &mut wrong);
+            check_proof(seen, &mut wrong);
         }
         for seen in &seen {
-            self.judge_listed(seen, &seen_versions(&answers, runs, seen.at), &before, after, &touched, &mut wrong);
+            self.check_listed(seen, &seen_versions(&answers, runs, seen.at), &before, after, &touched, &mut wrong);
         }
         self.before_mark.retain(|(id, _), _| !activated.contains(id));
         self.sums.add("marked", happened.marked.len());
@@ -296,7 +296,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// A run made a document.
-    fn judge_new(
+    fn check_new(
         &mut self,
         subject: &Subject<'_>,
         new: &Document,
@@ -386,7 +386,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// A run deleted a document.
-    fn judge_deleted(&self, subject: &Subject<'_>, old: &Document, seen: &[Seen<'_>], wrong: &mut Wrong) {
+    fn check_deleted(&self, subject: &Subject<'_>, old: &Document, seen: &[Seen<'_>], wrong: &mut Wrong) {
         let mut all = Vec::new();
         for this in seen {
             let mut why = self.refusals_of_deletion(subject, old, this, seen);
@@ -441,7 +441,7 @@ impl<'a> Oracle<'a> {
 
     /// A document was there before and after.
     #[allow(clippy::too_many_arguments)]
-    fn judge_kept(
+    fn check_kept(
         &mut self,
         subject: &Subject<'_>,
         old: &Document,
@@ -491,12 +491,12 @@ impl<'a> Oracle<'a> {
             if own.0 != own.1 {
                 // A source that is asked for each document has a later answer, which says that it is gone.
                 let stamp = if is.none.is_some() { was.at } else { is.at };
-                self.judge_content(subject, at, number, own.1, stamp, record, wrong);
+                self.check_content(subject, at, number, own.1, stamp, record, wrong);
             }
             match (was.gone, is.gone) {
                 (was, Some(now)) if was != Some(now) => {
                     happened.marked.insert(id.to_owned());
-                    self.judge_marked(subject, old, new, now, &of_source, record, wrong);
+                    self.check_marked(subject, old, new, now, &of_source, record, wrong);
                     // Of overlapping runs, one may have taken the mark away and another one have set it again since `old`.
                     if was.is_none() {
                         let field = old.get(format!("active_{}", source.field)).cloned();
@@ -544,7 +544,7 @@ impl<'a> Oracle<'a> {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn judge_content(
+    fn check_content(
         &self,
         subject: &Subject<'_>,
         at: usize,
@@ -570,7 +570,7 @@ impl<'a> Oracle<'a> {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn judge_marked(
+    fn check_marked(
         &mut self,
         subject: &Subject<'_>,
         old: &Document,
@@ -608,7 +608,7 @@ impl<'a> Oracle<'a> {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn judge_guard(
+    fn check_guard(
         &self,
         seen: &Seen<'_>,
         before: &Snapshot,
@@ -661,7 +661,7 @@ impl<'a> Oracle<'a> {
 
     /// A run without anything special removes all that it should.
     #[allow(clippy::too_many_arguments)]
-    fn judge_completeness(
+    fn check_completeness(
         &self,
         seen: &Seen<'_>,
         before: &Snapshot,
@@ -703,7 +703,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// What a used answer listed is in the documents, or named as failed.
-    fn judge_listed(
+    fn check_listed(
         &self,
         seen: &Seen<'_>,
         versions: &BTreeMap<u32, BTreeSet<u32>>,
@@ -786,7 +786,7 @@ impl<'a> Oracle<'a> {
 }
 
 /// What proves a walk, and what does not.
-fn judge_proof(seen: &Seen<'_>, wrong: &mut Wrong) {
+fn check_proof(seen: &Seen<'_>, wrong: &mut Wrong) {
     let (run, source) = (seen.run, seen.source);
     if run.attempts > 1 || run.end != End::Completed || !source.is_paged() || source.name.is_none() {
         return;
@@ -810,7 +810,7 @@ fn judge_proof(seen: &Seen<'_>, wrong: &mut Wrong) {
 }
 
 /// The counts are what became of the documents.
-fn judge_counts(seen: &Seen<'_>, touched: &Touched<'_>, happened: &Happened, is_exact: bool, wrong: &mut Wrong) {
+fn check_counts(seen: &Seen<'_>, touched: &Touched<'_>, happened: &Happened, is_exact: bool, wrong: &mut Wrong) {
     let (run, counts) = (seen.run, &seen.run.checkpoint.counts);
     if run.was_killed || run.case.dry || !touched.is_quiet || run.attempts > 1 || seen.source.rollback {
         return;

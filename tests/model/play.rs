@@ -231,7 +231,7 @@ impl Player<'_> {
                     let active = self.add_run(run);
                     let played = vec![self.run(active).await?];
                     let after = self.snapshot().await;
-                    oracle.judge(before, &after, &played).map_err(|wrong| report(number, &played, &wrong))?;
+                    oracle.check(before, &after, &played).map_err(|wrong| report(number, &played, &wrong))?;
                 }
                 Step::Both(first, second, request) => {
                     let before = self.snapshot().await;
@@ -250,7 +250,7 @@ impl Player<'_> {
                     let (first, second) = tokio::join!(both, later);
                     let played = vec![first?, second?];
                     let after = self.snapshot().await;
-                    oracle.judge(before, &after, &played).map_err(|wrong| report(number, &played, &wrong))?;
+                    oracle.check(before, &after, &played).map_err(|wrong| report(number, &played, &wrong))?;
                 }
             }
         }
