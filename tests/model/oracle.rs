@@ -75,10 +75,10 @@ struct Probe {
 }
 
 /// Collects what is wrong.
-struct Wrong(Vec<String>);
+struct Violations(Vec<String>);
 
-impl Wrong {
-    fn unless(&mut self, holds: bool, text: impl FnOnce() -> String) {
+impl Violations {
+    fn require(&mut self, holds: bool, text: impl FnOnce() -> String) {
         if !holds {
             self.0.push(text());
         }
@@ -148,7 +148,7 @@ impl<'a> Oracle<'a> {
         let mut record = self.stage.record();
         let (answers, done) = (std::mem::take(&mut record.answers), std::mem::take(&mut record.done));
         let used = self.without_probes(answers.clone(), runs);
-        let mut wrong = Wrong(Vec::new());
+        let mut violations = Violations(Vec::new());
         let (mut deleted, mut activated) = (BTreeSet::new(), BTreeSet::new());
         for (at, id, done) in &done {
             match done {
@@ -165,7 +165,7 @@ impl<'a> Oracle<'a> {
         for run in runs {
             self.tally(run);
             let counts = &run.checkpoint.counts;
-            wrong.unless(counts.processed == counts.updated + counts.unchanged + counts.failed, || {
+            violations.require(counts.processed == counts.updated + counts.unchanged + counts.failed, || {
                 format!("run {}: counts do not add up: {counts:?}", run.number)
             });
         }
@@ -180,18 +180,18 @@ impl<'a> Oracle<'a> {
                 (Some(_), _) if deleted.contains(id) && documents.1.is_none() => {}
                 (None, Some(new)) => {
                     happened.made += 1;
-                    self.check_new(&document, new, after, runs, &seen, &mut wrong);
+                    self.check_new(&document, new, after, runs, &seen, &mut violations);
                 }
                 (Some(_), Some(new)) if deleted.contains(id) => {
-                    self.check_new(&document, new, after, runs, &seen, &mut wrong);
+                    self.check_new(&document, new, after, runs, &seen, &mut violations);
                 }
                 (Some(old), None) => {
                     happened.deleted += 1;
                     happened.gone.insert(id.clone());
-                    self.check_deleted(&document, old, &seen, &mut wrong);
+                    self.check_deleted(&document, old, &seen, &mut violations);
                 }
                 (Some(old), Some(new)) => {
-                    self.check_kept(&document, old, new, runs, &seen, &record, &mut happened, &mut wrong);
+                    self.check_kept(&document, old, new, runs, &seen, &record, &mut happened, &mut violations);
                 }
                 (None, None) => {}
             }
@@ -199,20 +199,20 @@ impl<'a> Oracle<'a> {
         if let [seen] = seen.as_slice() {
             // One write may change several documents, or one of another form.
             let is_exact = shared.is_empty() && !self.case().collation;
-            check_counts(seen, &touched, &happened, is_exact, &mut wrong);
-            self.check_guard(seen, &before, after, &touched, &happened, &mut wrong);
-            self.check_completeness(seen, &before, after, &shared, &touched, &happened, &mut wrong);
-            check_proof(seen, &mut wrong);
+            check_counts(seen, &touched, &happened, is_exact, &mut violations);
+            self.check_guard(seen, &before, after, &touched, &happened, &mut violations);
+            self.check_completeness(seen, &before, after, &shared, &touched, &happened, &mut violations);
+            check_proof(seen, &mut violations);
         }
         for seen in &seen {
-            self.check_listed(seen, &seen_versions(&answers, runs, seen.at), &before, after, &touched, &mut wrong);
+            self.check_listed(seen, &seen_versions(&answers, runs, seen.at), &before, after, &touched, &mut violations);
         }
         self.before_mark.retain(|(id, _), _| !activated.contains(id));
         self.sums.add("marked", happened.marked.len());
         self.sums.add("deleted", happened.deleted);
         self.sums.add("unmarked", happened.unmarked);
         self.remember(&seen, &before, after, &happened);
-        if wrong.0.is_empty() { Ok(()) } else { Err(wrong.0) }
+        if violations.0.is_empty() { Ok(()) } else { Err(violations.0) }
     }
 
     fn tally(&mut self, run: &RunResult) {
@@ -303,7 +303,7 @@ impl<'a> Oracle<'a> {
         after: &Snapshot,
         runs: &[RunResult],
         seen: &[Seen<'_>],
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         self.born.insert(subject.id.to_owned(), runs.iter().map(|run| run.started).min().unwrap_or_default());
         self.marked.retain(|(id, _), _| id != subject.id);
@@ -312,52 +312,52 @@ impl<'a> Oracle<'a> {
             let item = |answer: &&Answer| answer.run == seen.run.number && number.is_some_and(|n| reports_item(answer, n));
             seen.source.upsert && !seen.run.case.dry && self.answers.iter().any(|answer| item(&answer))
         };
-        wrong.unless(seen.iter().any(is_listed), || format!("{} was made, and no source lists it: {new}", subject.id));
+        violations.require(seen.iter().any(is_listed), || format!("{} was made, and no source lists it: {new}", subject.id));
         let twins = after.values().filter(|other| self.number(other).map(|(number, _)| number) == number).count();
-        wrong.unless(twins == 1, || format!("{} was made, and its key was there: {new}", subject.id));
+        violations.require(twins == 1, || format!("{} was made, and its key was there: {new}", subject.id));
     }
 
     /// Why a document must not be marked by this run, or as well be deleted.
     fn refusals(&self, subject: &Subject<'_>, old: &Document, seen: &Seen<'_>, since: i64) -> Vec<String> {
-        let mut wrong = Wrong(Vec::new());
+        let mut violations = Violations(Vec::new());
         let run = seen.run;
-        wrong.unless(seen.source.removes(), || "the source removes nothing".to_owned());
-        wrong.unless(!run.case.dry, || "it is a dry run".to_owned());
-        wrong.unless(Self::is_selected(seen.source, old), || "the filter leaves it out".to_owned());
+        violations.require(seen.source.removes(), || "the source removes nothing".to_owned());
+        violations.require(!run.case.dry, || "it is a dry run".to_owned());
+        violations.require(Self::is_selected(seen.source, old), || "the filter leaves it out".to_owned());
         let is_skipped = run.end == End::Completed && run.checkpoint.removal_skipped.is_some();
         // A lost attempt may have removed documents after a walk of its own.
-        wrong.unless(!is_skipped || run.was_killed, || {
+        violations.require(!is_skipped || run.was_killed, || {
             format!("removal was skipped: {:?}", run.checkpoint.removal_skipped)
         });
         // One that was held for its changes may still remove as many as its guard allows: see `judge_guard`.
-        wrong.unless(run.held.is_none() || run.approved.is_some(), || "the run was held, and not approved".to_owned());
+        violations.require(run.held.is_none() || run.approved.is_some(), || "the run was held, and not approved".to_owned());
         let Some((number, _)) = self.number(old) else {
-            wrong.0.push("it has no key".to_owned());
-            return wrong.0;
+            violations.0.push("it has no key".to_owned());
+            return violations.0;
         };
-        wrong.unless(!subject.shared.contains(&number), || "another document has its key".to_owned());
-        wrong.unless(!seen.failed.contains(&number), || "its result failed".to_owned());
+        violations.require(!subject.shared.contains(&number), || "another document has its key".to_owned());
+        violations.require(!seen.failed.contains(&number), || "its result failed".to_owned());
         if let Some((at, Reported::Item(_) | Reported::Broken)) = seen.used.get(&number)
             && !self.is_gone_after(seen, number, *at)
         {
-            wrong.0.push(format!("the walk listed it at {}", short(*at)));
+            violations.0.push(format!("the walk listed it at {}", short(*at)));
         }
         let born = self.born.get(subject.id).copied().unwrap_or(0);
-        wrong.unless(born < since, || format!("it came at {} and the walk began at {}", short(born), short(since)));
+        violations.require(born < since, || format!("it came at {} and the walk began at {}", short(born), short(since)));
         let confirms = |answer: &&Answer| {
             answer.at < since && answer.at >= born && self.is_of(answer, seen.at) && reports_item(answer, number)
         };
         let is_adopted = self.adopted.get(&(subject.id.to_owned(), seen.at)).is_some_and(|at| *at < since);
-        wrong.unless(is_adopted || self.answers.iter().any(|answer| confirms(&answer)), || {
+        violations.require(is_adopted || self.answers.iter().any(|answer| confirms(&answer)), || {
             format!("the source never listed it before {}", short(since))
         });
         if seen.source.way == Way::PerUser {
             // A run also takes what another run of the source was told since it began.
             let reported =
                 |answer: &Answer| answer.at > run.started && self.is_of(answer, seen.at) && reports_gone(answer, number);
-            wrong.unless(self.answers.iter().any(reported), || "the source never said that it is gone".to_owned());
+            violations.require(self.answers.iter().any(reported), || "the source never said that it is gone".to_owned());
         }
-        wrong.0
+        violations.0
     }
 
     /// A source that is asked for each document said later that this one is gone, to any run.
@@ -386,7 +386,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// A run deleted a document.
-    fn check_deleted(&self, subject: &Subject<'_>, old: &Document, seen: &[Seen<'_>], wrong: &mut Wrong) {
+    fn check_deleted(&self, subject: &Subject<'_>, old: &Document, seen: &[Seen<'_>], violations: &mut Violations) {
         let mut all = Vec::new();
         for this in seen {
             let mut why = self.refusals_of_deletion(subject, old, this, seen);
@@ -396,7 +396,7 @@ impl<'a> Oracle<'a> {
             why.insert(0, format!("run {}", this.run.number));
             all.push(why.join(", "));
         }
-        wrong.0.push(format!("{} was deleted: {}: {old}", subject.id, all.join("; ")));
+        violations.0.push(format!("{} was deleted: {}: {old}", subject.id, all.join("; ")));
     }
 
     fn refusals_of_deletion(
@@ -406,8 +406,8 @@ impl<'a> Oracle<'a> {
         this: &Seen<'_>,
         seen: &[Seen<'_>],
     ) -> Vec<String> {
-        let mut why = Wrong(Vec::new());
-        why.unless(this.source.on_missing == OnMissing::Delete, || "its source deletes nothing".to_owned());
+        let mut why = Violations(Vec::new());
+        why.require(this.source.on_missing == OnMissing::Delete, || "its source deletes nothing".to_owned());
         let gone = self.state(this.at, old).gone;
         let key = (subject.id.to_owned(), this.at);
         // The other one of two runs may have marked it, before this one began.
@@ -416,12 +416,12 @@ impl<'a> Oracle<'a> {
         let number = self.number(old).map_or(u32::MAX, |(number, _)| number);
         let since = match (gone, self.marked.get(&key), other) {
             (Some(gone), Some(since), _) => {
-                why.unless(gone < this.run.started, || "it was marked after the run began".to_owned());
-                why.unless(gone + this.source.delete_after <= this.run.ended, || {
+                why.require(gone < this.run.started, || "it was marked after the run began".to_owned());
+                why.require(gone + this.source.delete_after <= this.run.ended, || {
                     "deleteAfter has not passed".to_owned()
                 });
                 let listed = self.listed.get(&(this.at, number)).copied().unwrap_or(0);
-                why.unless(listed < *since, || {
+                why.require(listed < *since, || {
                     format!("the walk before, or one since, listed it at {}", short(listed))
                 });
                 *since
@@ -450,12 +450,12 @@ impl<'a> Oracle<'a> {
         seen: &[Seen<'_>],
         record: &Record,
         happened: &mut Happened,
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         let id = subject.id;
         let number = self.number(old).map(|(number, _)| number);
         if number.is_none() || runs.iter().all(|run| run.case.dry) {
-            wrong.unless(same(old, new, &["note", "lastSynced", "active_a", "active_b"]), || {
+            violations.require(same(old, new, &["note", "lastSynced", "active_a", "active_b"]), || {
                 format!("{id} is no matter of the run, and was changed: {old} -> {new}")
             });
         }
@@ -464,7 +464,7 @@ impl<'a> Oracle<'a> {
             let (was, is) = (self.state(at, old), self.state(at, new));
             if of_source.is_empty() || !Self::is_selected(source, old) {
                 let own = |document: &Document| document.get(source.field).cloned();
-                wrong.unless(was == is && own(old) == own(new), || {
+                violations.require(was == is && own(old) == own(new), || {
                     format!("{id} is no matter of source {at}, and was changed: {old} -> {new}")
                 });
                 continue;
@@ -483,7 +483,7 @@ impl<'a> Oracle<'a> {
                 happened.adopted += 1;
                 self.adopted.insert((id.to_owned(), at), seen.run.ended);
             } else if is.at != was.at {
-                wrong.unless(was_reported(source.way == Way::PerUser), || {
+                violations.require(was_reported(source.way == Way::PerUser), || {
                     format!("{id} was confirmed, and the source {at} did not list it: {old} -> {new}")
                 });
             }
@@ -491,12 +491,12 @@ impl<'a> Oracle<'a> {
             if own.0 != own.1 {
                 // A source that is asked for each document has a later answer, which says that it is gone.
                 let stamp = if is.none.is_some() { was.at } else { is.at };
-                self.check_content(subject, at, number, own.1, stamp, record, wrong);
+                self.check_content(subject, at, number, own.1, stamp, record, violations);
             }
             match (was.gone, is.gone) {
                 (was, Some(now)) if was != Some(now) => {
                     happened.marked.insert(id.to_owned());
-                    self.check_marked(subject, old, new, now, &of_source, record, wrong);
+                    self.check_marked(subject, old, new, now, &of_source, record, violations);
                     // Of overlapping runs, one may have taken the mark away and another one have set it again since `old`.
                     if was.is_none() {
                         let field = old.get(format!("active_{}", source.field)).cloned();
@@ -505,13 +505,13 @@ impl<'a> Oracle<'a> {
                 }
                 (Some(_), None) => {
                     happened.unmarked += 1;
-                    wrong.unless(was_reported(false), || {
+                    violations.require(was_reported(false), || {
                         format!("{id} lost its mark, and the source {at} did not list it: {new}")
                     });
                     let field = format!("active_{}", source.field);
                     let before = self.before_mark.remove(&(id.to_owned(), at));
                     if let Some(before) = before.filter(|_| source.sets && !subject.touched.activated.contains(id)) {
-                        wrong.unless(new.get(&field) == before.as_ref(), || {
+                        violations.require(new.get(&field) == before.as_ref(), || {
                             format!("{id}: {field} was {before:?} before the mark, and is not put back: {new}")
                         });
                     }
@@ -527,7 +527,7 @@ impl<'a> Oracle<'a> {
         // Of two runs at once, one may mark the document after the other one has read it: the next listing mends that.
         if runs.len() == 1 && self.misfit(old).is_none() {
             let misfit = self.misfit(new);
-            wrong.unless(misfit.is_none(), || {
+            violations.require(misfit.is_none(), || {
                 format!("{id}: {} does not fit its marks: {new}", misfit.unwrap_or_default())
             });
         }
@@ -552,19 +552,19 @@ impl<'a> Oracle<'a> {
         content: Option<&Document>,
         stamp: Option<i64>,
         record: &Record,
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         let version = content.and_then(|content| content.get_i32("version").ok()).map(|version| version as u32);
         let name = content.and_then(|content| content.get_str("name").ok());
         let Some(version) = version else {
-            wrong.0.push(format!("{}: what source {at} has written is nothing that it said: {content:?}", subject.id));
+            violations.0.push(format!("{}: what source {at} has written is nothing that it said: {content:?}", subject.id));
             return;
         };
-        wrong.unless(name == Some(&format!("name {version}")), || format!("{}: {content:?}", subject.id));
+        violations.require(name == Some(&format!("name {version}")), || format!("{}: {content:?}", subject.id));
         let extra = content.and_then(|content| content.get("extra"));
-        wrong.unless(extra.is_some() == (version % 3 == 0), || format!("{}: {content:?}", subject.id));
+        violations.require(extra.is_some() == (version % 3 == 0), || format!("{}: {content:?}", subject.id));
         let is_new_enough = stamp.is_none_or(|stamp| record.contents[at].is_from(number, version, stamp));
-        wrong.unless(is_new_enough || self.case().sources[at].name.is_none(), || {
+        violations.require(is_new_enough || self.case().sources[at].name.is_none(), || {
             format!("{}: version {version} is older than its confirmation {stamp:?}", subject.id)
         });
     }
@@ -578,33 +578,33 @@ impl<'a> Oracle<'a> {
         now: i64,
         seen: &[&Seen<'_>],
         record: &Record,
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         let mut all = Vec::new();
         for this in seen {
-            let mut why = Wrong(self.refusals(subject, old, this, this.run.started));
+            let mut why = Violations(self.refusals(subject, old, this, this.run.started));
             let (started, ended) = (this.run.started, this.run.ended);
-            why.unless(started < now && now <= ended, || format!("the mark is of {}", short(now)));
+            why.require(started < now && now <= ended, || format!("the mark is of {}", short(now)));
             let number = self.number(old).map_or(u32::MAX, |(number, _)| number);
             let is_exact = this.source.way != Way::Number && this.source.is_honest(&this.run.case.quirks);
             let is_hidden = this.run.case.quirks.hidden.contains(&number);
-            why.unless(
+            why.require(
                 !is_exact || is_hidden || !record.contents[this.at].had_throughout(number, started, this.walked),
                 || "the source had it all the time".to_owned(),
             );
             if why.0.is_empty() {
                 self.marked.insert((subject.id.to_owned(), this.at), started);
-                wrong.unless(date(new, &this.source.missing_field).is_some(), || format!("{}: {new}", subject.id));
+                violations.require(date(new, &this.source.missing_field).is_some(), || format!("{}: {new}", subject.id));
                 let field = format!("active_{}", this.source.field);
                 let is_set = !this.source.sets || new.get_bool(&field).is_ok_and(|is_active| !is_active);
-                wrong.unless(is_set || subject.touched.activated.contains(subject.id), || {
+                violations.require(is_set || subject.touched.activated.contains(subject.id), || {
                     format!("{}: {field} was not set with the mark: {new}", subject.id)
                 });
                 return;
             }
             all.push(format!("run {}, {}", this.run.number, why.0.join(", ")));
         }
-        wrong.0.push(format!("{} was marked: {}: {old}", subject.id, all.join("; ")));
+        violations.0.push(format!("{} was marked: {}: {old}", subject.id, all.join("; ")));
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -615,7 +615,7 @@ impl<'a> Oracle<'a> {
         after: &Snapshot,
         touched: &Touched<'_>,
         happened: &Happened,
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         let (run, marks, deletions) = (seen.run, happened.marked.len() as u64, happened.deleted as u64);
         let is_confirmed = |document: &&Document| {
@@ -640,7 +640,7 @@ impl<'a> Oracle<'a> {
         };
         let is_approved = seen.run.approved.is_some_and(|approved| marks + deletions <= approved);
         let is_allowed = marks <= allowed && deletions <= allowed;
-        wrong.unless(is_approved || is_allowed || !touched.deleted.is_empty(), || {
+        violations.require(is_approved || is_allowed || !touched.deleted.is_empty(), || {
             format!(
                 "run {} marked {marks} and deleted {deletions} of {confirmed}: allowed {allowed}, approved {:?}",
                 seen.run.number, seen.run.approved
@@ -649,12 +649,12 @@ impl<'a> Oracle<'a> {
         // What was approved is what is removed, each once.
         let is_exact = run.end == End::Completed && run.held.is_some() && touched.is_quiet && run.case.drift.is_empty();
         let removed = marks + deletions + happened.adopted as u64;
-        wrong.unless(!is_exact || seen.source.delete_after > 0 || run.held == Some(removed), || {
+        violations.require(!is_exact || seen.source.delete_after > 0 || run.held == Some(removed), || {
             format!("run {} was held for {:?}, and removed {removed}", run.number, run.held)
         });
         let least = seen.source.guard["minResults"].as_u64().unwrap_or(0);
         let is_enough = !seen.source.is_paged() || seen.used.len() as u64 >= least || seen.run.attempts > 1;
-        wrong.unless(is_enough || is_approved || marks + deletions == 0, || {
+        violations.require(is_enough || is_approved || marks + deletions == 0, || {
             format!("run {} removed {} with fewer than {least} results", seen.run.number, marks + deletions)
         });
     }
@@ -669,7 +669,7 @@ impl<'a> Oracle<'a> {
         shared: &BTreeSet<u32>,
         touched: &Touched<'_>,
         happened: &Happened,
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         let run = seen.run;
         let is_plain = run.attempts == 1 && run.end == End::Completed && !run.case.dry && !run.case.incremental;
@@ -688,12 +688,12 @@ impl<'a> Oracle<'a> {
                 continue;
             }
             match state.gone {
-                None => wrong.unless(happened.marked.contains(id), || {
+                None => violations.require(happened.marked.contains(id), || {
                     format!("{id} was not marked by run {}, and should be: {document}", run.number)
                 }),
                 Some(gone) if seen.source.on_missing == OnMissing::Delete => {
                     let is_due = gone + seen.source.delete_after < run.started;
-                    wrong.unless(!is_due || !after.contains_key(id), || {
+                    violations.require(!is_due || !after.contains_key(id), || {
                         format!("{id} was not deleted by run {}, and should be: {document}", run.number)
                     });
                 }
@@ -710,7 +710,7 @@ impl<'a> Oracle<'a> {
         before: &Snapshot,
         after: &Snapshot,
         touched: &Touched<'_>,
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         let run = seen.run;
         // An Incremental run is told of documents that are not due when it looks whether the source has any.
@@ -746,7 +746,7 @@ impl<'a> Oracle<'a> {
                 let content = document.get_document(seen.source.field).ok();
                 let version = content.and_then(|content| content.get_i32("version").ok()).unwrap_or(-1);
                 let is_said = versions.get(number).is_some_and(|versions| versions.contains(&(version as u32)));
-                wrong.unless(is_said, || {
+                violations.require(is_said, || {
                     format!("{id} is not as run {} was told ({item:?}), and has not failed: {document}", run.number)
                 });
             }
@@ -786,7 +786,7 @@ impl<'a> Oracle<'a> {
 }
 
 /// What proves a walk, and what does not.
-fn check_proof(seen: &Seen<'_>, wrong: &mut Wrong) {
+fn check_proof(seen: &Seen<'_>, violations: &mut Violations) {
     let (run, source) = (seen.run, seen.source);
     if run.attempts > 1 || run.end != End::Completed || !source.is_paged() || source.name.is_none() {
         return;
@@ -800,17 +800,17 @@ fn check_proof(seen: &Seen<'_>, wrong: &mut Wrong) {
     let is_stable = source.way != Way::Number && !source.has_total;
     let skipped = run.checkpoint.removal_skipped.as_ref();
     let is_cut = quirks.truncated.is_some() && source.has_total;
-    wrong.unless(!is_plain || is_cut || !(is_still || is_stable) || skipped.is_none(), || {
+    violations.require(!is_plain || is_cut || !(is_still || is_stable) || skipped.is_none(), || {
         format!("run {} skipped the removal without a reason: {skipped:?}", run.number)
     });
     let too_few = source.has_total && quirks.total_off > 0 && is_still;
-    wrong.unless(!(too_few || seen.keyless > 0) || skipped.is_some(), || {
+    violations.require(!(too_few || seen.keyless > 0) || skipped.is_some(), || {
         format!("run {} has not proved its walk, and did not skip the removal", run.number)
     });
 }
 
 /// The counts are what became of the documents.
-fn check_counts(seen: &Seen<'_>, touched: &Touched<'_>, happened: &Happened, is_exact: bool, wrong: &mut Wrong) {
+fn check_counts(seen: &Seen<'_>, touched: &Touched<'_>, happened: &Happened, is_exact: bool, violations: &mut Violations) {
     let (run, counts) = (seen.run, &seen.run.checkpoint.counts);
     if run.was_killed || run.case.dry || !touched.is_quiet || run.attempts > 1 || seen.source.rollback {
         return;
@@ -822,11 +822,11 @@ fn check_counts(seen: &Seen<'_>, touched: &Touched<'_>, happened: &Happened, is_
     let found = (happened.marked.len() as i64, happened.deleted as i64, happened.unmarked as i64);
     let counted = (is(counts.marked), is(counts.deleted), is(counts.unmarked));
     let is_right = (found.0, found.1) == (counted.0, counted.1) && is_counted(found.2, counted.2);
-    wrong.unless(is_right || !seen.source.removes(), || {
+    violations.require(is_right || !seen.source.removes(), || {
         format!("run {} counted (marked, deleted, unmarked) {counted:?}, and it is {found:?}", run.number)
     });
     let updated = (happened.changed.len() + happened.made + happened.deleted + happened.adopted) as i64;
-    wrong.unless(!is_exact || is_counted(updated, counts.updated) || run.end != End::Completed, || {
+    violations.require(!is_exact || is_counted(updated, counts.updated) || run.end != End::Completed, || {
         format!("run {} counted {} updated, and it is {updated}", run.number, counts.updated)
     });
 }

@@ -231,7 +231,7 @@ impl Player<'_> {
                     let active = self.add_run(run);
                     let played = vec![self.run(active).await?];
                     let after = self.snapshot().await;
-                    oracle.check(before, &after, &played).map_err(|wrong| report(number, &played, &wrong))?;
+                    oracle.check(before, &after, &played).map_err(|violations| report(number, &played, &violations))?;
                 }
                 Step::Both(first, second, request) => {
                     let before = self.snapshot().await;
@@ -250,7 +250,7 @@ impl Player<'_> {
                     let (first, second) = tokio::join!(both, later);
                     let played = vec![first?, second?];
                     let after = self.snapshot().await;
-                    oracle.check(before, &after, &played).map_err(|wrong| report(number, &played, &wrong))?;
+                    oracle.check(before, &after, &played).map_err(|violations| report(number, &played, &violations))?;
                 }
             }
         }
@@ -446,8 +446,8 @@ impl Player<'_> {
     }
 }
 
-fn report(step: usize, played: &[RunResult], wrong: &[String]) -> String {
-    let mut text = format!("step {step}: {}\n", wrong.join("\n  "));
+fn report(step: usize, played: &[RunResult], violations: &[String]) -> String {
+    let mut text = format!("step {step}: {}\n", violations.join("\n  "));
     for run in played {
         text += &format!(
             "  run {} of source {:?}: {:?} from {} to {}, {} attempts, killed {}, approved {:?}, {:?}\n    {:?}\n",
