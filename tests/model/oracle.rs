@@ -52,7 +52,7 @@ pub struct Oracle<'a> {
 }
 
 /// A run and what was said in it.
-struct Seen<'a> {
+struct ObservedRun<'a> {
     run: &'a RunResult,
     at: usize,
     source: &'a SourceCase,
@@ -161,7 +161,7 @@ impl<'a> Oracle<'a> {
                 Done::Activated => drop(activated.insert(id.clone())),
             }
         }
-        let seen: Vec<Seen<'_>> = runs.iter().filter_map(|run| self.see(run, &used)).collect();
+        let seen: Vec<ObservedRun<'_>> = runs.iter().filter_map(|run| self.observe(run, &used)).collect();
         for run in runs {
             self.tally(run);
             let counts = &run.checkpoint.counts;
@@ -227,7 +227,7 @@ impl<'a> Oracle<'a> {
         self.sums.add("approved", usize::from(approved));
     }
 
-    fn see<'r>(&self, run: &'r RunResult, answers: &[Answer]) -> Option<Seen<'r>>
+    fn observe<'r>(&self, run: &'r RunResult, answers: &[Answer]) -> Option<ObservedRun<'r>>
     where
         'a: 'r,
     {
@@ -246,7 +246,7 @@ impl<'a> Oracle<'a> {
         }
         let failures = run.checkpoint.failures.iter();
         let failed = failures.filter_map(|failure| self.case().keys.number(&failure.key, true)).collect();
-        Some(Seen { run, at, source, used, all, walked, pages, failed, keyless })
+        Some(ObservedRun { run, at, source, used, all, walked, pages, failed, keyless })
     }
 
     /// The answers without those to the first requests of each attempt that asks for each document: it looks whether the source has any
@@ -302,13 +302,13 @@ impl<'a> Oracle<'a> {
         new: &Document,
         after: &Snapshot,
         runs: &[RunResult],
-        seen: &[Seen<'_>],
+        seen: &[ObservedRun<'_>],
         violations: &mut Violations,
     ) {
         self.born.insert(subject.id.to_owned(), runs.iter().map(|run| run.started).min().unwrap_or_default());
         self.marked.retain(|(id, _), _| id != subject.id);
         let number = self.number(new).map(|(number, _)| number);
-        let is_listed = |seen: &Seen<'_>| {
+        let is_listed = |seen: &ObservedRun<'_>| {
             let item = |answer: &&Answer| answer.run == seen.run.number && number.is_some_and(|n| reports_item(answer, n));
             seen.source.upsert && !seen.run.case.dry && self.answers.iter().any(|answer| item(&answer))
         };
@@ -318,7 +318,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// Why a document must not be marked by this run, or as well be deleted.
-    fn refusals(&self, subject: &Subject<'_>, old: &Document, seen: &Seen<'_>, since: i64) -> Vec<String> {
+    fn refusals(&self, subject: &Subject<'_>, old: &Document, seen: &ObservedRun<'_>, since: i64) -> Vec<String> {
         let mut violations = Violations(Vec::new());
         let run = seen.run;
         violations.require(seen.source.removes(), || "the source removes nothing".to_owned());
@@ -361,7 +361,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// A source that is asked for each document said later that this one is gone, to any run.
-    fn is_gone_after(&self, seen: &Seen<'_>, number: u32, at: i64) -> bool {
+    fn is_gone_after(&self, seen: &ObservedRun<'_>, number: u32, at: i64) -> bool {
         let is_later = |answer: &Answer| answer.at > at && self.is_of(answer, seen.at) && reports_gone(answer, number);
         seen.source.way == Way::PerUser && self.answers.iter().any(is_later)
     }
@@ -386,7 +386,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// A run deleted a document.
-    fn check_deleted(&self, subject: &Subject<'_>, old: &Document, seen: &[Seen<'_>], violations: &mut Violations) {
+    fn check_deleted(&self, subject: &Subject<'_>, old: &Document, seen: &[ObservedRun<'_>], violations: &mut Violations) {
         let mut all = Vec::new();
         for this in seen {
             let mut why = self.refusals_of_deletion(subject, old, this, seen);
@@ -403,8 +403,8 @@ impl<'a> Oracle<'a> {
         &self,
         subject: &Subject<'_>,
         old: &Document,
-        this: &Seen<'_>,
-        seen: &[Seen<'_>],
+        this: &ObservedRun<'_>,
+        seen: &[ObservedRun<'_>],
     ) -> Vec<String> {
         let mut why = Violations(Vec::new());
         why.require(this.source.on_missing == OnMissing::Delete, || "its source deletes nothing".to_owned());
@@ -447,7 +447,7 @@ impl<'a> Oracle<'a> {
         old: &Document,
         new: &Document,
         runs: &[RunResult],
-        seen: &[Seen<'_>],
+        seen: &[ObservedRun<'_>],
         record: &Record,
         happened: &mut Happened,
         violations: &mut Violations,
@@ -460,7 +460,7 @@ impl<'a> Oracle<'a> {
             });
         }
         for (at, source) in self.case().sources.iter().enumerate() {
-            let of_source: Vec<&Seen<'_>> = seen.iter().filter(|seen| seen.at == at).collect();
+            let of_source: Vec<&ObservedRun<'_>> = seen.iter().filter(|seen| seen.at == at).collect();
             let (was, is) = (self.state(at, old), self.state(at, new));
             if of_source.is_empty() || !Self::is_selected(source, old) {
                 let own = |document: &Document| document.get(source.field).cloned();
@@ -476,7 +476,7 @@ impl<'a> Oracle<'a> {
                         && (reports_listed(answer, number) || (gone && reports_gone(answer, number)))
                 })
             };
-            let adopts = |seen: &&&Seen<'_>| seen.run.case.adopts && seen.run.approved.is_some();
+            let adopts = |seen: &&&ObservedRun<'_>| seen.run.case.adopts && seen.run.approved.is_some();
             let adopting =
                 of_source.iter().find(adopts).filter(|_| was.at.is_none() && is.at.is_some() && !was_reported(false));
             if let Some(seen) = adopting {
@@ -576,7 +576,7 @@ impl<'a> Oracle<'a> {
         old: &Document,
         new: &Document,
         now: i64,
-        seen: &[&Seen<'_>],
+        seen: &[&ObservedRun<'_>],
         record: &Record,
         violations: &mut Violations,
     ) {
@@ -610,7 +610,7 @@ impl<'a> Oracle<'a> {
     #[allow(clippy::too_many_arguments)]
     fn check_guard(
         &self,
-        seen: &Seen<'_>,
+        seen: &ObservedRun<'_>,
         before: &Snapshot,
         after: &Snapshot,
         touched: &Touched<'_>,
@@ -663,7 +663,7 @@ impl<'a> Oracle<'a> {
     #[allow(clippy::too_many_arguments)]
     fn check_completeness(
         &self,
-        seen: &Seen<'_>,
+        seen: &ObservedRun<'_>,
         before: &Snapshot,
         after: &Snapshot,
         shared: &BTreeSet<u32>,
@@ -705,7 +705,7 @@ impl<'a> Oracle<'a> {
     /// What a used answer listed is in the documents, or named as failed.
     fn check_listed(
         &self,
-        seen: &Seen<'_>,
+        seen: &ObservedRun<'_>,
         versions: &BTreeMap<u32, BTreeSet<u32>>,
         before: &Snapshot,
         after: &Snapshot,
@@ -753,7 +753,7 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    fn remember(&mut self, seen: &[Seen<'_>], before: &Snapshot, after: &Snapshot, happened: &Happened) {
+    fn remember(&mut self, seen: &[ObservedRun<'_>], before: &Snapshot, after: &Snapshot, happened: &Happened) {
         for seen in seen.iter().filter(|seen| !seen.run.case.dry) {
             let items = seen.all.iter().filter(|(_, _, reported)| matches!(reported, Reported::Item(_)));
             for (number, at, _) in items {
@@ -786,7 +786,7 @@ impl<'a> Oracle<'a> {
 }
 
 /// What proves a walk, and what does not.
-fn check_proof(seen: &Seen<'_>, violations: &mut Violations) {
+fn check_proof(seen: &ObservedRun<'_>, violations: &mut Violations) {
     let (run, source) = (seen.run, seen.source);
     if run.attempts > 1 || run.end != End::Completed || !source.is_paged() || source.name.is_none() {
         return;
@@ -810,7 +810,7 @@ fn check_proof(seen: &Seen<'_>, violations: &mut Violations) {
 }
 
 /// The counts are what became of the documents.
-fn check_counts(seen: &Seen<'_>, touched: &Touched<'_>, happened: &Happened, is_exact: bool, violations: &mut Violations) {
+fn check_counts(seen: &ObservedRun<'_>, touched: &Touched<'_>, happened: &Happened, is_exact: bool, violations: &mut Violations) {
     let (run, counts) = (seen.run, &seen.run.checkpoint.counts);
     if run.was_killed || run.case.dry || !touched.is_quiet || run.attempts > 1 || seen.source.rollback {
         return;
