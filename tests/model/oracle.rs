@@ -525,16 +525,16 @@ impl<'a> Oracle<'a> {
             happened.changed.insert(id.to_owned());
         }
         // Of two runs at once, one may mark the document after the other one has read it: the next listing mends that.
-        if runs.len() == 1 && self.misfit(old).is_none() {
-            let misfit = self.misfit(new);
-            violations.require(misfit.is_none(), || {
-                format!("{id}: {} does not fit its marks: {new}", misfit.unwrap_or_default())
+        if runs.len() == 1 && self.wrong_mark(old).is_none() {
+            let wrong_mark = self.wrong_mark(new);
+            violations.require(wrong_mark.is_none(), || {
+                format!("{id}: {} does not fit its marks: {new}", wrong_mark.unwrap_or_default())
             });
         }
     }
 
     /// The mark for people that is there although no source has one, or is not although one has.
-    fn misfit(&self, document: &Document) -> Option<&str> {
+    fn wrong_mark(&self, document: &Document) -> Option<&str> {
         let sources = || self.case().sources.iter().enumerate();
         sources().map(|(_, source)| source.missing_field.as_str()).find(|field| {
             let is_marked =
