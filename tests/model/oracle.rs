@@ -309,10 +309,13 @@ impl<'a> Oracle<'a> {
         self.marked.retain(|(id, _), _| id != subject.id);
         let number = self.number(new).map(|(number, _)| number);
         let is_listed = |seen: &ObservedRun<'_>| {
-            let item = |answer: &&Answer| answer.run == seen.run.number && number.is_some_and(|n| reports_item(answer, n));
+            let item =
+                |answer: &&Answer| answer.run == seen.run.number && number.is_some_and(|n| reports_item(answer, n));
             seen.source.upsert && !seen.run.case.dry && self.answers.iter().any(|answer| item(&answer))
         };
-        violations.require(seen.iter().any(is_listed), || format!("{} was made, and no source lists it: {new}", subject.id));
+        violations.require(seen.iter().any(is_listed), || {
+            format!("{} was made, and no source lists it: {new}", subject.id)
+        });
         let twins = after.values().filter(|other| self.number(other).map(|(number, _)| number) == number).count();
         violations.require(twins == 1, || format!("{} was made, and its key was there: {new}", subject.id));
     }
@@ -330,7 +333,9 @@ impl<'a> Oracle<'a> {
             format!("removal was skipped: {:?}", run.checkpoint.removal_skipped)
         });
         // One that was held for its changes may still remove as many as its guard allows: see `judge_guard`.
-        violations.require(run.held.is_none() || run.approved.is_some(), || "the run was held, and not approved".to_owned());
+        violations.require(run.held.is_none() || run.approved.is_some(), || {
+            "the run was held, and not approved".to_owned()
+        });
         let Some((number, _)) = self.number(old) else {
             violations.0.push("it has no key".to_owned());
             return violations.0;
@@ -343,7 +348,9 @@ impl<'a> Oracle<'a> {
             violations.0.push(format!("the walk listed it at {}", short(*at)));
         }
         let born = self.born.get(subject.id).copied().unwrap_or(0);
-        violations.require(born < since, || format!("it came at {} and the walk began at {}", short(born), short(since)));
+        violations.require(born < since, || {
+            format!("it came at {} and the walk began at {}", short(born), short(since))
+        });
         let confirms = |answer: &&Answer| {
             answer.at < since && answer.at >= born && self.is_of(answer, seen.at) && reports_item(answer, number)
         };
@@ -353,9 +360,12 @@ impl<'a> Oracle<'a> {
         });
         if seen.source.way == Way::PerUser {
             // A run also takes what another run of the source was told since it began.
-            let reported =
-                |answer: &Answer| answer.at > run.started && self.is_of(answer, seen.at) && reports_gone(answer, number);
-            violations.require(self.answers.iter().any(reported), || "the source never said that it is gone".to_owned());
+            let reported = |answer: &Answer| {
+                answer.at > run.started && self.is_of(answer, seen.at) && reports_gone(answer, number)
+            };
+            violations.require(self.answers.iter().any(reported), || {
+                "the source never said that it is gone".to_owned()
+            });
         }
         violations.0
     }
@@ -386,7 +396,13 @@ impl<'a> Oracle<'a> {
     }
 
     /// A run deleted a document.
-    fn check_deleted(&self, subject: &Subject<'_>, old: &Document, seen: &[ObservedRun<'_>], violations: &mut Violations) {
+    fn check_deleted(
+        &self,
+        subject: &Subject<'_>,
+        old: &Document,
+        seen: &[ObservedRun<'_>],
+        violations: &mut Violations,
+    ) {
         let mut all = Vec::new();
         for this in seen {
             let mut why = self.refusals_of_deletion(subject, old, this, seen);
@@ -557,7 +573,9 @@ impl<'a> Oracle<'a> {
         let version = content.and_then(|content| content.get_i32("version").ok()).map(|version| version as u32);
         let name = content.and_then(|content| content.get_str("name").ok());
         let Some(version) = version else {
-            violations.0.push(format!("{}: what source {at} has written is nothing that it said: {content:?}", subject.id));
+            violations
+                .0
+                .push(format!("{}: what source {at} has written is nothing that it said: {content:?}", subject.id));
             return;
         };
         violations.require(name == Some(&format!("name {version}")), || format!("{}: {content:?}", subject.id));
@@ -594,7 +612,8 @@ impl<'a> Oracle<'a> {
             );
             if why.0.is_empty() {
                 self.marked.insert((subject.id.to_owned(), this.at), started);
-                violations.require(date(new, &this.source.missing_field).is_some(), || format!("{}: {new}", subject.id));
+                violations
+                    .require(date(new, &this.source.missing_field).is_some(), || format!("{}: {new}", subject.id));
                 let field = format!("active_{}", this.source.field);
                 let is_set = !this.source.sets || new.get_bool(&field).is_ok_and(|is_active| !is_active);
                 violations.require(is_set || subject.touched.activated.contains(subject.id), || {
@@ -810,7 +829,13 @@ fn check_proof(seen: &ObservedRun<'_>, violations: &mut Violations) {
 }
 
 /// The counts are what became of the documents.
-fn check_counts(seen: &ObservedRun<'_>, touched: &Touched<'_>, happened: &Happened, is_exact: bool, violations: &mut Violations) {
+fn check_counts(
+    seen: &ObservedRun<'_>,
+    touched: &Touched<'_>,
+    happened: &Happened,
+    is_exact: bool,
+    violations: &mut Violations,
+) {
     let (run, counts) = (seen.run, &seen.run.checkpoint.counts);
     if run.was_killed || run.case.dry || !touched.is_quiet || run.attempts > 1 || seen.source.rollback {
         return;

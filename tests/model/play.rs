@@ -395,7 +395,8 @@ impl Player<'_> {
         }
         let killed = self.stage.record().active_runs[run.number].killed.clone();
         let (saved, last_saved) = watch::channel(run.checkpoint.clone());
-        let coordinator = TestCoordinator { stage: Arc::clone(self.stage), signals, saved, saves: AtomicU32::new(0), kill };
+        let coordinator =
+            TestCoordinator { stage: Arc::clone(self.stage), signals, saved, saves: AtomicU32::new(0), kill };
         let uid = format!("{}-{}", self.stage.case.seed, run.number);
         let opening = Opening {
             uid,
@@ -415,13 +416,17 @@ impl Player<'_> {
             _ => None,
         };
         let work = async {
-            let mut attempt =
-                match RunAttempt::open(opening, &self.environment.deployment, &self.environment.sources, Arc::new(coordinator))
-                    .await
-                {
-                    Ok(attempt) => attempt,
-                    Err(error) => return (AttemptResult::from(&error), None),
-                };
+            let mut attempt = match RunAttempt::open(
+                opening,
+                &self.environment.deployment,
+                &self.environment.sources,
+                Arc::new(coordinator),
+            )
+            .await
+            {
+                Ok(attempt) => attempt,
+                Err(error) => return (AttemptResult::from(&error), None),
+            };
             let result = match rolls_back {
                 Some(outcome) => attempt.roll_back(outcome).await,
                 None => attempt.drive().await,

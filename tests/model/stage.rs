@@ -437,7 +437,9 @@ impl Stage {
 fn faulty_answer(fault: Option<RequestFault>, asked: &Asked) -> Option<Response> {
     Some(match fault? {
         // It would say that this one is gone.
-        RequestFault::Status(404) if matches!(asked, Asked::One(_)) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        RequestFault::Status(404) if matches!(asked, Asked::One(_)) => {
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
         RequestFault::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
         RequestFault::Limited(seconds) => {
             (StatusCode::TOO_MANY_REQUESTS, [("retry-after", seconds.to_string())]).into_response()
