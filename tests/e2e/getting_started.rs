@@ -45,7 +45,7 @@ pub fn wait_until_complete(namespace: &str, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
+async fn a_schedule_runs_and_kubectl_and_the_api_show_it() {
     let _lock = lock_cluster();
     install_operator();
     let namespace = Namespace::new("user");
@@ -111,7 +111,7 @@ async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
 }
 
 #[tokio::test]
-async fn a_deleted_controller_pod_hands_its_run_over() {
+async fn a_run_survives_the_deletion_of_a_controller_pod() {
     let _lock = lock_cluster();
     install_operator();
     let namespace = Namespace::new("handover");

@@ -17,7 +17,7 @@ fn has_priority() -> bool {
 }
 
 #[tokio::test]
-async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
+async fn an_upgrade_during_a_run_keeps_the_run_and_adds_new_fields() {
     let _lock = lock_cluster();
     install_operator();
     Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait"]).unwrap();
@@ -39,7 +39,7 @@ async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
 }
 
 #[tokio::test]
-async fn reinstalling_continues_with_the_objects_that_stayed() {
+async fn a_reinstallation_continues_with_the_remaining_objects() {
     let _lock = lock_cluster();
     install_operator();
     let namespace = Namespace::new("kept");

@@ -74,7 +74,7 @@ fn an_operator_of_one_namespace_has_no_rights_in_others() {
 }
 
 #[test]
-fn network_policies_let_through_what_is_needed_and_nothing_else() {
+fn network_policies_allow_only_the_needed_connections() {
     let _lock = lock_cluster();
     install_only_crds();
     let namespace = Namespace::new("fenced");

@@ -33,7 +33,7 @@ fn restarts(namespace: &Namespace) -> i64 {
 }
 
 #[tokio::test]
-async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
+async fn passwords_can_change_during_a_run_and_own_cas_are_trusted() {
     let _lock = lock_cluster();
     install_only_crds();
     rustls::crypto::ring::default_provider().install_default().ok();

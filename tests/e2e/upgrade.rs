@@ -47,7 +47,7 @@ async fn finished(namespace: &Namespace, data: &Data, names: &[&str]) {
 
 #[tokio::test]
 #[ignore = "needs the image of an earlier release: make prove-upgrade"]
-async fn runs_survive_an_upgrade_in_mid_run_and_the_way_back() {
+async fn runs_survive_an_upgrade_and_a_downgrade() {
     let _lock = lock_cluster();
     let (chart, tag) = (variable("EARLIER_CHART"), format!("image.tag={}", variable("EARLIER_TAG")));
     let earlier = [&BUNDLED[..], &[tag.as_str()]].concat();

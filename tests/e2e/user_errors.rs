@@ -11,7 +11,7 @@ use super::{
 };
 
 #[test]
-fn helm_refuses_what_is_wrong_and_says_what_to_do() {
+fn helm_refuses_wrong_values_with_advice() {
     let _lock = lock_cluster();
     install_only_crds();
     let namespace = Namespace::new("refused");
@@ -69,7 +69,7 @@ fn not_ready(namespace: &Namespace, release: &str, values: &[String], server: &s
 }
 
 #[test]
-fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
+fn an_unusable_server_is_reported_in_log_and_readiness() {
     let _lock = lock_cluster();
     install_only_crds();
     let namespace = Namespace::new("unusable");

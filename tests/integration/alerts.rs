@@ -85,7 +85,7 @@ fn assert_signed(taken: &Delivery) {
 }
 
 #[tokio::test]
-async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
+async fn each_kind_of_sink_receives_a_failure_and_its_end() {
     let (world, http, mail) = (world().await, HttpSink::start().await, MailSink::start().await);
     secret(&world, "slack", &[("url", &format!("{}/services/T0/secret-path", http.url))], "127.0.0.1").await;
     secret(&world, "token", &[("token", "secret-token")], "127.0.0.1").await;
@@ -151,7 +151,7 @@ async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
 }
 
 #[tokio::test]
-async fn each_sink_gets_each_alert_once_beside_failing_ones() {
+async fn each_sink_gets_each_alert_once_despite_failing_sinks() {
     let (world, http) = (world().await, HttpSink::start().await);
     http.answer("/bad", [Instead::Status(500), Instead::Silence(Duration::from_secs(40)), Instead::Wait(3)]);
     apply_alert(&world, &json!([webhook(&http, "/bad"), webhook(&http, "/good")]), &json!({})).await;
@@ -286,7 +286,7 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
 }
 
 #[tokio::test]
-async fn a_test_is_sent_once_when_it_is_asked_for() {
+async fn a_requested_test_is_sent_once() {
     let (world, http) = (world().await, HttpSink::start().await);
     apply_alert(&world, &json!([webhook(&http, HOOK)]), &json!({"groupWindow": "1h"})).await;
     let (_operator, _) = world.all(&ALLOWED);

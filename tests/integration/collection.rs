@@ -80,7 +80,7 @@ async fn kill_cursors(database: &Database) -> usize {
 }
 
 #[tokio::test]
-async fn a_cursor_that_is_gone_is_opened_again() {
+async fn a_lost_cursor_is_opened_again() {
     let database = database().await;
     insert(&database, (0..3000).map(|id| doc! {"_id": id}).collect()).await;
     let target = target(&database, json!({}), 5000).await.unwrap();
@@ -169,7 +169,7 @@ async fn a_full_run_stamps_every_document_with_its_start() {
 }
 
 #[tokio::test]
-async fn doing_a_run_again_writes_nothing_and_counts_its_own_work() {
+async fn a_repeated_run_writes_nothing_and_counts_its_own_work() {
     let database = database().await;
     insert(&database, (0..250).map(|i| doc! {"_id": i}).collect()).await;
     let target = target(&database, json!({"syncType": "Full"}), START).await.unwrap();
@@ -204,7 +204,7 @@ async fn a_stamp_by_another_worker_of_the_run_counts_as_updated() {
 }
 
 #[tokio::test]
-async fn batches_have_the_size_asked_for() {
+async fn batches_have_the_requested_size() {
     let database = database().await;
     insert(&database, (0..10).map(|i| doc! {"_id": i}).collect()).await;
     for (size, batches) in [(1, 10), (3, 4), (5, 2), (10, 1), (10_000, 1)] {
@@ -257,7 +257,7 @@ async fn refusal(database: &Database, users: Vec<Document>, spec: Value) -> (Str
 
 /// Scenario 14 of the fault list, with others here on refused documents.
 #[tokio::test]
-async fn every_kind_of_refusal_is_told_without_the_documents_values() {
+async fn every_refusal_is_reported_without_document_values() {
     let full = || json!({"syncType": "Full", "batchSize": 6});
     let user = |id: i32, name: &str| doc! {"_id": id, "name": name};
     let users = |bad: &str| (1..=6).map(|id| user(id, if id == 4 { bad } else { "x" })).collect::<Vec<_>>();
@@ -368,7 +368,7 @@ async fn of_two_overlapping_runs_the_later_start_wins() {
 }
 
 #[tokio::test]
-async fn an_incremental_run_takes_what_is_due_and_nothing_else() {
+async fn an_incremental_run_reads_only_due_documents() {
     let database = database().await;
     let at = |millis: i64| Bson::DateTime(DateTime::from_millis(START + millis));
     insert(
@@ -464,7 +464,7 @@ async fn another_key_field_is_walked_in_its_own_order() {
 }
 
 #[tokio::test]
-async fn a_key_without_an_index_is_warned_about() {
+async fn a_key_without_an_index_causes_a_warning() {
     let database = database().await;
     insert(&database, vec![doc! {"email": "a", "name": "b"}]).await;
     let warnings = async |spec: Value| target(&database, spec, START).await.unwrap().warnings().await;
@@ -654,7 +654,7 @@ async fn a_document_that_left_the_filter_is_not_stamped() {
 }
 
 #[tokio::test]
-async fn documents_that_come_and_go_do_not_break_the_counts() {
+async fn inserted_and_deleted_documents_do_not_break_the_counts() {
     let database = database().await;
     insert(&database, (0..10).map(|i| doc! {"_id": i * 10}).collect()).await;
     let target = target(&database, json!({"syncType": "Full"}), START).await.unwrap();
@@ -683,7 +683,7 @@ async fn documents_that_share_a_key_are_counted_once() {
 }
 
 #[tokio::test]
-async fn a_regular_expression_as_a_key_stands_for_itself() {
+async fn a_regular_expression_as_a_key_matches_only_itself() {
     let database = database().await;
     let pattern = |text: &str| {
         Bson::RegularExpression(Regex { pattern: text.try_into().unwrap(), options: "".try_into().unwrap() })
@@ -820,7 +820,7 @@ async fn a_refused_document_is_named_among_unchanged_ones() {
 }
 
 #[tokio::test]
-async fn a_document_that_is_gone_or_left_the_filter_is_not_written() {
+async fn deleted_and_unmatched_documents_are_not_written() {
     let database = database().await;
     insert(&database, (0..4).map(|id| doc! {"_id": id, "state": "active"}).collect()).await;
     let mut spec = fetching();
@@ -845,7 +845,7 @@ fn whole() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_sees_half_of_a_batch_in_a_transaction() {
+async fn a_batch_in_a_transaction_is_never_partly_visible() {
     let database = database().await;
     insert(&database, (0..500).map(|id| doc! {"_id": id, "padding": "x".repeat(20_000)}).collect()).await;
     let mut spec = whole();
@@ -872,7 +872,7 @@ async fn nobody_sees_half_of_a_batch_in_a_transaction() {
 }
 
 #[tokio::test]
-async fn what_is_refused_is_left_out_of_a_transaction() {
+async fn refused_documents_are_left_out_of_a_transaction() {
     let database = database().await;
     insert(
         &database,
@@ -892,7 +892,7 @@ async fn what_is_refused_is_left_out_of_a_transaction() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_waits_for_another_one_that_is_in_its_way() {
+async fn a_transaction_waits_for_a_conflicting_transaction() {
     let database = database().await;
     insert(&database, (0..20).map(|id| doc! {"_id": id}).collect()).await;
     let target = target(&database, whole(), 1000).await.unwrap();

@@ -150,7 +150,7 @@ fn the_objects_of_each_release_are_read() {
 }
 
 #[tokio::test]
-async fn the_runs_of_each_release_are_worked_off() {
+async fn the_runs_of_each_release_are_completed() {
     for (file, record) in records() {
         let name = unique("compat");
         record.restore(&name).await;

@@ -27,7 +27,7 @@ const MALFORMED: [&str; 12] = [
 ];
 
 #[tokio::test]
-async fn a_malformed_connection_string_is_refused_without_a_part() {
+async fn a_malformed_connection_string_is_refused_and_not_shown() {
     for text in MALFORMED {
         let is_redis = text.starts_with("redis");
         let (redis, mongodb) = if is_redis { (text, "mongodb://127.0.0.1:1") } else { ("redis://127.0.0.1:1", text) };
@@ -45,7 +45,7 @@ async fn a_malformed_connection_string_is_refused_without_a_part() {
 }
 
 #[tokio::test]
-async fn servers_that_are_away_are_reported_without_their_login() {
+async fn unavailable_servers_are_reported_without_credentials() {
     let world = TestEnv::new().await;
     let away = |scheme: &str| format!("{scheme}://S3cret:S3cret@127.0.0.1:1");
     let servers = Servers {

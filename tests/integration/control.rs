@@ -127,7 +127,7 @@ async fn a_suspended_run_can_be_cancelled() {
 }
 
 #[tokio::test]
-async fn wishes_told_while_the_operator_is_away_are_heard() {
+async fn changes_during_operator_downtime_are_applied() {
     let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (operator, _) = world.all(&["--lease-duration", "2s"]);
@@ -148,7 +148,7 @@ async fn wishes_told_while_the_operator_is_away_are_heard() {
 }
 
 #[tokio::test]
-async fn a_higher_priority_lets_a_waiting_run_pass() {
+async fn a_waiting_run_with_a_higher_priority_runs_first() {
     let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&["--workers", "1"]);
@@ -209,7 +209,7 @@ pub async fn runs_in_redis(world: &TestEnv) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_finished_run_ignores_every_wish() {
+async fn a_finished_run_ignores_changes_of_its_spec() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);

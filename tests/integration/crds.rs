@@ -84,7 +84,7 @@ async fn a_wrong_schedule_is_refused_with_field_and_fix() {
 }
 
 #[tokio::test]
-async fn a_schedules_name_leaves_room_for_the_names_of_its_jobs() {
+async fn a_schedules_name_has_at_most_52_characters() {
     let world = TestEnv::new().await;
     let error = create(&world, SCHEDULE, &"a".repeat(53), json!({})).await.unwrap_err().to_string();
     assert!(error.contains("metadata.name") && error.contains("at most 52 characters"), "{error}");
@@ -369,7 +369,7 @@ async fn a_full_spec_is_stored_as_written() {
 }
 
 #[tokio::test]
-async fn a_source_needs_little_and_gets_every_documented_default() {
+async fn a_minimal_source_gets_every_documented_default() {
     let world = TestEnv::new().await;
     let common = json!({
         "adopt": false, "concurrency": 8, "upsert": false, "keyPath": "/id", "keyType": "Any", "onMissing": "Fail",
@@ -538,7 +538,7 @@ fn condition(type_: &str) -> Value {
 }
 
 #[tokio::test]
-async fn spec_and_status_are_written_apart() {
+async fn spec_and_status_are_written_separately() {
     let world = TestEnv::new().await;
     let merge = PatchParams::default();
     let unseen = json!({"conditions": [{
@@ -568,7 +568,7 @@ async fn spec_and_status_are_written_apart() {
 }
 
 #[tokio::test]
-async fn conditions_are_told_apart_by_their_type() {
+async fn conditions_are_distinguished_by_their_type() {
     let world = TestEnv::new().await;
     for (kind, types) in [(JOB, ["Reconciling", "Stalled"]), (SCHEDULE, ["Ready", "Suspended"])] {
         create(&world, kind, "a", json!({})).await.unwrap();
@@ -724,7 +724,7 @@ async fn a_wrong_alert_is_refused_with_field_and_fix() {
 }
 
 #[tokio::test]
-async fn every_example_of_the_docs_is_accepted_as_it_stands() {
+async fn every_example_of_the_docs_is_accepted() {
     let world = TestEnv::new().await;
     let mut count = 0;
     let references = ["docs/reference/syncschedule.md", "docs/reference/syncjob.md", "docs/reference/syncalert.md"];

@@ -66,7 +66,7 @@ async fn patch(world: &TestEnv, name: &str, spec: Value) {
 }
 
 #[tokio::test]
-async fn a_held_run_removes_what_was_approved_and_no_more() {
+async fn a_held_run_removes_only_what_was_approved() {
     let (world, upstream, _operator) = ten_gone().await;
     let uid = apply_job(&world, "few", walk(&upstream)).await.uid().unwrap();
     let held = phase(&world, "few", Phase::Held).await;
@@ -186,7 +186,7 @@ async fn a_held_run_that_redis_lost_waits_for_its_approval() {
 }
 
 #[tokio::test]
-async fn an_operator_that_comes_back_keeps_what_is_held() {
+async fn a_restarted_operator_keeps_held_runs() {
     let (world, upstream, operator) = ten_gone().await;
     let uid = apply_job(&world, "few", walk(&upstream)).await.uid().unwrap();
     let before = phase(&world, "few", Phase::Held).await.status;

@@ -170,7 +170,7 @@ async fn assert_same(database: &Database, spec: &Value, progress: &str, document
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_queries_with_and_without_indexes_take_the_same() {
+async fn queries_with_and_without_indexes_return_the_same() {
     for (spec, progress) in [(stamping(), "lastSynced"), (fetching(), "_sync.team/gitlab.at")] {
         let database = database().await;
         let handle = Handle::current();
@@ -257,7 +257,7 @@ async fn warnings(database: &Database, spec: Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_incremental_run_costs_what_is_due() {
+async fn an_incremental_run_examines_only_due_documents() {
     let database = database().await;
     let all = 20_000;
     fill(&database, all).await;
@@ -325,7 +325,7 @@ async fn a_short_walk_goes_in_the_order_of_the_key_and_resumes() {
 }
 
 #[tokio::test]
-async fn what_is_too_much_to_sort_is_walked_by_key() {
+async fn results_beyond_the_sort_limit_are_walked_by_key() {
     let mongodb = MongoDb::start(&["--setParameter", "enableTestCommands=1"]);
     mongodb.run("", doc! {"ping": 1}).await;
     let database = mongodb::Client::with_uri_str(mongodb.url("")).await.unwrap().database("users");

@@ -8,7 +8,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn what_is_logged_changes_with_a_file_and_on_sighup() {
+async fn the_log_filter_changes_with_a_file_and_on_sighup() {
     let world = TestEnv::new().await;
     let file = env::temp_dir().join(unique("filter"));
     let name = file.to_str().unwrap();

@@ -139,7 +139,7 @@ async fn phase(world: &TestEnv, name: &str, wanted: &str) {
 }
 
 #[tokio::test]
-async fn what_bullmq_and_bull_board_read_is_what_the_calls_tell() {
+async fn bullmq_and_bull_board_read_what_the_calls_return() {
     let (world, stuck, broken) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
     let (prefix, mut redis) = (unique("bull"), connect(&world).await);
     world.seed(40, 0).await;
@@ -308,7 +308,7 @@ fn check_pages(mirrored: &Value) {
 }
 
 #[tokio::test]
-async fn a_queue_that_somebody_uses_is_left_alone() {
+async fn a_queue_in_use_is_left_alone() {
     let (world, prefix) = (TestEnv::new().await, unique("bull"));
     let mut redis = connect(&world).await;
     script("add.mjs", &world, &prefix);
@@ -359,7 +359,7 @@ async fn one_sidecar_writes_and_another_one_takes_over() {
 }
 
 #[tokio::test]
-async fn in_a_cluster_the_mirror_is_where_its_slot_is() {
+async fn in_a_redis_cluster_the_mirror_needs_a_hash_tag() {
     let owner = Redis::start(&["--cluster-enabled", "yes"]);
     owner.connect().await;
     let slots: Vec<_> = (0..16384).map(|slot| slot.to_string()).collect();

@@ -17,7 +17,7 @@ use crate::{
 
 /// Scenario 11 of the fault list.
 #[tokio::test]
-async fn mongodb_steps_down_in_mid_run() {
+async fn the_primary_steps_down_during_a_run() {
     const USERS: i32 = 10_000;
     let (_mongodb, servers) = DedicatedServer::up("mongodb");
     let world = TestEnv::on(servers).await;
@@ -53,7 +53,7 @@ async fn mongodb_steps_down_in_mid_run() {
 
 /// Scenario 13 of the fault list: each operation takes 30 s.
 #[tokio::test]
-async fn mongodb_is_slow_in_mid_run() {
+async fn mongodb_is_slow_during_a_run() {
     const USERS: i32 = 20_000;
     let mongodb = MongoDb::start(&["--setParameter", "enableTestCommands=1"]);
     mongodb.run("", doc! {"ping": 1}).await;

@@ -54,7 +54,7 @@ async fn unreadable<K: Kind>(world: &TestEnv, name: &str, condition: &str) -> St
 }
 
 #[tokio::test]
-async fn an_unreadable_object_harms_only_itself() {
+async fn an_unreadable_object_does_not_affect_others() {
     let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
     // As a newer release has it.
@@ -134,7 +134,7 @@ fn ready(status: &SyncScheduleStatus) -> Option<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_quota_is_told_and_runs_go_on_when_it_is_lifted() {
+async fn a_quota_is_reported_and_runs_resume_without_it() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let quotas: Api<ResourceQuota> = Api::namespaced(world.client.clone(), &world.name);
@@ -187,7 +187,7 @@ async fn a_refused_slot_ends_with_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_job_that_waits_for_a_finalizer_is_in_nobodys_way() {
+async fn a_job_that_waits_for_a_finalizer_blocks_no_other() {
     let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let (_operator, _) = world.all(&[]);

@@ -345,7 +345,7 @@ async fn a_run_whose_attempts_all_fail_ends_with_its_history() {
 }
 
 #[tokio::test]
-async fn what_the_spec_gets_wrong_is_not_retried() {
+async fn a_failure_caused_by_the_spec_is_not_retried() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
@@ -435,7 +435,7 @@ async fn a_run_over_its_deadline_ends_as_failed() {
 }
 
 #[tokio::test]
-async fn a_finished_job_of_its_own_is_deleted_after_its_ttl() {
+async fn a_finished_standalone_job_is_deleted_after_its_ttl() {
     let world = TestEnv::new().await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", json!({"ttlAfterFinished": "1s"})).await;

@@ -38,7 +38,7 @@ pub fn lines(log: &str, text: &str) -> usize {
 
 /// Scenario 9 of the fault list.
 #[tokio::test]
-async fn redis_away_in_mid_run() {
+async fn redis_is_unavailable_during_a_run() {
     let (redis, servers) = DedicatedServer::up("redis");
     let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
@@ -75,7 +75,7 @@ async fn redis_away_in_mid_run() {
 }
 
 #[tokio::test]
-async fn mongodb_away_in_mid_run() {
+async fn mongodb_is_unavailable_during_a_run() {
     let (mongodb, servers) = DedicatedServer::up("mongodb");
     let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
@@ -104,7 +104,7 @@ async fn mongodb_away_in_mid_run() {
 }
 
 #[tokio::test]
-async fn the_api_server_away_in_mid_run() {
+async fn the_api_server_is_unavailable_during_a_run() {
     let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
     let world = TestEnv::on(servers).await;
@@ -136,7 +136,7 @@ async fn the_api_server_away_in_mid_run() {
 }
 
 #[tokio::test]
-async fn everything_missing_at_the_start() {
+async fn all_servers_are_unavailable_at_the_start() {
     let (server, servers) = DedicatedServer::up("kube");
     server.install_crds();
     let world = TestEnv::on(servers).await;
@@ -177,7 +177,7 @@ async fn everything_missing_at_the_start() {
 
 /// Three controllers lose the API server together, and runs end while nobody can be told.
 #[tokio::test]
-async fn controllers_whose_api_server_was_away_agree_on_one_leader() {
+async fn controllers_agree_on_one_leader_after_an_api_outage() {
     const USERS: i32 = 5_000;
     let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();

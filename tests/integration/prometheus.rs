@@ -183,7 +183,7 @@ fn the_metrics_that_an_expression_names_are_recognised() {
 }
 
 #[tokio::test]
-async fn a_prometheus_finds_what_the_dashboard_and_the_alerts_ask_for() {
+async fn prometheus_finds_all_metrics_of_the_dashboard_and_the_alerts() {
     let world = TestEnv::new().await;
     world.seed(100, 0).await;
     let (operator, port) = world.all(&[]);
@@ -222,7 +222,7 @@ async fn a_prometheus_finds_what_the_dashboard_and_the_alerts_ask_for() {
 }
 
 #[tokio::test]
-async fn a_prometheus_leads_from_a_slow_run_to_its_trace() {
+async fn exemplars_link_histograms_to_the_trace_of_a_run() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let receiver = Receiver::start().await;
@@ -249,7 +249,7 @@ fn value(text: &str, metric: &str) -> Option<f64> {
 }
 
 #[tokio::test]
-async fn a_schedule_without_workers_is_overdue_until_there_are_some() {
+async fn a_schedule_is_overdue_while_there_is_no_worker() {
     let world = TestEnv::new().await;
     let replicas = replicas(&world, &["--workers", "0"]).await;
     apply_schedule(&world, "users", json!({"interval": "2s", "immediate": true})).await;

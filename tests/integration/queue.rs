@@ -314,7 +314,7 @@ async fn a_claim_raises_the_epoch_and_fixes_the_start_once() {
 }
 
 #[tokio::test]
-async fn a_run_put_back_after_a_loss_keeps_its_start_and_counters() {
+async fn a_run_restored_after_a_loss_keeps_its_start_and_counters() {
     let queue = queue(LEASE);
     let started = Some(Timestamp::from_millisecond(1_795_477_200_123).unwrap());
     let history = r#"[{"number":1}]"#;
@@ -440,7 +440,7 @@ async fn a_claimed_run_has_no_backoff_any_more_wherever_it_waited() {
 }
 
 #[tokio::test]
-async fn a_run_that_lost_its_epoch_blocks_nobody() {
+async fn a_run_that_lost_its_epoch_blocks_no_other_run() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     enqueue(&queue, "damaged", 0).await;
@@ -561,7 +561,7 @@ async fn a_run_that_never_began_is_not_rolled_back() {
 }
 
 #[tokio::test]
-async fn a_run_that_gets_further_may_lose_any_number_of_workers() {
+async fn a_run_with_progress_may_lose_any_number_of_workers() {
     let queue = queue(Duration::from_millis(200));
     enqueue(&queue, "a", 0).await;
     for lost in 1..=8 {
@@ -576,7 +576,7 @@ async fn a_run_that_gets_further_may_lose_any_number_of_workers() {
 }
 
 #[tokio::test]
-async fn renewing_extends_what_is_held_and_tells_what_is_lost() {
+async fn a_renewal_extends_held_leases_and_reports_lost_ones() {
     let name = unique("queue");
     let queue = named_queue(&name, LEASE);
     let mut raw = Raw::of(&name).await;
@@ -624,7 +624,7 @@ async fn workers_are_counted_while_they_renew() {
 }
 
 #[tokio::test]
-async fn removing_a_run_forgets_it_wherever_it_is() {
+async fn a_run_can_be_removed_in_every_state() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     for set in ["delayed", "active", "completed", "failed", "waiting"] {
@@ -668,7 +668,7 @@ async fn a_finished_run_stays_readable_and_is_not_run_again() {
 }
 
 #[tokio::test]
-async fn whatever_makes_a_run_claimable_notifies_a_worker() {
+async fn every_way_to_become_claimable_notifies_a_worker() {
     let queue = queue(Duration::from_millis(200));
     for event in ["enqueue", "release", "retry", "lost"] {
         let (mut notifier, start) = (queue.work_notifier(), Instant::now());
@@ -721,7 +721,7 @@ async fn a_run_that_a_notification_names_is_claimed_in_one_call() {
 }
 
 #[tokio::test]
-async fn each_run_wakes_a_waiter_of_its_own() {
+async fn each_run_wakes_one_waiting_worker() {
     let queue = queue(LEASE);
     let start = Instant::now();
     let waiters: Vec<_> = (0..3)
@@ -746,7 +746,7 @@ async fn a_wait_for_work_ends_after_its_limit() {
 }
 
 #[tokio::test]
-async fn an_emptied_script_cache_is_a_normal_event() {
+async fn scripts_are_loaded_again_after_a_script_flush() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     let mut flush = async || redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut raw.connection).await.unwrap();
@@ -764,7 +764,7 @@ async fn an_emptied_script_cache_is_a_normal_event() {
 }
 
 #[tokio::test]
-async fn runs_of_another_release_are_left_alone_and_block_nobody() {
+async fn runs_of_another_release_are_skipped_and_block_no_others() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     let foreign: Vec<String> = (0..MORE_THAN_A_SCAN).map(|run| format!("foreign-{run}")).collect();
@@ -929,7 +929,7 @@ async fn a_claim_takes_the_best_runs_in_order_up_to_its_limit() {
 }
 
 #[tokio::test]
-async fn a_claim_of_several_leaves_the_other_workers_their_share() {
+async fn a_claim_of_several_leaves_runs_for_other_workers() {
     let queue = queue(LEASE);
     for worker in ["w1", "w2", "w3"] {
         queue.renew(worker, &[]).await.unwrap();
@@ -1002,7 +1002,7 @@ const SUSPEND: Control<'_> = Control { suspended: true, ..CONTINUE };
 const CANCEL: Control<'_> = Control { cancelled: Some(r#"{"why":2}"#), ..CONTINUE };
 
 #[tokio::test]
-async fn a_suspended_run_is_put_aside_and_keeps_its_place() {
+async fn a_suspended_run_is_parked_and_keeps_its_place() {
     let queue = queue(LEASE);
     for uid in ["a", "b"] {
         enqueue(&queue, uid, 0).await;
@@ -1029,7 +1029,7 @@ async fn a_suspended_run_is_recalled_without_spending_an_attempt() {
 }
 
 #[tokio::test]
-async fn the_time_a_run_is_put_aside_is_told_to_its_next_worker() {
+async fn the_next_worker_gets_the_suspended_time_of_a_run() {
     let queue = queue(LEASE);
     let since = Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_hours(2);
     let run = NewRun { started: Some(since), suspended: Some(since), ..NewRun::new("a", "{}") };
@@ -1078,7 +1078,7 @@ async fn a_held_run_continues_when_as_many_documents_are_approved() {
 }
 
 #[tokio::test]
-async fn an_approval_that_comes_before_the_hold_is_heard() {
+async fn an_approval_before_the_hold_is_applied() {
     let queue = queue(LEASE);
     enqueue(&queue, "a", 0).await;
     let claimed = claim(&queue, "w").await.entry;
@@ -1089,7 +1089,7 @@ async fn an_approval_that_comes_before_the_hold_is_heard() {
 }
 
 #[tokio::test]
-async fn the_time_a_run_is_held_is_told_to_its_next_worker() {
+async fn the_next_worker_gets_the_held_time_of_a_run() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     hold(&queue, "a", 10).await;
@@ -1102,7 +1102,7 @@ async fn the_time_a_run_is_held_is_told_to_its_next_worker() {
 
 /// As the controller puts back a held run that Redis lost.
 #[tokio::test]
-async fn a_held_run_is_put_back_only_to_learn_of_its_approval() {
+async fn a_restored_held_run_is_claimed_only_when_approved() {
     let queue = queue(LEASE);
     let since = Timestamp::from_millisecond(an_hour_ago()).unwrap();
     let run = NewRun { started: Some(since), suspended: Some(since), ..NewRun::new("a", "{}") };
@@ -1159,7 +1159,7 @@ async fn a_resumed_run_waits_for_the_rest_of_its_backoff() {
 }
 
 #[tokio::test]
-async fn a_cancelled_run_ends_wherever_it_is_and_stays_so() {
+async fn a_cancelled_run_ends_in_every_state() {
     let queue = queue(LEASE);
     for uid in ["waiting", "parked", "delayed", "active", "lost"] {
         enqueue(&queue, uid, 0).await;
@@ -1219,7 +1219,7 @@ async fn a_changed_priority_reorders_runs_that_wait() {
 }
 
 #[tokio::test]
-async fn a_repair_puts_runs_back_where_their_hashes_say() {
+async fn a_repair_moves_each_run_to_the_set_of_its_hash() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     for uid in ["waiting", "foreign", "gone"] {
@@ -1253,7 +1253,7 @@ fn assert_hour(time: Duration) {
 }
 
 #[tokio::test]
-async fn the_run_that_waits_the_longest_is_told_whatever_its_priority() {
+async fn the_longest_wait_is_reported_for_every_priority() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     assert_eq!(oldest(&queue).await, Duration::ZERO, "none waits");
@@ -1299,7 +1299,7 @@ async fn a_run_whose_backoff_has_passed_waits_since_then() {
 }
 
 #[tokio::test]
-async fn what_is_not_to_be_claimed_does_not_wait() {
+async fn runs_that_cannot_be_claimed_do_not_wait() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     for uid in ["suspended", "cancelled", "removed"] {
@@ -1316,7 +1316,7 @@ async fn what_is_not_to_be_claimed_does_not_wait() {
 
 /// As after an update from a release that does not know the ages.
 #[tokio::test]
-async fn a_repair_learns_which_runs_wait() {
+async fn a_repair_finds_the_waiting_runs() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     enqueue(&queue, "claimed", 0).await;
@@ -1347,7 +1347,7 @@ async fn follow(queue: &Queue) -> (Vec<String>, RunChanges) {
 }
 
 #[tokio::test]
-async fn changes_between_two_calls_are_told() {
+async fn changes_between_two_calls_are_reported() {
     let queue = queue(LEASE);
     enqueue(&queue, "before", 0).await;
     let (changed, mut changes) = follow(&queue).await;
@@ -1365,7 +1365,7 @@ async fn changes_between_two_calls_are_told() {
 }
 
 #[tokio::test]
-async fn every_transition_is_told() {
+async fn every_transition_is_reported() {
     let queue = queue(Duration::from_millis(500));
     let (_, mut changes) = follow(&queue).await;
     let mut await_change = async |what: &str| {

@@ -49,7 +49,7 @@ async fn assert_done(world: &TestEnv, job: &SyncJob, field: &str) {
 
 /// Scenario 7 of the fault list.
 #[tokio::test]
-async fn redis_loses_everything_in_mid_run() {
+async fn redis_loses_all_data_during_a_run() {
     let redis = Redis::start(&[]);
     redis.connect().await;
     let world = world(redis.url()).await;
@@ -111,7 +111,7 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
 
 /// Scenario 10 of the fault list.
 #[tokio::test]
-async fn redis_has_no_room_and_says_so() {
+async fn a_full_redis_is_reported() {
     let redis = Redis::start(&["--maxmemory-policy", "allkeys-lru"]);
     redis.connect().await;
     let world = world(redis.url()).await;
@@ -141,7 +141,7 @@ async fn redis_has_no_room_and_says_so() {
 
 /// The documented rights are enough, also in the end of a run, and one of them less is told.
 #[tokio::test]
-async fn redis_refuses_what_its_user_may_not_and_says_so() {
+async fn a_missing_right_in_redis_is_reported() {
     let redis = Redis::start(&[]);
     redis.connect().await;
     let mut world = world(redis.url()).await;
@@ -169,7 +169,7 @@ async fn redis_refuses_what_its_user_may_not_and_says_so() {
 
 /// A replica cannot be written: that is told, as opposed to a Redis that does not answer.
 #[tokio::test]
-async fn a_redis_that_only_reads_says_so() {
+async fn a_read_only_redis_is_reported() {
     let redis = Redis::start(&[]);
     redis.connect().await;
     let world = world(redis.url()).await;

@@ -54,7 +54,7 @@ impl SentinelRedis {
 }
 
 #[tokio::test]
-async fn behind_sentinel_a_run_goes_on_after_a_failover() {
+async fn behind_sentinel_a_run_continues_after_a_failover() {
     let mut watched = SentinelRedis::start(Duration::from_millis(500)).await;
     let url = watched.url();
     let name = unique("sentinel");
@@ -123,7 +123,7 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
 
 /// After a failover, a Sentinel that was cut off still names the server before, which is a replica now.
 #[tokio::test]
-async fn a_sentinel_that_names_a_replica_is_not_believed() {
+async fn a_replica_named_by_a_sentinel_is_not_used() {
     let watched = SentinelRedis::start(Duration::from_secs(60)).await;
     let config = format!("sentinel monitor main 127.0.0.1 {} 1\n", watched.replica.port);
     let outdated = Redis::with_config(&config, &["--sentinel"]);

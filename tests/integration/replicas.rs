@@ -86,7 +86,7 @@ async fn lease(world: &TestEnv) -> Lease {
 }
 
 #[tokio::test]
-async fn when_the_leader_is_killed_another_one_acts_within_15_s() {
+async fn another_controller_leads_within_15_s_of_a_kill() {
     let world = TestEnv::new().await;
     let mut replicas = replicas(&world, &DEFAULT).await;
     measure_enqueue(&world, "before").await;
@@ -99,7 +99,7 @@ async fn when_the_leader_is_killed_another_one_acts_within_15_s() {
 }
 
 #[tokio::test]
-async fn a_leader_that_stops_hands_over_within_2_s() {
+async fn a_leader_that_stops_is_replaced_within_2_s() {
     let world = TestEnv::new().await;
     let mut replicas = replicas(&world, &DEFAULT).await;
     let mut took = Vec::new();
@@ -118,7 +118,7 @@ async fn a_leader_that_stops_hands_over_within_2_s() {
 
 /// The others would have to wait for the end of a Lease that one of them took while it stopped.
 #[tokio::test]
-async fn controllers_that_stop_together_leave_the_lease_free() {
+async fn controllers_that_stop_together_release_the_lease() {
     let world = TestEnv::new().await;
     let replicas = replicas(&world, &DEFAULT).await;
     for replica in &replicas {
@@ -231,7 +231,7 @@ async fn a_single_controller_leads_again_after_a_long_pause() {
 }
 
 #[tokio::test]
-async fn probes_tell_who_leads_and_whether_workers_get_answers() {
+async fn probes_report_the_leader_and_the_state_of_workers() {
     let world = TestEnv::new().await;
     let replicas = replicas(&world, &[]).await;
     let identity = lease(&world).await.spec.unwrap().holder_identity.unwrap();

@@ -86,7 +86,7 @@ async fn a_user_whose_address_answers_404_is_missing() {
 }
 
 #[tokio::test]
-async fn a_source_that_has_nothing_at_all_removes_nothing() {
+async fn a_source_without_any_results_removes_nothing() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(20, 0).await;
     let listed = doc! {"$set": {"_sync": confirmed(&world.name, "users")}};
@@ -129,7 +129,7 @@ async fn a_source_that_has_nothing_at_all_removes_nothing() {
 }
 
 #[tokio::test]
-async fn a_key_never_asks_for_anything_but_its_document() {
+async fn a_key_cannot_change_the_rest_of_the_address() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let users = world.database.collection::<Document>("users");
     let keys = ["", ".", "..", "../admin", "a,b", "x?y=1#z", "ü"];
@@ -153,7 +153,7 @@ async fn a_key_never_asks_for_anything_but_its_document() {
 }
 
 #[tokio::test]
-async fn a_batch_is_asked_for_by_one_address() {
+async fn a_batch_is_requested_by_one_address() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(250, 0).await;
     upstream.state().users.insert("7".to_owned(), Peculiar::Gone);
@@ -281,7 +281,7 @@ async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
 }
 
 #[tokio::test]
-async fn a_walk_by_links_goes_on_after_its_worker_was_killed() {
+async fn a_walk_by_links_resumes_after_its_worker_was_killed() {
     let (world, upstream) = (TestEnv::new().await, Upstream::with_people(1000).await);
     let people = people(&world, &[5000, 5001]).await;
     let status = without_its_worker(&world, &upstream, linked(&upstream, &json!({})), || {}).await;
@@ -293,7 +293,7 @@ async fn a_walk_by_links_goes_on_after_its_worker_was_killed() {
 }
 
 #[tokio::test]
-async fn the_sample_and_the_guide_bring_what_the_server_has() {
+async fn the_sample_and_the_guide_fetch_what_the_server_has() {
     let (world, upstream) = (TestEnv::new().await, Upstream::with_people(3).await);
     upstream.state().token = Some("glpat-1".to_owned());
     secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;

@@ -56,7 +56,7 @@ fn slow_on(field: &str) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn a_restored_redis_gives_no_run_before_it_is_confirmed() {
+async fn a_restored_redis_gives_no_run_before_the_assertion() {
     let mut redis = own_redis().await;
     let queue = Queue::new(&redis.url(), &unique("restore"), LEASE).unwrap();
     for uid in ["a", "b"] {
@@ -91,7 +91,7 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 #[tokio::test]
-async fn what_redis_lost_of_a_run_is_asserted() {
+async fn data_of_a_run_that_redis_lost_is_asserted() {
     let redis = own_redis().await;
     let queue = Queue::new(&redis.url(), &unique("restore"), LEASE).unwrap();
     assert!(queue.enqueue(&NewRun::new("a", "{}")).await.unwrap());
@@ -126,7 +126,7 @@ async fn what_redis_lost_of_a_run_is_asserted() {
 /// Each row: how Redis has the run, since when its SyncJob says it is put aside, what is wanted, and the seconds that it was
 /// put aside for afterwards, or that it still is.
 #[tokio::test]
-async fn a_restored_run_is_put_aside_as_its_job_says() {
+async fn a_restored_run_is_suspended_as_its_job_says() {
     let redis = own_redis().await;
     let queue = Queue::new(&redis.url(), &unique("restore"), LEASE).unwrap();
     let (now, hour) = (Timestamp::now(), SignedDuration::from_hours(1));
@@ -154,7 +154,7 @@ async fn a_restored_run_is_put_aside_as_its_job_says() {
 }
 
 #[tokio::test]
-async fn time_before_the_start_is_not_time_put_aside() {
+async fn time_before_the_start_is_not_suspended_time() {
     let redis = own_redis().await;
     let queue = Queue::new(&redis.url(), &unique("restore"), LEASE).unwrap();
     let long_ago = Some(at(1000));

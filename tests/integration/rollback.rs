@@ -168,7 +168,7 @@ async fn a_cancelled_run_is_rolled_back_except_later_changes() {
 }
 
 #[tokio::test]
-async fn what_mongodb_does_not_take_back_is_told_and_kept() {
+async fn documents_that_cannot_be_restored_are_reported_and_kept() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     seed(&world, 40).await;
     upstream.state().users.insert("17".to_owned(), Peculiar::Gone);
@@ -193,7 +193,7 @@ async fn what_mongodb_does_not_take_back_is_told_and_kept() {
 }
 
 #[tokio::test]
-async fn a_rollback_goes_on_after_redis_lost_the_run() {
+async fn a_rollback_continues_after_redis_lost_the_run() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let before = seed(&world, 40).await;
     stall_after(&upstream, 4);

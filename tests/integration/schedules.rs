@@ -56,7 +56,7 @@ async fn wait_for_active_run(world: &TestEnv) -> SyncJob {
 }
 
 #[tokio::test]
-async fn allow_runs_side_by_side() {
+async fn allow_runs_slots_concurrently() {
     let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
@@ -67,7 +67,7 @@ async fn allow_runs_side_by_side() {
 }
 
 #[tokio::test]
-async fn forbid_skips_slots_while_a_run_is_under_way_and_tells() {
+async fn forbid_skips_slots_during_a_run_and_sends_an_event() {
     let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
@@ -131,7 +131,7 @@ async fn a_trigger_runs_once_for_each_token_also_while_suspended() {
 }
 
 #[tokio::test]
-async fn a_trigger_waits_for_the_run_under_way_and_is_not_lost() {
+async fn a_trigger_waits_for_the_active_run_and_is_not_lost() {
     let world = TestEnv::new().await;
     world.seed(2_000, 0).await;
     let (_operator, _) = world.all(&[]);
@@ -215,7 +215,7 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
 }
 
 #[tokio::test]
-async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
+async fn consecutive_failures_stall_a_schedule_until_it_is_edited() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
@@ -251,7 +251,7 @@ async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
 }
 
 #[tokio::test]
-async fn two_sources_of_one_field_are_told_of_each_other() {
+async fn two_sources_of_one_field_are_reported() {
     let world = TestEnv::new().await;
     let (_operator, _) = world.all(&[]);
     let schedule = |fields: &[&str]| {
@@ -282,7 +282,7 @@ async fn two_sources_of_one_field_are_told_of_each_other() {
 }
 
 #[tokio::test]
-async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
+async fn a_deleted_run_is_removed_from_active_and_the_next_slot_runs() {
     let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
@@ -312,7 +312,7 @@ async fn a_run_deleted_right_after_it_was_made_is_not_made_again() {
 }
 
 #[tokio::test]
-async fn a_run_that_is_not_in_the_books_is_found_there_again() {
+async fn a_run_that_is_missing_in_active_is_added_again() {
     let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
@@ -474,7 +474,7 @@ async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
 
 /// Scenario 17 of the fault list: the clock of the controller's machine is set.
 #[tokio::test]
-async fn a_clock_that_is_set_starts_no_slot_twice_and_no_storm() {
+async fn a_clock_that_is_set_starts_no_slot_twice_and_no_burst() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let offset = std::env::temp_dir().join(format!("{}.clock", world.name));
@@ -508,7 +508,7 @@ async fn a_clock_that_is_set_starts_no_slot_twice_and_no_storm() {
 
 /// What a controller leaves behind whose clock was a year ahead.
 #[tokio::test]
-async fn slots_go_on_after_a_clock_that_was_ahead() {
+async fn slots_continue_after_a_clock_that_was_ahead() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     apply_schedule(&world, "users", json!({"interval": "2s"})).await;

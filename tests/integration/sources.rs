@@ -125,7 +125,7 @@ async fn mapped_fields_are_written_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn documents_are_asked_for_one_by_one_with_several_in_flight() {
+async fn documents_are_requested_one_by_one_and_concurrently() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(40, 0).await;
     upstream.state().delay = Duration::from_millis(50);
@@ -139,7 +139,7 @@ async fn documents_are_asked_for_one_by_one_with_several_in_flight() {
 }
 
 #[tokio::test]
-async fn an_incremental_run_asks_only_for_what_is_due() {
+async fn an_incremental_run_requests_only_due_documents() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(30, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
@@ -155,7 +155,7 @@ async fn an_incremental_run_asks_only_for_what_is_due() {
 }
 
 #[tokio::test]
-async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
+async fn a_dry_run_reports_changes_and_writes_nothing() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(30, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
@@ -256,7 +256,7 @@ async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
 }
 
 #[tokio::test]
-async fn answers_that_are_wrong_for_one_document_are_its_failure() {
+async fn a_wrong_answer_for_one_document_fails_only_it() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(5, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
@@ -279,7 +279,7 @@ async fn answers_that_are_wrong_for_one_document_are_its_failure() {
 }
 
 #[tokio::test]
-async fn a_server_that_wants_a_rest_gets_it_and_no_attempt_is_spent() {
+async fn a_pause_that_the_server_requests_costs_no_attempt() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(300, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
@@ -301,7 +301,7 @@ async fn a_server_that_wants_a_rest_gets_it_and_no_attempt_is_spent() {
 }
 
 #[tokio::test]
-async fn addresses_that_are_not_allowed_are_not_asked() {
+async fn addresses_that_are_not_allowed_get_no_request() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(3, 0).await;
     let (_operator, _) = world.all(&["--source-allowed-hosts", "127.0.0.2"]);
@@ -325,7 +325,7 @@ async fn addresses_that_are_not_allowed_are_not_asked() {
 }
 
 #[tokio::test]
-async fn the_server_has_to_prove_who_it_is() {
+async fn the_server_must_have_a_trusted_certificate() {
     let (trusted, other) = (Authority::new(), Authority::new());
     let tls = trusted.certify();
     let upstream = Upstream::start_tls(&tls.certificate, &tls.key).await;
@@ -386,7 +386,7 @@ async fn limited_runs() -> Vec<Instant> {
 }
 
 #[tokio::test]
-async fn all_processes_keep_to_one_rate_together() {
+async fn all_processes_share_one_rate_limit() {
     let seen = limited_runs().await;
     let taken = *seen.last().unwrap() - seen[0];
     let least = Duration::from_millis(10) * (seen.len() - 1) as u32;
@@ -425,7 +425,7 @@ fn project(number: u32) -> String {
 }
 
 #[tokio::test]
-async fn pages_bring_what_is_new_and_mark_what_is_gone() {
+async fn pages_insert_new_documents_and_mark_missing_ones() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[1, 2, 300]).await;
     upstream.state().projects = (1..=250).collect();
@@ -455,7 +455,7 @@ async fn pages_bring_what_is_new_and_mark_what_is_gone() {
 }
 
 #[tokio::test]
-async fn only_what_is_surely_gone_is_deleted() {
+async fn only_documents_that_are_certainly_missing_are_deleted() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[1, 2, 3, 4]).await;
     let (_operator, _) = world.all(&ALLOWED);
@@ -499,7 +499,7 @@ async fn only_what_is_surely_gone_is_deleted() {
 }
 
 #[tokio::test]
-async fn documents_are_not_made_where_they_could_be_made_twice() {
+async fn an_upsert_requires_a_unique_index() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     upstream.state().projects = vec![1];
     let (_operator, _) = world.all(&ALLOWED);
@@ -538,7 +538,7 @@ pub async fn without_its_worker(
 }
 
 #[tokio::test]
-async fn a_walk_through_pages_goes_on_after_its_worker_was_killed() {
+async fn a_walk_of_pages_resumes_after_its_worker_was_killed() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[5000, 5001]).await;
     upstream.state().projects = (1..=1000).collect();
@@ -568,7 +568,7 @@ async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
 }
 
 #[tokio::test]
-async fn the_samples_and_the_guide_bring_what_gitlab_has() {
+async fn the_samples_and_the_guide_fetch_what_gitlab_has() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     upstream.state().token = Some("glpat-1".to_owned());
     secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;

@@ -75,7 +75,7 @@ async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
 }
 
 #[tokio::test]
-async fn a_run_that_lost_its_worker_goes_on_in_the_same_trace() {
+async fn a_run_that_lost_its_worker_continues_its_trace() {
     let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let receiver = Receiver::start().await;
@@ -136,7 +136,7 @@ async fn a_caller_finds_its_run_in_its_own_trace() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_is_away_or_does_not_answer_holds_nothing_up() {
+async fn an_unavailable_or_silent_receiver_blocks_nothing() {
     let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let stalling = Receiver::stalling().await;
@@ -162,7 +162,7 @@ async fn a_receiver_that_is_away_or_does_not_answer_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn without_a_receiver_no_line_has_a_trace() {
+async fn without_a_receiver_no_log_line_has_a_trace() {
     let world = TestEnv::new().await;
     let (operator, port) = world.all(&[]);
     apply_job(&world, "run", json!({"syncType": "Full"})).await;

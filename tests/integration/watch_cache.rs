@@ -21,7 +21,7 @@ use crate::{
 /// Scenario 6 of the fault list: what came and went before the controller looked. It is paused meanwhile, so that it sees
 /// the last state only.
 #[tokio::test]
-async fn what_came_and_went_unseen_leaves_nothing() {
+async fn objects_created_and_deleted_unseen_leave_nothing() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (operator, _) = world.all(&["--resync-interval", "1h"]);
@@ -67,7 +67,7 @@ async fn what_came_and_went_unseen_leaves_nothing() {
 
 /// Scenario 20 of the fault list: a network forgets connections, and tells neither end.
 #[tokio::test]
-async fn a_watch_whose_connection_goes_dead_is_noticed() {
+async fn a_watch_with_a_dead_connection_is_detected() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let kubeconfig = fs::read_to_string(&world.servers.kubeconfig).unwrap();
@@ -98,7 +98,7 @@ async fn a_watch_whose_connection_goes_dead_is_noticed() {
 
 /// Scenario 22 of the fault list. Namespaces end only while the controller manager runs, so it is stopped for a while.
 #[tokio::test]
-async fn a_namespace_and_the_kinds_can_be_deleted_under_the_operator() {
+async fn the_namespace_and_the_kinds_can_be_deleted() {
     let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
     let world = TestEnv::on(servers).await;

@@ -12,7 +12,7 @@ use crate::{
 
 /// Redis answers all that a worker asks, but for its looks for runs.
 #[tokio::test]
-async fn a_worker_whose_looks_for_runs_are_not_answered_is_not_ready() {
+async fn a_worker_whose_claims_are_not_answered_is_not_ready() {
     let redis = Redis::start(&[]);
     redis.connect().await;
     let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;

@@ -149,7 +149,7 @@ async fn only_valid_tokens_for_this_audience_are_accepted() {
 }
 
 #[tokio::test]
-async fn each_call_needs_the_right_of_the_object_behind_it() {
+async fn each_call_requires_the_right_on_its_object() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
@@ -200,7 +200,7 @@ async fn each_call_needs_the_right_of_the_object_behind_it() {
 }
 
 #[tokio::test]
-async fn reading_can_be_left_to_those_who_may_list_the_jobs() {
+async fn reads_can_require_the_right_to_list_jobs() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Authorized), 1000).await;
     let viewer = with_rights(&world, "viewer", &["list"]).await;

@@ -176,7 +176,7 @@ fn screenshots() -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_person_watches_and_controls_runs() {
+async fn a_user_watches_and_controls_runs() {
     let world = TestEnv::new().await;
     world.seed(30_000, 3).await;
     // Slow enough to be watched.

@@ -149,7 +149,7 @@ pub fn pages(world: &TestEnv) -> [String; 6] {
 }
 
 #[tokio::test]
-async fn a_person_sees_and_may_do_what_their_token_may() {
+async fn a_user_has_the_rights_of_the_token() {
     let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let here = &world.name;
@@ -196,7 +196,7 @@ async fn a_person_sees_and_may_do_what_their_token_may() {
 }
 
 #[tokio::test]
-async fn elsewhere_is_nothing_to_see() {
+async fn other_namespaces_are_not_visible() {
     let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
@@ -210,7 +210,7 @@ async fn elsewhere_is_nothing_to_see() {
 }
 
 #[tokio::test]
-async fn nobody_comes_in_without_a_valid_token() {
+async fn a_session_requires_a_valid_token() {
     let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let token = administrator(&world).await;
@@ -283,7 +283,7 @@ async fn a_login_leads_to_pages_of_the_dashboard_only() {
 }
 
 #[tokio::test]
-async fn forms_of_other_sites_do_nothing() {
+async fn forms_of_other_sites_are_refused() {
     let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let token = administrator(&world).await;
@@ -313,7 +313,7 @@ async fn forms_of_other_sites_do_nothing() {
 }
 
 #[tokio::test]
-async fn no_page_can_be_framed_or_run_what_is_not_ours() {
+async fn no_page_can_be_framed_or_run_foreign_scripts() {
     let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
@@ -338,7 +338,7 @@ async fn no_page_can_be_framed_or_run_what_is_not_ours() {
 }
 
 #[tokio::test]
-async fn what_users_wrote_is_shown_as_text() {
+async fn user_input_is_shown_as_text() {
     let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
@@ -364,7 +364,7 @@ async fn what_users_wrote_is_shown_as_text() {
 }
 
 #[tokio::test]
-async fn programs_get_what_they_always_got() {
+async fn api_clients_get_the_same_answers_as_without_the_dashboard() {
     let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let answer = sidecar.get("/").await;
@@ -388,7 +388,7 @@ async fn programs_get_what_they_always_got() {
 }
 
 #[tokio::test]
-async fn events_are_for_those_who_may_list_runs() {
+async fn events_require_the_right_to_list_runs() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Authorized), 1000).await;
     let here = format!("/ui/events?namespace={}", world.name);
@@ -407,7 +407,7 @@ async fn events_are_for_those_who_may_list_runs() {
 }
 
 #[tokio::test]
-async fn sidecars_with_the_same_secret_know_each_others_sessions() {
+async fn sidecars_with_the_same_secret_accept_the_same_sessions() {
     let world = TestEnv::new().await;
     let token = administrator(&world).await;
     let sidecar = async |secret: &[u8]| {
@@ -443,7 +443,7 @@ async fn a_secret_that_is_too_short_is_refused_at_the_start() {
 }
 
 #[tokio::test]
-async fn older_runs_are_a_page_away_with_the_same_filters() {
+async fn older_runs_are_on_the_next_page_with_the_same_filters() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for i in 0..55 {

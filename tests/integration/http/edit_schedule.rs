@@ -29,7 +29,7 @@ async fn notes(world: &TestEnv, reason: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_note_tells_why_something_is_suspended_until_it_goes_on() {
+async fn a_note_explains_a_suspension_until_it_ends() {
     let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
@@ -74,7 +74,7 @@ async fn a_note_tells_why_something_is_suspended_until_it_goes_on() {
 }
 
 #[tokio::test]
-async fn when_a_schedule_is_due_can_be_changed() {
+async fn the_due_time_of_a_schedule_can_be_changed() {
     let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
@@ -138,7 +138,7 @@ async fn when_a_schedule_is_due_can_be_changed() {
 }
 
 #[tokio::test]
-async fn only_who_may_patch_a_schedule_can_change_it() {
+async fn a_change_requires_the_right_to_patch_the_schedule() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     apply_schedule(&world, "users", json!({})).await;

@@ -100,7 +100,7 @@ async fn a_trigger_runs_the_template_and_the_schedule_counts_it() {
 }
 
 #[tokio::test]
-async fn the_same_idempotency_key_gives_the_same_job_again() {
+async fn the_same_idempotency_key_returns_the_same_job() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     one_schedule(&world, &sidecar).await;
@@ -121,7 +121,7 @@ async fn the_same_idempotency_key_gives_the_same_job_again() {
 }
 
 #[tokio::test]
-async fn several_schedules_of_a_type_are_told_and_one_can_be_chosen() {
+async fn several_schedules_of_a_type_are_listed_and_selectable() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let missing = sidecar.post("/jobs/trigger/issue-sync", Value::Null).await;
@@ -198,7 +198,7 @@ async fn a_call_sees_the_effect_of_the_call_before_it() {
 }
 
 #[tokio::test]
-async fn cleaning_up_deletes_what_ended_long_ago_and_nothing_else() {
+async fn cleanup_deletes_only_runs_that_ended_long_ago() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for (name, phase, hours) in [("old", "Complete", 30), ("bad", "Failed", 25), ("new", "Complete", 2)] {
@@ -337,7 +337,7 @@ async fn a_held_run_is_approved_with_the_number_that_was_seen() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_a_problem_that_says_why() {
+async fn an_unreadable_request_gets_a_problem_with_a_reason() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let body = |content: &str, body: String| {
@@ -374,7 +374,7 @@ async fn what_cannot_be_read_is_a_problem_that_says_why() {
 }
 
 #[tokio::test]
-async fn who_asks_too_often_is_told_when_to_come_back() {
+async fn a_client_over_the_rate_limit_gets_a_retry_after() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, None, 5).await;
     let mut refused = 0;
@@ -391,7 +391,7 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn more_calls_than_there_is_room_for_are_sent_away() {
+async fn calls_over_the_concurrency_limit_are_refused() {
     let world = TestEnv::new().await;
     let one = NonZeroU32::MIN;
     let many = NonZeroU32::new(1000).unwrap();
@@ -415,7 +415,7 @@ async fn more_calls_than_there_is_room_for_are_sent_away() {
 }
 
 #[tokio::test]
-async fn the_openapi_document_tells_of_every_call() {
+async fn the_openapi_document_describes_every_call() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let document = sidecar.get("/openapi.json").await.body;

@@ -108,7 +108,7 @@ async fn a_stream_sends_a_run_at_once_then_at_most_once_a_second() {
 }
 
 #[tokio::test]
-async fn a_client_that_reconnects_gets_what_it_missed_only() {
+async fn a_client_that_reconnects_gets_only_missed_events() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for name in ["gone", "same", "moved"] {

@@ -28,7 +28,7 @@ async fn until_health(sidecar: &Sidecar, missing: &str) {
 }
 
 #[tokio::test]
-async fn without_redis_the_last_counts_are_told_with_their_time() {
+async fn without_redis_the_last_counts_are_shown_with_their_time() {
     let (redis, servers) = DedicatedServer::up("redis");
     let world = TestEnv::on(servers).await;
     let sidecar = Sidecar::open(&world).await;

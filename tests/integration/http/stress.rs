@@ -81,7 +81,7 @@ fn bad_request(seed: u64) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn bad_slow_and_idle_clients_leave_room_for_others() {
+async fn bad_slow_and_idle_clients_do_not_block_others() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (mut operator, port) = world.all(&["--http-requests-per-second", "100000"]);
@@ -128,7 +128,7 @@ async fn bad_slow_and_idle_clients_leave_room_for_others() {
 }
 
 #[tokio::test]
-async fn a_call_under_way_is_answered_when_the_process_stops() {
+async fn an_open_call_is_answered_when_the_process_stops() {
     let world = TestEnv::new().await;
     let (mut operator, port) = world.all(&[]);
     serving(port).await;

@@ -71,7 +71,7 @@ async fn send(sidecar: &Sidecar, peer: [u8; 4], method: &str, path: &str, header
 }
 
 #[tokio::test]
-async fn whom_a_proxy_names_may_do_what_kubernetes_lets_them() {
+async fn a_user_of_the_proxy_has_the_rights_of_kubernetes() {
     let world = TestEnv::new().await;
     let sidecar = sidecar(&world, None).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
@@ -109,7 +109,7 @@ async fn whom_a_proxy_names_may_do_what_kubernetes_lets_them() {
 }
 
 #[tokio::test]
-async fn who_is_no_trusted_proxy_is_not_believed() {
+async fn users_named_by_other_clients_are_refused() {
     let world = TestEnv::new().await;
     let sidecar = sidecar(&world, None).await;
     allow(&world, "User", "alice", &["*"]).await;
@@ -132,7 +132,7 @@ async fn who_is_no_trusted_proxy_is_not_believed() {
 }
 
 #[tokio::test]
-async fn below_a_path_everything_that_leads_somewhere_leads_there() {
+async fn links_below_a_path_have_the_path() {
     let world = TestEnv::new().await;
     let sidecar = sidecar(&world, Some("/sync")).await;
     let token = administrator(&world).await;
@@ -217,7 +217,7 @@ impl Drop for Nginx {
 }
 
 #[tokio::test]
-async fn a_person_works_below_a_path_of_a_proxy() {
+async fn a_user_works_below_a_path_of_a_proxy() {
     let world = TestEnv::new().await;
     world.seed(30_000, 3).await;
     let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});

@@ -38,7 +38,7 @@ async fn last_event(stream: &mut Stream) -> String {
 }
 
 #[tokio::test]
-async fn an_open_page_is_told_that_something_changed_where_it_looks() {
+async fn an_open_page_is_notified_of_changes_in_its_namespace() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let here = format!("/ui/events?namespace={}", world.name);

@@ -80,7 +80,7 @@ async fn keys_of_different_types_end_the_attempt() {
 }
 
 #[tokio::test]
-async fn keys_that_only_a_collation_takes_for_equal_fail() {
+async fn keys_that_are_equal_only_by_collation_fail() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     let collation = doc! {"locale": "en", "strength": 2};
     local.database.run_command(doc! {"create": "users", "collation": collation}).await.unwrap();
@@ -173,7 +173,7 @@ async fn two_sources_of_one_collection_both_write_all_they_have() {
 }
 
 #[tokio::test]
-async fn a_document_that_comes_during_the_walk_is_kept() {
+async fn a_document_inserted_during_the_walk_is_kept() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(40).await);
     insert(&local, (0..40).map(|n| doc! {"gitlabId": n, "_sync": earlier()})).await;
     upstream.state().delay = Duration::from_millis(100);
@@ -202,7 +202,7 @@ async fn the_end_of_the_pages_may_be_404() {
 }
 
 #[tokio::test]
-async fn a_walk_whose_cursor_is_of_no_use_any_more_starts_over() {
+async fn a_walk_whose_cursor_is_invalid_starts_over() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(25).await);
     insert(&local, (0..25).map(|n| doc! {"gitlabId": n})).await;
     upstream.decide(|number| (number == 2).then(|| Instead::Status(410, vec![])));
@@ -249,7 +249,7 @@ async fn a_request_that_is_rejected_for_one_document_fails_it() {
 }
 
 #[tokio::test]
-async fn an_outage_is_the_attempts_failure_and_not_the_documents() {
+async fn an_outage_fails_the_attempt_and_not_the_documents() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(60, 0).await;
     upstream.decide(|number| (number > 10).then(|| Instead::Status(500, vec![])));
@@ -261,7 +261,7 @@ async fn an_outage_is_the_attempts_failure_and_not_the_documents() {
 }
 
 #[tokio::test]
-async fn attempts_that_come_further_do_not_use_up_the_backoff_limit() {
+async fn attempts_with_progress_do_not_use_up_the_backoff_limit() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(100, 0).await;
     upstream.decide(|number| (number % 5 == 0).then(|| Instead::Status(500, vec![])));
@@ -278,7 +278,7 @@ async fn attempts_that_come_further_do_not_use_up_the_backoff_limit() {
 }
 
 #[tokio::test]
-async fn a_limit_without_a_time_is_waited_for() {
+async fn a_rate_limit_without_a_time_delays_the_run() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(3, 0).await;
     let limit = json!({"message": "You have exceeded a secondary rate limit."});
@@ -305,7 +305,7 @@ async fn an_error_of_graphql_without_a_code_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_null_on_a_page_fails_and_the_others_are_written() {
+async fn a_null_on_a_page_fails_and_other_results_are_written() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     insert(&local, (1..=4).map(|n| doc! {"gitlabId": n.to_string(), "_sync": earlier()})).await;
     let page = json!({
@@ -323,7 +323,7 @@ async fn a_null_on_a_page_fails_and_the_others_are_written() {
 }
 
 #[tokio::test]
-async fn a_missing_way_to_the_result_removes_nothing() {
+async fn a_missing_path_to_the_result_removes_nothing() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(3, 0).await;
     let found = |user: &Value| Instead::Body(json!({"data": {"project": {"user": user}}}).to_string());
@@ -340,7 +340,7 @@ async fn a_missing_way_to_the_result_removes_nothing() {
 }
 
 #[tokio::test]
-async fn an_empty_list_of_a_search_says_that_there_is_none() {
+async fn an_empty_search_result_means_a_missing_document() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     insert(&local, (0..3).map(|n| doc! {"_id": n, "_sync": earlier()})).await;
     for id in 0..3 {

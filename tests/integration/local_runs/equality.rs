@@ -264,7 +264,7 @@ fn peculiar(random: &mut StdRng, upstream: &Upstream) {
 
 /// `SPECS=200 SEED=1` compares more of them.
 #[tokio::test]
-async fn random_specs_leave_what_they_leave_on_a_cluster() {
+async fn random_specs_have_the_same_result_on_a_cluster() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seed = number("SEED").unwrap_or_else(rand::random);
     println!("SEED={seed}");
@@ -313,7 +313,7 @@ fn sample(path: &str, upstream: &Upstream, world: &TestEnv, collection: &str) ->
 }
 
 #[tokio::test]
-async fn samples_leave_what_they_leave_on_a_cluster() {
+async fn samples_have_the_same_result_on_a_cluster() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     secret(&world, "gitlab", &[("token", "glpat-x")], "127.0.0.1").await;
     let (_operator, _) = world.all(&ALLOWED);

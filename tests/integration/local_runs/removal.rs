@@ -48,7 +48,7 @@ fn marked() -> Document {
 }
 
 #[tokio::test]
-async fn one_full_page_is_the_last_one_only_if_it_says_so() {
+async fn a_single_full_page_must_state_that_it_is_the_last() {
     let page = |users: Value| Instead::Reply(200, json!({"users": users}));
     let stated = || Instead::Reply(200, json!({"users": users(0..10), "next": null}));
     let (link, cursor) = ("/list?n=10", "/list?after=&n=10");
@@ -86,7 +86,7 @@ async fn one_full_page_is_the_last_one_only_if_it_says_so() {
 }
 
 #[tokio::test]
-async fn the_last_page_of_several_need_not_say_so() {
+async fn the_last_of_several_pages_need_not_be_stated() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     known(&local, 0..21).await;
     // As Microsoft Graph, whose last page lacks @odata.nextLink.
@@ -136,7 +136,7 @@ async fn pages_that_are_capped_are_walked_to_their_end() {
 }
 
 #[tokio::test]
-async fn a_first_import_leaves_documents_of_others_alone() {
+async fn a_first_import_keeps_documents_without_a_confirmation() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(5).await);
     // Made by hand, stamped by a schedule without a source, and marked as synced by an earlier release.
     insert(&local, [doc! {"gitlabId": 900, "role": "admin"}, doc! {"gitlabId": 901, "lastSynced": DateTime::now()}])
@@ -186,7 +186,7 @@ async fn a_copy_of_a_document_is_confirmed_like_it() {
 }
 
 #[tokio::test]
-async fn leavers_of_before_do_not_trip_the_guard() {
+async fn documents_marked_before_do_not_count_for_the_guard() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(70).await);
     known(&local, 0..70).await;
     let state = doc! {"default/people": {"at": DateTime::from_millis(1), "gone": DateTime::from_millis(2)}};
@@ -238,7 +238,7 @@ async fn a_run_stops_after_the_batch_with_too_many_changes() {
 }
 
 #[tokio::test]
-async fn fields_that_a_mark_sets_are_put_back() {
+async fn fields_that_a_mark_sets_are_restored() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(10).await);
     known(&local, 0..13).await;
     let set = json!([{"to": "active", "value": false}, {"to": "note", "value": "left"}]);
@@ -256,7 +256,7 @@ async fn fields_that_a_mark_sets_are_put_back() {
 }
 
 #[tokio::test]
-async fn a_document_is_deleted_after_it_was_marked_for_so_long() {
+async fn a_document_is_deleted_when_delete_after_has_passed() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(10).await);
     known(&local, 0..11).await;
     for _ in 0..3 {

@@ -40,7 +40,7 @@ async fn operator(world: &TestEnv) -> (Operator, String) {
 }
 
 #[tokio::test]
-async fn a_person_sees_how_a_run_went() {
+async fn a_user_views_a_finished_run() {
     let world = TestEnv::new().await;
     let (_operator, site) = operator(&world).await;
     let editor = with_rights(&world, "editor", &EDIT).await;
@@ -84,7 +84,7 @@ async fn a_person_sees_how_a_run_went() {
 }
 
 #[tokio::test]
-async fn a_person_finds_runs_and_does_things_to_many() {
+async fn a_user_finds_runs_and_changes_many() {
     let world = TestEnv::new().await;
     let (_operator, site) = operator(&world).await;
     let browser = Chromium::start().await;

@@ -108,7 +108,7 @@ async fn a_run_page_shows_attempts_failures_events_and_logs() {
 }
 
 #[tokio::test]
-async fn a_held_run_says_why_and_is_approved_with_its_number() {
+async fn a_held_run_shows_its_reason_and_can_be_approved() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     apply_job(&world, "held", json!({})).await;
@@ -318,7 +318,7 @@ async fn a_bulk_action_covers_all_matches_and_no_later_run() {
 }
 
 #[tokio::test]
-async fn other_sites_and_markup_do_nothing_to_many_runs() {
+async fn other_sites_and_markup_cannot_change_many_runs() {
     let world = TestEnv::new().await;
     let sidecar = scene(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
