@@ -1,6 +1,6 @@
-//! A GraphQL server with a part of GitLab's schema: `gitlab PORT [COUNT]`. Before it serves, it makes COUNT documents that know
-//! only their `gitlabId`, in each of the collections `gitlab_users`, `gitlab_projects`, `gitlab_issues` and `gitlab_pipelines` of
-//! `MONGODB_URI`/`MONGODB_DATABASE`.
+//! A GraphQL server with a part of GitLab's schema: `gitlab PORT [COUNT]`. Before it serves, it makes COUNT documents
+//! that know only their `gitlabId`, in each of the collections `gitlab_users`, `gitlab_projects`, `gitlab_issues` and
+//! `gitlab_pipelines` of `MONGODB_URI`/`MONGODB_DATABASE`.
 
 #![allow(clippy::unwrap_used, reason = "the tests use the server too")]
 

@@ -1,4 +1,4 @@
-//! The main job, with what the README and the chart's notes tell a user to do.
+//! The steps of the README and of the chart's notes: installation, a schedule, calls and the Helm test.
 
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ pub fn processed(namespace: &str) -> Option<i64> {
 
 /// Waits until the SyncJob `run` has handled some documents.
 pub fn wait_until_running(namespace: &str) {
-    eventually("the run is under way", || processed(namespace).filter(|processed| *processed > 0));
+    eventually("the run has processed documents", || processed(namespace).filter(|processed| *processed > 0));
 }
 
 /// The SyncJob once it is complete.
@@ -77,7 +77,7 @@ async fn a_schedule_runs_and_kubectl_and_the_api_show_it() {
     assert_eq!((&known.unwrap()["name"], &known.unwrap()["every"]), (&json!("user-sync"), &json!(28_800_000_000_i64)));
     kubectl(&format!("create serviceaccount dev --namespace {namespace}"));
     kubectl(&format!("create serviceaccount nobody --namespace {namespace}"));
-    // The chart gives the rights on both kinds to those who may edit.
+    // The chart adds the rights on both kinds to the ClusterRole edit.
     kubectl(&format!(
         "create rolebinding dev --clusterrole=edit --serviceaccount={namespace}:dev --namespace {namespace}"
     ));
@@ -125,7 +125,7 @@ async fn a_run_survives_the_deletion_of_a_controller_pod() {
         let worker = job["status"]["worker"].as_str()?.to_owned();
         (counts["processed"].as_i64()? > 0).then_some(worker)
     };
-    let first = eventually("the run is under way", worker);
+    let first = eventually("the run has a worker", worker);
     let pod = first.rsplit_once('-').unwrap().0;
     kubectl(&format!("delete pod {pod} --namespace {HOME} --wait=false"));
     let second = eventually("another pod has it", || worker().filter(|worker| *worker != first));

@@ -51,7 +51,7 @@ async fn a_reinstallation_continues_with_the_remaining_objects() {
     Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait"]).unwrap();
     kubectl(&format!("delete namespace {HOME} --timeout=120s"));
     assert!(!get(&format!("syncschedule user-sync --namespace {namespace}")).is_null());
-    // Made while nobody looks.
+    // The SyncJob is created while no operator runs.
     apply(&namespace.0, &slow_job(&namespace.0));
 
     install_operator();

@@ -19,7 +19,7 @@ fn rights(namespace: &str, account: &str) -> BTreeSet<String> {
     lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
 }
 
-/// The rights that stand in the docs in the block after a heading.
+/// The rights that the documentation lists in the block after a heading.
 fn documented(heading: &str) -> BTreeSet<String> {
     let page = fs::read_to_string(PAGE).unwrap();
     let (_, rest) = page.split_once(heading).unwrap_or_else(|| panic!("{PAGE} has no {heading}"));
@@ -89,7 +89,7 @@ fn network_policies_allow_only_the_needed_connections() {
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app.kubernetes.io/instance": label}},
             "spec": {
                 "restartPolicy": restart,
-                // Nobody may answer that the way is closed.
+                // A network policy may drop the packets without an answer.
                 "activeDeadlineSeconds": 90,
                 "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
                 "containers": [{

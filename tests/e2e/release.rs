@@ -66,7 +66,7 @@ pub fn bundled<'a>(others: &[&'a str]) -> Vec<&'a str> {
     [&BUNDLED[..], others].concat()
 }
 
-/// Installs the operator for the whole cluster, unless it is there.
+/// Installs the operator for the whole cluster, unless it is installed.
 pub fn install_operator() {
     if get(&format!("namespace {HOME}")).is_null() {
         make_restricted_namespace(HOME);
@@ -74,7 +74,7 @@ pub fn install_operator() {
     Helm::V4.install(HOME, HOME, CHART, &bundled(&["flowSchema.enabled=true"])).unwrap();
 }
 
-/// Sees to it that the kinds are there, and no operator for the whole cluster, which would work on every SyncJob, too.
+/// Installs the kinds, and uninstalls the operator for the whole cluster, which would also process every SyncJob.
 pub fn install_only_crds() {
     if get("crd syncjobs.sync.codex.dev").is_null() {
         install_operator();

@@ -11,7 +11,7 @@ use super::{
     support::{Forward, Namespace, apply, eventually, get, kubectl, lock_cluster, run},
 };
 
-/// Changes a value of a Secret, and has the kubelet look at it at once instead of within a minute.
+/// Changes a value of a Secret.
 fn change(namespace: &Namespace, secret: &str, key: &str, value: &str) {
     let patch = json!({"stringData": {key: value}}).to_string();
     run("kubectl", &["patch", "secret", secret, "--namespace", &namespace.0, "--patch", &patch], "");

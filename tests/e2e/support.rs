@@ -54,8 +54,8 @@ pub fn apply(namespace: &str, object: &Value) {
     run("kubectl", &["apply", "--namespace", namespace, "-f", "-"], &object.to_string());
 }
 
-/// An object or a list as JSON; null when there is none. `what` is as for `kubectl get`. It is asked for over one connection: a
-/// kubectl that is started for each look takes a processor for itself while a test waits.
+/// An object or a list as JSON; null when there is none. `what` is as for `kubectl get`. It is asked for over one
+/// connection: a kubectl that starts for each request uses one CPU while a test waits.
 pub fn get(what: &str) -> Value {
     static CLIENT: LazyLock<(Runtime, Client)> = LazyLock::new(|| {
         rustls::crypto::ring::default_provider().install_default().ok();
@@ -158,10 +158,10 @@ fn everything_in(namespace: &str) -> String {
     report
 }
 
-/// A way from this machine to a port in the cluster, as long as it lives.
+/// A port on this machine that forwards to a port in the cluster, until it is dropped.
 pub struct Forward {
     child: Child,
-    /// kubectl ends when nobody reads what it says.
+    /// Keeps the pipe open: kubectl ends when no process reads its output.
     _said: BufReader<ChildStdout>,
     pub port: u16,
 }
@@ -198,7 +198,7 @@ pub fn call(port: u16, method: &str, path: &str, token: Option<&str>) -> (u16, V
     try_call(port, method, path, token).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
 }
 
-/// The same where perhaps nobody answers.
+/// Calls the sidecar, which may not answer: the code and the body, or the error.
 pub fn try_call(port: u16, method: &str, path: &str, token: Option<&str>) -> Result<(u16, Value), String> {
     let url = format!("http://127.0.0.1:{port}{path}");
     let header = format!("Authorization: Bearer {}", token.unwrap_or_default());

@@ -1,4 +1,4 @@
-//! Upgrades from an earlier release, with its chart and its image: `make prove-upgrade`.
+//! Upgrades from an earlier release with its chart and its image: `make prove-upgrade`.
 
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ fn job(name: &str, collection: &str) -> Value {
 
 /// Waits until a run has handled some documents.
 fn wait_until_running(namespace: &Namespace, name: &str) {
-    eventually(&format!("{name} is under way"), || {
+    eventually(&format!("{name} has processed documents"), || {
         let job = get(&format!("syncjob {name} --namespace {namespace}"));
         job["status"]["counts"]["processed"].as_i64().filter(|processed| *processed > 0)
     });

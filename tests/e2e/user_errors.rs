@@ -1,4 +1,4 @@
-//! What a user gets to read who made a mistake.
+//! The messages that a user gets for wrong values and unusable servers.
 
 use std::thread;
 
@@ -37,8 +37,8 @@ fn helm_refuses_wrong_values_with_advice() {
     }
 }
 
-/// Installs with values with which a controller cannot become ready, and returns its log once its readiness misses `server`
-/// and its log says `reason` of it. No container was started twice.
+/// Installs with values with which a controller cannot become ready, and returns its log once its readiness misses
+/// `server` and its log says `reason` of it. No container was started twice.
 fn not_ready(namespace: &Namespace, release: &str, values: &[String], server: &str, reason: &str) -> String {
     let own = ["namespaced=true", "crds.enabled=false", "log.format=text", "controller.replicas=1"];
     let values: Vec<_> = own.into_iter().chain(values.iter().map(String::as_str)).collect();
@@ -83,7 +83,7 @@ fn an_unusable_server_is_reported_in_log_and_readiness() {
     };
     with("redis-wrong", "url", "rediss://:wrong@redis:6379");
     with("redis-right", "url", "rediss://:right@redis:6379");
-    // Nobody listens there.
+    // No server listens on this port.
     let address = kubectl(&format!("get pod redis --namespace {namespace} -o jsonpath={{.status.podIP}}"));
     with("redis-nowhere", "url", &format!("redis://{address}:6380"));
     with("mongodb-wrong", "uri", "mongodb://nobody:wrong@mongodb:27017/?tls=true");

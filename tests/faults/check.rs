@@ -42,9 +42,9 @@ impl Round<'_> {
         check_slots(&jobs);
         self.statuses.check(&jobs);
         self.check_redis().await;
-        self.history.note("Redis is tidy");
+        self.history.note("Redis has nothing left of ended and deleted runs");
         self.check_no_writes(&jobs).await;
-        self.history.note("nobody writes any more");
+        self.history.note("no process writes any more");
         self.statuses.check(&jobs);
         self.check_last_run().await;
         unfinished
@@ -81,7 +81,7 @@ impl Round<'_> {
         assert!(!names.iter().any(|name| name.starts_with("sync_journal.")), "rolled-back: {names:?}");
     }
 
-    /// What was asked for at a time is at least as new as what there was then.
+    /// Checks that each fetched name is at least as new as the name that the server had at the time of the stamp.
     async fn check_names(&self) {
         let versions = self.upstream.state().versions.clone();
         let mut users = self.users().find(doc! {"fetched": {"$exists": true}}).await.unwrap();
@@ -90,7 +90,7 @@ impl Round<'_> {
             let (id, stamp) = (user.get_i32("_id").unwrap(), user.get_datetime("fetched").unwrap().to_system_time());
             let name = user.get_document("profile").unwrap().get_str("name").unwrap();
             let version = name.strip_prefix(&format!("User {id} v")).and_then(|text| text.parse::<usize>().ok());
-            // Redis tells the time of a claim, and from then on it is another clock.
+            // Redis gives the time of a claim. After it, the worker uses its own clock.
             let before = stamp - Duration::from_millis(20);
             let least = versions.iter().filter(|changed| **changed <= before).count();
             assert!(version.is_some_and(|version| version >= least), "{id}, fetched {stamp:?}: {name}, not v{least}");
@@ -143,8 +143,8 @@ impl Round<'_> {
         let good = i64::from(matched(job) - REJECTED);
         if is_true(&status.conditions, "Failed") {
             let reason = &status.conditions.iter().find(|found| found.type_ == "Failed").unwrap().reason;
-            // Redis lost the run before a status told its start. With its new start an Incremental run leaves out what it
-            // stamped, and finds that all the rest is refused.
+            // Redis lost the run before a status had its start. With its new start an Incremental run leaves out what
+            // it stamped, and finds that all the rest is refused.
             let restarted = incremental && reason == "TooManyFailed" && counts.processed == i64::from(REJECTED);
             if restarted && self.count(doc! {&field: {"$exists": true}}).await == good {
                 return;
@@ -174,7 +174,7 @@ impl Round<'_> {
         assert_eq!(later, good, "{name}: documents that carry its start, {start}, or a later one");
         if field.starts_with('f') {
             assert_eq!(by_this_run, good, "{name}: documents that carry its start, {start}");
-            assert_eq!(counts.updated, good, "{name}: nobody else stamps this field: {counts:?}");
+            assert_eq!(counts.updated, good, "{name}: no other run stamps this field: {counts:?}");
         }
     }
 
@@ -182,7 +182,7 @@ impl Round<'_> {
         self.world.count(filter).await as i64
     }
 
-    /// No run that has ended is at work or waits, and of deleted ones there is nothing.
+    /// Checks that no ended run is active or waiting in Redis, and that nothing is left of deleted runs.
     async fn check_redis(&self) {
         let key = |name: &str| format!("{{sync:{}}}:{name}", self.world.name);
         let deleted = self.deleted.lock().unwrap().clone();
@@ -220,7 +220,7 @@ impl Round<'_> {
         let some = doc! {"_id": {"$gte": USERS / 2}};
         let unset: Document = fields.iter().map(|field| (field.clone(), Bson::from(""))).collect();
         let began = Instant::now();
-        // A primary that was only just elected may yet give way to another one.
+        // A primary that has just been elected may be replaced by another one.
         while let Err(error) = self.users().update_many(some.clone(), doc! {"$unset": unset.clone()}).await {
             assert!(began.elapsed() < LIMIT, "{error}");
             sleep(Duration::from_millis(200)).await;

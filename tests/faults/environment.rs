@@ -62,7 +62,7 @@ impl Environment {
         environment
     }
 
-    /// Where what is to be kept of a failed round is.
+    /// Folder of the logs and reports, which stays after a failed round.
     pub fn folder(&self) -> &PathBuf {
         &self.folder
     }
@@ -113,7 +113,7 @@ impl Environment {
         mongodb::Client::with_options(options).unwrap().database("admin")
     }
 
-    /// Does something bad to a proxy's connections, those that exist and new ones.
+    /// Adds a fault to the present and new connections of a proxy.
     pub async fn add_toxic(&self, proxy: &str, toxic: &Toxic) {
         match toxic {
             Toxic::Down => self.proxy("POST", format!("/proxies/{proxy}"), json!({"enabled": false})).await,
@@ -124,7 +124,7 @@ impl Environment {
         }
     }
 
-    /// Takes it back.
+    /// Removes the fault.
     pub async fn remove_toxic(&self, proxy: &str, toxic: &Toxic) {
         match toxic {
             Toxic::Down => self.proxy("POST", format!("/proxies/{proxy}"), json!({"enabled": true})).await,
@@ -135,8 +135,8 @@ impl Environment {
     async fn proxy(&self, method: &'static str, path: String, body: Value) {
         let url = self.toxiproxy.clone();
         let asked = spawn_blocking(move || curl(&url, method, &path, &body)).await.unwrap();
-        // Now and then toxiproxy 2.5.0 locks itself up when it has to change a busy connection. Begun anew, all its
-        // proxies are whole; connections break, which is one more fault.
+        // toxiproxy 2.5.0 can deadlock when it changes a busy connection. After a restart, all its
+        // proxies have no faults. Connections break, which is one more fault.
         if asked.is_err() {
             let _guard = self.toxiproxy_is_restarted.lock().await;
             self.server("kill", "toxiproxy").await;
@@ -151,7 +151,7 @@ impl Drop for Environment {
     }
 }
 
-/// What a connection can suffer from, in toxiproxy's words.
+/// A fault of a connection, in the terms of toxiproxy.
 #[derive(Clone, Debug)]
 pub enum Toxic {
     /// Closed, and new ones refused.
@@ -163,7 +163,7 @@ pub enum Toxic {
     },
 }
 
-/// Asks toxiproxy. A toxic that is to be taken away and is gone already is no error.
+/// Sends a request to toxiproxy. The removal of a toxic that does not exist is no error.
 fn curl(url: &str, method: &str, path: &str, body: &Value) -> Result<String, String> {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "--noproxy", "*", "--max-time", "5", "-w", "\n%{http_code}", "-X", method]);

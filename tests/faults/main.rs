@@ -1,8 +1,8 @@
-//! Faults at random, against real processes: three controllers and a worker, an API server, Redis and a MongoDB replica
-//! set, killed, paused, restarted, and cut off from each other while twenty runs are under way, three of which fetch from a GraphQL
-//! server with a bad day. After each round
-//! everything must have come out right. `make test-faults ROUNDS=200 SEED=1`; a failure prints the round's seed, and
-//! `make test-faults ROUNDS=1 SEED=that` does the same again.
+//! Random faults against real processes: three controllers, a worker, an API server, Redis and a MongoDB replica set
+//! are killed, paused, restarted, and cut off from each other during twenty runs. Three of the runs fetch from a
+//! GraphQL server that gives faulty answers. After each round all runs must have ended with the correct result. `make
+//! test-faults ROUNDS=200 SEED=1`; a failure prints the seed of its round, and `make test-faults ROUNDS=1 SEED=that`
+//! repeats its faults.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@
     clippy::unwrap_in_result,
     clippy::too_many_lines,
     dead_code,
-    reason = "a round that cannot go on fails; not all that tests share is used here"
+    reason = "a round that cannot continue fails; not all shared code of the tests is used here"
 )]
 
 mod check;
@@ -33,15 +33,15 @@ use environment::Environment;
 /// Operator processes; the last one is a worker.
 const OPERATORS: usize = 4;
 const RUNS: usize = 20;
-/// Of them, the first ones fetch.
+/// Batching of the first runs, which fetch.
 const FETCHING: [Batching; 3] = [Batching::PerBatch, Batching::PerUser, Batching::Pages];
 const USERS: i32 = 2000;
-/// Of them, those the collection's validator refuses.
+/// Users that the validator of the collection refuses.
 const REJECTED: i32 = 3;
-/// Documents of the run that is rolled back; as many of them as above are refused.
+/// Documents of the run that is rolled back. `REJECTED` of them are refused.
 const ROLLED_BACK: i32 = 200;
 const LEASE: Duration = Duration::from_secs(1);
-/// Once faults are over, everything must have ended within this time.
+/// Time in which all runs must end after the faults.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -59,8 +59,8 @@ fn main() -> ExitCode {
             Ok(summary) => println!("round {}/{rounds}  seed {seed}  {took:.1} s  {summary}", round + 1),
             Err(report) => {
                 eprintln!("\nround {}/{rounds}  seed {seed}  FAILED after {took:.1} s\n{report}", round + 1);
-                eprintln!("logs and all of that: {}", environment.folder().display());
-                eprintln!("to repeat it: make test-faults ROUNDS=1 SEED={seed}");
+                eprintln!("logs and report: {}", environment.folder().display());
+                eprintln!("repeat it with: make test-faults ROUNDS=1 SEED={seed}");
                 std::fs::write(environment.folder().join("report"), report).unwrap();
                 return ExitCode::FAILURE;
             }

@@ -1,4 +1,4 @@
-//! What happens in a round, and when. All of it follows from the seed.
+//! The plan of a round: its faults and their times. The seed determines the plan.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
 /// Faults begin within this time.
 const WINDOW: Duration = Duration::from_secs(3);
 
-/// What can happen. Durations say after which time it is over.
+/// A fault. The duration is the time after which the fault ends.
 #[derive(Clone, Debug)]
 pub enum Fault {
     KillOperator(usize, Duration),
@@ -40,7 +40,7 @@ pub fn plan_faults(random: &mut StdRng) -> Vec<(Duration, Fault)> {
     faults
 }
 
-/// The mix: whatever is added here is part of all rounds.
+/// Draws one fault. All rounds use this distribution.
 fn draw_fault(random: &mut StdRng) -> Fault {
     let operator = random.random_range(0..OPERATORS);
     let run = random.random_range(0..RUNS);
@@ -66,7 +66,7 @@ fn draw_fault(random: &mut StdRng) -> Fault {
     }
 }
 
-/// One operator's way to Redis or the API server, all operators' ways, or everyone's way to a MongoDB member.
+/// The proxies of one operator, or of all operators, to Redis or the API server, or the proxy of a MongoDB member.
 fn proxies(random: &mut StdRng) -> Vec<String> {
     let part = match random.random_range(0..3) {
         0 => "redis",

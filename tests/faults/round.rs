@@ -1,4 +1,4 @@
-//! One round: a world of its own, operators, runs, and what the schedule does to them.
+//! One round: its own environment, operators, runs, and the faults of the plan.
 
 use std::{
     any::Any,
@@ -65,7 +65,7 @@ pub struct Round<'a> {
     pub deleted: Mutex<Vec<(String, String)>>,
     pub upstream: Upstream,
     operators: Vec<AsyncMutex<Operator>>,
-    /// Whoever does something to a server, a proxy or a run has it for himself meanwhile.
+    /// Locks of the servers, proxies and runs: only one fault at the same time changes each of them.
     locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
     logs: PathBuf,
 }
@@ -103,7 +103,7 @@ pub async fn play(environment: &Environment, seed: u64) -> Result<String, String
     }
 }
 
-/// Starts an operator. What all of them are told stands here.
+/// Starts an operator with the arguments of all operators.
 fn start(environment: &Environment, world: &TestEnv, logs: &Path, operator: usize) -> Operator {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let lease = format!("{}s", LEASE.as_secs());
@@ -288,7 +288,7 @@ impl Round<'_> {
                 // Before it listens to signals, SIGTERM ends it like any other program.
                 let listens = process.log().contains("started");
                 let code = process.stop_and_wait().await;
-                assert!(code == Some(0) || !listens, "operator {operator} was told to stop, and ended with {code:?}");
+                assert!(code == Some(0) || !listens, "operator {operator} received SIGTERM, and ended with {code:?}");
                 sleep(gone).await;
                 *process = self.start(operator);
             }
@@ -387,7 +387,7 @@ impl Round<'_> {
         Some(job)
     }
 
-    /// Ends the wishes that would keep runs from ending. The faults are over.
+    /// Resumes the suspended runs after the faults, so that all runs can end.
     async fn end_faults(&self, scheduled: bool) {
         for run in 0..RUNS {
             self.patch_spec(run, &json!({"suspended": false})).await;
@@ -412,7 +412,7 @@ impl Round<'_> {
         self.world.database.collection("users")
     }
 
-    /// What to tell people about a failure: what was expected, what was done, how the SyncJobs it names got there, and
+    /// Report of a failure: the failed check, the faults, the statuses of the SyncJobs that it names, and
     /// the ends of the logs.
     fn report(&self, panic: &(dyn Any + Send)) -> String {
         let text = panic.downcast_ref::<String>().cloned();

@@ -32,7 +32,7 @@ pub fn webhook(http: &HttpSink, path: &str) -> Value {
     json!({"name": path.trim_matches('/'), "webhook": hook})
 }
 
-/// A SyncAlert that tells of failed runs at once.
+/// Applies a SyncAlert that reports failed runs at once.
 pub async fn apply_alert(world: &TestEnv, sinks: &Value, further: &Value) {
     let mut spec = json!({"when": [{"type": "RunFailed"}], "sinks": sinks, "groupWindow": "0s"});
     spec.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
@@ -132,7 +132,7 @@ async fn each_kind_of_sink_receives_a_failure_and_its_end() {
     assert_eq!(http.notifications(HOOK), ["firing RunFailed user-sync", "resolved RunFailed user-sync"]);
     assert!(mail.wait_for_mails(2).await[1].contains("RESOLVED RunFailed user-sync"));
 
-    let status = eventually("nothing is left to tell", async || {
+    let status = eventually("no alert is left to send", async || {
         Some(status(&world).await).filter(|status| status.alerts.is_empty() && status.firing == Some(0))
     });
     let status = status.await;
@@ -164,7 +164,7 @@ async fn each_sink_gets_each_alert_once_despite_failing_sinks() {
     fail(&world, "second").await;
     http.wait_for_deliveries("/good", 2).await;
     assert!(http.deliveries("/bad").is_empty());
-    eventually("its failure is told", async || {
+    eventually("the failure of the sink is reported", async || {
         let status = status(&world).await;
         let bad = status.sinks.first()?;
         ((bad.name.as_str(), bad.last_error.as_deref()) == ("bad", Some("it answered with 500"))).then_some(())
@@ -173,9 +173,9 @@ async fn each_sink_gets_each_alert_once_despite_failing_sinks() {
     wait_for_events(&world, "team", &["SinkFailing"]).await;
 
     http.wait_for_deliveries("/bad", 1).await;
-    eventually("it is known to be told", async || {
-        let is_told = |alert: &sync_operator::api::syncalert::Alert| alert.notified.len() == 2;
-        status(&world).await.alerts.iter().all(is_told).then_some(())
+    eventually("both sinks are recorded as notified", async || {
+        let is_sent = |alert: &sync_operator::api::syncalert::Alert| alert.notified.len() == 2;
+        status(&world).await.alerts.iter().all(is_sent).then_some(())
     })
     .await;
     for path in ["/bad", "/good"] {
@@ -218,7 +218,7 @@ async fn mail_is_retried_during_an_outage_and_a_refusal_reported() {
     assert_eq!(mail.mails().len(), 1);
 }
 
-/// Waits until the operator has looked at the schedule's last run.
+/// Waits until the operator has counted the last run of a schedule.
 async fn counted(world: &TestEnv, name: &str, runs: i64) {
     eventually("the run is counted", async || {
         let runs_so_far = world.schedules().get(name).await.ok()?.status?.runs;
@@ -227,12 +227,12 @@ async fn counted(world: &TestEnv, name: &str, runs: i64) {
     .await;
 }
 
-/// Waits until everything is told and kept, as far as the operator knows.
+/// Waits until the status says that each alert fires and was sent.
 async fn settled(world: &TestEnv, firing: i32) {
-    eventually("what is to be told was told", async || {
+    eventually("all alerts were sent", async || {
         let status = status(world).await;
-        let is_told = status.alerts.iter().all(|alert| alert.resolved.is_none() && !alert.notified.is_empty());
-        (status.firing == Some(firing) && is_told).then_some(())
+        let is_sent = status.alerts.iter().all(|alert| alert.resolved.is_none() && !alert.notified.is_empty());
+        (status.firing == Some(firing) && is_sent).then_some(())
     })
     .await;
 }
@@ -246,12 +246,12 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     apply_alert(&world, &json!([webhook(&http, HOOK)]), &json!({})).await;
     let start = || -> Operator { world.all(&ALLOWED).0 };
 
-    // Killed while the sink is away: the alert is not lost.
+    // The operator is killed while the sink is unavailable: the alert is not lost.
     let mut operator = start();
     fail(&world, "user-sync").await;
     eventually("the sink was asked", async || (!http.state().requests.is_empty()).then_some(())).await;
     operator.kill();
-    // Killed at the moment in which the message has arrived.
+    // The operator is killed when the message has arrived.
     let mut operator = start();
     http.wait_for_deliveries(HOOK, 1).await;
     operator.kill();
@@ -259,7 +259,7 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     settled(&world, 1).await;
     assert!(http.notifications(HOOK).len() <= 2, "{:?}", http.notifications(HOOK));
 
-    // What was told is known without Redis.
+    // The status has the sent alerts, so they are not lost with Redis.
     drop(operator);
     let client = redis::Client::open(url).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -269,7 +269,7 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     run_again(&world, "user-sync", "1", true).await;
     counted(&world, "user-sync", 2).await;
     settled(&world, 1).await;
-    assert_eq!(http.notifications(HOOK).len(), firing, "a problem that lasts is not told anew");
+    assert_eq!(http.notifications(HOOK).len(), firing, "a problem that lasts is not sent again");
 
     run_again(&world, "user-sync", "2", false).await;
     http.wait_for_deliveries(HOOK, firing + 1).await;

@@ -64,7 +64,7 @@ async fn insert(database: &Database, users: Vec<Document>) {
     database.collection::<Document>("users").insert_many(users).await.unwrap();
 }
 
-/// Ends the cursors on the users, as MongoDB does with those that are idle for too long.
+/// Ends the cursors on the users, as MongoDB ends cursors that are idle for too long.
 async fn kill_cursors(database: &Database) -> usize {
     let admin = database.client().database("admin");
     let users = format!("{}.users", database.name());
@@ -149,7 +149,7 @@ async fn assert_walks_and_resumes(database: &Database, mut spec: Value, key: &st
     let cursors = walk(&spec, None, &keys).await;
     assert_eq!(cursors.len(), keys.len());
     for (done, cursor) in cursors.iter().enumerate() {
-        // As it comes back from the queue.
+        // The cursor as the queue returns it.
         let cursor: Value = serde_json::from_str(&cursor.to_string()).unwrap();
         walk(&spec, Some(&cursor), &keys[done + 1..]).await;
     }
@@ -867,7 +867,7 @@ async fn a_batch_in_a_transaction_is_never_partly_visible() {
     }
     assert_eq!(writing.await.unwrap().unwrap().updated, 500);
     assert!(seen.iter().all(|count| [0, 500].contains(count)), "{seen:?}");
-    assert!(seen.contains(&0), "it was looked at while it was written");
+    assert!(seen.contains(&0), "it was read during the write");
     database.drop().await.unwrap();
 }
 
@@ -904,7 +904,7 @@ async fn a_transaction_waits_for_a_conflicting_transaction() {
     let at = Timestamp::from_millisecond(2000).unwrap();
     let found = source(&batch, "new");
     let writing = tokio::spawn(async move { target.apply(batch, found, at).await });
-    // Transactions of the other tests of this server end, sooner or later; of ours there are ever more that were aborted.
+    // Transactions of other tests on this server end. Only this test aborts more and more transactions.
     let aborted = async || {
         let status = database.client().database("admin").run_command(doc! {"serverStatus": 1}).await.unwrap();
         status.get_document("transactions").unwrap().get_i64("totalAborted").unwrap()

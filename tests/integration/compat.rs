@@ -164,7 +164,7 @@ async fn the_runs_of_each_release_are_completed() {
         assert!(!queue.enqueue(&NewRun::new(&uid_of("failed"), "{}")).await.unwrap(), "{file}");
 
         // Its worker is long gone.
-        eventually("its run is back", async || (queue.reap("{}").await.unwrap() == 1).then_some(())).await;
+        eventually("its run is available again", async || (queue.reap("{}").await.unwrap() == 1).then_some(())).await;
         let go_on = Control { suspended: false, cancelled: None, priority: -1, approved: None };
         assert!(queue.control(&uid_of("suspended"), go_on).await.unwrap(), "{file}");
         assert!(queue.confirm(&queue.server().await.unwrap().replication_id).await.unwrap(), "{file}");

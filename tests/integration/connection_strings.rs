@@ -56,11 +56,11 @@ async fn unavailable_servers_are_reported_without_credentials() {
     let operator = world.operator_on(&servers, "controller", &[]);
     let port = probe_port(&operator).await;
     world.jobs().create(&kube::api::PostParams::default(), &job()).await.unwrap();
-    let job = eventually("the SyncJob says that Redis is away", async || {
+    let job = eventually("the SyncJob reports that Redis is unavailable", async || {
         let job = serde_json::to_string(&world.jobs().get("away").await.unwrap()).unwrap();
         job.contains("QueueUnavailable").then_some(job)
     });
-    let log = eventually("both are away", async || {
+    let log = eventually("both are unavailable", async || {
         let log = operator.log();
         (log.contains("Redis is unavailable") && log.contains("MongoDB is unavailable")).then_some(log)
     });

@@ -1,4 +1,4 @@
-//! Suspending, resuming, cancelling, reordering and deleting SyncJobs that are under way.
+//! Suspending, resuming, cancelling, reordering and deleting active SyncJobs.
 
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ async fn a_suspended_run_keeps_its_progress_and_resumes() {
     patch(&world, "run", json!({"suspended": true})).await;
     let parked = phase(&world, "run", Phase::Suspended).await;
     let done = wait_until_idle(&world).await;
-    assert!(done < USERS as u64, "the run was stopped on its way");
+    assert!(done < USERS as u64, "the run was stopped before its end");
     assert_eq!(reason(&parked, "Suspended").as_deref(), Some("Suspended"));
     assert_eq!(reason(&parked, "Reconciling"), None);
     assert_eq!(parked.status.unwrap().counts.unwrap().processed as u64, done);
@@ -176,12 +176,12 @@ async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
     wait_for_stamps(&world).await;
     world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
     let done = wait_until_idle(&world).await;
-    assert!(done < USERS as u64, "the run was stopped on its way");
+    assert!(done < USERS as u64, "the run was stopped before its end");
     nothing_in_redis(&world).await;
 
     spec["target"] = json!({"lastSyncedField": "again"});
     apply_once(&world, "users", spec).await;
-    let name = eventually("its run is under way", async || {
+    let name = eventually("its run has a status", async || {
         let jobs = world.jobs().list(&ListParams::default()).await.ok()?.items;
         jobs.iter().find(|job| job.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Running))).cloned()
     })
@@ -191,7 +191,7 @@ async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
     eventually("its SyncJob is deleted", async || world.jobs().get_opt(&name).await.unwrap().is_none().then_some(()))
         .await;
     nothing_in_redis(&world).await;
-    assert!(wait_until_idle(&world).await < done + USERS as u64, "its run was stopped on its way");
+    assert!(wait_until_idle(&world).await < done + USERS as u64, "its run was stopped before its end");
 }
 
 /// Waits until no run is left in the queue, ended or not.
@@ -237,7 +237,7 @@ async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
             spec["batchSize"] = json!(5);
         }
         apply_once(&world, name, spec).await;
-        let job = eventually("its run is under way", async || {
+        let job = eventually("its run has a status", async || {
             let jobs = world.jobs().list(&ListParams::default()).await.ok()?.items;
             jobs.into_iter().find(|job| job.name_any().starts_with(name) && job.status.is_some())
         })
@@ -253,7 +253,7 @@ async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
             assert!(world.jobs().get_opt(&job).await.unwrap().is_none());
             nothing_in_redis(&world).await;
             let users = world.count(doc! {"foreground": {"$type": "date"}}).await;
-            assert!(users < USERS as u64, "the run was stopped on its way");
+            assert!(users < USERS as u64, "the run was stopped before its end");
         }
     }
 }
@@ -271,12 +271,12 @@ async fn a_new_job_of_the_same_name_has_nothing_of_the_old_one() {
     let job = finished(&world, "run").await;
     wait_until_idle(&world).await;
     let after = world.jobs().get("run").await.unwrap();
-    assert_eq!((&after.uid(), &after.status), (&uid, &job.status), "nothing is told to it of the old run");
+    assert_eq!((&after.uid(), &after.status), (&uid, &job.status), "it gets nothing of the old run");
     let status = job.status.unwrap();
     let counts = status.counts.unwrap();
     assert_eq!((counts.total, counts.processed, counts.updated), (100, 100, 100));
     assert!(status.start_time.unwrap().0.as_second() >= job.metadata.creation_timestamp.unwrap().0.as_second());
     let old = world.count(doc! {"lastSynced": {"$type": "date"}}).await;
-    assert!(old < USERS as u64, "the old run was stopped on its way");
+    assert!(old < USERS as u64, "the old run was stopped before its end");
     eventually("only the new run is known", async || (runs_in_redis(&world).await.len() == 1).then_some(())).await;
 }

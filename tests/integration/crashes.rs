@@ -41,7 +41,7 @@ const USERS: i32 = 25;
 /// Rounds at a time: most of each is waiting for leases to end.
 const SIDE_BY_SIDE: usize = 6;
 
-/// What the proxies of one process let through.
+/// Number of requests that the proxies of one process forward.
 pub struct RequestLimit {
     /// Requests that may still pass.
     left: AtomicUsize,
@@ -55,17 +55,17 @@ impl RequestLimit {
         Arc::new(Self { left: AtomicUsize::new(Self::OPEN), cut: Notify::new() })
     }
 
-    /// From now on, so many requests pass.
+    /// Sets the number of further requests.
     pub fn allow(&self, requests: usize) {
         self.left.store(requests, Ordering::SeqCst);
     }
 
-    /// How many passed of those that were allowed.
+    /// Number of allowed requests that were forwarded.
     pub fn passed(&self, allowed: usize) -> usize {
         allowed - self.left.load(Ordering::SeqCst)
     }
 
-    /// Takes one of those that may pass. The one that takes the last tells.
+    /// Takes one request of the limit. The caller that takes the last one notifies `cut`.
     fn pass(&self) -> bool {
         let before = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         if before == Ok(1) {
@@ -115,13 +115,13 @@ impl RequestLimit {
         Servers {
             kubeconfig: file.to_str().unwrap().to_owned(),
             redis: format!("redis://{}", self.proxy(redis).await),
-            // Not by the address that the replica set tells.
+            // Without the addresses of the replica set, which would bypass the proxy.
             mongodb: format!("mongodb://{}/?directConnection=true", self.proxy(mongodb).await),
         }
     }
 }
 
-/// An operator that finds all its servers behind a wire, once it leads.
+/// Starts an operator with proxies before all its servers, and waits until it leads.
 pub async fn start_leader_behind(limit: &Arc<RequestLimit>, world: &TestEnv, args: &[&str]) -> Operator {
     let servers = limit.before(&Servers::shared()).await;
     let port = free_port();
@@ -145,7 +145,7 @@ async fn succeeded(world: &TestEnv) -> SyncSchedule {
     .await
 }
 
-/// Kills the operator after a number of requests, lets another one go on, and returns how many there were.
+/// Kills the operator after a number of requests, lets another operator continue, and returns the number of requests.
 async fn round(requests: usize) -> usize {
     let world = TestEnv::new().await;
     world.seed(USERS, 1).await;
@@ -194,8 +194,8 @@ async fn killed_after_each_request_of_a_run() {
 /// Documents that the source lists, of all that it listed before.
 const LISTED: (usize, i32) = (3, 12);
 
-/// Kills the operator after a number of requests for a run that is held, approved and then marks documents, lets another
-/// operator continue, and returns how many requests there were.
+/// Kills the operator after a number of requests for a run that is held, approved and then marks documents, lets
+/// another operator continue, and returns how many requests there were.
 async fn held_round(requests: usize) -> usize {
     let (world, upstream) = (TestEnv::new().await, Upstream::with_people(LISTED.0).await);
     let state = confirmed(&world.name, "people");

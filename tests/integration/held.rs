@@ -21,7 +21,7 @@ use crate::{
     upstream::Upstream,
 };
 
-/// A full run over all people of `upstream`, which marks those that it does not list.
+/// A full run over all people of `upstream`, which marks the documents that it does not list.
 fn walk(upstream: &Upstream) -> Value {
     json!({
         "syncType": "Full",
@@ -34,8 +34,8 @@ fn walk(upstream: &Upstream) -> Value {
     })
 }
 
-/// Twelve documents that a run has confirmed, of which the source has two any more.
-async fn ten_gone() -> (TestEnv, Upstream, Operator) {
+/// Starts an operator with twelve confirmed documents, of which the source still has two.
+async fn start_with_ten_missing() -> (TestEnv, Upstream, Operator) {
     let (world, upstream) = (TestEnv::new().await, Upstream::with_people(12).await);
     let (operator, _) = world.all(&ALLOWED);
     let first = run(&world, "first", walk(&upstream)).await;
@@ -67,7 +67,7 @@ async fn patch(world: &TestEnv, name: &str, spec: Value) {
 
 #[tokio::test]
 async fn a_held_run_removes_only_what_was_approved() {
-    let (world, upstream, _operator) = ten_gone().await;
+    let (world, upstream, _operator) = start_with_ten_missing().await;
     let uid = apply_job(&world, "few", walk(&upstream)).await.uid().unwrap();
     let held = phase(&world, "few", Phase::Held).await;
     assert_eq!((reason(&held, "Held").as_deref(), reason(&held, "Reconciling")), (Some("GuardExceeded"), None));
@@ -124,7 +124,7 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
         schedule.status.as_ref().is_some_and(|status| status.active_count == Some(0))
     })
     .await;
-    assert_eq!(held.active[0].name, older, "it is in the books");
+    assert_eq!(held.active[0].name, older, "the held run is active");
     http.wait_for_deliveries("/hook", 1).await;
     assert_eq!(http.notifications("/hook"), ["firing RunHeld people"]);
 
@@ -151,13 +151,13 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
 
 #[tokio::test]
 async fn a_held_run_that_redis_lost_waits_for_its_approval() {
-    let (world, upstream, _operator) = ten_gone().await;
+    let (world, upstream, _operator) = start_with_ten_missing().await;
     for name in ["approved", "cancelled"] {
         let uid = apply_job(&world, name, walk(&upstream)).await.uid().unwrap();
         let started = phase(&world, name, Phase::Held).await.status.unwrap().start_time;
         world.queue().remove(&uid).await.unwrap();
         patch(&world, name, json!({"priority": 1})).await;
-        let job = eventually("it was looked at", async || {
+        let job = eventually("the schedule was reconciled", async || {
             let job = world.jobs().get(name).await.ok()?;
             (job.status.as_ref()?.observed_generation == job.metadata.generation).then_some(job)
         })
@@ -187,7 +187,7 @@ async fn a_held_run_that_redis_lost_waits_for_its_approval() {
 
 #[tokio::test]
 async fn a_restarted_operator_keeps_held_runs() {
-    let (world, upstream, operator) = ten_gone().await;
+    let (world, upstream, operator) = start_with_ten_missing().await;
     let uid = apply_job(&world, "few", walk(&upstream)).await.uid().unwrap();
     let before = phase(&world, "few", Phase::Held).await.status;
     assert_eq!(operator.stop().await, Some(0));

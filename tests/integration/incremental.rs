@@ -164,7 +164,7 @@ async fn assert_same(database: &Database, spec: &Value, progress: &str, document
     let mut target = target(database, spec.clone()).await;
     let own = if spec.get("source").is_some() { doc! {"$gte": at(START)}.into() } else { at(START) };
     let expected = keys(users(database).find(due(progress, own)).await.unwrap()).await;
-    assert_eq!(read(&target).await, expected, "before the indexes are looked at");
+    assert_eq!(read(&target).await, expected, "before the indexes are read");
     assert_eq!(target.plan_walk().await.unwrap(), expected.len() as i64);
     assert_eq!(read(&target).await, expected);
 }

@@ -78,7 +78,7 @@ async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
     assert!(refused.log().contains(&owner), "{}", refused.log());
     assert!(first.queue().get(&uid(&second, "two").await).await.unwrap().is_none());
     apply_job(&first, "three", json!({"syncType": "Full"})).await;
-    assert!(is_complete(&finished(&first, "three").await), "the owner goes on");
+    assert!(is_complete(&finished(&first, "three").await), "the owner continues");
 
     let adopted = adopt(&second, &first.name, &[]);
     let said = String::from_utf8_lossy(&[adopted.stdout, adopted.stderr].concat()).into_owned();
@@ -144,7 +144,7 @@ async fn objects_of_another_installation_are_left_alone() {
     let said = String::from_utf8_lossy(&[adopted.stdout, adopted.stderr].concat()).into_owned();
     assert!(adopted.status.success() && said.contains("SyncSchedule"), "{said}");
     trigger(&world, "adopted").await;
-    eventually("the other one goes on", async || {
+    eventually("the other one continues", async || {
         let status = schedule(&world).await["status"].take();
         (status["runs"]["succeeded"] == 3 && second.log().contains("run completed")).then_some(())
     })

@@ -1,4 +1,5 @@
-//! `lint` says of a manifest what the API server says: the verdicts on samples, on broken rules and on random mutations.
+//! `lint` says of a manifest what the API server says: the verdicts on samples, on broken rules and on random
+//! mutations.
 
 mod mutation;
 

@@ -408,7 +408,7 @@ async fn an_interrupted_run_continues_with_its_resume_file() {
         fs::write(local.folder.join("job.json"), &manifest).unwrap();
         let child = process::Command::from(local.command(&["job.json"])).kill_on_drop(true).spawn().unwrap();
         let stamped = doc! {"lastSynced": {"$exists": true}};
-        eventually("the run is under way", async || (local.count(stamped.clone()).await > 30).then_some(())).await;
+        eventually("documents are stamped", async || (local.count(stamped.clone()).await > 30).then_some(())).await;
         let pid = child.id().unwrap().to_string();
         assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
         let ended: Ended = timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap().into();

@@ -8,7 +8,7 @@
     clippy::panic,
     clippy::unwrap_in_result,
     clippy::similar_names,
-    reason = "a test that cannot go on fails"
+    reason = "a test that cannot continue fails"
 )]
 
 mod alerts;

@@ -1,4 +1,4 @@
-//! The mirror for BullMQ, as BullMQ's own getters and Bull Board read it, beside the calls.
+//! The mirror for BullMQ, as the getters of BullMQ and Bull Board read it, compared with the calls.
 
 use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 
@@ -89,7 +89,8 @@ async fn agreed(world: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Va
     .await
 }
 
-/// A run in each state: five complete, one failed, one in backoff, one suspended, one halfway and two waiting, in this order.
+/// A run in each state: five complete, one failed, one in backoff, one suspended, one halfway and two waiting, in this
+/// order.
 async fn runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
     let source = |upstream: &Upstream, batch: i32| {
         let mut spec = with(upstream, &json!({"timeout": "10m"}));
@@ -143,7 +144,7 @@ async fn bullmq_and_bull_board_read_what_the_calls_return() {
     let (world, stuck, broken) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
     let (prefix, mut redis) = (unique("bull"), connect(&world).await);
     world.seed(40, 0).await;
-    // A board that was there first leaves a mark.
+    // A board that reads the queue before the operator writes creates a key.
     let before = read_mirror(&world, &prefix);
     assert_eq!((&before["schedulers"], &before["paused"]), (&json!([]), &json!(false)));
     let (operator, port) = world.all(&[&ALLOWED[..], &["--workers", "1", "--bullmq-mirror", &prefix]].concat());
@@ -160,27 +161,27 @@ async fn bullmq_and_bull_board_read_what_the_calls_return() {
     runs(&world, &stuck, &broken).await;
 
     let wanted = json!({"waiting": 2, "active": 1, "delayed": 1, "completed": 5, "failed": 1, "paused": 1});
-    let (status, told_first) = agreed(&world, &prefix, port, &wanted).await;
+    let (status, first) = agreed(&world, &prefix, port, &wanted).await;
     let jobs = ask(port, "/jobs?limit=500").await;
-    check_schedules(&status, &told_first);
-    check_jobs(&world, &status, &jobs, &told_first).await;
-    check_pages(&told_first);
-    assert_eq!(told_first["taken"], Value::Null, "no worker of BullMQ is given a run");
+    check_schedules(&status, &first);
+    check_jobs(&world, &status, &jobs, &first).await;
+    check_pages(&first);
+    assert_eq!(first["taken"], Value::Null, "no worker of BullMQ is given a run");
     let held = keys(&mut redis, &prefix).await;
     let hashes = 11 + 3;
     // Seven sets, and meta.
     assert_eq!(held.len(), hashes + 8, "{:?}", held.keys());
     for (key, (left, held)) in &held {
         assert!((1..=3_600_000).contains(left), "{key} ends by itself: {left} ms");
-        assert!(!String::from_utf8_lossy(held).contains("$lt"), "{key} tells of the target");
+        assert!(!String::from_utf8_lossy(held).contains("$lt"), "{key} has the target");
     }
 
     for lost in [format!("{prefix}:{}:completed", world.name), format!("{prefix}:*")] {
         let lost_keys: Vec<String> = redis.keys(&lost).await.unwrap();
         redis.del::<_, ()>(lost_keys).await.unwrap();
         let (_, again) = agreed(&world, &prefix, port, &wanted).await;
-        assert_eq!(again["jobs"], told_first["jobs"], "{lost} is there again");
-        assert_eq!(again["schedulers"], told_first["schedulers"]);
+        assert_eq!(again["jobs"], first["jobs"], "{lost} is written again");
+        assert_eq!(again["schedulers"], first["schedulers"]);
         assert_eq!(
             keys(&mut redis, &prefix).await.into_keys().collect::<Vec<_>>(),
             held.keys().cloned().collect::<Vec<_>>()
@@ -328,7 +329,7 @@ async fn a_queue_in_use_is_left_alone() {
     .await;
     assert_eq!(get(port, "/readyz").await.unwrap().0, 200);
 
-    // Somebody begins to use it as a queue of their own.
+    // A client of BullMQ adds a job to the queue.
     script("add.mjs", &world, &prefix);
     eventually("the operator stops writing", async || {
         (operator.log().matches("belongs to a queue of BullMQ").count() == 2).then_some(())
@@ -378,13 +379,13 @@ async fn in_a_redis_cluster_the_mirror_needs_a_hash_tag() {
     assert!(refused.log().contains("BULLMQ_MIRROR: in a Redis Cluster"), "{}", refused.log());
     let _operator = api("{bull}");
     let key = format!("{{bull}}:{}:repeat:{}/every", world.name, world.name);
-    eventually("the schedule is there", async || {
+    eventually("the mirror has the schedule", async || {
         (owner.ask::<Option<String>>(&format!("HGET {key} name")).await.as_deref() == Some("every")).then_some(())
     })
     .await;
 }
 
-/// What the mirror adds to the CPU of a sidecar, beside what the controller spends: `SCHEDULES` (10000) at rest, then `RUNS` (500).
+/// Measures the CPU time that the mirror adds to a sidecar: with `SCHEDULES` (10000) at rest, then with `RUNS` (500).
 #[tokio::test]
 #[ignore = "measures for minutes: docs/operations/performance.md"]
 async fn cost() {
@@ -400,7 +401,7 @@ async fn cost() {
     };
     stream::iter(0..schedules).map(make).buffer_unordered(32).collect::<()>().await;
     let controller = world.operator("controller", &["--status-writes-per-second", "200"]);
-    eventually("every schedule was looked at", async || {
+    eventually("every schedule was reconciled", async || {
         let all = world.schedules().list(&ListParams::default()).await.ok()?.items;
         all.iter()
             .all(|schedule| schedule.status.as_ref().is_some_and(|status| status.next_schedule_time.is_some()))

@@ -1,4 +1,4 @@
-//! What becomes of runs without any worker left.
+//! Runs without any worker.
 
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ use crate::{
 const RUNS: usize = 40;
 const LEASE: Duration = Duration::from_secs(2);
 
-/// A worker took them all and is gone: they are recovered at once, end when they are cancelled or late, and say that nobody is there.
+/// A lost worker has claimed all runs. The controller recovers them at once, ends cancelled and late runs, and reports
+/// that no worker is connected.
 #[tokio::test]
 async fn runs_of_lost_workers_are_recovered_without_a_worker() {
     let world = TestEnv::new().await;
@@ -53,7 +54,7 @@ async fn runs_of_lost_workers_are_recovered_without_a_worker() {
     let cancel = Patch::Merge(json!({"spec": {"cancelled": true}}));
     world.jobs().patch("run-1", &PatchParams::default(), &cancel).await.unwrap();
     assert_eq!(reason(&finished(&world, "run-1").await, "Failed").as_deref(), Some("Cancelled"));
-    eventually("it says that there is no worker", async || {
+    eventually("the SyncJob reports that no worker is connected", async || {
         let job = world.jobs().get("run-2").await.unwrap();
         reason(&job, "Reconciling").filter(|reason| reason == "NoWorkers")
     })

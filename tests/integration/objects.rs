@@ -1,4 +1,5 @@
-//! Objects that this release cannot read, and objects that the API server refuses: each harms only itself, and says why.
+//! Objects that this release cannot read, and objects that the API server refuses: each harms only itself, and says
+//! why.
 
 use std::time::Duration;
 
@@ -85,8 +86,8 @@ async fn an_unreadable_object_does_not_affect_others() {
         unreadable::<SyncSchedule>(&world, "deep", condition).await;
     }
     wait_for_events(&world, "newer", &["Unreadable"]).await;
-    apply_job(&world, "beside", json!({"syncType": "Full"})).await;
-    finished(&world, "beside").await;
+    apply_job(&world, "healthy", json!({"syncType": "Full"})).await;
+    finished(&world, "healthy").await;
     let log = operator.log();
     assert!(log.contains("an object cannot be read") && log.lines().all(|line| line.len() < 2000), "{log}");
     assert_eq!(operator.stop().await, Some(0));
@@ -100,10 +101,10 @@ async fn an_unreadable_object_does_not_affect_others() {
     })
     .await;
     let (code, jobs) = get(port, "/jobs").await.unwrap();
-    assert!(code == 200 && jobs.contains("beside"), "{code} {jobs}");
+    assert!(code == 200 && jobs.contains("healthy"), "{code} {jobs}");
     let reported = events(&world).await;
     let reported = reported.iter().filter(|event| event.reason.as_deref() == Some("Unreadable")).count();
-    assert_eq!(reported, 3, "each is told once");
+    assert_eq!(reported, 3, "each object is reported once");
     // What can be read, and is too deep all the same.
     let spec: Value = serde_json::from_str(&format!(r#"{{"target":{{"filter":{}}}}}"#, filter(33))).unwrap();
     apply_job(&world, "nested", spec).await;
@@ -145,7 +146,7 @@ async fn a_quota_is_reported_and_runs_resume_without_it() {
     quotas.patch_status("none", &PatchParams::default(), &Patch::Merge(counted)).await.unwrap();
     let (operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": "2s"})).await;
-    let message = until(&world, "the refusal is told", |status| {
+    let message = until(&world, "the refusal is reported", |status| {
         ready(status).filter(|(reason, _)| reason == "CreateFailed").map(|(_, message)| message)
     })
     .await;
@@ -160,7 +161,7 @@ async fn a_quota_is_reported_and_runs_resume_without_it() {
     let began = Instant::now();
     until(&world, "a run succeeds", |status| (status.runs.succeeded > 0).then_some(())).await;
     until(&world, "it is ready", |status| ready(status).filter(|(reason, _)| reason == "Scheduled")).await;
-    println!("runs went on {:?} after the quota was lifted", began.elapsed());
+    println!("runs resumed {:?} after the quota was deleted", began.elapsed());
 }
 
 #[tokio::test]

@@ -31,8 +31,8 @@ pub async fn apply_schedule(world: &TestEnv, name: &str, spec: Value) -> SyncSch
     world.schedules().create(&PostParams::default(), &schedule).await.unwrap()
 }
 
-/// An interval of so many minutes (15 or more) or longer, none of whose slots is due while a test runs: the next one is five minutes
-/// away or more.
+/// An interval of so many minutes (15 or more) or longer, none of whose slots is due while a test runs: the next one is
+/// five minutes away or more.
 pub fn quiet_interval(minutes: i64) -> String {
     let now = Timestamp::now().as_second() / 60;
     let minutes = (minutes..2 * minutes).find(|minutes| now % minutes < minutes - 5).unwrap();
@@ -53,7 +53,7 @@ pub async fn apply_job(world: &TestEnv, name: &str, spec: Value) -> SyncJob {
 
 pub async fn finished(world: &TestEnv, name: &str) -> SyncJob {
     eventually(&format!("{name} has ended"), async || {
-        // A watch: many tests share one API server, and what they ask it takes its time from what they look at.
+        // A watch, because many tests share one API server, and polling would slow it down.
         let ended = await_condition(world.jobs(), name, |job: Option<&SyncJob>| job.is_some_and(is_finished));
         timeout(PATIENCE, ended).await.ok()?.ok()?
     })
@@ -98,9 +98,9 @@ pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
-/// Waits until an object's events have these reasons: they come some time after what they tell of.
+/// Waits until the events of an object have these reasons. Events are sent some time after their cause.
 pub async fn wait_for_events(world: &TestEnv, object: &str, reasons: &[&str]) {
-    eventually(&format!("events tell {reasons:?} of {object}"), async || {
+    eventually(&format!("{object} has events with {reasons:?}"), async || {
         let found = event_reasons(world, object).await;
         reasons.iter().all(|reason| found.contains(*reason)).then_some(())
     })
@@ -249,10 +249,10 @@ pub fn slow() -> Value {
     json!({"syncType": "Full", "batchSize": 1, "parallelism": 1, "backoff": {"initial": "1s", "jitter": 0.0}})
 }
 
-/// Waits until a run has got somewhere.
+/// Waits until a run has processed documents.
 pub async fn wait_until_running(world: &TestEnv, name: &str) {
     let jobs = world.jobs();
-    eventually("the run is under way", async || {
+    eventually("the run has processed documents", async || {
         let job = jobs.get(name).await.ok()?;
         (job.status?.counts?.processed > 0).then_some(())
     })
@@ -319,7 +319,7 @@ async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
     let queue = world.queue();
     eventually("the queue is empty", async || queue.unfinished().await.unwrap().is_empty().then_some(())).await;
     let unsynced = world.count(doc! {"lastSynced": Bson::Null}).await;
-    assert!(unsynced > 0, "the run did not go on to its end");
+    assert!(unsynced > 0, "the run did not continue to its end");
 }
 
 #[tokio::test]
@@ -418,7 +418,7 @@ async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
     assert!(statuses.is_sorted_by_key(|status| (status.progress, status.counts.map(|counts| counts.processed))));
     let unfinished = &statuses[..statuses.len() - 1];
     assert!(unfinished.iter().all(|status| status.progress < Some(100)));
-    assert!(unfinished.iter().any(|status| status.progress > Some(0)), "progress is told on the way");
+    assert!(unfinished.iter().any(|status| status.progress > Some(0)), "progress is reported during the run");
 }
 
 #[tokio::test]
@@ -466,7 +466,7 @@ async fn wrong_configuration_is_one_clear_error_and_exit_code_2() {
     }
 }
 
-/// Nobody sees it being deleted, and the run has ended, so no worker will notice either.
+/// No controller sees the deletion. The run has ended, so no worker notices it either.
 #[tokio::test]
 async fn an_ended_run_is_removed_when_its_job_was_deleted_offline() {
     let world = TestEnv::new().await;

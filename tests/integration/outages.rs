@@ -31,7 +31,7 @@ fn assert_complete(job: &SyncJob) {
     assert_eq!((counts.processed, counts.updated), (i64::from(USERS), i64::from(USERS)));
 }
 
-/// How often a line stands in a log.
+/// Number of lines of a log that contain a text.
 pub fn lines(log: &str, text: &str) -> usize {
     log.lines().filter(|line| line.contains(text)).count()
 }
@@ -130,9 +130,9 @@ async fn the_api_server_is_unavailable_during_a_run() {
 
     assert_complete(&finished(&world, "run").await);
     // Requests may be answered some seconds before the watches are, which are tried again with a backoff.
-    let news = |line| lines(&operator.log(), line) - lines(&earlier, line);
-    eventually("the log says that it is back", async || (news(back) > 0).then_some(())).await;
-    assert_eq!((news(away), news(back)), (1, 1), "{}", operator.log());
+    let count_new = |line| lines(&operator.log(), line) - lines(&earlier, line);
+    eventually("the log reports the server as available again", async || (count_new(back) > 0).then_some(())).await;
+    assert_eq!((count_new(away), count_new(back)), (1, 1), "{}", operator.log());
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn all_servers_are_unavailable_at_the_start() {
     assert_eq!(counts, [1, 1], "{log}");
 }
 
-/// Three controllers lose the API server together, and runs end while nobody can be told.
+/// Three controllers lose the API server together, and runs end while no status can be written.
 #[tokio::test]
 async fn controllers_agree_on_one_leader_after_an_api_outage() {
     const USERS: i32 = 5_000;
@@ -196,7 +196,7 @@ async fn controllers_agree_on_one_leader_after_an_api_outage() {
         (queue.get(&uid).await.unwrap().unwrap().state == State::Completed).then_some(())
     })
     .await;
-    eventually("nobody leads", async || {
+    eventually("no controller leads", async || {
         for replica in &replicas {
             if leads(replica.port).await {
                 return None;
@@ -211,7 +211,7 @@ async fn controllers_agree_on_one_leader_after_an_api_outage() {
     let status = finished(&world, "run").await.status.unwrap();
     assert_eq!(status.counts.unwrap().updated, i64::from(USERS));
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
-    assert!(status.completion_time.unwrap().0 < back, "it ended while the API server was away");
+    assert!(status.completion_time.unwrap().0 < back, "it ended while the API server was unavailable");
     leader_of(&replicas).await;
     let jobs = eventually("runs are made again", async || {
         let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;

@@ -1,4 +1,4 @@
-//! A real Prometheus scrapes a real process: what the dashboard and the alerts ask for is there.
+//! A real Prometheus scrapes a real process, which must have every metric of the dashboard and the alerts.
 
 use std::{
     collections::BTreeSet,
@@ -209,14 +209,14 @@ async fn prometheus_finds_all_metrics_of_the_dashboard_and_the_alerts() {
             prometheus.found(&selector).await;
         }
     }
-    let rules = eventually("the alerts are looked at", async || {
+    let rules = eventually("the alerts are evaluated", async || {
         let rules = prometheus.ask("rules", &[]).await?["groups"][0]["rules"].as_array()?.clone();
         rules.iter().all(|rule| rule["health"] != "unknown").then_some(rules)
     });
     let rules = rules.await;
     assert_eq!(rules.len(), alerts().len());
     assert!(rules.iter().all(|rule| rule["health"] == "ok"), "{rules:?}");
-    assert!(prometheus.query("sync_no_such_metric").await.is_empty(), "what is not there is not found");
+    assert!(prometheus.query("sync_no_such_metric").await.is_empty(), "an unknown metric is not found");
 
     lint(&get(metrics, "/metrics").await.unwrap().1);
 }
@@ -233,7 +233,7 @@ async fn exemplars_link_histograms_to_the_trace_of_a_run() {
     let trace = job.metadata.uid.unwrap().replace('-', "");
     for metric in ["sync_run_duration_seconds", "sync_batch_duration_seconds", "sync_queue_claim_latency_seconds"] {
         let query = format!("{metric}_bucket");
-        eventually(&format!("the trace stands at {metric}"), async || {
+        eventually(&format!("{metric} has the trace as an exemplar"), async || {
             let found = prometheus.ask("query_exemplars", &[("query", &query), ("start", "0"), ("end", "4e9")]).await?;
             let exemplar = &found.as_array()?.first()?["exemplars"][0];
             (exemplar["labels"]["trace_id"] == trace.as_str()).then_some(())
@@ -243,7 +243,7 @@ async fn exemplars_link_histograms_to_the_trace_of_a_run() {
     lint(&get(port, "/metrics").await.unwrap().1);
 }
 
-/// The value of a metric without labels, or with those that are given.
+/// The value of a metric without labels, or with the given labels.
 fn value(text: &str, metric: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' ')?.parse().ok())
 }

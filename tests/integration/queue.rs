@@ -31,7 +31,7 @@ use crate::{
     support::{PATIENCE, eventually, unique, variable},
 };
 
-/// What a worker writes when it lets go of a run.
+/// The data that a worker writes when it releases a run.
 #[derive(Clone, Copy)]
 struct Progress<'a> {
     checkpoint: &'a str,
@@ -41,7 +41,7 @@ struct Progress<'a> {
 
 const NOTHING: Progress<'_> = Progress { checkpoint: "{}", history: "[]", attempts: 0 };
 const LEASE: Duration = Duration::from_secs(30);
-/// Runs the queue looks at in one claim or reap, and some more.
+/// More runs than the queue reads in one claim or reap.
 const MORE_THAN_A_SCAN: usize = 20;
 
 fn queue(lease: Duration) -> Queue {
@@ -55,7 +55,7 @@ fn named_queue(name: &str, lease: Duration) -> Queue {
 /// The sets a run can be in.
 const SETS: [&str; 6] = ["waiting", "delayed", "active", "parked", "completed", "failed"];
 
-/// What stands in Redis, seen past the queue.
+/// The data of a queue in Redis, read without the queue.
 struct Raw {
     connection: MultiplexedConnection,
     prefix: String,
@@ -161,7 +161,7 @@ fn build_release(uid: &str, epoch: u64, disposition: Disposition, progress: Prog
     Release { uid: uid.to_owned(), epoch, disposition, checkpoint: progress.checkpoint.to_owned(), attempts }
 }
 
-/// Lets go of one run.
+/// Releases one run.
 trait One {
     async fn one(&self, run: Release) -> Result<FencedWrite, Error>;
 
@@ -208,7 +208,7 @@ async fn enqueue(queue: &Queue, uid: &str, priority: i32) -> bool {
     queue.enqueue(&NewRun { priority, ..NewRun::new(uid, "{}") }).await.unwrap()
 }
 
-/// Claims the run that is next, or tells how long it is until there may be one.
+/// Claims the next run, or returns the time until a run may be due.
 pub async fn claim_one(queue: &Queue, worker: &str) -> Result<Result<Claim, Option<Duration>>, Error> {
     let claimed = queue.claim(worker, 1, &mut Candidates::default()).await?;
     Ok(claimed.map(|claims| {
@@ -310,7 +310,7 @@ async fn a_claim_raises_the_epoch_and_fixes_the_start_once() {
     assert!(second.entry.epoch > first.entry.epoch);
     assert_eq!(second.entry.started, first.entry.started);
     assert_eq!((second.entry.state, second.entry.worker.as_deref()), (State::Active, Some("w2")));
-    assert_eq!(second.entry, entry(&queue, "a").await, "a claim answers with what stands in Redis");
+    assert_eq!(second.entry, entry(&queue, "a").await, "a claim returns the data in Redis");
 }
 
 #[tokio::test]
@@ -527,7 +527,7 @@ async fn a_rolled_back_run_ends_when_its_worker_reports_it_twice() {
         assert_eq!(queue.finish(uid, first.entry.epoch, end, NOTHING).await.unwrap(), FencedWrite::Applied);
         let waiting = entry(&queue, uid).await;
         assert_eq!((waiting.state, waiting.outcome.as_deref()), (State::Waiting, Some("why")));
-        // Neither can anybody stop that, nor does a lost worker.
+        // Neither a cancellation nor a lost worker ends the rollback.
         let control = Control { suspended: true, cancelled: Some("else"), ..CONTINUE };
         assert!(queue.control(uid, control).await.unwrap());
         for lost in 1..=7 {
@@ -544,10 +544,10 @@ async fn a_rolled_back_run_ends_when_its_worker_reports_it_twice() {
             }
         }
         let last = claim(&queue, "w").await;
-        let disposition = Disposition::Failed("why, and put back".to_owned());
+        let disposition = Disposition::Failed("why, and restored".to_owned());
         assert_eq!(queue.finish(uid, last.entry.epoch, disposition, NOTHING).await.unwrap(), FencedWrite::Applied);
         let ended = entry(&queue, uid).await;
-        assert_eq!((ended.state, ended.outcome.as_deref()), (State::Failed, Some("why, and put back")));
+        assert_eq!((ended.state, ended.outcome.as_deref()), (State::Failed, Some("why, and restored")));
     }
 }
 
@@ -801,7 +801,7 @@ async fn lost_workers_of_another_release_keep_no_run() {
         assert!(Instant::now() < deadline, "{MORE_THAN_A_SCAN} runs of another release are in front of it");
         queue.reap("{}").await.unwrap();
     }
-    eventually("all are back", async || {
+    eventually("all runs are recovered", async || {
         queue.reap("{}").await.unwrap();
         (queue.depth().await.unwrap().active == 0).then_some(())
     })
@@ -941,7 +941,7 @@ async fn a_claim_of_several_leaves_runs_for_other_workers() {
     for worker in ["w1", "w2", "w3"] {
         taken.push(claim_many(&queue, worker, 7, &mut Candidates::default()).await.len());
     }
-    assert_eq!(taken, [3, 2, 1], "each a third of what is there, rounded up");
+    assert_eq!(taken, [3, 2, 1], "each a third of the waiting runs, rounded up");
 }
 
 #[tokio::test]
@@ -1100,7 +1100,7 @@ async fn the_next_worker_gets_the_held_time_of_a_run() {
     assert_hour(claim(&queue, "w").await.entry.parked_for);
 }
 
-/// As the controller puts back a held run that Redis lost.
+/// The controller restores a held run that Redis lost.
 #[tokio::test]
 async fn a_restored_held_run_is_claimed_only_when_approved() {
     let queue = queue(LEASE);
@@ -1273,7 +1273,7 @@ async fn the_longest_wait_is_reported_for_every_priority() {
     assert_hour(claim.waited);
     assert_eq!(oldest(&queue).await, Duration::ZERO);
     assert_eq!(queue.release_unfinished("old", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
-    assert!(oldest(&queue).await < PATIENCE, "it waits anew");
+    assert!(oldest(&queue).await < PATIENCE, "its wait starts again");
 }
 
 #[tokio::test]
@@ -1331,7 +1331,7 @@ async fn a_repair_finds_the_waiting_runs() {
     assert!(oldest(&queue).await < PATIENCE);
 }
 
-/// Follows the queue from now on: what is done after this is told.
+/// Follows the changes of the queue from now on.
 async fn follow(queue: &Queue) -> (Vec<String>, RunChanges) {
     let mut changes = queue.changes();
     let mut first = tokio::spawn(async move {
@@ -1339,7 +1339,7 @@ async fn follow(queue: &Queue) -> (Vec<String>, RunChanges) {
         (changed, changes)
     });
     // Only the first call finds out where "now" is, so something has to happen until it returns.
-    eventually("the first change is told", async || {
+    eventually("the first change is reported", async || {
         enqueue(queue, &unique("run"), -1000).await;
         timeout(Duration::from_millis(200), &mut first).await.ok().map(Result::unwrap)
     })
@@ -1351,7 +1351,7 @@ async fn changes_between_two_calls_are_reported() {
     let queue = queue(LEASE);
     enqueue(&queue, "before", 0).await;
     let (changed, mut changes) = follow(&queue).await;
-    assert!(!changed.contains(&"before".to_owned()), "what was before the first call is not told: {changed:?}");
+    assert!(!changed.contains(&"before".to_owned()), "changes before the first call are not reported: {changed:?}");
     let expected: Vec<String> = (0..20).map(|run| format!("between-{run}")).collect();
     for uid in &expected {
         enqueue(&queue, uid, 0).await;
@@ -1371,7 +1371,7 @@ async fn every_transition_is_reported() {
     let mut await_change = async |what: &str| {
         while !timeout(PATIENCE / 2, changes.next())
             .await
-            .unwrap_or_else(|_| panic!("{what} is not told"))
+            .unwrap_or_else(|_| panic!("{what} is not reported"))
             .contains(&"a".to_owned())
         {}
     };
@@ -1405,7 +1405,7 @@ fn uids() -> impl Iterator<Item = String> {
 const UIDS: [&str; 3] = ["a", "b", "c"];
 const WORKERS: [&str; 2] = ["w1", "w2"];
 
-/// How a worker lets go of a run.
+/// The way in which a worker releases a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum How {
     Completed,
@@ -1438,7 +1438,7 @@ enum Operation {
         run: usize,
         age: usize,
     },
-    /// A worker lets go of runs, in one call.
+    /// A worker releases runs in one call.
     Release {
         runs: Vec<(usize, usize, How)>,
     },
@@ -1557,7 +1557,7 @@ impl ModelRun {
         }
     }
 
-    /// Its worker is to let go of it.
+    /// Its worker must release it.
     fn is_recalled(&self) -> bool {
         (self.suspended || self.cancelled) && !self.rolled_back
     }
@@ -1629,7 +1629,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             if let (Ok(claim), Some(run)) = (claimed, model.next()) {
                 assert!(!model.epochs[run].contains(&claim.entry.epoch), "an epoch is never given out twice");
                 assert_eq!(claim.entry.worker.as_deref(), Some(WORKERS[worker]));
-                assert_eq!(claim.entry, entry(queue, UIDS[run]).await, "a claim tells what stands in Redis");
+                assert_eq!(claim.entry, entry(queue, UIDS[run]).await, "a claim returns the data in Redis");
                 model.epochs[run].push(claim.entry.epoch);
                 let run = model.runs[run].as_mut().unwrap();
                 (run.state, run.started) = (State::Active, true);

@@ -1,4 +1,4 @@
-//! A receiver of traces: what a collector would be told.
+//! A receiver of traces, as a collector.
 
 use std::{
     collections::BTreeMap,

@@ -65,8 +65,8 @@ async fn redis_loses_all_data_during_a_run() {
     assert_eq!(lines(&operator.log(), "run enqueued"), 2);
 }
 
-/// Scenario 8 of the fault list: what Redis acknowledged after its replica had fallen behind is lost with it. That is the
-/// claim of one run, the end of another one, and all of a third.
+/// Scenario 8 of the fault list: what Redis acknowledged after its replica had fallen behind is lost with it. That is
+/// the claim of one run, the end of another one, and all of a third.
 #[tokio::test]
 async fn a_failover_of_redis_loses_acknowledged_writes() {
     let mut watched = SentinelRedis::start(Duration::from_secs(2)).await;
@@ -105,7 +105,7 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
     for name in ["before", "claimed", "made"] {
         assert_done(&world, &finished(&world, name).await, name).await;
     }
-    assert!(lines(&operator.log(), "lease lost") >= 1, "who had claimed a run is told");
+    assert!(lines(&operator.log(), "lease lost") >= 1, "the worker of a lost claim is notified");
     assert_eq!(world.jobs().get("ended").await.unwrap().status, ended.status, "an end is final");
 }
 
@@ -121,13 +121,13 @@ async fn a_full_redis_is_reported() {
         redis.ask::<()>(&format!("CONFIG SET {setting}")).await;
     }
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
-    let condition = eventually("the SyncJob tells", async || {
+    let condition = eventually("the SyncJob reports the error", async || {
         let status = world.jobs().get("run").await.ok()?.status?;
         find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
     })
     .await;
     assert!(condition.message.contains("OOM: its memory is full"), "{}", condition.message);
-    eventually("looks at Redis were answered meanwhile", async || {
+    eventually("the log reports failed writes", async || {
         (lines(&operator.log(), "writing to Redis is unavailable") == 1).then_some(())
     })
     .await;
@@ -139,7 +139,7 @@ async fn a_full_redis_is_reported() {
     assert_eq!(counts, [1, 1, 0], "{log}");
 }
 
-/// The documented rights are enough, also in the end of a run, and one of them less is told.
+/// The documented rights are enough, also for the end of a run. A missing right is reported.
 #[tokio::test]
 async fn a_missing_right_in_redis_is_reported() {
     let redis = Redis::start(&[]);
@@ -156,18 +156,18 @@ async fn a_missing_right_in_redis_is_reported() {
 
     redis.ask::<()>(&format!("ACL SETUSER {} -hset", world.name)).await;
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
-    let condition = eventually("the SyncJob tells", async || {
+    let condition = eventually("the SyncJob reports the error", async || {
         let status = world.jobs().get("run").await.ok()?.status?;
         find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
     })
     .await;
     assert!(condition.message.contains("NOPERM: its user lacks a right"), "{}", condition.message);
-    eventually("the log tells", async || operator.log().contains("NOPERM: its user lacks a right").then_some(())).await;
+    eventually("it is logged", async || operator.log().contains("NOPERM: its user lacks a right").then_some(())).await;
     redis.ask::<()>(&format!("ACL SETUSER {} +hset", world.name)).await;
     assert!(is_complete(&finished(&world, "run").await));
 }
 
-/// A replica cannot be written: that is told, as opposed to a Redis that does not answer.
+/// A replica refuses writes. The log distinguishes it from a Redis that does not answer.
 #[tokio::test]
 async fn a_read_only_redis_is_reported() {
     let redis = Redis::start(&[]);
@@ -177,7 +177,7 @@ async fn a_read_only_redis_is_reported() {
     apply_job(&world, "before", json!({"syncType": "Full"})).await;
     assert!(is_complete(&finished(&world, "before").await));
     redis.ask::<()>("REPLICAOF 127.0.0.1 1").await;
-    eventually("the log tells", async || {
+    eventually("it is logged", async || {
         operator.log().contains("READONLY: it is a replica, which takes no writes").then_some(())
     })
     .await;

@@ -20,7 +20,7 @@ async fn enqueue(queue: &Queue, uid: &str) {
     eventually("the run is enqueued", async || queue.enqueue(&run).await.ok()).await;
 }
 
-/// A Redis server, its replica, and a Sentinel that makes the replica take over when the server was away for some time.
+/// A Redis server, its replica, and a Sentinel that promotes the replica when the server is unavailable for some time.
 pub struct SentinelRedis {
     pub master: Redis,
     pub replica: Redis,

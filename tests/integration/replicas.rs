@@ -23,7 +23,7 @@ use crate::{
 };
 
 const LEASE: Duration = Duration::from_secs(3);
-/// As it is by default, for those who measure.
+/// The default lease duration, for tests that measure.
 const DEFAULT: [&str; 2] = ["--leader-lease-duration", "10s"];
 
 pub async fn probe_port(operator: &Operator) -> u16 {
@@ -110,7 +110,7 @@ async fn a_leader_that_stops_is_replaced_within_2_s() {
         took.push(measure_enqueue(&world, name).await);
         assert_eq!(leader.stop_and_wait().await, Some(0));
     }
-    println!("a SyncJob was queued {took:?} after the leader was told to stop");
+    println!("a SyncJob was queued {took:?} after the leader received SIGTERM");
     // Other tests keep the machine busy, but hardly both times.
     assert!(took.iter().any(|took| *took < Duration::from_secs(2)), "{took:?}");
     assert!(took.iter().all(|took| *took < Duration::from_secs(6)), "much less than the Lease: {took:?}");
@@ -189,13 +189,13 @@ async fn a_leader_paused_beyond_its_lease_writes_no_more() {
     })
     .await;
     assert!(paused.process.log().contains("lost leadership"));
-    let told_by = async |by: bool| {
+    let events_by = async |by: bool| {
         let events = events(&world).await;
         let later = events.iter().filter(|event| event.event_time.as_ref().is_some_and(|time| time.0 > since));
         later.filter(|event| (event.reporting_instance == holder) == by).count()
     };
-    eventually("the new one tells of what it does", async || (told_by(false).await > 0).then_some(())).await;
-    assert_eq!(told_by(true).await, 0, "the old one tells no more");
+    eventually("the new leader sends events", async || (events_by(false).await > 0).then_some(())).await;
+    assert_eq!(events_by(true).await, 0, "the old leader sends no more events");
 
     let jobs = made().await;
     let slots: HashSet<_> = jobs.iter().map(|job| job.annotations()[SLOT_ANNOTATION].clone()).collect();
@@ -213,7 +213,7 @@ async fn a_single_controller_leads_again_after_a_long_pause() {
     let controller = world.operator("controller", &[]);
     apply_schedule(&world, "users", json!({"interval": "5s"})).await;
     let schedules = world.schedules();
-    // Nothing is under way then: all that is left to do is the next slot.
+    // No run is active then: only the next slot is left to do.
     let settled = async |runs: i64| {
         let status = schedules.get("users").await.ok()?.status?;
         (status.runs.succeeded >= runs && status.active.is_empty()).then_some(status.runs.succeeded)
@@ -221,7 +221,7 @@ async fn a_single_controller_leads_again_after_a_long_pause() {
     let before = eventually("a run has ended", async || settled(1).await).await;
 
     controller.signal("STOP");
-    // The length of time is what is tested. Nobody else is there to take the Lease over.
+    // The test is about the length of the pause. No other controller can take the Lease.
     tokio::time::sleep(2 * LEASE).await;
     controller.signal("CONT");
     let resumed = Instant::now();

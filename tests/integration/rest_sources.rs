@@ -42,7 +42,7 @@ fn linked(upstream: &Upstream, part: &Value) -> Value {
     spec
 }
 
-/// People whom the source listed before.
+/// People that the source listed before.
 async fn people(world: &TestEnv, ids: &[i32]) -> Collection<Document> {
     let people = world.database.collection::<Document>("people");
     let person = |id: &i32| doc! {"_id": id, "team": "blue", "_sync": confirmed(&world.name, "people")};

@@ -123,8 +123,8 @@ async fn data_of_a_run_that_redis_lost_is_asserted() {
     );
 }
 
-/// Each row: how Redis has the run, since when its SyncJob says it is put aside, what is wanted, and the seconds that it was
-/// put aside for afterwards, or that it still is.
+/// Each row has the suspension of the run in Redis, the suspension and the hold in its SyncJob, the desired state, and
+/// the hours for which the run was suspended afterwards. `None`: the run is still suspended.
 #[tokio::test]
 async fn a_restored_run_is_suspended_as_its_job_says() {
     let redis = own_redis().await;
@@ -241,7 +241,7 @@ async fn a_restored_redis_runs_nothing_that_was_cancelled() {
     let stamped = world.count(doc! {"cancelled": {"$exists": true}}).await;
     assert!(stamped < 1000, "it was cancelled before its end");
     sleep(LEASE * 2).await;
-    assert_eq!(world.count(doc! {"cancelled": {"$exists": true}}).await, stamped, "it goes on after its end");
+    assert_eq!(world.count(doc! {"cancelled": {"$exists": true}}).await, stamped, "it continues after its end");
     assert_eq!(world.jobs().get("cancelled").await.unwrap().status, ended.status);
     assert_eq!(world.queue().get(&ended.uid().unwrap()).await.unwrap(), None, "Redis does not have it any more");
 }
@@ -278,11 +278,11 @@ fn field_of(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// A run that has ended in a storm.
+/// A run that has ended during the rounds of restores.
 struct EndedRun {
     ended: SyncJobStatus,
     at: Instant,
-    /// Its stamps were looked at, and removed.
+    /// Its stamps were checked and removed.
     is_cleared: bool,
 }
 
@@ -311,7 +311,7 @@ impl Storm {
         fields
     }
 
-    /// Looks at all runs: one that has ended stays as it is, and stamps nothing more. True when all have ended.
+    /// Checks all runs: an ended run does not change, and stamps nothing more. True when all have ended.
     async fn check_runs(&mut self) -> bool {
         let mut all_ended = true;
         for job in self.jobs().await {
@@ -440,8 +440,8 @@ async fn foreign_dump(world: &TestEnv) -> Vec<u8> {
     redis.dump().await
 }
 
-/// Random runs whose Redis is put back, killed, flushed, and given the data of another installation. `ROUNDS` and `SEED` choose how
-/// many and which.
+/// Random runs whose Redis is restored, killed, flushed, and given the data of another installation. `ROUNDS` and
+/// `SEED` determine their number and the faults.
 #[tokio::test]
 async fn restore_storms_run_nothing_twice() {
     let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());

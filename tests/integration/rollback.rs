@@ -1,4 +1,4 @@
-//! Runs that put back what they have written when they fail.
+//! Runs that restore the documents that they have changed when they fail.
 
 use std::time::Duration;
 
@@ -92,7 +92,7 @@ async fn patch(world: &TestEnv, name: &str, spec: Value) {
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-fn put_back(status: &SyncJobStatus) -> Option<i64> {
+fn restored_documents(status: &SyncJobStatus) -> Option<i64> {
     status.counts.unwrap().rolled_back
 }
 
@@ -110,7 +110,7 @@ async fn a_failed_run_leaves_every_document_as_it_was() {
         apply_job(&world, name, failing(&upstream, &source)).await;
         let status = finished(&world, name).await.status.unwrap();
         let (reason, message) = ended(&status);
-        assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(written)), "{name}: {message}");
+        assert_eq!((reason, restored_documents(&status)), ("TooManyFailed", Some(written)), "{name}: {message}");
         assert!(message.ends_with(&format!("; {written} documents were put back")), "{message}");
         assert_eq!(failures(&status), [failed]);
         assert_eq!((status.attempts, status.attempt_history.len()), (Some(1), 1), "a rollback is no attempt");
@@ -124,7 +124,7 @@ async fn a_failed_run_leaves_every_document_as_it_was() {
 async fn a_run_that_completes_keeps_what_it_wrote_and_no_journal() {
     let (world, upstream) = (TestEnv::new().await, Upstream::with_people(50).await);
     seed(&world, 40).await;
-    // Left behind: of a run that nobody knows, once for a moment and once for long.
+    // Journals of an unknown run: a recent one and an old one.
     for (uid, opened) in [("recent", DateTime::now()), ("old", DateTime::from_millis(0))] {
         let journal = world.database.collection::<Document>(&format!("sync_journal.{uid}"));
         journal.insert_one(doc! {"_id": bson::Bson::MinKey, "opened": opened}).await.unwrap();
@@ -132,7 +132,7 @@ async fn a_run_that_completes_keeps_what_it_wrote_and_no_journal() {
     let (_operator, _) = world.all(&ALLOWED);
     apply_job(&world, "all", failing(&upstream, &paged())).await;
     let status = finished(&world, "all").await.status.unwrap();
-    assert_eq!((counts(&status), put_back(&status)), ((50, 0, 0), None), "{status:?}");
+    assert_eq!((counts(&status), restored_documents(&status)), ((50, 0, 0), None), "{status:?}");
     assert_eq!(world.count(doc! {"origin": "gitlab", "padding": {"$exists": false}}).await, 50);
     eventually("the journal is dropped", async || (journals(&world).await == ["sync_journal.recent"]).then_some(()))
         .await;
@@ -155,9 +155,9 @@ async fn a_cancelled_run_is_rolled_back_except_later_changes() {
 
     patch(&world, "users", json!({"cancelled": true})).await;
     let status = finished(&world, "users").await.status.unwrap();
-    assert_eq!((ended(&status).0, put_back(&status)), ("Cancelled", Some(19)));
+    assert_eq!((ended(&status).0, restored_documents(&status)), ("Cancelled", Some(19)));
     let after = all(&world).await;
-    assert!(after[2..] == before[3..], "nobody has touched these");
+    assert!(after[2..] == before[3..], "no other client has changed these");
     let mut first: Document = (&*before[0]).try_into().unwrap();
     first.insert("mine", 1);
     first.get_document_mut("profile").unwrap().insert("age", 99);
@@ -180,7 +180,7 @@ async fn documents_that_cannot_be_restored_are_reported_and_kept() {
     let status = finished(&world, "users").await.status.unwrap();
     let journal = format!("sync_journal.{}", job.metadata.uid.unwrap());
     let (reason, message) = ended(&status);
-    assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(38)), "{message}");
+    assert_eq!((reason, restored_documents(&status)), ("TooManyFailed", Some(38)), "{message}");
     let expected = format!(
         "; 38 documents were put back, 1 could not be: what they were stays in the collection {journal} for 30 days"
     );
@@ -282,7 +282,7 @@ const USERS: i32 = 20;
 /// Rounds at a time: most of each is waiting for leases to end.
 const SIDE_BY_SIDE: usize = 8;
 
-/// Kills the operator after a number of requests, lets another one go on, and returns how many there were.
+/// Kills the operator after a number of requests, lets another operator continue, and returns the number of requests.
 async fn round(requests: usize) -> usize {
     let (world, upstream) = (TestEnv::new().await, Upstream::with_people(15).await);
     let before = seed(&world, USERS).await;
@@ -302,7 +302,7 @@ async fn round(requests: usize) -> usize {
     let (_second, _) = world.all(&args);
     let status = finished(&world, "users").await.status.unwrap();
     let at = format!("killed after {used} requests");
-    assert_eq!((ended(&status).0, put_back(&status)), ("TooManyFailed", Some(16)), "{at}");
+    assert_eq!((ended(&status).0, restored_documents(&status)), ("TooManyFailed", Some(16)), "{at}");
     assert!(all(&world).await == before, "{at}");
     assert_eq!(journals(&world).await, [""; 0], "{at}");
     world.database.drop().await.unwrap();

@@ -1,5 +1,5 @@
 //! SyncSchedules beyond the plain interval: overlap, triggers, cron, edits, mistakes, and clocks that are set. What is
-//! asked of the decision alone is in the tables beside `src/domain/schedule.rs`.
+//! asked of the decision alone is in the tables of `src/domain/schedule/tests`.
 
 use std::{collections::HashSet, fs, path::Path, process::Command, time::Duration};
 
@@ -49,9 +49,9 @@ async fn trigger(world: &TestEnv, token: &str) {
     patch(world, json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}})).await;
 }
 
-/// Waits until the SyncJob of a run in the books is there.
+/// Waits until a run is active and its SyncJob exists.
 async fn wait_for_active_run(world: &TestEnv) -> SyncJob {
-    let name = until(world, "a run is in the books", |status| Some(status.active.first()?.name.clone())).await;
+    let name = until(world, "a run is active", |status| Some(status.active.first()?.name.clone())).await;
     eventually("its SyncJob is made", async || world.jobs().get(&name).await.ok()).await
 }
 
@@ -62,7 +62,7 @@ async fn allow_runs_slots_concurrently() {
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": slow()}});
     apply_schedule(&world, "users", spec).await;
-    until(&world, "two runs at a time", |status| (status.active.len() >= 2).then_some(())).await;
+    until(&world, "two concurrent runs", |status| (status.active.len() >= 2).then_some(())).await;
     assert_eq!(status(&world, "users").await.unwrap().last_skip, None);
 }
 
@@ -96,7 +96,7 @@ async fn replace_cancels_the_active_run_and_starts_after_its_end() {
         assert_eq!(reason(&pair[0], "Failed").as_deref(), Some("Replaced"));
         assert_eq!(pair[0].annotations()["sync.codex.dev/replaced-by"], pair[1].name_any());
         if let Some(start) = pair[1].status.as_ref().and_then(|status| status.start_time.clone()) {
-            // The end is told in whole seconds.
+            // The end time has whole seconds.
             let ended = earlier.completion_time.as_ref().unwrap().0;
             assert!(start.0 >= ended, "{} started at {} and ended at {ended}", pair[1].name_any(), start.0);
         }
@@ -136,7 +136,7 @@ async fn a_trigger_waits_for_the_active_run_and_is_not_lost() {
     world.seed(2_000, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_once(&world, "users", slow()).await;
-    until(&world, "the first run is under way", |status| (status.active.len() == 1).then_some(())).await;
+    until(&world, "the first run is active", |status| (status.active.len() == 1).then_some(())).await;
     trigger(&world, "now").await;
     until(&world, "both runs succeeded", |status| (status.runs.succeeded == 2).then_some(())).await;
     let jobs = jobs(&world).await;
@@ -290,7 +290,7 @@ async fn a_deleted_run_is_removed_from_active_and_the_next_slot_runs() {
     apply_schedule(&world, "users", spec).await;
     let name = wait_for_active_run(&world).await.name_any();
     world.jobs().delete(&name, &DeleteParams::default()).await.unwrap();
-    until(&world, "another run is under way", |status| {
+    until(&world, "another run is active", |status| {
         status.active.first().filter(|run| run.name != name).map(|_| ())
     })
     .await;
@@ -306,7 +306,7 @@ async fn a_run_deleted_right_after_it_was_made_is_not_made_again() {
     let created = job.creation_timestamp().unwrap().0;
     world.jobs().delete(&job.name_any(), &DeleteParams::default()).await.unwrap();
     assert!(Timestamp::now() < created + 2.seconds(), "the machine is too slow to show it");
-    let runs = until(&world, "it left the books", |status| status.active.is_empty().then_some(status.runs)).await;
+    let runs = until(&world, "no run is active", |status| status.active.is_empty().then_some(status.runs)).await;
     assert_eq!((runs.total, runs.succeeded, runs.failed), (1, 0, 0));
     assert!(jobs(&world).await.is_empty());
 }
@@ -321,7 +321,7 @@ async fn a_run_that_is_missing_in_active_is_added_again() {
     // As after a restore from a backup, which has no status.
     let lost = Patch::Merge(json!({"status": null}));
     world.schedules().patch_status("users", &PatchParams::default(), &lost).await.unwrap();
-    let found = until(&world, "it is in the books", |status| status.active.first().cloned()).await;
+    let found = until(&world, "the run is active", |status| status.active.first().cloned()).await;
     assert_eq!((found.name, found.uid), (run.name_any(), run.uid()));
 }
 
@@ -428,7 +428,7 @@ async fn kubectl_waits_for_a_schedule() {
         run(&world, "kubectl", &["wait", &what, &object, "--timeout", limit]).await
     };
     let (ready, output) = wait("Ready", "good", "1s").await;
-    assert!(!ready, "no operator looked at it: {output}");
+    assert!(!ready, "no operator reconciled it: {output}");
     // Without that, kstatus would take it for ready.
     let unseen = status(&world, "good").await.unwrap();
     assert_eq!(find(&unseen.conditions, "Ready").map(|ready| ready.status.as_str()), Some("Unknown"));

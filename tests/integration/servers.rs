@@ -201,7 +201,7 @@ impl Drop for MongoDb {
     }
 }
 
-/// A way to a server whose connections can go dead: nothing comes through any more, and nobody is told.
+/// A proxy whose connections can go dead: they forward nothing more, and report no error.
 pub struct Link {
     pub address: SocketAddr,
     dead: watch::Sender<()>,
@@ -227,7 +227,7 @@ impl Link {
         Self { address, dead }
     }
 
-    /// Every connection that there is goes dead. New ones are whole.
+    /// Makes all present connections go dead. New connections work.
     pub fn forget_connections(&self) {
         self.dead.send_replace(());
     }

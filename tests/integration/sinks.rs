@@ -46,7 +46,7 @@ pub enum Instead {
     Status(u16),
     /// 429, with so many seconds to wait.
     Wait(u32),
-    /// Nothing, for so long; then it is too late.
+    /// No answer for this time, which is longer than the timeout.
     Silence(Duration),
 }
 
@@ -91,7 +91,7 @@ impl HttpSink {
         eventually(&what, async || Some(self.deliveries(path)).filter(|taken| taken.len() >= count)).await
     }
 
-    /// What is told at a path: `firing RunFailed s`, one for each alert in each message.
+    /// The notifications at a path: `firing RunFailed s` for each alert in each message.
     pub fn notifications(&self, path: &str) -> Vec<String> {
         let mut notifications = Vec::new();
         for taken in self.deliveries(path) {

@@ -493,7 +493,7 @@ async fn only_documents_that_are_certainly_missing_are_deleted() {
     upstream.state().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
     projects.insert_many((3..=31).map(|number| known_project(&world, number))).await.unwrap();
     let many = run(&world, "many", deleting).await;
-    assert_eq!(counts(&many), (9, 1, 21), "31 is not listed, and those that failed are");
+    assert_eq!(counts(&many), (9, 1, 21), "31 is not listed, and the failed ones are");
     let marked = projects.find_one(doc! {"missingSince": {"$exists": true}}).await.unwrap().unwrap();
     assert_eq!(marked.get_str("gitlabId").unwrap(), project(31));
 }
@@ -515,8 +515,8 @@ async fn an_upsert_requires_a_unique_index() {
     assert_eq!(upstream.requests(), 0);
 }
 
-/// Kills the worker of a run when some of it is done. What becomes of the run when another one goes on with it, after
-/// `meanwhile`.
+/// Kills the worker of a run when some of it is done, and calls `meanwhile`. Returns the run after another worker has
+/// completed it.
 pub async fn without_its_worker(
     world: &TestEnv,
     upstream: &Upstream,

@@ -94,7 +94,7 @@ impl TestEnv {
         Self { servers, name, client, database }
     }
 
-    /// Where operators find Redis: as a user with the documented rights, where all tests share it.
+    /// Address of Redis for operators. On the shared Redis, they log in as a user with the documented rights.
     fn redis_for_operators(&self, servers: &Servers) -> String {
         match servers.redis.strip_prefix("redis://") {
             Some(host) if env::var("REDIS_URL").is_ok_and(|shared| shared == servers.redis) => {
@@ -104,7 +104,7 @@ impl TestEnv {
         }
     }
 
-    /// The servers, for someone whom the API server takes for a user without rights of its own.
+    /// The servers, with a kubeconfig that impersonates a user without any rights.
     #[allow(dead_code, reason = "random faults have no users")]
     pub fn as_user(&self, user: &str) -> Servers {
         let kubeconfig = fs::read_to_string(&self.servers.kubeconfig).unwrap();
@@ -148,17 +148,17 @@ impl TestEnv {
         self.database.collection::<Document>("users").count_documents(filter).await.unwrap()
     }
 
-    /// Starts `sync-operator COMMAND` on this world.
+    /// Starts `sync-operator COMMAND` in this environment.
     pub fn operator(&self, command: &str, args: &[&str]) -> Operator {
         self.operator_on(&self.servers, command, args)
     }
 
-    /// The same, but it finds the servers at other addresses.
+    /// Starts `sync-operator COMMAND` with other addresses of the servers.
     pub fn operator_on(&self, servers: &Servers, command: &str, args: &[&str]) -> Operator {
         Operator::start(self.process(servers, command, args), &self.name)
     }
 
-    /// The same, with more variables in its environment.
+    /// Starts `sync-operator COMMAND` with more environment variables.
     #[allow(dead_code, reason = "random faults need none")]
     pub fn operator_with(&self, command: &str, args: &[&str], variables: &[(&str, &str)]) -> Operator {
         let mut process = self.process(&self.servers, command, args);
@@ -166,7 +166,7 @@ impl TestEnv {
         Operator::start(process, &self.name)
     }
 
-    /// The same, but its clock is off by the seconds that stand in a file.
+    /// Starts `sync-operator COMMAND` with a clock that is off by the seconds in a file.
     pub fn operator_with_clock(&self, servers: &Servers, command: &str, args: &[&str], offset: &Path) -> Operator {
         let library = Path::new("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1");
         assert!(library.exists(), "libfaketime is not installed: run tests/cluster/install.sh");
@@ -175,7 +175,7 @@ impl TestEnv {
             .env("LD_PRELOAD", library)
             .env("FAKETIME_TIMESTAMP_FILE", offset)
             .env("FAKETIME_CACHE_DURATION", "1")
-            // Timers go by a clock that is never set.
+            // Timers use the monotonic clock, which the offset does not change.
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
             .env("DONT_FAKE_MONOTONIC", "1");
         Operator::start(process, &self.name)
@@ -241,7 +241,7 @@ pub fn confirmed(namespace: &str, source: &str) -> Document {
     doc! {format!("{namespace}/{source}"): {"at": bson::DateTime::from_millis(1)}}
 }
 
-/// A source in a manifest. The fields that only sources of this kind have stand among those that all share.
+/// A source in a manifest, from the fields of its kind and the shared fields.
 pub fn source(kind: &str, fields: &Value) -> Value {
     let is_own = |name: &str| ["endpoint", "query", "operationName", "variables", "resultPath"].contains(&name);
     let fields = fields.as_object().unwrap().clone();

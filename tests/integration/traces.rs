@@ -148,7 +148,7 @@ async fn an_unavailable_or_silent_receiver_blocks_nothing() {
     let job = finished(&world, "run").await;
     assert!(is_complete(&job));
     let complaints = |log: &str| log.lines().filter(|line| line.contains("the receiver of traces is")).count();
-    eventually("the outage is told", async || controller.log().contains("traces is unavailable").then_some(())).await;
+    eventually("the outage is logged", async || controller.log().contains("traces is unavailable").then_some(())).await;
     assert_eq!(complaints(&controller.log()), 1, "{}", controller.log());
     assert!(stalling.received().requests > 0 && complaints(&worker.log()) <= 1);
     assert_eq!(worker.stop().await, Some(0));
@@ -157,7 +157,7 @@ async fn an_unavailable_or_silent_receiver_blocks_nothing() {
     apply_job(&world, "cancelled", json!({"cancelled": true})).await;
     let is_cancelled = |span: &Span| span.is_error && span.attributes["error.type"] == "Cancelled";
     eventually("it is sent", async || receiver.named("sync.run").into_iter().find(is_cancelled)).await;
-    eventually("its return is told", async || controller.log().contains("traces is available again").then_some(()))
+    eventually("its return is logged", async || controller.log().contains("traces is available again").then_some(()))
         .await;
 }
 

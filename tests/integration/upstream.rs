@@ -29,7 +29,7 @@ pub struct Upstream {
     server: JoinHandle<()>,
 }
 
-/// What it does and what was done to it.
+/// The configuration of the server, and the requests that it received.
 #[derive(Default)]
 pub struct UpstreamState {
     /// How long each answer takes.
@@ -40,11 +40,11 @@ pub struct UpstreamState {
     pub instead: VecDeque<Instead>,
     /// Given to every request for these paths and queries.
     pub fixed: HashMap<String, Instead>,
-    /// Asked what to do with each further one.
+    /// Chooses the answer to each further request.
     pub next_answer: Option<Box<dyn FnMut() -> Option<Instead> + Send>>,
-    /// When everybody's name changed.
+    /// Times at which the names of all users changed.
     pub versions: Vec<SystemTime>,
-    /// What is not as for everybody else: by the number in the id.
+    /// Users that differ from the others, by the number in the id.
     pub users: HashMap<String, Peculiar>,
     /// How many users pages list, with numbers for ids.
     pub people: usize,
@@ -74,7 +74,7 @@ pub enum Instead {
     Encoded(&'static str, Vec<u8>),
     /// A body of so many MiB.
     Huge(usize),
-    /// Nothing, for so long.
+    /// No answer for this time.
     Silence(Duration),
     /// What was asked for, with another result for the first of the users.
     Twice,
@@ -141,7 +141,7 @@ impl Upstream {
         }));
     }
 
-    /// Changes everybody's name.
+    /// Changes the names of all users.
     pub fn change(&self) {
         self.state().versions.push(SystemTime::now());
     }

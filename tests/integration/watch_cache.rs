@@ -1,4 +1,4 @@
-//! What the controller sees of Kubernetes lags behind, breaks off, or comes to an end.
+//! The watches of the controller are delayed, interrupted, or end.
 
 use std::{fs, time::Duration};
 
@@ -18,8 +18,8 @@ use crate::{
     support::{Servers, TestEnv, eventually, unique},
 };
 
-/// Scenario 6 of the fault list: what came and went before the controller looked. It is paused meanwhile, so that it sees
-/// the last state only.
+/// Scenario 6 of the fault list: what came and went before the controller looked. It is paused meanwhile, so that it
+/// sees the last state only.
 #[tokio::test]
 async fn objects_created_and_deleted_unseen_leave_nothing() {
     let world = TestEnv::new().await;
@@ -65,7 +65,7 @@ async fn objects_created_and_deleted_unseen_leave_nothing() {
     nothing_in_redis(&world).await;
 }
 
-/// Scenario 20 of the fault list: a network forgets connections, and tells neither end.
+/// Scenario 20 of the fault list: a network drops connections, and neither end receives an error.
 #[tokio::test]
 async fn a_watch_with_a_dead_connection_is_detected() {
     let world = TestEnv::new().await;

@@ -1,4 +1,4 @@
-//! Worker processes that cannot do their part, or are away for a while.
+//! Worker processes that cannot claim runs, or are paused for a while.
 
 use serde_json::json;
 use sync_operator::domain::job::is_complete;
@@ -32,7 +32,8 @@ async fn a_worker_whose_claims_are_not_answered_is_not_ready() {
     assert!(worker.is_running());
 }
 
-/// Scenario 16 of the fault list: a worker is paused for longer than its lease, and wakes up when another one has its run.
+/// Scenario 16 of the fault list: a worker is paused for longer than its lease, and wakes up when another one has its
+/// run.
 #[tokio::test]
 async fn a_worker_paused_beyond_its_lease_writes_no_more() {
     const USERS: i32 = 3_000;

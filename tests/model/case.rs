@@ -6,9 +6,9 @@ use bson::{Bson, Document, Uuid, doc, oid::ObjectId};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Map, Value, json};
 
-/// Numbers of people whom sources may list.
+/// Numbers below this one are those of people that sources may list.
 const PEOPLE: u32 = 8;
-/// Numbers from here on are those of people whom no source ever lists.
+/// Numbers from this one on are those of people that no source ever lists.
 const LOCALS: u32 = 100;
 /// The namespace of all SyncJobs.
 pub const NAMESPACE: &str = "model";
@@ -138,7 +138,7 @@ pub enum OnMissing {
     Delete,
 }
 
-/// A source and the part of the spec that is the same for all its runs.
+/// A source, and the part of the spec that all its runs share.
 #[derive(Clone, Debug)]
 pub struct SourceCase {
     pub name: Option<&'static str>,
@@ -167,7 +167,7 @@ pub struct SourceCase {
     pub rollback: bool,
     pub retries: u32,
     pub max_failed_percent: Option<u32>,
-    /// Whom it lists at first.
+    /// The people that it lists at first.
     pub people: BTreeSet<u32>,
 }
 
@@ -211,7 +211,7 @@ pub enum RequestFault {
     Loop,
     /// The list has a null.
     Null,
-    /// The first result is there twice, the same or not.
+    /// The answer has the first result twice, equal (`true`) or not.
     Twice(bool),
     /// The answer takes so many milliseconds.
     Slow(u64),
@@ -222,7 +222,7 @@ pub enum RequestFault {
 pub struct Quirks {
     /// Most results of a page.
     pub cap: Option<usize>,
-    /// People whom the source leaves out after it has cut the list into pages.
+    /// People that the source leaves out after it has cut the list into pages.
     pub hidden: BTreeSet<u32>,
     /// By number, the last page again instead of an empty one.
     pub clamps: bool,
@@ -342,7 +342,7 @@ impl Case {
         Self { seed, keys, key_field, collation, index, documents, sources, steps }
     }
 
-    /// A document of this key, with an `_id` that nobody has yet.
+    /// A document of this key, with an unused `_id`.
     pub fn document(&self, id: i32, key: Option<Bson>, team: &str) -> Document {
         let mut document = doc! {"_id": id, "team": team, "note": 0, "active_a": true, "active_b": true};
         match (self.key_field, key) {
@@ -492,7 +492,7 @@ impl SourceCase {
         pagination
     }
 
-    /// The source behaves so that a proved walk of this run has listed all that was there all the time.
+    /// Whether a proved walk of this run has listed every document that the source had during the whole walk.
     pub fn is_honest(&self, quirks: &Quirks) -> bool {
         let is_shortened = quirks.cap.is_some() || !quirks.hidden.is_empty();
         let ends_early = self.ends_short || self.typo || self.way == Way::Number;

@@ -1,7 +1,7 @@
 //! A model of what runs may do to documents: random collections, sources, specs, runs, overlaps and kills, against the
-//! engine in this process, a real MongoDB and a small HTTP server. After each run an oracle looks whether a living document
-//! was harmed. `make prove-model CASES=10000 SEED=1`; a failure prints the seed of its case, and `CASES=1 SEED=that`
-//! plays it again.
+//! engine in this process, a real MongoDB and a small HTTP server. After each run an oracle checks that no present
+//! document was harmed. `make prove-model CASES=10000 SEED=1`; a failure prints the seed of its case, and `CASES=1
+//! SEED=that` plays it again.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@
     clippy::too_many_lines,
     clippy::struct_excessive_bools,
     clippy::default_trait_access,
-    reason = "a case that cannot go on fails"
+    reason = "a case that cannot continue fails"
 )]
 
 mod case;
@@ -122,12 +122,12 @@ async fn prove(uri: &str, cases: u64, seed: u64) -> bool {
     failed == 0
 }
 
-/// What happens in a case, when it is the only one.
+/// The steps of a case, which are printed when it is the only one.
 fn all_steps(case: &Case) -> String {
     case.steps.iter().enumerate().map(|(at, step)| format!("step {at}: {step:?}")).collect::<Vec<_>>().join("\n  ")
 }
 
-/// What is to be known of a case without its steps.
+/// Summary of a case without its steps.
 fn summary(case: &Case) -> String {
     let Case { keys, key_field, collation, index, documents, sources, .. } = case;
     format!(

@@ -1,4 +1,5 @@
-//! What must be true after each run, by what the sources said and the application did. Knows nothing of how the engine decides.
+//! Checks after each run, from the answers of the sources and the changes of the application. The oracle does not use
+//! the decisions of the engine.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -56,9 +57,9 @@ struct ObservedRun<'a> {
     run: &'a RunResult,
     at: usize,
     source: &'a SourceCase,
-    /// The last that it was told of someone, in attempts all of whose answers were used.
+    /// The last report on each person, in attempts that used all their answers.
     used: BTreeMap<u32, (i64, Reported)>,
-    /// All that it was told in them.
+    /// All reports in these attempts.
     all: Vec<(u32, i64, Reported)>,
     /// Time of the last answer.
     walked: i64,
@@ -67,7 +68,7 @@ struct ObservedRun<'a> {
     keyless: usize,
 }
 
-/// Requests by which an attempt looks whether the source has anything.
+/// Requests by which an attempt checks that the source has any results.
 struct Probe {
     size: u32,
     left: u32,
@@ -249,8 +250,8 @@ impl<'a> Oracle<'a> {
         Some(ObservedRun { run, at, source, used, all, walked, pages, failed, keyless })
     }
 
-    /// The answers without those to the first requests of each attempt that asks for each document: it looks whether the source has any
-    /// of them, 1, 2, 4 and so on at a time, and does nothing else with what it is told.
+    /// The answers without probes. An attempt with a request for each document first checks that the source has any of
+    /// them, with 1, 2, 4 and so on requests, and does not use these answers otherwise.
     fn without_probes(&self, answers: Vec<Answer>, runs: &[RunResult]) -> Vec<Answer> {
         let mut probing: HashMap<(usize, u32), Probe> = HashMap::new();
         let probes = |answer: &Answer| {
@@ -317,7 +318,7 @@ impl<'a> Oracle<'a> {
             format!("{} was made, and no source lists it: {new}", subject.id)
         });
         let twins = after.values().filter(|other| self.number(other).map(|(number, _)| number) == number).count();
-        violations.require(twins == 1, || format!("{} was made, and its key was there: {new}", subject.id));
+        violations.require(twins == 1, || format!("{} was made, and its key existed: {new}", subject.id));
     }
 
     /// Why a document must not be marked by this run, or as well be deleted.
@@ -359,7 +360,7 @@ impl<'a> Oracle<'a> {
             format!("the source never listed it before {}", short(since))
         });
         if seen.source.way == Way::PerUser {
-            // A run also takes what another run of the source was told since it began.
+            // A run also uses the reports that another run of the source has received since the run began.
             let reported = |answer: &Answer| {
                 answer.at > run.started && self.is_of(answer, seen.at) && reports_gone(answer, number)
             };
@@ -455,7 +456,7 @@ impl<'a> Oracle<'a> {
         why.0
     }
 
-    /// A document was there before and after.
+    /// Checks a document that existed before and after the run.
     #[allow(clippy::too_many_arguments)]
     fn check_kept(
         &mut self,
@@ -513,7 +514,8 @@ impl<'a> Oracle<'a> {
                 (was, Some(now)) if was != Some(now) => {
                     happened.marked.insert(id.to_owned());
                     self.check_marked(subject, old, new, now, &of_source, record, violations);
-                    // Of overlapping runs, one may have taken the mark away and another one have set it again since `old`.
+                    // Of overlapping runs, one may have taken the mark away and another one have set it again since
+                    // `old`.
                     if was.is_none() {
                         let field = old.get(format!("active_{}", source.field)).cloned();
                         self.before_mark.insert((id.to_owned(), at), field);
@@ -528,7 +530,7 @@ impl<'a> Oracle<'a> {
                     let before = self.before_mark.remove(&(id.to_owned(), at));
                     if let Some(before) = before.filter(|_| source.sets && !subject.touched.activated.contains(id)) {
                         violations.require(new.get(&field) == before.as_ref(), || {
-                            format!("{id}: {field} was {before:?} before the mark, and is not put back: {new}")
+                            format!("{id}: {field} was {before:?} before the mark, and is not restored: {new}")
                         });
                     }
                 }
@@ -549,7 +551,7 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// The mark for people that is there although no source has one, or is not although one has.
+    /// The field of a mark that a document has although no source marked it, or lacks although a source marked it.
     fn wrong_mark(&self, document: &Document) -> Option<&str> {
         let sources = || self.case().sources.iter().enumerate();
         sources().map(|(_, source)| source.missing_field.as_str()).find(|field| {
@@ -645,7 +647,8 @@ impl<'a> Oracle<'a> {
                 && state.gone.is_none()
         };
         let mut confirmed = before.values().filter(is_confirmed).count();
-        // A lost attempt takes along how many documents it confirmed for the first time, so that these count as confirmed.
+        // A lost attempt takes along how many documents it confirmed for the first time, so that these count as
+        // confirmed.
         if run.was_killed {
             let was_confirmed = |id: &String| before.get(id).is_some_and(|old| self.state(seen.at, old).at.is_some());
             confirmed += after.iter().filter(|(id, new)| is_confirmed(new) && !was_confirmed(id)).count();
@@ -732,7 +735,7 @@ impl<'a> Oracle<'a> {
         violations: &mut Violations,
     ) {
         let run = seen.run;
-        // An Incremental run is told of documents that are not due when it looks whether the source has any.
+        // An Incremental run also receives documents that are not due when it checks that the source has any results.
         if run.end != End::Completed || run.case.dry || run.case.incremental {
             return;
         }
@@ -766,7 +769,7 @@ impl<'a> Oracle<'a> {
                 let version = content.and_then(|content| content.get_i32("version").ok()).unwrap_or(-1);
                 let is_said = versions.get(number).is_some_and(|versions| versions.contains(&(version as u32)));
                 violations.require(is_said, || {
-                    format!("{id} is not as run {} was told ({item:?}), and has not failed: {document}", run.number)
+                    format!("{id} lacks the result of run {} ({item:?}), and has not failed: {document}", run.number)
                 });
             }
         }
@@ -776,7 +779,7 @@ impl<'a> Oracle<'a> {
         for seen in seen.iter().filter(|seen| !seen.run.case.dry) {
             let items = seen.all.iter().filter(|(_, _, reported)| matches!(reported, Reported::Item(_)));
             for (number, at, _) in items {
-                // Before it asks for each document, a run looks whether the source has any of them.
+                // Before it requests each document, a run checks that the source has any of them.
                 let is_last = matches!(seen.used.get(number), Some((_, Reported::Item(_))));
                 if (seen.source.is_paged() || is_last) && !self.is_gone_after(seen, *number, *at) {
                     let last = self.listed.entry((seen.at, *number)).or_default();
@@ -812,7 +815,7 @@ fn check_proof(seen: &ObservedRun<'_>, violations: &mut Violations) {
     }
     let quirks = &run.case.quirks;
     let is_plain = quirks.request_faults.is_empty() && !quirks.clamps && quirks.total_off == 0 && !source.typo;
-    // A first page that may be full has to say how it goes on.
+    // A first page that may be full must state whether a next page exists.
     let says_end = source.last != LastPage::Absent || seen.pages > 1;
     let is_plain = is_plain && says_end && source.is_honest(quirks);
     let is_still = run.case.drift.is_empty();
@@ -828,7 +831,7 @@ fn check_proof(seen: &ObservedRun<'_>, violations: &mut Violations) {
     });
 }
 
-/// The counts are what became of the documents.
+/// Checks that the counts are equal to the changes of the documents.
 fn check_counts(
     seen: &ObservedRun<'_>,
     touched: &Touched<'_>,
@@ -870,7 +873,7 @@ struct Touched<'a> {
     is_quiet: bool,
 }
 
-/// What became of documents in a step.
+/// The changes of documents in a step.
 #[derive(Default)]
 struct Happened {
     marked: BTreeSet<String>,
@@ -886,7 +889,7 @@ fn reports_item(answer: &Answer, number: u32) -> bool {
     answer.reported.iter().any(|(other, reported)| *other == number && matches!(reported, Reported::Item(_)))
 }
 
-/// It lists someone, if only with something that nobody can use.
+/// Whether an answer lists a person, even with a result that cannot be used.
 fn reports_listed(answer: &Answer, number: u32) -> bool {
     answer.reported.iter().any(|(other, reported)| *other == number && *reported != Reported::Gone)
 }
@@ -895,7 +898,7 @@ fn reports_gone(answer: &Answer, number: u32) -> bool {
     answer.reported.iter().any(|(other, reported)| *other == number && matches!(reported, Reported::Gone))
 }
 
-/// The versions that the runs of a source were told in a step.
+/// The versions that the runs of a source received in a step.
 fn seen_versions(answers: &[Answer], runs: &[RunResult], source: usize) -> BTreeMap<u32, BTreeSet<u32>> {
     let mut versions: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     let of_source =

@@ -42,7 +42,8 @@ const MOST_ATTEMPTS: u32 = 30;
 /// Failed attempts of one run, after which it has failed.
 const RETRIES: u32 = 2;
 
-/// An authority that nobody needs: without one, each attempt would read those of the machine, which takes longer than the attempt.
+/// An unused certificate authority. Without one, each attempt would read the authorities of the machine, which takes
+/// longer than the attempt.
 const AUTHORITY: &[u8] = include_bytes!("authority.pem");
 
 /// What runs may fetch from.
@@ -67,7 +68,7 @@ pub struct Environment {
 pub enum End {
     Completed,
     Failed(String),
-    /// It waits for an approval that nobody gives.
+    /// It waits for an approval that never comes.
     Held,
 }
 

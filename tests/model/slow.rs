@@ -1,4 +1,5 @@
-//! A proxy before MongoDB that now and then takes its time: runs that overlap meet each other between a read and a write.
+//! A proxy before MongoDB that now and then takes its time: runs that overlap meet each other between a read and a
+//! write.
 
 use std::time::Duration;
 

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::case::{Case, Change, Flavour, Gone, Kill, LastPage, RequestFault, RunCase, Way};
 
-/// A time that every look at it moves on, in milliseconds: what is later has a later time.
+/// A clock in milliseconds. Each reading advances it, so a later reading has a later time.
 pub struct Clock(AtomicI64);
 
 impl Clock {
@@ -81,7 +81,7 @@ impl Item {
 pub enum Reported {
     Item(Item),
     Gone,
-    /// Something that nobody can use.
+    /// A result that cannot be used.
     Broken,
 }
 
@@ -153,7 +153,7 @@ pub struct ActiveRun {
     pub recalled: CancellationToken,
 }
 
-/// All that is written down of a case.
+/// The record of a case.
 #[derive(Default)]
 pub struct Record {
     pub contents: Vec<SourceContent>,
@@ -170,7 +170,7 @@ pub struct Stage {
     pub clock: Clock,
     pub collection: Collection<Document>,
     pub requested: Notify,
-    /// Held by what changes the collection.
+    /// A lock that each change of the collection holds.
     pub busy: Arc<RwLock<()>>,
     record: Mutex<Record>,
 }

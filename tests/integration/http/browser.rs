@@ -80,7 +80,7 @@ impl Chromium {
         self.script("return location.pathname + location.search").await.as_str().unwrap().to_owned()
     }
 
-    /// Clicks as a person does: the element is there, can be seen, and nothing lies on it.
+    /// Clicks an element that exists, is visible, and is not covered.
     pub async fn click(&self, selector: &str) {
         eventually(&format!("{selector} can be clicked"), async || {
             let found = self.command("element", json!({"using": "css selector", "value": selector})).await.ok()?;
@@ -188,7 +188,7 @@ async fn a_user_watches_and_controls_runs() {
         json!({"interval": quiet_interval(20), "jobTemplate": {"spec": {"type": "Project"}}}),
     )
     .await;
-    // Something to look at beside it: one that is soon done each time, and one that cannot work.
+    // Two more schedules for the pages: one with short runs, and one whose runs fail.
     let soon = json!({"spec": {"type": "Issue", "target": {"collection": "issues"}}});
     apply_schedule(&world, "issues", json!({"interval": "2s", "jobTemplate": soon})).await;
     let wrong = json!({"spec": {"type": "Pipeline", "backoffLimit": 0, "target": {"database": "elsewhere"}}});
@@ -253,7 +253,7 @@ async fn a_user_watches_and_controls_runs() {
     assert!(world.schedules().get("projects").await.unwrap().spec.suspended);
     browser.screenshots("schedules").await;
     browser.click("button[aria-label='Resume: projects']").await;
-    eventually("it goes on", async || browser.text(".card.dim").await.is_empty().then_some(())).await;
+    eventually("the schedule is resumed", async || browser.text(".card.dim").await.is_empty().then_some(())).await;
     browser.open(&page).await;
     browser.shows(".slots", "in").await;
     browser.screenshots("schedule").await;

@@ -373,7 +373,7 @@ async fn api_clients_get_the_same_answers_as_without_the_dashboard() {
         let answer = Browser::new(&sidecar).get(path).await;
         assert_eq!(answer.headers["content-type"], "application/problem+json", "{path}");
     }
-    // Where everyone may do everything, nobody is asked who they are.
+    // A sidecar without authentication has no login.
     let open = Sidecar::open(&world).await;
     let browser = Browser::new(&open);
     let page = browser.get("/").await;

@@ -125,7 +125,7 @@ async fn the_due_time_of_a_schedule_can_be_changed() {
     }
     assert_eq!(spec().await, [json!("5m"), json!(null), json!(null)]);
 
-    // Somebody else was faster.
+    // Another client has changed the schedule in the meantime.
     let seen = generation().await;
     let patch = Patch::Merge(json!({"spec": {"interval": "7m"}}));
     world.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
@@ -183,7 +183,7 @@ async fn a_user_edits_the_due_time_and_suspends_with_a_note() {
     browser.click("[value=cron]").await;
     browser.type_into("#cron", "0 3 * * *").await;
     browser.shows("#preview", "At 03:00, UTC").await;
-    // In the zone of whoever looks, also after a part of the page was fetched anew.
+    // In the time zone of the browser, also after a part of the page was fetched again.
     browser.shows("#preview .yours", "12:00 GMT+9").await;
     browser.type_into("#zone", "Mars/Olympus").await;
     browser.shows("#preview", "is not known").await;
@@ -207,6 +207,6 @@ async fn a_user_edits_the_due_time_and_suspends_with_a_note() {
     browser.open(&format!("{site}/ui/schedules")).await;
     browser.shows(".card .note", "until the import <b>is</b> over").await;
     browser.click("button[aria-label='Resume: users']").await;
-    eventually("it goes on", async || browser.text(".note").await.is_empty().then_some(())).await;
+    eventually("the schedule is resumed", async || browser.text(".note").await.is_empty().then_some(())).await;
     assert_eq!(browser.complaints().await.iter().filter(|text| !text.contains("422")).count(), 0);
 }

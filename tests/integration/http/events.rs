@@ -155,5 +155,5 @@ async fn a_stream_has_the_filtered_runs_and_ends_with_the_process() {
     let mut all = Stream::open(&sidecar, "/events", None).await;
     all.about("run").await;
     sidecar.stop.cancel();
-    assert!(timeout(PATIENCE, stream.read()).await.unwrap().is_none(), "nothing was told of another namespace");
+    assert!(timeout(PATIENCE, stream.read()).await.unwrap().is_none(), "no event is about another namespace");
 }

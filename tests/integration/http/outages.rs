@@ -72,7 +72,7 @@ async fn without_the_api_server_reads_work_and_writes_are_refused() {
         assert_eq!(answer.problem(), (503, "unavailable"), "{path}");
         assert_eq!(answer.headers["retry-after"], "5");
     }
-    eventually("what is told is known to be old", async || {
+    eventually("the answer is marked as stale", async || {
         let status = sidecar.get("/jobs/status").await.body;
         (status["asOf"]["objects"].as_str()? < status["asOf"]["queue"].as_str()?).then_some(())
     })

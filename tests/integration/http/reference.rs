@@ -1,5 +1,5 @@
-//! The examples of docs/reference/http.md are run, and their answers have the shape that stands there.
-//! `UPDATE_DOCS=1` writes the answers down anew.
+//! Runs the examples of docs/reference/http.md. The answers must have the documented shape.
+//! `UPDATE_DOCS=1` updates the documented answers.
 
 use std::{fs, process::Command};
 

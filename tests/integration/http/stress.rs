@@ -114,7 +114,7 @@ async fn bad_slow_and_idle_clients_do_not_block_others() {
     finished(&world, "run").await;
     let resident = operator.resident_mib();
     assert!(resident < MOST_MIB, "{resident} MiB");
-    eventually("those who said nothing are sent away", async || {
+    eventually("idle connections are closed", async || {
         let mut byte = [0];
         for connection in &mut idle {
             timeout(Duration::from_millis(1), connection.read(&mut byte)).await.ok()?.ok();
@@ -142,7 +142,7 @@ async fn an_open_call_is_answered_when_the_process_stops() {
     assert_eq!(String::from_utf8_lossy(&begun), String::from_utf8_lossy(expected));
     operator.signal("TERM");
     eventually("the process stops", async || operator.log().contains("stopping").then_some(())).await;
-    eventually("nobody else is let in", async || TcpStream::connect(("127.0.0.1", port)).await.err()).await;
+    eventually("no further connection is accepted", async || TcpStream::connect(("127.0.0.1", port)).await.err()).await;
     call.write_all(b"true}").await.unwrap();
     let mut answer = String::new();
     call.read_to_string(&mut answer).await.unwrap();

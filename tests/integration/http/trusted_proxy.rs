@@ -1,4 +1,4 @@
-//! The dashboard behind a proxy: below a path, and with people whom the proxy has logged in.
+//! The dashboard behind a proxy: below a path, and with users that the proxy authenticates.
 
 use std::{
     fs,
@@ -120,7 +120,7 @@ async fn users_named_by_other_clients_are_refused() {
         let forwarded = [("x-forwarded-for", "10.1.2.3"), alice[0]];
         assert_eq!(send(&sidecar, peer, "GET", "/ui/runs", &forwarded).await.0, 303, "an address that is claimed");
     }
-    // A proxy that passes on what somebody wrote has its people refused, not made administrators.
+    // Reserved users and groups are refused, in case that a proxy forwards headers of a client.
     for headers in [&alice[..], &[("x-forwarded-user", "system:admin")]] {
         let (code, page) = send(&sidecar, PROXY, "GET", "/ui/runs", headers).await;
         assert!(code == 403 && page.contains("those of Kubernetes itself"), "{page}");
@@ -201,7 +201,7 @@ impl Nginx {
         );
         fs::write(format!("{folder}/nginx.conf"), configuration).unwrap();
         let program = variable("NGINX");
-        assert!(Path::new(&program).exists(), "nginx is not there: run tests/cluster/install.sh nginx");
+        assert!(Path::new(&program).exists(), "nginx is not installed: run tests/cluster/install.sh nginx");
         let mut command = Command::new(program);
         command.args(["-p", &folder, "-c", "nginx.conf", "-e", "stderr"]);
         Self { process: command.spawn().unwrap(), folder }
@@ -263,7 +263,7 @@ async fn a_user_works_below_a_path_of_a_proxy() {
     browser.shows("h1", "Log in").await;
     assert_eq!(browser.path().await, "/sync/ui/login");
 
-    // Whom the proxy has logged in need not do so again, and may do what they may.
+    // A user that the proxy authenticates needs no login, and has the rights of Kubernetes.
     browser.open(&format!("https://localhost:{users}/sync")).await;
     browser.shows("h1", "Overview").await;
     browser.shows(".user", "alice").await;

@@ -52,7 +52,7 @@ async fn an_open_page_is_notified_of_changes_in_its_namespace() {
     let old = last_event(&mut page).await;
     assert_eq!(last_event(&mut all).await, old);
 
-    // Who comes back knows up to where, and so does a page that was just made.
+    // A stream resumes after the last event of the client, or of a page that was just loaded.
     let mut last = old.clone();
     for comes_back in [true, false] {
         let made = format!("{here}&since={last}");
@@ -70,7 +70,8 @@ async fn an_open_page_is_notified_of_changes_in_its_namespace() {
     assert!(timeout(PATIENCE, elsewhere.read()).await.unwrap().is_none());
 }
 
-/// CPU and memory of a sidecar with many open pages, while runs progress. docs/contributing/testing.md says how to run it.
+/// CPU and memory of a sidecar with many open pages, while runs progress. docs/contributing/testing.md says how to run
+/// it.
 #[tokio::test]
 #[ignore = "takes a minute"]
 async fn load() {

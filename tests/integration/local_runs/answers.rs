@@ -1,4 +1,4 @@
-//! Answers as servers send them, and documents as people have them: each case went wrong once, for somebody.
+//! Answers of real servers and documents of real users. Each case has caused a failure.
 
 use std::io::Write as _;
 
@@ -319,7 +319,7 @@ async fn a_null_on_a_page_fails_and_other_results_are_written() {
     spec["target"] = json!({"keyField": "gitlabId"});
     let ended = local.run(&job("users", &spec), &[]).await;
     assert_eq!((ended.code, ended.counts()), (Some(0), (3, 2, 0, 1)), "{}", ended.stdout);
-    assert_eq!(local.count(doc! {}).await, 4, "whose the null is, nobody can tell");
+    assert_eq!(local.count(doc! {}).await, 4, "the document of the null is unknown");
 }
 
 #[tokio::test]

@@ -126,7 +126,7 @@ async fn pages_that_are_capped_are_walked_to_their_end() {
     );
     let ended = run(&local, &by_number(&upstream)).await;
     assert_eq!((ended.code, count(&ended, "marked"), local.count(marked()).await), (Some(0), 1, 1), "{}", ended.stdout);
-    // Where it is said that a short page is the last one, the total tells that it is not.
+    // With `lastPage: Short`, the total shows that the short page is not the last one.
     let mut short = by_number(&upstream);
     short["source"]["pagination"] = json!({"by": "Number", "lastPage": "Short", "totalPath": "/total"});
     known(&local, 50..51).await;
@@ -251,7 +251,7 @@ async fn fields_that_a_mark_sets_are_restored() {
     let ended = run(&local, &spec).await;
     assert_eq!((ended.code, count(&ended, "unmarked")), (Some(0), 3), "{}", ended.stdout);
     assert_eq!(local.count(doc! {"active": true}).await, 13);
-    assert_eq!(local.count(doc! {"note": {"$exists": true}}).await, 1, "what somebody changed stays");
+    assert_eq!(local.count(doc! {"note": {"$exists": true}}).await, 1, "a field that another client changed stays");
     assert_eq!(local.count(doc! {"_sync.default/people.was": {"$exists": true}}).await, 0);
 }
 
@@ -305,7 +305,7 @@ async fn walks_that_overlap_delete_nothing_that_one_of_them_lists() {
     known(&local, 0..21).await;
     let spec = pages(&upstream, &json!({}));
     assert_eq!(run(&local, &spec).await.code, Some(0));
-    // The slow walk does not list 20, and the fast one does, while the slow one is under way.
+    // The fast walk lists 20 during the slow walk, which does not list it.
     fs::write(local.folder.join("job.yaml"), job("users", &spec)).unwrap();
     upstream.state().delay = Duration::from_millis(700);
     let slow = local.finish(local.command(&["job.yaml"]), "");

@@ -29,8 +29,8 @@ async fn a_rate_is_never_exceeded_and_well_used() {
 async fn ten_thousand_users_from_a_slow_server() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(10_000, 0).await;
-    // Real runs are further apart than the 5 min for which MongoDB keeps what documents were before; these are not. And it
-    // makes a checkpoint each minute by default, in the tests every 2 s.
+    // Real runs are further apart than the 5 min for which MongoDB keeps what documents were before; these are not. And
+    // it makes a checkpoint each minute by default, in the tests every 2 s.
     let admin = world.database.client().database("admin");
     for (parameter, value) in [("minSnapshotHistoryWindowInSeconds", 0), ("syncdelay", 60)] {
         admin.run_command(doc! {"setParameter": 1, parameter: value}).await.unwrap();
@@ -58,7 +58,7 @@ async fn ten_thousand_users_from_a_slow_server() {
     println!("{} MiB", operator.resident_mib());
 }
 
-/// Runs with 8 requests in flight at a server that takes a while, and tells how much of that time they waited for it.
+/// Runs with 8 concurrent requests to a slow server, and returns the share of the time in which they waited for it.
 async fn share(world: &TestEnv, upstream: &Upstream, name: &str, spec: &Value, delay: Duration) {
     {
         let mut state = upstream.state();

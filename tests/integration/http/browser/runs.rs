@@ -1,4 +1,4 @@
-//! Runs: how one went, and deeds on many.
+//! Runs in the browser: the page of a run, and actions on many runs.
 
 use super::*;
 use crate::{
@@ -98,7 +98,7 @@ async fn a_user_finds_runs_and_changes_many() {
     browser.type_into("#error", "invalidtarget").await;
     browser.shows("#bulk [role=status]", "3 runs match.").await;
     let in_address = async || browser.path().await.contains("error=invalidtarget").then_some(());
-    eventually("the filter stands in the address", in_address).await;
+    eventually("the address has the filter", in_address).await;
     browser.screenshots("runs-found").await;
 
     // Ticked with the keyboard. When something happens, the page does not take that back.
@@ -122,7 +122,7 @@ async fn a_user_finds_runs_and_changes_many() {
     browser.shows("h1", "1 run retried").await;
     browser.shows("main", "No runs are left.").await;
 
-    // All that fit.
+    // All matching runs.
     browser.open(&format!("{site}/ui/runs?phase=Failed&schedule=pipelines")).await;
     browser.shows("#bulk [role=status]", "4 runs match.").await;
     browser.click("#all").await;

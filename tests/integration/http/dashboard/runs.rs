@@ -1,4 +1,4 @@
-//! Runs in the dashboard: one of them, searches, and deeds on many.
+//! Runs in the dashboard: the page of a run, searches, and actions on many runs.
 
 use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use kube::{Api, Resource, api::DeleteParams};
@@ -258,7 +258,7 @@ async fn permitted_users_cancel_retry_and_delete_many_runs() {
         "the open run, and one retry of the failed one: {:?}",
         jobs.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
     );
-    eventually("each deed has its event", async || {
+    eventually("each action has its event", async || {
         let events = events(&world).await;
         let by = |reason: &str, who: &str| {
             let who = format!("by system:serviceaccount:{here}:{who} over HTTP");
@@ -358,7 +358,7 @@ async fn other_sites_and_markup_cannot_change_many_runs() {
             "{path}: {page}"
         );
     }
-    // Nobody is logged in: nothing but the way to the login.
+    // Without a session, each page redirects to the login.
     let stranger = Browser::new(&sidecar);
     for path in ["/ui/bulk", "/ui/bulk/cancel"] {
         let answer = stranger.press(path, &format!("action=cancel&run={}/open", world.name)).await;
