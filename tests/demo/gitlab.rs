@@ -13,14 +13,14 @@ use mongodb::{Client, Database, IndexModel, options::IndexOptions};
 #[path = "../integration/upstream.rs"]
 mod upstream;
 
-/// Collections, and what their ids say.
+/// Collections, and the type in their ids.
 const KINDS: [(&str, &str); 4] = [
     ("gitlab_users", "User"),
     ("gitlab_projects", "Project"),
     ("gitlab_issues", "Issue"),
     ("gitlab_pipelines", "Ci::Pipeline"),
 ];
-/// How long each answer takes, as over the internet.
+/// Delay of each answer, as over the internet.
 const LATENCY: Duration = Duration::from_millis(30);
 
 #[tokio::main]

@@ -7,7 +7,7 @@ use super::{
     support::{Forward, Namespace, apply, call, eventually, get, kubectl, lock_cluster},
 };
 
-/// A schedule on a collection of its own. After the first run none is due for months.
+/// A schedule on its own collection. After the first run, no slot is due for months.
 pub fn schedule(collection: &str, template: Value) -> Value {
     let mut spec = template;
     spec["target"] = json!({"collection": collection});
@@ -17,7 +17,7 @@ pub fn schedule(collection: &str, template: Value) -> Value {
     })
 }
 
-/// A SyncJob on a collection of its own that takes a while.
+/// A slow SyncJob on its own collection.
 pub fn slow_job(collection: &str) -> Value {
     json!({
         "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": "run"},
@@ -25,17 +25,17 @@ pub fn slow_job(collection: &str) -> Value {
     })
 }
 
-/// Documents that the SyncJob `run` has handled.
+/// Number of documents that the SyncJob `run` has processed.
 pub fn processed(namespace: &str) -> Option<i64> {
     get(&format!("syncjob run --namespace {namespace}"))["status"]["counts"]["processed"].as_i64()
 }
 
-/// Waits until the SyncJob `run` has handled some documents.
+/// Waits until the SyncJob `run` has processed documents.
 pub fn wait_until_running(namespace: &str) {
     eventually("the run has processed documents", || processed(namespace).filter(|processed| *processed > 0));
 }
 
-/// The SyncJob once it is complete.
+/// Waits until a SyncJob is complete, and returns it.
 pub fn wait_until_complete(namespace: &str, name: &str) -> Value {
     eventually(&format!("{namespace}/{name} is complete"), || {
         let job = get(&format!("syncjob {name} --namespace {namespace}"));
@@ -95,7 +95,7 @@ async fn a_schedule_runs_and_kubectl_and_the_api_show_it() {
     assert_eq!(code, 202, "{triggered}");
     wait_until_complete(&namespace.0, triggered["name"].as_str().unwrap());
 
-    // Pause by patching.
+    // Suspension by a patch.
     let suspend = r#"{"spec":{"suspended":true}}"#;
     kubectl(&format!("patch syncschedule user-sync --namespace {namespace} --type merge --patch {suspend}"));
     kubectl(&format!("wait --for=condition=Suspended syncschedule/user-sync --namespace {namespace} --timeout=60s"));

@@ -1,4 +1,4 @@
-//! Upgrades, uninstalling, and what other charts see of the two kinds.
+//! Upgrades, uninstallation, and other charts with objects of the two kinds.
 
 use std::fs;
 
@@ -57,7 +57,7 @@ async fn a_reinstallation_continues_with_the_remaining_objects() {
     install_operator();
     wait_until_complete(&namespace.0, "run");
     kubectl(&format!("wait --for=condition=Ready syncschedule/user-sync --namespace {namespace} --timeout=60s"));
-    // Nothing holds a namespace with objects of both kinds.
+    // A namespace with objects of both kinds can be deleted.
     kubectl(&format!("delete namespace {namespace} --timeout=120s"));
 }
 
@@ -65,7 +65,7 @@ async fn a_reinstallation_continues_with_the_remaining_objects() {
 fn the_plain_manifests_install_the_same_without_helm() {
     let _lock = lock_cluster();
     install_only_crds();
-    // Servers, from a release whose operator is sent away.
+    // The servers are of a release without an operator.
     let namespace = Namespace::new("servers");
     let values = [&NAMESPACED[..], &["redis.queueName=theirs"]].concat();
     Helm::V4.install(&namespace.0, "there", CHART, &bundled(&values)).unwrap();
@@ -80,7 +80,7 @@ fn the_plain_manifests_install_the_same_without_helm() {
     kubectl(&format!("rollout status deployment/sync-operator --namespace {HOME} --timeout=120s"));
     apply(&namespace.0, &slow_job("none"));
     wait_until_complete(&namespace.0, "run");
-    // Kubernetes takes the token away with its account, before kubectl comes to it.
+    // Kubernetes deletes the token with its account, before kubectl deletes it.
     kubectl("delete -f manifests/install.yaml --wait=false --ignore-not-found");
     kubectl(&format!("delete secret sync-operator-redis sync-operator-mongodb --namespace {HOME}"));
     eventually("nothing of it is left", || get("crd syncjobs.sync.codex.dev").is_null().then_some(()));
@@ -106,7 +106,7 @@ fn helm_waits_for_schedules_of_another_chart() {
     wrong["metadata"]["name"] = json!("wrong");
     wrong["spec"] = json!({"schedule": "0 0 31 2 *", "jobTemplate": {"spec": {}}});
     fs::write(folder.join("templates/c.yaml"), wrong.to_string()).unwrap();
-    // Helm 3 knows nothing of the state of objects whose kind it does not know.
+    // Helm 3 does not know the state of objects of unknown kinds.
     let refused = Helm::V4.install_within("20s", &namespace.0, "theirs", folder.to_str().unwrap(), &[]).unwrap_err();
     assert!(refused.contains("wrong"), "{refused}");
     fs::remove_dir_all(folder).unwrap();

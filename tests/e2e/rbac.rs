@@ -1,4 +1,4 @@
-//! Who may do what.
+//! The rights of the accounts, and the network policies.
 
 use std::{collections::BTreeSet, fs};
 
@@ -8,10 +8,10 @@ use super::{
 };
 
 const PAGE: &str = "docs/operations/runbook.md";
-/// What every account may do: ask what it may do, and find the API.
+/// The rights of every account: requests for its own rights, and discovery of the API.
 const EVERYONE: [&str; 4] = ["selfsubject", "[/", "clustertrustbundles", "Resources"];
 
-/// `kubectl auth can-i --list` of a ServiceAccount, without what every account may do.
+/// `kubectl auth can-i --list` of a ServiceAccount, without the rights of every account.
 fn rights(namespace: &str, account: &str) -> BTreeSet<String> {
     let user = format!("--as=system:serviceaccount:{namespace}:{account}");
     let list = kubectl(&format!("auth can-i --list --namespace {namespace} {user}"));
@@ -50,7 +50,7 @@ fn an_operator_of_one_namespace_has_no_rights_in_others() {
     let token = run("base64", &["-d"], token["data"]["token"].as_str().unwrap());
     let job = r#"{"apiVersion":"sync.codex.dev/v1alpha1","kind":"SyncJob","metadata":{"name":"theirs"},"spec":{}}"#;
     let create = |namespace: &str| {
-        // An administrator's certificate would go before the token.
+        // The certificate of an administrator would have precedence over the token.
         let server = kubectl("config view --minify -o jsonpath={.clusters[0].cluster.server}");
         let args =
             ["--kubeconfig", "/dev/null", "--server", server.as_str(), "--insecure-skip-tls-verify", "--token", &token];
@@ -83,7 +83,7 @@ fn network_policies_allow_only_the_needed_connections() {
     let output = Helm::V4.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
     assert!(output.contains("Complete"), "{output}");
 
-    // A stranger reaches the calls, and the servers only when it passes for a pod of the release.
+    // Another pod reaches the calls, and the servers only with the label of the release.
     let reach = |name: &str, label: &str, host: &str, port: u16, restart: &str| {
         let spec = serde_json::json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app.kubernetes.io/instance": label}},
@@ -107,12 +107,12 @@ fn network_policies_allow_only_the_needed_connections() {
         kubectl_may_fail(&format!("logs {name} --namespace {namespace}")).unwrap_or_else(|error| error)
     };
     let redis = "mine-sync-operator-bundled-redis";
-    // It takes the policies a moment to know a new pod.
+    // The policies apply to a new pod after a moment.
     let answered = reach("friend", "mine", redis, 6379, "OnFailure");
     assert!(answered.contains("PONG"), "{answered}");
     let refused = reach("stranger", "other", redis, 6379, "Never");
     assert!(!refused.contains("PONG"), "{refused}");
-    // HTTP is not what redis-cli understands, but it is an answer.
+    // redis-cli does not understand HTTP, but it gets an answer.
     let answered = reach("caller", "other", "mine-sync-operator", 4000, "Never");
     assert!(answered.contains("HTTP") || answered.contains("Protocol error"), "{answered}");
 }

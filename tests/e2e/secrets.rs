@@ -24,7 +24,7 @@ fn trigger_sync(namespace: &Namespace) {
     ));
 }
 
-/// How often the containers of the release's controllers were started again.
+/// Number of restarts of the containers of the controllers.
 fn restarts(namespace: &Namespace) -> i64 {
     let pods = get(&format!("pods --namespace {namespace} -l app.kubernetes.io/component=controller"));
     let pods = pods["items"].as_array().unwrap().clone();
@@ -42,7 +42,7 @@ async fn passwords_can_change_during_a_run_and_own_cas_are_trusted() {
     redis(&namespace, &authority, "first");
     mongodb(&namespace, &authority);
 
-    // An administrator may be made from the server's own machine.
+    // MongoDB allows the first administrator from localhost only.
     let to_mongodb = Forward::new(&namespace.0, "pod/mongodb", 27017);
     let uri = |user: &str, host: &str, more: &str| format!("mongodb://{user}{host}/?tls=true&authSource=admin{more}");
     let local = format!("localhost:{}", to_mongodb.port);
@@ -81,7 +81,7 @@ async fn passwords_can_change_during_a_run_and_own_cas_are_trusted() {
     apply(&namespace.0, &slow_job("users"));
     wait_until_running(&namespace.0);
 
-    // Redis knows both passwords, then only the new one.
+    // Redis accepts both passwords, and then only the new one.
     let to_redis = Forward::new(&namespace.0, "pod/redis", 6379);
     let connect = |password: &str| {
         let url = format!("rediss://:{password}@localhost:{}", to_redis.port).into_connection_info().unwrap();
@@ -94,7 +94,7 @@ async fn passwords_can_change_during_a_run_and_own_cas_are_trusted() {
     admin(as_root.clone(), user("new")).await;
     change(&namespace, "redis", "password", "second");
     change(&namespace, "mongodb", "uri", &uri("new:p@", "mongodb:27017", ""));
-    // Two pods: the controllers have both Secrets, the sidecars that of Redis.
+    // Two pods: the controllers have both Secrets, and the sidecars the Secret of Redis.
     eventually("the containers were started again", || {
         trigger_sync(&namespace);
         (restarts(&namespace) >= 4).then_some(())

@@ -10,7 +10,7 @@ use super::{
 
 const DOCUMENTS: i32 = 5_000;
 
-/// A SyncJob that takes a while.
+/// A slow SyncJob.
 fn job(name: &str, collection: &str) -> Value {
     json!({
         "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": name},
@@ -21,7 +21,7 @@ fn job(name: &str, collection: &str) -> Value {
     })
 }
 
-/// Waits until a run has handled some documents.
+/// Waits until a run has processed documents.
 fn wait_until_running(namespace: &Namespace, name: &str) {
     eventually(&format!("{name} has processed documents"), || {
         let job = get(&format!("syncjob {name} --namespace {namespace}"));
@@ -33,7 +33,7 @@ fn install(chart: &str, values: &[&str]) {
     Helm::V4.install(HOME, HOME, chart, values).unwrap();
 }
 
-/// Waits for runs, which must have needed one attempt, and have stamped each document.
+/// Waits until runs are complete. Each must have no failed attempt, and have stamped each document.
 async fn finished(namespace: &Namespace, data: &Data, names: &[&str]) {
     for name in names {
         let status = wait_until_complete(&namespace.0, name)["status"].take();

@@ -37,8 +37,8 @@ fn helm_refuses_wrong_values_with_advice() {
     }
 }
 
-/// Installs with values with which a controller cannot become ready, and returns its log once its readiness misses
-/// `server` and its log says `reason` of it. No container was started twice.
+/// Installs the chart with values that keep the controller unready. Waits until its readiness names `server` as missing
+/// and its log has `reason`, and returns the log. No container may have restarted.
 fn not_ready(namespace: &Namespace, release: &str, values: &[String], server: &str, reason: &str) -> String {
     let own = ["namespaced=true", "crds.enabled=false", "log.format=text", "controller.replicas=1"];
     let values: Vec<_> = own.into_iter().chain(values.iter().map(String::as_str)).collect();
@@ -49,12 +49,12 @@ fn not_ready(namespace: &Namespace, release: &str, values: &[String], server: &s
     let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
     let missing = server.to_lowercase();
     eventually(&format!("readiness names {missing}"), || {
-        // A way to a container that does not listen yet is closed for good.
+        // A forward to a container that does not listen yet fails permanently.
         let metrics = Forward::new(&namespace.0, &format!("pod/{pod}"), 9090);
         let (code, readiness) = try_call(metrics.port, "GET", "/readyz", None).ok()?;
         (code == 503 && readiness["missing"][0] == missing).then_some(())
     });
-    // The first reason on a busy node may be that nothing answered in time. The log has a line for each further one.
+    // On a busy node, the first reason may be a timeout. The log has a line for each further reason.
     let log = eventually(&format!("the log says {reason} of {server}"), || {
         let log = kubectl(&format!("logs --namespace {namespace} pod/{pod} --container controller"));
         let says = log.lines().any(|line| line.contains(&format!("{server} is")) && line.contains(reason));
@@ -105,7 +105,7 @@ fn an_unusable_server_is_reported_in_log_and_readiness() {
         ("MongoDB", "certificate", redis_secret("redis-right", "redis-ca"), mongodb_secret("stranger")),
     ];
     let namespace = &namespace;
-    // Most of each is waiting.
+    // The installations run concurrently, because they wait most of the time.
     thread::scope(|scope| {
         for (at, (server, reason, redis, mongodb)) in mistakes.into_iter().enumerate() {
             scope.spawn(move || {

@@ -1,4 +1,4 @@
-//! What must be true after a round.
+//! The checks after a round.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -97,7 +97,7 @@ impl Round<'_> {
         }
     }
 
-    /// With the last run every user has the name that the server has.
+    /// Runs once more, and checks that every user has the name of the server.
     async fn check_last_run(&self) {
         self.make_run("last", &self.fetching(Batching::PerBatch)).await;
         let (_, jobs) = self.wait_for_all_runs().await;
@@ -164,7 +164,7 @@ impl Round<'_> {
         let by_this_run = self.count(doc! {&field: start}).await;
         let counted = (counts.processed, counts.updated + counts.unchanged);
         if incremental {
-            // As above: it need not have found everything again.
+            // After a restart, as above, the run need not find all documents again.
             let stamped = self.count(doc! {&field: {"$exists": true}}).await;
             assert_eq!(stamped, good, "{name}: stamped documents");
             assert_eq!(counts.updated, by_this_run, "{name} counts what it stamped: {counts:?}");
@@ -211,7 +211,7 @@ impl Round<'_> {
         }
     }
 
-    /// Clears stamps and waits: a worker that does not know that its run is over would set them again.
+    /// Removes stamps and waits. A worker that does not know the end of its run would set them again.
     async fn check_no_writes(&self, jobs: &[SyncJob]) {
         let fields: Vec<_> = (0..RUNS)
             .map(|run| format!("f{run}"))
@@ -239,7 +239,7 @@ impl Round<'_> {
     }
 }
 
-/// How many documents a run has to handle.
+/// Number of documents of a run.
 fn matched(job: &SyncJob) -> i32 {
     let filter = serde_json::to_value(&job.spec.target.filter).unwrap();
     filter["_id"]["$lt"].as_i64().map_or(USERS, |limit| limit as i32)
@@ -258,7 +258,7 @@ fn check_slots(jobs: &[SyncJob]) {
 
 type Seen = HashMap<String, (String, Vec<(f64, SyncJobStatus)>)>;
 
-/// Every status a SyncJob was seen with, by uid, and when.
+/// All observed statuses of each SyncJob, by uid, with times.
 pub struct Statuses {
     seen: Arc<Mutex<Seen>>,
     task: tokio::task::JoinHandle<()>,
@@ -309,7 +309,7 @@ impl Statuses {
         }
     }
 
-    /// The statuses of the SyncJobs with these names, a line for each.
+    /// The statuses of the SyncJobs with these names, one status on each line.
     pub fn describe(&self, names: &HashSet<&str>) -> String {
         let mut text = String::new();
         for (uid, (name, statuses)) in &*self.seen.lock().unwrap() {

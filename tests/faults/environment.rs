@@ -14,9 +14,9 @@ pub const MEMBERS: [&str; 3] = ["mongodb1", "mongodb2", "mongodb3"];
 /// Servers, stopped when dropped.
 pub struct Environment {
     name: String,
-    /// As the tests reach them. MongoDB is behind its proxies for everyone.
+    /// Addresses for the tests. MongoDB is always behind its proxies.
     pub servers: Servers,
-    /// As each operator reaches them.
+    /// Addresses for each operator.
     proxied: Vec<Servers>,
     toxiproxy: String,
     toxiproxy_is_restarted: Mutex<()>,
@@ -102,7 +102,7 @@ impl Environment {
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// A member of the replica set, whatever it is just now.
+    /// A member of the replica set, in any role.
     pub async fn member(&self, name: &str) -> mongodb::Database {
         let at = MEMBERS.iter().position(|member| *member == name).unwrap();
         let mut options = ClientOptions::parse(&self.servers.mongodb).await.unwrap();

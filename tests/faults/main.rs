@@ -1,8 +1,9 @@
 //! Random faults against real processes: three controllers, a worker, an API server, Redis and a MongoDB replica set
 //! are killed, paused, restarted, and cut off from each other during twenty runs. Three of the runs fetch from a
-//! GraphQL server that gives faulty answers. After each round all runs must have ended with the correct result. `make
-//! test-faults ROUNDS=200 SEED=1`; a failure prints the seed of its round, and `make test-faults ROUNDS=1 SEED=that`
-//! repeats its faults.
+//! GraphQL server that gives faulty answers. After each round all runs must have ended with the correct result.
+//!
+//! `make test-faults ROUNDS=200 SEED=1` plays the rounds. A failure prints the seed of its round, and
+//! `make test-faults ROUNDS=1 SEED=that` repeats its faults.
 
 #![allow(
     clippy::unwrap_used,

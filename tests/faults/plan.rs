@@ -23,12 +23,12 @@ pub enum Fault {
     KillServer(&'static str, Duration),
     FlushRedis,
     StepDown,
-    /// Proxies, and what happens to their connections.
+    /// Proxies, and the fault of their connections.
     AddToxic(Vec<String>, Toxic, Duration),
     /// A change of `spec`.
     PatchSpec(usize, serde_json::Value),
     Delete(usize),
-    /// Deletes a SyncJob and makes another one with its name.
+    /// Deletes a SyncJob and creates another one with its name.
     Replace(usize),
 }
 
@@ -80,7 +80,7 @@ fn proxies(random: &mut StdRng) -> Vec<String> {
 }
 
 fn toxic(random: &mut StdRng) -> Toxic {
-    // Towards the server, requests are lost; towards the client, answers to requests that were carried out.
+    // Upstream, requests are lost. Downstream, answers to executed requests are lost.
     let stream = if random.random_bool(0.5) { "upstream" } else { "downstream" };
     let (kind, attributes) = match random.random_range(0..6) {
         0 => return Toxic::Down,

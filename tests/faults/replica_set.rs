@@ -1,4 +1,4 @@
-//! Faults that are inflicted on purpose, because they need several members of a replica set.
+//! Faults that need several members of a replica set, and are not random.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::{
     support::unique,
 };
 
-/// Scenario 12 of the fault list: replication stands still. What the primary has alone is lost if another one is
-/// elected, so neither the worker that stamped documents nor the one that finds them stamped may say that they are.
+/// Scenario 12 of the fault list: replication stops. Writes that only the primary has are lost when another member is
+/// elected. So neither the worker that stamped documents nor a worker that reads the stamps may count them.
 pub async fn a_stamp_that_could_be_rolled_back_does_not_count(environment: &Environment) {
     let uri = &environment.servers.mongodb;
     let name = unique("minority");

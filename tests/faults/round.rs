@@ -40,7 +40,7 @@ use crate::{
 /// Lines of each operator's log that a report shows.
 const TAIL: usize = 15;
 
-/// What was done in a round, with times.
+/// The faults and checks of a round, with times.
 #[derive(Clone)]
 pub struct History(Arc<Mutex<Vec<String>>>, Instant);
 
@@ -70,7 +70,7 @@ pub struct Round<'a> {
     logs: PathBuf,
 }
 
-/// Plays the round of a seed. Returns a summary, or what went wrong.
+/// Plays the round of a seed. Returns a summary, or the report of a failure.
 pub async fn play(environment: &Environment, seed: u64) -> Result<String, String> {
     let history = History(Arc::default(), Instant::now());
     let logs = environment.folder().join(format!("seed-{seed}"));
@@ -128,7 +128,7 @@ pub fn rolled_back(id: i32) -> Document {
     doc! {"_id": id, "email": email, "profile": {"age": id, "name": "before"}, "fetched": "never"}
 }
 
-/// Of ten requests one goes wrong, each time in another way.
+/// Answers of which about one in ten is faulty, in various ways.
 fn random_answers(mut random: StdRng) -> Box<dyn FnMut() -> Option<Instead> + Send> {
     Box::new(move || match random.random_range(0..100) {
         0..=1 => Some(Instead::Status(500, vec![])),
@@ -199,7 +199,7 @@ impl Round<'_> {
         self.make_rolled_back().await;
     }
 
-    /// A run that fetches users' names: by the batch, one by one for some of them, or from pages with all.
+    /// A spec of a run that fetches the names of users: by batch, one by one for some of them, or by pages of all.
     pub fn fetching(&self, how: Batching) -> Value {
         let mut source = match how {
             Batching::PerBatch => json!({
@@ -218,7 +218,7 @@ impl Round<'_> {
                 "pagination": {"nextPath": "/data/people/pageInfo/endCursor", "morePath": "/data/people/pageInfo/hasNextPage"},
             }),
         };
-        // The runs are of one source: of two answers, the later one stays in a document.
+        // The runs share one source. Of two answers, the later one stays in a document.
         source["name"] = "users".into();
         source["batching"] = serde_json::to_value(how).unwrap();
         source["endpoint"] = self.upstream.url.clone().into();
@@ -234,7 +234,7 @@ impl Round<'_> {
         })
     }
 
-    /// A run that fails in the end, whatever happens before, and leaves no trace in its collection.
+    /// Creates a run that always fails in the end, and leaves its collection unchanged.
     async fn make_rolled_back(&self) {
         let database = &self.world.database;
         let documents = (0..ROLLED_BACK).map(rolled_back);
@@ -253,7 +253,7 @@ impl Round<'_> {
     pub async fn make_run(&self, name: &str, spec: &Value) {
         let job = SyncJob::new(name, serde_json::from_value(spec.clone()).unwrap());
         match retry_request(async || self.world.jobs().create(&PostParams::default(), &job).await).await {
-            // Made by a try before, whose answer was lost.
+            // An earlier request has created it, and its answer was lost.
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
             made => drop(made.unwrap()),
         }
@@ -285,7 +285,7 @@ impl Round<'_> {
             Fault::StopOperator(operator, gone) => {
                 let mut process = self.operators[operator].lock().await;
                 assert!(process.is_running(), "operator {operator} ended by itself");
-                // Before it listens to signals, SIGTERM ends it like any other program.
+                // Before the process handles signals, SIGTERM kills it.
                 let listens = process.log().contains("started");
                 let code = process.stop_and_wait().await;
                 assert!(code == Some(0) || !listens, "operator {operator} received SIGTERM, and ended with {code:?}");
@@ -308,7 +308,7 @@ impl Round<'_> {
             Fault::StepDown => join_all(MEMBERS.map(|member| self.step_down(member))).await.into_iter().collect(),
             Fault::AddToxic(proxies, toxic, lasts) => {
                 let locks: Vec<_> = proxies.iter().map(|proxy| self.lock_of(proxy)).collect();
-                // Always in the same order.
+                // All faults lock in the same order.
                 let mut guards: Vec<MutexGuard<()>> = Vec::new();
                 for lock in &locks {
                     guards.push(lock.lock().await);
@@ -324,7 +324,7 @@ impl Round<'_> {
                     job.spec.suspended = false;
                     job.spec.cancelled = false;
                     let mut spec = serde_json::to_value(&job.spec).unwrap();
-                    // An Incremental one would leave out what the first one stamped.
+                    // An Incremental run would leave out the documents that the first run stamped.
                     spec["syncType"] = json!("Full");
                     self.make_run(&format!("run-{run}"), &spec).await;
                 }
@@ -349,7 +349,7 @@ impl Round<'_> {
     /// Asks a member to step down. Only the primary does.
     async fn step_down(&self, member: &str) {
         let lock = self.lock_of(member);
-        // One that is killed or cut off cannot be asked.
+        // A member that is killed or disconnected cannot answer.
         let Ok(_guard) = lock.try_lock() else { return };
         let admin = self.environment.member(member).await;
         admin.run_command(doc! {"replSetStepDown": 1, "force": true}).await.ok();
@@ -379,7 +379,7 @@ impl Round<'_> {
         let preconditions = Preconditions { uid: job.uid(), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
         match retry_request(async || self.world.jobs().delete(&name, &params).await).await {
-            // Gone already: the answer of a try before was lost.
+            // An earlier request has deleted it, and its answer was lost.
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             deleted => drop(deleted.unwrap()),
         }
@@ -432,7 +432,7 @@ impl Round<'_> {
     }
 }
 
-/// Tries until the API server answers: it may be down, or just starting.
+/// Repeats a request until the API server answers.
 pub async fn retry_request<T>(mut request: impl AsyncFnMut() -> kube::Result<T>) -> kube::Result<T> {
     let began = Instant::now();
     loop {

@@ -26,7 +26,7 @@ fn alerts(world: &TestEnv) -> Api<SyncAlert> {
     Api::namespaced(world.client.clone(), &world.name)
 }
 
-/// A webhook of the server, at a path that names it.
+/// A webhook sink at a path of the server. The path is also its name.
 pub fn webhook(http: &HttpSink, path: &str) -> Value {
     let hook = json!({"url": format!("{}{path}", http.url), "hmacSecretRef": {"name": "hmac", "key": "key"}});
     json!({"name": path.trim_matches('/'), "webhook": hook})
@@ -44,12 +44,12 @@ async fn status(world: &TestEnv) -> SyncAlertStatus {
     alerts(world).get("team").await.unwrap().status.unwrap_or_default()
 }
 
-/// A schedule whose only run fails.
+/// Creates a schedule whose only run fails.
 async fn fail(world: &TestEnv, name: &str) {
     apply_once(world, name, json!({"syncType": "Full", "target": {"filter": {"age": {"$bigger": 3}}}})).await;
 }
 
-/// Lets the schedule run once more, with or without success.
+/// Triggers another run of the schedule, which fails if `is_wrong`.
 async fn run_again(world: &TestEnv, name: &str, token: &str, is_wrong: bool) {
     let filter = if is_wrong { json!({"age": {"$bigger": 3}}) } else { json!({}) };
     let template = json!({"spec": {"target": {"filter": Value::Null}}});
@@ -61,12 +61,12 @@ async fn run_again(world: &TestEnv, name: &str, token: &str, is_wrong: bool) {
     }
 }
 
-/// The Secret that webhooks sign with.
+/// Creates the Secret with the signing key of webhooks.
 pub async fn signing_key(world: &TestEnv) {
     secret(world, "hmac", &[("key", KEY)], "127.0.0.1").await;
 }
 
-/// A world with users, and the Secret that webhooks sign with.
+/// Adds users, and the Secret with the signing key of webhooks.
 async fn world_on(world: TestEnv) -> TestEnv {
     world.seed(10, 0).await;
     signing_key(&world).await;
@@ -354,7 +354,7 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
     assert!(!shown.contains("secret-path"));
     assert!(http.deliveries(path).is_empty());
 
-    // Once its owner allows it, a change of the spec, or a test, tries it at once.
+    // When the Secret allows the host, a change of the spec or a test causes a delivery at once.
     let secrets: Api<Secret> = Api::namespaced(world.client.clone(), &world.name);
     let allow = json!({"metadata": {"annotations": {"sync.codex.dev/hosts": "127.0.0.1"}}});
     secrets.patch("other-host", &PatchParams::default(), &Patch::Merge(allow)).await.unwrap();

@@ -106,7 +106,7 @@ async fn unstamp(database: &Database) {
     users.update_many(doc! {}, doc! {"$unset": {"lastSynced": 1}}).await.unwrap();
 }
 
-/// The values of a field that sort after each other, of the documents a query finds.
+/// The values of a field of the documents that a query finds, sorted by this field.
 async fn sorted(database: &Database, field: &str, query: Document) -> Vec<Bson> {
     let users = database.collection::<Document>("users");
     let found: Vec<Document> = users.find(query).sort(doc! {field: 1}).await.unwrap().try_collect().await.unwrap();
@@ -240,7 +240,7 @@ async fn a_rejected_document_is_named_and_its_neighbours_are_stamped() {
     assert_eq!(sums.failures, [("4".to_owned(), "ValidationFailed".to_owned(), message)]);
 }
 
-/// Runs over `users` of which the one with key 4 is refused, and returns its reason and message.
+/// Runs over `users`, of which key 4 is refused, and returns its reason and message.
 async fn refusal(database: &Database, users: Vec<Document>, spec: Value) -> (String, String) {
     let field = spec["target"]["lastSyncedField"].as_str().unwrap_or("lastSynced").to_owned();
     insert(database, users).await;
@@ -311,7 +311,7 @@ async fn a_refused_document_is_named_among_keys_of_several_types() {
     assert_eq!(stamped(&database, START).await, 3);
 }
 
-// On one thread, making 40 MB of statements would keep the driver from noticing that the server is well.
+// On one thread, the creation of 40 MB of statements would delay the health checks of the driver.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_document_is_named_in_the_largest_batch() {
     const USERS: i32 = 10_000;
@@ -744,7 +744,7 @@ async fn a_late_answer_never_replaces_a_newer_one() {
     database.drop().await.unwrap();
 }
 
-/// Ten users whose name is as it should be, as two batches of a run before left them.
+/// Inserts ten users with their final name, as two batches of an earlier run wrote them.
 async fn unchanged(database: &Database) {
     let before = |id: i32| listed(if id < 6 { 500 } else { 600 });
     insert(database, (0..10).map(|id| doc! {"_id": id, "name": "same", "_sync": before(id)}).collect()).await;
@@ -849,7 +849,7 @@ async fn a_batch_in_a_transaction_is_never_partly_visible() {
     let database = database().await;
     insert(&database, (0..500).map(|id| doc! {"_id": id, "padding": "x".repeat(20_000)}).collect()).await;
     let mut spec = whole();
-    // More than one command.
+    // These documents need more than one command.
     let padding = "y".repeat(20_000);
     spec["mapping"] = json!([{"from": "/name", "to": "name"}, {"from": "/padding", "to": "padding"}]);
     let target = target(&database, spec, 1000).await.unwrap();

@@ -1,4 +1,4 @@
-//! What other releases wrote, in `tests/compat`: objects, and the runs of a queue.
+//! The records of other releases in `tests/compat`: objects, and the runs of a queue.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,7 +27,7 @@ use crate::{
     support::{TestEnv, eventually, unique, variable},
 };
 
-/// What a release left behind when it was killed.
+/// The objects and the data in Redis that a killed release left behind.
 #[derive(Serialize, Deserialize)]
 struct Record {
     jobs: Vec<Value>,
@@ -85,7 +85,7 @@ impl Record {
     }
 }
 
-/// Records what a program leaves behind: `tests/compat/README.md`.
+/// Records the data that a killed program leaves behind: `tests/compat/README.md`.
 #[tokio::test]
 #[ignore = "records what a release writes"]
 async fn record() {
@@ -163,10 +163,10 @@ async fn the_runs_of_each_release_are_completed() {
         assert_eq!(ended.state, State::Completed, "{file}");
         assert!(!queue.enqueue(&NewRun::new(&uid_of("failed"), "{}")).await.unwrap(), "{file}");
 
-        // Its worker is long gone.
-        eventually("its run is available again", async || (queue.reap("{}").await.unwrap() == 1).then_some(())).await;
-        let go_on = Control { suspended: false, cancelled: None, priority: -1, approved: None };
-        assert!(queue.control(&uid_of("suspended"), go_on).await.unwrap(), "{file}");
+        // Its worker does not exist any more.
+        eventually("its run is recovered", async || (queue.reap("{}").await.unwrap() == 1).then_some(())).await;
+        let resume = Control { suspended: false, cancelled: None, priority: -1, approved: None };
+        assert!(queue.control(&uid_of("suspended"), resume).await.unwrap(), "{file}");
         assert!(queue.confirm(&queue.server().await.unwrap().replication_id).await.unwrap(), "{file}");
         let claims = queue.claim("w", 32, &mut Candidates::default()).await.unwrap().unwrap();
         let claimed: Vec<_> = claims.iter().map(|claim| claim.uid.clone()).collect();

@@ -1,4 +1,4 @@
-//! What the program prints of connection strings: no part of what stands before the host.
+//! The program prints no part of a connection string that is in front of the host.
 
 use std::process::{Command, Stdio};
 
@@ -10,7 +10,7 @@ use crate::{
     support::{Servers, TestEnv, eventually, variable},
 };
 
-/// Connection strings that nothing can be done with.
+/// Connection strings that the program refuses.
 const MALFORMED: [&str; 12] = [
     "u:S3cret@127.0.0.1",
     "mongodb://u:S3cret?x@127.0.0.1/",

@@ -43,7 +43,7 @@ async fn stamped(world: &TestEnv) -> u64 {
     world.count(doc! {"lastSynced": {"$type": "date"}}).await + world.count(doc! {"again": {"$type": "date"}}).await
 }
 
-/// Waits until nothing is stamped any more, and returns how many are.
+/// Waits until no more documents are stamped, and returns the number of stamped documents.
 async fn wait_until_idle(world: &TestEnv) -> u64 {
     let mut last = (stamped(world).await, Instant::now());
     eventually("no more documents are stamped", async || {
@@ -159,7 +159,7 @@ async fn a_waiting_run_with_a_higher_priority_runs_first() {
         phase(&world, name, Phase::Queued).await;
     }
     patch(&world, "third", json!({"priority": 10})).await;
-    // The first one must not end before the change is known: its event says that the worker is still busy.
+    // The first run must not end before the event of the change, which says that the worker is still busy.
     let (second, third) = tokio::join!(finished(&world, "second"), finished(&world, "third"));
     let started = |job: &SyncJob| job.status.as_ref().unwrap().start_time.as_ref().unwrap().0;
     assert!(started(&third) < started(&second));

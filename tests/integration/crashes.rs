@@ -38,7 +38,7 @@ use crate::{
 };
 
 const USERS: i32 = 25;
-/// Rounds at a time: most of each is waiting for leases to end.
+/// Concurrent rounds. A round waits most of its time for the end of leases.
 const SIDE_BY_SIDE: usize = 6;
 
 /// Number of requests that the proxies of one process forward.
@@ -191,7 +191,7 @@ async fn killed_after_each_request_of_a_run() {
     stream::iter(1..=all).map(round).buffer_unordered(SIDE_BY_SIDE).collect::<Vec<_>>().await;
 }
 
-/// Documents that the source lists, of all that it listed before.
+/// Number of documents that the source lists, and of all documents that it listed before.
 const LISTED: (usize, i32) = (3, 12);
 
 /// Kills the operator after a number of requests for a run that is held, approved and then marks documents, lets
@@ -245,7 +245,7 @@ async fn approved(world: &TestEnv) {
     finished(world, "users").await;
 }
 
-/// After every fifth request, from one of the first five on; `EVERY=1` takes each.
+/// The kill is after every fifth request, from one of the first five on. `EVERY=1` tests each request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_after_each_request_of_a_held_run() {
     let all = held_round(RequestLimit::OPEN).await;

@@ -1,4 +1,4 @@
-//! What the API server refuses, and what it says. The messages name the field and the fix.
+//! The objects that the API server refuses, and its messages, which name the field and the fix.
 
 use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -34,7 +34,7 @@ async fn assert_refused(world: &TestEnv, kind: &str, spec: Value, field: &str, a
     assert!(error.contains(field) && error.contains(advice), "{spec} should name {field} and {advice}: {error}");
 }
 
-/// A SyncJob with this spec, and a SyncSchedule with it in its template.
+/// Asserts that a SyncJob with this spec, and a SyncSchedule with this template, are refused.
 async fn assert_both_refuse(world: &TestEnv, spec: &Value, field: &str, advice: &str) {
     let below = format!("spec.{}", field.split('.').next().unwrap());
     assert_refused(world, JOB, spec.clone(), field, advice).await;
@@ -138,7 +138,7 @@ async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
     }
 }
 
-/// The same with other fields.
+/// A copy of an object with other fields.
 fn with(mut whole: Value, part: &Value) -> Value {
     whole.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
     whole

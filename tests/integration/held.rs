@@ -1,4 +1,4 @@
-//! Runs that their guard holds: what approves, supersedes and ends them.
+//! Runs that their guard holds: approval, replacement by later runs, and end.
 
 use bson::doc;
 use kube::{
@@ -176,7 +176,7 @@ async fn a_held_run_that_redis_lost_waits_for_its_approval() {
             let status = job.status.unwrap();
             assert_eq!((status.counts.unwrap().marked, status.start_time), (Some(10), started));
             assert_eq!(marked(&world).await, (2..12).collect::<Vec<_>>());
-            // All are listed again, and then ten of them are gone again.
+            // All documents are listed again, and then ten of them are missing again.
             upstream.state().people = 12;
             run(&world, "all", walk(&upstream)).await;
             assert!(marked(&world).await.is_empty());

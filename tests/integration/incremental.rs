@@ -1,4 +1,4 @@
-//! What Incremental runs take, and what finding it costs, on a real MongoDB.
+//! The documents of Incremental runs, and the cost of their queries, on a real MongoDB.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -24,7 +24,7 @@ use crate::{
 
 const START: i64 = 1_795_477_200_123;
 const STALE_AFTER: i64 = 3_600_000;
-/// From this time on, stamps are mistakes: the longest run, and a day.
+/// Stamps from this time on are wrong: it is later than the start by the longest run and a day.
 const FUTURE: i64 = START + 65 * 60_000;
 
 async fn database() -> Database {
@@ -66,7 +66,7 @@ fn fetching() -> Value {
     })
 }
 
-/// The query of an Incremental run, without a thought for indexes.
+/// The plain query of an Incremental run, which ignores indexes.
 fn due(progress: &str, own: Bson) -> Document {
     doc! {"$or": [
         {progress: {"$not": {"$gte": at(START - STALE_AFTER)}}},
@@ -77,7 +77,7 @@ fn due(progress: &str, own: Bson) -> Document {
     ]}
 }
 
-/// A value of a field that ought to hold a date. `None`: there is no such field.
+/// A value of a field that should have a date. `None`: the document lacks the field.
 fn value() -> impl Strategy<Value = Option<Bson>> {
     let around = |millis: i64| millis - 2..=millis + 2;
     let date = prop_oneof![
@@ -151,7 +151,7 @@ async fn read(target: &TargetCollection) -> BTreeSet<i32> {
     batches.iter().flat_map(Batch::keys).map(|key| key.as_i32().unwrap()).collect()
 }
 
-/// Puts documents into a collection with both indexes, and compares what a run takes with what the plain query finds.
+/// Compares the documents of a run on a collection with both indexes with the result of the plain query.
 async fn assert_same(database: &Database, spec: &Value, progress: &str, documents: Vec<Document>) {
     users(database).drop().await.unwrap();
     index(database, doc! {progress: 1}, doc! {}).await;
@@ -208,12 +208,12 @@ async fn fill(database: &Database, count: i32) {
         .await;
 }
 
-/// Has MongoDB note what each command on the database costs.
+/// Switches the profiler of MongoDB on or off.
 async fn profile(database: &Database, is_on: bool) {
     database.run_command(doc! {"profile": if is_on { 2 } else { 0 }}).await.unwrap();
 }
 
-/// Keys and documents that were examined since the profile began, and the commands that did it.
+/// The number of keys and documents that were examined since the start of the profiler, and the commands.
 async fn examined(database: &Database) -> (i64, Vec<String>) {
     profile(database, false).await;
     let operations = database.collection::<Document>("system.profile");
@@ -232,7 +232,7 @@ async fn examined(database: &Database) -> (i64, Vec<String>) {
     (operations.iter().map(cost).sum(), operations_read.collect())
 }
 
-/// Counts, reads and stamps what is due, and returns how many documents that were, and what it cost.
+/// Counts, reads and stamps the due documents, and returns their number and the cost.
 async fn run(database: &Database, spec: Value) -> (i64, i64, Vec<String>) {
     let mut target = target(database, spec).await;
     profile(database, true).await;
@@ -280,7 +280,7 @@ async fn an_incremental_run_examines_only_due_documents() {
     let (count, cost, operations_read) = run(&database, stamping()).await;
     assert!(count == 0 && cost < 20, "{cost}: {operations_read:?}");
 
-    // Far apart, so that a range of keys would hold nearly all documents.
+    // The keys are far apart, so a range of keys would have nearly all documents.
     let some = doc! {"_id": {"$mod": [200, 7]}};
     for (what, update) in [
         ("never synced", doc! {"$unset": {"lastSynced": 1}}),
@@ -384,7 +384,7 @@ async fn proof() {
     let (_, cost) = measured("none due again").await;
     assert!(cost < i64::from(all) / 100, "{cost}");
 
-    // As a whole process, to whose clock the documents are some days old.
+    // In a whole process, by whose clock the documents are some days old.
     let job = json!({
         "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": "proof"},
         "spec": {"staleAfter": "8760h"},

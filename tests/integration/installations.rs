@@ -1,4 +1,4 @@
-//! Installations that meet on one queue, or on the same objects.
+//! Installations with the same queue or the same objects.
 
 use std::process::{Command, Output};
 
@@ -39,7 +39,7 @@ async fn wait_for_condition(what: &str, type_: &str, reason: &str, mut read: imp
     .await
 }
 
-/// Runs `sync-operator adopt` for a world.
+/// Runs `sync-operator adopt`.
 fn adopt(world: &TestEnv, queue: &str, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sync-operator"))
         .arg("adopt")

@@ -1,4 +1,4 @@
-//! `lint` says of a manifest what the API server says: the verdicts on samples, on broken rules and on random
+//! `lint` and the API server have the same verdicts: on samples, on broken rules and on random
 //! mutations.
 
 mod mutation;
@@ -29,7 +29,7 @@ fn plural(kind: &str) -> &'static str {
     }
 }
 
-/// What the API server says when a manifest is created, without storing it.
+/// The answer of the API server to a dry run of the creation of a manifest.
 async fn created(world: &TestEnv, kind: &str, text: &str) -> Result<Value, String> {
     post(world, kind, text, "dryRun=All&fieldValidation=Strict").await
 }

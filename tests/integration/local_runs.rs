@@ -24,7 +24,7 @@ use crate::{
     upstream::{PRIVATE, Peculiar, Upstream},
 };
 
-/// A database and a folder of a test's own. No API server and no Redis are involved.
+/// A database and a folder of one test, without an API server and Redis.
 struct Local {
     servers: Servers,
     name: String,
@@ -32,7 +32,7 @@ struct Local {
     folder: PathBuf,
 }
 
-/// What a process printed, and its exit code.
+/// The output and the exit code of a process.
 struct Ended {
     code: Option<i32>,
     stdout: String,
@@ -323,7 +323,7 @@ async fn a_held_run_exits_with_3_and_removes_what_is_approved() {
     let held = local.run(&manifest, &["-o", "yaml"]).await;
     let shown: Value = serde_yaml_ng::from_str(&held.stdout).unwrap();
     assert_eq!((held.code, &shown["status"]["phase"]), (Some(3), &json!("Held")));
-    // The others are run all the same, and a failed one counts for more.
+    // The other jobs run too. A failed run determines the exit code.
     let failing = job("failing", &json!({"target": {"collection": "other", "filter": {"$nonsense": 1}}}));
     let both = local.run(&format!("{manifest}\n---\n{failing}"), &[]).await;
     assert_eq!((both.code, both.stdout.lines().count()), (Some(1), 2), "{}", both.stderr);
@@ -389,7 +389,7 @@ async fn documents(database: &Database) -> Vec<Document> {
     users.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap()
 }
 
-/// One document a batch, one batch at a time.
+/// A spec with one document in each batch and one batch after the other.
 fn slow(on_failure: &str, upstream: &Upstream) -> Value {
     let mut spec = by_user(upstream, &json!({"rateLimit": {"requests": 100}}));
     spec["batchSize"] = 1.into();
@@ -421,7 +421,7 @@ async fn an_interrupted_run_continues_with_its_resume_file() {
         let file = local.folder.join("users.resume.json");
         let resume = fs::read_to_string(&file).unwrap();
         assert!(!resume.contains("mongodb://") && !resume.contains(&upstream.url), "{resume}");
-        // As if it had been interrupted an hour ago, which is the deadline: the pause does not count.
+        // The run seems to be interrupted for an hour, which is the deadline. The interruption does not count.
         let mut earlier: Value = serde_json::from_str(&resume).unwrap();
         let progress = &mut earlier["runs"][0]["progress"];
         for time in ["started", "interrupted"] {

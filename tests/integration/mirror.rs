@@ -45,7 +45,7 @@ async fn connect(world: &TestEnv) -> MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-/// Every key below a prefix, with the time it has left in milliseconds and what it holds.
+/// Every key below a prefix, with its time to live in milliseconds and its value.
 async fn keys(redis: &mut MultiplexedConnection, prefix: &str) -> BTreeMap<String, (i64, Vec<u8>)> {
     let names: Vec<String> = redis.keys(format!("{prefix}:*")).await.unwrap();
     let mut found = BTreeMap::new();
@@ -67,7 +67,7 @@ fn millis(time: &Value) -> i64 {
     time.as_str().unwrap().parse::<Timestamp>().unwrap().as_millisecond()
 }
 
-/// The counts of `/jobs/status` in BullMQ's words.
+/// The counts of `/jobs/status` in the terms of BullMQ.
 fn counts(status: &Value) -> Value {
     let counts = &status["counts"];
     json!({
@@ -76,7 +76,7 @@ fn counts(status: &Value) -> Value {
     })
 }
 
-/// Waits until the mirror counts as `/jobs/status` does, with so many runs of each kind.
+/// Waits until the mirror and `/jobs/status` have these counts.
 async fn agreed(world: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
     eventually(&format!("the mirror shows {wanted}"), async || {
         let (status, mirrored) = (ask(port, "/jobs/status").await, read_mirror(world, prefix));
@@ -89,8 +89,8 @@ async fn agreed(world: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Va
     .await
 }
 
-/// A run in each state: five complete, one failed, one in backoff, one suspended, one halfway and two waiting, in this
-/// order.
+/// Creates runs in all states: five complete, one failed, one in backoff, one suspended, one active and two waiting, in
+/// this order.
 async fn runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
     let source = |upstream: &Upstream, batch: i32| {
         let mut spec = with(upstream, &json!({"timeout": "10m"}));
@@ -204,7 +204,7 @@ async fn bullmq_and_bull_board_read_what_the_calls_return() {
     assert!(!operator.log().contains("BullMQ is unavailable"), "{}", operator.log());
 }
 
-/// Each scheduler is what `/jobs/status` calls repeatable.
+/// Checks that each scheduler is a repeatable of `/jobs/status`.
 fn check_schedules(status: &Value, mirrored: &Value) {
     let ours = status["repeatable"].as_array().unwrap();
     let mut shown: Vec<_> = mirrored["schedulers"].as_array().unwrap().iter().collect();
@@ -277,10 +277,10 @@ async fn check_jobs(world: &TestEnv, status: &Value, jobs: &Value, mirrored: &Va
     assert_eq!(delayed["stacktrace"], json!([delayed["failedReason"]]));
 }
 
-/// Pages of two follow each other and leave nothing out, and Bull Board shows the same.
+/// Checks that pages of two runs list all runs in order, and that Bull Board shows the same.
 fn check_pages(mirrored: &Value) {
     let names = |state: &str| texts(&mirrored["jobs"][state], "name");
-    // As BullMQ has it: the newest first, so that the next one to be worked on is the last.
+    // BullMQ lists the newest run first, so the next run is the last one.
     assert_eq!(names("waiting"), ["later", "sooner"]);
     let mut completed: Vec<_> = mirrored["jobs"]["completed"].as_array().unwrap().iter().collect();
     completed.sort_by_key(|job| (job["finishedOn"].as_i64(), job["id"].as_str()));

@@ -1,4 +1,4 @@
-//! MongoDB steps down, does not answer in time, or does not let the operator in, in the middle of runs.
+//! MongoDB steps down, does not answer in time, or refuses the operator during runs.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn the_primary_steps_down_during_a_run() {
     let admin = world.database.client().database("admin");
     let users = world.database.collection::<Document>("users");
     let mut last = 0;
-    // Each time some more documents are stamped, until the run has ended.
+    // The primary steps down each time after some more documents, until the run has ended.
     let job = eventually("the run has ended", async || {
         let stamped = users.count_documents(doc! {"lastSynced": {"$type": "date"}}).await;
         if let Ok(now) = stamped.map(|now| now as i32)
@@ -70,7 +70,7 @@ async fn mongodb_is_slow_during_a_run() {
     let commands = ["find", "getMore", "aggregate", "update", "listIndexes", "count"];
     let slowly = doc! {"failCommands": &commands[..], "blockConnection": true, "blockTimeMS": 30_000, "appName": "sync-operator"};
     mongodb.run("", doc! {"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": slowly}).await;
-    // This one waits for its first operation.
+    // This run waits for its first operation.
     let spec = json!({"target": {"keyField": "email", "lastSyncedField": "begun"}});
     apply_job(&world, "begun", spec).await;
     eventually("it is claimed", async || (operator.log().matches("run claimed").count() == 3).then_some(())).await;
@@ -93,7 +93,7 @@ async fn mongodb_is_slow_during_a_run() {
     }
 }
 
-/// Bad input of the worst kind: the user that the operator is may do nothing, or only read.
+/// The MongoDB user of the operator has no rights, or may only read.
 #[tokio::test]
 async fn missing_collection_rights_are_reported_without_a_retry() {
     let mongodb = MongoDb::start(&["--auth"]);

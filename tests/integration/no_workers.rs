@@ -16,7 +16,7 @@ use crate::{
     support::{TestEnv, eventually},
 };
 
-/// Runs that one worker had. More than are recovered in one call.
+/// Number of runs of the lost worker: more than one call recovers.
 const RUNS: usize = 40;
 const LEASE: Duration = Duration::from_secs(2);
 

@@ -1,5 +1,5 @@
-//! Objects that this release cannot read, and objects that the API server refuses: each harms only itself, and says
-//! why.
+//! Objects that this release cannot read, and objects that the API server refuses: neither affects other objects, and
+//! each has its reason in a condition.
 
 use std::time::Duration;
 
@@ -25,12 +25,12 @@ use crate::{
     support::{TestEnv, eventually},
 };
 
-/// A filter of so many levels.
+/// A filter with this number of levels.
 fn filter(levels: usize) -> String {
     format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels))
 }
 
-/// Creates an object whose answer need not be readable.
+/// Creates an object, and does not read the answer.
 async fn create<K: Kind>(world: &TestEnv, name: &str, spec: &str) {
     let kind = K::kind(&());
     let text = format!(
@@ -41,7 +41,7 @@ async fn create<K: Kind>(world: &TestEnv, name: &str, spec: &str) {
     world.client.request::<IgnoredAny>(request).await.unwrap();
 }
 
-/// Waits until an object that cannot be read says so: its condition and the reason.
+/// Waits until an unreadable object has this condition, and returns the reason.
 async fn unreadable<K: Kind>(world: &TestEnv, name: &str, condition: &str) -> String {
     let api: Api<K> = Api::namespaced(world.client.clone(), &world.name);
     eventually("it says that it cannot be read", async || {
@@ -58,7 +58,7 @@ async fn unreadable<K: Kind>(world: &TestEnv, name: &str, condition: &str) -> St
 async fn an_unreadable_object_does_not_affect_others() {
     let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
-    // As a newer release has it.
+    // The kind of a newer release.
     let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/syncType/enum/-";
     let newer = json!([{"op": "add", "path": path, "value": "Newer"}]).to_string();
     kube.script(&["kubectl", "patch", "crd", "syncjobs.sync.codex.dev", "--type=json", "-p", &newer]);
@@ -68,7 +68,7 @@ async fn an_unreadable_object_does_not_affect_others() {
     apply_job(&world, "before", json!({"syncType": "Full"})).await;
     finished(&world, "before").await;
 
-    // While it watches. The API server takes a new enum value some time after the kind was changed.
+    // The controller watches. The API server accepts a new enum value some time after the change of the kind.
     let deep = format!(r#"{{"suspended":true,"target":{{"filter":{}}}}}"#, filter(140));
     create::<SyncJob>(&world, "deep", &deep).await;
     create::<SyncSchedule>(&world, "deep", &format!(r#"{{"jobTemplate":{{"spec":{deep}}}}}"#)).await;
@@ -92,7 +92,7 @@ async fn an_unreadable_object_does_not_affect_others() {
     assert!(log.contains("an object cannot be read") && log.lines().all(|line| line.len() < 2000), "{log}");
     assert_eq!(operator.stop().await, Some(0));
 
-    // After a restart, with a list that has them.
+    // After a restart, the first list has them.
     let (operator, port) = world.all(&[]);
     apply_once(&world, "users", json!({})).await;
     eventually("a schedule runs", async || {
@@ -105,14 +105,14 @@ async fn an_unreadable_object_does_not_affect_others() {
     let reported = events(&world).await;
     let reported = reported.iter().filter(|event| event.reason.as_deref() == Some("Unreadable")).count();
     assert_eq!(reported, 3, "each object is reported once");
-    // What can be read, and is too deep all the same.
+    // An object that can be read, but is too deep.
     let spec: Value = serde_json::from_str(&format!(r#"{{"target":{{"filter":{}}}}}"#, filter(33))).unwrap();
     apply_job(&world, "nested", spec).await;
     let nested = finished(&world, "nested").await;
     let failed = find(&nested.status.as_ref().unwrap().conditions, "Failed").unwrap();
     assert_eq!(failed.message, "target.filter must have at most 32 levels, not 33");
     assert_eq!(reason(&nested, "Failed").as_deref(), Some("InvalidTarget"));
-    // One that can be read again is worked on.
+    // An object that can be read again is processed.
     let patch = Patch::Merge(json!({"spec": {"jobTemplate": null, "interval": quiet_interval(60)}}));
     let deep: Api<ReadResult<SyncSchedule>> = Api::namespaced(world.client.clone(), &world.name);
     deep.patch("deep", &PatchParams::default(), &patch).await.unwrap();
@@ -141,7 +141,7 @@ async fn a_quota_is_reported_and_runs_resume_without_it() {
     let quotas: Api<ResourceQuota> = Api::namespaced(world.client.clone(), &world.name);
     let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"count/syncjobs.sync.codex.dev": "0"}}});
     quotas.create(&PostParams::default(), &serde_json::from_value(quota).unwrap()).await.unwrap();
-    // The controller manager, which would count, need not run.
+    // The status replaces the controller manager, which need not run.
     let counted = json!({"status": {"hard": {"count/syncjobs.sync.codex.dev": "0"}, "used": {"count/syncjobs.sync.codex.dev": "0"}}});
     quotas.patch_status("none", &PatchParams::default(), &Patch::Merge(counted)).await.unwrap();
     let (operator, _) = world.all(&[]);

@@ -31,15 +31,15 @@ pub async fn apply_schedule(world: &TestEnv, name: &str, spec: Value) -> SyncSch
     world.schedules().create(&PostParams::default(), &schedule).await.unwrap()
 }
 
-/// An interval of so many minutes (15 or more) or longer, none of whose slots is due while a test runs: the next one is
-/// five minutes away or more.
+/// An interval of at least this number of minutes (15 or more), without a slot during a test: the next slot is at least
+/// five minutes later.
 pub fn quiet_interval(minutes: i64) -> String {
     let now = Timestamp::now().as_second() / 60;
     let minutes = (minutes..2 * minutes).find(|minutes| now % minutes < minutes - 5).unwrap();
     format!("{minutes}m")
 }
 
-/// A schedule that is due at once, and not again while a test runs.
+/// Creates a schedule that is due at once, and not again during a test.
 pub async fn apply_once(world: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
     let template = json!({"spec": spec});
     apply_schedule(world, name, json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template}))
@@ -244,7 +244,7 @@ async fn history_limits_keep_the_newest_runs_and_the_counters() {
     assert!(world.schedules().get("often").await.unwrap().status.unwrap().runs.succeeded >= 5);
 }
 
-/// A spec whose run over `seed` users takes many seconds: one user a batch, one batch at a time.
+/// A spec whose run over `seed` users takes many seconds: one user in each batch, and one batch after the other.
 pub fn slow() -> Value {
     json!({"syncType": "Full", "batchSize": 1, "parallelism": 1, "backoff": {"initial": "1s", "jitter": 0.0}})
 }
@@ -364,7 +364,7 @@ async fn a_failure_caused_by_the_spec_is_not_retried() {
     }
 }
 
-/// Scenario 23 of the fault list: whatever is long in a status is cut, and the counts stay.
+/// Scenario 23 of the fault list: long texts and lists in a status are cut, and the counts stay.
 #[tokio::test]
 async fn long_errors_and_many_failures_keep_the_status_small() {
     const LIMIT: usize = 32 << 10;

@@ -1,4 +1,4 @@
-//! Servers that are missing at the start, or go away in the middle of a run: really stopped, for 20 s.
+//! Servers that are unavailable at the start, or stopped for 20 s during a run.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -112,7 +112,7 @@ async fn the_api_server_is_unavailable_during_a_run() {
     let (mut operator, port) = world.all(&[]);
     apply_job(&world, "run", slow()).await;
     wait_until_running(&world, "run").await;
-    // A CRD's storage may still be starting when the operator does: that is not the outage meant here.
+    // The storage of a CRD may start after the operator. This is not the outage of this test.
     let (away, back) = ("the Kubernetes API is unavailable", "the Kubernetes API is available again");
     let earlier = eventually("no earlier outage is left", async || {
         let log = operator.log();
@@ -129,7 +129,7 @@ async fn the_api_server_is_unavailable_during_a_run() {
     kube.start();
 
     assert_complete(&finished(&world, "run").await);
-    // Requests may be answered some seconds before the watches are, which are tried again with a backoff.
+    // Watches are retried with a backoff, so they may recover some seconds after requests.
     let count_new = |line| lines(&operator.log(), line) - lines(&earlier, line);
     eventually("the log reports the server as available again", async || (count_new(back) > 0).then_some(())).await;
     assert_eq!((count_new(away), count_new(back)), (1, 1), "{}", operator.log());

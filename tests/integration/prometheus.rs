@@ -28,7 +28,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes a process, and gives its metrics the labels that they have in a cluster.
+    /// Starts a Prometheus that scrapes a process, with the labels of a cluster.
     fn scraping(target: u16) -> Self {
         let (port, folder) = (free_port(), std::env::temp_dir().join(unique("prometheus")));
         fs::create_dir(&folder).unwrap();
@@ -63,13 +63,13 @@ impl Prometheus {
         Some(answer["data"].take())
     }
 
-    /// The series that an expression gives now.
+    /// The present series of an expression.
     async fn query(&self, expression: &str) -> Vec<Value> {
         let data = self.ask("query", &[("query", expression)]).await;
         data.and_then(|mut data| data["result"].as_array_mut().map(std::mem::take)).unwrap_or_default()
     }
 
-    /// Waits until an expression gives something.
+    /// Waits until an expression has a series.
     async fn found(&self, expression: &str) -> Vec<Value> {
         eventually(&format!("Prometheus finds {expression}"), async || {
             let series = self.query(expression).await;
@@ -90,7 +90,7 @@ impl Drop for Prometheus {
     }
 }
 
-/// The metrics that an expression names, each with the labels by which it chooses some.
+/// The metrics in an expression, with the labels of their selectors.
 fn selectors(expression: &str) -> BTreeSet<String> {
     let is_in_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = BTreeSet::new();
@@ -110,7 +110,7 @@ fn selectors(expression: &str) -> BTreeSet<String> {
     found
 }
 
-/// Each graph's expressions, with the variables that Grafana fills in, and the labels that its legend shows.
+/// The expressions of each graph, with values for the variables of Grafana, and the labels of its legend.
 fn graphs() -> Vec<(String, Vec<String>)> {
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(DASHBOARD).unwrap()).unwrap();
     let targets = dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array().unwrap());
@@ -122,7 +122,7 @@ fn graphs() -> Vec<(String, Vec<String>)> {
     targets.map(read).collect()
 }
 
-/// What the dashboard's lists of namespaces and jobs are read from, and the label that is.
+/// The metric and the label of each list of the dashboard, such as namespaces and jobs.
 fn lists() -> Vec<(String, String)> {
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(DASHBOARD).unwrap()).unwrap();
     let queries = dashboard["templating"]["list"].as_array().unwrap().iter().filter_map(|list| list["query"].as_str());
@@ -145,13 +145,13 @@ fn alerts() -> Vec<String> {
     rules.map(|rule| rule["expr"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Has promtool look for bad names, missing help and the like. It reads the older text format, in which a counter's
+/// Checks names, help texts and units with promtool. It reads the older text format, in which a counter's
 /// name has its suffix in the comments, too.
 fn lint(text: &str) {
     let counters: Vec<_> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
     let older = text.lines().map(|line| {
-        // It knows no exemplars.
+        // promtool does not support exemplars.
         let line = line.split(" # {").next().unwrap_or_default();
         let mut words = line.splitn(4, ' ');
         match (words.next(), words.next(), words.next(), words.next()) {

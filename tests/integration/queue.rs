@@ -64,7 +64,7 @@ struct Raw {
 impl Raw {
     async fn of(queue: &str) -> Self {
         let client = redis::Client::open(variable("REDIS_URL")).unwrap();
-        // By default it waits for a second or half of one, which a busy machine exceeds.
+        // The default timeout is at most a second, which a busy machine exceeds.
         let patient = AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE));
         let patient = patient.set_response_timeout(Some(PATIENCE));
         let connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
@@ -85,7 +85,7 @@ impl Raw {
         self.connection.zscore(key, uid).await.unwrap()
     }
 
-    /// Makes a run one of another release.
+    /// Sets the format of a run to that of another release.
     async fn reformat(&mut self, uid: &str) {
         let key = self.key(&format!("run:{uid}"));
         self.connection.hset::<_, _, _, ()>(key, "format", "9").await.unwrap();
@@ -96,7 +96,7 @@ impl Raw {
         self.read_runs(&[uid]).await.remove(0).0
     }
 
-    /// The sets that runs are in, and their hashes, all of one moment.
+    /// The sets and hashes of runs, read in one transaction.
     async fn read_runs(&mut self, uids: &[&str]) -> Vec<(Vec<&'static str>, HashMap<String, String>)> {
         let mut pipeline = redis::pipe();
         pipeline.atomic();
@@ -115,7 +115,7 @@ impl Raw {
         answers.chunks(SETS.len() + 1).map(read).collect()
     }
 
-    /// Takes a run out of every set.
+    /// Removes a run from every set.
     async fn remove_from_sets(&mut self, uid: &str) {
         let mut pipeline = redis::pipe();
         for set in SETS {
@@ -372,7 +372,7 @@ async fn a_worker_from_before_a_loss_of_redis_is_fenced_off() {
     assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), LeaseState::Held);
 }
 
-/// As after a failover to a replica that had not heard of the claim.
+/// A failover to a replica without the claim has this effect.
 #[tokio::test]
 async fn a_worker_whose_claim_was_lost_is_fenced_off() {
     let name = unique("queue");
@@ -902,7 +902,7 @@ async fn stamps_do_not_go_back_with_the_clock_of_redis() {
         assert_eq!((started, started.as_millisecond() > last), (run.at, ahead || last == 0), "{uid}");
         assert_eq!(started.as_millisecond() > minutes(50), ahead, "{uid}");
     }
-    // Redis says that it started tomorrow.
+    // The start time in Redis is tomorrow.
     let tomorrow = Timestamp::from_millisecond(minutes(24 * 60)).unwrap();
     queue.enqueue(&NewRun { started: Some(tomorrow), ..NewRun::new("tomorrow", "{}") }).await.unwrap();
     let run = claim(&queue, "w").await;
@@ -1247,7 +1247,7 @@ async fn oldest(queue: &Queue) -> Duration {
     queue.depth().await.unwrap().oldest
 }
 
-/// An hour, and what the test took.
+/// Asserts that a time is an hour, and at most the duration of the test longer.
 fn assert_hour(time: Duration) {
     assert!(time >= HOUR && time < HOUR + PATIENCE, "{time:?}");
 }
@@ -1314,7 +1314,7 @@ async fn runs_that_cannot_be_claimed_do_not_wait() {
     assert!(claim(&queue, "w").await.waited < PATIENCE, "it could not be claimed before");
 }
 
-/// As after an update from a release that does not know the ages.
+/// An update from a release without ages has this effect.
 #[tokio::test]
 async fn a_repair_finds_the_waiting_runs() {
     let name = unique("queue");
@@ -1338,7 +1338,7 @@ async fn follow(queue: &Queue) -> (Vec<String>, RunChanges) {
         let changed = changes.next().await;
         (changed, changes)
     });
-    // Only the first call finds out where "now" is, so something has to happen until it returns.
+    // The first call determines the start of the changes, so runs are enqueued until it returns.
     eventually("the first change is reported", async || {
         enqueue(queue, &unique("run"), -1000).await;
         timeout(Duration::from_millis(200), &mut first).await.ok().map(Result::unwrap)
@@ -1397,7 +1397,7 @@ async fn every_transition_is_reported() {
     await_change("finish").await;
 }
 
-/// The runs that tests of repairs have.
+/// The uids of the runs in tests of repairs.
 fn uids() -> impl Iterator<Item = String> {
     ["a", "b", "c", "waiting", "active", "completed", "parked", "delayed", "failed"].into_iter().map(str::to_owned)
 }
@@ -1412,7 +1412,7 @@ enum How {
     Failed,
     Retry,
     Release,
-    /// Held because of so many documents.
+    /// Held because of this number of documents.
     Hold(u64),
 }
 
@@ -1422,8 +1422,8 @@ impl How {
     }
 }
 
-/// An operation, on a run given by its index. `age` says whose epoch is used: 0 for that of the newest claim,
-/// and so on back; also of claims before the run was removed and enqueued again.
+/// An operation on a run, by its index. `age` selects the epoch: 0 is the newest claim, 1 the claim before, and so on,
+/// including claims before the run was removed and enqueued again.
 #[derive(Clone, Debug)]
 enum Operation {
     Enqueue {
@@ -1456,7 +1456,7 @@ enum Operation {
         priority: i32,
         approved: Option<u64>,
     },
-    /// The run's place in the sets is lost.
+    /// The run is missing in all sets.
     Misplace {
         run: usize,
     },
@@ -1501,11 +1501,11 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     proptest::collection::vec(operation, 0..40)
 }
 
-/// What the queue should hold.
+/// The expected state of the queue.
 #[derive(Default)]
 struct Model {
     runs: [Option<ModelRun>; UIDS.len()],
-    /// Every epoch ever given out, by run.
+    /// All epochs of each run.
     epochs: [Vec<u64>; UIDS.len()],
     arrivals: u64,
 }
@@ -1521,14 +1521,14 @@ struct ModelRun {
     checkpoint: Option<usize>,
     suspended: bool,
     cancelled: bool,
-    /// Documents because of which its guard held it last.
+    /// Number of documents of its last hold.
     held: Option<u64>,
     approved: Option<u64>,
     /// Its backoff is not over.
     backing_off: bool,
     /// Before it ends as failed, it is claimed once more to be rolled back.
     rollback: bool,
-    /// It has failed but for that.
+    /// It has failed, and only its rollback is left.
     rolled_back: bool,
     /// It was claimed.
     started: bool,
@@ -1578,7 +1578,7 @@ impl ModelRun {
         matches!(self.state, State::Completed | State::Failed)
     }
 
-    /// Where a run belongs that no worker holds.
+    /// Sets the state of a run without a worker.
     fn settle(&mut self) {
         self.placed = true;
         if self.cancelled && !self.rolled_back {
@@ -1795,7 +1795,7 @@ async fn assert_same(raw: &mut Raw, model: &Model) {
     }
 }
 
-/// The queue itself reads what the model says, too.
+/// Asserts that the queue returns the state of the model.
 async fn assert_readable(queue: &Queue, model: &Model) {
     for (uid, expected) in UIDS.into_iter().zip(model.runs) {
         let found = queue.get(uid).await.unwrap();
@@ -1876,7 +1876,7 @@ async fn a_request_is_reserved_at_most_a_second_ahead() {
     let reserve = async || queue.reserve_request("a", every).await.unwrap();
     assert_eq!(reserve().await, Reservation::After(Duration::ZERO));
     reserved(reserve().await);
-    // Reserved or not, depending on how long the calls took; but those after it are not.
+    // This request is reserved or not, by the duration of the calls. Later requests are not reserved.
     let _ = reserve().await;
     let waits = [reserve().await, reserve().await];
     let Reservation::RetryAfter(wait) = waits[1] else { panic!("{waits:?}") };

@@ -1,4 +1,4 @@
-//! Redis loses its data, takes over from an older copy of itself, or has no room, in the middle of runs.
+//! Redis loses its data, fails over to a replica with older data, or is full, during runs.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn world(redis: String) -> TestEnv {
     world
 }
 
-/// A run that takes seconds, and stamps a field of its own.
+/// A spec of a run that takes some seconds, and stamps this field.
 fn slow_on(field: &str) -> Value {
     let mut spec = slow();
     spec["batchSize"] = json!(2);
@@ -65,8 +65,8 @@ async fn redis_loses_all_data_during_a_run() {
     assert_eq!(lines(&operator.log(), "run enqueued"), 2);
 }
 
-/// Scenario 8 of the fault list: what Redis acknowledged after its replica had fallen behind is lost with it. That is
-/// the claim of one run, the end of another one, and all of a third.
+/// Scenario 8 of the fault list: writes that Redis acknowledged, and that the replica lacks, are lost in a failover:
+/// the claim of one run, the end of another run, and all data of a third run.
 #[tokio::test]
 async fn a_failover_of_redis_loses_acknowledged_writes() {
     let mut watched = SentinelRedis::start(Duration::from_secs(2)).await;

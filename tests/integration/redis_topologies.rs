@@ -1,4 +1,4 @@
-//! The queue behind Sentinel and in a Redis Cluster, on servers of the test's own.
+//! The queue behind Sentinel and in a Redis Cluster, on dedicated servers.
 
 use std::time::Duration;
 
@@ -121,7 +121,7 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
     assert_ne!(other.ask::<i64>("DBSIZE").await, 0);
 }
 
-/// After a failover, a Sentinel that was cut off still names the server before, which is a replica now.
+/// A Sentinel that was disconnected during a failover still names the previous master, which is a replica now.
 #[tokio::test]
 async fn a_replica_named_by_a_sentinel_is_not_used() {
     let watched = SentinelRedis::start(Duration::from_secs(60)).await;

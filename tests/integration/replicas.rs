@@ -70,7 +70,7 @@ pub async fn leader_of(replicas: &[Replica]) -> usize {
     .await
 }
 
-/// Makes a SyncJob, and waits until someone has put it into the queue, and how long that takes.
+/// Creates a SyncJob, and returns the time until a controller has enqueued it.
 async fn measure_enqueue(world: &TestEnv, name: &str) -> Duration {
     let began = Instant::now();
     apply_job(world, name, json!({"syncType": "Full"})).await;
@@ -111,12 +111,12 @@ async fn a_leader_that_stops_is_replaced_within_2_s() {
         assert_eq!(leader.stop_and_wait().await, Some(0));
     }
     println!("a SyncJob was queued {took:?} after the leader received SIGTERM");
-    // Other tests keep the machine busy, but hardly both times.
+    // Other tests may delay one of the two changes, but hardly both.
     assert!(took.iter().any(|took| *took < Duration::from_secs(2)), "{took:?}");
     assert!(took.iter().all(|took| *took < Duration::from_secs(6)), "much less than the Lease: {took:?}");
 }
 
-/// The others would have to wait for the end of a Lease that one of them took while it stopped.
+/// A Lease that a stopping controller takes would delay the next leader until its end.
 #[tokio::test]
 async fn controllers_that_stop_together_release_the_lease() {
     let world = TestEnv::new().await;

@@ -1,4 +1,4 @@
-//! Runs that fetch what documents should be from a REST server.
+//! Runs that fetch the content of documents from a REST server.
 
 use bson::{Document, doc};
 use kube::api::PostParams;
@@ -13,7 +13,7 @@ use crate::{
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
-/// A full run with what the server has at this address.
+/// A spec of a full run with a source at this path.
 fn spec(upstream: &Upstream, path: &str, part: &Value) -> Value {
     let mut fields = json!({"endpoint": upstream.rest(path)});
     fields.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
@@ -26,7 +26,7 @@ fn spec(upstream: &Upstream, path: &str, part: &Value) -> Value {
     })
 }
 
-/// A full run over all pages of people, which new ones are made from.
+/// A spec of a full run over all pages of people, which inserts new documents.
 fn walk(upstream: &Upstream, path: &str, part: &Value) -> Value {
     let mut fields = json!({"name": "people", "batching": "Pages", "upsert": true, "onMissing": "Mark"});
     fields.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
@@ -71,7 +71,7 @@ async fn a_user_whose_address_answers_404_is_missing() {
         ("Mark", (1, 39, 0), 1, 40),
         ("Delete", (1, 39, 0), 0, 39),
     ] {
-        // Whether the source has anything at all is asked before.
+        // One more request checks that the source has any results.
         let asked = if expected.0 == 1 { 41 } else { 40 };
         let each = json!({"name": "users", "batching": "PerUser", "onMissing": on_missing});
         let status = run(&world, &on_missing.to_lowercase(), spec(&upstream, "/users/{id}", &each)).await;
@@ -110,7 +110,7 @@ async fn a_source_without_any_results_removes_nothing() {
         assert_eq!(world.count(doc! {"gone": {"$exists": false}}).await, 20, "{name}");
     }
 
-    // With one document that it has, the others are missing, however often the run is repeated.
+    // If the source has one document, the others are missing in each run.
     let others = (0..19).map(|id| (id.to_string(), Peculiar::Gone));
     upstream.state().users.extend(others);
     for (name, left, expected) in [("first", 1, (20, 0, 0)), ("second", 1, (0, 20, 0))] {
@@ -118,7 +118,7 @@ async fn a_source_without_any_results_removes_nothing() {
         assert_eq!(counts(&status), expected, "{name}: {:?}", ended(&status));
         assert_eq!(world.count(doc! {"gone": {"$exists": false}}).await, left, "{name}");
     }
-    // An Incremental run that only finds documents that are gone, asks about one of the others.
+    // An Incremental run with only missing documents requests one of the other documents.
     let users_in = world.database.collection::<Document>("users");
     users_in.update_many(doc! {"_id": {"$ne": 19}}, listed).await.unwrap();
     for (name, sync_type, left) in [("marks", "Incremental", 20), ("deletes", "Full", 1)] {

@@ -1,4 +1,4 @@
-//! Redis goes back to an earlier time, loses everything, or is given the data of another installation.
+//! Redis is restored to an earlier state, loses all data, or gets the data of another installation.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -47,7 +47,7 @@ async fn patch(world: &TestEnv, name: &str, spec: serde_json::Value) {
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-/// A run that takes some seconds over a thousand documents, and stamps a field of its own.
+/// A spec of a run that takes some seconds for a thousand documents, and stamps this field.
 fn slow_on(field: &str) -> serde_json::Value {
     let mut spec = slow();
     spec["batchSize"] = json!(1);
@@ -163,7 +163,7 @@ async fn time_before_the_start_is_not_suspended_time() {
     assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().entry.parked_for, Duration::ZERO);
 }
 
-/// A Redis that is full loses no run, and begins none.
+/// A full Redis loses no run, and starts none.
 #[tokio::test]
 async fn a_full_redis_keeps_its_runs_and_starts_none() {
     let redis = own_redis().await;
@@ -209,7 +209,7 @@ async fn a_full_redis_keeps_its_runs_and_starts_none() {
     assert!(claim_one(&queue, "w").await.unwrap().is_ok());
 }
 
-/// Redis goes back to a time before the claims of both runs, and the end of one of them.
+/// Redis is restored to a time before the claims of both runs and the end of one of them.
 #[tokio::test]
 async fn a_restored_redis_runs_nothing_that_was_cancelled() {
     let mut redis = own_redis().await;
@@ -257,7 +257,7 @@ async fn suspended_time_survives_a_loss_of_redis() {
     spec["suspended"] = json!(true);
     let uid = apply_job(&world, "run", spec).await.uid().unwrap();
     phase(&world, "run", Phase::Suspended).await;
-    // As if it had started 61 minutes ago, and had been suspended a minute later.
+    // The run seems to have started 61 minutes ago, and to be suspended since a minute later.
     let ago = |minutes| (Timestamp::now() - SignedDuration::from_mins(minutes)).as_millisecond();
     let key = format!("{{sync:{}}}:run:{uid}", world.name);
     let started = ago(61);
@@ -419,7 +419,7 @@ impl Storm {
             assert!(cancelled.contains(&name), "{name} failed: {:?} {:?}", job.status, self.history);
             assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"), "{name}");
         }
-        // Only some dumps of rounds before are kept.
+        // Only some dumps of earlier rounds are kept.
         while self.dumps.len() > 30 {
             let at = self.random.random_range(0..self.dumps.len());
             self.dumps.remove(at);
@@ -463,7 +463,7 @@ async fn restore_storms_run_nothing_twice() {
     }
 }
 
-/// What an export of an object has, without its status.
+/// A SyncJob as in an export, without its status.
 fn exported(job: &SyncJob) -> SyncJob {
     let mut job = SyncJob { status: None, ..job.clone() };
     let metadata = std::mem::take(&mut job.metadata);
@@ -504,7 +504,7 @@ async fn a_restored_export_executes_no_slot_that_is_over() {
     assert_eq!(stamped().await, 10);
 }
 
-/// How long it takes to assert 10,000 runs.
+/// Measures the assertion of 10,000 runs.
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn ten_thousand_runs_are_asserted() {

@@ -23,7 +23,7 @@ use crate::{
     upstream::{Instead, Peculiar, Upstream},
 };
 
-/// A run that fails when the first document does, and that also takes fields away.
+/// A spec of a run that fails with its first failed document, and that also removes fields.
 fn failing(upstream: &Upstream, source: &Value) -> Value {
     let mut spec = with(upstream, source);
     spec["batchSize"] = json!(5);
@@ -36,7 +36,7 @@ fn failing(upstream: &Upstream, source: &Value) -> Value {
     spec
 }
 
-/// What the pages of a source have: with documents that are made, and some that are removed.
+/// A source with pages that inserts some documents and removes some.
 fn paged() -> Value {
     json!({
         "query": "query ($first: Int!, $after: String) { people(first: $first, after: $after) { nodes { id name createdAt } pageInfo { hasNextPage endCursor } } }",
@@ -56,7 +56,7 @@ async fn refuse_mark(world: &TestEnv, id: i32) {
     world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
 }
 
-/// Users as no schema would have them.
+/// Inserts users with unusual fields and types.
 async fn seed(world: &TestEnv, count: i32) -> Vec<RawDocumentBuf> {
     let users = world.database.collection::<Document>("users");
     let listed = confirmed(&world.name, "people");
@@ -77,7 +77,7 @@ async fn all(world: &TestEnv) -> Vec<RawDocumentBuf> {
     users.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap()
 }
 
-/// Answers only so many requests within a minute.
+/// Answers this number of requests, and delays further ones for a minute.
 fn stall_after(upstream: &Upstream, requests: usize) {
     upstream.decide(move |number| (number > requests).then_some(Instead::Silence(Duration::from_secs(60))));
 }
@@ -172,7 +172,7 @@ async fn documents_that_cannot_be_restored_are_reported_and_kept() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     seed(&world, 40).await;
     upstream.state().users.insert("17".to_owned(), Peculiar::Gone);
-    // One that could not be made any more as it is.
+    // The previous content of document 8 does not pass the new validator.
     let rule = doc! {"$or": [{"_id": {"$ne": 8}}, {"origin": "gitlab"}]};
     world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
     let (_operator, _) = world.all(&ALLOWED);
@@ -279,7 +279,7 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
 }
 
 const USERS: i32 = 20;
-/// Rounds at a time: most of each is waiting for leases to end.
+/// Concurrent rounds. A round waits most of its time for the end of leases.
 const SIDE_BY_SIDE: usize = 8;
 
 /// Kills the operator after a number of requests, lets another operator continue, and returns the number of requests.
@@ -309,7 +309,7 @@ async fn round(requests: usize) -> usize {
     used
 }
 
-/// `KILL_EVERY=1` kills after each request, as opposed to each sixth one.
+/// The kill is after each sixth request, or with `KILL_EVERY=1` after each one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_and_rolled_back_run_leaves_documents_unchanged() {
     let all = round(RequestLimit::OPEN).await;

@@ -1,5 +1,5 @@
-//! SyncSchedules beyond the plain interval: overlap, triggers, cron, edits, mistakes, and clocks that are set. What is
-//! asked of the decision alone is in the tables of `src/domain/schedule/tests`.
+//! SyncSchedules: concurrency, triggers, cron, edits, mistakes, and clocks that are set. The tests of the decision
+//! alone are the tables in `src/domain/schedule/tests`.
 
 use std::{collections::HashSet, fs, path::Path, process::Command, time::Duration};
 
@@ -318,7 +318,7 @@ async fn a_run_that_is_missing_in_active_is_added_again() {
     let (_operator, _) = world.all(&[]);
     apply_once(&world, "users", slow()).await;
     let run = wait_for_active_run(&world).await;
-    // As after a restore from a backup, which has no status.
+    // A restore from a backup has no status.
     let lost = Patch::Merge(json!({"status": null}));
     world.schedules().patch_status("users", &PatchParams::default(), &lost).await.unwrap();
     let found = until(&world, "the run is active", |status| status.active.first().cloned()).await;
@@ -358,7 +358,7 @@ async fn the_starting_deadline_decides_about_a_slot_that_was_missed() {
     for (name, deadline) in [("short", "30s"), ("long", "61m")] {
         let interval = missed();
         apply_schedule(&world, name, json!({"interval": interval, "startingDeadline": deadline})).await;
-        // As a controller left it that was stopped three hours ago.
+        // The status of a schedule whose controller was stopped three hours ago.
         let left = json!({"status": {"slotsSince": before, "schedule": interval, "runs": {}}});
         world.schedules().patch_status(name, &PatchParams::default(), &Patch::Merge(left)).await.unwrap();
     }
@@ -403,7 +403,7 @@ async fn failed_runs_are_kept_up_to_their_limit_and_counted_beyond_it() {
     assert_eq!(kept, newest.into_iter().collect());
 }
 
-/// Runs a program on the world's cluster and namespace, and returns whether it succeeded and what it said.
+/// Runs a program on the cluster and the namespace of the test. Returns whether it succeeded, and its output.
 async fn run(world: &TestEnv, program: &str, args: &[&str]) -> (bool, String) {
     let mut command = Command::new(program);
     command.args(["--kubeconfig", &world.servers.kubeconfig, "--namespace", &world.name]).args(args);
@@ -429,7 +429,7 @@ async fn kubectl_waits_for_a_schedule() {
     };
     let (ready, output) = wait("Ready", "good", "1s").await;
     assert!(!ready, "no operator reconciled it: {output}");
-    // Without that, kstatus would take it for ready.
+    // Without this condition, kstatus would consider it ready.
     let unseen = status(&world, "good").await.unwrap();
     assert_eq!(find(&unseen.conditions, "Ready").map(|ready| ready.status.as_str()), Some("Unknown"));
     let (_operator, _) = world.all(&[]);
@@ -441,7 +441,7 @@ async fn kubectl_waits_for_a_schedule() {
     assert!(!ready, "{output}");
 }
 
-/// Kubernetes' own test of this kind restarts the CronJob controller at random.
+/// Kubernetes has a similar test, which restarts the CronJob controller at random.
 #[tokio::test]
 async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
     let world = TestEnv::new().await;
@@ -488,7 +488,7 @@ async fn a_clock_that_is_set_starts_no_slot_twice_and_no_burst() {
     apply_schedule(&world, "users", json!({"interval": interval, "immediate": true})).await;
     until(&world, "the first run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
 
-    // The API server's clock is right, so that of the controller does not count.
+    // The clock of the API server is right, so the clock of the controller is ignored.
     for (steps, to, token) in [(1, "+86400", "a day ahead"), (2, "+0", "right")] {
         set(to);
         eventually("the step was noticed", async || {
@@ -506,7 +506,7 @@ async fn a_clock_that_is_set_starts_no_slot_twice_and_no_burst() {
     fs::remove_file(Path::new(&offset)).ok();
 }
 
-/// What a controller leaves behind whose clock was a year ahead.
+/// The status of a schedule has times of a controller whose clock was a year ahead.
 #[tokio::test]
 async fn slots_continue_after_a_clock_that_was_ahead() {
     let world = TestEnv::new().await;
@@ -528,7 +528,7 @@ async fn slots_continue_after_a_clock_that_was_ahead() {
     wait_for_events(&world, "users", &["ClockSkew"]).await;
 }
 
-/// What a Redis leaves behind whose clock was ahead, or an application that stores local times.
+/// Documents have stamps of a Redis whose clock was ahead, or of an application that stores local times.
 #[tokio::test]
 async fn stamps_in_the_future_are_replaced_or_reported() {
     let world = TestEnv::new().await;

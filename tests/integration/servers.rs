@@ -1,4 +1,4 @@
-//! Servers of a test's own, and a link to a server that can go dead.
+//! Servers of one test, and a proxy whose connections can go dead.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::support::{Servers, eventually, free_port, unique, variable};
 
-/// A Kubernetes control plane, Redis or MongoDB like that of all tests. Stopped when dropped.
+/// A Kubernetes control plane, Redis or MongoDB of one test. Stopped when dropped.
 pub struct DedicatedServer {
     name: String,
     part: &'static str,
@@ -31,7 +31,7 @@ impl DedicatedServer {
         own.script(&["up", part]);
         let mut servers = Servers::shared();
         for line in own.script(&["env"]).lines() {
-            // Ports are given for servers that are not up, too.
+            // The variables also have the ports of servers that do not run.
             match (part, line.trim_start_matches("export ").split_once('=')) {
                 ("kube", Some(("KUBECONFIG", value))) => value.clone_into(&mut servers.kubeconfig),
                 ("redis", Some(("REDIS_URL", value))) => value.clone_into(&mut servers.redis),
@@ -107,13 +107,13 @@ impl Redis {
         command.arg(folder.join("redis.conf")).args(args).stdout(Stdio::null()).spawn().unwrap()
     }
 
-    /// What it has now.
+    /// A dump of its present data.
     pub async fn dump(&self) -> Vec<u8> {
         self.ask::<()>("SAVE").await;
         fs::read(self.folder.join("dump.rdb")).unwrap()
     }
 
-    /// Kills it, and starts it again with what it had at another time, or with nothing.
+    /// Kills it, and starts it again with the data of a dump, or with none.
     pub async fn restore(&mut self, dump: Option<&[u8]>) {
         self.kill();
         let file = self.folder.join("dump.rdb");
@@ -184,7 +184,7 @@ impl MongoDb {
         format!("mongodb://{user}127.0.0.1:{}/?directConnection=true", self.port)
     }
 
-    /// Runs a command on the database of administrators.
+    /// Runs a command on the database `admin`.
     pub async fn run(&self, user: &str, command: Document) -> Document {
         let client = mongodb::Client::with_options(ClientOptions::parse(self.url(user)).await.unwrap()).unwrap();
         let admin = client.database("admin");

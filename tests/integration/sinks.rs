@@ -1,4 +1,4 @@
-//! Real sinks of alerts: an HTTP server that has bad days, and a mail server.
+//! Real sinks of alerts: an HTTP server with faulty answers, and a mail server.
 
 use std::{
     collections::VecDeque,
@@ -24,7 +24,7 @@ use crate::{
     support::{eventually, free_port, unique, variable},
 };
 
-/// An HTTP server that is up for as long as this is kept.
+/// An HTTP server. Stopped when dropped.
 pub struct HttpSink {
     pub url: String,
     state: Arc<Mutex<SinkState>>,
@@ -33,9 +33,9 @@ pub struct HttpSink {
 
 #[derive(Default)]
 pub struct SinkState {
-    /// Given to the next requests, by path, instead of taking their messages.
+    /// The answers to the next requests at a path, whose messages are not accepted.
     pub instead: Vec<(String, VecDeque<Instead>)>,
-    /// Messages that were taken.
+    /// The accepted messages.
     pub deliveries: Vec<Delivery>,
     /// Paths of all requests.
     pub requests: Vec<String>,
@@ -44,7 +44,7 @@ pub struct SinkState {
 #[derive(Clone)]
 pub enum Instead {
     Status(u16),
-    /// 429, with so many seconds to wait.
+    /// Code 429, with the number of seconds to wait.
     Wait(u32),
     /// No answer for this time, which is longer than the timeout.
     Silence(Duration),
@@ -85,7 +85,7 @@ impl HttpSink {
         self.state().deliveries.iter().filter(|taken| taken.path == path).cloned().collect()
     }
 
-    /// Waits until so many messages were taken at a path.
+    /// Waits until this number of messages was accepted at a path.
     pub async fn wait_for_deliveries(&self, path: &str, count: usize) -> Vec<Delivery> {
         let what = format!("{count} messages were taken at {path}");
         eventually(&what, async || Some(self.deliveries(path)).filter(|taken| taken.len() >= count)).await
@@ -137,7 +137,7 @@ async fn take(State(state): State<Arc<Mutex<SinkState>>>, uri: Uri, headers: Hea
     }
 }
 
-/// A mail server that is up for as long as this is kept. Wants STARTTLS, and then the login.
+/// A mail server that requires STARTTLS and a login. Stopped when dropped.
 pub struct MailSink {
     pub port: u16,
     pub authority: Authority,
@@ -169,7 +169,7 @@ impl MailSink {
         sink
     }
 
-    /// Refuses mails with this answer, or takes them again.
+    /// Refuses mails with this answer, or accepts them again.
     pub fn answer(&self, with: Option<&str>) {
         let file = self.folder.join("answer");
         match with {
@@ -178,7 +178,7 @@ impl MailSink {
         }
     }
 
-    /// Waits until so many mails were taken.
+    /// Waits until this number of mails was accepted.
     pub async fn wait_for_mails(&self, count: usize) -> Vec<String> {
         eventually(&format!("{count} mails were taken"), async || Some(self.mails()).filter(|it| it.len() >= count))
             .await

@@ -1,4 +1,4 @@
-//! Runs that fetch what documents should be from a GraphQL server.
+//! Runs that fetch the content of documents from a GraphQL server.
 
 mod speed;
 
@@ -28,7 +28,7 @@ pub const ALLOWED: [&str; 2] = ["--source-allowed-cidrs", "127.0.0.0/8"];
 const LIST: &str = "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id name createdAt } } }";
 const ONE: &str = "query ($id: UserID!) { user(id: $id) { name createdAt } }";
 
-/// A full run over the users with what the server has of each batch.
+/// A spec of a full run over the users, with one request for each batch.
 fn spec(upstream: &Upstream) -> Value {
     json!({
         "syncType": "Full",
@@ -43,7 +43,7 @@ fn spec(upstream: &Upstream) -> Value {
     })
 }
 
-/// The same with changes to the source.
+/// The spec with changes of the source.
 pub fn with(upstream: &Upstream, changes: &Value) -> Value {
     let mut spec = spec(upstream);
     let mut changes = source("graphQL", changes);
@@ -111,7 +111,7 @@ async fn mapped_fields_are_written_and_nothing_else() {
     assert_eq!(after.remove("profile"), Some(doc! {"name": "Ada"}.into()));
     assert_eq!(after.remove("joined"), Some(DateTime::parse_rfc3339_str("2024-05-06T07:08:09Z").unwrap().into()));
     assert_eq!(after.remove("origin"), Some("gitlab".into()));
-    // Here the source keeps that it listed the document.
+    // The confirmation of the source.
     assert_eq!(after.remove("_sync").unwrap().as_document().unwrap().len(), 1);
     assert_eq!(after, before);
     assert_eq!(world.count(doc! {"_id": {"$in": [7, 8]}, "lastSynced": {"$exists": true}}).await, 0);
@@ -365,7 +365,7 @@ async fn a_redirect_is_not_followed() {
     assert_eq!((upstream.requests(), elsewhere.requests()), (1, 0));
 }
 
-/// 4 runs of 200 requests each on three processes, 100 a second. Returns when they came.
+/// Starts 4 runs of 200 requests on three processes, with a limit of 100 per second. Returns the times of the requests.
 async fn limited_runs() -> Vec<Instant> {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(200, 0).await;
@@ -380,7 +380,7 @@ async fn limited_runs() -> Vec<Instant> {
         assert!(is_complete(&finished(&world, &format!("run-{run}")).await));
     }
     let seen = upstream.state().seen.clone();
-    // A document that another run has fetched since this one began is not asked for again.
+    // A document that another run has fetched since the start of this run is not requested again.
     assert!(seen.len() > 700, "{}", seen.len());
     seen
 }

@@ -1,4 +1,4 @@
-//! Runs are shown as traces, by whole processes to a receiver of OTLP.
+//! Traces of runs, which whole processes send to a receiver of OTLP.
 
 use std::collections::BTreeSet;
 
@@ -58,7 +58,7 @@ async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
     let batches = receiver.await_spans("sync.batch", 4).await;
     assert!(batches.iter().all(|batch| batch.parent == attempt.id), "{batches:?}");
     assert_eq!(batches.iter().map(|batch| batch.number("updated")).sum::<i64>(), 2_000);
-    // The end of a run is known to the millisecond.
+    // The end of a run has milliseconds.
     assert!(batches.iter().all(|batch| batch.start >= root.start && batch.end / 1_000_000 <= root.end / 1_000_000));
 
     let spans = receiver.received().spans.clone();
@@ -126,7 +126,7 @@ async fn a_caller_finds_its_run_in_its_own_trace() {
     let attempt = only(receiver.await_spans("sync.attempt", 1).await);
     assert_eq!((attempt.trace.as_str(), &attempt.parent), (trace, &root.id));
 
-    // What the caller does not record, and what is no traceparent.
+    // A traceparent that is not sampled, and invalid ones.
     call("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00".to_owned()).await;
     call("nonsense".to_owned()).await;
     let own = receiver.await_spans("sync.run", 2).await.pop().unwrap();
@@ -143,7 +143,7 @@ async fn an_unavailable_or_silent_receiver_blocks_nothing() {
     let port = free_port();
     let controller = traced(&world, "controller", &["--workers", "0"], &format!("http://127.0.0.1:{port}"));
     let worker = traced(&world, "worker", &[], &stalling.url);
-    // More spans than the queue of 2,048 holds.
+    // More spans than the queue of 2,048 spans can store.
     apply_job(&world, "run", slow()).await;
     let job = finished(&world, "run").await;
     assert!(is_complete(&job));

@@ -1,4 +1,4 @@
-//! A GraphQL server with a part of GitLab's schema, the same users by REST, and with bad days.
+//! A server with a part of the GraphQL schema of GitLab, the same users by REST, and faulty answers.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,7 +22,7 @@ use futures::stream;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
 
-/// A server that is up for as long as this is kept.
+/// A server. Stopped when dropped.
 pub struct Upstream {
     pub url: String,
     state: Arc<Mutex<UpstreamState>>,
@@ -32,13 +32,13 @@ pub struct Upstream {
 /// The configuration of the server, and the requests that it received.
 #[derive(Default)]
 pub struct UpstreamState {
-    /// How long each answer takes.
+    /// Delay of each answer.
     pub delay: Duration,
-    /// The only token that is let in.
+    /// The only accepted token.
     pub token: Option<String>,
-    /// Given to the next requests instead of what they asked for.
+    /// The answers to the next requests, in place of the requested data.
     pub instead: VecDeque<Instead>,
-    /// Given to every request for these paths and queries.
+    /// The answers to all requests for these paths and queries.
     pub fixed: HashMap<String, Instead>,
     /// Chooses the answer to each further request.
     pub next_answer: Option<Box<dyn FnMut() -> Option<Instead> + Send>>,
@@ -46,19 +46,19 @@ pub struct UpstreamState {
     pub versions: Vec<SystemTime>,
     /// Users that differ from the others, by the number in the id.
     pub users: HashMap<String, Peculiar>,
-    /// How many users pages list, with numbers for ids.
+    /// Number of users that pages list. Their ids are numbers.
     pub people: usize,
     /// Numbers of the projects of every group.
     pub projects: Vec<u32>,
-    /// Paths and queries that were asked for by REST.
+    /// Paths and queries of the REST requests.
     pub addresses: Vec<String>,
-    /// When requests came.
+    /// Times of the requests.
     pub seen: Vec<Instant>,
-    /// Headers of the last one.
+    /// Headers of the last request.
     pub headers: HeaderMap,
-    /// How long answers took, added up.
+    /// Total time of all answers.
     pub took: Duration,
-    /// Requests being answered, and the most there ever were at a time.
+    /// Present and highest number of concurrent requests.
     pub busy: (usize, usize),
 }
 
@@ -72,15 +72,15 @@ pub enum Instead {
     Reply(u16, Value),
     /// A body in this encoding.
     Encoded(&'static str, Vec<u8>),
-    /// A body of so many MiB.
+    /// A body of this number of MiB.
     Huge(usize),
     /// No answer for this time.
     Silence(Duration),
-    /// What was asked for, with another result for the first of the users.
+    /// The requested data, with another result for the first user.
     Twice,
-    /// What was asked for by REST, with this as the header `Link`.
+    /// The requested REST data, with this header `Link`.
     Link(&'static str),
-    /// A body of JSON, with this as the header `Link`.
+    /// A body of JSON, with this header `Link`.
     Linked(Value, &'static str),
 }
 
@@ -88,11 +88,11 @@ pub enum Instead {
 pub enum Peculiar {
     Named(String),
     Gone,
-    /// Its name cannot be had.
+    /// Its name causes an error.
     Broken,
 }
 
-/// What the server says in errors and must not be seen anywhere else.
+/// Text in the errors of the server that must not appear anywhere else.
 pub const PRIVATE: &str = "row 7 of table payroll";
 
 impl Upstream {
@@ -100,7 +100,7 @@ impl Upstream {
         Self::start_on(0).await
     }
 
-    /// The same on a port. 0: any that is free.
+    /// Starts the server on a port. 0: any free port.
     pub async fn start_on(port: u16) -> Self {
         let (state, router) = routes();
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
@@ -109,7 +109,7 @@ impl Upstream {
         Self { url, state, server }
     }
 
-    /// The same by https, with this certificate and key.
+    /// Starts the server with TLS, with this certificate and key.
     pub async fn start_tls(certificate: &Path, key: &Path) -> Self {
         let (state, router) = routes();
         rustls::crypto::ring::default_provider().install_default().ok();
@@ -125,14 +125,14 @@ impl Upstream {
         self.state.lock().unwrap()
     }
 
-    /// The same, whose pages list so many users.
+    /// Starts the server with this number of users in its pages.
     pub async fn with_people(people: usize) -> Self {
         let upstream = Self::start().await;
         upstream.state().people = people;
         upstream
     }
 
-    /// Decides by its number, from 1 on, what a request is given instead of what it asked for.
+    /// Chooses the answer to each further request by the number of the request, from 1 on.
     pub fn decide(&self, decide: impl Fn(usize) -> Option<Instead> + Send + 'static) {
         let mut number = 0;
         self.state().next_answer = Some(Box::new(move || {
@@ -394,7 +394,7 @@ struct User {
     version: usize,
 }
 
-/// The name of a user after so many changes.
+/// The name of a user after this number of changes.
 pub fn name(number: &str, version: usize) -> String {
     if version == 0 { format!("User {number}") } else { format!("User {number} v{version}") }
 }

@@ -18,8 +18,8 @@ use crate::{
     support::{Servers, TestEnv, eventually, unique},
 };
 
-/// Scenario 6 of the fault list: what came and went before the controller looked. It is paused meanwhile, so that it
-/// sees the last state only.
+/// Scenario 6 of the fault list: objects are created and deleted while the controller is paused, so it sees only the
+/// last state.
 #[tokio::test]
 async fn objects_created_and_deleted_unseen_leave_nothing() {
     let world = TestEnv::new().await;
@@ -55,7 +55,7 @@ async fn objects_created_and_deleted_unseen_leave_nothing() {
     assert_eq!(world.count(bson::doc! {"again": {"$exists": true}}).await, 0, "the first one of that name was not run");
     assert_eq!(runs_in_redis(&world).await, [uid]);
 
-    // And now in the middle of things.
+    // The same without a pause of the controller.
     for count in 0..30 {
         let name = format!("fleeting-{count}");
         apply_job(&world, &name, json!({"syncType": "Full"})).await;
@@ -118,7 +118,7 @@ async fn the_namespace_and_the_kinds_can_be_deleted() {
     let refused = |log: &str| lines(log, "is being terminated");
     eventually("a run is refused", async || (refused(&operator.log()) > 0).then_some(())).await;
     let made = world.jobs().list(&ListParams::default()).await.unwrap().items.len();
-    // The length of time is what is tested: a slot a second, and errors are tried again after 5 s.
+    // The test is about the duration: a slot each second, and a retry of errors after 5 s.
     sleep(Duration::from_secs(11)).await;
     let log = operator.log();
     for what in ["could not create a SyncJob", "event not written"] {
@@ -137,7 +137,7 @@ async fn the_namespace_and_the_kinds_can_be_deleted() {
     nothing_in_redis(&world).await;
     assert!(operator.is_running());
 
-    // The namespace comes again, and then the kinds go while objects exist.
+    // The namespace is created again. Then the kinds are deleted while objects exist.
     let namespace = serde_json::from_value(json!({"metadata": {"name": world.name}})).unwrap();
     namespaces.create(&PostParams::default(), &namespace).await.unwrap();
     apply_job(&world, "again", json!({"syncType": "Full"})).await;

@@ -10,7 +10,7 @@ use crate::{
     support::{Servers, TestEnv, eventually},
 };
 
-/// Redis answers all that a worker asks, but for its looks for runs.
+/// Redis answers all commands of a worker except its claims.
 #[tokio::test]
 async fn a_worker_whose_claims_are_not_answered_is_not_ready() {
     let redis = Redis::start(&[]);
@@ -22,7 +22,7 @@ async fn a_worker_whose_claims_are_not_answered_is_not_ready() {
         eventually(body, async || get(port, "/readyz").await.filter(|answer| *answer == (code, body.to_owned()))).await
     };
     readyz(200, r#"{"ready":true}"#).await;
-    // Only claims read in this way.
+    // Only claims use this command.
     redis.ask::<()>("ACL SETUSER default -zrange").await;
     readyz(503, r#"{"ready":false,"missing":["workers"]}"#).await;
     assert_eq!(world.queue().depth().await.unwrap().workers, 1, "its renewals are answered");
@@ -32,8 +32,8 @@ async fn a_worker_whose_claims_are_not_answered_is_not_ready() {
     assert!(worker.is_running());
 }
 
-/// Scenario 16 of the fault list: a worker is paused for longer than its lease, and wakes up when another one has its
-/// run.
+/// Scenario 16 of the fault list: a worker is paused for longer than its lease, and continues when another worker has
+/// its run.
 #[tokio::test]
 async fn a_worker_paused_beyond_its_lease_writes_no_more() {
     const USERS: i32 = 3_000;

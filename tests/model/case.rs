@@ -1,4 +1,4 @@
-//! Random cases: a collection, its sources, and what happens to them. A case follows from its seed alone.
+//! Random cases: a collection, its sources, and the steps. The seed determines the case.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ const LOCALS: u32 = 100;
 /// The namespace of all SyncJobs.
 pub const NAMESPACE: &str = "model";
 
-/// What keys are in documents and in results.
+/// The types of keys in documents and in results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keys {
     /// Numbers of all types in documents, numbers in results.
@@ -56,7 +56,7 @@ impl Keys {
         }
     }
 
-    /// The number of a key that is written as people do. Exactly as results have it, unless `any` form will do.
+    /// The number of a key in a text. The text has the form of results, or with `any` another form.
     pub fn number(self, text: &str, any: bool) -> Option<u32> {
         let number = match self {
             Self::Texts => text.strip_prefix("User-").or(text.strip_prefix("USER-").filter(|_| any))?.parse().ok()?,
@@ -100,7 +100,7 @@ fn uuid(number: u32) -> String {
     format!("00000000-0000-4000-8000-{number:012x}")
 }
 
-/// How a source is asked.
+/// The way of batching or paging of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Cursor,
@@ -110,7 +110,7 @@ pub enum Way {
     PerBatch,
 }
 
-/// How a source says that it has nothing for a key.
+/// The way in which a source reports a missing key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
     Status(u16),
@@ -118,18 +118,18 @@ pub enum Gone {
     EmptyList,
 }
 
-/// How the last page by cursor says so.
+/// The way in which the last page by cursor declares itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastPage {
     Null,
     Empty,
     False,
     Absent,
-    /// With a field of its own.
+    /// A separate field.
     More,
 }
 
-/// What a run does about documents that the source does not have.
+/// The action of a run for documents that the source lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnMissing {
     Fail,
@@ -142,7 +142,7 @@ pub enum OnMissing {
 #[derive(Clone, Debug)]
 pub struct SourceCase {
     pub name: Option<&'static str>,
-    /// Object of the document that holds what is mapped.
+    /// Object of the document with the mapped fields.
     pub field: &'static str,
     pub way: Way,
     pub is_graph_ql: bool,
@@ -171,7 +171,7 @@ pub struct SourceCase {
     pub people: BTreeSet<u32>,
 }
 
-/// What a result is like.
+/// The kind of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
     Good,
@@ -184,15 +184,15 @@ pub enum Flavour {
 /// A change outside of runs.
 #[derive(Clone, Copy, Debug)]
 pub enum Change {
-    /// The source lists someone from now on, or with something new.
+    /// The source adds a person, or changes it.
     List(usize, u32, Flavour),
-    /// The source does not list someone any more.
+    /// The source drops a person.
     Drop(usize, u32),
     /// The application inserts a document with this key.
     Insert(u32, u8),
     /// The application inserts a document without a key.
     InsertKeyless,
-    /// The application writes something else into documents with this key.
+    /// The application changes another field of documents with this key.
     Touch(u32),
     /// The application sets the field that a mark sets.
     Activate(u32),
@@ -200,11 +200,11 @@ pub enum Change {
     Delete(u32),
 }
 
-/// What happens to a request instead of its answer.
+/// A fault of a request or its answer.
 #[derive(Clone, Copy, Debug)]
 pub enum RequestFault {
     Status(u16),
-    /// It is limited for so many seconds.
+    /// A rate limit for this number of seconds.
     Limited(u32),
     NoJson,
     /// The next page is the first one again.
@@ -213,7 +213,7 @@ pub enum RequestFault {
     Null,
     /// The answer has the first result twice, equal (`true`) or not.
     Twice(bool),
-    /// The answer takes so many milliseconds.
+    /// The answer takes this number of milliseconds.
     Slow(u64),
 }
 
@@ -224,28 +224,28 @@ pub struct Quirks {
     pub cap: Option<usize>,
     /// People that the source leaves out after it has cut the list into pages.
     pub hidden: BTreeSet<u32>,
-    /// By number, the last page again instead of an empty one.
+    /// By page number, the last page again instead of an empty page.
     pub clamps: bool,
-    /// By number, 404 instead of an empty page.
+    /// By page number, 404 instead of an empty page.
     pub not_found: bool,
-    /// The list ends after so many results.
+    /// The list ends after this number of results.
     pub truncated: Option<usize>,
-    /// How much the total is off.
+    /// Error of the total.
     pub total_off: i64,
     /// By number of the request.
     pub request_faults: BTreeMap<u32, RequestFault>,
 }
 
-/// The end of an attempt in the middle.
+/// The point at which an attempt is killed.
 #[derive(Clone, Copy, Debug)]
 pub enum Kill {
-    /// When it sends its next request of this number.
+    /// At its request with this number.
     Request(u32),
-    /// The same, but it finishes what is in flight.
+    /// At its request with this number, but requests in flight complete.
     Recall(u32),
-    /// When it saves a checkpoint for the time of this number.
+    /// At the checkpoint with half of this number. An even number saves this checkpoint.
     Save(u32),
-    /// When it was polled so often.
+    /// After this number of polls.
     Polls(u32),
 }
 
@@ -259,21 +259,21 @@ pub struct RunCase {
     /// `source.adopt`
     pub adopts: bool,
     pub quirks: Quirks,
-    /// By number of the request before whose answer they are done.
+    /// Changes before the answer to the request with this number.
     pub drift: BTreeMap<u32, Vec<Change>>,
     pub kills: Vec<Kill>,
-    /// What is approved when it is held: more than, or less than, what it asks for.
+    /// Approvals of the run when it is held: the difference to the held number.
     pub approvals: Vec<i64>,
 }
 
-/// What is done after the other.
+/// A step of a case.
 #[derive(Clone, Debug)]
 pub enum Step {
     Changes(Vec<Change>),
     /// Time passes, in milliseconds.
     Wait(i64),
     Run(Box<RunCase>),
-    /// Two runs at once; the second one starts after so many requests of the first one.
+    /// Two concurrent runs. The second run starts after this number of requests of the first run.
     Both(Box<RunCase>, Box<RunCase>, u32),
 }
 
@@ -286,14 +286,14 @@ pub enum Start {
     ArrayKey,
 }
 
-/// All of it.
+/// A case.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub seed: u64,
     pub keys: Keys,
     pub key_field: &'static str,
     pub collation: bool,
-    /// `None`: there is no index on the key. Else whether it is unique.
+    /// Whether the index on the key is unique. `None`: the key has no index.
     pub index: Option<bool>,
     pub documents: Vec<Start>,
     pub sources: Vec<SourceCase>,
@@ -619,7 +619,7 @@ fn steps(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bo
         if dice.chance(50) {
             steps.push(Step::Wait(dice.of(&[100, 2000])));
         }
-        // The first runs confirm something.
+        // The first runs confirm documents.
         let fault = !calm && number > 0;
         let run = run(dice, sources, is_unique, collation, fault);
         if fault && run.source.is_some() && !run.dry && dice.chance(20) {
@@ -635,7 +635,7 @@ fn steps(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bo
 }
 
 fn change(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool) -> Change {
-    // A few people come and go often.
+    // A few people are often added and dropped.
     let number = if dice.chance(60) { dice.below(3) } else { dice.below(PEOPLE) };
     let source = dice.below(sources.len() as u32) as usize;
     match dice.below(100) {

@@ -14,7 +14,7 @@ use crate::{
 /// Failed documents whose keys a run keeps.
 const SHOWN_FAILURES: i64 = 20;
 
-/// How much of everything there was: a model in which nothing happens proves nothing.
+/// Number of each kind of event. A model without events proves nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Sums(BTreeMap<&'static str, u64>);
 
@@ -27,7 +27,7 @@ impl Sums {
     }
 }
 
-/// What a source keeps in a document.
+/// The state of a source in a document.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct State {
     at: Option<i64>,
@@ -35,24 +35,24 @@ struct State {
     gone: Option<i64>,
 }
 
-/// What the oracle remembers from one run to the next.
+/// The oracle, with its state between runs.
 pub struct Oracle<'a> {
     stage: &'a Stage,
     pub sums: Sums,
-    /// When documents came, by `_id`. Those of the beginning are not in it.
+    /// Insertion times of documents, by `_id`, without the documents of the beginning.
     born: HashMap<String, i64>,
-    /// When the run started that marked a document, by `_id` and source.
+    /// Start of the run that marked a document, by `_id` and source.
     marked: HashMap<(String, usize), i64>,
-    /// When a source last listed someone in an answer that was used.
+    /// Time at which a source last listed a person in a used answer.
     listed: HashMap<(usize, u32), i64>,
-    /// What a field was before the mark set it, by `_id` and source.
+    /// Value of a field before the mark set it, by `_id` and source.
     before_mark: HashMap<(String, usize), Option<Bson>>,
-    /// When a run adopted a document, by `_id` and source.
+    /// Time at which a run adopted a document, by `_id` and source.
     adopted: HashMap<(String, usize), i64>,
     answers: Vec<Answer>,
 }
 
-/// A run and what was said in it.
+/// A run, and the reports of its source.
 struct ObservedRun<'a> {
     run: &'a RunResult,
     at: usize,
@@ -75,7 +75,7 @@ struct Probe {
     found: bool,
 }
 
-/// Collects what is wrong.
+/// The violated conditions.
 struct Violations(Vec<String>);
 
 impl Violations {
@@ -131,7 +131,7 @@ impl<'a> Oracle<'a> {
         self.case().number(document)
     }
 
-    /// Takes note of what the application did between runs.
+    /// Records the changes of the application between runs.
     pub fn forget_done(&mut self) {
         let done = std::mem::take(&mut self.stage.record().done);
         for (at, id, done) in done {
@@ -144,7 +144,7 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// Judges a step. `before` is what the collection was.
+    /// Checks a step. `before` is the collection before it.
     pub fn check(&mut self, mut before: Snapshot, after: &Snapshot, runs: &[RunResult]) -> Result<(), Vec<String>> {
         let mut record = self.stage.record();
         let (answers, done) = (std::mem::take(&mut record.answers), std::mem::take(&mut record.done));
@@ -198,7 +198,7 @@ impl<'a> Oracle<'a> {
             }
         }
         if let [seen] = seen.as_slice() {
-            // One write may change several documents, or one of another form.
+            // One write may change several documents, or a document with another form of the key.
             let is_exact = shared.is_empty() && !self.case().collation;
             check_counts(seen, &touched, &happened, is_exact, &mut violations);
             self.check_guard(seen, &before, after, &touched, &happened, &mut violations);
@@ -296,7 +296,7 @@ impl<'a> Oracle<'a> {
         !source.filter || document.get_str("team").is_ok_and(|team| team == "x")
     }
 
-    /// A run made a document.
+    /// Checks a document that a run inserted.
     fn check_new(
         &mut self,
         subject: &Subject<'_>,
@@ -321,7 +321,7 @@ impl<'a> Oracle<'a> {
         violations.require(twins == 1, || format!("{} was made, and its key existed: {new}", subject.id));
     }
 
-    /// Why a document must not be marked by this run, or as well be deleted.
+    /// The reasons why this run must not mark or delete a document.
     fn refusals(&self, subject: &Subject<'_>, old: &Document, seen: &ObservedRun<'_>, since: i64) -> Vec<String> {
         let mut violations = Violations(Vec::new());
         let run = seen.run;
@@ -333,7 +333,8 @@ impl<'a> Oracle<'a> {
         violations.require(!is_skipped || run.was_killed, || {
             format!("removal was skipped: {:?}", run.checkpoint.removal_skipped)
         });
-        // One that was held for its changes may still remove as many as its guard allows: see `judge_guard`.
+        // A run that was held for its changes may still remove as many documents as its guard allows: see
+        // `check_guard`.
         violations.require(run.held.is_none() || run.approved.is_some(), || {
             "the run was held, and not approved".to_owned()
         });
@@ -371,7 +372,7 @@ impl<'a> Oracle<'a> {
         violations.0
     }
 
-    /// A source that is asked for each document said later that this one is gone, to any run.
+    /// Whether a source with a request for each document later reported this document as missing, to any run.
     fn is_gone_after(&self, seen: &ObservedRun<'_>, number: u32, at: i64) -> bool {
         let is_later = |answer: &Answer| answer.at > at && self.is_of(answer, seen.at) && reports_gone(answer, number);
         seen.source.way == Way::PerUser && self.answers.iter().any(is_later)
@@ -396,7 +397,7 @@ impl<'a> Oracle<'a> {
         runs.collect()
     }
 
-    /// A run deleted a document.
+    /// Checks a document that a run deleted.
     fn check_deleted(
         &self,
         subject: &Subject<'_>,
@@ -427,7 +428,7 @@ impl<'a> Oracle<'a> {
         why.require(this.source.on_missing == OnMissing::Delete, || "its source deletes nothing".to_owned());
         let gone = self.state(this.at, old).gone;
         let key = (subject.id.to_owned(), this.at);
-        // The other one of two runs may have marked it, before this one began.
+        // The other of two runs may have marked it before this run began.
         let other =
             seen.iter().find(|other| other.run.number != this.run.number && other.run.started < this.run.started);
         let number = self.number(old).map_or(u32::MAX, |(number, _)| number);
@@ -506,7 +507,7 @@ impl<'a> Oracle<'a> {
             }
             let own = (old.get_document(source.field).ok(), new.get_document(source.field).ok());
             if own.0 != own.1 {
-                // A source that is asked for each document has a later answer, which says that it is gone.
+                // A source with a request for each document may have reported it as missing in a later answer.
                 let stamp = if is.none.is_some() { was.at } else { is.at };
                 self.check_content(subject, at, number, own.1, stamp, record, violations);
             }
@@ -537,12 +538,13 @@ impl<'a> Oracle<'a> {
                 _ => {}
             }
         }
-        // That a mark is taken from a document whose result failed is no update.
+        // The removal of a mark from a document with a failed result is no update.
         let has_failed = number.is_some_and(|number| seen.iter().any(|seen| seen.failed.contains(&number)));
         if !has_failed && !same(old, new, &["note", "lastSynced", "_sync"]) {
             happened.changed.insert(id.to_owned());
         }
-        // Of two runs at once, one may mark the document after the other one has read it: the next listing mends that.
+        // Of two concurrent runs, one may mark the document after the other has read it. The next listing corrects
+        // that.
         if runs.len() == 1 && self.wrong_mark(old).is_none() {
             let wrong_mark = self.wrong_mark(new);
             violations.require(wrong_mark.is_none(), || {
@@ -647,8 +649,8 @@ impl<'a> Oracle<'a> {
                 && state.gone.is_none()
         };
         let mut confirmed = before.values().filter(is_confirmed).count();
-        // A lost attempt takes along how many documents it confirmed for the first time, so that these count as
-        // confirmed.
+        // A lost attempt does not record the number of documents that it confirmed for the first time, so these
+        // documents count as confirmed.
         if run.was_killed {
             let was_confirmed = |id: &String| before.get(id).is_some_and(|old| self.state(seen.at, old).at.is_some());
             confirmed += after.iter().filter(|(id, new)| is_confirmed(new) && !was_confirmed(id)).count();
@@ -668,7 +670,7 @@ impl<'a> Oracle<'a> {
                 seen.run.number, seen.run.approved
             )
         });
-        // What was approved is what is removed, each once.
+        // The run removes exactly the approved documents.
         let is_exact = run.end == End::Completed && run.held.is_some() && touched.is_quiet && run.case.drift.is_empty();
         let removed = marks + deletions + happened.adopted as u64;
         violations.require(!is_exact || seen.source.delete_after > 0 || run.held == Some(removed), || {
@@ -681,7 +683,7 @@ impl<'a> Oracle<'a> {
         });
     }
 
-    /// A run without anything special removes all that it should.
+    /// Checks that a run without special conditions removes all documents that it should.
     #[allow(clippy::too_many_arguments)]
     fn check_completeness(
         &self,
@@ -724,7 +726,7 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// What a used answer listed is in the documents, or named as failed.
+    /// Checks that the results of used answers are in the documents, or named as failed.
     fn check_listed(
         &self,
         seen: &ObservedRun<'_>,
@@ -757,7 +759,7 @@ impl<'a> Oracle<'a> {
                         && self.is_of(answer, seen.at)
                         && answer.reported.iter().any(|(other, _)| other == number)
                 });
-                // It was asked for by the other run of the source since this one began.
+                // The other run of the source has requested it since this run began.
                 if seen.source.way == Way::PerUser && is_of_another {
                     continue;
                 }
@@ -807,7 +809,7 @@ impl<'a> Oracle<'a> {
     }
 }
 
-/// What proves a walk, and what does not.
+/// Checks whether a run had to prove its walk, or to skip the removal.
 fn check_proof(seen: &ObservedRun<'_>, violations: &mut Violations) {
     let (run, source) = (seen.run, seen.source);
     if run.attempts > 1 || run.end != End::Completed || !source.is_paged() || source.name.is_none() {
@@ -859,14 +861,14 @@ fn check_counts(
     });
 }
 
-/// A document that is judged.
+/// A document that is checked.
 struct Subject<'a> {
     id: &'a str,
     shared: &'a BTreeSet<u32>,
     touched: &'a Touched<'a>,
 }
 
-/// What the application did during a step.
+/// The changes of the application during a step.
 struct Touched<'a> {
     deleted: &'a BTreeSet<String>,
     activated: &'a BTreeSet<String>,
@@ -911,7 +913,7 @@ fn seen_versions(answers: &[Answer], runs: &[RunResult], source: usize) -> BTree
     versions
 }
 
-/// Two documents are the same apart from these fields.
+/// Whether two documents are equal except for these fields.
 fn same(one: &Document, other: &Document, apart: &[&str]) -> bool {
     let rest = |document: &Document| {
         let fields = document.iter().filter(|(name, _)| !apart.contains(&name.as_str()));

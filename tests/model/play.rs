@@ -1,4 +1,4 @@
-//! Plays a case: makes its collection, and drives attempts of the engine in this process.
+//! Plays a case: creates its collection, and drives attempts of the engine in this process.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,23 +37,23 @@ use crate::{
     stage::{ActiveRun, Stage, Stages, id_of},
 };
 
-/// Attempts of one run, after which something is wrong.
+/// Limit of the attempts of one run. More attempts are an error.
 const MOST_ATTEMPTS: u32 = 30;
-/// Failed attempts of one run, after which it has failed.
+/// Limit of the failed attempts of one run. With one more, the run has failed.
 const RETRIES: u32 = 2;
 
 /// An unused certificate authority. Without one, each attempt would read the authorities of the machine, which takes
 /// longer than the attempt.
 const AUTHORITY: &[u8] = include_bytes!("authority.pem");
 
-/// What runs may fetch from.
+/// The sources that runs may use.
 pub fn sources() -> Sources {
     let mut secrets = GivenSecrets::default();
     secrets.insert("authority".to_owned(), "pem".to_owned(), AUTHORITY.to_owned());
     Sources { egress: Egress::anywhere(), secrets: SecretReader::Given(secrets) }
 }
 
-/// What all cases work with.
+/// The environment of all cases.
 pub struct Environment {
     pub deployment: Deployment,
     pub sources: Sources,
@@ -63,7 +63,7 @@ pub struct Environment {
     pub address: String,
 }
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     Completed,
@@ -72,7 +72,7 @@ pub enum End {
     Held,
 }
 
-/// What is known of a run that has ended.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct RunResult {
     pub number: usize,

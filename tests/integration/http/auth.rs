@@ -1,4 +1,4 @@
-//! Who may do what: real tokens of real service accounts.
+//! Authorisation, with real tokens of real service accounts.
 
 use std::{path::Path, process::Command};
 
@@ -75,7 +75,7 @@ pub async fn show_events(world: &TestEnv, account: &str) {
     bindings.create(&PostParams::default(), &binding.unwrap()).await.unwrap();
 }
 
-/// The same with rights everywhere.
+/// The token of a service account with rights in all namespaces.
 pub async fn administrator(world: &TestEnv) -> String {
     account(world, "admin").await;
     let name = format!("{}-admin", world.name);
@@ -92,7 +92,7 @@ pub async fn administrator(world: &TestEnv) -> String {
     token(world, "admin", AUDIENCE).await
 }
 
-/// A token that the cluster itself could have made, with another end.
+/// A token with the signature of the cluster, and with this expiry.
 fn signed(world: &TestEnv, account: &ServiceAccount, end: i64) -> String {
     let pki = Path::new(&world.servers.kubeconfig).with_file_name("pki");
     let key = Command::new("openssl")
@@ -141,7 +141,7 @@ async fn only_valid_tokens_for_this_audience_are_accepted() {
         assert_eq!(answer.headers["www-authenticate"], "Bearer");
         assert!(!answer.body.to_string().contains("garbage"));
     }
-    // Not the signature was wrong with the one that had expired.
+    // The signature of the expired token was right.
     let answer = post(&sidecar, "/jobs/pause", Some(&signed(&world, &nobody, soon))).await;
     assert_eq!(answer.problem(), (403, "forbidden"));
     assert!(answer.body["detail"].as_str().unwrap().contains("nobody may not patch syncschedules"), "{}", answer.body);
@@ -192,7 +192,7 @@ async fn each_call_requires_the_right_on_its_object() {
             assert!([200, 202, 409].contains(&code), "{path}: {code}");
         }
     }
-    // Everything everywhere: for the administrator only.
+    // Only the administrator may do everything in all namespaces.
     for path in ["/jobs/pause", "/jobs/resume", "/jobs/cleanup"] {
         assert_eq!(post(&sidecar, path, Some(&editor)).await.problem(), (403, "forbidden"), "{path}");
         assert_eq!(post(&sidecar, path, Some(&admin)).await.code, 200, "{path}");

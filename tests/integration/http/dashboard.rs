@@ -1,4 +1,4 @@
-//! The dashboard as browsers see it: who comes in, what they see and may do, and what other sites cannot make them do.
+//! The dashboard as browsers use it: login, visible objects, allowed actions, and protection against other sites.
 
 mod runs;
 
@@ -30,10 +30,10 @@ use crate::{
     support::{TestEnv, eventually},
 };
 
-/// Markup that would run in a page that does not escape it.
+/// Markup that a page without escaping would execute.
 pub const MARKUP: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>";
 
-/// What a browser gets.
+/// The answer that a browser gets.
 pub struct Seen {
     pub code: StatusCode,
     pub headers: HeaderMap,
@@ -102,7 +102,7 @@ impl<'a> Browser<'a> {
     }
 }
 
-/// A suspended schedule `users`, a run `open` and one, `failed`, that has failed, seen by a sidecar.
+/// Starts a sidecar, and creates a suspended schedule `users`, a run `open`, and a failed run `failed`.
 pub async fn scene(world: &TestEnv) -> Sidecar {
     let sidecar = Sidecar::new(world, Some(ReadAccess::Open), 1000).await;
     fill(world, &sidecar).await;
@@ -307,7 +307,7 @@ async fn forms_of_other_sites_are_refused() {
     assert!(world.schedules().get("users").await.unwrap().spec.suspended);
     let answer = browser.post(&cancel, "", &[("origin", "https://localhost")]).await;
     assert_eq!(answer.code, 303, "an old browser, on its own host");
-    // The calls know no sessions, so they need no such check.
+    // The calls accept no sessions, so they need no such check.
     let pause = browser.post("/jobs/pause", "", &[("sec-fetch-site", "cross-site")]).await;
     assert_eq!(pause.code, 401);
 }
@@ -359,7 +359,8 @@ async fn user_input_is_shown_as_text() {
         assert!(!page.contains("<script>") && !page.contains("<img"), "{path}: {page}");
         escaped += page.matches("&#60;script&#62;alert(1)&#60;/script&#62;&#34;&#39;&#62;").count();
     }
-    // On the failed run's page: its end, worker, attempt, and a document's key and message.
+    // The page of the failed run has the markup in its end, worker and attempt, and in the key and message of a
+    // document.
     assert!(escaped >= 8, "{escaped}");
 }
 

@@ -1,4 +1,4 @@
-//! What people change of a schedule in the dashboard: when it is due, and why it is suspended.
+//! Changes of a schedule in the dashboard: its due times, and its suspension with a note.
 
 use kube::{
     ResourceExt,
@@ -44,7 +44,7 @@ async fn a_note_explains_a_suspension_until_it_ends() {
     assert!(browser.get(&page).await.text.contains("resume"));
     assert_eq!(browser.press(&format!("{page}/resume"), "").await.code, 303);
 
-    // The page that follows shows it, as text.
+    // The next page shows the note as text.
     assert_eq!(suspend(MARKUP).await.location(), page);
     assert_eq!(noted("users").await, (true, Some(MARKUP.to_owned())));
     for path in [&page, "/ui/schedules"] {
@@ -108,7 +108,7 @@ async fn the_due_time_of_a_schedule_can_be_changed() {
     assert_eq!(save("grid=interval&interval=5m&schedule=0+3+*+*+*&timeZone=Europe%2FBerlin").await.code, 303);
     assert_eq!(spec().await, [json!("5m"), json!(null), json!(null)]);
 
-    // Mistakes that we find, and one that only the API server does: 128 characters are the most.
+    // Mistakes that the sidecar finds, and one that only the API server finds: the limit of 128 characters.
     let minutes = (0..60).map(|minute| minute.to_string()).collect::<Vec<_>>().join(",");
     let long = format!("grid=cron&schedule={minutes}+0+1+*+*");
     for (fields, place) in [
@@ -131,7 +131,7 @@ async fn the_due_time_of_a_schedule_can_be_changed() {
     world.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
     let late = browser.press(&edit, &format!("generation={seen}&grid=interval&interval=9m")).await;
     assert_eq!((late.code.as_u16(), spec().await[0].clone()), (409, json!("7m")), "{}", late.text);
-    // A status is no such change.
+    // A change of the status is no conflict.
     let status = Patch::Merge(json!({"status": {"activeCount": 3}}));
     world.schedules().patch_status("users", &PatchParams::default(), &status).await.unwrap();
     assert_eq!(save("grid=interval&interval=9m").await.code, 303);

@@ -1,4 +1,4 @@
-//! What each call does.
+//! The effects of each call.
 
 use std::num::NonZeroU32;
 
@@ -29,7 +29,7 @@ async fn wait_for_phase(sidecar: &Sidecar, world: &TestEnv, name: &str, phase: &
     .await;
 }
 
-/// Waits until the sidecar has seen so many schedules.
+/// Waits until the sidecar has seen this number of schedules.
 async fn wait_for_schedules(sidecar: &Sidecar, count: usize) {
     eventually("the sidecar has seen the schedules", async || {
         let answer = sidecar.get("/jobs/status").await;
@@ -38,13 +38,13 @@ async fn wait_for_schedules(sidecar: &Sidecar, count: usize) {
     .await;
 }
 
-/// Writes what the controller would write.
+/// Writes a status in place of the controller.
 async fn set_status(world: &TestEnv, name: &str, status: Value) {
     let patch = Patch::Merge(json!({"status": status}));
     world.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-/// A SyncJob that ended, as its controller would have left it.
+/// Creates a SyncJob with the status of an ended run.
 async fn ended(world: &TestEnv, name: &str, phase: &str, hours_ago: i64) {
     apply_job(world, name, json!({})).await;
     let at = k8s_openapi::jiff::Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_hours(hours_ago);
@@ -289,7 +289,7 @@ async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
     assert!(details["message"].as_str().unwrap().contains("$bigger"), "{details}");
 }
 
-/// A SyncJob whose guard holds 400 removals, as its controller would have left it.
+/// Creates a SyncJob with the status of a run whose guard holds 400 removals.
 async fn hold(world: &TestEnv, name: &str) {
     let condition = json!({"type": "Held", "status": "True", "reason": "GuardExceeded",
         "message": "the run would mark 400 of 1000 documents: a1, a2", "lastTransitionTime": "2026-11-25T10:00:00Z"});

@@ -29,7 +29,7 @@ use tower::ServiceExt;
 
 use crate::support::TestEnv;
 
-/// The sidecar of a world, in this process.
+/// A sidecar in this process.
 pub struct Sidecar {
     router: Router,
     stop: CancellationToken,
@@ -42,7 +42,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The code, and the last word of the problem's type.
+    /// The code, and the last part of the type of the problem.
     pub fn problem(&self) -> (u16, &str) {
         assert_eq!(self.headers["content-type"], "application/problem+json", "{}", self.body);
         assert_eq!(self.body["status"], self.code.as_u16());
@@ -51,7 +51,7 @@ impl Answer {
 }
 
 impl Sidecar {
-    /// One that lets everyone do everything.
+    /// A sidecar without authentication.
     pub async fn open(world: &TestEnv) -> Self {
         Self::new(world, None, 1_000_000).await
     }
@@ -80,7 +80,7 @@ impl Sidecar {
         Self { router, stop }
     }
 
-    /// As if it came from this machine.
+    /// Sends a request from 127.0.0.1.
     pub async fn send(&self, request: Request<Body>) -> axum::response::Response {
         self.send_from([127, 0, 0, 1], request).await
     }
@@ -120,7 +120,7 @@ impl Sidecar {
     }
 }
 
-/// Without a dashboard, at no special path.
+/// Settings without a dashboard and without a path.
 pub fn settings(reads: Option<ReadAccess>, requests_per_second: NonZeroU32) -> HttpSettings {
     let requests_at_a_time = 64.try_into().unwrap();
     let lease = LeaseName { namespace: Some("default".to_owned()), name: "sync-operator".to_owned() };

@@ -1,4 +1,4 @@
-//! Redis or the API server away.
+//! Answers of the sidecar while Redis or the API server is unavailable.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     support::{TestEnv, eventually},
 };
 
-/// What a Prometheus or a load balancer waits for.
+/// Time for which Prometheus or a load balancer waits for an answer.
 const SOON: Duration = Duration::from_secs(2);
 
 async fn until_health(sidecar: &Sidecar, missing: &str) {

@@ -14,7 +14,7 @@ use crate::{
 const PAGE: &str = "docs/reference/http.md";
 const MAX_LINE: usize = 110;
 
-/// A command, and the answer that stands under it.
+/// A command, and its documented answer.
 struct Example {
     command: String,
     answer: String,
@@ -31,7 +31,7 @@ fn examples(page: &str) -> Vec<Example> {
         .collect()
 }
 
-/// The same keys with the same kinds of values; what is `null` in one may be anything in the other.
+/// Whether two values have the same keys with values of the same type. `null` matches every type.
 fn same_shape(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
@@ -79,7 +79,7 @@ async fn the_examples_of_the_reference_have_the_listed_answers() {
             bash.env("TOKEN", &token).env("NS", &world.name).env("JOB", &job);
             serde_json::from_slice::<Value>(&bash.output().unwrap().stdout).ok()
         };
-        // What changes something is asked for once; but a run can be tried again only when it has ended.
+        // A call with an effect is sent once. A run can be retried only after its end.
         let answer = if command.contains("-X POST") && !command.contains("/retry") {
             ask().unwrap()
         } else {

@@ -19,14 +19,14 @@ use crate::{
 
 const BAD_REQUESTS: u64 = 10_000;
 const IDLE: usize = 1_000;
-/// Far more than is needed, and far less than a leak of every bad request would take.
+/// Limit of the memory: far above the need, and far below a leak of every bad request.
 const MOST_MIB: u64 = 150;
 
 async fn serving(port: u16) {
     eventually("calls are served", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
 }
 
-/// A request that no well-meaning client sends.
+/// A malformed request.
 fn bad_request(seed: u64) -> Vec<u8> {
     let mut random = StdRng::seed_from_u64(seed);
     let paths = [
@@ -91,7 +91,7 @@ async fn bad_slow_and_idle_clients_do_not_block_others() {
     let mut idle = Vec::new();
     for number in 0..IDLE {
         let mut connection = connect().await;
-        // Every second one has begun a request.
+        // Every second connection has begun a request.
         if number % 2 == 0 {
             connection.write_all(b"POST /jobs/pause HTTP/1.1\r\nHost: x\r\nContent-Le").await.unwrap();
         }
@@ -185,7 +185,7 @@ async fn a_renewed_certificate_is_served_without_a_restart() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// The calls keep what the document says of them, whatever is sent.
+/// The answers to random requests are as in the OpenAPI document.
 #[tokio::test]
 async fn an_openapi_fuzzer_finds_nothing() {
     let world = TestEnv::new().await;

@@ -41,7 +41,7 @@ async fn sidecar(world: &TestEnv, prefix: Option<&str>) -> Sidecar {
     Sidecar::with(world, HttpSettings { dashboard, proxies: Some(proxies), prefix, ..settings }).await
 }
 
-/// Gives a user or a group rights in the world's namespace.
+/// Gives a user or a group rights in the namespace of the test.
 async fn allow(world: &TestEnv, kind: &str, subject: &str, verbs: &[&str]) {
     let create = PostParams::default();
     let rules = json!([{"apiGroups": [GROUP], "resources": ["syncjobs", "syncschedules"], "verbs": verbs}]);
@@ -57,7 +57,7 @@ async fn allow(world: &TestEnv, kind: &str, subject: &str, verbs: &[&str]) {
     bindings.create(&create, &serde_json::from_value(binding).unwrap()).await.unwrap();
 }
 
-/// What a browser sends through a proxy. The code, and the page or where to go instead.
+/// Sends a request of a browser through a proxy. Returns the code, and the page or the location of a redirect.
 async fn send(sidecar: &Sidecar, peer: [u8; 4], method: &str, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
     let mut request = Request::builder().method(method).uri(path).header("accept", "text/html");
     request = request.header("host", "sync.example").header("content-type", "application/x-www-form-urlencoded");
@@ -127,7 +127,7 @@ async fn users_named_by_other_clients_are_refused() {
     }
     let twice = [("x-forwarded-user", "alice"), ("x-forwarded-user", "bob")];
     assert_eq!(send(&sidecar, PROXY, "GET", "/ui/runs", &twice).await.0, 400);
-    // The calls have no check of the form's origin, so they take tokens only.
+    // The calls do not check the origin of a form, so they accept tokens only.
     assert_eq!(send(&sidecar, PROXY, "POST", "/jobs/pause", &alice[..1]).await.0, 401);
 }
 
@@ -146,11 +146,11 @@ async fn links_below_a_path_have_the_path() {
     assert!(answer.headers["set-cookie"].to_str().unwrap().contains("; Path=/sync; "));
     let browser = Browser { cookie: Some(answer.cookie()), ..browser };
     for path in pages(&world) {
-        // A proxy may take the path off.
+        // A proxy may remove the path.
         for path in [format!("/sync{path}"), path] {
             let page = browser.get(&path).await;
             assert_eq!(page.code, 200, "{path}");
-            // Values of fields are not gone to as they are.
+            // Values of form fields are no links.
             let page = page.text.replace("value=\"/", "");
             let addresses: Vec<_> = page.split("=\"/").skip(1).collect();
             assert!(addresses.len() > 5 && addresses.iter().all(|address| address.starts_with("sync/")), "{page}");
@@ -168,7 +168,7 @@ async fn links_below_a_path_have_the_path() {
     assert_eq!(document["servers"], json!([{"url": "/sync"}]));
 }
 
-/// nginx of Debian with TLS. What it proxies has a path in front; at one of its ports, it names a user.
+/// The nginx of Debian with TLS. It serves the dashboard below a path, and sets a user on one of its ports.
 struct Nginx {
     process: Child,
     folder: String,

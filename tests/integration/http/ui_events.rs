@@ -1,4 +1,4 @@
-//! `GET /ui/events`: what keeps open pages up to date, and what that costs.
+//! `GET /ui/events`, which keeps open pages up to date, and its cost.
 
 use std::{
     sync::{
@@ -28,7 +28,7 @@ async fn next_event(stream: &mut Stream) -> String {
     event.id
 }
 
-/// The last event of some that belong together: nothing follows for longer than a round takes.
+/// The last event of a series: no further event comes for longer than an interval of the sidecar.
 async fn last_event(stream: &mut Stream) -> String {
     let mut last = next_event(stream).await;
     while let Ok(event) = timeout(Duration::from_secs(3), stream.next()).await {

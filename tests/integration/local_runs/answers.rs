@@ -10,7 +10,7 @@ pub(super) async fn insert(local: &Local, documents: impl IntoIterator<Item = Do
     local.database.collection::<Document>("users").insert_many(documents).await.unwrap();
 }
 
-/// What the source keeps in a document that it listed before.
+/// The state of a source in a document that it listed before.
 pub(super) fn earlier() -> Document {
     confirmed("default", "people")
 }
@@ -161,7 +161,7 @@ async fn two_sources_of_one_collection_both_write_all_they_have() {
     let both = doc! {"name": {"$exists": true}, "title": {"$exists": true}, "_sync.default/gitlab.at": {"$type": "date"},
     "_sync.default/hr.at": {"$type": "date"}};
     assert_eq!(local.count(both).await, 20);
-    // What one source does not list any more, the other one keeps.
+    // A document that one source does not list any more is kept if the other source lists it.
     upstream.state().people = 19;
     let ended = local.run(&job("users", &pages(&upstream, &json!({"name": "other"}))), &[]).await;
     assert_eq!((ended.code, local.count(doc! {}).await), (Some(0), 20), "{}", ended.stdout);
@@ -238,7 +238,7 @@ async fn a_request_that_is_rejected_for_one_document_fails_it() {
         let counts = ended.counts();
         assert_eq!((ended.code, counts.0, counts.3), (Some(0), 5, 1), "{code}: {}", ended.stdout);
         assert_eq!(failed_keys(&ended), [("3".to_owned(), "SourceError".to_owned())], "{code}");
-        // One of them is asked before anything may be removed.
+        // The run requests one of them before it may remove documents.
         assert_eq!(upstream.requests() - before, 6 + usize::from(code == 500), "{code}");
     }
     upstream.state().fixed.clear();
@@ -269,7 +269,7 @@ async fn attempts_with_progress_do_not_use_up_the_backoff_limit() {
     spec["source"]["rest"]["endpoint"] = upstream.rest("/users?ids={ids}").into();
     spec["batchSize"] = json!(3);
     spec["parallelism"] = json!(1);
-    // A batch that was asked for when the attempt failed may make the next one fail at once.
+    // A batch that was requested when the attempt failed may make the next attempt fail at once.
     spec["backoffLimit"] = json!(3);
     let ended = local.run(&job("users", &spec), &[]).await;
     let (processed, .., failed) = ended.counts();
@@ -329,7 +329,7 @@ async fn a_missing_path_to_the_result_removes_nothing() {
     let found = |user: &Value| Instead::Body(json!({"data": {"project": {"user": user}}}).to_string());
     let lost = Instead::Body(json!({"data": {"project": null}}).to_string());
     let one = json!({"name": "a"});
-    // The first answer is that of the check whether the source has anything.
+    // The first answer is for the check that the source has any results.
     upstream.state().instead.extend([found(&one), found(&one), lost.clone(), lost]);
     let part = json!({"name": "people", "resultPath": "/data/project/user", "onMissing": "Delete", "concurrency": 1});
     let mut spec = graph(&upstream, &part);

@@ -25,7 +25,7 @@ use crate::{
 /// Fields whose values are times of the run.
 const TIMES: [&str; 2] = ["lastSynced", "missingSince"];
 
-/// What a run left.
+/// The result of a run.
 struct Left {
     documents: Vec<Document>,
     status: Value,
@@ -47,7 +47,7 @@ async fn documents(database: &Database, collection: &str) -> Vec<Document> {
                 state.get_mut(field).into_iter().for_each(|time| *time = "a time".into());
             }
         }
-        // Documents that a run makes get their ids from MongoDB.
+        // Documents that a run inserts get their ids from MongoDB.
         if document.get_bool("made").is_err() {
             document.remove("_id");
         }
@@ -64,7 +64,7 @@ fn without_uid(message: &str) -> String {
     }
 }
 
-/// What of a status must be equal: all but times, and what only a cluster has.
+/// The fields of a status that must be equal: all except times, and fields that only a cluster has.
 fn comparable(status: &SyncJobStatus) -> Value {
     let mut conditions = status.conditions.clone();
     conditions.retain(|condition| condition.status == "True");
@@ -83,7 +83,7 @@ fn comparable(status: &SyncJobStatus) -> Value {
     })
 }
 
-/// Makes equal collections for both.
+/// Creates a collection for one of the two runs.
 async fn fill(database: &Database, collection: &str, documents: &[Document], key_field: &str) {
     let users = database.collection::<Document>(collection);
     users.insert_many(documents).await.unwrap();
@@ -237,7 +237,7 @@ fn random_spec(random: &mut StdRng, upstream: &Upstream) -> Value {
         {"from": "/name", "to": "name", "type": "String"},
         {"from": "/absent", "to": "n", "onNull": pick(random, &["Skip", "Unset", "Set"])},
         {"value": "upstream", "to": "origin"},
-        // A validator refuses it, so some runs cannot make documents without it.
+        // The validator requires this field, so some runs cannot insert documents without it.
         {"value": pick(random, &["c@d", "nobody"]), "to": "email"},
     ]);
     if random.random_bool(0.4) {
@@ -292,7 +292,7 @@ fn sample(path: &str, upstream: &Upstream, world: &TestEnv, collection: &str) ->
     let text = text
         .replace("https://gitlab.com/api/graphql", &upstream.url)
         .replace("https://gitlab.com/api/v4/users/{id}", &upstream.rest("/users/{id}"))
-        // As many requests in a shorter time.
+        // The same number of requests in a shorter time.
         .replace("per: 10m", "per: 10s");
     let mut object: Value = serde_yaml_ng::from_str(&text).unwrap();
     let is_job = object["kind"] == "SyncJob";

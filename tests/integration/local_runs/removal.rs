@@ -1,4 +1,4 @@
-//! When a run may mark or delete documents: the cases of docs/design/safe-runs.md, through the program.
+//! The conditions for the removal of documents: the cases of docs/design/safe-runs.md, with whole processes.
 
 use super::{
     answers::{earlier, insert, pages},
@@ -30,7 +30,7 @@ fn answer<const N: usize>(upstream: &Upstream, pages: [(&str, Instead); N]) {
     upstream.state().fixed = pages.into_iter().map(|(path, instead)| (path.to_owned(), instead)).collect();
 }
 
-/// Documents that the source listed before: with the ids of `ids`.
+/// Inserts documents with these ids, which the source listed before.
 async fn known(local: &Local, ids: std::ops::Range<i32>) {
     insert(local, ids.map(|id| doc! {"gitlabId": id, "active": true, "_sync": earlier()})).await;
 }

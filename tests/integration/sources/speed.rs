@@ -1,4 +1,4 @@
-//! How fast runs fetch: `make bench-sources`.
+//! The speed of runs with a source: `make bench-sources`.
 
 use std::time::{Duration, Instant};
 
@@ -29,8 +29,8 @@ async fn a_rate_is_never_exceeded_and_well_used() {
 async fn ten_thousand_users_from_a_slow_server() {
     let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(10_000, 0).await;
-    // Real runs are further apart than the 5 min for which MongoDB keeps what documents were before; these are not. And
-    // it makes a checkpoint each minute by default, in the tests every 2 s.
+    // MongoDB keeps old versions of documents for 5 min, which is longer than the time between these runs. And MongoDB
+    // makes a checkpoint each minute by default, and every 2 s in the tests.
     let admin = world.database.client().database("admin");
     for (parameter, value) in [("minSnapshotHistoryWindowInSeconds", 0), ("syncdelay", 60)] {
         admin.run_command(doc! {"setParameter": 1, parameter: value}).await.unwrap();
@@ -38,7 +38,7 @@ async fn ten_thousand_users_from_a_slow_server() {
     let (operator, _) = world.all(&ALLOWED);
     let mut wide = spec(&upstream);
     wide["parallelism"] = 8.into();
-    // What MongoDB takes for stamping alone.
+    // The time of MongoDB for the stamps alone.
     let mut stamping = wide.clone();
     stamping.as_object_mut().unwrap().retain(|key, _| key != "source" && key != "mapping");
     for round in 0..4 {
@@ -73,7 +73,7 @@ async fn share(world: &TestEnv, upstream: &Upstream, name: &str, spec: &Value, d
     };
     let answer = took / seen.len() as u32;
     let elapsed = *seen.last().unwrap() - seen[0] + answer;
-    // The server's own work comes on top of the delay.
+    // The work of the server adds to the delay.
     let share = took.as_secs_f64() / 8.0 / elapsed.as_secs_f64();
     let rounds = answer.as_secs_f64() * seen.len().div_ceil(8) as f64 / elapsed.as_secs_f64();
     print!(

@@ -23,7 +23,8 @@ impl Chromium {
     }
 }
 
-/// An operator with a schedule whose runs can be watched and one whose runs fail, and where its dashboard is.
+/// Starts an operator with a schedule of slow runs and a schedule whose runs fail. Returns it with the URL of its
+/// dashboard.
 async fn operator(world: &TestEnv) -> (Operator, String) {
     world.seed(3_000, 30).await;
     let slow = json!({"spec": {"batchSize": 10, "parallelism": 1}});
@@ -71,7 +72,7 @@ async fn a_user_views_a_finished_run() {
     browser.shows("#phase", "Failed").await;
     browser.screenshots("run-failed").await;
 
-    // Who may look only sees no events, and nothing to press.
+    // A user with read rights sees no events and no buttons.
     browser.click(".who button").await;
     browser.log_in(&site, &with_rights(&world, "viewer", &LOOK).await).await;
     browser.open(&format!("{site}{run}")).await;
@@ -101,7 +102,7 @@ async fn a_user_finds_runs_and_changes_many() {
     eventually("the address has the filter", in_address).await;
     browser.screenshots("runs-found").await;
 
-    // Ticked with the keyboard. When something happens, the page does not take that back.
+    // The selection by keyboard stays when events change the page.
     browser.open(&format!("{site}/ui/runs?phase=Failed")).await;
     browser.script("document.querySelector('td.check input').focus()").await;
     browser.press(" ").await;

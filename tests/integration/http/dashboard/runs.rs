@@ -6,7 +6,7 @@ use kube::{Api, Resource, api::DeleteParams};
 use super::*;
 use crate::{http::auth::show_events, operator::events, support::unique};
 
-/// Makes a run one that has failed, with documents that failed.
+/// Writes the status of a failed run with failed documents.
 async fn fail(world: &TestEnv, name: &str, message: &str, failures: &Value, failed: i64) {
     let at = "2026-11-25T10:00:00Z";
     let condition = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": message, "lastTransitionTime": at});
@@ -191,7 +191,7 @@ async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
     wait_for_runs(&sidecar, "key=65f0", 0).await;
 }
 
-/// Presses a button of the list, and then the one that confirms.
+/// Presses a button of the list, and then the button of the confirmation.
 async fn through(browser: &Browser<'_>, action: &str, form: &str) -> (Seen, Seen) {
     let asked = browser.press("/ui/bulk", &format!("action={action}&{form}")).await;
     let done = browser.press(&format!("/ui/bulk/{action}"), form).await;
