@@ -88,7 +88,7 @@ async fn a_schedule_runs_and_kubectl_and_the_api_show_it() {
     let trigger = format!("/jobs/trigger/user-sync?namespace={namespace}&schedule=user-sync");
     assert_eq!(call(api.port, "POST", &trigger, None).0, 401);
     assert_eq!(call(api.port, "POST", &trigger, Some(&token("nobody"))).0, 403);
-    let (code, triggered) = eventually("the role is aggregated", || {
+    let (code, triggered) = eventually("the rights are aggregated into the role edit", || {
         let answer = call(api.port, "POST", &trigger, Some(&token("dev")));
         (answer.0 != 403).then_some(answer)
     });
@@ -105,7 +105,7 @@ async fn a_schedule_runs_and_kubectl_and_the_api_show_it() {
     assert!(output.contains("Complete, 0 of 0 documents"), "{output}");
 
     kubectl(&format!("delete syncschedule user-sync --namespace {namespace}"));
-    eventually("its SyncJobs are gone, too", || {
+    eventually("the SyncJobs of the schedule are deleted", || {
         get(&format!("syncjobs --namespace {namespace}"))["items"].as_array().unwrap().is_empty().then_some(())
     });
 }
@@ -128,7 +128,7 @@ async fn a_run_survives_the_deletion_of_a_controller_pod() {
     let first = eventually("the run has a worker", worker);
     let pod = first.rsplit_once('-').unwrap().0;
     kubectl(&format!("delete pod {pod} --namespace {HOME} --wait=false"));
-    let second = eventually("another pod has it", || worker().filter(|worker| *worker != first));
+    let second = eventually("another pod has the run", || worker().filter(|worker| *worker != first));
     assert_ne!(second.rsplit_once('-').unwrap().0, pod);
     let status = wait_until_complete(&namespace.0, "run")["status"].take();
     assert_eq!((&status["counts"]["processed"], &status["counts"]["failed"]), (&json!(15_000), &json!(0)));

@@ -83,7 +83,7 @@ fn the_plain_manifests_install_the_same_without_helm() {
     // Kubernetes deletes the token with its account, before kubectl deletes it.
     kubectl("delete -f manifests/install.yaml --wait=false --ignore-not-found");
     kubectl(&format!("delete secret sync-operator-redis sync-operator-mongodb --namespace {HOME}"));
-    eventually("nothing of it is left", || get("crd syncjobs.sync.codex.dev").is_null().then_some(()));
+    eventually("no object of the release is left", || get("crd syncjobs.sync.codex.dev").is_null().then_some(()));
 }
 
 #[test]

@@ -95,7 +95,7 @@ async fn passwords_can_change_during_a_run_and_own_cas_are_trusted() {
     change(&namespace, "redis", "password", "second");
     change(&namespace, "mongodb", "uri", &uri("new:p@", "mongodb:27017", ""));
     // Two pods: the controllers have both Secrets, and the sidecars the Secret of Redis.
-    eventually("the containers were started again", || {
+    eventually("the containers have restarted", || {
         trigger_sync(&namespace);
         (restarts(&namespace) >= 4).then_some(())
     });

@@ -70,7 +70,7 @@ async fn runs_survive_an_upgrade_and_a_downgrade() {
     kubectl(&format!(
         "patch syncjob suspended --namespace {namespace} --type=merge -p {{\"spec\":{{\"suspended\":true}}}}"
     ));
-    eventually("it is suspended", || {
+    eventually("the run is suspended", || {
         (get(&format!("syncjob suspended --namespace {namespace}"))["status"]["phase"] == "Suspended").then_some(())
     });
     wait_until_running(&namespace, "first");

@@ -293,7 +293,7 @@ async fn a_requested_test_is_sent_once() {
     let ask = async |token: &str| {
         let patch = json!({"metadata": {"annotations": {"sync.codex.dev/test": token}}});
         alerts(&world).patch("team", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-        eventually("the test is handled", async || {
+        eventually("the test was sent", async || {
             (status(&world).await.last_handled_test.as_deref() == Some(token)).then_some(())
         })
         .await;

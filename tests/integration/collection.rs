@@ -247,7 +247,7 @@ async fn refusal(database: &Database, users: Vec<Document>, spec: Value) -> (Str
     let target = target(database, spec, START).await.unwrap();
     let sums = run(&target, None).await.unwrap();
     let stamped = sorted(database, "_id", doc! {field: DateTime::from_millis(START)}).await;
-    assert_eq!(stamped, [1, 2, 3, 5, 6].map(Bson::from), "the neighbours are stamped");
+    assert_eq!(stamped, [1, 2, 3, 5, 6].map(Bson::from), "the other documents are stamped");
     assert_eq!((sums.processed, sums.updated, sums.unchanged), (6, 5, 0));
     let [(key, reason, message)] = <[_; 1]>::try_from(sums.failures).unwrap();
     assert_eq!(key, "4");
@@ -910,7 +910,7 @@ async fn a_transaction_waits_for_a_conflicting_transaction() {
         status.get_document("transactions").unwrap().get_i64("totalAborted").unwrap()
     };
     let before = aborted().await;
-    eventually("it was tried more than once", async || (aborted().await >= before + 3).then_some(())).await;
+    eventually("the transaction was retried", async || (aborted().await >= before + 3).then_some(())).await;
     assert_eq!(users.count_documents(doc! {"name": "new"}).await.unwrap(), 0);
     assert!(!writing.is_finished());
     other.commit_transaction().await.unwrap();

@@ -108,7 +108,7 @@ async fn record() {
     wait_until_running(&world, "active").await;
     apply_job(&world, "suspended", json!({"syncType": "Full", "suspended": true})).await;
     apply_job(&world, "waiting", json!({"syncType": "Full", "dryRun": true, "priority": 7})).await;
-    eventually("all are in the queue", async || {
+    eventually("all runs are in the queue", async || {
         let depth = world.queue().depth().await.unwrap();
         (depth.waiting == 1 && depth.parked == 1 && depth.active == 1).then_some(())
     })

@@ -81,7 +81,7 @@ async fn a_held_run_removes_only_what_was_approved() {
 
     annotate(&world, "few", APPROVE_ANNOTATION, "9").await;
     let heard = async || world.queue().get(&uid).await.unwrap().filter(|run| run.approved == Some(9));
-    assert_eq!(eventually("the queue knows", heard).await.state, State::Parked);
+    assert_eq!(eventually("the queue has the hold", heard).await.state, State::Parked);
     annotate(&world, "few", APPROVE_ANNOTATION, "10").await;
     let job = finished(&world, "few").await;
     assert!(is_complete(&job), "{:?}", job.status);
@@ -109,7 +109,7 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     let trigger = async |token: &str| {
         let patch = Patch::Merge(json!({"metadata": {"annotations": {TRIGGER_ANNOTATION: token}}}));
         world.schedules().patch("people", &PatchParams::default(), &patch).await.unwrap();
-        eventually("its SyncJob is made", async || {
+        eventually("the SyncJob is created", async || {
             let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
             let is_it = |job: &SyncJob| job.annotations().get(TRIGGER_ANNOTATION).is_some_and(|found| found == token);
             jobs.into_iter().find(is_it)
@@ -144,7 +144,8 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     let counted = status("all are counted", |schedule| schedule.status.as_ref().unwrap().active.is_empty()).await;
     let runs = counted.runs;
     assert_eq!((runs.total, runs.succeeded, runs.failed, runs.replaced), (4, 2, 0, 2));
-    let resolved = async || http.notifications("/hook").last().filter(|last| *last == "resolved RunHeld people").cloned();
+    let resolved =
+        async || http.notifications("/hook").last().filter(|last| *last == "resolved RunHeld people").cloned();
     eventually("the sink is notified that no run is held", resolved).await;
     assert!(marked(&world).await.is_empty());
 }
@@ -194,7 +195,7 @@ async fn a_restarted_operator_keeps_held_runs() {
     let (_operator, _) = world.all(&ALLOWED);
     patch(&world, "few", json!({"priority": 1})).await;
     let heard = async || world.queue().get(&uid).await.unwrap().filter(|run| run.priority == 1);
-    assert_eq!(eventually("the queue knows", heard).await.state, State::Parked);
+    assert_eq!(eventually("the queue has the hold", heard).await.state, State::Parked);
     let after = world.jobs().get("few").await.unwrap().status;
     let conditions = |status: &Option<sync_operator::api::SyncJobStatus>| status.clone().unwrap().conditions;
     assert_eq!(conditions(&after)[0].last_transition_time, conditions(&before)[0].last_transition_time);

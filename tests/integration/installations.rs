@@ -61,7 +61,7 @@ async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
     let _first = first.operator("controller", &QUICK);
     apply_job(&first, "one", json!({"syncType": "Full"})).await;
     assert!(is_complete(&finished(&first, "one").await));
-    eventually("the first one owns its queue", async || first.queue().owner().await.unwrap()).await;
+    eventually("the first installation owns its queue", async || first.queue().owner().await.unwrap()).await;
 
     allow_queue(&second.servers.redis, &second.name, &first.name).await;
     let on_queue_of_first = [&QUICK[..], &["--queue-name", &first.name]].concat();
@@ -69,9 +69,12 @@ async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
     apply_schedule(&second, "users", json!({"interval": "24h"})).await;
     apply_job(&second, "two", json!({"syncType": "Full"})).await;
     let owner = format!("sync-operator-{} (database {})", first.name, first.name);
-    let message = wait_for_condition("the schedule", "Ready", "InstallationConflict", async || schedule(&second).await).await;
+    let message =
+        wait_for_condition("the schedule", "Ready", "InstallationConflict", async || schedule(&second).await).await;
     assert!(message.contains(&owner), "{message}");
-    let message = wait_for_condition("the SyncJob", "Reconciling", "InstallationConflict", async || job(&second, "two").await).await;
+    let message =
+        wait_for_condition("the SyncJob", "Reconciling", "InstallationConflict", async || job(&second, "two").await)
+            .await;
     assert!(message.contains(&owner), "{message}");
     let (code, body) = get(probe_port(&refused).await, "/readyz").await.unwrap();
     assert!(code == 503 && body.contains("installation"), "{code} {body}");
@@ -99,7 +102,7 @@ async fn a_worker_of_another_database_leaves_runs_alone() {
     let stranger = world.operator("worker", &["--mongodb-database", "another"]);
     probe_port(&stranger).await;
     apply_job(&world, "users", json!({"syncType": "Full"})).await;
-    eventually("the worker says that the queue is not its own", async || {
+    eventually("the worker logs the difference", async || {
         stranger.log().contains("difference=\"default database\"").then_some(())
     })
     .await;
@@ -129,7 +132,8 @@ async fn objects_of_another_installation_are_left_alone() {
     let second =
         world.operator("controller", &[&QUICK[..], &["--queue-name", &queue, "--leader-lease-name", &other]].concat());
     let message =
-        wait_for_condition("the schedule", "InstallationConflict", "OtherInstallation", async || schedule(&world).await).await;
+        wait_for_condition("the schedule", "InstallationConflict", "OtherInstallation", async || schedule(&world).await)
+            .await;
     assert!(message.contains(&lease) && message.contains(&other), "{message}");
     apply_job(&world, "by-hand", json!({"syncType": "Full"})).await;
     assert!(is_complete(&finished(&world, "by-hand").await));
@@ -144,7 +148,7 @@ async fn objects_of_another_installation_are_left_alone() {
     let said = String::from_utf8_lossy(&[adopted.stdout, adopted.stderr].concat()).into_owned();
     assert!(adopted.status.success() && said.contains("SyncSchedule"), "{said}");
     trigger(&world, "adopted").await;
-    eventually("the other one continues", async || {
+    eventually("the other installation continues", async || {
         let status = schedule(&world).await["status"].take();
         (status["runs"]["succeeded"] == 3 && second.log().contains("run completed")).then_some(())
     })
@@ -169,8 +173,10 @@ async fn a_worker_that_lacks_a_field_leaves_the_run_to_a_newer_one() {
         let mapping = json!([{"from": "/name", "to": "name", "type": "String"}]);
         apply_job(&world, "newer", json!({"syncType": "Full", "source": source, "mapping": mapping})).await;
         apply_job(&world, "plain", json!({"syncType": "Full"})).await;
-        assert!(is_complete(&finished(&world, "plain").await), "what it knows, it works on");
-        let message = wait_for_condition("the run", "Reconciling", "NewerWorkerNeeded", async || job(&world, "newer").await).await;
+        assert!(is_complete(&finished(&world, "plain").await), "the old worker completes a run without newer fields");
+        let message =
+            wait_for_condition("the run", "Reconciling", "NewerWorkerNeeded", async || job(&world, "newer").await)
+                .await;
         assert!(message.contains("level 2"), "{message}");
         assert_eq!(old.log().contains("lacking=\"spec.source\""), old_controller, "{}", old.log());
         assert_eq!(upstream.requests(), 0);
@@ -190,7 +196,7 @@ async fn a_run_of_a_newer_release_can_be_cancelled_and_deleted() {
     for name in ["cancelled", "deleted"] {
         apply_job(&world, name, json!({"syncType": "Full"})).await;
         let uid = uid(&world, name).await;
-        eventually("it is in the queue", async || world.queue().get(&uid).await.unwrap()).await;
+        eventually("the run is in the queue", async || world.queue().get(&uid).await.unwrap()).await;
         let mut redis = redis::Client::open(world.servers.redis.as_str())
             .unwrap()
             .get_multiplexed_async_connection()
@@ -203,7 +209,7 @@ async fn a_run_of_a_newer_release_can_be_cancelled_and_deleted() {
     wait_for_condition("it", "Reconciling", "NewerWorkerNeeded", async || job(&world, "cancelled").await).await;
     let uid = uid(&world, "deleted").await;
     world.jobs().delete("deleted", &kube::api::DeleteParams::default()).await.unwrap();
-    eventually("the queue forgets it", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
+    eventually("the run is removed", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
     let patch = Patch::Merge(json!({"spec": {"cancelled": true}}));
     world.jobs().patch("cancelled", &PatchParams::default(), &patch).await.unwrap();
     let status = finished(&world, "cancelled").await.status.unwrap();

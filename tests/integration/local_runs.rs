@@ -415,8 +415,8 @@ async fn an_interrupted_run_continues_with_its_resume_file() {
         assert_eq!(ended.code, Some(130), "{}", ended.stderr);
         assert!(ended.stderr.contains("--resume users.resume.json"), "{}", ended.stderr);
         let done = local.count(stamped.clone()).await;
-        assert!(done < 300, "it is not restored, nor complete: {done}");
-        assert_eq!(ended.counts().0 as u64, done, "all that was written is in the checkpoint");
+        assert!(done < 300, "the run is neither rolled back nor complete: {done}");
+        assert_eq!(ended.counts().0 as u64, done, "the checkpoint has all written documents");
 
         let file = local.folder.join("users.resume.json");
         let resume = fs::read_to_string(&file).unwrap();
@@ -439,8 +439,8 @@ async fn an_interrupted_run_continues_with_its_resume_file() {
         assert!(absent.stderr.contains("absent.json does not exist"), "{}", absent.stderr);
         let ended = local.finish(local.command(&["job.json", "--resume", "users.resume.json"]), "").await;
         assert_eq!((ended.code, ended.counts()), (Some(0), (300, 300, 0, 0)), "{}", ended.stderr);
-        assert_eq!(upstream.requests() - asked, 300 - done as usize, "nothing is asked for twice");
-        assert!(!file.exists(), "it is removed");
+        assert_eq!(upstream.requests() - asked, 300 - done as usize, "no document is requested twice");
+        assert!(!file.exists(), "the resume file is removed");
         let left = local.database.list_collection_names().await.unwrap();
         assert_eq!(left, ["users"], "the journal is dropped");
     }
@@ -455,7 +455,7 @@ async fn a_second_signal_ends_the_process_at_once() {
     spec["activeDeadline"] = "1h".into();
     fs::write(local.folder.join("job.json"), job("users", &spec)).unwrap();
     let child = process::Command::from(local.command(&["job.json"])).kill_on_drop(true).spawn().unwrap();
-    eventually("the source is asked", async || (upstream.requests() > 0).then_some(())).await;
+    eventually("the source receives a request", async || (upstream.requests() > 0).then_some(())).await;
     let pid = child.id().unwrap().to_string();
     for _ in 0..2 {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());

@@ -120,7 +120,7 @@ async fn runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
         (answers > 2).then_some(Instead::Silence(Duration::from_secs(3600)))
     }));
     apply_job(world, "active", source(stuck, 10)).await;
-    eventually("half of it is done", async || {
+    eventually("half of the run is done", async || {
         let job = world.jobs().get("active").await.unwrap();
         (job.status?.progress? > 0).then_some(())
     })
@@ -197,7 +197,7 @@ async fn bullmq_and_bull_board_read_what_the_calls_return() {
     let (status, told_last) = agreed(&world, &prefix, port, &wanted).await;
     check_schedules(&status, &told_last);
     assert!(!texts(&told_last["jobs"]["completed"], "id").contains(&gone.as_str()));
-    eventually("nothing is left of what is gone", async || {
+    eventually("no key is left of deleted runs", async || {
         (keys(&mut redis, &prefix).await.len() == 8 + 2 + 6).then_some(())
     })
     .await;
@@ -317,13 +317,13 @@ async fn a_queue_in_use_is_left_alone() {
     assert!(theirs.contains_key(&format!("{prefix}:{}:wait", world.name)), "{:?}", theirs.keys());
     apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
     let (operator, port) = world.all(&["--workers", "0", "--bullmq-mirror", &prefix]);
-    eventually("the operator says why it writes nothing", async || {
+    eventually("the operator logs why it writes nothing", async || {
         operator.log().contains(&format!("{prefix}:{}:id belongs to a queue of BullMQ", world.name)).then_some(())
     })
     .await;
     assert_eq!(keys(&mut redis, &prefix).await, theirs);
     redis.del::<_, ()>(theirs.into_keys().collect::<Vec<_>>()).await.unwrap();
-    eventually("the mirror is written once the queue is gone", async || {
+    eventually("the mirror is written when the queue of BullMQ is deleted", async || {
         (read_mirror(&world, &prefix)["schedulers"][0]["name"] == "every").then_some(())
     })
     .await;
@@ -346,13 +346,13 @@ async fn one_sidecar_writes_and_another_one_takes_over() {
     let meta = format!("{prefix}:{}:meta", world.name);
     let mut first = start();
     let writer: String =
-        eventually("the first one writes", async || redis.hget(&meta, "sync-operator").await.ok()).await;
+        eventually("the first sidecar writes", async || redis.hget(&meta, "sync-operator").await.ok()).await;
     let second = start();
-    eventually("the second one has asked", async || second.log().contains("stands by").then_some(())).await;
+    eventually("the second sidecar waits", async || second.log().contains("stands by").then_some(())).await;
     assert_eq!(redis.hget::<_, _, String>(&meta, "sync-operator").await.unwrap(), writer);
     first.kill();
     apply_schedule(&world, "new", json!({"interval": quiet_interval(60)})).await;
-    eventually("the second one writes what is new", async || {
+    eventually("the second sidecar writes changes", async || {
         (read_mirror(&world, &prefix)["schedulers"].as_array().unwrap().len() == 2).then_some(())
     })
     .await;
@@ -365,7 +365,7 @@ async fn in_a_redis_cluster_the_mirror_needs_a_hash_tag() {
     owner.connect().await;
     let slots: Vec<_> = (0..16384).map(|slot| slot.to_string()).collect();
     owner.ask::<()>(&format!("CLUSTER ADDSLOTS {}", slots.join(" "))).await;
-    eventually("the cluster is whole", async || {
+    eventually("the Redis Cluster is complete", async || {
         owner.ask::<String>("CLUSTER INFO").await.contains("cluster_state:ok").then_some(())
     })
     .await;
@@ -412,19 +412,19 @@ async fn cost() {
     let (plain, mirror) = (api(&[]), api(&["--bullmq-mirror", &prefix]));
     let mut redis = connect(&world).await;
     let repeat = format!("{prefix}:{}:repeat", world.name);
-    eventually("all of it is written", async || {
+    eventually("the mirror has all schedules", async || {
         (redis.zcard::<_, usize>(&repeat).await.ok()? == schedules).then_some(())
     })
     .await;
     let spent = || [&controller, &plain, &mirror].map(|operator| operator.cpu().as_secs_f64());
-    let tell = |what: &str, from: [f64; 3]| {
+    let report = |what: &str, from: [f64; 3]| {
         let [controller, plain, mirror] = std::array::from_fn(|i| spent()[i] - from[i]);
         println!("{what}: controller {controller:.2} s, sidecar {plain:.2} s, with the mirror {mirror:.2} s");
     };
-    tell("from the start until it is written", [spent()[0], 0.0, 0.0]);
+    report("from the start until it is written", [spent()[0], 0.0, 0.0]);
     let from = spent();
     sleep(REST).await;
-    tell(&format!("{schedules} schedules at rest for {REST:?}"), from);
+    report(&format!("{schedules} schedules at rest for {REST:?}"), from);
     let from = spent();
     let make = |number: usize| {
         let world = &world;
@@ -434,5 +434,5 @@ async fn cost() {
     let completed = format!("{prefix}:{}:completed", world.name);
     eventually("all runs are shown", async || (redis.zcard::<_, usize>(&completed).await.ok()? == runs).then_some(()))
         .await;
-    tell(&format!("{runs} runs"), from);
+    report(&format!("{runs} runs"), from);
 }

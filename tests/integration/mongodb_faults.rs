@@ -73,7 +73,7 @@ async fn mongodb_is_slow_during_a_run() {
     // This run waits for its first operation.
     let spec = json!({"target": {"keyField": "email", "lastSyncedField": "begun"}});
     apply_job(&world, "begun", spec).await;
-    eventually("it is claimed", async || (operator.log().matches("run claimed").count() == 3).then_some(())).await;
+    eventually("the run is claimed", async || (operator.log().matches("run claimed").count() == 3).then_some(())).await;
 
     let began = Instant::now();
     let late = finished(&world, "late").await;
@@ -86,10 +86,10 @@ async fn mongodb_is_slow_during_a_run() {
         assert_eq!(reason(&finished(&world, name).await, "Failed").as_deref(), Some("Cancelled"), "{name}");
     }
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(25), "none of it waited for MongoDB: {took:?}");
+    assert!(took < Duration::from_secs(25), "no run waited for MongoDB: {took:?}");
     for name in ["late", "cancelled", "begun"] {
         let status = world.jobs().get(name).await.unwrap().status.unwrap();
-        assert_eq!(status.recoveries, Some(0), "{name}: who waits for MongoDB is not lost");
+        assert_eq!(status.recoveries, Some(0), "{name}: a worker that waits for MongoDB keeps its lease");
     }
 }
 

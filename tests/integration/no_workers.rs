@@ -32,7 +32,7 @@ async fn runs_of_lost_workers_are_recovered_without_a_worker() {
         let deadline = if run == 0 { "8s" } else { "1h" };
         apply_job(&world, &format!("run-{run}"), json!({"syncType": "Full", "activeDeadline": deadline})).await;
     }
-    eventually("all are enqueued", async || (queue.depth().await.unwrap().waiting == RUNS as u64).then_some(())).await;
+    eventually("runs are enqueued", async || (queue.depth().await.unwrap().waiting == RUNS as u64).then_some(())).await;
     let mut claimed = 0;
     while claimed < RUNS {
         claimed += queue.claim("gone", 32, &mut Candidates::default()).await.unwrap().unwrap().len();

@@ -44,7 +44,7 @@ async fn create<K: Kind>(world: &TestEnv, name: &str, spec: &str) {
 /// Waits until an unreadable object has this condition, and returns the reason.
 async fn unreadable<K: Kind>(world: &TestEnv, name: &str, condition: &str) -> String {
     let api: Api<K> = Api::namespaced(world.client.clone(), &world.name);
-    eventually("it says that it cannot be read", async || {
+    eventually("the object is reported as unreadable", async || {
         let Some(ReadResult::Unreadable(unreadable)) = cluster::read_object(&api, name).await.unwrap() else {
             panic!("readable")
         };
@@ -72,7 +72,7 @@ async fn an_unreadable_object_does_not_affect_others() {
     let deep = format!(r#"{{"suspended":true,"target":{{"filter":{}}}}}"#, filter(140));
     create::<SyncJob>(&world, "deep", &deep).await;
     create::<SyncSchedule>(&world, "deep", &format!(r#"{{"jobTemplate":{{"spec":{deep}}}}}"#)).await;
-    eventually("a newer value is taken", async || {
+    eventually("the API server accepts a newer value", async || {
         let request = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": "newer"},
             "spec": {"syncType": "Newer"}});
         let url = SyncJob::url_path(&(), Some(&world.name));
@@ -195,17 +195,17 @@ async fn a_job_that_waits_for_a_finalizer_blocks_no_other() {
     let spec = json!({"interval": "1s", "immediate": true, "jobTemplate": {"spec": slow()}});
     apply_schedule(&world, "users", spec).await;
     let first =
-        until(&world, "a run is noted", |status| status.active.iter().find(|run| run.uid.is_some()).cloned()).await;
+        until(&world, "a run is active", |status| status.active.iter().find(|run| run.uid.is_some()).cloned()).await;
     let finalizers = |names: Value| Patch::Merge(json!({"metadata": {"finalizers": names}}));
     let jobs = world.jobs();
     jobs.patch(&first.name, &PatchParams::default(), &finalizers(json!(["example.com/keep"]))).await.unwrap();
     jobs.delete(&first.name, &DeleteParams::default()).await.unwrap();
-    until(&world, "the next run is made", |status| {
+    until(&world, "the next run is created", |status| {
         status.active.iter().any(|run| run.name != first.name && run.uid.is_some()).then_some(())
     })
     .await;
     let uid = first.uid.unwrap();
-    eventually("its run is gone", async || (!runs_in_redis(&world).await.contains(&uid)).then_some(())).await;
+    eventually("the run is removed", async || (!runs_in_redis(&world).await.contains(&uid)).then_some(())).await;
     assert!(jobs.get(&first.name).await.unwrap().metadata.deletion_timestamp.is_some());
     jobs.patch(&first.name, &PatchParams::default(), &finalizers(json!(null))).await.unwrap();
 }

@@ -315,7 +315,7 @@ async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
     });
     wait_until_running(&world, &names.await[0]).await;
     world.schedules().delete("slow", &DeleteParams::background()).await.unwrap();
-    eventually("the SyncJob is gone", async || job_names(&world).await.is_empty().then_some(())).await;
+    eventually("the SyncJob is deleted", async || job_names(&world).await.is_empty().then_some(())).await;
     let queue = world.queue();
     eventually("the queue is empty", async || queue.unfinished().await.unwrap().is_empty().then_some(())).await;
     let unsynced = world.count(doc! {"lastSynced": Bson::Null}).await;
@@ -479,5 +479,5 @@ async fn an_ended_run_is_removed_when_its_job_was_deleted_offline() {
     world.jobs().delete("gone", &DeleteParams::default()).await.unwrap();
 
     let (_operator, _) = world.all(&["--resync-interval", "1s"]);
-    eventually("the run is forgotten", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
+    eventually("the run is removed", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
 }

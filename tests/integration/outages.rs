@@ -86,7 +86,7 @@ async fn mongodb_is_unavailable_during_a_run() {
     wait_until_running(&world, "run").await;
     mongodb.stop();
     let jobs = world.jobs();
-    eventually("the run waits for its next attempt, and says why", async || {
+    eventually("the run waits for its next attempt, with the reason", async || {
         let conditions = jobs.get("run").await.ok()?.status?.conditions;
         conditions.into_iter().find(|c| c.reason == "Retrying" && c.message.contains("MongoDB"))
     })
@@ -168,7 +168,7 @@ async fn all_servers_are_unavailable_at_the_start() {
     mongodb.start();
     let job = finished(&world, "run").await;
     assert_complete(&job);
-    assert_eq!(job.status.unwrap().attempts, Some(0), "no worker took it before MongoDB answered");
+    assert_eq!(job.status.unwrap().attempts, Some(0), "no worker claimed it before MongoDB answered");
     eventually("/readyz answers", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
     let log = operator.log();
     let counts = ["the Kubernetes API is unavailable", "MongoDB is unavailable"].map(|text| lines(&log, text));
@@ -213,7 +213,7 @@ async fn controllers_agree_on_one_leader_after_an_api_outage() {
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
     assert!(status.completion_time.unwrap().0 < back, "it ended while the API server was unavailable");
     leader_of(&replicas).await;
-    let jobs = eventually("runs are made again", async || {
+    let jobs = eventually("runs are created again", async || {
         let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
         (jobs.iter().filter(|job| is_finished(job) && job.creation_timestamp().unwrap().0 > back).count() >= 3)
             .then_some(jobs)
@@ -226,6 +226,6 @@ async fn controllers_agree_on_one_leader_after_an_api_outage() {
     for job in jobs.iter().filter(|job| is_finished(job)) {
         let uid = job.uid().unwrap();
         let claims = logs.lines().filter(|line| line.contains("run claimed") && line.contains(&uid));
-        assert_eq!(claims.count(), 1, "{} was run once", job.name_any());
+        assert_eq!(claims.count(), 1, "{} ran once", job.name_any());
     }
 }

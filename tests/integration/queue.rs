@@ -367,7 +367,7 @@ async fn a_worker_from_before_a_loss_of_redis_is_fenced_off() {
     Raw::of(&name).await.lose_everything().await;
     assert!(enqueue(&queue, "a", 0).await);
     let new = claim(&queue, "w2").await.entry.epoch;
-    assert_ne!(old, new, "an epoch is never given out twice");
+    assert_ne!(old, new, "no epoch is used twice");
     assert_fenced(&queue, "a", old).await;
     assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), LeaseState::Held);
 }
@@ -382,7 +382,7 @@ async fn a_worker_whose_claim_was_lost_is_fenced_off() {
     let lost = claim(&queue, "w1").await.entry.epoch;
     assert_eq!(queue.release_unfinished("a", lost, "{}").await.unwrap(), FencedWrite::Applied);
     raw.set("a", "epoch", before as i64).await;
-    let new = eventually("another millisecond has come", async || {
+    let new = eventually("the clock is a millisecond later", async || {
         let claim = claim(&queue, "w2").await.entry;
         assert!(claim.epoch > before);
         if claim.epoch == lost {
@@ -412,7 +412,7 @@ async fn a_delayed_run_is_claimed_when_it_is_due() {
     let again = eventually("the run is due", async || claim_one(&queue, "w").await.unwrap().ok()).await;
     assert_eq!((again.uid.as_str(), again.entry.attempts, again.entry.retry_at), ("a", 1, None));
     assert!(again.at >= due);
-    assert_eq!(claim_one(&queue, "w").await.unwrap(), Err(None), "nothing waits, and nothing will be due");
+    assert_eq!(claim_one(&queue, "w").await.unwrap(), Err(None), "no run waits, and none will be due");
 }
 
 #[tokio::test]
@@ -462,7 +462,7 @@ async fn ended_runs_stay_until_a_controller_forgets_them() {
             FencedWrite::Applied
         );
         let key = raw.key(&format!("run:{uid}"));
-        assert_eq!(raw.connection.pttl::<_, i64>(key).await.unwrap(), -1, "it does not expire");
+        assert_eq!(raw.connection.pttl::<_, i64>(key).await.unwrap(), -1, "the run does not expire");
         if uid == "old" {
             raw.set_score("completed", "old", 1).await;
         }
@@ -470,7 +470,7 @@ async fn ended_runs_stay_until_a_controller_forgets_them() {
     let long_ago = Timestamp::from_millisecond(an_hour_ago()).unwrap();
     let old = queue.finished_before(long_ago).await.unwrap();
     assert_eq!(old, ["old"]);
-    assert_eq!(queue.remove_unfinished(&old).await.unwrap(), 0, "it has ended");
+    assert_eq!(queue.remove_unfinished(&old).await.unwrap(), 0, "the run has ended");
     assert_eq!(queue.remove_finished(&old).await.unwrap(), 1);
     assert_eq!(queue.finished().await.unwrap(), ["young"]);
     assert!(raw.run("old").await.is_empty());
@@ -603,7 +603,7 @@ async fn a_renewal_extends_held_leases_and_reports_lost_ones() {
     .await;
     lost.lost.sort();
     assert_eq!(lost.lost, ["released", "taken", "unknown"]);
-    assert_eq!(raw.score("active", "taken").await, other, "the lease of another worker is not touched");
+    assert_eq!(raw.score("active", "taken").await, other, "the lease of another worker does not change");
     assert_eq!(raw.sets("released").await, ["waiting"]);
     assert!(raw.sets("unknown").await.is_empty());
 }
@@ -617,7 +617,7 @@ async fn workers_are_counted_while_they_renew() {
     assert_eq!(queue.depth().await.unwrap().workers, 2);
     queue.retire("w1").await.unwrap();
     assert_eq!(queue.depth().await.unwrap().workers, 1);
-    eventually("a worker that shows itself no more is not counted", async || {
+    eventually("a worker without renewals is not counted", async || {
         (queue.depth().await.unwrap().workers == 0).then_some(())
     })
     .await;
@@ -692,7 +692,7 @@ async fn every_way_to_become_claimable_notifies_a_worker() {
         };
         assert_eq!(done, FencedWrite::Applied);
         waiter.await.unwrap().unwrap();
-        assert!(start.elapsed() < PATIENCE / 2, "{event} rings: {:?}", start.elapsed());
+        assert!(start.elapsed() < PATIENCE / 2, "{event} notifies: {:?}", start.elapsed());
         queue.remove(event).await.unwrap();
     }
 }
@@ -773,7 +773,7 @@ async fn runs_of_another_release_are_skipped_and_block_no_others() {
         raw.reformat(uid).await;
     }
     let before = raw.run(&foreign[0]).await;
-    assert!(!enqueue(&queue, &foreign[0], 0).await, "it is in the queue");
+    assert!(!enqueue(&queue, &foreign[0], 0).await, "the run is in the queue");
     assert!(claim_one(&queue, "w").await.unwrap().is_err());
     enqueue(&queue, "own", 0).await;
     let claimed = claim_one(&queue, "w").await.unwrap().map(|run| run.uid);
@@ -882,7 +882,7 @@ async fn a_queue_belongs_to_one_installation() {
     assert_eq!(queue.owner().await.unwrap(), None);
     assert!(queue.own(&mine, None).await.unwrap());
     assert_eq!(queue.owner().await.unwrap(), Some(mine.clone()));
-    assert!(!queue.own(&other, None).await.unwrap(), "it was recorded meanwhile");
+    assert!(!queue.own(&other, None).await.unwrap(), "the owner was recorded in the meantime");
     assert!(matches!(queue.enqueue(&NewRun::new("a", "{}")).await, Err(Error::Owned)));
     assert!(queue.own(&other, Some(&mine)).await.unwrap(), "adopted");
     assert!(enqueue(&queue, "a", 0).await);
@@ -923,7 +923,7 @@ async fn a_claim_takes_the_best_runs_in_order_up_to_its_limit() {
     let mut candidates = Candidates::default();
     assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["high", "a"]);
     enqueue(&queue, "higher", 2).await;
-    assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["higher", "b"], "candidates of before are outdated");
+    assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["higher", "b"], "earlier candidates are outdated");
     assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["low"]);
     assert!(claim_many(&queue, "w", 2, &mut candidates).await.is_empty());
 }
@@ -1071,7 +1071,7 @@ async fn a_held_run_continues_when_as_many_documents_are_approved() {
     let claimed = claim(&queue, "w").await.entry;
     assert_eq!((claimed.approved, claimed.attempts), (Some(10), 0));
     assert_eq!(queue.hold("a", claimed.epoch, 11).await.unwrap(), FencedWrite::Applied);
-    assert_eq!(entry(&queue, "a").await.state, State::Parked, "it found more");
+    assert_eq!(entry(&queue, "a").await.state, State::Parked, "the run found more documents");
     assert!(queue.control("a", approve(11)).await.unwrap());
     let epoch = claim(&queue, "w").await.entry.epoch;
     assert_eq!(queue.finish("a", epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::Applied);
@@ -1083,7 +1083,7 @@ async fn an_approval_before_the_hold_is_applied() {
     enqueue(&queue, "a", 0).await;
     let claimed = claim(&queue, "w").await.entry;
     assert!(queue.control("a", approve(10)).await.unwrap());
-    assert_eq!(queue.checkpoint("a", claimed.epoch, "{}").await.unwrap(), LeaseState::Held, "it is not recalled");
+    assert_eq!(queue.checkpoint("a", claimed.epoch, "{}").await.unwrap(), LeaseState::Held, "the run is not recalled");
     assert_eq!(queue.hold("a", claimed.epoch, 10).await.unwrap(), FencedWrite::Applied);
     assert_eq!(claim(&queue, "w").await.entry.approved, Some(10));
 }
@@ -1133,7 +1133,7 @@ async fn a_held_run_survives_lost_workers_and_repairs() {
     enqueue(&queue, "b", 0).await;
     claim(&queue, "w").await;
     reap(&queue, 1).await;
-    assert_eq!(entry(&queue, "a").await, held, "only the other one had a worker");
+    assert_eq!(entry(&queue, "a").await, held, "only the other run had a worker");
     queue.remove("b").await.unwrap();
     assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 0, foreign: 0 });
     raw.remove_from_sets("a").await;
@@ -1143,7 +1143,7 @@ async fn a_held_run_survives_lost_workers_and_repairs() {
     claim(&queue, "w").await;
     reap(&queue, 1).await;
     let again = claim(&queue, "w").await.entry;
-    assert_eq!((again.approved, again.recoveries), (Some(10), 1), "it stays approved");
+    assert_eq!((again.approved, again.recoveries), (Some(10), 1), "the run stays approved");
 }
 
 #[tokio::test]
@@ -1180,7 +1180,7 @@ async fn a_cancelled_run_ends_in_every_state() {
     for uid in ["waiting", "parked", "delayed", "active"] {
         let run = entry(&queue, uid).await;
         assert_eq!((run.state, run.outcome.as_deref()), (State::Failed, Some(r#"{"why":2}"#)), "{uid}");
-        assert!(!queue.control(uid, CONTINUE).await.unwrap(), "an ended run is not brought back");
+        assert!(!queue.control(uid, CONTINUE).await.unwrap(), "an ended run does not continue");
     }
     assert_eq!(entry(&queue, "lost").await.state, State::Active);
 }
@@ -1627,7 +1627,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             let claimed = claim_one(queue, WORKERS[worker]).await.unwrap();
             assert_eq!(claimed.as_ref().ok().map(|run| run.uid.as_str()), model.next().map(|run| UIDS[run]));
             if let (Ok(claim), Some(run)) = (claimed, model.next()) {
-                assert!(!model.epochs[run].contains(&claim.entry.epoch), "an epoch is never given out twice");
+                assert!(!model.epochs[run].contains(&claim.entry.epoch), "no epoch is used twice");
                 assert_eq!(claim.entry.worker.as_deref(), Some(WORKERS[worker]));
                 assert_eq!(claim.entry, entry(queue, UIDS[run]).await, "a claim returns the data in Redis");
                 model.epochs[run].push(claim.entry.epoch);
@@ -1791,7 +1791,7 @@ async fn assert_same(raw: &mut Raw, model: &Model) {
     }
     for (uid, expected) in UIDS.into_iter().zip(model.runs) {
         let waits = expected.is_some_and(|run| run.state == State::Waiting);
-        assert_eq!(raw.score("due", uid).await.is_some(), waits, "the runs that wait are known by their age");
+        assert_eq!(raw.score("due", uid).await.is_some(), waits, "the queue has the age of each waiting run");
     }
 }
 

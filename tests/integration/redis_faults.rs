@@ -58,7 +58,7 @@ async fn redis_loses_all_data_during_a_run() {
     wait_until_running(&world, "run").await;
     let before = world.jobs().get("run").await.unwrap().status.unwrap();
     redis.ask::<()>("FLUSHALL").await;
-    eventually("the worker knows", async || operator.log().contains("lease lost").then_some(())).await;
+    eventually("the worker logs the lost lease", async || operator.log().contains("lease lost").then_some(())).await;
     let job = finished(&world, "run").await;
     assert_done(&world, &job, "lastSynced").await;
     assert_eq!(job.status.unwrap().start_time, before.start_time);
@@ -81,7 +81,7 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
     }
     wait_until_running(&world, "before").await;
     let parked = format!("ZCARD {{sync:{}}}:parked", world.name);
-    eventually("the replica has it all", async || (watched.replica.ask::<i64>(&parked).await == 2).then_some(())).await;
+    eventually("the replica has both", async || (watched.replica.ask::<i64>(&parked).await == 2).then_some(())).await;
     for setting in ["masteruser nobody", "masterauth wrong"] {
         watched.replica.ask::<()>(&format!("CONFIG SET {setting}")).await;
     }

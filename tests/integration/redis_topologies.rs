@@ -63,7 +63,7 @@ async fn behind_sentinel_a_run_continues_after_a_failover() {
     let epoch = claim_one(&queue, "w").await.unwrap().unwrap().entry.epoch;
     let mut notifier = queue.work_notifier();
     notifier.wait(Duration::from_secs(1)).await.unwrap();
-    eventually("the replica has it", async || {
+    eventually("the replica has the run", async || {
         watched.replica.ask::<Option<f64>>(&format!("ZSCORE {{sync:{name}}}:active a")).await.map(drop)
     })
     .await;
@@ -89,7 +89,7 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
     let slots: Vec<_> = (0..16384).map(|slot| slot.to_string()).collect();
     owner.ask::<()>(&format!("CLUSTER ADDSLOTS {}", slots.join(" "))).await;
     other.ask::<()>(&format!("CLUSTER MEET 127.0.0.1 {}", owner.port)).await;
-    eventually("the cluster is whole", async || {
+    eventually("the Redis Cluster is complete", async || {
         let whole = other.ask::<String>("CLUSTER INFO").await;
         (whole.contains("cluster_state:ok") && whole.contains("cluster_known_nodes:2")).then_some(())
     })

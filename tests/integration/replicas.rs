@@ -74,7 +74,7 @@ pub async fn leader_of(replicas: &[Replica]) -> usize {
 async fn measure_enqueue(world: &TestEnv, name: &str) -> Duration {
     let began = Instant::now();
     apply_job(world, name, json!({"syncType": "Full"})).await;
-    eventually("someone acts", async || world.jobs().get(name).await.ok()?.status).await;
+    eventually("a controller enqueues the run", async || world.jobs().get(name).await.ok()?.status).await;
     let took = began.elapsed();
     finished(world, name).await;
     took
@@ -174,16 +174,16 @@ async fn a_leader_paused_beyond_its_lease_writes_no_more() {
     apply_schedule(&world, "users", json!({"interval": "1s", "concurrencyPolicy": "Allow"})).await;
     let jobs = world.jobs();
     let made = async || jobs.list(&ListParams::default()).await.unwrap().items;
-    eventually("a run is made", async || (!made().await.is_empty()).then_some(())).await;
+    eventually("a run is created", async || (!made().await.is_empty()).then_some(())).await;
 
     let paused = &replicas[0];
     paused.process.signal("STOP");
     let holder = lease(&world).await.spec.unwrap().holder_identity;
-    eventually("another one leads", async || (lease(&world).await.spec?.holder_identity != holder).then_some(())).await;
+    eventually("another leader", async || (lease(&world).await.spec?.holder_identity != holder).then_some(())).await;
     let since = Timestamp::now();
     paused.process.signal("CONT");
-    eventually("the old one knows", async || (!leads(paused.port).await).then_some(())).await;
-    eventually("the new one makes runs", async || {
+    eventually("the old leader has stopped leading", async || (!leads(paused.port).await).then_some(())).await;
+    eventually("the new leader creates runs", async || {
         let newer = made().await.into_iter().filter(|job| job.creation_timestamp().unwrap().0 > since);
         (newer.count() >= 2).then_some(())
     })
@@ -225,7 +225,7 @@ async fn a_single_controller_leads_again_after_a_long_pause() {
     tokio::time::sleep(2 * LEASE).await;
     controller.signal("CONT");
     let resumed = Instant::now();
-    eventually("runs are made again", async || settled(before + 1).await).await;
+    eventually("runs are created again", async || settled(before + 1).await).await;
     println!("a run was made and done {:?} after the pause (interval 5s, lease {LEASE:?})", resumed.elapsed());
     drop(controller);
 }
@@ -236,7 +236,7 @@ async fn probes_report_the_leader_and_the_state_of_workers() {
     let replicas = replicas(&world, &[]).await;
     let identity = lease(&world).await.spec.unwrap().holder_identity.unwrap();
     for (index, replica) in replicas.iter().enumerate() {
-        let body = eventually("it knows the leader", async || {
+        let body = eventually("the probe reports the leader", async || {
             let (code, body) = get(replica.port, "/readyz").await?;
             (code == 200 && body.contains(&identity)).then_some(body)
         })

@@ -289,7 +289,7 @@ async fn a_walk_by_links_resumes_after_its_worker_was_killed() {
     assert_eq!(people.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
     let (updated, unchanged, failed) = counts(&status);
     assert_eq!((updated + unchanged, failed), (1002, 0));
-    assert!(upstream.requests() < 130, "it began again: {} requests for 100 pages", upstream.requests());
+    assert!(upstream.requests() < 130, "the walk started again: {} requests for 100 pages", upstream.requests());
 }
 
 #[tokio::test]

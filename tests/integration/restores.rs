@@ -76,14 +76,14 @@ async fn a_restored_redis_gives_no_run_before_the_assertion() {
     assert!(matches!(claimed, Err(Error::Unasserted)), "{claimed:?}");
     let now = queue.server().await.unwrap();
     assert!(!now.is_asserted && now.replication_id != before.replication_id);
-    assert!(!queue.confirm(&before.replication_id).await.unwrap(), "it was asserted on another server");
+    assert!(!queue.confirm(&before.replication_id).await.unwrap(), "the runs were asserted on another server");
     assert!(matches!(claim_one(&queue, "w").await, Err(Error::Unasserted)));
     assert!(queue.confirm(&now.replication_id).await.unwrap());
     assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "b");
 
     redis.ask::<()>("FLUSHALL").await;
     assert!(queue.enqueue(&NewRun::new("c", "{}")).await.unwrap());
-    assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "c", "without any run there is none to assert");
+    assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "c", "a queue without runs needs no assertion");
 }
 
 fn at(seconds: i64) -> Timestamp {
@@ -113,7 +113,7 @@ async fn data_of_a_run_that_redis_lost_is_asserted() {
     let older = KnownRun { attempts: 1, recoveries: 1, parked_for: Duration::ZERO, ..known.clone() };
     assert_eq!(queue.assert(&[older], false).await.unwrap(), 1);
     let run = queue.get("a").await.unwrap().unwrap();
-    assert_eq!((run.attempts, run.recoveries, run.parked_for), (2, 3, known.parked_for), "a status may be behind");
+    assert_eq!((run.attempts, run.recoveries, run.parked_for), (2, 3, known.parked_for), "a status may be old");
     let claimed = claim_one(&queue, "w").await.unwrap().unwrap();
     assert_eq!(claimed.entry.started, known.started);
     assert_eq!(
@@ -235,15 +235,15 @@ async fn a_restored_redis_runs_nothing_that_was_cancelled() {
     let done = finished(&world, "claimed").await;
     assert!(is_complete(&done), "{:?}", done.status);
     let start = done.status.unwrap().start_time.unwrap();
-    assert_eq!(Some(&start), before.start_time.as_ref(), "its start does not move");
+    assert_eq!(Some(&start), before.start_time.as_ref(), "the start does not change");
     let stamp = DateTime::from_millis(start.0.as_millisecond());
     assert_eq!(world.count(doc! {"claimed": stamp}).await, 1000);
     let stamped = world.count(doc! {"cancelled": {"$exists": true}}).await;
-    assert!(stamped < 1000, "it was cancelled before its end");
+    assert!(stamped < 1000, "the run was cancelled before its end");
     sleep(LEASE * 2).await;
-    assert_eq!(world.count(doc! {"cancelled": {"$exists": true}}).await, stamped, "it continues after its end");
+    assert_eq!(world.count(doc! {"cancelled": {"$exists": true}}).await, stamped, "the run does not continue");
     assert_eq!(world.jobs().get("cancelled").await.unwrap().status, ended.status);
-    assert_eq!(world.queue().get(&ended.uid().unwrap()).await.unwrap(), None, "Redis does not have it any more");
+    assert_eq!(world.queue().get(&ended.uid().unwrap()).await.unwrap(), None, "Redis does not have the run any more");
 }
 
 #[tokio::test]
@@ -270,7 +270,7 @@ async fn suspended_time_survives_a_loss_of_redis() {
     let job = finished(&world, "run").await;
     assert!(is_complete(&job), "{:?}", job.status);
     let status = job.status.unwrap();
-    assert_eq!(status.start_time.unwrap().0.as_millisecond(), started, "its start did not move");
+    assert_eq!(status.start_time.unwrap().0.as_millisecond(), started, "the start did not change");
 }
 
 /// The field that a run stamps.
@@ -317,7 +317,7 @@ impl Storm {
         for job in self.jobs().await {
             let name = job.name_any();
             if !is_finished(&job) {
-                assert!(!self.watched.contains_key(&name), "{name} was ended: {:?}", self.history);
+                assert!(!self.watched.contains_key(&name), "{name} had ended: {:?}", self.history);
                 all_ended = false;
                 continue;
             }
@@ -486,7 +486,7 @@ async fn a_restored_export_executes_no_slot_that_is_over() {
     .await;
     world.schedules().delete("users", &DeleteParams::default()).await.unwrap();
     world.jobs().delete(&run.name_any(), &DeleteParams::default()).await.ok();
-    eventually("the objects are gone", async || {
+    eventually("the objects are deleted", async || {
         world.jobs().get_opt(&run.name_any()).await.unwrap().is_none().then_some(())
     })
     .await;

@@ -255,7 +255,7 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
     .await;
     let waits = doc! {"aggregate": 1, "cursor": {}, "pipeline": [
     {"$currentOp": {}}, {"$match": {"command.dropIndexes": "sync_journal.run", "command.$db": world.name.as_str(), "waitingForLock": true}}]};
-    eventually("it waits for the transaction", async || {
+    eventually("the rollback waits for the transaction", async || {
         let answer = world.database.client().database("admin").run_command(waits.clone()).await.unwrap();
         (!answer.get_document("cursor").unwrap().get_array("firstBatch").unwrap().is_empty()).then_some(())
     })
@@ -274,7 +274,7 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
     assert_eq!(newer.put_back(Some(&put_back.last)).await.unwrap(), None);
     assert_eq!(world.count(doc! {"name": "new"}).await, 0);
     newer.drop_journal().await.unwrap();
-    assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced", "nor after it has ended");
+    assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced", "also after the rollback");
     assert_eq!(all(&world).await.len(), before.len());
 }
 

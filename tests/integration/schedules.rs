@@ -52,7 +52,7 @@ async fn trigger(world: &TestEnv, token: &str) {
 /// Waits until a run is active and its SyncJob exists.
 async fn wait_for_active_run(world: &TestEnv) -> SyncJob {
     let name = until(world, "a run is active", |status| Some(status.active.first()?.name.clone())).await;
-    eventually("its SyncJob is made", async || world.jobs().get(&name).await.ok()).await
+    eventually("the SyncJob is created", async || world.jobs().get(&name).await.ok()).await
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn a_trigger_runs_once_for_each_token_also_while_suspended() {
     world.seed(100, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": quiet_interval(60), "suspended": true})).await;
-    until(&world, "it is suspended", |status| is_true(&status.conditions, "Suspended").then_some(())).await;
+    until(&world, "the schedule is suspended", |status| is_true(&status.conditions, "Suspended").then_some(())).await;
 
     trigger(&world, "first").await;
     until(&world, "the first run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
@@ -150,7 +150,7 @@ async fn a_cron_schedule_runs_at_full_minutes_of_its_time_zone() {
     world.seed(10, 0).await;
     let (_operator, port) = world.all(&[]);
     apply_schedule(&world, "users", json!({"schedule": "* * * * *", "timeZone": "Asia/Kathmandu"})).await;
-    let next = until(&world, "it is scheduled", |status| status.next_schedule_time.clone()).await;
+    let next = until(&world, "the schedule has a next slot", |status| status.next_schedule_time.clone()).await;
     assert!(next.0 <= Timestamp::now() + 60.seconds() && next.0.as_second() % 60 == 0);
     until(&world, "a run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
     let status = status(&world, "users").await.unwrap();
@@ -168,7 +168,7 @@ async fn a_changed_schedule_starts_no_slot_of_the_past() {
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": quiet_interval(60)})).await;
-    until(&world, "it is scheduled", |status| status.next_schedule_time.clone()).await;
+    until(&world, "the schedule has a next slot", |status| status.next_schedule_time.clone()).await;
     sleep(Duration::from_secs(3)).await;
     let changed = Timestamp::now().as_second();
     patch(&world, json!({"spec": {"interval": "2s"}})).await;
@@ -201,7 +201,7 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
         assert!(message.contains(named), "{message}");
         let before = world.schedules().get("users").await.unwrap().resource_version();
         sleep(Duration::from_millis(300)).await;
-        assert_eq!(world.schedules().get("users").await.unwrap().resource_version(), before, "nothing is tried again");
+        assert_eq!(world.schedules().get("users").await.unwrap().resource_version(), before, "it does not change");
         patch(&world, json!({"spec": {"schedule": null, "timeZone": null, "interval": "1s"}})).await;
         until(&world, "it runs", |status| {
             (is_true(&status.conditions, "Ready") && status.runs.succeeded > 0).then_some(())
@@ -227,7 +227,7 @@ async fn consecutive_failures_stall_a_schedule_until_it_is_edited() {
             (is_true(&status.conditions, "Stalled") && status.consecutive_failures == failures).then(|| status.clone())
         }
     };
-    let status = until(&world, "it is stalled", stalled(2)).await;
+    let status = until(&world, "the schedule is stalled", stalled(2)).await;
     let condition = find(&status.conditions, "Stalled").unwrap();
     assert_eq!(condition.reason, "FailureThresholdExceeded");
     assert!(condition.message.contains("InvalidTarget"), "{}", condition.message);
@@ -237,7 +237,7 @@ async fn consecutive_failures_stall_a_schedule_until_it_is_edited() {
     until(&world, "the triggered run failed, too", stalled(3)).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(jobs(&world).await.len(), 3, "no slot was started");
-    assert_eq!(world.schedules().get("users").await.unwrap().metadata.generation, Some(1), "the spec is the user's");
+    assert_eq!(world.schedules().get("users").await.unwrap().metadata.generation, Some(1), "the spec is the same");
     wait_for_events(&world, "users", &["ScheduleStalled"]).await;
     let of_reason = |event: &k8s_openapi::api::events::v1::Event| event.reason.as_deref() == Some("ScheduleStalled");
     assert_eq!(events(&world).await.iter().filter(|event| of_reason(event)).count(), 1);
@@ -302,7 +302,7 @@ async fn a_run_deleted_right_after_it_was_made_is_not_made_again() {
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_once(&world, "users", slow()).await;
-    let job = eventually("a SyncJob is made", async || jobs(&world).await.pop()).await;
+    let job = eventually("a SyncJob is created", async || jobs(&world).await.pop()).await;
     let created = job.creation_timestamp().unwrap().0;
     world.jobs().delete(&job.name_any(), &DeleteParams::default()).await.unwrap();
     assert!(Timestamp::now() < created + 2.seconds(), "the machine is too slow to show it");
@@ -389,7 +389,7 @@ async fn failed_runs_are_kept_up_to_their_limit_and_counted_beyond_it() {
         .await;
     until(&world, "four runs failed", |status| (status.runs.failed >= 4).then_some(())).await;
     patch(&world, json!({"spec": {"suspended": true}})).await;
-    eventually("two are kept", async || {
+    eventually("two runs are kept", async || {
         let idle = status(&world, "users").await?.active.is_empty();
         (idle && jobs(&world).await.len() == 2).then_some(())
     })
@@ -451,7 +451,7 @@ async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
     for life in 0..5 {
         let before = status(&world, "users").await.map_or(0, |status| status.runs.total);
         let mut operator = world.operator("controller", &[]);
-        until(&world, "it makes runs", |status| (status.runs.total > before).then_some(())).await;
+        until(&world, "the controllers create runs", |status| (status.runs.total > before).then_some(())).await;
         sleep(Duration::from_millis(rand::random_range(0..1500))).await;
         if life % 2 == 0 {
             operator.kill();
@@ -461,7 +461,7 @@ async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
     }
     let _operator = world.operator("controller", &[]);
     patch(&world, json!({"spec": {"suspended": true}})).await;
-    let status = until(&world, "all have ended", |status| {
+    let status = until(&world, "all runs have ended", |status| {
         (status.active.is_empty() && status.next_schedule_time.is_none()).then(|| status.clone())
     })
     .await;
@@ -491,13 +491,13 @@ async fn a_clock_that_is_set_starts_no_slot_twice_and_no_burst() {
     // The clock of the API server is right, so the clock of the controller is ignored.
     for (steps, to, token) in [(1, "+86400", "a day ahead"), (2, "+0", "right")] {
         set(to);
-        eventually("the step was noticed", async || {
+        eventually("the change of the clock was noticed", async || {
             (operator.log().matches("the clock was set").count() >= steps).then_some(())
         })
         .await;
         trigger(&world, token).await;
         let done = 1 + steps as i64;
-        until(&world, "it still answers", |status| (status.runs.succeeded == done).then_some(())).await;
+        until(&world, "the triggered run succeeded", |status| (status.runs.succeeded == done).then_some(())).await;
         let status = status(&world, "users").await.unwrap();
         assert_eq!((status.runs.total, status.runs.skipped, jobs(&world).await.len() as i64), (done, 0, done));
         let next = status.next_schedule_time.unwrap().0;

@@ -150,7 +150,7 @@ async fn an_incremental_run_requests_only_due_documents() {
     spec["syncType"] = "Incremental".into();
     spec["staleAfter"] = "1h".into();
     let status = run(&world, "due", spec).await;
-    assert_eq!((counts(&status), upstream.requests()), ((0, 5, 0), 2), "unchanged ones are stamped all the same");
+    assert_eq!((counts(&status), upstream.requests()), ((0, 5, 0), 2), "unchanged documents are stamped too");
     assert_eq!(world.count(doc! {"lastSynced": {"$exists": true}}).await, 30);
 }
 
@@ -292,7 +292,7 @@ async fn a_pause_that_the_server_requests_costs_no_attempt() {
     let seen = upstream.state().seen.clone();
     assert_eq!(seen.len(), 4);
     let gap = seen[1] - seen[0];
-    assert!(gap >= Duration::from_secs(2), "asked again after {gap:?}");
+    assert!(gap >= Duration::from_secs(2), "requested again after {gap:?}");
 
     let used_up = vec![("ratelimit-remaining", "0".to_owned()), ("ratelimit-reset", "+2".to_owned())];
     upstream.state().instead.push_back(Instead::Status(429, used_up));
@@ -478,16 +478,16 @@ async fn only_documents_that_are_certainly_missing_are_deleted() {
     assert_eq!((counts(&result), result.changes.clone()), ((3, 0, 1), [1, 3, 4].map(project).to_vec()));
 
     let status = run(&world, "marks", deleting.clone()).await;
-    assert_eq!(counts(&status), (3, 0, 1), "one is updated, two are marked, one has failed");
+    assert_eq!(counts(&status), (3, 0, 1), "one document is updated, two are marked, one has failed");
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
     let status = run(&world, "deletes", deleting.clone()).await;
-    assert_eq!(counts(&status), (2, 1, 1), "two are deleted");
+    assert_eq!(counts(&status), (2, 1, 1), "two documents are deleted");
     let mut left = projects.find(doc! {}).sort(doc! {"gitlabId": 1}).await.unwrap();
     let mut ids = Vec::new();
     while left.advance().await.unwrap() {
         ids.push(left.current().get_str("gitlabId").unwrap().to_owned());
     }
-    assert_eq!(ids, [project(1), project(2)], "9 is new, and new ones are not made");
+    assert_eq!(ids, [project(1), project(2)], "9 is new, and new documents are not inserted");
 
     upstream.state().projects = (1..=30).collect();
     upstream.state().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
@@ -528,7 +528,7 @@ pub async fn without_its_worker(
     let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
     let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
     apply_job(world, "run", spec).await;
-    eventually("some of it is done", async || (upstream.requests() > 30).then_some(())).await;
+    eventually("the run has processed some documents", async || (upstream.requests() > 30).then_some(())).await;
     first.kill();
     meanwhile();
     let _second = world.operator("worker", &[&lease[..], &ALLOWED].concat());
@@ -549,7 +549,7 @@ async fn a_walk_of_pages_resumes_after_its_worker_was_killed() {
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
     let (updated, unchanged, failed) = counts(&status);
     assert_eq!((updated + unchanged, failed), (1002, 0));
-    assert!(upstream.requests() < 130, "it began again: {} requests for 100 pages", upstream.requests());
+    assert!(upstream.requests() < 130, "the walk started again: {} requests for 100 pages", upstream.requests());
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ async fn objects_created_and_deleted_unseen_leave_nothing() {
     let quiet = quiet_interval(60);
     apply_schedule(&world, "users", json!({"interval": quiet})).await;
     let scheduled = async |generation: i64| {
-        eventually("it is scheduled", async || {
+        eventually("the schedule has a next slot", async || {
             let status = world.schedules().get("users").await.ok()?.status?;
             (status.observed_generation == Some(generation) && status.next_schedule_time.is_some()).then_some(status)
         })
@@ -52,7 +52,7 @@ async fn objects_created_and_deleted_unseen_leave_nothing() {
     let after = scheduled(3).await;
     assert_eq!((after.next_schedule_time, after.runs, after.last_skip), (before.next_schedule_time, before.runs, None));
     assert_eq!(finished(&world, "again").await.uid().unwrap(), uid);
-    assert_eq!(world.count(bson::doc! {"again": {"$exists": true}}).await, 0, "the first one of that name was not run");
+    assert_eq!(world.count(bson::doc! {"again": {"$exists": true}}).await, 0, "the first SyncJob did not run");
     assert_eq!(runs_in_redis(&world).await, [uid]);
 
     // The same without a pause of the controller.
@@ -116,7 +116,7 @@ async fn the_namespace_and_the_kinds_can_be_deleted() {
     let namespaces: Api<Namespace> = Api::all(world.client.clone());
     namespaces.delete(&world.name, &DeleteParams::default()).await.unwrap();
     let refused = |log: &str| lines(log, "is being terminated");
-    eventually("a run is refused", async || (refused(&operator.log()) > 0).then_some(())).await;
+    eventually("a SyncJob is refused", async || (refused(&operator.log()) > 0).then_some(())).await;
     let made = world.jobs().list(&ListParams::default()).await.unwrap().items.len();
     // The test is about the duration: a slot each second, and a retry of errors after 5 s.
     sleep(Duration::from_secs(11)).await;
@@ -128,11 +128,11 @@ async fn the_namespace_and_the_kinds_can_be_deleted() {
     assert_eq!(world.jobs().list(&ListParams::default()).await.unwrap().items.len(), made);
     kube.script(&["start", "controller-manager"]);
     let began = Instant::now();
-    eventually("the namespace is gone", async || {
+    eventually("the namespace is deleted", async || {
         namespaces.get_opt(&world.name).await.unwrap().is_none().then_some(())
     })
     .await;
-    println!("the namespace was gone after {:?}", began.elapsed());
+    println!("the namespace was deleted after {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     nothing_in_redis(&world).await;
     assert!(operator.is_running());

@@ -25,7 +25,7 @@ async fn a_worker_whose_claims_are_not_answered_is_not_ready() {
     // Only claims use this command.
     redis.ask::<()>("ACL SETUSER default -zrange").await;
     readyz(503, r#"{"ready":false,"missing":["workers"]}"#).await;
-    assert_eq!(world.queue().depth().await.unwrap().workers, 1, "its renewals are answered");
+    assert_eq!(world.queue().depth().await.unwrap().workers, 1, "the renewals are answered");
     assert_eq!(get(port, "/livez").await.unwrap().0, 200);
     redis.ask::<()>("ACL SETUSER default +zrange").await;
     readyz(200, r#"{"ready":true}"#).await;
@@ -48,9 +48,9 @@ async fn a_worker_paused_beyond_its_lease_writes_no_more() {
     wait_until_running(&world, "run").await;
     first.signal("STOP");
     let second = world.operator("worker", &lease);
-    eventually("the other one has the run", async || second.log().contains("run claimed").then_some(())).await;
+    eventually("the other worker has the run", async || second.log().contains("run claimed").then_some(())).await;
     first.signal("CONT");
-    eventually("the first one knows", async || first.log().contains("lease lost").then_some(())).await;
+    eventually("the first worker has lost its lease", async || first.log().contains("lease lost").then_some(())).await;
 
     let job = finished(&world, "run").await;
     let status = job.status.as_ref().unwrap();

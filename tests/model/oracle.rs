@@ -315,10 +315,10 @@ impl<'a> Oracle<'a> {
             seen.source.upsert && !seen.run.case.dry && self.answers.iter().any(|answer| item(&answer))
         };
         violations.require(seen.iter().any(is_listed), || {
-            format!("{} was made, and no source lists it: {new}", subject.id)
+            format!("{} was inserted, and no source lists it: {new}", subject.id)
         });
         let twins = after.values().filter(|other| self.number(other).map(|(number, _)| number) == number).count();
-        violations.require(twins == 1, || format!("{} was made, and its key existed: {new}", subject.id));
+        violations.require(twins == 1, || format!("{} was inserted, and its key existed: {new}", subject.id));
     }
 
     /// The reasons why this run must not mark or delete a document.
@@ -351,7 +351,7 @@ impl<'a> Oracle<'a> {
         }
         let born = self.born.get(subject.id).copied().unwrap_or(0);
         violations.require(born < since, || {
-            format!("it came at {} and the walk began at {}", short(born), short(since))
+            format!("it was inserted at {} and the walk began at {}", short(born), short(since))
         });
         let confirms = |answer: &&Answer| {
             answer.at < since && answer.at >= born && self.is_of(answer, seen.at) && reports_item(answer, number)
@@ -366,7 +366,7 @@ impl<'a> Oracle<'a> {
                 answer.at > run.started && self.is_of(answer, seen.at) && reports_gone(answer, number)
             };
             violations.require(self.answers.iter().any(reported), || {
-                "the source never said that it is gone".to_owned()
+                "the source never reported it as missing".to_owned()
             });
         }
         violations.0
@@ -474,7 +474,7 @@ impl<'a> Oracle<'a> {
         let number = self.number(old).map(|(number, _)| number);
         if number.is_none() || runs.iter().all(|run| run.case.dry) {
             violations.require(same(old, new, &["note", "lastSynced", "active_a", "active_b"]), || {
-                format!("{id} is no matter of the run, and was changed: {old} -> {new}")
+                format!("{id} is not part of the run, and was changed: {old} -> {new}")
             });
         }
         for (at, source) in self.case().sources.iter().enumerate() {
@@ -483,7 +483,7 @@ impl<'a> Oracle<'a> {
             if of_source.is_empty() || !Self::is_selected(source, old) {
                 let own = |document: &Document| document.get(source.field).cloned();
                 violations.require(was == is && own(old) == own(new), || {
-                    format!("{id} is no matter of source {at}, and was changed: {old} -> {new}")
+                    format!("{id} is not part of source {at}, and was changed: {old} -> {new}")
                 });
                 continue;
             }
@@ -579,7 +579,7 @@ impl<'a> Oracle<'a> {
         let Some(version) = version else {
             violations
                 .0
-                .push(format!("{}: what source {at} has written is nothing that it said: {content:?}", subject.id));
+                .push(format!("{}: the data of source {at} is none of its results: {content:?}", subject.id));
             return;
         };
         violations.require(name == Some(&format!("name {version}")), || format!("{}: {content:?}", subject.id));

@@ -80,17 +80,17 @@ pub struct RunResult {
     pub started: i64,
     pub ended: i64,
     pub attempts: u32,
-    /// Attempts all of whose answers were used.
+    /// Attempts that used all their answers.
     pub whole: Vec<u32>,
     /// Whether an attempt was killed.
     pub was_killed: bool,
     pub end: End,
     pub checkpoint: Checkpoint,
-    /// Removals that were approved.
+    /// Number of approved removals.
     pub approved: Option<u64>,
-    /// How often it was held.
+    /// Number of holds.
     pub holds: u32,
-    /// Removals that it was last held for.
+    /// Number of removals of the last hold.
     pub held: Option<u64>,
 }
 
@@ -109,7 +109,7 @@ impl Coordinator for TestCoordinator {
     fn save<'a>(&'a self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, LeaseState> {
         let number = self.saves.fetch_add(1, Ordering::SeqCst);
         let state = match self.kill {
-            // Whether the queue still took the checkpoint, the worker does not know.
+            // The worker does not know whether the queue has saved the checkpoint.
             Some(Kill::Save(at)) if number >= at / 2 => {
                 if at % 2 == 0 {
                     self.saved.send_replace(checkpoint.clone());
@@ -143,7 +143,7 @@ impl Coordinator for TestCoordinator {
     }
 }
 
-/// Drops `work` when it was polled so often. `None`: it was dropped.
+/// Drops `work` after this number of polls, and then returns `None`.
 async fn polled<T>(work: impl Future<Output = T>, most: Option<u32>) -> Option<T> {
     let (mut work, mut polls) = (pin!(work), 0);
     poll_fn(|context| {
@@ -156,7 +156,7 @@ async fn polled<T>(work: impl Future<Output = T>, most: Option<u32>) -> Option<T
     .await
 }
 
-/// Plays a case. `Err` says what is wrong.
+/// Plays a case. `Err` has the report of a failure.
 pub async fn play(environment: &Environment, case: Case) -> Result<Sums, String> {
     let seed = case.seed;
     let name = format!("case_{seed}");
@@ -243,7 +243,7 @@ impl Player<'_> {
                     };
                     let both = async {
                         let first = self.run(one).await;
-                        // It may have ended before the other one was to start.
+                        // The first run may have ended before the start of the second run.
                         self.stage.record().active_runs[one].requests = u32::MAX / 2;
                         self.stage.requested.notify_waiters();
                         first
@@ -277,7 +277,7 @@ impl Player<'_> {
         record.active_runs.len() - 1
     }
 
-    /// Waits until a run has sent so many requests.
+    /// Waits until a run has sent this number of requests.
     async fn reached(&self, run: usize, requests: u32) {
         loop {
             let mut requested = pin!(self.stage.requested.notified());
@@ -472,7 +472,7 @@ fn report(step: usize, played: &[RunResult], violations: &[String]) -> String {
     text
 }
 
-/// Numbers of what happened, by name.
+/// Adds the numbers of events.
 pub fn add(all: &mut HashMap<&'static str, u64>, more: &Sums) {
     for (name, number) in more.iter() {
         *all.entry(name).or_default() += number;

@@ -1,4 +1,5 @@
-//! The sources of all cases: one HTTP server, which also does what happens during a run, and notes what it said when.
+//! The sources of all cases: one HTTP server, which also applies the changes during a run, and records its answers with
+//! times.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -51,7 +52,7 @@ impl Clock {
     }
 }
 
-/// What a source has for someone.
+/// The data of a source about a person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item {
     pub version: u32,
@@ -76,7 +77,7 @@ impl Item {
     }
 }
 
-/// What a source said of someone.
+/// The report of a source about a person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reported {
     Item(Item),
@@ -85,18 +86,18 @@ pub enum Reported {
     Broken,
 }
 
-/// What one answer said.
+/// The content of one answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub at: i64,
     pub run: usize,
     pub attempt: u32,
     pub reported: Vec<(u32, Reported)>,
-    /// Results in it that have no key.
+    /// Number of results without a key.
     pub keyless: usize,
 }
 
-/// What the application did to a document.
+/// A change of a document by the application.
 #[derive(Clone, Debug)]
 pub enum Done {
     Inserted(Document),
@@ -104,11 +105,11 @@ pub enum Done {
     Activated,
 }
 
-/// What a source has, and had.
+/// The present and past data of a source.
 #[derive(Default)]
 pub struct SourceContent {
     pub items: BTreeMap<u32, Item>,
-    /// What it had for someone, from when on.
+    /// The data about each person, with the time from which it was valid.
     pub history: BTreeMap<u32, Vec<(i64, Option<Item>)>>,
     version: u32,
 }
@@ -127,7 +128,7 @@ impl SourceContent {
         }
     }
 
-    /// It had something for someone all the time.
+    /// Whether the source had data about a person during the whole time.
     pub fn had_throughout(&self, number: u32, from: i64, to: i64) -> bool {
         let Some(history) = self.history.get(&number) else { return false };
         let before = history.iter().rev().find(|(at, _)| *at <= from);
@@ -135,7 +136,7 @@ impl SourceContent {
         before.is_some_and(|(_, item)| item.is_some()) && between.into_iter().all(|(_, item)| item.is_some())
     }
 
-    /// A version was not replaced before this time.
+    /// Whether a version was not replaced before this time.
     pub fn is_from(&self, number: u32, version: u32, at: i64) -> bool {
         let history = self.history.get(&number).map(Vec::as_slice).unwrap_or_default();
         let place = history.iter().position(|(_, item)| item.is_some_and(|item| item.version == version));
@@ -143,7 +144,7 @@ impl SourceContent {
     }
 }
 
-/// A run as the server sees it.
+/// The state of a run in the server.
 pub struct ActiveRun {
     pub case: RunCase,
     pub attempt: u32,
@@ -252,7 +253,7 @@ impl Stage {
         };
         let document = self.case.document(id, key, "x");
         self.note(&document, Done::Inserted(document.clone()));
-        // It may be there already, where keys are unique.
+        // With a unique index, the key may exist already.
         if self.collection.insert_one(&document).await.is_err() {
             let (id, mut record) = (id_of(&document), self.record());
             let is_this = |(_, other, done): &(i64, String, Done)| *other == id && matches!(done, Done::Inserted(_));
@@ -262,7 +263,7 @@ impl Stage {
         }
     }
 
-    /// Counts a request, does what happens before its answer, and returns what is wrong with it.
+    /// Counts a request, applies the changes before its answer, and returns its fault.
     async fn count_request(self: &Arc<Self>, run: usize) -> (u32, Option<RequestFault>) {
         let (attempt, changes, fault) = {
             let mut record = self.record();
@@ -279,7 +280,7 @@ impl Stage {
         };
         self.requested.notify_waiters();
         if !changes.is_empty() {
-            // This request may be given up in the middle.
+            // The client may cancel this request.
             let (stage, busy) = (Arc::clone(self), Arc::clone(&self.busy).read_owned().await);
             let done = tokio::spawn(async move {
                 for change in changes {
@@ -433,10 +434,10 @@ impl Stage {
     }
 }
 
-/// What is answered instead.
+/// The faulty answer to a request.
 fn faulty_answer(fault: Option<RequestFault>, asked: &Asked) -> Option<Response> {
     Some(match fault? {
-        // It would say that this one is gone.
+        // The code 404 would report the person as missing.
         RequestFault::Status(404) if matches!(asked, Asked::One(_)) => {
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }

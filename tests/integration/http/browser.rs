@@ -239,7 +239,7 @@ async fn a_user_watches_and_controls_runs() {
     browser.click("#cancel summary").await;
     browser.screenshots("cancel").await;
     let seen = browser.text("#processed").await;
-    eventually("progress moves while one thinks", async || (browser.text("#processed").await != seen).then_some(()))
+    eventually("progress still moves", async || (browser.text("#processed").await != seen).then_some(()))
         .await;
     browser.click("form[action$='/cancel'] button").await;
     browser.shows("#phase", "Cancelled").await;

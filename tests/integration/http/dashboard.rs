@@ -186,7 +186,7 @@ async fn a_user_has_the_rights_of_the_token() {
         }
     }
     let schedule = world.schedules().get("users").await.unwrap();
-    assert!(!schedule.spec.suspended, "the last one to press was the editor");
+    assert!(!schedule.spec.suspended, "the editor made the last change");
     assert!(world.jobs().get("open").await.unwrap().spec.cancelled);
     assert_eq!(
         world.jobs().list(&ListParams::default()).await.unwrap().items.len(),
@@ -206,7 +206,7 @@ async fn other_namespaces_are_not_visible() {
         assert_eq!(browser.get(path).await.code, 403, "{path}");
     }
     assert_eq!(browser.get(&format!("/ui/runs/{}/none", world.name)).await.code, 404);
-    assert!(browser.get("/").await.text.contains("failed"), "what may be seen is, without a right everywhere");
+    assert!(browser.get("/").await.text.contains("failed"), "permitted objects are shown");
 }
 
 #[tokio::test]
@@ -381,11 +381,11 @@ async fn api_clients_get_the_same_answers_as_without_the_dashboard() {
     assert!(page.code == 200 && !page.text.contains("Log out"), "{}", page.text);
     assert_eq!(browser.get("/ui/login").await.location(), "/");
     let rebound = Request::get("/jobs").header("host", "evil.example").body(Body::empty()).unwrap();
-    assert_eq!(open.call(rebound).await.problem(), (403, "forbidden"), "a name that was made to point here");
+    assert_eq!(open.call(rebound).await.problem(), (403, "forbidden"), "the host of another site");
     let answer = browser.press(&format!("/ui/schedules/{}/users/resume", world.name), "next=/ui/schedules").await;
     assert_eq!((answer.code.as_u16(), answer.location()), (303, "/ui/schedules"));
     let answer = browser.post(&format!("/ui/runs/{}/open/cancel", world.name), "", &[]).await;
-    assert_eq!(answer.code, 403, "also there, other sites can do nothing");
+    assert_eq!(answer.code, 403, "other sites are refused without authentication too");
 }
 
 #[tokio::test]

@@ -55,10 +55,10 @@ async fn a_note_explains_a_suspension_until_it_ends() {
         .await;
         assert!(!text.contains("<script>") && !text.contains("<img"), "{text}");
     }
-    assert_eq!(suspend("a better reason").await.code, 303, "the note of what is suspended can be changed");
+    assert_eq!(suspend("a better reason").await.code, 303, "the note of a suspended object can be changed");
     assert_eq!(noted("users").await, (true, Some("a better reason".to_owned())));
     let open = world.jobs().get("open").await.unwrap();
-    assert!(!open.spec.suspended, "it is not a run of this schedule");
+    assert!(!open.spec.suspended, "the run does not belong to this schedule");
     eventually("the event", async || {
         let notes = notes(&world, "PausedByCall").await;
         notes.iter().any(|note| note.starts_with("Suspended: a better reason, by system:serviceaccount:")).then_some(())
@@ -142,7 +142,7 @@ async fn a_change_requires_the_right_to_patch_the_schedule() {
     let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     apply_schedule(&world, "users", json!({})).await;
-    eventually("the sidecar has seen it", async || {
+    eventually("the sidecar has seen the schedule", async || {
         (sidecar.get("/jobs/status").await.body["repeatable"].as_array()?.len() == 1).then_some(())
     })
     .await;

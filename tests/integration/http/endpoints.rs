@@ -162,10 +162,10 @@ async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
     let rest = json!({"paused": true, "schedules": [named("b")], "jobs": [named("open")], "unchanged": 1});
     assert_eq!(sidecar.post(&pause, Value::Null).await.body, rest);
     assert!(world.jobs().get("open").await.unwrap().spec.suspended);
-    assert!(!world.jobs().get("done").await.unwrap().spec.suspended, "what has ended is left alone");
+    assert!(!world.jobs().get("done").await.unwrap().spec.suspended, "ended runs are not changed");
     let nothing = json!({"paused": true, "schedules": [], "jobs": [], "unchanged": 3});
     assert_eq!(sidecar.post(&pause, Value::Null).await.body, nothing);
-    eventually("/jobs/status knows", async || {
+    eventually("/jobs/status reports the pause", async || {
         sidecar.get("/jobs/status").await.body["paused"].as_bool().filter(|paused| *paused)
     })
     .await;
@@ -221,7 +221,7 @@ async fn cleanup_deletes_only_runs_that_ended_long_ago() {
         assert_eq!(answer.problem(), (422, "invalid-body"), "{hours}");
     }
     let none = json!({"completed": 1, "failed": 0, "remaining": 0});
-    eventually("with no grace period the last one goes too", async || {
+    eventually("with no grace period, the last run is deleted too", async || {
         let body = sidecar.post(&path, json!({"gracePeriodHours": 0})).await.body;
         (body == none).then_some(())
     })
@@ -248,7 +248,7 @@ async fn a_run_that_its_schedule_has_not_counted_is_not_cleaned_up() {
     assert_eq!(cleanup().await, json!({"completed": 0, "failed": 0, "remaining": 0}));
     let patch = Patch::Merge(json!({"status": {"active": []}}));
     world.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
-    eventually("it goes once it is counted", async || (cleanup().await["failed"] == 1).then_some(())).await;
+    eventually("the run is deleted when it is counted", async || (cleanup().await["failed"] == 1).then_some(())).await;
 }
 
 #[tokio::test]
@@ -304,7 +304,7 @@ async fn a_held_run_is_approved_with_the_number_that_was_seen() {
     wait_for_phase(&sidecar, &world, "run", "Pending").await;
     let path = format!("/jobs/{}/run/approve", world.name);
     let approve = async |removals: Value| sidecar.post(&path, json!({"removals": removals})).await;
-    assert_eq!(approve(json!(400)).await.problem(), (409, "conflict"), "it is not held");
+    assert_eq!(approve(json!(400)).await.problem(), (409, "conflict"), "the run is not held");
     hold(&world, "run").await;
     for removals in [json!(0), json!(-1), json!(1.5), json!(1e10), json!("400"), json!(null)] {
         assert_eq!(approve(removals.clone()).await.problem(), (422, "invalid-body"), "{removals}");
@@ -401,7 +401,7 @@ async fn calls_over_the_concurrency_limit_are_refused() {
     let slow = Request::post("/jobs/cleanup").header("content-type", "application/json");
     let slow = sidecar.call(slow.body(Body::from_stream(body)).unwrap());
     let others = async {
-        eventually("the slow call has the place", async || (sidecar.get("/jobs").await.code != 200).then_some(()))
+        eventually("the slow call is open", async || (sidecar.get("/jobs").await.code != 200).then_some(()))
             .await;
         let refused = sidecar.get("/jobs").await;
         assert_eq!((refused.problem(), &refused.headers["retry-after"]), ((503, "overloaded"), &"1".parse().unwrap()));

@@ -123,7 +123,7 @@ async fn a_client_that_reconnects_gets_only_missed_events() {
     drop(stream);
     progress(&world, "moved", 40).await;
     world.jobs().delete("gone", &DeleteParams::default()).await.unwrap();
-    eventually("the sidecar has seen that", async || {
+    eventually("the sidecar has seen the change", async || {
         let jobs = sidecar.get("/jobs").await.body;
         (jobs["items"].as_array()?.len() == 3).then_some(())
     })
@@ -137,7 +137,7 @@ async fn a_client_that_reconnects_gets_only_missed_events() {
     assert_eq!((gone.kind.as_str(), &gone.data["name"]), ("deleted", &json!("gone")));
 
     let mut stream = Stream::open(&sidecar, "/events", Some("12-3")).await;
-    assert_eq!(stream.next().await.kind, "reset", "an id of another process says nothing");
+    assert_eq!(stream.next().await.kind, "reset", "an id of another process is ignored");
     let mut names: Vec<_> = Vec::new();
     for _ in 0..3 {
         names.push(stream.next().await.data["name"].as_str().unwrap().to_owned());

@@ -36,7 +36,7 @@ async fn without_redis_the_last_counts_are_shown_with_their_time() {
     assert_eq!(before["counts"]["active"], 0);
     redis.stop();
     until_health(&sidecar, "redis").await;
-    eventually("the time of the queue stands still", async || {
+    eventually("the time of the queue does not change", async || {
         let status = sidecar.get("/jobs/status").await;
         assert_eq!(status.code, 200);
         assert_eq!(status.body["counts"]["active"], 0);
@@ -78,7 +78,7 @@ async fn without_the_api_server_reads_work_and_writes_are_refused() {
     })
     .await;
     kube.start();
-    let answer = eventually("the same key leads to a run", async || {
+    let answer = eventually("a call with the same key creates the run", async || {
         let answer = sidecar.post_with("/jobs/trigger/user-sync", Value::Null, &[("idempotency-key", "once")]).await;
         (answer.code == 202).then_some(answer)
     })

@@ -82,7 +82,7 @@ async fn a_user_of_the_proxy_has_the_rights_of_kubernetes() {
     let alice = ("x-forwarded-user", "alice@example.com");
     let team = ("x-forwarded-groups", "others,team-a");
     let form = ("sec-fetch-site", "same-origin");
-    eventually("the sidecar has seen it", async || {
+    eventually("the sidecar has seen the schedule", async || {
         (send(&sidecar, PROXY, "GET", &page, &[alice]).await.0 == 200).then_some(())
     })
     .await;
@@ -118,7 +118,7 @@ async fn users_named_by_other_clients_are_refused() {
         let (code, location) = send(&sidecar, peer, "GET", "/ui/runs", &alice).await;
         assert_eq!((code, location.as_str()), (303, "/ui/login?next=%2Fui%2Fruns"), "{peer:?}");
         let forwarded = [("x-forwarded-for", "10.1.2.3"), alice[0]];
-        assert_eq!(send(&sidecar, peer, "GET", "/ui/runs", &forwarded).await.0, 303, "an address that is claimed");
+        assert_eq!(send(&sidecar, peer, "GET", "/ui/runs", &forwarded).await.0, 303, "a forwarded address");
     }
     // Reserved users and groups are refused, in case that a proxy forwards headers of a client.
     for headers in [&alice[..], &[("x-forwarded-user", "system:admin")]] {

@@ -169,7 +169,7 @@ async fn two_sources_of_one_collection_both_write_all_they_have() {
     incremental["syncType"] = json!("Incremental");
     incremental["target"] = json!({"keyField": "gitlabId"});
     let ended = local.run(&job("users", &incremental), &[]).await;
-    assert_eq!(ended.counts().0, 20, "what another source has stamped is due: {}", ended.stdout);
+    assert_eq!(ended.counts().0, 20, "documents that another source has stamped are due: {}", ended.stdout);
 }
 
 #[tokio::test]
@@ -181,7 +181,7 @@ async fn a_document_inserted_during_the_walk_is_kept() {
     fs::write(&manifest, job("users", &spec)).unwrap();
     let run = local.finish(local.command(&["job.yaml"]), "");
     let come = async {
-        eventually("the second page is asked for", async || (upstream.requests() >= 2).then_some(())).await;
+        eventually("the second page is requested", async || (upstream.requests() >= 2).then_some(())).await;
         insert(&local, [doc! {"gitlabId": 900}]).await;
     };
     let (ended, ()) = tokio::join!(run, come);
@@ -286,7 +286,7 @@ async fn a_rate_limit_without_a_time_delays_the_run() {
     let mut child =
         process::Command::from(local.command(&["-", "--resume", "file"])).kill_on_drop(true).spawn().unwrap();
     child.stdin.take().unwrap().write_all(job("users", &by_user(&upstream, &json!({}))).as_bytes()).await.unwrap();
-    eventually("the source was asked", async || (upstream.requests() > 0).then_some(())).await;
+    eventually("the source received a request", async || (upstream.requests() > 0).then_some(())).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(Command::new("kill").args(["-INT", &child.id().unwrap().to_string()]).status().unwrap().success());
     let ended: Ended = timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap().into();

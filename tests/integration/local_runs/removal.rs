@@ -283,7 +283,7 @@ async fn a_key_that_several_documents_have_removes_none_of_them() {
         let ended = run(&local, &pages(&upstream, &json!({}))).await;
         assert_eq!((ended.code, count(&ended, "marked")), (Some(0), 0), "{}", ended.stdout);
     }
-    assert_eq!(local.count(doc! {"gitlabId": 3, "name": "User 3"}).await, 2, "both are written");
+    assert_eq!(local.count(doc! {"gitlabId": 3, "name": "User 3"}).await, 2, "both documents are written");
 }
 
 #[tokio::test]
@@ -310,7 +310,7 @@ async fn walks_that_overlap_delete_nothing_that_one_of_them_lists() {
     upstream.state().delay = Duration::from_millis(700);
     let slow = local.finish(local.command(&["job.yaml"]), "");
     let fast = async {
-        eventually("the last page is asked for", async || (upstream.requests() >= 6).then_some(())).await;
+        eventually("the last page is requested", async || (upstream.requests() >= 6).then_some(())).await;
         upstream.state().delay = Duration::ZERO;
         upstream.state().people = 21;
         run(&local, &spec).await
