@@ -162,8 +162,8 @@ fn build_release(uid: &str, epoch: u64, disposition: Disposition, progress: Prog
 }
 
 /// Releases one run.
-trait One {
-    async fn one(&self, run: Release) -> Result<FencedWrite, Error>;
+trait ReleaseOne {
+    async fn release_one(&self, run: Release) -> Result<FencedWrite, Error>;
 
     async fn finish(
         &self,
@@ -172,7 +172,7 @@ trait One {
         disposition: Disposition,
         progress: Progress<'_>,
     ) -> Result<FencedWrite, Error> {
-        self.one(build_release(uid, epoch, disposition, progress)).await
+        self.release_one(build_release(uid, epoch, disposition, progress)).await
     }
 
     async fn retry(
@@ -182,22 +182,22 @@ trait One {
         delay: Duration,
         progress: Progress<'_>,
     ) -> Result<FencedWrite, Error> {
-        self.one(build_release(uid, epoch, Disposition::Retry(delay), progress)).await
+        self.release_one(build_release(uid, epoch, Disposition::Retry(delay), progress)).await
     }
 
     async fn hold(&self, uid: &str, epoch: u64, number: u64) -> Result<FencedWrite, Error> {
         let progress = Progress { checkpoint: "held", ..NOTHING };
-        self.one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Held(number), progress) }).await
+        self.release_one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Held(number), progress) }).await
     }
 
     async fn release_unfinished(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<FencedWrite, Error> {
         let progress = Progress { checkpoint, ..NOTHING };
-        self.one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Released, progress) }).await
+        self.release_one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Released, progress) }).await
     }
 }
 
-impl One for Queue {
-    async fn one(&self, run: Release) -> Result<FencedWrite, Error> {
+impl ReleaseOne for Queue {
+    async fn release_one(&self, run: Release) -> Result<FencedWrite, Error> {
         let answers = self.release([&run]).await?;
         assert_eq!(answers.len(), 1);
         Ok(answers[0])
@@ -860,7 +860,7 @@ async fn an_unsupported_run_waits_for_the_level_that_it_needs() {
     enqueue(&queue, "a", 0).await;
     let run = claim(&queue, "w").await;
     let unsupported = build_release("a", run.entry.epoch, Disposition::Unsupported(LEVEL + 1), NOTHING);
-    assert_eq!(queue.one(Release { attempts: None, ..unsupported }).await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_one(Release { attempts: None, ..unsupported }).await.unwrap(), FencedWrite::Applied);
     let entry = entry(&queue, "a").await;
     assert_eq!((entry.state, entry.needs, entry.attempts), (State::Waiting, LEVEL + 1, 0));
     assert!(claim_one(&queue, "w").await.unwrap().is_err());
