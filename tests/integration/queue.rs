@@ -1407,7 +1407,7 @@ const WORKERS: [&str; 2] = ["w1", "w2"];
 
 /// The way in which a worker releases a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum How {
+enum ReleaseKind {
     Completed,
     Failed,
     Retry,
@@ -1416,7 +1416,7 @@ enum How {
     Hold(u64),
 }
 
-impl How {
+impl ReleaseKind {
     fn costs_no_attempt(self) -> bool {
         matches!(self, Self::Release | Self::Hold(_))
     }
@@ -1440,7 +1440,7 @@ enum Operation {
     },
     /// A worker releases runs in one call.
     Release {
-        runs: Vec<(usize, usize, How)>,
+        runs: Vec<(usize, usize, ReleaseKind)>,
     },
     Renew {
         run: usize,
@@ -1475,11 +1475,11 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let age = || prop_oneof![4 => Just(0_usize), 1 => 1..4_usize];
     let run = || 0..UIDS.len();
     let how = prop_oneof![
-        2 => Just(How::Retry),
-        2 => Just(How::Release),
-        2 => (1..3_u64).prop_map(How::Hold),
-        1 => Just(How::Completed),
-        1 => Just(How::Failed),
+        2 => Just(ReleaseKind::Retry),
+        2 => Just(ReleaseKind::Release),
+        2 => (1..3_u64).prop_map(ReleaseKind::Hold),
+        1 => Just(ReleaseKind::Completed),
+        1 => Just(ReleaseKind::Failed),
     ];
     let operation = prop_oneof![
         4 => (run(), -1..=1, any::<bool>())
@@ -1722,11 +1722,11 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 .iter()
                 .map(|&(run, age, how)| {
                     let disposition = match how {
-                        How::Completed => Disposition::Completed,
-                        How::Failed => Disposition::Failed("{}".to_owned()),
-                        How::Retry => Disposition::Retry(LEASE),
-                        How::Release => Disposition::Released,
-                        How::Hold(number) => Disposition::Held(number),
+                        ReleaseKind::Completed => Disposition::Completed,
+                        ReleaseKind::Failed => Disposition::Failed("{}".to_owned()),
+                        ReleaseKind::Retry => Disposition::Retry(LEASE),
+                        ReleaseKind::Release => Disposition::Released,
+                        ReleaseKind::Hold(number) => Disposition::Held(number),
                     };
                     let run = build_release(UIDS[run], model.epoch(run, age).0, disposition, progress);
                     if how.costs_no_attempt() { Release { attempts: None, ..run } } else { run }
@@ -1739,12 +1739,12 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 assert_eq!(answer, if held { FencedWrite::Applied } else { FencedWrite::LeaseLost });
                 let Some(run) = model.runs[run].as_mut().filter(|_| held) else { continue };
                 run.checkpoint = Some(step);
-                run.backing_off = how == How::Retry;
+                run.backing_off = how == ReleaseKind::Retry;
                 match how {
-                    How::Completed => (run.state, run.placed) = (State::Completed, true),
-                    How::Failed => run.fail(),
-                    How::Retry | How::Release => run.settle(),
-                    How::Hold(number) => {
+                    ReleaseKind::Completed => (run.state, run.placed) = (State::Completed, true),
+                    ReleaseKind::Failed => run.fail(),
+                    ReleaseKind::Retry | ReleaseKind::Release => run.settle(),
+                    ReleaseKind::Hold(number) => {
                         run.held = Some(number);
                         run.settle();
                     }
