@@ -219,7 +219,7 @@ async fn mail_is_retried_during_an_outage_and_a_refusal_reported() {
 }
 
 /// Waits until the operator has counted the last run of a schedule.
-async fn counted(world: &TestEnv, name: &str, runs: i64) {
+async fn wait_until_counted(world: &TestEnv, name: &str, runs: i64) {
     eventually("the run is counted", async || {
         let runs_so_far = world.schedules().get(name).await.ok()?.status?.runs;
         (runs_so_far.succeeded + runs_so_far.failed >= runs).then_some(())
@@ -228,7 +228,7 @@ async fn counted(world: &TestEnv, name: &str, runs: i64) {
 }
 
 /// Waits until the status says that each alert fires and was sent.
-async fn settled(world: &TestEnv, firing: i32) {
+async fn wait_until_sent(world: &TestEnv, firing: i32) {
     eventually("all alerts were sent", async || {
         let status = status(world).await;
         let is_sent = status.alerts.iter().all(|alert| alert.resolved.is_none() && !alert.notified.is_empty());
@@ -256,7 +256,7 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     http.wait_for_deliveries(HOOK, 1).await;
     operator.kill();
     let operator = start();
-    settled(&world, 1).await;
+    wait_until_sent(&world, 1).await;
     assert!(http.notifications(HOOK).len() <= 2, "{:?}", http.notifications(HOOK));
 
     // The status has the sent alerts, so they are not lost with Redis.
@@ -267,15 +267,15 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     let firing = http.notifications(HOOK).len();
     let operator = start();
     run_again(&world, "user-sync", "1", true).await;
-    counted(&world, "user-sync", 2).await;
-    settled(&world, 1).await;
+    wait_until_counted(&world, "user-sync", 2).await;
+    wait_until_sent(&world, 1).await;
     assert_eq!(http.notifications(HOOK).len(), firing, "a problem that lasts is not sent again");
 
     run_again(&world, "user-sync", "2", false).await;
     http.wait_for_deliveries(HOOK, firing + 1).await;
     drop(operator);
     let _operator = start();
-    settled(&world, 0).await;
+    wait_until_sent(&world, 0).await;
     let sent = http.notifications(HOOK);
     let (before, after) = sent.split_at(firing);
     assert!(before.iter().all(|sent| sent == "firing RunFailed user-sync"), "{sent:?}");
