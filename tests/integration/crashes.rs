@@ -137,7 +137,7 @@ pub async fn start_leader_behind(limit: &Arc<RequestLimit>, world: &TestEnv, arg
     operator
 }
 
-async fn succeeded(world: &TestEnv) -> SyncSchedule {
+async fn wait_for_success(world: &TestEnv) -> SyncSchedule {
     eventually("the run succeeded", async || {
         let schedule = world.schedules().get("users").await.ok()?;
         (schedule.status.as_ref()?.runs.succeeded >= 1).then_some(schedule)
@@ -160,12 +160,12 @@ async fn round(requests: usize) -> usize {
     world.schedules().create(&kube::api::PostParams::default(), &schedule).await.unwrap();
     let used = select! {
         () = limit.cut.notified() => requests,
-        _ = succeeded(&world) => limit.passed(requests),
+        _ = wait_for_success(&world) => limit.passed(requests),
     };
     first.kill();
 
     let (_second, _) = world.all(&["--lease-duration", "1s"]);
-    let runs = succeeded(&world).await.status.unwrap().runs;
+    let runs = wait_for_success(&world).await.status.unwrap().runs;
     let at = format!("killed after {used} requests");
     assert_eq!((runs.total, runs.succeeded, runs.failed, runs.skipped), (1, 1, 0, 0), "{at}");
     let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
@@ -214,12 +214,12 @@ async fn held_round(requests: usize) -> usize {
     apply_job(&world, "users", spec).await;
     let used = select! {
         () = limit.cut.notified() => requests,
-        () = approved(&world) => limit.passed(requests),
+        () = approve_when_held(&world) => limit.passed(requests),
     };
     first.kill();
 
     let (_second, _) = world.all(&allowed);
-    approved(&world).await;
+    approve_when_held(&world).await;
     let at = format!("killed after {used} requests");
     let job = world.jobs().get("users").await.unwrap();
     assert!(is_complete(&job), "{at}: {:?}", job.status);
@@ -231,7 +231,7 @@ async fn held_round(requests: usize) -> usize {
 }
 
 /// Approves the run when it is held, and waits until it has ended.
-async fn approved(world: &TestEnv) {
+async fn approve_when_held(world: &TestEnv) {
     let number = eventually("the run is held", async || {
         let status = world.jobs().get("users").await.ok()?.status?;
         let is_held = status.phase == Some(Phase::Held) || has_ended(&status);

@@ -61,7 +61,7 @@ pub async fn finished(world: &TestEnv, name: &str) -> SyncJob {
 }
 
 /// Waits until `count` runs have completed, and returns the schedule.
-async fn succeeded(world: &TestEnv, name: &str, count: i64) -> SyncSchedule {
+async fn wait_for_successes(world: &TestEnv, name: &str, count: i64) -> SyncSchedule {
     let schedules = world.schedules();
     eventually(&format!("{count} runs of {name} succeeded"), async || {
         let schedule = schedules.get(name).await.ok()?;
@@ -133,7 +133,7 @@ async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
     let began = Timestamp::now();
     world.schedules().create(&PostParams::default(), &sample).await.unwrap();
 
-    let schedule = succeeded(&world, "user-sync", 1).await;
+    let schedule = wait_for_successes(&world, "user-sync", 1).await;
     let status = schedule.status.unwrap();
     assert_eq!((status.runs.total, status.runs.failed, status.active_count), (1, 0, Some(0)));
     assert!(status.last_successful_time.is_some() && status.next_schedule_time.is_some());
@@ -176,7 +176,7 @@ async fn two_operators_run_each_slot_once_and_counters_add_up() {
     let (second, _) = world.all(&[]);
     apply_schedule(&world, "often", json!({"interval": "1s", "jobTemplate": {"spec": {"syncType": "Full"}}})).await;
 
-    succeeded(&world, "often", 6).await;
+    wait_for_successes(&world, "often", 6).await;
     suspend(&world, "often", true).await;
     let schedules = world.schedules();
     let schedule = eventually("no run is active", async || {
@@ -213,7 +213,7 @@ async fn suspension_stops_new_runs_until_the_slot_after_resuming() {
     world.seed(10, 0).await;
     let (_operator, port) = world.all(&[]);
     apply_schedule(&world, "often", json!({"interval": "1s"})).await;
-    succeeded(&world, "often", 2).await;
+    wait_for_successes(&world, "often", 2).await;
 
     suspend(&world, "often", true).await;
     sleep(Duration::from_secs(2)).await;
@@ -226,7 +226,7 @@ async fn suspension_stops_new_runs_until_the_slot_after_resuming() {
     let resumed = Timestamp::now().as_second();
     suspend(&world, "often", false).await;
     let enough = stopped.len() as i64 + 1;
-    succeeded(&world, "often", enough).await;
+    wait_for_successes(&world, "often", enough).await;
     let names = job_names(&world).await;
     let newer: Vec<_> = slots(&names).into_iter().filter(|slot| !slots(&stopped).contains(slot)).collect();
     assert!(newer.iter().all(|slot| *slot >= resumed), "slots missed while suspended are not run: {newer:?}");
@@ -238,7 +238,7 @@ async fn history_limits_keep_the_newest_runs_and_the_counters() {
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "often", json!({"interval": "1s", "successfulJobsHistoryLimit": 2})).await;
-    succeeded(&world, "often", 5).await;
+    wait_for_successes(&world, "often", 5).await;
     suspend(&world, "often", true).await;
     eventually("two runs are kept", async || (job_names(&world).await.len() == 2).then_some(())).await;
     assert!(world.schedules().get("often").await.unwrap().status.unwrap().runs.succeeded >= 5);
