@@ -177,7 +177,7 @@ async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
     world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
     let done = wait_until_idle(&world).await;
     assert!(done < USERS as u64, "the run was stopped before its end");
-    nothing_in_redis(&world).await;
+    wait_until_removed(&world).await;
 
     spec["target"] = json!({"lastSyncedField": "again"});
     apply_once(&world, "users", spec).await;
@@ -190,12 +190,12 @@ async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
     world.schedules().delete("users", &DeleteParams::background()).await.unwrap();
     eventually("its SyncJob is deleted", async || world.jobs().get_opt(&name).await.unwrap().is_none().then_some(()))
         .await;
-    nothing_in_redis(&world).await;
+    wait_until_removed(&world).await;
     assert!(wait_until_idle(&world).await < done + USERS as u64, "its run was stopped before its end");
 }
 
 /// Waits until no run is left in the queue, ended or not.
-pub async fn nothing_in_redis(world: &TestEnv) {
+pub async fn wait_until_removed(world: &TestEnv) {
     eventually("nothing of the run is in Redis", async || runs_in_redis(world).await.is_empty().then_some(())).await;
 }
 
@@ -251,7 +251,7 @@ async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
             assert_eq!(job.status.unwrap().counts.unwrap().updated, i64::from(USERS));
         } else {
             assert!(world.jobs().get_opt(&job).await.unwrap().is_none());
-            nothing_in_redis(&world).await;
+            wait_until_removed(&world).await;
             let users = world.count(doc! {"foreground": {"$type": "date"}}).await;
             assert!(users < USERS as u64, "the run was stopped before its end");
         }

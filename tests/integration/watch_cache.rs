@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    control::{nothing_in_redis, runs_in_redis},
+    control::{runs_in_redis, wait_until_removed},
     operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
     outages::lines,
     servers::{DedicatedServer, Link, address_in},
@@ -62,7 +62,7 @@ async fn objects_created_and_deleted_unseen_leave_nothing() {
         jobs.delete(&name, &DeleteParams::default()).await.unwrap();
     }
     jobs.delete("again", &DeleteParams::default()).await.unwrap();
-    nothing_in_redis(&world).await;
+    wait_until_removed(&world).await;
 }
 
 /// Scenario 20 of the fault list: a network drops connections, and neither end receives an error.
@@ -134,7 +134,7 @@ async fn the_namespace_and_the_kinds_can_be_deleted() {
     .await;
     println!("the namespace was deleted after {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
-    nothing_in_redis(&world).await;
+    wait_until_removed(&world).await;
     assert!(operator.is_running());
 
     // The namespace is created again. Then the kinds are deleted while objects exist.
@@ -146,7 +146,7 @@ async fn the_namespace_and_the_kinds_can_be_deleted() {
     wait_until_running(&world, "last").await;
     let delete = ["kubectl", "delete", "--timeout", "60s", "-f", "crds"];
     kube.script(&delete);
-    nothing_in_redis(&world).await;
+    wait_until_removed(&world).await;
     assert!(operator.is_running());
     assert_eq!(get(port, "/livez").await.unwrap().0, 200);
     assert_eq!(operator.stop().await, Some(0));
