@@ -77,7 +77,7 @@ fn counts(status: &Value) -> Value {
 }
 
 /// Waits until the mirror and `/jobs/status` have these counts.
-async fn agreed(world: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
+async fn wait_for_agreement(world: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
     eventually(&format!("the mirror shows {wanted}"), async || {
         let (status, mirrored) = (ask(port, "/jobs/status").await, read_mirror(world, prefix));
         let schedules = |all: &Value| all.as_array().map(Vec::len);
@@ -91,7 +91,7 @@ async fn agreed(world: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Va
 
 /// Creates runs in all states: five complete, one failed, one in backoff, one suspended, one active and two waiting, in
 /// this order.
-async fn runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
+async fn create_runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
     let source = |upstream: &Upstream, batch: i32| {
         let mut spec = with(upstream, &json!({"timeout": "10m"}));
         spec["batchSize"] = batch.into();
@@ -111,9 +111,9 @@ async fn runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
     failing["backoffLimit"] = 5.into();
     failing["backoff"] = json!({"initial": "1h", "max": "1h"});
     apply_job(world, "delayed", failing).await;
-    phase(world, "delayed", "Retrying").await;
+    wait_for_phase(world, "delayed", "Retrying").await;
     apply_job(world, "suspended", json!({"suspended": true})).await;
-    phase(world, "suspended", "Suspended").await;
+    wait_for_phase(world, "suspended", "Suspended").await;
     let mut answers = 0;
     stuck.state().next_answer = Some(Box::new(move || {
         answers += 1;
@@ -127,11 +127,11 @@ async fn runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
     .await;
     for (name, priority) in [("later", 0), ("sooner", 5)] {
         apply_job(world, name, json!({"priority": priority})).await;
-        phase(world, name, "Queued").await;
+        wait_for_phase(world, name, "Queued").await;
     }
 }
 
-async fn phase(world: &TestEnv, name: &str, wanted: &str) {
+async fn wait_for_phase(world: &TestEnv, name: &str, wanted: &str) {
     eventually(&format!("{name} is {wanted}"), async || {
         let status = world.jobs().get(name).await.unwrap().status?;
         (format!("{:?}", status.phase?) == wanted).then_some(())
@@ -154,14 +154,14 @@ async fn bullmq_and_bull_board_read_what_the_calls_return() {
         (read_mirror(&world, &prefix)["paused"] == true).then_some(())
     })
     .await;
-    assert_eq!(agreed(&world, &prefix, port, &paused).await.0["paused"], true);
+    assert_eq!(wait_for_agreement(&world, &prefix, port, &paused).await.0["paused"], true);
     apply_schedule(&world, "every", json!({"interval": quiet_interval(20), "jitter": "0s", "startingDeadline": "1s"}))
         .await;
     apply_schedule(&world, "daily", json!({"schedule": "59 23 31 12 *", "timeZone": "Europe/Berlin"})).await;
-    runs(&world, &stuck, &broken).await;
+    create_runs(&world, &stuck, &broken).await;
 
     let wanted = json!({"waiting": 2, "active": 1, "delayed": 1, "completed": 5, "failed": 1, "paused": 1});
-    let (status, first) = agreed(&world, &prefix, port, &wanted).await;
+    let (status, first) = wait_for_agreement(&world, &prefix, port, &wanted).await;
     let jobs = ask(port, "/jobs?limit=500").await;
     check_schedules(&status, &first);
     check_jobs(&world, &status, &jobs, &first).await;
@@ -179,7 +179,7 @@ async fn bullmq_and_bull_board_read_what_the_calls_return() {
     for lost in [format!("{prefix}:{}:completed", world.name), format!("{prefix}:*")] {
         let lost_keys: Vec<String> = redis.keys(&lost).await.unwrap();
         redis.del::<_, ()>(lost_keys).await.unwrap();
-        let (_, again) = agreed(&world, &prefix, port, &wanted).await;
+        let (_, again) = wait_for_agreement(&world, &prefix, port, &wanted).await;
         assert_eq!(again["jobs"], first["jobs"], "{lost} is written again");
         assert_eq!(again["schedulers"], first["schedulers"]);
         assert_eq!(
@@ -194,9 +194,9 @@ async fn bullmq_and_bull_board_read_what_the_calls_return() {
     }
     world.schedules().delete("off", &DeleteParams::default()).await.unwrap();
     let wanted = json!({"waiting": 2, "active": 1, "delayed": 0, "completed": 4, "failed": 0, "paused": 1});
-    let (status, told_last) = agreed(&world, &prefix, port, &wanted).await;
-    check_schedules(&status, &told_last);
-    assert!(!texts(&told_last["jobs"]["completed"], "id").contains(&gone.as_str()));
+    let (status, last) = wait_for_agreement(&world, &prefix, port, &wanted).await;
+    check_schedules(&status, &last);
+    assert!(!texts(&last["jobs"]["completed"], "id").contains(&gone.as_str()));
     eventually("no key is left of deleted runs", async || {
         (keys(&mut redis, &prefix).await.len() == 8 + 2 + 6).then_some(())
     })
