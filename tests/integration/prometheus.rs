@@ -70,7 +70,7 @@ impl Prometheus {
     }
 
     /// Waits until an expression has a series.
-    async fn found(&self, expression: &str) -> Vec<Value> {
+    async fn wait_for_series(&self, expression: &str) -> Vec<Value> {
         eventually(&format!("Prometheus finds {expression}"), async || {
             let series = self.query(expression).await;
             (!series.is_empty()).then_some(series)
@@ -194,19 +194,19 @@ async fn prometheus_finds_all_metrics_of_the_dashboard_and_the_alerts() {
 
     for (expression, labels) in graphs() {
         for selector in selectors(&expression) {
-            prometheus.found(&selector).await;
+            prometheus.wait_for_series(&selector).await;
         }
-        let series = prometheus.found(&expression).await;
+        let series = prometheus.wait_for_series(&expression).await;
         for label in labels {
             assert!(series.iter().all(|one| one["metric"][&label].is_string()), "{label} of {expression}: {series:?}");
         }
     }
     for (selector, label) in lists() {
-        assert!(prometheus.found(&selector).await[0]["metric"][&label].is_string(), "{label} of {selector}");
+        assert!(prometheus.wait_for_series(&selector).await[0]["metric"][&label].is_string(), "{label} of {selector}");
     }
     for expression in alerts() {
         for selector in selectors(&expression) {
-            prometheus.found(&selector).await;
+            prometheus.wait_for_series(&selector).await;
         }
     }
     let rules = eventually("the alerts are evaluated", async || {
