@@ -15,7 +15,7 @@ use crate::{
 /// Time for which Prometheus or a load balancer waits for an answer.
 const SOON: Duration = Duration::from_secs(2);
 
-async fn until_health(sidecar: &Sidecar, missing: &str) {
+async fn wait_for_health(sidecar: &Sidecar, missing: &str) {
     eventually(&format!("/health names {missing}"), async || {
         let asked = Instant::now();
         let answer = sidecar.get("/health").await;
@@ -35,7 +35,7 @@ async fn without_redis_the_last_counts_are_shown_with_their_time() {
     let before = sidecar.get("/jobs/status").await.body;
     assert_eq!(before["counts"]["active"], 0);
     redis.stop();
-    until_health(&sidecar, "redis").await;
+    wait_for_health(&sidecar, "redis").await;
     eventually("the time of the queue does not change", async || {
         let status = sidecar.get("/jobs/status").await;
         assert_eq!(status.code, 200);
@@ -64,7 +64,7 @@ async fn without_the_api_server_reads_work_and_writes_are_refused() {
     })
     .await;
     kube.stop();
-    until_health(&sidecar, "kubernetes").await;
+    wait_for_health(&sidecar, "kubernetes").await;
     let status = sidecar.get("/jobs/status").await;
     assert_eq!((status.code.as_u16(), &status.body["repeatable"][0]["name"]), (200, &json!("users")));
     for path in ["/jobs/trigger/user-sync", "/jobs/pause", "/jobs/resume"] {

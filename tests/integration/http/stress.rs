@@ -22,7 +22,7 @@ const IDLE: usize = 1_000;
 /// Limit of the memory: far above the need, and far below a leak of every bad request.
 const MOST_MIB: u64 = 150;
 
-async fn serving(port: u16) {
+async fn wait_until_served(port: u16) {
     eventually("calls are served", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
 }
 
@@ -85,7 +85,7 @@ async fn bad_slow_and_idle_clients_do_not_block_others() {
     let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (mut operator, port) = world.all(&["--http-requests-per-second", "100000"]);
-    serving(port).await;
+    wait_until_served(port).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
     let connect = async || TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let mut idle = Vec::new();
@@ -131,7 +131,7 @@ async fn bad_slow_and_idle_clients_do_not_block_others() {
 async fn an_open_call_is_answered_when_the_process_stops() {
     let world = TestEnv::new().await;
     let (mut operator, port) = world.all(&[]);
-    serving(port).await;
+    wait_until_served(port).await;
     let mut call = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let head = "POST /jobs/cleanup HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 15\r\nExpect: 100-continue\r\n\r\n";
     call.write_all(format!("{head}{{\"dryRun\":").as_bytes()).await.unwrap();
@@ -192,7 +192,7 @@ async fn an_openapi_fuzzer_finds_nothing() {
     let port = free_port().to_string();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port, "--http-requests-per-second", "100000"];
     let _operator = world.operator("all", &http);
-    serving(port.parse().unwrap()).await;
+    wait_until_served(port.parse().unwrap()).await;
     apply_schedule(&world, "users", json!({"interval": quiet_interval(60)})).await;
     apply_job(&world, "run", json!({"suspended": true})).await;
     let token = administrator(&world).await;
