@@ -42,7 +42,7 @@ async fn create<K: Kind>(world: &TestEnv, name: &str, spec: &str) {
 }
 
 /// Waits until an unreadable object has this condition, and returns the reason.
-async fn unreadable<K: Kind>(world: &TestEnv, name: &str, condition: &str) -> String {
+async fn wait_until_unreadable<K: Kind>(world: &TestEnv, name: &str, condition: &str) -> String {
     let api: Api<K> = Api::namespaced(world.client.clone(), &world.name);
     eventually("the object is reported as unreadable", async || {
         let Some(ReadResult::Unreadable(unreadable)) = cluster::read_object(&api, name).await.unwrap() else {
@@ -80,10 +80,10 @@ async fn an_unreadable_object_does_not_affect_others() {
         world.client.request::<IgnoredAny>(request).await.ok()
     })
     .await;
-    assert!(unreadable::<SyncJob>(&world, "deep", "Reconciling").await.contains("target.filter may have 32 levels"));
-    assert!(unreadable::<SyncJob>(&world, "newer", "Reconciling").await.contains("unknown variant `Newer`"));
+    assert!(wait_until_unreadable::<SyncJob>(&world, "deep", "Reconciling").await.contains("target.filter may have 32 levels"));
+    assert!(wait_until_unreadable::<SyncJob>(&world, "newer", "Reconciling").await.contains("unknown variant `Newer`"));
     for condition in ["Ready", "Stalled"] {
-        unreadable::<SyncSchedule>(&world, "deep", condition).await;
+        wait_until_unreadable::<SyncSchedule>(&world, "deep", condition).await;
     }
     wait_for_events(&world, "newer", &["Unreadable"]).await;
     apply_job(&world, "healthy", json!({"syncType": "Full"})).await;
