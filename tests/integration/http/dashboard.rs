@@ -103,7 +103,7 @@ impl<'a> Browser<'a> {
 }
 
 /// Starts a sidecar, and creates a suspended schedule `users`, a run `open`, and a failed run `failed`.
-pub async fn scene(world: &TestEnv) -> Sidecar {
+pub async fn start_sidecar(world: &TestEnv) -> Sidecar {
     let sidecar = Sidecar::new(world, Some(ReadAccess::Open), 1000).await;
     fill(world, &sidecar).await;
     sidecar
@@ -151,7 +151,7 @@ pub fn pages(world: &TestEnv) -> [String; 6] {
 #[tokio::test]
 async fn a_user_has_the_rights_of_the_token() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let here = &world.name;
     let suspend = format!("/ui/schedules/{here}/users/suspend");
     let resume = format!("/ui/schedules/{here}/users/resume");
@@ -198,7 +198,7 @@ async fn a_user_has_the_rights_of_the_token() {
 #[tokio::test]
 async fn other_namespaces_are_not_visible() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     for path in
         ["/?namespace=elsewhere", "/ui/runs?namespace=elsewhere", "/ui/schedules/elsewhere/a", "/ui/runs/elsewhere/a"]
@@ -212,7 +212,7 @@ async fn other_namespaces_are_not_visible() {
 #[tokio::test]
 async fn a_session_requires_a_valid_token() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let token = administrator(&world).await;
     let other = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     let foreign = Browser::with_token(&other, &token).await.cookie;
@@ -238,7 +238,7 @@ async fn a_session_requires_a_valid_token() {
 #[tokio::test]
 async fn each_login_is_a_new_session_and_a_logout_ends_it() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let token = administrator(&world).await;
     let planted = Browser { sidecar: &sidecar, cookie: Some("sync-operator=planted".to_owned()) };
     let answer = planted.log_in(&token, "/ui/runs").await;
@@ -266,7 +266,7 @@ async fn each_login_is_a_new_session_and_a_logout_ends_it() {
 #[tokio::test]
 async fn a_login_leads_to_pages_of_the_dashboard_only() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let token = administrator(&world).await;
     let browser = Browser::new(&sidecar);
     for (next, location) in [
@@ -285,7 +285,7 @@ async fn a_login_leads_to_pages_of_the_dashboard_only() {
 #[tokio::test]
 async fn forms_of_other_sites_are_refused() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let token = administrator(&world).await;
     let browser = Browser::with_token(&sidecar, &token).await;
     let cancel = format!("/ui/runs/{}/open/cancel", world.name);
@@ -315,7 +315,7 @@ async fn forms_of_other_sites_are_refused() {
 #[tokio::test]
 async fn no_page_can_be_framed_or_run_foreign_scripts() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let style = browser.get("/").await.text;
     let style = style.split("href=\"").find(|part| part.starts_with("/ui/static/style")).unwrap();
@@ -340,7 +340,7 @@ async fn no_page_can_be_framed_or_run_foreign_scripts() {
 #[tokio::test]
 async fn user_input_is_shown_as_text() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let quoted = "%3Cscript%3Ealert(1)%3C%2Fscript%3E%22'%3E%3Cimg%20src%3Dx%20onerror%3Dalert(2)%3E";
     let mut paths = pages(&world).to_vec();
@@ -367,7 +367,7 @@ async fn user_input_is_shown_as_text() {
 #[tokio::test]
 async fn api_clients_get_the_same_answers_as_without_the_dashboard() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let answer = sidecar.get("/").await;
     assert_eq!((answer.problem(), &answer.body["detail"]), ((404, "not-found"), &Value::from("there is no /")));
     for path in ["/nothing", "/jobs?limit=0"] {

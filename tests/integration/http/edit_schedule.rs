@@ -11,7 +11,7 @@ use super::{
     Sidecar,
     auth::{administrator, with_rights},
     browser::Chromium,
-    dashboard::{Browser, MARKUP, scene},
+    dashboard::{Browser, MARKUP, start_sidecar},
 };
 use crate::{
     operator::{apply_schedule, events},
@@ -31,7 +31,7 @@ async fn notes(world: &TestEnv, reason: &str) -> Vec<String> {
 #[tokio::test]
 async fn a_note_explains_a_suspension_until_it_ends() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let page = format!("/ui/schedules/{}/users", world.name);
     let noted = async |name: &str| {
@@ -76,7 +76,7 @@ async fn a_note_explains_a_suspension_until_it_ends() {
 #[tokio::test]
 async fn the_due_time_of_a_schedule_can_be_changed() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let page = format!("/ui/schedules/{}/users", world.name);
     let edit = format!("{page}/edit");

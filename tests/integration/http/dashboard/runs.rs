@@ -201,7 +201,7 @@ async fn through(browser: &Browser<'_>, action: &str, form: &str) -> (Seen, Seen
 #[tokio::test]
 async fn permitted_users_cancel_retry_and_delete_many_runs() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let here = &world.name;
     let both = format!("run={here}/open&run={here}/failed&run={here}/none&run=elsewhere/open");
     for (name, verbs) in [
@@ -320,7 +320,7 @@ async fn a_bulk_action_covers_all_matches_and_no_later_run() {
 #[tokio::test]
 async fn other_sites_and_markup_cannot_change_many_runs() {
     let world = TestEnv::new().await;
-    let sidecar = scene(&world).await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let form = format!("action=cancel&run={}/open", world.name);
     for headers in [
