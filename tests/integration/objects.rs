@@ -80,7 +80,9 @@ async fn an_unreadable_object_does_not_affect_others() {
         world.client.request::<IgnoredAny>(request).await.ok()
     })
     .await;
-    assert!(wait_until_unreadable::<SyncJob>(&world, "deep", "Reconciling").await.contains("target.filter may have 32 levels"));
+    assert!(
+        wait_until_unreadable::<SyncJob>(&world, "deep", "Reconciling").await.contains("target.filter may have 32 levels")
+    );
     assert!(wait_until_unreadable::<SyncJob>(&world, "newer", "Reconciling").await.contains("unknown variant `Newer`"));
     for condition in ["Ready", "Stalled"] {
         wait_until_unreadable::<SyncSchedule>(&world, "deep", condition).await;
